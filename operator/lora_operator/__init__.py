@@ -1,0 +1,1 @@
+"""The operator: watches LoRAFineTune resources and runs the trainer image for them."""

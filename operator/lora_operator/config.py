@@ -1,0 +1,74 @@
+"""Operator configuration: one YAML file, rendered by the chart; an unknown key is an error at start."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_trainer.contract import codec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorConfig:
+    """Settings of the operator; in YAML the same names in camelCase. All durations are seconds.
+
+    namespaces              watched namespaces; empty means all
+    trainer_image           image of the training pods
+    hub_endpoint            base URL of the Hugging Face Hub; empty means the client's own default
+    allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo and tests)
+    default_cpu, -memory    requests of a training pod whose resource names none
+    progress_interval_s     how often a running pod is asked for its progress, and the status written
+    pending_check_s         how often a pod that does not start is looked at, its events included
+    resync_interval_s       how often everything is listed anew
+    watch_stale_s           a watch without any sign of life for so long ends the process
+    retry_base_s, -max_s    delays between attempts at a reconcile that failed
+    """
+
+    trainer_image: str
+    namespaces: tuple[str, ...] = ()
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    trainer_service_account_name: str = ""
+    hub_endpoint: str = ""
+    allow_cpu: bool = False
+    default_cpu: str = "2"
+    default_memory: str = "8Gi"
+    termination_grace_s: int = 120
+    progress_interval_s: float = 15.0
+    progress_timeout_s: float = 2.0
+    pending_check_s: float = 10.0
+    resync_interval_s: float = 300.0
+    watch_stale_s: float = 150.0
+    retry_base_s: float = 1.0
+    retry_max_s: float = 60.0
+    workers: int = 16
+    http_port: int = 8080
+    log_level: str = "INFO"
+    log_format: str = "text"
+
+
+def load_config(path: Path) -> OperatorConfig:
+    """Read a configuration file. Raises `codec.CodecError` with the key, the value and the rule."""
+    try:
+        document = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise codec.CodecError(f"{path} is not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise codec.CodecError(f"{path} must hold a map of settings")
+    return codec.decode(OperatorConfig, {_field_name(str(key)): value for key, value in document.items()}, path.name)
+
+
+def yaml_name(field_name: str) -> str:
+    """The YAML spelling of a field: `retry_base_s` becomes `retryBaseSeconds`, `allow_cpu` becomes `allowCPU`."""
+    words = re.sub(r"_s$", "_seconds", field_name).split("_")
+    return words[0] + "".join(_ACRONYMS.get(word, word.capitalize()) for word in words[1:])
+
+
+_ACRONYMS = {"cpu": "CPU"}
+
+
+def _field_name(key: str) -> str:
+    names: dict[str, Any] = {yaml_name(name): name for name in OperatorConfig.__dataclass_fields__}
+    return str(names.get(key, key))

@@ -1,0 +1,12 @@
+"""The contract between operator and trainer. Standard library only, so that both sides import it at no cost.
+
+config      what one training run is told to do (`TrainConfig`, JSON in a ConfigMap)
+manifest    from a LoRAFineTune manifest to a `TrainConfig`, with every default and every rule
+progress    what a running trainer answers at `/progress`
+summary     what a finished trainer writes as its termination message
+exit_codes  what its exit status means, and which of them are worth a retry
+reasons     the vocabulary of conditions, events and metric labels
+uri         the grammar of model, data set and output addresses
+names       names derived from a run's uid
+codec       strict JSON for the dataclasses above
+"""

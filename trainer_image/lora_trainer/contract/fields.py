@@ -1,0 +1,148 @@
+"""Reading typed fields out of a manifest while collecting every problem: field, value, rule and remedy in a sentence."""
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=enum.StrEnum)
+_DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with a manifest. `path` is the field's, as in `spec.lora.rank`."""
+
+    path: str
+    value: object
+    rule: str
+
+    def __str__(self) -> str:
+        shown = "missing" if self.value is None else _shown(self.value)
+        return f"{self.path} is {shown}: {self.rule}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Reader:
+    """A view of one object of a manifest. Reads never fail: what is wrong is added to `problems`."""
+
+    path: str
+    document: Mapping[str, Any]
+    problems: list[Problem]
+    seen: set[str] = field(default_factory=set)
+
+    def complain(self, key: str, value: object, rule: str) -> None:
+        """Note a problem of the field `key`."""
+        self.problems.append(Problem(path=f"{self.path}.{key}", value=value, rule=rule))
+
+    def get(self, key: str) -> object:
+        """The raw value, or None."""
+        self.seen.add(key)
+        return self.document.get(key)
+
+    def child(self, key: str, *, required: bool = False) -> "Reader":
+        """A reader of the object under `key`; an absent one reads as empty."""
+        value = self.get(key)
+        if value is None and required:
+            self.complain(key, None, "must be set")
+        if value is not None and not isinstance(value, Mapping):
+            self.complain(key, value, "must be an object")
+            value = None
+        return Reader(path=f"{self.path}.{key}", document=value or {}, problems=self.problems)
+
+    def text(self, key: str, *, required: bool = False, longest: int = 512) -> str | None:
+        """A string of 1 to `longest` characters."""
+        value = self.get(key)
+        if value is None:
+            if required:
+                self.complain(key, None, "must be set")
+            return None
+        if not isinstance(value, str) or not 1 <= len(value) <= longest:
+            self.complain(key, value, f"must be a string of 1 to {longest} characters")
+            return None
+        return value
+
+    def integer(self, key: str, default: int | None, low: int, high: int) -> int | None:
+        """A whole number from `low` to `high`."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.complain(key, value, f"must be a whole number from {low} to {high}")
+            return default
+        return value
+
+    def decimal(self, key: str, default: float | None, *, rule: str, low: float, high: float, open_low: bool = False, open_high: bool = False) -> float | None:
+        """A quoted decimal between `low` and `high`; YAML numbers are refused since the API takes strings here."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
+            self.complain(key, value, f'must be a quoted decimal number without exponent, {rule}, as in {key}: "0.1"')
+            return default
+        number = float(value)
+        if number < low or number > high or (open_low and number == low) or (open_high and number == high):
+            self.complain(key, value, f"must be {rule}")
+            return default
+        return number
+
+    def choice(self, key: str, default: E, kind: type[E]) -> E:
+        """A member of an enumeration, by its value."""
+        value = self.get(key)
+        if value is None:
+            return default
+        for member in kind:
+            if member.value == value:
+                return member
+        self.complain(key, value, f"must be one of {', '.join(member.value for member in kind)}")
+        return default
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.complain(key, value, "must be true or false")
+            return default
+        return value
+
+    def texts(self, key: str, *, most: int = 64, longest: int = 253) -> tuple[str, ...]:
+        """A list of at most `most` strings."""
+        value = self.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or len(value) > most or not all(isinstance(v, str) and 1 <= len(v) <= longest for v in value):
+            self.complain(key, value, f"must be a list of at most {most} strings of 1 to {longest} characters")
+            return ()
+        return tuple(value)
+
+    def strings(self, key: str, *, keys: tuple[str, ...] | None = None, most: int = 64) -> dict[str, str]:
+        """A map from string to string, its keys among `keys` where given."""
+        value = self.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping) or len(value) > most:
+            self.complain(key, value, f"must be a map of at most {most} strings")
+            return {}
+        for name, item in value.items():
+            if keys is not None and name not in keys:
+                self.complain(key, name, f"must have keys among {', '.join(keys)}")
+                return {}
+            if not isinstance(name, str) or not isinstance(item, str):
+                self.complain(key, item, "must map strings to strings")
+                return {}
+        return dict(value)
+
+    def finish(self, *, strict: bool) -> None:
+        """With `strict`, complain about every field that nobody read: a misspelt field must not be ignored in silence."""
+        if strict:
+            for key in self.document:
+                if key not in self.seen:
+                    self.complain(key, self.document[key], f"is not a field here; known are {', '.join(sorted(self.seen))}")
+
+
+def _shown(value: object) -> str:
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,12 @@
+"""Names derived from a run's uid: the same in operator and trainer, and after every restart."""
+
+import base64
+import hashlib
+
+SUFFIX_LENGTH = 5
+
+
+def run_suffix(uid: str) -> str:
+    """Five characters of [a-z2-7] that tell two runs of the same name apart."""
+    digest = hashlib.sha256(uid.encode()).digest()
+    return base64.b32encode(digest).decode().lower()[:SUFFIX_LENGTH]

@@ -1,0 +1,59 @@
+"""What a running trainer answers at `/progress`: JSON of at most 4 KiB. It informs and never decides a verdict."""
+
+import enum
+import json
+from dataclasses import dataclass
+
+from lora_trainer.contract import codec
+from lora_trainer.contract.summary import ResolvedRun
+
+PORT = 9090
+MAX_BYTES = 4096
+
+
+class Phase(enum.StrEnum):
+    """What the trainer is doing; each is also a reason of the vocabulary."""
+
+    STARTING = "Starting"
+    LOADING_MODEL = "LoadingModel"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    PUBLISHING = "Publishing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A moment of a run. `epoch` counts passes over the data, `updated_at` is seconds since 1970 on the pod's clock."""
+
+    phase: Phase = Phase.STARTING
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    estimated_remaining_seconds: int | None = None
+    peak_memory_bytes: int | None = None
+    updated_at: float = 0.0
+    resolved: ResolvedRun | None = None
+
+    def to_json(self) -> str:
+        """JSON text of at most `MAX_BYTES`; what was resolved is left out where it would not fit."""
+        document = codec.encode(self)
+        text = json.dumps(document)
+        if len(text.encode()) > MAX_BYTES:
+            document.pop("resolved", None)
+            text = json.dumps(document)
+        return text
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Progress":
+        """Read the text of `to_json`. Raises `codec.CodecError`, also for text that is too long or no JSON."""
+        if len(text) > MAX_BYTES:
+            raise codec.CodecError(f"$ has {len(text)} bytes: must have at most {MAX_BYTES}")
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise codec.CodecError(f"$ is not JSON: {error}") from error
+        return codec.decode(cls, document)

@@ -1,0 +1,143 @@
+"""What a finished trainer writes as its termination message: JSON of at most 4096 bytes, the kubelet's limit."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from lora_trainer.contract import codec
+from lora_trainer.contract.reasons import Reason
+
+MAX_BYTES = 4096
+VERSION = "lora-operator.io/summary/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedRun:
+    """What the run turned out to use, once the trainer knew. `device` is `cpu` or the GPU's name."""
+
+    device: str
+    compute_dtype: str
+    model_type: str
+    model_revision: str
+    dataset_format: str
+    dataset_fingerprint: str
+    target_modules: tuple[str, ...]
+    trainable_parameters: int
+    total_parameters: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetStats:
+    """Counts over the rows that were read; tokens are of the training split, after truncation."""
+
+    train_samples: int
+    validation_samples: int
+    train_tokens: int
+    target_tokens: int
+    longest_tokens: int
+    truncated_samples: int
+    skipped_samples: int
+    duplicate_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """A fresh process applied the written adapter to the pristine base: `difference` is |loss - final held-out loss|."""
+
+    loss: float
+    difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows.
+
+    Standard errors are over rows: of each mean, and of the paired difference before - after.
+    Without held-out rows the evaluation uses training rows and `held_out` is false.
+    """
+
+    steps: int
+    trained_tokens: int
+    train_loss: float
+    eval_loss_before: float
+    eval_loss_after: float
+    eval_loss_before_standard_error: float
+    eval_loss_after_standard_error: float
+    improvement_standard_error: float
+    held_out: bool
+    duration_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    verification: Verification
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """The adapter where it lies. `digest` is `sha256:` of the manifest, which holds the sha256 of every file."""
+
+    uri: str
+    digest: str
+    size_bytes: int
+    format: str
+    base_model: str
+    base_revision: str
+    rank: int
+    servable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The end of a run. `reason` is `Succeeded` only with a verified artifact; `message` is one sentence for a person."""
+
+    version: str = VERSION
+    reason: Reason
+    message: str
+    resolved: ResolvedRun | None = None
+    dataset: DatasetStats | None = None
+    results: Results | None = None
+    artifact: Artifact | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the run ended with a verified artifact."""
+        return self.reason is Reason.SUCCEEDED and self.artifact is not None and self.results is not None
+
+    def to_message(self) -> str:
+        """JSON of at most `MAX_BYTES`: the message is clipped first, then what can be read from the manifest is left out."""
+        clipped = dataclasses.replace(self, message=clip(self.message, 1024))
+        for candidate in (clipped, *_shorter(clipped)):
+            text = json.dumps(codec.encode(candidate), ensure_ascii=False, separators=(",", ":"))
+            if len(text.encode()) <= MAX_BYTES:
+                return text
+        raise ValueError(f"a summary without details still has more than {MAX_BYTES} bytes")
+
+    @classmethod
+    def from_message(cls, text: str) -> "Summary":
+        """Read the text of `to_message`. Raises `codec.CodecError`, also where the text is a log tail and not a summary."""
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise codec.CodecError("$ is not JSON: the trainer ended without writing its summary") from error
+        version = document.get("version") if isinstance(document, dict) else None
+        if version != VERSION:
+            raise codec.CodecError(f"$.version is {version!r}: must be {VERSION}")
+        return codec.decode(cls, document)
+
+
+def clip(text: str, limit: int) -> str:
+    """At most `limit` characters, with an ellipsis where something was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _shorter(summary: Summary) -> tuple[Summary, ...]:
+    resolved = summary.resolved
+    few = resolved and dataclasses.replace(resolved, target_modules=resolved.target_modules[:8])
+    brief = dataclasses.replace(summary, message=clip(summary.message, 256))
+    return (
+        dataclasses.replace(summary, resolved=few),
+        dataclasses.replace(brief, resolved=None),
+        dataclasses.replace(brief, resolved=None, dataset=None),
+    )

@@ -1,0 +1,94 @@
+"""The grammar of addresses: `hf://org/name[@revision]`, `pvc://claim/path`, `configmap://name/key`."""
+
+import re
+from dataclasses import dataclass
+
+_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_HUB_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?")
+_REVISION = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/]{0,127}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127}")
+_KEY = re.compile(r"[-A-Za-z0-9_.]{1,253}")
+MAX_LENGTH = 512
+
+
+class UriError(ValueError):
+    """An address does not follow the grammar; the text is the rule and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubUri:
+    """A repository on a Hugging Face Hub; `revision` is a branch, a tag or a commit."""
+
+    repo: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}" + ("" if self.revision == "main" else f"@{self.revision}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimUri:
+    """A path on a PersistentVolumeClaim of the run's namespace; `path` has no leading slash and is never empty."""
+
+    claim: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"pvc://{self.claim}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigMapUri:
+    """One key of a ConfigMap of the run's namespace."""
+
+    name: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"configmap://{self.name}/{self.key}"
+
+
+Uri = HubUri | ClaimUri | ConfigMapUri
+
+
+def parse_uri(text: str) -> Uri:
+    """Parse an address of any scheme. Raises `UriError`."""
+    scheme, separator, rest = text.partition("://")
+    if len(text) > MAX_LENGTH:
+        raise UriError(f"must have at most {MAX_LENGTH} characters")
+    if not separator or scheme not in _PARSERS:
+        raise UriError("must start with hf://, pvc:// or configmap://")
+    return _PARSERS[scheme](rest)
+
+
+def _hub(rest: str) -> HubUri:
+    repo, at, revision = rest.partition("@")
+    org, slash, name = repo.partition("/")
+    if not slash or not all(_HUB_PART.fullmatch(part) and ".." not in part for part in (org, name)):
+        raise UriError("must be hf://organisation/name, optionally followed by @revision")
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise UriError("must have a branch, a tag or a commit after the @, for example hf://organisation/name@main")
+    return HubUri(repo=repo, revision=revision or "main")
+
+
+def _claim(rest: str) -> ClaimUri:
+    claim, _, path = rest.partition("/")
+    if not _DNS_NAME.fullmatch(claim):
+        raise UriError("must name a PersistentVolumeClaim, as in pvc://my-claim/folder")
+    segments = path.split("/")
+    if not path or any(not _SEGMENT.fullmatch(s) or s in {".", ".."} for s in segments):
+        raise UriError(
+            "must have a path of letters, digits, '-', '_', '.' and '=' after the claim, "
+            "without empty, '.' or '..' segments, as in pvc://my-claim/folder/file.jsonl"
+        )
+    return ClaimUri(claim=claim, path=path)
+
+
+def _config_map(rest: str) -> ConfigMapUri:
+    name, _, key = rest.partition("/")
+    if not _DNS_NAME.fullmatch(name) or not _KEY.fullmatch(key) or key in {".", ".."}:
+        raise UriError("must be configmap://name/key, as in configmap://support-desk/train.jsonl")
+    return ConfigMapUri(name=name, key=key)
+
+
+_PARSERS = {"hf": _hub, "pvc": _claim, "configmap": _config_map}
