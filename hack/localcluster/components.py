@@ -1,0 +1,109 @@
+"""The command line of each component: pure functions from places and ports to arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from localcluster import settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One long-running program; with `needs_api` it is started once the API server is ready."""
+
+    name: str
+    argv: tuple[str, ...]
+    needs_api: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """TCP ports on 127.0.0.1 in the network namespace where the components run."""
+
+    api: int = settings.API_PORT
+    etcd_client: int = 12379
+    etcd_peer: int = 12380
+
+
+def etcd(data: Path, ports: Ports) -> Component:
+    client = f"http://127.0.0.1:{ports.etcd_client}"
+    peer = f"http://127.0.0.1:{ports.etcd_peer}"
+    argv = (
+        "etcd",
+        f"--data-dir={data}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=default={peer}",
+        # A throw-away cluster: a power cut may cost its state, and each write is several times faster.
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+    )
+    return Component(name="etcd", argv=argv)
+
+
+def apiserver(binaries: Path, pki: Path, ports: Ports, *, node: bool) -> Component:
+    """The API server; `node` adds what a kubelet in the same network namespace needs."""
+    argv = [
+        str(binaries / "kube-apiserver"),
+        f"--etcd-servers=http://127.0.0.1:{ports.etcd_client}",
+        f"--secure-port={ports.api}",
+        f"--tls-cert-file={pki}/apiserver.crt",
+        f"--tls-private-key-file={pki}/apiserver.key",
+        f"--client-ca-file={pki}/ca.crt",
+        f"--token-auth-file={pki}/tokens.csv",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        "--allow-privileged",
+        f"--service-cluster-ip-range={settings.SERVICE_CIDR}",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        f"--service-account-key-file={pki}/service-account.pub",
+        f"--service-account-signing-key-file={pki}/service-account.key",
+    ]
+    if node:
+        argv += [
+            f"--advertise-address={settings.NODE_IP}",
+            # Without it `kubectl logs` would look up the node's name, which no DNS knows.
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--kubelet-client-certificate={pki}/apiserver-kubelet-client.crt",
+            f"--kubelet-client-key={pki}/apiserver-kubelet-client.key",
+            f"--kubelet-certificate-authority={pki}/ca.crt",
+        ]
+    else:
+        argv += [
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            # The `kubernetes` Service may not point at a loopback address, and nothing here would use it.
+            "--endpoint-reconciler-type=none",
+        ]
+    return Component(name="kube-apiserver", argv=tuple(argv))
+
+
+def controller_manager(binaries: Path, pki: Path) -> Component:
+    argv = (
+        str(binaries / "kube-controller-manager"),
+        f"--kubeconfig={pki}/kube-controller-manager.conf",
+        "--use-service-account-credentials",
+        "--leader-elect=false",
+        f"--root-ca-file={pki}/ca.crt",
+        f"--service-account-private-key-file={pki}/service-account.key",
+        f"--cluster-signing-cert-file={pki}/ca.crt",
+        f"--cluster-signing-key-file={pki}/ca.key",
+        "--secure-port=0",
+    )
+    return Component(name="kube-controller-manager", argv=argv, needs_api=True)
+
+
+def scheduler(binaries: Path, pki: Path) -> Component:
+    argv = (
+        str(binaries / "kube-scheduler"),
+        f"--kubeconfig={pki}/kube-scheduler.conf",
+        "--leader-elect=false",
+        "--secure-port=0",
+    )
+    return Component(name="kube-scheduler", argv=argv, needs_api=True)

@@ -1,0 +1,171 @@
+"""Processes that outlive the command that started them, and how to be sure that a pid is still ours."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localcluster.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessId:
+    """A process for certain: the kernel reuses pids, but not with the same start time in the same boot."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+def parse_start_ticks(stat: str) -> int:
+    """Field 22 of /proc/PID/stat; the command in field 2 may itself hold spaces and parentheses."""
+    return int(stat[stat.rindex(")") + 2 :].split()[19])
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The identity of a running process, or None if there is none or it is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if stat[stat.rindex(")") + 2] in "ZX":
+        return None
+    return ProcessId(pid=pid, start_ticks=parse_start_ticks(stat), boot_id=boot)
+
+
+def is_running(process: ProcessId | None) -> bool:
+    return process is not None and identify(process.pid) == process
+
+
+def save(process: ProcessId, path: Path) -> None:
+    write_atomically(path, json.dumps(asdict(process)))
+
+
+def load(path: Path) -> ProcessId | None:
+    """The process noted in the file, or None if the file is missing or was cut short."""
+    try:
+        return ProcessId(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or an interruption, never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def end(process: ProcessId | None, *, timeout_s: float = 10) -> bool:
+    """Kill the process if it is still the one that was noted, and wait until it is gone.
+
+    Returns whether there was one. Raises ClusterError if it does not go away.
+    """
+    if process is None:
+        return False
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (ProcessLookupError, OSError):
+        return False
+    try:
+        # Identity is compared after the descriptor is open: from here on the pid cannot become someone else's.
+        if not is_running(process):
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            raise ClusterError(f"Process {process.pid} did not end within {timeout_s:.0f} s of SIGKILL.")
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    return True
+
+
+def start_detached(
+    argv: Sequence[str], *, pid_file: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> ProcessId:
+    """Start a process that outlives this one.
+
+    The process notes its own identity in `pid_file` before it becomes `argv`, so that killing this
+    command at any moment cannot leave a process that nobody knows of.
+    """
+
+    def note() -> None:
+        process = identify(os.getpid())
+        if process is not None:
+            save(process, pid_file)
+
+    with log.open("ab") as output:
+        child = subprocess.Popen(  # outlives this command
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=note,
+            env=None if environment is None else dict(environment),
+        )
+    # Python warns of a Popen that is dropped while its process runs; this one is meant to go on.
+    child.returncode = 0
+    process = load(pid_file)
+    if process is None:
+        raise ClusterError(f"{argv[0]} could not be started.", log=log)
+    return process
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends (Linux prctl)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock that the kernel drops when this process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            waiting(f"waiting for another hack/cluster (process {file.read().strip() or 'unknown'}) to finish")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def wait_until(
+    condition: Callable[[], bool], *, timeout_s: float, interval_s: float = 0.05, check: Callable[[], None] | None = None
+) -> bool:
+    """Poll until the condition holds; `check` may raise to give up early. Returns whether it held in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if condition():
+            return True
+        if check is not None:
+            check()
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(interval_s)

@@ -1,0 +1,171 @@
+"""Kubernetes, Helm and CoreDNS, built from Go modules once per version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from localcluster import settings
+from localcluster.errors import ClusterError
+from localcluster.processes import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from localcluster.console import Console
+
+_KUBERNETES = "k8s.io/kubernetes"
+_KUBERNETES_COMMANDS = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kubectl",
+    "kube-proxy",
+)
+_STAGING_MODULE = re.compile(r"^\t(k8s\.io/[a-z-]+) v0\.0\.0$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """Commands built from one Go module at one version."""
+
+    name: str
+    module: str
+    version: str
+    packages: tuple[str, ...]
+    linker_flags: str = "-s -w"
+
+    @property
+    def key(self) -> str:
+        """Folder name in the cache; it changes with anything that changes the binaries."""
+        recipe = json.dumps([self.module, self.version, self.packages, self.linker_flags])
+        return f"{self.name}-{self.version}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        return tuple(package.rsplit("/", 1)[-1] for package in self.packages)
+
+
+def kubernetes(version: str = settings.KUBERNETES_VERSION) -> Tool:
+    major, minor, _ = version.split(".")
+    stamp = "k8s.io/component-base/version"
+    return Tool(
+        name="kubernetes",
+        module=_KUBERNETES,
+        version=version,
+        packages=tuple(f"{_KUBERNETES}/cmd/{command}" for command in _KUBERNETES_COMMANDS),
+        linker_flags=f"-s -w -X {stamp}.gitVersion=v{version} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}",
+    )
+
+
+HELM = Tool(
+    name="helm", module="helm.sh/helm/v3", version=settings.HELM_VERSION, packages=("helm.sh/helm/v3/cmd/helm",)
+)
+COREDNS = Tool(
+    name="coredns",
+    module="github.com/coredns/coredns",
+    version=settings.COREDNS_VERSION,
+    packages=("github.com/coredns/coredns",),
+)
+
+
+def available() -> dict[str, Tool]:
+    return {tool.name: tool for tool in (kubernetes(), HELM, COREDNS)}
+
+
+def folder(tool: Tool, cache: Path) -> Path:
+    """Where the finished binaries are; it exists only when they are complete."""
+    return cache / "tools" / tool.key
+
+
+def ensure(tool: Tool, cache: Path, console: Console) -> Path:
+    """Build the tool unless this version is in the cache; returns the folder of its binaries."""
+    done = folder(tool, cache)
+    if done.is_dir():
+        return done
+    with locked(done.with_name(f"{tool.name}.lock"), waiting=console.say):
+        if done.is_dir():
+            return done
+        check_go()
+        work = done.with_name(f".building-{tool.name}")
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "bin").mkdir(parents=True)
+        log = done.with_name(f"{tool.name}.log")
+        log.unlink(missing_ok=True)
+        with console.step(f"build {tool.name} {tool.version} from its Go module", log=log):
+            _build(tool, work, log)
+        (work / "bin").rename(done)
+        shutil.rmtree(work)
+    return done
+
+
+def check_go() -> None:
+    """Raise ClusterError unless a Go toolchain is found."""
+    if shutil.which("go") is None:
+        raise ClusterError(
+            f"Kubernetes {settings.KUBERNETES_VERSION} is built from source and there is no `go` on PATH: install Go"
+            " 1.24 or newer (Debian's golang-go is older), or use a cluster of your own with CLUSTER=current."
+        )
+
+
+def _build(tool: Tool, work: Path, log: Path) -> None:
+    if tool.module == _KUBERNETES:
+        described = _go(["mod", "download", "-json", f"{tool.module}@v{tool.version}"], work, log)
+        go_mod = json.loads(described)["GoMod"]
+        with open(go_mod, encoding="utf-8") as file:
+            (work / "go.mod").write_text(kubernetes_module(tool, file.read()))
+        _go(["mod", "tidy"], work, log)
+    else:
+        _go(["mod", "init", f"localcluster/{tool.name}"], work, log)
+        _go(["get", "-tool", f"{tool.packages[0]}@v{tool.version}"], work, log)
+    # -v names each package as it is compiled: the step's live detail.
+    _go(["build", "-v", "-trimpath", "-ldflags", tool.linker_flags, "-o", "bin/", *tool.packages], work, log)
+
+
+def kubernetes_module(tool: Tool, upstream_go_mod: str) -> str:
+    """A go.mod that builds Kubernetes outside of its repository.
+
+    Upstream requires its staging modules at v0.0.0 and replaces them by folders of the repository;
+    here each is replaced by the version published for the release (v0.34.4 for 1.34.4).
+    """
+    staging = f"v0.{tool.version.removeprefix('1.')}"
+    replaced = _STAGING_MODULE.findall(upstream_go_mod)
+    lines = [
+        "module localcluster/kubernetes",
+        "",
+        "go 1.24.0",
+        "",
+        "godebug default=go1.24",
+        "",
+        f"require {tool.module} v{tool.version}",
+        "",
+        "tool (",
+        *(f"\t{package}" for package in tool.packages),
+        ")",
+        "",
+        "replace (",
+        *(f"\t{module} => {module} {staging}" for module in replaced),
+        ")",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _go(arguments: Sequence[str], work: Path, log: Path) -> str:
+    """Run the go command with the user's own settings (GOPROXY, GOFLAGS, ...) and log what it says."""
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    with log.open("ab") as output:
+        done = subprocess.run(
+            ["go", *arguments], cwd=work, env=environment, stdout=subprocess.PIPE, stderr=output, check=False
+        )
+    if done.returncode != 0:
+        raise ClusterError(f"`go {' '.join(arguments[:2])}` failed; the Go tools say why.", log=log)
+    return done.stdout.decode()
