@@ -1,0 +1,84 @@
+{{/* Name of the release's objects: the release's own name if that speaks of LoRA, else with a suffix. */}}
+{{- define "lora-operator.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains "lora" .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-lora-operator" .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "lora-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "lora-operator.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "lora-operator.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: lora-operator
+{{- end -}}
+
+{{- define "lora-operator.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "lora-operator.fullname" .) -}}
+{{- else -}}
+{{- required "serviceAccount.name must name an existing service account when serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* An image reference. Call with a dict: image, field (its path in the values, for the message), root. */}}
+{{- define "lora-operator.image" -}}
+{{- $repository := required (printf "%s.repository must be set to the repository that you pushed the image to, as in --set %s.repository=registry.example.com/NAME" .field .field) .image.repository -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (.image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The operator's configuration file. */}}
+{{- define "lora-operator.config" -}}
+{{- $pullSecrets := list -}}
+{{- range .Values.imagePullSecrets }}{{ $pullSecrets = append $pullSecrets .name }}{{ end -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $_ := set $config "trainerImage" (include "lora-operator.image" (dict "image" .Values.trainer.image "field" "trainer.image" "root" .)) -}}
+{{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
+{{- $_ := set $config "imagePullSecrets" $pullSecrets -}}
+{{- $_ := set $config "trainerServiceAccountName" .Values.trainer.serviceAccountName -}}
+{{- $_ := set $config "namespaces" .Values.watch.namespaces -}}
+{{- $_ := set $config "httpPort" 8080 -}}
+{{- $_ := set $config "logLevel" .Values.logLevel -}}
+{{- $_ := set $config "logFormat" .Values.logFormat -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{/* What the operator may do: in the whole cluster, or in each watched namespace. No right on Secrets. */}}
+{{- define "lora-operator.rules" -}}
+- apiGroups: [lora-operator.io]
+  resources: [lorafinetunes]
+  verbs: [get, list, watch]
+- apiGroups: [lora-operator.io]
+  resources: [lorafinetunes/status]
+  verbs: [update, patch]
+# Owner references that block deletion need this where the OwnerReferencesPermissionEnforcement admission is on.
+- apiGroups: [lora-operator.io]
+  resources: [lorafinetunes/finalizers]
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, delete]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list, create, patch]
+{{- end -}}
