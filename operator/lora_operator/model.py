@@ -80,7 +80,7 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
-    """A Pod of one of our Jobs."""
+    """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of the Job that made it, 0 if unknown."""
 
     name: str
     uid: str
@@ -94,6 +94,7 @@ class PodView:
     deleting: bool
     conditions: tuple[ConditionView, ...]
     trainer: ContainerView
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,11 @@ class EventView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """The API server refused what the last plan wanted to create or patch. `message` is the server's own text."""
+    """The API server refused what the last plan wanted to create or patch. `message` is the server's own text.
+
+    The shell decides again with it at once; that plan creates and patches nothing, says what is wrong in the status, and
+    asks to be looked at again after a while, then without the rejection. A 409 is a name that somebody else's object has.
+    """
 
     kind: str
     name: str
@@ -120,7 +125,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Everything that is known of a FineTune's children. `absence_confirmed`: the Jobs were just listed live."""
+    """Everything that is known of a FineTune's children. `absence_confirmed`: Jobs and Pods were just listed live."""
 
     jobs: tuple[JobView, ...] = ()
     pods: tuple[PodView, ...] = ()
@@ -140,7 +145,7 @@ class JobPatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectRef:
-    """An object to delete, with the uid it must have."""
+    """An object to delete, with the uid it must have; without one (a ConfigMap, which is not watched) by name alone."""
 
     kind: str
     name: str
@@ -160,8 +165,8 @@ class EventRecord:
 class Plan:
     """What is to be done now, in this order: create, patch, status, delete, events.
 
-    `status` is the whole status; equal to the present one means no write. `confirm_absence` asks the shell to list the
-    Jobs live and decide again before anything is created. `watch_events` asks for the children's Events at the next
+    `status` is the whole status; equal to the present one means no write. `confirm_absence` asks the shell to list Jobs
+    and Pods live and decide again: nothing is created, and no verdict given, on a cache that may be behind. `watch_events` asks for the children's Events at the next
     look. `ask_progress` names the pod that is asked for its progress.
     """
 
