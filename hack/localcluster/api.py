@@ -48,12 +48,13 @@ class Api:
     def delete(self, path: str) -> Object:
         return self._json("DELETE", path, None)
 
-    def patch(self, path: str, body: Object, *, kind: str = "merge-patch") -> Object:
-        return self._json("PATCH", path, body, content_type=f"application/{kind}+json")
+    def patch(self, path: str, body: Object) -> Object:
+        return self._json("PATCH", path, body, content_type="application/merge-patch+json")
 
     def apply(self, path: str, body: Object) -> Object:
         """Server-side apply, so that it can be repeated."""
-        return self.patch(f"{path}?fieldManager=localcluster&force=true", body, kind="apply-patch")
+        query = "?fieldManager=localcluster&force=true"
+        return self._json("PATCH", path + query, body, content_type="application/apply-patch+yaml")
 
     def exists(self, path: str) -> bool:
         """Whether the object is there; a server that does not answer counts as no."""

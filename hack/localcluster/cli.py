@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import os
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from localcluster import control_plane, lifecycle, settings, tools
+from localcluster import control_plane, lifecycle, node, ports, settings, status, targets, tools
+from localcluster.api import ApiError
 from localcluster.console import Console
 from localcluster.errors import ClusterError, tail
+from localcluster.forwarder import Route, enter_network
 from localcluster.processes import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from localcluster.lifecycle import Record
+    from localcluster.settings import Places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.log is not None and (text := tail(error.log)):
             console.say(f"--- the end of {error.log}:\n{text}")
         return 1
+    except (ApiError, HTTPException) as error:
+        console.say(f"hack/cluster: the API server did not do what was asked: {error}")
+        return 1
     except KeyboardInterrupt:
         console.say("hack/cluster: interrupted; run it again to go on.")
         return 130
@@ -35,30 +44,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hack/cluster", description="A real Kubernetes on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="start the cluster, or leave it if it runs")
-    _add_name(up)
-    up.add_argument("--profile", choices=[control_plane.PROFILE], required=True)
-    up.set_defaults(run=_up)
-    down = commands.add_parser("down", help="end the cluster; images and volumes stay")
-    _add_name(down)
-    down.set_defaults(run=_down)
+
+    up = _command(commands, "up", _up, "start the cluster, or leave it as it is if it runs")
+    up.add_argument("--profile", choices=[node.PROFILE, control_plane.PROFILE], default=node.PROFILE)
+    up.add_argument("--api-port", type=int, default=settings.API_PORT, help="port on 127.0.0.1 (default: %(default)s)")
+    up.add_argument(
+        "--registry-port", type=int, default=settings.REGISTRY_PORT, help="port on 127.0.0.1 (default: %(default)s)"
+    )
+    _command(commands, "down", _down, "end the cluster; images and the data of volumes stay")
+    _command(commands, "status", _status, "show what runs")
+    gpus = _command(commands, "gpus", _gpus, "let the node offer N nvidia.com/gpu, with no device behind them")
+    gpus.add_argument("count", type=int)
+    forward = _command(commands, "forward", _forward, "lead a port of 127.0.0.1 into the cluster until it ends")
+    forward.add_argument("local_port", type=int)
+    forward.add_argument("target", help="NAMESPACE/service/NAME:PORT, NAMESPACE/pod/NAME:PORT or ADDRESS:PORT")
+    execute = _command(commands, "exec", _exec, "run a command in the node's network")
+    execute.add_argument("argv", nargs="+", metavar="COMMAND")
     return parser
 
 
-def _add_name(parser: argparse.ArgumentParser) -> None:
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace, Console], None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary)
     parser.add_argument("--name", default=settings.DEFAULT_NAME, help="which cluster (default: %(default)s)")
+    parser.set_defaults(run=run)
+    return parser
 
 
 def _up(options: argparse.Namespace, console: Console) -> None:
     places = settings.places(options.name)
     with locked(places.lock, waiting=console.say):
-        control_plane.up(places, console)
-    binaries = tools.folder(tools.kubernetes(), places.cache)
-    sys.stdout.write(f"export KUBECONFIG={places.kubeconfig}\nexport PATH={binaries}:$PATH\n")
+        _require_profile(places, options.profile)
+        if options.profile == control_plane.PROFILE:
+            control_plane.up(places, console)
+        else:
+            node.up(places, console, api_port=options.api_port, registry_port=options.registry_port)
+    folders = [tools.folder(tool, places.cache) for tool in (tools.kubernetes(), tools.HELM)]
+    print(f"export KUBECONFIG={places.kubeconfig}")
+    print(f"export PATH={':'.join(str(folder) for folder in folders if folder.is_dir())}:$PATH")
 
 
 def _down(options: argparse.Namespace, console: Console) -> None:
     places = settings.places(options.name)
-    with locked(places.lock, waiting=console.say):
-        lifecycle.load_record(places)
-        control_plane.down(places)
+    with locked(places.lock, waiting=console.say), console.step(f"end cluster {places.name}"):
+        node.down(places)
+    if places.volumes.is_dir() and any(places.volumes.iterdir()):
+        console.say(f"The data of volumes stays in {places.volumes}; `hack/cluster purge` deletes it.")
+
+
+def _require_profile(places: Places, profile: str) -> None:
+    record = lifecycle.load_record(places)
+    if record is not None and record.profile != profile:
+        raise ClusterError(
+            f"Cluster {places.name} has the profile {record.profile}: choose another --name, or end it first with"
+            f" `hack/cluster down --name {places.name}`."
+        )
+
+
+def _record(places: Places) -> Record:
+    record = lifecycle.load_record(places)
+    if record is None or not lifecycle.is_running(places):
+        raise ClusterError(f"Cluster {places.name} does not run: start it with `hack/cluster up`.")
+    return record
+
+
+def _status(options: argparse.Namespace, console: Console) -> None:
+    for line in status.describe(settings.places(options.name)):
+        print(line)
+
+
+def _gpus(options: argparse.Namespace, console: Console) -> None:
+    places = settings.places(options.name)
+    node.set_gpus(lifecycle.api(places, _record(places).api_port), options.count)
+    console.say(
+        f"{settings.NODE_NAME} offers {options.count} nvidia.com/gpu. They are not real: pods that ask for them are"
+        " scheduled, and find no GPU."
+    )
+
+
+def _forward(options: argparse.Namespace, console: Console) -> None:
+    places = settings.places(options.name)
+    server = lifecycle.api(places, _record(places).api_port)
+    ports.require_free(options.local_port, "another LOCAL_PORT")
+    host, port = targets.resolve(options.target, server)
+    route = Route(local_port=options.local_port, host=host, port=port)
+    node.start_forwarder(places, [route], str(options.local_port))
+    console.say(f"127.0.0.1:{options.local_port} leads to {host}:{port} until the cluster ends.")
+
+
+def _exec(options: argparse.Namespace, console: Console) -> None:
+    enter_network(node.node_pid(settings.places(options.name)))
+    os.execvp(options.argv[0], options.argv)

@@ -10,6 +10,8 @@ from localcluster import settings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from localcluster.settings import Places
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
@@ -107,3 +109,40 @@ def scheduler(binaries: Path, pki: Path) -> Component:
         "--secure-port=0",
     )
     return Component(name="kube-scheduler", argv=argv, needs_api=True)
+
+
+def node(binaries: Path, coredns: Path, python: str, places: Places) -> tuple[Component, ...]:
+    """What makes a node of the machine; the kubelet finds its containerd when both are up."""
+    kubelet = (
+        str(binaries / "kubelet"),
+        f"--config={places.run}/kubelet.yaml",
+        f"--kubeconfig={places.pki}/kubelet.conf",
+        f"--hostname-override={settings.NODE_NAME}",
+        f"--node-ip={settings.NODE_IP}",
+        f"--root-dir={places.state}/kubelet",
+        f"--cert-dir={places.pki}",
+    )
+    proxy = (
+        str(binaries / "kube-proxy"),
+        f"--kubeconfig={places.pki}/kube-proxy.conf",
+        "--proxy-mode=iptables",
+        f"--cluster-cidr={settings.POD_CIDR}",
+        f"--hostname-override={settings.NODE_NAME}",
+        # The conntrack table belongs to the whole machine: leave its size alone.
+        "--conntrack-max-per-core=0",
+        "--bind-address=127.0.0.1",
+    )
+    provisioner = (
+        *(python, "-m", "localcluster.provisioner"),
+        f"--pki={places.pki}",
+        f"--port={settings.API_PORT}",
+        f"--volumes={places.volumes}",
+    )
+    return (
+        Component(name="containerd", argv=("containerd", f"--config={places.run}/containerd.toml")),
+        Component(name="registry", argv=("docker-registry", "serve", f"{places.run}/registry.yaml")),
+        Component(name="kubelet", argv=kubelet, needs_api=True),
+        Component(name="kube-proxy", argv=proxy, needs_api=True),
+        Component(name="coredns", argv=(str(coredns), "-conf", f"{places.run}/Corefile"), needs_api=True),
+        Component(name="provisioner", argv=provisioner, needs_api=True),
+    )

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # A component that had to be started this often while the cluster comes up will not come up.
 _GIVE_UP_STARTS = 4
-_CONTROLLERS = ("kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +83,7 @@ def rotate_logs(places: Places) -> None:
 
 def write_kubeconfigs(places: Places, *, inside_port: int, host_port: int) -> None:
     """One kubeconfig for each component, and the user's."""
-    for name in _CONTROLLERS:
+    for name in pki.USERS:
         text = pki.kubeconfig(directory=places.pki, name=name, port=inside_port, context="local")
         processes.write_atomically(places.pki / f"{name}.conf", text, 0o600)
     text = pki.kubeconfig(directory=places.pki, name="admin", port=host_port, context=f"lora-{places.name}")

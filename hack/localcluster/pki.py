@@ -25,6 +25,8 @@ USERS = {
     "kube-scheduler": ("system:kube-scheduler", ""),
     "kube-proxy": ("system:kube-proxy", "system:node-proxier"),
     "kubelet": (_NODE_USER, "system:nodes"),
+    "coredns": ("localcluster:coredns", "system:masters"),
+    "provisioner": ("localcluster:provisioner", "system:masters"),
 }
 
 

@@ -74,31 +74,55 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     temporary.replace(path)
 
 
-def end(process: ProcessId | None, *, timeout_s: float = 10) -> bool:
-    """Kill the process if it is still the one that was noted, and wait until it is gone.
+def end(process: ProcessId | None, *, timeout_s: float = 20) -> bool:
+    """Kill the process if it is still the one that was noted, and wait until it and its children are gone.
 
+    The children are those that the kernel kills with it. A PID namespace's first process is gone only
+    after everything in the namespace is, so waiting for children waits for all of a node.
     Returns whether there was one. Raises ClusterError if it does not go away.
     """
     if process is None:
         return False
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except (ProcessLookupError, OSError):
-        return False
-    try:
-        # Identity is compared after the descriptor is open: from here on the pid cannot become someone else's.
-        if not is_running(process):
+    with contextlib.ExitStack() as stack:
+        descriptor = _descriptor(process, stack)
+        if descriptor is None:
             return False
+        waited = {process.pid: descriptor}
+        for child in children(process.pid):
+            handle = _descriptor(child, stack)
+            if handle is not None:
+                waited[child.pid] = handle
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        if not poll.poll(timeout_s * 1000):
-            raise ClusterError(f"Process {process.pid} did not end within {timeout_s:.0f} s of SIGKILL.")
-    finally:
-        os.close(descriptor)
+        deadline = time.monotonic() + timeout_s
+        for pid, handle in waited.items():
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise ClusterError(f"Process {pid} did not end within {timeout_s:.0f} s of SIGKILL.")
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
     return True
+
+
+def children(pid: int) -> list[ProcessId]:
+    """The processes whose parent is this one, now."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (folder / "stat").read_text()
+            if int(stat[stat.rindex(")") + 2 :].split()[1]) == pid and (child := identify(int(folder.name))):
+                found.append(child)
+    return found
+
+
+def _descriptor(process: ProcessId, stack: contextlib.ExitStack) -> int | None:
+    """A handle on the process, which its pid is not: a pid may become someone else's at any time."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        return None
+    stack.callback(os.close, descriptor)
+    return descriptor if is_running(process) else None
 
 
 def start_detached(

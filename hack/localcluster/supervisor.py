@@ -23,7 +23,8 @@ from localcluster.processes import die_with_parent, write_atomically
 
 _POLL_S = 0.1
 _RESTART_PAUSE_S = 1.0
-_ORPHAN_POLL_S = 2.0
+_IDLE_S = 2.0
+_EXIT_NOT_EXECUTABLE = 126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +70,21 @@ class Supervised:
         self.not_before_s = now_s + _RESTART_PAUSE_S
         return True
 
-    def start(self, logs: Path) -> None:
-        with (logs / f"{self.component.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                self.component.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_child,
-            )
+    def start(self, logs: Path, now_s: float) -> None:
         self.starts += 1
+        with (logs / f"{self.component.name}.log").open("ab") as log:
+            try:
+                self.process = subprocess.Popen(
+                    self.component.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=_child,
+                )
+            except OSError as error:
+                log.write(f"{error}\n".encode())
+                self.last_exit = _EXIT_NOT_EXECUTABLE
+                self.not_before_s = now_s + _RESTART_PAUSE_S
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,12 +102,12 @@ class Supervisor:
             self.api_ready = self.api_ready or self._probe()
             for item in self.supervised:
                 if item.process is None and now_s >= item.not_before_s and self._may_start(item):
-                    item.start(Path(self.plan.logs))
+                    item.start(Path(self.plan.logs), now_s)
                     changed = True
             if changed:
                 self._report()
             # SIGCHLD is blocked, so this returns at once when a component ends.
-            signal.sigtimedwait({signal.SIGCHLD}, _POLL_S if not self.api_ready else _ORPHAN_POLL_S)
+            signal.sigtimedwait({signal.SIGCHLD}, _POLL_S if not self.api_ready else _IDLE_S)
 
     def _may_start(self, item: Supervised) -> bool:
         return self.api_ready or not item.component.needs_api
@@ -133,7 +139,7 @@ def main(plan_file: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(plan.status)
     if plan.node_network:
-        network.prepare_node()
+        network.prepare_node(Path(plan.status).parent)
     Supervisor(plan=plan).run()
 
 
