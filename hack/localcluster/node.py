@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,7 @@ def up(places: Places, console: Console, *, api_port: int, registry_port: int) -
             components.scheduler(kubernetes, places.pki),
             *components.node(kubernetes, coredns / "coredns", sys.executable, places),
         )
-        lifecycle.start_supervisor(
-            places, plan, api_port=_INSIDE.api, node_network=True, prefix=_namespaces()
-        )
+        lifecycle.start_supervisor(places, plan, api_port=_INSIDE.api, node_network=True, prefix=_namespaces())
         _ensure_forwarder(places, record)
         server = lifecycle.api(places, api_port)
         step.detail("waiting for the API server")
@@ -188,9 +187,7 @@ def _import_pause_image(places: Places) -> None:
     def answers() -> bool:
         return subprocess.run([*ctr, "list", "-q"], capture_output=True, check=False).returncode == 0
 
-    lifecycle.wait_for(
-        places, answers, what="containerd did not answer", component="containerd", timeout_s=60
-    )
+    lifecycle.wait_for(places, answers, what="containerd did not answer", component="containerd", timeout_s=60)
     listed = subprocess.run([*ctr, "list", "-q"], capture_output=True, text=True, check=True).stdout
     if pause.IMAGE not in listed.split():
         subprocess.run([*ctr, "import", str(pause.ensure(places.cache))], capture_output=True, check=True)
@@ -281,7 +278,7 @@ def _remove_cgroup(places: Places) -> None:
     for root in _cgroup_folders(places):
         for folder, _, _ in os.walk(root, topdown=False):
             # A cgroup stays busy for a moment after its last process.
-            if not processes.wait_until(lambda folder=folder: _removed(Path(folder)), timeout_s=5):
+            if not processes.wait_until(partial(_removed, Path(folder)), timeout_s=5):
                 raise ClusterError(f"The cgroup {folder} is still in use by a process.")
 
 

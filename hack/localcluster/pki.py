@@ -46,9 +46,7 @@ def ensure(directory: Path) -> None:
         f"DNS:localhost,IP:127.0.0.1,IP:{settings.KUBERNETES_SERVICE_IP},IP:{settings.NODE_IP}",
     )
     _certificate(work, "apiserver-kubelet-client", "/O=system:masters/CN=apiserver-kubelet-client", "DNS:apiserver")
-    _certificate(
-        work, "kubelet", f"/O=system:nodes/CN={_NODE_USER}", f"DNS:{settings.NODE_NAME},IP:{settings.NODE_IP}"
-    )
+    _certificate(work, "kubelet", f"/O=system:nodes/CN={_NODE_USER}", f"DNS:{settings.NODE_NAME},IP:{settings.NODE_IP}")
     _openssl(work, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "service-account.key")
     _openssl(work, "ec", "-in", "service-account.key", "-pubout", "-out", "service-account.pub")
     tokens = {name: secrets.token_hex(24) for name in USERS}

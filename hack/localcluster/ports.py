@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localcluster.errors import ClusterError
+
+if TYPE_CHECKING:
+    import random
 
 # Below the range from which the kernel takes the local ports of outgoing connections.
 _FIRST, _LAST = 20000, 30000

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,35 +126,32 @@ def _descriptor(process: ProcessId, stack: contextlib.ExitStack) -> int | None:
     return descriptor if is_running(process) else None
 
 
-def start_detached(
-    argv: Sequence[str], *, pid_file: Path, log: Path, environment: Mapping[str, str] | None = None
-) -> ProcessId:
+def start_detached(argv: Sequence[str], *, pid_file: Path, log: Path, environment: Mapping[str, str]) -> ProcessId:
     """Start a process that outlives this one.
 
-    The process notes its own identity in `pid_file` before it becomes `argv`, so that killing this
-    command at any moment cannot leave a process that nobody knows of.
+    It notes its own identity in `pid_file` before it becomes `argv`, so that killing this command at
+    any moment cannot leave a process that nobody knows of.
     """
-
-    def note() -> None:
-        process = identify(os.getpid())
-        if process is not None:
-            save(process, pid_file)
-
     with log.open("ab") as output:
-        child = subprocess.Popen(  # outlives this command
-            argv,
+        child = subprocess.Popen(
+            [sys.executable, "-m", "localcluster.launch", str(pid_file), *argv],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=note,
-            env=None if environment is None else dict(environment),
+            env=dict(environment),
         )
-    # Python warns of a Popen that is dropped while its process runs; this one is meant to go on.
-    child.returncode = 0
-    process = load(pid_file)
+
+    def noted() -> ProcessId | None:
+        process = load(pid_file)
+        return process if process is not None and process.pid == child.pid else None
+
+    wait_until(lambda: noted() is not None or child.poll() is not None, timeout_s=20)
+    process = noted()
     if process is None:
         raise ClusterError(f"{argv[0]} could not be started.", log=log)
+    # Python warns of a Popen that is dropped while its process runs; this one is meant to go on.
+    child.returncode = 0
     return process
 
 
@@ -181,7 +179,11 @@ def locked(path: Path, *, waiting: Callable[[str], None]) -> Iterator[None]:
 
 
 def wait_until(
-    condition: Callable[[], bool], *, timeout_s: float, interval_s: float = 0.05, check: Callable[[], None] | None = None
+    condition: Callable[[], bool],
+    *,
+    timeout_s: float,
+    interval_s: float = 0.05,
+    check: Callable[[], None] | None = None,
 ) -> bool:
     """Poll until the condition holds; `check` may raise to give up early. Returns whether it held in time."""
     deadline = time.monotonic() + timeout_s

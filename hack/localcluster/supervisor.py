@@ -6,9 +6,7 @@ ends the cluster. A component that ends by itself is started again after a pause
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -45,8 +43,7 @@ class Plan:
     def parse(text: str) -> Plan:
         values = json.loads(text)
         components = tuple(
-            Component(name=c["name"], argv=tuple(c["argv"]), needs_api=c["needs_api"])
-            for c in values.pop("components")
+            Component(name=c["name"], argv=tuple(c["argv"]), needs_api=c["needs_api"]) for c in values.pop("components")
         )
         return Plan(components=components, **values)
 
@@ -79,7 +76,7 @@ class Supervised:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=_child,
+                    preexec_fn=_child,  # noqa: PLW1509 - this process has one thread
                 )
             except OSError as error:
                 log.write(f"{error}\n".encode())
@@ -98,7 +95,7 @@ class Supervisor:
         self.supervised = [Supervised(component=component) for component in self.plan.components]
         while True:
             now_s = time.monotonic()
-            changed = any([item.poll(now_s) for item in self.supervised])
+            changed = sum(item.poll(now_s) for item in self.supervised) > 0
             self.api_ready = self.api_ready or self._probe()
             for item in self.supervised:
                 if item.process is None and now_s >= item.not_before_s and self._may_start(item):
@@ -136,8 +133,6 @@ def main(plan_file: str) -> None:
     """Run the plan. In namespaces of its own, the pod network is set up before anything starts."""
     plan = Plan.parse(Path(plan_file).read_text())
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(plan.status)
     if plan.node_network:
         network.prepare_node(Path(plan.status).parent)
     Supervisor(plan=plan).run()

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localcluster import settings
@@ -17,7 +18,6 @@ from localcluster.processes import locked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from localcluster.console import Console
 
@@ -119,9 +119,8 @@ def check_go() -> None:
 def _build(tool: Tool, work: Path, log: Path) -> None:
     if tool.module == _KUBERNETES:
         described = _go(["mod", "download", "-json", f"{tool.module}@v{tool.version}"], work, log)
-        go_mod = json.loads(described)["GoMod"]
-        with open(go_mod, encoding="utf-8") as file:
-            (work / "go.mod").write_text(kubernetes_module(tool, file.read()))
+        upstream = Path(json.loads(described)["GoMod"]).read_text()
+        (work / "go.mod").write_text(kubernetes_module(tool, upstream))
         _go(["mod", "tidy"], work, log)
     else:
         _go(["mod", "init", f"localcluster/{tool.name}"], work, log)
