@@ -1,0 +1,51 @@
+"""The command line of hack/docs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from docgen import api_reference, chart_values, schema
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHART = Path("helm/lora-finetune-operator")
+DEFINITION = Path("crds/lorafinetunes.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write what is generated, or with --check name what is stale and fail."""
+    parser = argparse.ArgumentParser(prog="hack/docs", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is stale")
+    options = parser.parse_args(arguments)
+    stale = {path: text for path, text in outputs().items() if _read(path) != text}
+    for path, text in stale.items():
+        if options.check:
+            sys.stderr.write(f"{path} is not what its source gives: run `make docs` and commit the result\n")
+        else:
+            (REPOSITORY / path).write_text(text, encoding="utf-8")
+            sys.stdout.write(f"wrote {path}\n")
+    return 1 if stale and options.check else 0
+
+
+def outputs() -> dict[Path, str]:
+    """Every generated file with the text that it should have."""
+    definition = REPOSITORY / DEFINITION
+    example = _read(Path("examples/minimal.yaml"))
+    install = Path("docs/install.md")
+    values = yaml.safe_load(_read(CHART / "values.yaml"))
+    values_schema = json.loads(_read(CHART / "values.schema.json"))
+    return {
+        Path("docs/api-reference.md"): api_reference.render(
+            schema.load(definition), _read(Path("examples/minimal.yaml"))
+        ),
+        CHART / "files/lorafinetunes.yaml": definition.read_text(encoding="utf-8"),
+        install: chart_values.insert(_read(install), values, values_schema),
+    }
+
+
+def _read(path: Path) -> str:
+    file = REPOSITORY / path
+    return file.read_text(encoding="utf-8") if file.exists() else ""

@@ -1,0 +1,435 @@
+"""The LoRAFineTune definition, asked through a real API server."""
+
+import copy
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from docgen.schema import Field, load, walk
+from lora_trainer.contract.manifest import RunOptions, train_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEFINITION = REPOSITORY / "crds/lorafinetunes.yaml"
+BAD = Path(__file__).parent / "crd_bad"
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+IDENTITY = ("lora-operator.io", "v1alpha1")
+MUTABLE = {"spec.suspend", "spec.maxRetries", "spec.activeDeadlineSeconds", "spec.ttlSecondsAfterFinished"}
+
+# For each leaf of spec, another value that is as valid as the one in examples/every-field.yaml or in ALTERNATIVE.
+OTHER: Mapping[str, Any] = {
+    "spec.model.uri": "hf://acme/other",
+    "spec.model.secretRef.name": "other",
+    "spec.dataset.uri": "hf://acme/other",
+    "spec.dataset.secretRef.name": "other",
+    "spec.dataset.format": "Auto",
+    "spec.dataset.columns": {"instruction": "task", "output": "other"},
+    "spec.dataset.validationFraction": "0.5",
+    "spec.lora.rank": 8,
+    "spec.lora.alpha": 8,
+    "spec.lora.layers": "MLP",
+    "spec.lora.targetModules": ["q_proj"],
+    "spec.lora.excludeModules": ["other"],
+    "spec.lora.dropout": "0.5",
+    "spec.quantization": "None",
+    "spec.training.epochs": "3",
+    "spec.training.maxSteps": 7,
+    "spec.training.learningRate": "0.5",
+    "spec.training.schedule": "Constant",
+    "spec.training.warmupRatio": "0.5",
+    "spec.training.effectiveBatchSize": 64,
+    "spec.training.microBatchSize": 2,
+    "spec.training.maxSequenceLength": 128,
+    "spec.training.lossOn": "Completion",
+    "spec.training.precision": "FP32",
+    "spec.training.seed": 1,
+    "spec.resources.gpus": 1,
+    "spec.resources.gpuResourceName": "nvidia.com/gpu",
+    "spec.resources.cpu": 2,
+    "spec.resources.memory": "2Gi",
+    "spec.scheduling.nodeSelector": {"other": "label"},
+    "spec.scheduling.tolerations": [{"key": "other", "operator": "Exists"}],
+    "spec.scheduling.priorityClassName": "other",
+    "spec.output.uri": "pvc://adapters/other",
+    "spec.suspend": True,
+    "spec.maxRetries": 1,
+    "spec.activeDeadlineSeconds": 90000,
+    "spec.ttlSecondsAfterFinished": 1,
+}
+# A second object holds the other field of each exclusive pair, and what every-field.yaml sets to its default.
+ALTERNATIVE = {
+    "spec.lora.layers": "Attention",
+    "spec.training.maxSteps": 5,
+    "spec.training.lossOn": "All",
+    "spec.resources.gpus": 0,
+    "spec.resources.gpuResourceName": "amd.com/gpu",
+}
+REPLACED_BY_ALTERNATIVE = ("spec.lora.targetModules", "spec.training.epochs")
+
+
+def leaves() -> list[str]:
+    """Paths of the fields of spec that hold values; a list or a map counts as one."""
+    fields = [field for field in walk(load(DEFINITION).field("spec")) if "[]" not in field.path]
+    return [field.path for field in fields if not field.children or "items" in field.schema]
+
+
+def optional_parts(*, defaulted: bool) -> list[str]:
+    """Paths that a manifest may leave out: optional leaves, and optional objects whose leaves are required.
+
+    Those that get a default, so that they cannot be absent, only if `defaulted`.
+    """
+
+    def parts(field: Field) -> Iterator[str]:
+        for child in field.children:
+            groups_optional_fields = child.children and "items" not in child.schema and "default" in child.schema
+            if child.required or groups_optional_fields:
+                yield from parts(child) if "items" not in child.schema else ()
+            elif defaulted or "default" not in child.schema:
+                yield child.path
+
+    return list(parts(load(DEFINITION).field("spec")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What the API server says about one field."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """LoRAFineTunes of one namespace of its own."""
+
+    kubeconfig: Path
+    namespace: str
+    objects: client.CustomObjectsApi
+
+    def create(self, manifest: Mapping[str, Any], *, dry_run: bool = True) -> dict[str, Any]:
+        options = {"dry_run": "All"} if dry_run else {}
+        return dict(
+            self.objects.create_namespaced_custom_object(
+                *IDENTITY, self.namespace, "lorafinetunes", manifest, **options
+            )
+        )
+
+    def replace(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Try an update without storing it."""
+        name = manifest["metadata"]["name"]
+        return dict(
+            self.objects.replace_namespaced_custom_object(
+                *IDENTITY, self.namespace, "lorafinetunes", name, manifest, dry_run="All"
+            )
+        )
+
+    def write_status(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        name = manifest["metadata"]["name"]
+        return dict(
+            self.objects.replace_namespaced_custom_object_status(
+                *IDENTITY, self.namespace, "lorafinetunes", name, manifest
+            )
+        )
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        command = ("kubectl", "--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace, *arguments)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Any) -> Iterator[Api]:
+    """The definition applied, and a namespace that is deleted afterwards."""
+    connection = config.new_client_from_config(str(control_plane.kubeconfig))
+    namespaces = client.CoreV1Api(connection)
+    namespace = namespaces.create_namespace({"metadata": {"generateName": "crd-"}}).metadata.name
+    api = Api(
+        kubeconfig=Path(control_plane.kubeconfig), namespace=namespace, objects=client.CustomObjectsApi(connection)
+    )
+    api.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
+    api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(DEFINITION))
+    yield api
+    api.kubectl("delete", "lorafinetunes", "--all")
+    namespaces.delete_namespace(namespace)
+    connection.close()
+
+
+def refusals(call: Callable[[], object]) -> list[Refusal]:
+    """What the API server finds wrong; the note that it looked no further is left out."""
+    with pytest.raises(ApiException) as caught:
+        call()
+    assert caught.value.status == 422, caught.value.body
+    causes = json.loads(caught.value.body)["details"]["causes"]
+    return [Refusal(field=cause["field"], message=cause["message"]) for cause in causes if cause["field"] != "<nil>"]
+
+
+def changed(document: Any, change: Any) -> Any:
+    """The document with a merge patch applied: maps are merged, None removes, anything else replaces."""
+    if not isinstance(change, dict):
+        return change
+    merged = dict(document) if isinstance(document, dict) else {}
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = changed(merged.get(key), value)
+    return merged
+
+
+def get(document: Any, path: str) -> Any:
+    for part in path.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
+def put(manifest: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy in which the field of this path has this value; None removes it."""
+    copied: dict[str, Any] = copy.deepcopy(dict(manifest))
+    *parents, last = path.split(".")
+    inner = copied
+    for part in parents:
+        inner = inner.setdefault(part, {})
+    if value is None:
+        inner.pop(last, None)
+    else:
+        inner[last] = value
+    return copied
+
+
+def cases() -> list[Any]:
+    base = yaml.safe_load((BAD / "base.yaml").read_text())
+    files = [path for path in sorted(BAD.glob("*.yaml")) if path.name != "base.yaml"]
+    return [
+        pytest.param(changed(base, case["change"]), case["field"], case["says"], id=f"{path.stem}: {case['name']}")
+        for path in files
+        for case in yaml.safe_load(path.read_text())
+    ]
+
+
+def example(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((REPOSITORY / "examples" / name).read_text()))
+
+
+@pytest.mark.parametrize(("manifest", "field", "says"), cases())
+def test_a_bad_manifest_is_refused_in_one_sentence_that_names_the_field(
+    api: Api, manifest: dict[str, Any], field: str, says: str
+) -> None:
+    """Each case of crd_bad gets one complaint, about its field, with the phrase that helps."""
+    found = refusals(lambda: api.create(manifest))
+    assert [refusal.field for refusal in found] == [field]
+    assert says in found[0].message
+
+
+def test_the_manifest_that_the_bad_ones_start_from_is_good(api: Api) -> None:
+    """So each case is refused for its change and for nothing else."""
+    assert api.create(yaml.safe_load((BAD / "base.yaml").read_text()))["spec"]["lora"]["rank"] == 16
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_accepted_by_kubectl_with_strict_validation(api: Api, path: Path) -> None:
+    """Every file in examples/ can be applied as it stands."""
+    documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
+    out = api.kubectl("apply", "--validate=strict", "--dry-run=server", "-f", str(path))
+    assert out.count("created (server dry run)") == len(documents)
+
+
+def test_every_field_stands_in_the_example_of_that_name() -> None:
+    """Only what would contradict another field is missing from examples/every-field.yaml."""
+    full = example("every-field.yaml")
+    missing = {path for path in leaves() if get(full, path) is None}
+    assert missing == {"spec.lora.layers", "spec.training.maxSteps"}
+
+
+def test_defaults_are_those_of_the_documentation(api: Api) -> None:
+    """The minimal manifest comes back with every constant default and with nothing that is computed later."""
+    created = api.create(example("minimal.yaml"))
+    assert created["spec"] == {
+        "model": {"uri": "hf://meta-llama/Llama-3.1-8B-Instruct", "secretRef": {"name": "hf-token"}},
+        "dataset": {"uri": "hf://acme/support-chats", "format": "Auto"},
+        "lora": {"rank": 16, "dropout": "0"},
+        "quantization": "None",
+        "training": {
+            "learningRate": "0.0002",
+            "schedule": "Cosine",
+            "warmupRatio": "0.03",
+            "effectiveBatchSize": 16,
+            "maxSequenceLength": 2048,
+            "lossOn": "Completion",
+            "precision": "Auto",
+            "seed": 42,
+        },
+        "resources": {"gpus": 1, "gpuResourceName": "nvidia.com/gpu"},
+        "scheduling": {},
+        "output": {"uri": "pvc://adapters/support-tone"},
+        "suspend": False,
+        "maxRetries": 3,
+    }
+
+
+@pytest.mark.parametrize("name", ["minimal.yaml", "every-field.yaml", "cpu.yaml"])
+def test_a_stored_resource_asks_for_the_same_run_as_its_file(api: Api, name: str) -> None:
+    """The API server's defaults are those that the trainer takes when it reads the file without a cluster."""
+    manifest = changed(example(name), {"metadata": {"namespace": api.namespace}})
+    stored = api.create(manifest)
+    options = RunOptions(uid="0", strict=True)
+    assert train_config(stored, options) == train_config(manifest, options)
+
+
+def test_defaults_survive_a_yaml_round_trip(api: Api) -> None:
+    """What kubectl get -o yaml prints can be applied again: no default is read back as another type."""
+    created = api.create(example("minimal.yaml"))
+    again = yaml.safe_load(yaml.safe_dump({key: created[key] for key in ("apiVersion", "kind", "spec")}))
+    again["metadata"] = {"name": "again"}
+    assert api.create(again)["spec"] == created["spec"]
+
+
+def test_a_new_resource_waits_for_the_operator(api: Api) -> None:
+    """The conditions are there from the start, also while no operator runs."""
+    conditions = api.create(example("minimal.yaml"))["status"]["conditions"]
+    shown = {(c["type"], c["status"], c["reason"], c["message"]) for c in conditions}
+    assert shown == {
+        (kind, "Unknown", "Pending", "Waiting for the operator") for kind in ("Accepted", "Complete", "Failed")
+    }
+
+
+@pytest.fixture(scope="module")
+def stored(api: Api) -> Mapping[str, dict[str, Any]]:
+    """Stored objects to update: one with every field, one with the alternatives, one with what is required only."""
+    full = example("every-field.yaml")
+    alternative = changed(full, {"metadata": {"name": "alternative"}})
+    for path in REPLACED_BY_ALTERNATIVE:
+        alternative = put(alternative, path, None)
+    for path, value in ALTERNATIVE.items():
+        alternative = put(alternative, path, value)
+    bare = changed(yaml.safe_load((BAD / "base.yaml").read_text()), {"metadata": {"name": "bare"}})
+    bare = put(bare, "spec.dataset.uri", "hf://acme/chats")
+    manifests = {"full": full, "alternative": alternative, "bare": bare}
+    return {name: api.create(manifest, dry_run=False) for name, manifest in manifests.items()}
+
+
+def holder(stored: Mapping[str, dict[str, Any]], path: str) -> dict[str, Any]:
+    return stored["alternative"] if path in ALTERNATIVE else stored["full"]
+
+
+def test_updates_are_tried_on_every_leaf_of_the_schema() -> None:
+    """A new field without a case here fails this test."""
+    assert set(OTHER) == set(leaves())
+
+
+@pytest.mark.parametrize("path", leaves())
+def test_a_change_of_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
+    """Each leaf can be changed if it is one of the four, and else is refused by its own path."""
+    update = put(holder(stored, path), path, OTHER[path])
+    if path in MUTABLE:
+        assert get(api.replace(update), path) == OTHER[path]
+        return
+    found = refusals(lambda: api.replace(update))
+    assert [(refusal.field, "create a new LoRAFineTune" in refusal.message) for refusal in found] == [(path, True)]
+
+
+@pytest.mark.parametrize("path", optional_parts(defaulted=True))
+def test_taking_away_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
+    """Each optional field is held, whether the API server would put a default in its place or not."""
+    update = put(holder(stored, path), path, None)
+    if path in MUTABLE:
+        api.replace(update)
+        return
+    found = refusals(lambda: api.replace(update))
+    assert [(refusal.field, "create a new LoRAFineTune" in refusal.message) for refusal in found] == [(path, True)]
+
+
+@pytest.mark.parametrize("path", optional_parts(defaulted=False))
+def test_adding_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
+    """Each optional field that a bare resource lacks cannot be put in later."""
+    value = OTHER[path] if path in OTHER else {"name": "other"}
+    update = put(stored["bare"], path, value)
+    if path in MUTABLE - {"spec.activeDeadlineSeconds"}:
+        assert get(api.replace(update), path) == value
+        return
+    (found,) = refusals(lambda: api.replace(update))
+    assert found.field == path
+    assert "immutable" in found.message or "a deadline can be raised or removed, but not added" in found.message
+
+
+def test_a_deadline_can_be_raised_and_removed_but_not_lowered(api: Api, stored: Mapping[str, dict[str, Any]]) -> None:
+    """Nobody shortens a run by accident, and the sentence says how to stop one."""
+    path = "spec.activeDeadlineSeconds"
+    full = stored["full"]
+    assert get(api.replace(put(full, path, full["spec"]["activeDeadlineSeconds"] + 1)), path) == 86401
+    assert get(api.replace(put(full, path, None)), path) is None
+    (found,) = refusals(lambda: api.replace(put(full, path, 86399)))
+    assert (found.field, "set suspend to true or delete" in found.message) == (path, True)
+
+
+def test_sections_of_defaults_may_be_left_out_of_an_update(api: Api, stored: Mapping[str, dict[str, Any]]) -> None:
+    """Taking away what equals the defaults changes nothing, so it is allowed."""
+    bare = stored["bare"]
+    update = bare
+    for path in (
+        "spec.lora",
+        "spec.training",
+        "spec.resources",
+        "spec.scheduling",
+        "spec.quantization",
+        "spec.suspend",
+    ):
+        update = put(update, path, None)
+    assert api.replace(update)["spec"] == bare["spec"]
+
+
+def test_kubectl_get_shows_the_columns(api: Api) -> None:
+    """The columns of a running resource, and three more with -o wide."""
+    name = "columns"
+    manifest = changed(example("minimal.yaml"), {"metadata": {"name": name}})
+    written = api.create(manifest, dry_run=False)
+    for condition in written["status"]["conditions"]:
+        condition["reason"] = "Training" if condition["type"] == "Complete" else condition["reason"]
+    progress = {
+        "steps": "120/400",
+        "loss": "1.234",
+        "eta": "1h12m",
+        "peakMemory": "18.7 GiB",
+        "tokensPerSecond": "910.5",
+    }
+    written["status"] |= {"progress": progress, "artifact": {"uri": "pvc://adapters/support-tone-abcde"}}
+    api.write_status(written)
+
+    header, row = table(api.kubectl("get", "lft", name))
+    assert header == ["NAME", "STATE", "MODEL", "RANK", "QUANT", "STEP", "LOSS", "ETA", "AGE"]
+    model = "hf://meta-llama/Llama-3.1-8B-Instruct"
+    assert row[:-1] == [name, "Training", model, "16", "None", "120/400", "1.234", "1h12m"]
+
+    header, row = table(api.kubectl("get", "lft", name, "-o", "wide"))
+    assert header[9:] == ["GPU MEMORY", "TOKENS/S", "ADAPTER"]
+    assert row[9:] == ["18.7 GiB", "910.5", "pvc://adapters/support-tone-abcde"]
+    assert name in api.kubectl("get", "lora")
+
+
+def table(text: str) -> tuple[list[str], list[str]]:
+    """Header and only row of kubectl's output, cut at the columns of the header."""
+    header, row = text.splitlines()
+    starts = [match.start() for match in re.finditer(r"(?:(?<=  )|^)\S", header)]
+    ends = [*starts[1:], max(len(header), len(row))]
+    pairs = list(zip(starts, ends, strict=True))
+    return [header[a:b].strip() for a, b in pairs], [row[a:b].strip() for a, b in pairs]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["spec", "status", *(f.path for f in walk(load(DEFINITION).root) if f.children and f.path not in ("metadata",))],
+)
+def test_kubectl_explain_is_the_manual(api: Api, path: str) -> None:
+    """kubectl explain shows the description of every field below this one."""
+    text = " ".join(api.kubectl("explain", f"lft.{path.replace('[]', '')}").split())
+    field = load(DEFINITION).field(path)
+    assert " ".join(field.description.split()) in text
+    missing = [child.path for child in field.children if " ".join(child.description.split()) not in text]
+    assert not missing
+    assert "<no description>" not in text
