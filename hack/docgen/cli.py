@@ -38,9 +38,7 @@ def outputs() -> dict[Path, str]:
     values = yaml.safe_load(_read(CHART / "values.yaml"))
     values_schema = json.loads(_read(CHART / "values.schema.json"))
     return {
-        Path("docs/api-reference.md"): api_reference.render(
-            schema.load(definition), _read(Path("examples/minimal.yaml"))
-        ),
+        Path("docs/api-reference.md"): api_reference.render(schema.load(definition), example),
         CHART / "files/lorafinetunes.yaml": definition.read_text(encoding="utf-8"),
         install: chart_values.insert(_read(install), values, values_schema),
     }
