@@ -17,7 +17,7 @@ class OperatorConfig:
     namespaces              watched namespaces; empty means all
     trainer_image           image of the training pods
     hub_endpoint            base URL of the Hugging Face Hub; empty means the client's own default
-    allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo and tests)
+    allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
     default_cpu, -memory    requests of a training pod whose resource names none
     progress_interval_s     how often a running pod is asked for its progress, and the status written
     pending_check_s         how often a pod that does not start is looked at, its events included

@@ -46,7 +46,7 @@ class ConditionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A Job that carries our label. `owner_uid` is the uid of its controller, `suspend_intent` what we last asked for."""
+    """A Job that carries our label. `owner_uid` is its controller's, `suspend_intent` what we last asked for."""
 
     name: str
     uid: str
@@ -80,7 +80,7 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
-    """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of the Job that made it, 0 if unknown."""
+    """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of its Job, 0 if unknown."""
 
     name: str
     uid: str
@@ -112,8 +112,9 @@ class EventView:
 class Rejection:
     """The API server refused what the last plan wanted to create or patch. `message` is the server's own text.
 
-    The shell decides again with it at once; that plan creates and patches nothing, says what is wrong in the status, and
-    asks to be looked at again after a while, then without the rejection. A 409 is a name that somebody else's object has.
+    The shell decides again with it at once; that plan creates and patches nothing, says in the status what is wrong,
+    and asks to be looked at again after a while, then without the rejection. A 409 is a name that somebody else's
+    object has.
     """
 
     kind: str
@@ -166,8 +167,9 @@ class Plan:
     """What is to be done now, in this order: create, patch, status, delete, events.
 
     `status` is the whole status; equal to the present one means no write. `confirm_absence` asks the shell to list Jobs
-    and Pods live and decide again: nothing is created, and no verdict given, on a cache that may be behind. `watch_events` asks for the children's Events at the next
-    look. `ask_progress` names the pod that is asked for its progress.
+    and Pods live and decide again: nothing is created, and no verdict given, on a cache that may be behind.
+    `watch_events` asks for the children's Events at the next look. `ask_progress` names the pod that is asked for its
+    progress, once; the answer goes into `Observed.progress` of another look.
     """
 
     create: tuple[Mapping[str, Any], ...] = ()

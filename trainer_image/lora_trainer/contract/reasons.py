@@ -20,6 +20,7 @@ class Reason(enum.StrEnum):
     SECRET_NOT_FOUND = "SecretNotFound"
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     VOLUME_NOT_READY = "VolumeNotReady"
+    CONTAINER_NOT_STARTED = "ContainerNotStarted"
     ADMISSION_DENIED = "AdmissionDenied"
     FORBIDDEN = "Forbidden"
     POD_SECURITY_VIOLATION = "PodSecurityViolation"
@@ -31,6 +32,7 @@ class Reason(enum.StrEnum):
     TRAINING = "Training"
     EVALUATING = "Evaluating"
     PUBLISHING = "Publishing"
+    POD_RUNNING = "PodRunning"
     RESTARTING = "Restarting"
 
     SUCCEEDED = "Succeeded"

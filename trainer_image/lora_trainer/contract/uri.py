@@ -1,6 +1,7 @@
 """The grammar of addresses: `hf://org/name[@revision]`, `pvc://claim/path`, `configmap://name/key`."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -91,4 +92,4 @@ def _config_map(rest: str) -> ConfigMapUri:
     return ConfigMapUri(name=name, key=key)
 
 
-_PARSERS = {"hf": _hub, "pvc": _claim, "configmap": _config_map}
+_PARSERS: Mapping[str, Callable[[str], Uri]] = {"hf": _hub, "pvc": _claim, "configmap": _config_map}

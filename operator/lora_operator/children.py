@@ -1,0 +1,51 @@
+"""Which Job is this run's, which attempt is it, and which pods belong to it."""
+
+from dataclasses import dataclass
+
+from lora_operator.model import FineTune, JobView, Observed, PodView
+from lora_operator.names import child_name
+from lora_operator.pods import has_ended, newest_first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Children:
+    """`attempt` is the present one, 0 before the first. `job` is its Job; None where it is not there (any more).
+
+    `expected`: a Job was made before, so a missing one was deleted. `orphans` are living pods whose Job is gone.
+    `foreign`: the next attempt's name is taken by a Job that belongs to someone else.
+    """
+
+    attempt: int
+    job: JobView | None
+    pods: tuple[PodView, ...]
+    expected: bool
+    orphans: tuple[PodView, ...]
+    foreign: bool
+
+    @property
+    def next_attempt(self) -> int:
+        """The attempt that a new Job would be."""
+        return self.attempt + 1
+
+
+def find_children(finetune: FineTune, observed: Observed) -> Children:
+    """Sort out what was observed. The count of attempts survives in the status and in the Jobs: the larger holds."""
+    own = [job for job in observed.jobs if job.owner_uid == finetune.uid]
+    stored = finetune.status.get("attempt")
+    stored = stored if isinstance(stored, int) and not isinstance(stored, bool) and 0 < stored < 10_000 else 0
+    attempt = max([stored, *(job.attempt for job in own)])
+    job = next((job for job in own if job.attempt == attempt), None)
+    known = {job.uid for job in observed.jobs}
+    next_name = child_name(finetune.name, finetune.uid, attempt + 1)
+    return Children(
+        attempt=attempt,
+        job=job,
+        pods=tuple(pod for pod in observed.pods if _belongs(pod, job, attempt)),
+        expected=stored > 0,
+        orphans=tuple(pod for pod in newest_first(observed.pods) if pod.job_uid not in known and not has_ended(pod)),
+        foreign=any(other.name == next_name and other.owner_uid != finetune.uid for other in observed.jobs),
+    )
+
+
+def _belongs(pod: PodView, job: JobView | None, attempt: int) -> bool:
+    return pod.job_uid == job.uid if job else pod.attempt == attempt

@@ -1,0 +1,233 @@
+"""What is to be done about a LoRAFineTune: the specification of the operator, as one pure function.
+
+Total: it answers whatever is observed, however odd. Idempotent: once its plan is carried out it asks for nothing more,
+and tells the same status. `now` only times what comes later, and dates what has no date of its own.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import datetime
+
+from lora_operator.adjust import adjust, adjusted
+from lora_operator.children import Children, find_children
+from lora_operator.conditions import Condition, Finding, Type, is_finished
+from lora_operator.config import OperatorConfig
+from lora_operator.expiry import expired_objects
+from lora_operator.model import EventRecord, FineTune, JobView, Observed, Plan, PodView
+from lora_operator.names import child_name
+from lora_operator.notices import notices, recreated
+from lora_operator.observe import parse_job
+from lora_operator.pods import is_running, newest_first
+from lora_operator.progress import follow_progress, next_question_s
+from lora_operator.render import render_config_map, render_job
+from lora_operator.request import Request, read_request
+from lora_operator.results import resolved_by_spec
+from lora_operator.situation import Scene, Situation, assess, awaiting_orphan
+from lora_operator.status import Facts, Status, final_status, ongoing_status, refreshed_status
+from lora_operator.trouble import name_conflict, trouble_of_rejection
+from lora_operator.verdict import Verdict, deleted_too_often, judge, proven_success
+from lora_operator.wording import block_of
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import RunOptions
+from lora_trainer.contract.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """All that a decision looks at. `request` is read as for the attempt that is present or, without a Job, next."""
+
+    finetune: FineTune
+    observed: Observed
+    config: OperatorConfig
+    now: datetime
+    children: Children
+    request: Request
+
+    @property
+    def memory(self) -> str:
+        """The memory limit of the training pod."""
+        return self.request.pod.memory or self.config.default_memory
+
+    @property
+    def job_name(self) -> str:
+        """Name of the present attempt's Job; empty before the first."""
+        attempt = self.children.attempt
+        return child_name(self.finetune.name, self.finetune.uid, attempt) if attempt else ""
+
+
+def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
+    """The plan for one resource, given all that is known of its children."""
+    if finetune.deleting:
+        return Plan(status=finetune.status)  # the children have an owner reference, and go with the resource
+    if is_finished(finetune):
+        return _after_the_end(finetune, observed, now)
+    children = find_children(finetune, observed)
+    attempt = children.attempt if children.job else children.next_attempt
+    options = RunOptions(uid=finetune.uid, attempt=attempt, allow_cpu=config.allow_cpu)
+    request = read_request(finetune.manifest, options)
+    case = _Case(finetune=finetune, observed=observed, config=config, now=now, children=children, request=request)
+    return _follow(case, children.job) if children.job else _begin(case)
+
+
+def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
+    """The verdict stands. What is left is the time to live of the Job."""
+    expired, left_s = expired_objects(finetune, observed, now)
+    return Plan(status=refreshed_status(finetune), delete=expired, requeue_after_s=left_s)
+
+
+def _begin(case: _Case) -> Plan:
+    """There is no Job. It may have been deleted, even when its work was done; its pod may live on."""
+    children = case.children
+    if case.observed.rejection is not None:
+        return _refused(case, trouble_of_rejection(case.observed.rejection))
+    if (children.expected or children.orphans) and not case.observed.absence_confirmed:
+        return _look_again(case)
+    proof = proven_success(children.pods)
+    if proof is not None:
+        return _end(case, proof)
+    if children.orphans:
+        return _await(case, awaiting_orphan(children.orphans[0]))
+    return _start(case)
+
+
+def _start(case: _Case) -> Plan:
+    """A Job is to be made, unless something stands against it."""
+    children, request = case.children, case.request
+    if children.attempt > request.policy.max_retries:
+        return _end(case, deleted_too_often(case.job_name, children.attempt, request.policy.max_retries))
+    if request.train is None:
+        return _invalid(case)
+    if children.foreign:
+        name = child_name(case.finetune.name, case.finetune.uid, children.next_attempt)
+        return _refused(case, name_conflict("Job", name))
+    return _create(case, request.train)
+
+
+def _follow(case: _Case, job: JobView) -> Plan:
+    """There is a Job. Tell what it does, and how it ended once it has."""
+    verdict = judge(job, case.children.pods, case.memory)
+    if verdict is not None:
+        unsure = verdict.on_absence and not case.observed.absence_confirmed
+        return _look_again(case) if unsure else _end(case, verdict)
+    patch = None if job.deleting or case.observed.rejection else adjust(job, case.request.policy)
+    plan = _watch(case, adjusted(job, patch) if patch else job)
+    return dataclasses.replace(plan, patch=(patch,) if patch else ())
+
+
+def _create(case: _Case, train: TrainConfig) -> Plan:
+    """The first attempt, or the next one where the Job of the last was deleted."""
+    finetune, children = case.finetune, case.children
+    rendered = render_job(finetune, case.request, train, case.config)
+    job = parse_job(rendered)
+    events: tuple[EventRecord, ...] = ()
+    if children.expected:
+        events = (recreated(job.name, job.attempt, case.job_name),)
+    fresh = dataclasses.replace(children, attempt=job.attempt, job=job, pods=())
+    plan = _watch(
+        dataclasses.replace(case, children=fresh), job, resolved=resolved_by_spec(train, case.config.trainer_image)
+    )
+    return dataclasses.replace(
+        plan, create=(render_config_map(finetune, train), rendered), events=(*events, *plan.events), watch_events=False
+    )
+
+
+def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
+    """The status of a run that goes on, and when to look again."""
+    pods, observed, config = case.children.pods, case.observed, case.config
+    running = None if job.suspended else next((pod for pod in newest_first(pods) if is_running(pod)), None)
+    progress = follow_progress(case.finetune, running, observed.progress, case.now)
+    situation = assess(
+        Scene(request=case.request, job=job, pods=pods, events=observed.events, progress=progress, memory=case.memory)
+    )
+    found_out = observed.progress.resolved if observed.progress and running else None
+    facts = Facts(
+        attempt=job.attempt,
+        job_name=job.name,
+        job=job,
+        pod=situation.pod,
+        resolved=resolved or _resolved(case),
+        found_out=found_out,
+        progress=progress,
+    )
+    accepted = _accepted(job.name)
+    if observed.rejection is not None:
+        accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
+    status = ongoing_status(case.finetune, accepted, situation, facts, case.now)
+    plan = Plan(status=status, events=notices(case.finetune, status))
+    if situation.running and situation.pod is not None:
+        return _with_question(
+            plan, situation.pod, next_question_s(progress, config.progress_interval_s, case.now), config
+        )
+    if job.suspended:
+        return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
+    return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True)
+
+
+def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConfig) -> Plan:
+    if wait_s > 0:
+        return dataclasses.replace(plan, requeue_after_s=wait_s)
+    return dataclasses.replace(plan, requeue_after_s=config.progress_interval_s, ask_progress=pod)
+
+
+def _end(case: _Case, verdict: Verdict) -> Plan:
+    """The run is over: the last status."""
+    pods = newest_first(case.children.pods)
+    facts = Facts(
+        attempt=case.children.attempt,
+        job_name=case.job_name,
+        job=case.children.job,
+        pod=pods[0] if pods else None,
+        resolved=_resolved(case),
+    )
+    status = final_status(case.finetune, _accepted(case.job_name), verdict, facts, case.now)
+    return Plan(status=status, events=notices(case.finetune, status))
+
+
+def _invalid(case: _Case) -> Plan:
+    """The spec breaks a rule, and cannot change any more: the run has failed before it began."""
+    message = "; ".join(str(problem) for problem in case.request.problems)
+    remedy = "create a new LoRAFineTune with a corrected spec"
+    finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{message}: {remedy}")
+    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
+    facts = Facts(attempt=case.children.attempt, job_name=case.job_name)
+    status = final_status(case.finetune, accepted, Verdict(succeeded=False, finding=finding), facts, case.now)
+    return Plan(status=status, events=notices(case.finetune, status))
+
+
+def _refused(case: _Case, finding: Finding) -> Plan:
+    """The API server takes no Job from us: say why, and try again after a while."""
+    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
+    plan = _await(case, Situation(state=finding), accepted)
+    patient = finding.reason is Reason.NAME_CONFLICT
+    return dataclasses.replace(
+        plan, requeue_after_s=case.config.resync_interval_s if patient else case.config.retry_max_s
+    )
+
+
+def _await(case: _Case, situation: Situation, accepted: Condition | None = None) -> Plan:
+    """No Job is there, and none is made for now."""
+    facts = Facts(
+        attempt=case.children.attempt,
+        job_name=case.job_name,
+        pod=situation.pod,
+        progress=follow_progress(case.finetune, None, None, case.now),
+    )
+    status = ongoing_status(case.finetune, accepted or _accepted(case.job_name), situation, facts, case.now)
+    return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
+
+
+def _look_again(case: _Case) -> Plan:
+    """The cache may be behind the cluster, and what follows cannot be taken back."""
+    return Plan(status=case.finetune.status, confirm_absence=True)
+
+
+def _accepted(job_name: str) -> Condition:
+    finding = Finding(reason=Reason.ACCEPTED, message=f"The spec is valid; Job {job_name} runs it")
+    return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
+
+
+def _resolved(case: _Case) -> Status:
+    """What was resolved stays; it is made up for only where a crash came before the first status."""
+    before = block_of(case.finetune.status, "resolved")
+    train = case.request.train
+    return before or (resolved_by_spec(train, case.config.trainer_image) if train else {})

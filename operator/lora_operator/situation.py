@@ -1,0 +1,158 @@
+"""What a run that has not ended is doing: the word that `kubectl get` shows as STATE, and the sentence behind it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_operator.conditions import Finding
+from lora_operator.model import EventView, JobView, PodView
+from lora_operator.names import QUEUE_LABEL
+from lora_operator.pods import condition_of, failure_of, has_ended, is_running, newest_first
+from lora_operator.request import Request
+from lora_operator.trouble import trouble_of_job, trouble_of_pod
+from lora_trainer.contract.progress import Phase
+from lora_trainer.contract.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """`state` is what goes on; `pod` the newest pod. The trainer runs and can be asked where `running`."""
+
+    state: Finding
+    pod: PodView | None = None
+    running: bool = False
+
+    @property
+    def ready_since(self) -> Finding:
+        """The finding of the condition PodsReady of a running pod."""
+        pod = self.pod
+        where = f"Pod {pod.name} runs on node {pod.node}" if pod else "The pod runs"
+        since = condition_of(pod, "Ready").since if pod else None
+        return Finding(reason=Reason.POD_RUNNING, message=where, since=since)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What a situation is read from. `progress` is the progress block of the status, as it will be written."""
+
+    request: Request
+    job: JobView
+    pods: Sequence[PodView]
+    events: Sequence[EventView]
+    progress: Mapping[str, Any]
+    memory: str
+
+
+def assess(scene: Scene) -> Situation:
+    """The situation of a run whose Job exists and goes on."""
+    pods = newest_first(scene.pods)
+    living = next((pod for pod in pods if not has_ended(pod)), None)
+    newest = living or (pods[0] if pods else None)
+    if scene.job.suspended:
+        return Situation(state=_suspended(scene, living), pod=newest)
+    if scene.job.deleting:
+        message = f"Job {scene.job.name} is being deleted; a new one follows when its pod has stopped"
+        return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=newest)
+    if living is None:
+        return Situation(state=_without_pod(scene, newest), pod=newest)
+    return _with_pod(scene, living, pods)
+
+
+def awaiting_orphan(pod: PodView) -> Situation:
+    """The Job is gone but its pod lives on: two must never write the same output, so the next attempt waits."""
+    message = (
+        f"Job of pod {pod.name} is gone, but the pod still runs; a new attempt follows when it has stopped: "
+        f"kubectl delete pod {pod.name} stops it"
+    )
+    return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=pod)
+
+
+_AWAITING_POD = Finding(reason=Reason.PENDING, message="Waiting for the cluster to create the pod")
+
+
+def _suspended(scene: Scene, living: PodView | None) -> Finding:
+    since = next((c.since for c in scene.job.conditions if c.type == "Suspended" and c.status == "True"), None)
+    end = f"; pod {living.name} is being stopped" if living else ""
+    if scene.request.policy.suspend:
+        message = f"Suspended by spec.suspend: set it to false to go on{end}"
+        return Finding(reason=Reason.SUSPENDED_BY_USER, message=message, since=since)
+    queue = scene.request.pod.queue_labels.get(QUEUE_LABEL)
+    who = (
+        f"queue {queue} admits it"
+        if queue
+        else f"whoever suspended it sets spec.suspend of Job {scene.job.name} to false"
+    )
+    message = f"The Job is suspended, but not by spec.suspend of this LoRAFineTune: it goes on when {who}{end}"
+    return Finding(reason=Reason.SUSPENDED_EXTERNALLY, message=message, since=since)
+
+
+def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
+    trouble = trouble_of_job(scene.job, scene.pods, scene.events)
+    if trouble is not None:
+        return trouble
+    failure = failure_of(newest, scene.memory) if newest else None
+    if failure is not None:
+        return _restarting(scene, failure)
+    if newest is not None:
+        return Finding(reason=Reason.PUBLISHING, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
+    return _AWAITING_POD
+
+
+def _with_pod(scene: Scene, pod: PodView, pods: Sequence[PodView]) -> Situation:
+    trouble = trouble_of_pod(pod, scene.events)
+    if trouble is not None:
+        return Situation(state=trouble, pod=pod)
+    if pod.deleting:
+        message = f"Pod {pod.name} was deleted and is being stopped; a new one follows"
+        return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=pod)
+    failures = [failure for other in pods if (failure := failure_of(other, scene.memory)) is not None]
+    if is_running(pod):
+        return Situation(state=_running(scene, failures), pod=pod, running=True)
+    if failures:
+        return Situation(state=_restarting(scene, failures[0]), pod=pod)
+    return Situation(state=_starting(pod), pod=pod)
+
+
+def _restarting(scene: Scene, failure: Finding) -> Finding:
+    if failure.reason is Reason.EVICTED:
+        return dataclasses.replace(failure, message=f"{failure.message}. A new pod follows")
+    retry = f"retry {max(scene.job.failed, 1)} of {scene.request.policy.max_retries} follows"
+    return Finding(
+        reason=Reason.RESTARTING, message=f"{failure.reason.value}: {failure.message}. Now {retry}", since=failure.since
+    )
+
+
+def _starting(pod: PodView) -> Finding:
+    if not pod.node:
+        return Finding(reason=Reason.PENDING, message=f"Pod {pod.name} waits for a node")
+    message = f"Node {pod.node} pulls the image and mounts the volumes of pod {pod.name}"
+    return Finding(reason=Reason.PENDING, message=message)
+
+
+def _running(scene: Scene, failures: Sequence[Finding]) -> Finding:
+    phase = _phase(scene.progress)
+    message = _doing(phase, scene)
+    if failures:
+        count = "1 failed pod" if len(failures) == 1 else f"{len(failures)} failed pods"
+        message += f" (after {count}, the last with {failures[0].reason.value})"
+    return Finding(reason=Reason(phase.value), message=message)
+
+
+def _phase(progress: Mapping[str, Any]) -> Phase:
+    return {phase.value: phase for phase in Phase}.get(str(progress.get("phase")), Phase.STARTING)
+
+
+def _doing(phase: Phase, scene: Scene) -> str:
+    if phase is Phase.TRAINING:
+        step, eta = scene.progress.get("steps"), scene.progress.get("eta")
+        return f"Training: step {step or 0}" + (f", about {eta} to go" if eta else "")
+    return _DOING[phase]
+
+
+_DOING = {
+    Phase.STARTING: "The trainer starts and reads the data set",
+    Phase.LOADING_MODEL: "The trainer loads the base model",
+    Phase.EVALUATING: "The trainer measures the loss on the held-out rows",
+    Phase.PUBLISHING: "The trainer writes the adapter and verifies it in a fresh process",
+}

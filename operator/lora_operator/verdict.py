@@ -1,0 +1,126 @@
+"""How a run ended. Complete needs the summary of a verified adapter; an exit code of 0 alone is worth nothing."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lora_operator.conditions import Finding
+from lora_operator.model import ConditionView, JobView, PodView
+from lora_operator.pods import failure_of, has_ended, newest_first, summary_of
+from lora_operator.wording import last_line, sentence
+from lora_trainer.contract.exit_codes import reason_of
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Summary
+
+_EXIT_CODE = re.compile(r"exit code ([0-9]{1,3})\b")
+_UNSPECIFIC = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR, Reason.PENDING}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The end of a run. `finding.since` is when. `on_absence`: something not seen weighed in, so look again first."""
+
+    succeeded: bool
+    finding: Finding
+    summary: Summary | None = None
+    on_absence: bool = False
+
+
+def judge(job: JobView, pods: Sequence[PodView], memory: str) -> Verdict | None:
+    """The verdict on a finished Job and its pods; None while the Job goes on. `memory` is the pods' limit."""
+    ending = _ending(job)
+    if ending is None:
+        return None
+    ended_at = job.completed_at or ending.since
+    verdict = proven_success(pods)
+    if verdict is None and ending.type == "Complete":
+        verdict = _complete_without_proof(pods)
+    if verdict is None:
+        verdict = _failed(job, ending, pods, memory)
+    return dataclasses.replace(
+        verdict, finding=dataclasses.replace(verdict.finding, since=ended_at or verdict.finding.since)
+    )
+
+
+def proven_success(pods: Iterable[PodView]) -> Verdict | None:
+    """The success that a pod's summary proves, whatever became of its Job."""
+    for pod in newest_first(pods):
+        summary = summary_of(pod) if has_ended(pod) else None
+        if summary is not None and summary.succeeded:
+            finding = Finding(reason=Reason.SUCCEEDED, message=sentence(summary.message), since=pod.trainer.finished_at)
+            return Verdict(succeeded=True, finding=finding, summary=summary)
+    return None
+
+
+def deleted_too_often(job_name: str, deletions: int, max_retries: int) -> Verdict:
+    """The end of a run whose Job was deleted more often than `maxRetries` allows."""
+    times = "once" if deletions == 1 else f"{deletions} times"
+    message = (
+        f"The run's Job was deleted {times}, the last one being {job_name}, and maxRetries is {max_retries}: "
+        "create a new LoRAFineTune to run again; to pause a run, set spec.suspend to true instead"
+    )
+    return Verdict(succeeded=False, finding=Finding(reason=Reason.BACKOFF_LIMIT_EXCEEDED, message=message))
+
+
+def _ending(job: JobView) -> ConditionView | None:
+    return next((c for c in job.conditions if c.type in {"Complete", "Failed"} and c.status == "True"), None)
+
+
+def _complete_without_proof(pods: Sequence[PodView]) -> Verdict:
+    good = [pod for pod in newest_first(pods) if pod.phase == "Succeeded" or pod.trainer.exit_code == 0]
+    summary = summary_of(good[0]) if good else None
+    if summary is not None and summary.reason is not Reason.SUCCEEDED:
+        finding = Finding(reason=summary.reason, message=sentence(summary.message))
+        return Verdict(succeeded=False, finding=finding, summary=summary)
+    which = f"Pod {good[0].name} ended with exit code 0" if good else "The Job is complete and its pod is gone"
+    message = (
+        f"{which}, but there is no summary of a verified adapter: look at the pod's log and at the output folder, "
+        "and create a new LoRAFineTune to run again"
+    )
+    return Verdict(
+        succeeded=False,
+        finding=Finding(reason=Reason.RESULT_UNKNOWN, message=message),
+        summary=summary,
+        on_absence=not good,
+    )
+
+
+def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory: str) -> Verdict:
+    failures = [(pod, failure) for pod in newest_first(pods) if (failure := failure_of(pod, memory)) is not None]
+    last = failures[0][1] if failures else _failure_told_by_the_job(ending)
+    summary = summary_of(failures[0][0]) if failures else None
+    if ending.reason == "DeadlineExceeded":
+        seconds = "" if job.active_deadline_s is None else f" ({job.active_deadline_s} s)"
+        finding = Finding(
+            reason=Reason.DEADLINE_EXCEEDED,
+            message=f"The run took longer than spec.activeDeadlineSeconds{seconds}{_and_before(last)}: "
+            "create a new LoRAFineTune with a later deadline or without one",
+        )
+        return Verdict(succeeded=False, finding=finding, summary=summary)
+    if last is None:
+        last = Finding(
+            reason=Reason.RESULT_UNKNOWN,
+            message=f"The Job failed ({last_line(ending.message) or 'without a message'}) and its pods are gone: "
+            "create a new LoRAFineTune to run again",
+        )
+    if ending.reason == "BackoffLimitExceeded" and last.reason in _UNSPECIFIC:
+        last = dataclasses.replace(last, reason=Reason.BACKOFF_LIMIT_EXCEEDED)
+    counted = max(job.failed, 1)
+    if counted > 1:
+        last = dataclasses.replace(last, message=sentence(f"{last.message} (the last of {counted} failures)"))
+    return Verdict(succeeded=False, finding=last, summary=summary, on_absence=len(failures) < counted)
+
+
+def _failure_told_by_the_job(ending: ConditionView) -> Finding | None:
+    """With a pod failure policy the Job's own message holds the exit code, which outlives the pod."""
+    code = _EXIT_CODE.search(ending.message)
+    if code is None:
+        return None
+    return Finding(
+        reason=reason_of(int(code[1])), message=f"The pod is gone; its Job says: {last_line(ending.message)}"
+    )
+
+
+def _and_before(last: Finding | None) -> str:
+    return f", and had failed before with {last.reason.value} ({last.message})" if last else ""
