@@ -1,0 +1,350 @@
+"""The chart as it renders, without a cluster."""
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lora_operator.config import OperatorConfig, load_config, yaml_name
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHART = REPOSITORY / "helm/lora-finetune-operator"
+OPERATOR_RULES = {
+    ("lora-operator.io", "lorafinetunes"): {"get", "list", "watch"},
+    ("lora-operator.io", "lorafinetunes/status"): {"update", "patch"},
+    ("lora-operator.io", "lorafinetunes/finalizers"): {"update"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "pods"): {"get", "list", "watch"},
+    ("", "configmaps"): {"get", "create", "delete"},
+    ("", "events"): {"list", "create", "patch"},
+}
+Manifest = dict[str, Any]
+Render = Callable[..., list[Manifest]]
+
+
+def only(objects: list[Manifest], kind: str, name: str | None = None) -> Manifest:
+    (found,) = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
+    return found
+
+
+def pod_of(objects: list[Manifest]) -> Manifest:
+    return dict(only(objects, "Deployment")["spec"]["template"]["spec"])
+
+
+def rights(role: Manifest) -> dict[tuple[str, str], set[str]]:
+    return {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def test_lint_is_clean_when_it_is_strict(helm: Any) -> None:
+    """helm lint --strict finds nothing, with the default values."""
+    out = helm.run("lint", "--strict", str(CHART))
+    assert "1 chart(s) linted, 0 chart(s) failed" in out
+    assert "[WARNING]" not in out
+
+
+def test_default_values_render_the_operator_and_nothing_that_needs_other_operators(render: Render) -> None:
+    """One Deployment with what it needs, in the namespace of the release."""
+    objects = render()
+    assert Counter(o["kind"] for o in objects) == {
+        "CustomResourceDefinition": 1,
+        "ServiceAccount": 1,
+        "ClusterRole": 3,
+        "ClusterRoleBinding": 1,
+        "ConfigMap": 1,
+        "Service": 1,
+        "Deployment": 1,
+    }
+    cluster_wide = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+    assert {o["metadata"].get("namespace") for o in objects if o["kind"] not in cluster_wide} == {"lora-system"}
+
+
+def test_versions_are_those_of_the_package() -> None:
+    """Chart and application are released together."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+
+
+def test_the_pod_is_restricted(render: Render) -> None:
+    """The pod keeps every rule of the restricted Pod Security Standard, and its root file system is read-only."""
+    pod = pod_of(render())
+    (container,) = pod["containers"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "runAsGroup": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} == {"configMap", "emptyDir"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+
+
+def test_the_platform_may_choose_the_user(render: Render) -> None:
+    """OpenShift assigns user ids and refuses fixed ones."""
+    context = pod_of(render(securityContext={"runAsUser": None, "runAsGroup": None}))["securityContext"]
+    assert set(context) == {"runAsNonRoot", "seccompProfile"}
+
+
+def test_there_is_one_operator_that_is_replaced_and_probed(render: Render) -> None:
+    """Two operators never overlap on purpose, and the kubelet asks both endpoints."""
+    objects = render()
+    spec = only(objects, "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    (container,) = pod_of(objects)["containers"]
+    probes = {name: container[name]["httpGet"] for name in ("livenessProbe", "readinessProbe", "startupProbe")}
+    assert probes == {
+        "livenessProbe": {"path": "/healthz", "port": "http"},
+        "readinessProbe": {"path": "/readyz", "port": "http"},
+        "startupProbe": {"path": "/healthz", "port": "http"},
+    }
+    assert container["ports"] == [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]
+    (env,) = container["env"]
+    assert (env["name"], env["valueFrom"]) == ("POD_NAMESPACE", {"fieldRef": {"fieldPath": "metadata.namespace"}})
+
+
+def test_labels_select_the_pod(render: Render) -> None:
+    """The Deployment and the Service find the pod, and own labels do not change the selector."""
+    objects = render(podLabels={"team": "ml"})
+    spec = only(objects, "Deployment")["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert only(objects, "Service")["spec"]["selector"] == spec["selector"]["matchLabels"]
+    assert labels["team"] == "ml"
+    assert "team" not in spec["selector"]["matchLabels"]
+
+
+def test_rights_are_these_and_no_others(render: Render) -> None:
+    """No wildcard, no Secrets, no exec, no nodes: the exact table."""
+    objects = render()
+    assert rights(only(objects, "ClusterRole", "lora")) == OPERATOR_RULES
+    binding = only(objects, "ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == "lora"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "lora", "namespace": "lora-system"}]
+
+
+def test_listed_namespaces_get_a_role_each_and_the_cluster_none(render: Render) -> None:
+    """With a list the operator has no right outside of it."""
+    objects = render(watch={"namespaces": ["team-a", "team-b"]}, rbac={"aggregate": False})
+    assert not [o for o in objects if o["kind"].startswith("Cluster")]
+    roles = [o for o in objects if o["kind"] == "Role"]
+    assert {role["metadata"]["namespace"] for role in roles} == {"team-a", "team-b"}
+    assert all(rights(role) == OPERATOR_RULES for role in roles)
+    bindings = [o for o in objects if o["kind"] == "RoleBinding"]
+    assert {b["metadata"]["namespace"] for b in bindings} == {"team-a", "team-b"}
+    assert all(b["subjects"][0]["namespace"] == "lora-system" for b in bindings)
+
+
+def test_people_get_their_rights_through_the_roles_of_the_cluster(render: Render) -> None:
+    """Viewers read LoRAFineTunes, editors write them, and nobody but the operator writes the status."""
+    objects = render()
+    view, edit = only(objects, "ClusterRole", "lora-view"), only(objects, "ClusterRole", "lora-edit")
+    assert all(verbs == {"get", "list", "watch"} for verbs in rights(view).values())
+    assert set(rights(edit)) == {("lora-operator.io", "lorafinetunes")}
+    aggregated = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {aggregated + role for role in ("view", "edit", "admin")} <= set(view["metadata"]["labels"])
+    assert aggregated + "view" not in edit["metadata"]["labels"]
+    assert not [o for o in render(rbac={"aggregate": False}) if o["metadata"]["name"] in ("lora-view", "lora-edit")]
+
+
+def test_the_definition_is_the_one_in_crds(helm: Any, render: Render) -> None:
+    """Its spec stands in the chart byte for byte."""
+    text = (REPOSITORY / "crds/lorafinetunes.yaml").read_text()
+    spec = text[text.index("\nspec:") :]
+    assert spec.rstrip() in helm.template({}).stdout
+    assert only(render(), "CustomResourceDefinition")["spec"] == yaml.safe_load(text)["spec"]
+
+
+def test_the_definition_is_kept_unless_told_otherwise(render: Render) -> None:
+    """Deleting it would delete every LoRAFineTune, so helm uninstall leaves it."""
+    keep = {"helm.sh/resource-policy": "keep"}
+    assert only(render(), "CustomResourceDefinition")["metadata"]["annotations"] == keep
+    assert "annotations" not in only(render(crds={"keep": False}), "CustomResourceDefinition")["metadata"]
+    assert not [o for o in render(crds={"install": False}) if o["kind"] == "CustomResourceDefinition"]
+
+
+def settings_of(objects: list[Manifest]) -> str:
+    return str(only(objects, "ConfigMap")["data"]["config.yaml"])
+
+
+def test_the_configuration_file_has_exactly_the_keys_of_the_operator(render: Render) -> None:
+    """No setting is missing in the chart, and none is unknown to the operator."""
+    names = {yaml_name(field.name) for field in fields(OperatorConfig)}
+    assert set(yaml.safe_load(settings_of(render()))) == names
+
+
+def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path) -> None:
+    """Values arrive in the operator's configuration, as the types that it wants."""
+    objects = render(
+        watch={"namespaces": ["team-a"]},
+        imagePullSecrets=[{"name": "registry"}],
+        trainer={"image": {"tag": "v1", "pullPolicy": "Always"}, "serviceAccountName": "trainer"},
+        config={"hubEndpoint": "http://hub:8000", "allowCPU": True, "defaultCPU": "4", "progressIntervalSeconds": 0.5},
+        logLevel="DEBUG",
+        logFormat="text",
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(settings_of(objects))
+    assert load_config(file) == OperatorConfig(
+        trainer_image="registry.example.com/trainer:v1",
+        namespaces=("team-a",),
+        image_pull_policy="Always",
+        image_pull_secrets=("registry",),
+        trainer_service_account_name="trainer",
+        hub_endpoint="http://hub:8000",
+        allow_cpu=True,
+        default_cpu="4",
+        progress_interval_s=0.5,
+        log_level="DEBUG",
+        log_format="text",
+    )
+
+
+def test_defaults_of_the_chart_are_those_of_the_operator(render: Render, tmp_path: Path) -> None:
+    """Only the form of the log differs: machines read it in a cluster."""
+    file = tmp_path / "config.yaml"
+    file.write_text(settings_of(render()))
+    assert load_config(file) == OperatorConfig(trainer_image="registry.example.com/trainer:0.1.0", log_format="json")
+
+
+def test_the_pod_reads_the_configuration_file_from_where_it_is_mounted(render: Render) -> None:
+    """The argument, the mount and the ConfigMap belong together."""
+    objects = render()
+    pod = pod_of(objects)
+    (container,) = pod["containers"]
+    assert container["args"] == ["--config", "/etc/lora-operator/config.yaml"]
+    (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == "/etc/lora-operator"]
+    (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+    assert volume["configMap"]["name"] == only(objects, "ConfigMap")["metadata"]["name"]
+
+
+def test_a_change_of_the_configuration_restarts_the_pod_and_nothing_else_does(render: Render) -> None:
+    """The checksum follows the file, for instance the trainer's image, but not the operator's labels."""
+
+    def checksum(**values: Any) -> str:
+        template = only(render(**values), "Deployment")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum() != checksum(config={"workers": 3})
+    assert checksum() != checksum(trainer={"image": {"tag": "other"}})
+    assert checksum() == checksum(podLabels={"team": "ml"})
+
+
+@pytest.mark.parametrize(
+    ("image", "reference"),
+    [
+        ({}, "registry.example.com/operator:0.1.0"),
+        ({"tag": "v9"}, "registry.example.com/operator:v9"),
+        ({"tag": "v9", "digest": f"sha256:{'a' * 64}"}, f"registry.example.com/operator@sha256:{'a' * 64}"),
+    ],
+)
+def test_a_digest_wins_over_a_tag_and_a_tag_over_the_version(
+    render: Render, image: dict[str, str], reference: str
+) -> None:
+    """The three ways to name an image."""
+    assert pod_of(render(image=image))["containers"][0]["image"] == reference
+
+
+@pytest.mark.parametrize("field", ["image", "trainer.image"])
+def test_an_image_without_repository_is_asked_for_by_name(helm: Any, field: str) -> None:
+    """Nothing is published, so the chart says which value to set instead of failing to pull."""
+    values: dict[str, Any] = {"repository": ""}
+    for part in reversed(field.split(".")):
+        values = {part: values}
+    done = helm.template(values)
+    assert done.returncode != 0
+    assert f"{field}.repository must be set" in done.stderr
+
+
+def test_monitors_are_rendered_on_demand_with_the_labels_that_prometheus_selects(render: Render) -> None:
+    """One for the operator, one for the training pods of the watched namespaces."""
+    on = {"enabled": True, "additionalLabels": {"release": "prometheus"}}
+    objects = render(metrics={"serviceMonitor": on, "podMonitor": on}, watch={"namespaces": ["team-a"]})
+    service, pods = only(objects, "ServiceMonitor"), only(objects, "PodMonitor")
+    assert service["metadata"]["labels"]["release"] == pods["metadata"]["labels"]["release"] == "prometheus"
+    labels = only(objects, "Service")["metadata"]["labels"]
+    assert service["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert service["spec"]["endpoints"][0]["port"] == only(objects, "Service")["spec"]["ports"][0]["name"]
+    assert pods["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": "lora-trainer"}
+    assert pods["spec"]["podMetricsEndpoints"][0]["port"] == "metrics"
+    assert pods["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
+
+
+def test_a_service_monitor_without_service_is_refused(helm: Any) -> None:
+    """It would find no target, in silence."""
+    done = helm.template({"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}})
+    assert done.returncode != 0
+    assert "metrics.serviceMonitor.enabled needs metrics.service.enabled" in done.stderr
+
+
+def test_extra_objects_are_templates(render: Render) -> None:
+    """They may use the release's name and the values."""
+    extra = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "{{ .Release.Name }}-token"}}
+    assert only(render(extraObjects=[extra]), "Secret")["metadata"]["name"] == "lora-token"
+
+
+def test_pull_secrets_reach_the_operator_and_the_training_pods(render: Render) -> None:
+    """One value for both."""
+    objects = render(imagePullSecrets=[{"name": "registry"}])
+    assert pod_of(objects)["imagePullSecrets"] == [{"name": "registry"}]
+    assert yaml.safe_load(settings_of(objects))["imagePullSecrets"] == ["registry"]
+
+
+def objects_in(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every object of a JSON schema with its path."""
+    if "properties" in schema:
+        yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from objects_in(inner, f"{path}.{name}".lstrip("."))
+    if "items" in schema:
+        yield from objects_in(schema["items"], f"{path}[]")
+
+
+VALUES_SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+
+def test_the_schema_knows_every_key_at_every_level() -> None:
+    """A misspelt value is an error, wherever it stands."""
+    levels = dict(objects_in(VALUES_SCHEMA))
+    assert len(levels) > 15
+    assert not [path for path, schema in levels.items() if schema["additionalProperties"] is not False]
+
+
+def test_a_misspelt_value_is_refused_by_name(helm: Any) -> None:
+    """Helm checks the values against the schema."""
+    done = helm.template({"config": {"hubEndpiont": "http://hub"}})
+    assert done.returncode != 0
+    assert "hubEndpiont" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"logLevel": "TRACE"}, "logLevel"),
+        ({"config": {"hubEndpoint": "hub:8000"}}, "hubEndpoint"),
+        ({"config": {"defaultMemory": "lots"}}, "defaultMemory"),
+        ({"config": {"progressIntervalSeconds": 0}}, "progressIntervalSeconds"),
+        ({"watch": {"namespaces": ["Team A"]}}, "namespaces"),
+        ({"image": {"digest": "sha256:short"}}, "digest"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(helm: Any, values: dict[str, Any], field: str) -> None:
+    """What the operator or the API server would refuse later, Helm refuses first."""
+    done = helm.template(values)
+    assert done.returncode != 0
+    assert field in done.stderr
