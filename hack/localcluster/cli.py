@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from localcluster import control_plane, lifecycle, node, ports, settings, status, targets, tools
+from localcluster import control_plane, images, lifecycle, node, packages, ports, settings, status, targets, tools
 from localcluster.api import ApiError
 from localcluster.console import Console
 from localcluster.errors import ClusterError, tail
 from localcluster.forwarder import Route, enter_network
+from localcluster.imagespec import IMAGES, OPERATOR, TRAINER
 from localcluster.processes import locked
 
 if TYPE_CHECKING:
@@ -19,6 +23,12 @@ if TYPE_CHECKING:
 
     from localcluster.lifecycle import Record
     from localcluster.settings import Places
+
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+_DEFAULT_IMAGES = (OPERATOR.name, TRAINER.name)
+_NOTHING_TO_DO = "CLUSTER=current: the cluster of the current kubeconfig context is used as it is; nothing to do."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _command(commands, "down", _down, "end the cluster; images and the data of volumes stay")
     _command(commands, "status", _status, "show what runs")
+    _add_builds(commands)
     gpus = _command(commands, "gpus", _gpus, "let the node offer N nvidia.com/gpu, with no device behind them")
     gpus.add_argument("count", type=int)
     forward = _command(commands, "forward", _forward, "lead a port of 127.0.0.1 into the cluster until it ends")
@@ -63,8 +74,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_builds(commands: _Commands) -> None:
+    build = _command(commands, "build", _build, "build Kubernetes and the images at the same time; start nothing")
+    _add_images(build)
+    pushed = _command(commands, "images", _images, "build the images and push them to the registry")
+    _add_images(pushed)
+    pushed.add_argument("--json", action="store_true", help="print the references as JSON")
+    purge = _command(commands, "purge", _purge, "delete what was built and downloaded, after `down`")
+    purge.add_argument("--volumes", action="store_true", help="delete the data of the cluster's volumes too")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help=f"of {', '.join(IMAGES)}; default: {' '.join(_DEFAULT_IMAGES)}"
+    )
+
+
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: _Commands,
     name: str,
     run: Callable[[argparse.Namespace, Console], None],
     summary: str,
@@ -76,6 +103,9 @@ def _command(
 
 
 def _up(options: argparse.Namespace, console: Console) -> None:
+    if _uses_own_cluster():
+        console.say(_NOTHING_TO_DO)
+        return
     places = settings.places(options.name)
     with locked(places.lock, waiting=console.say):
         _require_profile(places, options.profile)
@@ -89,11 +119,81 @@ def _up(options: argparse.Namespace, console: Console) -> None:
 
 
 def _down(options: argparse.Namespace, console: Console) -> None:
+    if _uses_own_cluster():
+        console.say(_NOTHING_TO_DO)
+        return
     places = settings.places(options.name)
     with locked(places.lock, waiting=console.say), console.step(f"end cluster {places.name}"):
         node.down(places)
     if places.volumes.is_dir() and any(places.volumes.iterdir()):
-        console.say(f"The data of volumes stays in {places.volumes}; `hack/cluster purge` deletes it.")
+        console.say(f"The data of volumes stays in {places.volumes}; `hack/cluster purge --volumes` deletes it.")
+
+
+def _build(options: argparse.Namespace, console: Console) -> None:
+    names = _image_names(options)
+    if _uses_own_cluster():
+        console.say(_NOTHING_TO_DO)
+        return
+    places = settings.places(options.name)
+    # One apt-get for both: the package database has one lock.
+    packages.ensure(packages.EVERYTHING, console, places.cache / "packages.log")
+    with ThreadPoolExecutor() as pool:
+        builder = images.LocalBuilder(cache=places.cache, console=console)
+        tools_built = pool.submit(node.prepare, places, console)
+        images_built = pool.submit(images.build_all, names, builder)
+        tools_built.result()
+        images_built.result()
+
+
+def _images(options: argparse.Namespace, console: Console) -> None:
+    names = _image_names(options)
+    places = settings.places(options.name)
+    if _uses_own_cluster():
+        prefix = os.environ.get("IMAGE_PREFIX", "")
+        if not prefix:
+            raise ClusterError(
+                "CLUSTER=current needs IMAGE_PREFIX=, the registry and path where your cluster pulls from, for"
+                " instance IMAGE_PREFIX=ghcr.io/acme."
+            )
+        references = images.build_for_registry(names, prefix, places.cache, console)
+    else:
+        builder = images.LocalBuilder(cache=places.cache, console=console)
+        tags = images.build_all(names, builder)
+        registry_port = _record(places).registry_port
+        if registry_port is None:
+            raise ClusterError(f"Cluster {places.name} has no registry: it has only a control plane.")
+        references = images.push_all(tags, builder, registry_port)
+    if options.json:
+        print(json.dumps(references, indent=2))
+    else:
+        for name, reference in references.items():
+            print(f"{name:<12} {reference}")
+
+
+def _image_names(options: argparse.Namespace) -> list[str]:
+    if unknown := set(options.images) - set(IMAGES):
+        raise ClusterError(f"There is no image {min(unknown)!r}: choose from {', '.join(IMAGES)}.")
+    return options.images or list(_DEFAULT_IMAGES)
+
+
+def _purge(options: argparse.Namespace, console: Console) -> None:
+    places = settings.places(options.name)
+    with locked(places.lock, waiting=console.say):
+        if lifecycle.is_running(places):
+            raise ClusterError(f"Cluster {places.name} runs: end it first with `hack/cluster down`.")
+        with console.step(f"delete {places.cache}"):
+            shutil.rmtree(places.cache, ignore_errors=True)
+        if options.volumes:
+            with console.step(f"delete {places.volumes}"):
+                shutil.rmtree(places.volumes, ignore_errors=True)
+
+
+def _uses_own_cluster() -> bool:
+    """Whether the user asked for the cluster of the current kubeconfig context instead of a local one."""
+    value = os.environ.get("CLUSTER", "")
+    if value not in ("", "local", "current"):
+        raise ClusterError(f"CLUSTER={value} must be `local` (the default) or `current`.")
+    return value == "current"
 
 
 def _require_profile(places: Places, profile: str) -> None:

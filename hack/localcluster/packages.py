@@ -33,7 +33,9 @@ NODE = {
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
+# Not a part of the cluster: what the demo and the tests scrape with.
 PROMETHEUS = {"prometheus": "prometheus", "promtool": "prometheus"}
+EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS}
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = "#!/bin/sh\n# Written by hack/cluster: no service starts while it installs packages.\nexit 101\n"

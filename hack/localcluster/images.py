@@ -1,0 +1,195 @@
+"""Builds the images, with what is at hand, and pushes them where the cluster's nodes find them."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localcluster import packages, settings, space
+from localcluster.errors import ClusterError
+from localcluster.imagespec import IMAGES, PUBLIC_BASE, Image, tag
+from localcluster.processes import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from localcluster.console import Console
+
+_BASE_PACKAGES = "python3,python3-venv,ca-certificates,tini"
+_BASE_RECIPE = (
+    "--variant=minbase",
+    f"--include={_BASE_PACKAGES}",
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "bookworm",
+)
+# Mounted while pip runs, and never part of an image.
+_HOST_FILES = (("/etc/pip.conf", "/etc/pip.conf"), ("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/certs"))
+_ACCEPT = "application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
+
+
+def base_image() -> str:
+    """The name of the base image in Buildah's storage; it changes with the recipe."""
+    return f"localhost/lora-base:{hashlib.sha256(' '.join(_BASE_RECIPE).encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalBuilder:
+    """Buildah with a storage of its own: nothing of it shows up among the user's images, `purge` takes it all."""
+
+    cache: Path
+    console: Console
+
+    @property
+    def folder(self) -> Path:
+        return self.cache / "images"
+
+    def build(self, image: Image) -> str:
+        """Build unless the very content is built; returns the image's tag."""
+        base = base_image()
+        wanted = tag(image, base, settings.REPOSITORY)
+        name = f"localhost/{image.repository}:{wanted}"
+        if self._has(name):
+            return wanted
+        with locked(self.folder / f"{image.repository}.lock", waiting=self.console.say):
+            if self._has(name):
+                return wanted
+            if not self._has_any(image):
+                space.require(self.folder, image.first_build_gib, f"build {image.repository}")
+            self._ensure_base()
+            log = self.folder / f"{image.repository}.log"
+            with self.console.step(f"build image {image.repository}:{wanted}", log=log):
+                self._buildah(build_arguments(image, name, base), log)
+        return wanted
+
+    def push(self, image: Image, image_tag: str, registry_port: int) -> None:
+        """Push to the cluster's registry unless it is there."""
+        if in_registry(registry_port, image.repository, image_tag):
+            return
+        target = f"docker://127.0.0.1:{registry_port}/{image.repository}:{image_tag}"
+        log = self.folder / f"{image.repository}-push.log"
+        with self.console.step(f"push {image.repository}:{image_tag} to the registry", log=log):
+            source = f"localhost/{image.repository}:{image_tag}"
+            # Uncompressed: packing costs more time than a disk on the same machine.
+            self._buildah(("push", "--disable-compression", "--tls-verify=false", source, target), log)
+
+    def prepare(self) -> None:
+        """Check root, install the programs that are missing, make the folders."""
+        if os.geteuid() != 0:
+            raise ClusterError("Building images needs root here: run it with sudo.")
+        packages.ensure(packages.IMAGES, self.console, self.cache / "packages.log")
+        for name in ("storage", "run", "tmp"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def _ensure_base(self) -> None:
+        with locked(self.folder / "base.lock", waiting=lambda _: None):
+            if self._has(base_image()):
+                return
+            archive = self.folder / "tmp" / "base.tar"
+            log = self.folder / "lora-base.log"
+            with self.console.step("build the base image from Debian packages", log=log):
+                log.unlink(missing_ok=True)
+                _run(("mmdebstrap", *_BASE_RECIPE, str(archive)), log)
+                container = self._buildah(("from", "--quiet", "scratch"), log)
+                self._buildah(("add", "--quiet", container, str(archive), "/"), log)
+                self._buildah(("commit", "--quiet", "--rm", container, base_image()), log)
+                archive.unlink()
+
+    def _has(self, name: str) -> bool:
+        command = (*self._command(), "inspect", "--type=image", name)
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def _has_any(self, image: Image) -> bool:
+        command = (*self._command(), "images", "--quiet", f"localhost/{image.repository}")
+        return subprocess.run(command, capture_output=True, check=False).stdout.strip() != b""
+
+    def _buildah(self, arguments: Sequence[str], log: Path) -> str:
+        # Buildah keeps its cache mounts, and with them pip's downloads, below TMPDIR.
+        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp")}
+        return _run((*self._command(), *arguments), log, environment)
+
+    def _command(self) -> tuple[str, ...]:
+        return ("buildah", f"--root={self.folder}/storage", f"--runroot={self.folder}/run")
+
+
+def build_arguments(image: Image, name: str, base: str) -> tuple[str, ...]:
+    """What Buildah is asked to do, without what depends on the user's storage."""
+    mounts = [
+        f"--volume={Path(file).parent if file.endswith('.crt') else file}:{target}:ro"
+        for file, target in _HOST_FILES
+        if Path(file).exists()
+    ]
+    return (
+        *("build", "--layers", "--isolation=chroot", "--network=host", *mounts),
+        *(f"--build-arg=BASE_IMAGE={base}", f"--file={settings.REPOSITORY / image.dockerfile}", f"--tag={name}"),
+        str(settings.REPOSITORY),
+    )
+
+
+def in_registry(port: int, repository: str, image_tag: str) -> bool:
+    """Whether the registry on 127.0.0.1 has the tag."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("HEAD", f"/v2/{repository}/manifests/{image_tag}", headers={"Accept": _ACCEPT})
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def build_all(names: Sequence[str], builder: LocalBuilder) -> dict[str, str]:
+    """Build several images at the same time; returns name -> tag."""
+    builder.prepare()
+    with ThreadPoolExecutor() as pool:
+        tags = pool.map(lambda name: builder.build(IMAGES[name]), names)
+        return dict(zip(names, tags, strict=True))
+
+
+def push_all(tags: dict[str, str], builder: LocalBuilder, registry_port: int) -> dict[str, str]:
+    """Push to the cluster's registry; returns name -> reference as pods write it."""
+    for name, image_tag in tags.items():
+        builder.push(IMAGES[name], image_tag, registry_port)
+    return {name: f"{settings.IMAGE_PREFIX}/{IMAGES[name].repository}:{image_tag}" for name, image_tag in tags.items()}
+
+
+def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: Console) -> dict[str, str]:
+    """Build on the public base image and push to the user's own registry; returns name -> reference."""
+    program = next((name for name in ("docker", "podman", "buildah") if shutil.which(name)), None)
+    if program is None:
+        raise ClusterError("Neither docker, podman nor buildah is on PATH: install one of them to build the images.")
+    log_folder = cache / "images"
+    log_folder.mkdir(parents=True, exist_ok=True)
+    references = {}
+    for name in names:
+        image = IMAGES[name]
+        reference = f"{prefix.rstrip('/')}/{image.repository}:{tag(image, PUBLIC_BASE, settings.REPOSITORY)}"
+        log = log_folder / f"{image.repository}-{program}.log"
+        dockerfile = str(settings.REPOSITORY / image.dockerfile)
+        with console.step(f"build and push {reference} with {program}", log=log):
+            _run((program, "build", "--file", dockerfile, "--tag", reference, str(settings.REPOSITORY)), log)
+            _run((program, "push", reference), log)
+        references[name] = reference
+    return references
+
+
+def _run(command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> str:
+    """Run to the end, everything it says in the log; returns its standard output's last line."""
+    with log.open("a+b") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+        if done.returncode != 0:
+            raise ClusterError(f"`{' '.join(command[:1])}` failed; it says why.", log=log)
+        output.seek(0)
+        return output.read().decode(errors="replace").strip().rsplit("\n", 1)[-1]

@@ -1,0 +1,73 @@
+"""Which images there are and what their content is: pure functions of the files in the repository."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+# What the public default of the Dockerfiles is; a cluster of the user's own is built on it.
+PUBLIC_BASE = "python:3.11-slim-bookworm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """One image: its Dockerfile, and the files and folders that it copies, relative to the repository.
+
+    `first_build_gib` is the free disk that its first build and its way to the node take.
+    """
+
+    name: str
+    repository: str
+    dockerfile: str
+    inputs: tuple[str, ...]
+    first_build_gib: int
+
+
+_CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/contract")
+OPERATOR = Image(
+    name="operator",
+    repository="lora-operator",
+    dockerfile="Dockerfile",
+    inputs=("requirements/operator.txt", "operator/lora_operator", *_CONTRACT),
+    first_build_gib=2,
+)
+TRAINER = Image(
+    name="trainer",
+    repository="lora-trainer",
+    dockerfile="trainer_image/Dockerfile",
+    inputs=("requirements/trainer.txt", "trainer_image/lora_trainer"),
+    # 6 GB of torch and CUDA: in Buildah's storage, as downloads, in the registry, and in containerd twice.
+    first_build_gib=30,
+)
+SCRIPTED_TRAINER = Image(
+    name="test-trainer",
+    repository="lora-scripted-trainer",
+    dockerfile="tests/cluster/scripted_trainer/Dockerfile",
+    inputs=("tests/cluster/scripted_trainer", *_CONTRACT),
+    first_build_gib=1,
+)
+IMAGES = {image.name: image for image in (OPERATOR, TRAINER, SCRIPTED_TRAINER)}
+
+
+def tag(image: Image, base: str, repository: Path) -> str:
+    """Twelve hexadecimal digits that change with any input, the Dockerfile and the base image."""
+    digest = hashlib.sha256(base.encode())
+    for path in files((image.dockerfile, ".dockerignore", *image.inputs), repository):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"\0{path.relative_to(repository)}\0{content}".encode())
+    return digest.hexdigest()[:12]
+
+
+def files(inputs: Iterable[str], repository: Path) -> list[Path]:
+    """The files that a build reads, in a fixed order, without what .dockerignore leaves out."""
+    found: set[Path] = set()
+    for name in inputs:
+        path = repository / name
+        candidates = path.rglob("*") if path.is_dir() else [path]
+        found.update(file for file in candidates if file.is_file() and "__pycache__" not in file.parts)
+    return sorted(found)
