@@ -1,0 +1,106 @@
+"""The same questions to the base model and to the adapter on top of it, answered greedily."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_trainer.artifact import read_manifest
+from lora_trainer.base import Base, find_base, open_folder
+from lora_trainer.contract.config import DatasetFormat, DeviceConfig, LossOn, Precision, Quantization
+from lora_trainer.device import Device, choose_device
+from lora_trainer.errors import ConfigError
+from lora_trainer.hub import Hub
+from lora_trainer.model import load_encoder, load_model
+from lora_trainer.tokens import Encoder
+from lora_trainer.volumes import Volumes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One question and what both said."""
+
+    question: str
+    base: str
+    adapter: str
+
+
+def ask(
+    base_uri: str | None, adapter: Path, questions: Sequence[str], max_new_tokens: int, volumes: Volumes
+) -> tuple[Answer, ...]:
+    """Ask both. `base_uri` None is the model of the adapter's manifest. Raises `TrainerError`."""
+    from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise ConfigError(f"--adapter is {adapter}: there is no adapter_config.json")
+    base = _base(base_uri, adapter, volumes)
+    device = choose_device(DeviceConfig(gpus=1, allow_cpu=True), Precision.AUTO)
+    encoder = load_encoder(base, LossOn.COMPLETION, 2**20)
+    prompts = [_prompt(encoder, adapter, question) for question in questions]
+    model = load_model(base, Quantization.NONE, device).model.eval()
+    plain = [_answer(model, encoder, prompt, max_new_tokens, device) for prompt in prompts]
+    tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
+    styled = [_answer(tuned, encoder, prompt, max_new_tokens, device) for prompt in prompts]
+    return tuple(
+        Answer(question=question, base=before, adapter=after)
+        for question, before, after in zip(questions, plain, styled, strict=True)
+    )
+
+
+def _base(uri: str | None, adapter: Path, volumes: Volumes) -> Base:
+    if uri is None:
+        manifest = read_manifest(adapter)
+        uri = manifest.config.model.uri
+        if uri.startswith("hf://"):
+            uri = f"{uri.partition('@')[0]}@{manifest.base_revision}"
+    return find_base(uri, volumes, Hub()) if "://" in uri else open_folder(Path(uri))
+
+
+def _prompt(encoder: Encoder, adapter: Path, question: str) -> list[int]:
+    """The question as the training rendered it: through the chat template, or as it stands for a base model that was
+    trained on bare prompts."""
+    template = adapter / "chat_template.jinja"
+    if not encoder.has_template and (not template.is_file() or _trained_verbatim(adapter)):
+        ids: list[int] = encoder.tokenizer(question)["input_ids"]
+        return ids
+    text = encoder.tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}],
+        chat_template=None if encoder.has_template else template.read_text(encoding="utf-8"),
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    templated: list[int] = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return templated
+
+
+def _trained_verbatim(adapter: Path) -> bool:
+    return read_manifest(adapter).resolved.dataset_format in (DatasetFormat.PROMPT_COMPLETION, DatasetFormat.TEXT)
+
+
+def _answer(model: Any, encoder: Encoder, prompt: Sequence[int], max_new_tokens: int, device: Device) -> str:
+    ids = torch.tensor([prompt], device=device.torch)
+    with torch.inference_mode(), device.autocast():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=sorted(encoder.stop_ids),
+            pad_token_id=min(encoder.stop_ids),
+        )
+    text: str = encoder.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+    return text.strip()
+
+
+def show(answers: Sequence[Answer], *, as_json: bool) -> str:
+    """The answers as a JSON list, or side by side for a person."""
+    if as_json:
+        return json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False)
+    return "\n\n".join(f"Q: {a.question}\n  base:    {a.base}\n  adapter: {a.adapter}" for a in answers)

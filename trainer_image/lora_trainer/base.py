@@ -1,0 +1,95 @@
+"""The base model's files: found, pinned to a commit, checked to be safetensors and of a kind that needs no foreign code."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import ClaimUri, HubUri, parse_uri
+from lora_trainer.errors import ConfigError, NotFoundError
+from lora_trainer.hub import Hub
+from lora_trainer.volumes import Volumes, plain_files
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+_SMALL = (".json", ".jinja", ".model", ".txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A model folder. `name` is the repository or the folder's address, `revision` its commit or the digest of its files."""
+
+    folder: Path
+    name: str
+    revision: str
+    model_type: str
+
+
+def find_base(uri_text: str, volumes: Volumes, hub: Hub) -> Base:
+    """Locate and, for `hf://`, download. Raises `ConfigError`, `NotFoundError` and the errors of the Hub."""
+    uri = parse_uri(uri_text)
+    if isinstance(uri, HubUri):
+        repository = hub.repository(uri, "model")
+        wanted = model_files(repository.files, str(uri))
+        folder = hub.download(uri, repository, wanted)
+        return _checked(folder, name=uri.repo, revision=repository.commit, address=str(uri))
+    if not isinstance(uri, ClaimUri):
+        raise ConfigError(f"model.uri is {uri}: must start with hf:// or pvc://")
+    path = volumes.claim_path(uri)
+    if not path.is_dir():
+        what = f"the claim {uri.claim} is not mounted" if volumes.claim_missing(uri) else "there is no such folder"
+        raise NotFoundError(f"model.uri is {uri}: {what}", Reason.MODEL_NOT_FOUND)
+    files = plain_files(path, str(uri))
+    model_files([file.name for file in files], str(uri))
+    return _checked(path, name=str(uri), revision=_digest(files), address=str(uri))
+
+
+def open_folder(folder: Path) -> Base:
+    """A model folder on this machine. Raises as `find_base`."""
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder} is no folder", Reason.MODEL_NOT_FOUND)
+    files = tuple(sorted(path for path in folder.iterdir() if path.is_file()))
+    model_files([file.name for file in files], str(folder))
+    return _checked(folder, name=str(folder), revision=_digest(files), address=str(folder))
+
+
+def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
+    """Of a repository's files those that a model needs: configuration, tokenizer, safetensors. Raises where none are."""
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]
+    if "config.json" not in top:
+        raise NotFoundError(
+            f"model.uri is {address}: it has no config.json, so it is no Transformers model; name another repository or "
+            "folder",
+            Reason.MODEL_NOT_FOUND,
+        )
+    if not weights:
+        pickles = [name for name in top if PurePosixPath(name).suffix in _PICKLES]
+        what = f"only pickled weights ({pickles[0]}), which can run code when read" if pickles else "no safetensors weights"
+        raise ConfigError(f"model.uri is {address}: it has {what}; convert the model to safetensors")
+    small = [name for name in top if name.endswith(_SMALL)]
+    return tuple(sorted({*weights, *small}))
+
+
+def _checked(folder: Path, *, name: str, revision: str, address: str) -> Base:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"model.uri is {address}: its config.json is no configuration with a model_type") from error
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"model.uri is {address}: its weights are already quantized; name the original model and use quantization: NF4"
+        )
+    return Base(folder=folder, name=name, revision=revision, model_type=str(model_type))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """`sha256:` over names and bytes of the files: a folder on a volume has no commit that would pin it."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,125 @@
+"""`lora-trainer`: run a fine-tuning, verify an adapter, ask base model and adapter the same questions."""
+
+import argparse
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.progress import PORT
+from lora_trainer.contract.summary import Summary
+from lora_trainer.errors import TrainerError, explain
+from lora_trainer.local_run import load_manifest, show_summary
+from lora_trainer.stage import guarded, log_to_stderr
+from lora_trainer.supervisor import Ending, Settings, Supervisor
+from lora_trainer.version import own_version
+from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
+
+TERMINATION_LOG = Path("/dev/termination-log")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the process's exit status."""
+    options = _parser().parse_args(arguments)
+    log_to_stderr()
+    return int({"run": _run, "verify": _verify, "ask": _ask}[options.command](options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lora-trainer", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"lora-trainer {own_version()}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    volumes = argparse.ArgumentParser(add_help=False)
+    volumes.add_argument("--claims", type=Path, default=CLAIMS, metavar="DIR", help="pvc://claim/path is DIR/claim/path")
+    volumes.add_argument(
+        "--configmaps", type=Path, default=CONFIG_MAPS, metavar="DIR", help="configmap://name/key is DIR/name/key"
+    )
+
+    run = commands.add_parser("run", parents=[volumes], help="train, verify and publish an adapter")
+    source = run.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="FILE", help="the configuration that the operator rendered")
+    source.add_argument("-f", "--file", type=Path, metavar="FILE", help="the manifest that kubectl apply takes")
+    run.add_argument("--termination-log", type=Path, metavar="FILE", help="where the summary goes as JSON")
+    run.add_argument("--metrics-port", type=int, metavar="PORT", help=f"default {PORT} with --config, none with -f")
+    run.add_argument("--work", type=Path, metavar="DIR", help="folder for temporary files")
+
+    verify = commands.add_parser("verify", parents=[volumes], help="check an adapter's digests and its loss")
+    verify.add_argument("folder", type=Path, metavar="DIR")
+
+    ask = commands.add_parser("ask", parents=[volumes], help="answers of base model and adapter to the same questions")
+    ask.add_argument("--base", metavar="URI", help="hf://, pvc:// or a folder; default: the model the adapter was made of")
+    ask.add_argument("--adapter", type=Path, required=True, metavar="DIR")
+    ask.add_argument("--question", action="append", required=True, metavar="TEXT")
+    ask.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    ask.add_argument("--format", choices=("text", "json"), default="text")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    local = options.file is not None
+    try:
+        config = _local_config(options.file) if local else TrainConfig.from_json(_read(options.config))
+    except Exception as error:
+        known = explain(error)
+        ending = Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known)))
+    else:
+        port = options.metrics_port if options.metrics_port is not None or local else PORT
+        settings = Settings(volumes=_volumes(options), port=port, work=options.work)
+        ending = Supervisor(config=config, settings=settings).run()
+    _write_summary(ending, options.termination_log)
+    if local:
+        print(show_summary(ending))
+    return ending.code
+
+
+def _local_config(path: Path) -> TrainConfig:
+    return load_manifest(_read(path), str(path), uid=str(uuid.uuid4()))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _volumes(options: argparse.Namespace) -> Volumes:
+    return Volumes(claims=options.claims, config_maps=options.configmaps)
+
+
+def _write_summary(ending: Ending, path: Path | None) -> None:
+    target = path or (TERMINATION_LOG if os.access(TERMINATION_LOG, os.W_OK) else None)
+    if target is None:
+        return
+    try:
+        target.write_text(ending.summary.to_message(), encoding="utf-8")
+    except OSError as error:
+        print(f"the summary cannot be written to {target}: {error.strerror}", file=sys.stderr)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from lora_trainer.hub import Hub  # noqa: PLC0415 - PyTorch takes seconds to import
+    from lora_trainer.reports import Reporter  # noqa: PLC0415
+    from lora_trainer.verify import verify  # noqa: PLC0415
+
+    def action() -> None:
+        result = verify(options.folder, _volumes(options), Hub())
+        print(f"verified: loss {result.loss:.6f}, within {result.tolerance} of what the training measured")
+
+    return guarded(action, Reporter(None))
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from lora_trainer.ask import ask, show  # noqa: PLC0415 - as above
+
+    try:
+        answers = ask(options.base, options.adapter, options.question, options.max_new_tokens, _volumes(options))
+    except TrainerError as error:
+        print(error, file=sys.stderr)
+        return int(error.code)
+    print(show(answers, as_json=options.format == "json"))
+    return int(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

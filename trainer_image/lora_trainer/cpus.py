@@ -1,0 +1,20 @@
+"""How many CPUs this process may use."""
+
+import math
+import os
+from pathlib import Path
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def cpu_threads(quota_file: Path = CPU_MAX) -> int:
+    """CPUs of the process's affinity, or of the container's quota where that is less.
+
+    With more threads than quota, every step waits for the kernel to hand out the next period.
+    """
+    available = len(os.sched_getaffinity(0))
+    try:
+        quota, period = quota_file.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return available
+    return available if quota == "max" else max(1, min(available, math.ceil(int(quota) / int(period))))

@@ -1,0 +1,182 @@
+"""The data set of a run: files, rows, format, held-out split, tokens, counts."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import DatasetStats
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, parse_uri
+from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
+from lora_trainer.formats import Sample, detect, parse
+from lora_trainer.hub import Hub
+from lora_trainer.rows import SUFFIXES, Table, read_table
+from lora_trainer.tokens import Encoder, Example
+from lora_trainer.volumes import Volumes, plain_files
+
+EVALUATED_TRAINING_ROWS = 64
+"""How many training rows stand in for held-out rows where none are held out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Parsed rows, split. `training` and `held_out` hold no row of equal content in both."""
+
+    training: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    kind: DatasetFormat
+    fingerprint: str
+    skipped: int
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What is trained on and what is evaluated; with `held_out` false the latter are training rows."""
+
+    training: tuple[Example, ...]
+    evaluation: tuple[Example, ...]
+    held_out: bool
+    kind: DatasetFormat
+    fingerprint: str
+    stats: DatasetStats
+
+
+def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
+    """Read, parse and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
+    table = read_table(locate(config.dataset, volumes, hub))
+    kind = detect(config.dataset, table.rows[0])
+    parsed = [(row.key, parse(row, kind, config.dataset.columns)) for row in table.rows]
+    kept = [(key, sample) for key, sample in parsed if sample is not None]
+    if not kept:
+        raise DatasetError(f"{table.rows[0].where}: this and all other rows are empty; nothing can be learned from them")
+    training, held_out = split(kept, config.dataset.validation_fraction, config.training.seed)
+    return Samples(
+        training=training,
+        held_out=held_out,
+        kind=kind,
+        fingerprint=table.fingerprint,
+        skipped=_skipped(table, len(kept)),
+        duplicates=len(kept) - len({key for key, _ in kept}),
+    )
+
+
+def _skipped(table: Table, kept: int) -> int:
+    return table.empty + len(table.rows) - kept
+
+
+def split(
+    keyed: Sequence[tuple[str, Sample]], fraction: float, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Training and held-out samples in the order of the file. The same rows and seed give the same split.
+
+    Rows of equal content go to the same side: a copy of a training row among the held-out rows would flatter the result.
+    """
+    wanted = round(len(keyed) * fraction)
+    copies: dict[str, int] = {}
+    for key, _ in keyed:
+        copies[key] = copies.get(key, 0) + 1
+    order = sorted(copies)
+    random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible split, not a secret
+    held: set[str] = set()
+    count = 0
+    for key in order:
+        if count >= wanted or count + copies[key] >= len(keyed):
+            break
+        held.add(key)
+        count += copies[key]
+    training = tuple(sample for key, sample in keyed if key not in held)
+    return training, tuple(sample for key, sample in keyed if key in held)
+
+
+def encode(samples: Samples, encoder: Encoder) -> Data:
+    """Tokenize both sides. Raises `DatasetError` where nothing would be learned, or not where to stop."""
+    training, lost = _encode_all(samples.training, encoder)
+    evaluation, lost_too = _encode_all(samples.held_out, encoder)
+    total = len(samples.training) + len(samples.held_out)
+    if not training or lost + lost_too > total // 2:
+        raise DatasetError(
+            f"{lost + lost_too} of {total} rows have no answer left within training.maxSequenceLength "
+            f"({encoder.max_length}): their prompts alone are longer; raise it or shorten the prompts"
+        )
+    _check_stop(training, encoder)
+    stats = DatasetStats(
+        train_samples=len(training),
+        validation_samples=len(evaluation),
+        train_tokens=sum(example.length for example in training),
+        target_tokens=sum(example.targets for example in training),
+        longest_tokens=max(example.length for example in training),
+        truncated_samples=sum(example.truncated for example in (*training, *evaluation)),
+        skipped_samples=samples.skipped + lost + lost_too,
+        duplicate_samples=samples.duplicates,
+    )
+    return Data(
+        training=training,
+        evaluation=evaluation or training[:EVALUATED_TRAINING_ROWS],
+        held_out=bool(evaluation),
+        kind=samples.kind,
+        fingerprint=samples.fingerprint,
+        stats=stats,
+    )
+
+
+def encode_evaluation(samples: Samples, encoder: Encoder) -> tuple[Example, ...]:
+    """The rows that `encode` would evaluate, without tokenizing the rest."""
+    evaluation, _ = _encode_all(samples.held_out, encoder)
+    if evaluation:
+        return evaluation
+    return _encode_all(samples.training, encoder)[0][:EVALUATED_TRAINING_ROWS]
+
+
+def _encode_all(samples: Sequence[Sample], encoder: Encoder) -> tuple[tuple[Example, ...], int]:
+    """Examples with something to learn, and how many rows have nothing after truncation."""
+    examples = tuple(encoder.encode(sample) for sample in samples)
+    kept = tuple(example for example in examples if example.targets)
+    return kept, len(examples) - len(kept)
+
+
+def _check_stop(training: Sequence[Example], encoder: Encoder) -> None:
+    """The first row that was not cut must teach the model to stop, else its answers would never end."""
+    first = next((example for example in training if not example.truncated), None)
+    if first is not None and not encoder.learns_to_stop(first):
+        raise DatasetError(
+            f"{first.where}: no end-of-sequence token is learned after the answer, so the model would never stop; the "
+            "model's tokenizer names no eos_token: choose a model whose tokenizer has one"
+        )
+
+
+def locate(config: DatasetConfig, volumes: Volumes, hub: Hub) -> tuple[tuple[str, Path], ...]:
+    """The data set's files, each with the name to show in messages."""
+    uri = parse_uri(config.uri)
+    if isinstance(uri, HubUri):
+        return hub.dataset_files(uri)
+    if isinstance(uri, ConfigMapUri):
+        path = volumes.config_map_path(uri)
+        if not path.is_file():
+            raise _missing(str(uri), f"the ConfigMap has no key {uri.key}")
+        return ((uri.key, path),)
+    return _claim_files(uri, volumes)
+
+
+def _claim_files(uri: ClaimUri, volumes: Volumes) -> tuple[tuple[str, Path], ...]:
+    path = volumes.claim_path(uri)
+    if volumes.claim_missing(uri):
+        raise _missing(str(uri), f"the claim {uri.claim} is not mounted")
+    if path.is_dir():
+        files = tuple(file for file in plain_files(path, str(uri)) if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise _missing(str(uri), f"the folder holds no {', '.join(SUFFIXES)} file")
+        return tuple((file.name, file) for file in files)
+    if not path.exists():
+        raise _missing(str(uri), "there is no such file")
+    if not path.is_file():
+        raise ConfigError(f"dataset.uri is {uri}: must be a file or a folder of files")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DatasetError(f"{uri}: files end in {', '.join(SUFFIXES)}; save the data as JSONL, JSON or CSV")
+    return ((path.name, path),)
+
+
+def _missing(address: str, what: str) -> NotFoundError:
+    return NotFoundError(f"dataset.uri is {address}: {what}", Reason.DATASET_NOT_FOUND)

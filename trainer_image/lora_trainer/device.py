@@ -1,0 +1,72 @@
+"""The device, the number of its threads, and the types that weights and computations have on it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from lora_trainer.contract.config import DeviceConfig, Precision
+from lora_trainer.cpus import cpu_threads
+from lora_trainer.errors import ConfigError, GpuFaultError
+
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Where the run computes. `name` is `cpu` or the GPU's name."""
+
+    torch: torch.device
+    name: str
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The compute type in the field's short form: bf16, fp16 or fp32."""
+        return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[self.dtype]
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision around a forward pass; nothing where the compute type is fp32."""
+        with torch.autocast(self.torch.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def reset_peak_memory(self) -> None:
+        """Start a new measurement of `peak_memory_bytes`; on a CPU the process's whole life counts."""
+        if self.torch.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.torch)
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory used so far: allocated on the GPU, or resident in the process on a CPU."""
+        if self.torch.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.torch))
+        import resource  # noqa: PLC0415 - not on Windows, where the module must still import
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def choose_device(config: DeviceConfig, precision: Precision) -> Device:
+    """The GPU that the pod was given, or the CPU where none was asked for or allowed. Raises `GpuFaultError`."""
+    if config.gpus > 0 and torch.cuda.is_available():
+        device = torch.device("cuda", 0)
+        return Device(torch=device, name=torch.cuda.get_device_name(device), dtype=_gpu_dtype(precision))
+    if config.gpus > 0 and not config.allow_cpu:
+        raise GpuFaultError(
+            f"resources.gpus is {config.gpus}, but the container sees no usable GPU: check the node's driver and device "
+            "plugin, or set resources.gpus: 0 for a run on CPU"
+        )
+    if precision is Precision.FP16:
+        raise ConfigError("training.precision is FP16: it needs a GPU; on a CPU use Auto, FP32 or BF16")
+    dtype = torch.float32 if precision is Precision.AUTO else _DTYPES[precision]
+    torch.set_num_threads(cpu_threads())
+    return Device(torch=torch.device("cpu"), name="cpu", dtype=dtype)
+
+
+def _gpu_dtype(precision: Precision) -> torch.dtype:
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision is Precision.AUTO:
+        return torch.bfloat16 if native else torch.float16
+    if precision is Precision.BF16 and not native:
+        raise ConfigError("training.precision is BF16: this GPU has no native bf16; use Auto or FP16")
+    return _DTYPES[precision]

@@ -1,0 +1,50 @@
+"""`/progress`, `/metrics` and `/healthz` of a running trainer."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+log = logging.getLogger(__name__)
+Page = Callable[[], tuple[str, bytes]]
+"""Gives the content type and the body of a page."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    pages: Mapping[str, Page]
+    timeout = 10
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server looks for
+        page = self.pages.get(self.path.partition("?")[0])
+        if page is None:
+            self.send_error(404)
+            return
+        content_type, body = page()
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature of http.server
+        log.debug(format, *args)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        # A client that went away in mid-answer is its own business and no reason for a stack trace in the log.
+        log.debug("request of %s failed", client_address, exc_info=True)
+
+
+def serve(port: int, pages: Mapping[str, Page]) -> ThreadingHTTPServer | None:
+    """Serve in the background until `shutdown`; None, with a warning, where the port is taken: a run goes on without."""
+    handler = type("Handler", (_Handler,), {"pages": dict(pages)})
+    try:
+        server = _Server(("", port), handler)
+    except OSError as error:
+        log.warning("no /progress and /metrics on port %d: %s", port, error.strerror)
+        return None
+    threading.Thread(target=server.serve_forever, name="endpoints", daemon=True).start()
+    return server

@@ -1,0 +1,157 @@
+"""What can go wrong in a run, each with an exit code, a reason of the vocabulary and one sentence for a person.
+
+TrainerError
+ ├─ ConfigError            64  ConfigInvalid
+ ├─ DatasetError           65  DatasetInvalid
+ ├─ NotFoundError          66  ModelNotFound or DatasetNotFound
+ ├─ NonFiniteLossError     70  NonFiniteLoss
+ ├─ CudaOutOfMemoryError   71  CUDAOutOfMemory
+ ├─ GpuFaultError          72  GPUFault
+ ├─ StorageError           74  StorageFull or StorageError
+ ├─ TransientError         75  Restarting
+ ├─ AccessDeniedError      77  ModelAccessDenied or DatasetAccessDenied
+ ├─ KernelOutOfMemoryError 137 OOMKilled
+ ├─ TerminatedError        143 Evicted
+ ├─ VerificationError      1   VerificationFailed
+ └─ InternalError          1   InternalError
+"""
+
+import errno
+
+from lora_trainer.contract.codec import CodecError
+from lora_trainer.contract.exit_codes import ExitCode, reason_of
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import UriError
+
+
+class TrainerError(Exception):
+    """A run's end that has a sentence. `str(error)` names the field or file, the value, the rule and the remedy."""
+
+    code = ExitCode.INTERNAL
+
+    def __init__(self, message: str, reason: Reason | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or reason_of(self.code)
+
+
+class ConfigError(TrainerError):
+    """The configuration cannot be honoured."""
+
+    code = ExitCode.CONFIG_INVALID
+
+
+class DatasetError(TrainerError):
+    """The data cannot be learned from."""
+
+    code = ExitCode.DATASET_INVALID
+
+
+class NotFoundError(TrainerError):
+    """The model or the data set does not exist where it was said to be."""
+
+    code = ExitCode.NOT_FOUND
+
+
+class NonFiniteLossError(TrainerError):
+    """The loss became NaN or infinite."""
+
+    code = ExitCode.NON_FINITE_LOSS
+
+
+class CudaOutOfMemoryError(TrainerError):
+    """The GPU's memory did not suffice."""
+
+    code = ExitCode.CUDA_OUT_OF_MEMORY
+
+
+class GpuFaultError(TrainerError):
+    """No usable GPU where one was given."""
+
+    code = ExitCode.GPU_FAULT
+
+
+class StorageError(TrainerError):
+    """A volume cannot be written."""
+
+    code = ExitCode.STORAGE
+
+    def __init__(self, message: str, reason: Reason = Reason.STORAGE_ERROR) -> None:
+        super().__init__(message, reason)
+
+
+class TransientError(TrainerError):
+    """A network failed; a later attempt may succeed."""
+
+    code = ExitCode.TRANSIENT
+
+
+class AccessDeniedError(TrainerError):
+    """A token is missing or does not allow the model or the data set."""
+
+    code = ExitCode.ACCESS_DENIED
+
+
+class KernelOutOfMemoryError(TrainerError):
+    """The kernel killed the process for memory."""
+
+    code = ExitCode.KERNEL_OUT_OF_MEMORY
+
+
+class TerminatedError(TrainerError):
+    """Somebody asked the run to stop before its end."""
+
+    code = ExitCode.TERMINATED
+
+
+class VerificationError(TrainerError):
+    """The written adapter does not give what the trained model gave."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Reason.VERIFICATION_FAILED)
+
+
+class InternalError(TrainerError):
+    """A fault of the trainer itself."""
+
+
+def storage_error(error: OSError, what: str) -> StorageError:
+    """The sentence for a write that failed; `what` is the address that was written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{what} cannot be written: the volume is full; free space or enlarge it", Reason.STORAGE_FULL)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"{what} cannot be written: {error.strerror}; mount the volume writable for user and group of the trainer "
+            "(fsGroup)"
+        )
+    return StorageError(f"{what} cannot be written: {error.strerror or error}")
+
+
+def one_sentence(error: BaseException) -> str:
+    """An unexpected exception as one line: its type and its text, never a stack trace."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def explain(error: Exception) -> TrainerError:
+    """The trainer's own error for one of PyTorch or of the system, told by name where importing its type would take seconds;
+    `InternalError` where nothing better is known."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, TrainerError):
+        return error
+    if isinstance(error, CodecError | UriError):
+        return ConfigError(text)
+    if name == "OutOfMemoryError":
+        return CudaOutOfMemoryError(
+            f"the GPU's memory does not suffice ({' '.join(text.split())[:200]}): lower training.microBatchSize or "
+            "training.maxSequenceLength, or use quantization: NF4"
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return KernelOutOfMemoryError(
+            "the memory does not suffice: raise resources.memory, or lower training.microBatchSize or "
+            "training.maxSequenceLength"
+        )
+    if name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
+        return GpuFaultError(f"the GPU failed ({' '.join(text.split())[:300]}): check the node's driver and its health")
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return storage_error(error, str(error.filename))
+    return InternalError(one_sentence(error))

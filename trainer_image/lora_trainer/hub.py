@@ -1,0 +1,168 @@
+"""Models and data sets of a Hugging Face Hub: a commit for every revision, the needed files only, every failure a sentence.
+
+The endpoint is the client library's `HF_ENDPOINT`, the cache its `HF_HOME`.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import HubUri
+from lora_trainer.errors import (
+    AccessDeniedError,
+    DatasetError,
+    NotFoundError,
+    TrainerError,
+    TransientError,
+    one_sentence,
+    storage_error,
+)
+from lora_trainer.rows import SUFFIXES
+
+T = TypeVar("T")
+TOKEN_VARIABLES = {"model": "MODEL_HF_TOKEN", "dataset": "DATASET_HF_TOKEN"}
+ATTEMPTS = 4
+_OTHER_SPLITS = ("test", "valid", "dev", "eval")
+_FIELDS = {"model": "model.uri", "dataset": "dataset.uri"}
+_NOT_FOUND = {"model": Reason.MODEL_NOT_FOUND, "dataset": Reason.DATASET_NOT_FOUND}
+_DENIED = {"model": Reason.MODEL_ACCESS_DENIED, "dataset": Reason.DATASET_ACCESS_DENIED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """One commit of a repository: `files` are its paths."""
+
+    repo: str
+    kind: str
+    commit: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub:
+    """A Hub, reached with the tokens in `environment`. `sleep` takes seconds."""
+
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    sleep: Callable[[float], None] = time.sleep
+
+    def repository(self, uri: HubUri, kind: str) -> Repository:
+        """Resolve the revision to a commit and list the files. `kind` is `model` or `dataset`."""
+        from huggingface_hub import HfApi  # noqa: PLC0415 - half a second that runs without a Hub do not pay
+
+        api = HfApi(token=self._token(kind))
+        info = self._call(uri, kind, lambda: api.repo_info(uri.repo, revision=uri.revision, repo_type=kind))
+        files = tuple(sorted(sibling.rfilename for sibling in info.siblings or ()))
+        return Repository(repo=uri.repo, kind=kind, commit=info.sha or uri.revision, files=files)
+
+    def download(self, uri: HubUri, repository: Repository, wanted: Sequence[str]) -> Path:
+        """Fetch `wanted` files of the commit into the cache; the folder that holds them."""
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
+
+        def fetch() -> str:
+            return snapshot_download(
+                repository.repo,
+                repo_type=repository.kind,
+                revision=repository.commit,
+                allow_patterns=[_literal(name) for name in wanted],
+                token=self._token(repository.kind),
+            )
+
+        return Path(self._call(uri, repository.kind, fetch))
+
+    def dataset_files(self, uri: HubUri) -> tuple[tuple[str, Path], ...]:
+        """The training files of a data set, each with the name to show."""
+        repository = self.repository(uri, "dataset")
+        wanted = training_files(repository.files)
+        if not wanted:
+            raise DatasetError(
+                f"dataset.uri is {uri}: it holds no {', '.join(SUFFIXES)} file (found {_some(repository.files)}); "
+                "convert it to JSONL and upload that, or put it on a volume"
+            )
+        folder = self.download(uri, repository, wanted)
+        return tuple((name, folder / name) for name in wanted)
+
+    def _token(self, kind: str) -> str | bool:
+        # False keeps the library from sending a token that it finds on the machine and that was not meant for this run.
+        return self.environment.get(TOKEN_VARIABLES[kind]) or self.environment.get("HF_TOKEN") or False
+
+    def _call(self, uri: HubUri, kind: str, action: Callable[[], T]) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return action()
+            except Exception as error:  # the library raises a dozen unrelated kinds; `_explain` keeps what it doesn't know
+                failure = _explain(error, uri, kind)
+                if not isinstance(failure, TransientError) or attempt == ATTEMPTS:
+                    raise failure from error
+                self.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def training_files(names: Sequence[str]) -> tuple[str, ...]:
+    """Of a data set's files those of the training split: named `train`, or all that are named for no other split."""
+    tables = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_metadata(name)]
+    train = [name for name in tables if "train" in name.lower()]
+    return tuple(train or [name for name in tables if not any(word in name.lower() for word in _OTHER_SPLITS)])
+
+
+def _is_metadata(name: str) -> bool:
+    return PurePosixPath(name).name in {"dataset_infos.json", "dataset_info.json", "state.json", "config.json"}
+
+
+def _explain(error: Exception, uri: HubUri, kind: str) -> TrainerError:
+    """The sentence of a failed call. A cause chain is searched for the HTTP status, which the library wraps at times."""
+    where = f"{_FIELDS[kind]} is {uri}"
+    status = _status(error)
+    if status in (401, 403):
+        return AccessDeniedError(
+            f"{where}: the Hub answered {status}, the repository is gated, private or does not exist; accept its licence, "
+            f"check its name, and name in {kind}.secretRef a Secret whose HF_TOKEN may read it",
+            _DENIED[kind],
+        )
+    if status == 404:
+        return NotFoundError(
+            f"{where}: the Hub has no such repository, revision or file; check the spelling", _NOT_FOUND[kind]
+        )
+    storage = _storage(error)
+    if storage is not None:
+        return storage_error(storage, "the Hub's cache (HF_HOME)")
+    detail = f"the Hub answered {status}" if status else f"the Hub cannot be reached ({one_sentence(error)[:200]})"
+    return TransientError(f"{where}: {detail}; check HF_ENDPOINT, proxy and network if this lasts")
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _status(error: Exception) -> int | None:
+    for item in _chain(error):
+        response: Any = getattr(item, "response", None)
+        if isinstance(getattr(response, "status_code", None), int):
+            return int(response.status_code)
+    return None
+
+
+def _storage(error: Exception) -> OSError | None:
+    for item in _chain(error):
+        if type(item) in (OSError, PermissionError) and isinstance(item, OSError) and item.filename is not None:
+            return item
+        if isinstance(item, OSError) and item.errno in (28, 122):
+            return item
+    return None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
+
+
+def _literal(name: str) -> str:
+    """A file name as a glob that matches only it."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)

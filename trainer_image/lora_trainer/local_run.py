@@ -1,0 +1,66 @@
+"""A run without a cluster: the manifest that `kubectl apply` takes, and a summary for a person."""
+
+import yaml
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
+from lora_trainer.contract.summary import Summary
+from lora_trainer.errors import ConfigError
+from lora_trainer.supervisor import Ending
+
+
+def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
+    """The run of the one LoRAFineTune in a YAML file, which may hold other documents. Raises `ConfigError`.
+
+    Without a cluster a GPU cannot be given or withheld: the run takes one if there is one, else the CPU.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    tunes = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(tunes) != 1:
+        raise ConfigError(f"{name} holds {len(tunes)} resources of kind {KIND}: must hold one ({API_VERSION})")
+    try:
+        return train_config(tunes[0], RunOptions(uid=uid, allow_cpu=True, strict=True))
+    except ManifestError as error:
+        raise ConfigError(str(error)) from error
+
+
+def show_summary(ending: Ending) -> str:
+    """What came out of it, in a few lines."""
+    summary = ending.summary
+    if not summary.succeeded or summary.results is None or summary.artifact is None:
+        return f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
+    return "\n".join((*_losses(summary), *_adapter(summary, ending)))
+
+
+def _losses(summary: Summary) -> tuple[str, ...]:
+    results, resolved = summary.results, summary.resolved
+    if results is None or resolved is None:
+        return ()
+    rows = "held-out rows" if results.held_out else "training rows, since none were held out"
+    gain = results.eval_loss_before - results.eval_loss_after
+    return (
+        f"Loss on {rows}:",
+        f"  base model    {results.eval_loss_before:.4f} ± {results.eval_loss_before_standard_error:.4f}",
+        f"  with adapter  {results.eval_loss_after:.4f} ± {results.eval_loss_after_standard_error:.4f}",
+        f"  improvement   {gain:.4f} ± {results.improvement_standard_error:.4f}",
+        f"Trained {results.steps} steps, {results.trained_tokens} tokens at {results.tokens_per_second:.0f} tokens/s on "
+        f"{resolved.device}; {resolved.trainable_parameters:,} of {resolved.total_parameters:,} parameters.",
+        f"Verified in a fresh process: loss {results.verification.loss:.6f}, "
+        f"difference {results.verification.difference:.1e} (tolerance {results.verification.tolerance:g}).",
+    )
+
+
+def _adapter(summary: Summary, ending: Ending) -> tuple[str, ...]:
+    artifact = summary.artifact
+    if artifact is None:
+        return ()
+    revision = "" if artifact.base_revision.startswith("sha256:") else f', revision="{artifact.base_revision}"'
+    return (
+        f"Adapter: {ending.folder} ({artifact.size_bytes / 2**20:.1f} MiB, {artifact.digest[:19]}…)",
+        "Load it:",
+        f'  base = AutoModelForCausalLM.from_pretrained("{artifact.base_model}"{revision})',
+        f'  model = PeftModel.from_pretrained(base, "{ending.folder}")',
+    )

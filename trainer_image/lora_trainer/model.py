@@ -1,0 +1,147 @@
+"""The base model in memory, with or without 4-bit weights, and the adapter on top."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_trainer.base import Base
+from lora_trainer.contract.config import LoraConfig, LossOn, Quantization
+from lora_trainer.device import Device
+from lora_trainer.errors import ConfigError, one_sentence
+from lora_trainer.targets import choose_targets, linear_modules, short_names
+from lora_trainer.tokens import Encoder, stop_token_ids
+
+CHECKPOINTING_FROM_PARAMETERS = 1_000_000_000
+"""From this size on, activations are recomputed on a GPU instead of kept: a third more time for a fraction of the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A base model, frozen, on its device; `head` is its output embedding, `linear` its other linear modules."""
+
+    model: Any
+    head: nn.Module
+    linear: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """The model with a fresh adapter. Parameter counts are logical: 4-bit weights count one each."""
+
+    model: Any
+    head: nn.Module
+    target_modules: tuple[str, ...]
+    trainable_parameters: int
+    total_parameters: int
+
+
+def load_encoder(base: Base, loss_on: LossOn, max_length: int) -> Encoder:
+    """The base model's tokenizer. Raises `ConfigError`."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - Transformers takes seconds to import
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"model.uri is {base.name}: its tokenizer cannot be read ({one_sentence(error)[:300]})") from error
+    # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
+    tokenizer.model_max_length = 2**31
+    return Encoder(tokenizer, loss_on, max_length, stop_token_ids(tokenizer, _generation_eos(base)))
+
+
+def _generation_eos(base: Base) -> tuple[int, ...]:
+    """End-of-turn ids that the model's generation configuration names (Gemma's `<end_of_turn>` stands only there)."""
+    path = base.folder / "generation_config.json"
+    value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    if isinstance(value, int):
+        return (value,)
+    return tuple(item for item in value if isinstance(item, int)) if isinstance(value, list) else ()
+
+
+def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded:
+    """Read the weights and freeze them. Raises `ConfigError` for what is no complete causal language model."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=device.dtype,
+            quantization_config=_quantization(quantization, device),
+            device_map={"": device.torch},
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise ConfigError(
+            f"model.uri is {base.name}: its kind {base.model_type!r} cannot be loaded as a causal language model "
+            f"({one_sentence(error)[:300]})"
+        ) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConfigError(f"model.uri is {base.name}: its weights are incomplete ({missing} missing)")
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise ConfigError(f"model.uri is {base.name}: its kind {base.model_type!r} has no output embeddings to train with")
+    return Loaded(model=model, head=head, linear=linear_modules(model, head))
+
+
+def _quantization(quantization: Quantization, device: Device) -> Any:
+    """4-bit always with double quantization and an explicit compute type; the library's defaults are FP4, fp32, single."""
+    if quantization is Quantization.NONE:
+        return None
+    from transformers import BitsAndBytesConfig  # noqa: PLC0415 - as above
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=device.dtype,
+    )
+
+
+def adapt(loaded: Loaded, config: LoraConfig, base: Base, device: Device, seed: int) -> Adapted:
+    """Put a fresh adapter on the chosen modules: A random by `seed`, B zero, so that the model starts as the base."""
+    from peft import LoraConfig as PeftLoraConfig  # noqa: PLC0415 - PEFT takes seconds to import
+    from peft import get_peft_model  # noqa: PLC0415
+
+    chosen = choose_targets(config, loaded.linear)
+    names = short_names(chosen, loaded.linear)
+    total = logical_parameters(loaded.model)
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        loaded.model,
+        PeftLoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base.name,
+            revision=None if base.revision.startswith("sha256:") else base.revision,
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            bias="none",
+            target_modules=list(names),
+        ),
+    )
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if device.torch.type == "cuda" and total >= CHECKPOINTING_FROM_PARAMETERS:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return Adapted(
+        model=model,
+        head=loaded.head,
+        target_modules=names,
+        trainable_parameters=trainable,
+        total_parameters=total + trainable,
+    )
+
+
+def logical_parameters(model: nn.Module) -> int:
+    """Parameters as the architecture has them: bitsandbytes packs two 4-bit weights into a byte, which `numel` counts."""
+    packed = {id(m.weight): m.in_features * m.out_features for m in model.modules() if type(m).__name__ == "Linear4bit"}
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())

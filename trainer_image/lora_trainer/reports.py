@@ -1,0 +1,107 @@
+"""What a stage tells its supervisor: JSON lines on a pipe."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lora_trainer.contract import codec
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
+from lora_trainer.errors import TrainerError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Totals of the run so far, for metrics that only grow."""
+
+    tokens: int = 0
+    rows: int = 0
+    gradient_norm: float | None = None
+    step_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a stage ended; `message` is one sentence."""
+
+    code: int
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One line from a stage; exactly what changed is set."""
+
+    progress: Progress | None = None
+    counters: Counters | None = None
+    dataset: DatasetStats | None = None
+    verification: Verification | None = None
+    failure: Failure | None = None
+
+    def to_line(self) -> str:
+        """JSON on one line, with its line end."""
+        return json.dumps(codec.encode(self)) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> "Report":
+        """Read the text of `to_line`. Raises `ValueError`."""
+        return codec.decode(cls, json.loads(line))
+
+
+class Reporter:
+    """Sends reports on a file descriptor, or nowhere. `wall_clock` gives seconds since 1970."""
+
+    def __init__(self, descriptor: int | None, wall_clock: Callable[[], float] = time.time) -> None:
+        self._descriptor = descriptor
+        self._wall_clock = wall_clock
+        self._progress = Progress()
+
+    def progress(self, counters: Counters | None = None, **changes: Any) -> None:
+        """Report progress with some of its fields changed."""
+        self._progress = dataclasses.replace(self._progress, updated_at=self._wall_clock(), **changes)
+        self.send(Report(progress=self._progress, counters=counters))
+
+    def phase(self, phase: Phase, resolved: ResolvedRun | None = None) -> None:
+        """Report that another part of the run begins."""
+        self.progress(phase=phase, resolved=resolved or self._progress.resolved)
+
+    def failure(self, error: TrainerError) -> None:
+        """Report the end of the stage."""
+        self.send(Report(failure=Failure(code=int(error.code), reason=error.reason, message=str(error))))
+
+    def send(self, report: Report) -> None:
+        """Send one line. Ends the process where the supervisor is gone: nobody would verify and publish the result."""
+        if self._descriptor is None:
+            return
+        data = report.to_line().encode()
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except BrokenPipeError:
+            raise SystemExit(ExitCode.TERMINATED) from None
+
+
+def failure_of_status(status: int) -> Failure | None:
+    """Why a stage ended that could not say so itself; `status` as of `subprocess`, negative for a signal."""
+    if status == 0:
+        return None
+    if status == -9:
+        return Failure(
+            code=int(ExitCode.KERNEL_OUT_OF_MEMORY),
+            reason=Reason.OOM_KILLED,
+            message="the kernel killed the training process, most likely for memory: raise resources.memory, or lower "
+            "training.maxSequenceLength or training.microBatchSize",
+        )
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return Failure(
+        code=int(ExitCode.INTERNAL),
+        reason=Reason.INTERNAL_ERROR,
+        message=f"the training process ended with {how} and no explanation: see the log of the pod",
+    )

@@ -1,0 +1,90 @@
+"""A stage of a run in a process of its own: `train`, or `verify` in a process that has seen nothing of the training.
+
+Started by the supervisor as `python -m lora_trainer.stage`. It ends with an exit code of the contract and, before that,
+with a report that says why in one sentence; stack traces go to the log only.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.errors import InternalError, TerminatedError, TrainerError, explain
+from lora_trainer.hub import Hub
+from lora_trainer.reports import Report, Reporter
+from lora_trainer.volumes import Volumes
+
+log = logging.getLogger(__name__)
+STAGES = ("train", "verify")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; the process's exit status."""
+    parser = argparse.ArgumentParser(prog="lora_trainer.stage")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--claims", type=Path, required=True)
+    parser.add_argument("--configmaps", type=Path, required=True)
+    parser.add_argument("--report", type=int, required=True)
+    options = parser.parse_args(arguments)
+    log_to_stderr()
+    signal.signal(signal.SIGTERM, _terminate)
+    reporter = Reporter(options.report)
+    volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
+    return guarded(lambda: _run(options, volumes, reporter), reporter)
+
+
+def log_to_stderr() -> None:
+    """One line for each record; the libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("lora_trainer").setLevel(logging.INFO)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    # SystemExit and not a TrainerError: libraries that catch Exception must not swallow it.
+    raise SystemExit(ExitCode.TERMINATED)
+
+
+def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    # Imported here, under the guard: these take seconds, and a broken GPU driver shows on import.
+    if options.stage == "train":
+        from lora_trainer.recipe import run_training  # noqa: PLC0415
+
+        config = TrainConfig.from_json(options.config.read_text(encoding="utf-8"))
+        run_training(config, volumes, Hub(), options.folder, reporter)
+    else:
+        from lora_trainer.verify import verify  # noqa: PLC0415
+
+        reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
+
+
+def guarded(action: Callable[[], None], reporter: Reporter) -> int:
+    """Run `action`; whatever it raises becomes one sentence in a report, and the exit code that belongs to it."""
+    try:
+        action()
+    except TrainerError as error:
+        return _failed(error, reporter)
+    except SystemExit:
+        return _failed(TerminatedError("the run was told to stop before its end"), reporter)
+    except Exception as error:
+        known = explain(error)
+        if isinstance(known, InternalError):
+            log.exception("unexpected error")
+        return _failed(known, reporter)
+    return ExitCode.OK
+
+
+def _failed(error: TrainerError, reporter: Reporter) -> int:
+    log.error("%s: %s", error.reason.value, error)
+    reporter.failure(error)
+    return int(error.code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Addresses to files: `pvc://claim/path` below the claims' folder, `configmap://name/key` below the ConfigMaps' folder.
+
+Volumes hold what users put there. A link on a claim could lead a pod to files of the pod itself or of another
+claim, so nothing below a claim is followed that is a symbolic link.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri
+from lora_trainer.errors import ConfigError
+
+CLAIMS = Path("/claims")
+CONFIG_MAPS = Path("/configmaps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volumes:
+    """Where the claims and ConfigMaps of the run's namespace are mounted, each in a folder of its name."""
+
+    claims: Path = CLAIMS
+    config_maps: Path = CONFIG_MAPS
+
+    def claim_path(self, uri: ClaimUri) -> Path:
+        """The path of `uri`, which need not exist. Raises `ConfigError` where a part of it is a symbolic link."""
+        path = self.claims
+        for part in (uri.claim, *uri.path.split("/")):
+            path = path / part
+            if path.is_symlink():
+                raise ConfigError(f"{uri} leads through the symbolic link {part!r}: put the files themselves on the volume")
+        return path
+
+    def config_map_path(self, uri: ConfigMapUri) -> Path:
+        """The file of `uri`. The kubelet itself lays ConfigMaps out with links, which must stay inside the mount."""
+        folder = self.config_maps / uri.name
+        path = folder / uri.key
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{uri} leads out of its mount: put the data itself into the ConfigMap")
+        return path
+
+    def claim_missing(self, uri: ClaimUri) -> bool:
+        """Whether the claim itself is not mounted."""
+        return not (self.claims / uri.claim).is_dir()
+
+
+def plain_files(folder: Path, address: str) -> tuple[Path, ...]:
+    """The regular files directly in `folder`, by name. Raises `ConfigError` for a symbolic link among them."""
+    entries = sorted(folder.iterdir())
+    for entry in entries:
+        if entry.is_symlink():
+            raise ConfigError(
+                f"{address}/{entry.name} is a symbolic link: put the files themselves on the volume "
+                "(a Hub download with --local-dir has none)"
+            )
+    return tuple(entry for entry in entries if entry.is_file())
+
+
+def open_plain(path: Path) -> int:
+    """A file descriptor for reading `path`, a regular file that is no symbolic link. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path.name} is not a regular file")
+    return descriptor
