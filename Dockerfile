@@ -1,11 +1,12 @@
 # The operator's image: slim, not root, no torch. Docker, Podman and Buildah build it alike from the repository's root:
 #   docker build --tag lora-operator .
+# A pip.conf of yours is used, and never stored, with: --secret id=pip.conf,src=/etc/pip.conf
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS dependencies
 COPY requirements/operator.txt /tmp/requirements.txt
 # pip has no use after this stage, and it is a quarter of what it installs here.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --disable-pip-version-check --requirement /tmp/requirements.txt \
     && /opt/venv/bin/pip uninstall --yes --quiet pip setuptools

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from localcluster import control_plane, images, lifecycle, node, packages, ports, settings, status, targets, tools
 from localcluster.api import ApiError
+from localcluster.client import uses_own_cluster
 from localcluster.console import Console
 from localcluster.errors import ClusterError, tail
 from localcluster.forwarder import Route, enter_network
@@ -103,7 +104,7 @@ def _command(
 
 
 def _up(options: argparse.Namespace, console: Console) -> None:
-    if _uses_own_cluster():
+    if uses_own_cluster():
         console.say(_NOTHING_TO_DO)
         return
     places = settings.places(options.name)
@@ -119,7 +120,7 @@ def _up(options: argparse.Namespace, console: Console) -> None:
 
 
 def _down(options: argparse.Namespace, console: Console) -> None:
-    if _uses_own_cluster():
+    if uses_own_cluster():
         console.say(_NOTHING_TO_DO)
         return
     places = settings.places(options.name)
@@ -131,7 +132,7 @@ def _down(options: argparse.Namespace, console: Console) -> None:
 
 def _build(options: argparse.Namespace, console: Console) -> None:
     names = _image_names(options)
-    if _uses_own_cluster():
+    if uses_own_cluster():
         console.say(_NOTHING_TO_DO)
         return
     places = settings.places(options.name)
@@ -148,7 +149,7 @@ def _build(options: argparse.Namespace, console: Console) -> None:
 def _images(options: argparse.Namespace, console: Console) -> None:
     names = _image_names(options)
     places = settings.places(options.name)
-    if _uses_own_cluster():
+    if uses_own_cluster():
         prefix = os.environ.get("IMAGE_PREFIX", "")
         if not prefix:
             raise ClusterError(
@@ -186,14 +187,6 @@ def _purge(options: argparse.Namespace, console: Console) -> None:
         if options.volumes:
             with console.step(f"delete {places.volumes}"):
                 shutil.rmtree(places.volumes, ignore_errors=True)
-
-
-def _uses_own_cluster() -> bool:
-    """Whether the user asked for the cluster of the current kubeconfig context instead of a local one."""
-    value = os.environ.get("CLUSTER", "")
-    if value not in ("", "local", "current"):
-        raise ClusterError(f"CLUSTER={value} must be `local` (the default) or `current`.")
-    return value == "current"
 
 
 def _require_profile(places: Places, profile: str) -> None:

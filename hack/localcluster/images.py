@@ -31,8 +31,9 @@ _BASE_RECIPE = (
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "bookworm",
 )
-# Mounted while pip runs, and never part of an image.
-_HOST_FILES = (("/etc/pip.conf", "/etc/pip.conf"), ("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/certs"))
+# Seen by pip while it runs, and never part of an image: a secret leaves no trace, and the folder is in every base.
+_PIP_CONFIGURATION = Path("/etc/pip.conf")
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _ACCEPT = "application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -122,13 +123,13 @@ class LocalBuilder:
 
 def build_arguments(image: Image, name: str, base: str) -> tuple[str, ...]:
     """What Buildah is asked to do, without what depends on the user's storage."""
-    mounts = [
-        f"--volume={Path(file).parent if file.endswith('.crt') else file}:{target}:ro"
-        for file, target in _HOST_FILES
-        if Path(file).exists()
-    ]
+    host = []
+    if _PIP_CONFIGURATION.exists():
+        host.append(f"--secret=id=pip.conf,src={_PIP_CONFIGURATION}")
+    if _CERTIFICATES.exists():
+        host.append(f"--volume={_CERTIFICATES.parent}:{_CERTIFICATES.parent}:ro")
     return (
-        *("build", "--layers", "--isolation=chroot", "--network=host", *mounts),
+        *("build", "--layers", "--isolation=chroot", "--network=host", *host),
         *(f"--build-arg=BASE_IMAGE={base}", f"--file={settings.REPOSITORY / image.dockerfile}", f"--tag={name}"),
         str(settings.REPOSITORY),
     )

@@ -101,7 +101,12 @@ def reclaim(api: Api, volume: dict[str, Any], volumes: Path) -> None:
     folder = folder_to_delete(volume, volumes)
     if folder is None:
         return
-    api.delete(f"/api/v1/persistentvolumes/{volume['metadata']['name']}")
+    try:
+        api.delete(f"/api/v1/persistentvolumes/{volume['metadata']['name']}")
+    except ApiError as error:
+        # Deleted by an earlier event of the same volume; the folder may still be there.
+        if error.status != 404:
+            raise
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -66,9 +66,25 @@ def kubernetes(version: str = settings.KUBERNETES_VERSION) -> Tool:
     )
 
 
-HELM = Tool(
-    name="helm", module="helm.sh/helm/v3", version=settings.HELM_VERSION, packages=("helm.sh/helm/v3/cmd/helm",)
-)
+def helm(version: str = settings.HELM_VERSION) -> Tool:
+    module = "helm.sh/helm/v3"
+    major, minor, _ = settings.KUBERNETES_VERSION.split(".")
+    # Without them `helm template` and `helm lint` take Kubernetes for 1.20.
+    stamps = [
+        f"-X {module}/pkg/{package}.k8sVersion{part}={value}"
+        for package in ("lint/rules", "chartutil")
+        for part, value in (("Major", major), ("Minor", minor))
+    ]
+    return Tool(
+        name="helm",
+        module=module,
+        version=version,
+        packages=(f"{module}/cmd/helm",),
+        linker_flags=" ".join(["-s -w", f"-X {module}/internal/version.version=v{version}", *stamps]),
+    )
+
+
+HELM = helm()
 COREDNS = Tool(
     name="coredns",
     module="github.com/coredns/coredns",

@@ -1,0 +1,161 @@
+"""The clusters that tests run on, a namespace for each test, and what is printed of it when the test fails."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import subprocess
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import pytest
+
+from localcluster import client, lifecycle, settings
+from localcluster.client import HACK_CLUSTER, Client, CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+# The name under which this process, and no other that lives, runs a control plane.
+_CONTROL_PLANE = re.compile(r"tests-(\d+)")
+_FAILED = pytest.StashKey[bool]()
+_USED: list[TextIO] = []
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Client:
+    """The full local cluster with a node that runs pods, or the user's own with CLUSTER=current.
+
+    One that runs already is used and left as it is; one that the tests start is ended by the last
+    session that uses it.
+    """
+    if client.uses_own_cluster():
+        return client.current()
+    places = settings.places(settings.DEFAULT_NAME)
+    _join(places.state)
+    ours = not lifecycle.is_running(places)
+    _hack_cluster("up")
+    if ours:
+        _marker(places.state).touch()
+    return client.local(settings.DEFAULT_NAME)
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Client]:
+    """An API server, controllers and a scheduler of this process alone, without a node: pods never run."""
+    _end_leftover_control_planes()
+    name = f"tests-{os.getpid()}"
+    try:
+        _hack_cluster("up", "--profile=control-plane", f"--name={name}")
+        yield client.local(name)
+    finally:
+        _hack_cluster("down", f"--name={name}")
+
+
+@pytest.fixture
+def namespace(cluster: Client, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of its own for the test, on the full cluster."""
+    with _namespace(cluster, request) as name:
+        yield name
+
+
+@pytest.fixture
+def control_plane_namespace(control_plane: Client, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of its own for the test, on the control plane without a node."""
+    with _namespace(control_plane, request) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _namespace(on: Client, request: pytest.FixtureRequest) -> Iterator[str]:
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    on.kubectl("create", "namespace", name)
+    try:
+        yield name
+        if request.node.stash.get(_FAILED, False):
+            print(_describe(on, name))
+    finally:
+        on.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note that a test failed, for the fixtures that describe its namespace."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a cluster that tests started, unless another session or worker still uses it."""
+    while _USED:
+        _USED.pop().close()
+    places = settings.places(settings.DEFAULT_NAME)
+    if hasattr(config, "workerinput") or not _marker(places.state).exists():
+        return
+    with _users(places.state).open("a") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _hack_cluster("down")
+
+
+def _join(state: Path) -> None:
+    """Count as a user of the cluster: a lock that the kernel drops when this process ends, however it ends."""
+    users = _users(state)
+    users.parent.mkdir(parents=True, exist_ok=True)
+    file = users.open("a")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    _USED.append(file)
+
+
+def _users(state: Path) -> Path:
+    return state.with_name(f"{state.name}.users")
+
+
+def _marker(state: Path) -> Path:
+    """Exists while a cluster runs that tests started; `down` deletes it with the rest of the state."""
+    return state / "started-by-tests"
+
+
+def _end_leftover_control_planes() -> None:
+    """End those of test processes that were killed."""
+    for state in settings.places(settings.DEFAULT_NAME).state.parent.glob("tests-*"):
+        match = _CONTROL_PLANE.fullmatch(state.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            _hack_cluster("down", f"--name={state.name}")
+
+
+def _hack_cluster(*arguments: str) -> None:
+    """Run hack/cluster; what it says is shown by pytest when the fixture fails."""
+    done = subprocess.run(
+        [str(HACK_CLUSTER), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"hack/cluster {' '.join(arguments)}:\n{done.stderr}"
+
+
+def _describe(on: Client, namespace: str) -> str:
+    """Events, conditions and the ends of the logs of a namespace, for the report of a failed test."""
+    condition = '{"\\n  "}{.type}={.status} {.reason}: {.message}'
+    conditions = (
+        f'{{range .items[*]}}{{.metadata.name}}{{range .status.conditions[*]}}{condition}{{end}}{{"\\n"}}{{end}}'
+    )
+    questions = [
+        ("get", "lorafinetunes", f"--output=jsonpath={conditions}"),
+        ("get", "jobs,pods,persistentvolumeclaims", "--output=wide"),
+        ("get", "events", "--sort-by=.lastTimestamp"),
+    ]
+    answers = [_answer(on, *question, f"--namespace={namespace}") for question in questions]
+    for pod in _answer(on, "get", "pods", "--output=name", f"--namespace={namespace}").split():
+        tail = ("logs", pod, "--all-containers", "--tail=40", "--prefix")
+        answers.append(_answer(on, *tail, f"--namespace={namespace}"))
+    return f"namespace {namespace}:\n" + "\n".join(answer for answer in answers if answer)
+
+
+def _answer(on: Client, *command: str) -> str:
+    try:
+        return on.kubectl(*command)
+    except CommandError as error:
+        return str(error)
