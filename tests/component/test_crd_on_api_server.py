@@ -3,9 +3,10 @@
 import copy
 import json
 import re
-import subprocess
+import typing
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from docgen.schema import Field, load, walk
+from localcluster.client import Client
+from lora_operator import results
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFINITION = REPOSITORY / "crds/lorafinetunes.yaml"
@@ -110,7 +114,7 @@ class Refusal:
 class Api:
     """LoRAFineTunes of one namespace of its own."""
 
-    kubeconfig: Path
+    cluster: Client
     namespace: str
     objects: Any  # the generated client's types know no custom resources
 
@@ -139,26 +143,25 @@ class Api:
             )
         )
 
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        command = ("kubectl", "--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace, *arguments)
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout
+    def kubectl(self, *arguments: str) -> str:
+        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}")
 
 
 @pytest.fixture(scope="module")
-def api(control_plane: Any) -> Iterator[Api]:
+def api(control_plane: Client) -> Iterator[Api]:
     """The definition applied, and a namespace that is deleted afterwards."""
     connect: Any = config.new_client_from_config
     connection = connect(str(control_plane.kubeconfig))
-    namespaces: Any = client.CoreV1Api(connection)
-    namespace = namespaces.create_namespace({"metadata": {"generateName": "crd-"}}).metadata.name
     api = Api(
-        kubeconfig=Path(control_plane.kubeconfig), namespace=namespace, objects=client.CustomObjectsApi(connection)
+        cluster=control_plane,
+        namespace=f"crd-{uuid.uuid4().hex[:8]}",
+        objects=client.CustomObjectsApi(connection),
     )
-    api.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
-    api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(DEFINITION))
+    control_plane.kubectl("create", "namespace", api.namespace)
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
+    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(DEFINITION))
     yield api
-    api.kubectl("delete", "lorafinetunes", "--all")
-    namespaces.delete_namespace(namespace)
+    control_plane.kubectl("delete", "namespace", api.namespace, "--wait=false")
     connection.close()
 
 
@@ -411,6 +414,36 @@ def test_kubectl_get_shows_the_columns(api: Api) -> None:
     assert header[9:] == ["GPU MEMORY", "TOKENS/S", "ADAPTER"]
     assert row[9:] == ["18.7 GiB", "910.5", "pvc://adapters/support-tone-abcde"]
     assert name in api.kubectl("get", "lora")
+
+
+def endless(kind: type) -> Any:
+    """The dataclass with every text longer, and every number larger, than anything that makes sense."""
+    largest: dict[Any, Any] = {
+        str: "x" * 5000,
+        int: 2**70,
+        float: 1e300,
+        bool: True,
+        tuple[str, ...]: ("x" * 5000,) * 999,
+    }
+    hints = typing.get_type_hints(kind)
+    return kind(
+        **{f.name: largest[hints[f.name]] if hints[f.name] in largest else endless(hints[f.name]) for f in fields(kind)}
+    )
+
+
+def test_what_the_operator_writes_is_stored_as_it_is(api: Api) -> None:
+    """Whatever a trainer says, nothing of the status is refused as out of bounds or pruned as unknown."""
+    manifest = changed(example("every-field.yaml"), {"metadata": {"name": "endless", "namespace": api.namespace}})
+    written = api.create(manifest, dry_run=False)
+    train = train_config(written, RunOptions(uid="0"))
+    written["status"] |= {
+        "observedGeneration": 1,
+        "resolved": results.resolved_by_spec(train, "x" * 5000) | results.resolved_by_run(endless(ResolvedRun)),
+        "dataset": results.dataset_block(endless(DatasetStats)),
+        "results": results.results_block(endless(Results)),
+        "artifact": results.artifact_block(endless(Artifact)),
+    }
+    assert api.write_status(written)["status"] == written["status"]
 
 
 def table(text: str) -> tuple[list[str], list[str]]:
