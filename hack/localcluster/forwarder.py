@@ -48,7 +48,7 @@ async def serve(node_pid: int, routes: list[Route]) -> None:
     listeners = [(socket.create_server(("127.0.0.1", route.local_port)), route) for route in routes]
     # The sockets above stay in the host's namespace; every socket made from here on is in the node's.
     enter_network(node_pid)
-    servers = [await asyncio.start_server(_joined_to(route), sock=listener) for listener, route in listeners]
+    servers = [await asyncio.start_server(joined_to(route), sock=listener) for listener, route in listeners]
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(node, ended.set)
     await ended.wait()
@@ -66,7 +66,7 @@ def enter_network(pid: int) -> None:
         os.close(descriptor)
 
 
-def _joined_to(route: Route) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+def joined_to(route: Route) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     """What a server does with a connection: join it to a new one to the route's target."""
 
     async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,19 +75,25 @@ def _joined_to(route: Route) -> Callable[[asyncio.StreamReader, asyncio.StreamWr
         except OSError:
             writer.close()
             return
-        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        try:
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        finally:
+            for end in (writer, far_writer):
+                end.close()
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
 
     return join
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what arrives, and its end; the other direction may go on after it."""
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
     with contextlib.suppress(OSError):
-        writer.close()
-        await writer.wait_closed()
+        writer.write_eof()
 
 
 if __name__ == "__main__":

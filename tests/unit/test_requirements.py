@@ -1,0 +1,53 @@
+"""The pinned requirements: exact, within the ranges of pyproject.toml, consistent with each other."""
+
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from localcluster.settings import REPOSITORY
+
+# file -> the extras that it resolves
+FILES = {"operator": ("operator",), "trainer": ("trainer",), "test": ("operator", "trainer", "test")}
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+
+def _lines(name: str) -> list[str]:
+    text = (REPOSITORY / "requirements" / f"{name}.txt").read_text()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def _pins(name: str) -> dict[str, str]:
+    return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in _lines(name)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_line_is_one_package_at_one_version(name: str) -> None:
+    """No address of a registry, no option, no range: what is installed depends on this file alone."""
+    for line in _lines(name):
+        (specifier,) = Requirement(line).specifier
+        assert specifier.operator == "==", line
+        assert "*" not in specifier.version, line
+        assert line == f"{Requirement(line).name}=={specifier.version}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_direct_requirement_is_pinned_within_its_range(name: str) -> None:
+    """A range that was raised without `hack/pin` shows here, and not in a pod."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    pins = _pins(name)
+    for text in [*PROJECT["project"]["dependencies"], *(text for extra in FILES[name] for text in extras[extra])]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+@pytest.mark.parametrize("name", ["operator", "trainer"])
+def test_what_is_tested_is_what_is_shipped(name: str) -> None:
+    """The tests' file holds every package of the images at the same version."""
+    assert _pins(name).items() <= _pins("test").items()
+
+
+def test_the_operator_ships_without_torch() -> None:
+    """Its image is small because of it."""
+    assert not {"torch", "transformers", "numpy"} & _pins("operator").keys()
