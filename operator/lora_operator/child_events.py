@@ -1,0 +1,79 @@
+"""Kubernetes Events about the children of resources that wait: where the cluster says why a pod does not come up."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lora_operator.api import EVENTS, Api, ApiError, UnreachableError
+from lora_operator.cache import Key
+from lora_operator.model import EventView, JobView, PodView
+from lora_operator.observe import parse_event
+from lora_operator.pods import has_ended, newest_first
+
+logger = logging.getLogger(__name__)
+
+MOST_OBJECTS = 3
+MOST_EVENTS = 50
+LONGEST_INTERVAL_S = 50.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Watched:
+    """A resource whose children's Events are read. Times are of the monotonic clock."""
+
+    since_s: float
+    uids: tuple[str, ...] = ()
+    read_at_s: float | None = None
+    events: tuple[EventView, ...] = ()
+
+
+class ChildEvents:
+    """Reads Events for those resources only whose last plan asked for them, and the less often the longer they wait.
+
+    A list of Events costs the API server a walk over all Events of the namespace, and a queue may be long.
+    """
+
+    def __init__(self, api: Api, *, interval_s: float, clock: Callable[[], float]) -> None:
+        self._api = api
+        self._interval_s = interval_s
+        self._clock = clock
+        self._watched: dict[Key, _Watched] = {}
+
+    def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> None:
+        """From the next look on, read the Events of these children."""
+        waiting = [pod.uid for pod in newest_first(pods) if not has_ended(pod)]
+        running = [job.uid for job in sorted(jobs, key=lambda job: job.attempt, reverse=True)]
+        watched = self._watched.setdefault(key, _Watched(since_s=self._clock()))
+        uids = tuple((running[:1] + waiting)[:MOST_OBJECTS])
+        if uids != watched.uids:
+            watched.uids, watched.read_at_s = uids, None
+
+    def forget(self, key: Key) -> None:
+        """The resource waits no more."""
+        self._watched.pop(key, None)
+
+    async def latest(self, key: Key) -> tuple[EventView, ...]:
+        """The Events, read anew where it is time. Without an answer the old ones stay: they only explain."""
+        watched = self._watched.get(key)
+        if watched is None:
+            return ()
+        now = self._clock()
+        if watched.read_at_s is None or now - watched.read_at_s >= self._pause_s(now - watched.since_s):
+            watched.read_at_s = now
+            try:
+                watched.events = await self._read(key, watched.uids)
+            except (ApiError, UnreachableError) as error:
+                logger.debug("no Events of the children of %s: %s", key, error)
+        return watched.events
+
+    def _pause_s(self, waited_s: float) -> float:
+        # A little less than the interval, so that a look that comes on time is never taken for one that came early.
+        return min(max(0.9 * self._interval_s, waited_s / 10), max(LONGEST_INTERVAL_S, 0.9 * self._interval_s))
+
+    async def _read(self, key: Key, uids: Iterable[str]) -> tuple[EventView, ...]:
+        events: list[EventView] = []
+        for uid in uids:
+            query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": str(MOST_EVENTS)}
+            answer = await self._api.request("GET", EVENTS.path(key.namespace), query=query)
+            events += map(parse_event, answer.get("items") or ())
+        return tuple(events)

@@ -1,0 +1,80 @@
+"""Where the API server is and how to prove who we are: one answer for our own requests and for kopf's watches."""
+
+import os
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+import kopf
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client.configuration import Configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USER_AGENT = "lora-operator"
+_SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+def _in_a_pod() -> bool:
+    return not os.environ.get("KUBECONFIG") and _SERVICE_ACCOUNT_TOKEN.exists()
+
+
+class LoginError(Exception):
+    """There is no API server to talk to; the text is one sentence with the remedy."""
+
+
+async def load_configuration(trace_configs: "Sequence[aiohttp.TraceConfig]" = ()) -> Configuration:
+    """Read the kubeconfig that KUBECONFIG names, else the pod's service account, else ~/.kube/config.
+
+    A service account's token is read anew every minute, because the cluster replaces it every hour.
+    """
+    configuration = Configuration()
+    # Without it each request looks for a netrc in a thread; a proxy is set in the kubeconfig, not in the environment.
+    configuration.client_session_kwargs = {"trust_env": False}
+    configuration.trace_configs = list(trace_configs)
+    try:
+        if _in_a_pod():
+            kube_config.load_incluster_config(configuration)
+        else:
+            await kube_config.load_kube_config(client_configuration=configuration)
+    except (kube_config.ConfigException, OSError) as error:
+        remedy = "run in a pod with a service account, or set KUBECONFIG to a kubeconfig file"
+        raise LoginError(f"There is no way to reach a Kubernetes API server ({error}): {remedy}") from error
+    return configuration
+
+
+async def authorization(configuration: Configuration) -> str | None:
+    """Value of the Authorization header, read anew where it may have changed; None where a certificate serves."""
+    value = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+    return str(value) if value else None
+
+
+async def watch_session(
+    configuration: Configuration, response_class: type[aiohttp.ClientResponse], trace_config: aiohttp.TraceConfig
+) -> kopf.AiohttpSession:
+    """The session in which kopf lists and watches; kopf asks for a new one when the server refuses the old token."""
+    headers = {"User-Agent": USER_AGENT}
+    token = await authorization(configuration)
+    if token is not None:
+        headers["Authorization"] = token
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=_ssl_context(configuration)),
+        headers=headers,
+        proxy=configuration.proxy,
+        trust_env=False,
+        response_class=response_class,
+        trace_configs=[trace_config],
+    )
+    return kopf.AiohttpSession(aiohttp_session=session, server=configuration.host, default_namespace=None)
+
+
+def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,166 @@
+"""One set of series for each LoRAFineTune, read from the cache at each scrape and gone with the resource."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lora_operator.model import FineTune
+from lora_operator.names import QUEUE_LABEL
+from lora_operator.wording import block_of, parse_instant
+
+_STATUSES = ("True", "False", "Unknown")
+_IDENTITY = ("namespace", "name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Value:
+    """A gauge of one number for each resource; no series where `read` finds none."""
+
+    name: str
+    help: str
+    read: Callable[[FineTune], float | None]
+
+
+class ObjectCollector(Collector):
+    """Reads LoRAFineTunes as they are known now."""
+
+    def __init__(self, finetunes: Iterable[FineTune]) -> None:
+        self._finetunes = finetunes
+
+    def describe(self) -> Iterable[Metric]:
+        """The families without samples, so that registering does not read the cache."""
+        return _families(())
+
+    def collect(self) -> Iterable[Metric]:
+        """The families with a sample for each resource."""
+        return _families(tuple(self._finetunes))
+
+
+def _families(finetunes: Iterable[FineTune]) -> Iterator[Metric]:
+    yield _info(finetunes)
+    yield _conditions(finetunes)
+    for value in _VALUES:
+        family = GaugeMetricFamily(value.name, value.help, labels=_IDENTITY)
+        for finetune in finetunes:
+            number = value.read(finetune)
+            if number is not None:
+                family.add_metric((finetune.namespace, finetune.name), number)
+        yield family
+
+
+def _info(finetunes: Iterable[FineTune]) -> Metric:
+    family = InfoMetricFamily("lorafinetune", "What is trained and how; queue is empty without one.", labels=_IDENTITY)
+    for finetune in finetunes:
+        metadata = _map(finetune.manifest, "metadata")
+        facts = {
+            "base_model": _text(_map(finetune.spec, "model").get("uri")),
+            "quantization": _text(finetune.spec.get("quantization")) or "None",
+            "queue": _text(_map(metadata, "labels").get(QUEUE_LABEL)),
+        }
+        family.add_metric((finetune.namespace, finetune.name), facts)
+    return family
+
+
+def _conditions(finetunes: Iterable[FineTune]) -> Metric:
+    family = GaugeMetricFamily(
+        "lorafinetune_status_condition",
+        "1 for the status (True, False or Unknown) that a condition has, 0 for the two others.",
+        labels=(*_IDENTITY, "condition", "status"),
+    )
+    for finetune in finetunes:
+        conditions = finetune.status.get("conditions")
+        for condition in conditions if isinstance(conditions, list) else ():
+            for status in _STATUSES:
+                labels = (finetune.namespace, finetune.name, _text(condition.get("type")), status)
+                family.add_metric(labels, float(condition.get("status") == status))
+    return family
+
+
+def _requested_gpus(finetune: FineTune) -> float | None:
+    return _number(_map(finetune.spec, "resources").get("gpus", 1))
+
+
+def _progress_ratio(finetune: FineTune) -> float | None:
+    progress = block_of(finetune.status, "progress")
+    step, total = _number(progress.get("step")), _number(progress.get("totalSteps"))
+    return min(1.0, step / total) if step is not None and total else None
+
+
+def _timestamp(read: Callable[[FineTune], object]) -> Callable[[FineTune], float | None]:
+    def seconds(finetune: FineTune) -> float | None:
+        moment = parse_instant(read(finetune))
+        return moment.timestamp() if moment else None
+
+    return seconds
+
+
+def _status_number(block: str, field: str) -> Callable[[FineTune], float | None]:
+    return lambda finetune: _number(block_of(finetune.status, block).get(field))
+
+
+def _map(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = document.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+_VALUES = (
+    _Value(
+        name="lorafinetune_created_timestamp_seconds",
+        help="When the LoRAFineTune was created.",
+        read=_timestamp(lambda finetune: _map(finetune.manifest, "metadata").get("creationTimestamp")),
+    ),
+    _Value(
+        name="lorafinetune_started_timestamp_seconds",
+        help="When its first Job started.",
+        read=_timestamp(lambda finetune: finetune.status.get("startTime")),
+    ),
+    _Value(
+        name="lorafinetune_completed_timestamp_seconds",
+        help="When the run ended, well or badly.",
+        read=_timestamp(lambda finetune: finetune.status.get("completionTime")),
+    ),
+    _Value(
+        name="lorafinetune_requested_gpus",
+        help="GPUs that the run asks for; 0 for a run on the CPU.",
+        read=_requested_gpus,
+    ),
+    _Value(
+        name="lorafinetune_attempts",
+        help="Jobs made for the run so far; above 1 only where one was deleted before it was done.",
+        read=lambda finetune: _number(finetune.status.get("attempt", 0)),
+    ),
+    _Value(
+        name="lorafinetune_progress_ratio",
+        help="Share of the optimizer steps that are done, from 0 to 1; none before the first report.",
+        read=_progress_ratio,
+    ),
+    _Value(
+        name="lorafinetune_peak_memory_bytes",
+        help="Highest device memory that the trainer has reported.",
+        read=_status_number("progress", "peakMemoryBytes"),
+    ),
+    _Value(
+        name="lorafinetune_final_loss",
+        help="Training loss of a run that succeeded, in nats per target token.",
+        read=_status_number("results", "trainLoss"),
+    ),
+    _Value(
+        name="lorafinetune_final_eval_loss",
+        help="Held-out loss of a run that succeeded, in nats per target token.",
+        read=_status_number("results", "evalLossAfter"),
+    ),
+)

@@ -1,0 +1,67 @@
+"""Events about LoRAFineTunes for `kubectl describe`: best effort, after the status that they tell of was written."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+
+from lora_operator.api import EVENTS, FINETUNES, Api, ApiError, Object, UnreachableError
+from lora_operator.login import USER_AGENT
+from lora_operator.model import EventRecord, FineTune
+from lora_operator.wording import instant
+
+logger = logging.getLogger(__name__)
+
+LONGEST_BACKLOG = 1000
+
+
+class EventPoster:
+    """Posts from a bounded backlog, so that a slow or refusing API never holds a run up; what does not fit is lost."""
+
+    def __init__(self, api: Api, *, now: Callable[[], datetime], instance: str) -> None:
+        self._api = api
+        self._now = now
+        self._instance = instance
+        self._backlog: asyncio.Queue[tuple[str, Object]] = asyncio.Queue(LONGEST_BACKLOG)
+
+    def post(self, finetune: FineTune, record: EventRecord) -> None:
+        """Take an event into the backlog."""
+        try:
+            self._backlog.put_nowait((finetune.namespace, self._render(finetune, record)))
+        except asyncio.QueueFull:
+            logger.warning("too many Events wait: one is lost", extra={"reason": record.reason})
+
+    async def run(self) -> None:
+        """Post events, forever, each at most once."""
+        while True:
+            namespace, event = await self._backlog.get()
+            try:
+                await self._api.create(EVENTS, namespace, event)
+            except (ApiError, UnreachableError) as error:
+                logger.debug("an Event was not posted: %s", error)
+
+    def _render(self, finetune: FineTune, record: EventRecord) -> Object:
+        now = instant(self._now())
+        return {
+            "apiVersion": EVENTS.api_version,
+            "kind": EVENTS.kind,
+            "metadata": {"name": f"{finetune.name}.{secrets.token_hex(8)}", "namespace": finetune.namespace},
+            "involvedObject": {
+                "apiVersion": FINETUNES.api_version,
+                "kind": FINETUNES.kind,
+                "namespace": finetune.namespace,
+                "name": finetune.name,
+                "uid": finetune.uid,
+                "resourceVersion": finetune.resource_version,
+            },
+            "type": record.type,
+            "reason": record.reason,
+            "message": record.message,
+            "source": {"component": USER_AGENT},
+            "reportingComponent": USER_AGENT,
+            "reportingInstance": self._instance,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }

@@ -1,0 +1,166 @@
+"""One turn of one LoRAFineTune: look, decide, write. It reads the cache, except where a plan asks for more."""
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+from lora_operator import names
+from lora_operator.api import JOBS, PODS, Api
+from lora_operator.cache import Cache, Key, Scope
+from lora_operator.carry_out import Creation, TryAgainError, Writer
+from lora_operator.child_events import ChildEvents
+from lora_operator.config import OperatorConfig
+from lora_operator.decide import decide
+from lora_operator.listing import list_into
+from lora_operator.model import FineTune, Observed, Plan, Rejection
+from lora_operator.post_events import EventPoster
+from lora_operator.progress_poll import ProgressPoller
+from lora_operator.transitions import Transition, read_transition
+from lora_operator.wording import sentence
+
+logger = logging.getLogger(__name__)
+
+_MOST_ROUNDS = 6
+_PATIENCE_FAILURES = 2
+
+
+class TransitionObserver(Protocol):
+    """Whoever counts what happened, after it was written."""
+
+    def observe(self, transition: Transition) -> None:
+        """A status was written that differs from the one before."""
+
+
+class Reconciler:
+    """Turns what is known of a resource into writes. It holds nothing that a restart would lose."""
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        cache: Cache,
+        config: OperatorConfig,
+        poller: ProgressPoller,
+        events: ChildEvents,
+        poster: EventPoster,
+        observer: TransitionObserver,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._config = config
+        self._poller = poller
+        self._events = events
+        self._poster = poster
+        self._observer = observer
+        self._now = now
+        self._writer = Writer(api, cache)
+
+    async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
+        """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
+
+        `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
+        `TryAgainError` where it is to be tried again.
+        """
+        rejection: Rejection | None = None
+        confirmed = False
+        for _ in range(_MOST_ROUNDS):
+            finetune = self._cache.finetunes.get(key)
+            if finetune is None:
+                self._events.forget(key)
+                return None
+            observed = await self._observe(key, finetune, rejection, confirmed=confirmed)
+            plan = decide(finetune, observed, self._config, self._now())
+            if plan.confirm_absence and not confirmed:
+                await self._list_children(key, finetune)
+                confirmed = True
+                continue
+            if rejection is None:
+                creation = await self._create_and_patch(key, finetune, plan, patient=failures >= _PATIENCE_FAILURES)
+                rejection = creation.rejection
+                if rejection is not None:
+                    _log_rejection(key, rejection)
+                if rejection is not None or creation.adopted:
+                    continue
+            if not await self._tell(key, finetune, observed, plan):
+                rejection, confirmed = None, False
+                continue
+            return await self._finish(key, finetune, plan)
+        raise TryAgainError("the resource changes faster than its status can be written")
+
+    async def _observe(self, key: Key, finetune: FineTune, rejection: Rejection | None, *, confirmed: bool) -> Observed:
+        pods = self._cache.pods.of(key, finetune.uid)
+        return Observed(
+            jobs=self._cache.jobs.of(key, finetune.uid),
+            pods=pods,
+            events=await self._events.latest(key),
+            progress=self._poller.latest(pods),
+            rejection=rejection,
+            absence_confirmed=confirmed,
+        )
+
+    async def _list_children(self, key: Key, finetune: FineTune) -> None:
+        query = {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
+        scope = Scope(owner=key, owner_uid=finetune.uid)
+        for resource, store in ((JOBS, self._cache.jobs), (PODS, self._cache.pods)):
+            await list_into(store, self._api, resource, namespace=finetune.namespace, query=query, scope=scope)
+
+    async def _create_and_patch(self, key: Key, finetune: FineTune, plan: Plan, *, patient: bool) -> Creation:
+        """Carry out the first half of a plan, up to the first refusal. An adopted Job tells more than the plan knew."""
+        adopted = False
+        for manifest in plan.create:
+            creation = await self._writer.create(finetune, manifest, patient=patient)
+            if creation.rejection is not None:
+                return creation
+            _log_creation(key, manifest, adopted=creation.adopted)
+            adopted |= creation.adopted and manifest["kind"] == JOBS.kind
+        for patch in plan.patch:
+            rejection = await self._writer.patch_job(finetune, patch)
+            if rejection is not None:
+                return Creation(rejection=rejection)
+        return Creation(adopted=adopted)
+
+    async def _tell(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> bool:
+        """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""
+        if plan.status == finetune.status:
+            return True
+        if not await self._writer.write_status(finetune, plan.status):
+            return False
+        transition = read_transition(finetune, observed, plan.status)
+        if transition.state != transition.state_before:
+            logger.info("%s: %s", transition.state, transition.message, extra=_fields(key, transition))
+        self._observer.observe(transition)
+        return True
+
+    async def _finish(self, key: Key, finetune: FineTune, plan: Plan) -> float | None:
+        for target in plan.delete:
+            await self._writer.delete(finetune, target)
+            logger.info("deleted %s %s", target.kind, target.name, extra={"finetune": key})
+        for event in plan.events:
+            self._poster.post(finetune, event)
+        if plan.watch_events:
+            jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
+            self._events.watch(key, jobs, pods)
+        else:
+            self._events.forget(key)
+        wait_s = plan.requeue_after_s
+        if plan.ask_progress is not None:
+            due_s = self._poller.ask(key, plan.ask_progress)
+            wait_s = due_s if wait_s is None else min(wait_s, due_s)
+        return wait_s
+
+
+def _fields(key: Key, transition: Transition) -> dict[str, object]:
+    return {"finetune": key, "attempt": transition.attempt, "reason": transition.state}
+
+
+def _log_rejection(key: Key, rejection: Rejection) -> None:
+    fields = {"finetune": key, "code": rejection.code, "reason": rejection.reason}
+    logger.warning("%s %s was refused: %s", rejection.kind, rejection.name, sentence(rejection.message), extra=fields)
+
+
+def _log_creation(key: Key, manifest: Mapping[str, Any], *, adopted: bool) -> None:
+    metadata = manifest["metadata"]
+    fields = {"finetune": key, "attempt": metadata["labels"][names.ATTEMPT_LABEL]}
+    logger.info("%s %s %s", "adopted" if adopted else "created", manifest["kind"], metadata["name"], extra=fields)
