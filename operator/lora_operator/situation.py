@@ -119,8 +119,12 @@ def _restarting(scene: Scene, failure: Finding) -> Finding:
         return dataclasses.replace(failure, message=f"{failure.message}. A new pod follows")
     retry = f"retry {max(scene.job.failed, 1)} of {scene.request.policy.max_retries} follows"
     return Finding(
-        reason=Reason.RESTARTING, message=f"{failure.reason.value}: {failure.message}. Now {retry}", since=failure.since
+        reason=Reason.RESTARTING, message=f"{_name(failure)}: {failure.message}. Now {retry}", since=failure.since
     )
+
+
+def _name(failure: Finding) -> str:
+    return "a transient error" if failure.reason is Reason.RESTARTING else failure.reason.value
 
 
 def _starting(pod: PodView) -> Finding:
@@ -135,7 +139,7 @@ def _running(scene: Scene, failures: Sequence[Finding]) -> Finding:
     message = _doing(phase, scene)
     if failures:
         count = "1 failed pod" if len(failures) == 1 else f"{len(failures)} failed pods"
-        message += f" (after {count}, the last with {failures[0].reason.value})"
+        message += f" (after {count}, the last with {_name(failures[0])})"
     return Finding(reason=Reason(phase.value), message=message)
 
 

@@ -1,0 +1,569 @@
+"""What the operator does about a LoRAFineTune, from its creation to its end."""
+
+import dataclasses
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    UID,
+    condition_object,
+    ended_pod,
+    finished_job,
+    job_name,
+    make_event,
+    make_finetune,
+    make_job,
+    make_pod,
+    make_resolved,
+    make_summary,
+    minutes_ago,
+    running_pod,
+    waiting_pod,
+    with_status,
+)
+from tests.unit.world import World
+
+from lora_operator.decide import decide
+from lora_operator.model import FineTune, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.wording import instant
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+
+ATTEMPTED = {"attempt": 1, "jobName": job_name()}
+
+
+def plan_for(
+    finetune: FineTune, *, jobs: tuple[JobView, ...] = (), pods: tuple[PodView, ...] = (), **observed: Any
+) -> Plan:
+    """The plan at `NOW`."""
+    return decide(finetune, Observed(jobs=jobs, pods=pods, **observed), CONFIG, NOW)
+
+
+def condition(plan: Plan, kind: str) -> dict[str, Any]:
+    """A condition of the planned status."""
+    found: dict[str, Any] = next(c for c in plan.status["conditions"] if c["type"] == kind)
+    return found
+
+
+def told(plan: Plan, kind: str = "Complete") -> tuple[str, str]:
+    """Status and reason of a condition; by default of the one that is shown as STATE."""
+    found = condition(plan, kind)
+    return found["status"], found["reason"]
+
+
+def finished(finetune: FineTune | None = None, **changes: Any) -> FineTune:
+    """A resource whose success is stored."""
+    done = with_status(
+        finetune or make_finetune(**changes),
+        plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),)).status,
+    )
+    assert done.status["completionTime"]
+    return done
+
+
+# The beginning
+
+
+def test_a_new_resource_gets_a_config_map_and_then_a_job() -> None:
+    """In this order, since the pod needs the one and the operator watches the other."""
+    plan = plan_for(make_finetune())
+    assert [obj["kind"] for obj in plan.create] == ["ConfigMap", "Job"]
+    assert told(plan, "Accepted") == ("True", "Accepted")
+    assert told(plan) == ("Unknown", "Pending")
+    assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
+    assert plan.status["resolved"]["alpha"] == 32
+    assert plan.requeue_after_s == CONFIG.pending_check_s
+    assert [(event.type, event.reason) for event in plan.events] == [("Normal", "Accepted")]
+
+
+def test_a_resource_on_its_way_out_is_left_alone() -> None:
+    """Its children have an owner reference."""
+    finetune = make_finetune(metadata={"deletionTimestamp": instant(NOW)}, status={"attempt": 1})
+    assert plan_for(finetune) == Plan(status={"attempt": 1})
+
+
+def test_an_invalid_spec_fails_at_once_with_every_problem_and_makes_nothing() -> None:
+    """The spec cannot change any more, so there is nothing to wait for."""
+    plan = plan_for(make_finetune(spec={"lora": {"rank": 0}, "training": {"epochs": 2}, "resources": {"cpu": "much"}}))
+    assert plan.create == ()
+    assert told(plan, "Accepted") == ("False", "ConfigInvalid")
+    assert told(plan, "Complete") == ("False", "ConfigInvalid")
+    assert told(plan, "Failed") == ("True", "ConfigInvalid")
+    message = condition(plan, "Failed")["message"]
+    assert "spec.lora.rank is 0: must be a whole number from 1 to 1024" in message
+    assert "spec.training.epochs is 2" in message
+    assert 'spec.resources.cpu is "much"' in message
+    assert "create a new LoRAFineTune" in message
+    assert plan.status["completionTime"] == instant(NOW)
+    assert [event.type for event in plan.events] == ["Warning"]
+
+
+def test_a_rule_that_came_later_does_not_fail_a_run_that_goes_on() -> None:
+    """An upgrade of the operator never kills training."""
+    plan = plan_for(make_finetune(spec={"lora": {"rank": 5000}}), jobs=(make_job(),), pods=(running_pod(),))
+    assert told(plan) == ("Unknown", "Starting")
+
+
+def test_a_job_that_is_there_is_adopted_by_its_owner() -> None:
+    """A crash came between the creation and the status."""
+    plan = plan_for(make_finetune(), jobs=(make_job(),))
+    assert plan.create == ()
+    assert (plan.status["jobName"], plan.status["startTime"]) == (job_name(), instant(minutes_ago(58)))
+    assert plan.status["resolved"]["image"] == CONFIG.trainer_image
+
+
+def test_a_job_of_somebody_else_under_our_name_is_a_conflict() -> None:
+    """It is not touched, and there is no hurry to look again."""
+    plan = plan_for(make_finetune(), jobs=(make_job(owner_uid="somebody-else"),))
+    assert plan.create == ()
+    assert told(plan, "Accepted") == ("False", "NameConflict")
+    assert job_name() in condition(plan, "Accepted")["message"]
+    assert plan.requeue_after_s == CONFIG.resync_interval_s
+
+
+REFUSALS = [
+    (403, 'jobs.batch is forbidden: User "system:serviceaccount:lora:op" cannot create resource "jobs"', "Forbidden"),
+    (403, 'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1', "QuotaExceeded"),
+    (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', "PodSecurityViolation"),
+    (403, "admission webhook policy.example denied the request: no GPUs on Sundays", "AdmissionDenied"),
+    (403, "unable to create new content in namespace team-a because it is being terminated", "AdmissionDenied"),
+    (422, 'Job.batch "x" is invalid: spec.template.spec.tolerations[0].operator: Invalid value', "AdmissionDenied"),
+    (409, "exists and belongs to somebody else", "NameConflict"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "reason"), REFUSALS, ids=[f"{c}-{r}" for c, _, r in REFUSALS])
+def test_a_refusal_of_the_api_server_is_told_and_tried_again(code: int, message: str, reason: str) -> None:
+    """The state names it, nothing is made, and a later look starts afresh."""
+    rejection = Rejection(kind="Job", name=job_name(), code=code, reason="", message=message)
+    finetune = make_finetune()
+    plan = plan_for(finetune, rejection=rejection)
+    assert (plan.create, plan.patch) == ((), ())
+    assert told(plan, "Accepted") == ("False", reason)
+    assert told(plan) == ("Unknown", reason)
+    assert "jobName" not in plan.status
+    assert plan.requeue_after_s in {CONFIG.retry_max_s, CONFIG.resync_interval_s}
+    later = plan_for(with_status(finetune, plan.status))
+    assert len(later.create) == 2
+    assert told(later, "Accepted") == ("True", "Accepted")
+
+
+def test_a_refused_change_of_a_running_job_does_not_hide_the_run() -> None:
+    """Accepted tells the refusal, the state goes on to tell the training."""
+    rejection = Rejection(kind="Job", name=job_name(), code=422, reason="Invalid", message="backoffLimit: no")
+    finetune = make_finetune(spec={"maxRetries": 5})
+    plan = plan_for(finetune, jobs=(make_job(),), pods=(running_pod(),), rejection=rejection)
+    assert plan.patch == ()
+    assert told(plan, "Accepted") == ("False", "AdmissionDenied")
+    assert told(plan) == ("Unknown", "Starting")
+
+
+def test_a_refused_change_of_a_suspended_job_is_tried_again() -> None:
+    """Otherwise nothing would come to look again."""
+    rejection = Rejection(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
+    plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),), rejection=rejection)
+    assert plan.requeue_after_s == CONFIG.retry_max_s
+
+
+# The run
+
+
+def test_a_running_pod_is_asked_for_its_progress() -> None:
+    """At the interval of the configuration."""
+    pod = running_pod()
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(pod,))
+    assert (plan.ask_progress, plan.requeue_after_s) == (pod, CONFIG.progress_interval_s)
+    assert not plan.watch_events
+    assert told(plan, "PodsReady") == ("True", "PodRunning")
+    assert condition(plan, "PodsReady")["lastTransitionTime"] == instant(minutes_ago(30))
+    assert plan.status["podName"] == pod.name
+
+
+def test_the_state_is_what_the_trainer_says_it_does() -> None:
+    """And the message tells step and time to go."""
+    for phase in Phase:
+        progress = Progress(phase=phase, step=120, total_steps=400, estimated_remaining_seconds=4350)
+        plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+        assert told(plan) == ("Unknown", phase.value)
+    plan = plan_for(
+        make_finetune(),
+        jobs=(make_job(),),
+        pods=(running_pod(),),
+        progress=dataclasses.replace(progress, phase=Phase.TRAINING),
+    )
+    assert condition(plan, "Complete")["message"] == "Training: step 120/400, about 1h12m to go"
+    assert plan.status["progress"]["percentage"] == 30
+
+
+def test_publishing_shows_in_the_condition_of_the_artifact() -> None:
+    """It is still unknown, for another reason."""
+    progress = Progress(phase=Phase.PUBLISHING)
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    assert told(plan, "ArtifactPublished") == ("Unknown", "Publishing")
+
+
+def test_a_question_without_an_answer_does_not_change_the_state() -> None:
+    """A pod that is busy is not a pod that starts."""
+    progress = Progress(phase=Phase.TRAINING, step=1, total_steps=2)
+    before = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    plan = plan_for(with_status(make_finetune(), before.status), jobs=(make_job(),), pods=(running_pod(),))
+    assert plan.status == before.status
+
+
+def test_answers_are_rationed_because_each_is_a_write() -> None:
+    """After news there is no question until the interval has passed."""
+    progress = Progress(phase=Phase.TRAINING, step=1, total_steps=2)
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    assert (plan.ask_progress, plan.requeue_after_s) == (None, CONFIG.progress_interval_s)
+    later = decide(
+        with_status(make_finetune(), plan.status),
+        Observed(jobs=(make_job(),), pods=(running_pod(),)),
+        CONFIG,
+        NOW + timedelta(seconds=CONFIG.progress_interval_s),
+    )
+    assert later.ask_progress is not None
+
+
+def test_what_the_trainer_found_out_is_kept() -> None:
+    """Beside what the spec fixed."""
+    progress = Progress(phase=Phase.TRAINING, resolved=make_resolved())
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    assert plan.status["resolved"]["device"] == "NVIDIA H100 80GB HBM3"
+    assert plan.status["resolved"]["rank"] == 16
+    later = plan_for(with_status(make_finetune(), plan.status), jobs=(make_job(),), pods=(running_pod(),))
+    assert later.status["resolved"] == plan.status["resolved"]
+
+
+def test_a_new_pod_does_not_inherit_the_speed_of_the_old_one() -> None:
+    """The numbers reached stay, those of the moment go."""
+    progress = Progress(
+        phase=Phase.TRAINING, step=9, total_steps=10, tokens_per_second=5.0, estimated_remaining_seconds=4
+    )
+    first = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    pods = (ended_pod(75), running_pod(name="second", created_at=minutes_ago(2)))
+    plan = plan_for(with_status(make_finetune(), first.status), jobs=(make_job(status={"failed": 1}),), pods=pods)
+    assert told(plan) == ("Unknown", "Starting")
+    assert plan.status["progress"]["steps"] == "9/10"
+    assert not {"eta", "phase", "tokensPerSecond"} & set(plan.status["progress"])
+    assert "1 failed pod, the last with a transient error" in condition(plan, "Complete")["message"]
+
+
+def test_a_pod_in_trouble_tells_it_and_its_events_are_watched() -> None:
+    """PodsReady and the state have the reason; nothing has failed yet."""
+    pod = waiting_pod("ImagePullBackOff", 'Back-off pulling image "registry.example/lora-trainer:1.0"')
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(pod,))
+    assert told(plan, "PodsReady") == ("False", "ImagePullBackOff")
+    assert told(plan) == told(plan, "Failed") == ("Unknown", "ImagePullBackOff")
+    assert (plan.requeue_after_s, plan.watch_events) == (CONFIG.pending_check_s, True)
+    assert (plan.events[-1].type, plan.events[-1].reason) == ("Warning", "ImagePullBackOff")
+
+
+def test_a_job_that_cannot_make_its_pod_tells_why() -> None:
+    """The quota's own words, from the Job's Event."""
+    event = make_event("job-1", "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: gpus')
+    plan = plan_for(make_finetune(), jobs=(make_job(),), events=(event,))
+    assert told(plan) == ("Unknown", "QuotaExceeded")
+    assert "exceeded quota: gpus" in condition(plan, "PodsReady")["message"]
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        (make_pod(node=""), "Pending", "waits for a node"),
+        (waiting_pod("ContainerCreating"), "Pending", "node-1 pulls the image"),
+        (ended_pod(0, make_summary().to_message()), "Publishing", "waiting for its Job"),
+        (ended_pod(75, "ConnectionError: reset"), "Restarting", "Now retry 1 of 3 follows"),
+        (ended_pod(143, conditions=(condition_object("DisruptionTarget"),)), "Evicted", "A new pod follows"),
+        (running_pod(deleting=True), "Restarting", "is being stopped"),
+    ],
+)
+def test_between_pods_the_state_tells_what_is_awaited(pod: PodView, reason: str, words: str) -> None:
+    """No pod runs, yet all is on its way."""
+    plan = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=(pod,))
+    assert told(plan) == ("Unknown", reason)
+    assert told(plan, "PodsReady") == ("False", reason)
+    assert words in condition(plan, "Complete")["message"]
+
+
+def test_a_retry_that_waits_still_tells_the_last_failure() -> None:
+    """Until it runs, the failure is the news."""
+    pods = (ended_pod(75, "ConnectionError: reset"), make_pod(name="second", created_at=minutes_ago(2)))
+    plan = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=pods)
+    assert told(plan) == ("Unknown", "Restarting")
+    assert "ConnectionError: reset" in condition(plan, "PodsReady")["message"]
+    assert plan.status["podName"] == "second"
+
+
+def test_conditions_of_other_writers_stay() -> None:
+    """Theirs come after ours."""
+    foreign = {
+        "type": "example.com/Approved",
+        "status": "True",
+        "reason": "Boss",
+        "message": "",
+        "lastTransitionTime": "x",
+    }
+    plan = plan_for(make_finetune(status={"conditions": [foreign]}), jobs=(make_job(),))
+    assert plan.status["conditions"][-1] == foreign
+    assert len(plan.status["conditions"]) == 7
+
+
+# Suspension and the other changes
+
+
+def test_the_users_wish_to_suspend_reaches_the_job_once() -> None:
+    """With the note of it, in one patch."""
+    plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(make_job(),), pods=(running_pod(),))
+    (patch,) = plan.patch
+    assert patch.body == {
+        "metadata": {"annotations": {"lora-operator.io/suspend": "true"}},
+        "spec": {"suspend": True},
+    }
+    assert told(plan, "Suspended") == ("True", "SuspendedByUser")
+    assert told(plan, "PodsReady") == ("False", "SuspendedByUser")
+    assert "is being stopped" in condition(plan, "Suspended")["message"]
+    assert plan.ask_progress is None
+
+
+def test_a_resource_created_suspended_has_a_suspended_job() -> None:
+    """Which needs no patch."""
+    world = World({"suspend": True})
+    world.settle()
+    (job,) = world.jobs.values()
+    assert job["spec"]["suspend"] is True
+    assert world.condition("Suspended") == ("True", "SuspendedByUser")
+
+
+def test_resuming_lifts_the_suspension() -> None:
+    """Back and forth, the run goes on."""
+    world = World()
+    world.settle()
+    for suspend, state in (
+        (True, "SuspendedByUser"),
+        (False, "Pending"),
+        (True, "SuspendedByUser"),
+        (False, "Pending"),
+    ):
+        world.edit(suspend=suspend)
+        world.settle()
+        (job,) = world.jobs.values()
+        assert job["spec"]["suspend"] is suspend
+        assert world.condition("Complete") == ("Unknown", state)
+
+
+def test_a_suspension_by_somebody_else_is_told_and_not_fought() -> None:
+    """No write goes to a Job that a queue holds."""
+    plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),))
+    assert plan.patch == ()
+    assert told(plan, "Suspended") == ("True", "SuspendedExternally")
+    assert plan.requeue_after_s is None
+
+
+def test_a_queue_is_named_where_there_is_one() -> None:
+    """So that one knows whom to ask."""
+    finetune = make_finetune(metadata={"labels": {"kueue.x-k8s.io/queue-name": "gpus"}})
+    plan = plan_for(finetune, jobs=(make_job(spec={"suspend": True}),))
+    assert "queue gpus admits it" in condition(plan, "Suspended")["message"]
+
+
+def test_retries_and_deadline_follow_the_spec() -> None:
+    """Also where the deadline is taken away."""
+    finetune = make_finetune(spec={"maxRetries": 0})
+    plan = plan_for(finetune, jobs=(make_job(spec={"activeDeadlineSeconds": 60}),))
+    assert [patch.body for patch in plan.patch] == [{"spec": {"backoffLimit": 0, "activeDeadlineSeconds": None}}]
+
+
+def test_a_job_that_is_being_deleted_is_waited_for_and_not_patched() -> None:
+    """Its pod may still write."""
+    finetune = make_finetune(spec={"maxRetries": 1}, status=ATTEMPTED)
+    plan = plan_for(finetune, jobs=(make_job(deleting=True),), pods=(running_pod(),))
+    assert (plan.create, plan.patch) == ((), ())
+    assert told(plan) == ("Unknown", "Restarting")
+
+
+# A Job that vanishes
+
+
+def test_a_missing_job_is_looked_for_before_another_is_made() -> None:
+    """The cache may be behind."""
+    plan = plan_for(make_finetune(status=ATTEMPTED))
+    assert plan.confirm_absence
+    assert plan.create == ()
+    assert plan.status == ATTEMPTED
+
+
+def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
+    """With an Event that says so."""
+    plan = plan_for(make_finetune(status=ATTEMPTED), absence_confirmed=True)
+    assert [obj["metadata"]["name"] for obj in plan.create] == [job_name(2), job_name(2)]
+    assert (plan.status["attempt"], plan.status["jobName"]) == (2, job_name(2))
+    assert plan.events[0].reason == "JobRecreated"
+    assert job_name(1) in plan.events[0].message
+
+
+def test_the_number_of_attempts_survives_in_the_jobs_alone() -> None:
+    """The status may be older than the Job."""
+    plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(make_job(attempt=2),))
+    assert plan.create == ()
+    assert plan.status["attempt"] == 2
+
+
+@pytest.mark.parametrize(("retries", "attempt", "ends"), [(0, 1, True), (1, 1, False), (3, 4, True), (3, 3, False)])
+def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: bool) -> None:
+    """More Jobs than 1 + maxRetries are never made."""
+    finetune = make_finetune(spec={"maxRetries": retries}, status={"attempt": attempt, "jobName": job_name(attempt)})
+    plan = plan_for(finetune, absence_confirmed=True)
+    assert (told(plan, "Failed") == ("True", "BackoffLimitExceeded")) is ends
+    assert (plan.create == ()) is ends
+
+
+def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
+    """Two must never write the same output."""
+    pods = (running_pod(job_uid=""),)
+    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).confirm_absence
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    assert plan.create == ()
+    assert told(plan) == ("Unknown", "Restarting")
+    assert f"kubectl delete pod {pods[0].name}" in condition(plan, "PodsReady")["message"]
+    assert plan.requeue_after_s == CONFIG.pending_check_s
+
+
+def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
+    """Its pod's summary proves the success."""
+    pods = (ended_pod(0, make_summary().to_message(), job_uid=""),)
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    assert told(plan) == ("True", "Succeeded")
+    assert plan.status["completionTime"] == instant(minutes_ago(11))
+
+
+# The end
+
+
+def test_a_verified_adapter_makes_the_run_complete() -> None:
+    """With everything that one wants to know of it."""
+    plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),))
+    assert told(plan, "Complete") == ("True", "Succeeded")
+    assert told(plan, "Failed") == ("False", "Succeeded")
+    assert told(plan, "ArtifactPublished") == ("True", "Succeeded")
+    assert told(plan, "PodsReady") == ("False", "Succeeded")
+    assert told(plan, "Accepted") == ("True", "Accepted")
+    assert plan.status["completionTime"] == instant(minutes_ago(10))
+    assert condition(plan, "Complete")["lastTransitionTime"] == instant(minutes_ago(10))
+    assert plan.status["artifact"]["uri"] == "pvc://adapters/support-tone/run-abcde"
+    assert plan.status["results"]["evalLossAfter"] == "1.4568"
+    assert plan.status["dataset"]["trainSamples"] == 200
+    assert plan.status["progress"] == {
+        "step": 400,
+        "totalSteps": 400,
+        "steps": "400/400",
+        "percentage": 100,
+        "loss": "1.2346",
+        "evalLoss": "1.4568",
+        "tokensPerSecond": "442.7",
+        "peakMemoryBytes": 20_079_050_752,
+        "peakMemory": "18.7 GiB",
+    }
+    assert [(event.type, event.reason) for event in plan.events] == [("Normal", "Accepted"), ("Normal", "Succeeded")]
+
+
+def test_exit_code_0_without_a_summary_is_never_complete() -> None:
+    """A trainer that was stopped may return 0; nobody has verified anything."""
+    plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, "saved a checkpoint"),))
+    assert told(plan, "Failed") == ("True", "ResultUnknown")
+    assert told(plan, "ArtifactPublished") == ("False", "ResultUnknown")
+    assert "look at the pod's log" in condition(plan, "Failed")["message"]
+
+
+def test_a_finished_job_without_its_pod_is_looked_at_twice() -> None:
+    """The pod may not have reached the cache yet, and a verdict is for ever."""
+    assert plan_for(make_finetune(), jobs=(finished_job(),)).confirm_absence
+    plan = plan_for(make_finetune(), jobs=(finished_job(),), absence_confirmed=True)
+    assert told(plan, "Failed") == ("True", "ResultUnknown")
+
+
+def test_a_failed_run_keeps_what_it_reached() -> None:
+    """Steps and losses stay; the time to go does not."""
+    progress = Progress(phase=Phase.TRAINING, step=12, total_steps=400, loss=2.0, estimated_remaining_seconds=9)
+    before = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    message = make_summary(Reason.NON_FINITE_LOSS, "The loss was NaN at step 12").to_message()
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
+    plan = plan_for(with_status(make_finetune(), before.status), jobs=(job,), pods=(ended_pod(70, message),))
+    assert told(plan) == ("False", "NonFiniteLoss")
+    assert condition(plan, "Failed")["message"] == "The loss was NaN at step 12"
+    assert plan.status["progress"]["steps"] == "12/400"
+    assert "eta" not in plan.status["progress"]
+    assert "artifact" not in plan.status
+
+
+def test_a_verdict_stands_whatever_is_observed_later() -> None:
+    """A Job that comes back, fails or vanishes changes nothing."""
+    done = finished()
+    for jobs in ((), (make_job(),), (finished_job("Failed", reason="BackoffLimitExceeded"),)):
+        assert plan_for(done, jobs=jobs, pods=(ended_pod(1),), absence_confirmed=True) == Plan(status=done.status)
+
+
+def test_a_finished_resource_speaks_of_its_present_generation() -> None:
+    """kubectl wait would hang otherwise."""
+    done = finished()
+    edited = dataclasses.replace(done, generation=9)
+    plan = plan_for(edited)
+    assert plan.status["observedGeneration"] == 9
+    assert {c["observedGeneration"] for c in plan.status["conditions"]} == {9}
+    assert [c["lastTransitionTime"] for c in plan.status["conditions"]] == [
+        c["lastTransitionTime"] for c in done.status["conditions"]
+    ]
+
+
+def test_without_a_time_to_live_a_finished_job_stays() -> None:
+    """Nothing is planned at all."""
+    assert plan_for(finished(), jobs=(finished_job(),)) == Plan(status=finished().status)
+
+
+def test_before_its_time_a_finished_job_stays() -> None:
+    """And the operator comes back when it is due."""
+    plan = plan_for(finished(spec={"ttlSecondsAfterFinished": 900}), jobs=(finished_job(),))
+    assert (plan.delete, plan.requeue_after_s) == ((), 300.0)
+
+
+def test_after_its_time_a_finished_job_goes_with_its_config_map() -> None:
+    """By uid where there is one; the resource and its status stay."""
+    done = finished(spec={"ttlSecondsAfterFinished": 600})
+    plan = plan_for(done, jobs=(finished_job(),))
+    assert [(ref.kind, ref.name, ref.uid) for ref in plan.delete] == [
+        ("ConfigMap", job_name(), ""),
+        ("Job", job_name(), "job-1"),
+    ]
+    assert plan.status == done.status
+    assert plan_for(done) == Plan(status=done.status)
+
+
+def test_a_time_to_live_never_deletes_a_job_of_somebody_else() -> None:
+    """Nor one that is being deleted anyway."""
+    done = finished(spec={"ttlSecondsAfterFinished": 0})
+    assert plan_for(done, jobs=(finished_job(owner_uid="other"), finished_job(deleting=True))).delete == ()
+
+
+def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
+    """One for each change of the state, none twice."""
+    world = World()
+    world.settle()
+    world.job_controller()
+    world.settle()
+    (pod,) = world.living_pods()
+    world.start(pod)
+    for phase in Phase:
+        world.progress = Progress(phase=phase, step=1, total_steps=1)
+        world.pass_time(20)
+        world.settle()
+    world.finish(pod, 0, make_summary().to_message())
+    world.settle()
+    world.pass_time(3600)
+    world.settle()
+    assert [event.reason for event in world.events] == [
+        *("Accepted", "Starting", "LoadingModel", "Training", "Evaluating", "Publishing", "Succeeded")
+    ]
+    assert world.created_jobs == 1
+    assert world.view().uid == UID

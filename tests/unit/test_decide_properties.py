@@ -1,0 +1,207 @@
+"""`decide` on a model world in which anything may happen in any order."""
+
+import copy
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    condition_object,
+    make_job_object,
+    make_manifest,
+    make_pod_object,
+    make_resolved,
+    make_summary,
+)
+from tests.unit.junk import JSON, damaged
+from tests.unit.world import World
+
+from lora_operator.decide import decide
+from lora_operator.model import Observed, Rejection
+from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+
+CODES = st.sampled_from([1, 64, 65, 70, 72, 75, 137, 143])
+MESSAGES = st.sampled_from(
+    [
+        "",
+        "Traceback (most recent call last):\nValueError: no",
+        make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message(),
+        make_summary().to_message(),
+    ]
+)
+
+
+class Life(RuleBasedStateMachine):
+    """Users, the Job controller, nodes and the API server act; after each act the operator comes to rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.verdict: dict[str, Any] | None = None
+        self.snapshot: Observed | None = None
+
+    @initialize(
+        retries=st.integers(0, 2), queue=st.booleans(), ttl=st.sampled_from([None, 60]), valid=st.integers(0, 9)
+    )
+    def create(self, retries: int, queue: bool, ttl: int | None, valid: int) -> None:
+        """A user applies a LoRAFineTune; one in ten is invalid."""
+        self.world.edit(maxRetries=retries, **({"ttlSecondsAfterFinished": ttl} if ttl else {}))
+        if queue:
+            self.world.finetune["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+        if valid == 0:
+            self.world.edit(lora={"rank": 0})
+
+    @rule()
+    def controller(self) -> None:
+        """The Job controller catches up."""
+        self.world.job_controller()
+
+    @rule(seconds=st.integers(1, 200))
+    def wait(self, seconds: int) -> None:
+        """Time passes."""
+        self.world.pass_time(seconds)
+
+    @precondition(lambda self: self.world.living_pods())
+    @rule()
+    def start(self) -> None:
+        """A pod starts."""
+        self.world.start(self.world.living_pods()[0])
+
+    @precondition(lambda self: self.world.living_pods())
+    @rule(code=CODES, message=MESSAGES, disrupted=st.booleans())
+    def fail(self, code: int, message: str, disrupted: bool) -> None:
+        """A trainer fails, or is taken away."""
+        self.world.finish(self.world.living_pods()[0], code, message, disrupted=disrupted)
+
+    @precondition(lambda self: self.world.living_pods())
+    @rule(message=MESSAGES)
+    def exit_0(self, message: str) -> None:
+        """A trainer ends with 0, with a summary or without."""
+        self.world.finish(self.world.living_pods()[0], 0, message)
+
+    @precondition(lambda self: self.world.jobs)
+    @rule(orphan=st.booleans())
+    def delete_job(self, orphan: bool) -> None:
+        """Somebody deletes the Job."""
+        self.world.delete_job(next(iter(self.world.jobs)), orphan=orphan)
+
+    @precondition(lambda self: self.world.pods)
+    @rule()
+    def delete_pod(self) -> None:
+        """Somebody deletes a pod."""
+        self.world.pods.pop(next(iter(self.world.pods)))
+
+    @precondition(lambda self: self.world.jobs)
+    @rule(value=st.booleans())
+    def suspend_job(self, value: bool) -> None:
+        """A queue suspends or admits the Job."""
+        self.world.suspend_job(next(iter(self.world.jobs)), value)
+
+    @rule(suspend=st.booleans(), retries=st.integers(0, 2), deadline=st.sampled_from([None, 600]))
+    def edit(self, suspend: bool, retries: int, deadline: int | None) -> None:
+        """The user changes what may be changed."""
+        self.world.edit(suspend=suspend, maxRetries=retries, activeDeadlineSeconds=deadline)
+
+    @rule(step=st.integers(-5, 500), phase=st.sampled_from(Phase), told=st.booleans())
+    def report(self, step: int, phase: Phase, told: bool) -> None:
+        """A trainer answers, or does not."""
+        report = Progress(phase=phase, step=step, total_steps=400, loss=1.5, resolved=make_resolved())
+        self.world.progress = report if told else None
+
+    @rule(refusal=st.sampled_from([None, (403, "exceeded quota: gpus"), (409, "already exists"), (422, "no")]))
+    def refuse(self, refusal: tuple[int, str] | None) -> None:
+        """The API server begins or ceases to refuse."""
+        self.world.refusal = refusal
+
+    @rule()
+    def fall_behind(self) -> None:
+        """The cache stops to follow the cluster for a while."""
+        self.snapshot = self.world.observed()
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule()
+    def decide_on_old_news(self) -> None:
+        """The operator acts once on what the cache held a while ago."""
+        assert self.snapshot is not None
+        self.world.step(self.snapshot)
+
+    @invariant()
+    def comes_to_rest_and_keeps_its_word(self) -> None:
+        """Rest within few rounds; one living Job; one verdict, never changed; Complete only with an adapter."""
+        world = self.world
+        plan = world.settle()
+        assert world.most_living_jobs <= 1
+        assert plan.events == ()
+        if world.refusal is None:
+            again = decide(world.view(), world.observed(confirmed=True), CONFIG, world.now + timedelta(seconds=1))
+            assert again.status == world.status
+        complete, failed = world.condition("Complete"), world.condition("Failed")
+        assert (complete[0], failed[0]) in {("Unknown", "Unknown"), ("True", "False"), ("False", "True")}
+        assert complete[1] == failed[1]
+        if complete[0] == "True":
+            assert world.status["artifact"]["uri"]
+        self._remember_verdict()
+
+    def _remember_verdict(self) -> None:
+        world = self.world
+        if world.condition("Complete")[0] == "Unknown":
+            assert self.verdict is None, "a verdict was taken back"
+            assert "completionTime" not in world.status
+            return
+        told = {key: value for key, value in world.status.items() if key not in {"observedGeneration", "conditions"}}
+        told["conditions"] = [
+            {key: value for key, value in c.items() if key != "observedGeneration"} for c in world.status["conditions"]
+        ]
+        assert self.verdict in (None, told)
+        self.verdict = told
+        assert all(c["observedGeneration"] == world.view().generation for c in world.status["conditions"])
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(stateful_step_count=20)
+
+
+@given(st.data(), st.sampled_from([None, 403, 409, 422]))
+def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None) -> None:
+    """Damaged manifests, statuses, Jobs and pods: there is always a plan, and it says something of every condition."""
+    manifest = make_manifest(
+        spec={"lora": {"rank": 8}, "training": {"epochs": "2"}, "scheduling": {"tolerations": [{}]}}
+    )
+    world = World()
+    world.settle()
+    manifest["status"] = copy.deepcopy(world.status)
+    ended = {
+        "terminated": {"exitCode": 0, "message": make_summary().to_message(), "finishedAt": "2026-03-01T11:59:00Z"}
+    }
+    state = data.draw(st.sampled_from([ended, {"running": {}}, {"waiting": {"reason": "ErrImagePull"}}]))
+    conditions = [condition_object("Failed", reason="BackoffLimitExceeded")] if data.draw(st.booleans()) else []
+    job = make_job_object(status={"conditions": conditions})
+    pod = make_pod_object(state=state, conditions=(condition_object("PodScheduled", "False"),))
+    event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "exceeded quota"}
+    observed = Observed(
+        jobs=tuple(parse_job(data.draw(damaged(job))) for _ in range(data.draw(st.integers(0, 2)))),
+        pods=tuple(parse_pod(data.draw(damaged(pod))) for _ in range(data.draw(st.integers(0, 2)))),
+        events=(parse_event(data.draw(damaged(event))),),
+        rejection=code
+        and Rejection(kind="Job", name="x", code=code, reason="", message=data.draw(st.text(max_size=9))),
+        absence_confirmed=True,
+    )
+    plan = decide(parse_finetune(data.draw(damaged(manifest))), observed, CONFIG, NOW)
+    assert plan.status == {} or isinstance(plan.status, dict)
+    assert not plan.confirm_absence
+
+
+@given(JSON)
+def test_a_manifest_that_is_no_manifest_fails_with_a_sentence(junk: Any) -> None:
+    """Not one exception, and not one Job."""
+    plan = decide(parse_finetune({"spec": junk}), Observed(), CONFIG, NOW)
+    accepted = next(c for c in plan.status["conditions"] if c["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "ConfigInvalid")
+    assert "spec" in accepted["message"]
+    assert plan.create == ()

@@ -1,0 +1,259 @@
+"""The rendered ConfigMap and Job, byte for byte, against the files in tests/golden.
+
+After an intended change, write the files anew and read the diff: `UPDATE_GOLDEN=1 pytest tests/unit/test_render.py`
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.unit.builders import CONFIG, UID, make_finetune
+
+from lora_operator import names
+from lora_operator.config import OperatorConfig
+from lora_operator.model import FineTune
+from lora_operator.render import render_config_map, render_job
+from lora_operator.request import Request, read_request
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.exit_codes import FINAL
+from lora_trainer.contract.manifest import RunOptions
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+UPDATE = "UPDATE_GOLDEN" in os.environ
+
+QUICKSTART: dict[str, Any] = {
+    "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "dataset": {"uri": "configmap://support-desk/train.jsonl", "validationFraction": "0.2"},
+    "training": {"epochs": "1", "maxSequenceLength": 512},
+    "resources": {"gpus": 0, "cpu": 2, "memory": "4Gi"},
+    "output": {"uri": "pvc://adapters/quickstart"},
+}
+FULL: dict[str, Any] = {
+    "model": {"uri": "hf://meta-llama/Llama-3.1-8B-Instruct@main", "secretRef": {"name": "hf-token"}},
+    "dataset": {
+        "uri": "hf://acme/support-chats@v2",
+        "secretRef": {"name": "acme-token"},
+        "format": "PromptCompletion",
+        "columns": {"prompt": "question", "completion": "answer"},
+        "validationFraction": "0.1",
+    },
+    "lora": {
+        "rank": 64,
+        "alpha": 64,
+        "targetModules": ["q_proj", "v_proj"],
+        "excludeModules": ["down_proj"],
+        "dropout": "0.05",
+    },
+    "quantization": "NF4",
+    "training": {
+        "maxSteps": 1000,
+        "learningRate": "0.0001",
+        "schedule": "Linear",
+        "warmupRatio": "0.1",
+        "effectiveBatchSize": 32,
+        "microBatchSize": 4,
+        "maxSequenceLength": 4096,
+        "lossOn": "All",
+        "precision": "BF16",
+        "seed": 7,
+    },
+    "resources": {"gpus": 1, "gpuResourceName": "nvidia.com/mig-3g.40gb", "cpu": "8", "memory": "64Gi"},
+    "scheduling": {
+        "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "training-low",
+    },
+    "output": {"uri": "pvc://adapters/llama/support"},
+    "suspend": True,
+    "maxRetries": 1,
+    "activeDeadlineSeconds": 86400,
+    "ttlSecondsAfterFinished": 3600,
+}
+SITE = OperatorConfig(
+    trainer_image="registry.example/lora-trainer:1.0",
+    image_pull_policy="Always",
+    image_pull_secrets=("registry-login",),
+    trainer_service_account_name="lora-trainer",
+    hub_endpoint="http://hub.example",
+    termination_grace_s=300,
+    allow_cpu=True,
+)
+CASES = {"minimal": ({}, CONFIG), "quickstart": (QUICKSTART, CONFIG), "full": (FULL, SITE)}
+
+
+def rendered(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """ConfigMap and Job of the first attempt."""
+    finetune, request, train = understood(spec, config, **metadata)
+    return render_config_map(finetune, train), render_job(finetune, request, train, config)
+
+
+def understood(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> tuple[FineTune, Request, TrainConfig]:
+    """The resource, read and found valid."""
+    finetune = make_finetune(spec=spec, metadata=metadata)
+    request = read_request(finetune.manifest, RunOptions(uid=finetune.uid, allow_cpu=config.allow_cpu))
+    assert request.train is not None, request.problems
+    return finetune, request, request.train
+
+
+def container(job: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's container of a rendered Job."""
+    (only,) = job["spec"]["template"]["spec"]["containers"]
+    result: dict[str, Any] = only
+    return result
+
+
+class _Text(str):
+    """A string that YAML shows as a block."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Keeps the order of keys, repeats instead of anchors, shows texts of several lines as such."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors."""
+        return True
+
+
+_Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
+
+
+def as_yaml(objects: tuple[dict[str, Any], dict[str, Any]]) -> str:
+    """The two objects as kubectl would show them."""
+    config_map, job = objects
+    data = {key: _Text(value) for key, value in config_map["data"].items()}
+    return yaml.dump_all([{**config_map, "data": data}, job], Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_map_and_job_are_rendered_byte_for_byte(case: str) -> None:
+    """The golden files show what reaches the cluster."""
+    text = as_yaml(rendered(*CASES[case]))
+    path = GOLDEN / f"{case}.yaml"
+    if UPDATE:
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_rendering_twice_gives_the_same_bytes() -> None:
+    """A restart in between must not change the configuration."""
+    assert as_yaml(rendered(FULL, SITE)) == as_yaml(rendered(FULL, SITE))
+
+
+def test_the_config_map_holds_what_the_trainer_reads_back() -> None:
+    """The contract's own reader gets the whole run out of it."""
+    finetune, _, train = understood(FULL, SITE)
+    assert TrainConfig.from_json(render_config_map(finetune, train)["data"]["config.json"]) == train
+
+
+def test_each_attempt_has_names_labels_and_configuration_of_its_own() -> None:
+    """Immutable objects are not made over."""
+    finetune = make_finetune()
+    request = read_request(finetune.manifest, RunOptions(uid=UID, attempt=2))
+    assert request.train is not None
+    config_map = render_config_map(finetune, request.train)
+    job = render_job(finetune, request, request.train, CONFIG)
+    assert config_map["metadata"]["name"] == job["metadata"]["name"] == names.child_name("support-tone", UID, 2)
+    assert job["metadata"]["labels"]["lora-operator.io/attempt"] == "2"
+    assert job["spec"]["template"]["spec"]["volumes"][0]["configMap"] == {"name": config_map["metadata"]["name"]}
+
+
+def test_names_fit_a_hostname_whatever_the_resource_is_called() -> None:
+    """The longest name, the highest attempt: an Indexed Job's pod adds two characters, 63 are allowed."""
+    for name in ("x", "x" * 52, "x" * 253):
+        assert len(names.child_name(name, UID, 21) + "-0") <= 63
+    assert names.child_name("a", UID, 1) != names.child_name("a", UID + "x", 1)
+
+
+def test_the_pod_failure_policy_is_the_contract_on_exit_codes() -> None:
+    """What is final for the trainer is final for the Job, and an eviction is nobody's failure."""
+    _, job = rendered({}, CONFIG)
+    ignore, fail = job["spec"]["podFailurePolicy"]["rules"]
+    assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert fail["action"] == "FailJob"
+    assert fail["onExitCodes"]["values"] == sorted(int(code) for code in FINAL)
+    assert fail["onExitCodes"]["containerName"] == container(job)["name"]
+
+
+def test_the_pod_meets_the_restricted_pod_security_standard() -> None:
+    """Non-root, no capabilities, read-only root, no token of a service account."""
+    _, job = rendered(FULL, SITE)
+    pod = job["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    context = container(job)["securityContext"]
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    kinds = {key for volume in pod["volumes"] for key in volume if key != "name"}
+    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+
+
+def test_a_claim_is_mounted_once_and_writable_only_where_the_output_goes() -> None:
+    """Model and output on one claim, data on another."""
+    spec = {
+        "model": {"uri": "pvc://shared/models/base"},
+        "dataset": {"uri": "pvc://data/a.jsonl"},
+        "output": {"uri": "pvc://shared/out"},
+    }
+    _, job = rendered(spec, CONFIG)
+    mounts = [m for m in container(job)["volumeMounts"] if m["mountPath"].startswith("/claims")]
+    assert mounts == [
+        {"name": "claim-0", "mountPath": "/claims/shared"},
+        {"name": "claim-1", "mountPath": "/claims/data", "readOnly": True},
+    ]
+    volumes = [
+        v["persistentVolumeClaim"] for v in job["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v
+    ]
+    assert volumes == [{"claimName": "shared"}, {"claimName": "data"}]
+
+
+@pytest.mark.parametrize(("gpus", "limits"), [(0, {"memory": "8Gi"}), (1, {"memory": "8Gi", "nvidia.com/gpu": "1"})])
+def test_a_gpu_is_asked_for_only_where_one_is_wanted(gpus: int, limits: dict[str, str]) -> None:
+    """A limit of 0 would still tie the pod to a device plugin."""
+    _, job = rendered({"resources": {"gpus": gpus}}, CONFIG)
+    assert container(job)["resources"] == {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": limits}
+
+
+def test_tokens_reach_the_pod_by_reference_only() -> None:
+    """The operator never reads a Secret, and the environment names one key of each."""
+    _, job = rendered(FULL, SITE)
+    references = {e["name"]: e["valueFrom"] for e in container(job)["env"] if "valueFrom" in e}
+    assert references == {
+        "MODEL_HF_TOKEN": {"secretKeyRef": {"name": "hf-token", "key": "HF_TOKEN"}},
+        "DATASET_HF_TOKEN": {"secretKeyRef": {"name": "acme-token", "key": "HF_TOKEN"}},
+    }
+
+
+def test_a_queued_job_is_born_suspended_and_carries_the_queue_labels() -> None:
+    """Kueue admits it by lifting the suspension; the user's own wish stays noted as false."""
+    labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low", "team": "a"}
+    _, job = rendered({}, CONFIG, labels=labels)
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["annotations"] == {"lora-operator.io/suspend": "false"}
+    assert job["metadata"]["labels"].items() >= {"kueue.x-k8s.io/queue-name": "gpus"}.items()
+    assert "team" not in job["metadata"]["labels"]
+    assert "kueue.x-k8s.io/queue-name" not in job["spec"]["template"]["metadata"]["labels"]
+
+
+def test_children_belong_to_the_resource_and_go_with_it() -> None:
+    """A controller owner reference, which the garbage collector follows."""
+    for obj in rendered({}, CONFIG):
+        (owner,) = obj["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (UID, True, True)
+
+
+def test_a_job_never_carries_a_time_to_live() -> None:
+    """It could vanish before its result was read."""
+    _, job = rendered(FULL, SITE)
+    assert "ttlSecondsAfterFinished" not in job["spec"]
+
+
+def test_defaults_of_the_site_fill_what_the_resource_leaves_open() -> None:
+    """Requests come from the operator's configuration."""
+    site = dataclasses.replace(CONFIG, default_cpu="3", default_memory="12Gi")
+    _, job = rendered({"resources": {"cpu": "500m"}}, site)
+    assert container(job)["resources"]["requests"] == {"cpu": "500m", "memory": "12Gi"}

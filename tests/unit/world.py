@@ -1,0 +1,240 @@
+"""A model of the API server and the Job controller: what `decide` plans is carried out, and life goes on."""
+
+import copy
+import dataclasses
+import itertools
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from tests.unit.builders import CONFIG, NOW, condition_object, make_manifest
+
+from lora_operator.decide import decide
+from lora_operator.model import EventRecord, FineTune, JobPatch, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.observe import parse_finetune, parse_job, parse_pod
+from lora_operator.wording import instant
+
+if TYPE_CHECKING:
+    from lora_trainer.contract.progress import Progress
+
+Object = dict[str, Any]
+MOST_ROUNDS = 5
+
+
+class World:
+    """One LoRAFineTune with its Jobs and pods. `settle` decides and applies until nothing is left to do."""
+
+    def __init__(self, spec: Object | None = None) -> None:
+        self.now: datetime = NOW
+        self.finetune: Object = make_manifest(spec=spec)
+        self.jobs: dict[str, Object] = {}
+        self.pods: dict[str, Object] = {}
+        self.config_maps: set[str] = set()
+        self.events: list[EventRecord] = []
+        self.created_jobs = 0
+        self.most_living_jobs = 0
+        self.progress: Progress | None = None
+        self.refusal: tuple[int, str] | None = None
+        self._numbers = itertools.count(1)
+
+    def view(self) -> FineTune:
+        """The resource as the operator reads it."""
+        return parse_finetune(copy.deepcopy(self.finetune))
+
+    def observed(self, *, confirmed: bool = False, rejection: Rejection | None = None) -> Observed:
+        """Everything that there is, with no lag."""
+        running = any(self.state_of(pod) == "running" for pod in self.pods.values())
+        return Observed(
+            jobs=tuple(self.job_views()),
+            pods=tuple(self.pod_views()),
+            progress=self.progress if running else None,
+            absence_confirmed=confirmed,
+            rejection=rejection,
+        )
+
+    def job_views(self) -> list[JobView]:
+        """The Jobs, read."""
+        return [parse_job(job) for job in self.jobs.values()]
+
+    def pod_views(self) -> list[PodView]:
+        """The pods, read."""
+        return [parse_pod(pod) for pod in self.pods.values()]
+
+    def settle(self) -> Plan:
+        """Decide and apply until a plan asks for nothing; that plan is returned."""
+        for _ in range(MOST_ROUNDS):
+            plan = self.step()
+            if not plan.create and not plan.patch and not plan.delete and plan.status == self.status:
+                return plan
+        raise AssertionError(f"the operator does not come to rest: {plan}")
+
+    def step(self, cached: Observed | None = None) -> Plan:
+        """One decision, on what a cache holds or on the truth, carried out; what it changed is marked in its status."""
+        before = self.status
+        plan = decide(self.view(), cached or self.observed(), CONFIG, self.now)
+        if plan.confirm_absence:
+            plan = decide(self.view(), self.observed(confirmed=True), CONFIG, self.now)
+            assert not plan.confirm_absence, "what was confirmed is not to be confirmed again"
+        if (plan.create or plan.patch) and self.refusal is not None:
+            code, message = self.refusal
+            rejection = Rejection(kind="Job", name="x", code=code, reason="", message=message)
+            plan = decide(self.view(), self.observed(confirmed=True, rejection=rejection), CONFIG, self.now)
+            assert not plan.create
+            assert not plan.patch
+        self.apply(plan)
+        if plan.status == before:
+            return plan
+        return dataclasses.replace(plan, status={**plan.status, "_": "changed"})
+
+    @property
+    def status(self) -> Object:
+        """The status as stored."""
+        status: Object = self.finetune.get("status", {})
+        return status
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        """Status and reason of a condition as stored."""
+        found = next(c for c in self.status["conditions"] if c["type"] == kind)
+        return found["status"], found["reason"]
+
+    def apply(self, plan: Plan) -> None:
+        """Carry out a plan, as the API server would."""
+        for obj in plan.create:
+            self._create(copy.deepcopy(dict(obj)))
+        for patch in plan.patch:
+            self._patch(patch)
+        self.finetune["status"] = copy.deepcopy(dict(plan.status))
+        for ref in plan.delete:
+            if ref.kind == "Job" and ref.name in self.jobs:
+                assert self.jobs[ref.name]["metadata"]["uid"] == ref.uid
+                self.delete_job(ref.name)
+            elif ref.kind == "ConfigMap":
+                self.config_maps.discard(ref.name)
+        self.events.extend(plan.events)
+        self.most_living_jobs = max(self.most_living_jobs, sum(not self.is_over(job) for job in self.jobs.values()))
+
+    def _create(self, obj: Object) -> None:
+        name = obj["metadata"]["name"]
+        if obj["kind"] == "ConfigMap":
+            self.config_maps.add(name)
+            return
+        if name in self.jobs:
+            return  # the API server refuses a second object of the same name, and the first one is ours
+        obj["metadata"] |= {"uid": f"uid-{name}-{next(self._numbers)}", "creationTimestamp": instant(self.now)}
+        obj["status"] = {} if obj["spec"]["suspend"] else {"startTime": instant(self.now)}
+        self.jobs[name] = obj
+        self.created_jobs += 1
+
+    def _patch(self, patch: JobPatch) -> None:
+        job = self.jobs.get(patch.name)
+        if job is None:
+            return
+        for section, values in patch.body.items():
+            for key, value in values.items():
+                if isinstance(value, dict):
+                    job[section].setdefault(key, {}).update(value)
+                elif value is None:
+                    job[section].pop(key, None)
+                else:
+                    job[section][key] = value
+
+    # Cluster life
+
+    @staticmethod
+    def is_over(job: Object) -> bool:
+        """Whether a Job has ended."""
+        return any(c["type"] in {"Complete", "Failed"} for c in job["status"].get("conditions", []))
+
+    @staticmethod
+    def state_of(pod: Object) -> str:
+        """running, waiting or ended."""
+        state = pod["status"].get("containerStatuses", [{"state": {"waiting": {}}}])[0]["state"]
+        return "ended" if "terminated" in state else "running" if "running" in state else "waiting"
+
+    def living_pods(self) -> list[Object]:
+        """Pods whose trainer has not ended."""
+        return [pod for pod in self.pods.values() if self.state_of(pod) != "ended"]
+
+    def pass_time(self, seconds: int) -> None:
+        """The clock goes on."""
+        self.now += timedelta(seconds=seconds)
+
+    def job_controller(self) -> None:
+        """Make the pod that a Job lacks, and stop those of a suspended one."""
+        for name, job in self.jobs.items():
+            mine = [
+                p for p in self.living_pods() if p["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+            ]
+            if job["spec"]["suspend"]:
+                for pod in mine:
+                    del self.pods[pod["metadata"]["name"]]
+            elif not mine and not self.is_over(job):
+                self._make_pod(name, job)
+
+    def _make_pod(self, job_name: str, job: Object) -> None:
+        job["status"].setdefault("startTime", instant(self.now))
+        name = f"{job_name}-0-{next(self._numbers)}"
+        self.pods[name] = {
+            "metadata": {
+                "name": name,
+                "uid": f"uid-{name}",
+                "labels": job["spec"]["template"]["metadata"]["labels"],
+                "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
+                "creationTimestamp": instant(self.now),
+            },
+            "spec": {"nodeName": "node-1"},
+            "status": {"phase": "Pending"},
+        }
+
+    def start(self, pod: Object) -> None:
+        """The trainer runs."""
+        pod["status"] = {
+            "phase": "Running",
+            "containerStatuses": [{"name": "trainer", "state": {"running": {}}}],
+            "conditions": [condition_object("Ready", since=self.now)],
+        }
+
+    def finish(self, pod: Object, code: int, message: str, *, disrupted: bool = False) -> None:
+        """The trainer ends, and the Job controller takes note as its policies say."""
+        ended = {"exitCode": code, "message": message, "reason": "Error", "finishedAt": instant(self.now)}
+        pod["status"] = {
+            "phase": "Failed" if code else "Succeeded",
+            "containerStatuses": [{"name": "trainer", "state": {"terminated": ended}}],
+            "conditions": [condition_object("DisruptionTarget", since=self.now)] if disrupted else [],
+        }
+        uid = pod["metadata"]["ownerReferences"][0]["uid"]
+        job = next((job for job in self.jobs.values() if job["metadata"]["uid"] == uid), None)
+        if job is None or self.is_over(job) or (disrupted and code):
+            return
+        final = job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
+        if code == 0:
+            self._end(job, "Complete", "")
+        else:
+            job["status"]["failed"] = job["status"].get("failed", 0) + 1
+            if code in final:
+                self._end(job, "Failed", "PodFailurePolicy")
+            elif job["status"]["failed"] > job["spec"]["backoffLimit"]:
+                self._end(job, "Failed", "BackoffLimitExceeded")
+
+    def _end(self, job: Object, kind: str, reason: str) -> None:
+        job["status"]["conditions"] = [condition_object(kind, since=self.now, reason=reason)]
+        if kind == "Complete":
+            job["status"]["completionTime"] = instant(self.now)
+
+    def delete_job(self, name: str, *, orphan: bool = False) -> None:
+        """Somebody deletes a Job, with its pods or without."""
+        uid = self.jobs.pop(name)["metadata"]["uid"]
+        for pod_name, pod in list(self.pods.items()):
+            if pod["metadata"]["ownerReferences"] and pod["metadata"]["ownerReferences"][0]["uid"] == uid:
+                if orphan:
+                    pod["metadata"]["ownerReferences"] = [{"kind": "Job", "uid": uid, "controller": False}]
+                else:
+                    del self.pods[pod_name]
+
+    def suspend_job(self, name: str, value: bool) -> None:
+        """Somebody other than the operator suspends or resumes a Job."""
+        self.jobs[name]["spec"]["suspend"] = value
+
+    def edit(self, **spec: Any) -> None:
+        """The user changes the mutable part of the spec."""
+        self.finetune["spec"] = {**self.finetune["spec"], **spec}
+        self.finetune["metadata"]["generation"] += 1
