@@ -16,7 +16,8 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from docgen.schema import Field, load, walk
-from localcluster.client import Client
+from localcluster.client import Client, CommandError
+from localcluster.processes import wait_until
 from lora_operator import results
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
@@ -160,9 +161,18 @@ def api(control_plane: Client) -> Iterator[Api]:
     control_plane.kubectl("create", "namespace", api.namespace)
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
     control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(DEFINITION))
+    # Established comes before the server tells clients of the new kind and of its fields.
+    assert wait_until(lambda: is_explained(control_plane), timeout_s=60, interval_s=0.2)
     yield api
     control_plane.kubectl("delete", "namespace", api.namespace, "--wait=false")
     connection.close()
+
+
+def is_explained(cluster: Client) -> bool:
+    try:
+        return "VERSION" in cluster.kubectl("explain", "lft.status.artifact.servable")
+    except CommandError:
+        return False
 
 
 def refusals(call: Callable[[], object]) -> list[Refusal]:
