@@ -1,6 +1,7 @@
 """The chart as it renders, without a cluster."""
 
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,18 +13,12 @@ import pytest
 import yaml
 
 from lora_operator.config import OperatorConfig, load_config, yaml_name
+from lora_operator.self_check import RIGHTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm/lora-finetune-operator"
-OPERATOR_RULES = {
-    ("lora-operator.io", "lorafinetunes"): {"get", "list", "watch"},
-    ("lora-operator.io", "lorafinetunes/status"): {"update", "patch"},
-    ("lora-operator.io", "lorafinetunes/finalizers"): {"update"},
-    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "pods"): {"get", "list", "watch"},
-    ("", "configmaps"): {"get", "create", "delete"},
-    ("", "events"): {"list", "create", "patch"},
-}
+# Owner references that block deletion ask for this right; the operator itself never uses it.
+FINALIZERS = {("lora-operator.io", "lorafinetunes/finalizers"): {"update"}}
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
 
@@ -31,6 +26,15 @@ Render = Callable[..., list[Manifest]]
 def only(objects: list[Manifest], kind: str, name: str | None = None) -> Manifest:
     (found,) = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
     return found
+
+
+def used_rights() -> dict[tuple[str, str], set[str]]:
+    """What the operator's own list says that it uses, and the right that its owner references need."""
+    used: dict[tuple[str, str], set[str]] = dict(FINALIZERS)
+    for right in RIGHTS:
+        plural = right.resource.plural + (f"/{right.subresource}" if right.subresource else "")
+        used.setdefault((right.resource.group, plural), set()).add(right.verb)
+    return used
 
 
 def pod_of(objects: list[Manifest]) -> Manifest:
@@ -130,12 +134,31 @@ def test_labels_select_the_pod(render: Render) -> None:
 
 
 def test_rights_are_these_and_no_others(render: Render) -> None:
-    """No wildcard, no Secrets, no exec, no nodes: the exact table."""
+    """Exactly what the operator uses: no wildcard, no Secrets, no exec, no nodes."""
     objects = render()
-    assert rights(only(objects, "ClusterRole", "lora")) == OPERATOR_RULES
+    granted = rights(only(objects, "ClusterRole", "lora"))
+    assert granted == used_rights()
+    assert {resource for _, resource in granted} == {
+        "lorafinetunes",
+        "lorafinetunes/status",
+        "lorafinetunes/finalizers",
+        "jobs",
+        "pods",
+        "configmaps",
+        "events",
+    }
+    assert not [verbs for verbs in granted.values() if "*" in verbs]
     binding = only(objects, "ClusterRoleBinding")
     assert binding["roleRef"]["name"] == "lora"
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "lora", "namespace": "lora-system"}]
+
+
+def test_the_page_on_installing_lists_the_rights(render: Render) -> None:
+    """The table in docs/install.md is what the role grants."""
+    page = (REPOSITORY / "docs/install.md").read_text()
+    rows = re.findall(r"^\| `([a-z/]+)` \| ([a-z, ]+) \|", page, flags=re.MULTILINE)
+    granted = rights(only(render(), "ClusterRole", "lora"))
+    assert {name: set(verbs.split(", ")) for name, verbs in rows} == {name: v for (_, name), v in granted.items()}
 
 
 def test_listed_namespaces_get_a_role_each_and_the_cluster_none(render: Render) -> None:
@@ -144,7 +167,7 @@ def test_listed_namespaces_get_a_role_each_and_the_cluster_none(render: Render) 
     assert not [o for o in objects if o["kind"].startswith("Cluster")]
     roles = [o for o in objects if o["kind"] == "Role"]
     assert {role["metadata"]["namespace"] for role in roles} == {"team-a", "team-b"}
-    assert all(rights(role) == OPERATOR_RULES for role in roles)
+    assert all(rights(role) == used_rights() for role in roles)
     bindings = [o for o in objects if o["kind"] == "RoleBinding"]
     assert {b["metadata"]["namespace"] for b in bindings} == {"team-a", "team-b"}
     assert all(b["subjects"][0]["namespace"] == "lora-system" for b in bindings)

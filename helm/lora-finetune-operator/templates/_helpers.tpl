@@ -64,7 +64,7 @@ app.kubernetes.io/part-of: lora-operator
   verbs: [get, list, watch]
 - apiGroups: [lora-operator.io]
   resources: [lorafinetunes/status]
-  verbs: [update, patch]
+  verbs: [update]
 # Owner references that block deletion need this where the OwnerReferencesPermissionEnforcement admission is on.
 - apiGroups: [lora-operator.io]
   resources: [lorafinetunes/finalizers]
@@ -74,11 +74,11 @@ app.kubernetes.io/part-of: lora-operator
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [events]
-  verbs: [list, create, patch]
+  verbs: [list, create]
 {{- end -}}
