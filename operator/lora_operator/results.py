@@ -1,9 +1,10 @@
 """The blocks of the status that say what a run used and achieved: resolved, dataset, results, artifact."""
 
+from decimal import Decimal
 from typing import Any
 
 from lora_operator.progress import whole
-from lora_operator.wording import decimal, sentence
+from lora_operator.wording import decimal, printable
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, clip
 
@@ -92,20 +93,21 @@ def results_block(results: Results) -> Block:
 def artifact_block(artifact: Artifact) -> Block:
     """The verified adapter."""
     return {
-        "uri": clip(artifact.uri, 1024),
-        "digest": clip(artifact.digest, 256),
+        "uri": _text(artifact.uri, 1024),
+        "digest": _text(artifact.digest, 256),
         "sizeBytes": whole(artifact.size_bytes),
         "format": _text(artifact.format, 64),
-        "baseModel": clip(artifact.base_model, 512),
-        "baseRevision": clip(artifact.base_revision, 256),
+        "baseModel": _text(artifact.base_model, 512),
+        "baseRevision": _text(artifact.base_revision, 256),
         "rank": _int32(artifact.rank),
         "servable": artifact.servable,
     }
 
 
 def _number(value: float) -> str:
-    """Plain notation, as one writes it in the spec: 0.0002, 1, 0.5."""
-    return f"{value:.12f}".rstrip("0").rstrip(".")
+    """Plain notation, as one writes it in the spec: 0.0002, 1, 0.5; an exponent only where it would be very long."""
+    plain = format(Decimal(repr(value)).normalize(), "f")
+    return plain if len(plain) <= 32 else repr(value)
 
 
 def _seconds(value: float) -> int:
@@ -117,4 +119,4 @@ def _int32(value: int) -> int:
 
 
 def _text(value: str, limit: int) -> str:
-    return sentence(value, limit)
+    return clip(printable(value), limit)

@@ -26,11 +26,16 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def sentence(text: str, limit: int = SENTENCE_LENGTH) -> str:
-    """The text on one line, without anything that looks like a secret, of at most `limit` characters."""
-    line = " ".join(text.split())
+    """The text on one printable line, without anything that looks like a secret, of at most `limit` characters."""
+    line = printable(text)
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)
     return clip(line, limit)
+
+
+def printable(text: str) -> str:
+    """The text on one line, without control characters and without halves of surrogate pairs, which JSON may hold."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def last_line(text: str, limit: int = 300) -> str:

@@ -176,7 +176,7 @@ def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None)
     world = World()
     world.settle()
     manifest["status"] = copy.deepcopy(world.status)
-    ended = {
+    ended: dict[str, Any] = {
         "terminated": {"exitCode": 0, "message": make_summary().to_message(), "finishedAt": "2026-03-01T11:59:00Z"}
     }
     state = data.draw(st.sampled_from([ended, {"running": {}}, {"waiting": {"reason": "ErrImagePull"}}]))
@@ -184,12 +184,14 @@ def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None)
     job = make_job_object(status={"conditions": conditions})
     pod = make_pod_object(state=state, conditions=(condition_object("PodScheduled", "False"),))
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "exceeded quota"}
+    rejection = None
+    if code is not None:
+        rejection = Rejection(kind="Job", name="x", code=code, reason="", message=data.draw(st.text(max_size=9)))
     observed = Observed(
         jobs=tuple(parse_job(data.draw(damaged(job))) for _ in range(data.draw(st.integers(0, 2)))),
         pods=tuple(parse_pod(data.draw(damaged(pod))) for _ in range(data.draw(st.integers(0, 2)))),
         events=(parse_event(data.draw(damaged(event))),),
-        rejection=code
-        and Rejection(kind="Job", name="x", code=code, reason="", message=data.draw(st.text(max_size=9))),
+        rejection=rejection,
         absence_confirmed=True,
     )
     plan = decide(parse_finetune(data.draw(damaged(manifest))), observed, CONFIG, NOW)

@@ -60,7 +60,9 @@ def _value(kind: Any, document: object, path: str) -> object:
     if origin in (types.UnionType, typing.Union):
         return _optional(kind, document, path)
     if origin is tuple:
-        return tuple(_value(typing.get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(_list(document, path)))
+        return tuple(
+            _value(typing.get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(_list(document, path))
+        )
     if origin is not None and issubclass(origin, Mapping):
         return _mapping(typing.get_args(kind)[1], document, path)
     if dataclasses.is_dataclass(kind):

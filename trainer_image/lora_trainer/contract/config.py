@@ -89,7 +89,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """The adapter: update of each target weight is (alpha / rank) B A. `target_modules` replaces the preset `layers`."""
+    """The adapter: a target weight's update is (alpha / rank) B A. `target_modules` replaces the preset `layers`."""
 
     rank: int = 16
     alpha: int = 32
@@ -154,11 +154,12 @@ class TrainConfig:
         """Read the text of `to_json`. Raises `codec.CodecError` for another version, an unknown key or a wrong type."""
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise codec.CodecError(f"the run's configuration is not JSON: {error}") from error
         version = document.get("version") if isinstance(document, dict) else None
         if version != VERSION:
             raise codec.CodecError(
-                f"$.version is {version!r}: this trainer reads {VERSION}; use the trainer image of the operator's release"
+                f"$.version is {version!r}: this trainer reads {VERSION}; "
+                "use the trainer image of the operator's release"
             )
         return codec.decode(cls, document)

@@ -1,4 +1,4 @@
-"""Reading typed fields out of a manifest while collecting every problem: field, value, rule and remedy in a sentence."""
+"""Reading typed fields out of a manifest, collecting every problem: field, value, rule and remedy in a sentence."""
 
 import enum
 import re
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
-_DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
+_LONGEST_DECIMAL = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +74,23 @@ class Reader:
             return default
         return value
 
-    def decimal(self, key: str, default: float | None, *, rule: str, low: float, high: float, open_low: bool = False, open_high: bool = False) -> float | None:
+    def decimal(
+        self,
+        key: str,
+        default: float | None,
+        *,
+        rule: str,
+        low: float,
+        high: float,
+        open_low: bool = False,
+        open_high: bool = False,
+    ) -> float | None:
         """A quoted decimal between `low` and `high`; YAML numbers are refused since the API takes strings here."""
         value = self.get(key)
         if value is None:
             return default
-        if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
-            self.complain(key, value, f'must be a quoted decimal number without exponent, {rule}, as in {key}: "0.1"')
+        if not isinstance(value, str) or len(value) > _LONGEST_DECIMAL or not _DECIMAL.fullmatch(value):
+            self.complain(key, value, f'must be a quoted number, {rule}, as in {key}: "0.1"')
             return default
         number = float(value)
         if number < low or number > high or (open_low and number == low) or (open_high and number == high):
@@ -113,10 +124,14 @@ class Reader:
         value = self.get(key)
         if value is None:
             return ()
-        if not isinstance(value, list) or len(value) > most or not all(isinstance(v, str) and 1 <= len(v) <= longest for v in value):
+        if (
+            not isinstance(value, list)
+            or len(value) > most
+            or not all(isinstance(v, str) and 1 <= len(v) <= longest for v in value)
+        ):
             self.complain(key, value, f"must be a list of at most {most} strings of 1 to {longest} characters")
             return ()
-        return tuple(value)
+        return tuple(items)
 
     def strings(self, key: str, *, keys: tuple[str, ...] | None = None, most: int = 64) -> dict[str, str]:
         """A map from string to string, its keys among `keys` where given."""
@@ -136,11 +151,13 @@ class Reader:
         return dict(value)
 
     def finish(self, *, strict: bool) -> None:
-        """With `strict`, complain about every field that nobody read: a misspelt field must not be ignored in silence."""
+        """With `strict`, complain about every field that nobody read: a misspelt one must not be ignored in silence."""
         if strict:
             for key in self.document:
                 if key not in self.seen:
-                    self.complain(key, self.document[key], f"is not a field here; known are {', '.join(sorted(self.seen))}")
+                    self.complain(
+                        key, self.document[key], f"is not a field here; known are {', '.join(sorted(self.seen))}"
+                    )
 
 
 def _shown(value: object) -> str:

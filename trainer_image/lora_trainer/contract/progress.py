@@ -54,6 +54,6 @@ class Progress:
             raise codec.CodecError(f"$ has {len(text)} bytes: must have at most {MAX_BYTES}")
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise codec.CodecError(f"$ is not JSON: {error}") from error
         return codec.decode(cls, document)

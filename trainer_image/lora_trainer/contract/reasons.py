@@ -17,7 +17,7 @@ class Reason(enum.StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     IMAGE_PULL_BACK_OFF = "ImagePullBackOff"
     INVALID_IMAGE = "InvalidImage"
-    SECRET_NOT_FOUND = "SecretNotFound"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     VOLUME_NOT_READY = "VolumeNotReady"
     CONTAINER_NOT_STARTED = "ContainerNotStarted"

@@ -44,7 +44,7 @@ class DatasetStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A fresh process applied the written adapter to the pristine base: `difference` is |loss - final held-out loss|."""
+    """A fresh process applied the written adapter to the pristine base: `difference` is |loss - final loss|."""
 
     loss: float
     difference: float
@@ -90,7 +90,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The end of a run. `reason` is `Succeeded` only with a verified artifact; `message` is one sentence for a person."""
+    """The end of a run. `reason` is `Succeeded` only with a verified artifact; `message` is one sentence."""
 
     version: str = VERSION
     reason: Reason
@@ -106,20 +106,17 @@ class Summary:
         return self.reason is Reason.SUCCEEDED and self.artifact is not None and self.results is not None
 
     def to_message(self) -> str:
-        """JSON of at most `MAX_BYTES`: the message is clipped first, then what can be read from the manifest is left out."""
+        """JSON of at most `MAX_BYTES`: the message is clipped first, then what the manifest tells as well is left out."""
         clipped = dataclasses.replace(self, message=clip(self.message, 1024))
-        for candidate in (clipped, *_shorter(clipped)):
-            text = json.dumps(codec.encode(candidate), ensure_ascii=False, separators=(",", ":"))
-            if len(text.encode()) <= MAX_BYTES:
-                return text
-        raise ValueError(f"a summary without details still has more than {MAX_BYTES} bytes")
+        candidates = (clipped, *_shorter(clipped))
+        return next((text for text in map(_compact, candidates[:-1]) if _fits(text)), _compact(candidates[-1]))
 
     @classmethod
     def from_message(cls, text: str) -> "Summary":
-        """Read the text of `to_message`. Raises `codec.CodecError`, also where the text is a log tail and not a summary."""
+        """Read the text of `to_message`. Raises `codec.CodecError`, also where the text is a log tail, no summary."""
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise codec.CodecError("$ is not JSON: the trainer ended without writing its summary") from error
         version = document.get("version") if isinstance(document, dict) else None
         if version != VERSION:
@@ -132,6 +129,16 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _compact(summary: Summary) -> str:
+    text = json.dumps(codec.encode(summary), ensure_ascii=False, separators=(",", ":"))
+    # A file name that is no UTF-8 reaches an error's text as lone surrogates, which cannot be written.
+    return text.encode(errors="replace").decode()
+
+
+def _fits(text: str) -> bool:
+    return len(text.encode()) <= MAX_BYTES
+
+
 def _shorter(summary: Summary) -> tuple[Summary, ...]:
     resolved = summary.resolved
     few = resolved and dataclasses.replace(resolved, target_modules=resolved.target_modules[:8])
@@ -140,4 +147,5 @@ def _shorter(summary: Summary) -> tuple[Summary, ...]:
         dataclasses.replace(summary, resolved=few),
         dataclasses.replace(brief, resolved=None),
         dataclasses.replace(brief, resolved=None, dataset=None),
+        dataclasses.replace(brief, resolved=None, dataset=None, results=None, artifact=None),
     )

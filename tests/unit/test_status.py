@@ -1,0 +1,255 @@
+"""What is written into the status, its numbers and its bounds."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_operator.config import OperatorConfig
+from lora_operator.decide import decide
+from lora_operator.model import FineTune, Observed
+from lora_operator.progress import close_progress, follow_progress, next_question_s
+from lora_operator.results import resolved_by_spec
+from lora_operator.wording import instant
+from lora_trainer.contract.config import (
+    DatasetConfig,
+    DeviceConfig,
+    LoraConfig,
+    ModelConfig,
+    OutputConfig,
+    RunIdentity,
+    TrainConfig,
+    TrainingConfig,
+)
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    ended_pod,
+    finished_job,
+    make_finetune,
+    make_job,
+    make_results,
+    make_summary,
+    running_pod,
+)
+from tests.unit.status_schema import check_status, status_schema
+
+TEXT = st.text(max_size=20) | st.just("long " * 300)
+COUNT = st.integers(-(2**70), 2**70)
+FRACTION = st.floats()
+RESOLVED = st.builds(
+    ResolvedRun,
+    **dict.fromkeys(("device", "compute_dtype", "model_type", "model_revision", "dataset_format"), TEXT),
+    dataset_fingerprint=TEXT,
+    target_modules=st.lists(TEXT, max_size=3).map(tuple) | st.just(("q_proj",) * 300),
+    **dict.fromkeys(("trainable_parameters", "total_parameters", "micro_batch_size"), COUNT),
+    gradient_accumulation_steps=COUNT,
+)
+PROGRESS = st.builds(
+    Progress,
+    phase=st.sampled_from(Phase),
+    step=COUNT,
+    total_steps=st.none() | COUNT,
+    epoch=st.none() | FRACTION,
+    loss=st.none() | FRACTION,
+    eval_loss=st.none() | FRACTION,
+    learning_rate=st.none() | FRACTION,
+    tokens_per_second=st.none() | FRACTION,
+    estimated_remaining_seconds=st.none() | COUNT,
+    peak_memory_bytes=st.none() | COUNT,
+    updated_at=FRACTION,
+    resolved=st.none() | RESOLVED,
+)
+RESULTS = st.builds(
+    Results,
+    **dict.fromkeys(("steps", "trained_tokens", "peak_memory_bytes"), COUNT),
+    **{name: FRACTION for name, kind in Results.__annotations__.items() if kind is float},
+    held_out=st.booleans(),
+    verification=st.builds(Verification, loss=FRACTION, difference=FRACTION, tolerance=FRACTION),
+)
+STATS = st.builds(DatasetStats, **dict.fromkeys(DatasetStats.__annotations__, COUNT))
+ARTIFACT = st.builds(
+    Artifact,
+    **dict.fromkeys(("uri", "digest", "format", "base_model", "base_revision"), TEXT),
+    size_bytes=COUNT,
+    rank=COUNT,
+    servable=st.booleans(),
+)
+SUMMARY = st.builds(
+    Summary,
+    reason=st.sampled_from(Reason),
+    message=TEXT,
+    resolved=st.none() | RESOLVED,
+    dataset=st.none() | STATS,
+    results=st.none() | RESULTS,
+    artifact=st.none() | ARTIFACT,
+)
+
+
+def follow(progress: Progress | None, finetune: FineTune | None = None) -> dict[str, Any]:
+    """The progress block of a running pod."""
+    return follow_progress(finetune or make_finetune(), running_pod(), progress, NOW)
+
+
+@given(PROGRESS)
+def test_whatever_a_trainer_says_the_status_is_accepted_by_the_api_server(progress: Progress) -> None:
+    """One value out of bounds would refuse the whole write."""
+    observed = Observed(jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    check_status(decide(make_finetune(), observed, CONFIG, NOW).status)
+
+
+@given(SUMMARY, st.sampled_from([0, 65, 75]), st.booleans())
+def test_whatever_a_summary_says_the_status_is_accepted_by_the_api_server(
+    summary: Summary, code: int, job_failed: bool
+) -> None:
+    """Also one that does not fit the end of its pod."""
+    job = finished_job("Failed", reason="BackoffLimitExceeded") if job_failed else finished_job()
+    pod = ended_pod(code, "{}")
+    message = summary.to_message() if code or not job_failed else "no summary"
+    pod = ended_pod(code, message)
+    plan = decide(make_finetune(), Observed(jobs=(job,), pods=(pod,), absence_confirmed=True), CONFIG, NOW)
+    check_status(plan.status)
+    complete = next(c for c in plan.status["conditions"] if c["type"] == "Complete")
+    if complete["status"] == "True":
+        assert plan.status["artifact"]
+        assert plan.status["results"]["verification"]
+
+
+def test_every_field_of_the_schema_is_written_by_something() -> None:
+    """A field that nobody fills in promises what it does not keep."""
+    progress = Progress(
+        phase=Phase.TRAINING,
+        step=120,
+        total_steps=400,
+        epoch=0.3,
+        loss=1.5,
+        eval_loss=1.6,
+        learning_rate=0.0002,
+        tokens_per_second=440.0,
+        estimated_remaining_seconds=4350,
+        peak_memory_bytes=20_079_050_752,
+    )
+    running = decide(
+        make_finetune(), Observed(jobs=(make_job(),), pods=(running_pod(),), progress=progress), CONFIG, NOW
+    )
+    pods = (ended_pod(0, make_summary().to_message()),)
+    steps = make_finetune(spec={"training": {"maxSteps": 400}})
+    plans = [
+        running,
+        *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
+    ]
+    written: dict[str, set[str]] = {"": set()}
+    for plan in plans:
+        check_status(plan.status)
+        written[""] |= set(plan.status)
+        for key, value in plan.status.items():
+            if isinstance(value, dict):
+                written.setdefault(key, set()).update(value)
+    schema = status_schema()["properties"]
+    assert written[""] == set(schema)
+    for key in ("resolved", "dataset", "progress", "results", "artifact"):
+        assert written[key] == set(schema[key]["properties"]), key
+
+
+def test_progress_is_told_in_numbers_and_in_ready_strings() -> None:
+    """A printer column cannot join two fields or format bytes."""
+    block = follow(
+        Progress(
+            phase=Phase.TRAINING,
+            step=120,
+            total_steps=400,
+            epoch=0.3,
+            loss=1.23456,
+            eval_loss=2.0,
+            learning_rate=0.00019999,
+            tokens_per_second=442.71,
+            estimated_remaining_seconds=4350,
+            peak_memory_bytes=20_079_050_752,
+            updated_at=1e300,
+        )
+    )
+    assert block == {
+        "phase": "Training",
+        "step": 120,
+        "totalSteps": 400,
+        "steps": "120/400",
+        "percentage": 30,
+        "epoch": "0.30",
+        "loss": "1.2346",
+        "evalLoss": "2.0000",
+        "learningRate": "0.0002",
+        "tokensPerSecond": "442.7",
+        "estimatedRemainingSeconds": 4350,
+        "eta": "1h12m",
+        "peakMemoryBytes": 20_079_050_752,
+        "peakMemory": "18.7 GiB",
+        "lastUpdateTime": instant(NOW),
+    }
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "percentage"),
+    [(400, 100, 100), (-3, 100, 0), (1, 3, 33), (99, 100, 99), (5, 0, None), (5, None, None)],
+)
+def test_a_percentage_is_between_0_and_100_or_absent(step: int, total: int | None, percentage: int | None) -> None:
+    """A trainer may lie about its steps."""
+    assert follow(Progress(phase=Phase.TRAINING, step=step, total_steps=total)).get("percentage") == percentage
+
+
+def test_steps_are_not_told_before_the_training_begins() -> None:
+    """An empty column says more than a 0."""
+    assert "step" not in follow(Progress(phase=Phase.LOADING_MODEL))
+
+
+def test_the_time_of_the_last_news_is_the_operators_own_and_moves_with_news_only() -> None:
+    """A pod's clock may be anything, and a trainer that hangs must look so."""
+    progress = Progress(phase=Phase.TRAINING, step=1, total_steps=2, updated_at=5.0)
+    first = follow(progress)
+    finetune = make_finetune(status={"progress": first, "podName": running_pod().name})
+    later = NOW + timedelta(minutes=3)
+    assert follow_progress(finetune, running_pod(), progress, later) == first
+    news = follow_progress(finetune, running_pod(), Progress(phase=Phase.TRAINING, step=2, total_steps=2), later)
+    assert news["lastUpdateTime"] == instant(later)
+
+
+@pytest.mark.parametrize(("age_s", "wait_s"), [(0, 15.0), (10, 5.0), (14.9, 1.0), (15, 0.0), (3600, 0.0), (-7200, 0.0)])
+def test_the_next_question_comes_an_interval_after_the_last_news(age_s: float, wait_s: float) -> None:
+    """A time in the future, from an operator with another clock, does not silence it."""
+    block = {"lastUpdateTime": instant(NOW)}
+    assert next_question_s(block, 15.0, NOW + timedelta(seconds=age_s)) == pytest.approx(wait_s)
+    assert next_question_s({}, 15.0, NOW) == 0.0
+
+
+def test_a_run_that_ends_without_results_keeps_its_numbers() -> None:
+    """Only what was of the moment goes."""
+    finetune = make_finetune(status={"progress": {"steps": "1/2", "eta": "3s", "phase": "Training"}})
+    assert close_progress(finetune, None) == {"steps": "1/2"}
+    assert close_progress(finetune, make_results(steps=2))["steps"] == "2/2"
+
+
+def test_fractions_of_the_spec_are_resolved_in_plain_notation() -> None:
+    """As one would write them."""
+    train = TrainConfig(
+        run=RunIdentity(namespace="a", name="b", uid="c"),
+        model=ModelConfig(uri="hf://a/b"),
+        dataset=DatasetConfig(uri="pvc://a/b", validation_fraction=0.0),
+        lora=LoraConfig(dropout=0.05),
+        training=TrainingConfig(epochs=None, max_steps=7, learning_rate=0.00001, warmup_ratio=1.0),
+        device=DeviceConfig(),
+        output=OutputConfig(uri="pvc://a/c"),
+    )
+    block = resolved_by_spec(train, "image")
+    assert (block["dropout"], block["learningRate"], block["warmupRatio"]) == ("0.05", "0.00001", "1")
+    assert (block["validationFraction"], block["maxSteps"]) == ("0", 7)
+    assert "epochs" not in block
+
+
+def test_an_image_name_of_any_length_fits() -> None:
+    """It is clipped like every other text."""
+    config = OperatorConfig(trainer_image="registry.example/" + "x" * 600)
+    check_status(decide(make_finetune(), Observed(), config, NOW).status)
