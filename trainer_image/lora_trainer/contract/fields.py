@@ -131,7 +131,7 @@ class Reader:
         ):
             self.complain(key, value, f"must be a list of at most {most} strings of 1 to {longest} characters")
             return ()
-        return tuple(items)
+        return tuple(value)
 
     def strings(self, key: str, *, keys: tuple[str, ...] | None = None, most: int = 64) -> dict[str, str]:
         """A map from string to string, its keys among `keys` where given."""

@@ -153,8 +153,7 @@ def _lora(section: Reader, options: RunOptions) -> LoraConfig:
         layers=layers,
         target_modules=targets,
         exclude_modules=section.texts("excludeModules"),
-        dropout=section.decimal("dropout", 0.0, rule="at least 0 and less than 1", low=0, high=1, open_high=True)
-        or 0.0,
+        dropout=dropout or 0.0,
     )
     section.finish(strict=options.strict)
     return config
