@@ -56,19 +56,20 @@ class LocalBuilder:
     def build(self, image: Image) -> str:
         """Build unless the very content is built; returns the image's tag."""
         base = base_image()
-        wanted = tag(image, base, settings.REPOSITORY)
-        name = f"localhost/{image.repository}:{wanted}"
+        name = _local_name(image)
+        wanted = name.rpartition(":")[2]
         if self._has(name):
             return wanted
-        with locked(self.folder / f"{image.repository}.lock", waiting=self.console.say):
-            if self._has(name):
-                return wanted
-            if not self._has_any(image):
-                space.require(self.folder, image.first_build_gib, f"build {image.repository}")
-            self._ensure_base()
-            log = self.folder / f"{image.repository}.log"
-            with self.console.step(f"build image {image.repository}:{wanted}", log=log):
-                self._buildah(build_arguments(image, name, base), log)
+        older = self._tags(image)
+        if not older:
+            space.require(self.folder, image.first_build_gib, f"build {image.repository}")
+        log = self.folder / f"{image.repository}.log"
+        with self.console.step(f"build image {image.repository}:{wanted}", log=log):
+            log.unlink(missing_ok=True)
+            self._buildah(build_arguments(image, name, base), log)
+            # Layers that the new image shares with them stay.
+            for old in older:
+                self._buildah(("rmi", old), log)
         return wanted
 
     def push(self, image: Image, image_tag: str, registry_port: int) -> None:
@@ -79,38 +80,42 @@ class LocalBuilder:
         log = self.folder / f"{image.repository}-push.log"
         with self.console.step(f"push {image.repository}:{image_tag} to the registry", log=log):
             source = f"localhost/{image.repository}:{image_tag}"
-            # Uncompressed: packing costs more time than a disk on the same machine.
-            self._buildah(("push", "--disable-compression", "--tls-verify=false", source, target), log)
+            self._buildah(("push", "--tls-verify=false", source, target), log)
 
     def prepare(self) -> None:
-        """Check root, install the programs that are missing, make the folders."""
+        """Check root, install the programs that are missing, make the base image, clear up after a killed build."""
         if os.geteuid() != 0:
             raise ClusterError("Building images needs root here: run it with sudo.")
-        packages.ensure(packages.IMAGES, self.console, self.cache / "packages.log")
         for name in ("storage", "run", "tmp"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        log = self.folder / "lora-base.log"
+        # A build that was killed leaves a container with all that it had downloaded.
+        self._buildah(("rm", "--all"), log)
+        if self._has(base_image()):
+            return
+        archive = self.folder / "tmp" / "base.tar"
+        with self.console.step("build the base image from Debian packages", log=log):
+            log.unlink(missing_ok=True)
+            archive.unlink(missing_ok=True)
+            _run(("mmdebstrap", *_BASE_RECIPE, str(archive)), log)
+            container = self._buildah(("from", "--quiet", "scratch"), log)
+            self._buildah(("add", "--quiet", container, str(archive), "/"), log)
+            self._buildah(("commit", "--quiet", "--rm", container, base_image()), log)
+            archive.unlink()
 
-    def _ensure_base(self) -> None:
-        with locked(self.folder / "base.lock", waiting=lambda _: None):
-            if self._has(base_image()):
-                return
-            archive = self.folder / "tmp" / "base.tar"
-            log = self.folder / "lora-base.log"
-            with self.console.step("build the base image from Debian packages", log=log):
-                log.unlink(missing_ok=True)
-                _run(("mmdebstrap", *_BASE_RECIPE, str(archive)), log)
-                container = self._buildah(("from", "--quiet", "scratch"), log)
-                self._buildah(("add", "--quiet", container, str(archive), "/"), log)
-                self._buildah(("commit", "--quiet", "--rm", container, base_image()), log)
-                archive.unlink()
+    def has_all(self, names: Sequence[str]) -> bool:
+        """Whether nothing is to be built."""
+        return all(self._has(_local_name(IMAGES[name])) for name in names)
 
     def _has(self, name: str) -> bool:
         command = (*self._command(), "inspect", "--type=image", name)
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    def _has_any(self, image: Image) -> bool:
-        command = (*self._command(), "images", "--quiet", f"localhost/{image.repository}")
-        return subprocess.run(command, capture_output=True, check=False).stdout.strip() != b""
+    def _tags(self, image: Image) -> list[str]:
+        """Names of the image's builds in the storage."""
+        template = "{{.Name}}:{{.Tag}}"
+        command = (*self._command(), "images", "--format", template, f"localhost/{image.repository}")
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
     def _buildah(self, arguments: Sequence[str], log: Path) -> str:
         # Buildah keeps its cache mounts, and with them pip's downloads, below TMPDIR.
@@ -119,6 +124,10 @@ class LocalBuilder:
 
     def _command(self) -> tuple[str, ...]:
         return ("buildah", f"--root={self.folder}/storage", f"--runroot={self.folder}/run")
+
+
+def _local_name(image: Image) -> str:
+    return f"localhost/{image.repository}:{tag(image, base_image(), settings.REPOSITORY)}"
 
 
 def build_arguments(image: Image, name: str, base: str) -> tuple[str, ...]:
@@ -149,10 +158,13 @@ def in_registry(port: int, repository: str, image_tag: str) -> bool:
 
 def build_all(names: Sequence[str], builder: LocalBuilder) -> dict[str, str]:
     """Build several images at the same time; returns name -> tag."""
-    builder.prepare()
-    with ThreadPoolExecutor() as pool:
-        tags = pool.map(lambda name: builder.build(IMAGES[name]), names)
-        return dict(zip(names, tags, strict=True))
+    packages.ensure(packages.IMAGES, builder.console, builder.cache / "packages.log")
+    with locked(builder.folder / "lock", waiting=builder.console.say):
+        if not builder.has_all(names):
+            builder.prepare()
+        with ThreadPoolExecutor() as pool:
+            tags = pool.map(lambda name: builder.build(IMAGES[name]), names)
+            return dict(zip(names, tags, strict=True))
 
 
 def push_all(tags: dict[str, str], builder: LocalBuilder, registry_port: int) -> dict[str, str]:
