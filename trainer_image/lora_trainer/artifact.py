@@ -136,7 +136,7 @@ def find_place(config: TrainConfig, uri: ClaimUri, volumes: Volumes) -> Place:
 
 
 def start_partial(place: Place) -> None:
-    """Make the temporary folder, empty. What an earlier attempt of the same run left is removed, nothing else ever is."""
+    """Make the temporary folder, empty. What an earlier attempt of this run left is removed, nothing else ever is."""
     try:
         place.partial.parent.mkdir(parents=True, exist_ok=True)
         discard_partial(place)

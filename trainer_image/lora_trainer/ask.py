@@ -81,7 +81,7 @@ def _trained_verbatim(adapter: Path) -> bool:
 
 
 def _answer(model: Any, encoder: Encoder, prompt: Sequence[int], max_new_tokens: int, device: Device) -> str:
-    ids = torch.tensor([prompt], device=device.torch)
+    ids = torch.tensor([prompt], device=device.torch_device)
     with torch.inference_mode(), device.autocast():
         output = model.generate(
             input_ids=ids,

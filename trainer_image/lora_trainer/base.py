@@ -1,4 +1,4 @@
-"""The base model's files: found, pinned to a commit, checked to be safetensors and of a kind that needs no foreign code."""
+"""The base model's files: found, pinned to a commit, checked to be safetensors."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ _SMALL = (".json", ".jinja", ".model", ".txt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """A model folder. `name` is the repository or the folder's address, `revision` its commit or the digest of its files."""
+    """A model folder. `name` is the repository or the folder's address, `revision` its commit or its files' digest."""
 
     folder: Path
     name: str
@@ -55,18 +55,21 @@ def open_folder(folder: Path) -> Base:
 
 
 def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
-    """Of a repository's files those that a model needs: configuration, tokenizer, safetensors. Raises where none are."""
+    """Of a repository's files those that a model needs: configuration, tokenizer, safetensors. Raises where none."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]
     if "config.json" not in top:
         raise NotFoundError(
-            f"model.uri is {address}: it has no config.json, so it is no Transformers model; name another repository or "
-            "folder",
+            f"model.uri is {address}: it has no config.json, so it is no Transformers model; name another one",
             Reason.MODEL_NOT_FOUND,
         )
     if not weights:
         pickles = [name for name in top if PurePosixPath(name).suffix in _PICKLES]
-        what = f"only pickled weights ({pickles[0]}), which can run code when read" if pickles else "no safetensors weights"
+        what = (
+            f"only pickled weights ({pickles[0]}), which can run code when read"
+            if pickles
+            else "no safetensors weights"
+        )
         raise ConfigError(f"model.uri is {address}: it has {what}; convert the model to safetensors")
     small = [name for name in top if name.endswith(_SMALL)]
     return tuple(sorted({*weights, *small}))
@@ -80,7 +83,8 @@ def _checked(folder: Path, *, name: str, revision: str, address: str) -> Base:
         raise ConfigError(f"model.uri is {address}: its config.json is no configuration with a model_type") from error
     if config.get("quantization_config"):
         raise ConfigError(
-            f"model.uri is {address}: its weights are already quantized; name the original model and use quantization: NF4"
+            f"model.uri is {address}: its weights are already quantized; "
+            "name the original model and use quantization: NF4"
         )
     return Base(folder=folder, name=name, revision=revision, model_type=str(model_type))
 

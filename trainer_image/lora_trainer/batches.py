@@ -28,7 +28,7 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pad on the right. What is padding is known by position and never by token id: pad and EOS share an id in many models."""
+    """Pad on the right. Padding is known by position and never by token id: pad and EOS share an id in many models."""
     width = max(example.length for example in examples)
     input_ids = torch.tensor([(*e.input_ids, *(0,) * (width - e.length)) for e in examples])
     labels = torch.tensor([(*e.labels, *(IGNORED,) * (width - e.length)) for e in examples])[:, 1:]
@@ -46,11 +46,13 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
 
 def micro_batch_size(effective: int, longest: int, budget: int = TOKEN_BUDGET) -> int:
     """The largest divisor of the effective batch whose rows, at the longest length, stay within the token budget."""
-    return max(size for size in range(1, effective + 1) if effective % size == 0 and (size == 1 or size * longest <= budget))
+    return max(
+        size for size in range(1, effective + 1) if effective % size == 0 and (size == 1 or size * longest <= budget)
+    )
 
 
 def steps(rows: int, effective: int, total_rows: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Row numbers of each optimizer step, without end before `total_rows`: a fresh shuffle for every pass over the data."""
+    """Row numbers of each optimizer step up to `total_rows` in all: a fresh shuffle for every pass over the data."""
     order: list[int] = []
     taken = 0
     epoch = 0

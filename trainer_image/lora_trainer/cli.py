@@ -11,7 +11,7 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
 from lora_trainer.contract.summary import Summary
-from lora_trainer.errors import TrainerError, explain
+from lora_trainer.errors import ConfigError, TrainerError, explain, one_sentence
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.stage import guarded, log_to_stderr
 from lora_trainer.supervisor import Ending, Settings, Supervisor
@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lora-trainer {own_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     volumes = argparse.ArgumentParser(add_help=False)
-    volumes.add_argument("--claims", type=Path, default=CLAIMS, metavar="DIR", help="pvc://claim/path is DIR/claim/path")
+    volumes.add_argument(
+        "--claims", type=Path, default=CLAIMS, metavar="DIR", help="pvc://claim/path is DIR/claim/path"
+    )
     volumes.add_argument(
         "--configmaps", type=Path, default=CONFIG_MAPS, metavar="DIR", help="configmap://name/key is DIR/name/key"
     )
@@ -50,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, metavar="DIR")
 
     ask = commands.add_parser("ask", parents=[volumes], help="answers of base model and adapter to the same questions")
-    ask.add_argument("--base", metavar="URI", help="hf://, pvc:// or a folder; default: the model the adapter was made of")
+    ask.add_argument(
+        "--base", metavar="URI", help="hf://, pvc:// or a folder; default: the model the adapter was made of"
+    )
     ask.add_argument("--adapter", type=Path, required=True, metavar="DIR")
     ask.add_argument("--question", action="append", required=True, metavar="TEXT")
     ask.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
@@ -80,7 +84,10 @@ def _local_config(path: Path) -> TrainConfig:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {one_sentence(error)}") from error
 
 
 def _volumes(options: argparse.Namespace) -> Volumes:

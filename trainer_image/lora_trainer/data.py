@@ -51,7 +51,9 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     parsed = [(row.key, parse(row, kind, config.dataset.columns)) for row in table.rows]
     kept = [(key, sample) for key, sample in parsed if sample is not None]
     if not kept:
-        raise DatasetError(f"{table.rows[0].where}: this and all other rows are empty; nothing can be learned from them")
+        raise DatasetError(
+            f"{table.rows[0].where}: this and all other rows are empty; nothing can be learned from them"
+        )
     training, held_out = split(kept, config.dataset.validation_fraction, config.training.seed)
     return Samples(
         training=training,
@@ -72,7 +74,7 @@ def split(
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Training and held-out samples in the order of the file. The same rows and seed give the same split.
 
-    Rows of equal content go to the same side: a copy of a training row among the held-out rows would flatter the result.
+    Rows of equal content go to the same side: a copy of a training row among the held-out rows would flatter.
     """
     wanted = round(len(keyed) * fraction)
     copies: dict[str, int] = {}

@@ -17,7 +17,7 @@ _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precis
 class Device:
     """Where the run computes. `name` is `cpu` or the GPU's name."""
 
-    torch: torch.device
+    torch_device: torch.device
     name: str
     dtype: torch.dtype
 
@@ -29,18 +29,18 @@ class Device:
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision around a forward pass; nothing where the compute type is fp32."""
-        with torch.autocast(self.torch.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.torch_device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             yield
 
     def reset_peak_memory(self) -> None:
         """Start a new measurement of `peak_memory_bytes`; on a CPU the process's whole life counts."""
-        if self.torch.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.torch)
+        if self.torch_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.torch_device)
 
     def peak_memory_bytes(self) -> int:
         """Most memory used so far: allocated on the GPU, or resident in the process on a CPU."""
-        if self.torch.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.torch))
+        if self.torch_device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.torch_device))
         import resource  # noqa: PLC0415 - not on Windows, where the module must still import
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -50,17 +50,17 @@ def choose_device(config: DeviceConfig, precision: Precision) -> Device:
     """The GPU that the pod was given, or the CPU where none was asked for or allowed. Raises `GpuFaultError`."""
     if config.gpus > 0 and torch.cuda.is_available():
         device = torch.device("cuda", 0)
-        return Device(torch=device, name=torch.cuda.get_device_name(device), dtype=_gpu_dtype(precision))
+        return Device(torch_device=device, name=torch.cuda.get_device_name(device), dtype=_gpu_dtype(precision))
     if config.gpus > 0 and not config.allow_cpu:
         raise GpuFaultError(
-            f"resources.gpus is {config.gpus}, but the container sees no usable GPU: check the node's driver and device "
-            "plugin, or set resources.gpus: 0 for a run on CPU"
+            f"resources.gpus is {config.gpus}, but the container sees no usable GPU: check the node's driver and "
+            "device plugin, or set resources.gpus: 0 for a run on CPU"
         )
     if precision is Precision.FP16:
         raise ConfigError("training.precision is FP16: it needs a GPU; on a CPU use Auto, FP32 or BF16")
     dtype = torch.float32 if precision is Precision.AUTO else _DTYPES[precision]
     torch.set_num_threads(cpu_threads())
-    return Device(torch=torch.device("cpu"), name="cpu", dtype=dtype)
+    return Device(torch_device=torch.device("cpu"), name="cpu", dtype=dtype)
 
 
 def _gpu_dtype(precision: Precision) -> torch.dtype:

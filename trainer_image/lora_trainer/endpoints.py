@@ -14,7 +14,7 @@ class _Handler(BaseHTTPRequestHandler):
     pages: Mapping[str, Page]
     timeout = 10
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server looks for
+    def do_GET(self) -> None:
         page = self.pages.get(self.path.partition("?")[0])
         if page is None:
             self.send_error(404)
@@ -39,7 +39,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def serve(port: int, pages: Mapping[str, Page]) -> ThreadingHTTPServer | None:
-    """Serve in the background until `shutdown`; None, with a warning, where the port is taken: a run goes on without."""
+    """Serve in the background until `shutdown`; None, with a warning, where the port is taken: a run needs no port."""
     handler = type("Handler", (_Handler,), {"pages": dict(pages)})
     try:
         server = _Server(("", port), handler)

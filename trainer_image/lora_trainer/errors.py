@@ -23,6 +23,8 @@ from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import UriError
 
+_STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
 
 class TrainerError(Exception):
     """A run's end that has a sentence. `str(error)` names the field or file, the value, the rule and the remedy."""
@@ -117,7 +119,9 @@ class InternalError(TrainerError):
 def storage_error(error: OSError, what: str) -> StorageError:
     """The sentence for a write that failed; `what` is the address that was written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{what} cannot be written: the volume is full; free space or enlarge it", Reason.STORAGE_FULL)
+        return StorageError(
+            f"{what} cannot be written: the volume is full; free space or enlarge it", Reason.STORAGE_FULL
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(
             f"{what} cannot be written: {error.strerror}; mount the volume writable for user and group of the trainer "
@@ -133,16 +137,22 @@ def one_sentence(error: BaseException) -> str:
 
 
 def explain(error: Exception) -> TrainerError:
-    """The trainer's own error for one of PyTorch or of the system, told by name where importing its type would take seconds;
-    `InternalError` where nothing better is known."""
-    name, text = type(error).__name__, str(error)
+    """The trainer's own error for one of another library or of the system; `InternalError` where none fits."""
     if isinstance(error, TrainerError):
         return error
     if isinstance(error, CodecError | UriError):
-        return ConfigError(text)
+        return ConfigError(str(error))
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
+        return storage_error(error, str(error.filename or "the volume"))
+    return _explain_torch(error) or InternalError(one_sentence(error))
+
+
+def _explain_torch(error: Exception) -> TrainerError | None:
+    """PyTorch's errors are told by name: importing their types would take seconds."""
+    name, text = type(error).__name__, " ".join(str(error).split())
     if name == "OutOfMemoryError":
         return CudaOutOfMemoryError(
-            f"the GPU's memory does not suffice ({' '.join(text.split())[:200]}): lower training.microBatchSize or "
+            f"the GPU's memory does not suffice ({text[:200]}): lower training.microBatchSize or "
             "training.maxSequenceLength, or use quantization: NF4"
         )
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
@@ -151,7 +161,5 @@ def explain(error: Exception) -> TrainerError:
             "training.maxSequenceLength"
         )
     if name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
-        return GpuFaultError(f"the GPU failed ({' '.join(text.split())[:300]}): check the node's driver and its health")
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return storage_error(error, str(error.filename))
-    return InternalError(one_sentence(error))
+        return GpuFaultError(f"the GPU failed ({text[:300]}): check the node's driver and its health")
+    return None

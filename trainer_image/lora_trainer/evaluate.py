@@ -33,7 +33,7 @@ class Evaluation:
 
 
 def improvement_standard_error(before: Evaluation, after: Evaluation) -> float:
-    """Of the difference of two losses over the same rows. Paired: what makes a row hard is the same before and after."""
+    """Of the difference of two losses over the same rows: paired, since a hard row is hard before and after."""
     differences = tuple(b - a for b, a in zip(before.sums, after.sums, strict=True))
     return ratio_standard_error(differences, before.tokens)
 
@@ -61,9 +61,11 @@ def evaluate(
     model.eval()
     with torch.inference_mode():
         for rows in evaluation_batches([example.length for example in examples]):
-            batch = collate([examples[row] for row in rows], device.torch)
+            batch = collate([examples[row] for row in rows], device.torch_device)
             losses = token_losses(model, head, batch, device).double()
-            totals = torch.zeros(len(rows), dtype=torch.float64, device=device.torch).index_add_(0, batch.rows, losses)
+            totals = torch.zeros(len(rows), dtype=torch.float64, device=device.torch_device).index_add_(
+                0, batch.rows, losses
+            )
             for row, value in zip(rows, totals.tolist(), strict=True):
                 sums[row] = value
             finished += len(rows)

@@ -22,6 +22,8 @@ def write_adapter(model: Any, folder: Path, template: str | None) -> None:
         # The embeddings are never trained; asking PEFT to find that out would ask the Hub.
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         _sort_config(folder / "adapter_config.json")
+        # safetensors writes for the owner alone; who serves an adapter is rarely who trained it.
+        (folder / "adapter_model.safetensors").chmod(0o644)
         if template is not None:
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     except OSError as error:

@@ -48,7 +48,7 @@ Sample = Conversation | PlainText
 
 
 def detect(config: DatasetConfig, row: Row) -> DatasetFormat:
-    """The format of the data set, from the configuration or from the columns of its first row. Raises `DatasetError`."""
+    """The data set's format, from the configuration or from the columns of its first row. Raises `DatasetError`."""
     _check_mapping(config.columns, row)
     if config.format is not DatasetFormat.AUTO:
         return config.format

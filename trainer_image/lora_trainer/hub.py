@@ -1,7 +1,4 @@
-"""Models and data sets of a Hugging Face Hub: a commit for every revision, the needed files only, every failure a sentence.
-
-The endpoint is the client library's `HF_ENDPOINT`, the cache its `HF_HOME`.
-"""
+"""Models and data sets of a Hugging Face Hub: every revision a commit, needed files only, every failure a sentence."""
 
 import os
 import random
@@ -45,8 +42,12 @@ class Repository:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hub:
-    """A Hub, reached with the tokens in `environment`. `sleep` takes seconds."""
+    """A Hub, reached with the tokens and at the `HF_ENDPOINT` in `environment`. `sleep` takes seconds.
 
+    `cache` None is the client library's own place, `HF_HOME`.
+    """
+
+    cache: Path | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     sleep: Callable[[float], None] = time.sleep
 
@@ -54,9 +55,9 @@ class Hub:
         """Resolve the revision to a commit and list the files. `kind` is `model` or `dataset`."""
         from huggingface_hub import HfApi  # noqa: PLC0415 - half a second that runs without a Hub do not pay
 
-        api = HfApi(token=self._token(kind))
+        api = HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self._token(kind))
         info = self._call(uri, kind, lambda: api.repo_info(uri.repo, revision=uri.revision, repo_type=kind))
-        files = tuple(sorted(sibling.rfilename for sibling in info.siblings or ()))
+        files = tuple(sorted(sibling.rfilename for sibling in getattr(info, "siblings", None) or ()))
         return Repository(repo=uri.repo, kind=kind, commit=info.sha or uri.revision, files=files)
 
     def download(self, uri: HubUri, repository: Repository, wanted: Sequence[str]) -> Path:
@@ -70,6 +71,8 @@ class Hub:
                 revision=repository.commit,
                 allow_patterns=[_literal(name) for name in wanted],
                 token=self._token(repository.kind),
+                endpoint=self.environment.get("HF_ENDPOINT"),
+                cache_dir=self.cache,
             )
 
         return Path(self._call(uri, repository.kind, fetch))
@@ -94,7 +97,9 @@ class Hub:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return action()
-            except Exception as error:  # the library raises a dozen unrelated kinds; `_explain` keeps what it doesn't know
+            except (
+                Exception
+            ) as error:  # the library raises a dozen unrelated kinds; `_explain` keeps what it doesn't know
                 failure = _explain(error, uri, kind)
                 if not isinstance(failure, TransientError) or attempt == ATTEMPTS:
                     raise failure from error
@@ -114,13 +119,13 @@ def _is_metadata(name: str) -> bool:
 
 
 def _explain(error: Exception, uri: HubUri, kind: str) -> TrainerError:
-    """The sentence of a failed call. A cause chain is searched for the HTTP status, which the library wraps at times."""
+    """The sentence of a failed call. The HTTP status, which the library may wrap, is sought in the chain of causes."""
     where = f"{_FIELDS[kind]} is {uri}"
     status = _status(error)
     if status in (401, 403):
         return AccessDeniedError(
-            f"{where}: the Hub answered {status}, the repository is gated, private or does not exist; accept its licence, "
-            f"check its name, and name in {kind}.secretRef a Secret whose HF_TOKEN may read it",
+            f"{where}: the Hub answered {status}, the repository is gated, private or does not exist; accept its "
+            f"licence, check its name, and name in {kind}.secretRef a Secret whose HF_TOKEN may read it",
             _DENIED[kind],
         )
     if status == 404:

@@ -40,16 +40,17 @@ def _losses(summary: Summary) -> tuple[str, ...]:
     if results is None or resolved is None:
         return ()
     rows = "held-out rows" if results.held_out else "training rows, since none were held out"
+    verified = results.verification
     gain = results.eval_loss_before - results.eval_loss_after
     return (
         f"Loss on {rows}:",
         f"  base model    {results.eval_loss_before:.4f} ± {results.eval_loss_before_standard_error:.4f}",
         f"  with adapter  {results.eval_loss_after:.4f} ± {results.eval_loss_after_standard_error:.4f}",
         f"  improvement   {gain:.4f} ± {results.improvement_standard_error:.4f}",
-        f"Trained {results.steps} steps, {results.trained_tokens} tokens at {results.tokens_per_second:.0f} tokens/s on "
-        f"{resolved.device}; {resolved.trainable_parameters:,} of {resolved.total_parameters:,} parameters.",
-        f"Verified in a fresh process: loss {results.verification.loss:.6f}, "
-        f"difference {results.verification.difference:.1e} (tolerance {results.verification.tolerance:g}).",
+        f"Trained {resolved.trainable_parameters:,} of {resolved.total_parameters:,} parameters on {resolved.device},",
+        f"  {results.steps} steps, {results.trained_tokens} tokens, {results.tokens_per_second:.0f} tokens/s",
+        f"Verified in a fresh process: loss {verified.loss:.6f}",
+        f"  difference {verified.difference:.1e}, tolerance {verified.tolerance:g}",
     )
 
 

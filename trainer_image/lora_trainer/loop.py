@@ -1,4 +1,4 @@
-"""The training loop: optimizer steps over micro-batches, one loss normalised by the learned tokens of the whole step."""
+"""The training loop: optimizer steps over micro-batches, normalised by the learned tokens of the whole step."""
 
 import math
 import time
@@ -49,9 +49,9 @@ class Trained:
 
 
 def learning_rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) -> float:
-    """Share of the learning rate at optimizer step `step` of `total`, counted from 0: linear warm-up, then the schedule.
+    """Share of the learning rate at optimizer step `step` of `total`, counted from 0.
 
-    The first step of a warm-up is already more than 0, the last step of a decay still is.
+    A linear warm-up, then the schedule. The first and the last step always learn something.
     """
     warmup = math.ceil(total * warmup_ratio)
     if step < warmup:
@@ -65,6 +65,7 @@ def learning_rate_factor(step: int, total: int, warmup_ratio: float, schedule: S
 def train(
     adapted: Adapted,
     examples: Sequence[Example],
+    *,
     config: TrainingConfig,
     micro_batch_size: int,
     device: Device,
@@ -77,7 +78,7 @@ def train(
     total = math.ceil(wanted_rows / effective)
     parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
-    scaler = torch.amp.GradScaler(device.torch.type, enabled=device.dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype == torch.float16)
     adapted.model.train()
     started = last = clock()
     recent: deque[Step] = deque(maxlen=_SPEED_WINDOW)
@@ -137,11 +138,11 @@ def _accumulate(
     targets = sum(example.targets for example in examples)
     total = 0.0
     for part in micro_batches(examples, micro):
-        batch = collate(part, device.torch)
+        batch = collate(part, device.torch_device)
         # PEFT keeps adapters in fp32 and would cast their inputs to fp32 and keep the copies; autocast does without.
         with disable_input_dtype_casting(adapted.model, active=device.dtype != torch.float32):
             loss = token_losses(adapted.model, adapted.head, batch, device).sum() / targets
-        scaler.scale(loss).backward()
+        torch.autograd.backward(scaler.scale(loss))
         total += float(loss.detach())
     return total
 

@@ -15,7 +15,7 @@ from lora_trainer.targets import choose_targets, linear_modules, short_names
 from lora_trainer.tokens import Encoder, stop_token_ids
 
 CHECKPOINTING_FROM_PARAMETERS = 1_000_000_000
-"""From this size on, activations are recomputed on a GPU instead of kept: a third more time for a fraction of the memory."""
+"""From this size on, a GPU recomputes activations instead of keeping them: a third more time, far less memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,9 @@ def load_encoder(base: Base, loss_on: LossOn, max_length: int) -> Encoder:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"model.uri is {base.name}: its tokenizer cannot be read ({one_sentence(error)[:300]})") from error
+        raise ConfigError(
+            f"model.uri is {base.name}: its tokenizer cannot be read ({one_sentence(error)[:300]})"
+        ) from error
     # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
     tokenizer.model_max_length = 2**31
     return Encoder(tokenizer, loss_on, max_length, stop_token_ids(tokenizer, _generation_eos(base)))
@@ -64,12 +66,13 @@ def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded
     """Read the weights and freeze them. Raises `ConfigError` for what is no complete causal language model."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
 
+    factory: Any = AutoModelForCausalLM
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = factory.from_pretrained(
             base.folder,
             dtype=device.dtype,
             quantization_config=_quantization(quantization, device),
-            device_map={"": device.torch},
+            device_map={"": device.torch_device},
             attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
@@ -88,17 +91,20 @@ def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded
     model.config.use_cache = False
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise ConfigError(f"model.uri is {base.name}: its kind {base.model_type!r} has no output embeddings to train with")
+        raise ConfigError(
+            f"model.uri is {base.name}: its kind {base.model_type!r} has no output embeddings to train with"
+        )
     return Loaded(model=model, head=head, linear=linear_modules(model, head))
 
 
 def _quantization(quantization: Quantization, device: Device) -> Any:
-    """4-bit always with double quantization and an explicit compute type; the library's defaults are FP4, fp32, single."""
+    """4-bit always with double quantization and an explicit compute type; the library defaults to FP4, fp32, single."""
     if quantization is Quantization.NONE:
         return None
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 - as above
 
-    return BitsAndBytesConfig(
+    settings: Any = BitsAndBytesConfig
+    return settings(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -119,8 +125,6 @@ def adapt(loaded: Loaded, config: LoraConfig, base: Base, device: Device, seed: 
         loaded.model,
         PeftLoraConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base.name,
-            revision=None if base.revision.startswith("sha256:") else base.revision,
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
@@ -128,8 +132,12 @@ def adapt(loaded: Loaded, config: LoraConfig, base: Base, device: Device, seed: 
             target_modules=list(names),
         ),
     )
+    # Set afterwards: PEFT replaces a name that differs from the folder that the weights were read from.
+    adapter = model.peft_config["default"]
+    adapter.base_model_name_or_path = base.name
+    adapter.revision = None if base.revision.startswith("sha256:") else base.revision
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if device.torch.type == "cuda" and total >= CHECKPOINTING_FROM_PARAMETERS:
+    if device.torch_device.type == "cuda" and total >= CHECKPOINTING_FROM_PARAMETERS:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return Adapted(
@@ -142,6 +150,10 @@ def adapt(loaded: Loaded, config: LoraConfig, base: Base, device: Device, seed: 
 
 
 def logical_parameters(model: nn.Module) -> int:
-    """Parameters as the architecture has them: bitsandbytes packs two 4-bit weights into a byte, which `numel` counts."""
-    packed = {id(m.weight): m.in_features * m.out_features for m in model.modules() if type(m).__name__ == "Linear4bit"}
+    """Parameters as the architecture has them: `numel` counts bytes of bitsandbytes, which hold two weights each."""
+    packed = {
+        id(module.weight): module.in_features * module.out_features
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and type(module).__name__ == "Linear4bit"
+    }
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())

@@ -10,7 +10,7 @@ from lora_trainer.base import Base, find_base
 from lora_trainer.batches import micro_batch_size
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import Data
 from lora_trainer.device import Device, choose_device
 from lora_trainer.evaluate import Evaluation, evaluate, improvement_standard_error
@@ -43,7 +43,7 @@ def run_training(config: TrainConfig, volumes: Volumes, hub: Hub, folder: Path, 
     micro = config.training.micro_batch_size or micro_batch_size(
         config.training.effective_batch_size, data.stats.longest_tokens
     )
-    resolved = _resolved(config, base, data, adapted, device, micro)
+    resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, micro=micro)
     log.info(
         "trainable parameters %d of %d (%.3f %%) in %s",
         adapted.trainable_parameters,
@@ -56,7 +56,14 @@ def run_training(config: TrainConfig, volumes: Volumes, hub: Hub, folder: Path, 
     before = _evaluate(adapted, data, device, "before training")
     reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
     device.reset_peak_memory()
-    trained = train(adapted, data.training, config.training, micro, device, _step_reporter(reporter, device))
+    trained = train(
+        adapted,
+        data.training,
+        config=config.training,
+        micro_batch_size=micro,
+        device=device,
+        on_step=StepReporter(reporter, device),
+    )
     reporter.phase(Phase.EVALUATING)
     after = _evaluate(adapted, data, device, "after training")
     reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
@@ -72,14 +79,8 @@ def _evaluate(adapted: Adapted, data: Data, device: Device, when: str) -> Evalua
 
     result = evaluate(adapted.model, adapted.head, data.evaluation, device, done)
     kind = "held-out" if data.held_out else "training"
-    log.info(
-        "loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(data.evaluation), kind
-    )
+    log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(data.evaluation), kind)
     return result
-
-
-def _step_reporter(reporter: Reporter, device: Device) -> "StepReporter":
-    return StepReporter(reporter, device)
 
 
 class StepReporter:
@@ -136,7 +137,7 @@ def _log_data(data: Data) -> None:
 
 
 def _resolved(
-    config: TrainConfig, base: Base, data: Data, adapted: Adapted, device: Device, micro: int
+    *, config: TrainConfig, base: Base, data: Data, adapted: Adapted, device: Device, micro: int
 ) -> ResolvedRun:
     return ResolvedRun(
         device=device.name,

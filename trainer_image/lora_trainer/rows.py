@@ -102,7 +102,9 @@ def _csv(name: str, text: str) -> Iterator[Row]:
         for cells in reader:
             where = f"{name}, line {reader.line_num}"
             if cells and len(cells) != len(header):
-                raise DatasetError(f"{where}: {len(cells)} cells, but the header has {len(header)}; quote cells with commas")
+                raise DatasetError(
+                    f"{where}: {len(cells)} cells, but the header has {len(header)}; quote cells with commas"
+                )
             yield Row(where=where, values=dict(zip(header, cells, strict=True)) if cells else {})
     except csv.Error as error:
         raise DatasetError(f"{name}, line {reader.line_num}: not CSV ({error})") from error
@@ -135,5 +137,7 @@ def _object(where: str, item: object) -> Row:
     try:
         json.dumps(item, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise DatasetError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no character; repair it") from error
+        raise DatasetError(
+            f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no character; repair it"
+        ) from error
     return Row(where=where, values=item)

@@ -44,6 +44,8 @@ def log_to_stderr() -> None:
     """One line for each record; the libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("lora_trainer").setLevel(logging.INFO)
+    # On a CPU it advises to install a package that downloads native code at run time.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

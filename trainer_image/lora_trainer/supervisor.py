@@ -16,7 +16,6 @@ from types import FrameType
 
 from lora_trainer.artifact import (
     Manifest,
-    Place,
     describe,
     discard_partial,
     find_place,
@@ -73,7 +72,7 @@ class Supervisor:
     verification: Verification | None = None
     failure: Failure | None = None
     child: "subprocess.Popen[bytes] | None" = None
-    stopping: bool = False
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> Ending:
         """Train, verify and publish, or find that an earlier attempt did; never raises for what a run can meet."""
@@ -125,7 +124,7 @@ class Supervisor:
 
     def _stage(self, stage: str, config_file: Path, folder: Path) -> Failure | None:
         """Run a stage to its end; why it failed, or None."""
-        if self.stopping:
+        if self.stopping.is_set():
             return _stopped()
         self.failure = None
         read_end, write_end = os.pipe()
@@ -135,15 +134,18 @@ class Supervisor:
         with os.fdopen(read_end, encoding="utf-8") as reports:
             self.child = subprocess.Popen(command, pass_fds=(write_end,), process_group=0, env=stage_environment())
             os.close(write_end)
-            if self.stopping:
+            if self.stopping.is_set():
                 self.child.send_signal(signal.SIGTERM)
             for line in reports:
                 self._take(line)
             status = self.child.wait()
             self.child = None
-        if self.stopping and status != 0:
-            return _stopped()
-        return self.failure if self.failure and status else failure_of_status(status)
+        return self._why(status)
+
+    def _why(self, status: int) -> Failure | None:
+        if status == 0:
+            return None
+        return _stopped() if self.stopping.is_set() else self.failure or failure_of_status(status)
 
     def _take(self, line: str) -> None:
         try:
@@ -161,7 +163,7 @@ class Supervisor:
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Pass a request to stop on; a stage that does not heed it within the grace is killed."""
         log.info("stopping: %s", signal.Signals(number).name)
-        self.stopping = True
+        self.stopping.set()
         child = self.child
         if child is not None:
             child.send_signal(signal.SIGTERM)
@@ -185,9 +187,7 @@ class Supervisor:
 
     def _failed(self, failure: Failure) -> Ending:
         resolved = self.progress.resolved
-        summary = Summary(
-            reason=failure.reason, message=failure.message, resolved=resolved, dataset=self.dataset
-        )
+        summary = Summary(reason=failure.reason, message=failure.message, resolved=resolved, dataset=self.dataset)
         return Ending(code=failure.code, summary=summary)
 
 

@@ -15,7 +15,7 @@ _QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query", "value", "query_key_value", "
 def linear_modules(model: nn.Module, head: nn.Module) -> dict[str, tuple[int, int]]:
     """Full name to (inputs, outputs) of every linear module but the output embeddings.
 
-    4-bit modules are subclasses of `nn.Linear`; GPT-2 and its kin use `Conv1D`, a linear module with a transposed weight.
+    4-bit modules are subclasses of `nn.Linear`; GPT-2 and its kin use `Conv1D`, whose weight is transposed.
     """
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415 - Transformers takes seconds to import
 
@@ -40,7 +40,8 @@ def choose_targets(config: LoraConfig, linear: Mapping[str, tuple[int, int]]) ->
     left = [name for name in linear if name in chosen and name not in excluded]
     if not left:
         raise ConfigError(
-            f"lora.{_field(config)} leaves no module to adapt: the model's linear modules are {', '.join(kinds(linear))}"
+            f"lora.{_field(config)} leaves no module to adapt: the model's linear modules are "
+            f"{', '.join(kinds(linear))}"
         )
     return tuple(left)
 
@@ -48,8 +49,8 @@ def choose_targets(config: LoraConfig, linear: Mapping[str, tuple[int, int]]) ->
 def short_names(chosen: Sequence[str], linear: Iterable[str]) -> tuple[str, ...]:
     """The shortest endings of module names that select exactly `chosen`, as servers and people expect (`q_proj`).
 
-    Where the same ending also belongs to a module that was not chosen, the parent's name goes along (`attn.c_proj`), and
-    in the end the full name.
+    Where the same ending also belongs to a module that was not chosen, the parent's name goes along (`attn.c_proj`),
+    and in the end the full name.
     """
     others = [name for name in linear if name not in set(chosen)]
     names: list[str] = []
@@ -69,7 +70,9 @@ def kinds(linear: Iterable[str]) -> tuple[str, ...]:
 
 
 def _field(config: LoraConfig) -> str:
-    return "targetModules" if config.target_modules else f"layers {config.layers.value if config.layers else ''}".strip()
+    return (
+        "targetModules" if config.target_modules else f"layers {config.layers.value if config.layers else ''}".strip()
+    )
 
 
 def _matches(full: str, ending: str) -> bool:
@@ -82,8 +85,8 @@ def _named(path: str, endings: Sequence[str], linear: Mapping[str, tuple[int, in
         matched = {name for name in linear if _matches(name, ending)}
         if not matched:
             raise ConfigError(
-                f'{path} is "{ending}": the model has no such linear module; it has {", ".join(kinds(linear))} (the output '
-                "embeddings are never adapted)"
+                f'{path} is "{ending}": the model has no such linear module; it has {", ".join(kinds(linear))} '
+                "(the output embeddings are never adapted)"
             )
         chosen |= matched
     return chosen

@@ -97,8 +97,8 @@ class Encoder:
             spans = self._spans(sample, full, range(len(sample.messages) - 1, len(sample.messages)))
         if spans is None:
             raise DatasetError(
-                f"{sample.where}: the model's chat template renders the last answer differently from its prompt, so the "
-                "answer's tokens cannot be told apart; use training.lossOn: All or another model"
+                f"{sample.where}: the model's chat template renders the last answer differently from its prompt, so "
+                "the answer's tokens cannot be told apart; use training.lossOn: All or another model"
             )
         pieces, position = [], 0
         for start, end in spans:

@@ -27,9 +27,10 @@ from lora_trainer.volumes import Volumes
 log = logging.getLogger(__name__)
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
-"""Largest difference of losses, in nats per token, by compute type. The sums run in another order than in training: that
-is about 1e-6 in fp32 and a few 1e-3 where products are rounded to 16 bits. An adapter of a wrong scale differs by more
-than either as soon as it learned anything that matters."""
+"""Largest difference of losses, in nats per token, by compute type.
+
+The sums run in another order than in training: that is about 1e-6 in fp32 and a few 1e-3 where products are rounded to
+16 bits. An adapter of a wrong scale differs by more than either as soon as it learned anything that matters."""
 
 _PREFIX = "base_model.model."
 
@@ -67,7 +68,9 @@ def _pinned(uri: str, revision: str) -> str:
 
 def _judge(loss: float, claimed: float, tolerance: float) -> Verification:
     difference = abs(loss - claimed)
-    log.info("verified: loss %.6f, claimed %.6f, difference %.2e (tolerance %.0e)", loss, claimed, difference, tolerance)
+    log.info(
+        "verified: loss %.6f, claimed %.6f, difference %.2e (tolerance %.0e)", loss, claimed, difference, tolerance
+    )
     if not math.isfinite(loss) or difference > tolerance:
         raise VerificationError(
             f"the written adapter on the base model gives a loss of {loss:.4f}, the trained model gave {claimed:.4f}: "
@@ -84,7 +87,7 @@ def apply_adapter(loaded: Loaded, folder: Path, manifest: Manifest, device: Devi
     """
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     scale = _scale(config, manifest)
-    tensors = load_file(folder / "adapter_model.safetensors", device=str(device.torch))
+    tensors = load_file(folder / "adapter_model.safetensors", device=str(device.torch_device))
     modules = dict(loaded.model.named_modules())
     merge = manifest.config.quantization is Quantization.NONE and device.dtype == torch.float32
     pairs = _pairs(tensors)
@@ -124,14 +127,18 @@ def _pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor,
         pairs.setdefault(name, {})[kind[0]] = tensor
     alone = [name for name, pair in pairs.items() if len(pair) != 2]
     if alone or not pairs:
-        raise VerificationError(f"the adapter has no pair of lora_A and lora_B for {', '.join(alone[:3]) or 'anything'}")
+        raise VerificationError(
+            f"the adapter has no pair of lora_A and lora_B for {', '.join(alone[:3]) or 'anything'}"
+        )
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
 
 
 def _check_shapes(name: str, down: torch.Tensor, up: torch.Tensor, size: tuple[int, int], rank: int) -> None:
     wanted = ((rank, size[0]), (size[1], rank))
     if (tuple(down.shape), tuple(up.shape)) != wanted:
-        raise VerificationError(f"{name} has A {tuple(down.shape)} and B {tuple(up.shape)}, expected {wanted[0]} and {wanted[1]}")
+        raise VerificationError(
+            f"{name} has A {tuple(down.shape)} and B {tuple(up.shape)}, expected {wanted[0]} and {wanted[1]}"
+        )
 
 
 def _merge(module: nn.Module, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
@@ -139,7 +146,7 @@ def _merge(module: nn.Module, down: torch.Tensor, up: torch.Tensor, scale: float
     update = scale * (up.float() @ down.float())
     with torch.no_grad():
         # Conv1D keeps its weight transposed.
-        weight += update if isinstance(module, nn.Linear) else update.T
+        weight.add_(update if isinstance(module, nn.Linear) else update.T)
 
 
 def _add(module: nn.Module, down: torch.Tensor, up: torch.Tensor, scale: float, device: Device) -> None:

@@ -29,7 +29,9 @@ class Volumes:
         for part in (uri.claim, *uri.path.split("/")):
             path = path / part
             if path.is_symlink():
-                raise ConfigError(f"{uri} leads through the symbolic link {part!r}: put the files themselves on the volume")
+                raise ConfigError(
+                    f"{uri} leads through the symbolic link {part!r}: put the files themselves on the volume"
+                )
         return path
 
     def config_map_path(self, uri: ConfigMapUri) -> Path:
