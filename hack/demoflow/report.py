@@ -1,0 +1,90 @@
+"""What the demo says at the end. Pure functions that return text."""
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+_GAP = "  │  "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The same question to the base model and to the model with the adapter."""
+
+    question: str
+    base: str
+    adapter: str
+
+
+def losses(status: dict[str, Any]) -> str:
+    """Return loss before and after with standard errors, and how the adapter was verified."""
+    results, dataset = status["results"], status.get("dataset", {})
+    rows = f"{dataset.get('validationSamples', '')} held-out rows".strip()
+    if not results.get("heldOut", True):
+        rows = "training rows (none were held out)"
+    before, after = float(results["evalLossBefore"]), float(results["evalLossAfter"])
+    verification = results.get("verification", {})
+    lines = [
+        f"Loss on {rows}, in nats per token (± standard error):",
+        f"  base model    {before:.3f} ± {float(results['evalLossBeforeStandardError']):.3f}",
+        f"  with adapter  {after:.3f} ± {float(results['evalLossAfterStandardError']):.3f}",
+        f"  improvement   {before - after:.3f} ± {float(results['improvementStandardError']):.3f}",
+    ]
+    if verification:
+        lines.append(
+            f"  A fresh process loaded the written adapter onto the untouched base model and measured "
+            f"{float(verification['loss']):.3f}: verified."
+        )
+    return "\n".join(lines)
+
+
+def side_by_side(answers: list[Answer], width: int) -> str:
+    """Return each question with both answers beside each other, in `width` columns."""
+    column = max(24, (width - len(_GAP) - 2) // 2)
+    lines = []
+    for answer in answers:
+        left = ["Base model:", *textwrap.wrap(answer.base, column)]
+        right = ["With the adapter:", *textwrap.wrap(answer.adapter, column)]
+        height = max(len(left), len(right))
+        left += [""] * (height - len(left))
+        right += [""] * (height - len(right))
+        lines.append(f"Q: {answer.question}")
+        lines += [f"  {a:<{column}}{_GAP}{b}".rstrip() for a, b in zip(left, right, strict=True)]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def whereabouts(artifact: dict[str, Any], folder: str | None) -> str:
+    """Return where the adapter lies: on its claim and, on a local cluster, in a folder of this machine."""
+    mebibytes = int(artifact.get("sizeBytes", 0)) / 2**20
+    lines = [f"Adapter: {artifact['uri']}  ({mebibytes:.1f} MiB, {artifact.get('digest', 'no digest')})"]
+    if folder is not None:
+        lines.append(f"  here:  {folder}")
+    return "\n".join(lines)
+
+
+def next_steps(artifact: dict[str, Any], folder: str | None, *, model: str, name: str, namespace: str) -> str:
+    """Return commands for this adapter: use it, serve it, look closer, clean up. `model` is a folder or a Hub name."""
+    place = folder or "./adapter"
+    rank = int(artifact.get("rank", 16))
+    lines = ["Next:"]
+    if folder is None:
+        lines.append(f"  copy it from the claim to {place} first, with a pod that mounts the claim")
+    lines += [
+        "  # use it in Python",
+        "  from peft import PeftModel",
+        "  from transformers import AutoModelForCausalLM",
+        f'  base = AutoModelForCausalLM.from_pretrained("{model}")',
+        f'  model = PeftModel.from_pretrained(base, "{place}")',
+        "  # serve it on a GPU",
+        f"  vllm serve {model} --enable-lora --max-lora-rank {_served_rank(rank)} --lora-modules {name}={place}",
+        "  # look closer",
+        f"  kubectl -n {namespace} describe lft {name}",
+        f"  kubectl -n {namespace} get lft {name} -o yaml",
+    ]
+    return "\n".join(lines)
+
+
+def _served_rank(rank: int) -> int:
+    """Return the smallest value that vLLM takes for --max-lora-rank and that is enough."""
+    return next((limit for limit in (8, 16, 32, 64, 128, 256, 320) if limit >= rank), 512)

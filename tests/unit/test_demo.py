@@ -1,0 +1,151 @@
+"""What the demo shows and decides, without a cluster."""
+
+from typing import Any
+
+import pytest
+
+from demoflow import ask, progress, report, run
+from demoflow.errors import DemoError
+
+
+def resource(*conditions: tuple[str, str, str, str], **status: Any) -> dict[str, Any]:
+    """Build a LoRAFineTune with conditions given as (type, status, reason, message)."""
+    keys = ("type", "status", "reason", "message")
+    return {"status": {"conditions": [dict(zip(keys, found, strict=True)) for found in conditions], **status}}
+
+
+COMPLETE = ("Complete", "True", "Succeeded", "done")
+FAILED = ("Failed", "True", "DatasetInvalid", "line 3: no messages")
+RUNNING = ("Complete", "False", "Training", "step 3 of 12")
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        ({"metadata": {}}, "Pending"),
+        (
+            resource(
+                ("Complete", "False", "Unschedulable", ""),
+                ("PodsReady", "False", "Unschedulable", "0/1 nodes are available: 1 Insufficient cpu"),
+            ),
+            "Unschedulable · Unschedulable: 0/1 nodes are available: 1 Insufficient cpu",
+        ),
+        (
+            resource(
+                RUNNING,
+                ("PodsReady", "True", "PodRunning", "the pod runs"),
+                progress={
+                    "phase": "Training",
+                    "steps": "3/12",
+                    "loss": "3.2001",
+                    "tokensPerSecond": "140.0",
+                    "eta": "1m5s",
+                },
+            ),
+            "Training · step 3/12 · loss 3.2001 · 140.0 tokens/s · ETA 1m5s",
+        ),
+    ],
+)
+def test_the_progress_line_says_what_runs_or_what_it_waits_for(given: dict[str, Any], want: str) -> None:
+    """Phase and numbers while it runs, reason and message while it waits."""
+    assert progress.line(given) == want
+
+
+def test_a_run_has_ended_only_with_a_terminal_condition() -> None:
+    """Complete=False is not an end; Failed=True is, and tells its reason."""
+    assert not progress.has_ended(resource(RUNNING))
+    assert progress.has_ended(resource(COMPLETE))
+    assert progress.has_ended(resource(FAILED))
+    assert not progress.is_complete(resource(FAILED))
+    assert progress.failure(resource(FAILED)) == "DatasetInvalid: line 3: no messages"
+
+
+def test_a_finished_run_is_left_alone_and_a_running_one_is_followed() -> None:
+    """The demo takes the first free name, or the run that is under way."""
+    assert run.choose_name({}) == run.Started(name="support-tone", note="")
+    assert run.choose_name({"support-tone": resource(RUNNING)}).name == "support-tone"
+    second = run.choose_name({"support-tone": resource(COMPLETE)})
+    assert second.name == "support-tone-2"
+    assert "support-tone is finished" in second.note
+    third = run.choose_name({"support-tone": resource(FAILED), "support-tone-2": resource(RUNNING)})
+    assert third.name == "support-tone-2"
+    assert "following it" in third.note
+
+
+def test_a_second_run_gets_a_name_and_a_folder_of_its_own() -> None:
+    """Only name and output change."""
+    text = (run.EXAMPLES / "quickstart.yaml").read_text()
+    changed = run.renamed(text, "support-tone-2").splitlines()
+    differing = [line for line in changed if line not in text.splitlines()]
+    assert differing == [
+        "metadata: {name: support-tone-2}",
+        '  output: {uri: "pvc://adapters/support-tone-2"}',
+    ]
+
+
+def test_losses_are_shown_with_their_standard_errors() -> None:
+    """Before, after, the paired improvement, and on how many rows."""
+    status = {
+        "dataset": {"validationSamples": 50},
+        "results": {
+            "evalLossBefore": "5.4428",
+            "evalLossBeforeStandardError": "0.0679",
+            "evalLossAfter": "2.1",
+            "evalLossAfterStandardError": "0.05",
+            "improvementStandardError": "0.06",
+            "heldOut": True,
+            "verification": {"loss": "2.1000004", "difference": "0.0000004", "tolerance": "0.001"},
+        },
+    }
+    lines = report.losses(status).splitlines()
+    assert lines[0] == "Loss on 50 held-out rows, in nats per token (± standard error):"
+    assert lines[1].split() == ["base", "model", "5.443", "±", "0.068"]
+    assert lines[2].split() == ["with", "adapter", "2.100", "±", "0.050"]
+    assert lines[3].split() == ["improvement", "3.343", "±", "0.060"]
+    assert lines[4].endswith("measured 2.100: verified.")
+
+
+def test_answers_stand_beside_each_other() -> None:
+    """Both columns wrap at their width and stay aligned."""
+    answer = report.Answer(question="Where?", base="one two three four five six seven", adapter="Ahoy!")
+    lines = report.side_by_side([answer], 60).splitlines()
+    assert lines[0] == "Q: Where?"
+    bars = {line.index("│") for line in lines[1:]}
+    assert len(bars) == 1
+    assert lines[1].split("│")[1].strip() == "With the adapter:"
+    assert lines[2].split("│")[1].strip() == "Ahoy!"
+    assert max(len(line) for line in lines) <= 60
+
+
+def test_answers_are_read_from_a_log_with_warnings_before_them() -> None:
+    """The list at the end counts; a log without one is an error with a sentence."""
+    log = 'a warning [1]\n[\n  {"question": "Q", "base": "B [x]", "adapter": "A"}\n]\n'
+    assert ask.parse(log) == [report.Answer(question="Q", base="B [x]", adapter="A")]
+    with pytest.raises(DemoError, match="printed no answers"):
+        ask.parse("nothing")
+
+
+def test_the_pod_that_asks_reads_the_adapter_from_its_claim() -> None:
+    """The claim is mounted read-only, and the stand-in's address is set only where one is used."""
+    rendered = ask.pod("image:1", "pvc://adapters/support-tone", "http://hub")["spec"]
+    container = rendered["containers"][0]
+    assert container["args"][1] == "--adapter=/claims/adapters/support-tone"
+    assert {"name": "claim", "mountPath": "/claims/adapters", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "HF_ENDPOINT", "value": "http://hub"} in container["env"]
+    plain = ask.pod("image:1", "pvc://adapters/support-tone", "")["spec"]["containers"][0]["env"]
+    assert "HF_ENDPOINT" not in {variable["name"] for variable in plain}
+
+
+def test_the_next_steps_name_a_rank_that_vllm_accepts() -> None:
+    """The smallest sufficient value of --max-lora-rank."""
+    artifact = {"uri": "pvc://adapters/support-tone", "rank": 24}
+    text = report.next_steps(artifact, "/data/support-tone", model="org/name", name="support-tone", namespace="demo")
+    assert "vllm serve org/name --enable-lora --max-lora-rank 32 --lora-modules support-tone=/data/support-tone" in text
+    assert 'PeftModel.from_pretrained(base, "/data/support-tone")' in text
+
+
+def test_what_was_published_is_named_with_its_size_and_place() -> None:
+    """Claim path always, the folder of this machine where there is one."""
+    artifact = {"uri": "pvc://adapters/support-tone", "sizeBytes": 3 * 2**20, "digest": "sha256:ab"}
+    assert report.whereabouts(artifact, None) == "Adapter: pvc://adapters/support-tone  (3.0 MiB, sha256:ab)"
+    assert report.whereabouts(artifact, "/data/x").endswith("\n  here:  /data/x")
