@@ -16,7 +16,7 @@ _SECRETS = (
     (re.compile(r"(?i)(://)[^/@\s:]+:[^/@\s]+@"), r"\1***@"),
     (
         re.compile(
-            r"(?i)\b([\w-]*(?:token|password|passwd|secret[_-]?(?:access[_-]?)?key|api[_-]?key))(\s*[=:]\s*)[^\s,;\"'}]+"
+            r"(?i)\b([\w-]*(?:token|password|passwd|secret[_-]?(?:access[_-]?)?key|api[_-]?key))([\"']?\s*[=:]\s*[\"']?)[^\s,;\"'}]+"
         ),
         r"\1\2***",
     ),

@@ -1,0 +1,250 @@
+"""What keeps a pod from running, in the vocabulary's words. The texts are those of Kubernetes 1.34."""
+
+import pytest
+from tests.unit.builders import (
+    condition_object,
+    ended_pod,
+    make_event,
+    make_job,
+    make_pod,
+    minutes_ago,
+    running_pod,
+    waiting_pod,
+)
+
+from lora_operator.model import EventView, PodView, Rejection
+from lora_operator.trouble import classify_refusal, trouble_of_job, trouble_of_pod, trouble_of_rejection
+from lora_trainer.contract.reasons import Reason
+
+
+def unscheduled(message: str, reason: str = "Unschedulable") -> PodView:
+    """A pod that the scheduler has said something of."""
+    return make_pod(node="", conditions=(condition_object("PodScheduled", "False", reason=reason, message=message),))
+
+
+def creating(*events: tuple[str, str]) -> tuple[PodView, tuple[EventView, ...]]:
+    """A pod on its node, and what was posted about it, oldest first."""
+    pod = waiting_pod("ContainerCreating")
+    count = len(events)
+    return pod, tuple(
+        make_event(pod.uid, reason, text, seen_at=minutes_ago(count - index))
+        for index, (reason, text) in enumerate(events)
+    )
+
+
+PODS = {
+    "no node has a GPU": (
+        unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available."),
+        Reason.UNSCHEDULABLE,
+        ["Insufficient nvidia.com/gpu", "add a node that fits"],
+    ),
+    "the claim does not exist, says the scheduler": (
+        unscheduled('0/1 nodes are available: persistentvolumeclaim "adapters" not found. preemption: none'),
+        Reason.VOLUME_NOT_READY,
+        ["PersistentVolumeClaim adapters, which does not exist", "create it"],
+    ),
+    "the claim is not bound": (
+        unscheduled("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
+        Reason.VOLUME_NOT_READY,
+        ["unbound immediate", "kubectl describe pvc"],
+    ),
+    "the volume is on another node": (
+        unscheduled("0/2 nodes are available: 2 node(s) had volume node affinity conflict."),
+        Reason.VOLUME_NOT_READY,
+        ["volume node affinity"],
+    ),
+    "the image cannot be pulled": (
+        waiting_pod("ImagePullBackOff", 'Back-off pulling image "registry.example/no:1"'),
+        Reason.IMAGE_PULL_BACK_OFF,
+        ['pulling image "registry.example/no:1"', "pull secrets"],
+    ),
+    "the first pull failed": (
+        waiting_pod("ErrImagePull", 'failed to pull and unpack image "x": not found'),
+        Reason.IMAGE_PULL_BACK_OFF,
+        ["not found"],
+    ),
+    "the pull says nothing": (waiting_pod("ErrImageNeverPull"), Reason.IMAGE_PULL_BACK_OFF, ["ErrImageNeverPull"]),
+    "the image has an impossible name": (
+        waiting_pod("InvalidImageName", 'Failed to apply default image tag "A:B:C": invalid reference format'),
+        Reason.INVALID_IMAGE,
+        ["invalid reference format", "operator's configuration"],
+    ),
+    "the secret is missing": (
+        waiting_pod("CreateContainerConfigError", 'secret "hf-token" not found'),
+        Reason.SECRET_NOT_FOUND,
+        ["Secret hf-token, which does not exist", "create it"],
+    ),
+    "the secret lacks the key": (
+        waiting_pod("CreateContainerConfigError", "couldn't find key HF_TOKEN in Secret team-a/hf-token"),
+        Reason.SECRET_NOT_FOUND,
+        ["key HF_TOKEN in Secret hf-token"],
+    ),
+    "a config map is missing": (
+        waiting_pod("CreateContainerConfigError", 'configmap "ca-bundle" not found'),
+        Reason.CONFIG_MAP_NOT_FOUND,
+        ["ConfigMap ca-bundle"],
+    ),
+    "the container cannot be configured": (
+        waiting_pod("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
+        Reason.CONTAINER_NOT_STARTED,
+        ["image will run as root"],
+    ),
+    "the node was lost": (
+        running_pod(conditions=(condition_object("Ready", "False"),)),
+        Reason.NODE_UNREACHABLE,
+        ["Node node-1 does not answer", "may still be writing"],
+    ),
+    "the phase is not known": (make_pod(phase="Unknown", node=""), Reason.NODE_UNREACHABLE, ["Node (unknown)"]),
+    "the node was lost and its pods are evicted": (
+        running_pod(
+            deleting=True,
+            conditions=(
+                condition_object(
+                    "DisruptionTarget", reason="DeletionByTaintManager", message="Taint manager: deleting"
+                ),
+                condition_object("Ready", "Unknown"),
+            ),
+        ),
+        Reason.NODE_UNREACHABLE,
+        ["taint it out-of-service"],
+    ),
+    "the node is drained": (
+        running_pod(
+            deleting=True,
+            conditions=(
+                condition_object("DisruptionTarget", reason="EvictionByEvictionAPI", message="Eviction API: evicting"),
+                condition_object("Ready", "False"),
+            ),
+        ),
+        Reason.EVICTED,
+        ["Eviction API: evicting", "does not count against maxRetries"],
+    ),
+    "a waiting pod is preempted": (
+        make_pod(conditions=(condition_object("DisruptionTarget", reason="PreemptionByScheduler"),)),
+        Reason.EVICTED,
+        ["PreemptionByScheduler"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PODS)
+def test_the_trouble_of_a_pod_has_a_reason_and_a_sentence_that_names_object_and_remedy(case: str) -> None:
+    """From what the pod itself says."""
+    pod, reason, words = PODS[case]
+    found = trouble_of_pod(pod, ())
+    assert found is not None
+    assert found.reason is reason
+    for word in words:
+        assert word in found.message
+    assert "\n" not in found.message
+
+
+HEALTHY = {
+    "it runs": running_pod(),
+    "it is being created": waiting_pod("ContainerCreating"),
+    "it has ended": ended_pod(1),
+    "it was just made": make_pod(node=""),
+    "a queue gates it": unscheduled("Scheduling is blocked due to non-empty scheduling gates", "SchedulingGated"),
+    "somebody deleted it": running_pod(deleting=True, conditions=(condition_object("Ready", "False"),)),
+}
+
+
+@pytest.mark.parametrize("case", HEALTHY)
+def test_a_pod_on_its_way_has_no_trouble(case: str) -> None:
+    """Waiting is no trouble."""
+    assert trouble_of_pod(HEALTHY[case], ()) is None
+
+
+EVENTS = {
+    "config map of the data set": (
+        ("FailedMount", 'MountVolume.SetUp failed for volume "dataset" : configmap "support-desk" not found'),
+        Reason.CONFIG_MAP_NOT_FOUND,
+        "ConfigMap support-desk, which does not exist",
+    ),
+    "key of the data set": (
+        (
+            "FailedMount",
+            'MountVolume.SetUp failed for volume "dataset" : configmap references non-existent config key: a.jsonl',
+        ),
+        Reason.CONFIG_MAP_NOT_FOUND,
+        "key a.jsonl in a ConfigMap",
+    ),
+    "volume held by another node": (
+        (
+            "FailedAttachVolume",
+            'Multi-Attach error for volume "pvc-1" Volume is already exclusively attached to one node',
+        ),
+        Reason.VOLUME_NOT_READY,
+        "Multi-Attach error",
+    ),
+    "claim deleted after scheduling": (
+        ("FailedMount", 'persistentvolumeclaim "adapters" not found'),
+        Reason.VOLUME_NOT_READY,
+        "PersistentVolumeClaim adapters",
+    ),
+    "network not set up": (
+        ("FailedCreatePodSandBox", "Failed to create pod sandbox: plugin type=bridge failed"),
+        Reason.CONTAINER_NOT_STARTED,
+        "plugin type=bridge failed",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EVENTS)
+def test_events_tell_what_the_pod_itself_does_not(case: str) -> None:
+    """A pod whose volume cannot be mounted just says ContainerCreating."""
+    event, reason, words = EVENTS[case]
+    found = trouble_of_pod(*creating(event))
+    assert found is not None
+    assert found.reason is reason
+    assert words in found.message
+
+
+def test_the_newest_event_counts() -> None:
+    """What was wrong before may be right by now."""
+    pod, events = creating(("FailedMount", 'secret "a" not found'), ("FailedMount", 'configmap "b" not found'))
+    for order in (events, events[::-1]):
+        found = trouble_of_pod(pod, order)
+        assert found is not None
+        assert found.reason is Reason.CONFIG_MAP_NOT_FOUND
+
+
+def test_events_about_other_objects_and_of_other_kinds_say_nothing() -> None:
+    """They come in one list."""
+    pod, _ = creating()
+    assert trouble_of_pod(pod, (make_event("other", "FailedMount", "x"), make_event(pod.uid, "Pulled", "x"))) is None
+
+
+def test_a_job_that_made_its_pod_after_all_has_no_trouble() -> None:
+    """The Event is older than the pod."""
+    event = make_event("job-1", "FailedCreate", "exceeded quota", seen_at=minutes_ago(30))
+    assert trouble_of_job(make_job(), (ended_pod(75, created_at=minutes_ago(20)),), (event,)) is None
+    found = trouble_of_job(make_job(), (ended_pod(75, created_at=minutes_ago(40)),), (event,))
+    assert found is not None
+    assert (found.reason, found.since) == (Reason.QUOTA_EXCEEDED, minutes_ago(30))
+
+
+REFUSALS = {
+    'pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1': "QuotaExceeded",
+    "pods is forbidden: failed quota: q: must specify limits.cpu for: trainer": "QuotaExceeded",
+    'pods "x" is forbidden: violates PodSecurity "restricted:latest": seccompProfile': "PodSecurityViolation",
+    'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group': "Forbidden",
+    'pods "x" is forbidden: maximum memory usage per Container is 1Gi, but limit is 8Gi': "AdmissionDenied",
+    'pods "x" is forbidden: no PriorityClass with name training-low was found': "AdmissionDenied",
+    'error looking up service account team-a/lora-trainer: serviceaccount "lora-trainer" not found': "AdmissionDenied",
+    "unable to create new content in namespace a because it is being terminated": "AdmissionDenied",
+}
+
+
+@pytest.mark.parametrize("message", REFUSALS)
+def test_a_refusal_is_told_apart_by_its_text(message: str) -> None:
+    """The API server has one code for all of them: 403."""
+    reason, remedy = classify_refusal(message)
+    assert reason.value == REFUSALS[message]
+    assert remedy
+
+
+def test_a_refusal_without_a_text_tells_its_code() -> None:
+    """A proxy may have answered."""
+    found = trouble_of_rejection(Rejection(kind="Job", name="a-b-1", code=503, reason="ServiceUnavailable", message=""))
+    assert found.message.startswith("The API server refused Job a-b-1: 503 ServiceUnavailable")

@@ -1,0 +1,210 @@
+"""How a run ended."""
+
+import pytest
+from tests.unit.builders import (
+    condition_object,
+    ended_pod,
+    finished_job,
+    make_job,
+    make_pod,
+    make_summary,
+    minutes_ago,
+    running_pod,
+)
+
+from lora_operator.model import JobView, PodView
+from lora_operator.verdict import Verdict, judge, proven_success
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Summary
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/app/lora_trainer/cli.py", line 3, in <module>
+    main()
+RuntimeError: the token hf_abcdefghijklmnop was refused
+"""
+
+
+def verdict(job: JobView, *pods: PodView) -> Verdict:
+    """The verdict on a Job that has ended."""
+    found = judge(job, pods, "16Gi")
+    assert found is not None
+    return found
+
+
+def failed(*pods: PodView, reason: str = "PodFailurePolicy", message: str = "", count: int = 1) -> Verdict:
+    """The verdict on a Job that has failed."""
+    return verdict(finished_job("Failed", reason=reason, message=message, failed=count), *pods)
+
+
+def test_there_is_no_verdict_while_the_job_goes_on() -> None:
+    """Also where a pod has ended already, and where the Job is about to fail."""
+    assert judge(make_job(), (ended_pod(0, make_summary().to_message()),), "1Gi") is None
+    about_to = make_job(status={"conditions": [condition_object("FailureTarget")]})
+    assert judge(about_to, (), "1Gi") is None
+    assert judge(make_job(status={"conditions": [condition_object("Complete", "False")]}), (), "1Gi") is None
+
+
+def test_a_summary_of_a_verified_adapter_is_success() -> None:
+    """Its time is the Job's."""
+    found = verdict(finished_job(), ended_pod(0, make_summary().to_message()))
+    assert (found.succeeded, found.finding.reason, found.finding.since) == (True, Reason.SUCCEEDED, minutes_ago(10))
+    assert found.summary == make_summary()
+
+
+def test_a_verified_adapter_outweighs_what_the_job_says() -> None:
+    """The deadline came between the pod's end and the Job's; the adapter is there and has been verified."""
+    assert failed(ended_pod(0, make_summary().to_message()), reason="DeadlineExceeded").succeeded
+
+
+@pytest.mark.parametrize("summary", [make_summary(artifact=None), make_summary(results=None)])
+def test_a_summary_without_its_proof_is_no_success(summary: Summary) -> None:
+    """Reason Succeeded alone is a word."""
+    found = verdict(finished_job(), ended_pod(0, summary.to_message()))
+    assert (found.succeeded, found.finding.reason) == (False, Reason.RESULT_UNKNOWN)
+    assert not found.on_absence
+
+
+def test_a_success_of_a_pod_that_still_runs_does_not_count() -> None:
+    """The message is read at the end only."""
+    assert proven_success([running_pod()]) is None
+
+
+def test_a_complete_job_whose_trainer_reports_a_failure_has_failed() -> None:
+    """With the trainer's own reason."""
+    message = make_summary(Reason.VERIFICATION_FAILED, "The loss differs by 0.2").to_message()
+    found = verdict(finished_job(), ended_pod(0, message))
+    assert (found.succeeded, found.finding.reason) == (False, Reason.VERIFICATION_FAILED)
+
+
+def test_a_complete_job_without_pods_rests_on_absence() -> None:
+    """So it is to be looked at again before it is told."""
+    found = verdict(finished_job())
+    assert (found.finding.reason, found.on_absence) == (Reason.RESULT_UNKNOWN, True)
+
+
+def test_the_trainers_own_summary_tells_the_reason_of_a_failure() -> None:
+    """It knows more than an exit code."""
+    message = make_summary(Reason.DATASET_NOT_FOUND, "No file chats.jsonl on the claim data").to_message()
+    found = failed(ended_pod(66, message))
+    assert found.finding.reason is Reason.DATASET_NOT_FOUND
+    assert found.finding.message == "No file chats.jsonl on the claim data"
+    assert not found.on_absence
+
+
+CODES = {
+    ExitCode.CONFIG_INVALID: Reason.CONFIG_INVALID,
+    ExitCode.DATASET_INVALID: Reason.DATASET_INVALID,
+    ExitCode.NOT_FOUND: Reason.MODEL_NOT_FOUND,
+    ExitCode.NON_FINITE_LOSS: Reason.NON_FINITE_LOSS,
+    ExitCode.CUDA_OUT_OF_MEMORY: Reason.CUDA_OUT_OF_MEMORY,
+    ExitCode.GPU_FAULT: Reason.GPU_FAULT,
+    ExitCode.STORAGE: Reason.STORAGE_FULL,
+    ExitCode.ACCESS_DENIED: Reason.MODEL_ACCESS_DENIED,
+    ExitCode.CHECKPOINT_INVALID: Reason.CHECKPOINT_INVALID,
+    ExitCode.KERNEL_OUT_OF_MEMORY: Reason.OOM_KILLED,
+    99: Reason.INTERNAL_ERROR,
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_without_a_summary_the_exit_code_tells_the_reason(code: int) -> None:
+    """And the last line of the log, which is not a stack trace and holds no token."""
+    found = failed(ended_pod(code, TRACEBACK))
+    assert found.finding.reason is CODES[code]
+    assert "it last said: RuntimeError: the token hf_*** was refused" in found.finding.message
+    assert "Traceback" not in found.finding.message
+
+
+def test_a_kernel_kill_for_memory_names_the_limit() -> None:
+    """Whatever the exit code is."""
+    found = failed(ended_pod(1, reason="OOMKilled"), reason="BackoffLimitExceeded")
+    assert found.finding.reason is Reason.OOM_KILLED
+    assert "16Gi" in found.finding.message
+    assert "spec.resources.memory" in found.finding.message
+
+
+def test_a_success_in_the_summary_of_a_failed_trainer_is_not_believed() -> None:
+    """Exit code and summary contradict each other, and there is no proof."""
+    found = failed(ended_pod(1, make_summary(artifact=None).to_message()), reason="BackoffLimitExceeded")
+    assert (found.succeeded, found.finding.reason) == (False, Reason.BACKOFF_LIMIT_EXCEEDED)
+
+
+@pytest.mark.parametrize("code", [1, 75, 143])
+def test_retries_that_never_helped_end_as_such_with_the_last_error(code: int) -> None:
+    """Where the last failure has no more telling reason."""
+    pods = [ended_pod(code, f"error {n}", name=f"pod-{n}", created_at=minutes_ago(50 - n)) for n in range(4)]
+    found = failed(*pods, reason="BackoffLimitExceeded", count=4)
+    assert found.finding.reason is Reason.BACKOFF_LIMIT_EXCEEDED
+    assert "error 3" in found.finding.message
+    assert "the last of 4 failures" in found.finding.message
+    assert not found.on_absence
+
+
+def test_retries_that_end_with_a_telling_failure_end_with_that() -> None:
+    """A GPU that is never there is a GPU fault."""
+    found = failed(ended_pod(72, "no GPU"), reason="BackoffLimitExceeded")
+    assert found.finding.reason is Reason.GPU_FAULT
+
+
+def test_failures_that_are_not_all_seen_rest_on_absence() -> None:
+    """The last one may be missing in the cache."""
+    assert failed(ended_pod(75), reason="BackoffLimitExceeded", count=2).on_absence
+
+
+def test_a_deadline_tells_the_seconds_and_what_came_before() -> None:
+    """It needs no pod."""
+    job = finished_job("Failed", reason="DeadlineExceeded", spec={"activeDeadlineSeconds": 60})
+    found = verdict(job)
+    assert (found.finding.reason, found.on_absence) == (Reason.DEADLINE_EXCEEDED, False)
+    assert "(60 s)" in found.finding.message
+    assert "had failed before" not in found.finding.message
+    assert "had failed before with GPUFault" in verdict(job, ended_pod(72)).finding.message
+
+
+def test_the_exit_code_in_the_jobs_message_outlives_the_pod() -> None:
+    """As the Job controller words it with a pod failure policy."""
+    message = "Container trainer for pod team-a/x-0 failed with exit code 65 matching FailJob rule at index 1"
+    found = failed(message=message)
+    assert (found.finding.reason, found.on_absence) == (Reason.DATASET_INVALID, True)
+
+
+def test_a_failure_that_nobody_explains_is_unknown() -> None:
+    """It says what the Job says, and what to do."""
+    found = failed(reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit")
+    assert found.finding.reason is Reason.RESULT_UNKNOWN
+    assert "Job has reached the specified backoff limit" in found.finding.message
+    assert "without a message" in failed(reason="Odd").finding.message
+
+
+NODE_FAILURES = [
+    ("Evicted", "The node was low on resource: memory.", Reason.BACKOFF_LIMIT_EXCEEDED, "low on resource: memory"),
+    ("NodeLost", "Node node-1 which was running pod x is unresponsive", Reason.NODE_LOST, "unresponsive"),
+    ("UnexpectedAdmissionError", "Allocate failed: no GPU", Reason.BACKOFF_LIMIT_EXCEEDED, "Allocate failed: no GPU"),
+    ("", "", Reason.BACKOFF_LIMIT_EXCEEDED, "the node did not say why"),
+]
+
+
+@pytest.mark.parametrize(("why", "message", "reason", "words"), NODE_FAILURES)
+def test_a_pod_that_its_node_failed_tells_the_nodes_reason(why: str, message: str, reason: Reason, words: str) -> None:
+    """There is no exit code of a trainer."""
+    found = failed(make_pod(phase="Failed", reason=why, message=message), reason="BackoffLimitExceeded")
+    assert found.finding.reason is reason
+    assert words in found.finding.message
+
+
+def test_an_evicted_trainer_that_says_why_it_stopped_is_still_evicted() -> None:
+    """It was told to stop, and its exit code says so."""
+    disruption = condition_object("DisruptionTarget", message="Eviction API: evicting")
+    summary = make_summary(Reason.EVICTED, "Stopped at step 7").to_message()
+    found = failed(ended_pod(143, summary, conditions=(disruption,)), reason="BackoffLimitExceeded")
+    assert "Eviction API: evicting" in found.finding.message
+    silent = failed(ended_pod(137, conditions=(condition_object("DisruptionTarget"),)), reason="BackoffLimitExceeded")
+    assert silent.finding.message.startswith("The cluster took pod")
+
+
+def test_a_trainer_that_failed_by_itself_before_it_was_evicted_tells_its_own_reason() -> None:
+    """A disruption does not hide a bad data set."""
+    message = make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message()
+    found = failed(ended_pod(65, message, conditions=(condition_object("DisruptionTarget"),)))
+    assert found.finding.reason is Reason.DATASET_INVALID

@@ -1,0 +1,114 @@
+"""Foreign text and numbers, made fit for a status."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_operator.wording import block_of, byte_size, decimal, duration, instant, last_line, parse_instant, sentence
+
+SECRETS = [
+    "HTTP 401 for hf_AbCdEfGhIjKlMnOpQrStUvWxYz123456",
+    "key AKIAIOSFODNN7EXAMPLE is unknown",
+    "Authorization: Bearer eyJhbGciOi.JIUzI1NiIs-InR5",
+    "cannot reach https://user:hunter2hunter2@hub.example/api",
+    "HF_TOKEN=abcdef123456 is set",
+    "aws_secret_access_key: wJalrXUtnFEMI",
+    'password="opensesame"',
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_nothing_that_looks_like_a_secret_gets_through(text: str) -> None:
+    """A log's last line may hold what a library was given."""
+    shown = sentence(text)
+    assert "***" in shown
+    for word in ("AbCdEf", "IOSFOD", "JIUzI1", "hunter2", "abcdef", "wJalr", "opensesame"):
+        assert word not in shown
+
+
+def test_ordinary_text_stays_as_it_is() -> None:
+    """Words like token in a sentence are no secrets."""
+    text = "the model has 32 tokens; see https://hub.example/docs: token budget"
+    assert sentence(text) == text
+
+
+@given(st.text(st.characters(), max_size=40), st.integers(2, 30))
+def test_a_sentence_is_one_printable_line_within_its_limit(text: str, limit: int) -> None:
+    """Control characters would steer a terminal, and halves of surrogate pairs cannot be written at all."""
+    shown = sentence(text + "\ud800\x1b[31m\n", limit)
+    assert len(shown) <= limit
+    assert shown.isprintable()
+    assert shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("Traceback (most recent call last):\n  File x\nValueError: no such column\n\n", "ValueError: no such column"),
+        ("loading\n=======\n   \n", "loading"),
+        ("", ""),
+        ("\n---\n", ""),
+    ],
+)
+def test_the_last_line_that_says_something_stands_for_a_log(log: str, line: str) -> None:
+    """Of a traceback it is the exception."""
+    assert last_line(log) == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (45, "45s"), (200, "3m20s"), (3599, "59m59s"), (3600, "1h0m"), (4350, "1h12m"), (187_200, "2d4h")],
+)
+def test_a_duration_is_told_in_its_two_largest_units(seconds: int, text: str) -> None:
+    """As people say it."""
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (2048, "2 KiB"),
+        (536_870_912, "512 MiB"),
+        (20_079_050_752, "18.7 GiB"),
+        (2**63 - 1, "8.0 EiB"),
+    ],
+)
+def test_bytes_are_told_in_binary_units(count: int, text: str) -> None:
+    """As the memory limits of Kubernetes are."""
+    assert byte_size(count) == text
+
+
+@pytest.mark.parametrize(
+    "text", [None, 5, "", "yesterday", "1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:00"]
+)
+def test_what_is_no_time_is_none(text: object) -> None:
+    """1970 is how the definition of the resource says "not yet"."""
+    assert parse_instant(text) is None
+
+
+@pytest.mark.parametrize("text", ["2026-03-01T12:00:00Z", "2026-03-01T14:00:00+02:00", "2026-03-01T12:00:00.000000Z"])
+def test_times_are_read_in_every_form_that_kubernetes_writes(text: str) -> None:
+    """Seconds, microseconds, other zones."""
+    moment = parse_instant(text)
+    assert moment == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert instant(moment) == "2026-03-01T12:00:00Z"
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    """Kubernetes never writes one, but reading it must not depend on the machine."""
+    assert parse_instant("2026-03-01T12:00:00") == datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def test_fractions_are_strings_of_bounded_length() -> None:
+    """Whatever the number."""
+    assert [decimal(x, ".4f") for x in (1.5, float("nan"), float("-inf"))] == ["1.5000", "nan", "-inf"]
+    assert len(decimal(1e300, ".4f")) == 32
+
+
+def test_a_block_that_is_no_map_reads_as_empty() -> None:
+    """As does a missing one."""
+    assert block_of({"progress": []}, "progress") == block_of({}, "progress") == {}
