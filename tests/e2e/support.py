@@ -1,0 +1,81 @@
+"""What end-to-end tests say and ask: resources, conditions, waits, all through kubectl as a user would."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from localcluster.client import Client
+
+MODEL = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+CLAIM = {
+    "apiVersion": "v1",
+    "kind": "PersistentVolumeClaim",
+    "metadata": {"name": "adapters"},
+    "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+}
+
+
+def rows(text: str = "", count: int = 12) -> dict[str, Any]:
+    """A ConfigMap `rows` with a small data set under `train.jsonl`; `text` replaces the rows."""
+    made = "".join(f'{{"prompt": "What is {n} plus one?", "completion": "It is {n + 1}."}}\n' for n in range(count))
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rows"}, "data": {"train.jsonl": text or made}}
+
+
+def finetune(name: str, **changes: Mapping[str, Any] | int | bool | str) -> dict[str, Any]:
+    """A LoRAFineTune of two steps on the CPU; `changes` replace whole parts of the spec."""
+    spec: dict[str, Any] = {
+        "model": {"uri": MODEL},
+        "dataset": {"uri": "configmap://rows/train.jsonl", "validationFraction": "0.2"},
+        "lora": {"rank": 4, "layers": "QueryValue"},
+        "training": {"maxSteps": 2, "effectiveBatchSize": 2, "maxSequenceLength": 128},
+        "resources": {"gpus": 0, "cpu": "500m", "memory": "3Gi"},
+        "output": {"uri": f"pvc://adapters/{name}"},
+    }
+    spec.update(changes)
+    return {
+        "apiVersion": "lora-operator.io/v1alpha1",
+        "kind": "LoRAFineTune",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+LONG = {"training": {"maxSteps": 5000, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
+"""For runs that are to be found still running."""
+
+
+def status(client: Client, namespace: str, name: str) -> dict[str, Any]:
+    """The resource's status."""
+    found: dict[str, Any] = client.get("lft", name, f"--namespace={namespace}")["status"]
+    return found
+
+
+def condition(client: Client, namespace: str, name: str, kind: str) -> dict[str, Any]:
+    """One condition of the resource."""
+    found: dict[str, Any] = next(c for c in status(client, namespace, name)["conditions"] if c["type"] == kind)
+    return found
+
+
+def wait_reason(client: Client, namespace: str, name: str, kind: str, reason: str, timeout_s: int = 90) -> dict[str, Any]:
+    """Wait until a condition has a reason; returns the condition."""
+    until = f'jsonpath={{.status.conditions[?(@.type=="{kind}")].reason}}={reason}'
+    client.wait(f"lft/{name}", until, namespace=namespace, timeout_s=timeout_s)
+    return condition(client, namespace, name, kind)
+
+
+def wait_end(client: Client, namespace: str, name: str, timeout_s: int = 240) -> dict[str, Any]:
+    """Wait until the run has ended, well or badly; returns its status."""
+    client.wait(f"lft/{name}", "jsonpath={.status.completionTime}", namespace=namespace, timeout_s=timeout_s)
+    return status(client, namespace, name)
+
+
+def verdict(of: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Status of Complete, its reason and its message."""
+    complete = next(c for c in of["conditions"] if c["type"] == "Complete")
+    return complete["status"], complete["reason"], complete["message"]
+
+
+def pods(client: Client, namespace: str) -> list[dict[str, Any]]:
+    """The training pods of the namespace."""
+    selector = "--selector=app.kubernetes.io/managed-by=lora-operator"
+    found: list[dict[str, Any]] = client.get("pods", selector, f"--namespace={namespace}")["items"]
+    return found

@@ -1,0 +1,138 @@
+"""The main job, as the README promises it: helm install, kubectl apply, a verified adapter that PEFT loads."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from e2e.conftest import Installed
+from e2e.support import CLAIM, finetune, pods, rows, status, verdict, wait_end
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def finished(installed: Installed, module_namespace: str) -> dict[str, Any]:
+    """The quickstart, applied from its files and waited for; returns the whole resource."""
+    client = installed.client
+    files = [f"--filename={EXAMPLES / name}" for name in ("quickstart-inputs.yaml", "quickstart.yaml")]
+    client.kubectl("apply", *files, f"--namespace={module_namespace}")
+    wait_end(client, module_namespace, "support-tone", timeout_s=480)
+    return client.get("lft", "support-tone", f"--namespace={module_namespace}")
+
+
+def test_the_quickstart_is_complete(finished: dict[str, Any]) -> None:
+    """Complete, not Failed, the artefact published, and every condition seen for this generation."""
+    assert verdict(finished["status"])[:2] == ("True", "Succeeded")
+    conditions = {c["type"]: c for c in finished["status"]["conditions"]}
+    assert conditions["Failed"]["status"] == "False"
+    assert conditions["ArtifactPublished"]["status"] == "True"
+    assert {c["observedGeneration"] for c in conditions.values()} == {1}
+
+
+def test_the_status_tells_what_was_really_used(finished: dict[str, Any]) -> None:
+    """The pinned revision, the device, exact parameter counts, and the split of the data."""
+    resolved = finished["status"]["resolved"]
+    assert resolved["device"] == "cpu"
+    assert len(resolved["modelRevision"]) == 40
+    # All seven linear layers of 30 blocks: r L [(C+Q) + 2(C+KV) + (Q+C) + 3(C+I)], C=Q=576, KV=192, I=1536.
+    assert resolved["trainableParameters"] == 16 * 30 * (1152 + 2 * 768 + 1152 + 3 * 2112)
+    data = finished["status"]["dataset"]
+    assert data["trainSamples"] + data["validationSamples"] >= 200
+    assert 0.15 < data["validationSamples"] / (data["trainSamples"] + data["validationSamples"]) < 0.25
+
+
+def test_the_loss_on_held_out_rows_falls_by_many_standard_errors(finished: dict[str, Any]) -> None:
+    """Not noise: the paired improvement is more than five times its standard error."""
+    results = finished["status"]["results"]
+    gain = float(results["evalLossBefore"]) - float(results["evalLossAfter"])
+    assert gain > 5 * float(results["improvementStandardError"])
+
+
+def test_the_verification_is_within_its_stated_tolerance(finished: dict[str, Any]) -> None:
+    """The fresh process found the same loss."""
+    proof = finished["status"]["results"]["verification"]
+    assert float(proof["difference"]) <= float(proof["tolerance"])
+
+
+def test_peft_loads_the_adapter_from_the_volume(
+    finished: dict[str, Any], installed: Installed, module_namespace: str
+) -> None:
+    """A pod of the trainer's image that has only the claim and the Hub loads it with PEFT and answers in its voice."""
+    answers = installed.ask(module_namespace, finished["status"]["artifact"]["uri"], "My parcel has not arrived.")
+    assert len(answers) == 1
+    assert "Fair winds" in answers[0]["adapter"]
+    assert "Fair winds" not in answers[0]["base"]
+
+
+def test_the_columns_show_state_and_adapter(installed: Installed, finished: dict[str, Any], module_namespace: str) -> None:
+    """`kubectl get lft -o wide` is enough to see what happened."""
+    table = installed.client.kubectl("get", "lft", "--output=wide", f"--namespace={module_namespace}")
+    assert "Succeeded" in table
+    assert finished["status"]["artifact"]["uri"] in table
+
+
+def test_the_operators_metrics_are_well_formed_and_tell_the_run(
+    installed: Installed, finished: dict[str, Any], module_namespace: str
+) -> None:
+    """promtool accepts them; the finished run is there with its loss."""
+    text = installed.operator_metrics()
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    label = f'namespace="{module_namespace}"'
+    loss = [line for line in text.splitlines() if line.startswith("lorafinetune_final_eval_loss") and label in line]
+    assert [float(line.split()[-1]) for line in loss] == [
+        pytest.approx(float(finished["status"]["results"]["evalLossAfter"]), abs=1e-3)
+    ]
+
+
+def test_a_second_run_onto_the_same_output_takes_a_folder_of_its_own(installed: Installed, namespace: str) -> None:
+    """Nothing is overwritten: the second artefact lies beside the first, and its uri says so."""
+    client = installed.client
+    client.apply(CLAIM, rows(), namespace=namespace)
+    uris = []
+    for name in ("first", "second"):
+        client.apply(finetune(name, output={"uri": "pvc://adapters/shared"}), namespace=namespace)
+        ended = wait_end(client, namespace, name)
+        assert verdict(ended)[:2] == ("True", "Succeeded")
+        uris.append(ended["artifact"]["uri"])
+    assert uris[0] == "pvc://adapters/shared"
+    assert uris[1].startswith("pvc://adapters/shared-")
+
+
+def test_a_quantized_run_completes(installed: Installed, namespace: str) -> None:
+    """NF4 trains, is verified against the quantized base, and says so."""
+    client = installed.client
+    client.apply(CLAIM, rows(), finetune("small", quantization="NF4"), namespace=namespace)
+    ended = wait_end(client, namespace, "small", timeout_s=400)
+    assert verdict(ended)[:2] == ("True", "Succeeded")
+    assert ended["resolved"]["quantization"] == "NF4"
+
+
+def test_helm_upgrade_leaves_a_running_pod_alone(installed: Installed, namespace: str) -> None:
+    """New values restart the operator; the training pod keeps its uid and the run completes."""
+    client = installed.client
+    steps = {"training": {"maxSteps": 40, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
+    client.apply(CLAIM, rows(), finetune("upgraded", **steps), namespace=namespace)
+    client.wait("lft/upgraded", "jsonpath={.status.podName}", namespace=namespace, timeout_s=120)
+    before = [pod["metadata"]["uid"] for pod in pods(client, namespace)]
+    installed.upgrade("--set=logLevel=DEBUG")
+    installed.upgrade()
+    assert verdict(wait_end(client, namespace, "upgraded"))[:2] == ("True", "Succeeded")
+    assert [pod["metadata"]["uid"] for pod in pods(client, namespace)] == before
+
+
+def test_the_rendered_config_map_is_what_the_trainer_was_told(
+    installed: Installed, finished: dict[str, Any], module_namespace: str
+) -> None:
+    """Immutable, owned by the resource, and the quickstart's own values in it."""
+    name = finished["status"]["jobName"]
+    found = installed.client.get("configmap", name, f"--namespace={module_namespace}")
+    assert found["immutable"] is True
+    assert found["metadata"]["ownerReferences"][0]["uid"] == finished["metadata"]["uid"]
+    manifest = yaml.safe_load((EXAMPLES / "quickstart.yaml").read_text())
+    config = json.loads(found["data"]["config.json"])
+    assert config["training"]["learning_rate"] == float(manifest["spec"]["training"]["learningRate"])
+    assert status(installed.client, module_namespace, "support-tone")["attempt"] == 1
