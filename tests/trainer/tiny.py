@@ -9,7 +9,13 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-QUESTIONS = ("Where is my parcel", "How do I reset the password", "Can I pay by card", "When do you open", "Who are you")
+QUESTIONS = (
+    "Where is my parcel",
+    "How do I reset the password",
+    "Can I pay by card",
+    "When do you open",
+    "Who are you",
+)
 HIDDEN, MLP, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
 
 

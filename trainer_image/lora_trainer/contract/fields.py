@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
-_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
-_LONGEST_DECIMAL = 20
+_DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +88,8 @@ class Reader:
         value = self.get(key)
         if value is None:
             return default
-        if not isinstance(value, str) or len(value) > _LONGEST_DECIMAL or not _DECIMAL.fullmatch(value):
-            self.complain(key, value, f'must be a quoted number, {rule}, as in {key}: "0.1"')
+        if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
+            self.complain(key, value, f'must be a quoted decimal number without exponent, {rule}, as in {key}: "0.1"')
             return default
         number = float(value)
         if number < low or number > high or (open_low and number == low) or (open_high and number == high):

@@ -164,8 +164,8 @@ def _training(section: Reader, options: RunOptions) -> TrainingConfig:
     epochs = section.decimal("epochs", None, rule="more than 0 and at most 100", low=0, high=100, open_low=True)
     if max_steps is not None and section.get("epochs") is not None:
         section.complain("maxSteps", max_steps, "must not be set together with epochs: remove one of the two")
-    effective = section.integer("effectiveBatchSize", 16, 1, 4096) or 16
-    micro = section.integer("microBatchSize", None, 1, 4096)
+    effective = section.integer("effectiveBatchSize", 16, 1, 65536) or 16
+    micro = section.integer("microBatchSize", None, 1, 65536)
     if micro is not None and effective % micro:
         section.complain("microBatchSize", micro, f"must divide effectiveBatchSize ({effective})")
     config = TrainingConfig(
@@ -182,7 +182,7 @@ def _training(section: Reader, options: RunOptions) -> TrainingConfig:
         max_sequence_length=section.integer("maxSequenceLength", 2048, 8, 1_048_576) or 2048,
         loss_on=section.choice("lossOn", LossOn.COMPLETION, LossOn),
         precision=section.choice("precision", Precision.AUTO, Precision),
-        seed=_or(section.integer("seed", 42, 0, 2**32 - 1), 42),
+        seed=_or(section.integer("seed", 42, 0, 2**31 - 1), 42),
     )
     section.finish(strict=options.strict)
     return config

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_HUB_PART = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9._]{0,95}")
-_REVISION = re.compile(r"[A-Za-z0-9_]([-A-Za-z0-9._/]*[A-Za-z0-9_])?")
-_SEGMENT = re.compile(r"[-A-Za-z0-9._+=@,]+")
+_HUB_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?")
+_REVISION = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/]{0,127}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127}")
 _KEY = re.compile(r"[-A-Za-z0-9_.]{1,253}")
 MAX_LENGTH = 512
 
@@ -67,7 +67,7 @@ def _hub(rest: str) -> HubUri:
     org, slash, name = repo.partition("/")
     if not slash or not all(_HUB_PART.fullmatch(part) and ".." not in part for part in (org, name)):
         raise UriError("must be hf://organisation/name, optionally followed by @revision")
-    if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise UriError("must have a branch, a tag or a commit after the @, for example hf://organisation/name@main")
     return HubUri(repo=repo, revision=revision or "main")
 
@@ -79,7 +79,7 @@ def _claim(rest: str) -> ClaimUri:
     segments = path.split("/")
     if not path or any(not _SEGMENT.fullmatch(s) or s in {".", ".."} for s in segments):
         raise UriError(
-            "must have a path of letters, digits and . _ - + = @ , after the claim, "
+            "must have a path of letters, digits, '-', '_', '.' and '=' after the claim, "
             "without empty, '.' or '..' segments, as in pvc://my-claim/folder/file.jsonl"
         )
     return ClaimUri(claim=claim, path=path)

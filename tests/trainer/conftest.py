@@ -1,0 +1,64 @@
+"""A tiny model and its data, made once; a client for runs in processes of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_trainer.base import Base, open_folder
+from lora_trainer.contract.config import LossOn
+from lora_trainer.device import Device
+from lora_trainer.model import load_encoder
+from lora_trainer.tokens import Encoder
+from tests.trainer import tiny
+from tests.trainer.runs import Workplace
+
+# PEFT asks the model for a property that Transformers renamed; neither is ours.
+PEFT_RENAMED = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Pass over the one warning that the pinned libraries give each other."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings(PEFT_RENAMED))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a ChatML template."""
+    return tiny.make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_folder: Path) -> Base:
+    """The tiny model's files."""
+    return open_folder(tiny_folder)
+
+
+@pytest.fixture
+def encoder(tiny_base: Base) -> Encoder:
+    """The tiny model's tokenizer, learning answers only."""
+    return load_encoder(tiny_base, LossOn.COMPLETION, 256)
+
+
+@pytest.fixture
+def cpu() -> Device:
+    """The CPU in fp32."""
+    import torch
+
+    torch.set_num_threads(1)
+    return Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_folder: Path) -> Workplace:
+    """Claims with the tiny model, chats, and an empty place for adapters."""
+    return Workplace.make(tmp_path, tiny_folder)
+
+
+def make_config(**sections: Any) -> Any:
+    """The configuration of `tiny.manifest(**sections)`."""
+    from lora_trainer.contract.manifest import RunOptions, train_config
+
+    return train_config(tiny.manifest(**sections), RunOptions(uid="uid-1", allow_cpu=True, strict=True))

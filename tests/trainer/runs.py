@@ -1,0 +1,103 @@
+"""Runs of `lora-trainer` in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.contract.summary import Summary
+from tests.trainer import tiny
+
+TRAINER = Path(__file__).parents[2] / "trainer_image"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """A folder of claims with `models`, `data` and `adapters`, and files of a run beside it."""
+
+    root: Path
+
+    @classmethod
+    def make(cls, root: Path, model: Path) -> "Workplace":
+        """Lay it out with a copy of the model and the chats."""
+        shutil.copytree(model, root / "claims/models/tiny")
+        tiny.write_jsonl(root / "claims/data/train.jsonl", tiny.chats())
+        (root / "claims/adapters").mkdir()
+        return cls(root=root)
+
+    @property
+    def claims(self) -> Path:
+        """The folder of the claims."""
+        return self.root / "claims"
+
+    @property
+    def termination_log(self) -> Path:
+        """Where the summary goes."""
+        return self.root / "termination-log"
+
+    def manifest_file(self, **sections: Any) -> Path:
+        """Write a manifest."""
+        path = self.root / "run.yaml"
+        path.write_text(yaml.safe_dump(tiny.manifest(**sections)), encoding="utf-8")
+        return path
+
+    def config_file(self, uid: str = "uid-1", *, allow_cpu: bool = True, **sections: Any) -> Path:
+        """Write the configuration that the operator would render."""
+        config = train_config(tiny.manifest(**sections), RunOptions(uid=uid, allow_cpu=allow_cpu, strict=True))
+        path = self.root / "config.json"
+        path.write_text(config.to_json(), encoding="utf-8")
+        return path
+
+    def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
+        """Start `lora-trainer run` with `arguments` on these claims."""
+        command = [sys.executable, "-m", "lora_trainer.cli", "run", *map(str, arguments), "--claims", str(self.claims)]
+        command += ["--configmaps", str(self.root / "configmaps"), "--termination-log", str(self.termination_log)]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(TRAINER), "HF_HUB_OFFLINE": "0", **environment},
+        )
+
+    def run(self, *arguments: str | Path, **environment: str) -> "Finished":
+        """Run to the end."""
+        process = self.start(*arguments, **environment)
+        output, errors = process.communicate(timeout=300)
+        return Finished(status=process.returncode, output=output, log=errors, summary=self.summary())
+
+    def summary(self) -> Summary:
+        """What the run wrote as its termination message."""
+        return Summary.from_message(self.termination_log.read_text(encoding="utf-8"))
+
+    def adapters(self) -> list[str]:
+        """Names under the claim for adapters, hidden ones included."""
+        return sorted(path.name for path in (self.claims / "adapters").iterdir())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A process that ended."""
+
+    status: int
+    output: str
+    log: str
+    summary: Summary
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """A run's configuration."""
+    return TrainConfig.from_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,189 @@
+"""The held-out split, the counts, and where a data set is looked for."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_trainer.base import Base
+from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
+from lora_trainer.data import encode, encode_evaluation, load_samples, locate, split
+from lora_trainer.errors import ConfigError, DatasetError, NotFoundError, TrainerError
+from lora_trainer.formats import PlainText
+from lora_trainer.hub import Hub
+from lora_trainer.model import load_encoder
+from lora_trainer.tokens import Encoder
+from lora_trainer.volumes import Volumes
+from tests.trainer import tiny
+from tests.trainer.conftest import make_config
+
+
+def texts(count: int) -> list[tuple[str, PlainText]]:
+    """Keyed samples of distinct content."""
+    return [(f"key-{i}", PlainText(where=f"line {i}", text=f"text {i}")) for i in range(count)]
+
+
+def on_claim(root: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[TrainConfig, Volumes]:
+    """A data set on a claim and the configuration of a run on it."""
+    tiny.write_jsonl(root / "data/train.jsonl", rows)
+    return make_config(**sections), Volumes(claims=root)
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "held"), [(100, 0.2, 20), (10, 0.25, 2), (20, 0.02, 0), (2, 0.9, 1), (5, 0.0, 0)]
+)
+def test_the_fraction_is_held_out(count: int, fraction: float, held: int) -> None:
+    """Rounded; 2 % of 20 rows are none; at least one row is left to train on."""
+    training, held_out = split(texts(count), fraction, 42)
+    assert (len(training), len(held_out)) == (count - held, held)
+    assert {s.where for s in training} | {s.where for s in held_out} == {f"line {i}" for i in range(count)}
+
+
+def test_the_split_depends_on_seed_and_rows_alone() -> None:
+    """The same twice, another one for another seed."""
+    assert split(texts(50), 0.2, 1) == split(texts(50), 0.2, 1)
+    assert split(texts(50), 0.2, 1) != split(texts(50), 0.2, 2)
+
+
+def test_copies_of_a_row_stay_on_one_side() -> None:
+    """A held-out row that was also trained on would flatter the result."""
+    rows = [(key, sample) for key, sample in texts(30) for _ in range(3)]
+    training, held_out = split(rows, 0.3, 7)
+    assert {s.where for s in training}.isdisjoint(s.where for s in held_out)
+    assert len(held_out) == 27
+
+
+def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
+    """Rows, tokens, cut, skipped and duplicate rows."""
+    rows: list[dict[str, Any]] = [{"text": f"Ahoy {i}"} for i in range(8)]
+    rows += [{"text": "Ahoy 0"}, {"text": "  "}, {"text": "winds " * 100}]
+    config, volumes = on_claim(tmp_path, rows, dataset={"validationFraction": "0"})
+    encoder.max_length = 50
+    data = encode(load_samples(config, volumes, Hub()), encoder)
+    lengths = [len(encoder.tokenizer(f"Ahoy {i}<|im_end|>")["input_ids"]) for i in [*range(8), 0]]
+    stats = data.stats
+    assert (stats.train_samples, stats.validation_samples) == (10, 0)
+    assert (stats.truncated_samples, stats.skipped_samples, stats.duplicate_samples) == (1, 1, 1)
+    assert stats.train_tokens == sum(lengths) + 50
+    assert stats.target_tokens == stats.train_tokens - 10
+    assert stats.longest_tokens == 50
+    assert data.kind is DatasetFormat.TEXT
+
+
+def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Path, encoder: Encoder) -> None:
+    """2 % of 10 rows are none."""
+    config, volumes = on_claim(tmp_path, tiny.chats(10), dataset={"validationFraction": "0.02"})
+    data = encode(load_samples(config, volumes, Hub()), encoder)
+    assert not data.held_out
+    assert data.evaluation == data.training
+
+
+def test_verification_reads_the_very_rows_that_were_evaluated(tmp_path: Path, encoder: Encoder) -> None:
+    """Without tokenizing the others."""
+    config, volumes = on_claim(tmp_path, tiny.chats(40))
+    samples = load_samples(config, volumes, Hub())
+    data = encode(samples, encoder)
+    assert data.held_out
+    assert len(data.evaluation) == 8
+    assert encode_evaluation(samples, encoder) == data.evaluation
+
+
+def test_prompts_longer_than_the_longest_row_are_refused(tmp_path: Path, tiny_base: Base) -> None:
+    """All labels masked: the run would learn nothing and report a loss of nothing."""
+    config, volumes = on_claim(tmp_path, tiny.chats(10))
+    with pytest.raises(DatasetError, match=r"10 of 10 rows have no answer left .*maxSequenceLength \(8\)"):
+        encode(load_samples(config, volumes, Hub()), load_encoder(tiny_base, LossOn.COMPLETION, 8))
+
+
+def test_a_data_set_that_never_teaches_to_stop_is_refused(tmp_path: Path, encoder: Encoder) -> None:
+    """Without an end-of-sequence token in the tokenizer, answers would never end."""
+    config, volumes = on_claim(tmp_path, tiny.chats(10))
+    encoder.stop_ids = frozenset({399})
+    encoder.tokenizer.eos_token = None
+    with pytest.raises(DatasetError, match="no end-of-sequence token is learned"):
+        encode(load_samples(config, volumes, Hub()), encoder)
+
+
+def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
+    """Rows are there, but nothing in them."""
+    config, volumes = on_claim(tmp_path, [{"text": ""}, {"text": " "}])
+    with pytest.raises(DatasetError, match=r"train\.jsonl, line 1: this and all other rows are empty"):
+        load_samples(config, volumes, Hub())
+
+
+def test_a_folder_on_a_claim_is_read_whole(tmp_path: Path) -> None:
+    """Every data file in it, in the order of names; others are left alone."""
+    tiny.write_jsonl(tmp_path / "data/set/b.jsonl", [{"text": "b"}])
+    tiny.write_jsonl(tmp_path / "data/set/a.jsonl", [{"text": "a"}])
+    (tmp_path / "data/set/README.md").write_text("# set", encoding="utf-8")
+    config = make_config(dataset={"uri": "pvc://data/set"})
+    assert [name for name, _ in locate(config.dataset, Volumes(claims=tmp_path), Hub())] == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_config_map_is_read_through_the_links_of_the_kubelet(tmp_path: Path) -> None:
+    """The kubelet lays a ConfigMap out as links to a dated folder."""
+    mount = tmp_path / "notes"
+    tiny.write_jsonl(mount / "..2026/notes.jsonl", [{"text": "a"}])
+    (mount / "..data").symlink_to("..2026")
+    (mount / "notes.jsonl").symlink_to("..data/notes.jsonl")
+    config = make_config(dataset={"uri": "configmap://notes/notes.jsonl"})
+    files = locate(config.dataset, Volumes(config_maps=tmp_path), Hub())
+    assert [(name, path.read_text(encoding="utf-8")) for name, path in files] == [("notes.jsonl", '{"text": "a"}\n')]
+
+
+def _link_to_file(root: Path) -> None:
+    (root / "data").mkdir()
+    (root / "data/train.jsonl").symlink_to("/etc/hostname")
+
+
+def _link_to_folder(root: Path) -> None:
+    (root / "data").symlink_to("/etc")
+
+
+def _link_in_folder(root: Path) -> None:
+    (root / "data/train.jsonl").mkdir(parents=True)
+    (root / "data/train.jsonl/x.jsonl").symlink_to("/etc/hostname")
+
+
+def _no_claim(root: Path) -> None:
+    shutil.rmtree(root / "data", ignore_errors=True)
+
+
+def _no_file(root: Path) -> None:
+    (root / "data").mkdir()
+
+
+def _empty_folder(root: Path) -> None:
+    (root / "data/train.jsonl").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "kind", "sentence"),
+    [
+        (_link_to_file, ConfigError, "leads through the symbolic link 'train.jsonl'"),
+        (_link_to_folder, ConfigError, "leads through the symbolic link 'data'"),
+        (_link_in_folder, ConfigError, "train.jsonl/x.jsonl is a symbolic link"),
+        (_no_claim, NotFoundError, "the claim data is not mounted"),
+        (_no_file, NotFoundError, "there is no such file"),
+        (_empty_folder, NotFoundError, "the folder holds no .jsonl"),
+    ],
+)
+def test_what_is_no_plain_file_on_the_claim_is_refused(
+    tmp_path: Path, prepare: Any, kind: type[TrainerError], sentence: str
+) -> None:
+    """Links could lead out of the claim; a missing file or claim is named."""
+    prepare(tmp_path)
+    with pytest.raises(kind) as caught:
+        locate(make_config().dataset, Volumes(claims=tmp_path), Hub())
+    assert sentence in str(caught.value)
+    assert "pvc://data/train.jsonl" in str(caught.value)
+
+
+def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    """The sentence lists what is read."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.parquet").write_bytes(b"PAR1")
+    config = make_config(dataset={"uri": "pvc://data/train.parquet"})
+    with pytest.raises(DatasetError, match=r"files end in \.jsonl, \.ndjson, \.json, \.csv"):
+        locate(config.dataset, Volumes(claims=tmp_path), Hub())

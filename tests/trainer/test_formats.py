@@ -1,0 +1,123 @@
+"""The four formats, and how Auto tells them apart."""
+
+from typing import Any
+
+import pytest
+
+from lora_trainer.contract.config import DatasetConfig, DatasetFormat
+from lora_trainer.errors import DatasetError
+from lora_trainer.formats import Conversation, Message, PlainText, detect, parse
+from lora_trainer.rows import Row
+
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def row(**values: Any) -> Row:
+    """A row on line 3."""
+    return Row(where="x.jsonl, line 3", values=values)
+
+
+def config(kind: DatasetFormat = DatasetFormat.AUTO, **columns: str) -> DatasetConfig:
+    """A data set's configuration."""
+    return DatasetConfig(uri="pvc://d/x.jsonl", format=kind, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("values", "columns", "kind"),
+    [
+        ({"messages": CHAT}, {}, DatasetFormat.MESSAGES),
+        ({"prompt": "q", "completion": "a"}, {}, DatasetFormat.PROMPT_COMPLETION),
+        ({"instruction": "q", "input": "", "output": "a"}, {}, DatasetFormat.INSTRUCTION),
+        ({"text": "t"}, {}, DatasetFormat.TEXT),
+        ({"text": "t", "messages": CHAT}, {}, DatasetFormat.MESSAGES),
+        ({"conversations": CHAT}, {"messages": "conversations"}, DatasetFormat.MESSAGES),
+        (
+            {"question": "q", "answer": "a"},
+            {"prompt": "question", "completion": "answer"},
+            DatasetFormat.PROMPT_COMPLETION,
+        ),
+    ],
+)
+def test_auto_finds_the_format_by_columns(values: dict[str, Any], columns: dict[str, str], kind: DatasetFormat) -> None:
+    """With and without a mapping of columns."""
+    assert detect(config(**columns), row(**values)) is kind
+
+
+def test_auto_lists_what_it_found_when_nothing_fits() -> None:
+    """The sentence names file, line, the columns and what each format needs."""
+    with pytest.raises(DatasetError) as caught:
+        detect(config(), row(question="q", answer="a"))
+    assert "x.jsonl, line 3: the columns are question, answer" in str(caught.value)
+    assert "PromptCompletion: prompt, completion" in str(caught.value)
+    assert "dataset.columns" in str(caught.value)
+
+
+def test_a_mapping_to_a_missing_column_is_told() -> None:
+    """Where a role is mapped to a column that no row has."""
+    with pytest.raises(DatasetError, match=r'maps prompt to "question", but the columns are q, a'):
+        detect(config(prompt="question"), row(q="q", a="a"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "sample"),
+    [
+        (
+            DatasetFormat.INSTRUCTION,
+            {"instruction": "Sum", "input": "1 2", "output": "3"},
+            Conversation(
+                where="x.jsonl, line 3",
+                messages=(Message(role="user", content="Sum\n\n1 2"), Message(role="assistant", content="3")),
+            ),
+        ),
+        (
+            DatasetFormat.PROMPT_COMPLETION,
+            {"prompt": "q", "completion": "a"},
+            Conversation(
+                where="x.jsonl, line 3",
+                messages=(Message(role="user", content="q"), Message(role="assistant", content="a")),
+                verbatim=True,
+            ),
+        ),
+        (DatasetFormat.TEXT, {"text": "t"}, PlainText(where="x.jsonl, line 3", text="t")),
+        (
+            DatasetFormat.MESSAGES,
+            {
+                "messages": [
+                    {"from": "human", "value": "q"},
+                    {"from": "gpt", "value": "a"},
+                    {"from": "human", "value": "z"},
+                ]
+            },
+            Conversation(
+                where="x.jsonl, line 3",
+                messages=(Message(role="user", content="q"), Message(role="assistant", content="a")),
+            ),
+        ),
+        (DatasetFormat.TEXT, {"text": "  "}, None),
+        (DatasetFormat.TEXT, {"text": None}, None),
+        (DatasetFormat.PROMPT_COMPLETION, {"prompt": "q", "completion": ""}, None),
+        (DatasetFormat.MESSAGES, {"messages": []}, None),
+        (DatasetFormat.MESSAGES, {"messages": CHAT[:1]}, None),
+    ],
+)
+def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sample: object) -> None:
+    """Rows with nothing to learn become None, and are counted by the caller."""
+    assert parse(row(**values), kind, {}) == sample
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "sentence"),
+    [
+        (DatasetFormat.INSTRUCTION, {"instruction": "q"}, "missing field 'output', which the format Instruction needs"),
+        (DatasetFormat.TEXT, {"text": 3}, "field 'text' is a int, but must be text"),
+        (DatasetFormat.MESSAGES, {"messages": "q"}, "field 'messages' is a str, but must be a list of messages"),
+        (DatasetFormat.MESSAGES, {"messages": ["q"]}, "messages[0] is a str, but must be an object"),
+        (DatasetFormat.MESSAGES, {"messages": [{"role": "user"}]}, "messages[0] must have a role and a content"),
+    ],
+)
+def test_a_row_of_the_wrong_shape_is_told(kind: DatasetFormat, values: dict[str, Any], sentence: str) -> None:
+    """File, line, field, and what it must be."""
+    with pytest.raises(DatasetError) as caught:
+        parse(row(**values), kind, {})
+    assert str(caught.value).startswith("x.jsonl, line 3: ")
+    assert sentence in str(caught.value)

@@ -1,0 +1,164 @@
+"""Models and data sets of a Hub, and every way in which it can refuse, against a stand-in that speaks its protocol."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hub.access import Restriction
+from hub.faults import Fault
+from hub.server import HubServer
+from lora_trainer.base import find_base
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import HubUri
+from lora_trainer.errors import (
+    AccessDeniedError,
+    ConfigError,
+    DatasetError,
+    NotFoundError,
+    TrainerError,
+    TransientError,
+)
+from lora_trainer.hub import Hub, training_files
+from lora_trainer.volumes import Volumes
+from tests.trainer import tiny
+
+TOKEN = "hf_allowed"
+
+
+@pytest.fixture
+def server(tmp_path: Path, tiny_folder: Path) -> Iterator[HubServer]:
+    """A Hub with models, a private and a gated one among them, and data sets."""
+    models = tmp_path / "hub/models/org"
+    for name in ("tiny", "private", "gated"):
+        shutil.copytree(tiny_folder, models / name)
+    shutil.copytree(tiny_folder, models / "pickled")
+    (models / "pickled/model.safetensors").rename(models / "pickled/pytorch_model.bin")
+    (models / "tiny/original.bin").write_bytes(b"never fetched")
+    tiny.write_jsonl(tmp_path / "hub/datasets/org/chats/data/train.jsonl", tiny.chats(3))
+    tiny.write_jsonl(tmp_path / "hub/datasets/org/chats/data/test.jsonl", tiny.chats(1))
+    (tmp_path / "hub/datasets/org/parquet").mkdir()
+    (tmp_path / "hub/datasets/org/parquet/train.parquet").write_bytes(b"PAR1")
+    restrictions = {
+        "models/org/private": Restriction(visibility="private", tokens=frozenset({TOKEN})),
+        "models/org/gated": Restriction(visibility="gated", tokens=frozenset({TOKEN})),
+    }
+    with HubServer(tmp_path / "hub", restrictions=restrictions).start() as hub:
+        yield hub
+
+
+def client(server: HubServer, tmp_path: Path, waits: list[float] | None = None, **environment: str) -> Hub:
+    """The trainer's client, with a cache of its own; `waits` collects the pauses it would make."""
+    kept: list[float] = [] if waits is None else waits
+    return Hub(environment={"HF_ENDPOINT": server.url, **environment}, cache=tmp_path / "cache", sleep=kept.append)
+
+
+def find(server: HubServer, tmp_path: Path, uri: str, **environment: str) -> Any:
+    """Look a model up."""
+    return find_base(uri, Volumes(), client(server, tmp_path, **environment))
+
+
+def test_a_model_is_pinned_to_its_commit_and_only_needed_files_are_fetched(server: HubServer, tmp_path: Path) -> None:
+    """Configuration, tokenizer and safetensors; no other weights."""
+    base = find(server, tmp_path, "hf://org/tiny")
+    assert (base.name, base.model_type) == ("org/tiny", "llama")
+    assert len(base.revision) == 40
+    names = {path.name for path in base.folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert "original.bin" not in names
+
+
+@pytest.mark.parametrize("name", ["private", "gated"])
+def test_the_token_of_the_run_opens_a_closed_model(server: HubServer, tmp_path: Path, name: str) -> None:
+    """MODEL_HF_TOKEN is the model's."""
+    assert find(server, tmp_path, f"hf://org/{name}", MODEL_HF_TOKEN=TOKEN).name == f"org/{name}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "token", "kind", "reason", "sentence"),
+    [
+        ("hf://org/private", None, AccessDeniedError, Reason.MODEL_ACCESS_DENIED, "model.secretRef"),
+        ("hf://org/gated", None, AccessDeniedError, Reason.MODEL_ACCESS_DENIED, "the Hub answered 401"),
+        ("hf://org/gated", "hf_other", AccessDeniedError, Reason.MODEL_ACCESS_DENIED, "the Hub answered 403"),
+        ("hf://org/nothing", "hf_other", NotFoundError, Reason.MODEL_NOT_FOUND, "no such repository"),
+        ("hf://org/tiny@v9", "hf_other", NotFoundError, Reason.MODEL_NOT_FOUND, "hf://org/tiny@v9"),
+        ("hf://org/pickled", None, ConfigError, Reason.CONFIG_INVALID, "only pickled weights (pytorch_model.bin)"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_told(
+    server: HubServer,
+    tmp_path: Path,
+    uri: str,
+    token: str | None,
+    kind: type[TrainerError],
+    reason: Reason,
+    sentence: str,
+) -> None:
+    """Denied, missing, or of the wrong kind: each with its own exit code, reason and sentence."""
+    environment = {} if token is None else {"MODEL_HF_TOKEN": token}
+    with pytest.raises(kind) as caught:
+        find(server, tmp_path, uri, **environment)
+    assert caught.value.reason is reason
+    assert sentence in str(caught.value)
+    assert "hf_" not in str(caught.value)
+
+
+def test_a_busy_hub_is_asked_again(server: HubServer, tmp_path: Path) -> None:
+    """Two refusals, then the model."""
+    server.inject(Fault(path="/api/models/org/tiny*", status=503, times=2))
+    waits: list[float] = []
+    assert find_base("hf://org/tiny", Volumes(), client(server, tmp_path, waits)).name == "org/tiny"
+    assert len(waits) == 2
+    assert all(0 < wait <= 2 for wait in waits)
+
+
+def test_a_hub_that_stays_busy_is_transient(server: HubServer, tmp_path: Path) -> None:
+    """After a bounded number of attempts: the Job may try again later."""
+    server.inject(Fault(path="/api/models/org/tiny*", status=503, times=None))
+    waits: list[float] = []
+    with pytest.raises(TransientError, match="the Hub answered 503"):
+        find_base("hf://org/tiny", Volumes(), client(server, tmp_path, waits))
+    assert len(waits) == 3
+
+
+def test_a_hub_that_is_not_there_is_transient(tmp_path: Path) -> None:
+    """Nobody listens."""
+    hub = Hub(environment={"HF_ENDPOINT": "http://127.0.0.1:9"}, cache=tmp_path, sleep=lambda seconds: None)
+    with pytest.raises(TransientError, match="the Hub cannot be reached"):
+        hub.repository(HubUri(repo="org/tiny"), "model")
+
+
+def test_a_data_set_gives_its_training_files(server: HubServer, tmp_path: Path) -> None:
+    """And not those of other splits."""
+    files = client(server, tmp_path).dataset_files(HubUri(repo="org/chats"))
+    assert [name for name, _ in files] == ["data/train.jsonl"]
+    assert len(files[0][1].read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_a_data_set_without_a_readable_file_is_told(server: HubServer, tmp_path: Path) -> None:
+    """The sentence says what was found and what to do."""
+    with pytest.raises(DatasetError, match=r"holds no \.jsonl.* \(found train\.parquet\); convert it to JSONL"):
+        client(server, tmp_path).dataset_files(HubUri(repo="org/parquet"))
+
+
+def test_a_data_set_that_is_not_there_has_its_own_reason(server: HubServer, tmp_path: Path) -> None:
+    """`DatasetNotFound`, and the data set's own token."""
+    with pytest.raises(NotFoundError) as caught:
+        client(server, tmp_path, DATASET_HF_TOKEN="hf_other").dataset_files(HubUri(repo="org/none"))
+    assert caught.value.reason is Reason.DATASET_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["README.md", "train.jsonl", "test.jsonl"], ("train.jsonl",)),
+        (["a.json", "b.csv", "dataset_infos.json"], ("a.json", "b.csv")),
+        (["a.jsonl", "validation.jsonl", "dev.jsonl"], ("a.jsonl",)),
+        (["data.parquet"], ()),
+    ],
+)
+def test_training_files_are_told_by_name(names: list[str], chosen: tuple[str, ...]) -> None:
+    """The split `train` where it exists, else what is named for no other split."""
+    assert training_files(names) == chosen
