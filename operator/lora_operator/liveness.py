@@ -4,6 +4,7 @@ kopf drops bookmarks before any handler sees them. What it cannot drop are the b
 it is given has responses that tell when bytes arrive.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,8 @@ import aiohttp
 
 from lora_operator.api import FINETUNES, JOBS, PODS
 from lora_operator.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 WATCHED = (FINETUNES, JOBS, PODS)
 
@@ -62,6 +65,7 @@ class WatchLiveness:
                 await super().start(connection)
                 if self.status == 200 and "watch" in self.url.query:
                     path = self.url.path
+                    logger.debug("watching %s", self.url.raw_path_qs)
                     heard(path)
                     self.content = cast("aiohttp.StreamReader", _AudibleStream(self.content, lambda: heard(path)))
                 return self

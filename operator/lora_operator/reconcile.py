@@ -16,7 +16,7 @@ from lora_operator.listing import list_into
 from lora_operator.model import FineTune, Observed, Plan, Rejection
 from lora_operator.post_events import EventPoster
 from lora_operator.progress_poll import ProgressPoller
-from lora_operator.transitions import Transition, read_transition
+from lora_operator.transitions import Transition, read_transition, result_of
 from lora_operator.wording import sentence
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,10 @@ class Reconciler:
             if not await self._tell(key, finetune, observed, plan):
                 rejection, confirmed = None, False
                 continue
-            return await self._finish(key, finetune, plan)
+            wait_s = await self._finish(key, finetune, plan)
+            just_ended = result_of(plan.status) and not result_of(finetune.status)
+            # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
+            return 0.0 if just_ended else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
 
     async def _observe(self, key: Key, finetune: FineTune, rejection: Rejection | None, *, confirmed: bool) -> Observed:

@@ -1,6 +1,5 @@
 """kopf's part: login, lists and watches. Its handlers put what they see into the cache and the queue, nothing more."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -76,8 +75,3 @@ def _follow(
         owner = store.remove(document) if event["type"] == "DELETED" else store.put(document)
         if owner is not None:
             enqueue(owner)
-
-
-def quiet_kopf(level: int) -> None:
-    """kopf tells of every handler's success; what goes wrong is still heard."""
-    logging.getLogger("kopf").setLevel(max(level, logging.WARNING))

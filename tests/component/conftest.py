@@ -1,0 +1,25 @@
+"""The operator's stage: one for each test, in a namespace of its own on the control plane of the session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.component.stage import REPOSITORY, Stage, make_stage
+
+from localcluster.client import Client
+
+
+@pytest.fixture(scope="session")
+def definition(control_plane: Client) -> None:
+    """The LoRAFineTune definition, known to the API server."""
+    control_plane.kubectl(
+        "apply", "--server-side", "--force-conflicts", f"--filename={REPOSITORY}/crds/lorafinetunes.yaml"
+    )
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/lorafinetunes.lora-operator.io", "--timeout=60s")
+
+
+@pytest.fixture
+def stage(control_plane: Client, definition: None, control_plane_namespace: str, tmp_path: Path) -> Iterator[Stage]:
+    """A namespace in which the test starts operators and plays the kubelet."""
+    with make_stage(control_plane, control_plane_namespace, tmp_path) as stage:
+        yield stage

@@ -1,0 +1,345 @@
+"""A stage for the operator: a real control plane, the operator as a process of its own, and a kubelet that is played.
+
+The Job controller makes the pods; the tests write into their status what a kubelet would.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from tests.component.documents import Object, finetune
+
+from localcluster import lifecycle, settings
+from localcluster.api import Api, ApiError
+from localcluster.client import Client
+from lora_operator.self_check import RIGHTS, Right
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+IMAGE = "registry.example/lora-trainer:test"
+DEADLINE_S = 60.0
+T = TypeVar("T")
+
+# Everything that is patient in production is quick here; what a test is about it sets itself.
+QUICK: Mapping[str, Any] = {
+    "trainerImage": IMAGE,
+    "progressIntervalSeconds": 0.5,
+    "progressTimeoutSeconds": 0.5,
+    "pendingCheckSeconds": 0.5,
+    "resyncIntervalSeconds": 3600,
+    "retryBaseSeconds": 0.1,
+    "retryMaxSeconds": 1,
+    "logLevel": "DEBUG",
+}
+
+
+def eventually(look: Callable[[], T | None], what: str, *, deadline_s: float = DEADLINE_S) -> T:
+    """What `look` returns once it is true; fails with `what` and the last answer after the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        seen = look()
+        if seen:
+            return seen
+        assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}; last seen: {seen!r}"
+        time.sleep(0.05)
+
+
+@dataclass(kw_only=True)
+class OperatorProcess:
+    """One operator process and what it says."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask the operator's own HTTP server; 0 while it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def wait_ready(self) -> None:
+        """Wait until it looks after runs."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, f"the operator ended with {self.process.returncode}:\n{self.text()}"
+            return self.get("/readyz")[0] == 200
+
+        eventually(ready, "the operator is ready")
+
+    def metric(self, series: str) -> float:
+        """Value of one series, given as it is exposed; 0 where it is not."""
+        return self.metrics().get(series, 0.0)
+
+    def metrics(self) -> dict[str, float]:
+        """All series by name and labels."""
+        lines = self.get("/metrics")[1].splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    def writes(self) -> float:
+        """Requests to the API server that change something, so far."""
+        return sum(
+            value
+            for series, value in self.metrics().items()
+            if series.startswith("lora_operator_api_requests_total")
+            and re.search('verb="(create|update|patch|delete)"', series)
+        )
+
+    def text(self) -> str:
+        """The log so far."""
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye."""
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+    def stop(self) -> int:
+        """SIGTERM, as the kubelet sends it; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One namespace, the operators that watch it, and what there is in it."""
+
+    cluster: Client
+    api: Api
+    namespace: str
+    folder: Path
+    node: str
+    operators: list[OperatorProcess] = field(default_factory=list)
+
+    # -- the operator
+
+    def start(self, *, rights: tuple[Right, ...] = RIGHTS, wait: bool = True, **changes: Any) -> OperatorProcess:
+        """Start an operator that watches this namespace, with exactly these rights."""
+        port = _free_port()
+        number = len(self.operators)
+        config = self.folder / f"config-{number}.yaml"
+        config.write_text(yaml.safe_dump({**QUICK, "namespaces": [self.namespace], "httpPort": port, **changes}))
+        log = self.folder / f"operator-{number}.log"
+        environment = {
+            **os.environ,
+            "KUBECONFIG": str(self._kubeconfig(rights)),
+            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
+            "PYTHONWARNINGS": "error::RuntimeWarning",
+        }
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lora_operator", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        operator = OperatorProcess(process=process, port=port, log=log)
+        self.operators.append(operator)
+        if wait:
+            operator.wait_ready()
+        return operator
+
+    def end(self) -> None:
+        """Stop the operators that still run."""
+        for operator in self.operators:
+            if operator.process.poll() is None:
+                operator.kill()
+
+    def _kubeconfig(self, rights: tuple[Right, ...]) -> Path:
+        """A service account with these rights in this namespace, and a kubeconfig with a token for it."""
+        name = f"operator-{uuid.uuid4().hex[:8]}"
+        finalizers = {"apiGroups": ["lora-operator.io"], "resources": ["lorafinetunes/finalizers"], "verbs": ["update"]}
+        core, rbac = f"/api/v1/namespaces/{self.namespace}", "/apis/rbac.authorization.k8s.io/v1/namespaces"
+        self.api.post(f"{core}/serviceaccounts", {"metadata": {"name": name}})
+        rules = [finalizers, *map(_rule, rights)]
+        self.api.post(f"{rbac}/{self.namespace}/roles", {"metadata": {"name": name}, "rules": rules})
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": self.namespace}
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        binding = {"metadata": {"name": name}, "subjects": [subject], "roleRef": role}
+        self.api.post(f"{rbac}/{self.namespace}/rolebindings", binding)
+        request = self.api.post(f"{core}/serviceaccounts/{name}/token", {"spec": {"expirationSeconds": 3600}})
+        config = yaml.safe_load(self.cluster.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": request["status"]["token"]}
+        path = self.folder / f"{name}.kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    # -- LoRAFineTunes
+
+    def path(self, plural: str, name: str = "", subresource: str = "") -> str:
+        """URL path of objects of this namespace."""
+        prefix = {"lorafinetunes": "apis/lora-operator.io/v1alpha1", "jobs": "apis/batch/v1"}.get(plural, "api/v1")
+        parts = [prefix, "namespaces", self.namespace, plural, *filter(None, (name, subresource))]
+        return "/" + "/".join(parts)
+
+    def apply(self, name: str = "tone", **spec: Any) -> Object:
+        """Create a LoRAFineTune."""
+        return self.api.post(self.path("lorafinetunes"), finetune(name, **spec))
+
+    def finetune(self, name: str = "tone") -> Object:
+        """A LoRAFineTune as it is now."""
+        return self.api.get(self.path("lorafinetunes", name))
+
+    def change(self, name: str = "tone", **spec: Any) -> None:
+        """Change fields of its spec."""
+        self.api.patch(self.path("lorafinetunes", name), {"spec": spec})
+
+    def condition(self, kind: str, name: str = "tone") -> Object:
+        """One condition of a LoRAFineTune; empty where there is none."""
+        conditions = self.finetune(name).get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == kind), {})
+
+    def wait_condition(self, kind: str, *, status: str = "", reason: str = "", name: str = "tone") -> Object:
+        """Wait for a condition with this status and reason."""
+
+        def look() -> Object | None:
+            found = self.condition(kind, name)
+            good = found and status in ("", found["status"]) and reason in ("", found["reason"])
+            return found if good else None
+
+        try:
+            return eventually(look, f"{kind} is {status} {reason}")
+        except AssertionError as error:
+            error.add_note(json.dumps(self.finetune(name).get("status"), indent=1))
+            error.add_note(self.operators[-1].text()[-4000:])
+            raise
+
+    # -- children
+
+    def objects(self, plural: str) -> list[Object]:
+        """All objects of a kind."""
+        items: list[Object] = self.api.get(self.path(plural))["items"]
+        return items
+
+    def wait_job(self, attempt: int = 1) -> Object:
+        """Wait for the Job of an attempt."""
+
+        def look() -> Object | None:
+            labelled = (
+                j
+                for j in self.objects("jobs")
+                if j["metadata"]["labels"].get("lora-operator.io/attempt") == str(attempt)
+            )
+            return next(labelled, None)
+
+        return eventually(look, f"the Job of attempt {attempt} exists")
+
+    def wait_pod(self, job: Object, *, other_than: str = "") -> Object:
+        """Wait for a living pod of a Job, not the one with the uid `other_than`."""
+
+        def look() -> Object | None:
+            for pod in self.objects("pods"):
+                owned = any(o["uid"] == job["metadata"]["uid"] for o in pod["metadata"].get("ownerReferences", []))
+                living = pod["status"].get("phase") not in ("Failed", "Succeeded")
+                if owned and living and pod["metadata"]["uid"] != other_than:
+                    return pod
+            return None
+
+        return eventually(look, "the Job has a pod")
+
+    # -- the kubelet's part
+
+    def run_pod(self, pod: Object, *, ip: str = "127.82.0.1") -> None:
+        """The trainer has started."""
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": now()}
+        self._write_pod(pod, "Running", {"running": {"startedAt": now()}}, ip=ip, conditions=[ready])
+
+    def wait_pod_state(self, pod: Object, reason: str, message: str) -> None:
+        """The container waits, for instance for its image."""
+        self._write_pod(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
+
+    def end_pod(self, pod: Object, exit_code: int, message: str = "", *, reason: str = "") -> None:
+        """The trainer has ended."""
+        ended = {
+            "exitCode": exit_code,
+            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+            "message": message,
+            "startedAt": now(),
+            "finishedAt": now(),
+        }
+        self._write_pod(pod, "Succeeded" if exit_code == 0 else "Failed", {"terminated": ended})
+
+    def _write_pod(
+        self, pod: Object, phase: str, state: Object, *, ip: str = "", conditions: "list[Object] | None" = None
+    ) -> None:
+        name = pod["metadata"]["name"]
+        if not self.api.get(self.path("pods", name))["spec"].get("nodeName"):
+            target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
+            self.api.post(self.path("pods", name, "binding"), {"metadata": {"name": name}, "target": target})
+        container = {
+            "name": "trainer",
+            "image": IMAGE,
+            "imageID": "",
+            "ready": "running" in state,
+            "restartCount": 0,
+            "state": state,
+        }
+        status: Object = {"phase": phase, "containerStatuses": [container]}
+        if ip:
+            status |= {"podIP": ip, "podIPs": [{"ip": ip}]}
+        if conditions is not None:
+            status["conditions"] = conditions
+        self.api.patch(self.path("pods", name, "status"), {"status": status})
+
+
+@contextmanager
+def make_stage(cluster: Client, namespace: str, folder: Path) -> Iterator[Stage]:
+    """A stage in a namespace; its operators are ended with it."""
+    record = lifecycle.load_record(settings.places(cluster.name or ""))
+    assert record is not None
+    api = lifecycle.api(settings.places(cluster.name or ""), record.api_port)
+    stage = Stage(cluster=cluster, api=api, namespace=namespace, folder=folder, node=f"node-{namespace}")
+    # Pods are bound to it by hand: it takes nothing from the scheduler, and keeps its pods from the garbage collector.
+    api.post("/api/v1/nodes", {"metadata": {"name": stage.node}, "spec": {"unschedulable": True}})
+    try:
+        yield stage
+    finally:
+        stage.end()
+        api.delete(f"/api/v1/nodes/{stage.node}")
+
+
+def now() -> str:
+    """The present time as Kubernetes writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def gone(api: Api, path: str) -> bool:
+    """Whether the API server knows the object no more."""
+    try:
+        api.get(path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return True
+    return False
+
+
+def _rule(right: Right) -> Object:
+    resource = right.resource.plural + (f"/{right.subresource}" if right.subresource else "")
+    return {"apiGroups": [right.resource.group], "resources": [resource], "verbs": [right.verb]}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

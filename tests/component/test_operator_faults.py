@@ -1,0 +1,238 @@
+"""What must survive what: the operator killed, the API server killed, objects in the way, quotas, missing rights."""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import signal
+from typing import Any
+
+from tests.component.documents import succeeded
+from tests.component.stage import Stage, eventually, gone
+
+from localcluster import lifecycle, settings
+from lora_operator.names import child_labels, child_name
+from lora_operator.self_check import RIGHTS
+
+
+def test_a_killed_operator_finds_its_run_again_and_reads_the_verdict_that_it_missed(stage: Stage) -> None:
+    """SIGKILL while the pod runs; the pod ends meanwhile; the next operator makes no second Job and tells the truth."""
+    first = stage.start()
+    stage.apply()
+    job = stage.wait_job()
+    pod = stage.wait_pod(job)
+    stage.run_pod(pod)
+    stage.wait_condition("PodsReady", status="True")
+    first.kill()
+    stage.end_pod(pod, 0, succeeded())
+    second = stage.start()
+    stage.wait_condition("Complete", status="True")
+    assert [j["metadata"]["uid"] for j in stage.objects("jobs")] == [job["metadata"]["uid"]]
+    assert [p["metadata"]["uid"] for p in stage.objects("pods")] == [pod["metadata"]["uid"]]
+    second.kill()
+    third = stage.start()
+    finished = f'lorafinetune_finished_total{{namespace="{stage.namespace}",reason="Succeeded",result="succeeded"}}'
+    assert third.metric(finished) == 0.0
+    assert third.metric('lora_operator_api_requests_total{code="200",verb="update"}') == 0.0
+
+
+def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage) -> None:
+    """The Job exists and the status knows nothing of it: it is adopted as attempt 1."""
+    stage.start()
+    stage.apply()
+    job = stage.wait_job()
+    stage.wait_condition("Accepted", status="True")
+    stage.operators[-1].kill()
+    _forget_status(stage)
+    stage.start()
+    stage.wait_condition("Accepted", status="True")
+    assert [j["metadata"]["uid"] for j in stage.objects("jobs")] == [job["metadata"]["uid"]]
+    assert stage.finetune()["status"]["attempt"] == 1
+
+
+def test_a_crash_between_config_map_and_job_reuses_the_config_map(stage: Stage) -> None:
+    """The ConfigMap of the attempt exists and is ours: it is kept, and the Job is made."""
+    stage.start()
+    stage.apply()
+    name = stage.wait_job()["metadata"]["name"]
+    before = stage.api.get(stage.path("configmaps", name))
+    stage.operators[-1].kill()
+    stage.api.delete(stage.path("jobs", name) + "?propagationPolicy=Background")
+    eventually(lambda: gone(stage.api, stage.path("jobs", name)), "the Job is gone")
+    status = stage.finetune()["status"]
+    stage.api.patch(
+        stage.path("lorafinetunes", "tone", "status"), {"status": {**dict.fromkeys(status), "conditions": []}}
+    )
+    stage.start()
+    assert stage.wait_job()["metadata"]["name"] == name
+    assert stage.api.get(stage.path("configmaps", name))["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage) -> None:
+    """NameConflict, no change to the other's object; once it is out of the way the run begins."""
+    uid = stage.apply()["metadata"]["uid"]
+    name = child_name("tone", uid, 1)
+    foreign = stage.api.post(stage.path("jobs"), _foreign_job(name))
+    stage.start(resyncIntervalSeconds=1)
+    refused = stage.wait_condition("Accepted", status="False", reason="NameConflict")
+    assert name in refused["message"]
+    assert stage.api.get(stage.path("jobs", name))["spec"] == foreign["spec"]
+    stage.api.delete(stage.path("jobs", name) + "?propagationPolicy=Background")
+    stage.wait_condition("Accepted", status="True")
+    assert stage.wait_job()["metadata"]["ownerReferences"][0]["uid"] == uid
+
+
+def test_a_quota_on_jobs_is_told_and_waited_for(stage: Stage) -> None:
+    """The server's own sentence is in the status and in a Warning; the run begins when the quota is raised."""
+    hard = {"count/jobs.batch": "0"}
+    stage.api.post(stage.path("resourcequotas"), {"metadata": {"name": "none"}, "spec": {"hard": hard}})
+    quota = stage.path("resourcequotas", "none")
+    eventually(lambda: stage.api.get(quota).get("status", {}).get("hard"), "the quota is in force")
+    stage.start()
+    stage.apply()
+    refused = stage.wait_condition("Accepted", status="False", reason="QuotaExceeded")
+    assert "count/jobs.batch" in refused["message"]
+    events = (e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune")
+    assert ("Warning", "QuotaExceeded") in {(e["type"], e["reason"]) for e in events}
+    stage.api.patch(quota, {"spec": {"hard": {"count/jobs.batch": "1"}}})
+    stage.wait_job()
+    stage.wait_condition("Accepted", status="True")
+
+
+def test_a_quota_on_pods_is_told_from_the_jobs_events(stage: Stage) -> None:
+    """The Job exists, its pod may not: the Job controller's Event becomes the reason."""
+    stage.api.post(stage.path("resourcequotas"), {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})
+    quota = stage.path("resourcequotas", "none")
+    eventually(lambda: stage.api.get(quota).get("status", {}).get("hard"), "the quota is in force")
+    stage.start()
+    stage.apply()
+    stage.wait_condition("PodsReady", status="False", reason="QuotaExceeded")
+
+
+def test_a_missing_right_ends_the_start_with_its_name(stage: Stage) -> None:
+    """One sentence with the verb, the kind, the place and the remedy, and no stack trace."""
+    rights = tuple(right for right in RIGHTS if str(right) not in ("create jobs.batch", "list events"))
+    operator = stage.start(rights=rights, wait=False)
+    assert operator.process.wait(timeout=60) == 1
+    text = operator.text()
+    assert f"may not create jobs.batch, list events in namespace {stage.namespace}" in text
+    assert "rbac.create" in text
+    assert "Traceback" not in text
+
+
+def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> None:
+    """SIGKILL of the API server; afterwards a new resource gets its Job from the same operator process."""
+    operator = stage.start()
+    stage.apply("before")
+    _kill_api_server(stage)
+    _wait_api_server(stage)
+    stage.apply("after")
+    eventually(lambda: len(stage.objects("jobs")) == 2, "both have a Job")
+    stage.wait_condition("Accepted", status="True", name="after")
+    assert operator.process.poll() is None
+
+
+def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -> None:
+    """The Job vanishes from etcd while the API server is dead: a restarted server never tells of it."""
+    stage.start(resyncIntervalSeconds=2)
+    stage.apply()
+    job = stage.wait_job()
+    stage.wait_condition("Accepted", status="True")
+    for pod in stage.objects("pods"):
+        stage.api.patch(stage.path("pods", pod["metadata"]["name"]), {"metadata": {"finalizers": None}})
+    _kill_api_server(stage)
+    _delete_from_etcd(stage, f"/registry/jobs/{stage.namespace}/{job['metadata']['name']}")
+    _wait_api_server(stage)
+    stage.wait_job(attempt=2)
+
+
+def test_an_operator_at_rest_writes_nothing(stage: Stage) -> None:
+    """A pending run is looked at again and again, a finished one and the operator itself cost nothing."""
+    operator = stage.start()
+    stage.apply("pending")
+    stage.apply("finished")
+    pod = next(p for p in eventually(lambda: _pods_of_both(stage), "two pods") if "finished" in p["metadata"]["name"])
+    stage.end_pod(pod, 0, succeeded())
+    stage.wait_condition("Complete", status="True", name="finished")
+    stage.wait_condition("PodsReady", reason="VolumeNotReady", name="pending")
+    eventually(lambda: _posted(stage, "VolumeNotReady"), "the Event of the last change is posted")
+    looks = 'lora_operator_reconcile_total{result="success"}'
+    writes, looked = operator.writes(), operator.metric(looks)
+    eventually(lambda: operator.metric(looks) >= looked + 5, "five more looks")
+    assert operator.writes() == writes
+
+
+def test_sigterm_ends_the_operator_well(stage: Stage) -> None:
+    """Exit status 0, and the run goes on without it."""
+    operator = stage.start()
+    stage.apply()
+    pod = stage.wait_pod(stage.wait_job())
+    stage.run_pod(pod)
+    stage.wait_condition("PodsReady", status="True")
+    assert operator.stop() == 0
+    assert stage.api.get(stage.path("pods", pod["metadata"]["name"]))["status"]["phase"] == "Running"
+    assert "Traceback" not in operator.text()
+
+
+def test_a_watch_without_a_sign_of_life_ends_the_process(stage: Stage) -> None:
+    """Crash-only: exit status 1 and the watch's name; a cluster starts it again."""
+    # Nothing happens here, so a watch is silent until the first bookmark, which comes after a minute.
+    operator = stage.start(watchStaleSeconds=2, wait=False)
+    assert operator.process.wait(timeout=60) == 1
+    assert "has brought neither event nor bookmark" in operator.text()
+
+
+def test_jobs_and_pods_are_asked_for_by_label(stage: Stage) -> None:
+    """The selector is in the URL of the watch, so the API server sends nothing that is not ours."""
+    operator = stage.start()
+    selector = "labelSelector=app.kubernetes.io/managed-by%3Dlora-operator"
+    for plural in ("jobs", "pods"):
+        watches = [line for line in operator.text().splitlines() if f"/{plural}?" in line and "watching" in line]
+        assert watches
+        assert all(selector in line for line in watches)
+
+
+def _forget_status(stage: Stage) -> None:
+    """As if the operator had died before it wrote one."""
+    empty = dict.fromkeys(stage.finetune()["status"])
+    stage.api.patch(stage.path("lorafinetunes", "tone", "status"), {"status": {**empty, "conditions": []}})
+
+
+def _foreign_job(name: str) -> dict[str, Any]:
+    container = {"name": "main", "image": "registry.example/other:1"}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    labels = child_labels("somebody", "somebody", 1)
+    return {"metadata": {"name": name, "labels": labels}, "spec": {"suspend": True, "template": template}}
+
+
+def _pods_of_both(stage: Stage) -> list[dict[str, Any]] | None:
+    pods = stage.objects("pods")
+    return pods if len(pods) == 2 else None
+
+
+def _posted(stage: Stage, reason: str) -> bool:
+    events = (e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune")
+    return any(e["reason"] == reason for e in events)
+
+
+def _kill_api_server(stage: Stage) -> None:
+    pid = lifecycle.component_states(settings.places(stage.cluster.name or ""))["kube-apiserver"]["pid"]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not stage.api.ready(), "the API server is gone")
+
+
+def _wait_api_server(stage: Stage) -> None:
+    eventually(stage.api.ready, "the API server is back")
+
+
+def _delete_from_etcd(stage: Stage, key: str) -> None:
+    """Through etcd's own HTTP gateway."""
+    places = settings.places(stage.cluster.name or "")
+    _, port, _ = json.loads((places.state / "ports.json").read_text())
+    body = json.dumps({"key": base64.b64encode(key.encode()).decode()}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v3/kv/deleterange", body)
+        assert json.loads(connection.getresponse().read())["deleted"] == "1"

@@ -1,0 +1,180 @@
+"""What pods answer at /progress, hostile ones among them. Each pod has a loopback address of its own."""
+
+import itertools
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.component.documents import succeeded
+from tests.component.stage import Stage, eventually
+
+from lora_trainer.contract.progress import PORT, Phase, Progress
+
+_ADDRESSES = (f"127.83.{number // 250}.{number % 250 + 1}" for number in itertools.count())
+Talk = Callable[[Any], None]
+
+
+@contextmanager
+def pod_server(talk: Talk) -> Iterator[str]:
+    """A server in place of a pod; `talk` gets the socket of each connection after its request. Yields the address."""
+    address = next(_ADDRESSES)
+    ended = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.settimeout(1)
+            try:
+                while not ended.is_set():
+                    talk(self.request)
+            except (OSError, StopIteration):
+                pass
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+
+    with Server((address, PORT), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield address
+        finally:
+            ended.set()
+            server.shutdown()
+            thread.join()
+
+
+def answer(connection: Any, body: bytes, *, status: str = "200 OK", extra: str = "") -> None:
+    """One whole HTTP answer, then the end."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{extra}\r\n"
+    connection.sendall(head.encode() + body)
+    raise StopIteration
+
+
+def endless(connection: Any) -> None:
+    """A body that never ends."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    while True:
+        connection.sendall(b" " * 65536)
+
+
+def slow(connection: Any) -> None:
+    """Nothing at all."""
+    connection.recv(1)
+
+
+def training(step: int) -> Progress:
+    """A trainer's answer."""
+    return Progress(
+        phase=Phase.TRAINING,
+        step=step,
+        total_steps=40,
+        epoch=0.1,
+        loss=1.25,
+        tokens_per_second=100.0,
+        estimated_remaining_seconds=90,
+        peak_memory_bytes=2**30,
+        updated_at=1.0,
+    )
+
+
+HOSTILE: dict[str, Talk] = {
+    "endless": endless,
+    "slow": slow,
+    "too long": partial(answer, body=b'{"step": 1' + b" " * 5000 + b"}"),
+    "not JSON": partial(answer, body=b"<html>"),
+    "deeply nested": partial(answer, body=b"[" * 4000),
+    "huge number": partial(answer, body=b'{"loss": 1' + b"0" * 4000 + b"}"),
+    "unknown keys": partial(answer, body=b'{"verdict": "Succeeded"}'),
+    "server error": partial(answer, body=training(9).to_json().encode(), status="500 Oops"),
+    "long header": partial(answer, body=b"{}", extra="X: " + "x" * 100_000 + "\r\n"),
+}
+
+
+def test_a_running_pods_progress_reaches_the_status(stage: Stage) -> None:
+    """Step, loss and the ready strings; the phase becomes the state; the ratio becomes a metric."""
+    steps = itertools.count(3)
+
+    def talk(connection: Any) -> None:
+        answer(connection, training(next(steps)).to_json().encode())
+
+    with pod_server(talk) as address:
+        operator = stage.start()
+        stage.apply()
+        stage.run_pod(stage.wait_pod(stage.wait_job()), ip=address)
+        stage.wait_condition("Complete", status="Unknown", reason="Training")
+        first = eventually(lambda: _step(stage), "there is a step")
+        eventually(lambda: _step(stage) > first, "the steps go on")
+    progress = stage.finetune()["status"]["progress"]
+    assert progress["totalSteps"] == 40
+    assert progress["steps"] == f"{progress['step']}/40"
+    series = f'lorafinetune_progress_ratio{{name="tone",namespace="{stage.namespace}"}}'
+    assert 0 < operator.metric(series) < 1
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_answer_is_no_progress_and_holds_nobody_up(stage: Stage, kind: str) -> None:
+    """The run has no progress and still ends as its pod does; another one's progress comes; memory stays bounded."""
+
+    def well(connection: Any) -> None:
+        answer(connection, training(5).to_json().encode())
+
+    with pod_server(HOSTILE[kind]) as hostile, pod_server(well) as good:
+        operator = stage.start()
+        stage.apply("bad")
+        stage.apply("good")
+        pods = eventually(lambda: _pods(stage), "two pods")
+        stage.run_pod(pods["bad"], ip=hostile)
+        eventually(lambda: "no progress from pod" in operator.text(), "the hostile pod was asked")
+        stage.run_pod(pods["good"], ip=good)
+        stage.wait_condition("Complete", reason="Training", name="good")
+        assert "step" not in stage.finetune("bad")["status"].get("progress", {})
+        assert "Traceback" not in operator.text()
+        assert _resident_bytes(operator.process.pid) < 200 * 2**20
+        stage.end_pod(pods["bad"], 0, succeeded())
+        stage.wait_condition("Complete", status="True", name="bad")
+
+
+def test_a_redirect_is_not_followed(stage: Stage) -> None:
+    """A pod cannot send the operator elsewhere."""
+    visits: list[str] = []
+
+    def elsewhere(connection: Any) -> None:
+        visits.append("visited")
+        answer(connection, training(7).to_json().encode())
+
+    with pod_server(elsewhere) as target:
+        location = f"Location: http://{target}:{PORT}/progress\r\n"
+        with pod_server(partial(answer, body=b"", status="302 Found", extra=location)) as address:
+            operator = stage.start()
+            stage.apply()
+            stage.run_pod(stage.wait_pod(stage.wait_job()), ip=address)
+            eventually(lambda: operator.text().count("no progress from pod") >= 2, "the pod was asked twice")
+    assert visits == []
+
+
+def test_the_metadata_service_is_never_asked(stage: Stage) -> None:
+    """A pod that claims a link-local address is not asked at all."""
+    operator = stage.start()
+    stage.apply()
+    stage.run_pod(stage.wait_pod(stage.wait_job()), ip="169.254.169.254")
+    eventually(lambda: "169.254.169.254 is not the address of a pod" in operator.text(), "the address is refused")
+
+
+def _step(stage: Stage) -> int:
+    return int(stage.finetune()["status"].get("progress", {}).get("step", 0))
+
+
+def _pods(stage: Stage) -> dict[str, Any] | None:
+    pods = {pod["metadata"]["labels"]["lora-operator.io/name"]: pod for pod in stage.objects("pods")}
+    return pods if len(pods) == 2 else None
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

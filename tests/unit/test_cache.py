@@ -1,0 +1,130 @@
+"""The cache: versions, owners, and lists that race with watches."""
+
+from typing import Any
+
+from lora_operator.cache import Cache, Key, Scope
+from lora_operator.names import child_labels
+
+OWNER = Key("team", "tone")
+ALL = Scope()
+
+
+def job(name: str = "job", *, uid: str = "j1", version: str = "1", owner_uid: str = "u1") -> dict[str, Any]:
+    labels = child_labels("tone", owner_uid, 1)
+    return {
+        "metadata": {"namespace": "team", "name": name, "uid": uid, "resourceVersion": version, "labels": labels},
+        "spec": {"suspend": version == "9"},
+    }
+
+
+def test_an_object_is_news_once() -> None:
+    """The same version again, as the watch repeats our own write, wakes nobody."""
+    jobs = Cache().jobs
+    assert jobs.put(job()) == OWNER
+    assert jobs.put(job()) is None
+    assert jobs.put(job(version="2")) == OWNER
+
+
+def test_an_older_version_does_not_replace_a_newer_one() -> None:
+    """Compared as numbers: 9 is older than 10."""
+    jobs = Cache().jobs
+    jobs.put(job(version="10"))
+    assert jobs.put(job(version="9")) is None
+    (view,) = jobs.of(OWNER, "u1")
+    assert view.suspended is False
+
+
+def test_versions_that_are_no_numbers_are_taken_in_order_of_arrival() -> None:
+    """The API calls them opaque."""
+    jobs = Cache().jobs
+    jobs.put(job(version="b"))
+    assert jobs.put(job(version="a")) == OWNER
+
+
+def test_a_deletion_of_an_earlier_object_of_that_name_leaves_the_new_one() -> None:
+    """Deleted and created again, with the events out of order."""
+    jobs = Cache().jobs
+    jobs.put(job(uid="old"))
+    jobs.put(job(uid="new", version="5"))
+    assert jobs.remove(job(uid="old", version="6")) is None
+    assert len(jobs.of(OWNER, "u1")) == 1
+    assert jobs.remove(job(uid="new", version="7")) == OWNER
+    assert jobs.of(OWNER, "u1") == ()
+
+
+def test_children_of_an_earlier_resource_of_the_same_name_are_not_ours() -> None:
+    """Owners are told apart by uid."""
+    jobs = Cache().jobs
+    jobs.put(job("a", uid="j1", owner_uid="u1"))
+    jobs.put(job("b", uid="j2", owner_uid="u2"))
+    assert [view.uid for view in jobs.of(OWNER, "u2")] == ["j2"]
+
+
+def test_a_list_removes_what_it_does_not_hold() -> None:
+    """A ghost: deleted while no watch could tell."""
+    jobs = Cache().jobs
+    jobs.put(job("a", uid="j1", version="1"))
+    jobs.put(job("b", uid="j2", version="2"))
+    with jobs.listing() as listing:
+        listing.take([job("b", uid="j2", version="2")])
+        changed = listing.finish("10", ALL)
+    assert changed == {OWNER}
+    assert [view.uid for view in jobs.of(OWNER, "u1")] == ["j2"]
+
+
+def test_a_list_does_not_remove_what_is_newer_than_it() -> None:
+    """Created by us after the server had made the list."""
+    jobs = Cache().jobs
+    with jobs.listing() as listing:
+        jobs.put(job(version="11"))
+        assert listing.finish("10", ALL) == set()
+    assert len(jobs) == 1
+
+
+def test_a_list_does_not_bring_back_what_was_deleted_meanwhile() -> None:
+    """The watch told of the deletion between the list's two chunks."""
+    jobs = Cache().jobs
+    jobs.put(job(version="1"))
+    with jobs.listing() as listing:
+        jobs.remove(job(version="12"))
+        listing.take([job(version="1")])
+        listing.finish("10", ALL)
+    assert len(jobs) == 0
+
+
+def test_an_interrupted_list_removes_nothing() -> None:
+    """Half a list is no proof of absence."""
+    jobs = Cache().jobs
+    jobs.put(job("a", uid="j1"))
+    with jobs.listing() as listing:
+        listing.take([job("b", uid="j2")])
+    assert len(jobs) == 2
+
+
+def test_a_list_of_one_owner_leaves_the_others_alone() -> None:
+    """Absence is confirmed for one resource at a time."""
+    jobs = Cache().jobs
+    jobs.put(job("a", uid="j1", owner_uid="u1"))
+    jobs.put(job("b", uid="j2", owner_uid="u2"))
+    with jobs.listing() as listing:
+        listing.finish("10", Scope(owner=OWNER, owner_uid="u1"))
+    assert [view.uid for view in jobs] == ["j2"]
+
+
+def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:
+    """Each namespace is listed by itself."""
+    jobs = Cache().jobs
+    jobs.put(job())
+    with jobs.listing() as listing:
+        listing.finish("10", Scope(namespace="other"))
+    assert len(jobs) == 1
+
+
+def test_a_resource_is_its_own_owner_and_is_kept_without_labels() -> None:
+    """What is queued for a LoRAFineTune is its own place."""
+    finetunes = Cache().finetunes
+    document = {"metadata": {"namespace": "team", "name": "tone", "uid": "u1", "resourceVersion": "3"}}
+    assert finetunes.put(document) == OWNER
+    found = finetunes.get(OWNER)
+    assert found is not None
+    assert found.uid == "u1"

@@ -1,0 +1,46 @@
+"""The operator's configuration file."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_operator.config import OperatorConfig, load_config, yaml_name
+from lora_trainer.contract.codec import CodecError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_one_line_is_enough(tmp_path: Path) -> None:
+    """Everything but the image has a default."""
+    config = load_config(write(tmp_path, "trainerImage: registry.example/trainer:1\n"))
+    assert config == OperatorConfig(trainer_image="registry.example/trainer:1")
+
+
+def test_every_setting_has_its_yaml_name(tmp_path: Path) -> None:
+    """Units and acronyms as the chart writes them."""
+    text = "trainerImage: a\nallowCPU: true\nretryBaseSeconds: 2\nterminationGraceSeconds: 5\nnamespaces: [a, b]\n"
+    config = load_config(write(tmp_path, text))
+    assert (config.allow_cpu, config.retry_base_s, config.termination_grace_s) == (True, 2.0, 5)
+    assert config.namespaces == ("a", "b")
+    assert yaml_name("watch_stale_s") == "watchStaleSeconds"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "trainer_image"),
+        ("trainerImage: a\nworkerz: 3\n", "workerz"),
+        ("trainerImage: a\nworkers: many\n", "workers"),
+        ("trainerImage: a\nworkers: true\n", "workers"),
+        ("- a\n", "map of settings"),
+        ("trainerImage: [\n", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_sentence(tmp_path: Path, text: str, named: str) -> None:
+    """The key, the value and the rule, and no guessing."""
+    with pytest.raises(CodecError, match=named):
+        load_config(write(tmp_path, text))

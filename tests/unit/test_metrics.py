@@ -1,0 +1,90 @@
+"""The operator's metrics: names, first values, and one set of series for each resource."""
+
+from prometheus_client import CollectorRegistry
+from tests.unit.builders import CREATED, NAME, NAMESPACE, condition_object, make_finetune, minutes_ago
+
+from lora_operator.metrics import Metrics
+from lora_operator.model import FineTune
+from lora_operator.object_metrics import ObjectCollector
+from lora_operator.wording import instant
+
+WHO = {"namespace": NAMESPACE, "name": NAME}
+
+
+def registry_of(*finetunes: FineTune) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(ObjectCollector(finetunes))
+    return registry
+
+
+def test_series_with_known_labels_are_there_before_the_first_event() -> None:
+    """A rate over a series that is born with 1 would miss the first."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    for result in ("success", "retry", "error"):
+        assert registry.get_sample_value("lora_operator_reconcile_total", {"result": result}) == 0.0
+    assert registry.get_sample_value("lora_operator_api_requests_total", {"verb": "update", "code": "200"}) == 0.0
+    assert registry.get_sample_value("lora_operator_watch_last_event_timestamp_seconds", {"resource": "jobs"}) == 0.0
+    assert registry.get_sample_value("lorafinetune_run_duration_seconds_count", {"result": "failed"}) == 0.0
+
+
+def test_a_resource_says_what_it_trains_and_how() -> None:
+    """Identity and facts as labels of an info series."""
+    queue = {"labels": {"kueue.x-k8s.io/queue-name": "gpu"}}
+    finetune = make_finetune(spec={"quantization": "NF4", "resources": {"gpus": 2}}, metadata=queue)
+    registry = registry_of(finetune)
+    facts = {**WHO, "base_model": "hf://acme/base", "quantization": "NF4", "queue": "gpu"}
+    assert registry.get_sample_value("lorafinetune_info", facts) == 1.0
+    assert registry.get_sample_value("lorafinetune_requested_gpus", WHO) == 2.0
+    assert registry.get_sample_value("lorafinetune_created_timestamp_seconds", WHO) == CREATED.timestamp()
+
+
+def test_a_condition_has_one_series_for_each_status() -> None:
+    """Exactly one of the three is 1."""
+    registry = registry_of(make_finetune(status={"conditions": [condition_object("Complete", "False")]}))
+    values = {
+        status: registry.get_sample_value(
+            "lorafinetune_status_condition", {**WHO, "condition": "Complete", "status": status}
+        )
+        for status in ("True", "False", "Unknown")
+    }
+    assert values == {"True": 0.0, "False": 1.0, "Unknown": 0.0}
+
+
+def test_numbers_that_are_not_known_have_no_series() -> None:
+    """No zero in place of nothing; attempts alone start at 0."""
+    registry = registry_of(make_finetune())
+    for name in ("started_timestamp_seconds", "completed_timestamp_seconds", "progress_ratio", "final_eval_loss"):
+        assert registry.get_sample_value(f"lorafinetune_{name}", WHO) is None
+    assert registry.get_sample_value("lorafinetune_attempts", WHO) == 0.0
+
+
+def test_a_finished_run_keeps_its_final_numbers() -> None:
+    """A pod's own series go stale when it ends; these stay while the resource does."""
+    status = {
+        "attempt": 1,
+        "startTime": instant(minutes_ago(50)),
+        "completionTime": instant(minutes_ago(10)),
+        "progress": {"step": 40, "totalSteps": 40, "peakMemoryBytes": 2**30},
+        "results": {"trainLoss": "1.2500", "evalLossAfter": "1.5000"},
+    }
+    registry = registry_of(make_finetune(status=status))
+    read = {
+        name: registry.get_sample_value(f"lorafinetune_{name}", WHO)
+        for name in ("progress_ratio", "peak_memory_bytes", "final_loss", "final_eval_loss", "attempts")
+    }
+    assert read == {
+        "progress_ratio": 1.0,
+        "peak_memory_bytes": 2.0**30,
+        "final_loss": 1.25,
+        "final_eval_loss": 1.5,
+        "attempts": 1.0,
+    }
+
+
+def test_an_odd_status_costs_its_own_series_only() -> None:
+    """A scrape never fails because of one resource."""
+    odd = make_finetune(status={"conditions": "none", "progress": {"step": "x", "totalSteps": 0}, "startTime": 5})
+    registry = registry_of(odd)
+    assert registry.get_sample_value("lorafinetune_progress_ratio", WHO) is None
+    assert registry.get_sample_value("lorafinetune_attempts", WHO) == 0.0

@@ -1,0 +1,143 @@
+"""The keyed queue, with a clock that the tests turn."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from lora_operator.work_queue import WorkQueue, backoff_s
+
+
+class Clock:
+    """A clock that stands still until it is turned; whoever sleeps wakes when his time has come."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.now_s + seconds, future))
+        await future
+
+    async def turn(self, seconds: float) -> None:
+        self.now_s += seconds
+        for due, future in self._sleepers:
+            if due <= self.now_s and not future.done():
+                future.set_result(None)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+def make_queue(clock: Clock, random: Callable[[], float] = lambda: 1.0) -> WorkQueue[str]:
+    return WorkQueue(base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random)
+
+
+async def test_a_key_that_is_added_twice_is_taken_once() -> None:
+    """The queue holds keys, not events."""
+    queue = make_queue(Clock())
+    queue.add("a")
+    queue.add("b")
+    queue.add("a")
+    assert len(queue) == 2
+    assert [await queue.take(), await queue.take()] == ["a", "b"]
+
+
+async def test_a_key_that_is_added_while_a_worker_has_it_comes_again_afterwards() -> None:
+    """Never two workers on one key, and no change missed."""
+    queue = make_queue(Clock())
+    queue.add("a")
+    key = await queue.take()
+    queue.add("a")
+    queue.add("a")
+    assert len(queue) == 0
+    queue.done(key)
+    assert len(queue) == 1
+
+
+async def test_a_timer_brings_its_key_when_the_time_has_come_and_not_before() -> None:
+    """Requeue after a while."""
+    clock = Clock()
+    queue = make_queue(clock)
+    timers = asyncio.create_task(queue.run_timers())
+    queue.add_after("a", 10)
+    await clock.turn(9.9)
+    assert len(queue) == 0
+    await clock.turn(0.2)
+    assert len(queue) == 1
+    timers.cancel()
+
+
+async def test_the_earlier_of_two_timers_wins() -> None:
+    """In either order, and the later one does not fire as well."""
+    clock = Clock()
+    queue = make_queue(clock)
+    timers = asyncio.create_task(queue.run_timers())
+    queue.add_after("a", 10)
+    queue.add_after("a", 5)
+    queue.add_after("a", 20)
+    await clock.turn(5)
+    assert await queue.take() == "a"
+    queue.done("a")
+    await clock.turn(30)
+    assert len(queue) == 0
+    timers.cancel()
+
+
+async def test_an_immediate_wish_replaces_the_timer() -> None:
+    """What has just been looked at is not looked at again because of an old timer."""
+    clock = Clock()
+    queue = make_queue(clock)
+    timers = asyncio.create_task(queue.run_timers())
+    queue.add_after("a", 5)
+    queue.add("a")
+    queue.done(await queue.take())
+    await clock.turn(10)
+    assert len(queue) == 0
+    timers.cancel()
+
+
+async def test_a_timer_does_not_delay_a_wish_that_came_during_the_work() -> None:
+    """The worker asks for a look in an hour; an event that came meanwhile comes first."""
+    queue = make_queue(Clock())
+    queue.add("a")
+    key = await queue.take()
+    queue.add("a")
+    queue.done(key, requeue_after_s=3600)
+    assert len(queue) == 1
+
+
+async def test_failures_wait_longer_each_time_and_a_success_forgets_them() -> None:
+    """1, 2, 4 seconds; then 1 again."""
+    clock = Clock()
+    queue = make_queue(clock)
+    delays = []
+    for _ in range(3):
+        queue.add("a")
+        delays.append(queue.failed(await queue.take()))
+    assert delays == [1, 2, 4]
+    assert queue.failures("a") == 3
+    queue.add("a")
+    queue.done(await queue.take())
+    assert queue.failures("a") == 0
+
+
+async def test_a_waiting_worker_gets_a_key_that_is_added_later() -> None:
+    """Two workers wait; each key goes to one of them."""
+    queue = make_queue(Clock())
+    first, second = asyncio.create_task(queue.take()), asyncio.create_task(queue.take())
+    await asyncio.sleep(0)
+    queue.add("a")
+    queue.add("b")
+    assert {await first, await second} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("failures", "chance", "expected"), [(0, 1.0, 1.0), (0, 0.0, 0.5), (3, 1.0, 8.0), (6, 1.0, 60.0), (5000, 0.0, 30.0)]
+)
+def test_backoff_doubles_up_to_its_limit_with_jitter_of_half(failures: int, chance: float, expected: float) -> None:
+    """Between half and all of the exponential delay, whatever the number of failures."""
+    assert backoff_s(failures, base_s=1, max_s=60, random=lambda: chance) == expected
