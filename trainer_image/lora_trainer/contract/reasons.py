@@ -48,7 +48,6 @@ class Reason(enum.StrEnum):
     OOM_KILLED = "OOMKilled"
     STORAGE_FULL = "StorageFull"
     STORAGE_ERROR = "StorageError"
-    OUTPUT_LOCKED = "OutputLocked"
     CHECKPOINT_INVALID = "CheckpointInvalid"
     VERIFICATION_FAILED = "VerificationFailed"
     GPU_FAULT = "GPUFault"

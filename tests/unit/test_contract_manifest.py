@@ -1,0 +1,314 @@
+"""From a manifest to a run: defaults, rules, and that the resource's definition and the contract agree on both."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.builders import UID, make_manifest
+from tests.unit.junk import damaged
+from tests.unit.test_render import FULL, QUICKSTART
+
+from lora_trainer.contract.config import (
+    DatasetFormat,
+    Layers,
+    Precision,
+    Quantization,
+    TrainConfig,
+    TrainingConfig,
+)
+from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, UriError, parse_uri
+
+OPTIONS = RunOptions(uid=UID, strict=True)
+CRD = yaml.safe_load((Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml").read_text())
+SPEC: dict[str, Any] = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+
+
+def run(**spec: Any) -> TrainConfig:
+    """The run of a valid resource."""
+    return train_config(make_manifest(spec=spec), OPTIONS)
+
+
+def problems(manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with a manifest."""
+    with pytest.raises(ManifestError) as error:
+        train_config(manifest, OPTIONS)
+    assert str(error.value) == "; ".join(map(str, error.value.problems))
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_a_minimal_manifest_gets_the_researched_defaults() -> None:
+    """Rank 16, alpha 32, all linear layers, one epoch, a held-out fiftieth."""
+    config = run()
+    assert (config.lora.rank, config.lora.alpha, config.lora.layers, config.lora.dropout) == (
+        16,
+        32,
+        Layers.ALL_LINEAR,
+        0.0,
+    )
+    assert config.quantization is Quantization.NONE
+    assert config.training == TrainingConfig()
+    assert (config.training.epochs, config.training.max_steps) == (1.0, None)
+    assert (config.dataset.format, config.dataset.validation_fraction) == (DatasetFormat.AUTO, 0.02)
+    assert (config.device.gpus, config.device.allow_cpu) == (1, False)
+    assert (config.run.namespace, config.run.name, config.run.uid, config.run.attempt) == (
+        "team-a",
+        "support-tone",
+        UID,
+        1,
+    )
+
+
+def test_alpha_follows_rank_unless_it_is_given() -> None:
+    """Twice the rank."""
+    assert run(lora={"rank": 4}).lora.alpha == 8
+    assert run(lora={"rank": 4, "alpha": 4}).lora.alpha == 4
+
+
+def test_steps_replace_epochs_and_modules_replace_the_preset() -> None:
+    """Exactly one of each pair is set."""
+    config = run(training={"maxSteps": 5}, lora={"targetModules": ["q_proj"]})
+    assert (config.training.epochs, config.training.max_steps) == (None, 5)
+    assert (config.lora.layers, config.lora.target_modules) == (None, ("q_proj",))
+
+
+def test_zero_is_a_value_and_not_an_absence() -> None:
+    """Where the range allows it."""
+    config = run(
+        dataset={"uri": "pvc://a/b", "validationFraction": "0"},
+        training={"warmupRatio": "0", "seed": 0},
+        resources={"gpus": 0},
+    )
+    assert (config.dataset.validation_fraction, config.training.warmup_ratio, config.training.seed) == (0.0, 0.0, 0)
+    assert config.device.gpus == 0
+
+
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    ({"model": {}}, "spec.model.uri is missing", "must be set"),
+    ({"model": {"uri": "gpt2"}}, 'spec.model.uri is "gpt2"', "must start with hf://, pvc:// or configmap://"),
+    ({"model": {"uri": "configmap://a/b"}}, 'spec.model.uri is "configmap://a/b"', "must start with hf:// or pvc://"),
+    ({"model": {"uri": "hf://gpt2"}}, 'spec.model.uri is "hf://gpt2"', "hf://organisation/name"),
+    ({"model": {"uri": "hf://a/b@"}}, 'spec.model.uri is "hf://a/b@"', "after the @"),
+    ({"model": {"uri": "hf://a/b@x..y"}}, 'spec.model.uri is "hf://a/b@x..y"', "after the @"),
+    ({"model": {"uri": 7}}, "spec.model.uri is 7", "must be a string"),
+    ({"model": {"uri": "hf://a/b", "token": "x"}}, 'spec.model.token is "x"', "is not a field here"),
+    ({"model": {"uri": "hf://a/b", "secretRef": {"name": ""}}}, 'spec.model.secretRef.name is ""', "1 to 253"),
+    (
+        {"dataset": {"uri": "pvc://data/../secret"}},
+        'spec.dataset.uri is "pvc://data/../secret"',
+        "without empty, '.' or '..'",
+    ),
+    ({"dataset": {"uri": "pvc://data"}}, 'spec.dataset.uri is "pvc://data"', "must have a path"),
+    ({"dataset": {"uri": "pvc://Data/x"}}, 'spec.dataset.uri is "pvc://Data/x"', "must name a PersistentVolumeClaim"),
+    ({"dataset": {"uri": "configmap://a"}}, 'spec.dataset.uri is "configmap://a"', "configmap://name/key"),
+    ({"dataset": {"uri": "pvc://a/b", "format": "Chat"}}, 'spec.dataset.format is "Chat"', "one of Auto, Messages"),
+    ({"dataset": {"uri": "pvc://a/b", "columns": {"q": "x"}}}, 'spec.dataset.columns is "q"', "keys among messages"),
+    ({"dataset": {"uri": "pvc://a/b", "columns": {"prompt": 1}}}, "spec.dataset.columns is 1", "strings to strings"),
+    ({"dataset": {"uri": "pvc://a/b", "columns": []}}, "spec.dataset.columns is []", "must be a map"),
+    ({"dataset": {"uri": "pvc://a/b", "validationFraction": "1"}}, 'validationFraction is "1"', "less than 1"),
+    ({"output": {"uri": "hf://a/b"}}, 'spec.output.uri is "hf://a/b"', "must start with pvc://"),
+    ({"output": {"uri": "pvc://a/" + "b" * 600}}, "spec.output.uri", "1 to 512 characters"),
+    ({"lora": {"rank": 0}}, "spec.lora.rank is 0", "from 1 to 1024"),
+    ({"lora": {"rank": True}}, "spec.lora.rank is True", "whole number"),
+    ({"lora": {"dropout": 0.1}}, "spec.lora.dropout is 0.1", "quoted decimal number"),
+    ({"lora": {"dropout": "0." + "1" * 30}}, "spec.lora.dropout is", "quoted decimal number"),
+    ({"training": {"learningRate": "2e-4"}}, 'spec.training.learningRate is "2e-4"', "without exponent"),
+    ({"lora": {"targetModules": "q_proj"}}, 'spec.lora.targetModules is "q_proj"', "list of at most 64"),
+    ({"lora": {"targetModules": ["q"], "layers": "MLP"}}, "spec.lora.targetModules is ['q']", "together with layers"),
+    ({"lora": {"layers": "All"}}, 'spec.lora.layers is "All"', "one of AllLinear"),
+    ({"lora": "big"}, 'spec.lora is "big"', "must be an object"),
+    ({"quantization": "INT4"}, 'spec.quantization is "INT4"', "one of None, NF4"),
+    ({"training": {"epochs": "0"}}, 'spec.training.epochs is "0"', "more than 0 and at most 100"),
+    ({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training.maxSteps is 5", "together with epochs"),
+    ({"training": {"microBatchSize": 3}}, "spec.training.microBatchSize is 3", "must divide effectiveBatchSize (16)"),
+    ({"training": {"learningrate": "1"}}, 'spec.training.learningrate is "1"', "known are effectiveBatchSize"),
+    ({"resources": {"gpus": -1}}, "spec.resources.gpus is -1", "from 0 to"),
+    ({"colour": "red"}, 'spec.colour is "red"', "is not a field here"),
+]
+
+
+@pytest.mark.parametrize(("spec", "field", "rule"), BAD, ids=[f"{field}, {rule}" for _, field, rule in BAD])
+def test_a_bad_field_gets_one_sentence_with_field_value_and_rule(spec: dict[str, Any], field: str, rule: str) -> None:
+    """And only one."""
+    (message,) = problems(make_manifest(spec=spec))
+    assert field in message.partition(": ")[0]
+    assert rule in message.partition(": ")[2]
+    assert len(message) < 400
+
+
+def test_kind_version_name_and_spec_are_checked() -> None:
+    """A run without a cluster is given any file."""
+    found = problems({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "Not A Name"}})
+    assert [message.partition(" is ")[0] for message in found[:4]] == ["apiVersion", "kind", "metadata.name", "spec"]
+    assert problems({**make_manifest(), "metadata": None})[0].startswith("metadata.name is missing")
+
+
+def test_without_strictness_unknown_fields_are_ignored() -> None:
+    """The API server has dropped them, or a newer version knows them."""
+    config = train_config(make_manifest(spec={"colour": "red", "lora": {"flavour": 1}}), RunOptions(uid=UID))
+    assert config.lora.rank == 16
+
+
+def test_a_value_that_is_too_long_is_shown_in_part() -> None:
+    """The sentence stays one."""
+    (message,) = problems(make_manifest(spec={"quantization": "x" * 900}))
+    assert len(message) < 200
+
+
+@given(st.sampled_from([QUICKSTART, FULL]).flatmap(lambda spec: damaged(make_manifest(spec=spec))))
+def test_no_manifest_is_too_odd_for_a_run_or_a_sentence(manifest: dict[str, Any]) -> None:
+    """Nothing else is raised."""
+    try:
+        config = train_config(manifest, OPTIONS)
+    except ManifestError as error:
+        told = str(error)
+    else:
+        told = config.to_json()
+        assert TrainConfig.from_json(told) == config
+    assert told
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("hf://acme/base", HubUri(repo="acme/base")),
+        ("hf://acme/base@v1/x", HubUri(repo="acme/base", revision="v1/x")),
+        ("pvc://data/a/b.jsonl", ClaimUri(claim="data", path="a/b.jsonl")),
+        ("configmap://data/a.jsonl", ConfigMapUri(name="data", key="a.jsonl")),
+    ],
+)
+def test_an_address_is_read_and_written_alike(text: str, uri: object) -> None:
+    """Of every scheme."""
+    assert parse_uri(text) == uri
+    assert str(parse_uri(text)) == text
+
+
+def test_the_revision_main_is_understood_and_not_repeated() -> None:
+    """It is what no revision means."""
+    assert str(parse_uri("hf://acme/base@main")) == "hf://acme/base"
+
+
+@pytest.mark.parametrize("text", ["hf://a/..", "configmap://a/..", "pvc://a//b", "pvc://a/b/", "ftp://a/b"])
+def test_an_address_that_could_lead_elsewhere_is_refused(text: str) -> None:
+    """No empty segments, no dots."""
+    with pytest.raises(UriError):
+        parse_uri(text)
+
+
+def test_an_address_has_a_bounded_length() -> None:
+    """The reader of the manifest checks the same before."""
+    with pytest.raises(UriError, match="at most 512"):
+        parse_uri("pvc://a/" + "b" * 600)
+
+
+# The definition of the resource and the contract agree
+
+HUB = "[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?"
+CLAIM = "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+PATTERNS = {
+    "hf": f"hf://{HUB}/{HUB}(@[A-Za-z0-9][-A-Za-z0-9._/]{{0,127}})?",
+    "claim": f"pvc://{CLAIM}",
+    "path": "(/[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127})+",
+    "configmap": "configmap://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9._-]{1,253}",
+}
+ADDRESSES = (PATTERNS["hf"], PATTERNS["claim"] + PATTERNS["path"], PATTERNS["configmap"])
+
+
+@given(st.one_of([st.from_regex(pattern, fullmatch=True) for pattern in ADDRESSES]))
+def test_every_address_that_the_api_server_accepts_is_understood(text: str) -> None:
+    """Otherwise a run would fail after it was accepted."""
+    segments = text.partition("://")[2].split("/")[1:]
+    dots = not {".", ".."}.isdisjoint(segments) or (text.startswith("hf") and ".." in text)
+    assert len(text) > 253 or dots or parse_uri(text)
+
+
+@pytest.mark.parametrize("part", PATTERNS)
+def test_the_addresses_of_the_test_are_those_of_the_definition(part: str) -> None:
+    """So that a change of the one is seen by the other."""
+    assert PATTERNS[part] in yaml.safe_dump(SPEC, width=10**6)
+
+
+def leaves(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every field of the spec with its path."""
+    for key, field in schema.get("properties", {}).items():
+        yield (*path, key), field
+        if field.get("type") == "object":
+            yield from leaves(field, (*path, key))
+
+
+def with_value(path: tuple[str, ...], value: object) -> dict[str, Any]:
+    """A valid manifest with one field set."""
+    manifest = copy.deepcopy(make_manifest(spec={"training": {"effectiveBatchSize": 65536}}))
+    holder = manifest["spec"]
+    for key in path[:-1]:
+        holder = holder.setdefault(key, {})
+    holder[path[-1]] = value
+    return manifest
+
+
+EDGES = [
+    pytest.param(path, value, id=f"{'.'.join(path)}={value}")
+    for path, field in leaves(SPEC)
+    for value in (field.get("minimum"), field.get("maximum"), *field.get("enum", ()))
+    if value is not None
+    and path[0] not in {"scheduling", "maxRetries", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
+]
+
+
+@pytest.mark.parametrize(("path", "value"), EDGES)
+def test_every_bound_of_the_definition_is_within_the_contract(path: tuple[str, ...], value: object) -> None:
+    """What the API server accepts must run."""
+    manifest = with_value(path, value)
+    if path[-1] == "effectiveBatchSize":
+        del manifest["spec"]["training"]
+        manifest["spec"]["training"] = {path[-1]: value}
+    assert train_config(manifest, OPTIONS)
+
+
+def test_there_are_bounds_to_compare() -> None:
+    """The walk over the definition finds them."""
+    assert len(EDGES) > 25
+
+
+def defaulted(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """A value with the defaults of the definition, as the API server fills them in."""
+    result = dict(value)
+    for key, field in schema.get("properties", {}).items():
+        if key not in result and "default" in field:
+            result[key] = copy.deepcopy(field["default"])
+        if isinstance(result.get(key), dict):
+            result[key] = defaulted(field, result[key])
+    return result
+
+
+def test_defaults_of_the_definition_are_those_of_the_contract() -> None:
+    """The same file runs alike with a cluster and without."""
+    manifest = make_manifest()
+    filled = {**manifest, "spec": defaulted(SPEC, manifest["spec"])}
+    assert filled["spec"]["lora"]["rank"] == 16
+    assert train_config(filled, OPTIONS) == train_config(manifest, OPTIONS)
+
+
+def test_every_field_of_the_definition_is_read_by_the_contract() -> None:
+    """Strict reading knows them all."""
+    precision = [member.value for member in Precision]
+    assert SPEC["properties"]["training"]["properties"]["precision"]["enum"] == precision
+    assert train_config(make_manifest(spec=FULL), OPTIONS)
+    known = {path for path, field in leaves(SPEC) if field.get("type") != "object"}
+    assert ("training", "seed") in known
+    for path in known:
+        assert path[-1] not in unread(path), path
+
+
+def unread(path: tuple[str, ...]) -> set[str]:
+    """Names of the fields that strict reading does not know, in a manifest with this one set to nonsense."""
+    try:
+        train_config(with_value(path, {"nonsense": True}), OPTIONS)
+    except ManifestError as error:
+        return {problem.path.rpartition(".")[2] for problem in error.problems if "is not a field" in problem.rule}
+    return set()
