@@ -7,6 +7,7 @@ import http.client
 import os
 import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from localcluster import packages, settings, space
 from localcluster.errors import ClusterError
-from localcluster.imagespec import IMAGES, PUBLIC_BASE, Image, tag
+from localcluster.imagespec import IMAGES, PUBLIC_BASE, Image, stage, tag
 from localcluster.processes import locked
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class LocalBuilder:
         log = self.folder / f"{image.repository}.log"
         with self.console.step(f"build image {image.repository}:{wanted}", log=log):
             log.unlink(missing_ok=True)
-            self._buildah(build_arguments(image, name, base), log)
+            with tempfile.TemporaryDirectory(dir=self.folder / "tmp") as folder:
+                stage(image, settings.REPOSITORY, Path(folder))
+                self._buildah(build_arguments(image, name, base, Path(folder)), log)
             # Layers that the new image shares with them stay.
             for old in older:
                 self._buildah(("rmi", old), log)
@@ -80,7 +83,9 @@ class LocalBuilder:
         log = self.folder / f"{image.repository}-push.log"
         with self.console.step(f"push {image.repository}:{image_tag} to the registry", log=log):
             source = f"localhost/{image.repository}:{image_tag}"
-            self._buildah(("push", "--tls-verify=false", source, target), log)
+            # zstd packs several times faster than the default gzip, and the node unpacks it faster too.
+            packing = ("--compression-format=zstd", "--compression-level=1")
+            self._buildah(("push", *packing, "--tls-verify=false", source, target), log)
 
     def prepare(self) -> None:
         """Check root, install the programs that are missing, make the base image, clear up after a killed build."""
@@ -130,7 +135,7 @@ def _local_name(image: Image) -> str:
     return f"localhost/{image.repository}:{tag(image, base_image(), settings.REPOSITORY)}"
 
 
-def build_arguments(image: Image, name: str, base: str) -> tuple[str, ...]:
+def build_arguments(image: Image, name: str, base: str, context: Path) -> tuple[str, ...]:
     """What Buildah is asked to do, without what depends on the user's storage."""
     host = []
     if _PIP_CONFIGURATION.exists():
@@ -139,8 +144,8 @@ def build_arguments(image: Image, name: str, base: str) -> tuple[str, ...]:
         host.append(f"--volume={_CERTIFICATES.parent}:{_CERTIFICATES.parent}:ro")
     return (
         *("build", "--layers", "--isolation=chroot", "--network=host", *host),
-        *(f"--build-arg=BASE_IMAGE={base}", f"--file={settings.REPOSITORY / image.dockerfile}", f"--tag={name}"),
-        str(settings.REPOSITORY),
+        *(f"--build-arg=BASE_IMAGE={base}", f"--file={context / image.dockerfile}", f"--tag={name}"),
+        str(context),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 # What the public default of the Dockerfiles is; a cluster of the user's own is built on it.
 PUBLIC_BASE = "python:3.11-slim-bookworm"
+
+# 1980-01-01, the earliest time that zip archives, and so Python wheels, can hold.
+_EPOCH_S = 315532800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,22 @@ def tag(image: Image, base: str, repository: Path) -> str:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"\0{path.relative_to(repository)}\0{content}".encode())
     return digest.hexdigest()[:12]
+
+
+def stage(image: Image, repository: Path, folder: Path) -> None:
+    """Copy what a build reads into an empty folder, the same for every clone of the same content.
+
+    Buildah takes modes for content: with those of another umask it would build every layer anew.
+    """
+    for path in files((image.dockerfile, ".dockerignore", *image.inputs), repository):
+        copy = folder / path.relative_to(repository)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+        os.utime(path, (_EPOCH_S, _EPOCH_S))
 
 
 def files(inputs: Iterable[str], repository: Path) -> list[Path]:

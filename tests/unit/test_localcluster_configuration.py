@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 import tomllib
 from pathlib import Path
@@ -189,6 +190,21 @@ def test_what_is_not_in_the_image_does_not_change_its_tag(repository: Path) -> N
     assert imagespec.tag(imagespec.OPERATOR, "base", repository) == before
 
 
+def test_a_fresh_clone_gives_a_build_the_very_same_files(repository: Path, tmp_path: Path) -> None:
+    """Buildah takes modes for content: another umask would install six gigabytes anew."""
+    seen = []
+    for name, mode, time in (("a", 0o644, 1), ("b", 0o664, 2)):
+        source = repository / "requirements/operator.txt"
+        source.chmod(mode)
+        os.utime(source, (time, time))
+        folder = tmp_path / "staged" / name
+        imagespec.stage(imagespec.OPERATOR, repository, folder)
+        paths = sorted(folder.rglob("*"))
+        seen.append([(str(p.relative_to(folder)), p.stat().st_mode, p.stat().st_mtime) for p in paths])
+    assert seen[0] == seen[1]
+    assert "requirements/operator.txt" in [name for name, _, _ in seen[0]]
+
+
 @pytest.mark.parametrize("image", imagespec.IMAGES.values(), ids=lambda image: image.name)
 def test_every_input_of_an_image_exists_and_passes_the_ignore_file(image: imagespec.Image) -> None:
     """A Dockerfile that copies what .dockerignore hides fails only when it is built."""
@@ -205,12 +221,12 @@ def test_pip_sees_the_machines_settings_only_where_there_are_some(
     """A machine without them builds all the same."""
     monkeypatch.setattr(images, "_PIP_CONFIGURATION", tmp_path / "pip.conf")
     monkeypatch.setattr(images, "_CERTIFICATES", tmp_path / "certs" / "ca.crt")
-    plain = images.build_arguments(imagespec.OPERATOR, "name", "base")
+    plain = images.build_arguments(imagespec.OPERATOR, "name", "base", Path("/context"))
     assert not any(argument.startswith(("--secret", "--volume")) for argument in plain)
     (tmp_path / "certs").mkdir()
     for name in ("pip.conf", "certs/ca.crt"):
         (tmp_path / name).write_text("")
-    arguments = images.build_arguments(imagespec.OPERATOR, "name", "base")
+    arguments = images.build_arguments(imagespec.OPERATOR, "name", "base", Path("/context"))
     assert f"--secret=id=pip.conf,src={tmp_path}/pip.conf" in arguments
     assert f"--volume={tmp_path}/certs:{tmp_path}/certs:ro" in arguments
 
