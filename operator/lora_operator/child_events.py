@@ -12,7 +12,7 @@ from lora_operator.pods import has_ended, newest_first
 
 logger = logging.getLogger(__name__)
 
-MOST_OBJECTS = 3
+MOST_OBJECTS = 2
 MOST_EVENTS = 50
 LONGEST_INTERVAL_S = 50.0
 
@@ -40,11 +40,9 @@ class ChildEvents:
         self._watched: dict[Key, _Watched] = {}
 
     def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> None:
-        """From the next look on, read the Events of these children."""
-        waiting = [pod.uid for pod in newest_first(pods) if not has_ended(pod)]
-        running = [job.uid for job in sorted(jobs, key=lambda job: job.attempt, reverse=True)]
+        """From the next look on, read the Events of those children that Events alone can explain."""
         watched = self._watched.setdefault(key, _Watched(since_s=self._clock()))
-        uids = tuple((running[:1] + waiting)[:MOST_OBJECTS])
+        uids = tuple(_unexplained(jobs, pods))
         if uids != watched.uids:
             watched.uids, watched.read_at_s = uids, None
 
@@ -68,7 +66,8 @@ class ChildEvents:
 
     def _pause_s(self, waited_s: float) -> float:
         # A little less than the interval, so that a look that comes on time is never taken for one that came early.
-        return min(max(0.9 * self._interval_s, waited_s / 10), max(LONGEST_INTERVAL_S, 0.9 * self._interval_s))
+        soonest_s = 0.9 * self._interval_s
+        return max(soonest_s, min(waited_s / 4, LONGEST_INTERVAL_S))
 
     async def _read(self, key: Key, uids: Iterable[str]) -> tuple[EventView, ...]:
         events: list[EventView] = []
@@ -77,3 +76,11 @@ class ChildEvents:
             answer = await self._api.request("GET", EVENTS.path(key.namespace), query=query)
             events += map(parse_event, answer.get("items") or ())
         return tuple(events)
+
+
+def _unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:
+    """A Job without a pod, and pods that a node has and does not start; the scheduler writes into the pod itself."""
+    living = [pod for pod in newest_first(pods) if not has_ended(pod)]
+    if living:
+        return [pod.uid for pod in living if pod.node][:MOST_OBJECTS]
+    return [job.uid for job in sorted(jobs, key=lambda job: job.attempt, reverse=True)][:1]

@@ -223,6 +223,15 @@ class Stage:
             error.add_note(self.operators[-1].text()[-4000:])
             raise
 
+    def wait_event(self, kind: str, reason: str) -> Object:
+        """Wait for an Event about a LoRAFineTune; they come after the status."""
+
+        def look() -> Object | None:
+            ours = (e for e in self.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune")
+            return next((e for e in ours if (e["type"], e["reason"]) == (kind, reason)), None)
+
+        return eventually(look, f"there is an Event {reason}")
+
     # -- children
 
     def objects(self, plural: str) -> list[Object]:

@@ -93,8 +93,7 @@ def test_a_quota_on_jobs_is_told_and_waited_for(stage: Stage) -> None:
     stage.apply()
     refused = stage.wait_condition("Accepted", status="False", reason="QuotaExceeded")
     assert "count/jobs.batch" in refused["message"]
-    events = (e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune")
-    assert ("Warning", "QuotaExceeded") in {(e["type"], e["reason"]) for e in events}
+    stage.wait_event("Warning", "QuotaExceeded")
     stage.api.patch(quota, {"spec": {"hard": {"count/jobs.batch": "1"}}})
     stage.wait_job()
     stage.wait_condition("Accepted", status="True")
@@ -156,7 +155,8 @@ def test_an_operator_at_rest_writes_nothing(stage: Stage) -> None:
     stage.end_pod(pod, 0, succeeded())
     stage.wait_condition("Complete", status="True", name="finished")
     stage.wait_condition("PodsReady", reason="VolumeNotReady", name="pending")
-    eventually(lambda: _posted(stage, "VolumeNotReady"), "the Event of the last change is posted")
+    stage.wait_event("Warning", "VolumeNotReady")
+    stage.wait_event("Normal", "Succeeded")
     looks = 'lora_operator_reconcile_total{result="success"}'
     writes, looked = operator.writes(), operator.metric(looks)
     eventually(lambda: operator.metric(looks) >= looked + 5, "five more looks")
@@ -209,11 +209,6 @@ def _foreign_job(name: str) -> dict[str, Any]:
 def _pods_of_both(stage: Stage) -> list[dict[str, Any]] | None:
     pods = stage.objects("pods")
     return pods if len(pods) == 2 else None
-
-
-def _posted(stage: Stage, reason: str) -> bool:
-    events = (e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune")
-    return any(e["reason"] == reason for e in events)
 
 
 def _kill_api_server(stage: Stage) -> None:

@@ -68,8 +68,8 @@ def test_a_bad_data_set_fails_the_run_at_once_with_the_trainers_sentence(stage: 
     assert len(stage.objects("pods")) == 1
     finished = f'lorafinetune_finished_total{{namespace="{stage.namespace}",reason="DatasetInvalid",result="failed"}}'
     assert eventually(lambda: operator.metric(finished), "the end is counted") == 1.0
-    reasons = {e["reason"] for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"}
-    assert {"Accepted", "DatasetInvalid"} <= reasons
+    stage.wait_event("Normal", "Accepted")
+    assert "line 17" in stage.wait_event("Warning", "DatasetInvalid")["message"]
 
 
 def test_a_killed_trainer_is_retried_and_the_restart_is_counted(stage: Stage) -> None:
@@ -138,8 +138,7 @@ def test_a_deleted_job_is_made_again_as_the_next_attempt(stage: Stage) -> None:
     again = stage.wait_job(attempt=2)
     assert again["metadata"]["name"] != job["metadata"]["name"]
     eventually(lambda: stage.finetune()["status"].get("attempt") == 2, "the status tells of attempt 2")
-    events = [e["reason"] for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
-    assert "JobRecreated" in events
+    stage.wait_event("Warning", "JobRecreated")
 
 
 def test_deleting_the_resource_takes_its_children_with_it(stage: Stage) -> None:
