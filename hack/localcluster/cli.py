@@ -158,12 +158,11 @@ def _images(options: argparse.Namespace, console: Console) -> None:
             )
         references = images.build_for_registry(names, prefix, places.cache, console)
     else:
-        builder = images.LocalBuilder(cache=places.cache, console=console)
-        tags = images.build_all(names, builder)
         registry_port = _record(places).registry_port
         if registry_port is None:
             raise ClusterError(f"Cluster {places.name} has no registry: it has only a control plane.")
-        references = images.push_all(tags, builder, registry_port)
+        builder = images.LocalBuilder(cache=places.cache, console=console)
+        references = images.provide_all(names, builder, registry_port)
     if options.json:
         print(json.dumps(references, indent=2))
     else:

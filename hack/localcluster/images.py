@@ -118,8 +118,8 @@ class LocalBuilder:
 
     def _tags(self, image: Image) -> list[str]:
         """Names of the image's builds in the storage."""
-        template = "{{.Name}}:{{.Tag}}"
-        command = (*self._command(), "images", "--format", template, f"localhost/{image.repository}")
+        shape = ("--noheading", "--format={{.Name}}:{{.Tag}}", f"--filter=reference=localhost/{image.repository}")
+        command = (*self._command(), "images", *shape)
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
     def _buildah(self, arguments: Sequence[str], log: Path) -> str:
@@ -172,11 +172,14 @@ def build_all(names: Sequence[str], builder: LocalBuilder) -> dict[str, str]:
             return dict(zip(names, tags, strict=True))
 
 
-def push_all(tags: dict[str, str], builder: LocalBuilder, registry_port: int) -> dict[str, str]:
-    """Push to the cluster's registry; returns name -> reference as pods write it."""
-    for name, image_tag in tags.items():
-        builder.push(IMAGES[name], image_tag, registry_port)
-    return {name: f"{settings.IMAGE_PREFIX}/{IMAGES[name].repository}:{image_tag}" for name, image_tag in tags.items()}
+def provide_all(names: Sequence[str], builder: LocalBuilder, registry_port: int) -> dict[str, str]:
+    """See to it that the cluster's registry has the images; returns name -> reference as pods write it."""
+    tags = {name: tag(IMAGES[name], base_image(), settings.REPOSITORY) for name in names}
+    missing = [name for name in names if not in_registry(registry_port, IMAGES[name].repository, tags[name])]
+    if missing:
+        for name, image_tag in build_all(missing, builder).items():
+            builder.push(IMAGES[name], image_tag, registry_port)
+    return {name: f"{settings.IMAGE_PREFIX}/{IMAGES[name].repository}:{tags[name]}" for name in names}
 
 
 def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: Console) -> dict[str, str]:
