@@ -17,6 +17,7 @@ from lora_trainer.contract.reasons import Reason
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 _PULL_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError"}
 _CREATE_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CreatePodSandboxError"}
+_REASONS_OF_THE_KUBELET = {"ContainersNotReady", "ReadinessGatesNotReady", "PodCompleted", "PodFailed"}
 _VOLUME_EVENTS = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
 _VOLUME_WORDS = (
     "persistentvolumeclaim",
@@ -106,7 +107,8 @@ def _unreachable(pod: PodView) -> Finding | None:
     ready = condition_of(pod, "Ready")
     if pod.deleting and pod.reason != "NodeLost" and not _was_tainted(pod):
         return None
-    unready = is_running(pod) and ready.status in {"False", "Unknown"}
+    # A node that is lost leaves the reason as it was; a kubelet that is there gives one, for another container say.
+    unready = is_running(pod) and ready.status in {"False", "Unknown"} and ready.reason not in _REASONS_OF_THE_KUBELET
     if not unready and pod.phase != "Unknown" and pod.reason != "NodeLost":
         return None
     message = f"Node {pod.node or '(unknown)'} does not answer, so pod {pod.name} may still be writing"

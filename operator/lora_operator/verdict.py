@@ -97,7 +97,7 @@ def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory
             message=f"The run took longer than spec.activeDeadlineSeconds{seconds}{_and_before(last)}: "
             "create a new LoRAFineTune with a later deadline or without one",
         )
-        return Verdict(succeeded=False, finding=finding, summary=summary)
+        return Verdict(succeeded=False, finding=finding, summary=summary, on_absence=not failures)
     if last is None:
         last = Finding(
             reason=Reason.RESULT_UNKNOWN,

@@ -194,3 +194,11 @@ def test_a_suffix_fits_into_a_name_and_tells_uids_apart(one: str, other: str) ->
     assert set(run_suffix(one)) <= set("abcdefghijklmnopqrstuvwxyz234567")
     assert run_suffix(one) == run_suffix(one)
     assert (run_suffix(one) == run_suffix(other)) is (one == other)
+
+
+def test_progress_leaves_out_what_was_resolved_where_it_would_not_fit() -> None:
+    """The numbers of the moment matter more."""
+    progress = Progress(phase=Phase.TRAINING, step=3, resolved=make_resolved(target_modules=("module" * 30,) * 40))
+    text = progress.to_json()
+    assert len(text) <= MAX_PROGRESS_BYTES
+    assert Progress.from_json(text) == Progress(phase=Phase.TRAINING, step=3)

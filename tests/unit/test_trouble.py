@@ -145,6 +145,9 @@ HEALTHY = {
     "it has ended": ended_pod(1),
     "it was just made": make_pod(node=""),
     "a queue gates it": unscheduled("Scheduling is blocked due to non-empty scheduling gates", "SchedulingGated"),
+    "another container is not ready": running_pod(
+        conditions=(condition_object("Ready", "False", reason="ContainersNotReady"),)
+    ),
     "somebody deleted it": running_pod(deleting=True, conditions=(condition_object("Ready", "False"),)),
 }
 
