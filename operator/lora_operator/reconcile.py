@@ -14,6 +14,7 @@ from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
 from lora_operator.listing import list_into
 from lora_operator.model import FineTune, Observed, Plan, Rejection
+from lora_operator.pods import is_running
 from lora_operator.post_events import EventPoster
 from lora_operator.progress_poll import ProgressPoller
 from lora_operator.transitions import Transition, read_transition, result_of
@@ -98,7 +99,8 @@ class Reconciler:
             jobs=self._cache.jobs.of(key, finetune.uid),
             pods=pods,
             events=await self._events.latest(key),
-            progress=self._poller.latest(pods),
+            # Of running pods alone: what a pod said before it failed is not what its successor does.
+            progress=self._poller.latest(pod for pod in pods if is_running(pod)),
             rejection=rejection,
             absence_confirmed=confirmed,
         )
