@@ -177,8 +177,10 @@ def provide_all(names: Sequence[str], builder: LocalBuilder, registry_port: int)
     tags = {name: tag(IMAGES[name], base_image(), settings.REPOSITORY) for name in names}
     missing = [name for name in names if not in_registry(registry_port, IMAGES[name].repository, tags[name])]
     if missing:
-        for name, image_tag in build_all(missing, builder).items():
-            builder.push(IMAGES[name], image_tag, registry_port)
+        # What was built counts: somebody may have edited a file since the question.
+        tags |= build_all(missing, builder)
+        for name in missing:
+            builder.push(IMAGES[name], tags[name], registry_port)
     return {name: f"{settings.IMAGE_PREFIX}/{IMAGES[name].repository}:{tags[name]}" for name in names}
 
 
