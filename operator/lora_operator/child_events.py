@@ -39,12 +39,16 @@ class ChildEvents:
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
 
-    def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> None:
-        """From the next look on, read the Events of those children that Events alone can explain."""
+    def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float:
+        """From the next look on, read the Events of those children that Events alone can explain.
+
+        Returns the seconds after which there may be something new to read.
+        """
         watched = self._watched.setdefault(key, _Watched(since_s=self._clock()))
         uids = tuple(_unexplained(jobs, pods))
         if uids != watched.uids:
             watched.uids, watched.read_at_s = uids, None
+        return self._pause_s(self._clock() - watched.since_s) if uids else max(self._interval_s, LONGEST_INTERVAL_S)
 
     def forget(self, key: Key) -> None:
         """The resource waits no more."""

@@ -144,12 +144,14 @@ class Reconciler:
             logger.info("deleted %s %s", target.kind, target.name, extra={"finetune": key})
         for event in plan.events:
             self._poster.post(finetune, event)
+        wait_s = plan.requeue_after_s
         if plan.watch_events:
             jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
-            self._events.watch(key, jobs, pods)
+            news_s = self._events.watch(key, jobs, pods)
+            # All else that a waiting run waits for comes by a watch.
+            wait_s = None if wait_s is None else max(wait_s, news_s)
         else:
             self._events.forget(key)
-        wait_s = plan.requeue_after_s
         if plan.ask_progress is not None:
             due_s = self._poller.ask(key, plan.ask_progress)
             wait_s = due_s if wait_s is None else min(wait_s, due_s)

@@ -151,11 +151,12 @@ def test_an_operator_at_rest_writes_nothing(stage: Stage) -> None:
     operator = stage.start()
     stage.apply("pending")
     stage.apply("finished")
-    pod = next(p for p in eventually(lambda: _pods_of_both(stage), "two pods") if "finished" in p["metadata"]["name"])
-    stage.end_pod(pod, 0, succeeded())
+    pods = eventually(lambda: _pods_of_both(stage), "two pods")
+    stage.end_pod(pods["finished"], 0, succeeded())
+    stage.wait_pod_state(pods["pending"], "ImagePullBackOff", "Back-off pulling image")
     stage.wait_condition("Complete", status="True", name="finished")
-    stage.wait_condition("PodsReady", reason="VolumeNotReady", name="pending")
-    stage.wait_event("Warning", "VolumeNotReady")
+    stage.wait_condition("PodsReady", reason="ImagePullBackOff", name="pending")
+    stage.wait_event("Warning", "ImagePullBackOff")
     stage.wait_event("Normal", "Succeeded")
     looks = 'lora_operator_reconcile_total{result="success"}'
     writes, looked = operator.writes(), operator.metric(looks)
@@ -206,8 +207,8 @@ def _foreign_job(name: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "labels": labels}, "spec": {"suspend": True, "template": template}}
 
 
-def _pods_of_both(stage: Stage) -> list[dict[str, Any]] | None:
-    pods = stage.objects("pods")
+def _pods_of_both(stage: Stage) -> dict[str, Any] | None:
+    pods = {pod["metadata"]["labels"]["lora-operator.io/name"]: pod for pod in stage.objects("pods")}
     return pods if len(pods) == 2 else None
 
 
