@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import TYPE_CHECKING
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ApiError, HTTPException) as error:
         console.say(f"hack/cluster: the API server did not do what was asked: {error}")
         return 1
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `| head` does; Python must not complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         console.say("hack/cluster: interrupted; run it again to go on.")
         return 130
@@ -206,7 +211,7 @@ def _record(places: Places) -> Record:
 
 def _status(options: argparse.Namespace, console: Console) -> None:
     for line in status.describe(settings.places(options.name)):
-        print(line)
+        print(line, flush=True)
 
 
 def _gpus(options: argparse.Namespace, console: Console) -> None:

@@ -25,7 +25,7 @@ def up(places: Places, console: Console) -> None:
     packages.ensure(packages.CONTROL_PLANE, console, places.cache / "packages.log")
     binaries = tools.ensure(tools.kubernetes(), places.cache, console)
     record = lifecycle.load_record(places)
-    if record is not None and lifecycle.is_running(places) and lifecycle.api(places, record.api_port).ready():
+    if record is not None and record.kubernetes == binaries.name and _answers(places, record):
         return
     lifecycle.end_supervisor(places)
     with console.step(f"start control plane {places.name}"):
@@ -34,7 +34,7 @@ def up(places: Places, console: Console) -> None:
         pki.ensure(places.pki)
         chosen = _ports(places)
         lifecycle.write_kubeconfigs(places, inside_port=chosen.api, host_port=chosen.api)
-        Record(profile=PROFILE, api_port=chosen.api).save(places)
+        Record(profile=PROFILE, kubernetes=binaries.name, api_port=chosen.api).save(places)
         plan = (
             components.etcd(places.state / "etcd", chosen),
             components.apiserver(binaries, places.pki, chosen, node=False),
@@ -45,11 +45,8 @@ def up(places: Places, console: Console) -> None:
         lifecycle.wait_for_control_plane(places, lifecycle.api(places, chosen.api))
 
 
-def down(places: Places) -> bool:
-    """End it and delete its state; returns whether anything ran."""
-    ran = lifecycle.end_supervisor(places)
-    lifecycle.delete_state(places)
-    return ran
+def _answers(places: Places, record: Record) -> bool:
+    return lifecycle.is_running(places) and lifecycle.api(places, record.api_port).ready()
 
 
 def _ports(places: Places) -> Ports:

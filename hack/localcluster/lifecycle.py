@@ -27,14 +27,20 @@ _GIVE_UP_STARTS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What the files say about a cluster: its profile and its ports on the host's 127.0.0.1."""
+    """What the files say about a cluster: its profile, its Kubernetes, its ports on the host's 127.0.0.1."""
 
     profile: str
+    kubernetes: str
     api_port: int
     registry_port: int | None = None
 
     def save(self, places: Places) -> None:
-        values = {"profile": self.profile, "apiPort": self.api_port, "registryPort": self.registry_port}
+        values = {
+            "profile": self.profile,
+            "kubernetes": self.kubernetes,
+            "apiPort": self.api_port,
+            "registryPort": self.registry_port,
+        }
         processes.write_atomically(places.state / "cluster.json", json.dumps(values))
 
 
@@ -42,7 +48,12 @@ def load_record(places: Places) -> Record | None:
     """The record of a cluster that was started and not taken down, or None."""
     try:
         values = json.loads((places.state / "cluster.json").read_text())
-        return Record(profile=values["profile"], api_port=values["apiPort"], registry_port=values["registryPort"])
+        return Record(
+            profile=values["profile"],
+            kubernetes=values["kubernetes"],
+            api_port=values["apiPort"],
+            registry_port=values["registryPort"],
+        )
     except (FileNotFoundError, ValueError, KeyError):
         return None
 

@@ -70,7 +70,7 @@ def up(places: Places, console: Console, *, api_port: int, registry_port: int) -
     """Start what does not run or does not answer; what runs well is left alone."""
     kubernetes, coredns = prepare(places, console)
     record = lifecycle.load_record(places)
-    if record is not None and _healthy(places, record):
+    if record is not None and record.kubernetes == kubernetes.name and _healthy(places, record):
         _complete(places, lifecycle.api(places, record.api_port))
         return
     lifecycle.end_supervisor(places)
@@ -78,7 +78,7 @@ def up(places: Places, console: Console, *, api_port: int, registry_port: int) -
     with console.step(f"start cluster {places.name}") as step:
         ports.require_free(api_port, "--api-port")
         ports.require_free(registry_port, "--registry-port")
-        record = Record(profile=PROFILE, api_port=api_port, registry_port=registry_port)
+        record = Record(profile=PROFILE, kubernetes=kubernetes.name, api_port=api_port, registry_port=registry_port)
         _write_files(places, record)
         _make_cgroup(places)
         plan = (

@@ -21,7 +21,7 @@ def describe(places: Places) -> list[str]:
         return [f"Cluster {places.name} has ended unexpectedly: start it again with `hack/cluster up`."]
     server = lifecycle.api(places, record.api_port)
     lines = [
-        f"cluster     {places.name} ({record.profile})",
+        f"cluster     {places.name} ({record.profile}, {record.kubernetes})",
         f"API server  https://127.0.0.1:{record.api_port} {'ready' if server.ready() else 'NOT ready'}",
     ]
     if record.profile == node.PROFILE:

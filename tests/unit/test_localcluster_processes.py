@@ -197,7 +197,7 @@ def test_a_supervisor_that_ended_is_an_error(places: settings.Places) -> None:
 def test_a_record_is_read_as_it_was_saved(places: settings.Places) -> None:
     """A cluster that never was has none."""
     assert lifecycle.load_record(places) is None
-    record = Record(profile="full", api_port=6443, registry_port=5000)
+    record = Record(profile="full", kubernetes="kubernetes-1.34.4-k", api_port=6443, registry_port=5000)
     record.save(places)
     assert lifecycle.load_record(places) == record
 
