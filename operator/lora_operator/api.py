@@ -28,6 +28,11 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may well succeed later: a conflict, too many requests, a server in trouble."""
+        return self.code in (409, 429) or self.code >= 500
+
 
 class UnreachableError(Exception):
     """The API server did not answer in time, or not at all."""

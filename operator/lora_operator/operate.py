@@ -32,6 +32,7 @@ from lora_operator.reconcile import Reconciler
 from lora_operator.resync import Resync
 from lora_operator.self_check import check
 from lora_operator.watch import operator_settings, register
+from lora_operator.wording import sentence
 from lora_operator.work_queue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -198,9 +199,9 @@ async def _run_worker(operator: Operator) -> None:
         try:
             wait_s = await operator.reconciler.reconcile(key, failures=queue.failures(key))
         except (ApiError, UnreachableError, TryAgainError) as error:
-            result = "retry"
+            result = "error" if isinstance(error, ApiError) and not error.is_passing else "retry"
             delay_s = queue.failed(key)
-            logger.warning("tried again in %.1f s: %s", delay_s, error, extra={"finetune": key})
+            logger.warning("tried again in %.1f s: %s", delay_s, sentence(str(error)), extra={"finetune": key})
         except Exception:
             result = "error"
             delay_s = queue.failed(key)

@@ -1,0 +1,99 @@
+"""docs/metrics.md: every metric of the operator and of a training pod, from the registries themselves."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Metric
+
+from docgen.text import code, table
+from lora_operator.metrics import Metrics
+from lora_operator.object_metrics import ObjectCollector
+from lora_operator.observe import parse_finetune
+from lora_trainer.metrics import TrainingMetrics
+
+_HEAD = """\
+<!-- Generated from the metrics' own registries by hack/docs: edit them, then run `make docs`. -->
+# Metrics
+
+In the format of Prometheus and OpenMetrics. Units are base units (seconds, bytes, ratios from 0 to 1); counters end in
+`_total`; a histogram has `_bucket`, `_count` and `_sum`. Where the values of the labels are known beforehand, a series
+exists with 0 before its first event. No metric carries an error text, an address or a secret.
+
+"""
+_OPERATOR = """\
+## The operator: `/metrics` on `httpPort` (8080)
+
+`lora_operator_*` is about the operator itself.
+
+"""
+_FLEET = """
+## Runs that the operator has looked after
+
+Counted since the operator's process began, when the status that says so is written: a restart counts nothing twice, and
+what happened while no operator ran is counted when the next one notices it.
+
+"""
+_OBJECTS = """
+## One set of series for each LoRAFineTune
+
+Read from the resource at each scrape, and gone with it. A number that is not known has no series. Final values stay
+here for as long as the resource, while a pod's own series end with the pod.
+
+"""
+_TRAINER = """
+## A training pod: `/metrics` on port 9090
+
+They end with the pod; the pod's labels `lora-operator.io/name` and `lora-operator.io/uid` say which run it belongs to.
+
+"""
+_EXAMPLE = {
+    "metadata": {"name": "x", "namespace": "x", "creationTimestamp": "2026-01-01T00:00:00Z"},
+    "status": {
+        "conditions": [{"type": "Complete", "status": "True"}],
+        "startTime": "2026-01-01T00:00:00Z",
+        "completionTime": "2026-01-01T00:00:00Z",
+        "progress": {"step": 1, "totalSteps": 1, "peakMemoryBytes": 1},
+        "results": {"trainLoss": "1", "evalLossAfter": "1"},
+    },
+}
+"""A finished run, which has every series."""
+
+
+def render() -> str:
+    """The whole page."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    own = list(registry.collect())
+    objects = list(ObjectCollector([parse_finetune(_EXAMPLE)]).collect())
+    parts = (
+        (_OPERATOR, [metric for metric in own if metric.name.startswith("lora_operator_")]),
+        (_FLEET, [metric for metric in own if not metric.name.startswith("lora_operator_")]),
+        (_OBJECTS, objects),
+        (_TRAINER, list(TrainingMetrics().registry.collect())),
+    )
+    return _HEAD + "".join(text + _table(metrics) for text, metrics in parts)
+
+
+def _table(metrics: Iterable[Metric]) -> str:
+    header = ("Metric", "Type", "Labels", "Meaning")
+    return table(header, ([code(_name(m)), m.type, _labels(m), m.documentation] for m in metrics))
+
+
+def _name(metric: Metric) -> str:
+    return metric.name + {"counter": "_total", "info": "_info"}.get(metric.type, "")
+
+
+def _labels(metric: Metric) -> str:
+    # A child exists only where its labels are known beforehand; the declaration is the same for all.
+    return ", ".join(code(label) for label in _LABELS.get(metric.name, _sampled(metric)))
+
+
+def _sampled(metric: Metric) -> list[str]:
+    names = {label: None for sample in metric.samples for label in sample.labels if label != "le"}
+    return list(names)
+
+
+_LABELS = {
+    "lorafinetune_finished": ("namespace", "result", "reason"),
+    "lorafinetune_restarts": ("namespace", "cause"),
+}
+"""Of metrics whose first series appears with the first event."""
