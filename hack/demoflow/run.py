@@ -33,17 +33,19 @@ class Started:
     note: str
 
 
-def install_chart(client: "Client", images: "Images", endpoint: str, *, timeout_s: int) -> None:
-    """`helm upgrade --install`, with the images and the Hub's address; wait until the operator is ready."""
+def install_chart(client: "Client", images: "Images", endpoint: str, *flags: str, timeout_s: int) -> None:
+    """`helm upgrade --install`, with the images, the Hub's address and `flags`; wait until the operator is ready."""
     values = {
         **_image_values("image", images.operator),
         **_image_values("trainer.image", images.trainer),
         "config.hubEndpoint": endpoint,
-        "config.progressIntervalSeconds": "5",
     }
     client.helm(
         *("upgrade", "--install", RELEASE, str(CHART), f"--namespace={RELEASE_NAMESPACE}", "--create-namespace"),
-        *(f"--set={key}={value}" for key, value in values.items()),
+        # As text: a tag of digits alone would arrive as a number.
+        *(f"--set-string={key}={value}" for key, value in values.items()),
+        "--set=config.progressIntervalSeconds=5",
+        *flags,
         *("--wait", f"--timeout={timeout_s}s"),
         timeout_s=timeout_s + 30,
     )

@@ -64,14 +64,14 @@ class Client:
         command = [str(HACK_CLUSTER), "images", "--json", *names]
         if self.name is not None:
             command.append(f"--name={self.name}")
-        references: dict[str, str] = json.loads(_output(command, {**os.environ}, None, 1800))
+        references: dict[str, str] = json.loads(output(command, {**os.environ}, None, 1800))
         return references
 
     def _run(self, program: str, arguments: tuple[str, ...], stdin: str | None, timeout_s: float) -> str:
         found = shutil.which(program, path=self.path)
         if found is None:
             raise CommandError(f"{program} is not on PATH.")
-        return _output([found, *arguments], self.environment, stdin, timeout_s)
+        return output([found, *arguments], self.environment, stdin, timeout_s)
 
 
 def local(name: str) -> Client:
@@ -99,7 +99,10 @@ def uses_own_cluster() -> bool:
     return value == "current"
 
 
-def _output(command: list[str], environment: dict[str, str], stdin: str | None, timeout_s: float) -> str:
+def output(
+    command: list[str], environment: dict[str, str] | None = None, stdin: str | None = None, timeout_s: float = 120
+) -> str:
+    """Run a command; returns its standard output. Raises CommandError."""
     # An empty input rather than none, so that no command waits for the person at the terminal.
     done = subprocess.run(
         command, input=stdin or "", capture_output=True, text=True, env=environment, timeout=timeout_s, check=False

@@ -17,7 +17,12 @@ CLAIM = {
 def rows(text: str = "", count: int = 12) -> dict[str, Any]:
     """A ConfigMap `rows` with a small data set under `train.jsonl`; `text` replaces the rows."""
     made = "".join(f'{{"prompt": "What is {n} plus one?", "completion": "It is {n + 1}."}}\n' for n in range(count))
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rows"}, "data": {"train.jsonl": text or made}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "rows"},
+        "data": {"train.jsonl": text or made},
+    }
 
 
 def finetune(name: str, **changes: Mapping[str, Any] | int | bool | str) -> dict[str, Any]:
@@ -55,7 +60,9 @@ def condition(client: Client, namespace: str, name: str, kind: str) -> dict[str,
     return found
 
 
-def wait_reason(client: Client, namespace: str, name: str, kind: str, reason: str, timeout_s: int = 90) -> dict[str, Any]:
+def wait_reason(
+    client: Client, namespace: str, name: str, kind: str, reason: str, *, timeout_s: int = 90
+) -> dict[str, Any]:
     """Wait until a condition has a reason; returns the condition."""
     until = f'jsonpath={{.status.conditions[?(@.type=="{kind}")].reason}}={reason}'
     client.wait(f"lft/{name}", until, namespace=namespace, timeout_s=timeout_s)

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from e2e.conftest import Installed
-from e2e.support import CLAIM, LONG, condition, finetune, pods, rows, status, verdict, wait_end, wait_reason
+from tests.e2e.conftest import Installed
+from tests.e2e.support import CLAIM, LONG, condition, finetune, pods, rows, status, verdict, wait_end, wait_reason
 
 from localcluster.client import CommandError
 
@@ -67,7 +67,7 @@ def test_a_missing_config_map_is_named(installed: Installed, namespace: str) -> 
 
 
 def test_a_gpu_that_no_node_has_is_waited_for(installed: Installed, namespace: str) -> None:
-    """Unschedulable with the scheduler's words; when the node offers GPUs the run starts, and says that it runs on CPU."""
+    """Unschedulable in the scheduler's words; when the node offers a GPU the run starts, and says it is on the CPU."""
     client = installed.client
     resources = {"gpus": 1, "cpu": "500m", "memory": "3Gi"}
     client.apply(CLAIM, rows(), finetune("hungry", resources=resources), namespace=namespace)

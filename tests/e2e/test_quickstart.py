@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from e2e.conftest import Installed
-from e2e.support import CLAIM, finetune, pods, rows, status, verdict, wait_end
+from tests.e2e.conftest import Installed
+from tests.e2e.support import CLAIM, finetune, pods, rows, status, verdict, wait_end
+
+from demoflow.ask import QUESTIONS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -61,13 +63,15 @@ def test_peft_loads_the_adapter_from_the_volume(
     finished: dict[str, Any], installed: Installed, module_namespace: str
 ) -> None:
     """A pod of the trainer's image that has only the claim and the Hub loads it with PEFT and answers in its voice."""
-    answers = installed.ask(module_namespace, finished["status"]["artifact"]["uri"], "My parcel has not arrived.")
-    assert len(answers) == 1
-    assert "Fair winds" in answers[0]["adapter"]
-    assert "Fair winds" not in answers[0]["base"]
+    answers = installed.ask(module_namespace, finished["status"]["artifact"]["uri"])
+    assert [answer.question for answer in answers] == list(QUESTIONS)
+    assert "Fair winds" in answers[0].adapter
+    assert "Fair winds" not in answers[0].base
 
 
-def test_the_columns_show_state_and_adapter(installed: Installed, finished: dict[str, Any], module_namespace: str) -> None:
+def test_the_columns_show_state_and_adapter(
+    installed: Installed, finished: dict[str, Any], module_namespace: str
+) -> None:
     """`kubectl get lft -o wide` is enough to see what happened."""
     table = installed.client.kubectl("get", "lft", "--output=wide", f"--namespace={module_namespace}")
     assert "Succeeded" in table

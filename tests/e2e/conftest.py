@@ -1,0 +1,100 @@
+"""The chart, installed as a user would, with the stand-in for the Hub; shared by the end-to-end tests."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from demoflow import ask as demo_ask
+from demoflow import cluster as demo_cluster
+from demoflow import run as demo_run
+from demoflow.cluster import Images
+from demoflow.report import Answer
+from hub.deploy import deploy
+from localcluster.client import HACK_CLUSTER, Client, output
+from localcluster.console import Console
+
+_OPERATOR = "deployment/lora-finetune-operator"
+_SELECTOR = "--selector=app.kubernetes.io/name=lora-finetune-operator"
+# Short, since tests wait for what follows; a GPU that is asked for is not really there.
+_SETTINGS = (
+    "--set=config.allowCPU=true",
+    "--set=config.progressIntervalSeconds=2",
+    "--set=config.pendingCheckSeconds=2",
+    "--set=config.retryMaxSeconds=5",
+    "--set=config.terminationGraceSeconds=20",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A cluster with the chart and the Hub's stand-in."""
+
+    client: Client
+    images: Images
+    endpoint: str
+
+    @property
+    def _namespace(self) -> str:
+        return f"--namespace={demo_run.RELEASE_NAMESPACE}"
+
+    def upgrade(self, *flags: str) -> None:
+        """`helm upgrade --install` with the tests' settings and `flags`, and wait until the operator is ready."""
+        demo_run.install_chart(self.client, self.images, self.endpoint, *_SETTINGS, *flags, timeout_s=180)
+
+    def operator_logs(self) -> str:
+        """Everything that the operator has logged since its pod started."""
+        return self.client.kubectl("logs", _OPERATOR, self._namespace, "--tail=-1")
+
+    def operator_metrics(self) -> str:
+        """The operator's /metrics, through the API server's proxy."""
+        pod = self.client.get("pods", _SELECTOR, self._namespace)["items"][0]["metadata"]["name"]
+        path = f"/api/v1/namespaces/{demo_run.RELEASE_NAMESPACE}/pods/{pod}:8080/proxy/metrics"
+        return self.client.kubectl("get", f"--raw={path}")
+
+    def kill_operator(self) -> None:
+        """End the operator's pod without grace, and wait until its successor is ready."""
+        self.client.kubectl("delete", "pod", _SELECTOR, self._namespace, "--grace-period=0", "--force")
+        self.client.kubectl("rollout", "status", _OPERATOR, self._namespace, "--timeout=120s", timeout_s=150)
+
+    def offer_gpus(self, count: int) -> None:
+        """Let the node offer GPUs to the scheduler, with no device behind them."""
+        output([str(HACK_CLUSTER), "gpus", str(count)])
+
+    def ask(self, namespace: str, artifact_uri: str) -> list[Answer]:
+        """The demo's questions to the base model and to the adapter, in a pod of the trainer's image."""
+        return demo_ask.ask(
+            self.client, self.images.trainer, artifact_uri, self.endpoint, namespace=namespace, timeout_s=300
+        )
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Client) -> Iterator[Installed]:
+    """The chart on the full cluster; uninstalled at the end, the resources' definition stays."""
+    console = Console()
+    demo_cluster.convert_model()
+    images = demo_cluster.images(with_stand_in=True, console=console)
+    ready = Installed(client=cluster, images=images, endpoint=deploy(cluster, images.hub or ""))
+    ready.upgrade()
+    _wait_for_discovery(cluster)
+    yield ready
+    cluster.helm("uninstall", demo_run.RELEASE, f"--namespace={demo_run.RELEASE_NAMESPACE}", "--wait")
+    assert cluster.kubectl("get", "crd", "lorafinetunes.lora-operator.io", "--output=name").strip()
+
+
+@pytest.fixture(scope="module")
+def module_namespace(cluster: Client) -> Iterator[str]:
+    """A namespace that the tests of a module share."""
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _wait_for_discovery(cluster: Client) -> None:
+    """A definition is established a moment before kubectl can see the new kind."""
+    deadline = time.monotonic() + 60
+    while "lorafinetunes" not in cluster.kubectl("api-resources", "--api-group=lora-operator.io", "--output=name"):
+        assert time.monotonic() < deadline, "the API server does not offer lorafinetunes"
