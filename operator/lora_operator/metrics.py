@@ -24,9 +24,9 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reconciles = Counter(
             "lora_operator_reconcile",
-            "Turns of a LoRAFineTune: success; retry where the API server could not be reached, was in trouble or in the "
-            "middle of something; error where it refused what the operator must be able to do, or something unexpected "
-            "happened.",
+            "Turns of a LoRAFineTune: success; retry where the API server could not be reached, was in trouble or in "
+            "the middle of something; error where it refused what the operator must be able to do, or something "
+            "unexpected happened.",
             ["result"],
             registry=registry,
         )

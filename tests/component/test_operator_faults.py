@@ -3,13 +3,15 @@
 import base64
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
+import threading
 from typing import Any
 
 from tests.component.documents import succeeded
-from tests.component.stage import Stage, eventually, gone
+from tests.component.stage import Stage, eventually, gone, now
 
 from localcluster import lifecycle, settings
 from lora_operator.names import child_labels, child_name
@@ -144,6 +146,38 @@ def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -
     _delete_from_etcd(stage, f"/registry/jobs/{stage.namespace}/{job['metadata']['name']}")
     _wait_api_server(stage)
     stage.wait_job(attempt=2)
+
+
+def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage: Stage) -> None:
+    """Labels flip and a condition of somebody else comes while the run goes on: 409s are decided anew."""
+    operator = stage.start()
+    stage.apply()
+    pod = stage.wait_pod(stage.wait_job())
+    path = stage.path("lorafinetunes", "tone")
+    theirs = {"type": "Audited", "status": "True", "reason": "Seen", "message": "", "lastTransitionTime": now()}
+    conditions = stage.finetune()["status"]["conditions"]
+    stage.api.patch(f"{path}/status", {"status": {"conditions": [*conditions, theirs]}})
+    ended = threading.Event()
+
+    def flip() -> None:
+        for number in itertools.count():
+            if ended.is_set():
+                return
+            stage.api.patch(path, {"metadata": {"labels": {"flip": str(number)}}})
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    try:
+        stage.run_pod(pod)
+        stage.wait_condition("PodsReady", status="True")
+        stage.end_pod(pod, 0, succeeded())
+        stage.wait_condition("Complete", status="True")
+    finally:
+        ended.set()
+        flipping.join()
+    assert stage.condition("Audited") == theirs
+    assert "flip" in stage.finetune()["metadata"]["labels"]
+    assert operator.metric('lora_operator_reconcile_total{result="error"}') == 0.0
 
 
 def test_an_operator_at_rest_writes_nothing(stage: Stage) -> None:

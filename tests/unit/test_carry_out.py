@@ -1,0 +1,164 @@
+"""The operator's writes, against an API that answers from a script."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+from tests.unit.builders import NAME, NAMESPACE, UID, make_finetune
+
+from lora_operator.api import Api, ApiError, Resource
+from lora_operator.cache import Cache, Key
+from lora_operator.carry_out import TryAgainError, Writer
+from lora_operator.model import JobPatch, ObjectRef
+from lora_operator.names import child_labels
+
+FINETUNE = make_finetune()
+KEY = Key(NAMESPACE, NAME)
+Object = dict[str, Any]
+
+
+def job(name: str = "j", *, owner_uid: str = UID, **metadata: Any) -> Object:
+    owners = [{"uid": owner_uid, "controller": True}]
+    labels = child_labels(NAME, UID, 1)
+    fixed = {"name": name, "namespace": NAMESPACE, "uid": "u", "labels": labels, "ownerReferences": owners}
+    return {"kind": "Job", "metadata": {**fixed, "resourceVersion": "5", **metadata}}
+
+
+class ScriptedApi:
+    """Each call answers with what the test put down for it; an exception is raised."""
+
+    def __init__(self, **answers: Object | ApiError) -> None:
+        self.answers = answers
+        self.deleted: list[str] = []
+
+    def _answer(self, call: str) -> Object:
+        answer = self.answers[call]
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    async def create(self, resource: Resource, namespace: str, manifest: Mapping[str, Any]) -> Object:
+        return self._answer("create")
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        return self._answer("get")
+
+    async def merge_patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        return self._answer("patch")
+
+    async def replace_status(
+        self, resource: Resource, namespace: str, name: str, manifest: Mapping[str, Any]
+    ) -> Object:
+        return self._answer("status")
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        self.deleted.append(uid)
+
+
+def make_writer(api: ScriptedApi) -> tuple[Writer, Cache]:
+    cache = Cache()
+    cache.finetunes.put(FINETUNE.manifest)
+    return Writer(cast("Api", api), cache), cache
+
+
+EXISTS = ApiError(409, "AlreadyExists", 'jobs.batch "j" already exists')
+CONFLICT = ApiError(409, "Conflict", "the object has been modified")
+NOT_FOUND = ApiError(404, "NotFound", "not found")
+DENIED = ApiError(403, "Forbidden", "exceeded quota: none")
+BROKEN = ApiError(500, "InternalError", "failed calling webhook")
+
+
+async def test_what_was_created_is_in_the_cache_at_once() -> None:
+    """The next decision sees it, whatever the watch does."""
+    writer, cache = make_writer(ScriptedApi(create=job()))
+    creation = await writer.create(FINETUNE, job(), patient=False)
+    assert (creation.rejection, creation.adopted) == (None, False)
+    assert [view.name for view in cache.jobs.of(KEY, UID)] == ["j"]
+
+
+async def test_an_object_of_ours_that_is_there_already_is_adopted() -> None:
+    """A crash came between its creation and the status."""
+    writer, cache = make_writer(ScriptedApi(create=EXISTS, get=job()))
+    assert (await writer.create(FINETUNE, job(), patient=False)).adopted
+    assert len(cache.jobs) == 1
+
+
+async def test_an_object_of_somebody_else_is_a_conflict() -> None:
+    """Told by the uid of its controller, never by its name."""
+    writer, cache = make_writer(ScriptedApi(create=EXISTS, get=job(owner_uid="other")))
+    rejection = (await writer.create(FINETUNE, job(), patient=False)).rejection
+    assert rejection is not None
+    assert (rejection.code, rejection.kind, rejection.name) == (409, "Job", "j")
+    assert len(cache.jobs) == 0
+
+
+@pytest.mark.parametrize("found", [NOT_FOUND, job(deletionTimestamp="2026-01-01T00:00:00Z")], ids=["gone", "going"])
+async def test_an_object_that_is_just_going_is_waited_for(found: Object | ApiError) -> None:
+    """Neither adopted nor called a conflict."""
+    writer, _ = make_writer(ScriptedApi(create=EXISTS, get=found))
+    with pytest.raises(TryAgainError):
+        await writer.create(FINETUNE, job(), patient=False)
+
+
+async def test_a_refusal_carries_the_servers_own_words() -> None:
+    """Quota, pod security, admission."""
+    writer, _ = make_writer(ScriptedApi(create=DENIED))
+    rejection = (await writer.create(FINETUNE, job(), patient=False)).rejection
+    assert rejection is not None
+    assert (rejection.code, rejection.message) == (403, "exceeded quota: none")
+
+
+async def test_a_server_error_is_tried_again_and_told_when_it_stays() -> None:
+    """A webhook that is down is trouble that a user should see, after a few attempts."""
+    writer, _ = make_writer(ScriptedApi(create=BROKEN))
+    with pytest.raises(ApiError):
+        await writer.create(FINETUNE, job(), patient=False)
+    rejection = (await writer.create(FINETUNE, job(), patient=True)).rejection
+    assert rejection is not None
+    assert "webhook" in rejection.message
+
+
+async def test_another_conflict_than_the_name_is_tried_again() -> None:
+    """As the quota controller's own."""
+    writer, _ = make_writer(ScriptedApi(create=CONFLICT))
+    with pytest.raises(ApiError):
+        await writer.create(FINETUNE, job(), patient=True)
+
+
+async def test_a_job_that_went_before_its_patch_is_looked_for_again() -> None:
+    """The cache was behind."""
+    writer, _ = make_writer(ScriptedApi(patch=NOT_FOUND))
+    with pytest.raises(TryAgainError):
+        await writer.patch_job(FINETUNE, JobPatch(name="j", body={}))
+
+
+async def test_a_status_that_somebody_overtook_is_read_again() -> None:
+    """The present state is in the cache, for the next decision."""
+    newer = {**FINETUNE.manifest, "metadata": {**FINETUNE.manifest["metadata"], "resourceVersion": "8"}}
+    writer, cache = make_writer(ScriptedApi(status=CONFLICT, get=newer))
+    assert not await writer.write_status(FINETUNE, {})
+    found = cache.finetunes.get(KEY)
+    assert found is not None
+    assert found.resource_version == "8"
+
+
+async def test_a_status_of_a_resource_that_went_is_forgotten_with_it() -> None:
+    """404 is an answer."""
+    writer, cache = make_writer(ScriptedApi(status=NOT_FOUND))
+    assert not await writer.write_status(FINETUNE, {})
+    assert cache.finetunes.get(KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "deleted"),
+    [(job(), ["u"]), (job(owner_uid="other"), []), (NOT_FOUND, [])],
+    ids=["ours", "theirs", "gone"],
+)
+async def test_what_is_named_without_its_uid_is_deleted_only_if_it_is_ours(
+    found: Object | ApiError, deleted: list[str]
+) -> None:
+    """Nothing that a user owns is deleted."""
+    api = ScriptedApi(get=found)
+    writer, _ = make_writer(api)
+    await writer.delete(FINETUNE, ObjectRef(kind="ConfigMap", name="j", uid=""))
+    assert api.deleted == deleted
