@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tests.trainer import tiny
+from tests.trainer.runs import Workplace
 
 from lora_trainer.base import Base, open_folder
-from lora_trainer.contract.config import LossOn
+from lora_trainer.contract.config import LossOn, TrainConfig
+from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.device import Device
 from lora_trainer.model import load_encoder
 from lora_trainer.tokens import Encoder
-from tests.trainer import tiny
-from tests.trainer.runs import Workplace
 
 # PEFT asks the model for a property that Transformers renamed; neither is ours.
 PEFT_RENAMED = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -45,8 +47,6 @@ def encoder(tiny_base: Base) -> Encoder:
 @pytest.fixture
 def cpu() -> Device:
     """The CPU in fp32."""
-    import torch
-
     torch.set_num_threads(1)
     return Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 
@@ -57,8 +57,6 @@ def workplace(tmp_path: Path, tiny_folder: Path) -> Workplace:
     return Workplace.make(tmp_path, tiny_folder)
 
 
-def make_config(**sections: Any) -> Any:
+def make_config(**sections: Any) -> TrainConfig:
     """The configuration of `tiny.manifest(**sections)`."""
-    from lora_trainer.contract.manifest import RunOptions, train_config
-
     return train_config(tiny.manifest(**sections), RunOptions(uid="uid-1", allow_cpu=True, strict=True))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.trainer import tiny
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Summary
-from tests.trainer import tiny
 
 TRAINER = Path(__file__).parents[2] / "trainer_image"
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer import tiny
+from tests.trainer.conftest import make_config
 
 from lora_trainer.base import Base
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
@@ -15,8 +17,6 @@ from lora_trainer.hub import Hub
 from lora_trainer.model import load_encoder
 from lora_trainer.tokens import Encoder
 from lora_trainer.volumes import Volumes
-from tests.trainer import tiny
-from tests.trainer.conftest import make_config
 
 
 def texts(count: int) -> list[tuple[str, PlainText]]:

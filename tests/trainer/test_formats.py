@@ -17,9 +17,9 @@ def row(**values: Any) -> Row:
     return Row(where="x.jsonl, line 3", values=values)
 
 
-def config(kind: DatasetFormat = DatasetFormat.AUTO, **columns: str) -> DatasetConfig:
+def config(**columns: str) -> DatasetConfig:
     """A data set's configuration."""
-    return DatasetConfig(uri="pvc://d/x.jsonl", format=kind, columns=columns)
+    return DatasetConfig(uri="pvc://d/x.jsonl", columns=columns)
 
 
 @pytest.mark.parametrize(

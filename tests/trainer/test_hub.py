@@ -1,11 +1,13 @@
 """Models and data sets of a Hub, and every way in which it can refuse, against a stand-in that speaks its protocol."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer import tiny
 
 from hub.access import Restriction
 from hub.faults import Fault
@@ -23,7 +25,6 @@ from lora_trainer.errors import (
 )
 from lora_trainer.hub import Hub, training_files
 from lora_trainer.volumes import Volumes
-from tests.trainer import tiny
 
 TOKEN = "hf_allowed"
 
@@ -49,10 +50,15 @@ def server(tmp_path: Path, tiny_folder: Path) -> Iterator[HubServer]:
         yield hub
 
 
-def client(server: HubServer, tmp_path: Path, waits: list[float] | None = None, **environment: str) -> Hub:
-    """The trainer's client, with a cache of its own; `waits` collects the pauses it would make."""
-    kept: list[float] = [] if waits is None else waits
-    return Hub(environment={"HF_ENDPOINT": server.url, **environment}, cache=tmp_path / "cache", sleep=kept.append)
+def client(server: HubServer, tmp_path: Path, **environment: str) -> Hub:
+    """The trainer's client, with a cache of its own, that does not really wait."""
+    environment["HF_ENDPOINT"] = server.url
+    return Hub(environment=environment, cache=tmp_path / "cache", sleep=lambda seconds: None)
+
+
+def waiting_client(server: HubServer, tmp_path: Path, waits: list[float]) -> Hub:
+    """A client that notes the pauses, in seconds, that it would make."""
+    return dataclasses.replace(client(server, tmp_path), sleep=waits.append)
 
 
 def find(server: HubServer, tmp_path: Path, uri: str, **environment: str) -> Any:
@@ -88,6 +94,7 @@ def test_the_token_of_the_run_opens_a_closed_model(server: HubServer, tmp_path: 
     ],
 )
 def test_a_model_that_cannot_be_had_is_told(
+    *,
     server: HubServer,
     tmp_path: Path,
     uri: str,
@@ -109,7 +116,7 @@ def test_a_busy_hub_is_asked_again(server: HubServer, tmp_path: Path) -> None:
     """Two refusals, then the model."""
     server.inject(Fault(path="/api/models/org/tiny*", status=503, times=2))
     waits: list[float] = []
-    assert find_base("hf://org/tiny", Volumes(), client(server, tmp_path, waits)).name == "org/tiny"
+    assert find_base("hf://org/tiny", Volumes(), waiting_client(server, tmp_path, waits)).name == "org/tiny"
     assert len(waits) == 2
     assert all(0 < wait <= 2 for wait in waits)
 
@@ -119,7 +126,7 @@ def test_a_hub_that_stays_busy_is_transient(server: HubServer, tmp_path: Path) -
     server.inject(Fault(path="/api/models/org/tiny*", status=503, times=None))
     waits: list[float] = []
     with pytest.raises(TransientError, match="the Hub answered 503"):
-        find_base("hf://org/tiny", Volumes(), client(server, tmp_path, waits))
+        find_base("hf://org/tiny", Volumes(), waiting_client(server, tmp_path, waits))
     assert len(waits) == 3
 
 

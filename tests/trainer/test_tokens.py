@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer import tiny
 
 from lora_trainer.base import Base, open_folder
 from lora_trainer.contract.config import LossOn
@@ -11,7 +12,6 @@ from lora_trainer.errors import DatasetError
 from lora_trainer.formats import Conversation, Message, PlainText
 from lora_trainer.model import load_encoder
 from lora_trainer.tokens import IGNORED, Encoder, Example, stop_token_ids
-from tests.trainer import tiny
 
 
 def talk(*turns: tuple[str, str], verbatim: bool = False) -> Conversation:

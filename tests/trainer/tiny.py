@@ -5,6 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -21,9 +25,6 @@ HIDDEN, MLP, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
 
 def make_tokenizer(*, chat_template: str | None = CHATML) -> Any:
     """A byte-level BPE tokenizer, trained on a few sentences; EOS is `<|im_end|>`, there is no pad token and no BOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,16 +35,14 @@ def make_tokenizer(*, chat_template: str | None = CHATML) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator([*QUESTIONS, "assistant user system Ahoy, captain! Fair winds."], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    kind: Any = PreTrainedTokenizerFast
+    fast = kind(tokenizer_object=tokenizer, eos_token="<|im_end|>")
     fast.chat_template = chat_template
     return fast
 
 
 def make_model(folder: Path, *, seed: int = 0, chat_template: str | None = CHATML) -> Path:
     """Write a random two-layer Llama of about 100,000 parameters as safetensors."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer = make_tokenizer(chat_template=chat_template)
     torch.manual_seed(seed)
     config = LlamaConfig(

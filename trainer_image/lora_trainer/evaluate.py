@@ -11,6 +11,7 @@ from torch import nn
 from lora_trainer.batches import collate, evaluation_batches
 from lora_trainer.device import Device
 from lora_trainer.loss import token_losses
+from lora_trainer.model import set_training
 from lora_trainer.tokens import Example
 
 
@@ -58,8 +59,8 @@ def evaluate(
     """Loss of every row; `done` is told the number of rows after each batch."""
     sums, finished = [0.0] * len(examples), 0
     was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    set_training(model, on=False)
+    with torch.no_grad():
         for rows in evaluation_batches([example.length for example in examples]):
             batch = collate([examples[row] for row in rows], device.torch_device)
             losses = token_losses(model, head, batch, device).double()
@@ -70,5 +71,5 @@ def evaluate(
                 sums[row] = value
             finished += len(rows)
             done(finished)
-    model.train(was_training)
+    set_training(model, on=was_training)
     return Evaluation(sums=tuple(sums), tokens=tuple(example.targets for example in examples))

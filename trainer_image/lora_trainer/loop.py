@@ -14,7 +14,7 @@ from lora_trainer.contract.config import Schedule, TrainingConfig
 from lora_trainer.device import Device
 from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.loss import token_losses
-from lora_trainer.model import Adapted
+from lora_trainer.model import Adapted, set_training
 from lora_trainer.tokens import Example
 
 MAX_GRADIENT_NORM = 1.0
@@ -79,7 +79,7 @@ def train(
     parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype == torch.float16)
-    adapted.model.train()
+    set_training(adapted.model, on=True)
     started = last = clock()
     recent: deque[Step] = deque(maxlen=_SPEED_WINDOW)
     losses: list[tuple[float, int]] = []

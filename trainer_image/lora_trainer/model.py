@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from lora_trainer.base import Base
 from lora_trainer.contract.config import LoraConfig, LossOn, Quantization
 from lora_trainer.device import Device
-from lora_trainer.errors import ConfigError, one_sentence
+from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.targets import choose_targets, linear_modules, short_names
 from lora_trainer.tokens import Encoder, stop_token_ids
 
@@ -79,12 +79,15 @@ def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded
             local_files_only=True,
             output_loading_info=True,
         )
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except Exception as error:  # a model's own code may raise anything on files that are not its own
+        if not isinstance(explain(error), InternalError):
+            raise
         raise ConfigError(
             f"model.uri is {base.name}: its kind {base.model_type!r} cannot be loaded as a causal language model "
             f"({one_sentence(error)[:300]})"
         ) from error
     if report["missing_keys"]:
+        # Transformers would fill them with random numbers and a warning.
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(f"model.uri is {base.name}: its weights are incomplete ({missing} missing)")
     model.requires_grad_(False)
@@ -149,11 +152,26 @@ def adapt(loaded: Loaded, config: LoraConfig, base: Base, device: Device, seed: 
     )
 
 
+def set_training(model: nn.Module, *, on: bool) -> None:
+    """Switch dropout on or off. 4-bit modules stay in training mode.
+
+    On a CPU, bitsandbytes 0.50 repacks a module's weights for inference when it first runs in evaluation mode. What is
+    repacked passes no gradient on, later in training mode either: all layers below would learn nothing, in silence.
+    """
+    model.train(on)
+    for module in model.modules():
+        if _is_4bit(module):
+            module.train(mode=True)
+
+
+def _is_4bit(module: object) -> TypeGuard[nn.Linear]:
+    """By name: PEFT's own wrapper has the same, but is no `nn.Linear`; importing bitsandbytes takes seconds."""
+    return isinstance(module, nn.Linear) and type(module).__name__ == "Linear4bit"
+
+
 def logical_parameters(model: nn.Module) -> int:
     """Parameters as the architecture has them: `numel` counts bytes of bitsandbytes, which hold two weights each."""
     packed = {
-        id(module.weight): module.in_features * module.out_features
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and type(module).__name__ == "Linear4bit"
+        id(module.weight): module.in_features * module.out_features for module in model.modules() if _is_4bit(module)
     }
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())

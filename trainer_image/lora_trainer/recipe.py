@@ -1,4 +1,4 @@
-"""One run, top-down: data, model, evaluation before, training, evaluation after, adapter on the volume."""
+"""One run, top-down: tokens, model, evaluation before, training, evaluation after, adapter on the volume."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from lora_trainer.batches import micro_batch_size
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
-from lora_trainer.data import Data
+from lora_trainer.data import Data, Samples
 from lora_trainer.device import Device, choose_device
 from lora_trainer.evaluate import Evaluation, evaluate, improvement_standard_error
 from lora_trainer.export import write_adapter, write_manifest
@@ -25,13 +25,14 @@ from lora_trainer.volumes import Volumes
 log = logging.getLogger(__name__)
 
 
-def run_training(config: TrainConfig, volumes: Volumes, hub: Hub, folder: Path, reporter: Reporter) -> None:
-    """Train and write the adapter with its manifest into `folder`. Raises `TrainerError`."""
+def run_training(
+    config: TrainConfig, samples: Samples, volumes: Volumes, hub: Hub, *, folder: Path, reporter: Reporter
+) -> None:
+    """Train on samples, write the adapter with its manifest into `folder`. Raises `TrainerError`."""
     started = time.monotonic()
     device = choose_device(config.device, config.training.precision)
     log.info("device %s, compute type %s", device.name, device.dtype_name)
 
-    samples = datasets.load_samples(config, volumes, hub)
     reporter.phase(Phase.LOADING_MODEL)
     base = find_base(config.model.uri, volumes, hub)
     encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)

@@ -14,6 +14,7 @@ from types import FrameType
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.data import load_samples
 from lora_trainer.errors import InternalError, TerminatedError, TrainerError, explain
 from lora_trainer.hub import Hub
 from lora_trainer.reports import Report, Reporter
@@ -54,12 +55,13 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    # Imported here, under the guard: these take seconds, and a broken GPU driver shows on import.
+    # Imported here, under the guard: these take seconds, in which a broken GPU driver may show. Bad data shows before.
     if options.stage == "train":
+        config = TrainConfig.from_json(options.config.read_text(encoding="utf-8"))
+        samples = load_samples(config, volumes, Hub())
         from lora_trainer.recipe import run_training  # noqa: PLC0415
 
-        config = TrainConfig.from_json(options.config.read_text(encoding="utf-8"))
-        run_training(config, volumes, Hub(), options.folder, reporter)
+        run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter)
     else:
         from lora_trainer.verify import verify  # noqa: PLC0415
 

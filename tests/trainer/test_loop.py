@@ -1,0 +1,171 @@
+"""The training loop: which rows, what normalisation, what learning rate, the same every time."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lora_trainer.base import Base
+from lora_trainer.batches import evaluation_batches, micro_batch_size, micro_batches, steps
+from lora_trainer.contract.config import LoraConfig, Quantization, Schedule, TrainingConfig
+from lora_trainer.device import Device
+from lora_trainer.errors import NonFiniteLossError
+from lora_trainer.evaluate import Evaluation, improvement_standard_error, ratio_standard_error
+from lora_trainer.formats import PlainText
+from lora_trainer.loop import Step, learning_rate_factor, train
+from lora_trainer.model import Adapted, adapt, load_model
+from lora_trainer.tokens import Encoder, Example
+
+GOLDEN_LOSSES = (5.85118, 5.73446, 5.52800, 5.43017, 5.37876, 5.34866)
+
+
+def examples(encoder: Encoder, count: int = 12) -> list[Example]:
+    """Rows of different lengths."""
+    return [
+        encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! " + "Fair winds. " * (i % 4))) for i in range(count)
+    ]
+
+
+def fresh(base: Base, device: Device, dropout: float = 0.0) -> Adapted:
+    """The tiny model with a fresh adapter."""
+    config = LoraConfig(rank=4, alpha=8, dropout=dropout)
+    return adapt(load_model(base, Quantization.NONE, device), config, base, device, 3)
+
+
+def run(base: Base, encoder: Encoder, device: Device, micro: int, config: TrainingConfig) -> list[Step]:
+    """The steps of a training."""
+    taken: list[Step] = []
+    train(
+        fresh(base, device),
+        examples(encoder),
+        config=config,
+        micro_batch_size=micro,
+        device=device,
+        on_step=taken.append,
+    )
+    return taken
+
+
+CONFIG = TrainingConfig(epochs=None, max_steps=6, learning_rate=0.01, effective_batch_size=6, seed=5)
+
+
+def test_the_tiny_model_learns_with_the_golden_losses(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """A change of these numbers is a change of what is trained: rows, order, loss, optimizer or schedule."""
+    found = [step.loss for step in run(tiny_base, encoder, cpu, 3, CONFIG)]
+    assert found == pytest.approx(GOLDEN_LOSSES, abs=2e-4)
+
+
+def test_micro_batches_change_nothing_but_memory(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """Normalised by the learned tokens of the whole step: 1, 2 or 6 rows at a time give the same losses."""
+    whole = [step.loss for step in run(tiny_base, encoder, cpu, 6, CONFIG)]
+    for micro in (1, 2):
+        assert [step.loss for step in run(tiny_base, encoder, cpu, micro, CONFIG)] == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_step_reports_what_it_did(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """Counts, passes over the data, learning rate, and a remaining time that ends at 0."""
+    taken = run(tiny_base, encoder, cpu, 3, CONFIG)
+    assert [step.number for step in taken] == [1, 2, 3, 4, 5, 6]
+    assert [step.epoch for step in taken] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert {step.total for step in taken} == {6}
+    assert sum(step.tokens for step in taken) == 3 * sum(e.length for e in examples(encoder))
+    assert taken[-1].remaining_seconds == 0
+    assert all(step.tokens_per_second > 0 and step.gradient_norm > 0 for step in taken)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """With the step and what to change."""
+    adapted = fresh(tiny_base, cpu)
+    with torch.no_grad():
+        next(p for p in adapted.model.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 1: lower training\.learningRate"):
+        train(adapted, examples(encoder), config=CONFIG, micro_batch_size=6, device=cpu, on_step=lambda step: None)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (Schedule.CONSTANT, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),
+        (Schedule.LINEAR, [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        (Schedule.COSINE, [1 / 3, 2 / 3, *(0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8))]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_follows_its_schedule(schedule: Schedule, factors: list[float]) -> None:
+    """Ten steps, two of them warm-up."""
+    assert [learning_rate_factor(i, 10, 0.2, schedule) for i in range(10)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7])
+@pytest.mark.parametrize("ratio", [0.0, 0.03, 1.0])
+def test_the_learning_rate_is_never_zero(total: int, ratio: float) -> None:
+    """Even a run of a single step learns."""
+    for schedule in Schedule:
+        assert all(0 < learning_rate_factor(i, total, ratio, schedule) <= 1 for i in range(total))
+
+
+def test_every_row_is_seen_once_in_each_pass() -> None:
+    """Ten rows in steps of four, two passes and a half: the last step is short."""
+    taken = list(steps(10, 4, 25, seed=1))
+    assert [len(rows) for rows in taken] == [4, 4, 4, 4, 4, 4, 1]
+    flat = [row for rows in taken for row in rows]
+    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
+    assert flat[:10] != flat[10:20]
+    assert taken == list(steps(10, 4, 25, seed=1))
+
+
+def test_a_batch_larger_than_the_data_takes_several_passes() -> None:
+    """Each row as often as another."""
+    (rows,) = steps(3, 9, 9, seed=1)
+    assert sorted(rows) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("effective", "longest", "budget", "size"),
+    [
+        (16, 100, 4096, 16),
+        (16, 512, 4096, 8),
+        (16, 2048, 4096, 2),
+        (16, 9000, 4096, 1),
+        (12, 1000, 4096, 4),
+        (7, 1000, 4096, 1),
+    ],
+)
+def test_the_micro_batch_is_the_largest_divisor_within_the_budget(
+    effective: int, longest: int, budget: int, size: int
+) -> None:
+    """The documented rule."""
+    assert micro_batch_size(effective, longest, budget) == size
+
+
+def test_rows_of_like_length_share_a_micro_batch(encoder: Encoder) -> None:
+    """The longest first, nothing lost."""
+    rows = examples(encoder)
+    parts = [list(part) for part in micro_batches(rows, 3)]
+    lengths = [example.length for part in parts for example in part]
+    assert all(first >= second for first, second in pairwise(lengths))
+    assert sorted(lengths) == sorted(example.length for example in rows)
+
+
+def test_evaluation_batches_stay_within_the_budget() -> None:
+    """Padding included; a row that is longer comes alone."""
+    lengths = [10, 50, 20, 200, 30]
+    batches = list(evaluation_batches(lengths, 100))
+    assert sorted(row for batch in batches for row in batch) == [0, 1, 2, 3, 4]
+    assert all(len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= 100 for batch in batches)
+
+
+def test_the_standard_error_is_that_of_a_mean_for_rows_of_one_length() -> None:
+    """Losses 1, 2, 3, 4 per token: their sample standard deviation over the root of 4."""
+    found = ratio_standard_error([10.0, 20.0, 30.0, 40.0], [10, 10, 10, 10])
+    assert found == pytest.approx(math.sqrt(5 / 3) / 2)
+    assert ratio_standard_error([3.0], [2]) == 0.0
+
+
+def test_a_paired_improvement_is_surer_than_two_means() -> None:
+    """Every row improves by one: nothing is uncertain about that, however different the rows are."""
+    before = Evaluation(sums=(10.0, 40.0, 90.0), tokens=(10, 10, 10))
+    after = Evaluation(sums=(0.0, 30.0, 80.0), tokens=(10, 10, 10))
+    assert before.loss - after.loss == pytest.approx(1.0)
+    assert improvement_standard_error(before, after) == pytest.approx(0.0)
+    assert before.standard_error > 1

@@ -1,0 +1,263 @@
+"""The base model's files, the modules that are adapted, exact parameter counts, and 4-bit weights."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer.tiny import HEADS, HIDDEN, KV_HEADS, LAYERS, MLP
+from torch import nn
+
+from lora_trainer.base import Base, find_base, open_folder
+from lora_trainer.batches import collate
+from lora_trainer.contract.config import Layers, LoraConfig, LossOn, Quantization, TrainingConfig
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.device import Device
+from lora_trainer.errors import ConfigError, NotFoundError, TrainerError
+from lora_trainer.evaluate import evaluate
+from lora_trainer.formats import PlainText
+from lora_trainer.hub import Hub
+from lora_trainer.loop import train
+from lora_trainer.loss import token_losses
+from lora_trainer.model import adapt, load_encoder, load_model
+from lora_trainer.targets import choose_targets, short_names
+from lora_trainer.tokens import Encoder
+from lora_trainer.volumes import Volumes
+
+KV = HIDDEN // HEADS * KV_HEADS
+SIZES = {
+    "q_proj": HIDDEN + HIDDEN,
+    "k_proj": HIDDEN + KV,
+    "v_proj": HIDDEN + KV,
+    "o_proj": HIDDEN + HIDDEN,
+    "gate_proj": HIDDEN + MLP,
+    "up_proj": HIDDEN + MLP,
+    "down_proj": MLP + HIDDEN,
+}
+ATTENTION, MLPS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("quantization", list(Quantization))
+@pytest.mark.parametrize(
+    ("layers", "modules"),
+    [
+        (Layers.ALL_LINEAR, ATTENTION + MLPS),
+        (Layers.ATTENTION, ATTENTION),
+        (Layers.MLP, MLPS),
+        (Layers.QUERY_VALUE, ("q_proj", "v_proj")),
+    ],
+)
+def test_parameters_are_counted_exactly(
+    tiny_base: Base, cpu: Device, quantization: Quantization, layers: Layers, modules: tuple[str, ...]
+) -> None:
+    """rank x (inputs + outputs) for each adapted module and layer; 4-bit weights count one each."""
+    config = LoraConfig(rank=4, alpha=8, layers=layers)
+    adapted = adapt(load_model(tiny_base, quantization, cpu), config, tiny_base, cpu, 1)
+    assert adapted.target_modules == modules
+    assert adapted.trainable_parameters == 4 * LAYERS * sum(SIZES[name] for name in modules)
+    vocabulary = len(json.loads((tiny_base.folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    attention = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV
+    base = vocabulary * HIDDEN + LAYERS * (attention + 3 * HIDDEN * MLP + 2 * HIDDEN) + HIDDEN
+    assert adapted.total_parameters == base + adapted.trainable_parameters
+
+
+LINEAR = {
+    f"model.layers.{i}.{name}": (1, 1)
+    for i in range(2)
+    for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (LoraConfig(layers=Layers.ALL_LINEAR), ("c_attn", "c_proj", "c_fc")),
+        (LoraConfig(layers=Layers.ATTENTION), ("c_attn", "attn.c_proj")),
+        (LoraConfig(layers=Layers.MLP), ("c_fc", "mlp.c_proj")),
+        (LoraConfig(layers=Layers.QUERY_VALUE), ("c_attn",)),
+        (LoraConfig(layers=None, target_modules=("mlp.c_proj",)), ("mlp.c_proj",)),
+        (
+            LoraConfig(layers=None, target_modules=("c_proj", "c_fc"), exclude_modules=("mlp.c_proj",)),
+            ("attn.c_proj", "c_fc"),
+        ),
+        (LoraConfig(layers=None, target_modules=("model.layers.1.mlp.c_fc",)), ("1.mlp.c_fc",)),
+    ],
+)
+def test_module_names_select_exactly_what_was_chosen(config: LoraConfig, names: tuple[str, ...]) -> None:
+    """On a model of GPT-2's kind, where attention and MLP both have a `c_proj`."""
+    chosen = choose_targets(config, LINEAR)
+    found = short_names(chosen, LINEAR)
+    assert found == names
+    assert {n for n in LINEAR if any(n == e or n.endswith("." + e) for e in found)} == set(chosen)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            LoraConfig(layers=None, target_modules=("q_proj",)),
+            'lora.targetModules is "q_proj": the model has no such linear module',
+        ),
+        (LoraConfig(layers=None, target_modules=("lm_head",)), "it has c_attn, c_proj, c_fc"),
+        (LoraConfig(exclude_modules=("wq",)), 'lora.excludeModules is "wq"'),
+        (
+            LoraConfig(layers=Layers.MLP, exclude_modules=("c_fc", "mlp.c_proj")),
+            "lora.layers MLP leaves no module to adapt",
+        ),
+    ],
+)
+def test_unknown_modules_are_told_with_the_models_own(config: LoraConfig, sentence: str) -> None:
+    """A list to choose from."""
+    with pytest.raises(ConfigError) as caught:
+        choose_targets(config, LINEAR)
+    assert sentence in str(caught.value)
+
+
+def test_nf4_trains_the_adapter_and_leaves_4_bit_weights(tiny_base: Base, cpu: Device, encoder: Encoder) -> None:
+    """Real QLoRA steps on the CPU: double quantization, the loss falls, the base stays as it was."""
+    loaded = load_model(tiny_base, Quantization.NF4, cpu)
+    adapted = adapt(loaded, LoraConfig(rank=4, alpha=8), tiny_base, cpu, 1)
+    linear = [m for m in adapted.model.modules() if isinstance(m, nn.Linear)]
+    packed = [m for m in linear if type(m).__name__ == "Linear4bit"]
+    assert len(packed) == 7 * LAYERS
+    weights: list[Any] = [m.weight for m in packed]
+    assert all(weight.dtype == torch.uint8 and weight.quant_state.nested for weight in weights)
+    rows = [encoder.encode(PlainText(where="x", text=f"Ahoy, captain {i}! Fair winds.")) for i in range(4)]
+    before = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None).loss
+    config = TrainingConfig(epochs=None, max_steps=5, learning_rate=0.01, effective_batch_size=4)
+    train(adapted, rows, config=config, micro_batch_size=2, device=cpu, on_step=lambda step: None)
+    after = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None).loss
+    assert after < before - 0.1
+    first = [p for n, p in adapted.model.named_parameters() if "layers.0.self_attn.q_proj.lora_B" in n]
+    assert all(p.abs().max() > 0.01 for p in first), (
+        "the lowest layer learned nothing: gradients were lost on their way"
+    )
+    with adapted.model.disable_adapter():
+        assert evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None).loss == pytest.approx(
+            before, abs=1e-6
+        )
+
+
+def test_only_positions_before_learned_tokens_reach_the_output_embedding(
+    tiny_base: Base, cpu: Device, encoder: Encoder
+) -> None:
+    """The losses equal those of the full logits."""
+    loaded = load_model(tiny_base, Quantization.NONE, cpu)
+    examples = [encoder.encode(PlainText(where="x", text=text)) for text in ("Ahoy", "Fair winds, captain")]
+    batch = collate(examples, cpu.torch_device)
+    found = token_losses(loaded.model, loaded.head, batch, cpu)
+    for row, example in enumerate(examples):
+        ids = torch.tensor([example.input_ids])
+        wanted = nn.functional.cross_entropy(loaded.model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        torch.testing.assert_close(found[batch.rows == row], wanted)
+
+
+def _no_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _link(folder: Path) -> None:
+    (folder / "extra.json").symlink_to("/etc/hostname")
+
+
+def _configured(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def _encoder_model(folder: Path) -> None:
+    _configured(folder, model_type="t5", architectures=["T5ForConditionalGeneration"])
+
+
+def _foreign_code(folder: Path) -> None:
+    _configured(folder, model_type="mine", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})
+
+
+def _quantized(folder: Path) -> None:
+    _configured(folder, quantization_config={"quant_method": "gptq"})
+
+
+def _incomplete(folder: Path) -> None:
+    _configured(folder, num_hidden_layers=3)
+
+
+def _damaged(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+
+
+def _no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "sentence"),
+    [
+        (_no_folder, NotFoundError, "there is no such folder"),
+        (_no_config, NotFoundError, "it has no config.json"),
+        (_pickled, ConfigError, "only pickled weights (pytorch_model.bin), which can run code"),
+        (_no_weights, ConfigError, "no safetensors weights"),
+        (_link, ConfigError, "extra.json is a symbolic link"),
+        (_encoder_model, ConfigError, "its kind 't5' cannot be loaded as a causal language model"),
+        (_foreign_code, ConfigError, "model.uri is"),
+        (_quantized, ConfigError, "its weights are already quantized"),
+        (_incomplete, ConfigError, "its weights are incomplete"),
+        (_damaged, ConfigError, "cannot be"),
+        (_no_tokenizer, ConfigError, "its tokenizer cannot be read"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_told(
+    *,
+    tmp_path: Path,
+    tiny_folder: Path,
+    cpu: Device,
+    spoil: Callable[[Path], None],
+    kind: type[TrainerError],
+    sentence: str,
+) -> None:
+    """Missing, pickled, linked, of the wrong kind, with code of its own, quantized, incomplete, damaged."""
+    folder = tmp_path / "models/tiny"
+    shutil.copytree(tiny_folder, folder)
+    spoil(folder)
+    with pytest.raises(kind) as caught:
+        _load(Volumes(claims=tmp_path), cpu)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _load(volumes: Volumes, cpu: Device) -> None:
+    base = find_base("pvc://models/tiny", volumes, Hub())
+    load_encoder(base, LossOn.COMPLETION, 64)
+    load_model(base, Quantization.NONE, cpu)
+
+
+def test_a_missing_claim_is_a_missing_model(tmp_path: Path) -> None:
+    """With the reason of its own."""
+    with pytest.raises(NotFoundError, match="the claim models is not mounted") as caught:
+        find_base("pvc://models/tiny", Volumes(claims=tmp_path), Hub())
+    assert caught.value.reason is Reason.MODEL_NOT_FOUND
+
+
+def test_a_folder_is_pinned_by_its_bytes(tmp_path: Path, tiny_folder: Path) -> None:
+    """A changed file is another revision."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    before = open_folder(folder)
+    assert before.revision == dataclasses.replace(open_folder(tiny_folder)).revision
+    _configured(folder, rope_theta=1.0)
+    assert open_folder(folder).revision != before.revision

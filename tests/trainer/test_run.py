@@ -1,0 +1,234 @@
+"""Whole runs of the tiny model in processes of their own: what comes out, and every way to end."""
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from peft import PeftModel
+from tests.trainer import tiny
+from tests.trainer.conftest import make_config
+from tests.trainer.runs import Workplace, read_json
+from transformers import AutoModelForCausalLM
+
+from lora_trainer.base import open_folder
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.device import Device
+from lora_trainer.evaluate import evaluate
+from lora_trainer.hub import Hub
+from lora_trainer.recipe import evaluation_rows
+from lora_trainer.volumes import Volumes
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(workplace: Workplace, cpu: Device) -> None:
+    """From the YAML of kubectl apply to a loss that PEFT reproduces; a second run gets a folder of its own."""
+    manifest = workplace.manifest_file()
+    quickstart = manifest.read_text(encoding="utf-8")
+    manifest.write_text(yaml.safe_dump({"kind": "ConfigMap"}) + "---\n" + quickstart, encoding="utf-8")
+    done = workplace.run("-f", manifest)
+    assert done.status == 0, done.log
+    summary, results, artifact = done.summary, done.summary.results, done.summary.artifact
+    assert summary.succeeded
+    assert results is not None
+    assert artifact is not None
+    assert summary.resolved is not None
+    assert (summary.resolved.device, summary.resolved.compute_dtype) == ("cpu", "fp32")
+    assert summary.resolved.trainable_parameters == 4 * 2 * (2 * 128 + 2 * 96 + 3 * 192)
+    assert (summary.resolved.micro_batch_size, summary.resolved.gradient_accumulation_steps) == (8, 1)
+    assert results.held_out
+    assert results.eval_loss_after < results.eval_loss_before - 5 * results.improvement_standard_error
+    assert results.verification.difference <= 1e-5
+    assert (results.steps, artifact.uri) == (6, "pvc://adapters/out")
+    assert "Loss on held-out rows:" in done.output
+    assert "Traceback" not in done.log
+
+    folder = workplace.claims / "adapters/out"
+    assert (folder / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert _loss_with_peft(workplace, folder, cpu) == pytest.approx(results.eval_loss_after, abs=1e-5)
+    config = read_json(folder / "adapter_config.json")
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, "pvc://models/tiny")
+
+    again = workplace.run("-f", manifest)
+    assert again.status == 0, again.log
+    assert again.summary.artifact is not None
+    second = again.summary.artifact.uri.rpartition("/")[2]
+    assert second.startswith("out-")
+    assert workplace.adapters() == ["out", second]
+    first, other = (workplace.claims / "adapters" / name / "adapter_model.safetensors" for name in ("out", second))
+    assert first.read_bytes() == other.read_bytes()
+
+
+def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
+    """The held-out loss, with PEFT's own loading."""
+    model_folder = workplace.claims / "models/tiny"
+    base: Any = AutoModelForCausalLM.from_pretrained(model_folder)
+    model = PeftModel.from_pretrained(base, str(folder))
+    rows, _ = evaluation_rows(make_config(), Volumes(claims=workplace.claims), Hub(), open_folder(model_folder))
+    return evaluate(model, base.get_output_embeddings(), rows, cpu, lambda count: None).loss
+
+
+def test_a_run_that_was_already_published_is_verified_and_not_trained_again(workplace: Workplace) -> None:
+    """The pod died after the adapter was in place: the next attempt reports it; a damaged one is not reported."""
+    config = workplace.config_file(training={"maxSteps": 1})
+    assert workplace.run("--config", config, "--metrics-port", str(free_port())).status == 0
+    manifest = workplace.claims / "adapters/out/manifest.json"
+    before = manifest.stat().st_mtime_ns
+    again = workplace.run("--config", config, "--metrics-port", str(free_port()))
+    assert (again.status, again.summary.reason) == (0, Reason.SUCCEEDED)
+    assert workplace.adapters() == ["out"]
+    assert manifest.stat().st_mtime_ns == before
+    weights = workplace.claims / "adapters/out/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    damaged = workplace.run("--config", config, "--metrics-port", str(free_port()))
+    assert (damaged.status, damaged.summary.reason) == (1, Reason.VERIFICATION_FAILED)
+    assert "adapter_model.safetensors has sha256" in damaged.summary.message
+
+
+def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Workplace) -> None:
+    """A run that is told to stop is never a success and leaves nothing behind."""
+    port = free_port()
+    config = workplace.config_file(training={"maxSteps": 100_000})
+    process = workplace.start("--config", config, "--metrics-port", str(port))
+    try:
+        progress = _wait_for_step(port)
+        assert progress.phase is Phase.TRAINING
+        assert progress.total_steps == 100_000
+        assert progress.loss is not None
+        assert progress.tokens_per_second is not None
+        assert progress.estimated_remaining_seconds is not None
+        assert progress.peak_memory_bytes is not None
+        assert progress.resolved is not None
+        metrics = _get(port, "/metrics")
+        assert "lora_training_step " in metrics
+        assert "lora_training_tokens_total " in metrics
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == ExitCode.TERMINATED
+    assert workplace.summary().reason is Reason.EVICTED
+    assert workplace.adapters() == []
+    assert "Traceback" not in log
+
+
+def _wait_for_step(port: int) -> Progress:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            progress = Progress.from_json(_get(port, "/progress"))
+        except OSError:
+            continue
+        if progress.step > 0:
+            return progress
+    raise AssertionError("no step within two minutes")
+
+
+def _get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_stage_that_the_kernel_kills_ends_with_137(workplace: Workplace) -> None:
+    """The supervisor survives and says so."""
+    port = free_port()
+    config = workplace.config_file(training={"maxSteps": 100_000})
+    process = workplace.start("--config", config, "--metrics-port", str(port))
+    try:
+        _wait_for_step(port)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+        signal.pidfd_send_signal(_pidfd(int(child)), signal.SIGKILL)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == ExitCode.KERNEL_OUT_OF_MEMORY
+    assert workplace.summary().reason is Reason.OOM_KILLED
+    assert "raise resources.memory" in workplace.summary().message
+    assert workplace.adapters() == []
+
+
+def _pidfd(pid: int) -> int:
+    return os.pidfd_open(pid)
+
+
+def test_a_gpu_that_was_given_and_is_not_there_is_a_gpu_fault(workplace: Workplace) -> None:
+    """Unless the operator allows the CPU."""
+    config = workplace.config_file(allow_cpu=False)
+    done = workplace.run("--config", config, "--metrics-port", str(free_port()), CUDA_VISIBLE_DEVICES="")
+    assert (done.status, done.summary.reason) == (72, Reason.GPU_FAULT)
+    assert "resources.gpus is 1, but the container sees no usable GPU" in done.summary.message
+    assert workplace.adapters() == []
+
+
+def test_a_bad_data_set_ends_with_65_before_a_model_is_looked_for(workplace: Workplace) -> None:
+    """File and line, no stack trace, nothing left on the claim."""
+    (workplace.claims / "data/train.jsonl").write_text('{"messages": []}\nnonsense\n', encoding="utf-8")
+    done = workplace.run("-f", workplace.manifest_file(model={"uri": "pvc://models/none"}))
+    assert (done.status, done.summary.reason) == (65, Reason.DATASET_INVALID)
+    assert done.summary.message.startswith("train.jsonl, line 2: not JSON")
+    assert "Traceback" not in done.log
+    assert done.output.startswith("DatasetInvalid: train.jsonl, line 2")
+    assert workplace.adapters() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lora": {"rnak": 4}}, "spec.lora.rnak is 4"),
+        ({"training": {"learningRate": 0.1}}, "spec.training.learningRate"),
+        ({"output": {"uri": "hf://a/b"}}, "spec.output.uri"),
+    ],
+)
+def test_a_bad_manifest_ends_with_64(workplace: Workplace, change: dict[str, Any], sentence: str) -> None:
+    """As kubectl would refuse it: field, value, rule."""
+    done = workplace.run("-f", workplace.manifest_file(**change))
+    assert (done.status, done.summary.reason) == (64, Reason.CONFIG_INVALID)
+    assert sentence in done.summary.message
+
+
+def test_a_configuration_of_another_release_ends_with_64(workplace: Workplace) -> None:
+    """The trainer image must be that of the operator."""
+    path = workplace.config_file()
+    path.write_text(json.dumps({**read_json(path), "version": "v0"}), encoding="utf-8")
+    done = workplace.run("--config", path)
+    assert (done.status, done.summary.reason) == (64, Reason.CONFIG_INVALID)
+    assert "use the trainer image of the operator's release" in done.summary.message
+
+
+def test_a_claim_that_is_not_mounted_ends_with_74(workplace: Workplace) -> None:
+    """The sentence names it."""
+    done = workplace.run("-f", workplace.manifest_file(output={"uri": "pvc://none/out"}))
+    assert (done.status, done.summary.reason) == (74, Reason.STORAGE_ERROR)
+    assert "the claim none is not mounted" in done.summary.message
+
+
+def test_the_suffix_of_a_second_run_follows_its_uid(workplace: Workplace) -> None:
+    """So that the operator can foretell it."""
+    (workplace.claims / "adapters/out").mkdir()
+    (workplace.claims / "adapters/out/precious").write_text("x", encoding="utf-8")
+    tiny.write_jsonl(workplace.root / "configmaps/notes/notes.jsonl", [{"text": f"Ahoy {i}"} for i in range(9)])
+    config = workplace.config_file(
+        "uid-7", dataset={"uri": "configmap://notes/notes.jsonl"}, quantization="NF4", training={"maxSteps": 2}
+    )
+    done = workplace.run("--config", config, "--metrics-port", str(free_port()))
+    assert done.status == 0, done.log
+    assert done.summary.artifact is not None
+    assert done.summary.artifact.uri == f"pvc://adapters/out-{run_suffix('uid-7')}"
+    assert (workplace.claims / "adapters/out/precious").exists()

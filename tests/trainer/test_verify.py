@@ -1,0 +1,186 @@
+"""A verification that notices: an adapter of another scale, other weights, another model, other data."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.trainer.conftest import make_config
+from tests.trainer.runs import Workplace
+
+from lora_trainer.artifact import MANIFEST, Manifest, file_entries, read_manifest
+from lora_trainer.ask import ask, show
+from lora_trainer.contract import codec
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.data import load_samples
+from lora_trainer.errors import VerificationError
+from lora_trainer.hub import Hub
+from lora_trainer.recipe import run_training
+from lora_trainer.reports import Reporter
+from lora_trainer.verify import verify
+from lora_trainer.volumes import Volumes
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def trained(root: Path, model: Path, config: TrainConfig) -> tuple[Path, Volumes]:
+    """An adapter, trained in this process."""
+    torch.set_num_threads(1)
+    workplace = Workplace.make(root, model)
+    volumes = Volumes(claims=workplace.claims)
+    folder = root / "adapter"
+    folder.mkdir()
+    run_training(config, load_samples(config, volumes, Hub()), volumes, Hub(), folder=folder, reporter=Reporter(None))
+    return folder, volumes
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, Volumes]:
+    """A trained adapter and the volumes that it was trained from; tests spoil copies."""
+    return trained(tmp_path_factory.mktemp("verify"), tiny_folder, make_config())
+
+
+def sign_again(folder: Path) -> None:
+    """Make the manifest fit the files, as a faulty trainer would."""
+    document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    document["files"] = codec.encode(file_entries(folder))
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _scale_b(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v * 1.5 if ".lora_B." in k else v for k, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _zero_b(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v * 0 if ".lora_B." in k else v for k, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _swap_modules(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file(
+        {
+            k.replace("layers.0", "layers.9").replace("layers.1", "layers.0").replace("layers.9", "layers.1"): v
+            for k, v in tensors.items()
+        },
+        folder / WEIGHTS,
+    )
+
+
+def _lose_one(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v for k, v in tensors.items() if "layers.1.mlp.up_proj" not in k}, folder / WEIGHTS)
+
+
+def _unknown_module(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k.replace("up_proj", "other_proj"): v for k, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _half_rank(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: (v[:2] if ".lora_A." in k else v[:, :2]).contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _alone(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v for k, v in tensors.items() if ".lora_A." in k}, folder / WEIGHTS)
+
+
+def _alpha(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "lora_alpha": 32}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_scale_b, "the written adapter on the base model gives a loss of"),
+        (_zero_b, "the written adapter on the base model gives a loss of"),
+        (_swap_modules, "the written adapter on the base model gives a loss of"),
+        (_lose_one, "were trained"),
+        (_unknown_module, "other_proj, which is no linear module of the base model"),
+        (_half_rank, "expected (4, "),
+        (_alone, "no pair of lora_A and lora_B"),
+        (_alpha, "adapter_config.json says rank 4 and alpha 32, the run asked for 4 and 8"),
+    ],
+)
+def test_an_adapter_that_is_not_what_was_trained_is_refused(
+    adapter: tuple[Path, Volumes], tmp_path: Path, spoil: Callable[[Path], None], sentence: str
+) -> None:
+    """Even where every digest fits."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    spoil(folder)
+    with pytest.raises(VerificationError, match="the file was changed or damaged"):
+        verify(folder, adapter[1], Hub())
+    sign_again(folder)
+    with pytest.raises(VerificationError) as caught:
+        verify(folder, adapter[1], Hub())
+    assert sentence in str(caught.value)
+
+
+def test_a_good_adapter_reproduces_its_loss(adapter: tuple[Path, Volumes]) -> None:
+    """To many digits in fp32."""
+    result = verify(adapter[0], adapter[1], Hub())
+    assert result.difference < 1e-5
+    assert result.tolerance == 1e-3
+
+
+@pytest.mark.parametrize("quantization", list(Quantization))
+@pytest.mark.parametrize("precision", ["Auto", "BF16"])
+def test_every_kind_of_weights_is_verified(
+    tmp_path: Path, tiny_folder: Path, quantization: Quantization, precision: str
+) -> None:
+    """4-bit weights and 16-bit products too, within their tolerance."""
+    config = make_config(quantization=quantization.value, training={"maxSteps": 3, "precision": precision})
+    folder, volumes = trained(tmp_path, tiny_folder, config)
+    result = verify(folder, volumes, Hub())
+    assert result.tolerance == (1e-3 if precision == "Auto" else 2e-2)
+    assert read_manifest(folder).resolved.compute_dtype == ("fp32" if precision == "Auto" else "bf16")
+
+
+def test_another_base_model_is_refused(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
+    """A folder on a volume is pinned by its bytes."""
+    shutil.copytree(adapter[1].claims, tmp_path / "claims")
+    config = tmp_path / "claims/models/tiny/generation_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), "max_length": 9}), encoding="utf-8")
+    with pytest.raises(VerificationError, match="the adapter was trained on sha256:"):
+        verify(adapter[0], Volumes(claims=tmp_path / "claims"), Hub())
+
+
+def test_another_data_set_is_refused(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
+    """The loss would mean nothing on other rows."""
+    shutil.copytree(adapter[1].claims, tmp_path / "claims")
+    with (tmp_path / "claims/data/train.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(VerificationError, match=r"the data set pvc://data/train\.jsonl has changed since the run"):
+        verify(adapter[0], Volumes(claims=tmp_path / "claims"), Hub())
+
+
+def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> None:
+    """Base model, revision, configuration, measurements, versions; it reads back to what was written."""
+    manifest: Manifest = read_manifest(adapter[0])
+    assert manifest.config == make_config()
+    assert manifest.base_model == "pvc://models/tiny"
+    assert manifest.base_revision == manifest.resolved.model_revision
+    assert manifest.measured.eval_loss_after < manifest.measured.eval_loss_before
+    assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.versions)
+    assert [entry.path for entry in manifest.files] == ["README.md", "adapter_config.json", WEIGHTS]
+
+
+def test_base_and_adapter_answer_the_same_questions(adapter: tuple[Path, Volumes]) -> None:
+    """As JSON for programs, side by side for people; two answers, since the adapter changed the model."""
+    answers = ask(None, adapter[0], ["Who are you?", "When do you open?"], 8, adapter[1])
+    assert [answer.question for answer in answers] == ["Who are you?", "When do you open?"]
+    assert any(answer.base != answer.adapter for answer in answers)
+    assert json.loads(show(answers, as_json=True))[0] == {
+        "question": "Who are you?",
+        "base": answers[0].base,
+        "adapter": answers[0].adapter,
+    }
+    assert "Q: Who are you?\n  base:    " in show(answers, as_json=False)
