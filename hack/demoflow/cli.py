@@ -58,7 +58,8 @@ def _demo(console: Console, *, with_stand_in: bool, timeout_s: int) -> None:
         with console.step("start a stand-in for the Hugging Face Hub (for developers: no account, no internet)"):
             endpoint = deploy(client, images.hub)
     with console.step("helm upgrade --install lora-finetune-operator"):
-        run.install_chart(client, images, endpoint, timeout_s=300)
+        # The line below moves every few seconds; by default progress is written four times a minute.
+        run.install_chart(client, images, endpoint, "--set=config.progressIntervalSeconds=5", timeout_s=300)
     with console.step("kubectl apply -f examples/quickstart-inputs.yaml -f examples/quickstart.yaml") as step:
         chosen = run.start(client)
         step.detail(chosen.note)

@@ -46,6 +46,7 @@ def install_chart(client: "Client", images: "Images", endpoint: str, *flags: str
         *(f"--set-string={key}={value}" for key, value in values.items()),
         "--set=config.progressIntervalSeconds=5",
         *flags,
+        *flags,
         *("--wait", f"--timeout={timeout_s}s"),
         timeout_s=timeout_s + 30,
     )
