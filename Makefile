@@ -58,7 +58,7 @@ soak: everything
 	@for round in 1 2 3; do $(PYTEST) -q tests/component tests/cluster tests/e2e || exit 1; done
 
 bench: everything
-	@$(BIN)/python benchmarks/platform.py
+	@$(BIN)/python benchmarks/footprint.py
 	@$(BIN)/python benchmarks/apply_to_job.py
 
 docs: venv

@@ -1,9 +1,9 @@
 """What the platform costs: starting and ending the local cluster, sizes of images, the pure tests, an edited line.
 
-    .venv/bin/python benchmarks/platform.py [--rounds 3]
+    .venv/bin/python benchmarks/footprint.py [--rounds 3]
 
-Needs `make test` or `make demo` once before, so that everything is built: it measures warm times. It ends a running local
-cluster and starts it again. Prints rows for docs/benchmarks.md; medians of `--rounds`.
+Needs `make test` or `make demo` once before, so that everything is built: it measures warm times. It ends a running
+local cluster and starts it again. Prints rows for docs/benchmarks.md; medians of `--rounds`.
 """
 
 import argparse
@@ -78,8 +78,8 @@ def compressed_bytes(reference: str) -> int:
     """Size of an image's layers as the registry holds and a node pulls them."""
     repository, _, tag = reference.partition("/")[2].rpartition(":")
     url = f"http://127.0.0.1:{REGISTRY_PORT}/v2/{repository}/manifests/{tag}"
-    request = urllib.request.Request(url, headers={"Accept": _MANIFEST})  # noqa: S310 - the local registry
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+    request = urllib.request.Request(url, headers={"Accept": _MANIFEST})
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the local registry
         manifest = json.load(answer)
     return sum(int(layer["size"]) for layer in manifest["layers"])
 
