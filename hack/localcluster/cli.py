@@ -131,6 +131,7 @@ def _down(options: argparse.Namespace, console: Console) -> None:
     places = settings.places(options.name)
     with locked(places.lock, waiting=console.say), console.step(f"end cluster {places.name}"):
         node.down(places)
+        places.lock.unlink()
     if places.volumes.is_dir() and any(places.volumes.iterdir()):
         console.say(f"The data of volumes stays in {places.volumes}; `hack/cluster purge --volumes` deletes it.")
 

@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from localcluster.errors import ClusterError
 
@@ -162,20 +162,35 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that the kernel drops when this process ends, however it ends."""
+    """Hold a lock that the kernel drops when this process ends, however it ends.
+
+    Whoever holds the lock may delete the file: others then lock the next file of that name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    while True:
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                waiting(f"waiting for another hack/cluster (process {file.read().strip() or 'unknown'}) to finish")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, path):
+                continue
             file.seek(0)
-            waiting(f"waiting for another hack/cluster (process {file.read().strip() or 'unknown'}) to finish")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+            return
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether the open file is still the one that the path names."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def wait_until(

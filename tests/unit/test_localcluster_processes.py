@@ -1,6 +1,7 @@
 """Processes of the local cluster: known by pid and start time, ended with their children, kept running."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
@@ -101,6 +102,27 @@ def test_a_detached_program_that_does_not_exist_is_an_error_with_its_log(tmp_pat
             environment=lifecycle.python_environment(),
         )
     assert error.value.log == tmp_path / "log"
+
+
+def test_a_lock_whose_file_was_deleted_by_its_holder_is_taken_on_the_next_file(tmp_path: Path) -> None:
+    """`down` leaves no file behind, and yet two never hold the lock at once."""
+    path = tmp_path / "lock"
+    said: list[str] = []
+
+    def delete_while_waiting(text: str) -> None:
+        said.append(text)
+        path.unlink()
+        holder.close()
+
+    holder = path.open("w")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    holder.write("4711")
+    holder.flush()
+    with processes.locked(path, waiting=delete_while_waiting):
+        assert path.read_text() == str(os.getpid())
+        with path.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert said == ["waiting for another hack/cluster (process 4711) to finish"]
 
 
 @pytest.fixture
