@@ -29,14 +29,14 @@ _USED: list[TextIO] = []
 def cluster() -> Client:
     """The full local cluster with a node that runs pods, or the user's own with CLUSTER=current.
 
-    One that runs already is used and left as it is; one that the tests start is ended by the last
-    session that uses it.
+    One that exists already is used and left; one that the tests make is ended by the last session
+    that uses it.
     """
     if client.uses_own_cluster():
         return client.current()
     places = settings.places(settings.DEFAULT_NAME)
     _join(places.state)
-    ours = not lifecycle.is_running(places)
+    ours = lifecycle.load_record(places) is None
     _hack_cluster("up")
     if ours:
         _marker(places.state).touch()
