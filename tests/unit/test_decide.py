@@ -404,6 +404,14 @@ def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
     assert job_name(1) in plan.events[0].message
 
 
+def test_the_next_attempt_starts_with_a_clean_slate() -> None:
+    """A pod of the deleted Job that has failed neither holds the new Job up nor tells its state."""
+    pods = (ended_pod(75, "ConnectionError: reset", job_uid=""),)
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    assert len(plan.create) == 2
+    assert told(plan) == ("Unknown", "Pending")
+
+
 def test_the_number_of_attempts_survives_in_the_jobs_alone() -> None:
     """The status may be older than the Job."""
     plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(make_job(attempt=2),))
