@@ -199,6 +199,9 @@ async def _run_worker(operator: Operator) -> None:
         try:
             wait_s = await operator.reconciler.reconcile(key, failures=queue.failures(key))
         except (ApiError, UnreachableError, TryAgainError) as error:
+            if isinstance(error, ApiError) and error.code == 401:
+                # Credentials are read at the start, and a service account's every minute: a restart reads all anew.
+                raise OperatorFailedError(f"The API server accepts the credentials no more: {error.message}") from error
             result = "error" if isinstance(error, ApiError) and not error.is_passing else "retry"
             delay_s = queue.failed(key)
             logger.warning("tried again in %.1f s: %s", delay_s, sentence(str(error)), extra={"finetune": key})

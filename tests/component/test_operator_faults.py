@@ -8,10 +8,11 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 from typing import Any
 
 from tests.component.documents import succeeded
-from tests.component.stage import Stage, eventually, gone, now
+from tests.component.stage import OperatorProcess, Stage, eventually, gone, now
 
 from localcluster import lifecycle, settings
 from lora_operator.names import child_labels, child_name
@@ -120,6 +121,22 @@ def test_a_missing_right_ends_the_start_with_its_name(stage: Stage) -> None:
     assert f"may not create jobs.batch, list events in namespace {stage.namespace}" in text
     assert "rbac.create" in text
     assert "Traceback" not in text
+
+
+def test_credentials_that_are_accepted_no_more_end_the_process(stage: Stage) -> None:
+    """The service account goes away under the operator: exit status 1 and a sentence; a restart reads new ones."""
+    operator = stage.start()
+    for account in stage.objects("serviceaccounts"):
+        if account["metadata"]["name"].startswith("operator-"):
+            stage.api.delete(stage.path("serviceaccounts", account["metadata"]["name"]))
+    for number in itertools.count():
+        stage.apply(f"tone-{number}")
+        # The API server remembers a good token for some seconds.
+        job = partial(_ended_or_jobs, stage, operator, number + 1)
+        if eventually(job, "the operator makes the Job or ends") == "ended":
+            break
+    assert operator.process.wait(timeout=60) == 1
+    assert "accepts the credentials no more" in operator.text()
 
 
 def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> None:
@@ -239,6 +256,12 @@ def _foreign_job(name: str) -> dict[str, Any]:
     template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
     labels = child_labels("somebody", "somebody", 1)
     return {"metadata": {"name": name, "labels": labels}, "spec": {"suspend": True, "template": template}}
+
+
+def _ended_or_jobs(stage: Stage, operator: OperatorProcess, count: int) -> str:
+    if operator.process.poll() is not None:
+        return "ended"
+    return "made" if len(stage.objects("jobs")) == count else ""
 
 
 def _pods_of_both(stage: Stage) -> dict[str, Any] | None:

@@ -4,14 +4,13 @@ import itertools
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.component.documents import succeeded
-from tests.component.stage import Stage, eventually
+from tests.component.stage import OperatorProcess, Stage, eventually
 
 from lora_trainer.contract.progress import PORT, Phase, Progress
 
@@ -87,13 +86,13 @@ def training(step: int) -> Progress:
 HOSTILE: dict[str, Talk] = {
     "endless": endless,
     "slow": slow,
-    "too long": partial(answer, body=b'{"step": 1' + b" " * 5000 + b"}"),
-    "not JSON": partial(answer, body=b"<html>"),
-    "deeply nested": partial(answer, body=b"[" * 4000),
-    "huge number": partial(answer, body=b'{"loss": 1' + b"0" * 4000 + b"}"),
-    "unknown keys": partial(answer, body=b'{"verdict": "Succeeded"}'),
-    "server error": partial(answer, body=training(9).to_json().encode(), status="500 Oops"),
-    "long header": partial(answer, body=b"{}", extra="X: " + "x" * 100_000 + "\r\n"),
+    "too-long": partial(answer, body=b'{"step": 1' + b" " * 5000 + b"}"),
+    "not-json": partial(answer, body=b"<html>"),
+    "deeply-nested": partial(answer, body=b"[" * 4000),
+    "huge-number": partial(answer, body=b'{"loss": 1' + b"0" * 4000 + b"}"),
+    "unknown-keys": partial(answer, body=b'{"verdict": "Succeeded"}'),
+    "server-error": partial(answer, body=training(9).to_json().encode(), status="500 Oops"),
+    "long-header": partial(answer, body=b"{}", extra="X: " + "x" * 100_000 + "\r\n"),
 }
 
 
@@ -118,27 +117,32 @@ def test_a_running_pods_progress_reaches_the_status(stage: Stage) -> None:
     assert 0 < operator.metric(series) < 1
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_answer_is_no_progress_and_holds_nobody_up(stage: Stage, kind: str) -> None:
-    """The run has no progress and still ends as its pod does; another one's progress comes; memory stays bounded."""
+def test_hostile_answers_are_no_progress_and_hold_nobody_up(stage: Stage) -> None:
+    """All at once: those runs have no progress and end as their pods do, a good one's comes, memory is bounded."""
 
     def well(connection: Any) -> None:
         answer(connection, training(5).to_json().encode())
 
-    with pod_server(HOSTILE[kind]) as hostile, pod_server(well) as good:
+    with ExitStack() as servers:
         operator = stage.start()
-        stage.apply("bad")
-        stage.apply("good")
-        pods = eventually(lambda: _pods(stage), "two pods")
-        stage.run_pod(pods["bad"], ip=hostile)
-        eventually(lambda: "no progress from pod" in operator.text(), "the hostile pod was asked")
-        stage.run_pod(pods["good"], ip=good)
+        addresses = {kind: servers.enter_context(pod_server(talk)) for kind, talk in HOSTILE.items()}
+        for kind in (*HOSTILE, "good"):
+            stage.apply(kind)
+        pods = eventually(lambda: _pods(stage, len(HOSTILE) + 1), "every run has a pod")
+        for kind, address in addresses.items():
+            stage.run_pod(pods[kind], ip=address)
+        for kind in HOSTILE:
+            asked = partial(_is_in_log, operator, f"no progress from pod {pods[kind]['metadata']['name']}")
+            eventually(asked, f"the pod with the {kind} answer was asked")
+        stage.run_pod(pods["good"], ip=servers.enter_context(pod_server(well)))
         stage.wait_condition("Complete", reason="Training", name="good")
-        assert "step" not in stage.finetune("bad")["status"].get("progress", {})
+        assert {
+            kind: stage.finetune(kind)["status"].get("progress", {}).get("step") for kind in HOSTILE
+        } == dict.fromkeys(HOSTILE)
         assert "Traceback" not in operator.text()
         assert _resident_bytes(operator.process.pid) < 200 * 2**20
-        stage.end_pod(pods["bad"], 0, succeeded())
-        stage.wait_condition("Complete", status="True", name="bad")
+        stage.end_pod(pods["endless"], 0, succeeded())
+        stage.wait_condition("Complete", status="True", name="endless")
 
 
 def test_a_redirect_is_not_followed(stage: Stage) -> None:
@@ -171,9 +175,13 @@ def _step(stage: Stage) -> int:
     return int(stage.finetune()["status"].get("progress", {}).get("step", 0))
 
 
-def _pods(stage: Stage) -> dict[str, Any] | None:
+def _pods(stage: Stage, count: int) -> dict[str, Any] | None:
     pods = {pod["metadata"]["labels"]["lora-operator.io/name"]: pod for pod in stage.objects("pods")}
-    return pods if len(pods) == 2 else None
+    return pods if len(pods) == count else None
+
+
+def _is_in_log(operator: OperatorProcess, text: str) -> bool:
+    return text in operator.text()
 
 
 def _resident_bytes(pid: int) -> int:
