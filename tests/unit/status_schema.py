@@ -1,4 +1,4 @@
-"""The schema of the status, as the API server would enforce it; unknown fields, which it would drop, are errors here."""
+"""The schema of the status as the API server enforces it; unknown fields, which it would drop, are errors here."""
 
 from collections.abc import Mapping
 from pathlib import Path

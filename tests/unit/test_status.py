@@ -6,6 +6,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    ended_pod,
+    finished_job,
+    make_finetune,
+    make_job,
+    make_results,
+    make_summary,
+    running_pod,
+)
+from tests.unit.status_schema import check_status, status_schema
 
 from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
@@ -26,18 +38,6 @@ from lora_trainer.contract.config import (
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
-from tests.unit.builders import (
-    CONFIG,
-    NOW,
-    ended_pod,
-    finished_job,
-    make_finetune,
-    make_job,
-    make_results,
-    make_summary,
-    running_pod,
-)
-from tests.unit.status_schema import check_status, status_schema
 
 TEXT = st.text(max_size=20) | st.just("long " * 300)
 COUNT = st.integers(-(2**70), 2**70)
