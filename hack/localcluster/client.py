@@ -54,7 +54,7 @@ class Client:
         document = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.kubectl("apply", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(document))
 
-    def wait(self, what: str, until: str, *, namespace: str, timeout_s: int = 60) -> None:
+    def wait(self, what: str, until: str, *, namespace: str, timeout_s: int = 120) -> None:
         """`kubectl wait --for=UNTIL WHAT`, for instance `pod/a` and `condition=Ready`. Raises CommandError."""
         command = ("wait", what, f"--for={until}", f"--namespace={namespace}", f"--timeout={timeout_s}s")
         self.kubectl(*command, timeout_s=timeout_s + 30)
