@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 QUESTIONS = (
     "My parcel has not arrived yet. What should I do?",
     "Which shoes are best for a wet deck?",
-    "What is the capital of France?",
+    "How do I dry a wet sail?",
 )
 _USER_ID = 10001
 _POLL_S = 1.0
