@@ -16,7 +16,7 @@ QUESTIONS = (
     "How do I dry a wet sail?",
 )
 _USER_ID = 10001
-_POLL_S = 1.0
+_POLL_S = 2.0
 
 
 def ask(

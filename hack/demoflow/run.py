@@ -22,7 +22,8 @@ RELEASE = "lora-finetune-operator"
 RELEASE_NAMESPACE = "lora-system"
 NAMESPACE = "lora-demo"
 QUICKSTART_NAME = "support-tone"
-_POLL_S = 1.0
+# Each look is a process of its own, and the processor is busy with the training.
+_POLL_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
