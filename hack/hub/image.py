@@ -50,12 +50,13 @@ def build_for_local_cluster(registry_port: int, console: "Console") -> str:
     reference = f"{settings.IMAGE_PREFIX}/{HUB.repository}:{tag}"
     if images.in_registry(registry_port, HUB.repository, tag):
         return reference
-    builder.prepare()
-    builder.build(OPERATOR)  # makes the base image, on which this one stands too
     buildah = ("buildah", f"--root={builder.folder}/storage", f"--runroot={builder.folder}/run")
     log = builder.folder / f"{HUB.repository}.log"
     name = f"localhost/{HUB.repository}:{tag}"
-    with locked(builder.folder / f"{HUB.repository}.lock", waiting=console.say), _context() as context:
+    # The lock of all builds: preparing ends what an interrupted one left, and must not meet one that runs.
+    with locked(builder.folder / "lock", waiting=console.say), _context() as context:
+        builder.prepare()
+        builder.build(OPERATOR)  # makes the base image, on which this one stands too
         with console.step(f"build image {HUB.repository}:{tag}", log=log):
             options = ("--layers", "--isolation=chroot", f"--build-arg=BASE_IMAGE={base}", f"--tag={name}")
             _run((*buildah, "build", *options, f"--file={FOLDER / 'Dockerfile'}", str(context)), log)
