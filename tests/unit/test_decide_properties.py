@@ -18,8 +18,10 @@ from tests.unit.builders import (
     make_summary,
 )
 from tests.unit.junk import JSON, damaged
+from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
+from lora_operator.conditions import Type
 from lora_operator.decide import decide
 from lora_operator.model import Observed, Rejection
 from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
@@ -169,7 +171,7 @@ TestLife.settings = settings(stateful_step_count=20)
 
 @given(st.data(), st.sampled_from([None, 403, 409, 422]))
 def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None) -> None:
-    """Damaged manifests, statuses, Jobs and pods: there is always a plan, and it says something of every condition."""
+    """Damaged manifests, statuses, Jobs and pods: there is a plan, and a status that the API server accepts."""
     manifest = make_manifest(
         spec={"lora": {"rank": 8}, "training": {"epochs": "2"}, "scheduling": {"tolerations": [{}]}}
     )
@@ -194,9 +196,11 @@ def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None)
         rejection=rejection,
         absence_confirmed=True,
     )
-    plan = decide(parse_finetune(data.draw(damaged(manifest))), observed, CONFIG, NOW)
-    assert plan.status == {} or isinstance(plan.status, dict)
-    assert not plan.confirm_absence
+    assert not decide(parse_finetune(data.draw(damaged(manifest))), observed, CONFIG, NOW).confirm_absence
+    spec = data.draw(damaged(manifest["spec"]))
+    plan = decide(parse_finetune({**manifest, "spec": spec}), observed, CONFIG, NOW)
+    check_status(plan.status)
+    assert [condition["type"] for condition in plan.status["conditions"]] == list(Type)
 
 
 @given(JSON)
