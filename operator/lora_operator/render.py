@@ -190,5 +190,5 @@ def _claims(train: TrainConfig) -> Mapping[str, bool]:
     for address, writable in ((train.model.uri, False), (train.dataset.uri, False), (train.output.uri, True)):
         uri = parse_uri(address)
         if isinstance(uri, ClaimUri):
-            claims[uri.claim] = claims.get(uri.claim, False) or writable
+            claims[uri.claim] = writable  # the output comes last, so that its claim ends up writable
     return claims

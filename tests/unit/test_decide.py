@@ -354,6 +354,14 @@ def test_resuming_lifts_the_suspension() -> None:
         assert world.condition("Complete") == ("Unknown", state)
 
 
+def test_a_run_keeps_its_first_start_when_it_is_resumed() -> None:
+    """Kubernetes gives the Job a new start time then."""
+    first = plan_for(make_finetune(), jobs=(make_job(),))
+    resumed = make_job(status={"startTime": instant(minutes_ago(5))})
+    plan = plan_for(with_status(make_finetune(), first.status), jobs=(resumed,))
+    assert plan.status["startTime"] == instant(minutes_ago(58))
+
+
 def test_a_suspension_by_somebody_else_is_told_and_not_fought() -> None:
     """No write goes to a Job that a queue holds."""
     plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),))
@@ -461,6 +469,7 @@ def test_a_verified_adapter_makes_the_run_complete() -> None:
     assert plan.status["completionTime"] == instant(minutes_ago(10))
     assert condition(plan, "Complete")["lastTransitionTime"] == instant(minutes_ago(10))
     assert plan.status["artifact"]["uri"] == "pvc://adapters/support-tone/run-abcde"
+    assert "pvc://adapters/support-tone/run-abcde" in condition(plan, "ArtifactPublished")["message"]
     assert plan.status["results"]["evalLossAfter"] == "1.4568"
     assert plan.status["dataset"]["trainSamples"] == 200
     assert plan.status["progress"] == {
