@@ -31,7 +31,9 @@ def failure(resource: Resource) -> str:
 def line(resource: Resource) -> str:
     """Return phase, steps, loss, speed and remaining time; or, while nothing runs, what it waits for."""
     progress = resource.get("status", {}).get("progress", {})
-    state = condition(resource, "Complete").get("reason", "Pending")
+    waiting = waiting_for(resource)
+    # The state of a run that waits is the reason why it waits, which the end of the line tells already.
+    state = "" if waiting else condition(resource, "Complete").get("reason", "Pending")
     parts = [progress.get("phase") or state]
     if "steps" in progress:
         parts.append(f"step {progress['steps']}")
@@ -44,8 +46,7 @@ def line(resource: Resource) -> str:
         )
         if name in progress
     ]
-    waiting = waiting_for(resource)
-    return " · ".join([*parts, waiting] if waiting else parts)
+    return " · ".join(part for part in (*parts, waiting) if part)
 
 
 def waiting_for(resource: Resource) -> str:

@@ -16,7 +16,7 @@ def resource(*conditions: tuple[str, str, str, str], **status: Any) -> dict[str,
 
 COMPLETE = ("Complete", "True", "Succeeded", "done")
 FAILED = ("Failed", "True", "DatasetInvalid", "line 3: no messages")
-RUNNING = ("Complete", "False", "Training", "step 3 of 12")
+RUNNING = ("Complete", "Unknown", "Training", "step 3 of 12")
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,22 @@ RUNNING = ("Complete", "False", "Training", "step 3 of 12")
         ({"metadata": {}}, "Pending"),
         (
             resource(
-                ("Complete", "False", "Unschedulable", ""),
+                ("Complete", "Unknown", "Unschedulable", ""),
                 ("PodsReady", "False", "Unschedulable", "0/1 nodes are available: 1 Insufficient cpu"),
             ),
-            "Unschedulable · Unschedulable: 0/1 nodes are available: 1 Insufficient cpu",
+            "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu",
+        ),
+        (
+            resource(
+                ("Complete", "Unknown", "SuspendedByUser", ""),
+                ("Suspended", "True", "SuspendedByUser", "spec.suspend is true"),
+            ),
+            "SuspendedByUser: spec.suspend is true",
         ),
         (
             resource(
                 RUNNING,
+                ("Suspended", "False", "NotSuspended", "The run is not suspended"),
                 ("PodsReady", "True", "PodRunning", "the pod runs"),
                 progress={
                     "phase": "Training",
@@ -52,7 +60,7 @@ def test_the_progress_line_says_what_runs_or_what_it_waits_for(given: dict[str, 
 
 
 def test_a_run_has_ended_only_with_a_terminal_condition() -> None:
-    """Complete=False is not an end; Failed=True is, and tells its reason."""
+    """Complete=Unknown is not an end; Failed=True is, and tells its reason."""
     assert not progress.has_ended(resource(RUNNING))
     assert progress.has_ended(resource(COMPLETE))
     assert progress.has_ended(resource(FAILED))
