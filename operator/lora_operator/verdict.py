@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_operator.conditions import Finding
 from lora_operator.model import ConditionView, JobView, PodView
-from lora_operator.pods import failure_of, has_ended, newest_first, summary_of
+from lora_operator.pods import failure_of, newest_first, summary_of
 from lora_operator.wording import last_line, sentence
 from lora_trainer.contract.exit_codes import reason_of
 from lora_trainer.contract.reasons import Reason
@@ -46,7 +46,7 @@ def judge(job: JobView, pods: Sequence[PodView], memory: str) -> Verdict | None:
 def proven_success(pods: Iterable[PodView]) -> Verdict | None:
     """The success that a pod's summary proves, whatever became of its Job."""
     for pod in newest_first(pods):
-        summary = summary_of(pod) if has_ended(pod) else None
+        summary = summary_of(pod)
         if summary is not None and summary.succeeded:
             finding = Finding(reason=Reason.SUCCEEDED, message=sentence(summary.message), since=pod.trainer.finished_at)
             return Verdict(succeeded=True, finding=finding, summary=summary)

@@ -65,9 +65,9 @@ def test_a_summary_without_its_proof_is_no_success(summary: Summary) -> None:
     assert not found.on_absence
 
 
-def test_a_success_of_a_pod_that_still_runs_does_not_count() -> None:
-    """The message is read at the end only."""
-    assert proven_success([running_pod()]) is None
+def test_pods_without_a_summary_prove_nothing() -> None:
+    """Neither one that runs nor one that has ended well."""
+    assert proven_success([running_pod(), ended_pod(0)]) is None
 
 
 def test_a_complete_job_whose_trainer_reports_a_failure_has_failed() -> None:
