@@ -35,7 +35,7 @@ sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY)]
 
 from localcluster import lifecycle, ports, settings  # noqa: E402 - found by the path set above
 from localcluster.api import Api  # noqa: E402
-from localcluster.client import HACK_CLUSTER, Client, local  # noqa: E402
+from localcluster.client import HACK_CLUSTER, Client, CommandError, local  # noqa: E402
 
 NAME = "bench-apply"
 NAMESPACE = "default"
@@ -144,7 +144,8 @@ def control_plane() -> Iterator[Client]:
     try:
         cluster = local(NAME)
         cluster.kubectl("apply", "--server-side", f"--filename={REPOSITORY / 'crds/lorafinetunes.yaml'}")
-        cluster.kubectl("wait", "--for=condition=Established", "crd/lorafinetunes.lora-operator.io")
+        while not _served(cluster):
+            time.sleep(0.2)
         yield cluster
     finally:
         _hack_cluster("down", f"--name={NAME}")
@@ -218,6 +219,14 @@ def _watch_jobs(api: Api, seen: dict[str, float], count: int) -> None:
             seen[event["object"]["metadata"]["labels"]["lora-operator.io/name"]] = time.monotonic()
         if len(seen) == count:
             return
+
+
+def _served(cluster: Client) -> bool:
+    try:
+        cluster.kubectl("get", "lorafinetunes")
+    except CommandError:
+        return False
+    return True
 
 
 def _ready(port: int) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.component.stage import REPOSITORY, Stage, make_stage
+from tests.component.stage import REPOSITORY, Stage, eventually, make_stage
 
-from localcluster.client import Client
+from localcluster.client import Client, CommandError
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,15 @@ def definition(control_plane: Client) -> None:
     control_plane.kubectl(
         "apply", "--server-side", "--force-conflicts", f"--filename={REPOSITORY}/crds/lorafinetunes.yaml"
     )
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/lorafinetunes.lora-operator.io", "--timeout=60s")
+
+    def served() -> bool:
+        try:
+            control_plane.kubectl("get", "lorafinetunes", "--all-namespaces")
+        except CommandError:
+            return False
+        return True
+
+    eventually(served, "the API server serves LoRAFineTunes")
 
 
 @pytest.fixture
