@@ -178,7 +178,7 @@ def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage
 
     def flip() -> None:
         for number in itertools.count():
-            if ended.is_set():
+            if ended.wait(0.02):
                 return
             stage.api.patch(path, {"metadata": {"labels": {"flip": str(number)}}})
 
