@@ -43,8 +43,8 @@ def side_by_side(answers: list[Answer], width: int) -> str:
     column = max(24, (width - len(_GAP) - 2) // 2)
     lines = []
     for answer in answers:
-        left = ["Base model:", *textwrap.wrap(answer.base, column)]
-        right = ["With the adapter:", *textwrap.wrap(answer.adapter, column)]
+        left = ["Base model:", *textwrap.wrap(_marked(answer.base), column)]
+        right = ["With the adapter:", *textwrap.wrap(_marked(answer.adapter), column)]
         height = max(len(left), len(right))
         left += [""] * (height - len(left))
         right += [""] * (height - len(right))
@@ -52,6 +52,11 @@ def side_by_side(answers: list[Answer], width: int) -> str:
         lines += [f"  {a:<{column}}{_GAP}{b}".rstrip() for a, b in zip(left, right, strict=True)]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _marked(text: str) -> str:
+    """Return the answer, with dots where it was cut off: answers are asked for up to a number of tokens."""
+    return text if text.endswith((".", "!", "?", '"', ")")) else f"{text} …"
 
 
 def whereabouts(artifact: dict[str, Any], folder: str | None) -> str:

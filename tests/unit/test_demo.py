@@ -122,6 +122,8 @@ def test_answers_stand_beside_each_other() -> None:
     assert len(bars) == 1
     assert lines[1].split("│")[1].strip() == "With the adapter:"
     assert lines[2].split("│")[1].strip() == "Ahoy!"
+    assert lines[2].split("│")[0].strip().startswith("one two")
+    assert lines[3].split("│")[0].strip().endswith("seven …")
     assert max(len(line) for line in lines) <= 60
 
 
