@@ -78,7 +78,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_base: Base, encoder: Encode
     """With the step and what to change."""
     adapted = fresh(tiny_base, cpu)
     with torch.no_grad():
-        next(p for p in adapted.model.parameters() if p.requires_grad).fill_(math.nan)
+        for parameter in adapted.model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(math.nan)
     with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 1: lower training\.learningRate"):
         train(adapted, examples(encoder), config=CONFIG, micro_batch_size=6, device=cpu, on_step=lambda step: None)
 

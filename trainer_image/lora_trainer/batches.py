@@ -14,30 +14,30 @@ TOKEN_BUDGET = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Right-padded rows on a device. Shapes: `input_ids` and `attention` (rows, tokens), `targets` (learned tokens,).
+    """Right-padded rows on a device. Shapes: `input_ids` (rows, tokens), `targets` (learned tokens,).
 
     `learned` (rows, tokens - 1) marks the positions whose next token is learned; `rows` (learned tokens,) says in which
-    row of the batch each of these stands. `attention` is None where nothing is padded.
+    row of the batch each of these stands.
     """
 
     input_ids: torch.Tensor
-    attention: torch.Tensor | None
     learned: torch.Tensor
     targets: torch.Tensor
     rows: torch.Tensor
 
 
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pad on the right. Padding is known by position and never by token id: pad and EOS share an id in many models."""
+    """Pad on the right. Padding is known by position and never by token id: pad and EOS share an id in many models.
+
+    There is no attention mask: a causal model never looks to the right, where the padding is, and without a mask
+    PyTorch takes its fastest attention.
+    """
     width = max(example.length for example in examples)
     input_ids = torch.tensor([(*e.input_ids, *(0,) * (width - e.length)) for e in examples])
     labels = torch.tensor([(*e.labels, *(IGNORED,) * (width - e.length)) for e in examples])[:, 1:]
-    lengths = torch.tensor([example.length for example in examples])
-    padded = bool((lengths != width).any())
     learned = labels != IGNORED
     return Batch(
         input_ids=input_ids.to(device),
-        attention=(torch.arange(width) < lengths[:, None]).long().to(device) if padded else None,
         learned=learned.to(device),
         targets=labels[learned].to(device),
         rows=learned.nonzero()[:, 0].to(device),

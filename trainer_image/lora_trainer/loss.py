@@ -18,7 +18,7 @@ def token_losses(model: Any, head: nn.Module, batch: Batch, device: Device) -> t
     states of positions whose next token is not learned are dropped before it.
     """
     with device.autocast(), _only(head, batch.learned):
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention, use_cache=False).logits
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
     return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
