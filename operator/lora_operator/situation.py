@@ -11,6 +11,7 @@ from lora_operator.names import QUEUE_LABEL
 from lora_operator.pods import condition_of, failure_of, has_ended, is_running, newest_first
 from lora_operator.request import Request
 from lora_operator.trouble import trouble_of_job, trouble_of_pod
+from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
 
@@ -92,8 +93,8 @@ def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
     if trouble is not None:
         return trouble
     failure = failure_of(newest, scene.memory) if newest else None
-    if failure is not None:
-        return _restarting(scene, failure)
+    if newest is not None and failure is not None:
+        return failure if newest.trainer.exit_code in FINAL else _restarting(scene, failure)
     if newest is not None:
         return Finding(reason=Reason.PUBLISHING, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
     return _AWAITING_POD

@@ -276,6 +276,7 @@ def test_a_job_that_cannot_make_its_pod_tells_why() -> None:
         (waiting_pod("ContainerCreating"), "Pending", "node-1 pulls the image"),
         (ended_pod(0, make_summary().to_message()), "Publishing", "waiting for its Job"),
         (ended_pod(75, "ConnectionError: reset"), "Restarting", "Now retry 1 of 3 follows"),
+        (ended_pod(65, "train.jsonl, line 3: no JSON"), "DatasetInvalid", "line 3"),
         (ended_pod(143, conditions=(condition_object("DisruptionTarget"),)), "Evicted", "A new pod follows"),
         (running_pod(deleting=True), "Restarting", "is being stopped"),
     ],
