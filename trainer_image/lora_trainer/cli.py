@@ -14,7 +14,7 @@ from lora_trainer.contract.summary import Summary
 from lora_trainer.errors import ConfigError, TrainerError, explain, one_sentence
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.stage import guarded, log_to_stderr
-from lora_trainer.supervisor import Ending, Settings, Supervisor
+from lora_trainer.supervisor import Ending, Settings, Supervisor, stage_environment
 from lora_trainer.version import own_version
 from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
 
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the process's exit status."""
     options = _parser().parse_args(arguments)
     log_to_stderr()
+    # PyTorch, which `verify` and `ask` load into this process, reads it when it is imported.
+    os.environ.update(stage_environment())
     return int({"run": _run, "verify": _verify, "ask": _ask}[options.command](options))
 
 

@@ -1,0 +1,31 @@
+"""How many threads a stage takes, and how they wait."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_trainer.cpus import cpu_threads
+from lora_trainer.supervisor import stage_environment
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)]
+)
+def test_threads_follow_the_quota_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, threads: int | None
+) -> None:
+    """At least one; without a quota those of the affinity."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    (tmp_path / "cpu.max").write_text(text, encoding="ascii")
+    assert cpu_threads(tmp_path / "cpu.max") == (threads or 8)
+    (tmp_path / "cpu.max").write_text("250000 100000", encoding="ascii")
+    assert cpu_threads(tmp_path / "cpu.max") == 3
+    assert cpu_threads(tmp_path / "none") == 8
+
+
+def test_threads_wait_asleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spinning thread takes the CPU from the one that it waits for."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert stage_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert stage_environment()["OMP_WAIT_POLICY"] == "ACTIVE"
