@@ -85,7 +85,8 @@ def test_the_token_of_the_run_opens_a_closed_model(server: HubServer, tmp_path: 
 @pytest.mark.parametrize(
     ("uri", "token", "kind", "reason", "sentence"),
     [
-        ("hf://org/private", None, AccessDeniedError, Reason.MODEL_ACCESS_DENIED, "model.secretRef"),
+        ("hf://org/private", None, NotFoundError, Reason.MODEL_NOT_FOUND, "model.secretRef"),
+        ("hf://org/nothing", None, NotFoundError, Reason.MODEL_NOT_FOUND, "check the spelling"),
         ("hf://org/gated", None, AccessDeniedError, Reason.MODEL_ACCESS_DENIED, "the Hub answered 401"),
         ("hf://org/gated", "hf_other", AccessDeniedError, Reason.MODEL_ACCESS_DENIED, "the Hub answered 403"),
         ("hf://org/nothing", "hf_other", NotFoundError, Reason.MODEL_NOT_FOUND, "no such repository"),

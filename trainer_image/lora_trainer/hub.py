@@ -118,19 +118,25 @@ def _is_metadata(name: str) -> bool:
     return PurePosixPath(name).name in {"dataset_infos.json", "dataset_info.json", "state.json", "config.json"}
 
 
+_ABSENT = frozenset({"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"})
+
+
 def _explain(error: Exception, uri: HubUri, kind: str) -> TrainerError:
     """The sentence of a failed call. The HTTP status, which the library may wrap, is sought in the chain of causes."""
     where = f"{_FIELDS[kind]} is {uri}"
     status = _status(error)
+    if status == 404 or any(type(item).__name__ in _ABSENT for item in _chain(error)):
+        # To those who may not know of it, the Hub calls a private repository absent: a misspelt name is more likely.
+        return NotFoundError(
+            f"{where}: the Hub knows no such repository, revision or file; check the spelling, and for a private one "
+            f"name in {kind}.secretRef a Secret whose HF_TOKEN may read it",
+            _NOT_FOUND[kind],
+        )
     if status in (401, 403):
         return AccessDeniedError(
-            f"{where}: the Hub answered {status}, the repository is gated, private or does not exist; accept its "
-            f"licence, check its name, and name in {kind}.secretRef a Secret whose HF_TOKEN may read it",
+            f"{where}: the Hub answered {status}, the repository is gated or private; accept its licence, and name in "
+            f"{kind}.secretRef a Secret whose HF_TOKEN may read it",
             _DENIED[kind],
-        )
-    if status == 404:
-        return NotFoundError(
-            f"{where}: the Hub has no such repository, revision or file; check the spelling", _NOT_FOUND[kind]
         )
     storage = _storage(error)
     if storage is not None:
