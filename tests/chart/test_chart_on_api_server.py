@@ -78,8 +78,7 @@ def test_a_release_lives_through_install_upgrade_and_removal_and_leaves_the_runs
     manifests = sample(target.install())
     kinds = [document["kind"] for document in yaml.safe_load_all(manifests)]
     assert kinds == ["PersistentVolumeClaim", "ConfigMap", "LoRAFineTune"]
-    client.wait(f"crd/lorafinetunes.{LORA}", "condition=Established", namespace=target.team)
-    # Established comes a moment before the server tells clients of the new kind.
+    # The definition's condition Established comes a moment before the server tells clients of the new kind.
     known = ("api-resources", f"--api-group={LORA}", "--output=name")
     assert wait_until(lambda: "lorafinetunes" in client.kubectl(*known), timeout_s=60, interval_s=0.2)
     client.kubectl("apply", "--validate=strict", f"--namespace={target.team}", "-f", "-", stdin=manifests)

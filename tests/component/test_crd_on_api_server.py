@@ -160,8 +160,7 @@ def api(control_plane: Client) -> Iterator[Api]:
     )
     control_plane.kubectl("create", "namespace", api.namespace)
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(DEFINITION))
-    # Established comes before the server tells clients of the new kind and of its fields.
+    # Its condition Established comes before the server tells clients of the new kind and of its fields.
     assert wait_until(lambda: is_explained(control_plane), timeout_s=60, interval_s=0.2)
     yield api
     control_plane.kubectl("delete", "namespace", api.namespace, "--wait=false")

@@ -103,7 +103,7 @@ def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespa
 def test_a_suspended_run_frees_its_pod_and_resumes(installed: Installed, namespace: str) -> None:
     """suspend: true stops the pod, suspend: false starts it again, and the run completes."""
     client = installed.client
-    steps = {"training": {"maxSteps": 40, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
+    steps = {"training": {"maxSteps": 20, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
     client.apply(CLAIM, rows(), finetune("pausing", **steps), namespace=namespace)
     wait_reason(client, namespace, "pausing", "Complete", "Training", timeout_s=180)
     patch = ("patch", "lft", "pausing", "--type=merge", f"--namespace={namespace}")
@@ -121,7 +121,7 @@ def test_a_suspended_run_frees_its_pod_and_resumes(installed: Installed, namespa
 def test_killing_the_operator_does_not_touch_a_running_pod(installed: Installed, namespace: str) -> None:
     """The operator's pod is deleted without grace while a run trains: same pod, same verdict."""
     client = installed.client
-    steps = {"training": {"maxSteps": 40, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
+    steps = {"training": {"maxSteps": 20, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
     client.apply(CLAIM, rows(), finetune("steady", **steps), namespace=namespace)
     wait_reason(client, namespace, "steady", "Complete", "Training", timeout_s=180)
     before = [pod["metadata"]["uid"] for pod in pods(client, namespace)]

@@ -118,7 +118,7 @@ def test_a_quantized_run_completes(installed: Installed, namespace: str) -> None
 def test_helm_upgrade_leaves_a_running_pod_alone(installed: Installed, namespace: str) -> None:
     """New values restart the operator; the training pod keeps its uid and the run completes."""
     client = installed.client
-    steps = {"training": {"maxSteps": 40, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
+    steps = {"training": {"maxSteps": 20, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
     client.apply(CLAIM, rows(), finetune("upgraded", **steps), namespace=namespace)
     client.wait("lft/upgraded", "jsonpath={.status.podName}", namespace=namespace, timeout_s=120)
     before = [pod["metadata"]["uid"] for pod in pods(client, namespace)]
