@@ -1,12 +1,12 @@
 """The operator's own metrics: their registry, their names, and how they are counted."""
 
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from lora_operator.transitions import Transition
+from lora_trainer.contract.release import RELEASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +54,7 @@ class Metrics:
             registry=registry,
         )
         build = Info("lora_operator_build", "Version of the operator.", registry=registry)
-        build.info({"version": operator_version(), "python": platform.python_version()})
+        build.info({"version": RELEASE, "python": platform.python_version()})
         self.finished = Counter(
             "lorafinetune_finished",
             "Runs that ended while this operator looked on, by result (succeeded or failed) and reason.",
@@ -111,11 +111,3 @@ class Metrics:
             self.watch_last_event.labels(resource)
         for result in ("succeeded", "failed"):
             self.run_seconds.labels(result)
-
-
-def operator_version() -> str:
-    """Version of the installed distribution; 0 in a source tree that was never installed."""
-    try:
-        return metadata.version("lora-finetune-operator")
-    except metadata.PackageNotFoundError:
-        return "0"

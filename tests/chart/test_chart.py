@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
@@ -14,6 +13,7 @@ import yaml
 
 from lora_operator.config import OperatorConfig, load_config, yaml_name
 from lora_operator.self_check import RIGHTS
+from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm/lora-finetune-operator"
@@ -76,8 +76,7 @@ def test_default_values_render_the_operator_and_nothing_that_needs_other_operato
 def test_versions_are_those_of_the_package() -> None:
     """Chart and application are released together."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
-    assert (chart["version"], chart["appVersion"]) == (version, version)
+    assert (chart["version"], chart["appVersion"]) == (RELEASE, RELEASE)
 
 
 def test_the_pod_is_restricted(render: Render) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
+from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import Summary
 from lora_trainer.errors import ConfigError, TrainerError, explain, one_sentence
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.stage import guarded, log_to_stderr
 from lora_trainer.supervisor import Ending, Settings, Supervisor, stage_environment
-from lora_trainer.version import own_version
 from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lora-trainer", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"lora-trainer {own_version()}")
+    parser.add_argument("--version", action="version", version=f"lora-trainer {RELEASE}")
     commands = parser.add_subparsers(dest="command", required=True)
     volumes = argparse.ArgumentParser(add_help=False)
     volumes.add_argument(

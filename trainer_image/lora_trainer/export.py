@@ -9,9 +9,9 @@ from typing import Any
 from lora_trainer.artifact import MANIFEST, Manifest, Measured, file_entries, sync_files, sync_folder
 from lora_trainer.base import Base
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.errors import StorageError, storage_error
-from lora_trainer.version import own_version
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -73,7 +73,7 @@ def write_manifest(
 
 def _versions() -> dict[str, str]:
     libraries = {library: importlib.metadata.version(library) for library in _LIBRARIES}
-    return {"lora-finetune-operator": own_version(), "python": platform.python_version(), **libraries}
+    return {"lora-finetune-operator": RELEASE, "python": platform.python_version(), **libraries}
 
 
 def model_card(base: Base, config: TrainConfig, measured: Measured) -> str:

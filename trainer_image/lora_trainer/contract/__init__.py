@@ -8,5 +8,6 @@ exit_codes  what its exit status means, and which of them are worth a retry
 reasons     the vocabulary of conditions, events and metric labels
 uri         the grammar of model, data set and output addresses
 names       names derived from a run's uid
+release     the version of packages, images and chart
 codec       strict JSON for the dataclasses above
 """
