@@ -62,6 +62,12 @@ def _cause(pod: PodView, code: int | None, memory: str) -> tuple[Reason, str]:
         return summary.reason, summary.message
     if code is None:
         return _cause_of_the_node(pod)
+    # 137 is SIGKILL, and memory is only one reason to send it; the kubelet also makes it up for a container it lost.
+    if pod.trainer.termination_reason == "ContainerStatusUnknown":
+        told = last_line(pod.trainer.termination_message) or "the node did not say why"
+        return Reason.NODE_LOST, f"Node {pod.node or '(unknown)'} lost the container of pod {pod.name}: {told}"
+    if pod.deleting and code == ExitCode.KERNEL_OUT_OF_MEMORY and pod.trainer.termination_reason != "OOMKilled":
+        return Reason.EVICTED, f"Pod {pod.name} was deleted and killed, since it did not stop in time"
     reason = Reason.OOM_KILLED if pod.trainer.termination_reason == "OOMKilled" else reason_of(code)
     said = last_line(pod.trainer.termination_message)
     meaning = _MEANINGS.get(reason, f"The trainer ended with exit code {code}")

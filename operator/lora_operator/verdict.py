@@ -92,9 +92,11 @@ def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory
     summary = summary_of(failures[0][0]) if failures else None
     if ending.reason == "DeadlineExceeded":
         seconds = "" if job.active_deadline_s is None else f" ({job.active_deadline_s} s)"
+        # The pod that the deadline stopped was told to stop, which is no failure of its own.
+        before = next((failure for _, failure in failures if failure.reason is not Reason.EVICTED), None)
         finding = Finding(
             reason=Reason.DEADLINE_EXCEEDED,
-            message=f"The run took longer than spec.activeDeadlineSeconds{seconds}{_and_before(last)}: "
+            message=f"The run took longer than spec.activeDeadlineSeconds{seconds}{_and_before(before)}: "
             "create a new LoRAFineTune with a later deadline or without one",
         )
         return Verdict(succeeded=False, finding=finding, summary=summary, on_absence=not failures)

@@ -124,6 +124,25 @@ def test_a_kernel_kill_for_memory_names_the_limit() -> None:
     assert "spec.resources.memory" in found.finding.message
 
 
+def test_a_container_that_its_node_lost_is_not_called_out_of_memory() -> None:
+    """The kubelet makes up the exit code 137 for a container that it finds no more."""
+    told = "The container could not be located when the pod was terminated"
+    found = failed(ended_pod(137, told, reason="ContainerStatusUnknown"), reason="BackoffLimitExceeded")
+    assert found.finding.reason is Reason.NODE_LOST
+    assert told in found.finding.message
+    assert "memory" not in found.finding.message
+
+
+def test_a_deleted_pod_that_is_killed_is_not_called_out_of_memory() -> None:
+    """It was told to stop, and did not within its grace period."""
+    found = failed(ended_pod(137, "step 3/40", deleting=True), reason="BackoffLimitExceeded")
+    assert found.finding.reason is Reason.BACKOFF_LIMIT_EXCEEDED
+    assert "was deleted and killed" in found.finding.message
+    assert "memory" not in found.finding.message
+    starved = failed(ended_pod(137, reason="OOMKilled", deleting=True), reason="BackoffLimitExceeded")
+    assert starved.finding.reason is Reason.OOM_KILLED
+
+
 def test_a_success_in_the_summary_of_a_failed_trainer_is_not_believed() -> None:
     """Exit code and summary contradict each other, and there is no proof."""
     found = failed(ended_pod(1, make_summary(artifact=None).to_message()), reason="BackoffLimitExceeded")
@@ -160,6 +179,15 @@ def test_a_deadline_tells_the_seconds_and_what_came_before() -> None:
     assert "(60 s)" in found.finding.message
     assert "had failed before" not in found.finding.message
     assert "had failed before with GPUFault" in verdict(job, ended_pod(72)).finding.message
+
+
+def test_the_pod_that_a_deadline_stops_is_not_told_as_a_failure_before_it() -> None:
+    """The Job deletes it, and it ends as one that was told to stop."""
+    job = finished_job("Failed", reason="DeadlineExceeded", spec={"activeDeadlineSeconds": 60})
+    told = make_summary(Reason.EVICTED, "the run was told to stop before its end").to_message()
+    stopped = ended_pod(143, told, name="b", created_at=minutes_ago(20), deleting=True)
+    assert "had failed before" not in verdict(job, stopped).finding.message
+    assert "had failed before with GPUFault" in verdict(job, stopped, ended_pod(72, name="a")).finding.message
 
 
 def test_the_exit_code_in_the_jobs_message_outlives_the_pod() -> None:
