@@ -10,7 +10,7 @@ from datetime import datetime
 
 from lora_operator.adjust import adjust, adjusted
 from lora_operator.children import Children, find_children
-from lora_operator.conditions import Condition, Finding, Type, is_finished
+from lora_operator.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished
 from lora_operator.config import OperatorConfig
 from lora_operator.expiry import expired_objects
 from lora_operator.model import EventRecord, FineTune, JobView, Observed, Plan, PodView
@@ -26,10 +26,12 @@ from lora_operator.situation import Scene, Situation, assess, awaiting_orphan
 from lora_operator.status import Facts, Status, final_status, ongoing_status, refreshed_status
 from lora_operator.trouble import name_conflict, trouble_of_rejection
 from lora_operator.verdict import Verdict, deleted_too_often, judge, proven_success
-from lora_operator.wording import block_of
+from lora_operator.wording import block_of, sentence
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions
 from lora_trainer.contract.reasons import Reason
+
+_LONGEST_PROBLEMS = MESSAGE_LENGTH - 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +189,7 @@ def _invalid(case: _Case) -> Plan:
     """The spec breaks a rule, and cannot change any more: the run has failed before it began."""
     message = "; ".join(str(problem) for problem in case.request.problems)
     remedy = "create a new LoRAFineTune with a corrected spec"
-    finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{message}: {remedy}")
+    finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{sentence(message, _LONGEST_PROBLEMS)}: {remedy}")
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
     facts = Facts(attempt=case.children.attempt, job_name=case.job_name)
     status = final_status(case.finetune, accepted, Verdict(succeeded=False, finding=finding), facts, case.now)

@@ -8,7 +8,7 @@ from typing import Any
 from lora_operator.conditions import Finding
 from lora_operator.model import EventView, JobView, PodView
 from lora_operator.names import QUEUE_LABEL
-from lora_operator.pods import condition_of, failure_of, has_ended, is_running, newest_first
+from lora_operator.pods import condition_of, failure_of, has_ended, is_running, newest_first, was_disrupted
 from lora_operator.request import Request
 from lora_operator.trouble import trouble_of_job, trouble_of_pod
 from lora_trainer.contract.exit_codes import FINAL
@@ -94,7 +94,8 @@ def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
         return trouble
     failure = failure_of(newest, scene.memory) if newest else None
     if newest is not None and failure is not None:
-        return failure if newest.trainer.exit_code in FINAL else _restarting(scene, failure)
+        ends = newest.trainer.exit_code in FINAL or _failures(scene) > scene.request.policy.max_retries
+        return failure if ends else _restarting(scene, failure)
     if newest is not None:
         return Finding(reason=Reason.PUBLISHING, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
     return _AWAITING_POD
@@ -118,10 +119,16 @@ def _with_pod(scene: Scene, pod: PodView, pods: Sequence[PodView]) -> Situation:
 def _restarting(scene: Scene, failure: Finding) -> Finding:
     if failure.reason is Reason.EVICTED:
         return dataclasses.replace(failure, message=f"{failure.message}. A new pod follows")
-    retry = f"retry {max(scene.job.failed, 1)} of {scene.request.policy.max_retries} follows"
+    retry = f"retry {max(_failures(scene), 1)} of {scene.request.policy.max_retries} follows"
     return Finding(
         reason=Reason.RESTARTING, message=f"{_name(failure)}: {failure.message}. Now {retry}", since=failure.since
     )
+
+
+def _failures(scene: Scene) -> int:
+    """Failures that count against maxRetries. The Job may count one a little later than its pod tells it."""
+    seen = [pod for pod in scene.pods if failure_of(pod, scene.memory) is not None and not was_disrupted(pod)]
+    return max(scene.job.failed, len(seen))
 
 
 def _name(failure: Finding) -> str:

@@ -101,6 +101,14 @@ def test_an_invalid_spec_fails_at_once_with_every_problem_and_makes_nothing() ->
     assert [event.type for event in plan.events] == ["Warning"]
 
 
+def test_an_invalid_value_is_told_without_its_secret() -> None:
+    """The message goes into logs and Events, which more people read than the spec."""
+    plan = plan_for(make_finetune(spec={"model": {"uri": "https://me:hf_abcdefghijklmnop@hub.example/a"}}))
+    message = condition(plan, "Failed")["message"]
+    assert "spec.model.uri" in message
+    assert "hf_abcdefghijklmnop" not in message
+
+
 def test_a_rule_that_came_later_does_not_fail_a_run_that_goes_on() -> None:
     """An upgrade of the operator never kills training."""
     plan = plan_for(make_finetune(spec={"lora": {"rank": 5000}}), jobs=(make_job(),), pods=(running_pod(),))
@@ -287,6 +295,18 @@ def test_between_pods_the_state_tells_what_is_awaited(pod: PodView, reason: str,
     assert told(plan) == ("Unknown", reason)
     assert told(plan, "PodsReady") == ("False", reason)
     assert words in condition(plan, "Complete")["message"]
+
+
+@pytest.mark.parametrize("counted", [0, 1])
+def test_no_retry_is_promised_where_none_is_left(counted: int) -> None:
+    """The Job controller may count the failure a little later than the pod tells it."""
+    job = make_job(spec={"backoffLimit": 0}, status={"failed": counted})
+    plan = plan_for(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(ended_pod(72, "no GPU"),))
+    assert told(plan) == ("Unknown", "GPUFault")
+    assert "follows" not in condition(plan, "Complete")["message"]
+    evicted = ended_pod(143, conditions=(condition_object("DisruptionTarget"),))
+    plan = plan_for(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(evicted,))
+    assert ("A new pod follows" in condition(plan, "Complete")["message"]) == (counted == 0)
 
 
 def test_a_retry_that_waits_still_tells_the_last_failure() -> None:
