@@ -57,7 +57,34 @@ def load_config(path: Path) -> OperatorConfig:
         raise codec.CodecError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict):
         raise codec.CodecError(f"{path} must hold a map of settings")
-    return codec.decode(OperatorConfig, {_field_name(str(key)): value for key, value in document.items()}, path.name)
+    try:
+        values = {_field_name(str(key)): value for key, value in document.items()}
+        config = codec.decode(OperatorConfig, values, path.name)
+    except codec.CodecError as error:
+        raise codec.CodecError(_in_yaml_names(str(error))) from error
+    for name in OperatorConfig.__dataclass_fields__:
+        rule = _broken_rule(name, getattr(config, name))
+        if rule:
+            raise codec.CodecError(f"{path.name}.{yaml_name(name)} is {getattr(config, name)!r}: must be {rule}")
+    return config
+
+
+def _broken_rule(name: str, value: object) -> str:
+    """What a setting of the right type must be, and is not; empty where it is."""
+    if name in _CHOICES:
+        return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
+    if name == "http_port":
+        return "" if isinstance(value, int) and 1 <= value <= 65535 else "from 1 to 65535"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "" if 0 < value < float("inf") else "above 0"
+    return "set" if name in _REQUIRED and value == "" else ""
+
+
+def _in_yaml_names(text: str) -> str:
+    """The text with settings spelled as in the file."""
+    for name in OperatorConfig.__dataclass_fields__:
+        text = re.sub(rf"\b{name}\b", yaml_name(name), text)
+    return text
 
 
 def yaml_name(field_name: str) -> str:
@@ -67,6 +94,12 @@ def yaml_name(field_name: str) -> str:
 
 
 _ACRONYMS = {"cpu": "CPU"}
+_CHOICES = {
+    "image_pull_policy": ("Always", "IfNotPresent", "Never"),
+    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
+    "log_format": ("text", "json"),
+}
+_REQUIRED = ("trainer_image", "default_cpu", "default_memory")
 
 
 def _field_name(key: str) -> str:
