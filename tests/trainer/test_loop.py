@@ -1,5 +1,6 @@
 """The training loop: which rows, what normalisation, what learning rate, the same every time."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.evaluate import Evaluation, improvement_standard_error, ratio_standard_error
 from lora_trainer.formats import PlainText
 from lora_trainer.loop import Step, learning_rate_factor, train
-from lora_trainer.model import Adapted, adapt, load_model
+from lora_trainer.model import Adapted, adapt, load_model, recompute_activations
 from lora_trainer.tokens import Encoder, Example
 
 GOLDEN_LOSSES = (5.85118, 5.73446, 5.52800, 5.43017, 5.37876, 5.34866)
@@ -61,6 +62,29 @@ def test_micro_batches_change_nothing_but_memory(tiny_base: Base, encoder: Encod
     whole = [step.loss for step in run(tiny_base, encoder, cpu, 6, CONFIG)]
     for micro in (1, 2):
         assert [step.loss for step in run(tiny_base, encoder, cpu, micro, CONFIG)] == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_activations_changes_nothing_but_memory(
+    tiny_base: Base, encoder: Encoder, cpu: Device, dtype: torch.dtype
+) -> None:
+    """The second forward pass draws the same dropout and casts the same inputs as the first."""
+    device = dataclasses.replace(cpu, dtype=dtype)
+    losses: list[list[float]] = []
+    for recompute in (False, True):
+        adapted, taken = fresh(tiny_base, device, dropout=0.1), list[Step]()
+        if recompute:
+            recompute_activations(adapted.model)
+        train(
+            adapted,
+            examples(encoder),
+            config=CONFIG,
+            micro_batch_size=3,
+            device=device,
+            on_step=taken.append,
+        )
+        losses.append([step.loss for step in taken])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_a_step_reports_what_it_did(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:

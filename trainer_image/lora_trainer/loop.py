@@ -140,9 +140,10 @@ def _accumulate(
     for part in micro_batches(examples, micro):
         batch = collate(part, device.torch_device)
         # PEFT keeps adapters in fp32 and would cast their inputs to fp32 and keep the copies; autocast does without.
+        # The backward pass too: with checkpointing it runs the forward pass again, which must do the same.
         with disable_input_dtype_casting(adapted.model, active=device.dtype != torch.float32):
             loss = token_losses(adapted.model, adapted.head, batch, device).sum() / targets
-        torch.autograd.backward(scaler.scale(loss))
+            torch.autograd.backward(scaler.scale(loss))
         total += float(loss.detach())
     return total
 

@@ -140,9 +140,9 @@ def adapt(loaded: Loaded, config: LoraConfig, base: Base, device: Device, seed: 
     adapter.base_model_name_or_path = base.name
     adapter.revision = None if base.revision.startswith("sha256:") else base.revision
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if device.torch_device.type == "cuda" and total >= CHECKPOINTING_FROM_PARAMETERS:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+    large = total >= CHECKPOINTING_FROM_PARAMETERS and model.supports_gradient_checkpointing
+    if device.torch_device.type == "cuda" and large:
+        recompute_activations(model)
     return Adapted(
         model=model,
         head=loaded.head,
@@ -150,6 +150,12 @@ def adapt(loaded: Loaded, config: LoraConfig, base: Base, device: Device, seed: 
         trainable_parameters=trainable,
         total_parameters=total + trainable,
     )
+
+
+def recompute_activations(model: Any) -> None:
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
 
 
 def set_training(model: nn.Module, *, on: bool) -> None:
