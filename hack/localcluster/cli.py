@@ -185,8 +185,9 @@ def _image_names(options: argparse.Namespace) -> list[str]:
 def _purge(options: argparse.Namespace, console: Console) -> None:
     places = settings.places(options.name)
     with locked(places.lock, waiting=console.say):
-        if lifecycle.is_running(places):
-            raise ClusterError(f"Cluster {places.name} runs: end it first with `hack/cluster down`.")
+        # The cache is every cluster's, whatever its name.
+        for name in lifecycle.running_names(places):
+            raise ClusterError(f"Cluster {name} runs: end it first with `hack/cluster down --name {name}`.")
         with console.step(f"delete {places.cache}"):
             shutil.rmtree(places.cache, ignore_errors=True)
         if options.volumes:

@@ -66,6 +66,12 @@ def is_running(places: Places) -> bool:
     return processes.is_running(processes.load(supervisor_file(places)))
 
 
+def running_names(places: Places) -> list[str]:
+    """Names of all clusters of this user that run, this one or others."""
+    folders = (folder for folder in places.state.parent.glob("*") if folder.is_dir())
+    return sorted(folder.name for folder in folders if is_running(settings.places(folder.name)))
+
+
 def api(places: Places, port: int) -> Api:
     """The cluster's API server as its administrator, through a port on the host."""
     return Api(port=port, ca_file=places.pki / "ca.crt", token=pki.token(places.pki, "admin"))

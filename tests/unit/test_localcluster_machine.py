@@ -10,7 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import cli, client, forwarder, node, packages, ports, settings, space, status, targets, tools
+from localcluster import (
+    cli,
+    client,
+    forwarder,
+    lifecycle,
+    node,
+    packages,
+    ports,
+    processes,
+    settings,
+    space,
+    status,
+    targets,
+    tools,
+)
 from localcluster.api import Api
 from localcluster.client import HACK_CLUSTER
 from localcluster.console import Console, duration
@@ -152,6 +166,26 @@ def test_a_cluster_that_was_never_started_has_a_status(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert cli.main(["status"]) == 0
     assert capsys.readouterr().out == "Cluster local does not exist: start it with `hack/cluster up`.\n"
+
+
+def test_nothing_is_purged_under_a_cluster_that_runs_by_another_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The cache holds the programs and the image stores of all clusters; this very process plays the other one's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    other = settings.places("other")
+    other.stores.mkdir(parents=True)
+    other.run.mkdir(parents=True)
+    process = processes.identify(os.getpid())
+    assert process is not None
+    processes.save(process, lifecycle.supervisor_file(other))
+    assert cli.main(["purge"]) == 1
+    assert "Cluster other runs: end it first with `hack/cluster down --name other`." in capsys.readouterr().err
+    assert other.stores.is_dir()
+    lifecycle.supervisor_file(other).unlink()
+    assert cli.main(["purge"]) == 0
+    assert not other.stores.exists()
 
 
 @pytest.mark.parametrize("command", ["up", "down", "build"])
