@@ -45,8 +45,6 @@ def install_chart(client: "Client", images: "Images", endpoint: str, *flags: str
         *("upgrade", "--install", RELEASE, str(CHART), f"--namespace={RELEASE_NAMESPACE}", "--create-namespace"),
         # As text: a tag of digits alone would arrive as a number.
         *(f"--set-string={key}={value}" for key, value in values.items()),
-        "--set=config.progressIntervalSeconds=5",
-        *flags,
         *flags,
         *("--wait", f"--timeout={timeout_s}s"),
         timeout_s=timeout_s + 30,

@@ -1,11 +1,14 @@
 """What the demo shows and decides, without a cluster."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demoflow import ask, progress, report, run
+from demoflow.cluster import Images
 from demoflow.errors import DemoError
+from localcluster.client import Client
 
 
 def resource(*conditions: tuple[str, str, str, str], **status: Any) -> dict[str, Any]:
@@ -159,3 +162,14 @@ def test_what_was_published_is_named_with_its_size_and_place() -> None:
     artifact = {"uri": "pvc://adapters/support-tone", "sizeBytes": 3 * 2**20, "digest": "sha256:ab"}
     assert report.whereabouts(artifact, None) == "Adapter: pvc://adapters/support-tone  (3.0 MiB, sha256:ab)"
     assert report.whereabouts(artifact, "/data/x").endswith("\n  here:  /data/x")
+
+
+def test_the_chart_is_installed_with_the_callers_settings_once_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo and the end-to-end tests want different paces."""
+    asked: list[str] = []
+    monkeypatch.setattr(Client, "helm", lambda _, *arguments, **__: asked.extend(arguments))
+    images = Images(operator="localhost:5000/lora-operator:1", trainer="localhost:5000/lora-trainer:2", hub=None)
+    client = Client(name=None, kubeconfig=Path("config"), path="")
+    run.install_chart(client, images, "", "--set=config.workers=3", timeout_s=9)
+    assert [text for text in asked if text.startswith("--set=")] == ["--set=config.workers=3"]
+    assert "--set-string=trainer.image.tag=2" in asked
