@@ -82,6 +82,23 @@ def test_the_token_of_the_run_opens_a_closed_model(server: HubServer, tmp_path: 
     assert find(server, tmp_path, f"hf://org/{name}", MODEL_HF_TOKEN=TOKEN).name == f"org/{name}"
 
 
+def test_a_token_may_end_with_a_newline(server: HubServer, tmp_path: Path) -> None:
+    """As one does that was read from a file."""
+    assert find(server, tmp_path, "hf://org/private", MODEL_HF_TOKEN=f"{TOKEN}\n").name == "org/private"
+
+
+@pytest.mark.parametrize("variable", ["MODEL_HF_TOKEN", "HF_TOKEN"])
+@pytest.mark.parametrize("token", ["hf_SECRET\nhf_OTHER", "hf_\x00SECRET", "hf_SECRET\u00e9"])
+def test_a_token_that_cannot_be_sent_is_refused_without_showing_it(
+    server: HubServer, tmp_path: Path, variable: str, token: str
+) -> None:
+    """The HTTP client would quote it in its message."""
+    with pytest.raises(AccessDeniedError, match=r"model\.secretRef's HF_TOKEN holds characters") as caught:
+        find(server, tmp_path, "hf://org/private", **{variable: token})
+    assert caught.value.reason is Reason.MODEL_ACCESS_DENIED
+    assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "token", "kind", "reason", "sentence"),
     [
@@ -165,6 +182,16 @@ def test_a_data_set_that_is_not_there_has_its_own_reason(server: HubServer, tmp_
         (["a.json", "b.csv", "dataset_infos.json"], ("a.json", "b.csv")),
         (["a.jsonl", "validation.jsonl", "dev.jsonl"], ("a.jsonl",)),
         (["data.parquet"], ()),
+        (
+            ["constraints.jsonl", "restrained.csv", "valuation.jsonl"],
+            ("constraints.jsonl", "restrained.csv", "valuation.jsonl"),
+        ),
+        (["retrieval.jsonl", "latest.csv", "devops/rows.json"], ("retrieval.jsonl", "latest.csv", "devops/rows.json")),
+        (["rows.jsonl", "testset.jsonl", "myEval.jsonl", "val-0.csv"], ("rows.jsonl",)),
+        (
+            ["data/train-00000-of-1.jsonl", "train_sft.jsonl", "trainSet.csv", "training/a.json", "constraints.csv"],
+            ("data/train-00000-of-1.jsonl", "train_sft.jsonl", "trainSet.csv", "training/a.json"),
+        ),
     ],
 )
 def test_training_files_are_told_by_name(names: list[str], chosen: tuple[str, ...]) -> None:

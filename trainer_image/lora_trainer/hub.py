@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,10 @@ from lora_trainer.rows import SUFFIXES
 T = TypeVar("T")
 TOKEN_VARIABLES = {"model": "MODEL_HF_TOKEN", "dataset": "DATASET_HF_TOKEN"}
 ATTEMPTS = 4
-_OTHER_SPLITS = ("test", "valid", "dev", "eval")
+_TRAIN = re.compile(r"(?<![a-z])train(?:ing|set|data|split)?(?![a-z])")
+_OTHER_SPLITS = re.compile(
+    r"(?<![a-z])(?:test|val|valid|validation|dev|development|eval|evaluation)(?:ing|set|data|split)?(?![a-z])"
+)
 _FIELDS = {"model": "model.uri", "dataset": "dataset.uri"}
 _NOT_FOUND = {"model": Reason.MODEL_NOT_FOUND, "dataset": Reason.DATASET_NOT_FOUND}
 _DENIED = {"model": Reason.MODEL_ACCESS_DENIED, "dataset": Reason.DATASET_ACCESS_DENIED}
@@ -91,7 +95,19 @@ class Hub:
 
     def _token(self, kind: str) -> str | bool:
         # False keeps the library from sending a token that it finds on the machine and that was not meant for this run.
-        return self.environment.get(TOKEN_VARIABLES[kind]) or self.environment.get("HF_TOKEN") or False
+        for variable in (TOKEN_VARIABLES[kind], "HF_TOKEN"):
+            # A token that was read from a file often ends with a newline.
+            token = self.environment.get(variable, "").strip()
+            if not all("!" <= character <= "~" for character in token):
+                # The HTTP client would refuse the header with a message that quotes the token.
+                raise AccessDeniedError(
+                    f"{kind}.secretRef's HF_TOKEN holds characters that no token has, such as a space or a line break: "
+                    "store the token alone",
+                    _DENIED[kind],
+                )
+            if token:
+                return token
+        return False
 
     def _call(self, uri: HubUri, kind: str, action: Callable[[], T]) -> T:
         for attempt in range(1, ATTEMPTS + 1):
@@ -108,10 +124,18 @@ class Hub:
 
 
 def training_files(names: Sequence[str]) -> tuple[str, ...]:
-    """Of a data set's files those of the training split: named `train`, or all that are named for no other split."""
+    """Of a data set's files those of the training split: named `train`, or all that are named for no other split.
+
+    Split names count as whole words only: `constraints.jsonl` is no training file, `retrieval.jsonl` no evaluation.
+    """
     tables = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_metadata(name)]
-    train = [name for name in tables if "train" in name.lower()]
-    return tuple(train or [name for name in tables if not any(word in name.lower() for word in _OTHER_SPLITS)])
+    train = [name for name in tables if _TRAIN.search(_words(name))]
+    return tuple(train or [name for name in tables if not _OTHER_SPLITS.search(_words(name))])
+
+
+def _words(name: str) -> str:
+    """In lower case, with `trainSet` as `train_set`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def _is_metadata(name: str) -> bool:
