@@ -13,7 +13,8 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([eE][0-9]{1,2}|m|k|[KMGTPE]i?)?")
+# As Kubernetes reads it; the group is the number without its scale.
+_QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2}|[numkMGTPE]|[KMGTPE]i)?")
 _TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
 DEFAULT_MAX_RETRIES = 3
 LONGEST_S = 365 * 24 * 3600
@@ -109,7 +110,8 @@ def _quantity(section: Reader, key: str, rule: str) -> str | None:
     if value is None:
         return None
     text = str(value)
-    if isinstance(value, bool) or not _QUANTITY.fullmatch(text) or not re.search(r"[1-9]", text):
+    amount = _QUANTITY.fullmatch(text)
+    if isinstance(value, bool) or amount is None or not re.search(r"[1-9]", amount[1]):
         section.complain(key, value, rule)
         return None
     return text

@@ -75,3 +75,18 @@ def test_the_fields_that_may_change_are_read_alone() -> None:
     policy = read_policy(make_manifest(spec={"ttlSecondsAfterFinished": 5, "maxRetries": "many", "model": None}))
     assert policy == Policy(ttl_s=5)
     assert read_policy({"spec": None}) == Policy()
+
+
+@pytest.mark.parametrize("amount", ["4", 4, "500m", ".5", "5.", "+4", "1e3", "1E-1", "100000000n", "2Gi", "1E", "3k"])
+def test_every_amount_that_kubernetes_reads_is_taken(amount: object) -> None:
+    """The API server has let it pass at apply, so the run must not fail for it later."""
+    request = read_request(make_manifest(spec={"resources": {"cpu": amount, "memory": amount}}), OPTIONS)
+    assert request.problems == ()
+    assert (request.pod.cpu, request.pod.memory) == (str(amount), str(amount))
+
+
+@pytest.mark.parametrize("amount", ["much", "", "0", "0m", "0e3", "-1", "1K", "1ki", "4 Gi", "16GiB", ".", "1e", True])
+def test_what_kubernetes_does_not_read_as_an_amount_above_0_is_refused(amount: object) -> None:
+    """Each field with a sentence of its own."""
+    request = read_request(make_manifest(spec={"resources": {"cpu": amount, "memory": amount}}), OPTIONS)
+    assert {problem.path for problem in request.problems} == {"spec.resources.cpu", "spec.resources.memory"}
