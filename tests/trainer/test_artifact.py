@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,43 @@ def test_leftovers_of_an_earlier_attempt_are_removed_and_nothing_else(root: Path
     assert where.partial.exists()
     with pytest.raises(StorageError, match="belongs to another run"):
         discard_partial(where)
+
+
+def _killed_before_the_mark(partial: Path) -> None:
+    (partial / ".run").unlink()
+
+
+def _no_room_for_the_mark(partial: Path) -> None:
+    (partial / ".run").write_text("", encoding="utf-8")
+
+
+@pytest.mark.parametrize("interrupt", [_killed_before_the_mark, _no_room_for_the_mark])
+def test_a_folder_that_was_left_before_its_mark_was_written_is_used_again(
+    root: Path, interrupt: Callable[[Path], None]
+) -> None:
+    """A retry must not fail for what the first attempt had no time or room for; nobody's data is in it."""
+    where = place(root)
+    start_partial(where)
+    interrupt(where.partial)
+    start_partial(where)
+    assert (where.partial / ".run").read_text(encoding="utf-8") == "uid-1"
+    interrupt(where.partial)
+    (where.partial / "precious").write_text("x", encoding="utf-8")
+    with pytest.raises(StorageError, match="belongs to another run"):
+        start_partial(where)
+
+
+def test_a_folder_that_could_not_be_published_is_removed(root: Path) -> None:
+    """It has no mark any more, but a manifest of this run; the sentence stays that of the failure."""
+    where = place(root)
+    for folder in (where.path, where.own[1]):
+        folder.mkdir(parents=True)
+        (folder / "precious").write_text("x", encoding="utf-8")
+    write_adapter(where)
+    with pytest.raises(StorageError, match="nothing is overwritten"):
+        publish(where)
+    discard_partial(where)
+    assert not where.partial.exists()
 
 
 def test_a_link_in_the_output_is_refused(root: Path, tmp_path: Path) -> None:

@@ -150,10 +150,21 @@ def discard_partial(place: Place) -> None:
     """Remove this run's temporary folder. Raises `StorageError` where the folder is not this run's."""
     if not place.partial.is_dir() or place.partial.is_symlink():
         return
-    marker = place.partial / _MARKER
-    if marker.is_symlink() or not marker.is_file() or marker.read_text(encoding="utf-8") != place.uid:
+    if not _is_own(place):
         raise StorageError(f"{place.partial.name} beside {place.uri} belongs to another run: move it away by hand")
     shutil.rmtree(place.partial)
+
+
+def _is_own(place: Place) -> bool:
+    """Whether the temporary folder is this run's: by its mark, by its manifest once `publish` took the mark away, or
+    because a full disk or a kill left it before there was anything in the mark."""
+    marker = place.partial / _MARKER
+    if marker.is_symlink():
+        return False
+    if marker.is_file():
+        mark = marker.read_text(encoding="utf-8", errors="replace")
+        return mark == place.uid or (not mark and len(list(place.partial.iterdir())) == 1)
+    return _uid(place.partial) == place.uid or not any(place.partial.iterdir())
 
 
 def published(place: Place) -> tuple[ClaimUri, Path] | None:
