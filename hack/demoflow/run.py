@@ -1,5 +1,6 @@
 """The quickstart in the cluster: the chart, the inputs, the resource, and waiting for its end."""
 
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ RELEASE = "lora-finetune-operator"
 RELEASE_NAMESPACE = "lora-system"
 NAMESPACE = "lora-demo"
 QUICKSTART_NAME = "support-tone"
+_MADE_BY = "made-by=lora-demo"
 # Each look is a process of its own, and the processor is busy with the training.
 _POLL_S = 3.0
 
@@ -35,20 +37,38 @@ class Started:
 
 
 def install_chart(client: "Client", images: "Images", endpoint: str, *flags: str, timeout_s: int) -> None:
-    """`helm upgrade --install`, with the images, the Hub's address and `flags`; wait until the operator is ready."""
+    """`helm upgrade --install`, with the images, the Hub's address and `flags`; wait until the operator is ready.
+
+    Raises DemoError where the user's own cluster has that release from somebody else.
+    """
     values = {
         **_image_values("image", images.operator),
         **_image_values("trainer.image", images.trainer),
         "config.hubEndpoint": endpoint,
     }
+    marks: tuple[str, ...] = ()
+    if client.name is None:
+        _require_own_release(client)
+        marks = (f"--labels={_MADE_BY}",)
     client.helm(
         *("upgrade", "--install", RELEASE, str(CHART), f"--namespace={RELEASE_NAMESPACE}", "--create-namespace"),
         # As text: a tag of digits alone would arrive as a number.
         *(f"--set-string={key}={value}" for key, value in values.items()),
         *flags,
+        *marks,
         *("--wait", f"--timeout={timeout_s}s"),
         timeout_s=timeout_s + 30,
     )
+
+
+def _require_own_release(client: "Client") -> None:
+    """Raise DemoError where the release exists and was not made here: its settings would be lost."""
+    ask = ("list", "--all", f"--namespace={RELEASE_NAMESPACE}", f"--filter=^{RELEASE}$", "--output=json")
+    if json.loads(client.helm(*ask)) and not json.loads(client.helm(*ask, f"--selector={_MADE_BY}")):
+        raise DemoError(
+            f"Release {RELEASE} in namespace {RELEASE_NAMESPACE} was not installed by the demo, whose settings would "
+            "replace its own: uninstall it first (definition, runs and adapters stay), or use another cluster."
+        )
 
 
 def _image_values(prefix: str, reference: str) -> dict[str, str]:

@@ -167,9 +167,38 @@ def test_what_was_published_is_named_with_its_size_and_place() -> None:
 def test_the_chart_is_installed_with_the_callers_settings_once_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo and the end-to-end tests want different paces."""
     asked: list[str] = []
-    monkeypatch.setattr(Client, "helm", lambda _, *arguments, **__: asked.extend(arguments))
+
+    def helm(_: Client, *arguments: str, **__: object) -> str:
+        asked.extend(arguments)
+        return "[]"
+
+    monkeypatch.setattr(Client, "helm", helm)
     images = Images(operator="localhost:5000/lora-operator:1", trainer="localhost:5000/lora-trainer:2", hub=None)
     client = Client(name=None, kubeconfig=Path("config"), path="")
     run.install_chart(client, images, "", "--set=config.workers=3", timeout_s=9)
     assert [text for text in asked if text.startswith("--set=")] == ["--set=config.workers=3"]
     assert "--set-string=trainer.image.tag=2" in asked
+
+
+@pytest.mark.parametrize("made_by_the_demo", [True, False])
+def test_a_release_that_somebody_else_installed_is_left_as_it_is(
+    made_by_the_demo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster of the user's own the operator of that name may be the one that everybody there relies on."""
+    asked: list[tuple[str, ...]] = []
+
+    def helm(_: Client, *arguments: str, **__: object) -> str:
+        asked.append(arguments)
+        theirs = any(text.startswith("--selector=") for text in arguments) and not made_by_the_demo
+        return "[]" if theirs else '[{"name": "lora-finetune-operator"}]'
+
+    monkeypatch.setattr(Client, "helm", helm)
+    images = Images(operator="ghcr.io/acme/lora-operator:1", trainer="ghcr.io/acme/lora-trainer:2", hub=None)
+    client = Client(name=None, kubeconfig=Path("config"), path="")
+    if made_by_the_demo:
+        run.install_chart(client, images, "", timeout_s=9)
+        assert (asked[-1][0], asked[-1][-3]) == ("upgrade", "--labels=made-by=lora-demo")
+        return
+    with pytest.raises(DemoError, match=r"^Release lora-finetune-operator in namespace lora-system .* uninstall it"):
+        run.install_chart(client, images, "", timeout_s=9)
+    assert {arguments[0] for arguments in asked} == {"list"}
