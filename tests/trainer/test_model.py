@@ -205,6 +205,41 @@ def _no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def _indexed(folder: Path, shard: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors", "b": shard}}), encoding="utf-8"
+    )
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+
+
+def _index_names_a_pickle(folder: Path) -> None:
+    _indexed(folder, "pytorch_model.bin")
+
+
+def _index_leads_out(folder: Path) -> None:
+    _indexed(folder, "../other/model.safetensors")
+
+
+def _index_is_none(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
+
+
+def _config_names_a_pickle(folder: Path) -> None:
+    _configured(folder, transformers_weights="adapter_model.bin")
+
+
+def _adapter_inside(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/else"}', encoding="utf-8")
+
+
+def _damaged_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+
+
+def _damaged_generation(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("[1", encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "sentence"),
     [
@@ -219,6 +254,13 @@ def _no_tokenizer(folder: Path) -> None:
         (_incomplete, ConfigError, "its weights are incomplete"),
         (_damaged, ConfigError, "cannot be"),
         (_no_tokenizer, ConfigError, "its tokenizer cannot be read"),
+        (_index_names_a_pickle, ConfigError, "index.json names the weights 'pytorch_model.bin'"),
+        (_index_leads_out, ConfigError, "index.json names the weights '../other/model.safetensors'"),
+        (_index_is_none, ConfigError, "model.safetensors.index.json is no index of weights"),
+        (_config_names_a_pickle, ConfigError, "config.json names the weights 'adapter_model.bin'"),
+        (_adapter_inside, ConfigError, "it holds an adapter (adapter_config.json)"),
+        (_damaged_tokenizer, ConfigError, "its tokenizer cannot be read"),
+        (_damaged_generation, ConfigError, "its generation_config.json cannot be read"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_told(

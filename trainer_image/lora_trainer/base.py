@@ -63,6 +63,12 @@ def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
             f"model.uri is {address}: it has no config.json, so it is no Transformers model; name another one",
             Reason.MODEL_NOT_FOUND,
         )
+    if "adapter_config.json" in top:
+        # Transformers would load the adapter along, or the weights of the model that it names instead of these.
+        raise ConfigError(
+            f"model.uri is {address}: it holds an adapter (adapter_config.json), so it would not be the base model "
+            "alone; name the base model, or merge the adapter into it and remove its files"
+        )
     if not weights:
         pickles = [name for name in top if PurePosixPath(name).suffix in _PICKLES]
         what = (
@@ -86,7 +92,26 @@ def _checked(folder: Path, *, name: str, revision: str, address: str) -> Base:
             f"model.uri is {address}: its weights are already quantized; "
             "name the original model and use quantization: NF4"
         )
+    _check_shards(folder, config.get("transformers_weights"), address)
     return Base(folder=folder, name=name, revision=revision, model_type=str(model_type))
+
+
+def _check_shards(folder: Path, explicit: object, address: str) -> None:
+    """Weights that configuration and indexes point to must be safetensors beside them: what is elsewhere was not
+    checked, and is not pinned. Raises `ConfigError`."""
+    pointers = [("config.json", explicit)] if explicit is not None else []
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"model.uri is {address}: its {index.name} is no index of weights") from error
+        pointers += [(index.name, shard) for shard in shards]
+    for source, name in pointers:
+        if not isinstance(name, str) or "/" in name or not name.endswith((".safetensors", ".safetensors.index.json")):
+            raise ConfigError(
+                f"model.uri is {address}: its {source} names the weights {str(name)[:100]!r}; "
+                "they must be safetensors files in the same folder"
+            )
 
 
 def _digest(files: Sequence[Path]) -> str:

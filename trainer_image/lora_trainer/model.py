@@ -56,7 +56,10 @@ def load_encoder(base: Base, loss_on: LossOn, max_length: int) -> Encoder:
 def _generation_eos(base: Base) -> tuple[int, ...]:
     """End-of-turn ids that the model's generation configuration names (Gemma's `<end_of_turn>` stands only there)."""
     path = base.folder / "generation_config.json"
-    value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"model.uri is {base.name}: its generation_config.json cannot be read") from error
     if isinstance(value, int):
         return (value,)
     return tuple(item for item in value if isinstance(item, int)) if isinstance(value, list) else ()
