@@ -211,12 +211,22 @@ def _record(places: Places) -> Record:
     return record
 
 
+def _require_local(options: argparse.Namespace) -> None:
+    if uses_own_cluster():
+        raise ClusterError(
+            f"CLUSTER=current: `hack/cluster {options.command}` is for the local cluster only: use kubectl, or unset"
+            " CLUSTER."
+        )
+
+
 def _status(options: argparse.Namespace, console: Console) -> None:
+    _require_local(options)
     for line in status.describe(settings.places(options.name)):
         print(line, flush=True)
 
 
 def _gpus(options: argparse.Namespace, console: Console) -> None:
+    _require_local(options)
     places = settings.places(options.name)
     node.set_gpus(lifecycle.api(places, _record(places).api_port), options.count)
     console.say(
@@ -226,6 +236,7 @@ def _gpus(options: argparse.Namespace, console: Console) -> None:
 
 
 def _forward(options: argparse.Namespace, console: Console) -> None:
+    _require_local(options)
     places = settings.places(options.name)
     server = lifecycle.api(places, _record(places).api_port)
     ports.require_free(options.local_port, "another LOCAL_PORT")
@@ -236,5 +247,6 @@ def _forward(options: argparse.Namespace, console: Console) -> None:
 
 
 def _exec(options: argparse.Namespace, console: Console) -> None:
+    _require_local(options)
     enter_network(node.node_pid(settings.places(options.name)))
     os.execvp(options.argv[0], options.argv)  # noqa: S606 - what the command is for

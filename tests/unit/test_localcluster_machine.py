@@ -200,6 +200,18 @@ def test_with_a_cluster_of_the_users_own_there_is_nothing_to_start_or_end(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["status"], ["gpus", "1"], ["forward", "1", "a/pod/b:1"], ["exec", "true"]])
+def test_what_only_the_local_cluster_can_do_is_not_done_to_it_instead_of_the_users_own(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The sentence says what to use."""
+    monkeypatch.setenv("CLUSTER", "current")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert f"`hack/cluster {command[0]}` is for the local cluster only: use kubectl, or unset CLUSTER." in said
+
+
 def test_images_for_a_cluster_of_the_users_own_need_a_registry(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
