@@ -144,6 +144,20 @@ def test_every_kind_of_weights_is_verified(
     assert read_manifest(folder).resolved.compute_dtype == ("fp32" if precision == "Auto" else "bf16")
 
 
+def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
+    """What bf16 rounded in the run is no fault of the adapter."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    document["measured"]["eval_loss_after"] += 0.005
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(VerificationError, match=r"more than 0\.001"):
+        verify(folder, adapter[1], Hub())
+    document["resolved"]["compute_dtype"] = "bf16"
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    assert verify(folder, adapter[1], Hub()).tolerance == 2e-2
+
+
 def test_another_base_model_is_refused(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
     """A folder on a volume is pinned by its bytes."""
     shutil.copytree(adapter[1].claims, tmp_path / "claims")
