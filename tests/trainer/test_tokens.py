@@ -134,6 +134,20 @@ def test_a_template_that_rewrites_earlier_answers_leaves_the_last_one_to_learn(t
     assert learned(encoder, example) == "~Fair winds.<|im_end|>"
 
 
+def test_an_answer_that_its_template_rewrites_is_refused_or_learned_whole(tmp_path: Path) -> None:
+    """The generation prompt opens a thought that finished turns do not have; `lossOn: All`, as advised, needs no
+    boundary."""
+    template = tiny.CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    base = open_folder(tiny.make_model(tmp_path / "m", chat_template=template))
+    conversation = talk(("user", "Hi"), ("assistant", "Ahoy!"))
+    with pytest.raises(DatasetError, match=r"use training\.lossOn: All or another model"):
+        load_encoder(base, LossOn.COMPLETION, 256).encode(conversation)
+    encoder = load_encoder(base, LossOn.ALL, 256)
+    example = encoder.encode(conversation)
+    assert learned(encoder, example) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nAhoy!<|im_end|>"
+    assert encoder.learns_to_stop(example)
+
+
 def test_a_template_that_refuses_a_conversation_is_told(tmp_path: Path) -> None:
     """As Gemma's does for a system turn."""
     template = (

@@ -95,6 +95,8 @@ class Encoder:
         spans = self._spans(sample, full, range(len(sample.messages)))
         if spans is None:
             spans = self._spans(sample, full, range(len(sample.messages) - 1, len(sample.messages)))
+        if spans is None and self.loss_on is LossOn.ALL:
+            return [Piece(text=full.rstrip(), learned=True)]
         if spans is None:
             raise DatasetError(
                 f"{sample.where}: the model's chat template renders the last answer differently from its prompt, so "
