@@ -105,6 +105,15 @@ def test_a_data_set_that_never_teaches_to_stop_is_refused(tmp_path: Path, encode
         encode(load_samples(config, volumes, Hub()), encoder)
 
 
+def test_a_misspelt_column_of_the_input_is_refused(tmp_path: Path) -> None:
+    """All rows would lose their input in silence."""
+    rows = [{"instruction": "q", "ticket": "t", "output": "a"}]
+    columns = {"instruction": "instruction", "input": "tikcet", "output": "output"}
+    config, volumes = on_claim(tmp_path, rows, dataset={"columns": columns})
+    with pytest.raises(DatasetError, match='maps input to "tikcet"'):
+        load_samples(config, volumes, Hub())
+
+
 def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
     """Rows are there, but nothing in them."""
     config, volumes = on_claim(tmp_path, [{"text": ""}, {"text": " "}])

@@ -6,7 +6,7 @@ import pytest
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Conversation, Message, PlainText, detect, parse
+from lora_trainer.formats import Conversation, Message, PlainText, check_optional, detect, parse
 from lora_trainer.rows import Row
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -121,3 +121,17 @@ def test_a_row_of_the_wrong_shape_is_told(kind: DatasetFormat, values: dict[str,
         parse(row(**values), kind, {})
     assert str(caught.value).startswith("x.jsonl, line 3: ")
     assert sentence in str(caught.value)
+
+
+def test_an_input_that_is_no_text_is_refused() -> None:
+    """It would be left out in silence."""
+    with pytest.raises(DatasetError, match=r"x\.jsonl, line 3: field 'input' is a int, but must be text"):
+        parse(row(instruction="Add", input=3, output="a"), DatasetFormat.INSTRUCTION, {})
+
+
+def test_a_column_for_the_input_that_no_row_has_is_refused() -> None:
+    """One row of many suffices, since the input is optional; a misspelt column would be left out in silence."""
+    rows = [row(instruction="q", output="a"), row(instruction="q", output="a", ticket="t")]
+    check_optional({"input": "ticket"}, rows)
+    with pytest.raises(DatasetError, match=r'maps input to "tikcet", which no row has; the columns are instruction, o'):
+        check_optional({"input": "tikcet"}, rows)

@@ -10,7 +10,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, parse_uri
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
-from lora_trainer.formats import Sample, detect, parse
+from lora_trainer.formats import Sample, check_optional, detect, parse
 from lora_trainer.hub import Hub
 from lora_trainer.rows import SUFFIXES, Table, read_table
 from lora_trainer.tokens import Encoder, Example
@@ -48,6 +48,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     """Read, parse and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
     table = read_table(locate(config.dataset, volumes, hub))
     kind = detect(config.dataset, table.rows[0])
+    check_optional(config.dataset.columns, table.rows)
     parsed = [(row.key, parse(row, kind, config.dataset.columns)) for row in table.rows]
     kept = [(key, sample) for key, sample in parsed if sample is not None]
     if not kept:

@@ -71,12 +71,23 @@ def parse(row: Row, kind: DatasetFormat, columns: Mapping[str, str]) -> Sample |
         return PlainText(where=row.where, text=texts["text"]) if texts["text"].strip() else None
     question, answer = (texts[role] for role in NEEDED[kind])
     if kind is DatasetFormat.INSTRUCTION:
-        extra = row.values.get(_column(columns, "input"))
-        question = f"{question}\n\n{extra}" if isinstance(extra, str) and extra.strip() else question
+        column = _column(columns, "input")
+        extra = _text(row, column, kind) if column in row.values else ""
+        question = f"{question}\n\n{extra}" if extra.strip() else question
     if not answer.strip():
         return None
     turns = (Message(role="user", content=question), Message(role="assistant", content=answer))
     return Conversation(where=row.where, messages=turns, verbatim=kind is DatasetFormat.PROMPT_COMPLETION)
+
+
+def check_optional(columns: Mapping[str, str], rows: Sequence[Row]) -> None:
+    """A row may lack its `input`, but a mapped column that all rows lack is misspelt. Raises `DatasetError`."""
+    column = columns.get("input")
+    if column is not None and not any(column in row.values for row in rows):
+        raise DatasetError(
+            f'{rows[0].where}: dataset.columns maps input to "{column}", which no row has; '
+            f"the columns are {_names(rows[0].values)}"
+        )
 
 
 def _check_mapping(columns: Mapping[str, str], row: Row) -> None:
