@@ -12,7 +12,11 @@ SENTENCE_LENGTH = 1024
 _SECRETS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
     (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}"), r"\1***"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[-A-Za-z0-9._~+/]{8,}=*"), r"\1 ***"),
+    # Not an English word, as in "basic authentication failed".
+    (
+        re.compile(r"(?i:\b(bearer|basic)\s+)(?![A-Za-z]?[a-z]{7,18}(?![-A-Za-z0-9._~+/=]))[-A-Za-z0-9._~+/]{8,}=*"),
+        r"\1 ***",
+    ),
     (re.compile(r"(?i)(://)[^/@\s:]+:[^/@\s]+@"), r"\1***@"),
     (
         re.compile(

@@ -112,3 +112,20 @@ def test_fractions_are_strings_of_bounded_length() -> None:
 def test_a_block_that_is_no_map_reads_as_empty() -> None:
     """As does a missing one."""
     assert block_of({"progress": []}, "progress") == block_of({}, "progress") == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["basic authentication failed", "bearer authentication required", "Basic training ends"]
+)
+def test_words_that_only_begin_like_a_header_stay(text: str) -> None:
+    """A sentence without its end helps nobody."""
+    assert sentence(text) == text
+
+
+@pytest.mark.parametrize(
+    "secret", ["YWxhZGRpbjpvcGVu", "abc.def.ghi", "abcdefg1", "abcdefghijklmnopqrstu", "abcdefgh=="]
+)
+def test_what_follows_a_header_and_may_be_a_secret_goes(secret: str) -> None:
+    """Words have no digits, capitals, dots or padding, and are short."""
+    for scheme in ("Bearer", "basic"):
+        assert sentence(f"Authorization {scheme} {secret} was refused") == f"Authorization {scheme} *** was refused"
