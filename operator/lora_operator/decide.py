@@ -155,7 +155,9 @@ def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
     if observed.rejection is not None:
         accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
     status = ongoing_status(case.finetune, accepted, situation, facts, case.now)
-    plan = Plan(status=status, events=notices(case.finetune, status))
+    train = case.request.train if situation.lost_config else None
+    create = (render_config_map(case.finetune, train),) if train else ()
+    plan = Plan(status=status, create=create, events=notices(case.finetune, status))
     if situation.running and situation.pod is not None:
         return _with_question(
             plan, situation.pod, next_question_s(progress, config.progress_interval_s, case.now), config

@@ -18,11 +18,15 @@ from lora_trainer.contract.reasons import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """`state` is what goes on; `pod` the newest pod. The trainer runs and can be asked where `running`."""
+    """`state` is what goes on; `pod` the newest pod. The trainer runs and can be asked where `running`.
+
+    `lost_config`: the pod waits for the ConfigMap of its attempt, which somebody deleted.
+    """
 
     state: Finding
     pod: PodView | None = None
     running: bool = False
+    lost_config: bool = False
 
     @property
     def ready_since(self) -> Finding:
@@ -104,6 +108,10 @@ def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
 def _with_pod(scene: Scene, pod: PodView, pods: Sequence[PodView]) -> Situation:
     trouble = trouble_of_pod(pod, scene.events)
     if trouble is not None:
+        # The ConfigMap of an attempt has the name of its Job.
+        if trouble.reason is Reason.CONFIG_MAP_NOT_FOUND and f" ConfigMap {scene.job.name}," in trouble.message:
+            message = f"ConfigMap {scene.job.name} was deleted, which pod {pod.name} needs: the operator makes it again"
+            return Situation(state=dataclasses.replace(trouble, message=message), pod=pod, lost_config=True)
         return Situation(state=trouble, pod=pod)
     if pod.deleting:
         message = f"Pod {pod.name} was deleted and is being stopped; a new one follows"

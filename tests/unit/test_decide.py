@@ -269,6 +269,25 @@ def test_a_pod_in_trouble_tells_it_and_its_events_are_watched() -> None:
     assert (plan.events[-1].type, plan.events[-1].reason) == ("Warning", "ImagePullBackOff")
 
 
+def test_the_runs_own_config_map_is_made_again_when_a_pod_misses_it() -> None:
+    """Somebody deleted it, and nobody else could write it; the data set's ConfigMap is the user's to make."""
+    first = plan_for(make_finetune()).create[0]
+    pod = waiting_pod("ContainerCreating")
+
+    def missing(name: str) -> Plan:
+        words = f'MountVolume.SetUp failed for volume "config" : configmap "{name}" not found'
+        return plan_for(
+            make_finetune(), jobs=(make_job(),), pods=(pod,), events=(make_event(pod.uid, "FailedMount", words),)
+        )
+
+    plan = missing(first["metadata"]["name"])
+    assert plan.create == (first,)
+    assert told(plan) == ("Unknown", "ConfigMapNotFound")
+    assert "the operator makes it again" in condition(plan, "Complete")["message"]
+    assert missing("chats").create == ()
+    assert "create it" in condition(missing("chats"), "Complete")["message"]
+
+
 def test_a_job_that_cannot_make_its_pod_tells_why() -> None:
     """The quota's own words, from the Job's Event."""
     event = make_event("job-1", "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: gpus')
