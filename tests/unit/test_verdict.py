@@ -143,7 +143,12 @@ def test_a_deleted_pod_that_is_killed_is_not_called_out_of_memory() -> None:
     assert starved.finding.reason is Reason.OOM_KILLED
 
 
-def test_a_success_in_the_summary_of_a_failed_trainer_is_not_believed() -> None:
+def test_a_trainer_that_fails_after_it_has_published_has_succeeded() -> None:
+    """It writes that summary only once the verified adapter lies in its place: an odd end takes nothing away."""
+    assert failed(ended_pod(1, make_summary().to_message()), reason="BackoffLimitExceeded").succeeded
+
+
+def test_a_success_without_an_artifact_in_the_summary_of_a_failed_trainer_is_not_believed() -> None:
     """Exit code and summary contradict each other, and there is no proof."""
     found = failed(ended_pod(1, make_summary(artifact=None).to_message()), reason="BackoffLimitExceeded")
     assert (found.succeeded, found.finding.reason) == (False, Reason.BACKOFF_LIMIT_EXCEEDED)
