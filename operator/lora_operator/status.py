@@ -18,6 +18,11 @@ from lora_trainer.contract.summary import ResolvedRun
 
 Status = dict[str, Any]
 NOT_SUSPENDED = Finding(reason=Reason.NOT_SUSPENDED, message="The run is not suspended")
+_RESUMED_BY_OTHERS = Finding(
+    reason=Reason.NOT_SUSPENDED,
+    message="spec.suspend is true, but somebody else resumed the Job, such as its queue: set spec.suspend to false and "
+    "then to true to hold it again",
+)
 _NOT_YET_PUBLISHED = Finding(reason=Reason.PENDING, message="The adapter is published when the training is done")
 _SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}
 
@@ -48,7 +53,7 @@ def ongoing_status(
     conditions = (
         accepted,
         Condition(type=Type.PODS_READY, holds=situation.running, finding=ready),
-        Condition(type=Type.SUSPENDED, holds=suspended, finding=state if suspended else NOT_SUSPENDED),
+        Condition(type=Type.SUSPENDED, holds=suspended, finding=state if suspended else _free(finetune, facts)),
         Condition(type=Type.ARTIFACT_PUBLISHED, holds=None, finding=publishing),
         Condition(type=Type.COMPLETE, holds=None, finding=_timeless(state)),
         Condition(type=Type.FAILED, holds=None, finding=_timeless(state)),
@@ -112,6 +117,12 @@ def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts,
         "progress": facts.progress,
     }
     return {key: value for key, value in status.items() if value not in ("", {}, 0) or key == "observedGeneration"}
+
+
+def _free(finetune: FineTune, facts: Facts) -> Finding:
+    """Why the run is not held, though the user may have wished it: the wish was applied, and then undone."""
+    undone = facts.job is not None and facts.job.suspend_intent is True and not facts.job.suspended
+    return _RESUMED_BY_OTHERS if undone and finetune.spec.get("suspend") is True else NOT_SUSPENDED
 
 
 def _publishes(state: Finding) -> bool:

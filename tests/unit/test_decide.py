@@ -368,6 +368,17 @@ def test_the_users_wish_to_suspend_reaches_the_job_once() -> None:
     assert plan.ask_progress is None
 
 
+def test_a_job_that_somebody_else_resumed_against_the_users_wish_is_told_as_such() -> None:
+    """The operator does not fight a queue over it, and does not keep quiet about it either."""
+    resumed = make_job(annotations={"lora-operator.io/suspend": "true"})
+    plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(resumed,), pods=(running_pod(),))
+    assert plan.patch == ()
+    assert told(plan, "Suspended") == ("False", "NotSuspended")
+    assert "spec.suspend is true, but somebody else resumed the Job" in condition(plan, "Suspended")["message"]
+    plain = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
+    assert condition(plain, "Suspended")["message"] == "The run is not suspended"
+
+
 def test_a_resource_created_suspended_has_a_suspended_job() -> None:
     """Which needs no patch."""
     world = World({"suspend": True})
