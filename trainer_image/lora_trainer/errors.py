@@ -150,7 +150,8 @@ def explain(error: Exception) -> TrainerError:
 def _explain_torch(error: Exception) -> TrainerError | None:
     """PyTorch's errors are told by name: importing their types would take seconds."""
     name, text = type(error).__name__, " ".join(str(error).split())
-    if name == "OutOfMemoryError":
+    # cuBLAS and kernels that allocate past PyTorch's allocator report the same shortage as a failure of the GPU.
+    if name == "OutOfMemoryError" or "CUDA error: out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text:
         return CudaOutOfMemoryError(
             f"the GPU's memory does not suffice ({text[:200]}): lower training.microBatchSize or "
             "training.maxSequenceLength, or use quantization: NF4"
