@@ -216,7 +216,16 @@ def test_a_claim_that_is_not_mounted_ends_with_74(workplace: Workplace) -> None:
     """The sentence names it."""
     done = workplace.run("-f", workplace.manifest_file(output={"uri": "pvc://none/out"}))
     assert (done.status, done.summary.reason) == (74, Reason.STORAGE_ERROR)
-    assert "the claim none is not mounted" in done.summary.message
+    folder = workplace.claims / "none"
+    assert f"the claim none is not mounted: there is no folder {folder}" in done.summary.message
+
+
+def test_a_folder_for_temporary_files_that_does_not_exist_ends_with_64(workplace: Workplace) -> None:
+    """In a sentence, without a stack trace."""
+    done = workplace.run("-f", workplace.manifest_file(), "--work", workplace.root / "none")
+    assert (done.status, done.summary.reason) == (64, Reason.CONFIG_INVALID)
+    assert "must be a folder that exists" in done.summary.message
+    assert "Traceback" not in done.log
 
 
 def test_the_suffix_of_a_second_run_follows_its_uid(workplace: Workplace) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 
+from lora_trainer import cli
 from lora_trainer.artifact import MANIFEST, Manifest, file_entries, read_manifest
 from lora_trainer.ask import ask, show
 from lora_trainer.contract import codec
@@ -198,3 +199,26 @@ def test_base_and_adapter_answer_the_same_questions(adapter: tuple[Path, Volumes
         "adapter": answers[0].adapter,
     }
     assert "Q: Who are you?\n  base:    " in show(answers, as_json=False)
+
+
+def test_asking_an_adapter_that_cannot_be_read_is_told_in_one_line(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever PEFT raises."""
+    monkeypatch.setattr(cli, "stage_environment", dict[str, str])
+    (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
+    arguments = [
+        "ask",
+        "--base",
+        str(tiny_folder),
+        "--adapter",
+        str(tmp_path),
+        "--question",
+        "Hi",
+        "--max-new-tokens",
+        "1",
+    ]
+    assert cli.main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert "JSONDecodeError: Expecting property name" in errors
+    assert "Traceback" not in errors

@@ -129,7 +129,7 @@ def find_place(config: TrainConfig, uri: ClaimUri, volumes: Volumes) -> Place:
     """Resolve the output address. Raises `StorageError` where its claim is not mounted, `ConfigError` for links."""
     path = volumes.claim_path(uri)
     if volumes.claim_missing(uri):
-        raise StorageError(f"output.uri is {uri}: the claim {uri.claim} is not mounted")
+        raise StorageError(f"output.uri is {uri}: {volumes.not_mounted(uri)}")
     suffix = run_suffix(config.run.uid)
     partial = path.with_name(f".{path.name}.{suffix}.partial")
     return Place(uri=uri, path=path, partial=partial, suffix=suffix, uid=config.run.uid)

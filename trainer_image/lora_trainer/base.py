@@ -38,7 +38,7 @@ def find_base(uri_text: str, volumes: Volumes, hub: Hub) -> Base:
         raise ConfigError(f"model.uri is {uri}: must start with hf:// or pvc://")
     path = volumes.claim_path(uri)
     if not path.is_dir():
-        what = f"the claim {uri.claim} is not mounted" if volumes.claim_missing(uri) else "there is no such folder"
+        what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else "there is no such folder"
         raise NotFoundError(f"model.uri is {uri}: {what}", Reason.MODEL_NOT_FOUND)
     files = plain_files(path, str(uri))
     model_files([file.name for file in files], str(uri))

@@ -12,7 +12,7 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import Summary
-from lora_trainer.errors import ConfigError, TrainerError, explain, one_sentence
+from lora_trainer.errors import ConfigError, explain, one_sentence
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.stage import guarded, log_to_stderr
 from lora_trainer.supervisor import Ending, Settings, Supervisor, stage_environment
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     local = options.file is not None
     try:
+        if options.work is not None and not options.work.is_dir():
+            raise ConfigError(f"--work is {options.work}: must be a folder that exists")
         config = _local_config(options.file) if local else TrainConfig.from_json(_read(options.config))
     except Exception as error:
         known = explain(error)
@@ -123,9 +125,10 @@ def _ask(options: argparse.Namespace) -> int:
 
     try:
         answers = ask(options.base, options.adapter, options.question, options.max_new_tokens, _volumes(options))
-    except TrainerError as error:
-        print(error, file=sys.stderr)
-        return int(error.code)
+    except Exception as error:
+        known = explain(error)
+        print(known, file=sys.stderr)
+        return int(known.code)
     print(show(answers, as_json=options.format == "json"))
     return int(ExitCode.OK)
 

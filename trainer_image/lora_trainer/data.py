@@ -158,7 +158,7 @@ def locate(config: DatasetConfig, volumes: Volumes, hub: Hub) -> tuple[tuple[str
     if isinstance(uri, ConfigMapUri):
         path = volumes.config_map_path(uri)
         if not path.is_file():
-            raise _missing(str(uri), f"the ConfigMap has no key {uri.key}")
+            raise _missing(str(uri), f"the ConfigMap has no key {uri.key}: there is no file {path}")
         return ((uri.key, path),)
     return _claim_files(uri, volumes)
 
@@ -166,7 +166,7 @@ def locate(config: DatasetConfig, volumes: Volumes, hub: Hub) -> tuple[tuple[str
 def _claim_files(uri: ClaimUri, volumes: Volumes) -> tuple[tuple[str, Path], ...]:
     path = volumes.claim_path(uri)
     if volumes.claim_missing(uri):
-        raise _missing(str(uri), f"the claim {uri.claim} is not mounted")
+        raise _missing(str(uri), volumes.not_mounted(uri))
     if path.is_dir():
         files = tuple(file for file in plain_files(path, str(uri)) if file.suffix.lower() in SUFFIXES)
         if not files:

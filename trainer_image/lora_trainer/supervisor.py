@@ -84,8 +84,7 @@ class Supervisor:
         server = None if self.settings.port is None else serve(self.settings.port, pages)
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with tempfile.TemporaryDirectory(prefix="lora-trainer-", dir=self.settings.work) as work:
-                return self._guarded(Path(work))
+            return self._guarded()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -93,9 +92,10 @@ class Supervisor:
                 server.shutdown()
                 server.server_close()
 
-    def _guarded(self, work: Path) -> Ending:
+    def _guarded(self) -> Ending:
         try:
-            return self._run(work)
+            with tempfile.TemporaryDirectory(prefix="lora-trainer-", dir=self.settings.work) as work:
+                return self._run(Path(work))
         except Exception as error:
             known = explain(error)
             if isinstance(known, InternalError):

@@ -4,8 +4,6 @@ Volumes hold what users put there. A link on a claim could lead a pod to files o
 claim, so nothing below a claim is followed that is a symbolic link.
 """
 
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +40,10 @@ class Volumes:
             raise ConfigError(f"{uri} leads out of its mount: put the data itself into the ConfigMap")
         return path
 
+    def not_mounted(self, uri: ClaimUri) -> str:
+        """The part of a sentence for a missing claim. It names the folder, which without a cluster is to be made."""
+        return f"the claim {uri.claim} is not mounted: there is no folder {self.claims / uri.claim}"
+
     def claim_missing(self, uri: ClaimUri) -> bool:
         """Whether the claim itself is not mounted."""
         return not (self.claims / uri.claim).is_dir()
@@ -57,12 +59,3 @@ def plain_files(folder: Path, address: str) -> tuple[Path, ...]:
                 "(a Hub download with --local-dir has none)"
             )
     return tuple(entry for entry in entries if entry.is_file())
-
-
-def open_plain(path: Path) -> int:
-    """A file descriptor for reading `path`, a regular file that is no symbolic link. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path.name} is not a regular file")
-    return descriptor
