@@ -420,7 +420,7 @@ def test_kubectl_get_shows_the_columns(api: Api) -> None:
     assert row[:-1] == [name, "Training", model, "16", "None", "120/400", "1.234", "1h12m"]
 
     header, row = table(api.kubectl("get", "lft", name, "-o", "wide"))
-    assert header[9:] == ["GPU MEMORY", "TOKENS/S", "ADAPTER"]
+    assert header[9:] == ["PEAK MEMORY", "TOKENS/S", "ADAPTER"]
     assert row[9:] == ["18.7 GiB", "910.5", "pvc://adapters/support-tone-abcde"]
     assert name in api.kubectl("get", "lora")
 

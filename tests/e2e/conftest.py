@@ -72,14 +72,18 @@ class Installed:
 
 @pytest.fixture(scope="session")
 def installed(cluster: Client) -> Iterator[Installed]:
-    """The chart on the full cluster; uninstalled at the end, the resources' definition stays."""
+    """The chart on the full cluster; afterwards uninstalled, or as the demo left it where the demo came before."""
     console = Console()
+    of_the_demo = demo_run.RELEASE in cluster.helm("list", "--short", f"--namespace={demo_run.RELEASE_NAMESPACE}")
     demo_cluster.convert_model()
     images = demo_cluster.images(with_stand_in=True, console=console)
     ready = Installed(client=cluster, images=images, endpoint=deploy(cluster, images.hub or ""))
     ready.upgrade()
     _wait_for_discovery(cluster)
     yield ready
+    if of_the_demo:
+        demo_run.install_chart(cluster, images, ready.endpoint, timeout_s=180)
+        return
     cluster.helm("uninstall", demo_run.RELEASE, f"--namespace={demo_run.RELEASE_NAMESPACE}", "--wait")
     assert cluster.kubectl("get", "crd", "lorafinetunes.lora-operator.io", "--output=name").strip()
 

@@ -111,8 +111,6 @@ def test_a_suspended_run_frees_its_pod_and_resumes(installed: Installed, namespa
     wait_reason(client, namespace, "pausing", "Suspended", "SuspendedByUser")
     for pod in pods(client, namespace):
         client.wait(f"pod/{pod['metadata']['name']}", "delete", namespace=namespace, timeout_s=150)
-    for pod in pods(client, namespace):
-        client.wait(f"pod/{pod['metadata']['name']}", "delete", namespace=namespace, timeout_s=150)
     client.kubectl(*patch, '--patch={"spec":{"suspend":false}}')
     wait_reason(client, namespace, "pausing", "Suspended", "NotSuspended")
     assert verdict(wait_end(client, namespace, "pausing"))[:2] == ("True", "Succeeded")
