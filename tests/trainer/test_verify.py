@@ -17,7 +17,7 @@ from lora_trainer.ask import ask, show
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.data import load_samples
-from lora_trainer.errors import VerificationError
+from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.hub import Hub
 from lora_trainer.recipe import run_training
 from lora_trainer.reports import Reporter
@@ -155,8 +155,11 @@ def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volum
     with pytest.raises(VerificationError, match=r"more than 0\.001"):
         verify(folder, adapter[1], Hub())
     document["resolved"]["compute_dtype"] = "bf16"
+    document["config"]["device"] = {"gpus": 1, "allow_cpu": False}
     (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
-    assert verify(folder, adapter[1], Hub()).tolerance == 2e-2
+    assert verify(folder, adapter[1], Hub(), anywhere=True).tolerance == 2e-2
+    with pytest.raises(GpuFaultError):
+        verify(folder, adapter[1], Hub())
 
 
 def test_another_base_model_is_refused(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _verify(options: argparse.Namespace) -> int:
     from lora_trainer.verify import verify  # noqa: PLC0415
 
     def action() -> None:
-        result = verify(options.folder, _volumes(options), Hub())
+        result = verify(options.folder, _volumes(options), Hub(), anywhere=True)
         print(f"verified: loss {result.loss:.6f}, within {result.tolerance} of what the training measured")
 
     return guarded(action, Reporter(None))

@@ -35,13 +35,15 @@ The sums run in another order than in training: that is about 1e-6 in fp32 and a
 _PREFIX = "base_model.model."
 
 
-def verify(folder: Path, volumes: Volumes, hub: Hub) -> Verification:
-    """Check the adapter in `folder`. Raises `VerificationError` where it is not what its manifest says."""
+def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) -> Verification:
+    """Check the adapter in `folder`. Raises `VerificationError` where it is not what its manifest says.
+
+    `anywhere` takes a CPU where the run had a GPU; within the run a GPU that is gone by now is a `GpuFaultError`.
+    """
     manifest = read_manifest(folder)
     check_digests(folder, manifest)
     config = manifest.config
-    # The run's device is known to exist by now; an adapter that is verified by hand may be verified on a CPU.
-    wanted = dataclasses.replace(config.device, allow_cpu=True)
+    wanted = dataclasses.replace(config.device, allow_cpu=config.device.allow_cpu or anywhere)
     device = choose_device(wanted, config.training.precision)
     base = find_base(_pinned(config.model.uri, manifest.base_revision), volumes, hub)
     if base.revision != manifest.base_revision:
