@@ -166,7 +166,9 @@ def _phase(progress: Mapping[str, Any]) -> Phase:
 def _doing(phase: Phase, scene: Scene) -> str:
     if phase is Phase.TRAINING:
         step, eta = scene.progress.get("steps"), scene.progress.get("eta")
-        return f"Training: step {step or 0}" + (f", about {eta} to go" if eta else "")
+        if not step:
+            return "The trainer takes its first step"
+        return f"Training: step {step}" + (f", about {eta} to go" if eta else "")
     return _DOING[phase]
 
 
