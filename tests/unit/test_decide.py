@@ -235,6 +235,12 @@ def test_answers_are_rationed_because_each_is_a_write() -> None:
     assert later.ask_progress is not None
 
 
+def test_before_the_first_step_the_state_names_no_step() -> None:
+    """Progress without a number of steps says that training began."""
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=Progress(phase=Phase.TRAINING))
+    assert condition(plan, "Complete")["message"] == "The trainer takes its first step"
+
+
 def test_what_the_trainer_found_out_is_kept() -> None:
     """Beside what the spec fixed."""
     progress = Progress(phase=Phase.TRAINING, resolved=make_resolved())
