@@ -4,21 +4,26 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
+from torch import nn
 
 from lora_trainer import cli
 from lora_trainer.artifact import MANIFEST, Manifest, file_entries, read_manifest
 from lora_trainer.ask import ask, show
+from lora_trainer.batches import Batch
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.data import load_samples
+from lora_trainer.device import Device
 from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.hub import Hub
+from lora_trainer.loss import token_losses
 from lora_trainer.recipe import run_training
 from lora_trainer.reports import Reporter
 from lora_trainer.verify import verify
@@ -160,6 +165,24 @@ def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volum
     assert verify(folder, adapter[1], Hub(), anywhere=True).tolerance == 2e-2
     with pytest.raises(GpuFaultError):
         verify(folder, adapter[1], Hub())
+
+
+@pytest.mark.parametrize(("micro", "rows"), [(1, {1}), (2, {2}), (None, {8})])
+def test_a_small_micro_batch_limits_the_evaluations_too(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, micro: int | None, rows: set[int]
+) -> None:
+    """The memory that it saves must not be taken before and after the training, nor by the verification."""
+    seen: list[int] = []
+
+    def noting(model: Any, head: nn.Module, batch: Batch, device: Device) -> torch.Tensor:
+        seen.append(len(batch.input_ids))
+        return token_losses(model, head, batch, device)
+
+    monkeypatch.setattr("lora_trainer.evaluate.token_losses", noting)
+    sections = {"maxSteps": 1} if micro is None else {"maxSteps": 1, "microBatchSize": micro}
+    folder, volumes = trained(tmp_path, tiny_folder, make_config(training=sections))
+    verify(folder, volumes, Hub())
+    assert set(seen) == rows
 
 
 def test_another_base_model_is_refused(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:

@@ -76,6 +76,14 @@ def micro_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[E
         yield ordered[start : start + size]
 
 
+def evaluation_budget(micro: int | None, longest: int) -> int:
+    """Most tokens of a batch of the evaluation: those of a micro-batch where the user limited it to save memory.
+
+    The logits of an evaluation can take more than a training step with few rows.
+    """
+    return TOKEN_BUDGET if micro is None else min(TOKEN_BUDGET, micro * longest)
+
+
 def evaluation_batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> Iterator[tuple[int, ...]]:
     """Row numbers in batches of like length within the token budget."""
     batch: list[int] = []

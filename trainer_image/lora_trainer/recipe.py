@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_trainer import data as datasets
 from lora_trainer.artifact import Measured
 from lora_trainer.base import Base, find_base
-from lora_trainer.batches import micro_batch_size
+from lora_trainer.batches import evaluation_budget, micro_batch_size
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
@@ -54,7 +54,8 @@ def run_training(
     )
 
     reporter.phase(Phase.EVALUATING, resolved)
-    before = _evaluate(adapted, data, device, "before training")
+    budget = evaluation_budget(config.training.micro_batch_size, data.stats.longest_tokens)
+    before = _evaluate(adapted, data, device, "before training", budget)
     reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
     device.reset_peak_memory()
     trained = train(
@@ -66,7 +67,7 @@ def run_training(
         on_step=StepReporter(reporter, device),
     )
     reporter.phase(Phase.EVALUATING)
-    after = _evaluate(adapted, data, device, "after training")
+    after = _evaluate(adapted, data, device, "after training", budget)
     reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
 
     measured = _measured(trained, before, after, device, held_out=data.held_out, seconds=time.monotonic() - started)
@@ -74,11 +75,11 @@ def run_training(
     write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
 
 
-def _evaluate(adapted: Adapted, data: Data, device: Device, when: str) -> Evaluation:
+def _evaluate(adapted: Adapted, data: Data, device: Device, when: str, budget: int) -> Evaluation:
     def done(rows: int) -> None:
         log.debug("evaluated %d of %d rows", rows, len(data.evaluation))
 
-    result = evaluate(adapted.model, adapted.head, data.evaluation, device, done)
+    result = evaluate(adapted.model, adapted.head, data.evaluation, device, done, budget=budget)
     kind = "held-out" if data.held_out else "training"
     log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(data.evaluation), kind)
     return result

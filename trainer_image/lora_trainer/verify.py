@@ -14,6 +14,7 @@ from torch import nn
 
 from lora_trainer.artifact import Manifest, check_digests, read_manifest
 from lora_trainer.base import find_base
+from lora_trainer.batches import evaluation_budget
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.summary import Verification
 from lora_trainer.device import Device, choose_device
@@ -59,7 +60,8 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
         )
     loaded = load_model(base, config.quantization, device)
     apply_adapter(loaded, folder, manifest, device)
-    loss = evaluate(loaded.model, loaded.head, examples, device, lambda rows: None).loss
+    budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens)
+    loss = evaluate(loaded.model, loaded.head, examples, device, lambda rows: None, budget=budget).loss
     # Verified by hand on another device, the run's own rounding counts, too.
     tolerance = max(TOLERANCES[device.dtype_name], TOLERANCES.get(manifest.resolved.compute_dtype, 0.0))
     return _judge(loss, manifest.measured.eval_loss_after, tolerance)
