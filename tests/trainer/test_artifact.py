@@ -19,6 +19,7 @@ from lora_trainer.artifact import (
     discard_partial,
     file_entries,
     find_place,
+    loadable,
     publish,
     published,
     read_manifest,
@@ -249,3 +250,9 @@ def test_any_change_of_an_adapter_is_found(root: Path, spoil: Any, sentence: str
     with pytest.raises(VerificationError) as caught:
         check_digests(folder, read_manifest(folder))
     assert sentence in str(caught.value)
+
+
+def test_instructions_to_load_an_adapter_are_python_that_can_run() -> None:
+    """Transformers knows no pvc:// addresses."""
+    assert loadable("org/tiny", "c" * 40) == f'"org/tiny", revision="{"c" * 40}"'
+    assert loadable("pvc://models/tiny", "sha256:1") == '"path/of/the/base/model"'

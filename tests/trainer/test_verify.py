@@ -212,6 +212,7 @@ def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> No
     assert manifest.measured.eval_loss_after < manifest.measured.eval_loss_before
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.versions)
     assert [entry.path for entry in manifest.files] == ["README.md", "adapter_config.json", WEIGHTS]
+    assert 'from_pretrained("path/of/the/base/model")' in (adapter[0] / "README.md").read_text(encoding="utf-8")
 
 
 def test_base_and_adapter_answer_the_same_questions(adapter: tuple[Path, Volumes]) -> None:

@@ -218,6 +218,13 @@ def sync_folder(folder: Path) -> None:
     sync_files((folder,))
 
 
+def loadable(base_model: str, base_revision: str) -> str:
+    """Arguments of `from_pretrained` for a base model, as Python; of a model on a claim only its user has a path."""
+    if base_revision.startswith("sha256:"):
+        return '"path/of/the/base/model"'
+    return f'"{base_model}", revision="{base_revision}"'
+
+
 def describe(uri: ClaimUri, folder: Path, manifest: Manifest) -> Artifact:
     """The artifact as the summary reports it."""
     rank = manifest.config.lora.rank

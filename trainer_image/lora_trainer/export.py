@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact import MANIFEST, Manifest, Measured, file_entries, sync_files, sync_folder
+from lora_trainer.artifact import MANIFEST, Manifest, Measured, file_entries, loadable, sync_files, sync_folder
 from lora_trainer.base import Base
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.release import RELEASE
@@ -79,7 +79,7 @@ def _versions() -> dict[str, str]:
 def model_card(base: Base, config: TrainConfig, measured: Measured) -> str:
     """A short model card: what it is, how good, how to load it."""
     rows = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
-    kwargs = "" if base.revision.startswith("sha256:") else f', revision="{base.revision}"'
+    source = loadable(base.name, base.revision)
     return f"""---
 library_name: peft
 base_model: {base.name}
@@ -102,7 +102,7 @@ measurements and the sha256 of each file.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{base.name}"{kwargs})
+base = AutoModelForCausalLM.from_pretrained({source})
 model = PeftModel.from_pretrained(base, "path/of/this/folder")
 ```
 """

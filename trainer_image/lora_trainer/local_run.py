@@ -2,6 +2,7 @@
 
 import yaml
 
+from lora_trainer.artifact import loadable
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 from lora_trainer.contract.summary import Summary
@@ -58,10 +59,10 @@ def _adapter(summary: Summary, ending: Ending) -> tuple[str, ...]:
     artifact = summary.artifact
     if artifact is None:
         return ()
-    revision = "" if artifact.base_revision.startswith("sha256:") else f', revision="{artifact.base_revision}"'
+    source = loadable(artifact.base_model, artifact.base_revision)
     return (
         f"Adapter: {ending.folder} ({artifact.size_bytes / 2**20:.1f} MiB, {artifact.digest[:19]}…)",
         "Load it:",
-        f'  base = AutoModelForCausalLM.from_pretrained("{artifact.base_model}"{revision})',
+        f"  base = AutoModelForCausalLM.from_pretrained({source})",
         f'  model = PeftModel.from_pretrained(base, "{ending.folder}")',
     )
