@@ -105,6 +105,14 @@ def test_a_data_set_that_never_teaches_to_stop_is_refused(tmp_path: Path, encode
         encode(load_samples(config, volumes, Hub()), encoder)
 
 
+def test_rows_that_are_all_cut_teach_no_end_and_are_refused(tmp_path: Path, tiny_base: Base) -> None:
+    """The prompts fit and some of every answer, but no answer keeps its end."""
+    rows = [{"prompt": "Hi?", "completion": f"{'a long answer ' * 40}{n}"} for n in range(10)]
+    config, volumes = on_claim(tmp_path, rows)
+    with pytest.raises(DatasetError, match=r"all 8 rows are longer than training\.maxSequenceLength \(48\)"):
+        encode(load_samples(config, volumes, Hub()), load_encoder(tiny_base, LossOn.COMPLETION, 48))
+
+
 def test_a_misspelt_column_of_the_input_is_refused(tmp_path: Path) -> None:
     """All rows would lose their input in silence."""
     rows = [{"instruction": "q", "ticket": "t", "output": "a"}]

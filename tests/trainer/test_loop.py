@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from lora_trainer.device import Device
 from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.evaluate import Evaluation, improvement_standard_error, ratio_standard_error
 from lora_trainer.formats import PlainText
-from lora_trainer.loop import Step, learning_rate_factor, train
+from lora_trainer.loop import Step, check_finite, learning_rate_factor, train
 from lora_trainer.model import Adapted, adapt, load_model, recompute_activations
 from lora_trainer.tokens import Encoder, Example
 
@@ -107,6 +108,13 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_base: Base, encoder: Encode
                 parameter.fill_(math.nan)
     with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 1: lower training\.learningRate"):
         train(adapted, examples(encoder), config=CONFIG, micro_batch_size=6, device=cpu, on_step=lambda step: None)
+
+
+@pytest.mark.parametrize(("scale", "stops"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])
+def test_an_infinite_gradient_stops_unless_a_lower_scale_may_help(scale: float | None, stops: bool) -> None:
+    """fp16 lowers the scale of its loss first; below 1 every further step would be skipped in silence."""
+    with pytest.raises(NonFiniteLossError, match="norm of the gradient is inf") if stops else nullcontext():
+        check_finite(3, 1.5, math.inf, scale)
 
 
 @pytest.mark.parametrize(

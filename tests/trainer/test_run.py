@@ -241,3 +241,11 @@ def test_the_suffix_of_a_second_run_follows_its_uid(workplace: Workplace) -> Non
     assert done.summary.artifact is not None
     assert done.summary.artifact.uri == f"pvc://adapters/out-{run_suffix('uid-7')}"
     assert (workplace.claims / "adapters/out/precious").exists()
+
+
+def test_the_folder_of_the_outputs_claim_is_made_where_there_is_no_cluster(workplace: Workplace) -> None:
+    """A claim is created by its user, a folder by the run, even one that then ends on its data."""
+    manifest = workplace.manifest_file(output={"uri": "pvc://fresh/out"}, dataset={"uri": "pvc://data/none.jsonl"})
+    ended = workplace.run("-f", manifest)
+    assert ended.summary.reason is Reason.DATASET_NOT_FOUND
+    assert list((workplace.claims / "fresh").iterdir()) == []

@@ -12,6 +12,7 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import Summary
+from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, explain, one_sentence
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.stage import guarded, log_to_stderr
@@ -70,6 +71,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.work is not None and not options.work.is_dir():
             raise ConfigError(f"--work is {options.work}: must be a folder that exists")
         config = _local_config(options.file) if local else TrainConfig.from_json(_read(options.config))
+        if local and options.claims != CLAIMS:
+            _make_output_claim(config, options.claims)
     except Exception as error:
         known = explain(error)
         ending = Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known)))
@@ -85,6 +88,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _local_config(path: Path) -> TrainConfig:
     return load_manifest(_read(path), str(path), uid=str(uuid.uuid4()))
+
+
+def _make_output_claim(config: TrainConfig, claims: Path) -> None:
+    """On a cluster somebody creates the claim; here the folder that stands for it may as well be made."""
+    uri = parse_uri(config.output.uri)
+    if isinstance(uri, ClaimUri):
+        (claims / uri.claim).mkdir(parents=True, exist_ok=True)
 
 
 def _read(path: Path) -> str:

@@ -104,7 +104,7 @@ def encode(samples: Samples, encoder: Encoder) -> Data:
             f"{lost + lost_too} of {total} rows have no answer left within training.maxSequenceLength "
             f"({encoder.max_length}): their prompts alone are longer; raise it or shorten the prompts"
         )
-    _check_stop(training, encoder)
+    _check_stop(training, encoder, samples.kind)
     stats = DatasetStats(
         train_samples=len(training),
         validation_samples=len(evaluation),
@@ -140,9 +140,14 @@ def _encode_all(samples: Sequence[Sample], encoder: Encoder) -> tuple[tuple[Exam
     return kept, len(examples) - len(kept)
 
 
-def _check_stop(training: Sequence[Example], encoder: Encoder) -> None:
+def _check_stop(training: Sequence[Example], encoder: Encoder, kind: DatasetFormat) -> None:
     """The first row that was not cut must teach the model to stop, else its answers would never end."""
     first = next((example for example in training if not example.truncated), None)
+    if first is None and kind is not DatasetFormat.TEXT:
+        raise DatasetError(
+            f"all {len(training)} rows are longer than training.maxSequenceLength ({encoder.max_length}), so that no "
+            "answer keeps its end and the model would never learn to stop: raise it or shorten the rows"
+        )
     if first is not None and not encoder.learns_to_stop(first):
         raise DatasetError(
             f"{first.where}: no end-of-sequence token is learned after the answer, so the model would never stop; the "

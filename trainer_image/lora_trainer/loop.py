@@ -92,7 +92,7 @@ def train(
         loss = _accumulate(adapted, chosen, micro_batch_size, device, scaler)
         scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM))
-        _check_finite(number, loss, norm, scaled=scaler.is_enabled())
+        check_finite(number, loss, norm, scaler.get_scale() if scaler.is_enabled() else None)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -148,9 +148,11 @@ def _accumulate(
     return total
 
 
-def _check_finite(step: int, loss: float, norm: float, *, scaled: bool) -> None:
-    # With fp16 an infinite gradient only means that the scale was too high: the scaler skips the step and lowers it.
-    if not math.isfinite(loss) or (not scaled and not math.isfinite(norm)):
+def check_finite(step: int, loss: float, norm: float, scale: float | None) -> None:
+    """Raise `NonFiniteLossError` where going on is in vain. `scale` is the factor on an fp16 loss, None elsewhere."""
+    # With fp16 an infinite gradient mostly means that the scale was too high: the scaler skips the step and lowers it.
+    # Below 1 it has nothing left to gain, and would skip every step of a run that then ends as if it had learned.
+    if not math.isfinite(loss) or (not math.isfinite(norm) and (scale is None or scale < 1)):
         what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
         raise NonFiniteLossError(
             f"the {what} at step {step}: lower training.learningRate, and use BF16 or FP32 instead of FP16"
