@@ -17,7 +17,7 @@ from localcluster.client import HACK_CLUSTER, Client, output
 from localcluster.console import Console
 
 _OPERATOR = "deployment/lora-finetune-operator"
-_SELECTOR = "--selector=app.kubernetes.io/name=lora-finetune-operator"
+_SELECTOR = f"--selector=app.kubernetes.io/instance={demo_run.RELEASE}"
 # Short, since tests wait for what follows; a GPU that is asked for is not really there.
 _SETTINGS = (
     "--set=config.allowCPU=true",
@@ -56,7 +56,8 @@ class Installed:
 
     def kill_operator(self) -> None:
         """End the operator's pod without grace, and wait until its successor is ready."""
-        self.client.kubectl("delete", "pod", _SELECTOR, self._namespace, "--grace-period=0", "--force")
+        ended = self.client.kubectl("delete", "pod", _SELECTOR, self._namespace, "--grace-period=0", "--force")
+        assert "deleted" in ended
         self.client.kubectl("rollout", "status", _OPERATOR, self._namespace, "--timeout=120s", timeout_s=150)
 
     def offer_gpus(self, count: int) -> None:
