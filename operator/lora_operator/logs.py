@@ -36,7 +36,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO default/tone Training: step 3/40 attempt=1 reason=Training`."""
+    """`2026-01-31T12:00:00.000Z INFO default/tone Training: Step 3/40 attempt=1 reason=Training`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)

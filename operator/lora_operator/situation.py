@@ -168,7 +168,7 @@ def _doing(phase: Phase, scene: Scene) -> str:
         step, eta = scene.progress.get("steps"), scene.progress.get("eta")
         if not step:
             return "The trainer takes its first step"
-        return f"Training: step {step}" + (f", about {eta} to go" if eta else "")
+        return f"Step {step}" + (f", about {eta} to go" if eta else "")
     return _DOING[phase]
 
 

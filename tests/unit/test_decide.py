@@ -202,7 +202,7 @@ def test_the_state_is_what_the_trainer_says_it_does() -> None:
         pods=(running_pod(),),
         progress=dataclasses.replace(progress, phase=Phase.TRAINING),
     )
-    assert condition(plan, "Complete")["message"] == "Training: step 120/400, about 1h12m to go"
+    assert condition(plan, "Complete")["message"] == "Step 120/400, about 1h12m to go"
     assert plan.status["progress"]["percentage"] == 30
 
 
