@@ -32,7 +32,8 @@ NODE = {
     "docker-registry": "docker-registry",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
-IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
+# Buildah looks for its network's program even where a build uses the host's network.
+IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "/usr/lib/podman/netavark": "netavark"}
 # Not a part of the cluster: what the demo and the tests scrape with.
 PROMETHEUS = {"prometheus": "prometheus", "promtool": "prometheus"}
 EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS}
