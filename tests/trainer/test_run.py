@@ -213,8 +213,10 @@ def test_a_configuration_of_another_release_ends_with_64(workplace: Workplace) -
 
 
 def test_a_claim_that_is_not_mounted_ends_with_74(workplace: Workplace) -> None:
-    """The sentence names it."""
-    done = workplace.run("-f", workplace.manifest_file(output={"uri": "pvc://none/out"}))
+    """On a cluster, where nobody makes a folder in its place; the sentence names it."""
+    done = workplace.run(
+        "--config", workplace.config_file(output={"uri": "pvc://none/out"}), "--metrics-port", str(free_port())
+    )
     assert (done.status, done.summary.reason) == (74, Reason.STORAGE_ERROR)
     folder = workplace.claims / "none"
     assert f"the claim none is not mounted: there is no folder {folder}" in done.summary.message
