@@ -34,8 +34,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY)]
 
 from localcluster import lifecycle, ports, settings  # noqa: E402 - found by the path set above
-from localcluster.api import Api  # noqa: E402
-from localcluster.client import HACK_CLUSTER, Client, CommandError, local  # noqa: E402
+from localcluster.api import Api  # noqa: E402 - as above
+from localcluster.client import HACK_CLUSTER, Client, CommandError, local  # noqa: E402 - as above
 
 NAME = "bench-apply"
 NAMESPACE = "default"

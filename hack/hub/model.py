@@ -73,7 +73,7 @@ def _marker() -> dict[str, object]:
 def convert(source: Path, target: Path) -> None:
     """Read the GGUF file `source` and write weights (bf16 safetensors), config, tokenizer and template to `target`."""
     import torch  # noqa: PLC0415 - slow to import, and not needed when the model is already there
-    from transformers import AutoModelForCausalLM, GgufConfig, LlamaForCausalLM  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, GgufConfig, LlamaForCausalLM  # noqa: PLC0415 - slow to import, as torch is
 
     dense = GgufConfig(dequantize=True)
     read = AutoModelForCausalLM.from_pretrained(
@@ -94,7 +94,7 @@ def convert(source: Path, target: Path) -> None:
 
 def published_config(read: "Mapping[str, Any]") -> Any:
     """Return the LlamaConfig with the values published for the model, taking sizes from the file that was read."""
-    from transformers import LlamaConfig  # noqa: PLC0415
+    from transformers import LlamaConfig  # noqa: PLC0415 - slow to import, as torch is
 
     sizes = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads")
     more_sizes = ("num_hidden_layers", "num_key_value_heads", "vocab_size", "bos_token_id", "eos_token_id")
@@ -105,8 +105,8 @@ def published_config(read: "Mapping[str, Any]") -> Any:
 
 
 def _write_tokenizer(source: Path, target: Path) -> None:
-    from tokenizers import pre_tokenizers  # noqa: PLC0415
-    from transformers import AutoTokenizer  # noqa: PLC0415
+    from tokenizers import pre_tokenizers  # noqa: PLC0415 - slow to import, as torch is
+    from transformers import AutoTokenizer  # noqa: PLC0415 - slow to import, as torch is
 
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # GGUF names the splitting rule only ("smollm"); reading it drops the half that splits numbers into digits.

@@ -61,7 +61,7 @@ class Operator:
         self.queue: WorkQueue[Key] = WorkQueue(
             base_s=config.retry_base_s,
             max_s=config.retry_max_s,
-            random=random.Random().random,  # noqa: S311
+            random=random.Random().random,  # noqa: S311 - jitter is no secret
         )
         self.poller = ProgressPoller(
             interval_s=config.progress_interval_s,
