@@ -9,7 +9,11 @@ from packaging.utils import canonicalize_name
 from localcluster.settings import REPOSITORY
 
 # file -> the extras that it resolves
-FILES = {"operator": ("operator",), "trainer": ("trainer",), "test": ("operator", "trainer", "test")}
+FILES = {
+    "operator": ("operator",),
+    "trainer": ("trainer", "tracking"),
+    "test": ("operator", "trainer", "tracking", "test"),
+}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
 

@@ -34,6 +34,76 @@ class Quantization(enum.StrEnum):
 
     NONE = "None"
     NF4 = "NF4"
+    FP4 = "FP4"
+    INT8 = "INT8"
+
+
+class Scaling(enum.StrEnum):
+    """Factor on an adapter's product: alpha / rank, or alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732)."""
+
+    CLASSIC = "Classic"
+    RANK_STABILIZED = "RankStabilized"
+
+
+class Variant(enum.StrEnum):
+    """Plain LoRA, or DoRA, which also learns the length of each weight column (arXiv 2402.09353)."""
+
+    LORA = "LoRA"
+    DORA = "DoRA"
+
+
+class Init(enum.StrEnum):
+    """Start of the adapter: random A with B zero, or the base's main directions (PiSSA, OLoRA), taken out of it."""
+
+    DEFAULT = "Default"
+    GAUSSIAN = "Gaussian"
+    PISSA = "PiSSA"
+    OLORA = "OLoRA"
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the base weights are changed for the training, so that the adapter is converted on export."""
+        return self in {Init.PISSA, Init.OLORA}
+
+
+class Packing(enum.StrEnum):
+    """Whether rows are laid one after the other without padding, isolated from each other, or padded."""
+
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+
+
+class Optimizer(enum.StrEnum):
+    """AdamW of PyTorch (fused), or of bitsandbytes with 8-bit state, paged to main memory where asked for."""
+
+    ADAMW = "AdamW"
+    ADAMW_8BIT = "AdamW8bit"
+    PAGED_ADAMW_8BIT = "PagedAdamW8bit"
+
+
+class ActivationCheckpointing(enum.StrEnum):
+    """Whether each layer's activations are recomputed in the backward pass; `AUTO` does so for large models on a GPU."""
+
+    AUTO = "Auto"
+    NONE = "None"
+    FULL = "Full"
+
+
+class Merge(enum.StrEnum):
+    """What is published: the adapter, the base model with the adapter merged into it, or both."""
+
+    ADAPTER = "Adapter"
+    MERGED = "Merged"
+    BOTH = "Both"
+
+
+class Tracker(enum.StrEnum):
+    """Where the run's curves also go."""
+
+    NONE = "None"
+    TENSORBOARD = "TensorBoard"
+    MLFLOW = "MLflow"
+    WANDB = "WandB"
 
 
 class Schedule(enum.StrEnum):
@@ -72,36 +142,61 @@ class RunIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Base model: `hf://` or `pvc://`."""
+    """Base model: `hf://`, `s3://` or `pvc://`."""
 
     uri: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetConfig:
-    """Training data; `columns` maps a role (prompt, completion, ...) to the column that plays it."""
+    """Training data; `columns` maps a role (prompt, completion, ...) to the column that plays it.
+
+    `split` names the training split of a Hub data set. Held-out rows come from `validation_uri` where it is set, and
+    else are `validation_fraction` of the rows.
+    """
 
     uri: str
     format: DatasetFormat = DatasetFormat.AUTO
     columns: Mapping[str, str] = field(default_factory=dict)
+    split: str = "train"
+    validation_uri: str | None = None
     validation_fraction: float = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """The adapter: a target weight's update is (alpha / rank) B A. `target_modules` replaces the preset `layers`."""
+    """The adapter: a target weight's update is s B A, s being alpha / rank (or alpha / sqrt(rank), see `Scaling`).
+
+    `target_modules` replaces the preset `layers`; `layer_indices` restricts either to some decoder layers, counted from
+    0. `rank_pattern` and `alpha_pattern` map a module's name, or the end of its path, to another rank or alpha.
+    `modules_to_save` are trained whole. `target_parameters` are parameters outside of linear modules (the experts of a
+    mixture), by the end of their path.
+    """
 
     rank: int = 16
     alpha: int = 32
     layers: Layers | None = Layers.ALL_LINEAR
     target_modules: tuple[str, ...] = ()
     exclude_modules: tuple[str, ...] = ()
+    layer_indices: tuple[int, ...] = ()
     dropout: float = 0.0
+    scaling: Scaling = Scaling.CLASSIC
+    variant: Variant = Variant.LORA
+    init: Init = Init.DEFAULT
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """Length and manner of the training; exactly one of `epochs` and `max_steps` is set."""
+    """Length and manner of the training; exactly one of `epochs` and `max_steps` is set.
+
+    `effective_batch_size` counts examples, packed or not. `eval_steps` is the distance of evaluations in optimizer
+    steps, None for one before and one after; `early_stopping_patience` is how many of them may pass without a lower
+    held-out loss.
+    """
 
     epochs: float | None = 1.0
     max_steps: int | None = None
@@ -111,29 +206,69 @@ class TrainingConfig:
     effective_batch_size: int = 16
     micro_batch_size: int | None = None
     max_sequence_length: int = 2048
+    packing: Packing = Packing.ENABLED
     loss_on: LossOn = LossOn.COMPLETION
+    optimizer: Optimizer = Optimizer.ADAMW
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
     precision: Precision = Precision.AUTO
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO
     seed: int = 42
+    eval_steps: int | None = None
+    early_stopping_patience: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """What the pod was given. With `gpus` > 0 and no GPU in sight the run fails, unless `allow_cpu`."""
+    """What each of the run's `nodes` pods was given. With `gpus` > 0 and no GPU in sight the run fails, unless
+    `allow_cpu`."""
 
     gpus: int = 1
+    nodes: int = 1
     allow_cpu: bool = False
+
+    @property
+    def processes(self) -> int:
+        """Training processes over all nodes: one for each GPU, one a node without."""
+        return max(1, self.gpus) * self.nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of the training is saved (whichever comes first), how many saves are kept, and on which claim.
+
+    `claim` None is the output's claim where it goes to one, else nowhere.
+    """
+
+    interval_s: int = 600
+    interval_steps: int | None = None
+    keep: int = 2
+    claim: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
-    """Where the adapter goes: `pvc://`."""
+    """Where the result goes: `pvc://`, `s3://`, `hf://` or `oci://`."""
 
     uri: str
+    merge: Merge = Merge.ADAPTER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingConfig:
+    """A tracker of experiments. Losing it never fails a run."""
+
+    kind: Tracker = Tracker.NONE
+    project: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One training run, complete: no default is left to the trainer's own choosing."""
+    """One training run, complete: no default is left to the trainer's own choosing.
+
+    `resume_from` names a run of the namespace whose last valid checkpoint, on this run's checkpoint claim, is gone on
+    from. A training without a step for `stall_timeout_s` is stopped and started again.
+    """
 
     version: str = VERSION
     run: RunIdentity
@@ -143,7 +278,11 @@ class TrainConfig:
     quantization: Quantization = Quantization.NONE
     training: TrainingConfig
     device: DeviceConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     output: OutputConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resume_from: str | None = None
+    stall_timeout_s: int = 1800
 
     def to_json(self) -> str:
         """Stable text: sorted keys, two spaces, a newline at the end."""

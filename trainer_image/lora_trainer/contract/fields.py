@@ -132,6 +132,30 @@ class Reader:
             return ()
         return tuple(value)
 
+    def integers(self, key: str, low: int, high: int, *, most: int = 1024) -> tuple[int, ...]:
+        """A list of at most `most` whole numbers from `low` to `high`."""
+        value = self.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or len(value) > most or not all(_whole(item, low, high) for item in value):
+            self.complain(key, value, f"must be a list of at most {most} whole numbers from {low} to {high}")
+            return ()
+        return tuple(value)
+
+    def numbers(self, key: str, low: int, high: int, *, most: int = 64) -> dict[str, int]:
+        """A map from names to whole numbers from `low` to `high`."""
+        value = self.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping) or len(value) > most:
+            self.complain(key, value, f"must be a map of at most {most} whole numbers")
+            return {}
+        for name, item in value.items():
+            if not isinstance(name, str) or not 1 <= len(name) <= 253 or not _whole(item, low, high):
+                self.complain(key, {name: item}, f"must map names to whole numbers from {low} to {high}")
+                return {}
+        return dict(value)
+
     def strings(self, key: str, *, keys: tuple[str, ...] | None = None, most: int = 64) -> dict[str, str]:
         """A map from string to string, its keys among `keys` where given."""
         value = self.get(key)
@@ -157,6 +181,10 @@ class Reader:
                     self.complain(
                         key, self.document[key], f"is not a field here; known are {', '.join(sorted(self.seen))}"
                     )
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _shown(value: object) -> str:

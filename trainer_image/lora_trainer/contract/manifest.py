@@ -7,35 +7,37 @@ without a cluster, and because a resource may have been stored before a rule exi
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from lora_trainer.contract.config import (
+    CheckpointConfig,
     DatasetConfig,
     DatasetFormat,
     DeviceConfig,
-    Layers,
-    LoraConfig,
-    LossOn,
+    Merge,
     ModelConfig,
     OutputConfig,
-    Precision,
     Quantization,
     RunIdentity,
-    Schedule,
+    Tracker,
+    TrackingConfig,
     TrainConfig,
-    TrainingConfig,
 )
 from lora_trainer.contract.fields import Problem, Reader
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, Uri, UriError, parse_uri
+from lora_trainer.contract.lora_section import check_quantized, read_lora
+from lora_trainer.contract.training_section import or_default, read_training
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, Uri, UriError, parse_uri
 
 API_VERSION = "lora-operator.io/v1alpha1"
 KIND = "LoRAFineTune"
-COLUMN_ROLES = ("messages", "prompt", "completion", "instruction", "input", "output", "text")
+COLUMN_ROLES = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "text")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")
+_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_SPLIT = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,63}")
+MODEL_SCHEMES: tuple[type[Uri], ...] = (HubUri, ClaimUri, S3Uri)
+DATASET_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, ConfigMapUri, HubUri, S3Uri)
+OUTPUT_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, S3Uri, HubUri, OciUri)
 _SECTIONS_OF_THE_CLUSTER = ("scheduling", "suspend", "maxRetries", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
-
-
-N = TypeVar("N", int, float)
 
 
 class ManifestError(ValueError):
@@ -54,6 +56,7 @@ class RunOptions:
     attempt: int = 1
     allow_cpu: bool = False
     strict: bool = False
+    stall_timeout_s: int = 1800
 
 
 def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfig:
@@ -63,16 +66,25 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
     _check_kind(root)
     namespace, name = _identity(manifest, problems)
     spec = Reader(path="spec", document=_spec(root), problems=problems)
+    lora_section = spec.child("lora")
+    lora = read_lora(lora_section, strict=options.strict)
+    quantization = spec.choice("quantization", Quantization.NONE, Quantization)
+    check_quantized(lora_section, lora, quantization)
     config = TrainConfig(
         run=RunIdentity(namespace=namespace, name=name, uid=options.uid, attempt=options.attempt),
-        model=ModelConfig(uri=_uri(spec.child("model", required=True), (HubUri, ClaimUri), options)),
+        model=_model(spec.child("model", required=True), options),
         dataset=_dataset(spec.child("dataset", required=True), options),
-        lora=_lora(spec.child("lora"), options),
-        quantization=spec.choice("quantization", Quantization.NONE, Quantization),
-        training=_training(spec.child("training"), options),
+        lora=lora,
+        quantization=quantization,
+        training=read_training(spec.child("training"), strict=options.strict),
         device=_device(spec.child("resources"), options),
-        output=OutputConfig(uri=_uri(spec.child("output", required=True), (ClaimUri,), options)),
+        checkpoint=_checkpoint(spec.child("checkpoint"), options),
+        output=_output(spec.child("output", required=True), options),
+        tracking=_tracking(spec.child("tracking"), options),
+        resume_from=_resume_from(spec, options, name),
+        stall_timeout_s=options.stall_timeout_s,
     )
+    _check_whole(spec, config)
     spec.seen.update(_SECTIONS_OF_THE_CLUSTER)
     spec.finish(strict=options.strict)
     if problems:
@@ -106,94 +118,147 @@ def _identity(manifest: Mapping[str, Any], problems: list[Problem]) -> tuple[str
     return str(namespace), name
 
 
-def _uri(section: Reader, schemes: tuple[type[Uri], ...], options: RunOptions) -> str:
+def _model(section: Reader, options: RunOptions) -> ModelConfig:
+    uri = _uri(section, MODEL_SCHEMES)
+    _secret(section)
+    section.finish(strict=options.strict)
+    return ModelConfig(uri=uri)
+
+
+def _uri(section: Reader, schemes: tuple[type[Uri], ...]) -> str:
     text = section.text("uri", required=True)
     if text is not None:
-        _check_uri(section, text, schemes)
-    if HubUri in schemes:
-        section.child("secretRef").text("name", longest=253)
-    section.finish(strict=options.strict)
+        _check_uri(section, "uri", text, schemes)
     return text or ""
 
 
-def _check_uri(section: Reader, text: str, schemes: tuple[type[Uri], ...]) -> None:
+def _secret(section: Reader) -> None:
+    section.child("secretRef").text("name", longest=253)
+
+
+def _check_uri(section: Reader, key: str, text: str, schemes: tuple[type[Uri], ...]) -> None:
     try:
         uri = parse_uri(text)
     except UriError as error:
-        section.complain("uri", text, str(error))
+        section.complain(key, text, str(error))
         return
     if not isinstance(uri, schemes):
-        section.complain("uri", text, f"must start with {' or '.join(_SCHEMES[scheme] for scheme in schemes)}")
+        section.complain(key, text, f"must start with {' or '.join(_SCHEMES[scheme] for scheme in schemes)}")
 
 
-_SCHEMES: Mapping[type, str] = {HubUri: "hf://", ClaimUri: "pvc://", ConfigMapUri: "configmap://"}
+_SCHEMES: Mapping[type, str] = {
+    HubUri: "hf://",
+    ClaimUri: "pvc://",
+    ConfigMapUri: "configmap://",
+    S3Uri: "s3://",
+    OciUri: "oci://",
+}
 
 
 def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
-    row_format = section.choice("format", DatasetFormat.AUTO, DatasetFormat)
-    columns = section.strings("columns", keys=COLUMN_ROLES)
     fraction = section.decimal(
-        "validationFraction", 0.02, rule="at least 0 and less than 1", low=0, high=1, open_high=True
+        "validationFraction", None, rule="at least 0 and less than 1", low=0, high=1, open_high=True
     )
-    uri = _uri(section, (ClaimUri, ConfigMapUri, HubUri), options)
-    return DatasetConfig(uri=uri, format=row_format, columns=columns, validation_fraction=fraction or 0.0)
-
-
-def _lora(section: Reader, options: RunOptions) -> LoraConfig:
-    rank = section.integer("rank", 16, 1, 1024) or 16
-    targets = section.texts("targetModules")
-    if targets and section.get("layers") is not None:
-        section.complain("targetModules", list(targets), "must not be set together with layers: remove one of the two")
-    layers = None if targets else section.choice("layers", Layers.ALL_LINEAR, Layers)
-    section.seen.add("layers")
-    dropout = section.decimal("dropout", 0.0, rule="at least 0 and less than 1", low=0, high=1, open_high=True)
-    config = LoraConfig(
-        rank=rank,
-        alpha=section.integer("alpha", 2 * rank, 1, 4096) or 2 * rank,
-        layers=layers,
-        target_modules=targets,
-        exclude_modules=section.texts("excludeModules"),
-        dropout=dropout or 0.0,
+    validation = section.text("validationUri")
+    if validation is not None:
+        _check_uri(section, "validationUri", validation, DATASET_SCHEMES)
+        if fraction is not None:
+            rule = "must not be set together with validationFraction: remove one of the two"
+            section.complain("validationUri", validation, rule)
+    split = section.text("split", longest=64) or "train"
+    if not _SPLIT.fullmatch(split):
+        section.complain("split", split, "must be the name of a split: letters, digits, '_', '-' and '.'")
+    config = DatasetConfig(
+        uri=_uri(section, DATASET_SCHEMES),
+        format=section.choice("format", DatasetFormat.AUTO, DatasetFormat),
+        columns=section.strings("columns", keys=COLUMN_ROLES),
+        split=split,
+        validation_uri=validation,
+        validation_fraction=0.0 if validation is not None else or_default(fraction, 0.02),
     )
-    section.finish(strict=options.strict)
-    return config
-
-
-def _training(section: Reader, options: RunOptions) -> TrainingConfig:
-    max_steps = section.integer("maxSteps", None, 1, 10_000_000)
-    epochs = section.decimal("epochs", None, rule="more than 0 and at most 100", low=0, high=100, open_low=True)
-    if max_steps is not None and section.get("epochs") is not None:
-        section.complain("maxSteps", max_steps, "must not be set together with epochs: remove one of the two")
-    effective = section.integer("effectiveBatchSize", 16, 1, 65536) or 16
-    micro = section.integer("microBatchSize", None, 1, 65536)
-    if micro is not None and effective % micro:
-        section.complain("microBatchSize", micro, f"must divide effectiveBatchSize ({effective})")
-    config = TrainingConfig(
-        epochs=None if max_steps is not None else (epochs or 1.0),
-        max_steps=max_steps,
-        learning_rate=section.decimal(
-            "learningRate", 0.0002, rule="more than 0 and at most 1", low=0, high=1, open_low=True
-        )
-        or 0.0002,
-        schedule=section.choice("schedule", Schedule.COSINE, Schedule),
-        warmup_ratio=_or(section.decimal("warmupRatio", 0.03, rule="from 0 to 1", low=0, high=1), 0.03),
-        effective_batch_size=effective,
-        micro_batch_size=micro,
-        max_sequence_length=section.integer("maxSequenceLength", 2048, 8, 1_048_576) or 2048,
-        loss_on=section.choice("lossOn", LossOn.COMPLETION, LossOn),
-        precision=section.choice("precision", Precision.AUTO, Precision),
-        seed=_or(section.integer("seed", 42, 0, 2**31 - 1), 42),
-    )
+    _secret(section)
     section.finish(strict=options.strict)
     return config
 
 
 def _device(section: Reader, options: RunOptions) -> DeviceConfig:
-    gpus = _or(section.integer("gpus", 1, 0, 64), 1)
-    section.seen.update(("gpuResourceName", "cpu", "memory"))
+    gpus = or_default(section.integer("gpus", 1, 0, 64), 1)
+    nodes = section.integer("nodes", 1, 1, 64) or 1
+    section.seen.update(("gpuResourceName", "cpu", "memory", "sharedMemory"))
     section.finish(strict=options.strict)
-    return DeviceConfig(gpus=gpus, allow_cpu=options.allow_cpu)
+    return DeviceConfig(gpus=gpus, nodes=nodes, allow_cpu=options.allow_cpu)
 
 
-def _or(value: N | None, default: N) -> N:
-    return default if value is None else value
+def _checkpoint(section: Reader, options: RunOptions) -> CheckpointConfig:
+    claim = section.text("volumeClaimName", longest=253)
+    if claim is not None and not _CLAIM.fullmatch(claim):
+        section.complain("volumeClaimName", claim, "must be the name of a PersistentVolumeClaim")
+        claim = None
+    config = CheckpointConfig(
+        interval_s=section.integer("intervalSeconds", 600, 1, 604_800) or 600,
+        interval_steps=section.integer("intervalSteps", None, 1, 10_000_000),
+        keep=section.integer("keep", 2, 1, 100) or 2,
+        claim=claim,
+    )
+    section.finish(strict=options.strict)
+    return config
+
+
+def _output(section: Reader, options: RunOptions) -> OutputConfig:
+    config = OutputConfig(uri=_uri(section, OUTPUT_SCHEMES), merge=section.choice("merge", Merge.ADAPTER, Merge))
+    if "@" in config.uri and config.uri.startswith("hf://"):
+        section.complain("uri", config.uri, "must not have a revision: the adapter becomes a new commit of main")
+    _secret(section)
+    section.finish(strict=options.strict)
+    return config
+
+
+def _tracking(section: Reader, options: RunOptions) -> TrackingConfig:
+    config = TrackingConfig(
+        kind=section.choice("kind", Tracker.NONE, Tracker), project=section.text("project", longest=128)
+    )
+    _secret(section)
+    section.finish(strict=options.strict)
+    return config
+
+
+def _resume_from(spec: Reader, options: RunOptions, own_name: str) -> str | None:
+    section = spec.child("resumeFrom")
+    if not section.document:
+        return None
+    name = section.text("name", required=True, longest=52)
+    if name is not None and not _NAME.fullmatch(name):
+        section.complain("name", name, "must be the name of a LoRAFineTune of this namespace")
+    if name == own_name:
+        rule = "must be another run: a run goes on from its own checkpoints by itself"
+        section.complain("name", name, rule)
+    section.finish(strict=options.strict)
+    return name
+
+
+def _check_whole(spec: Reader, config: TrainConfig) -> None:
+    """Rules between sections."""
+    if config.training.effective_batch_size < config.device.processes:
+        rule = (
+            f"must be at least {config.device.processes}, one example for each training process "
+            "(resources.gpus x resources.nodes): raise it or use fewer"
+        )
+        spec.child("training").complain("effectiveBatchSize", config.training.effective_batch_size, rule)
+    held_out = config.dataset.validation_uri is not None or config.dataset.validation_fraction > 0
+    if config.training.early_stopping_patience is not None and not held_out:
+        rule = "needs held-out rows: set dataset.validationUri, or dataset.validationFraction above 0"
+        spec.child("training").complain("earlyStoppingPatience", config.training.early_stopping_patience, rule)
+    if config.resume_from is not None and checkpoint_claim(config) is None:
+        rule = "needs checkpoint.volumeClaimName, the claim that holds the other run's checkpoints: set it"
+        spec.child("resumeFrom").complain("name", config.resume_from, rule)
+
+
+def checkpoint_claim(config: TrainConfig) -> str | None:
+    """The claim that holds the run's checkpoints: the one that is named, else the output's, else None."""
+    if config.checkpoint.claim is not None:
+        return config.checkpoint.claim
+    try:
+        uri = parse_uri(config.output.uri)
+    except UriError:
+        return None
+    return uri.claim if isinstance(uri, ClaimUri) else None

@@ -15,15 +15,18 @@ class Phase(enum.StrEnum):
     """What the trainer is doing; each is also a reason of the vocabulary."""
 
     STARTING = "Starting"
+    PREPARING = "Preparing"
     LOADING_MODEL = "LoadingModel"
     TRAINING = "Training"
+    CHECKPOINTING = "Checkpointing"
     EVALUATING = "Evaluating"
     PUBLISHING = "Publishing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """A moment of a run. `epoch` counts passes over the data, `updated_at` is seconds since 1970 on the pod's clock."""
+    """A moment of a run. `checkpoint_step` is that of the last valid save, `resumed_step` that at which this attempt went
+    on from one. `epoch` counts passes over the data, `updated_at` is seconds since 1970 on the pod's clock."""
 
     phase: Phase = Phase.STARTING
     step: int = 0
@@ -35,6 +38,8 @@ class Progress:
     tokens_per_second: float | None = None
     estimated_remaining_seconds: int | None = None
     peak_memory_bytes: int | None = None
+    checkpoint_step: int | None = None
+    resumed_step: int | None = None
     updated_at: float = 0.0
     resolved: ResolvedRun | None = None
 

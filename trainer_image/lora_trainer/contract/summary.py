@@ -13,7 +13,11 @@ VERSION = "lora-operator.io/summary/v1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRun:
-    """What the run turned out to use, once the trainer knew. `device` is `cpu` or the GPU's name."""
+    """What the run turned out to use, once the trainer knew. `device` is `cpu` or the GPU's name.
+
+    `micro_batch_size` is in examples of the longest length; `attention` names the kernel's kind. With `sharded` each
+    process holds a part of the base model.
+    """
 
     device: str
     compute_dtype: str
@@ -26,6 +30,13 @@ class ResolvedRun:
     total_parameters: int
     micro_batch_size: int
     gradient_accumulation_steps: int
+    quantization: str = "None"
+    packing: bool = False
+    attention: str = "sdpa"
+    optimizer: str = "AdamW"
+    activation_checkpointing: bool = False
+    processes: int = 1
+    sharded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +49,7 @@ class DatasetStats:
     target_tokens: int
     longest_tokens: int
     truncated_samples: int
+    truncated_tokens: int = 0
     skipped_samples: int
     duplicate_samples: int
 
@@ -71,12 +83,20 @@ class Results:
     duration_seconds: float
     tokens_per_second: float
     peak_memory_bytes: int
+    best_step: int | None = None
+    stopped_early: bool = False
+    resumed_step: int | None = None
     verification: Verification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """The adapter where it lies. `digest` is `sha256:` of the manifest, which holds the sha256 of every file."""
+    """The result where it lies. `digest` is `sha256:` of the manifest, which holds the sha256 of every file; in a
+    registry it is the digest of the artefact's manifest there, by which it can be pulled.
+
+    `format` is peft, merged or peft+merged; `rank` that of the written adapter. `serving` are the flags with which vLLM
+    serves it, or where `servable` is false the reason why it cannot.
+    """
 
     uri: str
     digest: str
@@ -86,6 +106,15 @@ class Artifact:
     base_revision: str
     rank: int
     servable: bool
+    serving: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """The last valid checkpoint that a run left: where, and after which optimizer step."""
+
+    uri: str
+    step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +128,7 @@ class Summary:
     dataset: DatasetStats | None = None
     results: Results | None = None
     artifact: Artifact | None = None
+    checkpoint: SavedState | None = None
 
     @property
     def succeeded(self) -> bool:

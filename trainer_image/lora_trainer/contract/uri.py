@@ -1,4 +1,5 @@
-"""The grammar of addresses: `hf://org/name[@revision]`, `pvc://claim/path`, `configmap://name/key`."""
+"""The grammar of addresses: `hf://org/name[@revision]`, `s3://bucket/prefix`, `pvc://claim/path`,
+`configmap://name/key`, `oci://registry/repository[:tag]`."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,6 +9,10 @@ _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _HUB_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?")
 _REVISION = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/]{0,127}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127}")
+_BUCKET = re.compile(r"[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]")
+_REGISTRY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?")
+_OCI_PART = re.compile(r"[a-z0-9]+([._-]{1,2}[a-z0-9]+)*")
+_OCI_TAG = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9._]{0,127}")
 _KEY = re.compile(r"[-A-Za-z0-9_.]{1,253}")
 MAX_LENGTH = 512
 
@@ -49,7 +54,30 @@ class ConfigMapUri:
         return f"configmap://{self.name}/{self.key}"
 
 
-Uri = HubUri | ClaimUri | ConfigMapUri
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Uri:
+    """An object or a prefix of a bucket; `key` has no leading or trailing slash and is never empty."""
+
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OciUri:
+    """An artefact in a registry."""
+
+    registry: str
+    repository: str
+    tag: str = "latest"
+
+    def __str__(self) -> str:
+        return f"oci://{self.registry}/{self.repository}:{self.tag}"
+
+
+Uri = HubUri | ClaimUri | ConfigMapUri | S3Uri | OciUri
 
 
 def parse_uri(text: str) -> Uri:
@@ -58,7 +86,7 @@ def parse_uri(text: str) -> Uri:
     if len(text) > MAX_LENGTH:
         raise UriError(f"must have at most {MAX_LENGTH} characters")
     if not separator or scheme not in _PARSERS:
-        raise UriError("must start with hf://, pvc:// or configmap://")
+        raise UriError("must start with hf://, s3://, pvc://, configmap:// or oci://")
     return _PARSERS[scheme](rest)
 
 
@@ -92,4 +120,37 @@ def _config_map(rest: str) -> ConfigMapUri:
     return ConfigMapUri(name=name, key=key)
 
 
-_PARSERS: Mapping[str, Callable[[str], Uri]] = {"hf": _hub, "pvc": _claim, "configmap": _config_map}
+def _s3(rest: str) -> S3Uri:
+    bucket, _, key = rest.partition("/")
+    segments = key.split("/")
+    if not _BUCKET.fullmatch(bucket) or ".." in bucket:
+        raise UriError(
+            "must name a bucket of 3 to 63 lower-case letters, digits, '-' and '.', as in s3://bucket/folder"
+        )
+    if not key or any(not _SEGMENT.fullmatch(s) or s in {".", ".."} for s in segments):
+        raise UriError(
+            "must have a path of letters, digits, '-', '_', '.' and '=' after the bucket, without empty, '.' or '..' "
+            "segments, as in s3://bucket/folder/file.jsonl"
+        )
+    return S3Uri(bucket=bucket, key=key)
+
+
+def _oci(rest: str) -> OciUri:
+    registry, _, path = rest.partition("/")
+    repository, colon, tag = path.partition(":")
+    if not _REGISTRY.fullmatch(registry) or not all(_OCI_PART.fullmatch(part) for part in repository.split("/")):
+        raise UriError(
+            "must be oci://registry/repository:tag with a repository in lower case, as in oci://ghcr.io/acme/tone:v1"
+        )
+    if colon and not _OCI_TAG.fullmatch(tag):
+        raise UriError("must have a tag of letters, digits, '_', '.' and '-' after the colon")
+    return OciUri(registry=registry, repository=repository, tag=tag or "latest")
+
+
+_PARSERS: Mapping[str, Callable[[str], Uri]] = {
+    "hf": _hub,
+    "s3": _s3,
+    "pvc": _claim,
+    "configmap": _config_map,
+    "oci": _oci,
+}
