@@ -117,7 +117,7 @@ PROBLEMS = [
     ({"colour": 1}, "$.colour is unknown: the known keys are"),
     ({"step": "3"}, "$.step is '3': must be a int"),
     ({"step": True}, "$.step is True: must be a int"),
-    ({"phase": "Idle"}, "$.phase is 'Idle': must be one of Starting, LoadingModel"),
+    ({"phase": "Idle"}, "$.phase is 'Idle': must be one of Starting, Preparing"),
     ({"resolved": {"device": "cpu"}}, "$.resolved.compute_dtype is missing: it is required"),
     ({"resolved": []}, "$.resolved is []: must be an object"),
 ]

@@ -90,7 +90,7 @@ def test_zero_is_a_value_and_not_an_absence() -> None:
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"model": {}}, "spec.model.uri is missing", "must be set"),
-    ({"model": {"uri": "gpt2"}}, 'spec.model.uri is "gpt2"', "must start with hf://, pvc:// or configmap://"),
+    ({"model": {"uri": "gpt2"}}, 'spec.model.uri is "gpt2"', "must start with hf://, s3://, pvc://, configmap:// or"),
     ({"model": {"uri": "configmap://a/b"}}, 'spec.model.uri is "configmap://a/b"', "must start with hf:// or pvc://"),
     ({"model": {"uri": "hf://gpt2"}}, 'spec.model.uri is "hf://gpt2"', "hf://organisation/name"),
     ({"model": {"uri": "hf://a/b@"}}, 'spec.model.uri is "hf://a/b@"', "after the @"),
@@ -111,7 +111,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"dataset": {"uri": "pvc://a/b", "columns": {"prompt": 1}}}, "spec.dataset.columns is 1", "strings to strings"),
     ({"dataset": {"uri": "pvc://a/b", "columns": []}}, "spec.dataset.columns is []", "must be a map"),
     ({"dataset": {"uri": "pvc://a/b", "validationFraction": "1"}}, 'validationFraction is "1"', "less than 1"),
-    ({"output": {"uri": "hf://a/b"}}, 'spec.output.uri is "hf://a/b"', "must start with pvc://"),
+    ({"output": {"uri": "configmap://a/b"}}, 'spec.output.uri is "configmap://a/b"', "must start with pvc:// or s3://"),
+    ({"output": {"uri": "hf://a/b@main"}}, 'spec.output.uri is "hf://a/b@main"', "must not have a revision"),
     ({"output": {"uri": "pvc://a/" + "b" * 600}}, "spec.output.uri", "1 to 512 characters"),
     ({"lora": {"rank": 0}}, "spec.lora.rank is 0", "from 1 to 1024"),
     ({"lora": {"rank": True}}, "spec.lora.rank is True", "whole number"),
@@ -126,7 +127,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"training": {"epochs": "0"}}, 'spec.training.epochs is "0"', "more than 0 and at most 100"),
     ({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training.maxSteps is 5", "together with epochs"),
     ({"training": {"microBatchSize": 3}}, "spec.training.microBatchSize is 3", "must divide effectiveBatchSize (16)"),
-    ({"training": {"learningrate": "1"}}, 'spec.training.learningrate is "1"', "known are effectiveBatchSize"),
+    ({"training": {"learningrate": "1"}}, 'spec.training.learningrate is "1"', "known are activationCheckpointing"),
     ({"resources": {"gpus": -1}}, "spec.resources.gpus is -1", "from 0 to"),
     ({"colour": "red"}, 'spec.colour is "red"', "is not a field here"),
 ]

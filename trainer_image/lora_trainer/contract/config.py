@@ -82,7 +82,7 @@ class Optimizer(enum.StrEnum):
 
 
 class ActivationCheckpointing(enum.StrEnum):
-    """Whether each layer's activations are recomputed in the backward pass; `AUTO` does so for large models on a GPU."""
+    """Whether each layer's activations are recomputed in the backward pass; `AUTO` does so for big models on a GPU."""
 
     AUTO = "Auto"
     NONE = "None"

@@ -25,8 +25,8 @@ class Phase(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """A moment of a run. `checkpoint_step` is that of the last valid save, `resumed_step` that at which this attempt went
-    on from one. `epoch` counts passes over the data, `updated_at` is seconds since 1970 on the pod's clock."""
+    """A moment of a run. `checkpoint_step` is that of the last valid save, `resumed_step` that at which this attempt
+    went on from one. `epoch` counts passes over the data, `updated_at` is seconds since 1970 on the pod's clock."""
 
     phase: Phase = Phase.STARTING
     step: int = 0
