@@ -15,6 +15,7 @@ from lora_trainer.errors import ConfigError, DatasetError, NotFoundError, Traine
 from lora_trainer.formats import PlainText
 from lora_trainer.hub import Hub
 from lora_trainer.model import load_encoder
+from lora_trainer.store import Examples
 from lora_trainer.tokens import Encoder
 from lora_trainer.volumes import Volumes
 
@@ -22,6 +23,11 @@ from lora_trainer.volumes import Volumes
 def texts(count: int) -> list[tuple[str, PlainText]]:
     """Keyed samples of distinct content."""
     return [(f"key-{i}", PlainText(where=f"line {i}", text=f"text {i}")) for i in range(count)]
+
+
+def ids(examples: Examples) -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels of each row."""
+    return [(example.input_ids.tolist(), example.labels.tolist()) for example in examples]
 
 
 def on_claim(root: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[TrainConfig, Volumes]:
@@ -76,7 +82,7 @@ def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Pat
     config, volumes = on_claim(tmp_path, tiny.chats(10), dataset={"validationFraction": "0.02"})
     data = encode(load_samples(config, volumes, Hub()), encoder)
     assert not data.held_out
-    assert data.evaluation == data.training
+    assert ids(data.evaluation) == ids(data.training)
 
 
 def test_verification_reads_the_very_rows_that_were_evaluated(tmp_path: Path, encoder: Encoder) -> None:
@@ -86,7 +92,7 @@ def test_verification_reads_the_very_rows_that_were_evaluated(tmp_path: Path, en
     data = encode(samples, encoder)
     assert data.held_out
     assert len(data.evaluation) == 8
-    assert encode_evaluation(samples, encoder) == data.evaluation
+    assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
 
 def test_prompts_longer_than_the_longest_row_are_refused(tmp_path: Path, tiny_base: Base) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats
@@ -13,7 +15,8 @@ from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
 from lora_trainer.formats import Sample, check_optional, detect, parse
 from lora_trainer.hub import Hub
 from lora_trainer.rows import SUFFIXES, Table, read_table
-from lora_trainer.tokens import Encoder, Example
+from lora_trainer.store import Examples
+from lora_trainer.tokens import Encoder
 from lora_trainer.volumes import Volumes, plain_files
 
 EVALUATED_TRAINING_ROWS = 64
@@ -36,8 +39,8 @@ class Samples:
 class Data:
     """What is trained on and what is evaluated; with `held_out` false the latter are training rows."""
 
-    training: tuple[Example, ...]
-    evaluation: tuple[Example, ...]
+    training: Examples
+    evaluation: Examples
     held_out: bool
     kind: DatasetFormat
     fingerprint: str
@@ -104,14 +107,14 @@ def encode(samples: Samples, encoder: Encoder) -> Data:
             f"{lost + lost_too} of {total} rows have no answer left within training.maxSequenceLength "
             f"({encoder.max_length}): their prompts alone are longer; raise it or shorten the prompts"
         )
-    _check_stop(training, encoder, samples.kind)
+    _check_stop(samples, training, encoder)
     stats = DatasetStats(
         train_samples=len(training),
         validation_samples=len(evaluation),
-        train_tokens=sum(example.length for example in training),
-        target_tokens=sum(example.targets for example in training),
-        longest_tokens=max(example.length for example in training),
-        truncated_samples=sum(example.truncated for example in (*training, *evaluation)),
+        train_tokens=int(training.lengths.sum()),
+        target_tokens=int(training.targets.sum()),
+        longest_tokens=int(training.lengths.max()),
+        truncated_samples=int(training.truncated.sum() + evaluation.truncated.sum()),
         skipped_samples=samples.skipped + lost + lost_too,
         duplicate_samples=samples.duplicates,
     )
@@ -125,7 +128,7 @@ def encode(samples: Samples, encoder: Encoder) -> Data:
     )
 
 
-def encode_evaluation(samples: Samples, encoder: Encoder) -> tuple[Example, ...]:
+def encode_evaluation(samples: Samples, encoder: Encoder) -> Examples:
     """The rows that `encode` would evaluate, without tokenizing the rest."""
     evaluation, _ = _encode_all(samples.held_out, encoder)
     if evaluation:
@@ -133,25 +136,24 @@ def encode_evaluation(samples: Samples, encoder: Encoder) -> tuple[Example, ...]
     return _encode_all(samples.training, encoder)[0][:EVALUATED_TRAINING_ROWS]
 
 
-def _encode_all(samples: Sequence[Sample], encoder: Encoder) -> tuple[tuple[Example, ...], int]:
+def _encode_all(samples: Sequence[Sample], encoder: Encoder) -> tuple[Examples, int]:
     """Examples with something to learn, and how many rows have nothing after truncation."""
-    examples = tuple(encoder.encode(sample) for sample in samples)
-    kept = tuple(example for example in examples if example.targets)
-    return kept, len(examples) - len(kept)
+    examples = Examples.of(example for example in map(encoder.encode, samples) if example.targets)
+    return examples, len(samples) - len(examples)
 
 
-def _check_stop(training: Sequence[Example], encoder: Encoder, kind: DatasetFormat) -> None:
+def _check_stop(samples: Samples, training: Examples, encoder: Encoder) -> None:
     """The first row that was not cut must teach the model to stop, else its answers would never end."""
-    first = next((example for example in training if not example.truncated), None)
-    if first is None and kind is not DatasetFormat.TEXT:
+    whole = np.flatnonzero(~training.truncated)
+    if not len(whole) and samples.kind is not DatasetFormat.TEXT:
         raise DatasetError(
             f"all {len(training)} rows are longer than training.maxSequenceLength ({encoder.max_length}), so that no "
             "answer keeps its end and the model would never learn to stop: raise it or shorten the rows"
         )
-    if first is not None and not encoder.learns_to_stop(first):
+    if len(whole) and not encoder.learns_to_stop(training[int(whole[0])]):
         raise DatasetError(
-            f"{first.where}: no end-of-sequence token is learned after the answer, so the model would never stop; the "
-            "model's tokenizer names no eos_token: choose a model whose tokenizer has one"
+            f"{samples.training[0].where}: no end-of-sequence token is learned after the answer, so the model would "
+            "never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
         )
 
 

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lora_trainer.contract.config import LossOn
 from lora_trainer.errors import DatasetError
 from lora_trainer.formats import Conversation, Message, PlainText, Sample
@@ -19,13 +22,12 @@ FALLBACK_TEMPLATE = (
 """For base models without a chat template: the headings of Stanford Alpaca, one for each role."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Example:
-    """Token ids and, of equal length, labels: the id where the token is learned, else `IGNORED`."""
+    """Token ids and, of equal length, labels: the id where the token is learned, else `IGNORED`. Both are int64."""
 
-    where: str
-    input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
     truncated: bool
 
     @property
@@ -36,7 +38,7 @@ class Example:
     @property
     def targets(self) -> int:
         """Number of tokens that are learned; the first of a row has no prediction and never counts."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return int(np.count_nonzero(self.labels[1:] != IGNORED))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +76,14 @@ class Encoder:
         keep = tokens[: self.max_length]
         learn_all = self.loss_on is LossOn.ALL
         return Example(
-            where=sample.where,
-            input_ids=tuple(token for token, _ in keep),
-            labels=tuple(token if learned or learn_all else IGNORED for token, learned in keep),
+            input_ids=np.array([token for token, _ in keep], dtype=np.int64),
+            labels=np.array([token if learned or learn_all else IGNORED for token, learned in keep], dtype=np.int64),
             truncated=len(tokens) > self.max_length,
         )
 
     def learns_to_stop(self, example: Example) -> bool:
         """Whether the last token is learned and ends a turn."""
-        return example.labels[-1] in self.stop_ids
+        return int(example.labels[-1]) in self.stop_ids
 
     def _render(self, sample: Conversation) -> list[Piece]:
         """Alternate prompt and answer, each answer up to and with its end-of-turn token.

@@ -1,0 +1,72 @@
+"""Encoded rows give back what was put in, from memory and from files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_trainer.store import Examples, Writer
+from lora_trainer.tokens import IGNORED, Example
+
+ROWS = [
+    ([5, 6, 7], [IGNORED, 6, 7], False),
+    ([2**31 - 1], [2**31 - 1], True),
+    ([1, 2, 3, 4], [1, IGNORED, IGNORED, 4], False),
+]
+
+
+def example(input_ids: list[int], labels: list[int], truncated: bool) -> Example:
+    """An example of plain lists."""
+    return Example(input_ids=np.array(input_ids), labels=np.array(labels), truncated=truncated)
+
+
+def plain(examples: Examples) -> list[tuple[list[int], list[int], bool]]:
+    """The rows as plain lists."""
+    return [(e.input_ids.tolist(), e.labels.tolist(), e.truncated) for e in examples]
+
+
+@pytest.fixture(params=["memory", "files"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Examples:
+    """The rows, in memory and in files."""
+    if request.param == "memory":
+        return Examples.of(example(*row) for row in ROWS)
+    writer = Writer(tmp_path / "store")
+    for row in ROWS:
+        writer.append(example(*row))
+    return writer.close()
+
+
+def test_rows_come_back_as_they_were_put_in(stored: Examples) -> None:
+    """Ids, labels and whether they were cut; what is learned counts from the second token on."""
+    assert plain(stored) == ROWS
+    assert len(stored) == 3
+    assert stored.lengths.tolist() == [3, 1, 4]
+    assert stored.targets.tolist() == [2, 0, 1]
+    assert stored[0].input_ids.dtype == stored[0].labels.dtype == np.int64
+    assert stored.lengths.dtype == stored.targets.dtype == np.int32
+
+
+def test_a_view_has_the_chosen_rows_in_the_chosen_order(stored: Examples) -> None:
+    """By slice and by number."""
+    assert plain(stored[1:]) == ROWS[1:]
+    assert plain(stored.select(np.array([2, 0, 2]))) == [ROWS[2], ROWS[0], ROWS[2]]
+    assert plain(stored[-1:]) == [ROWS[-1]]
+    assert stored[-1].input_ids.tolist() == ROWS[-1][0]
+    with pytest.raises(IndexError):
+        stored[3]
+
+
+def test_no_rows_are_rows_too(tmp_path: Path) -> None:
+    """Nothing held out."""
+    assert plain(Examples.of([])) == plain(Writer(tmp_path / "store").close()) == []
+
+
+def test_a_store_that_lost_its_end_is_told(tmp_path: Path) -> None:
+    """And not read as rows of zeros."""
+    writer = Writer(tmp_path / "store")
+    writer.append(example(*ROWS[0]))
+    stored = writer.close()
+    with (tmp_path / "store/tokens").open("r+b") as file:
+        file.truncate(8)
+    with pytest.raises(OSError, match="shorter than when it was written"):
+        stored[0]
