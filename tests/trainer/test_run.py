@@ -18,6 +18,7 @@ from tests.trainer.runs import Workplace, read_json
 from transformers import AutoModelForCausalLM
 
 from lora_trainer.base import open_folder
+from lora_trainer.batches import Budget
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.progress import Phase, Progress
@@ -80,7 +81,7 @@ def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
     base: Any = AutoModelForCausalLM.from_pretrained(model_folder)
     model = PeftModel.from_pretrained(base, str(folder))
     rows, _ = evaluation_rows(make_config(), Volumes(claims=workplace.claims), Hub(), open_folder(model_folder))
-    return evaluate(model, base.get_output_embeddings(), rows, cpu, lambda count: None).loss
+    return evaluate(model, base.get_output_embeddings(), rows, cpu, lambda count: None, budget=Budget.of(4, 64)).loss
 
 
 def test_a_run_that_was_already_published_is_verified_and_not_trained_again(workplace: Workplace) -> None:

@@ -1,15 +1,45 @@
 """Which rows go into which optimizer step, and how a step is cut into micro-batches."""
 
-import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from lora_trainer.tokens import IGNORED, Example
 
 TOKEN_BUDGET = 4096
 """Most tokens of a micro-batch, padding included, where `training.microBatchSize` is absent."""
+
+Rows = npt.NDArray[np.integer[Any]]
+"""Row numbers, or a number for each row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a micro-batch may hold: at most `tokens`, padding included. A row that is longer comes alone.
+
+    `longest` is the longest row that there is.
+    """
+
+    tokens: int
+    longest: int
+
+    @classmethod
+    def of(cls, micro_batch_size: int | None, longest: int) -> "Budget":
+        """That of a run: as many tokens as `micro_batch_size` rows of the longest length have, where it is set."""
+        return cls(tokens=TOKEN_BUDGET if micro_batch_size is None else micro_batch_size * longest, longest=longest)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the longest length a micro-batch holds."""
+        return max(1, self.tokens // self.longest)
+
+    def halved(self) -> "Budget | None":
+        """Half of it, for a device whose memory did not suffice; None where the longest row already comes alone."""
+        return replace(self, tokens=self.tokens // 2) if self.rows > 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,64 +63,63 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     PyTorch takes its fastest attention.
     """
     width = max(example.length for example in examples)
-    input_ids = torch.tensor([(*e.input_ids, *(0,) * (width - e.length)) for e in examples])
-    labels = torch.tensor([(*e.labels, *(IGNORED,) * (width - e.length)) for e in examples])[:, 1:]
-    learned = labels != IGNORED
+    input_ids = np.zeros((len(examples), width), dtype=np.int64)
+    labels = np.full((len(examples), width), IGNORED, dtype=np.int64)
+    for row, example in enumerate(examples):
+        input_ids[row, : example.length] = example.input_ids
+        labels[row, : example.length] = example.labels
+    following = torch.from_numpy(labels)[:, 1:]
+    learned = following != IGNORED
     return Batch(
-        input_ids=input_ids.to(device),
+        input_ids=torch.from_numpy(input_ids).to(device),
         learned=learned.to(device),
-        targets=labels[learned].to(device),
+        targets=following[learned].to(device),
         rows=learned.nonzero()[:, 0].to(device),
     )
 
 
-def micro_batch_size(effective: int, longest: int, budget: int = TOKEN_BUDGET) -> int:
-    """The largest divisor of the effective batch whose rows, at the longest length, stay within the token budget."""
-    return max(
-        size for size in range(1, effective + 1) if effective % size == 0 and (size == 1 or size * longest <= budget)
-    )
+def step_rows(rows: int, effective: int, total_rows: int, seed: int, start_step: int = 0) -> Iterator[Rows]:
+    """Row numbers of each optimizer step from `start_step` on, counted from 0, up to `total_rows` in all.
 
-
-def steps(rows: int, effective: int, total_rows: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Row numbers of each optimizer step up to `total_rows` in all: a fresh shuffle for every pass over the data."""
-    order: list[int] = []
-    taken = 0
-    epoch = 0
-    while taken < total_rows:
-        wanted = min(effective, total_rows - taken)
-        while len(order) < wanted:
-            shuffled = list(range(rows))
-            random.Random(f"{seed}/{epoch}").shuffle(shuffled)  # noqa: S311 - a reproducible order, not a secret
-            order += shuffled
-            epoch += 1
-        yield tuple(order[:wanted])
-        order = order[wanted:]
-        taken += wanted
-
-
-def micro_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    """Cut a step's rows into micro-batches of rows of like length, so that little is padded. The longest come first:
-    memory that does not suffice shows at once."""
-    ordered = sorted(examples, key=lambda example: -example.length)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def evaluation_budget(micro: int | None, longest: int) -> int:
-    """Most tokens of a batch of the evaluation: those of a micro-batch where the user limited it to save memory.
-
-    The logits of an evaluation can take more than a training step with few rows.
+    Every pass over the data has an order of its own, which follows from the seed and the number of the pass alone: any
+    step can be the first. Only the order of the pass at hand is in memory.
     """
-    return TOKEN_BUDGET if micro is None else min(TOKEN_BUDGET, micro * longest)
+    epoch, order = -1, np.empty(0, dtype=np.int32)
+    for start in range(start_step * effective, total_rows, effective):
+        parts: list[Rows] = []
+        position, end = start, min(start + effective, total_rows)
+        while position < end:
+            if position // rows != epoch:
+                epoch = position // rows
+                order = _order(rows, seed, epoch)
+            offset = position % rows
+            parts.append(order[offset : offset + end - position])
+            position += len(parts[-1])
+        yield np.concatenate(parts)
 
 
-def evaluation_batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> Iterator[tuple[int, ...]]:
-    """Row numbers in batches of like length within the token budget."""
+def _order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
+    order = np.arange(rows, dtype=np.int32)
+    np.random.Generator(np.random.PCG64((seed, epoch))).shuffle(order)
+    return order
+
+
+def micro_batches(lengths: Sequence[int] | Rows, budget: Budget) -> Iterator[list[int]]:
+    """Positions in `lengths`, cut into micro-batches of rows of like length, so that little is padded.
+
+    The longest come first: memory that does not suffice shows at once.
+    """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield tuple(batch)
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget.tokens:
+            yield batch
             batch = []
         batch.append(row)
     if batch:
-        yield tuple(batch)
+        yield batch
+
+
+def evaluation_budget(micro_batch_size: int | None, longest: int) -> Budget:
+    """That of an evaluation: no more than a micro-batch of the training where the user limited it to save memory."""
+    budget = Budget.of(micro_batch_size, longest)
+    return replace(budget, tokens=min(TOKEN_BUDGET, budget.tokens))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.batches import TOKEN_BUDGET, collate, evaluation_batches
+from lora_trainer.batches import Budget, collate, micro_batches
 from lora_trainer.device import Device
 from lora_trainer.loss import token_losses
 from lora_trainer.model import set_training
@@ -60,14 +60,14 @@ def evaluate(
     device: Device,
     done: Callable[[int], None],
     *,
-    budget: int = TOKEN_BUDGET,
+    budget: Budget,
 ) -> Evaluation:
-    """Loss of every row, in batches of at most `budget` tokens; `done` is told the number of rows after each batch."""
+    """Loss of every row, in batches within `budget`; `done` is told the number of rows after each batch."""
     sums, finished = [0.0] * len(examples), 0
     was_training = model.training
     set_training(model, on=False)
     with torch.no_grad():
-        for rows in evaluation_batches([example.length for example in examples], budget):
+        for rows in micro_batches([example.length for example in examples], budget):
             batch = collate([examples[row] for row in rows], device.torch_device)
             losses = token_losses(model, head, batch, device).double()
             totals = torch.zeros(len(rows), dtype=torch.float64, device=device.torch_device).index_add_(

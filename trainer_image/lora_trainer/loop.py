@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 
-from lora_trainer.batches import collate, micro_batches, steps
+from lora_trainer.batches import Budget, step_rows
 from lora_trainer.contract.config import Schedule, TrainingConfig
 from lora_trainer.device import Device
 from lora_trainer.errors import NonFiniteLossError
-from lora_trainer.loss import token_losses
 from lora_trainer.model import Adapted, set_training
+from lora_trainer.ranks import Ranks
+from lora_trainer.step import run_step
 from lora_trainer.tokens import Example
 
 MAX_GRADIENT_NORM = 1.0
@@ -67,7 +67,7 @@ def train(
     examples: Sequence[Example],
     *,
     config: TrainingConfig,
-    micro_batch_size: int,
+    budget: Budget,
     device: Device,
     on_step: Callable[[Step], None],
     clock: Callable[[], float] = time.monotonic,
@@ -84,12 +84,13 @@ def train(
     recent: deque[Step] = deque(maxlen=_SPEED_WINDOW)
     losses: list[tuple[float, int]] = []
     tokens = rows_done = 0
-    for number, rows in enumerate(steps(len(examples), effective, wanted_rows, config.seed), start=1):
+    for number, rows in enumerate(step_rows(len(examples), effective, wanted_rows, config.seed), start=1):
         factor = learning_rate_factor(number - 1, total, config.warmup_ratio, config.schedule)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         chosen = [examples[row] for row in rows]
-        loss = _accumulate(adapted, chosen, micro_batch_size, device, scaler)
+        targets = sum(example.targets for example in chosen)
+        loss = run_step(adapted, chosen, targets=targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
         scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM))
         check_finite(number, loss, norm, scaler.get_scale() if scaler.is_enabled() else None)
@@ -99,7 +100,7 @@ def train(
         now = clock()
         rows_done += len(rows)
         tokens += sum(example.length for example in chosen)
-        losses.append((loss, sum(example.targets for example in chosen)))
+        losses.append((loss, targets))
         speed, remaining = _speed(recent, chosen, now - last, total - number)
         step = Step(
             number=number,
@@ -125,27 +126,6 @@ def _wanted_rows(config: TrainingConfig, rows: int) -> int:
     if config.max_steps is not None:
         return config.max_steps * config.effective_batch_size
     return max(1, round((config.epochs or 1.0) * rows))
-
-
-def _accumulate(
-    adapted: Adapted, examples: Sequence[Example], micro: int, device: Device, scaler: torch.amp.GradScaler
-) -> float:
-    """Gradients of the mean loss per learned token of all `examples`; that loss.
-
-    Every micro-batch is divided by the learned tokens of the whole step. Averaging the means of micro-batches would
-    weigh tokens of short answers more.
-    """
-    targets = sum(example.targets for example in examples)
-    total = 0.0
-    for part in micro_batches(examples, micro):
-        batch = collate(part, device.torch_device)
-        # PEFT keeps adapters in fp32 and would cast their inputs to fp32 and keep the copies; autocast does without.
-        # The backward pass too: with checkpointing it runs the forward pass again, which must do the same.
-        with disable_input_dtype_casting(adapted.model, active=device.dtype != torch.float32):
-            loss = token_losses(adapted.model, adapted.head, batch, device).sum() / targets
-            torch.autograd.backward(scaler.scale(loss))
-        total += float(loss.detach())
-    return total
 
 
 def check_finite(step: int, loss: float, norm: float, scale: float | None) -> None:

@@ -1,13 +1,14 @@
 """One run, top-down: tokens, model, evaluation before, training, evaluation after, adapter on the volume."""
 
 import logging
+import math
 import time
 from pathlib import Path
 
 from lora_trainer import data as datasets
 from lora_trainer.artifact import Measured
 from lora_trainer.base import Base, find_base
-from lora_trainer.batches import evaluation_budget, micro_batch_size
+from lora_trainer.batches import Budget, evaluation_budget
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
@@ -19,7 +20,7 @@ from lora_trainer.hub import Hub
 from lora_trainer.loop import Step, Trained, train
 from lora_trainer.model import Adapted, adapt, load_encoder, load_model
 from lora_trainer.reports import Counters, Report, Reporter
-from lora_trainer.tokens import Example
+from lora_trainer.store import Examples
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,8 @@ def run_training(
     _log_data(data)
 
     adapted = adapt(load_model(base, config.quantization, device), config.lora, base, device, config.training.seed)
-    micro = config.training.micro_batch_size or micro_batch_size(
-        config.training.effective_batch_size, data.stats.longest_tokens
-    )
-    resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, micro=micro)
+    budget = Budget.of(config.training.micro_batch_size, data.stats.longest_tokens)
+    resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, budget=budget)
     log.info(
         "trainable parameters %d of %d (%.3f %%) in %s",
         adapted.trainable_parameters,
@@ -54,20 +53,20 @@ def run_training(
     )
 
     reporter.phase(Phase.EVALUATING, resolved)
-    budget = evaluation_budget(config.training.micro_batch_size, data.stats.longest_tokens)
-    before = _evaluate(adapted, data, device, "before training", budget)
+    evaluation = evaluation_budget(config.training.micro_batch_size, data.stats.longest_tokens)
+    before = _evaluate(adapted, data, device, "before training", evaluation)
     reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
     device.reset_peak_memory()
     trained = train(
         adapted,
         data.training,
         config=config.training,
-        micro_batch_size=micro,
+        budget=budget,
         device=device,
         on_step=StepReporter(reporter, device),
     )
     reporter.phase(Phase.EVALUATING)
-    after = _evaluate(adapted, data, device, "after training", budget)
+    after = _evaluate(adapted, data, device, "after training", evaluation)
     reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
 
     measured = _measured(trained, before, after, device, held_out=data.held_out, seconds=time.monotonic() - started)
@@ -75,7 +74,7 @@ def run_training(
     write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
 
 
-def _evaluate(adapted: Adapted, data: Data, device: Device, when: str, budget: int) -> Evaluation:
+def _evaluate(adapted: Adapted, data: Data, device: Device, when: str, budget: Budget) -> Evaluation:
     def done(rows: int) -> None:
         log.debug("evaluated %d of %d rows", rows, len(data.evaluation))
 
@@ -139,7 +138,7 @@ def _log_data(data: Data) -> None:
 
 
 def _resolved(
-    *, config: TrainConfig, base: Base, data: Data, adapted: Adapted, device: Device, micro: int
+    *, config: TrainConfig, base: Base, data: Data, adapted: Adapted, device: Device, budget: Budget
 ) -> ResolvedRun:
     return ResolvedRun(
         device=device.name,
@@ -151,8 +150,8 @@ def _resolved(
         target_modules=adapted.target_modules,
         trainable_parameters=adapted.trainable_parameters,
         total_parameters=adapted.total_parameters,
-        micro_batch_size=micro,
-        gradient_accumulation_steps=config.training.effective_batch_size // micro,
+        micro_batch_size=min(budget.rows, config.training.effective_batch_size),
+        gradient_accumulation_steps=math.ceil(config.training.effective_batch_size / budget.rows),
     )
 
 
@@ -175,7 +174,7 @@ def _measured(
     )
 
 
-def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[tuple[Example, ...], str]:
+def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
     """The rows that a run with this configuration evaluates on, read afresh, and the fingerprint of their data set."""
     samples = datasets.load_samples(config, volumes, hub)
     encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)

@@ -1,0 +1,81 @@
+"""Which rows each optimizer step has, and how they are cut into micro-batches."""
+
+from itertools import islice, pairwise
+
+import pytest
+
+from lora_trainer.batches import Budget, micro_batches, step_rows
+
+
+def taken(rows: int, effective: int, total_rows: int, start_step: int = 0) -> list[list[int]]:
+    """The rows of each step."""
+    return [step.tolist() for step in step_rows(rows, effective, total_rows, seed=1, start_step=start_step)]
+
+
+def test_every_row_is_seen_once_in_each_pass() -> None:
+    """Ten rows in steps of four, two passes and a half: the last step is short."""
+    found = taken(10, 4, 25)
+    assert [len(rows) for rows in found] == [4, 4, 4, 4, 4, 4, 1]
+    flat = [row for rows in found for row in rows]
+    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
+    assert flat[:10] != flat[10:20]
+    assert found == taken(10, 4, 25)
+
+
+def test_a_batch_larger_than_the_data_takes_several_passes() -> None:
+    """Each row as often as another."""
+    (rows,) = taken(3, 9, 9)
+    assert sorted(rows) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_any_step_can_be_the_first(start: int) -> None:
+    """A run that goes on sees what the uninterrupted one would have seen from there on."""
+    assert taken(10, 4, 25, start) == taken(10, 4, 25)[start:]
+
+
+def test_another_seed_gives_another_order() -> None:
+    """The seed decides, and nothing else."""
+    first, second = (next(step_rows(50, 50, 50, seed=seed)).tolist() for seed in (1, 2))
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_ten_million_rows_take_a_small_number_each() -> None:
+    """The order of one pass is all that is kept."""
+    steps = list(islice(step_rows(10_000_000, 16, 10_000_000, seed=1, start_step=600_000), 2))
+    assert [len(step) for step in steps] == [16, 16]
+    assert steps[0].dtype.itemsize == 4
+
+
+@pytest.mark.parametrize(
+    ("micro", "longest", "tokens", "rows"),
+    [(None, 100, 4096, 40), (None, 9000, 4096, 1), (1, 9000, 9000, 1), (4, 1000, 4000, 4)],
+)
+def test_a_micro_batch_holds_as_many_tokens_as_the_user_allowed(
+    micro: int | None, longest: int, tokens: int, rows: int
+) -> None:
+    """The number of rows that the user gave, at the longest length; else the documented number of tokens."""
+    budget = Budget.of(micro, longest)
+    assert (budget.tokens, budget.rows) == (tokens, rows)
+
+
+def test_a_budget_is_halved_until_a_single_row_is_left() -> None:
+    """Below that nothing can be saved by smaller micro-batches."""
+    budget: Budget | None = Budget.of(4, 1000)
+    sizes = []
+    while budget is not None:
+        sizes.append(budget.tokens)
+        budget = budget.halved()
+    assert sizes == [4000, 2000, 1000]
+
+
+def test_rows_of_like_length_share_a_micro_batch() -> None:
+    """The longest first, nothing lost, padding within the budget; a row that is longer comes alone."""
+    lengths = [10, 50, 20, 200, 30, 11, 12]
+    parts = list(micro_batches(lengths, Budget(tokens=100, longest=200)))
+    in_order = [lengths[row] for part in parts for row in part]
+    assert all(first >= second for first, second in pairwise(in_order))
+    assert sorted(in_order) == sorted(lengths)
+    assert all(len(part) == 1 or max(lengths[row] for row in part) * len(part) <= 100 for part in parts)
+    assert parts[0] == [3]

@@ -1,0 +1,40 @@
+"""The arithmetic of one optimizer step: gradients of the mean loss per learned token, micro-batch by micro-batch."""
+
+from collections.abc import Sequence
+
+import torch
+from peft.helpers import disable_input_dtype_casting
+
+from lora_trainer.batches import Budget, collate, micro_batches
+from lora_trainer.device import Device
+from lora_trainer.loss import token_losses
+from lora_trainer.model import Adapted
+from lora_trainer.ranks import Ranks
+from lora_trainer.tokens import Example
+
+
+def run_step(
+    adapted: Adapted,
+    examples: Sequence[Example],
+    *,
+    targets: int,
+    budget: Budget,
+    device: Device,
+    scaler: torch.amp.GradScaler,
+    ranks: Ranks,
+) -> float:
+    """Add the gradients of the summed loss of this process's `examples`, divided by `targets`; that share of the loss.
+
+    `targets` are the learned tokens of the whole step, over all processes. Averaging the means of micro-batches would
+    weigh tokens of short answers more. Raises `torch.OutOfMemoryError` with gradients half done.
+    """
+    share = 0.0
+    for rows in micro_batches([example.length for example in examples], budget):
+        batch = collate([examples[row] for row in rows], device.torch_device)
+        # PEFT keeps adapters in fp32 and would cast their inputs to fp32 and keep the copies; autocast does without.
+        # The backward pass too: with checkpointing it runs the forward pass again, which must do the same.
+        with disable_input_dtype_casting(adapted.model, active=device.dtype != torch.float32):
+            loss = token_losses(adapted.model, adapted.head, batch, device).sum() / targets
+            torch.autograd.backward(scaler.scale(loss))
+        share += float(loss.detach())
+    return share
