@@ -1,0 +1,133 @@
+"""Whether vLLM can serve an adapter: judged by the files that PEFT wrote, with the smallest sufficient flag."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from lora_trainer.errors import VerificationError
+from lora_trainer.serving import VLLM_RANKS, adapter_serving, command, merged_command, scale, tensor_shapes, vllm_rank
+
+
+def write_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """An adapter as PEFT writes it."""
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options})
+    get_peft_model(model, config).save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "rank", "flag"),
+    [
+        ({}, 4, 8),
+        ({"use_rslora": True}, 4, 8),
+        ({"rank_pattern": {"v_proj": 9}, "alpha_pattern": {"v_proj": 18}}, 9, 16),
+        (
+            {"rank_pattern": {"layers.0.self_attn.v_proj": 33}, "alpha_pattern": {"layers.0.self_attn.v_proj": 66}},
+            33,
+            64,
+        ),
+        pytest.param(
+            {"rank_pattern": {"k_proj": 100}},
+            4,
+            8,
+            marks=pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match"),
+        ),
+    ],
+)
+def test_the_smallest_sufficient_rank_is_named(
+    tiny_folder: Path, tmp_path: Path, options: dict[str, Any], rank: int, flag: int
+) -> None:
+    """Over the modules that the adapter really has; a pattern for another module counts for nothing."""
+    serving = adapter_serving(write_adapter(tiny_folder, tmp_path, **options))
+    assert (serving.servable, serving.rank) == (True, rank)
+    assert serving.text == f"--enable-lora --max-lora-rank {flag}"
+    assert command(serving, base_model="org/m", name="it's", path="/a b") == (
+        f"vllm serve org/m {serving.text} --lora-modules 'it'\"'\"'s=/a b'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"use_dora": True}, "vLLM serves no DoRA adapters"),
+        ({"modules_to_save": ["lm_head"]}, "lora.modulesToSave"),
+        ({"bias": "lora_only"}, "no adapters with biases"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "lora.targetParameters"),
+        ({"r": 513, "lora_alpha": 513}, "rank 513 is above 512"),
+        (
+            {"rank_pattern": {"v_proj": 8}},
+            "here 2, but the patterns of rank and alpha give model.layers.0.self_attn.v_proj 1",
+        ),
+        ({"alpha_pattern": {r"layers\.1\..*v_proj": 2}}, "give model.layers.1.self_attn.v_proj 0.5"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_said_with_the_way_out(
+    tiny_folder: Path, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    """One sentence, and no command to type."""
+    adapter = write_adapter(tiny_folder, tmp_path)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **options}), encoding="utf-8")
+    serving = adapter_serving(adapter)
+    assert not serving.servable
+    assert sentence in serving.text
+    assert serving.text.endswith("; publish it with output.merge: Merged, which every server loads")
+    assert len(serving.text) < 300
+    assert command(serving, base_model="org/m", name="n", path="/p") is None
+
+
+def test_factors_are_those_that_peft_computes_with(tiny_folder: Path) -> None:
+    """Patterns and the rank-stabilised root alike, for every module."""
+    options: dict[str, Any] = {
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+        "alpha_pattern": {"v_proj": 5},
+        "use_rslora": True,
+    }
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    peft = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **options)
+    adapted: Any = get_peft_model(model, peft)
+    factors = {
+        name: m.scaling["default"] for name, m in adapted.base_model.model.named_modules() if hasattr(m, "lora_A")
+    }
+    config = {"r": 4, "lora_alpha": 8, **options}
+    assert factors == {name: pytest.approx(scale(config, name)) for name in factors}
+    assert len(set(factors.values())) == 3
+
+
+def test_ranks_are_rounded_up_to_what_vllm_takes() -> None:
+    """At the limits and above."""
+    assert [vllm_rank(rank) for rank in (1, 2, 8, 9, 256, 257, 321, 512)] == [1, 8, 8, 16, 256, 320, 512, 512]
+    assert {vllm_rank(rank) for rank in range(1, 513)} == set(VLLM_RANKS)
+    with pytest.raises(ValueError, match="rank 513 is above 512"):
+        vllm_rank(513)
+
+
+def test_a_merged_model_is_served_by_its_folder_alone() -> None:
+    """It needs no flags."""
+    assert merged_command("/data/my model") == "vllm serve '/data/my model'"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0{]"])
+def test_weights_that_are_none_are_told(tiny_folder: Path, tmp_path: Path, content: bytes) -> None:
+    """A cut or foreign file gives a sentence."""
+    adapter = write_adapter(tiny_folder, tmp_path)
+    (adapter / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(VerificationError, match="the adapter cannot be read"):
+        adapter_serving(adapter)
+
+
+def test_shapes_are_read_from_the_header(tiny_folder: Path) -> None:
+    """As safetensors reads them, without the weights."""
+    shapes = tensor_shapes(tiny_folder / "model.safetensors")
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    assert shapes["model.norm.weight"] == tuple(model.model.norm.weight.shape)
+    assert (
+        torch.Size(shapes["model.layers.0.self_attn.q_proj.weight"])
+        == model.model.layers[0].self_attn.q_proj.weight.shape
+    )
