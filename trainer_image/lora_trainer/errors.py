@@ -4,12 +4,13 @@ TrainerError
  ├─ ConfigError            64  ConfigInvalid
  ├─ DatasetError           65  DatasetInvalid
  ├─ NotFoundError          66  ModelNotFound or DatasetNotFound
- ├─ NonFiniteLossError     70  NonFiniteLoss
+ ├─ NonFiniteLossError     70  NonFiniteLoss or LossDiverged
  ├─ CudaOutOfMemoryError   71  CUDAOutOfMemory
  ├─ GpuFaultError          72  GPUFault
  ├─ StorageError           74  StorageFull or StorageError
- ├─ TransientError         75  Restarting
+ ├─ TransientError         75  Restarting, OutputLocked, Stalled or PeerFailed
  ├─ AccessDeniedError      77  ModelAccessDenied or DatasetAccessDenied
+ ├─ CheckpointError        78  CheckpointInvalid or ResumeMismatch
  ├─ KernelOutOfMemoryError 137 OOMKilled
  ├─ TerminatedError        143 Evicted
  ├─ VerificationError      1   VerificationFailed
@@ -55,7 +56,7 @@ class NotFoundError(TrainerError):
 
 
 class NonFiniteLossError(TrainerError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or went up and stayed there."""
 
     code = ExitCode.NON_FINITE_LOSS
 
@@ -91,6 +92,12 @@ class AccessDeniedError(TrainerError):
     """A token is missing or does not allow the model or the data set."""
 
     code = ExitCode.ACCESS_DENIED
+
+
+class CheckpointError(TrainerError):
+    """No saved state can be gone on from, though there is one."""
+
+    code = ExitCode.CHECKPOINT_INVALID
 
 
 class KernelOutOfMemoryError(TrainerError):
