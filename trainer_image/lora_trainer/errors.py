@@ -8,7 +8,8 @@ TrainerError
  ├─ CudaOutOfMemoryError   71  CUDAOutOfMemory
  ├─ GpuFaultError          72  GPUFault
  ├─ StorageError           74  StorageFull or StorageError
- ├─ TransientError         75  Restarting, OutputLocked, Stalled or PeerFailed
+ ├─ TransientError         75  Restarting, OutputLocked or Stalled
+ ├─ PeerFailedError        75  PeerFailed
  ├─ AccessDeniedError      77  ModelAccessDenied or DatasetAccessDenied
  ├─ CheckpointError        78  CheckpointInvalid or ResumeMismatch
  ├─ KernelOutOfMemoryError 137 OOMKilled
@@ -25,6 +26,9 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import UriError
 
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+_COLLECTIVE_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_PEER_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 
 class TrainerError(Exception):
@@ -86,6 +90,19 @@ class TransientError(TrainerError):
     """A network failed; a later attempt may succeed."""
 
     code = ExitCode.TRANSIENT
+
+
+class PeerFailedError(TrainerError):
+    """Another process of the same training is gone, or did not come within the time: the cause is told over there."""
+
+    code = ExitCode.TRANSIENT
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            f"another process of the run ended or does not answer ({detail[:200]}): the log of its pod has the cause; "
+            "the run is tried again from its last checkpoint",
+            Reason.PEER_FAILED,
+        )
 
 
 class AccessDeniedError(TrainerError):
@@ -168,6 +185,8 @@ def _explain_torch(error: Exception) -> TrainerError | None:
             "the memory does not suffice: raise resources.memory, or lower training.microBatchSize or "
             "training.maxSequenceLength"
         )
+    if name in _COLLECTIVE_ERRORS or (name == "RuntimeError" and any(words in text for words in _PEER_GONE)):
+        return PeerFailedError(text)
     if name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
         return GpuFaultError(f"the GPU failed ({text[:300]}): check the node's driver and its health")
     return None
