@@ -1,6 +1,5 @@
 """The held-out split, the counts, and where a data set is looked for."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.base import Base
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data import encode, encode_evaluation, load_samples, locate, split
-from lora_trainer.errors import ConfigError, DatasetError, NotFoundError, TrainerError
+from lora_trainer.data import encode, encode_evaluation, load_samples, split
+from lora_trainer.errors import DatasetError
 from lora_trainer.formats import PlainText
 from lora_trainer.hub import Hub
 from lora_trainer.model import load_encoder
@@ -133,80 +132,3 @@ def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
     config, volumes = on_claim(tmp_path, [{"text": ""}, {"text": " "}])
     with pytest.raises(DatasetError, match=r"train\.jsonl, line 1: this and all other rows are empty"):
         load_samples(config, volumes, Hub())
-
-
-def test_a_folder_on_a_claim_is_read_whole(tmp_path: Path) -> None:
-    """Every data file in it, in the order of names; others are left alone."""
-    tiny.write_jsonl(tmp_path / "data/set/b.jsonl", [{"text": "b"}])
-    tiny.write_jsonl(tmp_path / "data/set/a.jsonl", [{"text": "a"}])
-    (tmp_path / "data/set/README.md").write_text("# set", encoding="utf-8")
-    config = make_config(dataset={"uri": "pvc://data/set"})
-    assert [name for name, _ in locate(config.dataset, Volumes(claims=tmp_path), Hub())] == ["a.jsonl", "b.jsonl"]
-
-
-def test_a_config_map_is_read_through_the_links_of_the_kubelet(tmp_path: Path) -> None:
-    """The kubelet lays a ConfigMap out as links to a dated folder."""
-    mount = tmp_path / "notes"
-    tiny.write_jsonl(mount / "..2026/notes.jsonl", [{"text": "a"}])
-    (mount / "..data").symlink_to("..2026")
-    (mount / "notes.jsonl").symlink_to("..data/notes.jsonl")
-    config = make_config(dataset={"uri": "configmap://notes/notes.jsonl"})
-    files = locate(config.dataset, Volumes(config_maps=tmp_path), Hub())
-    assert [(name, path.read_text(encoding="utf-8")) for name, path in files] == [("notes.jsonl", '{"text": "a"}\n')]
-
-
-def _link_to_file(root: Path) -> None:
-    (root / "data").mkdir()
-    (root / "data/train.jsonl").symlink_to("/etc/hostname")
-
-
-def _link_to_folder(root: Path) -> None:
-    (root / "data").symlink_to("/etc")
-
-
-def _link_in_folder(root: Path) -> None:
-    (root / "data/train.jsonl").mkdir(parents=True)
-    (root / "data/train.jsonl/x.jsonl").symlink_to("/etc/hostname")
-
-
-def _no_claim(root: Path) -> None:
-    shutil.rmtree(root / "data", ignore_errors=True)
-
-
-def _no_file(root: Path) -> None:
-    (root / "data").mkdir()
-
-
-def _empty_folder(root: Path) -> None:
-    (root / "data/train.jsonl").mkdir(parents=True)
-
-
-@pytest.mark.parametrize(
-    ("prepare", "kind", "sentence"),
-    [
-        (_link_to_file, ConfigError, "leads through the symbolic link 'train.jsonl'"),
-        (_link_to_folder, ConfigError, "leads through the symbolic link 'data'"),
-        (_link_in_folder, ConfigError, "train.jsonl/x.jsonl is a symbolic link"),
-        (_no_claim, NotFoundError, "the claim data is not mounted"),
-        (_no_file, NotFoundError, "there is no such file"),
-        (_empty_folder, NotFoundError, "the folder holds no .jsonl"),
-    ],
-)
-def test_what_is_no_plain_file_on_the_claim_is_refused(
-    tmp_path: Path, prepare: Any, kind: type[TrainerError], sentence: str
-) -> None:
-    """Links could lead out of the claim; a missing file or claim is named."""
-    prepare(tmp_path)
-    with pytest.raises(kind) as caught:
-        locate(make_config().dataset, Volumes(claims=tmp_path), Hub())
-    assert sentence in str(caught.value)
-    assert "pvc://data/train.jsonl" in str(caught.value)
-
-
-def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
-    """The sentence lists what is read."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/train.parquet").write_bytes(b"PAR1")
-    config = make_config(dataset={"uri": "pvc://data/train.parquet"})
-    with pytest.raises(DatasetError, match=r"files end in \.jsonl, \.ndjson, \.json, \.csv"):
-        locate(config.dataset, Volumes(claims=tmp_path), Hub())

@@ -18,12 +18,11 @@ from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import (
     AccessDeniedError,
     ConfigError,
-    DatasetError,
     NotFoundError,
     TrainerError,
     TransientError,
 )
-from lora_trainer.hub import Hub, training_files
+from lora_trainer.hub import Hub
 from lora_trainer.volumes import Volumes
 
 TOKEN = "hf_allowed"
@@ -40,8 +39,6 @@ def server(tmp_path: Path, tiny_folder: Path) -> Iterator[HubServer]:
     (models / "tiny/original.bin").write_bytes(b"never fetched")
     tiny.write_jsonl(tmp_path / "hub/datasets/org/chats/data/train.jsonl", tiny.chats(3))
     tiny.write_jsonl(tmp_path / "hub/datasets/org/chats/data/test.jsonl", tiny.chats(1))
-    (tmp_path / "hub/datasets/org/parquet").mkdir()
-    (tmp_path / "hub/datasets/org/parquet/train.parquet").write_bytes(b"PAR1")
     restrictions = {
         "models/org/private": Restriction(visibility="private", tokens=frozenset({TOKEN})),
         "models/org/gated": Restriction(visibility="gated", tokens=frozenset({TOKEN})),
@@ -155,45 +152,8 @@ def test_a_hub_that_is_not_there_is_transient(tmp_path: Path) -> None:
         hub.repository(HubUri(repo="org/tiny"), "model")
 
 
-def test_a_data_set_gives_its_training_files(server: HubServer, tmp_path: Path) -> None:
-    """And not those of other splits."""
-    files = client(server, tmp_path).dataset_files(HubUri(repo="org/chats"))
-    assert [name for name, _ in files] == ["data/train.jsonl"]
-    assert len(files[0][1].read_text(encoding="utf-8").splitlines()) == 3
-
-
-def test_a_data_set_without_a_readable_file_is_told(server: HubServer, tmp_path: Path) -> None:
-    """The sentence says what was found and what to do."""
-    with pytest.raises(DatasetError, match=r"holds no \.jsonl.* \(found train\.parquet\); convert it to JSONL"):
-        client(server, tmp_path).dataset_files(HubUri(repo="org/parquet"))
-
-
 def test_a_data_set_that_is_not_there_has_its_own_reason(server: HubServer, tmp_path: Path) -> None:
     """`DatasetNotFound`, and the data set's own token."""
     with pytest.raises(NotFoundError) as caught:
-        client(server, tmp_path, DATASET_HF_TOKEN="hf_other").dataset_files(HubUri(repo="org/none"))
+        client(server, tmp_path, DATASET_HF_TOKEN="hf_other").repository(HubUri(repo="org/none"), "dataset")
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
-
-
-@pytest.mark.parametrize(
-    ("names", "chosen"),
-    [
-        (["README.md", "train.jsonl", "test.jsonl"], ("train.jsonl",)),
-        (["a.json", "b.csv", "dataset_infos.json"], ("a.json", "b.csv")),
-        (["a.jsonl", "validation.jsonl", "dev.jsonl"], ("a.jsonl",)),
-        (["data.parquet"], ()),
-        (
-            ["constraints.jsonl", "restrained.csv", "valuation.jsonl"],
-            ("constraints.jsonl", "restrained.csv", "valuation.jsonl"),
-        ),
-        (["retrieval.jsonl", "latest.csv", "devops/rows.json"], ("retrieval.jsonl", "latest.csv", "devops/rows.json")),
-        (["rows.jsonl", "testset.jsonl", "myEval.jsonl", "val-0.csv"], ("rows.jsonl",)),
-        (
-            ["data/train-00000-of-1.jsonl", "train_sft.jsonl", "trainSet.csv", "training/a.json", "constraints.csv"],
-            ("data/train-00000-of-1.jsonl", "train_sft.jsonl", "trainSet.csv", "training/a.json"),
-        ),
-    ],
-)
-def test_training_files_are_told_by_name(names: list[str], chosen: tuple[str, ...]) -> None:
-    """The split `train` where it exists, else what is named for no other split."""
-    assert training_files(names) == chosen

@@ -3,21 +3,19 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.config import DatasetFormat, TrainConfig
 from lora_trainer.contract.summary import DatasetStats
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, parse_uri
-from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
+from lora_trainer.dataset_files import locate
+from lora_trainer.errors import DatasetError
 from lora_trainer.formats import Sample, check_optional, detect, parse
 from lora_trainer.hub import Hub
-from lora_trainer.rows import SUFFIXES, Table, read_table
+from lora_trainer.rows import Table, read_table
 from lora_trainer.store import Examples
 from lora_trainer.tokens import Encoder
-from lora_trainer.volumes import Volumes, plain_files
+from lora_trainer.volumes import Volumes
 
 EVALUATED_TRAINING_ROWS = 64
 """How many training rows stand in for held-out rows where none are held out."""
@@ -155,38 +153,3 @@ def _check_stop(samples: Samples, training: Examples, encoder: Encoder) -> None:
             f"{samples.training[0].where}: no end-of-sequence token is learned after the answer, so the model would "
             "never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
         )
-
-
-def locate(config: DatasetConfig, volumes: Volumes, hub: Hub) -> tuple[tuple[str, Path], ...]:
-    """The data set's files, each with the name to show in messages."""
-    uri = parse_uri(config.uri)
-    if isinstance(uri, HubUri):
-        return hub.dataset_files(uri)
-    if isinstance(uri, ConfigMapUri):
-        path = volumes.config_map_path(uri)
-        if not path.is_file():
-            raise _missing(str(uri), f"the ConfigMap has no key {uri.key}: there is no file {path}")
-        return ((uri.key, path),)
-    return _claim_files(uri, volumes)
-
-
-def _claim_files(uri: ClaimUri, volumes: Volumes) -> tuple[tuple[str, Path], ...]:
-    path = volumes.claim_path(uri)
-    if volumes.claim_missing(uri):
-        raise _missing(str(uri), volumes.not_mounted(uri))
-    if path.is_dir():
-        files = tuple(file for file in plain_files(path, str(uri)) if file.suffix.lower() in SUFFIXES)
-        if not files:
-            raise _missing(str(uri), f"the folder holds no {', '.join(SUFFIXES)} file")
-        return tuple((file.name, file) for file in files)
-    if not path.exists():
-        raise _missing(str(uri), "there is no such file")
-    if not path.is_file():
-        raise ConfigError(f"dataset.uri is {uri}: must be a file or a folder of files")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DatasetError(f"{uri}: files end in {', '.join(SUFFIXES)}; save the data as JSONL, JSON or CSV")
-    return ((path.name, path),)
-
-
-def _missing(address: str, what: str) -> NotFoundError:
-    return NotFoundError(f"dataset.uri is {address}: {what}", Reason.DATASET_NOT_FOUND)

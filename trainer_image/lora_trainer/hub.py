@@ -2,33 +2,26 @@
 
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import (
     AccessDeniedError,
-    DatasetError,
     NotFoundError,
     TrainerError,
     TransientError,
     one_sentence,
     storage_error,
 )
-from lora_trainer.rows import SUFFIXES
 
 T = TypeVar("T")
 TOKEN_VARIABLES = {"model": "MODEL_HF_TOKEN", "dataset": "DATASET_HF_TOKEN"}
 ATTEMPTS = 4
-_TRAIN = re.compile(r"(?<![a-z])train(?:ing|set|data|split)?(?![a-z])")
-_OTHER_SPLITS = re.compile(
-    r"(?<![a-z])(?:test|val|valid|validation|dev|development|eval|evaluation)(?:ing|set|data|split)?(?![a-z])"
-)
 _FIELDS = {"model": "model.uri", "dataset": "dataset.uri"}
 _NOT_FOUND = {"model": Reason.MODEL_NOT_FOUND, "dataset": Reason.DATASET_NOT_FOUND}
 _DENIED = {"model": Reason.MODEL_ACCESS_DENIED, "dataset": Reason.DATASET_ACCESS_DENIED}
@@ -81,18 +74,6 @@ class Hub:
 
         return Path(self._call(uri, repository.kind, fetch))
 
-    def dataset_files(self, uri: HubUri) -> tuple[tuple[str, Path], ...]:
-        """The training files of a data set, each with the name to show."""
-        repository = self.repository(uri, "dataset")
-        wanted = training_files(repository.files)
-        if not wanted:
-            raise DatasetError(
-                f"dataset.uri is {uri}: it holds no {', '.join(SUFFIXES)} file (found {_some(repository.files)}); "
-                "convert it to JSONL and upload that, or put it on a volume"
-            )
-        folder = self.download(uri, repository, wanted)
-        return tuple((name, folder / name) for name in wanted)
-
     def _token(self, kind: str) -> str | bool:
         # False keeps the library from sending a token that it finds on the machine and that was not meant for this run.
         for variable in (TOKEN_VARIABLES[kind], "HF_TOKEN"):
@@ -121,25 +102,6 @@ class Hub:
                     raise failure from error
                 self.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def training_files(names: Sequence[str]) -> tuple[str, ...]:
-    """Of a data set's files those of the training split: named `train`, or all that are named for no other split.
-
-    Split names count as whole words only: `constraints.jsonl` is no training file, `retrieval.jsonl` no evaluation.
-    """
-    tables = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_metadata(name)]
-    train = [name for name in tables if _TRAIN.search(_words(name))]
-    return tuple(train or [name for name in tables if not _OTHER_SPLITS.search(_words(name))])
-
-
-def _words(name: str) -> str:
-    """In lower case, with `trainSet` as `train_set`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-
-
-def _is_metadata(name: str) -> bool:
-    return PurePosixPath(name).name in {"dataset_infos.json", "dataset_info.json", "state.json", "config.json"}
 
 
 _ABSENT = frozenset({"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"})
@@ -192,10 +154,6 @@ def _storage(error: Exception) -> OSError | None:
         if isinstance(item, OSError) and item.errno in (28, 122):
             return item
     return None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
 
 
 def _literal(name: str) -> str:
