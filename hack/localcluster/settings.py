@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERNETES_VERSION = "1.34.4"
 HELM_VERSION = "3.22.0"
 COREDNS_VERSION = "1.12.4"
+VERSITYGW_VERSION = "1.8.0"
 
 NODE_NAME = "node-1"
 # Addresses exist in the cluster's own network namespace only, so they cannot collide with the host's.

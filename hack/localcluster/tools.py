@@ -91,6 +91,13 @@ COREDNS = Tool(
     version=settings.COREDNS_VERSION,
     packages=("github.com/coredns/coredns",),
 )
+VERSITYGW = Tool(
+    name="versitygw",
+    module="github.com/versity/versitygw",
+    version=settings.VERSITYGW_VERSION,
+    packages=("github.com/versity/versitygw/cmd/versitygw",),
+)
+"""An S3 server over a folder: no part of the cluster, the tests' bucket."""
 
 
 def available() -> dict[str, Tool]:

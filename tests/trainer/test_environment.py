@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.cpus import cpu_threads
-from lora_trainer.supervisor import stage_environment
+from lora_trainer.child import stage_environment
 
 
 @pytest.mark.parametrize(

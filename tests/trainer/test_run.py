@@ -194,7 +194,7 @@ def test_a_bad_data_set_ends_with_65_before_a_model_is_looked_for(workplace: Wor
     [
         ({"lora": {"rnak": 4}}, "spec.lora.rnak is 4"),
         ({"training": {"learningRate": 0.1}}, "spec.training.learningRate"),
-        ({"output": {"uri": "hf://a/b"}}, "spec.output.uri"),
+        ({"output": {"uri": "configmap://a/b"}}, "spec.output.uri"),
     ],
 )
 def test_a_bad_manifest_ends_with_64(workplace: Workplace, change: dict[str, Any], sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""The adapter as a folder: its manifest, its digests, the temporary folder it grows in, and its place on the volume.
+"""The adapter as a folder: its manifest and its digests.
 
 Standard library only: the supervisor publishes without loading PyTorch.
 """
@@ -13,17 +13,15 @@ from pathlib import Path
 
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun
-from lora_trainer.contract.uri import ClaimUri
-from lora_trainer.errors import StorageError, VerificationError, storage_error
-from lora_trainer.volumes import Volumes
+from lora_trainer.errors import VerificationError, storage_error
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = "lora-operator.io/adapter/v1"
 MAX_SERVABLE_RANK = 512
 """The largest value of vLLM's `--max-lora-rank`."""
-_MARKER = ".run"
+MARKER = ".run"
+"""Names the run that a temporary folder belongs to; never a part of the result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def file_entries(folder: Path) -> tuple[FileEntry, ...]:
     """Digest and size of every file of the adapter but the manifest itself."""
-    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, _MARKER))
+    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, MARKER))
     return tuple(_entry(folder, name) for name in names)
 
 
@@ -108,99 +106,31 @@ def check_digests(folder: Path, manifest: Manifest) -> None:
         raise VerificationError(f"{', '.join(sorted(found))} is not in the adapter's manifest: it was added later")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a run's adapter goes: the address asked for, its path, and the temporary folder beside it."""
-
-    uri: ClaimUri
-    path: Path
-    partial: Path
-    suffix: str
-    uid: str
-
-    @property
-    def own(self) -> tuple[ClaimUri, Path]:
-        """The address that this run alone has, taken where the one asked for holds something already."""
-        name = f"{self.path.name}-{self.suffix}"
-        return ClaimUri(claim=self.uri.claim, path=f"{self.uri.path}-{self.suffix}"), self.path.with_name(name)
-
-
-def find_place(config: TrainConfig, uri: ClaimUri, volumes: Volumes) -> Place:
-    """Resolve the output address. Raises `StorageError` where its claim is not mounted, `ConfigError` for links."""
-    path = volumes.claim_path(uri)
-    if volumes.claim_missing(uri):
-        raise StorageError(f"output.uri is {uri}: {volumes.not_mounted(uri)}")
-    suffix = run_suffix(config.run.uid)
-    partial = path.with_name(f".{path.name}.{suffix}.partial")
-    return Place(uri=uri, path=path, partial=partial, suffix=suffix, uid=config.run.uid)
-
-
-def start_partial(place: Place) -> None:
-    """Make the temporary folder, empty. What an earlier attempt of this run left is removed, nothing else ever is."""
-    try:
-        place.partial.parent.mkdir(parents=True, exist_ok=True)
-        discard_partial(place)
-        place.partial.mkdir()
-        (place.partial / _MARKER).write_text(place.uid, encoding="utf-8")
-    except OSError as error:
-        raise storage_error(error, f"output.uri {place.uri}") from error
-
-
-def discard_partial(place: Place) -> None:
-    """Remove this run's temporary folder. Raises `StorageError` where the folder is not this run's."""
-    if not place.partial.is_dir() or place.partial.is_symlink():
-        return
-    if not _is_own(place):
-        raise StorageError(f"{place.partial.name} beside {place.uri} belongs to another run: move it away by hand")
-    shutil.rmtree(place.partial)
-
-
-def _is_own(place: Place) -> bool:
-    """Whether the temporary folder is this run's: by its mark, by its manifest once `publish` took the mark away, or
-    because a full disk or a kill left it before there was anything in the mark."""
-    marker = place.partial / _MARKER
-    if marker.is_symlink():
+def is_complete(folder: Path, uid: str) -> bool:
+    """Whether the folder holds a whole result of this run: its manifest, written last, and every file as listed."""
+    if run_of(folder) != uid:
         return False
-    if marker.is_file():
-        mark = marker.read_text(encoding="utf-8", errors="replace")
-        return mark == place.uid or (not mark and len(list(place.partial.iterdir())) == 1)
-    return _uid(place.partial) == place.uid or not any(place.partial.iterdir())
-
-
-def published(place: Place) -> tuple[ClaimUri, Path] | None:
-    """Where an earlier attempt of this very run already published its adapter."""
-    for uri, path in ((place.uri, place.path), place.own):
-        if (path / MANIFEST).is_file() and not path.is_symlink() and _uid(path) == place.uid:
-            return uri, path
-    return None
-
-
-def _uid(folder: Path) -> str | None:
-    """The run that a folder's manifest names, whatever else it may hold."""
     try:
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return str(document["config"]["run"]["uid"])
-    except (OSError, ValueError, KeyError, TypeError):
+        check_digests(folder, read_manifest(folder))
+    except VerificationError:
+        return False
+    return True
+
+
+def run_of(folder: Path) -> str | None:
+    """The uid of the run that a folder's manifest names, whatever else it may hold."""
+    try:
+        return run_of_manifest((folder / MANIFEST).read_bytes())
+    except OSError:
         return None
 
 
-def publish(place: Place) -> tuple[ClaimUri, Path]:
-    """Move the temporary folder into place in one step, beside what is there already. Raises `StorageError`."""
+def run_of_manifest(text: bytes) -> str | None:
+    """The uid of the run that a manifest's text names; None for anything else."""
     try:
-        (place.partial / _MARKER).unlink(missing_ok=True)
-        for uri, path in ((place.uri, place.path), place.own):
-            if _free(path):
-                place.partial.rename(path)
-                sync_folder(path.parent)
-                return uri, path
-    except OSError as error:
-        raise storage_error(error, f"output.uri {place.uri}") from error
-    raise StorageError(f"output.uri {place.uri} and {place.own[0]} both hold something already: nothing is overwritten")
-
-
-def _free(path: Path) -> bool:
-    """Whether a rename would take the place of nothing, or of an empty folder."""
-    return not path.is_symlink() and (not path.exists() or (path.is_dir() and not any(path.iterdir())))
+        return str(json.loads(text)["config"]["run"]["uid"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def sync_files(paths: Iterable[Path]) -> None:
@@ -225,13 +155,27 @@ def loadable(base_model: str, base_revision: str) -> str:
     return f'"{base_model}", revision="{base_revision}"'
 
 
-def describe(uri: ClaimUri, folder: Path, manifest: Manifest) -> Artifact:
+def make_folder(folder: Path) -> None:
+    """An empty folder for a result; what an attempt left there that was cut short is removed. Raises `StorageError`."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(error, f"the run's folder {folder.name}") from error
+
+
+def manifest_digest(folder: Path) -> str:
+    """`sha256:` of the manifest, which holds the sha256 of every file. Raises `OSError`."""
+    return f"sha256:{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}"
+
+
+def describe(uri: str, digest: str, manifest: Manifest) -> Artifact:
     """The artifact as the summary reports it."""
     rank = manifest.config.lora.rank
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     return Artifact(
-        uri=str(uri),
-        digest=f"sha256:{digest}",
+        uri=uri,
+        digest=digest,
         size_bytes=sum(entry.size_bytes for entry in manifest.files),
         format="peft",
         base_model=manifest.base_model,

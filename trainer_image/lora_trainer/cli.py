@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_trainer.child import stage_environment
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
@@ -16,7 +17,7 @@ from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, explain, one_sentence
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.stage import guarded, log_to_stderr
-from lora_trainer.supervisor import Ending, Settings, Supervisor, stage_environment
+from lora_trainer.supervisor import Ending, Settings, Supervisor
 from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
 
 TERMINATION_LOG = Path("/dev/termination-log")

@@ -14,6 +14,7 @@ from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import TrainerError
+from lora_trainer.sinks import Published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Report:
     counters: Counters | None = None
     dataset: DatasetStats | None = None
     verification: Verification | None = None
+    published: Published | None = None
     failure: Failure | None = None
 
     def to_line(self) -> str:
@@ -88,10 +90,8 @@ class Reporter:
             raise SystemExit(ExitCode.TERMINATED) from None
 
 
-def failure_of_status(status: int) -> Failure | None:
-    """Why a stage ended that could not say so itself; `status` as of `subprocess`, negative for a signal."""
-    if status == 0:
-        return None
+def failure_of_status(status: int) -> Failure:
+    """Why a stage ended that could not say so itself; `status` as of `subprocess`, negative for a signal, never 0."""
     if status == -9:
         return Failure(
             code=int(ExitCode.KERNEL_OUT_OF_MEMORY),

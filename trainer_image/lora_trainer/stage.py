@@ -1,4 +1,4 @@
-"""A stage of a run in a process of its own: `train`, or `verify` in a process that has seen nothing of the training.
+"""A stage of a run in a process of its own; `verify` thus in one that has seen nothing of the training.
 
 Started by the supervisor as `python -m lora_trainer.stage`. It ends with an exit code of the contract and, before that,
 with a report that says why in one sentence; stack traces go to the log only.
@@ -8,28 +8,31 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.progress import Phase
 from lora_trainer.data import load_samples
-from lora_trainer.errors import InternalError, TerminatedError, TrainerError, explain
+from lora_trainer.errors import InternalError, StorageError, TerminatedError, TrainerError, explain
 from lora_trainer.hub import Hub
+from lora_trainer.outputs import open_sink
+from lora_trainer.prepare import prepare
 from lora_trainer.reports import Report, Reporter
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
-STAGES = ("train", "verify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; the process's exit status."""
     parser = argparse.ArgumentParser(prog="lora_trainer.stage")
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=sorted(_STAGES))
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--target", type=Path)
     parser.add_argument("--claims", type=Path, required=True)
     parser.add_argument("--configmaps", type=Path, required=True)
     parser.add_argument("--report", type=int, required=True)
@@ -55,17 +58,51 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    # Imported here, under the guard: these take seconds, in which a broken GPU driver may show. Bad data shows before.
-    if options.stage == "train":
-        config = TrainConfig.from_json(options.config.read_text(encoding="utf-8"))
-        samples = load_samples(config, volumes, Hub())
-        from lora_trainer.recipe import run_training  # noqa: PLC0415
+    config = TrainConfig.from_json(options.config.read_text(encoding="utf-8"))
+    _STAGES[options.stage](config, options, volumes, reporter)
 
-        run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter)
-    else:
-        from lora_trainer.verify import verify  # noqa: PLC0415
 
-        reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
+# PyTorch is imported under the guard of `guarded`: that takes seconds, in which a broken GPU driver may show.
+
+
+def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    reporter.phase(Phase.PREPARING)
+    prepare(config, volumes, Hub())
+
+
+def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    # Before PyTorch: bad data shows at once.
+    samples = load_samples(config, volumes, Hub())
+    from lora_trainer.recipe import run_training  # noqa: PLC0415
+
+    run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter)
+
+
+def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    from lora_trainer.verify import verify  # noqa: PLC0415
+
+    reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
+
+
+def _publish(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    reporter.send(Report(published=open_sink(config, volumes).publish(options.folder)))
+
+
+def _fetch(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, _reporter: Reporter) -> None:
+    sink = open_sink(config, volumes)
+    published = sink.published()
+    if published is None:
+        raise StorageError(f"output.uri is {config.output.uri}: what this run published there is gone")
+    sink.fetch(published, options.folder)
+
+
+_STAGES: Mapping[str, Callable[[TrainConfig, argparse.Namespace, Volumes, Reporter], None]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "verify": _verify,
+    "publish": _publish,
+    "fetch": _fetch,
+}
 
 
 def guarded(action: Callable[[], None], reporter: Reporter) -> int:

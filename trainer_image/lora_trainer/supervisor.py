@@ -1,42 +1,34 @@
-"""The light process around a run: starts the stages, serves progress and metrics, publishes, writes the summary.
+"""The light process around a run: starts the stages, serves progress and metrics, writes the summary.
 
-It loads no PyTorch, so it answers at once, survives a stage that the kernel kills, and can say so.
+A run is: prepare (inputs into the cache), train, verify, merge where that was asked for, publish. Each is a process of
+its own. This one loads no PyTorch, so it answers at once, survives a stage that the kernel kills, and can say so.
+What the stages leave in the run's workspace is not done again by a later attempt.
 """
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from lora_trainer.artifact import (
-    Manifest,
-    describe,
-    discard_partial,
-    find_place,
-    publish,
-    published,
-    read_manifest,
-    start_partial,
-)
+from lora_trainer.artifact import Manifest, describe, is_complete, make_folder, read_manifest
+from lora_trainer.child import StageFailedError, Stages
 from lora_trainer.contract import codec
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, Results, Summary, Verification
-from lora_trainer.contract.uri import ClaimUri, parse_uri
-from lora_trainer.cpus import cpu_threads
 from lora_trainer.endpoints import serve
-from lora_trainer.errors import ConfigError, InternalError, explain
+from lora_trainer.errors import InternalError, explain
 from lora_trainer.metrics import CONTENT_TYPE, TrainingMetrics
-from lora_trainer.reports import Failure, Report, failure_of_status
+from lora_trainer.outputs import open_sink
+from lora_trainer.prepare import is_remote
+from lora_trainer.reports import Failure, Report
+from lora_trainer.sinks import Published
 from lora_trainer.volumes import Volumes
+from lora_trainer.workspace import Workspace, open_workspace
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +62,7 @@ class Supervisor:
     progress: Progress = field(default_factory=Progress)
     dataset: DatasetStats | None = None
     verification: Verification | None = None
-    failure: Failure | None = None
-    child: "subprocess.Popen[bytes] | None" = None
-    stopping: threading.Event = field(default_factory=threading.Event)
+    published: Published | None = None
 
     def run(self) -> Ending:
         """Train, verify and publish, or find that an earlier attempt did; never raises for what a run can meet."""
@@ -82,107 +72,116 @@ class Supervisor:
             "/healthz": lambda: ("text/plain", b"ok\n"),
         }
         server = None if self.settings.port is None else serve(self.settings.port, pages)
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            return self._guarded()
+            with tempfile.TemporaryDirectory(prefix="lora-trainer-", dir=self.settings.work) as temporary:
+                return self._guarded(Path(temporary))
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             if server is not None:
                 server.shutdown()
                 server.server_close()
 
-    def _guarded(self) -> Ending:
+    def _guarded(self, temporary: Path) -> Ending:
+        config_file = temporary / "config.json"
+        config_file.write_text(self.config.to_json(), encoding="utf-8")
+        stages = Stages(
+            config_file=config_file,
+            volumes=self.settings.volumes,
+            take=self._take,
+            grace_s=self.settings.grace_s,
+        )
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            log.info("stopping: %s", signal.Signals(number).name)
+            stages.stop()
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with tempfile.TemporaryDirectory(prefix="lora-trainer-", dir=self.settings.work) as work:
-                return self._run(Path(work))
+            return self._run(stages, temporary)
+        except StageFailedError as error:
+            return self._failed(error.failure)
         except Exception as error:
             known = explain(error)
             if isinstance(known, InternalError):
                 log.exception("unexpected error")
             return self._failed(Failure(code=int(known.code), reason=known.reason, message=str(known)))
-
-    def _run(self, work: Path) -> Ending:
-        uri = parse_uri(self.config.output.uri)
-        if not isinstance(uri, ClaimUri):
-            raise ConfigError(f"output.uri is {uri}: must start with pvc://")
-        place = find_place(self.config, uri, self.settings.volumes)
-        config_file = work / "config.json"
-        config_file.write_text(self.config.to_json(), encoding="utf-8")
-        earlier = published(place)
-        if earlier is not None:
-            log.info("this run published its adapter already, at %s", earlier[0])
-            failure = self._stage("verify", config_file, earlier[1])
-            return self._failed(failure) if failure else self._succeeded(*earlier)
-        start_partial(place)
-        try:
-            failure = self._stage("train", config_file, place.partial)
-            failure = failure or self._stage("verify", config_file, place.partial)
-            return self._failed(failure) if failure else self._succeeded(*publish(place))
         finally:
-            discard_partial(place)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
-    def _stage(self, stage: str, config_file: Path, folder: Path) -> Failure | None:
-        """Run a stage to its end; why it failed, or None."""
-        if self.stopping.is_set():
-            return _stopped()
-        self.failure = None
-        read_end, write_end = os.pipe()
-        command = [sys.executable, "-P", "-m", "lora_trainer.stage", stage, "--config", str(config_file)]
-        command += ["--folder", str(folder), "--claims", str(self.settings.volumes.claims)]
-        command += ["--configmaps", str(self.settings.volumes.config_maps), "--report", str(write_end)]
-        with os.fdopen(read_end, encoding="utf-8") as reports:
-            self.child = subprocess.Popen(command, pass_fds=(write_end,), process_group=0, env=stage_environment())
-            os.close(write_end)
-            if self.stopping.is_set():
-                self.child.send_signal(signal.SIGTERM)
-            for line in reports:
-                self._take(line)
-            status = self.child.wait()
-            self.child = None
-        return self._why(status)
+    def _run(self, stages: Stages, temporary: Path) -> Ending:
+        sink = open_sink(self.config, self.settings.volumes)
+        earlier = sink.published()
+        if earlier is not None:
+            log.info("this run published its result already, at %s", earlier.uri)
+            return self._report_again(stages, earlier, temporary)
+        sink.check()
+        with open_workspace(self.config, self.settings.volumes, temporary) as workspace:
+            try:
+                return self._work(stages, workspace)
+            finally:
+                if not self._is_complete(workspace.staged):
+                    workspace.discard_staged()
+                workspace.remove_if_empty()
 
-    def _why(self, status: int) -> Failure | None:
-        if status == 0:
-            return None
-        return _stopped() if self.stopping.is_set() else self.failure or failure_of_status(status)
+    def _work(self, stages: Stages, workspace: Workspace) -> Ending:
+        if self._is_complete(workspace.staged):
+            log.info("an earlier attempt finished the training: going on from its result")
+        else:
+            self._train(stages, workspace)
+        stages.run("verify", "--folder", workspace.staged)
+        result = self._merged(stages, workspace)
+        manifest = read_manifest(result)
+        stages.run("publish", "--folder", result)
+        workspace.discard_staged()
+        return self._succeeded(manifest)
 
-    def _take(self, line: str) -> None:
-        try:
-            report = Report.from_line(line)
-        except ValueError as error:
-            log.warning("unreadable report of the stage: %s", error)
-            return
+    def _is_complete(self, folder: Path) -> bool:
+        return is_complete(folder, self.config.run.uid)
+
+    def _train(self, stages: Stages, workspace: Workspace) -> None:
+        if is_remote(self.config):
+            stages.run("prepare")
+        workspace.discard_staged()
+        make_folder(workspace.staged)
+        stages.run("train", "--folder", workspace.staged)
+
+    def _merged(self, stages: Stages, workspace: Workspace) -> Path:
+        """The folder to publish: the adapter, or what the merge stage makes of it."""
+        if self.config.output.merge is Merge.ADAPTER:
+            return workspace.staged
+        if not self._is_complete(workspace.merged):
+            make_folder(workspace.merged)
+            stages.run("merge", "--folder", workspace.staged, "--target", workspace.merged)
+        return workspace.merged
+
+    def _report_again(self, stages: Stages, earlier: Published, temporary: Path) -> Ending:
+        self.published = earlier
+        folder = Path(earlier.folder) if earlier.folder is not None else temporary / "published"
+        if earlier.folder is None:
+            stages.run("fetch", "--folder", folder)
+        stages.run("verify", "--folder", folder)
+        return self._succeeded(read_manifest(folder))
+
+    def _take(self, report: Report) -> None:
         if report.progress is not None:
             self.progress = report.progress
             self.metrics.update(report.progress, report.counters)
         self.dataset = report.dataset or self.dataset
         self.verification = report.verification or self.verification
-        self.failure = report.failure or self.failure
+        self.published = report.published or self.published
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        """Pass a request to stop on; a stage that does not heed it within the grace is killed."""
-        log.info("stopping: %s", signal.Signals(number).name)
-        self.stopping.set()
-        child = self.child
-        if child is not None:
-            child.send_signal(signal.SIGTERM)
-            timer = threading.Timer(self.settings.grace_s, child.kill)
-            timer.daemon = True
-            timer.start()
-
-    def _succeeded(self, uri: ClaimUri, folder: Path) -> Ending:
-        manifest = read_manifest(folder)
-        if self.verification is None:
-            raise InternalError("the verification ended well but reported nothing")
+    def _succeeded(self, manifest: Manifest) -> Ending:
+        if self.verification is None or self.published is None:
+            raise InternalError("the stages ended well but did not report a verified and published result")
         summary = Summary(
             reason=Reason.SUCCEEDED,
-            message=success_sentence(uri, manifest),
+            message=success_sentence(self.published.uri, manifest),
             resolved=manifest.resolved,
             dataset=manifest.dataset,
             results=Results(**codec.encode(manifest.measured), verification=self.verification),
-            artifact=describe(uri, folder, manifest),
+            artifact=describe(self.published.uri, self.published.digest, manifest),
         )
+        folder = None if self.published.folder is None else Path(self.published.folder)
         return Ending(code=int(ExitCode.OK), summary=summary, folder=folder)
 
     def _failed(self, failure: Failure) -> Ending:
@@ -191,13 +190,7 @@ class Supervisor:
         return Ending(code=failure.code, summary=summary)
 
 
-def _stopped() -> Failure:
-    return Failure(
-        code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message="the run was told to stop before its end"
-    )
-
-
-def success_sentence(uri: ClaimUri, manifest: Manifest) -> str:
+def success_sentence(uri: str, manifest: Manifest) -> str:
     """The summary's message of a run that went well."""
     measured = manifest.measured
     rows = "held-out rows" if measured.held_out else "training rows (none were held out)"
@@ -205,22 +198,3 @@ def success_sentence(uri: ClaimUri, manifest: Manifest) -> str:
         f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f} "
         f"(± {measured.improvement_standard_error:.3f}); the verified adapter is at {uri}"
     )
-
-
-def stage_environment() -> dict[str, str]:
-    """The environment of a stage: quiet libraries without telemetry, as many threads as the container has CPUs.
-
-    Threads that wait for each other sleep instead of spinning: where another process also wants the CPU, a spinning one
-    takes it from the very thread that it waits for. Two to six times as fast on two busy cores.
-    """
-    threads = str(cpu_threads())
-    return {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **os.environ,
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": threads,
-        "PYTHONHASHSEED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }

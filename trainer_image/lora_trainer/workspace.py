@@ -43,9 +43,15 @@ class Workspace:
         """Where the result grows; complete once it holds a manifest."""
         return self.folder / "staged"
 
+    @property
+    def merged(self) -> Path:
+        """Where the merge stage makes another result of the staged one."""
+        return self.folder / "merged"
+
     def discard_staged(self) -> None:
         """Remove the result before its publication. Raises `StorageError`."""
         _remove(self.staged)
+        _remove(self.merged)
 
     def remove_if_empty(self) -> None:
         """Remove a folder without checkpoint and result that nobody locks, once the own lock is released."""

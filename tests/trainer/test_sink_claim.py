@@ -1,0 +1,189 @@
+"""A result on a claim: it appears whole or not at all, and nothing is overwritten."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.trainer.test_artifact import write_adapter
+
+from lora_trainer.artifact import MANIFEST
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import ClaimUri
+from lora_trainer.errors import ConfigError, StorageError, VerificationError
+from lora_trainer.sink_claim import ClaimSink, discard_partial, find_place, start_partial
+from lora_trainer.volumes import Volumes
+
+URI = ClaimUri(claim="adapters", path="team/out")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A mounted claim."""
+    (tmp_path / "adapters").mkdir()
+    return tmp_path
+
+
+def sink(root: Path, uid: str = "uid-1", *, keep: bool = False) -> ClaimSink:
+    """The place of a run."""
+    return ClaimSink(place=find_place(uid, URI, Volumes(claims=root)), keep=keep)
+
+
+def staged(root: Path, uid: str = "uid-1") -> Path:
+    """A finished adapter elsewhere on the claim."""
+    return write_adapter(root / f"adapters/.lora-checkpoints/tiny-{uid}/staged", uid)
+
+
+def publish(root: Path, uid: str = "uid-1") -> Path:
+    """Stage and publish; the folder of the result."""
+    return Path(str(sink(root, uid).publish(staged(root, uid)).folder))
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_adapter_appears_whole_where_it_was_asked_for(root: Path) -> None:
+    """The folder is made with its parents; nothing stays where it was, nothing hidden stays behind."""
+    sink(root).check()
+    folder = staged(root)
+    assert not (root / "adapters/team/out").exists()
+    published = sink(root).publish(folder)
+    assert (published.uri, published.folder) == (str(URI), str(root / "adapters/team/out"))
+    assert published.digest.startswith("sha256:")
+    assert names(root / "adapters/team/out") == ["adapter_model.safetensors", MANIFEST]
+    assert names(root / "adapters/team") == ["out"]
+    assert not folder.exists()
+
+
+def test_a_kept_folder_is_copied(root: Path) -> None:
+    """Somebody's own folder stays where it is."""
+    folder = write_adapter(root / "mine")
+    published = sink(root, keep=True).publish(folder)
+    assert names(folder) == names(Path(str(published.folder)))
+    assert names(root / "adapters/team") == ["out"]
+
+
+def test_a_result_of_another_volume_is_copied_and_compared(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename does not cross volumes; a copy with a changed byte is not published."""
+    rename = Path.rename
+
+    def across(self: Path, target: Path) -> Path:
+        if self.name == "staged":
+            raise OSError(18, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", across)
+    assert names(publish(root)) == ["adapter_model.safetensors", MANIFEST]
+    damaged = staged(root, "uid-2")
+    (damaged / "adapter_model.safetensors").write_bytes(b"weights of uid-3")
+    with pytest.raises(VerificationError, match="has sha256"):
+        sink(root, "uid-2").publish(damaged)
+    assert names(root / "adapters/team") == ["out"]
+
+
+def test_an_empty_folder_is_taken(root: Path) -> None:
+    """Somebody made the folder beforehand."""
+    (root / "adapters/team/out").mkdir(parents=True)
+    assert publish(root) == root / "adapters/team/out"
+
+
+def test_a_second_run_gets_a_folder_of_its_own(root: Path) -> None:
+    """The first adapter stays as it was."""
+    first, second = publish(root, "uid-1"), publish(root, "uid-2")
+    assert second == root / f"adapters/team/out-{run_suffix('uid-2')}"
+    assert (second / "adapter_model.safetensors").read_bytes() == b"weights of uid-2"
+    assert (first / "adapter_model.safetensors").read_bytes() == b"weights of uid-1"
+
+
+def test_nothing_is_overwritten_when_both_names_are_taken(root: Path) -> None:
+    """The sentence names both, and the result stays where it is."""
+    for name in ("out", f"out-{run_suffix('uid-1')}"):
+        (root / "adapters/team" / name).mkdir(parents=True)
+        (root / "adapters/team" / name / "precious").write_text("x", encoding="utf-8")
+    folder = staged(root)
+    with pytest.raises(StorageError, match=r"both hold something already: nothing is overwritten"):
+        sink(root).publish(folder)
+    assert names(folder) == ["adapter_model.safetensors", MANIFEST]
+    assert names(root / "adapters/team/out") == ["precious"]
+
+
+def test_an_adapter_that_this_run_published_is_found_again(root: Path) -> None:
+    """At either name; another run's is not ours."""
+    publish(root, "uid-1")
+    second = publish(root, "uid-2")
+    for uid, folder in (("uid-1", root / "adapters/team/out"), ("uid-2", second)):
+        found = sink(root, uid).published()
+        assert found is not None
+        assert found.folder == str(folder)
+    assert sink(root, "uid-3").published() is None
+
+
+def test_leftovers_of_an_earlier_attempt_are_removed_and_nothing_else(root: Path) -> None:
+    """A temporary folder with the mark of this run is; one without is told."""
+    place = sink(root).place
+    start_partial(place)
+    (place.partial / "half").write_text("x", encoding="utf-8")
+    start_partial(place)
+    assert names(place.partial) == [".run"]
+    (place.partial / ".run").write_text("uid-of-another", encoding="utf-8")
+    with pytest.raises(StorageError, match="belongs to another run"):
+        start_partial(place)
+    assert place.partial.exists()
+    with pytest.raises(StorageError, match="belongs to another run"):
+        discard_partial(place)
+
+
+def _killed_before_the_mark(partial: Path) -> None:
+    (partial / ".run").unlink()
+
+
+def _no_room_for_the_mark(partial: Path) -> None:
+    (partial / ".run").write_text("", encoding="utf-8")
+
+
+@pytest.mark.parametrize("interrupt", [_killed_before_the_mark, _no_room_for_the_mark])
+def test_a_folder_that_was_left_before_its_mark_was_written_is_used_again(
+    root: Path, interrupt: Callable[[Path], None]
+) -> None:
+    """A retry must not fail for what the first attempt had no time or room for; nobody's data is in it."""
+    place = sink(root).place
+    start_partial(place)
+    interrupt(place.partial)
+    start_partial(place)
+    assert (place.partial / ".run").read_text(encoding="utf-8") == "uid-1"
+    interrupt(place.partial)
+    (place.partial / "precious").write_text("x", encoding="utf-8")
+    with pytest.raises(StorageError, match="belongs to another run"):
+        start_partial(place)
+
+
+def test_a_copy_that_was_whole_but_not_yet_in_place_is_removed(root: Path) -> None:
+    """It has no mark any more, but a manifest of this run."""
+    place = sink(root).place
+    write_adapter(place.partial)
+    discard_partial(place)
+    assert not place.partial.exists()
+
+
+def test_a_link_in_the_output_is_refused(root: Path, tmp_path: Path) -> None:
+    """It could lead out of the claim."""
+    (root / "adapters/team").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="symbolic link 'team'"):
+        sink(root)
+
+
+def test_a_missing_claim_is_a_storage_error(tmp_path: Path) -> None:
+    """It is named."""
+    with pytest.raises(StorageError, match="the claim adapters is not mounted"):
+        sink(tmp_path)
+
+
+def test_a_file_in_place_of_a_folder_is_told_before_the_training(root: Path) -> None:
+    """The parent of the output is a file."""
+    (root / "adapters/team").write_text("x", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"output\.uri pvc://adapters/team/out cannot be written") as caught:
+        sink(root).check()
+    assert caught.value.reason is Reason.STORAGE_ERROR
+    assert names(root / "adapters") == ["team"]

@@ -1,0 +1,107 @@
+"""A stage as a process of its own: its command line and environment, what it reports, and how it is told to stop."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.cpus import cpu_threads
+from lora_trainer.reports import Failure, Report, failure_of_status
+from lora_trainer.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+
+class StageFailedError(Exception):
+    """A stage ended otherwise than well."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(slots=True, kw_only=True)
+class Stages:
+    """Runs one stage at a time. `take` gets every report; `grace_s` is how long a stage may take to stop."""
+
+    config_file: Path
+    volumes: Volumes
+    take: Callable[[Report], None]
+    grace_s: float
+    stopping: threading.Event = field(default_factory=threading.Event)
+    failure: Failure | None = None
+    child: "subprocess.Popen[bytes] | None" = None
+
+    def run(self, stage: str, *arguments: str | Path) -> None:
+        """Run a stage to its end. Raises `StageFailedError` with what it said of itself, or what its status tells."""
+        self._check_stopping()
+        self.failure = None
+        read_end, write_end = os.pipe()
+        command = self._command(stage, [*map(str, arguments), "--report", str(write_end)])
+        with os.fdopen(read_end, encoding="utf-8") as reports:
+            self.child = subprocess.Popen(command, pass_fds=(write_end,), process_group=0, env=stage_environment())
+            os.close(write_end)
+            if self.stopping.is_set():
+                self.child.send_signal(signal.SIGTERM)
+            for line in reports:
+                self._take(line)
+            status = self.child.wait()
+            self.child = None
+        if status != 0:
+            self._check_stopping()
+            raise StageFailedError(self.failure or failure_of_status(status))
+
+    def stop(self) -> None:
+        """Pass a request to stop on; a stage that does not heed it within the grace is killed."""
+        self.stopping.set()
+        child = self.child
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+            timer = threading.Timer(self.grace_s, child.kill)
+            timer.daemon = True
+            timer.start()
+
+    def _command(self, stage: str, arguments: Sequence[str]) -> list[str]:
+        command = [sys.executable, "-P", "-m", "lora_trainer.stage", stage, "--config", str(self.config_file)]
+        command += ["--claims", str(self.volumes.claims), "--configmaps", str(self.volumes.config_maps)]
+        return [*command, *arguments]
+
+    def _take(self, line: str) -> None:
+        try:
+            report = Report.from_line(line)
+        except ValueError as error:
+            log.warning("unreadable report of the stage: %s", error)
+            return
+        self.failure = report.failure or self.failure
+        self.take(report)
+
+    def _check_stopping(self) -> None:
+        if self.stopping.is_set():
+            message = "the run was told to stop before its end"
+            raise StageFailedError(Failure(code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message=message))
+
+
+def stage_environment() -> dict[str, str]:
+    """The environment of a stage: quiet libraries without telemetry, as many threads as the container has CPUs.
+
+    Threads that wait for each other sleep instead of spinning: where another process also wants the CPU, a spinning one
+    takes it from the very thread that it waits for. Two to six times as fast on two busy cores.
+    """
+    threads = str(cpu_threads())
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": threads,
+        "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }

@@ -1,0 +1,16 @@
+"""Which kind of place an output address means; each loads only the library that it needs."""
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.uri import ClaimUri, parse_uri
+from lora_trainer.errors import ConfigError
+from lora_trainer.sink_claim import ClaimSink, find_place
+from lora_trainer.sinks import Sink
+from lora_trainer.volumes import Volumes
+
+
+def open_sink(config: TrainConfig, volumes: Volumes) -> Sink:
+    """The place of `output.uri`. Raises `ConfigError`, `StorageError`."""
+    uri = parse_uri(config.output.uri)
+    if isinstance(uri, ClaimUri):
+        return ClaimSink(place=find_place(config.run.uid, uri, volumes))
+    raise ConfigError(f"output.uri is {uri}: must start with pvc://")
