@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lora_trainer.errors import VerificationError
-from lora_trainer.serving import VLLM_RANKS, adapter_serving, command, merged_command, scale, tensor_shapes, vllm_rank
+from lora_trainer.serving import VLLM_RANKS, adapter_serving, command, merged_command, scale, vllm_rank
 
 
 def write_adapter(base: Path, folder: Path, **options: Any) -> Path:
@@ -120,14 +119,3 @@ def test_weights_that_are_none_are_told(tiny_folder: Path, tmp_path: Path, conte
     (adapter / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(VerificationError, match="the adapter cannot be read"):
         adapter_serving(adapter)
-
-
-def test_shapes_are_read_from_the_header(tiny_folder: Path) -> None:
-    """As safetensors reads them, without the weights."""
-    shapes = tensor_shapes(tiny_folder / "model.safetensors")
-    model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    assert shapes["model.norm.weight"] == tuple(model.model.norm.weight.shape)
-    assert (
-        torch.Size(shapes["model.layers.0.self_attn.q_proj.weight"])
-        == model.model.layers[0].self_attn.q_proj.weight.shape
-    )

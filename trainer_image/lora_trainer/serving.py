@@ -7,18 +7,17 @@ import json
 import math
 import re
 import shlex
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import VerificationError
+from lora_trainer.tensor_files import read_entries
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes (`MaxLoRARanks` in vllm/config/lora.py)."""
 WAY_OUT = "publish it with output.merge: Merged, which every server loads"
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ def adapter_serving(folder: Path) -> Serving:
     """Judge the adapter in PEFT's format in `folder`. Raises `VerificationError` where its files cannot be read."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        ranks = _ranks(config, tensor_shapes(folder / "adapter_model.safetensors"))
+        ranks = _ranks(config, [entry.name for entry in read_entries(folder / "adapter_model.safetensors")])
     except (OSError, ValueError, KeyError) as error:
         raise VerificationError(f"the adapter cannot be read: {error}") from error
     rank = max(ranks.values(), default=0)
@@ -105,18 +104,6 @@ def _pattern(patterns: Mapping[str, Any] | None, module: str | None, default: An
     if module is None or not patterns:
         return default
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of the tensors in a safetensors file, from its header alone. Raises `OSError` and `ValueError`."""
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < size <= _MAX_HEADER_BYTES:
-            raise ValueError(f"{path.name} is no safetensors file")
-        header = json.loads(stream.read(size))
-    header.pop("__metadata__", None)
-    return {name: tuple(entry["shape"]) for name, entry in header.items()}
 
 
 def _ranks(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, int]:
