@@ -7,8 +7,8 @@ these open the pipe by its path.
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run torchrun to its end; the exit status of the process that failed first, or 0."""
     *options, descriptor = arguments
     reporter = Reporter(int(descriptor))
-    start: Callable[[Namespace], None] = run
+    start: Callable[[Any], None] = run
     try:
         start(get_args_parser().parse_args([*options, f"/proc/{os.getpid()}/fd/{descriptor}"]))
     except ChildFailedError as error:
