@@ -12,7 +12,7 @@ import yaml
 from docgen.schema import Field, load, walk
 from lora_trainer.contract import config
 from lora_trainer.contract.progress import Progress
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Verification
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRD = load(REPOSITORY / "crds/lorafinetunes.yaml")
@@ -85,7 +85,15 @@ def test_choices_are_those_of_the_contract() -> None:
     kinds = {
         "spec.dataset.format": config.DatasetFormat,
         "spec.lora.layers": config.Layers,
+        "spec.lora.scaling": config.Scaling,
+        "spec.lora.variant": config.Variant,
+        "spec.lora.init": config.Init,
         "spec.quantization": config.Quantization,
+        "spec.training.packing": config.Packing,
+        "spec.training.optimizer": config.Optimizer,
+        "spec.training.activationCheckpointing": config.ActivationCheckpointing,
+        "spec.output.merge": config.Merge,
+        "spec.tracking.kind": config.Tracker,
         "spec.training.schedule": config.Schedule,
         "spec.training.lossOn": config.LossOn,
         "spec.training.precision": config.Precision,
@@ -108,6 +116,7 @@ def camel(name: str) -> str:
         (Results, "status.results", set()),
         (Verification, "status.results.verification", set()),
         (Artifact, "status.artifact", set()),
+        (SavedState, "status.checkpoint", set()),
         (Progress, "status.progress", {"resolved", "updatedAt"}),
     ],
 )

@@ -22,7 +22,7 @@ from lora_trainer.contract.config import (
     TrainingConfig,
 )
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, UriError, parse_uri
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, UriError, parse_uri
 
 OPTIONS = RunOptions(uid=UID, strict=True)
 CRD = yaml.safe_load((Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml").read_text())
@@ -127,6 +127,44 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"training": {"epochs": "0"}}, 'spec.training.epochs is "0"', "more than 0 and at most 100"),
     ({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training.maxSteps is 5", "together with epochs"),
     ({"training": {"microBatchSize": 3}}, "spec.training.microBatchSize is 3", "must divide effectiveBatchSize (16)"),
+    ({"dataset": {"uri": "pvc://a/b", "split": "test"}}, 'spec.dataset.split is "test"', "only data sets on the Hub"),
+    (
+        {"dataset": {"uri": "pvc://a/b", "validationUri": "pvc://a/c", "validationFraction": "0.1"}},
+        'spec.dataset.validationUri is "pvc://a/c"',
+        "together with validationFraction",
+    ),
+    ({"lora": {"variant": "DoRA", "targetParameters": ["a"]}}, 'spec.lora.variant is "DoRA"', "must be LoRA with"),
+    ({"lora": {"variant": "DoRA", "init": "PiSSA"}}, 'spec.lora.init is "PiSSA"', "with variant DoRA"),
+    ({"lora": {"init": "OLoRA", "targetParameters": ["a"]}}, 'spec.lora.init is "OLoRA"', "with targetParameters"),
+    ({"lora": {"dropout": "0.1", "targetParameters": ["a"]}}, 'spec.lora.dropout is "0.1"', "must be 0 with"),
+    ({"quantization": "FP4", "lora": {"init": "PiSSA"}}, 'spec.lora.init is "PiSSA"', "with quantization FP4"),
+    ({"lora": {"layerIndices": [-1]}}, "spec.lora.layerIndices is [-1]", "whole numbers from 0 to 1023"),
+    ({"lora": {"rankPattern": {"q": 0}}}, "spec.lora.rankPattern is {'q'", "from 1 to 1024"),
+    ({"training": {"earlyStoppingPatience": 2}}, "spec.training.earlyStoppingPatience is 2", "set evalSteps too"),
+    (
+        {
+            "dataset": {"uri": "pvc://a/b", "validationFraction": "0"},
+            "training": {"evalSteps": 5, "earlyStoppingPatience": 2},
+        },
+        "spec.training.earlyStoppingPatience is 2",
+        "needs held-out rows",
+    ),
+    (
+        {"training": {"effectiveBatchSize": 7}, "resources": {"gpus": 4, "nodes": 2}},
+        "spec.training.effectiveBatchSize is 7",
+        "at least 8, one example for each training process",
+    ),
+    ({"checkpoint": {"keep": 0}}, "spec.checkpoint.keep is 0", "from 1 to 100"),
+    ({"checkpoint": {"volumeClaimName": "A"}}, 'spec.checkpoint.volumeClaimName is "A"', "PersistentVolumeClaim"),
+    ({"tracking": {"project": "x"}}, 'spec.tracking.project is "x"', "name the tracker in kind"),
+    ({"resumeFrom": {"name": "support-tone"}}, 'spec.resumeFrom.name is "support-tone"', "must be another run"),
+    (
+        {"output": {"uri": "s3://adapters/a"}, "resumeFrom": {"name": "other"}},
+        'spec.resumeFrom.name is "other"',
+        "needs checkpoint.volumeClaimName",
+    ),
+    ({"output": {"uri": "s3://A/b"}}, 'spec.output.uri is "s3://A/b"', "must name a bucket"),
+    ({"output": {"uri": "oci://ghcr.io/A"}}, 'spec.output.uri is "oci://ghcr.io/A"', "repository in lower case"),
     ({"training": {"learningrate": "1"}}, 'spec.training.learningrate is "1"', "known are activationCheckpointing"),
     ({"resources": {"gpus": -1}}, "spec.resources.gpus is -1", "from 0 to"),
     ({"colour": "red"}, 'spec.colour is "red"', "is not a field here"),
@@ -181,6 +219,8 @@ def test_no_manifest_is_too_odd_for_a_run_or_a_sentence(manifest: dict[str, Any]
         ("hf://acme/base@v1/x", HubUri(repo="acme/base", revision="v1/x")),
         ("pvc://data/a/b.jsonl", ClaimUri(claim="data", path="a/b.jsonl")),
         ("configmap://data/a.jsonl", ConfigMapUri(name="data", key="a.jsonl")),
+        ("s3://data.acme/a/b.jsonl", S3Uri(bucket="data.acme", key="a/b.jsonl")),
+        ("oci://localhost:5000/a/b-c:v1", OciUri(registry="localhost:5000", repository="a/b-c", tag="v1")),
     ],
 )
 def test_an_address_is_read_and_written_alike(text: str, uri: object) -> None:
@@ -211,20 +251,31 @@ def test_an_address_has_a_bounded_length() -> None:
 
 HUB = "[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?"
 CLAIM = "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+OCI_PATH = "[a-z0-9]+([._-]{1,2}[a-z0-9]+)*(/[a-z0-9]+([._-]{1,2}[a-z0-9]+)*)*"
+OCI_HOST = "[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
 PATTERNS = {
+    "bucket": "s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]",
+    "oci": f"oci://{OCI_HOST}/{OCI_PATH}(:[A-Za-z0-9_][-A-Za-z0-9._]{{0,127}})?",
     "hf": f"hf://{HUB}/{HUB}(@[A-Za-z0-9][-A-Za-z0-9._/]{{0,127}})?",
     "claim": f"pvc://{CLAIM}",
     "path": "(/[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127})+",
     "configmap": "configmap://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9._-]{1,253}",
 }
-ADDRESSES = (PATTERNS["hf"], PATTERNS["claim"] + PATTERNS["path"], PATTERNS["configmap"])
+ADDRESSES = (
+    PATTERNS["hf"],
+    PATTERNS["claim"] + PATTERNS["path"],
+    PATTERNS["bucket"] + PATTERNS["path"],
+    PATTERNS["configmap"],
+    PATTERNS["oci"],
+)
 
 
 @given(st.one_of([st.from_regex(pattern, fullmatch=True) for pattern in ADDRESSES]))
 def test_every_address_that_the_api_server_accepts_is_understood(text: str) -> None:
     """Otherwise a run would fail after it was accepted."""
     segments = text.partition("://")[2].split("/")[1:]
-    dots = not {".", ".."}.isdisjoint(segments) or (text.startswith("hf") and ".." in text)
+    bucket = text.startswith("s3") and ".." in text.removeprefix("s3://").partition("/")[0]
+    dots = bucket or not {".", ".."}.isdisjoint(segments) or (text.startswith("hf") and ".." in text)
     assert len(text) > 253 or dots or parse_uri(text)
 
 
@@ -266,8 +317,9 @@ def test_every_bound_of_the_definition_is_within_the_contract(path: tuple[str, .
     """What the API server accepts must run."""
     manifest = with_value(path, value)
     if path[-1] == "effectiveBatchSize":
-        del manifest["spec"]["training"]
         manifest["spec"]["training"] = {path[-1]: value}
+    if path[-1] == "earlyStoppingPatience":
+        manifest["spec"]["training"]["evalSteps"] = 10
     assert train_config(manifest, OPTIONS)
 
 

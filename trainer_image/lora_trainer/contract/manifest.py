@@ -168,8 +168,12 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
     split = section.text("split", longest=64) or "train"
     if not _SPLIT.fullmatch(split):
         section.complain("split", split, "must be the name of a split: letters, digits, '_', '-' and '.'")
+    uri = _uri(section, DATASET_SCHEMES)
+    if split != "train" and uri.startswith(("pvc://", "configmap://", "s3://")):
+        rule = "must not be set here, since only data sets on the Hub have splits: name the file itself in uri"
+        section.complain("split", split, rule)
     config = DatasetConfig(
-        uri=_uri(section, DATASET_SCHEMES),
+        uri=uri,
         format=section.choice("format", DatasetFormat.AUTO, DatasetFormat),
         columns=section.strings("columns", keys=COLUMN_ROLES),
         split=split,
@@ -217,6 +221,9 @@ def _tracking(section: Reader, options: RunOptions) -> TrackingConfig:
     config = TrackingConfig(
         kind=section.choice("kind", Tracker.NONE, Tracker), project=section.text("project", longest=128)
     )
+    if config.project is not None and config.kind is Tracker.NONE:
+        rule = "must not be set with kind None: name the tracker in kind, or remove project"
+        section.complain("project", config.project, rule)
     _secret(section)
     section.finish(strict=options.strict)
     return config
