@@ -15,11 +15,12 @@ _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Where the run computes. `name` is `cpu` or the GPU's name."""
+    """Where the run computes. `name` is `cpu` or the GPU's name, `capability` a GPU's compute capability."""
 
     torch_device: torch.device
     name: str
     dtype: torch.dtype
+    capability: tuple[int, int] | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -50,7 +51,12 @@ def choose_device(config: DeviceConfig, precision: Precision) -> Device:
     """The GPU that the pod was given, or the CPU where none was asked for or allowed. Raises `GpuFaultError`."""
     if config.gpus > 0 and torch.cuda.is_available():
         device = torch.device("cuda", 0)
-        return Device(torch_device=device, name=torch.cuda.get_device_name(device), dtype=_gpu_dtype(precision))
+        return Device(
+            torch_device=device,
+            name=torch.cuda.get_device_name(device),
+            dtype=_gpu_dtype(precision),
+            capability=torch.cuda.get_device_capability(device),
+        )
     if config.gpus > 0 and not config.allow_cpu:
         raise GpuFaultError(
             f"resources.gpus is {config.gpus}, but the container sees no usable GPU: check the node's driver and "

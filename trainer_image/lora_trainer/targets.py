@@ -1,10 +1,11 @@
 """Which linear modules get an adapter: the presets over module kinds, and names given by the user."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from lora_trainer.contract.config import Layers, LoraConfig
+from lora_trainer.contract.config import Layers, LoraConfig, Scaling
 from lora_trainer.errors import ConfigError
 
 _ATTENTION_PARENTS = ("attn", "attention")
@@ -12,7 +13,7 @@ _MLP_PARENTS = ("mlp", "feed_forward", "ffn", "feedforward", "moe")
 _QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query", "value", "query_key_value", "c_attn", "qkv_proj", "Wqkv")
 
 
-def linear_modules(model: nn.Module, head: nn.Module) -> dict[str, tuple[int, int]]:
+def linear_modules(model: nn.Module, head: nn.Module | None) -> dict[str, tuple[int, int]]:
     """Full name to (inputs, outputs) of every linear module but the output embeddings.
 
     4-bit modules are subclasses of `nn.Linear`; GPT-2 and its kin use `Conv1D`, whose weight is transposed.
@@ -58,10 +59,28 @@ def short_names(chosen: Sequence[str], linear: Iterable[str]) -> tuple[str, ...]
         parts = full.split(".")
         for size in range(1, len(parts) + 1):
             ending = ".".join(parts[-size:])
-            if size == len(parts) or not any(_matches(other, ending) for other in others):
+            if size == len(parts) or not any(matches(other, ending) for other in others):
                 names.append(ending)
                 break
     return tuple(dict.fromkeys(names))
+
+
+def matches(full: str, ending: str) -> bool:
+    """Whether a dotted name is `ending`, or ends with it as whole parts."""
+    return full == ending or full.endswith("." + ending)
+
+
+def by_ending(pattern: Mapping[str, int], name: str, default: int) -> int:
+    """The value that `lora.rankPattern` or `lora.alphaPattern` gives a module: of the longest ending that fits."""
+    fitting = [ending for ending in pattern if matches(name, ending)]
+    return pattern[max(fitting, key=len)] if fitting else default
+
+
+def rank_and_scale(config: LoraConfig, name: str) -> tuple[int, float]:
+    """Rank r of a module's adapter and the factor on its product: alpha / r, or alpha / sqrt(r) (arXiv 2312.03732)."""
+    rank = by_ending(config.rank_pattern, name, config.rank)
+    alpha = by_ending(config.alpha_pattern, name, config.alpha)
+    return rank, alpha / (math.sqrt(rank) if config.scaling is Scaling.RANK_STABILIZED else rank)
 
 
 def kinds(linear: Iterable[str]) -> tuple[str, ...]:
@@ -75,14 +94,10 @@ def _field(config: LoraConfig) -> str:
     )
 
 
-def _matches(full: str, ending: str) -> bool:
-    return full == ending or full.endswith("." + ending)
-
-
 def _named(path: str, endings: Sequence[str], linear: Mapping[str, tuple[int, int]]) -> set[str]:
     chosen: set[str] = set()
     for ending in endings:
-        matched = {name for name in linear if _matches(name, ending)}
+        matched = {name for name in linear if matches(name, ending)}
         if not matched:
             raise ConfigError(
                 f'{path} is "{ending}": the model has no such linear module; it has {", ".join(kinds(linear))} '

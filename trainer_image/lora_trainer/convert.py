@@ -1,0 +1,135 @@
+"""PiSSA and OLoRA: the start values that are taken out of the base weights, and the plain adapter that they come to.
+
+Both start with the main directions of a weight W in the adapter, B0 and A0, and the rest in the base: W - s B0 A0, s
+being the adapter's scale. After training the model computes with W - s B0 A0 + s B A. An adapter for the pristine base
+must therefore be s (B A - B0 A0), whose rank is at most twice that of the training.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PREFIX = "base_model.model."
+"""Before each name in an adapter's file."""
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Start values of one module, fp32: `down` A0 (rank, inputs), `up` B0 (outputs, rank), and the scale s."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+
+
+@torch.no_grad()
+def take_directions(model: Any, init: str, given: Mapping[str, Start] | None = None) -> dict[str, Start]:
+    """Move the main directions of each adapted weight of a fresh PEFT model from the base into the adapter.
+
+    They follow from weights and seed of PyTorch. A run that is resumed, or a process beside the first, hands in those
+    that were found: another machine, or another number of threads, may find others by a rounding. Then the base gets
+    the same values bit for bit, as the same expression is evaluated.
+    """
+    starts: dict[str, Start] = {}
+    for name, layer in _layers(model):
+        if given is not None:
+            _take_given(layer, given[name])
+        elif init == "olora":
+            layer.olora_init(_ADAPTER)
+        else:
+            layer.pissa_init(_ADAPTER, init)
+        starts[name] = Start(
+            down=layer.lora_A[_ADAPTER].weight.detach().clone(),
+            up=layer.lora_B[_ADAPTER].weight.detach().clone(),
+            scale=float(layer.scaling[_ADAPTER]),
+        )
+    return starts
+
+
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """The adapted linear modules of a PEFT model, by their names in the base model."""
+    from peft.tuners.lora.layer import Linear  # noqa: PLC0415 - PEFT takes seconds to import
+
+    yield from ((name, layer) for name, layer in model.base_model.model.named_modules() if isinstance(layer, Linear))
+
+
+def _take_given(layer: Any, start: Start) -> None:
+    base: nn.Module = layer.get_base_layer()
+    weight = base.get_parameter("weight")
+    down, up = start.down.to(weight.device), start.up.to(weight.device)
+    layer.lora_A[_ADAPTER].weight.data = down.clone()
+    layer.lora_B[_ADAPTER].weight.data = up.clone()
+    whole = weight.float().T if layer.fan_in_fan_out else weight.float()
+    rest = (whole - start.scale * up @ down).to(weight.dtype)
+    weight.data = rest.T if layer.fan_in_fan_out else rest
+
+
+def plain_tensors(state: Mapping[str, torch.Tensor], starts: Mapping[str, Start]) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter's file for the pristine base; `state` are those of the training, by PEFT's names.
+
+    All modules get the same rank, twice the largest of the training, and the scale is in the factors: servers that
+    know one rank and one scale for a whole adapter take it.
+    """
+    rank = written_rank(starts)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    for name, start in starts.items():
+        key_down, key_up = f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+        down = torch.cat([tensors[key_down].double(), start.down.cpu().double()])
+        up = start.scale * torch.cat([tensors[key_up].double(), -start.up.cpu().double()], dim=1)
+        tensors[key_down], tensors[key_up] = _balanced(down, up, rank)
+    return tensors
+
+
+def written_rank(starts: Mapping[str, Start]) -> int:
+    """Rank of the plain adapter: twice the largest of the training."""
+    return 2 * max(start.down.shape[0] for start in starts.values())
+
+
+def _balanced(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same product from factors of equal size, fp32, filled up with zeros to `rank`.
+
+    B A and B0 A0 are nearly the same, and large beside their difference. Factors of the difference alone stay exact
+    where a server rounds them to 16 bits.
+    """
+    left, left_rest = torch.linalg.qr(up)
+    right, right_rest = torch.linalg.qr(down.T)
+    u, sizes, v = torch.linalg.svd(left_rest @ right_rest.T)
+    found = sizes.shape[0]
+    root = sizes.sqrt()
+    new_down, new_up = torch.zeros(rank, down.shape[1]), torch.zeros(up.shape[0], rank)
+    new_up[:, :found] = (left @ u[:, :found]) * root
+    new_down[:found] = root[:, None] * (v[:found] @ right.T)
+    return new_down, new_up
+
+
+def plain_settings(starts: Mapping[str, Start]) -> dict[str, Any]:
+    """What `adapter_config.json` says of the plain adapter instead of the training's settings."""
+    rank = written_rank(starts)
+    return {
+        "r": rank,
+        "lora_alpha": rank,
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+
+
+def save_adapter(model: Any, starts: Mapping[str, Start], folder: Path) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, for the pristine base whatever the start was."""
+    # The embeddings belong to the adapter only where they are trained whole, which PEFT knows without asking the Hub.
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    if not starts:
+        return
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - only here
+
+    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file(plain_tensors(load_file(weights), starts), weights, metadata={"format": "pt"})
+    document = json.loads(settings.read_text(encoding="utf-8")) | plain_settings(starts)
+    settings.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
