@@ -489,6 +489,7 @@ def endless(kind: type) -> Any:
         int: 2**70,
         float: 1e300,
         bool: True,
+        int | None: 2**70,
         tuple[str, ...]: ("x" * 5000,) * 999,
     }
     hints = typing.get_type_hints(kind)
