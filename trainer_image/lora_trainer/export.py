@@ -4,23 +4,23 @@ import importlib.metadata
 import json
 import platform
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.artifact import MANIFEST, Manifest, Measured, file_entries, loadable, sync_files, sync_folder
 from lora_trainer.base import Base
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.convert import save_adapter
 from lora_trainer.errors import StorageError, storage_error
+from lora_trainer.model import Adapted
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
-def write_adapter(model: Any, folder: Path, template: str | None) -> None:
+def write_adapter(adapted: Adapted, folder: Path, template: str | None) -> None:
     """Write weights and configuration; `template` is the chat template where the base model has none of its own."""
     try:
-        # The embeddings are never trained; asking PEFT to find that out would ask the Hub.
-        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        save_adapter(adapted.model, adapted.starts, folder)
         _sort_config(folder / "adapter_config.json")
         # safetensors writes for the owner alone; who serves an adapter is rarely who trained it.
         (folder / "adapter_model.safetensors").chmod(0o644)

@@ -19,6 +19,7 @@ from lora_trainer.export import write_adapter, write_manifest
 from lora_trainer.hub import Hub
 from lora_trainer.loop import Step, Trained, train
 from lora_trainer.model import Adapted, adapt, load_encoder, load_model
+from lora_trainer.options import check_options
 from lora_trainer.reports import Counters, Report, Reporter
 from lora_trainer.store import Examples
 from lora_trainer.volumes import Volumes
@@ -37,11 +38,21 @@ def run_training(
     reporter.phase(Phase.LOADING_MODEL)
     base = find_base(config.model.uri, volumes, hub)
     encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
+    check_options(base, config, device)
     data = datasets.encode(samples, encoder)
     reporter.send(Report(dataset=data.stats))
     _log_data(data)
 
-    adapted = adapt(load_model(base, config.quantization, device), config.lora, base, device, config.training.seed)
+    adapted = adapt(
+        load_model(base, config.quantization, device),
+        config.lora,
+        base,
+        device,
+        config.training.seed,
+        checkpointing=config.training.activation_checkpointing,
+    )
+    for sentence in adapted.advice:
+        log.warning("%s", sentence)
     budget = Budget.of(config.training.micro_batch_size, data.stats.longest_tokens)
     resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, budget=budget)
     log.info(
@@ -70,7 +81,7 @@ def run_training(
     reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
 
     measured = _measured(trained, before, after, device, held_out=data.held_out, seconds=time.monotonic() - started)
-    write_adapter(adapted.model, folder, encoder.template)
+    write_adapter(adapted, folder, encoder.template)
     write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
 
 
@@ -152,6 +163,9 @@ def _resolved(
         total_parameters=adapted.total_parameters,
         micro_batch_size=min(budget.rows, config.training.effective_batch_size),
         gradient_accumulation_steps=math.ceil(config.training.effective_batch_size / budget.rows),
+        quantization=config.quantization.value,
+        optimizer=config.training.optimizer.value,
+        activation_checkpointing=adapted.checkpointing,
     )
 
 
