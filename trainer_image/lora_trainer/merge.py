@@ -61,7 +61,7 @@ def merge_into(adapter: Path, base: Path, target: Path) -> None:
             edits = _edits(config, list(tensors.keys()), skeleton)
             files = _weight_files(base)
             keys = _keys(edits, files, skeleton)
-            if config.get("target_parameters") or keys is None:
+            if keys is None:
                 _merge_in_memory(adapter, base, target)
             else:
                 by_key = {key: edits[name] for name, key in keys.items()}
@@ -76,10 +76,9 @@ def _skeleton(base: Path) -> Any:
     """The model without its weights: names, kinds and sizes of its modules, and what is tied to what."""
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - Transformers takes seconds to import
 
+    factory: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(base, local_files_only=True), trust_remote_code=False
-        )
+        return factory.from_config(AutoConfig.from_pretrained(base, local_files_only=True), trust_remote_code=False)
 
 
 def _edits(config: Mapping[str, Any], names: Sequence[str], skeleton: Any) -> dict[str, Edit]:
@@ -196,7 +195,6 @@ def _merge_in_memory(adapter: Path, base: Path, target: Path) -> None:
     log.info("merging with the whole model in memory: its files name the weights otherwise than the model does")
     plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
     merged: Any = PeftModel.from_pretrained(plain, str(adapter)).merge_and_unload(safe_merge=True)
-    merged.config.tie_word_embeddings = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
     merged.save_pretrained(target)
 
 
