@@ -4,16 +4,16 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.cpus import cpu_threads
-from lora_trainer.reports import Failure, Report, failure_of_status
+from lora_trainer.launch import ONE_PROCESS, Program
+from lora_trainer.reports import Failure, Report, failure_of_status, first_cause
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,14 @@ class StageFailedError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Stages:
-    """Runs one stage at a time. `take` gets every report; `grace_s` is how long a stage may take to stop."""
+    """Runs one stage at a time. `take` gets every report; `grace_s` is how long a stage may take to stop; `training` is
+    what the stage `train` is started with."""
 
     config_file: Path
     volumes: Volumes
     take: Callable[[Report], None]
     grace_s: float
+    training: Program = ONE_PROCESS
     stopping: threading.Event = field(default_factory=threading.Event)
     failure: Failure | None = None
     child: "subprocess.Popen[bytes] | None" = None
@@ -44,9 +46,11 @@ class Stages:
         self._check_stopping()
         self.failure = None
         read_end, write_end = os.pipe()
-        command = self._command(stage, [*map(str, arguments), "--report", str(write_end)])
+        program = self.training if stage == "train" else ONE_PROCESS
+        command = [*program.command, *self._arguments(stage), *map(str, arguments), "--report", str(write_end)]
+        environment = {**stage_environment(), **program.environment}
         with os.fdopen(read_end, encoding="utf-8") as reports:
-            self.child = subprocess.Popen(command, pass_fds=(write_end,), process_group=0, env=stage_environment())
+            self.child = subprocess.Popen(command, pass_fds=(write_end,), process_group=0, env=environment)
             os.close(write_end)
             if self.stopping.is_set():
                 self.child.send_signal(signal.SIGTERM)
@@ -68,10 +72,9 @@ class Stages:
             timer.daemon = True
             timer.start()
 
-    def _command(self, stage: str, arguments: Sequence[str]) -> list[str]:
-        command = [sys.executable, "-P", "-m", "lora_trainer.stage", stage, "--config", str(self.config_file)]
-        command += ["--claims", str(self.volumes.claims), "--configmaps", str(self.volumes.config_maps)]
-        return [*command, *arguments]
+    def _arguments(self, stage: str) -> list[str]:
+        places = ["--claims", str(self.volumes.claims), "--configmaps", str(self.volumes.config_maps)]
+        return [stage, "--config", str(self.config_file), *places]
 
     def _take(self, line: str) -> None:
         try:
@@ -79,7 +82,7 @@ class Stages:
         except ValueError as error:
             log.warning("unreadable report of the stage: %s", error)
             return
-        self.failure = report.failure or self.failure
+        self.failure = first_cause(self.failure, report.failure)
         self.take(report)
 
     def _check_stopping(self) -> None:

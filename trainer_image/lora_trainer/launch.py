@@ -3,19 +3,33 @@
 Without PyTorch, since the supervisor uses it.
 """
 
+import ctypes
+import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lora_trainer.contract.config import DeviceConfig, TrainConfig
+from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.errors import ConfigError
 
 RENDEZVOUS = "LORA_RENDEZVOUS"
 NODE_INDEX = "JOB_COMPLETION_INDEX"
-ONE_PROCESS = (sys.executable, "-P", "-m", "lora_trainer.stage")
 SHUTDOWN_S = 90
 """How long a process may take to save and end after SIGTERM, before torchrun kills it; below a pod's grace period."""
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A command that takes a stage's arguments, and what it needs beside the environment of every stage."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+ONE_PROCESS = Program(command=(sys.executable, "-P", "-m", "lora_trainer.stage"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,34 +68,29 @@ def this_node(config: TrainConfig, environment: Mapping[str, str]) -> Node:
     return Node(index=int(index), nodes=nodes, address=address, port=int(port))
 
 
-def train_program(device: DeviceConfig, node: Node, wait_s: int) -> list[str]:
-    """The program of this node's part of the training, which takes the stage's arguments; nodes wait `wait_s` for each
-    other."""
+def training_program(config: TrainConfig, node: Node, threads: int) -> Program:
+    """What a node starts for its part of the training; `threads` are its CPUs."""
+    device = config.device
     if device.processes == 1:
-        return list(ONE_PROCESS)
+        return ONE_PROCESS
     meeting = ["--standalone", "--local-addr", node.address]
     if node.nodes > 1:
         # Static ranks: the Job makes a lost pod anew under its old number, which finds its place again.
         meeting = ["--nnodes", str(node.nodes), "--node-rank", str(node.index)]
-        meeting += ["--master-addr", node.address, "--master-port", str(node.port), "--rdzv-conf", f"timeout={wait_s}"]
+        meeting += ["--master-addr", node.address, "--master-port", str(node.port)]
+        meeting += ["--rdzv-conf", f"timeout={config.stall_timeout_s}"]
+    here = max(1, device.gpus)
     # Never a restart by torchrun: the Job tries again, and counts it.
-    processes = ["--nproc-per-node", str(local_processes(device)), "--max-restarts", "0"]
-    patience = ["--shutdown-timeout", str(SHUTDOWN_S)]
-    program = (sys.executable, "-P", "-m", "lora_trainer.torchrun")
-    return [*program, *meeting, *processes, *patience, "--module", "lora_trainer.stage"]
-
-
-def local_processes(device: DeviceConfig) -> int:
-    """Training processes on each node."""
-    return max(1, device.gpus)
-
-
-def train_environment(device: DeviceConfig, node: Node, threads: int) -> dict[str, str]:
-    """What the processes of a node need beside the environment of every stage; `threads` are the node's CPUs."""
-    if device.processes == 1:
-        return {}
-    each = str(max(1, threads // local_processes(device)))
+    processes = ["--nproc-per-node", str(here), "--max-restarts", "0", "--shutdown-timeout", str(SHUTDOWN_S)]
     # torchrun's own log repeats with stack traces what the processes report in one sentence.
-    shared = {"OMP_NUM_THREADS": each, "LOGLEVEL": "CRITICAL", "PYTHONSAFEPATH": "1"}
-    # On one node the processes find each other also where the machine's name leads nowhere.
-    return shared if node.nodes > 1 else {"GLOO_SOCKET_IFNAME": "lo", **shared}
+    environment = {"OMP_NUM_THREADS": str(max(1, threads // here)), "LOGLEVEL": "CRITICAL", "PYTHONSAFEPATH": "1"}
+    if node.nodes == 1:
+        # The processes find each other also where the machine's name leads nowhere.
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    torchrun = (sys.executable, "-P", "-m", "lora_trainer.torchrun")
+    return Program(command=(*torchrun, *meeting, *processes, "--module", "lora_trainer.stage"), environment=environment)
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends: nobody else would end what a killed torchrun started."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -58,10 +58,17 @@ class Report:
 
 
 class Reporter:
-    """Sends reports on a file descriptor, or nowhere. `wall_clock` gives seconds since 1970."""
+    """Sends reports on a file descriptor, or nowhere. `wall_clock` gives seconds since 1970.
 
-    def __init__(self, descriptor: int | None, wall_clock: Callable[[], float] = time.time) -> None:
+    With `failures_only` everything else is left to another process of the node. Each report is one write: lines of
+    several processes do not mix as long as they are shorter than a pipe's atomic 4096 bytes, and failures are.
+    """
+
+    def __init__(
+        self, descriptor: int | None, wall_clock: Callable[[], float] = time.time, *, failures_only: bool = False
+    ) -> None:
         self._descriptor = descriptor
+        self._failures_only = failures_only
         self._wall_clock = wall_clock
         self._progress = Progress()
 
@@ -80,7 +87,7 @@ class Reporter:
 
     def send(self, report: Report) -> None:
         """Send one line. Ends the process where the supervisor is gone: nobody would verify and publish the result."""
-        if self._descriptor is None:
+        if self._descriptor is None or (self._failures_only and report.failure is None):
             return
         data = report.to_line().encode()
         try:
@@ -88,6 +95,22 @@ class Reporter:
                 data = data[os.write(self._descriptor, data) :]
         except BrokenPipeError:
             raise SystemExit(ExitCode.TERMINATED) from None
+
+
+def open_report(where: str) -> int:
+    """The pipe to the supervisor: a descriptor's number, or a path under torchrun, which hands no descriptors on."""
+    return int(where) if where.isdigit() else os.open(where, os.O_WRONLY)
+
+
+def first_cause(earlier: Failure | None, later: Failure | None) -> Failure | None:
+    """Which of two reports of failing processes tells the cause: the earlier one, unless it only followed from another.
+
+    When a process fails, the others find that it is gone, and torchrun tells them to stop.
+    """
+    consequences = (Reason.PEER_FAILED, Reason.EVICTED)
+    if earlier is None or later is None:
+        return earlier or later
+    return later if earlier.reason in consequences and later.reason not in consequences else earlier
 
 
 def failure_of_status(status: int) -> Failure:

@@ -6,6 +6,7 @@ with a report that says why in one sentence; stack traces go to the log only.
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,10 @@ from lora_trainer.contract.progress import Phase
 from lora_trainer.data import load_samples
 from lora_trainer.errors import InternalError, StorageError, TerminatedError, TrainerError, explain
 from lora_trainer.hub import Hub
+from lora_trainer.launch import end_with_parent
 from lora_trainer.outputs import open_sink
 from lora_trainer.prepare import prepare
-from lora_trainer.reports import Report, Reporter
+from lora_trainer.reports import Report, Reporter, open_report
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -35,19 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", type=Path)
     parser.add_argument("--claims", type=Path, required=True)
     parser.add_argument("--configmaps", type=Path, required=True)
-    parser.add_argument("--report", type=int, required=True)
+    parser.add_argument("--report", required=True)
     options = parser.parse_args(arguments)
-    log_to_stderr()
+    # torchrun numbers a node's processes; the first one speaks for all.
+    local_rank = os.environ.get("LOCAL_RANK")
+    silent = local_rank not in (None, "0")
+    if local_rank is not None:
+        end_with_parent()
+    log_to_stderr(logging.WARNING if silent else logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
-    reporter = Reporter(options.report)
+    reporter = Reporter(open_report(options.report), failures_only=silent)
     volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
     return guarded(lambda: _run(options, volumes, reporter), reporter)
 
 
-def log_to_stderr() -> None:
-    """One line for each record; the libraries only from warnings on."""
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """One line for each record from `level` on; the libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("lora_trainer").setLevel(logging.INFO)
+    logging.getLogger("lora_trainer").setLevel(level)
     # On a CPU it advises to install a package that downloads native code at run time.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

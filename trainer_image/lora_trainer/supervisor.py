@@ -6,6 +6,7 @@ What the stages leave in the run's workspace is not done again by a later attemp
 """
 
 import logging
+import os
 import signal
 import tempfile
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, Results, Summary, Verification
+from lora_trainer.cpus import cpu_threads
 from lora_trainer.endpoints import serve
 from lora_trainer.errors import InternalError, explain
+from lora_trainer.launch import this_node, training_program
 from lora_trainer.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.outputs import open_sink
 from lora_trainer.prepare import is_remote
@@ -96,7 +99,9 @@ class Supervisor:
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            return self._run(stages, temporary)
+            node = this_node(self.config, os.environ)
+            stages.training = training_program(self.config, node, cpu_threads())
+            return self._run(stages, temporary) if node.is_main else self._take_part(stages, temporary)
         except StageFailedError as error:
             return self._failed(error.failure)
         except Exception as error:
@@ -122,6 +127,14 @@ class Supervisor:
                 if not self._is_complete(workspace.staged):
                     workspace.discard_staged()
                 workspace.remove_if_empty()
+
+    def _take_part(self, stages: Stages, temporary: Path) -> Ending:
+        """What a node does that is not the first: train with the others. It writes nothing that lasts."""
+        if is_remote(self.config):
+            stages.run("prepare")
+        stages.run("train", "--folder", temporary / "staged")
+        message = "this node's part of the training is done: the first node verifies and publishes the result"
+        return Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.SUCCEEDED, message=message))
 
     def _work(self, stages: Stages, workspace: Workspace) -> Ending:
         if self._is_complete(workspace.staged):
