@@ -93,4 +93,6 @@ def full_weight(module: nn.Module) -> torch.Tensor:
         scales = weight.SCB if weight.SCB is not None else state.SCB
         rows: torch.Tensor = weight.data.float() * scales.float()[:, None] / 127
         return rows
-    return torch.as_tensor(weight.detach()).float()
+    full = torch.as_tensor(weight.detach()).float()
+    # Conv1D keeps its weight transposed.
+    return full if isinstance(module, nn.Linear) else full.T
