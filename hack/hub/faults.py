@@ -12,6 +12,7 @@ class Fault:
     status: answer with this status instead of the real answer (429, 500, 503, ...).
     headers: more headers for that answer, for instance Retry-After.
     cut_after_bytes: send the real answer, but close the connection after this many bytes of its body.
+    flip_byte: send the real answer with this byte of its body changed, counted from 0.
     skip: let this many matching requests pass first.
     times: then hit this many requests; None hits every one.
     """
@@ -21,13 +22,14 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
+    flip_byte: int | None = None
     skip: int = 0
     times: int | None = 1
 
     def __post_init__(self) -> None:
         """Refuse a fault that does nothing or two things."""
-        if (self.status is None) == (self.cut_after_bytes is None):
-            raise ValueError(f"fault for {self.path}: give either status or cut_after_bytes")
+        if sum(value is not None for value in (self.status, self.cut_after_bytes, self.flip_byte)) != 1:
+            raise ValueError(f"fault for {self.path}: give one of status, cut_after_bytes and flip_byte")
 
 
 class Faults:

@@ -154,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._route = unquote(url.path)
         self._query = parse_qs(url.query)
         self._cut_after_bytes: int | None = None
+        self._flip_byte: int | None = None
         self.server.hub.count(self._route, 0, is_new_request=True)
         if self._route.startswith("/-/"):
             self._own_interface()
@@ -163,6 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"error": "injected fault"}, status=fault.status, headers=fault.headers)
             return
         self._cut_after_bytes = fault.cut_after_bytes if fault else None
+        self._flip_byte = fault.flip_byte if fault else None
         try:
             self._hub_interface(url.path)
         except RefusedError as error:
@@ -273,11 +275,18 @@ class _Handler(BaseHTTPRequestHandler):
         with file.location.open("rb") as stream:
             stream.seek(part.first)
             while allowed > 0 and (chunk := stream.read(min(CHUNK_BYTES, allowed))):
-                self.wfile.write(chunk)
+                self.wfile.write(self._spoiled(chunk, left - allowed))
                 self.server.hub.count(self._route, len(chunk), is_new_request=False)
                 allowed -= len(chunk)
         if self._cut_after_bytes is not None:
             self.close_connection = True
+
+    def _spoiled(self, chunk: bytes, position: int) -> bytes:
+        """Return the chunk, which begins at `position` of the body, with the byte changed that a fault names."""
+        at = -1 if self._flip_byte is None else self._flip_byte - position
+        if not 0 <= at < len(chunk):
+            return chunk
+        return chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
 
     def _send_refusal(self, answer: Refusal, headers: dict[str, str] | None = None) -> None:
         error_headers = {"X-Error-Message": answer.message}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import ClaimUri, HubUri, parse_uri
+from lora_trainer.contract.uri import ClaimUri, HubUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
 from lora_trainer.hub import Hub
+from lora_trainer.roles import Role
 from lora_trainer.volumes import Volumes, plain_files
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
@@ -34,8 +35,10 @@ def find_base(uri_text: str, volumes: Volumes, hub: Hub) -> Base:
         wanted = model_files(repository.files, str(uri))
         folder = hub.download(uri, repository, wanted)
         return _checked(folder, name=uri.repo, revision=repository.commit, address=str(uri))
+    if isinstance(uri, S3Uri):
+        return _from_bucket(uri, hub)
     if not isinstance(uri, ClaimUri):
-        raise ConfigError(f"model.uri is {uri}: must start with hf:// or pvc://")
+        raise ConfigError(f"model.uri is {uri}: must start with hf://, s3:// or pvc://")
     path = volumes.claim_path(uri)
     if not path.is_dir():
         what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else "there is no such folder"
@@ -43,6 +46,13 @@ def find_base(uri_text: str, volumes: Volumes, hub: Hub) -> Base:
     files = plain_files(path, str(uri))
     model_files([file.name for file in files], str(uri))
     return _checked(path, name=str(uri), revision=_digest(files), address=str(uri))
+
+
+def _from_bucket(uri: S3Uri, hub: Hub) -> Base:
+    from lora_trainer.s3_source import fetch_folder  # noqa: PLC0415 - a quarter second that other runs do not pay
+
+    fetched = fetch_folder(uri, Role.MODEL, lambda names: model_files(names, str(uri)), hub.environment)
+    return _checked(fetched.folder, name=str(uri), revision=fetched.revision, address=str(uri))
 
 
 def open_folder(folder: Path) -> Base:

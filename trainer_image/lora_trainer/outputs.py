@@ -1,8 +1,11 @@
 """Which kind of place an output address means; each loads only the library that it needs."""
 
+import os
+
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.uri import ClaimUri, parse_uri
+from lora_trainer.contract.uri import ClaimUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError
+from lora_trainer.roles import Role
 from lora_trainer.sink_claim import ClaimSink, find_place
 from lora_trainer.sinks import Sink
 from lora_trainer.volumes import Volumes
@@ -13,4 +16,9 @@ def open_sink(config: TrainConfig, volumes: Volumes) -> Sink:
     uri = parse_uri(config.output.uri)
     if isinstance(uri, ClaimUri):
         return ClaimSink(place=find_place(config.run.uid, uri, volumes))
+    if isinstance(uri, S3Uri):
+        from lora_trainer.s3 import connect  # noqa: PLC0415 - as the module's first line says
+        from lora_trainer.sink_s3 import S3Sink  # noqa: PLC0415
+
+        return S3Sink(connection=connect(Role.OUTPUT, os.environ), uri=uri, uid=config.run.uid)
     raise ConfigError(f"output.uri is {uri}: must start with pvc://")

@@ -1,0 +1,355 @@
+"""Buckets as source and sink, against a real S3 server, with a proxy in front of it that spoils answers."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import minio
+import pytest
+from tests.trainer import servers, tiny
+from tests.trainer.servers import ACCESS, SECRET, Proxy
+from tests.trainer.test_artifact import make_manifest, write_adapter
+
+from hub.faults import Fault
+from lora_trainer.artifact import MANIFEST, check_digests, read_manifest
+from lora_trainer.base import find_base
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import S3Uri
+from lora_trainer.errors import (
+    AccessDeniedError,
+    ConfigError,
+    NotFoundError,
+    StorageError,
+    TrainerError,
+    TransientError,
+)
+from lora_trainer.hub import Hub
+from lora_trainer.roles import Role
+from lora_trainer.s3 import connect
+from lora_trainer.s3_source import cache_folder, fetch_data
+from lora_trainer.sink_s3 import S3Sink
+from lora_trainer.volumes import Volumes
+
+OUT = S3Uri(bucket="models", key="team/out")
+BIG = os.urandom(2**20) * 40
+"""More than two parts of an upload."""
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server."""
+    with servers.bucket_server(tmp_path_factory.mktemp("s3")) as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(gateway: str) -> Iterator[Proxy]:
+    """The way to it."""
+    with Proxy(gateway) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def admin(gateway: str) -> Iterator[minio.Minio]:
+    """An administrator's client and an empty bucket `models`."""
+    client = servers.client(gateway)
+    client.make_bucket("models")
+    yield client
+    for entry in client.list_objects("models", recursive=True):
+        client.remove_object("models", str(entry.object_name))
+    client.remove_bucket("models")
+
+
+def environment(proxy: Proxy, home: Path, **more: str) -> dict[str, str]:
+    """What a pod's environment says."""
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
+    return {"AWS_ENDPOINT_URL_S3": proxy.url, "HF_HOME": str(home), **keys, **more}
+
+
+def sink(proxy: Proxy, uid: str = "uid-1", *, uri: S3Uri = OUT, **more: str) -> S3Sink:
+    """The output of a run, which does not wait long."""
+    keys = {"OUTPUT_AWS_ACCESS_KEY_ID": ACCESS, "OUTPUT_AWS_SECRET_ACCESS_KEY": SECRET}
+    variables = {"AWS_ENDPOINT_URL_S3": proxy.url, **keys, **more}
+    return S3Sink(connection=connect(Role.OUTPUT, variables, backoff_s=0.01), uri=uri, uid=uid)
+
+
+def names(admin: minio.Minio) -> list[str]:
+    """All objects."""
+    return sorted(str(entry.object_name) for entry in admin.list_objects("models", recursive=True))
+
+
+def big_adapter(folder: Path) -> Path:
+    """One whose weights take three parts."""
+    write_adapter(folder)
+    (folder / "adapter_model.safetensors").write_bytes(BIG)
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).write_text(make_manifest(folder, "uid-1").to_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_result_is_uploaded_verified_and_found_again(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
+    """Below the address, without a mark; what comes back is what went up; the test of the place leaves nothing."""
+    sink(proxy).check()
+    assert names(admin) == []
+    folder = write_adapter(tmp_path / "staged")
+    (folder / "merged").mkdir()
+    assert sink(proxy).published() is None
+    published = sink(proxy).publish(folder)
+    assert (published.uri, published.folder) == (str(OUT), None)
+    assert published.digest == f"sha256:{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}"
+    assert names(admin) == ["team/out/adapter_model.safetensors", "team/out/manifest.json"]
+    assert sink(proxy).published() == published
+    assert sink(proxy, "uid-2").published() is None
+    sink(proxy).fetch(published, tmp_path / "back")
+    check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
+    assert sink(proxy).publish(folder) == published
+    puts = proxy.count("PUT", "adapter_model")
+    assert puts == 1
+
+
+def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
+    """Whoever finds it finds everything that it lists."""
+    folder = write_adapter(tmp_path / "staged")
+    proxy.inject(Fault(path="*/manifest.json*", method="PUT", status=500, times=None))
+    with pytest.raises(StorageError, match="the server answered 500") as caught:
+        sink(proxy).publish(folder)
+    assert caught.value.reason is Reason.UPLOAD_FAILED
+    assert names(admin) == ["team/out/.run", "team/out/adapter_model.safetensors"]
+    proxy.faults.replace([])
+    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert names(admin) == ["team/out/adapter_model.safetensors", "team/out/manifest.json"]
+
+
+def test_a_part_that_fails_is_sent_again_and_nothing_unfinished_stays(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio
+) -> None:
+    """500 on the second part: once is nothing; for ever ends with UploadFailed, and the upload is aborted."""
+    folder = big_adapter(tmp_path / "staged")
+    proxy.inject(Fault(path="*partNumber=2*", method="PUT", status=500))
+    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert proxy.count("PUT", "partNumber=2") == 2
+    other = S3Uri(bucket="models", key="team/second")
+    proxy.inject(Fault(path="*partNumber=2*", method="PUT", status=500, times=None))
+    with pytest.raises(StorageError, match="nothing is lost") as caught:
+        sink(proxy, uri=other).publish(folder)
+    assert (caught.value.code, caught.value.reason) == (74, Reason.UPLOAD_FAILED)
+    assert admin._list_multipart_uploads("models", prefix="team/second/").uploads == []
+    proxy.faults.replace([])
+    assert sink(proxy, uri=other).publish(folder).uri == str(other)
+
+
+def test_an_upload_that_a_killed_attempt_began_is_ended(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
+    """Its parts would be paid for and seen by nobody; another run's are left alone."""
+    for key in ("team/out/adapter_model.safetensors", "team/outside/x"):
+        admin._create_multipart_upload("models", key, {})
+    sink(proxy).publish(write_adapter(tmp_path / "staged"))
+    left = [upload.object_name for upload in admin._list_multipart_uploads("models", prefix="team/").uploads]
+    assert left == ["team/outside/x"]
+
+
+def test_a_result_that_reads_back_wrong_is_not_published(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
+    """Sent again once; then the manifest, which would vouch for it, is not written."""
+    folder = write_adapter(tmp_path / "staged")
+    proxy.inject(Fault(path="*/adapter_model*", method="GET", flip_byte=3, times=1))
+    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert proxy.count("PUT", "adapter_model") == 2
+    proxy.inject(Fault(path="*/adapter_model*", method="GET", flip_byte=3, times=None))
+    folder = write_adapter(tmp_path / "second", "uid-2")
+    with pytest.raises(StorageError, match="reads back with another sha256") as caught:
+        sink(proxy, "uid-2").publish(folder)
+    assert caught.value.reason is Reason.UPLOAD_FAILED
+    assert f"team/out-{run_suffix('uid-2')}/manifest.json" not in names(admin)
+
+
+def test_what_others_have_is_not_overwritten(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
+    """A second run goes beside the first; a third whose both places are taken is told."""
+    suffix = run_suffix("uid-2")
+    sink(proxy, "uid-1").publish(write_adapter(tmp_path / "a", "uid-1"))
+    assert sink(proxy, "uid-2").publish(write_adapter(tmp_path / "b", "uid-2")).uri == f"s3://models/team/out-{suffix}"
+    found = sink(proxy, "uid-2").published()
+    assert found is not None
+    assert found.uri == f"s3://models/team/out-{suffix}"
+    content = admin.get_object("models", "team/out/adapter_model.safetensors").read()
+    assert content == b"weights of uid-1"
+    place = S3Uri(bucket="models", key=f"team/out-{run_suffix('uid-3')}")
+    (tmp_path / "x").write_bytes(b"x")
+    admin.fput_object("models", f"{place.key}/precious", str(tmp_path / "x"))
+    with pytest.raises(StorageError, match="both hold something already: nothing is overwritten"):
+        sink(proxy, "uid-3").check()
+
+
+@pytest.mark.usefixtures("admin")
+def test_of_two_runs_at_the_same_moment_one_gets_the_address(proxy: Proxy, tmp_path: Path) -> None:
+    """And the other the one beside it; both are whole."""
+    uids = ("uid-1", "uid-2")
+    folders = {uid: write_adapter(tmp_path / uid, uid) for uid in uids}
+    places: dict[str, str] = {}
+    threads = [
+        threading.Thread(target=lambda uid=uid: places.update({uid: sink(proxy, uid).publish(folders[uid]).uri}))
+        for uid in uids
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(set(places.values())) == 2
+    assert str(OUT) in places.values()
+    for uid in uids:
+        found = sink(proxy, uid).published()
+        assert found is not None
+        sink(proxy, uid).fetch(found, tmp_path / f"back-{uid}")
+        check_digests(tmp_path / f"back-{uid}", read_manifest(tmp_path / f"back-{uid}"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "variables", "kind", "sentence"),
+    [
+        ("s3://models/x", {"OUTPUT_AWS_SECRET_ACCESS_KEY": "wrong"}, AccessDeniedError, "SignatureDoesNotMatch"),
+        ("s3://models/x", {"OUTPUT_AWS_ACCESS_KEY_ID": "nobody"}, AccessDeniedError, "does not accept the credentials"),
+        (
+            "s3://models/x",
+            {"OUTPUT_AWS_ACCESS_KEY_ID": "", "OUTPUT_AWS_SECRET_ACCESS_KEY": ""},
+            AccessDeniedError,
+            "without credentials (AccessDenied)",
+        ),
+        ("s3://models/x", {"OUTPUT_AWS_SECRET_ACCESS_KEY": ""}, AccessDeniedError, "has no AWS_SECRET_ACCESS_KEY"),
+        ("s3://absent/x", {}, StorageError, "there is no bucket absent at this server"),
+        ("s3://models/x", {"AWS_ENDPOINT_URL_S3": "127.0.0.1:1"}, ConfigError, "must be http://host:port"),
+        ("s3://models/x", {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, TransientError, "check AWS_ENDPOINT_URL_S3"),
+    ],
+)
+@pytest.mark.usefixtures("admin")
+def test_a_place_that_cannot_be_written_is_told_before_the_training(
+    *, proxy: Proxy, uri: str, variables: dict[str, str], kind: type[TrainerError], sentence: str
+) -> None:
+    """Wrong or missing credentials, no bucket, no server: names of keys, never their values."""
+    with pytest.raises(kind) as caught:
+        sink(proxy, uri=S3Uri(bucket=uri.split("/")[2], key="x"), **variables).check()
+    assert sentence in str(caught.value)
+    assert SECRET not in str(caught.value)
+    if kind is AccessDeniedError:
+        assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
+        assert "output.secretRef" in str(caught.value)
+
+
+def put_model(admin: minio.Minio, folder: Path, prefix: str) -> None:
+    """Upload a folder."""
+    for path in folder.iterdir():
+        admin.fput_object("models", f"{prefix}/{path.name}", str(path))
+
+
+def find(proxy: Proxy, home: Path, uri: str, **more: str) -> Path:
+    """Look a model up; its folder."""
+    return find_base(uri, Volumes(), Hub(environment=environment(proxy, home, **more))).folder
+
+
+def test_a_model_in_a_bucket_is_fetched_once_and_pinned(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
+) -> None:
+    """A second run transfers no weights; another version has another revision; a foreign object is no part."""
+    put_model(admin, tiny_folder, "base/tiny")
+    hub = Hub(environment=environment(proxy, tmp_path))
+    base = find_base("s3://models/base/tiny", Volumes(), hub)
+    assert (base.name, base.model_type) == ("s3://models/base/tiny", "llama")
+    assert base.revision.startswith("sha256:")
+    weights = (base.folder / "model.safetensors").read_bytes()
+    assert weights == (tiny_folder / "model.safetensors").read_bytes()
+    before = proxy.sent("model.safetensors")
+    assert before == len(weights)
+    assert find_base("s3://models/base/tiny", Volumes(), hub) == base
+    assert proxy.sent("model.safetensors") == before
+    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text() + "\n")
+    admin.fput_object("models", "base/tiny/config.json", str(tmp_path / "config.json"))
+    assert find_base("s3://models/base/tiny", Volumes(), hub).revision != base.revision
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
+) -> None:
+    """Each byte is transferred once, also over two processes' lives."""
+    put_model(admin, tiny_folder, "base/tiny")
+    size = (tiny_folder / "model.safetensors").stat().st_size
+    proxy.inject(Fault(path="*/model.safetensors", method="GET", cut_after_bytes=100_000, times=2))
+    proxy.inject(Fault(path="*/model.safetensors", method="GET", cut_after_bytes=0, times=None))
+    with pytest.raises(TransientError, match=f"cut off after 200000 of {size} bytes; what has arrived is kept"):
+        find(proxy, tmp_path, "s3://models/base/tiny")
+    proxy.faults.replace([])
+    folder = find(proxy, tmp_path, "s3://models/base/tiny")
+    assert (folder / "model.safetensors").read_bytes() == (tiny_folder / "model.safetensors").read_bytes()
+    assert proxy.sent("model.safetensors") == size
+
+
+def test_a_wrong_byte_is_noticed_and_fetched_again(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
+) -> None:
+    """By the ETag; it never gets the name of a whole file."""
+    put_model(admin, tiny_folder, "base/tiny")
+    proxy.inject(Fault(path="*/model.safetensors", method="GET", flip_byte=5000))
+    with pytest.raises(TransientError, match=r"model\.safetensors arrived with other bytes than its ETag tells"):
+        find(proxy, tmp_path, "s3://models/base/tiny")
+    assert not list(cache_folder({"HF_HOME": str(tmp_path)}).rglob("model.safetensors"))
+    find(proxy, tmp_path, "s3://models/base/tiny")
+
+
+def test_two_runs_at_once_fetch_a_model_once(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
+) -> None:
+    """The second waits for the first."""
+    put_model(admin, tiny_folder, "base/tiny")
+    threads = [threading.Thread(target=find, args=(proxy, tmp_path, "s3://models/base/tiny")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert proxy.sent("model.safetensors") == (tiny_folder / "model.safetensors").stat().st_size
+
+
+def test_a_cached_model_is_refused_to_a_run_that_may_not_read_it(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
+) -> None:
+    """Its files lie in the shared cache, but not for everybody."""
+    put_model(admin, tiny_folder, "base/tiny")
+    find(proxy, tmp_path, "s3://models/base/tiny")
+    with pytest.raises(AccessDeniedError) as caught:
+        find(proxy, tmp_path, "s3://models/base/tiny", MODEL_AWS_ACCESS_KEY_ID="a", MODEL_AWS_SECRET_ACCESS_KEY="b")
+    assert caught.value.reason is Reason.MODEL_ACCESS_DENIED
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("s3://models/base/none", "there is no object below base/none/ in bucket models"),
+        ("s3://absent/base", "there is no bucket absent"),
+    ],
+)
+@pytest.mark.usefixtures("admin")
+def test_a_model_that_is_not_there_is_told(proxy: Proxy, tmp_path: Path, uri: str, sentence: str) -> None:
+    """Bucket and key."""
+    with pytest.raises(NotFoundError) as caught:
+        find(proxy, tmp_path, uri)
+    assert caught.value.reason is Reason.MODEL_NOT_FOUND
+    assert sentence in str(caught.value)
+
+
+def test_data_is_an_object_or_the_tables_of_a_folder(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
+    """As `choose` says; a single object keeps its name."""
+    rows = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.chats(3))
+    for key in ("data/rows.jsonl", "data/more.jsonl", "data/README.md"):
+        admin.fput_object("models", key, str(rows))
+    variables = environment(proxy, tmp_path / "home")
+    one = fetch_data(S3Uri(bucket="models", key="data/rows.jsonl"), tuple, variables)
+    assert one.names == ("rows.jsonl",)
+    assert (one.folder / "rows.jsonl").read_bytes() == rows.read_bytes()
+
+    def tables(found: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+        return tuple(name for name in found if name.endswith(".jsonl"))
+
+    both = fetch_data(S3Uri(bucket="models", key="data"), lambda found: tables(list(found)), variables)
+    assert both.names == ("more.jsonl", "rows.jsonl")
+    with pytest.raises(NotFoundError) as caught:
+        fetch_data(S3Uri(bucket="models", key="nothing"), tuple, variables)
+    assert caught.value.reason is Reason.DATASET_NOT_FOUND

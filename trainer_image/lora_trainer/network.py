@@ -1,0 +1,42 @@
+"""HTTP connections of the trainer: proxies and certificates of the environment, bounded retries, timeouts."""
+
+import os
+import urllib.request
+from urllib.parse import urlsplit
+
+import certifi
+import urllib3
+
+ATTEMPTS = 4
+"""How often a request is tried; the pauses between double, from about a second on."""
+LONGEST_PAUSE_S = 60
+"""A server that asks for more (`Retry-After`) is left to the Job's own retries."""
+RETRIED = (429, 500, 502, 503, 504)
+_CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+
+
+def http_pool(url: str, *, backoff_s: float = 0.5) -> urllib3.PoolManager:
+    """Connections to the server of `url`. A request that keeps failing raises urllib3's errors or gives its status."""
+    retries = urllib3.Retry(
+        total=ATTEMPTS - 1,
+        status_forcelist=RETRIED,
+        allowed_methods=None,
+        backoff_factor=backoff_s,
+        backoff_jitter=backoff_s,
+        raise_on_status=False,
+        retry_after_max=LONGEST_PAUSE_S,
+    )
+    timeout = urllib3.Timeout(connect=10, read=60)
+    bundle = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), certifi.where())
+    proxy = _proxy(url)
+    if proxy is None:
+        return urllib3.PoolManager(retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8)
+    return urllib3.ProxyManager(proxy, retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` name for an address."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)

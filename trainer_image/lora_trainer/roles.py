@@ -1,0 +1,46 @@
+"""What a remote address is for in a run: the field that names it, its credentials, and the reasons of its failures."""
+
+import enum
+
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TrainerError, TransientError
+
+
+class Role(enum.StrEnum):
+    """The section of the resource that an address and its Secret stand in."""
+
+    MODEL = "model"
+    DATASET = "dataset"
+    OUTPUT = "output"
+
+    @property
+    def field(self) -> str:
+        """The field, as messages name it."""
+        return f"{self.value}.uri"
+
+    @property
+    def prefix(self) -> str:
+        """What the variables of this section's Secret begin with; without them the plain ones count."""
+        return f"{self.value.upper()}_"
+
+    def denied(self, sentence: str) -> AccessDeniedError:
+        """Credentials are missing or do not suffice."""
+        return AccessDeniedError(sentence, _DENIED[self])
+
+    def missing(self, sentence: str) -> TrainerError:
+        """There is nothing at the address, or no place for a result."""
+        if self is Role.OUTPUT:
+            return StorageError(sentence)
+        return NotFoundError(sentence, Reason.MODEL_NOT_FOUND if self is Role.MODEL else Reason.DATASET_NOT_FOUND)
+
+
+_DENIED = {
+    Role.MODEL: Reason.MODEL_ACCESS_DENIED,
+    Role.DATASET: Reason.DATASET_ACCESS_DENIED,
+    Role.OUTPUT: Reason.OUTPUT_ACCESS_DENIED,
+}
+
+
+def upload_failed(error: TransientError) -> StorageError:
+    """A publication that the network failed, after bounded retries: the result is kept, and published by a retry."""
+    return StorageError(f"{error}; nothing is lost: the next attempt uploads the same result", Reason.UPLOAD_FAILED)
