@@ -9,19 +9,13 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.base import Base
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data import encode, encode_evaluation, load_samples, split
+from lora_trainer.data import encode, encode_evaluation, load_samples
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import PlainText
 from lora_trainer.hub import Hub
 from lora_trainer.model import load_encoder
 from lora_trainer.store import Examples
 from lora_trainer.tokens import Encoder
 from lora_trainer.volumes import Volumes
-
-
-def texts(count: int) -> list[tuple[str, PlainText]]:
-    """Keyed samples of distinct content."""
-    return [(f"key-{i}", PlainText(where=f"line {i}", text=f"text {i}")) for i in range(count)]
 
 
 def ids(examples: Examples) -> list[tuple[list[int], list[int]]]:
@@ -33,30 +27,6 @@ def on_claim(root: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[T
     """A data set on a claim and the configuration of a run on it."""
     tiny.write_jsonl(root / "data/train.jsonl", rows)
     return make_config(**sections), Volumes(claims=root)
-
-
-@pytest.mark.parametrize(
-    ("count", "fraction", "held"), [(100, 0.2, 20), (10, 0.25, 2), (20, 0.02, 0), (2, 0.9, 1), (5, 0.0, 0)]
-)
-def test_the_fraction_is_held_out(count: int, fraction: float, held: int) -> None:
-    """Rounded; 2 % of 20 rows are none; at least one row is left to train on."""
-    training, held_out = split(texts(count), fraction, 42)
-    assert (len(training), len(held_out)) == (count - held, held)
-    assert {s.where for s in training} | {s.where for s in held_out} == {f"line {i}" for i in range(count)}
-
-
-def test_the_split_depends_on_seed_and_rows_alone() -> None:
-    """The same twice, another one for another seed."""
-    assert split(texts(50), 0.2, 1) == split(texts(50), 0.2, 1)
-    assert split(texts(50), 0.2, 1) != split(texts(50), 0.2, 2)
-
-
-def test_copies_of_a_row_stay_on_one_side() -> None:
-    """A held-out row that was also trained on would flatter the result."""
-    rows = [(key, sample) for key, sample in texts(30) for _ in range(3)]
-    training, held_out = split(rows, 0.3, 7)
-    assert {s.where for s in training}.isdisjoint(s.where for s in held_out)
-    assert len(held_out) == 27
 
 
 def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
@@ -130,5 +100,5 @@ def test_a_misspelt_column_of_the_input_is_refused(tmp_path: Path) -> None:
 def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
     """Rows are there, but nothing in them."""
     config, volumes = on_claim(tmp_path, [{"text": ""}, {"text": " "}])
-    with pytest.raises(DatasetError, match=r"train\.jsonl, line 1: this and all other rows are empty"):
+    with pytest.raises(DatasetError, match=r"train\.jsonl, line 1: this row is empty, and so are all others"):
         load_samples(config, volumes, Hub())

@@ -6,7 +6,8 @@ import pytest
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Conversation, Message, PlainText, check_optional, detect, parse
+from lora_trainer.formats import Conversation, Layout, PlainText, detect, parse
+from lora_trainer.messages import Message
 from lora_trainer.rows import Row
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -14,12 +15,25 @@ CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 def row(**values: Any) -> Row:
     """A row on line 3."""
-    return Row(where="x.jsonl, line 3", values=values)
+    return Row(number=0, where="x.jsonl, line 3", values=values)
 
 
 def config(**columns: str) -> DatasetConfig:
     """A data set's configuration."""
     return DatasetConfig(uri="pvc://d/x.jsonl", columns=columns)
+
+
+FIRST_ROWS = {
+    DatasetFormat.MESSAGES: row(messages=CHAT),
+    DatasetFormat.PROMPT_COMPLETION: row(prompt="q", completion="a"),
+    DatasetFormat.INSTRUCTION: row(instruction="q", output="a"),
+    DatasetFormat.TEXT: row(text="t"),
+}
+
+
+def layout(kind: DatasetFormat) -> Layout:
+    """The layout of a data set of this format with the usual columns."""
+    return detect(config(), FIRST_ROWS[kind])
 
 
 @pytest.mark.parametrize(
@@ -40,14 +54,14 @@ def config(**columns: str) -> DatasetConfig:
 )
 def test_auto_finds_the_format_by_columns(values: dict[str, Any], columns: dict[str, str], kind: DatasetFormat) -> None:
     """With and without a mapping of columns."""
-    assert detect(config(**columns), row(**values)) is kind
+    assert detect(config(**columns), row(**values)).kind is kind
 
 
 def test_auto_lists_what_it_found_when_nothing_fits() -> None:
     """The sentence names file, line, the columns and what each format needs."""
     with pytest.raises(DatasetError) as caught:
-        detect(config(), row(question="q", answer="a"))
-    assert "x.jsonl, line 3: the columns are question, answer" in str(caught.value)
+        detect(config(), row(query="q", reply="a"))
+    assert "x.jsonl, line 3: the columns are query, reply, which fit no format" in str(caught.value)
     assert "PromptCompletion: prompt, completion" in str(caught.value)
     assert "dataset.columns" in str(caught.value)
 
@@ -102,7 +116,7 @@ def test_a_mapping_to_a_missing_column_is_told() -> None:
 )
 def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sample: object) -> None:
     """Rows with nothing to learn become None, and are counted by the caller."""
-    assert parse(row(**values), kind, {}) == sample
+    assert parse(row(**values), layout(kind)) == sample
 
 
 @pytest.mark.parametrize(
@@ -110,15 +124,19 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
     [
         (DatasetFormat.INSTRUCTION, {"instruction": "q"}, "missing field 'output', which the format Instruction needs"),
         (DatasetFormat.TEXT, {"text": 3}, "field 'text' is a int, but must be text"),
-        (DatasetFormat.MESSAGES, {"messages": "q"}, "field 'messages' is a str, but must be a list of messages"),
+        (DatasetFormat.MESSAGES, {"messages": "q"}, "messages is a str, but must be a list of messages, or"),
         (DatasetFormat.MESSAGES, {"messages": ["q"]}, "messages[0] is a str, but must be an object"),
-        (DatasetFormat.MESSAGES, {"messages": [{"role": "user"}]}, "messages[0] must have a role and a content"),
+        (
+            DatasetFormat.MESSAGES,
+            {"messages": [{"role": "user"}]},
+            "messages[0] must have a content that is text, not a null",
+        ),
     ],
 )
 def test_a_row_of_the_wrong_shape_is_told(kind: DatasetFormat, values: dict[str, Any], sentence: str) -> None:
     """File, line, field, and what it must be."""
     with pytest.raises(DatasetError) as caught:
-        parse(row(**values), kind, {})
+        parse(row(**values), layout(kind))
     assert str(caught.value).startswith("x.jsonl, line 3: ")
     assert sentence in str(caught.value)
 
@@ -126,12 +144,4 @@ def test_a_row_of_the_wrong_shape_is_told(kind: DatasetFormat, values: dict[str,
 def test_an_input_that_is_no_text_is_refused() -> None:
     """It would be left out in silence."""
     with pytest.raises(DatasetError, match=r"x\.jsonl, line 3: field 'input' is a int, but must be text"):
-        parse(row(instruction="Add", input=3, output="a"), DatasetFormat.INSTRUCTION, {})
-
-
-def test_a_column_for_the_input_that_no_row_has_is_refused() -> None:
-    """One row of many suffices, since the input is optional; a misspelt column would be left out in silence."""
-    rows = [row(instruction="q", output="a"), row(instruction="q", output="a", ticket="t")]
-    check_optional({"input": "ticket"}, rows)
-    with pytest.raises(DatasetError, match=r'maps input to "tikcet", which no row has; the columns are instruction, o'):
-        check_optional({"input": "tikcet"}, rows)
+        parse(row(instruction="Add", input=3, output="a"), layout(DatasetFormat.INSTRUCTION))

@@ -7,7 +7,7 @@ import pytest
 
 from lora_trainer import rows
 from lora_trainer.errors import DatasetError
-from lora_trainer.rows import read_table
+from lora_trainer.readers import fingerprint, read_rows
 
 GOOD = {"text": "Grüße\u2028 neu"}
 
@@ -28,8 +28,8 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str, conten
     """JSON lines with blank lines, line ends of Windows and byte order marks, JSON lists, CSV with quotes."""
     path = tmp_path / name
     path.write_bytes(content.encode())
-    table = read_table([(name, path)])
-    assert [dict(row.values) for row in table.rows] == [GOOD, GOOD]
+    found = [row for row in read_rows([(name, path)]) if row.values]
+    assert [dict(row.values) for row in found] == [GOOD, GOOD]
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,10 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str, conten
         ("a.jsonl", b'{"a": "\\ud800"}\n', "a.jsonl, line 1: half of a surrogate pair"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not JSON (nested too deeply)"),
         ("a.json", b'[{"a": 1},\n{"a": }]', "a.json, line 2: not JSON"),
-        ("a.json", b'[{"a": 1}, 3]', "a.json, row 2: a int, but each row must be an object"),
+        ("a.json", b'[{"a": 1}, 3]', "a.json, row 2 (line 1): a int, but each row must be an object"),
         ("a.csv", b"a,b\n1\n", "a.csv, line 2: 1 cells, but the header has 2"),
         ("a.csv", b'a,b\n"1,2\n', "a.csv, line 2: not CSV"),
         ("a.csv", b"a\n\xe9\n", "a.csv, line 2: not UTF-8 (byte 0xe9)"),
-        ("a.jsonl", b"\n\n", "a.jsonl has no rows"),
-        ("a.jsonl", b"", "a.jsonl has no rows"),
-        ("a.json", b"[]", "a.json has no rows"),
-        ("a.csv", b"a,b\n", "a.csv has no rows"),
     ],
 )
 def test_a_broken_file_is_told_with_file_and_line(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
@@ -56,7 +52,7 @@ def test_a_broken_file_is_told_with_file_and_line(tmp_path: Path, name: str, con
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DatasetError) as caught:
-        read_table([(name, path)])
+        list(read_rows([(name, path)]))
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
 
@@ -66,8 +62,8 @@ def test_a_giant_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": "' + "x" * 200 + '"}\n', encoding="utf-8")
-    with pytest.raises(DatasetError, match=r"a\.jsonl, line 2: the row has .* split it"):
-        read_table([("a.jsonl", path)])
+    with pytest.raises(DatasetError, match=r"a\.jsonl, line 2: the row has more than .* split it"):
+        list(read_rows([("a.jsonl", path)]))
 
 
 def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
@@ -75,8 +71,8 @@ def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_text('{"a": 1}', encoding="utf-8")
     second.write_text('{"a": 1}', encoding="utf-8")
-    before = read_table([("a.jsonl", first)]).fingerprint
-    assert before == read_table([("b.jsonl", second)]).fingerprint
+    before = fingerprint([("a.jsonl", first)])
+    assert before == fingerprint([("b.jsonl", second)])
     assert before.startswith("sha256:")
     second.write_text('{"a": 2}', encoding="utf-8")
-    assert before != read_table([("b.jsonl", second)]).fingerprint
+    assert before != fingerprint([("b.jsonl", second)])

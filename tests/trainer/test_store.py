@@ -30,10 +30,10 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Examples:
     """The rows, in memory and in files."""
     if request.param == "memory":
         return Examples.of(example(*row) for row in ROWS)
-    writer = Writer(tmp_path / "store")
-    for row in ROWS:
-        writer.append(example(*row))
-    return writer.close()
+    with Writer(tmp_path / "store") as writer:
+        for row in ROWS:
+            writer.append(example(*row))
+    return Examples.open(tmp_path / "store")
 
 
 def test_rows_come_back_as_they_were_put_in(stored: Examples) -> None:
@@ -58,14 +58,16 @@ def test_a_view_has_the_chosen_rows_in_the_chosen_order(stored: Examples) -> Non
 
 def test_no_rows_are_rows_too(tmp_path: Path) -> None:
     """Nothing held out."""
-    assert plain(Examples.of([])) == plain(Writer(tmp_path / "store").close()) == []
+    with Writer(tmp_path / "store"):
+        pass
+    assert plain(Examples.of([])) == plain(Examples.open(tmp_path / "store")) == []
 
 
 def test_a_store_that_lost_its_end_is_told(tmp_path: Path) -> None:
     """And not read as rows of zeros."""
-    writer = Writer(tmp_path / "store")
-    writer.append(example(*ROWS[0]))
-    stored = writer.close()
+    with Writer(tmp_path / "store") as writer:
+        writer.append(example(*ROWS[0]))
+    stored = Examples.open(tmp_path / "store")
     with (tmp_path / "store/tokens").open("r+b") as file:
         file.truncate(8)
     with pytest.raises(OSError, match="shorter than when it was written"):

@@ -9,7 +9,8 @@ from tests.trainer import tiny
 from lora_trainer.base import Base, open_folder
 from lora_trainer.contract.config import LossOn
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Conversation, Message, PlainText
+from lora_trainer.formats import Conversation, PlainText
+from lora_trainer.messages import Message
 from lora_trainer.model import load_encoder
 from lora_trainer.tokens import IGNORED, Encoder, Example, stop_token_ids
 

@@ -1,36 +1,73 @@
-"""The data set of a run: files, rows, format, held-out split, tokens, counts."""
+"""The data set of a run: files, rows, format, held-out rows, tokens, counts.
 
-import random
-from collections.abc import Sequence
+Files are read twice: once to check every row and to choose the held-out ones, once to encode. A few bytes for each row
+stay in memory; the tokens go to files.
+"""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_trainer.contract.config import DatasetFormat, TrainConfig
 from lora_trainer.contract.summary import DatasetStats
-from lora_trainer.dataset_files import locate
+from lora_trainer.dataset_files import Files, locate, locate_validation
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Sample, check_optional, detect, parse
+from lora_trainer.formats import MAY_BE_ABSENT, Layout, Sample, content_key, detect, nothing_to_learn, parse, size
 from lora_trainer.hub import Hub
-from lora_trainer.rows import Table, read_table
-from lora_trainer.store import Examples
-from lora_trainer.tokens import Encoder
+from lora_trainer.readers import fingerprint, read_rows
+from lora_trainer.rows import Row
+from lora_trainer.split import Keys, common, copies, held_out
+from lora_trainer.store import Examples, Writer
+from lora_trainer.tokens import Encoded, Encoder
 from lora_trainer.volumes import Volumes
+
+log = logging.getLogger(__name__)
 
 EVALUATED_TRAINING_ROWS = 64
 """How many training rows stand in for held-out rows where none are held out."""
 
+MOST_CUT = 0.5
+"""Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
+
+Mask = NDArray[np.bool_]
+_TRAINING, _EVALUATION = "training", "evaluation"
+_BATCH_ROWS, _BATCH_CHARACTERS = 512, 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Files and what is chosen of their rows: masks over all rows in their order, read or not."""
+
+    files: Files
+    training: Mask
+    held_out: Mask
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Parsed rows, split. `training` and `held_out` hold no row of equal content in both."""
+    """Rows that were checked and chosen, still in their files."""
 
-    training: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-    kind: DatasetFormat
+    parts: tuple[Part, ...]
+    layout: Layout
     fingerprint: str
     skipped: int
     duplicates: int
+
+    @property
+    def kind(self) -> DatasetFormat:
+        """The format of the rows."""
+        return self.layout.kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,66 +83,135 @@ class Data:
 
 
 def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
-    """Read, parse and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
-    table = read_table(locate(config.dataset, volumes, hub))
-    kind = detect(config.dataset, table.rows[0])
-    check_optional(config.dataset.columns, table.rows)
-    parsed = [(row.key, parse(row, kind, config.dataset.columns)) for row in table.rows]
-    kept = [(key, sample) for key, sample in parsed if sample is not None]
-    if not kept:
-        raise DatasetError(
-            f"{table.rows[0].where}: this and all other rows are empty; nothing can be learned from them"
-        )
-    training, held_out = split(kept, config.dataset.validation_fraction, config.training.seed)
+    """Read, check and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
+    files = locate(config.dataset, volumes, hub)
+    validation = locate_validation(config.dataset, volumes, hub)
+    layout = detect(config.dataset, _first_row(files))
+    survey = _survey(files, layout, config.dataset.columns)
+    drawn = held_out(survey.keys, config.dataset.validation_fraction, config.training.seed)
+    parts = [_part(survey, drawn)]
+    surveys = [survey]
+    if validation:
+        surveys.append(_survey(validation, layout, {}))
+        parts.append(_part(surveys[1], np.ones(len(surveys[1].keys), np.bool_)))
+        shared = common(survey.keys, surveys[1].keys)
+        if shared:
+            log.warning("%d training rows are held-out rows, too: the held-out loss will flatter", shared)
     return Samples(
-        training=training,
-        held_out=held_out,
-        kind=kind,
-        fingerprint=table.fingerprint,
-        skipped=_skipped(table, len(kept)),
-        duplicates=len(kept) - len({key for key, _ in kept}),
+        parts=tuple(parts),
+        layout=layout,
+        fingerprint=fingerprint(files, validation),
+        skipped=sum(int(np.count_nonzero(~survey.kept)) for survey in surveys),
+        duplicates=copies(np.concatenate([survey.keys for survey in surveys])),
     )
 
 
-def _skipped(table: Table, kept: int) -> int:
-    return table.empty + len(table.rows) - kept
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Survey:
+    """Of each row whether there is something to learn; of each for which there is, the key of its content."""
+
+    files: Files
+    kept: Mask
+    keys: Keys
 
 
-def split(
-    keyed: Sequence[tuple[str, Sample]], fraction: float, seed: int
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Training and held-out samples in the order of the file. The same rows and seed give the same split.
-
-    Rows of equal content go to the same side: a copy of a training row among the held-out rows would flatter.
-    """
-    wanted = round(len(keyed) * fraction)
-    copies: dict[str, int] = {}
-    for key, _ in keyed:
-        copies[key] = copies.get(key, 0) + 1
-    order = sorted(copies)
-    random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible split, not a secret
-    held: set[str] = set()
-    count = 0
-    for key in order:
-        if count >= wanted or count + copies[key] >= len(keyed):
-            break
-        held.add(key)
-        count += copies[key]
-    training = tuple(sample for key, sample in keyed if key not in held)
-    return training, tuple(sample for key, sample in keyed if key in held)
+def _first_row(files: Files) -> Row:
+    first = next((row for row in read_rows(files, batch_rows=1) if row.values), None)
+    if first is None:
+        raise DatasetError(f"{_names(files)} has no rows: a data set needs at least one")
+    return first
 
 
-def encode(samples: Samples, encoder: Encoder) -> Data:
-    """Tokenize both sides. Raises `DatasetError` where nothing would be learned, or not where to stop."""
-    training, lost = _encode_all(samples.training, encoder)
-    evaluation, lost_too = _encode_all(samples.held_out, encoder)
-    total = len(samples.training) + len(samples.held_out)
-    if not training or lost + lost_too > total // 2:
+def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
+    """Check every row. Raises `DatasetError` for the first that is wrong, or where none has anything to learn."""
+    keys, kept = array("Q"), bytearray()
+    absent = {role: column for role, column in mapped.items() if role in MAY_BE_ABSENT}
+    first: Row | None = None
+    for row in read_rows(files, columns=layout.names):
+        sample = parse(row, layout) if row.values else None
+        kept.append(sample is not None)
+        if sample is not None:
+            keys.append(content_key(sample))
+        first = first or (row if row.values else None)
+        absent = {role: column for role, column in absent.items() if column not in row.values} if absent else absent
+    if first is None:
+        raise DatasetError(f"{_names(files)} has no rows: a data set needs at least one")
+    for role, column in absent.items():
         raise DatasetError(
-            f"{lost + lost_too} of {total} rows have no answer left within training.maxSequenceLength "
-            f"({encoder.max_length}): their prompts alone are longer; raise it or shorten the prompts"
+            f'{first.where}: dataset.columns maps {role} to "{column}", which no row has; '
+            f"the columns are {', '.join(list(first.values)[:20])}"
         )
-    _check_stop(samples, training, encoder)
+    if not keys:
+        raise DatasetError(f"{first.where}: this row is empty, {nothing_to_learn(first, layout)}")
+    return _Survey(files=files, kept=np.frombuffer(kept, np.bool_), keys=np.frombuffer(keys, np.uint64))
+
+
+def _names(files: Files) -> str:
+    return ", ".join(name for name, _ in files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
+
+
+def _part(survey: _Survey, drawn: Mask) -> Part:
+    masks = np.zeros((2, len(survey.kept)), np.bool_)
+    masks[0][survey.kept], masks[1][survey.kept] = ~drawn, drawn
+    return Part(files=survey.files, training=masks[0], held_out=masks[1])
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counts:
+    """Over the rows that were encoded; `whole` says where the first training row stands that was not cut."""
+
+    rows: int = 0
+    lost: int = 0
+    cut_tokens: int = 0
+    cut_targets: int = 0
+    whole: str | None = None
+
+    def add(self, sample: Sample, encoded: Encoded, *, training: bool) -> bool:
+        """Count one more row; whether there is something left to learn in it."""
+        kept = encoded.example.targets > 0
+        self.rows += 1
+        self.lost += not kept
+        self.cut_tokens += encoded.cut_tokens
+        self.cut_targets += encoded.cut_targets
+        if self.whole is None and kept and training and not encoded.example.truncated:
+            self.whole = sample.where
+        return kept
+
+
+def encode_once(samples: Samples, encoder: Encoder, folder: Path) -> Data:
+    """`encode` by the first of a node's processes that comes; the others wait for it and read what it wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("wb") as lock:
+        # The kernel gives the lock up with a process that dies, whose files are then made anew.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        facts = folder / "data.json"
+        if not facts.exists():
+            for name in (_TRAINING, _EVALUATION):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            stats = encode(samples, encoder, folder).stats
+            facts.write_text(json.dumps(dataclasses.asdict(stats)), encoding="utf-8")
+        stats = DatasetStats(**json.loads(facts.read_text(encoding="utf-8")))
+    return _data(samples, Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION), stats)
+
+
+def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Data:
+    """Tokenize all rows into files in `folder`, or in temporary ones that vanish with the process.
+
+    Raises `DatasetError` where nothing would be learned, or not where to stop, or too much would be cut.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
+            return encode(samples, encoder, Path(temporary))
+    counts = _Counts()
+    with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
+        for part in samples.parts:
+            for number, sample, encoded in _encoded(part, part.training | part.held_out, samples.layout, encoder):
+                is_training = bool(part.training[number])
+                if counts.add(sample, encoded, training=is_training):
+                    (training_writer if is_training else evaluation_writer).append(encoded.example)
+    training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
+    targets = int(training.targets.sum() + evaluation.targets.sum())
+    _check(samples, training, counts, targets, encoder)
     stats = DatasetStats(
         train_samples=len(training),
         validation_samples=len(evaluation),
@@ -113,9 +219,14 @@ def encode(samples: Samples, encoder: Encoder) -> Data:
         target_tokens=int(training.targets.sum()),
         longest_tokens=int(training.lengths.max()),
         truncated_samples=int(training.truncated.sum() + evaluation.truncated.sum()),
-        skipped_samples=samples.skipped + lost + lost_too,
+        truncated_tokens=counts.cut_tokens,
+        skipped_samples=samples.skipped + counts.lost,
         duplicate_samples=samples.duplicates,
     )
+    return _data(samples, training, evaluation, stats)
+
+
+def _data(samples: Samples, training: Examples, evaluation: Examples, stats: DatasetStats) -> Data:
     return Data(
         training=training,
         evaluation=evaluation or training[:EVALUATED_TRAINING_ROWS],
@@ -128,28 +239,68 @@ def encode(samples: Samples, encoder: Encoder) -> Data:
 
 def encode_evaluation(samples: Samples, encoder: Encoder) -> Examples:
     """The rows that `encode` would evaluate, without tokenizing the rest."""
-    evaluation, _ = _encode_all(samples.held_out, encoder)
-    if evaluation:
-        return evaluation
-    return _encode_all(samples.training, encoder)[0][:EVALUATED_TRAINING_ROWS]
+    with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
+        held_out = [(part, part.held_out) for part in samples.parts]
+        evaluation = _store(samples, held_out, encoder, Path(temporary) / _EVALUATION, None)
+        if evaluation:
+            return evaluation
+        training = [(part, part.training) for part in samples.parts]
+        return _store(samples, training, encoder, Path(temporary) / _TRAINING, EVALUATED_TRAINING_ROWS)
 
 
-def _encode_all(samples: Sequence[Sample], encoder: Encoder) -> tuple[Examples, int]:
-    """Examples with something to learn, and how many rows have nothing after truncation."""
-    examples = Examples.of(example for example in map(encoder.encode, samples) if example.targets)
-    return examples, len(samples) - len(examples)
+def _store(
+    samples: Samples, chosen: Sequence[tuple[Part, Mask]], encoder: Encoder, folder: Path, most: int | None
+) -> Examples:
+    with Writer(folder) as writer:
+        rows = (row for part, wanted in chosen for row in _encoded(part, wanted, samples.layout, encoder))
+        kept = (encoded.example for _, _, encoded in rows if encoded.example.targets)
+        for example in islice(kept, most):
+            writer.append(example)
+    return Examples.open(folder)
 
 
-def _check_stop(samples: Samples, training: Examples, encoder: Encoder) -> None:
-    """The first row that was not cut must teach the model to stop, else its answers would never end."""
+def _encoded(part: Part, wanted: Mask, layout: Layout, encoder: Encoder) -> Iterator[tuple[int, Sample, Encoded]]:
+    """Number, sample and example of every wanted row, encoded many at a time."""
+    numbers: list[int] = []
+    samples: list[Sample] = []
+    characters = 0
+    for row in read_rows(part.files, wanted=wanted, columns=layout.names):
+        sample = parse(row, layout)
+        if sample is None:
+            raise DatasetError(
+                f"{row.where}: the row changed while it was read; keep the files as they are during a run"
+            )
+        numbers.append(row.number)
+        samples.append(sample)
+        characters += size(sample)
+        if len(numbers) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
+            yield from zip(numbers, samples, encoder.encode_all(samples), strict=True)
+            numbers, samples, characters = [], [], 0
+    yield from zip(numbers, samples, encoder.encode_all(samples), strict=True)
+
+
+def _check(samples: Samples, training: Examples, counts: _Counts, targets: int, encoder: Encoder) -> None:
+    """Refuse what would train a model that has seen too little, or one whose answers never end."""
+    longest = f"training.maxSequenceLength ({encoder.max_length})"
+    if not training or counts.lost > counts.rows // 2:
+        raise DatasetError(
+            f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
+            "longer; raise it or shorten the prompts"
+        )
     whole = np.flatnonzero(~training.truncated)
     if not len(whole) and samples.kind is not DatasetFormat.TEXT:
         raise DatasetError(
-            f"all {len(training)} rows are longer than training.maxSequenceLength ({encoder.max_length}), so that no "
-            "answer keeps its end and the model would never learn to stop: raise it or shorten the rows"
+            f"all {len(training)} rows are longer than {longest}, so that no answer keeps its end and the model would "
+            "never learn to stop: raise it or shorten the rows"
+        )
+    cut = counts.cut_targets / (counts.cut_targets + targets)
+    if cut > MOST_CUT:
+        raise DatasetError(
+            f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
+            f"{MOST_CUT:.0%}: raise it, or split the rows into shorter ones"
         )
     if len(whole) and not encoder.learns_to_stop(training[int(whole[0])]):
         raise DatasetError(
-            f"{samples.training[0].where}: no end-of-sequence token is learned after the answer, so the model would "
-            "never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
+            f"{counts.whole}: no end-of-sequence token is learned after the answer, so the model would never stop; the "
+            "model's tokenizer names no eos_token: choose a model whose tokenizer has one"
         )

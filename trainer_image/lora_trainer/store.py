@@ -3,13 +3,15 @@
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_trainer.errors import storage_error
 from lora_trainer.tokens import IGNORED, Example
 
 LEARNED = np.uint32(1 << 31)
@@ -139,28 +141,38 @@ class Examples(Sequence[Example]):
 
 
 class Writer:
-    """Appends rows to the files of a folder, which must not hold any yet. Raises `OSError` where the disk is full."""
+    """Appends rows to the files of a folder, which must not hold any yet; a context. Raises `StorageError`."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._files = {
-            name: (folder / name).open("xb", buffering=_BUFFERED_BYTES)
-            for name in ("tokens", "lengths", "targets", "truncated")
-        }
+        self._files: dict[str, BinaryIO] = {}
+
+    def __enter__(self) -> Self:
+        with self._told():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name in ("tokens", "lengths", "targets", "truncated"):
+                self._files[name] = (self._folder / name).open("xb", buffering=_BUFFERED_BYTES)
+        return self
 
     def append(self, example: Example) -> None:
         """Add one row at the end."""
-        self._files["tokens"].write(_packed(example).tobytes())
-        self._files["lengths"].write(np.int32(example.length).tobytes())
-        self._files["targets"].write(np.int32(example.targets).tobytes())
-        self._files["truncated"].write(np.bool_(example.truncated).tobytes())
+        with self._told():
+            self._files["tokens"].write(_packed(example).tobytes())
+            self._files["lengths"].write(np.int32(example.length).tobytes())
+            self._files["targets"].write(np.int32(example.targets).tobytes())
+            self._files["truncated"].write(np.bool_(example.truncated).tobytes())
 
-    def close(self) -> Examples:
-        """End the writing; the rows."""
-        for file in self._files.values():
-            file.close()
-        return Examples.open(self._folder)
+    def __exit__(self, *_: object) -> None:
+        with self._told():
+            for file in self._files.values():
+                file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(error, f"the folder for tokens, {self._folder},") from error
 
 
 def _packed(example: Example) -> NDArray[np.uint32]:

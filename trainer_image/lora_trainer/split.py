@@ -1,0 +1,44 @@
+"""Which rows are held out, decided by what they hold: neither order nor number of files plays a part."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Keys = NDArray[np.uint64]
+"""Hashes of the contents of rows."""
+
+
+def held_out(keys: Keys, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which rows are held out: `fraction` of them, rounded, drawn by seed and content.
+
+    Rows of equal content go to the same side: a copy of a training row among the held-out rows would flatter. Where the
+    last one to be drawn has copies, these come on top. At least one row is left to train on.
+    """
+    wanted = round(len(keys) * fraction)
+    drawn = _mixed(keys, seed)
+    ordered = np.sort(drawn)
+    # How many rows there are up to and with each distinct content but the last.
+    counts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    if wanted == 0 or len(counts) == 0:
+        return np.zeros(len(keys), np.bool_)
+    enough = min(int(np.searchsorted(counts, wanted)), len(counts) - 1)
+    held: NDArray[np.bool_] = drawn <= ordered[counts[enough] - 1]
+    return held
+
+
+def copies(keys: Keys) -> int:
+    """How many rows are copies of another one."""
+    ordered = np.sort(keys)
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+
+
+def common(keys: Keys, others: Keys) -> int:
+    """How many of the rows stand among the others, too."""
+    return int(np.count_nonzero(np.isin(keys, others)))
+
+
+def _mixed(keys: Keys, seed: int) -> Keys:
+    """Another hash for every seed: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    mixed = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
