@@ -49,10 +49,6 @@ def _told(name: str, row: int) -> Iterator[None]:
     """Arrow's errors as a sentence; `row` is the first that could not be read."""
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{name}, row {row} or after: a text is not UTF-8; write the file anew from clean text"
-        ) from error
     except (pa.ArrowException, OSError) as error:
         text = " ".join(str(error).split())[:200]
         if "crypt" in text:
@@ -68,9 +64,22 @@ def _values(name: str, batch: Any, positions: list[int], done: int) -> list[dict
                 raise rows.too_long(f"{name}, row {done + position + 1}")
     if len(positions) < batch.num_rows:
         batch = batch.take(pa.array(positions))
-    with _told(name, done + 1):
+    try:
         columns = [python_values(column) for column in batch.columns]
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, batch, positions, done) from error
     return [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _not_utf8(name: str, batch: Any, positions: list[int], done: int) -> DatasetError:
+    for i, position in enumerate(positions):
+        for field, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                python_values(column.slice(i, 1))
+            except UnicodeDecodeError:
+                where = f"{name}, row {done + position + 1}: field '{field}'"
+                return DatasetError(f"{where} is not UTF-8; write the file anew from text that is")
+    raise AssertionError("unreachable: one of the rows was not UTF-8")
 
 
 def python_values(array: Any) -> list[Any]:
@@ -85,8 +94,7 @@ def python_values(array: Any) -> list[Any]:
     if isinstance(kind, pa.ExtensionType):
         return python_values(array.storage)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        texts: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
-        return texts
+        return _texts(array)
     if pa.types.is_struct(kind):
         names = [field.name for field in kind]
         structs = [
@@ -103,6 +111,15 @@ def python_values(array: Any) -> list[Any]:
         return _with_nulls(array, lists)
     values: list[Any] = array.to_pylist()
     return values
+
+
+def _texts(array: Any) -> list[Any]:
+    try:
+        texts: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
+    except pa.ArrowException:
+        # Nothing checked the bytes when they were written; Arrow does not say which are wrong.
+        return [None if text is None else text.decode() for text in array.cast(pa.binary()).to_pylist()]
+    return texts
 
 
 def _with_nulls(array: Any, values: list[Any]) -> list[Any]:
