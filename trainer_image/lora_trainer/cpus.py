@@ -8,13 +8,18 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cpu_threads(quota_file: Path = CPU_MAX) -> int:
-    """CPUs of the process's affinity, or of the container's quota where that is less.
+    """CPUs of the process's affinity, or of the container's quota where that is less; under torchrun its share of them.
 
     With more threads than quota, every step waits for the kernel to hand out the next period.
     """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, _cpus(quota_file) // processes)
+
+
+def _cpus(quota_file: Path) -> int:
     available = len(os.sched_getaffinity(0))
     try:
         quota, period = quota_file.read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return available
-    return available if quota == "max" else max(1, min(available, math.ceil(int(quota) / int(period))))
+    return available if quota == "max" else min(available, math.ceil(int(quota) / int(period)))

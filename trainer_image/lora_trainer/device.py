@@ -47,10 +47,20 @@ class Device:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def choose_device(config: DeviceConfig, precision: Precision) -> Device:
-    """The GPU that the pod was given, or the CPU where none was asked for or allowed. Raises `GpuFaultError`."""
+def choose_device(config: DeviceConfig, precision: Precision, local_rank: int = 0) -> Device:
+    """This process's GPU of those that the pod was given, or the CPU where none was asked for or allowed.
+
+    `local_rank` numbers the pod's processes. Raises `GpuFaultError`.
+    """
     if config.gpus > 0 and torch.cuda.is_available():
-        device = torch.device("cuda", 0)
+        if local_rank >= torch.cuda.device_count():
+            raise GpuFaultError(
+                f"resources.gpus is {config.gpus}, but the container sees {torch.cuda.device_count()} usable GPUs: "
+                "check the node's driver and device plugin, or lower resources.gpus"
+            )
+        device = torch.device("cuda", local_rank)
+        # Libraries allocate on the current device where they are told none.
+        torch.cuda.set_device(device)
         return Device(
             torch_device=device,
             name=torch.cuda.get_device_name(device),

@@ -1,0 +1,33 @@
+"""A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be told to stop."""
+
+import os
+import signal
+import sys
+
+from lora_trainer.contract.progress import Phase
+from lora_trainer.errors import DatasetError
+from lora_trainer.launch import end_with_parent
+from lora_trainer.reports import Reporter, open_report
+from lora_trainer.stage import guarded
+
+
+def main() -> int:
+    """What the stage does around its own work."""
+    end_with_parent()
+    rank = int(os.environ["LOCAL_RANK"])
+    reporter = Reporter(open_report(sys.argv[sys.argv.index("--report") + 1]), failures_only=rank > 0)
+    return guarded(lambda: _work(rank, reporter), reporter)
+
+
+def _work(rank: int, reporter: Reporter) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    reporter.phase(Phase.TRAINING)
+    if rank == 0 or os.environ["FAIL"] == "never":
+        signal.pause()
+    if os.environ["FAIL"] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise DatasetError("row 17 of train.jsonl has no columns: give it some")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""How the training is started on one GPU, several, and several nodes; and whose failure is told."""
+
+import dataclasses
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.conftest import make_config
+
+from lora_trainer.child import StageFailedError, Stages
+from lora_trainer.contract.config import DeviceConfig, TrainConfig
+from lora_trainer.contract.exit_codes import ExitCode, reason_of
+from lora_trainer.contract.progress import Phase
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.cpus import cpu_threads
+from lora_trainer.errors import ConfigError
+from lora_trainer.launch import ONE_PROCESS, Node, Program, this_node, training_program
+from lora_trainer.reports import Failure, Report, first_cause
+from lora_trainer.volumes import Volumes
+
+POD = {"JOB_COMPLETION_INDEX": "1", "LORA_RENDEZVOUS": "tune-x-1-0.tune-x-1:29400"}
+
+
+def config(gpus: int = 0, nodes: int = 1, output: str = "pvc://adapters/out") -> TrainConfig:
+    """A run on so many GPUs of so many nodes."""
+    made = make_config(output={"uri": output})
+    return dataclasses.replace(made, device=DeviceConfig(gpus=gpus, nodes=nodes, allow_cpu=True))
+
+
+def options(program: Program) -> dict[str, str]:
+    """torchrun's options that have a value."""
+    words = program.command
+    return {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_one_gpu_or_none_needs_no_torchrun(gpus: int) -> None:
+    """Its import alone would take seconds."""
+    assert training_program(config(gpus), this_node(config(gpus), {}), threads=8) == ONE_PROCESS
+
+
+def test_a_node_of_several_gpus_has_a_process_for_each() -> None:
+    """They meet on this machine, share its CPUs, and are never started again by torchrun."""
+    program = training_program(config(gpus=4), Node(), threads=10)
+    found = options(program)
+    assert "--standalone" in program.command
+    assert (found["--nproc-per-node"], found["--max-restarts"], found["--local-addr"]) == ("4", "0", "127.0.0.1")
+    assert program.command[-2:] == ("--module", "lora_trainer.stage")
+    assert program.environment["OMP_NUM_THREADS"] == "2"
+    assert program.environment["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_nodes_meet_at_the_first_one() -> None:
+    """Under the number that the Job gave this pod; waiting for each other as long as a step may take."""
+    run = config(gpus=0, nodes=3)
+    node = this_node(run, POD)
+    program = training_program(run, node, threads=2)
+    found = options(program)
+    assert (found["--nnodes"], found["--node-rank"], found["--nproc-per-node"]) == ("3", "1", "1")
+    assert (found["--master-addr"], found["--master-port"]) == ("tune-x-1-0.tune-x-1", "29400")
+    assert found["--rdzv-conf"] == "timeout=1800"
+    assert "GLOO_SOCKET_IFNAME" not in program.environment
+    assert not node.is_main
+    assert this_node(run, {**POD, "JOB_COMPLETION_INDEX": "0"}).is_main
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"JOB_COMPLETION_INDEX": "3"},
+        {"JOB_COMPLETION_INDEX": ""},
+        {"LORA_RENDEZVOUS": "tune-x-1-0"},
+        {"LORA_RENDEZVOUS": ":29400"},
+    ],
+)
+def test_a_pod_that_does_not_know_its_place_is_refused(changes: dict[str, str]) -> None:
+    """In one sentence with both variables, instead of a rendezvous that nobody comes to."""
+    with pytest.raises(ConfigError, match=r"resources\.nodes is 3, but JOB_COMPLETION_INDEX is .* and LORA_RENDEZVOUS"):
+        this_node(config(nodes=3), {**POD, **changes})
+
+
+def test_several_nodes_need_a_claim_for_checkpoints() -> None:
+    """Else the first node could not go on where the others, which are done, have left it."""
+    with pytest.raises(ConfigError, match=r"set checkpoint\.volumeClaimName"):
+        this_node(config(nodes=2, output="s3://bucket/out"), POD)
+
+
+def test_each_process_takes_its_share_of_the_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Never none."""
+    quota = tmp_path / "cpu.max"
+    quota.write_text("max 100000")
+    alone = cpu_threads(quota)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cpu_threads(quota) == max(1, alone // 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert cpu_threads(quota) == 1
+
+
+def failure(reason: Reason) -> Failure:
+    """A report of that reason."""
+    return Failure(code=1, reason=reason, message=reason.value)
+
+
+OWN, LATER = failure(Reason.DATASET_INVALID), failure(Reason.STORAGE_FULL)
+GONE, STOPPED = failure(Reason.PEER_FAILED), failure(Reason.EVICTED)
+
+
+@pytest.mark.parametrize(
+    ("reports", "cause"),
+    [
+        ([OWN, GONE, STOPPED], OWN),
+        ([GONE, OWN, STOPPED], OWN),
+        ([GONE, STOPPED, OWN], OWN),
+        ([OWN, LATER], OWN),
+        ([GONE, STOPPED], GONE),
+        ([None, GONE, None], GONE),
+    ],
+)
+def test_the_cause_is_the_first_failure_that_followed_from_no_other(
+    reports: list[Failure | None], cause: Failure
+) -> None:
+    """In whatever order the processes come to report."""
+    told: Failure | None = None
+    for report in reports:
+        told = first_cause(told, report)
+    assert told is cause
+
+
+@dataclasses.dataclass
+class Watched:
+    """Two processes under the real torchrun, in which the stand-in for the training runs."""
+
+    stages: Stages
+    reports: list[Report]
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Stages whose training is the stand-in."""
+    real = training_program(config(gpus=2), Node(), threads=2)
+    program = dataclasses.replace(real, command=(*real.command[:-1], "tests.trainer.failing_stage"))
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("FAIL", "never")
+    monkeypatch.setenv("PYTHONPATH", f"{root / 'trainer_image'}:{root}")
+    reports: list[Report] = []
+    stages = Stages(
+        config_file=tmp_path / "config.json",
+        volumes=Volumes(claims=tmp_path, config_maps=tmp_path),
+        take=reports.append,
+        grace_s=60,
+        training=program,
+    )
+    return Watched(stages=stages, reports=reports)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "text"),
+    [
+        ("error", ExitCode.DATASET_INVALID, "row 17 of train.jsonl"),
+        ("killed", ExitCode.KERNEL_OUT_OF_MEMORY, "the kernel killed the training process"),
+    ],
+)
+def test_one_process_that_fails_ends_all_with_its_own_cause(
+    watched: Watched, capfd: Any, how: str, code: ExitCode, text: str
+) -> None:
+    """Exit code and sentence are those of the process that failed, also of one that could not say so itself."""
+    os.environ["FAIL"] = how
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    told = caught.value.failure
+    assert (told.code, told.reason) == (code, reason_of(code))
+    assert text in told.message
+    assert [r.progress.phase for r in watched.reports if r.progress is not None] == [Phase.TRAINING]
+    log = capfd.readouterr().err
+    assert "Traceback" not in log
+    assert "ChildFailedError" not in log
+
+
+def test_a_request_to_stop_reaches_every_process(watched: Watched) -> None:
+    """torchrun passes SIGTERM on; all have ended when the stage has."""
+    waiting = threading.Event()
+    watched.stages.take = lambda report: waiting.set() if report.progress is not None else None
+
+    def stop() -> None:
+        waiting.wait(60)
+        watched.stages.stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    stopper.join()
+    assert (caught.value.failure.code, caught.value.failure.reason) == (ExitCode.TERMINATED, Reason.EVICTED)

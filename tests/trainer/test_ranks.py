@@ -1,0 +1,87 @@
+"""Processes that train together: shares, collectives, and a process that is lost."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.trainer import rank_programs
+from tests.trainer.processes import ProgramError, together
+
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import explain
+from lora_trainer.ranks import Ranks, balance
+
+SIZES = st.lists(st.integers(min_value=1, max_value=2048), max_size=64)
+
+
+@given(sizes=SIZES, world=st.integers(min_value=1, max_value=9))
+def test_every_item_of_a_step_goes_to_exactly_one_process(sizes: list[int], world: int) -> None:
+    """In its order; also where there are fewer items than processes, and some get none."""
+    shares = [Ranks(rank=rank, world=world).share(range(len(sizes)), sizes) for rank in range(world)]
+    assert sorted(item for share in shares for item in share) == list(range(len(sizes)))
+    assert all(share == sorted(share) for share in shares)
+
+
+@given(sizes=SIZES, parts=st.integers(min_value=1, max_value=9))
+def test_shares_are_balanced_by_size(sizes: list[int], parts: int) -> None:
+    """The largest part exceeds an even one by less than one item."""
+    loads = [0] * parts
+    for size, part in zip(sizes, balance(sizes, parts), strict=True):
+        loads[part] += size
+    assert max(loads) <= sum(sizes) / parts + max(sizes, default=0)
+
+
+def test_a_step_of_few_long_and_many_short_rows_is_halved_by_tokens_not_by_rows() -> None:
+    """One row of 400 tokens weighs as much as four of 100."""
+    assert balance([100, 400, 100, 100, 100], 2) == [1, 0, 1, 1, 1]
+
+
+def test_alone_nothing_needs_to_be_told() -> None:
+    """The group of one answers with what it was given."""
+    ranks = Ranks()
+    tensor = torch.ones(2)
+    assert ranks.is_main
+    assert ranks.share("abc", [1, 2, 3]) == ["a", "b", "c"]
+    assert (ranks.sum(1.5), ranks.any(flag=True), ranks.gather("x"), ranks.rounds(3)) == (1.5, True, ["x"], 3)
+    assert ranks.broadcast(tensor) is tensor
+    assert ranks.broadcast_object("x") == "x"
+
+
+def test_processes_tell_each_other_what_each_must_know() -> None:
+    """A gradient that no process has stays absent; one that a single process has counts as it is."""
+    told = together(2, rank_programs.tell_each_other)
+    assert [one["place"] for one in told] == [(0, 2, 0, True), (1, 2, 1, False)]
+    for one in told:
+        assert one["sum"] == 2.0
+        assert one["any"] == (True, False)
+        assert one["broadcast"] == [7, 7]
+        assert one["object"] == 0
+        assert one["gather"] == ["rank 0", "rank 1"]
+        assert one["gradients"] == [[[3.0] * 3] * 2, [[5.0] * 3] * 2, None]
+    assert [one["rounds"] for one in told] == [2, 3]
+
+
+@pytest.mark.parametrize("how", ["killed", "failed"])
+def test_the_others_learn_at_once_that_a_process_is_lost(how: str) -> None:
+    """As PeerFailed, long before the collective's time is over; a process with a fault of its own keeps that fault."""
+    told = together(3, rank_programs.lose_a_process, how)
+    assert all(isinstance(one, ProgramError) for one in told)
+    assert [str(told[rank]).startswith("PeerFailedError: another process of the run ended") for rank in (0, 2)] == [
+        True,
+        True,
+    ]
+    assert str(told[1]).startswith("the process ended without" if how == "killed" else "ValueError: its own fault")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:4711",
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv operation",
+    ],
+)
+def test_a_collective_within_a_layer_that_fails_is_a_lost_process_too(text: str) -> None:
+    """Sharded layers talk within the forward pass; a retry may help, the configuration is not at fault."""
+    known = explain(RuntimeError(text))
+    assert (known.code, known.reason) == (ExitCode.TRANSIENT, Reason.PEER_FAILED)
