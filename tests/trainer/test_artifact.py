@@ -10,30 +10,35 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.artifact import (
     MANIFEST,
+    Form,
     Manifest,
     Measured,
+    add_log,
     check_digests,
     describe,
-    file_entries,
     is_complete,
     loadable,
     manifest_digest,
     read_manifest,
+    write_sealed,
 )
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.errors import VerificationError
+from lora_trainer.serving import Serving
 
 
 def write_adapter(folder: Path, uid: str = "uid-1") -> Path:
     """A finished adapter."""
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(b"weights of " + uid.encode())
-    (folder / MANIFEST).write_text(make_manifest(folder, uid).to_json(), encoding="utf-8")
+    (folder / "merged").mkdir()
+    (folder / "merged/model.safetensors").write_bytes(b"merged")
+    write_sealed(folder, make_manifest(uid))
     return folder
 
 
-def make_manifest(folder: Path, uid: str) -> Manifest:
-    """A manifest over the files of a folder."""
+def make_manifest(uid: str) -> Manifest:
+    """A manifest without files."""
     config = make_config()
     return Manifest(
         base_model="org/tiny",
@@ -43,7 +48,8 @@ def make_manifest(folder: Path, uid: str) -> Manifest:
         dataset=filled(DatasetStats),
         measured=filled(Measured),
         versions={"torch": "2"},
-        files=file_entries(folder),
+        serving=Serving(servable=True, text="--enable-lora --max-lora-rank 8", rank=4),
+        files=(),
     )
 
 
@@ -66,6 +72,19 @@ def _add(folder: Path) -> None:
     (folder / "extra.bin").write_bytes(b"x")
 
 
+def _add_below(folder: Path) -> None:
+    (folder / "merged/more").mkdir()
+    (folder / "merged/more/extra.bin").write_bytes(b"x")
+
+
+def _flip_below(folder: Path) -> None:
+    (folder / "merged/model.safetensors").write_bytes(b"other")
+
+
+def _link(folder: Path) -> None:
+    (folder / "link").symlink_to("manifest.json")
+
+
 def _garbage(folder: Path) -> None:
     (folder / MANIFEST).write_text("{", encoding="utf-8")
 
@@ -81,6 +100,9 @@ def _another_version(folder: Path) -> None:
         (_flip, "adapter_model.safetensors has sha256"),
         (_remove, "adapter_model.safetensors is missing"),
         (_add, "extra.bin is not in the adapter's manifest"),
+        (_add_below, "merged/more/extra.bin is not in the adapter's manifest"),
+        (_flip_below, "merged/model.safetensors has sha256"),
+        (_link, "link is not in the adapter's manifest"),
         (_garbage, "out/manifest.json cannot be read"),
         (_another_version, "out/manifest.json cannot be read"),
     ],
@@ -110,10 +132,49 @@ def test_an_adapter_of_another_run_is_not_complete_for_this_one(tmp_path: Path) 
     assert not is_complete(tmp_path / "none", "uid-1")
 
 
-def test_the_summary_tells_where_an_adapter_is_and_what_it_is(tmp_path: Path) -> None:
-    """Its digest is that of the manifest, unless the place has one of its own."""
+@pytest.mark.parametrize(
+    ("form", "servable", "serving"),
+    [
+        (Form.ADAPTER, False, "no DoRA"),
+        (Form.MERGED, True, ""),
+        (Form.BOTH, True, "no DoRA"),
+    ],
+)
+def test_the_summary_tells_where_a_result_is_and_what_it_is(
+    tmp_path: Path, form: Form, servable: bool, serving: str
+) -> None:
+    """Its digest is that of the manifest; a merged model can be served where its adapter cannot."""
     folder = write_adapter(tmp_path / "out")
-    artifact = describe("pvc://adapters/out", manifest_digest(folder), read_manifest(folder))
-    assert (artifact.uri, artifact.size_bytes, artifact.rank) == ("pvc://adapters/out", 16, 4)
+    judged = Serving(servable=False, text="no DoRA", rank=8)
+    manifest = dataclasses.replace(read_manifest(folder), format=form, serving=judged)
+    artifact = describe("pvc://adapters/out", manifest_digest(folder), manifest)
+    assert (artifact.uri, artifact.size_bytes, artifact.rank) == ("pvc://adapters/out", 22, 8)
+    assert (artifact.format, artifact.servable, artifact.serving) == (form.value, servable, serving)
     assert artifact.digest.startswith("sha256:")
     assert len(artifact.digest) == 71
+
+
+def test_the_log_is_a_part_of_the_result_however_often_it_is_put_there(tmp_path: Path) -> None:
+    """Every attempt to publish has logged some more; without a log nothing changes."""
+    folder, log = write_adapter(tmp_path / "out"), tmp_path / "train.log"
+    before = (folder / MANIFEST).read_bytes()
+    add_log(folder, log)
+    assert (folder / MANIFEST).read_bytes() == before
+    for text in ("one\n", "one\ntwo\n"):
+        log.write_text(text, encoding="utf-8")
+        add_log(folder, log)
+        assert (folder / "train.log").read_text(encoding="utf-8") == text
+        assert is_complete(folder, "uid-1")
+    paths = [entry.path for entry in read_manifest(folder).files]
+    assert paths == ["adapter_model.safetensors", "merged/model.safetensors", "train.log"]
+
+
+def test_a_manifest_that_an_earlier_release_wrote_is_read(tmp_path: Path) -> None:
+    """It lacks what releases since then added; nothing is claimed about serving."""
+    folder = write_adapter(tmp_path / "out")
+    document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for field in ("format", "serving", "merged"):
+        document.pop(field, None)
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    manifest = read_manifest(folder)
+    assert (manifest.format, manifest.serving.servable) == (Form.ADAPTER, False)

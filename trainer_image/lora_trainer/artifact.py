@@ -1,8 +1,10 @@
-"""The adapter as a folder: its manifest and its digests.
+"""A result as a folder: its manifest and its digests.
 
 Standard library only: the supervisor publishes without loading PyTorch.
 """
 
+import dataclasses
+import enum
 import hashlib
 import json
 import os
@@ -15,18 +17,30 @@ from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun
 from lora_trainer.errors import VerificationError, storage_error
+from lora_trainer.serving import NOT_JUDGED, Serving
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = "lora-operator.io/adapter/v1"
-MAX_SERVABLE_RANK = 512
-"""The largest value of vLLM's `--max-lora-rank`."""
+MERGED_FOLDER = "merged"
+"""Where the merged model is in a result that also holds the adapter."""
+LOG = "train.log"
 MARKER = ".run"
 """Names the run that a temporary folder belongs to; never a part of the result."""
+_UNFINISHED = ".manifest"
+"""The manifest while it is written."""
+
+
+class Form(enum.StrEnum):
+    """What a result's folder holds; of both, the adapter is at its root."""
+
+    ADAPTER = "peft"
+    MERGED = "merged"
+    BOTH = "peft+merged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One file of the adapter."""
+    """One file of the result; `path` is relative to its folder."""
 
     path: str
     sha256: str
@@ -49,19 +63,35 @@ class Measured:
     duration_seconds: float
     tokens_per_second: float
     peak_memory_bytes: int
+    best_step: int | None = None
+    stopped_early: bool = False
+    resumed_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedModel:
+    """How the merged model was checked: `loss` is its loss over the evaluated rows, `expected` that of the unquantized
+    base model with the adapter beside it, both None where neither fits into the memory at hand."""
+
+    loss: float | None = None
+    expected: float | None = None
+    tolerance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """`manifest.json`: what the adapter is, what it was made of and how, and the digest of each of its files."""
+    """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files."""
 
     version: str = MANIFEST_VERSION
+    format: Form = Form.ADAPTER
     base_model: str
     base_revision: str
     config: TrainConfig
     resolved: ResolvedRun
     dataset: DatasetStats
     measured: Measured
+    serving: Serving = NOT_JUDGED
+    merged: MergedModel | None = None
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 
@@ -79,15 +109,48 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def file_entries(folder: Path) -> tuple[FileEntry, ...]:
-    """Digest and size of every file of the adapter but the manifest itself."""
-    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, MARKER))
-    return tuple(_entry(folder, name) for name in names)
+    """Digest and size of every file below `folder` but the manifest itself."""
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    return tuple(_entry(folder, name) for name in names if name not in (MANIFEST, MARKER, _UNFINISHED))
 
 
 def _entry(folder: Path, name: str) -> FileEntry:
     with (folder / name).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return FileEntry(path=name, sha256=digest, size_bytes=(folder / name).stat().st_size)
+
+
+def write_sealed(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest over the files that are in `folder` now, everything forced to the disk. Raises `OSError`."""
+    files = file_entries(folder)
+    sync_files(folder / entry.path for entry in files)
+    sealed = dataclasses.replace(manifest, files=files)
+    _replace_manifest(folder, sealed)
+    return sealed
+
+
+def add_log(folder: Path, log: Path) -> None:
+    """Put the run's log as it is now into a finished result. Raises `StorageError`."""
+    if not log.is_file():
+        return
+    try:
+        manifest = read_manifest(folder)
+        (folder / LOG).write_bytes(log.read_bytes())
+        entries = {entry.path: entry for entry in manifest.files} | {LOG: _entry(folder, LOG)}
+        files = tuple(entries[path] for path in sorted(entries))
+        sync_files((folder / LOG,))
+        _replace_manifest(folder, dataclasses.replace(manifest, files=files))
+    except OSError as error:
+        raise storage_error(error, LOG) from error
+
+
+def _replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Whole or not at all."""
+    (folder / _UNFINISHED).write_text(manifest.to_json(), encoding="utf-8")
+    sync_files((folder / _UNFINISHED,))
+    (folder / _UNFINISHED).replace(folder / MANIFEST)
+    sync_folder(folder)
 
 
 def check_digests(folder: Path, manifest: Manifest) -> None:
@@ -171,15 +234,16 @@ def manifest_digest(folder: Path) -> str:
 
 
 def describe(uri: str, digest: str, manifest: Manifest) -> Artifact:
-    """The artifact as the summary reports it."""
-    rank = manifest.config.lora.rank
+    """The artifact as the summary reports it. Of both forms the merged model can be served, whatever the adapter is."""
+    merged = manifest.format is not Form.ADAPTER
     return Artifact(
         uri=uri,
         digest=digest,
         size_bytes=sum(entry.size_bytes for entry in manifest.files),
-        format="peft",
+        format=manifest.format.value,
         base_model=manifest.base_model,
         base_revision=manifest.base_revision,
-        rank=rank,
-        servable=rank <= MAX_SERVABLE_RANK,
+        rank=manifest.serving.rank or manifest.config.lora.rank,
+        servable=merged or manifest.serving.servable,
+        serving="" if manifest.format is Form.MERGED else manifest.serving.text,
     )

@@ -5,14 +5,16 @@ import json
 import platform
 from pathlib import Path
 
-from lora_trainer.artifact import MANIFEST, Manifest, Measured, file_entries, loadable, sync_files, sync_folder
+from lora_trainer.artifact import Manifest, Measured, write_sealed
 from lora_trainer.base import Base
+from lora_trainer.card import model_card
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.convert import save_adapter
-from lora_trainer.errors import StorageError, storage_error
+from lora_trainer.errors import storage_error
 from lora_trainer.model import Adapted
+from lora_trainer.serving import adapter_serving
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -47,62 +49,25 @@ def write_manifest(
     folder: Path, *, base: Base, config: TrainConfig, resolved: ResolvedRun, dataset: DatasetStats, measured: Measured
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
+    manifest = Manifest(
+        base_model=base.name,
+        base_revision=base.revision,
+        config=config,
+        resolved=resolved,
+        dataset=dataset,
+        measured=measured,
+        serving=adapter_serving(folder),
+        versions=versions(),
+        files=(),
+    )
     try:
-        (folder / "README.md").write_text(model_card(base, config, measured), encoding="utf-8")
-        files = file_entries(folder)
-        sync_files(folder / entry.path for entry in files)
-        manifest = Manifest(
-            base_model=base.name,
-            base_revision=base.revision,
-            config=config,
-            resolved=resolved,
-            dataset=dataset,
-            measured=measured,
-            versions=_versions(),
-            files=files,
-        )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        sync_files((folder / MANIFEST,))
-        sync_folder(folder)
+        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        return write_sealed(folder, manifest)
     except OSError as error:
         raise storage_error(error, "the adapter") from error
-    if not any(entry.path == "adapter_model.safetensors" for entry in files):
-        raise StorageError("the adapter has no adapter_model.safetensors after it was written")
-    return manifest
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this project, Python, and the libraries that compute."""
     libraries = {library: importlib.metadata.version(library) for library in _LIBRARIES}
     return {"lora-finetune-operator": RELEASE, "python": platform.python_version(), **libraries}
-
-
-def model_card(base: Base, config: TrainConfig, measured: Measured) -> str:
-    """A short model card: what it is, how good, how to load it."""
-    rows = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
-    source = loadable(base.name, base.revision)
-    return f"""---
-library_name: peft
-base_model: {base.name}
-tags: [lora]
----
-
-# {config.run.name}
-
-A LoRA adapter of rank {config.lora.rank} (alpha {config.lora.alpha}) for `{base.name}` at `{base.revision}`.
-
-| | loss per token on {rows} |
-|---|---|
-| base model | {measured.eval_loss_before:.4f} ± {measured.eval_loss_before_standard_error:.4f} |
-| with this adapter | {measured.eval_loss_after:.4f} ± {measured.eval_loss_after_standard_error:.4f} |
-
-Trained for {measured.steps} steps on `{config.dataset.uri}`. `manifest.json` holds the complete configuration, all
-measurements and the sha256 of each file.
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({source})
-model = PeftModel.from_pretrained(base, "path/of/this/folder")
-```
-"""

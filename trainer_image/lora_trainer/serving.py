@@ -32,6 +32,9 @@ class Serving:
     rank: int
 
 
+NOT_JUDGED = Serving(servable=False, text="the release that made this adapter did not look", rank=0)
+
+
 def adapter_serving(folder: Path) -> Serving:
     """Judge the adapter in PEFT's format in `folder`. Raises `VerificationError` where its files cannot be read."""
     try:

@@ -1,0 +1,160 @@
+"""The model card: complete by construction, and valid for the Hub."""
+
+import dataclasses
+import enum
+import re
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from tests.trainer.conftest import make_config
+from tests.trainer.test_artifact import make_manifest
+
+from lora_trainer.artifact import Form, Manifest, MergedModel
+from lora_trainer.card import camel_case, cell, leaves, model_card
+from lora_trainer.contract.config import Init, TrainConfig
+from lora_trainer.serving import Serving
+
+SERVING = Serving(servable=True, text="--enable-lora --max-lora-rank 16", rank=9)
+
+
+def manifest(**changes: Any) -> Manifest:
+    """A manifest with a rank and a servable adapter."""
+    return dataclasses.replace(make_manifest("uid-1"), serving=SERVING, **changes)
+
+
+def on_hub() -> TrainConfig:
+    """A run on a model and a data set of the Hub."""
+    return make_config(model={"uri": "hf://org/tiny@main"}, dataset={"uri": "hf://org/chats"})
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """The metadata of a card."""
+    _, matter, _ = card.split("---\n", 2)
+    document: dict[str, Any] = yaml.safe_load(matter)
+    return document
+
+
+def rows(card: str) -> set[tuple[str, str]]:
+    """The rows of all tables of two columns."""
+    return set(re.findall(r"^\| (\S*) \| (.*) \|$", card, re.MULTILINE))
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same type."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        values = {field.name: changed(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **values)
+    if isinstance(value, enum.Enum):
+        kinds = list(type(value))
+        return kinds[(kinds.index(value) + 1) % len(kinds)]
+    if isinstance(value, dict):
+        return {**value, "more": 3}
+    if isinstance(value, bool):
+        return not value
+    more: dict[type, Any] = {str: "-changed", tuple: ("more",), int: 7, float: 7.0}
+    return 4711 if value is None else value + more[type(value)]
+
+
+def test_every_hyperparameter_and_every_result_is_in_the_card() -> None:
+    """Each leaf of the dataclasses, by its name, with the value that the run had, whatever is added to them."""
+    card = manifest()
+    other = dataclasses.replace(
+        card,
+        config=dataclasses.replace(changed(card.config), model=on_hub().model, dataset=on_hub().dataset),
+        resolved=changed(card.resolved),
+        measured=changed(card.measured),
+        dataset=changed(card.dataset),
+    )
+    count = 0
+    for case in (card, other):
+        shown = rows(model_card(case))
+        for part in (case.config, case.resolved, case.measured, case.dataset):
+            for name, value in leaves(part):
+                count += 1
+                assert (name, cell(value)) in shown
+    assert count > 2 * 80
+
+
+def test_names_are_those_of_manifests() -> None:
+    """Units are written out."""
+    assert [camel_case(name) for name in ("rank", "target_modules", "interval_s", "loss_on")] == [
+        "rank",
+        "targetModules",
+        "intervalSeconds",
+        "lossOn",
+    ]
+
+
+def test_cells_cannot_break_the_table() -> None:
+    """Neither by a bar nor by a line end."""
+    assert [cell(value) for value in ("a|b\nc", {"x|": 1}, (), None, True, 0.0002)] == [
+        "a\\|b c",
+        '{"x\\|": 1}',
+        "none",
+        "none",
+        "true",
+        "0.0002",
+    ]
+
+
+def test_the_hub_accepts_the_front_matter() -> None:
+    """As its own client reads it, with base model and data set."""
+    card = model_card(manifest(config=on_hub()))
+    data = vars(ModelCard(card).data)
+    assert data["base_model"] == "org/tiny"
+    assert data["base_model_relation"] == "adapter"
+    assert data["datasets"] == ["org/chats"]
+    assert (data["library_name"], data["pipeline_tag"]) == ("peft", "text-generation")
+
+
+def test_addresses_that_are_none_of_the_hub_stay_out_of_the_front_matter() -> None:
+    """The Hub refuses a card whose base model is no name of a repository."""
+    matter = front_matter(model_card(manifest()))
+    assert not {"base_model", "datasets"} & set(matter)
+
+
+@pytest.mark.parametrize(
+    ("form", "present", "absent"),
+    [
+        (
+            Form.ADAPTER,
+            (
+                "vllm serve org/tiny --enable-lora --max-lora-rank 16 --lora-modules tiny=path/of/this/folder",
+                "PeftModel",
+            ),
+            ("merged",),
+        ),
+        (
+            Form.MERGED,
+            ("vllm serve path/of/this/folder\n", "LoRA adapter of rank 9 merged"),
+            ("PeftModel", "--enable-lora"),
+        ),
+        (Form.BOTH, ("--enable-lora", "vllm serve path/of/this/folder/merged\n", "PeftModel"), ()),
+    ],
+)
+def test_the_card_says_how_to_load_and_serve(form: Form, present: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    """For each form that a result can have."""
+    checked = MergedModel(loss=1.5, expected=1.25, tolerance=0.01)
+    card = model_card(manifest(config=on_hub(), format=form, merged=None if form is Form.ADAPTER else checked))
+    text = card.partition("## Hyperparameters")[0]
+    assert [part for part in present if part not in text] == []
+    assert [part for part in absent if part in text] == []
+    assert ("gives a loss of 1.5000" in text) == (form is not Form.ADAPTER)
+
+
+def test_an_adapter_that_vllm_cannot_serve_says_so() -> None:
+    """In place of the command."""
+    judged = Serving(servable=False, text="vLLM serves no DoRA adapters; merge it", rank=4)
+    card = model_card(dataclasses.replace(manifest(), serving=judged))
+    assert "vLLM cannot serve this adapter: vLLM serves no DoRA adapters; merge it." in card
+    assert "vllm serve" not in card
+
+
+def test_a_converted_adapter_says_what_it_was_trained_as() -> None:
+    """Its rank is not the one that was asked for."""
+    config = on_hub()
+    config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, init=Init.PISSA))
+    assert "adapter of rank 9 for `org/tiny`" in model_card(manifest(config=config))
+    assert "trained from PiSSA at rank 4 and converted" in model_card(manifest(config=config))
