@@ -1,0 +1,189 @@
+"""What is learned of a conversation, with the templates that models bring."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from tests.trainer import templates, tiny
+
+from lora_trainer.contract.config import LossOn
+from lora_trainer.errors import DatasetError
+from lora_trainer.formats import Conversation, PlainText, Sample
+from lora_trainer.messages import Message, parse_messages, parse_tools
+from lora_trainer.tokens import IGNORED, Encoder, Example
+
+TURNS = [
+    {"role": "user", "content": "Who are you"},
+    {"role": "assistant", "content": "Ahoy, captain!"},
+    {"role": "user", "content": "When do you open"},
+    {"role": "assistant", "content": "Fair winds."},
+]
+SYSTEM = {"role": "system", "content": "Be brief."}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Weather in Bern?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "weather", "arguments": '{"city": "Bern"}'}}],
+    },
+    {"role": "tool", "content": {"celsius": 21}},
+    {"role": "assistant", "content": "Fine."},
+]
+
+
+def make_encoder(
+    template: str | None, eos: str, *, trims: bool = False, loss_on: LossOn = LossOn.COMPLETION
+) -> Encoder:
+    """An encoder whose model ends its turns with `eos`."""
+    tokenizer = templates.tokenizer(template, eos, trims=trims)
+    return Encoder(tokenizer, loss_on, 512, (tokenizer.eos_token_id,))
+
+
+def talk(turns: list[dict[str, Any]], *, tools: Any = None, verbatim: bool = False) -> Conversation:
+    """A conversation as a row of a data set holds it."""
+    return Conversation(
+        where="x.jsonl, line 1",
+        messages=parse_messages("x", turns),
+        tools=parse_tools("x", tools),
+        verbatim=verbatim,
+    )
+
+
+def learned(encoder: Encoder, example: Example) -> list[str]:
+    """The learned stretches as text."""
+    stretches: list[list[int]] = []
+    for before, label in pairwise([IGNORED, *example.labels.tolist()]):
+        if label != IGNORED:
+            stretches = [*stretches, []] if before == IGNORED else stretches
+            stretches[-1].append(label)
+    return [encoder.tokenizer.decode(ids) for ids in stretches]
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "answers"),
+    [
+        (tiny.CHATML, "<|im_end|>", ["Ahoy, captain!<|im_end|>", "Fair winds.<|im_end|>"]),
+        (templates.HERMES, "<|im_end|>", ["Ahoy, captain!<|im_end|>", "Fair winds.<|im_end|>"]),
+        (templates.LLAMA3, "<|eot_id|>", ["Ahoy, captain!<|eot_id|>", "Fair winds.<|eot_id|>"]),
+        (templates.MISTRAL, "</s>", [" Ahoy, captain!</s>", " Fair winds.</s>"]),
+        (templates.GEMMA, "<end_of_turn>", ["Ahoy, captain!<end_of_turn>", "Fair winds.<end_of_turn>"]),
+        (None, "</s>", ["Ahoy, captain!</s>", "Fair winds.</s>"]),
+    ],
+    ids=["ChatML", "Hermes", "Llama-3", "Mistral", "Gemma", "no template"],
+)
+@pytest.mark.parametrize("trims", [False, True])
+def test_every_answer_is_learned_with_its_end_and_has_the_prompt_of_inference(
+    *, template: str | None, eos: str, answers: list[str], trims: bool
+) -> None:
+    """The tokens before each answer are those of the template with its generation prompt, to the last one."""
+    encoder = make_encoder(template, eos, trims=trims)
+    example = encoder.encode(talk(TURNS))
+    assert learned(encoder, example) == answers
+    assert encoder.learns_to_stop(example)
+    starts = [i for i in range(1, example.length) if example.labels[i - 1] == IGNORED and example.labels[i] != IGNORED]
+    for start, turn in zip(starts, (1, 3), strict=True):
+        prompt = encoder.tokenizer.apply_chat_template(
+            TURNS[:turn], chat_template=encoder.template, tokenize=False, add_generation_prompt=True
+        )
+        assert encoder.tokenizer(prompt, add_special_tokens=False)["input_ids"] == example.input_ids[:start].tolist()
+
+
+def test_a_system_prompt_is_shown_and_not_learned() -> None:
+    """Llama's, and Mistral's, which puts it into the first turn; Gemma has no place for it and says so."""
+    for template, eos in ((templates.LLAMA3, "<|eot_id|>"), (templates.MISTRAL, "</s>")):
+        encoder = make_encoder(template, eos)
+        example = encoder.encode(talk([SYSTEM, *TURNS]))
+        assert "Be brief." in encoder.tokenizer.decode(example.input_ids)
+        assert "Be brief." not in "".join(learned(encoder, example))
+    with pytest.raises(
+        DatasetError, match=r"x\.jsonl, line 1: .* refuses this conversation \(System role not supported"
+    ):
+        make_encoder(templates.GEMMA, "<end_of_turn>").encode_all([talk(TURNS), talk([SYSTEM, *TURNS])])
+
+
+@pytest.mark.parametrize(
+    ("template", "call"),
+    [
+        (
+            templates.HERMES,
+            '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call><|im_end|>',
+        ),
+        (None, '{"name": "weather", "arguments": {"city": "Bern"}}<|im_end|>'),
+    ],
+    ids=["template", "no template"],
+)
+def test_tool_calls_are_learned_and_tools_and_their_answers_are_shown(template: str | None, call: str) -> None:
+    """Arguments that are JSON text in the data are an object in the template, and not text within text."""
+    encoder = make_encoder(template, "<|im_end|>")
+    for tools in ([WEATHER], [str(WEATHER).replace("'", '"')], str([WEATHER]).replace("'", '"')):
+        example = encoder.encode(talk(CALLS, tools=tools))
+        assert learned(encoder, example) == [call, "Fine.<|im_end|>"]
+        text = encoder.tokenizer.decode(example.input_ids)
+        assert '"name": "weather", "parameters": {"type": "object"}' in text
+        assert '{"celsius": 21}' in text
+
+
+def test_a_template_without_tool_calls_is_refused() -> None:
+    """The answer would be learned as an empty one."""
+    encoder = make_encoder(tiny.CHATML, "<|im_end|>")
+    with pytest.raises(DatasetError, match=r"x\.jsonl, line 1: the model's chat template has no place for tool calls"):
+        encoder.encode_all([talk(TURNS), talk(CALLS)])
+
+
+def test_turns_that_are_context_only_are_not_learned() -> None:
+    """An answer of weight 0, and the answers within a prompt."""
+    encoder = make_encoder(tiny.CHATML, "<|im_end|>")
+    skipped: list[dict[str, Any]] = [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS[2:]]
+    assert learned(encoder, encoder.encode(talk(skipped))) == ["Fair winds.<|im_end|>"]
+
+
+def test_many_samples_are_encoded_as_each_alone() -> None:
+    """Texts and conversations, with tools and without, in one call."""
+    encoder = make_encoder(templates.HERMES, "<|im_end|>")
+    samples: list[Sample] = [
+        talk(TURNS),
+        PlainText(where="x", text="Fair winds, captain!"),
+        talk(CALLS, tools=[WEATHER]),
+        talk(TURNS[:2]),
+        talk([SYSTEM, *TURNS[:2]], verbatim=True),
+    ]
+    for sample, encoded in zip(samples, encoder.encode_all(samples), strict=True):
+        alone = encoder.encode(sample)
+        assert encoded.example.input_ids.tolist() == alone.input_ids.tolist()
+        assert encoded.example.labels.tolist() == alone.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "wanted"),
+    [("Ahoy, ", "captain!", "captain!</s>"), ("Ahoy,", " captain!", " captain!</s>"), ("Ahoy,  ", "  x", "  x</s>")],
+)
+@pytest.mark.parametrize("trims", [False, True])
+def test_a_blank_at_the_boundary_belongs_where_inference_would_have_it(
+    *, prompt: str, answer: str, wanted: str, trims: bool
+) -> None:
+    """GPT-2 and Llama-3 leave blanks out of a token's offsets: the token " captain" seems to begin after the blank."""
+    encoder = make_encoder(None, "</s>", trims=trims)
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    example = encoder.encode(talk(turns, verbatim=True))
+    start = next(i for i, label in enumerate(example.labels.tolist()) if label != IGNORED)
+    assert example.input_ids[:start].tolist() == encoder.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert encoder.tokenizer.decode(example.input_ids[start:]) == wanted
+
+
+def test_the_tokens_that_are_cut_are_counted() -> None:
+    """All of them, and those of them that would have been learned."""
+    whole = make_encoder(tiny.CHATML, "<|im_end|>")
+    full = whole.encode(talk(TURNS))
+    whole.max_length = full.length - 4
+    (encoded,) = whole.encode_all([talk(TURNS)])
+    assert (encoded.cut_tokens, encoded.cut_targets) == (4, 4)
+    whole.max_length = full.length - 8
+    (encoded,) = whole.encode_all([talk(TURNS)])
+    assert encoded.cut_targets == full.targets - encoded.example.targets < encoded.cut_tokens == 8
+
+
+def test_a_message_is_shown_to_a_template_as_it_is() -> None:
+    """Role, content and what else templates read."""
+    message = Message(role="assistant", content="a", extra={"reasoning_content": "t"})
+    assert message.for_template() == {"role": "assistant", "content": "a", "reasoning_content": "t"}
