@@ -70,6 +70,9 @@ class Ranks:
         """Wait until every process is here."""
 
 
+ALONE = Ranks()
+
+
 def balance(sizes: Sequence[int], parts: int) -> list[int]:
     """The part, from 0 to `parts` - 1, of each of some sizes, so that the sums of the parts are nearly equal.
 
