@@ -15,6 +15,7 @@ from tests.trainer import tiny
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Summary
+from lora_trainer.workspace import FOLDER
 
 TRAINER = Path(__file__).parents[2] / "trainer_image"
 
@@ -79,8 +80,12 @@ class Workplace:
         return Summary.from_message(self.termination_log.read_text(encoding="utf-8"))
 
     def adapters(self) -> list[str]:
-        """Names under the claim for adapters, hidden ones included."""
-        return sorted(path.name for path in (self.claims / "adapters").iterdir())
+        """Names under the claim for adapters, hidden ones included, but not the folders in which runs work."""
+        return sorted(path.name for path in (self.claims / "adapters").iterdir() if path.name != FOLDER)
+
+    def checkpoints(self) -> list[str]:
+        """Names of all checkpoints, of every run."""
+        return sorted(path.name for path in (self.claims / "adapters" / FOLDER).glob("*/step-*"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,21 +10,23 @@ from lora_trainer.base import Base
 from lora_trainer.batches import Budget
 from lora_trainer.contract.config import LoraConfig, Quantization, Schedule, TrainingConfig
 from lora_trainer.device import Device
-from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.evaluate import Evaluation, improvement_standard_error, ratio_standard_error
 from lora_trainer.formats import PlainText
-from lora_trainer.loop import Step, check_finite, learning_rate_factor, train
+from lora_trainer.listener import Listener, Step
+from lora_trainer.loop import Training
 from lora_trainer.model import Adapted, adapt, load_model, recompute_activations
-from lora_trainer.tokens import Encoder, Example
+from lora_trainer.schedule import learning_rate_factor
+from lora_trainer.store import Examples
+from lora_trainer.tokens import Encoder
 
 GOLDEN_LOSSES = (5.83390, 5.73794, 5.51850, 5.43696, 5.38098, 5.36081)
 
 
-def examples(encoder: Encoder, count: int = 12) -> list[Example]:
+def examples(encoder: Encoder, count: int = 12) -> Examples:
     """Rows of different lengths."""
-    return [
+    return Examples.of(
         encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! " + "Fair winds. " * (i % 4))) for i in range(count)
-    ]
+    )
 
 
 def fresh(base: Base, device: Device, dropout: float = 0.0) -> Adapted:
@@ -34,18 +35,25 @@ def fresh(base: Base, device: Device, dropout: float = 0.0) -> Adapted:
     return adapt(load_model(base, Quantization.NONE, device), config, base, device, 3)
 
 
+class Taken(Listener):
+    """Keeps the steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def stepped(self, step: Step) -> None:
+        """Keep it."""
+        self.steps.append(step)
+
+
 def run(base: Base, encoder: Encoder, device: Device, micro: int, config: TrainingConfig) -> list[Step]:
     """The steps of a training."""
-    taken: list[Step] = []
-    train(
-        fresh(base, device),
-        examples(encoder),
-        config=config,
-        budget=Budget.of(micro, max(example.length for example in examples(encoder))),
-        device=device,
-        on_step=taken.append,
-    )
-    return taken
+    rows, taken = examples(encoder), Taken()
+    budget = Budget.of(micro, int(rows.lengths.max()))
+    Training(
+        adapted=fresh(base, device), examples=rows, config=config, budget=budget, device=device, listener=taken
+    ).run()
+    return taken.steps
 
 
 CONFIG = TrainingConfig(epochs=None, max_steps=6, learning_rate=0.01, effective_batch_size=6, seed=5)
@@ -72,18 +80,18 @@ def test_recomputing_activations_changes_nothing_but_memory(
     device = dataclasses.replace(cpu, dtype=dtype)
     losses: list[list[float]] = []
     for recompute in (False, True):
-        adapted, taken = fresh(tiny_base, device, dropout=0.1), list[Step]()
+        adapted, taken = fresh(tiny_base, device, dropout=0.1), Taken()
         if recompute:
             recompute_activations(adapted.model)
-        train(
-            adapted,
-            examples(encoder),
+        Training(
+            adapted=adapted,
+            examples=examples(encoder),
             config=CONFIG,
             budget=Budget.of(3, 64),
             device=device,
-            on_step=taken.append,
-        )
-        losses.append([step.loss for step in taken])
+            listener=taken,
+        ).run()
+        losses.append([step.loss for step in taken.steps])
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
@@ -96,31 +104,6 @@ def test_a_step_reports_what_it_did(tiny_base: Base, encoder: Encoder, cpu: Devi
     assert sum(step.tokens for step in taken) == 3 * sum(e.length for e in examples(encoder))
     assert taken[-1].remaining_seconds == 0
     assert all(step.tokens_per_second > 0 and step.gradient_norm > 0 for step in taken)
-
-
-def test_a_loss_that_is_no_number_stops_the_run(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
-    """With the step and what to change."""
-    adapted = fresh(tiny_base, cpu)
-    with torch.no_grad():
-        for parameter in adapted.model.parameters():
-            if parameter.requires_grad:
-                parameter.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 1: lower training\.learningRate"):
-        train(
-            adapted,
-            examples(encoder),
-            config=CONFIG,
-            budget=Budget.of(6, 64),
-            device=cpu,
-            on_step=lambda step: None,
-        )
-
-
-@pytest.mark.parametrize(("scale", "stops"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])
-def test_an_infinite_gradient_stops_unless_a_lower_scale_may_help(scale: float | None, stops: bool) -> None:
-    """fp16 lowers the scale of its loss first; below 1 every further step would be skipped in silence."""
-    with pytest.raises(NonFiniteLossError, match="norm of the gradient is inf") if stops else nullcontext():
-        check_finite(3, 1.5, math.inf, scale)
 
 
 @pytest.mark.parametrize(

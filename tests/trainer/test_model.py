@@ -21,9 +21,10 @@ from lora_trainer.errors import ConfigError, NotFoundError, TrainerError
 from lora_trainer.evaluate import evaluate
 from lora_trainer.formats import PlainText
 from lora_trainer.hub import Hub
-from lora_trainer.loop import train
+from lora_trainer.loop import Training
 from lora_trainer.loss import token_losses
 from lora_trainer.model import adapt, load_encoder, load_model
+from lora_trainer.store import Examples
 from lora_trainer.targets import choose_targets, short_names
 from lora_trainer.tokens import Encoder
 from lora_trainer.volumes import Volumes
@@ -127,10 +128,12 @@ def test_nf4_trains_the_adapter_and_leaves_4_bit_weights(tiny_base: Base, cpu: D
     assert len(packed) == 7 * LAYERS
     weights: list[Any] = [m.weight for m in packed]
     assert all(weight.dtype == torch.uint8 and weight.quant_state.nested for weight in weights)
-    rows = [encoder.encode(PlainText(where="x", text=f"Ahoy, captain {i}! Fair winds.")) for i in range(4)]
+    rows = Examples.of(
+        encoder.encode(PlainText(where="x", text=f"Ahoy, captain {i}! Fair winds.")) for i in range(4)
+    )
     before = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET).loss
     config = TrainingConfig(epochs=None, max_steps=5, learning_rate=0.01, effective_batch_size=4)
-    train(adapted, rows, config=config, budget=BUDGET, device=cpu, on_step=lambda step: None)
+    Training(adapted=adapted, examples=rows, config=config, budget=BUDGET, device=cpu).run()
     after = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET).loss
     assert after < before - 0.1
     first = [p for n, p in adapted.model.named_parameters() if "layers.0.self_attn.q_proj.lora_B" in n]

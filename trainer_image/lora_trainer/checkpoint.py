@@ -86,7 +86,7 @@ class Checkpoints:
         """
         self._may_write()
         discard_partial(self._folder)
-        partial = self._folder / f".{_name(step)}.{secrets.token_hex(4)}"
+        partial = self._folder / f".{step_name(step)}.{secrets.token_hex(4)}"
         saved_at = self._wall_clock()
         try:
             _check_space(self._folder, size_bytes)
@@ -94,21 +94,23 @@ class Checkpoints:
             self._may_write()
             folder = self._give_name(partial, step)
         except OSError as error:
-            raise storage_error(error, f"the checkpoint {_name(step)}") from error
+            raise storage_error(error, f"the checkpoint {step_name(step)}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         saved = Checkpoint(folder=folder, step=step, saved_at=saved_at)
         self._remove(*self._damaged)
         self._damaged = ()
-        self.prune(self._keep)
+        self.prune()
         return saved
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the `keep` newest."""
-        self._remove(*_folders(self._folder)[keep:])
+    def prune(self) -> None:
+        """Remove all but the newest that are to be kept, and what a killed trainer left half done."""
+        self._may_write()
+        discard_partial(self._folder)
+        self._remove(*_folders(self._folder)[self._keep :])
 
     def _give_name(self, partial: Path, step: int) -> Path:
-        folder = self._folder / _name(step)
+        folder = self._folder / step_name(step)
         if folder.exists():
             self._remove(folder)
         partial.rename(folder)
@@ -169,7 +171,8 @@ def discard_partial(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _name(step: int) -> str:
+def step_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
     return f"step-{step:08d}"
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from lora_trainer.reports import Failure, Report, failure_of_status, first_cause
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
+STACKS_S = 1.0
+"""How long a stage may take to log its stacks before it is killed."""
 
 
 class StageFailedError(Exception):
@@ -39,11 +42,14 @@ class Stages:
     training: Program = ONE_PROCESS
     stopping: threading.Event = field(default_factory=threading.Event)
     failure: Failure | None = None
+    aborted: Failure | None = None
     child: "subprocess.Popen[bytes] | None" = None
 
     def run(self, stage: str, *arguments: str | Path) -> None:
         """Run a stage to its end. Raises `StageFailedError` with what it said of itself, or what its status tells."""
         self._check_stopping()
+        if self.aborted is not None:
+            raise StageFailedError(self.aborted)
         self.failure = None
         read_end, write_end = os.pipe()
         program = self.training if stage == "train" else ONE_PROCESS
@@ -58,6 +64,8 @@ class Stages:
                 self._take(line)
             status = self.child.wait()
             self.child = None
+        if self.aborted is not None:
+            raise StageFailedError(self.aborted)
         if status != 0:
             self._check_stopping()
             raise StageFailedError(self.failure or failure_of_status(status))
@@ -71,6 +79,21 @@ class Stages:
             timer = threading.Timer(self.grace_s, child.kill)
             timer.daemon = True
             timer.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, and no longer than until a request to stop. Raises `StageFailedError` for that."""
+        self.stopping.wait(seconds)
+        self._check_stopping()
+
+    def abort(self, failure: Failure, *, tell_where: bool = False) -> None:
+        """Kill the stage at work, which ends for `failure`; `tell_where` has it log its stacks first."""
+        self.aborted = failure
+        child = self.child
+        if child is not None:
+            if tell_where and self.training == ONE_PROCESS:
+                child.send_signal(signal.SIGUSR1)
+                time.sleep(STACKS_S)
+            child.kill()
 
     def _arguments(self, stage: str) -> list[str]:
         places = ["--claims", str(self.volumes.claims), "--configmaps", str(self.volumes.config_maps)]

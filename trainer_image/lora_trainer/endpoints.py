@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 log = logging.getLogger(__name__)
-Page = Callable[[], tuple[str, bytes]]
-"""Gives the content type and the body of a page."""
+Page = Callable[[], tuple[str, bytes] | None]
+"""Gives the content type and the body of a page, or None where the trainer is not well (503)."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -19,7 +19,11 @@ class _Handler(BaseHTTPRequestHandler):
         if page is None:
             self.send_error(404)
             return
-        content_type, body = page()
+        content = page()
+        if content is None:
+            self.send_error(503)
+            return
+        content_type, body = content
         self.send_response(200)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

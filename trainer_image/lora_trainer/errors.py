@@ -171,6 +171,11 @@ def explain(error: Exception) -> TrainerError:
     return _explain_torch(error) or InternalError(one_sentence(error))
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory did not suffice, so that less at once may help."""
+    return isinstance(_explain_torch(error), CudaOutOfMemoryError | KernelOutOfMemoryError)
+
+
 def _explain_torch(error: Exception) -> TrainerError | None:
     """PyTorch's errors are told by name: importing their types would take seconds."""
     name, text = type(error).__name__, " ".join(str(error).split())

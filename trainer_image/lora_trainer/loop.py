@@ -1,153 +1,344 @@
-"""The training loop: optimizer steps over micro-batches, normalised by the learned tokens of the whole step."""
+"""The training loop: optimizer steps, between them evaluations and saves, and an end that loses no step."""
 
+import contextlib
+import dataclasses
+import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from lora_trainer.batches import Budget, step_rows
-from lora_trainer.contract.config import Schedule, TrainingConfig
+from lora_trainer.batches import Budget, Rows, step_rows
+from lora_trainer.contract.config import TrainingConfig
 from lora_trainer.device import Device
-from lora_trainer.errors import NonFiniteLossError
+from lora_trainer.errors import NonFiniteLossError, TerminatedError, explain, out_of_memory
+from lora_trainer.evaluate import Evaluation
+from lora_trainer.guards import LossGuard
+from lora_trainer.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
 from lora_trainer.model import Adapted, set_training
+from lora_trainer.optimizers import make_optimizer
 from lora_trainer.ranks import Ranks
+from lora_trainer.saver import Saver
+from lora_trainer.schedule import learning_rate_factor, total_steps, wanted_rows
+from lora_trainer.state import (
+    BestSoFar,
+    Course,
+    Point,
+    State,
+    StepLoss,
+    Tensors,
+    are_finite,
+    copy_of,
+    put_back,
+    seed_step,
+    trainable,
+)
 from lora_trainer.step import run_step
+from lora_trainer.stopping import Interrupted, Stop
+from lora_trainer.store import Examples
 from lora_trainer.tokens import Example
 
-MAX_GRADIENT_NORM = 1.0
-_SPEED_WINDOW = 20
+log = logging.getLogger(__name__)
+MOST_LOSSES = 1000
+"""Most steps whose losses the reported training loss is a mean of."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One optimizer step that was taken; `number` counts from 1, `tokens` are the step's without padding."""
+@dataclass(slots=True, kw_only=True)
+class Training:
+    """A training in progress. `stop` tells when to end, `saver` keeps states where there is a place for them."""
 
-    number: int
-    total: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    tokens: int
-    rows: int
-    seconds: float
-    tokens_per_second: float
-    remaining_seconds: float
+    adapted: Adapted
+    examples: Examples
+    config: TrainingConfig
+    budget: Budget
+    device: Device
+    ranks: Ranks = field(default_factory=Ranks)
+    listener: Listener = field(default_factory=Listener)
+    stop: Stop = field(default_factory=Stop)
+    saver: Saver | None = None
+    evaluate: Callable[[], Evaluation] | None = None
+    clock: Callable[[], float] = time.monotonic
+    course: Course = field(default_factory=lambda: Course(guard=LossGuard()))
+    best: Tensors | None = None
+    total: int = field(init=False)
+    parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    recent: deque[Step] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
+    interruptible: bool = False
 
+    def __post_init__(self) -> None:
+        self.total = total_steps(self.config, len(self.examples))
+        self.parameters = trainable(self.adapted.model)
+        self.optimizer = make_optimizer(list(self.parameters.values()), self.config, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.torch_device.type, enabled=self.device.dtype == torch.float16)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What the loop did; `loss` is the mean over the learned tokens of the last tenth of the steps."""
+    def restore(self, state: State, *, weights_only: bool = False) -> None:
+        """Go on from a saved state, or start at step 0 from its weights. Raises `CheckpointError`."""
+        put_back(self.parameters, state.adapter)
+        if weights_only:
+            return
+        self.course, self.best = state.course, state.best
+        self.optimizer.load_state_dict(dict(state.optimizer))
+        self.scaler.load_state_dict(dict(state.scaler))
+        if self.course.budget_tokens is not None:
+            self.budget = dataclasses.replace(self.budget, tokens=min(self.budget.tokens, self.course.budget_tokens))
+        if self.saver is not None:
+            self.saver.begin(self.course.step)
 
-    steps: int
-    tokens: int
-    loss: float
-    seconds: float
+    def state(self) -> State:
+        """All that is needed to go on after the last step."""
+        return State(
+            course=self.course,
+            adapter=copy_of(self.parameters),
+            best=self.best,
+            starts=self.adapted.starts,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+        )
 
+    def run(self) -> Trained:
+        """Train to the end, in place. Raises `NonFiniteLossError`, `CudaOutOfMemoryError`, `StorageError`, and
+        `TerminatedError` once the state is saved of a run that was told to stop."""
+        set_training(self.adapted.model, on=True)
+        with self.stop.deferred(), self._watched_passes():
+            # An attempt that was stopped within an evaluation has saved the step before it.
+            with contextlib.suppress(Interrupted):
+                self._evaluate_if_due()
+            self._end_if_asked()
+            rows_of_steps = step_rows(
+                len(self.examples),
+                self.config.effective_batch_size,
+                wanted_rows(self.config, len(self.examples)),
+                self.config.seed,
+                self.course.step,
+            )
+            for rows in rows_of_steps:
+                if self.course.stopped_early:
+                    break
+                with contextlib.suppress(Interrupted):
+                    self._take(self.course.step + 1, rows)
+                    self._evaluate_if_due()
+                self._end_if_asked()
+                if self.ranks.any(self._save_is_due()):
+                    self._save()
+            self._save()
+            self._end_if_asked()
+        return self._finish()
 
-def learning_rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) -> float:
-    """Share of the learning rate at optimizer step `step` of `total`, counted from 0.
+    @contextlib.contextmanager
+    def _watched_passes(self) -> Iterator[None]:
+        """Before every forward pass: a sign of life, and the place where a request to stop is heard."""
 
-    A linear warm-up, then the schedule. The first and the last step always learn something.
-    """
-    warmup = math.ceil(total * warmup_ratio)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, total - warmup)
-    if schedule is Schedule.COSINE:
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    return 1 - progress if schedule is Schedule.LINEAR else 1.0
+        def look(*_: object) -> None:
+            self.listener.alive()
+            if self.interruptible:
+                self.stop.interrupt()
 
+        handle = self.adapted.model.register_forward_pre_hook(look)
+        try:
+            yield
+        finally:
+            handle.remove()
 
-def train(
-    adapted: Adapted,
-    examples: Sequence[Example],
-    *,
-    config: TrainingConfig,
-    budget: Budget,
-    device: Device,
-    on_step: Callable[[Step], None],
-    clock: Callable[[], float] = time.monotonic,
-) -> Trained:
-    """Train the adapter in place. Raises `NonFiniteLossError`."""
-    effective = config.effective_batch_size
-    wanted_rows = _wanted_rows(config, len(examples))
-    total = math.ceil(wanted_rows / effective)
-    parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
-    scaler = torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype == torch.float16)
-    set_training(adapted.model, on=True)
-    started = last = clock()
-    recent: deque[Step] = deque(maxlen=_SPEED_WINDOW)
-    losses: list[tuple[float, int]] = []
-    tokens = rows_done = 0
-    for number, rows in enumerate(step_rows(len(examples), effective, wanted_rows, config.seed), start=1):
-        factor = learning_rate_factor(number - 1, total, config.warmup_ratio, config.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
-        chosen = [examples[row] for row in rows]
-        targets = sum(example.targets for example in chosen)
-        loss = run_step(adapted, chosen, targets=targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
-        scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM))
-        check_finite(number, loss, norm, scaler.get_scale() if scaler.is_enabled() else None)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        now = clock()
-        rows_done += len(rows)
-        tokens += sum(example.length for example in chosen)
-        losses.append((loss, targets))
-        speed, remaining = _speed(recent, chosen, now - last, total - number)
+    def _take(self, number: int, rows: Rows) -> None:
+        """One optimizer step, or one left out for its numbers. Raises `Interrupted` with nothing changed."""
+        started = self.clock()
+        factor = learning_rate_factor(number - 1, self.total, self.config.warmup_ratio, self.config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        targets = int(self.examples.targets[rows].sum())
+        loss = self._gradients(number, rows, targets)
+        self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
+        guard = dataclasses.replace(self.course.guard)
+        taken = guard.may_take(number, loss, norm, self.scaler.get_scale() if self.scaler.is_enabled() else None)
+        if taken:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)
+        if not taken:
+            self.listener.left_out(number)
+            return
+        guard.observe(number, loss)
+        self._tell(rows, loss, norm, factor, self.clock() - started)
+
+    def _gradients(self, number: int, rows: Rows, targets: int) -> float:
+        """Gradients of a step's mean loss per learned token, over all processes; that loss."""
+        lengths = self.examples.lengths[rows]
+        mine = [self.examples[row] for row in self.ranks.share(rows.tolist(), lengths.tolist())]
+        while True:
+            seed_step(self.config.seed, number, self.ranks.rank)
+            share, trouble = self._attempt(mine, targets)
+            if not self.ranks.any(trouble is not None):
+                break
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ranks.any(isinstance(trouble, Interrupted)):
+                raise Interrupted
+            self._halve(number, trouble)
+        self.ranks.sum_gradients(self.parameters.values())
+        return self.ranks.sum(share)
+
+    def _attempt(self, examples: Sequence[Example], targets: int) -> tuple[float, Exception | None]:
+        """This process's share of the loss, or why there is none, without the frames that hold on to memory."""
+        # Where layers are collectives, a process that gives up alone would leave the others waiting.
+        self.interruptible = not self.ranks.lockstep
+        try:
+            share = run_step(
+                self.adapted,
+                examples,
+                targets=targets,
+                budget=self.budget,
+                device=self.device,
+                scaler=self.scaler,
+                ranks=self.ranks,
+            )
+        except Interrupted as error:
+            return 0.0, error.with_traceback(None)
+        except Exception as error:
+            if self.ranks.lockstep or not out_of_memory(error):
+                raise
+            return 0.0, error.with_traceback(None)
+        finally:
+            self.interruptible = False
+        return share, None
+
+    def _halve(self, number: int, trouble: Exception | None) -> None:
+        """Let micro-batches hold half. Raises `CudaOutOfMemoryError` where one row alone was too much."""
+        peak = self.device.peak_memory_bytes()
+        halved = self.budget.halved()
+        if halved is None:
+            error = explain(trouble or MemoryError())
+            raise type(error)(
+                f"the memory does not suffice for one example of {self.budget.longest} tokens (peak "
+                f"{peak / 2**30:.2f} GiB): lower training.maxSequenceLength, set training.activationCheckpointing: "
+                "Full or quantization: NF4, or use a device with more memory"
+            )
+        log.warning(
+            "step %d: out of memory (peak %.2f GiB) with %d tokens in a micro-batch: going on with %d, at the same "
+            "effective batch",
+            number,
+            peak / 2**30,
+            self.budget.tokens,
+            halved.tokens,
+        )
+        self.budget = halved
+        self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.listener.halved(halved)
+
+    def _count(self, guard: LossGuard, number: int, rows: Rows, loss: StepLoss | None, started: float) -> None:
+        losses = self.course.losses if loss is None else (*self.course.losses, loss)
+        self.course = dataclasses.replace(
+            self.course,
+            step=number,
+            tokens=self.course.tokens + int(self.examples.lengths[rows].sum()),
+            rows=self.course.rows + len(rows),
+            seconds=self.course.seconds + self.clock() - started,
+            losses=losses[-max(1, min(MOST_LOSSES, self.total // 10)) :],
+            guard=guard,
+        )
+
+    def _tell(self, rows: Rows, loss: float, norm: float, factor: float, seconds: float) -> None:
+        tokens = int(self.examples.lengths[rows].sum())
+        speed, remaining = speed_and_rest(self.recent, tokens, seconds, self.total - self.course.step)
         step = Step(
-            number=number,
-            total=total,
-            epoch=rows_done / len(examples),
+            number=self.course.step,
+            total=self.total,
+            epoch=self.course.rows / len(self.examples),
             loss=loss,
-            learning_rate=config.learning_rate * factor,
+            learning_rate=self.config.learning_rate * factor,
             gradient_norm=norm,
-            tokens=sum(example.length for example in chosen),
+            tokens=tokens,
             rows=len(rows),
-            seconds=now - last,
+            seconds=seconds,
             tokens_per_second=speed,
             remaining_seconds=remaining,
         )
-        recent.append(step)
-        last = now
-        on_step(step)
-    return Trained(steps=total, tokens=tokens, loss=_final_loss(losses), seconds=last - started)
+        self.recent.append(step)
+        self.listener.stepped(step)
 
+    def _evaluate_if_due(self) -> None:
+        """Evaluate after every `eval_steps` steps, and after the last one where the best is asked for."""
+        step, every, patience = self.course.step, self.config.eval_steps, self.config.early_stopping_patience
+        if self.evaluate is None or every is None or step == 0:
+            return
+        last = step == self.total
+        done = bool(self.course.evaluations) and self.course.evaluations[-1].step == step
+        if done or not (step % every == 0 or last) or (last and patience is None):
+            return
+        self.listener.evaluating(step)
+        self.interruptible = self.ranks.world == 1
+        try:
+            result = self.evaluate()
+        finally:
+            self.interruptible = False
+        evaluations = (*self.course.evaluations, Point(step=step, loss=result.loss))
+        self.course = dataclasses.replace(self.course, evaluations=evaluations)
+        if patience is not None:
+            self._compare(step, result.loss, patience)
+        self.listener.evaluated(step, result)
 
-def _wanted_rows(config: TrainingConfig, rows: int) -> int:
-    """Rows that the whole run sees, repetitions counted."""
-    if config.max_steps is not None:
-        return config.max_steps * config.effective_batch_size
-    return max(1, round((config.epochs or 1.0) * rows))
+    def _compare(self, step: int, loss: float, patience: int) -> None:
+        best = self.course.best
+        if self.ranks.broadcast_object(best is None or loss < best.loss):
+            self.course = dataclasses.replace(self.course, best=BestSoFar(step=step, loss=loss, waited=0))
+            self.best = copy_of(self.parameters)
+        elif best is not None:
+            waited = dataclasses.replace(best, waited=best.waited + 1)
+            self.course = dataclasses.replace(self.course, best=waited, stopped_early=waited.waited >= patience)
 
+    def _save_is_due(self) -> bool:
+        # A good state makes no room for one that may be spoilt.
+        due = self.saver is not None and self.saver.is_due(self.course.step) and not self.course.guard.suspicious
+        return due and self.ranks.is_main
 
-def check_finite(step: int, loss: float, norm: float, scale: float | None) -> None:
-    """Raise `NonFiniteLossError` where going on is in vain. `scale` is the factor on an fp16 loss, None elsewhere."""
-    # With fp16 an infinite gradient mostly means that the scale was too high: the scaler skips the step and lowers it.
-    # Below 1 it has nothing left to gain, and would skip every step of a run that then ends as if it had learned.
-    if not math.isfinite(loss) or (not math.isfinite(norm) and (scale is None or scale < 1)):
-        what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
-        raise NonFiniteLossError(
-            f"the {what} at step {step}: lower training.learningRate, and use BF16 or FP32 instead of FP16"
+    def _save(self) -> None:
+        """Save the state after the last step, unless it is. Raises `StorageError`."""
+        step = self.course.step
+        if self.saver is None or step in {0, self.saver.saved_step}:
+            return
+        if not are_finite(self.parameters):
+            raise NonFiniteLossError(
+                f"the adapter's weights are not finite after step {step} and are not saved: lower training.learningRate"
+            )
+        self.listener.saving(step)
+        if self.ranks.is_main:
+            self.saver.save(self.state())
+        self.ranks.barrier()
+        self.saver.begin(step)
+        self.listener.saved(step)
+
+    def _end_if_asked(self) -> None:
+        """Raises `TerminatedError`, once the state is saved, where any process was told to stop."""
+        if not self.ranks.any(self.stop.requested):
+            return
+        self._save()
+        saved = self.saver is not None and self.course.step > 0
+        what = f"its state after step {self.course.step} of {self.total} is saved, and the next attempt goes on from it"
+        raise TerminatedError(f"the run was told to stop before its end: {what if saved else 'nothing is saved'}")
+
+    def _finish(self) -> Trained:
+        best = self.course.best
+        if best is not None and self.best is not None and best.step != self.course.step:
+            log.info("the best evaluation was after step %d: taking its weights", best.step)
+            put_back(self.parameters, self.best)
+        return Trained(
+            steps=self.course.step,
+            tokens=self.course.tokens,
+            loss=mean_loss(self.course.losses),
+            seconds=self.course.seconds,
+            best_step=None if best is None else best.step,
+            stopped_early=self.course.stopped_early,
         )
 
 
-def _speed(recent: Sequence[Step], examples: Sequence[Example], seconds: float, left: int) -> tuple[float, float]:
-    """Tokens per second over the last steps, and the seconds that the remaining ones will take at that pace."""
-    # The first step of a process also warms caches and allocators up: it counts only until there is another.
-    steady = [step for step in recent if step.number > 1]
-    tokens = sum(step.tokens for step in steady) + sum(example.length for example in examples)
-    spent = sum(step.seconds for step in steady) + seconds
-    return tokens / max(spent, 1e-9), left * spent / (len(steady) + 1)
-
-
-def _final_loss(losses: Sequence[tuple[float, int]]) -> float:
-    tail = losses[-max(1, len(losses) // 10) :]
-    return sum(loss * tokens for loss, tokens in tail) / sum(tokens for _, tokens in tail)
+def mean_loss(losses: Sequence[StepLoss]) -> float:
+    """Mean per learned token of some steps; NaN of none."""
+    tokens = sum(loss.targets for loss in losses)
+    return sum(loss.loss * loss.targets for loss in losses) / tokens if tokens else math.nan

@@ -3,32 +3,60 @@
 import logging
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_trainer import data as datasets
 from lora_trainer.artifact import Measured
 from lora_trainer.base import Base, find_base
 from lora_trainer.batches import Budget, evaluation_budget
+from lora_trainer.checkpoint import Checkpoints
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import Data, Samples
 from lora_trainer.device import Device, choose_device
 from lora_trainer.evaluate import Evaluation, evaluate, improvement_standard_error
-from lora_trainer.export import write_adapter, write_manifest
+from lora_trainer.export import versions, write_adapter, write_manifest
 from lora_trainer.hub import Hub
-from lora_trainer.loop import Step, Trained, train
+from lora_trainer.identity import identity
+from lora_trainer.listener import Trained
+from lora_trainer.loop import Training
 from lora_trainer.model import Adapted, adapt, load_encoder, load_model
+from lora_trainer.narrator import Narrator
 from lora_trainer.options import check_options
-from lora_trainer.reports import Counters, Report, Reporter
+from lora_trainer.reports import Report, Reporter
+from lora_trainer.resume import find_saved
+from lora_trainer.saver import Saver
+from lora_trainer.schedule import total_steps
+from lora_trainer.state import RunRecord, State
+from lora_trainer.stopping import Stop
 from lora_trainer.store import Examples
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """Where a training works: the run's durable folder, None where nothing outlives the pod; `may_write` raises where
+    another trainer took it over; `stop` hears the request to stop."""
+
+    folder: Path | None = None
+    may_write: Callable[[], None] = lambda: None
+    stop: Stop = field(default_factory=Stop)
+
+
 def run_training(
-    config: TrainConfig, samples: Samples, volumes: Volumes, hub: Hub, *, folder: Path, reporter: Reporter
+    config: TrainConfig,
+    samples: Samples,
+    volumes: Volumes,
+    hub: Hub,
+    *,
+    folder: Path,
+    reporter: Reporter,
+    workshop: Workshop,
 ) -> None:
     """Train on samples, write the adapter with its manifest into `folder`. Raises `TrainerError`."""
     started = time.monotonic()
@@ -36,13 +64,75 @@ def run_training(
     log.info("device %s, compute type %s", device.name, device.dtype_name)
 
     reporter.phase(Phase.LOADING_MODEL)
-    base = find_base(config.model.uri, volumes, hub)
+    checkpoints = _checkpoints(config, workshop)
+    saved = find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
+    base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
     encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
     check_options(base, config, device)
     data = datasets.encode(samples, encoder)
     reporter.send(Report(dataset=data.stats))
     _log_data(data)
 
+    ours = identity(config, base.revision, data.fingerprint)
+    goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
+    state = saved.state() if saved else None
+    adapted = _adapted(config, base, device, state)
+    budget = Budget.of(config.training.micro_batch_size, data.stats.longest_tokens)
+    resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, budget=budget)
+
+    reporter.phase(Phase.EVALUATING, resolved)
+    evaluation = Evaluator(adapted, data, device, config.training.micro_batch_size)
+    before = saved.record.before if saved and goes_on else evaluation("before training")
+    reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
+    device.reset_peak_memory()
+    record = RunRecord(
+        identity=ours,
+        config=config,
+        resolved=resolved,
+        dataset=data.stats,
+        held_out=data.held_out,
+        base_model=base.name,
+        base_revision=base.revision,
+        versions=versions(),
+        before=before,
+    )
+    training = Training(
+        adapted=adapted,
+        examples=data.training,
+        config=config.training,
+        budget=budget,
+        device=device,
+        listener=Narrator(reporter, device),
+        stop=workshop.stop,
+        saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
+        evaluate=lambda: evaluation("on the way"),
+    )
+    if saved and state:
+        saved.warn_of_changes(resolved, record.versions)
+        training.restore(state, weights_only=not goes_on)
+        if goes_on:
+            reporter.progress(resumed_step=saved.checkpoint.step, step=saved.checkpoint.step)
+    trained = training.run()
+    reporter.phase(Phase.EVALUATING)
+    after = evaluation("after training")
+    reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
+
+    resumed = state.course.step if state and goes_on else None
+    seconds = time.monotonic() - started
+    measured = measured_by(trained, before, after, device, held_out=data.held_out, seconds=seconds, resumed=resumed)
+    workshop.may_write()
+    write_adapter(adapted, folder, encoder.template)
+    write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
+
+
+def _checkpoints(config: TrainConfig, workshop: Workshop) -> Checkpoints | None:
+    if workshop.folder is None:
+        log.info("no claim for checkpoints: an interrupted run starts again at the beginning")
+        return None
+    return Checkpoints(workshop.folder, keep=config.checkpoint.keep, may_write=workshop.may_write)
+
+
+def _adapted(config: TrainConfig, base: Base, device: Device, state: State | None) -> Adapted:
     adapted = adapt(
         load_model(base, config.quantization, device),
         config.lora,
@@ -50,11 +140,10 @@ def run_training(
         device,
         config.training.seed,
         checkpointing=config.training.activation_checkpointing,
+        starts=state.starts if state and state.starts else None,
     )
     for sentence in adapted.advice:
         log.warning("%s", sentence)
-    budget = Budget.of(config.training.micro_batch_size, data.stats.longest_tokens)
-    resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, budget=budget)
     log.info(
         "trainable parameters %d of %d (%.3f %%) in %s",
         adapted.trainable_parameters,
@@ -62,75 +151,29 @@ def run_training(
         100 * adapted.trainable_parameters / adapted.total_parameters,
         ", ".join(adapted.target_modules),
     )
-
-    reporter.phase(Phase.EVALUATING, resolved)
-    evaluation = evaluation_budget(config.training.micro_batch_size, data.stats.longest_tokens)
-    before = _evaluate(adapted, data, device, "before training", evaluation)
-    reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
-    device.reset_peak_memory()
-    trained = train(
-        adapted,
-        data.training,
-        config=config.training,
-        budget=budget,
-        device=device,
-        on_step=StepReporter(reporter, device),
-    )
-    reporter.phase(Phase.EVALUATING)
-    after = _evaluate(adapted, data, device, "after training", evaluation)
-    reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
-
-    measured = _measured(trained, before, after, device, held_out=data.held_out, seconds=time.monotonic() - started)
-    write_adapter(adapted, folder, encoder.template)
-    write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
+    return adapted
 
 
-def _evaluate(adapted: Adapted, data: Data, device: Device, when: str, budget: Budget) -> Evaluation:
-    def done(rows: int) -> None:
-        log.debug("evaluated %d of %d rows", rows, len(data.evaluation))
+class Evaluator:
+    """Evaluates the model as it is now, and logs the result."""
 
-    result = evaluate(adapted.model, adapted.head, data.evaluation, device, done, budget=budget)
-    kind = "held-out" if data.held_out else "training"
-    log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(data.evaluation), kind)
-    return result
-
-
-class StepReporter:
-    """Reports every step, and logs about one in twenty."""
-
-    def __init__(self, reporter: Reporter, device: Device) -> None:
-        self._reporter = reporter
+    def __init__(self, adapted: Adapted, data: Data, device: Device, micro_batch_size: int | None) -> None:
+        self._adapted = adapted
+        self._data = data
         self._device = device
-        self._tokens = 0
-        self._rows = 0
+        self._budget = evaluation_budget(micro_batch_size, data.stats.longest_tokens)
 
-    def __call__(self, step: Step) -> None:
-        """Take one finished step."""
-        self._tokens += step.tokens
-        self._rows += step.rows
-        self._reporter.progress(
-            counters=Counters(
-                tokens=self._tokens, rows=self._rows, gradient_norm=step.gradient_norm, step_seconds=step.seconds
-            ),
-            step=step.number,
-            total_steps=step.total,
-            epoch=step.epoch,
-            loss=step.loss,
-            learning_rate=step.learning_rate,
-            tokens_per_second=step.tokens_per_second,
-            estimated_remaining_seconds=round(step.remaining_seconds),
-            peak_memory_bytes=self._device.peak_memory_bytes(),
-        )
-        if step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
-            log.info(
-                "step %d/%d  loss %.4f  lr %.2e  %.0f tokens/s  %.0f s left",
-                step.number,
-                step.total,
-                step.loss,
-                step.learning_rate,
-                step.tokens_per_second,
-                step.remaining_seconds,
-            )
+    def __call__(self, when: str) -> Evaluation:
+        """Loss on the held-out rows; `when` is for the log."""
+        rows = self._data.evaluation
+        result = evaluate(self._adapted.model, self._adapted.head, rows, self._device, _note, budget=self._budget)
+        kind = "held-out" if self._data.held_out else "training"
+        log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(rows), kind)
+        return result
+
+
+def _note(rows: int) -> None:
+    log.debug("evaluated %d rows", rows)
 
 
 def _log_data(data: Data) -> None:
@@ -169,9 +212,17 @@ def _resolved(
     )
 
 
-def _measured(
-    trained: Trained, before: Evaluation, after: Evaluation, device: Device, *, held_out: bool, seconds: float
+def measured_by(
+    trained: Trained,
+    before: Evaluation,
+    after: Evaluation,
+    device: Device,
+    *,
+    held_out: bool,
+    seconds: float,
+    resumed: int | None,
 ) -> Measured:
+    """What the manifest tells of training and evaluations; `resumed` is the step at which this attempt went on."""
     return Measured(
         steps=trained.steps,
         trained_tokens=trained.tokens,
@@ -185,6 +236,9 @@ def _measured(
         duration_seconds=seconds,
         tokens_per_second=trained.tokens / max(trained.seconds, 1e-9),
         peak_memory_bytes=device.peak_memory_bytes(),
+        best_step=trained.best_step,
+        stopped_early=trained.stopped_early,
+        resumed_step=resumed,
     )
 
 

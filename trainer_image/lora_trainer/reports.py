@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -19,10 +20,12 @@ from lora_trainer.sinks import Published
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """Totals of the run so far, for metrics that only grow."""
+    """Totals of this attempt so far, for metrics that only grow. `left_out` are steps without finite numbers."""
 
     tokens: int = 0
     rows: int = 0
+    left_out: int = 0
+    saves: int = 0
     gradient_norm: float | None = None
     step_seconds: float | None = None
 
@@ -80,6 +83,16 @@ class Reporter:
     def phase(self, phase: Phase, resolved: ResolvedRun | None = None) -> None:
         """Report that another part of the run begins."""
         self.progress(phase=phase, resolved=resolved or self._progress.resolved)
+
+    def smaller_micro_batches(self, rows: int) -> None:
+        """Report that memory did not suffice: micro-batches have that many rows of the longest length from now on."""
+        resolved = self._progress.resolved
+        if resolved is not None:
+            effective = resolved.micro_batch_size * resolved.gradient_accumulation_steps
+            resolved = dataclasses.replace(
+                resolved, micro_batch_size=rows, gradient_accumulation_steps=math.ceil(effective / rows)
+            )
+        self.progress(resolved=resolved)
 
     def failure(self, error: TrainerError) -> None:
         """Report the end of the stage."""

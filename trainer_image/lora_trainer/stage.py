@@ -5,13 +5,13 @@ with a report that says why in one sentence; stack traces go to the log only.
 """
 
 import argparse
+import faulthandler
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
@@ -20,9 +20,11 @@ from lora_trainer.data import load_samples
 from lora_trainer.errors import InternalError, StorageError, TerminatedError, TrainerError, explain
 from lora_trainer.hub import Hub
 from lora_trainer.launch import end_with_parent
+from lora_trainer.lock import check_ticket
 from lora_trainer.outputs import open_sink
 from lora_trainer.prepare import prepare
 from lora_trainer.reports import Report, Reporter, open_report
+from lora_trainer.stopping import Stop
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -35,9 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--target", type=Path)
+    parser.add_argument("--workspace", type=Path)
+    parser.add_argument("--ticket")
     parser.add_argument("--claims", type=Path, required=True)
     parser.add_argument("--configmaps", type=Path, required=True)
     parser.add_argument("--report", required=True)
+    parser.set_defaults(stop=Stop())
     options = parser.parse_args(arguments)
     # torchrun numbers a node's processes; the first one speaks for all.
     local_rank = os.environ.get("LOCAL_RANK")
@@ -45,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if local_rank is not None:
         end_with_parent()
     log_to_stderr(logging.WARNING if silent else logging.INFO)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, options.stop.handle)
+    # The supervisor asks a training that stands still where it stands.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
     volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
     return guarded(lambda: _run(options, volumes, reporter), reporter)
@@ -57,11 +64,6 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logging.getLogger("lora_trainer").setLevel(level)
     # On a CPU it advises to install a package that downloads native code at run time.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    # SystemExit and not a TrainerError: libraries that catch Exception must not swallow it.
-    raise SystemExit(ExitCode.TERMINATED)
 
 
 def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
@@ -80,9 +82,15 @@ def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     # Before PyTorch: bad data shows at once.
     samples = load_samples(config, volumes, Hub())
-    from lora_trainer.recipe import run_training  # noqa: PLC0415
+    from lora_trainer.recipe import Workshop, run_training  # noqa: PLC0415
 
-    run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter)
+    workshop = Workshop(folder=options.workspace, may_write=lambda: _check_lock(options), stop=options.stop)
+    run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+
+
+def _check_lock(options: argparse.Namespace) -> None:
+    if options.ticket is not None:
+        check_ticket(options.workspace, options.ticket)
 
 
 def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:

@@ -5,31 +5,36 @@ its own. This one loads no PyTorch, so it answers at once, survives a stage that
 What the stages leave in the run's workspace is not done again by a later attempt.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from lora_trainer.artifact import Manifest, describe, is_complete, make_folder, read_manifest
+from lora_trainer.checkpoint import Checkpoints, step_name
 from lora_trainer.child import StageFailedError, Stages
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import DatasetStats, Results, Summary, Verification
+from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification
 from lora_trainer.cpus import cpu_threads
 from lora_trainer.endpoints import serve
 from lora_trainer.errors import InternalError, explain
 from lora_trainer.launch import this_node, training_program
+from lora_trainer.lock import Holder, Lock, held
 from lora_trainer.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.outputs import open_sink
 from lora_trainer.prepare import is_remote
 from lora_trainer.reports import Failure, Report
 from lora_trainer.sinks import Published
+from lora_trainer.stall import StallWatch
 from lora_trainer.volumes import Volumes
 from lora_trainer.workspace import Workspace, open_workspace
 
@@ -66,13 +71,18 @@ class Supervisor:
     dataset: DatasetStats | None = None
     verification: Verification | None = None
     published: Published | None = None
+    workspace: Workspace | None = None
+    watch: StallWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = StallWatch(self.config.stall_timeout_s, lambda silence_s: None)
 
     def run(self) -> Ending:
         """Train, verify and publish, or find that an earlier attempt did; never raises for what a run can meet."""
         pages = {
             "/progress": lambda: ("application/json", self.progress.to_json().encode()),
             "/metrics": lambda: (CONTENT_TYPE, self.metrics.text()),
-            "/healthz": lambda: ("text/plain", b"ok\n"),
+            "/healthz": lambda: ("text/plain", b"ok\n") if self.watch.healthy else None,
         }
         server = None if self.settings.port is None else serve(self.settings.port, pages)
         try:
@@ -115,48 +125,86 @@ class Supervisor:
 
     def _run(self, stages: Stages, temporary: Path) -> Ending:
         sink = open_sink(self.config, self.settings.volumes)
-        earlier = sink.published()
-        if earlier is not None:
-            log.info("this run published its result already, at %s", earlier.uri)
-            return self._report_again(stages, earlier, temporary)
         sink.check()
         with open_workspace(self.config, self.settings.volumes, temporary) as workspace:
+            self.workspace = workspace
             try:
-                return self._work(stages, workspace)
+                with self._locked(stages, workspace) as lock:
+                    earlier = sink.published()
+                    if earlier is not None:
+                        log.info("this run published its result already, at %s", earlier.uri)
+                        return self._report_again(stages, earlier, temporary)
+                    return self._work(stages, workspace, lock)
+            finally:
+                workspace.remove_if_empty()
+
+    @contextlib.contextmanager
+    def _locked(self, stages: Stages, workspace: Workspace) -> Iterator[Lock]:
+        """Be the only one who writes into the run's folder; where that is lost, the stage at work ends."""
+        run = self.config.run
+
+        def lost() -> None:
+            message = "another trainer took the run's folder over: this one ends without writing"
+            stages.abort(Failure(code=int(ExitCode.TRANSIENT), reason=Reason.OUTPUT_LOCKED, message=message))
+
+        holder = Holder.this_process(run.uid, run.attempt)
+        with held(workspace.folder, holder, sleep=stages.wait, on_lost=lost) as lock:
+            try:
+                yield lock
             finally:
                 if not self._is_complete(workspace.staged):
+                    lock.check()
                     workspace.discard_staged()
-                workspace.remove_if_empty()
 
     def _take_part(self, stages: Stages, temporary: Path) -> Ending:
         """What a node does that is not the first: train with the others. It writes nothing that lasts."""
         if is_remote(self.config):
             stages.run("prepare")
-        stages.run("train", "--folder", temporary / "staged")
+        self._watched_training(stages, "--folder", temporary / "staged")
         message = "this node's part of the training is done: the first node verifies and publishes the result"
         return Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.SUCCEEDED, message=message))
 
-    def _work(self, stages: Stages, workspace: Workspace) -> Ending:
+    def _work(self, stages: Stages, workspace: Workspace, lock: Lock) -> Ending:
         if self._is_complete(workspace.staged):
             log.info("an earlier attempt finished the training: going on from its result")
         else:
-            self._train(stages, workspace)
+            self._train(stages, workspace, lock)
         stages.run("verify", "--folder", workspace.staged)
         result = self._merged(stages, workspace)
         manifest = read_manifest(result)
         stages.run("publish", "--folder", result)
         workspace.discard_staged()
+        Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
         return self._succeeded(manifest)
 
     def _is_complete(self, folder: Path) -> bool:
         return is_complete(folder, self.config.run.uid)
 
-    def _train(self, stages: Stages, workspace: Workspace) -> None:
+    def _train(self, stages: Stages, workspace: Workspace, lock: Lock) -> None:
         if is_remote(self.config):
             stages.run("prepare")
         workspace.discard_staged()
         make_folder(workspace.staged)
-        stages.run("train", "--folder", workspace.staged)
+        durable = ("--workspace", workspace.folder, "--ticket", lock.ticket) if workspace.durable else ()
+        self._watched_training(stages, "--folder", workspace.staged, *durable)
+
+    def _watched_training(self, stages: Stages, *arguments: str | Path) -> None:
+        """Run the stage that may stand still. Raises `StageFailedError`, then with `Stalled`."""
+
+        def stalled(silence_s: float) -> None:
+            message = (
+                f"the training gave no sign of life for {silence_s:.0f} s and was ended: see the stacks in its log"
+            )
+            log.error("%s", message)
+            failure = Failure(code=int(ExitCode.TRANSIENT), reason=Reason.STALLED, message=message)
+            stages.abort(failure, tell_where=True)
+
+        self.watch = StallWatch(self.config.stall_timeout_s, stalled)
+        self.watch.start()
+        try:
+            stages.run("train", *arguments)
+        finally:
+            self.watch.stop()
 
     def _merged(self, stages: Stages, workspace: Workspace) -> Path:
         """The folder to publish: the adapter, or what the merge stage makes of it."""
@@ -176,6 +224,7 @@ class Supervisor:
         return self._succeeded(read_manifest(folder))
 
     def _take(self, report: Report) -> None:
+        self.watch.hear(report)
         if report.progress is not None:
             self.progress = report.progress
             self.metrics.update(report.progress, report.counters)
@@ -193,14 +242,28 @@ class Supervisor:
             dataset=manifest.dataset,
             results=Results(**codec.encode(manifest.measured), verification=self.verification),
             artifact=describe(self.published.uri, self.published.digest, manifest),
+            checkpoint=self._saved_state(),
         )
         folder = None if self.published.folder is None else Path(self.published.folder)
         return Ending(code=int(ExitCode.OK), summary=summary, folder=folder)
 
     def _failed(self, failure: Failure) -> Ending:
         resolved = self.progress.resolved
-        summary = Summary(reason=failure.reason, message=failure.message, resolved=resolved, dataset=self.dataset)
+        summary = Summary(
+            reason=failure.reason,
+            message=failure.message,
+            resolved=resolved,
+            dataset=self.dataset,
+            checkpoint=self._saved_state(),
+        )
         return Ending(code=failure.code, summary=summary)
+
+    def _saved_state(self) -> SavedState | None:
+        """The last checkpoint that this attempt wrote or went on from."""
+        step = self.progress.checkpoint_step or self.progress.resumed_step
+        if step is None or self.workspace is None or self.workspace.uri is None:
+            return None
+        return SavedState(uri=f"{self.workspace.uri}/{step_name(step)}", step=step)
 
 
 def success_sentence(uri: str, manifest: Manifest) -> str:

@@ -1,0 +1,96 @@
+"""What a training tells: every step to the supervisor, about one in twenty to the log."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from lora_trainer.batches import Budget
+from lora_trainer.contract.progress import Phase
+from lora_trainer.device import Device
+from lora_trainer.evaluate import Evaluation
+from lora_trainer.listener import Listener, Step
+from lora_trainer.reports import Counters, Reporter
+
+log = logging.getLogger(__name__)
+SIGN_OF_LIFE_S = 10.0
+"""Micro-batches within a long step are reported so often at most."""
+
+
+class Narrator(Listener):
+    """Tells a supervisor and the log."""
+
+    def __init__(self, reporter: Reporter, device: Device, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reporter = reporter
+        self._device = device
+        self._clock = clock
+        self._told_at_s = clock()
+        self._tokens = self._rows = self._left_out = self._saves = 0
+
+    def stepped(self, step: Step) -> None:
+        """See `Listener`."""
+        self._tokens += step.tokens
+        self._rows += step.rows
+        self._told_at_s = self._clock()
+        self._reporter.progress(
+            counters=self._counters(step),
+            step=step.number,
+            total_steps=step.total,
+            epoch=step.epoch,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            tokens_per_second=step.tokens_per_second,
+            estimated_remaining_seconds=round(step.remaining_seconds),
+            peak_memory_bytes=self._device.peak_memory_bytes(),
+        )
+        if step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
+            log.info(
+                "step %d/%d  loss %.4f  lr %.2e  %.0f tokens/s  %.0f s left",
+                step.number,
+                step.total,
+                step.loss,
+                step.learning_rate,
+                step.tokens_per_second,
+                step.remaining_seconds,
+            )
+
+    def left_out(self, step: int) -> None:
+        """See `Listener`."""
+        self._left_out += 1
+        self._reporter.progress(counters=self._counters(), step=step)
+
+    def evaluating(self, step: int) -> None:
+        """See `Listener`."""
+        self._reporter.phase(Phase.EVALUATING)
+
+    def evaluated(self, step: int, result: Evaluation) -> None:
+        """See `Listener`."""
+        self._reporter.progress(phase=Phase.TRAINING, eval_loss=result.loss)
+
+    def saving(self, step: int) -> None:
+        """See `Listener`."""
+        self._reporter.phase(Phase.CHECKPOINTING)
+
+    def saved(self, step: int) -> None:
+        """See `Listener`."""
+        self._saves += 1
+        self._reporter.progress(counters=self._counters(), phase=Phase.TRAINING, checkpoint_step=step)
+
+    def alive(self) -> None:
+        """See `Listener`."""
+        if self._clock() - self._told_at_s >= SIGN_OF_LIFE_S:
+            self._told_at_s = self._clock()
+            self._reporter.progress()
+
+    def halved(self, budget: Budget) -> None:
+        """See `Listener`."""
+        self._reporter.smaller_micro_batches(budget.rows)
+
+    def _counters(self, step: Step | None = None) -> Counters:
+        return Counters(
+            tokens=self._tokens,
+            rows=self._rows,
+            left_out=self._left_out,
+            saves=self._saves,
+            gradient_norm=None if step is None else step.gradient_norm,
+            step_seconds=None if step is None else step.seconds,
+        )

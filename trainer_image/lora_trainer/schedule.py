@@ -1,0 +1,31 @@
+"""How long a training is and which learning rate each of its steps has."""
+
+import math
+
+from lora_trainer.contract.config import Schedule, TrainingConfig
+
+
+def wanted_rows(config: TrainingConfig, rows: int) -> int:
+    """Rows that the whole run sees of a data set of `rows`, repetitions counted."""
+    if config.max_steps is not None:
+        return config.max_steps * config.effective_batch_size
+    return max(1, round((config.epochs or 1.0) * rows))
+
+
+def total_steps(config: TrainingConfig, rows: int) -> int:
+    """Optimizer steps of the whole run; the last one of a run by epochs may have fewer rows."""
+    return math.ceil(wanted_rows(config, rows) / config.effective_batch_size)
+
+
+def learning_rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) -> float:
+    """Share of the learning rate at optimizer step `step` of `total`, counted from 0.
+
+    A linear warm-up, then the schedule. The first and the last step always learn something.
+    """
+    warmup = math.ceil(total * warmup_ratio)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total - warmup)
+    if schedule is Schedule.COSINE:
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if schedule is Schedule.LINEAR else 1.0
