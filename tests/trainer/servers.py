@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,68 @@ def client(address: str) -> minio.Minio:
     """An administrator's client of a bucket server."""
     host = address.removeprefix("http://")
     return minio.Minio(endpoint=host, access_key=ACCESS, secret_key=SECRET, secure=False, region="us-east-1")
+
+
+HTPASSWD = "pusher:$2b$04$wYVyVybMIVtKR3kJ90llNOuDaUgTs9Fxlqze.CjOdd7/t4By0weJ2"
+"""Of the password `PASSWORD-of-the-tests`."""
+
+
+@contextlib.contextmanager
+def registry_server(root: Path, *, htpasswd: str | None = None) -> Iterator[str]:
+    """A docker-registry; gives its host and port. With `htpasswd` it asks for a name and a password."""
+    port = free_port()
+    root.mkdir(parents=True)
+    config = [
+        "version: 0.1",
+        f"http: {{addr: '127.0.0.1:{port}'}}",
+        f"storage: {{filesystem: {{rootdirectory: '{root / 'store'}'}}, delete: {{enabled: true}}}}",
+        "log: {level: error}",
+    ]
+    if htpasswd is not None:
+        (root / "htpasswd").write_text(htpasswd, encoding="utf-8")
+        config.append(f"auth: {{htpasswd: {{realm: tests, path: '{root / 'htpasswd'}'}}}}")
+    (root / "registry.yaml").write_text("\n".join(config), encoding="utf-8")
+    with process(["docker-registry", "serve", root / "registry.yaml"], root / "registry.log", port):
+        yield f"127.0.0.1:{port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client asked for."""
+
+    path: str
+    authorization: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """A server with one answer to every GET, and what it was asked."""
+
+    url: str
+    requests: list[Request]
+
+
+@contextlib.contextmanager
+def answering(document: object) -> Iterator[Answering]:
+    """Answer every GET with this JSON."""
+    asked: list[Request] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(Request(path=self.path, authorization=self.headers.get("Authorization", "")))
+            body = json.dumps(document).encode()
+            self.send_response_only(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield Answering(url=f"http://127.0.0.1:{server.server_address[1]}", requests=asked)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class Proxy:

@@ -13,7 +13,7 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact import MANIFEST, check_digests, read_manifest
+from lora_trainer.artifact import MANIFEST, check_digests, read_manifest, write_sealed
 from lora_trainer.base import find_base
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
@@ -34,6 +34,8 @@ from lora_trainer.sink_s3 import S3Sink
 from lora_trainer.volumes import Volumes
 
 OUT = S3Uri(bucket="models", key="team/out")
+WHOLE = [f"team/out/{name}" for name in ("adapter_model.safetensors", "manifest.json", "merged/model.safetensors")]
+"""The objects of a result."""
 BIG = os.urandom(2**20) * 40
 """More than two parts of an upload."""
 
@@ -86,7 +88,7 @@ def big_adapter(folder: Path) -> Path:
     write_adapter(folder)
     (folder / "adapter_model.safetensors").write_bytes(BIG)
     (folder / MANIFEST).unlink()
-    (folder / MANIFEST).write_text(make_manifest(folder, "uid-1").to_json(), encoding="utf-8")
+    write_sealed(folder, make_manifest("uid-1"))
     return folder
 
 
@@ -96,12 +98,11 @@ def test_a_result_is_uploaded_verified_and_found_again(proxy: Proxy, tmp_path: P
     sink(proxy).check()
     assert names(admin) == []
     folder = write_adapter(tmp_path / "staged")
-    (folder / "merged").mkdir()
     assert sink(proxy).published() is None
     published = sink(proxy).publish(folder)
     assert (published.uri, published.folder) == (str(OUT), None)
     assert published.digest == f"sha256:{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}"
-    assert names(admin) == ["team/out/adapter_model.safetensors", "team/out/manifest.json"]
+    assert names(admin) == WHOLE
     assert sink(proxy).published() == published
     assert sink(proxy, "uid-2").published() is None
     sink(proxy).fetch(published, tmp_path / "back")
@@ -118,10 +119,10 @@ def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Mini
     with pytest.raises(StorageError, match="the server answered 500") as caught:
         sink(proxy).publish(folder)
     assert caught.value.reason is Reason.UPLOAD_FAILED
-    assert names(admin) == ["team/out/.run", "team/out/adapter_model.safetensors"]
+    assert names(admin) == ["team/out/.run", *(name for name in WHOLE if "manifest" not in name)]
     proxy.faults.replace([])
     assert sink(proxy).publish(folder).uri == str(OUT)
-    assert names(admin) == ["team/out/adapter_model.safetensors", "team/out/manifest.json"]
+    assert names(admin) == WHOLE
 
 
 def test_a_part_that_fails_is_sent_again_and_nothing_unfinished_stays(

@@ -14,6 +14,7 @@ from lora_trainer.errors import ConfigError, StorageError, VerificationError
 from lora_trainer.sink_claim import ClaimSink, discard_partial, find_place, start_partial
 from lora_trainer.volumes import Volumes
 
+FILES = ["adapter_model.safetensors", MANIFEST, "merged"]
 URI = ClaimUri(claim="adapters", path="team/out")
 
 
@@ -52,7 +53,7 @@ def test_an_adapter_appears_whole_where_it_was_asked_for(root: Path) -> None:
     published = sink(root).publish(folder)
     assert (published.uri, published.folder) == (str(URI), str(root / "adapters/team/out"))
     assert published.digest.startswith("sha256:")
-    assert names(root / "adapters/team/out") == ["adapter_model.safetensors", MANIFEST]
+    assert names(root / "adapters/team/out") == FILES
     assert names(root / "adapters/team") == ["out"]
     assert not folder.exists()
 
@@ -75,7 +76,7 @@ def test_a_result_of_another_volume_is_copied_and_compared(root: Path, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", across)
-    assert names(publish(root)) == ["adapter_model.safetensors", MANIFEST]
+    assert names(publish(root)) == FILES
     damaged = staged(root, "uid-2")
     (damaged / "adapter_model.safetensors").write_bytes(b"weights of uid-3")
     with pytest.raises(VerificationError, match="has sha256"):
@@ -105,7 +106,7 @@ def test_nothing_is_overwritten_when_both_names_are_taken(root: Path) -> None:
     folder = staged(root)
     with pytest.raises(StorageError, match=r"both hold something already: nothing is overwritten"):
         sink(root).publish(folder)
-    assert names(folder) == ["adapter_model.safetensors", MANIFEST]
+    assert names(folder) == FILES
     assert names(root / "adapters/team/out") == ["precious"]
 
 

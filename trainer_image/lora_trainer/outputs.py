@@ -3,7 +3,7 @@
 import os
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.uri import ClaimUri, S3Uri, parse_uri
+from lora_trainer.contract.uri import ClaimUri, OciUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.roles import Role
 from lora_trainer.sink_claim import ClaimSink, find_place
@@ -21,4 +21,9 @@ def open_sink(config: TrainConfig, volumes: Volumes) -> Sink:
         from lora_trainer.sink_s3 import S3Sink  # noqa: PLC0415
 
         return S3Sink(connection=connect(Role.OUTPUT, os.environ), uri=uri, uid=config.run.uid)
+    if isinstance(uri, OciUri):
+        from lora_trainer.oci import Registry  # noqa: PLC0415 - as above
+        from lora_trainer.sink_oci import OciSink  # noqa: PLC0415
+
+        return OciSink(registry=Registry(uri, os.environ), uri=uri, uid=config.run.uid)
     raise ConfigError(f"output.uri is {uri}: must start with pvc://")

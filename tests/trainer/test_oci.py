@@ -1,0 +1,210 @@
+"""Results as artefacts in a real registry, with a proxy in front of it that spoils answers."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer import servers
+from tests.trainer.servers import Proxy
+from tests.trainer.test_artifact import write_adapter
+
+from hub.faults import Fault
+from lora_trainer.artifact import MANIFEST, check_digests, read_manifest
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import OciUri
+from lora_trainer.errors import AccessDeniedError, ConfigError, StorageError, TransientError
+from lora_trainer.oci import Registry
+from lora_trainer.sink_oci import OciSink
+
+PASSWORD = "PASSWORD-of-the-tests"
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An open registry's host and port."""
+    with servers.registry_server(tmp_path_factory.mktemp("oci") / "open") as host:
+        yield host
+
+
+@pytest.fixture
+def proxy(registry: str) -> Iterator[Proxy]:
+    """The way to it."""
+    with Proxy(f"http://{registry}") as proxy:
+        yield proxy
+
+
+def sink(proxy: Proxy, repository: str, uid: str = "uid-1", **environment: str) -> OciSink:
+    """The output of a run, which does not wait long."""
+    host = proxy.url.removeprefix("http://")
+    uri = OciUri(registry=host, repository=repository, tag="v1")
+    variables = {"LORA_OCI_PLAIN_HTTP": f"other:1, {host}", **environment}
+    return OciSink(registry=Registry(uri, variables, backoff_s=0.01), uri=uri, uid=uid)
+
+
+def document(place: OciSink, reference: str) -> Any:
+    """A manifest in the registry."""
+    content = place.registry.manifest(reference)
+    return None if content is None else json.loads(content)
+
+
+def test_a_result_becomes_an_artefact_with_the_usual_media_types(proxy: Proxy, tmp_path: Path) -> None:
+    """One layer for each file, titles for `oras pull`, pulled back whole by its digest."""
+    place = sink(proxy, "acme/tone")
+    place.check()
+    folder = write_adapter(tmp_path / "staged")
+    assert place.published() is None
+    published = place.publish(folder)
+    assert published.uri == f"{place.uri}@{published.digest}"
+    manifest = document(place, published.digest)
+    assert manifest == document(place, "v1")
+    assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    assert manifest["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
+    layers = {
+        layer["annotations"]["org.opencontainers.image.title"]: layer["mediaType"] for layer in manifest["layers"]
+    }
+    assert layers == {
+        "adapter_model.safetensors": "application/vnd.cncf.model.weight.v1.raw",
+        "merged/model.safetensors": "application/vnd.cncf.model.weight.v1.raw",
+        MANIFEST: "application/vnd.cncf.model.weight.config.v1.raw",
+    }
+    assert place.published() == published
+    assert sink(proxy, "acme/tone", "uid-2").published() is None
+    place.fetch(published, tmp_path / "back")
+    check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
+    assert (tmp_path / "back" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+
+
+def test_publishing_again_sends_no_file_again_and_gives_the_same_digest(proxy: Proxy, tmp_path: Path) -> None:
+    """The blobs are there."""
+    folder = write_adapter(tmp_path / "staged")
+    first = sink(proxy, "acme/again").publish(folder)
+    uploads = proxy.count("PUT", "/blobs/uploads/")
+    assert uploads == 4
+    assert sink(proxy, "acme/again").publish(folder) == first
+    assert proxy.count("PUT", "/blobs/uploads/") == uploads
+
+
+def test_a_tag_of_another_is_not_moved(proxy: Proxy, tmp_path: Path) -> None:
+    """A second run gets a tag of its own."""
+    first = sink(proxy, "acme/taken").publish(write_adapter(tmp_path / "a", "uid-1"))
+    second = sink(proxy, "acme/taken", "uid-2").publish(write_adapter(tmp_path / "b", "uid-2"))
+    assert f":v1-{run_suffix('uid-2')}@sha256:" in second.uri
+    assert sink(proxy, "acme/taken", "uid-1").published() == first
+    assert sink(proxy, "acme/taken", "uid-2").published() == second
+    content = sink(proxy, "acme/taken").registry.manifest("v1")
+    assert content is not None
+    third = sink(proxy, "acme/taken", "uid-3")
+    third.registry.put_manifest(f"v1-{run_suffix('uid-3')}", content)
+    with pytest.raises(StorageError, match="both hold something already: nothing is overwritten"):
+        third.check()
+
+
+@pytest.mark.parametrize("path", ["*/blobs/uploads/*", "*/manifests/sha256:*"])
+def test_a_registry_that_fails_for_a_moment_is_asked_again(proxy: Proxy, tmp_path: Path, path: str) -> None:
+    """Blobs and manifests alike."""
+    proxy.inject(Fault(path=path, method="PUT", status=503, headers={"Retry-After": "0"}, times=2))
+    folder = write_adapter(tmp_path / "staged", path)
+    assert sink(proxy, "acme/flaky", path).publish(folder).digest
+    assert proxy.faults.pending() == []
+
+
+def test_a_tag_is_written_after_everything_else(proxy: Proxy, tmp_path: Path) -> None:
+    """Where the upload fails for good there is none; nothing is lost, the next attempt publishes."""
+    folder = write_adapter(tmp_path / "staged", "uid-last")
+    place = sink(proxy, "acme/last", "uid-last")
+    proxy.inject(Fault(path="*/blobs/uploads/*", method="PUT", status=500, skip=2, times=None))
+    with pytest.raises(StorageError, match="nothing is lost: the next attempt uploads the same result") as caught:
+        place.publish(folder)
+    assert (caught.value.code, caught.value.reason) == (74, Reason.UPLOAD_FAILED)
+    assert document(place, "v1") is None
+    proxy.faults.replace([])
+    assert document(place, place.publish(folder).digest) == document(place, "v1")
+
+
+def test_a_blob_that_comes_back_wrong_is_not_tagged(proxy: Proxy, tmp_path: Path) -> None:
+    """Everything is pulled back by digest before the tag."""
+    place = sink(proxy, "acme/wrong")
+    proxy.inject(Fault(path="*/blobs/sha256:*", method="GET", flip_byte=1))
+    with pytest.raises(StorageError, match="comes back with other bytes") as caught:
+        place.publish(write_adapter(tmp_path / "staged"))
+    assert caught.value.reason is Reason.UPLOAD_FAILED
+    assert document(place, "v1") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "sentence"),
+    [
+        (403, Reason.OUTPUT_ACCESS_DENIED, r"refuses an upload with no credentials \(403\); name in output\.secretRef"),
+        (413, Reason.STORAGE_FULL, r"has no room for an upload \(413\)"),
+        (507, Reason.STORAGE_FULL, "free space or raise the quota"),
+        (405, Reason.UPLOAD_FAILED, r"refuses an upload \(405\)"),
+        (404, Reason.STORAGE_ERROR, "knows no repository acme/refused; create it there"),
+    ],
+)
+def test_a_refusal_is_told_before_the_training(proxy: Proxy, status: int, reason: Reason, sentence: str) -> None:
+    """In the place's test, with the remedy."""
+    proxy.inject(Fault(path="*/blobs/uploads/", method="POST", status=status))
+    with pytest.raises((StorageError, AccessDeniedError), match=sentence) as caught:
+        sink(proxy, "acme/refused").check()
+    assert caught.value.reason is reason
+
+
+def test_a_registry_that_is_not_there_is_transient() -> None:
+    """Nobody listens, or TLS is spoken to a registry without it."""
+    uri = OciUri(registry="127.0.0.1:9", repository="a/b", tag="v1")
+    place = OciSink(registry=Registry(uri, {}, backoff_s=0.01), uri=uri, uid="uid-1")
+    with pytest.raises(TransientError, match="LORA_OCI_PLAIN_HTTP for a registry without TLS"):
+        place.check()
+
+
+def docker_config(host: str, password: str) -> str:
+    """What kubectl create secret docker-registry writes."""
+    pair = base64.b64encode(f"pusher:{password}".encode()).decode()
+    return json.dumps({"auths": {f"https://{host}": {"auth": pair}, "other.example": {"auth": "!"}}})
+
+
+def test_a_registry_with_accounts_takes_the_secrets_pair(tmp_path: Path) -> None:
+    """Name and password from the Docker configuration; a wrong one is 77 and is not shown."""
+    closed = servers.registry_server(tmp_path / "closed", htpasswd=servers.HTPASSWD)
+    with closed as host, Proxy(f"http://{host}") as proxy:
+        own = proxy.url.removeprefix("http://")
+        right = sink(proxy, "acme/closed", OUTPUT_DOCKER_CONFIG_JSON=docker_config(own, PASSWORD))
+        right.check()
+        assert right.publish(write_adapter(tmp_path / "staged")) == right.published()
+        wrong = {
+            "with these credentials": docker_config(own, "WRONG"),
+            "with no credentials": docker_config("elsewhere.example", PASSWORD),
+        }
+        for sentence, config in wrong.items():
+            with pytest.raises(AccessDeniedError, match=sentence) as caught:
+                sink(proxy, "acme/closed", OUTPUT_DOCKER_CONFIG_JSON=config).check()
+            assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
+            assert "WRONG" not in str(caught.value)
+            assert PASSWORD not in str(caught.value)
+
+
+def test_a_secret_that_is_no_docker_configuration_is_told(proxy: Proxy) -> None:
+    """Without its content."""
+    host = proxy.url.removeprefix("http://")
+    for text in (json.dumps({"auths": {host: {"auth": "p@ssw*rd"}}}), '{"auths": ["SECRET"]}', "SECRET"):
+        with pytest.raises(ConfigError, match=r"\.dockerconfigjson is no Docker configuration") as caught:
+            sink(proxy, "acme/tone", OUTPUT_DOCKER_CONFIG_JSON=text)
+        assert "SECRET" not in str(caught.value)
+        assert "p@ssw" not in str(caught.value)
+
+
+def test_a_bearer_challenge_is_answered_with_a_token(proxy: Proxy) -> None:
+    """As the large registries ask for it; the token, not the password, goes to the registry."""
+    with servers.answering({"token": "T0KEN"}) as tokens:
+        challenge = {"WWW-Authenticate": f'Bearer realm="{tokens.url}/token",service="registry.test"'}
+        proxy.inject(Fault(path="/v2/acme/bearer/manifests/v1", method="GET", status=401, headers=challenge))
+        host = proxy.url.removeprefix("http://")
+        place = sink(proxy, "acme/bearer", OUTPUT_DOCKER_CONFIG_JSON=docker_config(host, PASSWORD))
+        place.check()
+        (request,) = tokens.requests
+    assert request.path == "/token?scope=repository%3Aacme%2Fbearer%3Apull%2Cpush&service=registry.test"
+    assert request.authorization.startswith("Basic ")
