@@ -4,12 +4,12 @@ import dataclasses
 from typing import Any
 
 from lora_operator.model import JobPatch, JobView
-from lora_operator.render import suspend_annotation
+from lora_operator.render import backoff_limit, suspend_annotation
 from lora_operator.request import Policy
 
 
-def adjust(job: JobView, policy: Policy) -> JobPatch | None:
-    """The patch that the policy asks for; None where the Job follows it already.
+def adjust(job: JobView, policy: Policy, pods: int) -> JobPatch | None:
+    """The patch that the policy asks for; None where the Job, which has so many pods at a time, follows it already.
 
     The suspension is written only when the user's wish changed since it was last applied: a Job that a queue or a
     person suspended, or let go, is left as it is.
@@ -19,8 +19,8 @@ def adjust(job: JobView, policy: Policy) -> JobPatch | None:
     if bool(job.suspend_intent) != policy.suspend:
         spec["suspend"] = policy.suspend
         body["metadata"] = {"annotations": suspend_annotation(policy.suspend)}
-    if job.backoff_limit != policy.max_retries:
-        spec["backoffLimit"] = policy.max_retries
+    if job.backoff_limit != backoff_limit(policy, pods):
+        spec["backoffLimit"] = backoff_limit(policy, pods)
     if job.active_deadline_s != policy.active_deadline_s:
         spec["activeDeadlineSeconds"] = policy.active_deadline_s
     return JobPatch(name=job.name, body={**body, "spec": spec}) if spec else None

@@ -66,8 +66,9 @@ FINETUNES = Resource(kind="LoRAFineTune", group="lora-operator.io", version="v1a
 JOBS = Resource(kind="Job", group="batch", version="v1", plural="jobs")
 PODS = Resource(kind="Pod", group="", version="v1", plural="pods")
 CONFIG_MAPS = Resource(kind="ConfigMap", group="", version="v1", plural="configmaps")
+SERVICES = Resource(kind="Service", group="", version="v1", plural="services")
 EVENTS = Resource(kind="Event", group="", version="v1", plural="events")
-BY_KIND = {resource.kind: resource for resource in (FINETUNES, JOBS, PODS, CONFIG_MAPS, EVENTS)}
+BY_KIND = {resource.kind: resource for resource in (FINETUNES, JOBS, PODS, CONFIG_MAPS, SERVICES, EVENTS)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ class Writer:
         self._cache = cache
 
     async def create(self, finetune: FineTune, manifest: Mapping[str, Any], *, patient: bool) -> Creation:
-        """Create a ConfigMap or a Job, or adopt the one that an interrupted attempt left.
+        """Create a ConfigMap, a Service or a Job, or adopt the one that an interrupted attempt left.
 
         `patient`: a server error is taken for a refusal, because it has come several times in a row.
         """
@@ -43,14 +43,14 @@ class Writer:
             stored = await self._api.create(resource, finetune.namespace, manifest)
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
-                return await self._adopt(finetune, resource.kind, name)
+                return await self._adopt(finetune, resource.kind, name, manifest)
             if error.code in _REFUSALS or (error.code >= 500 and patient):
                 return Creation(rejection=_rejection(resource.kind, name, error))
             raise
         self._remember(resource.kind, stored)
         return Creation()
 
-    async def _adopt(self, finetune: FineTune, kind: str, name: str) -> Creation:
+    async def _adopt(self, finetune: FineTune, kind: str, name: str, wanted: Mapping[str, Any]) -> Creation:
         try:
             stored = await self._api.get(BY_KIND[kind], finetune.namespace, name)
         except ApiError as error:
@@ -64,6 +64,10 @@ class Writer:
             )
         if stored["metadata"].get("deletionTimestamp"):
             raise TryAgainError(f"{kind} {name} is being deleted")
+        if stored.get("data") != wanted.get("data"):
+            # An operator of another release rendered it, and was interrupted before the Job that reads it.
+            await self._api.delete(CONFIG_MAPS, finetune.namespace, name, str(stored["metadata"]["uid"]))
+            raise TryAgainError(f"{kind} {name} was rendered by another release, and is made again")
         self._remember(kind, stored)
         return Creation(adopted=True)
 
@@ -123,7 +127,7 @@ class Writer:
         return str(stored["metadata"]["uid"]) if _controller_uid(stored) == finetune.uid else ""
 
     def _remember(self, kind: str, stored: Object) -> None:
-        if kind != CONFIG_MAPS.kind:
+        if kind == JOBS.kind:
             self._cache.jobs.put(stored)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lora_operator.api import EVENTS, Api, ApiError, UnreachableError
 from lora_operator.cache import Key
 from lora_operator.model import EventView, JobView, PodView
+from lora_operator.names import Role
 from lora_operator.observe import parse_event
 from lora_operator.pods import has_ended, newest_first
 
@@ -87,4 +88,5 @@ def _unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:
     living = [pod for pod in newest_first(pods) if not has_ended(pod)]
     if living:
         return [pod.uid for pod in living if pod.node][:MOST_OBJECTS]
-    return [job.uid for job in sorted(jobs, key=lambda job: job.attempt, reverse=True)][:1]
+    latest = sorted(jobs, key=lambda job: (job.attempt, job.role is Role.TRAIN), reverse=True)
+    return [job.uid for job in latest][:1]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lora_operator.model import FineTune, JobView, Observed, PodView
-from lora_operator.names import child_name
+from lora_operator.names import Role, child_name
 from lora_operator.pods import has_ended, newest_first
 
 
@@ -12,7 +12,8 @@ class Children:
     """`attempt` is the present one, 0 before the first. `job` is its Job; None where it is not there (any more).
 
     `expected`: a Job was made before, so a missing one was deleted. `orphans` are living pods whose Job is gone.
-    `foreign`: the next attempt's name is taken by a Job that belongs to someone else.
+    `foreign`: the next attempt's name is taken by a Job that belongs to someone else. All of these train; `preparing`
+    is the Job that fetches model and data for the next attempt, or did so for the present one.
     """
 
     attempt: int
@@ -21,6 +22,8 @@ class Children:
     expected: bool
     orphans: tuple[PodView, ...]
     foreign: bool
+    preparing: JobView | None = None
+    preparing_pods: tuple[PodView, ...] = ()
 
     @property
     def next_attempt(self) -> int:
@@ -30,20 +33,26 @@ class Children:
 
 def find_children(finetune: FineTune, observed: Observed) -> Children:
     """Sort out what was observed. The count of attempts survives in the status and in the Jobs: the larger holds."""
-    own = [job for job in observed.jobs if job.owner_uid == finetune.uid]
+    mine = [job for job in observed.jobs if job.owner_uid == finetune.uid]
+    own = [job for job in mine if job.role is Role.TRAIN]
+    training = [pod for pod in observed.pods if pod.role is Role.TRAIN]
     stored = finetune.status.get("attempt")
     stored = stored if isinstance(stored, int) and not isinstance(stored, bool) and 0 < stored < 10_000 else 0
     attempt = max([stored, *(job.attempt for job in own)])
     job = next((job for job in own if job.attempt == attempt), None)
     known = {job.uid for job in observed.jobs}
     next_name = child_name(finetune.name, finetune.uid, attempt + 1)
+    number = attempt if job else attempt + 1
+    preparing = next((other for other in mine if other.role is Role.PREPARE and other.attempt == number), None)
     return Children(
         attempt=attempt,
         job=job,
-        pods=tuple(pod for pod in observed.pods if _belongs(pod, job, attempt)),
+        pods=tuple(pod for pod in training if _belongs(pod, job, attempt)),
         expected=stored > 0,
-        orphans=tuple(pod for pod in newest_first(observed.pods) if pod.job_uid not in known and not has_ended(pod)),
+        orphans=tuple(pod for pod in newest_first(training) if pod.job_uid not in known and not has_ended(pod)),
         foreign=any(other.name == next_name and other.owner_uid != finetune.uid for other in observed.jobs),
+        preparing=preparing,
+        preparing_pods=tuple(pod for pod in observed.pods if preparing and pod.job_uid == preparing.uid),
     )
 
 

@@ -1,4 +1,4 @@
-"""The conditions of a LoRAFineTune: the terminal pair Complete and Failed, and four that give details.
+"""The conditions of a LoRAFineTune: the terminal pair Complete and Failed, and those that give details.
 
 A condition's lastTransitionTime moves only when its status does, so that writing the same state twice changes nothing.
 """
@@ -22,7 +22,9 @@ class Type(enum.StrEnum):
     """Types of condition that the operator writes, in the order in which they stand in the status."""
 
     ACCEPTED = "Accepted"
+    PREFLIGHT_PASSED = "PreflightPassed"
     PODS_READY = "PodsReady"
+    CHECKPOINT_SAVED = "CheckpointSaved"
     SUSPENDED = "Suspended"
     ARTIFACT_PUBLISHED = "ArtifactPublished"
     COMPLETE = "Complete"
@@ -59,7 +61,8 @@ def is_finished(finetune: FineTune) -> bool:
 
 def write_conditions(finetune: FineTune, conditions: Iterable[Condition], now: datetime) -> list[dict[str, Any]]:
     """The list for the status: ours in their order, then those of other writers as they are."""
-    ours = [_written(finetune, condition, now) for condition in conditions]
+    order = list(Type)
+    ours = [_written(finetune, c, now) for c in sorted(conditions, key=lambda c: order.index(c.type))]
     foreign = [dict(c) for c in _listed(finetune.status) if not _is_ours(c)]
     return (ours + foreign)[:MOST_CONDITIONS]
 

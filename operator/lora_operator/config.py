@@ -17,6 +17,15 @@ class OperatorConfig:
     namespaces              watched namespaces; empty means all
     trainer_image           image of the training pods
     hub_endpoint            base URL of the Hugging Face Hub; empty means the client's own default
+    offline                 the Hub is not asked at all: what is not in the cache or on a volume is missing
+    s3_endpoint, -region    of the object store; empty means AWS, and the region that the client finds
+    https_proxy, http_proxy, no_proxy   for the training pods, as the environment variables of these names
+    ca_bundle_config_map    ConfigMap with the key ca.crt, in each namespace with runs; empty: the image's own bundle
+    oci_plain_http_registries   host:port of registries that speak HTTP without TLS
+    mlflow_tracking_uri, wandb_base_url   servers of the trackers
+    cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
+    prepare_cpu, -memory    requests of the pod that fills that claim before the training asks for GPUs
+    stall_timeout_s         a training without a step for so long is stopped and started again
     allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
     default_cpu, -memory    requests of a training pod whose resource names none
     progress_interval_s     how often a running pod is asked for its progress, and the status written
@@ -32,6 +41,20 @@ class OperatorConfig:
     image_pull_secrets: tuple[str, ...] = ()
     trainer_service_account_name: str = ""
     hub_endpoint: str = ""
+    offline: bool = False
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    https_proxy: str = ""
+    http_proxy: str = ""
+    no_proxy: str = ""
+    ca_bundle_config_map: str = ""
+    oci_plain_http_registries: tuple[str, ...] = ()
+    mlflow_tracking_uri: str = ""
+    wandb_base_url: str = ""
+    cache_claim: str = ""
+    prepare_cpu: str = "1"
+    prepare_memory: str = "2Gi"
+    stall_timeout_s: int = 1800
     allow_cpu: bool = False
     default_cpu: str = "2"
     default_memory: str = "8Gi"
@@ -93,13 +116,13 @@ def yaml_name(field_name: str) -> str:
     return words[0] + "".join(_ACRONYMS.get(word, word.capitalize()) for word in words[1:])
 
 
-_ACRONYMS = {"cpu": "CPU"}
+_ACRONYMS = {"cpu": "CPU", "http": "HTTP", "uri": "URI", "url": "URL"}
 _CHOICES = {
     "image_pull_policy": ("Always", "IfNotPresent", "Never"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "log_format": ("text", "json"),
 }
-_REQUIRED = ("trainer_image", "default_cpu", "default_memory")
+_REQUIRED = ("trainer_image", "default_cpu", "default_memory", "prepare_cpu", "prepare_memory")
 
 
 def _field_name(key: str) -> str:

@@ -5,27 +5,30 @@ and tells the same status. `now` only times what comes later, and dates what has
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from lora_operator.adjust import adjust, adjusted
 from lora_operator.children import Children, find_children
 from lora_operator.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished
 from lora_operator.config import OperatorConfig
 from lora_operator.expiry import expired_objects
+from lora_operator.milestones import checkpoint_saved, needs_preparation, preflight_passed, was_prepared
 from lora_operator.model import EventRecord, FineTune, JobView, Observed, Plan, PodView
-from lora_operator.names import child_name
+from lora_operator.names import Role, child_name
 from lora_operator.notices import notices, recreated
 from lora_operator.observe import parse_job
-from lora_operator.pods import is_running, newest_first
+from lora_operator.pods import is_running, leader_first
 from lora_operator.progress import follow_progress, next_question_s
-from lora_operator.render import render_config_map, render_job
+from lora_operator.render import pods_of, render_config_map, render_job, render_prepare_job, render_service
 from lora_operator.request import Request, read_request
 from lora_operator.results import resolved_by_spec
 from lora_operator.situation import Scene, Situation, assess, awaiting_orphan
 from lora_operator.status import Facts, Status, final_status, ongoing_status, refreshed_status
 from lora_operator.trouble import name_conflict, trouble_of_rejection
-from lora_operator.verdict import Verdict, deleted_too_often, judge, proven_success
+from lora_operator.verdict import Verdict, deleted_too_often, judge, judge_preparation, proven_success
 from lora_operator.wording import block_of, sentence
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions
@@ -45,10 +48,18 @@ class _Case:
     children: Children
     request: Request
 
-    @property
-    def memory(self) -> str:
-        """The memory limit of the training pod."""
+    def memory(self, role: Role) -> str:
+        """The memory limit of a pod that trains or prepares."""
+        if role is Role.PREPARE:
+            return self.config.prepare_memory
         return self.request.pod.memory or self.config.default_memory
+
+    @property
+    def next_name(self) -> str:
+        """Name of the ConfigMap and the training Job of the attempt that the request is read for."""
+        children = self.children
+        attempt = children.attempt if children.job else children.next_attempt
+        return child_name(self.finetune.name, self.finetune.uid, attempt)
 
     @property
     def job_name(self) -> str:
@@ -65,7 +76,9 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
         return _after_the_end(finetune, observed, now)
     children = find_children(finetune, observed)
     attempt = children.attempt if children.job else children.next_attempt
-    options = RunOptions(uid=finetune.uid, attempt=attempt, allow_cpu=config.allow_cpu)
+    options = RunOptions(
+        uid=finetune.uid, attempt=attempt, allow_cpu=config.allow_cpu, stall_timeout_s=config.stall_timeout_s
+    )
     request = read_request(finetune.manifest, options)
     case = _Case(finetune=finetune, observed=observed, config=config, now=now, children=children, request=request)
     return _follow(case, children.job) if children.job else _begin(case)
@@ -100,18 +113,42 @@ def _start(case: _Case) -> Plan:
     if request.train is None:
         return _invalid(case)
     if children.foreign:
-        name = child_name(case.finetune.name, case.finetune.uid, children.next_attempt)
-        return _refused(case, name_conflict("Job", name))
+        return _refused(case, name_conflict("Job", case.next_name))
+    if needs_preparation(request.train, case.config) and not was_prepared(case.finetune):
+        return _prepare(case, request.train)
     return _create(case, request.train)
+
+
+def _prepare(case: _Case, train: TrainConfig) -> Plan:
+    """Model and data are fetched first, so that no GPU waits for a download. The training Job follows a success."""
+    children = case.children
+    job = children.preparing
+    if job is None:
+        rendered = render_prepare_job(case.finetune, case.request, train, case.config)
+        fresh = dataclasses.replace(case, children=dataclasses.replace(children, preparing=parse_job(rendered)))
+        plan = _watch(fresh, parse_job(rendered))
+        return dataclasses.replace(plan, create=(render_config_map(case.finetune, train), rendered), watch_events=False)
+    verdict = judge_preparation(job, children.preparing_pods, case.memory(Role.PREPARE))
+    if verdict is None:
+        return _adjust_and_watch(case, job)
+    if verdict.succeeded:
+        return _create(case, train)
+    unsure = verdict.on_absence and not case.observed.absence_confirmed
+    return _look_again(case) if unsure else _end(case, verdict)
 
 
 def _follow(case: _Case, job: JobView) -> Plan:
     """There is a Job. Tell what it does, and how it ended once it has."""
-    verdict = judge(job, case.children.pods, case.memory)
+    verdict = judge(job, case.children.pods, case.memory(Role.TRAIN))
     if verdict is not None:
         unsure = verdict.on_absence and not case.observed.absence_confirmed
         return _look_again(case) if unsure else _end(case, verdict)
-    patch = None if job.deleting or case.observed.rejection else adjust(job, case.request.policy)
+    return _adjust_and_watch(case, job)
+
+
+def _adjust_and_watch(case: _Case, job: JobView) -> Plan:
+    pods = pods_of(job.role, case.request.pod)
+    patch = None if job.deleting or case.observed.rejection else adjust(job, case.request.policy, pods)
     plan = _watch(case, adjusted(job, patch) if patch else job)
     return dataclasses.replace(plan, patch=(patch,) if patch else ())
 
@@ -128,27 +165,37 @@ def _create(case: _Case, train: TrainConfig) -> Plan:
     plan = _watch(
         dataclasses.replace(case, children=fresh), job, resolved=resolved_by_spec(train, case.config.trainer_image)
     )
-    return dataclasses.replace(
-        plan, create=(render_config_map(finetune, train), rendered), events=(*events, *plan.events), watch_events=False
-    )
+    service = (render_service(finetune, train),) if case.request.pod.nodes > 1 else ()
+    create = (render_config_map(finetune, train), *service, rendered)
+    return dataclasses.replace(plan, create=create, events=(*events, *plan.events), watch_events=False)
 
 
 def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
-    """The status of a run that goes on, and when to look again."""
-    pods, observed, config = case.children.pods, case.observed, case.config
-    running = None if job.suspended else next((pod for pod in newest_first(pods) if is_running(pod)), None)
+    """The status of a run that goes on, and when to look again. `job` trains or prepares."""
+    observed, config, trains = case.observed, case.config, job.role is Role.TRAIN
+    pods = case.children.pods if trains else case.children.preparing_pods
+    running = next((pod for pod in leader_first(pods) if is_running(pod)), None)
+    running = running if trains and not job.suspended else None
     progress = follow_progress(case.finetune, running, observed.progress, case.now)
-    situation = assess(
-        Scene(request=case.request, job=job, pods=pods, events=observed.events, progress=progress, memory=case.memory)
-    )
-    found_out = observed.progress.resolved if observed.progress and running else None
-    facts = Facts(
-        attempt=job.attempt,
-        job_name=job.name,
+    scene = Scene(
+        request=case.request,
+        config_map=case.next_name,
+        nodes=pods_of(job.role, case.request.pod),
         job=job,
-        pod=situation.pod,
+        pods=pods,
+        events=observed.events,
+        progress=progress,
+        memory=case.memory(job.role),
+    )
+    situation = assess(scene)
+    facts = Facts(
+        milestones=_milestones(case, situation.state, progress),
+        attempt=job.attempt if trains else case.children.attempt,
+        job_name=job.name if trains else case.job_name,
+        job=job,
+        pod=situation.pod if trains else None,
         resolved=resolved or _resolved(case),
-        found_out=found_out,
+        found_out=observed.progress.resolved if observed.progress and running else None,
         progress=progress,
     )
     accepted = _accepted(job.name)
@@ -175,11 +222,14 @@ def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConf
 
 def _end(case: _Case, verdict: Verdict) -> Plan:
     """The run is over: the last status."""
-    pods = newest_first(case.children.pods)
+    children = case.children
+    pods = leader_first(children.pods)
+    progress = block_of(case.finetune.status, "progress")
     facts = Facts(
-        attempt=case.children.attempt,
+        milestones=_milestones(case, verdict.finding, progress, verdict),
+        attempt=children.attempt,
         job_name=case.job_name,
-        job=case.children.job,
+        job=children.job or children.preparing,
         pod=pods[0] if pods else None,
         resolved=_resolved(case),
     )
@@ -210,11 +260,13 @@ def _refused(case: _Case, finding: Finding) -> Plan:
 
 def _await(case: _Case, situation: Situation, accepted: Condition | None = None) -> Plan:
     """No Job is there, and none is made for now."""
+    progress = follow_progress(case.finetune, None, None, case.now)
     facts = Facts(
+        milestones=_milestones(case, situation.state, progress),
         attempt=case.children.attempt,
         job_name=case.job_name,
         pod=situation.pod,
-        progress=follow_progress(case.finetune, None, None, case.now),
+        progress=progress,
     )
     status = ongoing_status(case.finetune, accepted or _accepted(case.job_name), situation, facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
@@ -223,6 +275,16 @@ def _await(case: _Case, situation: Situation, accepted: Condition | None = None)
 def _look_again(case: _Case) -> Plan:
     """The cache may be behind the cluster, and what follows cannot be taken back."""
     return Plan(status=case.finetune.status, confirm_absence=True)
+
+
+def _milestones(
+    case: _Case, state: Finding, progress: Mapping[str, Any], verdict: Verdict | None = None
+) -> tuple[Condition, ...]:
+    preflight = preflight_passed(case.finetune, case.children, case.config, state)
+    if preflight is not None and preflight.holds is None and verdict is not None:
+        preflight = dataclasses.replace(preflight, holds=False)
+    checkpoint = checkpoint_saved(case.finetune, case.request.train, progress, verdict)
+    return tuple(condition for condition in (preflight, checkpoint) if condition is not None)
 
 
 def _accepted(job_name: str) -> Condition:

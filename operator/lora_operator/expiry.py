@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from lora_operator.model import FineTune, ObjectRef, Observed
 from lora_operator.names import child_name
-from lora_operator.request import read_policy
+from lora_operator.request import read_nodes, read_policy
 from lora_operator.wording import parse_instant
 
 
@@ -20,7 +20,12 @@ def expired_objects(
     left_s = (ended_at + timedelta(seconds=ttl_s) - now).total_seconds()
     if left_s > 0:
         return (), left_s
-    # ConfigMaps first: they are not watched, and the Job is what reminds us of them.
+    # ConfigMaps and Services first: they are not watched, and the Job is what reminds us of them.
+    kinds = ("ConfigMap", "Service") if read_nodes(finetune.manifest) > 1 else ("ConfigMap",)
     attempts = range(1, max(job.attempt for job in jobs) + 1)
-    maps = (ObjectRef(kind="ConfigMap", name=child_name(finetune.name, finetune.uid, n), uid="") for n in attempts)
-    return (*maps, *(ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in jobs)), None
+    unwatched = (
+        ObjectRef(kind=kind, name=child_name(finetune.name, finetune.uid, n), uid="")
+        for n in attempts
+        for kind in kinds
+    )
+    return (*unwatched, *(ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in jobs)), None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from lora_operator.names import Role
 from lora_trainer.contract.progress import Progress
 
 
@@ -46,7 +47,10 @@ class ConditionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A Job that carries our label. `owner_uid` is its controller's, `suspend_intent` what we last asked for."""
+    """A Job that carries our label. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
+
+    `attempt` is, for a Job that prepares, that of the training which follows.
+    """
 
     name: str
     uid: str
@@ -63,6 +67,7 @@ class JobView:
     started_at: datetime | None
     completed_at: datetime | None
     deleting: bool
+    role: Role = Role.TRAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,10 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
-    """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of its Job, 0 if unknown."""
+    """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of its Job, 0 if unknown.
+
+    `index` is the number of its node among those that train together; 0 leads and reports.
+    """
 
     name: str
     uid: str
@@ -95,6 +103,8 @@ class PodView:
     conditions: tuple[ConditionView, ...]
     trainer: ContainerView
     attempt: int = 0
+    index: int = 0
+    role: Role = Role.TRAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from lora_operator.model import FineTune
 from lora_operator.names import QUEUE_LABEL
+from lora_operator.request import read_nodes
 from lora_operator.wording import block_of, parse_instant
 
 _STATUSES = ("True", "False", "Unknown")
@@ -80,7 +81,8 @@ def _conditions(finetunes: Iterable[FineTune]) -> Metric:
 
 
 def _requested_gpus(finetune: FineTune) -> float | None:
-    return _number(_map(finetune.spec, "resources").get("gpus", 1))
+    gpus = _number(_map(finetune.spec, "resources").get("gpus", 1))
+    return None if gpus is None else gpus * read_nodes(finetune.manifest)
 
 
 def _progress_ratio(finetune: FineTune) -> float | None:
@@ -135,7 +137,7 @@ _VALUES = (
     ),
     _Value(
         name="lorafinetune_requested_gpus",
-        help="GPUs that the run asks for; 0 for a run on the CPU.",
+        help="GPUs that the run asks for, of all its nodes together; 0 for a run on the CPU.",
         read=_requested_gpus,
     ),
     _Value(

@@ -11,6 +11,7 @@ from lora_operator.wording import parse_instant
 
 _NEVER = datetime.fromtimestamp(0, UTC)
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,3}")
+_INDEX = re.compile(r"[0-9]{1,4}")
 
 
 def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
@@ -48,6 +49,7 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         started_at=_time(status, "startTime"),
         completed_at=_time(status, "completionTime"),
         deleting=metadata.get("deletionTimestamp") is not None,
+        role=_role(metadata),
     )
 
 
@@ -69,6 +71,8 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         conditions=_conditions(status),
         trainer=_container(status),
         attempt=_attempt(metadata),
+        index=_index(metadata),
+        role=_role(metadata),
     )
 
 
@@ -130,6 +134,17 @@ def _controller(metadata: Mapping[str, Any]) -> dict[str, str]:
 def _attempt(metadata: Mapping[str, Any]) -> int:
     label = _text(_map(metadata, "labels"), names.ATTEMPT_LABEL)
     return int(label) if _ATTEMPT.fullmatch(label) else 0
+
+
+def _index(metadata: Mapping[str, Any]) -> int:
+    label = _text(_map(metadata, "labels"), names.INDEX_LABEL)
+    return int(label) if _INDEX.fullmatch(label) else 0
+
+
+def _role(metadata: Mapping[str, Any]) -> names.Role:
+    """A Job of an operator that knew no roles trains."""
+    prepares = _text(_map(metadata, "labels"), names.ROLE_LABEL) == names.Role.PREPARE.value
+    return names.Role.PREPARE if prepares else names.Role.TRAIN
 
 
 def _map(document: object, key: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from lora_operator.conditions import Finding
 from lora_operator.model import ConditionView, PodView
+from lora_operator.names import Role
 from lora_operator.wording import last_line, sentence
 from lora_trainer.contract.codec import CodecError
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
@@ -36,12 +37,25 @@ def newest_first(pods: Iterable[PodView]) -> list[PodView]:
     return sorted(pods, key=lambda pod: (pod.created_at, pod.name), reverse=True)
 
 
+def leader_first(pods: Iterable[PodView]) -> list[PodView]:
+    """Newest first, those of node 0 before the others: it reports for all nodes."""
+    return sorted(newest_first(pods), key=lambda pod: pod.index != 0)
+
+
 def summary_of(pod: PodView) -> Summary | None:
     """What the trainer wrote at its end; None where it wrote nothing or the message is but a tail of its log."""
     try:
         return Summary.from_message(pod.trainer.termination_message)
     except CodecError:
         return None
+
+
+def failures_of(pods: Iterable[PodView], memory: str) -> list[tuple[PodView, Finding]]:
+    """Ended pods and how they failed, newest first; of several nodes the cause comes before what followed from it."""
+    failed = [(pod, failure) for pod in newest_first(pods) if (failure := failure_of(pod, memory)) is not None]
+    if not any(pod.index for pod, _ in failed):
+        return failed
+    return sorted(failed, key=lambda pair: pair[1].reason in {Reason.PEER_FAILED, Reason.EVICTED})
 
 
 def failure_of(pod: PodView, memory: str) -> Finding | None:
@@ -72,10 +86,12 @@ def _cause(pod: PodView, code: int | None, memory: str) -> tuple[Reason, str]:
     said = last_line(pod.trainer.termination_message)
     meaning = _MEANINGS.get(reason, f"The trainer ended with exit code {code}")
     if reason is Reason.OOM_KILLED:
-        meaning = (
-            f"The trainer needed more than its {memory} of main memory: "
-            "create a new LoRAFineTune with more in spec.resources.memory"
+        remedy = (
+            "have prepareMemory raised in the operator's configuration"
+            if pod.role is Role.PREPARE
+            else "create a new LoRAFineTune with more in spec.resources.memory"
         )
+        meaning = f"The trainer needed more than its {memory} of main memory: {remedy}"
     return reason, f"{meaning}; it last said: {said}" if said else meaning
 
 
@@ -101,6 +117,6 @@ _MEANINGS = {
     Reason.RESTARTING: "A network or a service failed for a while",
     Reason.MODEL_ACCESS_DENIED: "Access to model or data set was denied: check the token in the Secret of secretRef",
     Reason.CHECKPOINT_INVALID: "No checkpoint can be resumed from",
-    Reason.EVICTED: "The trainer was told to stop before the training was done",
+    Reason.EVICTED: "The trainer was told to stop before its work was done",
     Reason.INTERNAL_ERROR: "The trainer failed unexpectedly",
 }

@@ -13,6 +13,7 @@ from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.summary import Results
 
 LARGEST = 2**63 - 1
+_BEFORE_THE_FIRST_STEP = {Phase.STARTING, Phase.PREPARING, Phase.LOADING_MODEL}
 _OF_THE_MOMENT = ("phase", "tokensPerSecond", "estimatedRemainingSeconds", "eta")
 Block = dict[str, Any]
 
@@ -25,6 +26,11 @@ def follow_progress(finetune: FineTune, running: PodView | None, progress: Progr
     if running is None or progress is None:
         return before
     block = _block(progress)
+    saved: Block = {key: before[key] for key in ("checkpointStep", "checkpointTime") if key in before}
+    if block.get("checkpointStep", saved.get("checkpointStep")) == saved.get("checkpointStep"):
+        block |= saved  # a pod that has just started does not know yet what the one before it saved
+    else:
+        block["checkpointTime"] = instant(now)
     known = {key: value for key, value in before.items() if key != "lastUpdateTime"}
     # The operator's own clock, and only where something changed: a pod's clock may be anything.
     unchanged = block == known and "lastUpdateTime" in before
@@ -70,8 +76,10 @@ def _block(progress: Progress) -> Block:
     if total is not None and total > 0:
         total = whole(total)
         block |= {"totalSteps": total, "steps": f"{step}/{total}", "percentage": min(100 * step // total, 100)}
-    if progress.phase is not Phase.STARTING and progress.phase is not Phase.LOADING_MODEL:
+    if progress.phase not in _BEFORE_THE_FIRST_STEP:
         block["step"] = step
+    steps = {"checkpointStep": progress.checkpoint_step, "resumedStep": progress.resumed_step}
+    block |= {key: whole(value) for key, value in steps.items() if value is not None}
     fractions = {
         "epoch": (progress.epoch, ".2f"),
         "loss": (progress.loss, ".4f"),

@@ -32,17 +32,24 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRequest:
-    """What the training pod asks of its node; `cpu` and `memory` are quantities, None for the operator's default."""
+    """What each training pod asks of its node and which Secrets it reads.
+
+    `cpu`, `memory` and `shared_memory` are quantities, None for the operator's default.
+    """
 
     gpus: int = 1
+    nodes: int = 1
     gpu_resource_name: str = "nvidia.com/gpu"
     cpu: str | None = None
     memory: str | None = None
+    shared_memory: str | None = None
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     priority_class_name: str | None = None
     model_secret: str | None = None
     dataset_secret: str | None = None
+    output_secret: str | None = None
+    tracking_secret: str | None = None
     queue_labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -74,6 +81,12 @@ def read_policy(manifest: Mapping[str, Any]) -> Policy:
     return _policy(Reader(path="spec", document=_map(manifest.get("spec")), problems=[]))
 
 
+def read_nodes(manifest: Mapping[str, Any]) -> int:
+    """How many pods train together; 1 where the field is absent or wrong."""
+    spec = Reader(path="spec", document=_map(manifest.get("spec")), problems=[])
+    return spec.child("resources").integer("nodes", 1, 1, 64) or 1
+
+
 def _policy(spec: Reader) -> Policy:
     retries = spec.integer("maxRetries", DEFAULT_MAX_RETRIES, 0, 20)
     return Policy(
@@ -93,16 +106,24 @@ def _pod(spec: Reader, metadata: Mapping[str, Any]) -> PodRequest:
     labels = _map(metadata.get("labels"))
     return PodRequest(
         gpus=1 if gpus is None else gpus,
+        nodes=read_nodes({"spec": spec.document}),
         gpu_resource_name=resources.text("gpuResourceName", longest=253) or "nvidia.com/gpu",
         cpu=_quantity(resources, "cpu", 'must be an amount of CPU above 0, as in 4 or "500m"'),
         memory=_quantity(resources, "memory", 'must be an amount of memory above 0, as in "16Gi"'),
+        shared_memory=_quantity(resources, "sharedMemory", 'must be an amount of memory above 0, as in "2Gi"'),
         node_selector=scheduling.strings("nodeSelector"),
         tolerations=_tolerations(scheduling),
         priority_class_name=scheduling.text("priorityClassName", longest=253),
-        model_secret=shared.child("model").child("secretRef").text("name", longest=253),
-        dataset_secret=shared.child("dataset").child("secretRef").text("name", longest=253),
+        model_secret=_secret(shared, "model"),
+        dataset_secret=_secret(shared, "dataset"),
+        output_secret=_secret(shared, "output"),
+        tracking_secret=_secret(shared, "tracking"),
         queue_labels={key: labels[key] for key in QUEUE_LABELS if isinstance(labels.get(key), str)},
     )
+
+
+def _secret(spec: Reader, section: str) -> str | None:
+    return spec.child(section).child("secretRef").text("name", longest=253)
 
 
 def _quantity(section: Reader, key: str, rule: str) -> str | None:

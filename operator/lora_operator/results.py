@@ -1,4 +1,4 @@
-"""The blocks of the status that say what a run used and achieved: resolved, dataset, results, artifact."""
+"""The blocks of the status that say what a run used and achieved: resolved, dataset, results, artifact, checkpoint."""
 
 from decimal import Decimal
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from lora_operator.progress import whole
 from lora_operator.wording import decimal, printable
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, clip
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, clip
 
 LARGEST_INT32 = 2**31 - 1
 MOST_MODULES = 256
@@ -20,6 +20,9 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
         "rank": lora.rank,
         "alpha": lora.alpha,
         "dropout": _number(lora.dropout),
+        "scaling": lora.scaling.value,
+        "variant": lora.variant.value,
+        "init": lora.init.value,
         "quantization": train.quantization.value,
         "learningRate": _number(training.learning_rate),
         "schedule": training.schedule.value,
@@ -27,12 +30,19 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
         "effectiveBatchSize": training.effective_batch_size,
         "maxSequenceLength": training.max_sequence_length,
         "lossOn": training.loss_on.value,
+        "optimizer": training.optimizer.value,
+        "weightDecay": _number(training.weight_decay),
+        "maxGradNorm": _number(training.max_grad_norm),
         "precision": training.precision.value,
         "seed": training.seed,
         "validationFraction": _number(train.dataset.validation_fraction),
         "image": clip(image, 512),
     }
-    length = {"epochs": training.epochs and _number(training.epochs), "maxSteps": training.max_steps}
+    length = {
+        "epochs": training.epochs and _number(training.epochs),
+        "maxSteps": training.max_steps,
+        "evalSteps": training.eval_steps,
+    }
     return block | {key: value for key, value in length.items() if value is not None}
 
 
@@ -50,6 +60,13 @@ def resolved_by_run(run: ResolvedRun) -> Block:
         "totalParameters": whole(run.total_parameters),
         "microBatchSize": _int32(run.micro_batch_size),
         "gradientAccumulationSteps": _int32(run.gradient_accumulation_steps),
+        "quantization": _text(run.quantization, 32),
+        "packing": run.packing,
+        "attention": _text(run.attention, 64),
+        "optimizer": _text(run.optimizer, 64),
+        "activationCheckpointing": run.activation_checkpointing,
+        "processes": _int32(run.processes),
+        "sharded": run.sharded,
     }
 
 
@@ -62,6 +79,7 @@ def dataset_block(stats: DatasetStats) -> Block:
         "targetTokens": whole(stats.target_tokens),
         "longestTokens": whole(stats.longest_tokens),
         "truncatedSamples": whole(stats.truncated_samples),
+        "truncatedTokens": whole(stats.truncated_tokens),
         "skippedSamples": whole(stats.skipped_samples),
         "duplicateSamples": whole(stats.duplicate_samples),
     }
@@ -69,7 +87,10 @@ def dataset_block(stats: DatasetStats) -> Block:
 
 def results_block(results: Results) -> Block:
     """What the run achieved; losses in nats per target token."""
+    optional = {"bestStep": results.best_step, "resumedStep": results.resumed_step}
     return {
+        **{key: whole(step) for key, step in optional.items() if step is not None},
+        "stoppedEarly": results.stopped_early,
         "steps": whole(results.steps),
         "trainedTokens": whole(results.trained_tokens),
         "trainLoss": decimal(results.train_loss, ".4f"),
@@ -101,7 +122,13 @@ def artifact_block(artifact: Artifact) -> Block:
         "baseRevision": _text(artifact.base_revision, 256),
         "rank": _int32(artifact.rank),
         "servable": artifact.servable,
+        **({"serving": _text(artifact.serving, 1024)} if artifact.serving else {}),
     }
+
+
+def checkpoint_block(saved: SavedState) -> Block:
+    """The last valid checkpoint that a run left."""
+    return {"uri": _text(saved.uri, 1024), "step": whole(saved.step)}
 
 
 def _number(value: float) -> str:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lora_operator.api import CONFIG_MAPS, EVENTS, FINETUNES, JOBS, PODS, Api, ApiError, Resource
+from lora_operator.api import CONFIG_MAPS, EVENTS, FINETUNES, JOBS, PODS, SERVICES, Api, ApiError, Resource
 
 
 class SelfCheckError(Exception):
@@ -34,6 +34,7 @@ RIGHTS = (
     *_rights(JOBS, "get", "list", "watch", "create", "patch", "delete"),
     *_rights(PODS, "list", "watch"),
     *_rights(CONFIG_MAPS, "get", "create", "delete"),
+    *_rights(SERVICES, "get", "create", "delete"),
     *_rights(EVENTS, "list", "create"),
 )
 """Every right that the operator uses."""

@@ -1,14 +1,23 @@
 """What a run that has not ended is doing: the word that `kubectl get` shows as STATE, and the sentence behind it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lora_operator.conditions import Finding
 from lora_operator.model import EventView, JobView, PodView
-from lora_operator.names import QUEUE_LABEL
-from lora_operator.pods import condition_of, failure_of, has_ended, is_running, newest_first, was_disrupted
+from lora_operator.names import QUEUE_LABEL, Role
+from lora_operator.pods import (
+    condition_of,
+    failures_of,
+    has_ended,
+    is_running,
+    leader_first,
+    newest_first,
+    was_disrupted,
+)
 from lora_operator.request import Request
 from lora_operator.trouble import trouble_of_job, trouble_of_pod
 from lora_trainer.contract.exit_codes import FINAL
@@ -39,9 +48,14 @@ class Situation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a situation is read from. `progress` is the progress block of the status, as it will be written."""
+    """What a situation is read from. `progress` is the progress block of the status, as it will be written.
+
+    `config_map` is that of the attempt, `nodes` the number of pods that the Job has at a time.
+    """
 
     request: Request
+    config_map: str
+    nodes: int
     job: JobView
     pods: Sequence[PodView]
     events: Sequence[EventView]
@@ -52,7 +66,7 @@ class Scene:
 def assess(scene: Scene) -> Situation:
     """The situation of a run whose Job exists and goes on."""
     pods = newest_first(scene.pods)
-    living = next((pod for pod in pods if not has_ended(pod)), None)
+    living = _telling(scene, [pod for pod in leader_first(scene.pods) if not has_ended(pod)])
     newest = living or (pods[0] if pods else None)
     if scene.job.suspended:
         return Situation(state=_suspended(scene, living), pod=newest)
@@ -61,7 +75,16 @@ def assess(scene: Scene) -> Situation:
         return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=newest)
     if living is None:
         return Situation(state=_without_pod(scene, newest), pod=newest)
-    return _with_pod(scene, living, pods)
+    return _with_pod(scene, living)
+
+
+def _telling(scene: Scene, living: Sequence[PodView]) -> PodView | None:
+    """Of the living pods the one that holds the others up, else the one that leads."""
+    if scene.nodes > 1:
+        troubled = (pod for pod in living if trouble_of_pod(pod, scene.events) is not None)
+        idle = (pod for pod in living if pod.deleting or not is_running(pod))
+        return next(troubled, None) or next(idle, None) or next(iter(living), None)
+    return next(iter(living), None)
 
 
 def awaiting_orphan(pod: PodView) -> Situation:
@@ -96,32 +119,45 @@ def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
     trouble = trouble_of_job(scene.job, scene.pods, scene.events)
     if trouble is not None:
         return trouble
-    failure = failure_of(newest, scene.memory) if newest else None
-    if newest is not None and failure is not None:
-        ends = newest.trainer.exit_code in FINAL or _failures(scene) > scene.request.policy.max_retries
+    failed = failures_of(scene.pods if scene.nodes > 1 else [newest] if newest else [], scene.memory)
+    if failed:
+        pod, failure = failed[0]
+        ends = pod.trainer.exit_code in FINAL or _failures(scene) > scene.request.policy.max_retries
         return failure if ends else _restarting(scene, failure)
     if newest is not None:
-        return Finding(reason=Reason.PUBLISHING, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
+        reason = Reason.PREPARING if scene.job.role is Role.PREPARE else Reason.PUBLISHING
+        return Finding(reason=reason, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
     return _AWAITING_POD
 
 
-def _with_pod(scene: Scene, pod: PodView, pods: Sequence[PodView]) -> Situation:
+def _with_pod(scene: Scene, pod: PodView) -> Situation:
     trouble = trouble_of_pod(pod, scene.events)
     if trouble is not None:
-        # The ConfigMap of an attempt has the name of its Job.
-        if trouble.reason is Reason.CONFIG_MAP_NOT_FOUND and f" ConfigMap {scene.job.name}," in trouble.message:
-            message = f"ConfigMap {scene.job.name} was deleted, which pod {pod.name} needs: the operator makes it again"
-            return Situation(state=dataclasses.replace(trouble, message=message), pod=pod, lost_config=True)
-        return Situation(state=trouble, pod=pod)
+        return _in_trouble(scene, pod, trouble)
     if pod.deleting:
         message = f"Pod {pod.name} was deleted and is being stopped; a new one follows"
         return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=pod)
-    failures = [failure for other in pods if (failure := failure_of(other, scene.memory)) is not None]
-    if is_running(pod):
+    failures = [failure for _, failure in failures_of(scene.pods, scene.memory)]
+    if is_running(pod) and scene.job.role is Role.PREPARE:
+        message = f"Pod {pod.name} fetches model and data into the cache, before GPUs are asked for"
+        return Situation(state=Finding(reason=Reason.PREPARING, message=message + _after(failures)), pod=pod)
+    if _running_nodes(scene) == scene.nodes:
         return Situation(state=_running(scene, failures), pod=pod, running=True)
     if failures:
         return Situation(state=_restarting(scene, failures[0]), pod=pod)
-    return Situation(state=_starting(pod), pod=pod)
+    return Situation(state=_starting(scene, pod), pod=pod)
+
+
+def _in_trouble(scene: Scene, pod: PodView, trouble: Finding) -> Situation:
+    lost = trouble.reason is Reason.CONFIG_MAP_NOT_FOUND and f" ConfigMap {scene.config_map}," in trouble.message
+    if not lost:
+        return Situation(state=trouble, pod=pod)
+    message = f"ConfigMap {scene.config_map} was deleted, which pod {pod.name} needs: the operator makes it again"
+    return Situation(state=dataclasses.replace(trouble, message=message), pod=pod, lost_config=True)
+
+
+def _running_nodes(scene: Scene) -> int:
+    return len({pod.index for pod in scene.pods if is_running(pod)})
 
 
 def _restarting(scene: Scene, failure: Finding) -> Finding:
@@ -134,29 +170,39 @@ def _restarting(scene: Scene, failure: Finding) -> Finding:
 
 
 def _failures(scene: Scene) -> int:
-    """Failures that count against maxRetries. The Job may count one a little later than its pod tells it."""
-    seen = [pod for pod in scene.pods if failure_of(pod, scene.memory) is not None and not was_disrupted(pod)]
-    return max(scene.job.failed, len(seen))
+    """Failures that count against maxRetries, those of all nodes as one.
+
+    The Job may count one a little later than its pod tells it.
+    """
+    seen = [pod for pod, _ in failures_of(scene.pods, scene.memory) if not was_disrupted(pod)]
+    return math.ceil(max(scene.job.failed, len(seen)) / scene.nodes)
 
 
 def _name(failure: Finding) -> str:
     return "a transient error" if failure.reason is Reason.RESTARTING else failure.reason.value
 
 
-def _starting(pod: PodView) -> Finding:
+def _starting(scene: Scene, pod: PodView) -> Finding:
     if not pod.node:
-        return Finding(reason=Reason.PENDING, message=f"Pod {pod.name} waits for a node")
-    message = f"Node {pod.node} pulls the image and mounts the volumes of pod {pod.name}"
-    return Finding(reason=Reason.PENDING, message=message)
+        message = f"Pod {pod.name} waits for a node"
+    elif is_running(pod):
+        message = "Waiting for the cluster to create the other pods"
+    else:
+        message = f"Node {pod.node} pulls the image and mounts the volumes of pod {pod.name}"
+    count = f"; {_running_nodes(scene)} of {scene.nodes} pods run" if scene.nodes > 1 else ""
+    return Finding(reason=Reason.PENDING, message=message + count)
 
 
 def _running(scene: Scene, failures: Sequence[Finding]) -> Finding:
     phase = _phase(scene.progress)
-    message = _doing(phase, scene)
-    if failures:
-        count = "1 failed pod" if len(failures) == 1 else f"{len(failures)} failed pods"
-        message += f" (after {count}, the last with {_name(failures[0])})"
-    return Finding(reason=Reason(phase.value), message=message)
+    return Finding(reason=Reason(phase.value), message=_doing(phase, scene) + _after(failures))
+
+
+def _after(failures: Sequence[Finding]) -> str:
+    if not failures:
+        return ""
+    count = "1 failed pod" if len(failures) == 1 else f"{len(failures)} failed pods"
+    return f" (after {count}, the last with {_name(failures[0])})"
 
 
 def _phase(progress: Mapping[str, Any]) -> Phase:
@@ -173,8 +219,10 @@ def _doing(phase: Phase, scene: Scene) -> str:
 
 
 _DOING = {
-    Phase.STARTING: "The trainer starts and reads the data set",
+    Phase.STARTING: "The trainer starts",
+    Phase.PREPARING: "The trainer fetches model and data and reads the data set",
+    Phase.CHECKPOINTING: "The trainer saves a checkpoint",
     Phase.LOADING_MODEL: "The trainer loads the base model",
     Phase.EVALUATING: "The trainer measures the loss on the held-out rows",
-    Phase.PUBLISHING: "The trainer writes the adapter and verifies it in a fresh process",
+    Phase.PUBLISHING: "The trainer writes the result, verifies it in a fresh process and publishes it",
 }

@@ -9,7 +9,7 @@ from typing import Any
 from lora_operator.conditions import Condition, Finding, Type, refresh_conditions, write_conditions
 from lora_operator.model import FineTune, JobView, PodView
 from lora_operator.progress import close_progress
-from lora_operator.results import artifact_block, dataset_block, resolved_by_run, results_block
+from lora_operator.results import artifact_block, checkpoint_block, dataset_block, resolved_by_run, results_block
 from lora_operator.situation import Situation
 from lora_operator.verdict import Verdict
 from lora_operator.wording import block_of, instant, parse_instant
@@ -23,14 +23,18 @@ _RESUMED_BY_OTHERS = Finding(
     message="spec.suspend is true, but somebody else resumed the Job, such as its queue: set spec.suspend to false and "
     "then to true to hold it again",
 )
-_NOT_YET_PUBLISHED = Finding(reason=Reason.PENDING, message="The adapter is published when the training is done")
+_NOT_YET_PUBLISHED = Finding(reason=Reason.PENDING, message="The result is published when the training is done")
 _SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a status tells besides its conditions. None and empty mean: as before."""
+    """What a status tells besides its state. None and empty mean: as before.
 
+    `milestones` are further conditions.
+    """
+
+    milestones: tuple[Condition, ...] = ()
     attempt: int = 0
     job_name: str = ""
     job: JobView | None = None
@@ -57,6 +61,7 @@ def ongoing_status(
         Condition(type=Type.ARTIFACT_PUBLISHED, holds=None, finding=publishing),
         Condition(type=Type.COMPLETE, holds=None, finding=_timeless(state)),
         Condition(type=Type.FAILED, holds=None, finding=_timeless(state)),
+        *facts.milestones,
     )
     return _assemble(finetune, conditions, facts, now)
 
@@ -68,7 +73,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     done = verdict.succeeded
     published = finding
     if verdict.summary is not None and verdict.summary.artifact is not None and done:
-        published = dataclasses.replace(finding, message=f"The verified adapter lies at {verdict.summary.artifact.uri}")
+        published = dataclasses.replace(finding, message=f"The verified result lies at {verdict.summary.artifact.uri}")
     over = finding if not done else dataclasses.replace(finding, message="The pod has done its work and ended")
     conditions = (
         accepted,
@@ -77,6 +82,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
         Condition(type=Type.ARTIFACT_PUBLISHED, holds=done, finding=published),
         Condition(type=Type.COMPLETE, holds=done, finding=finding),
         Condition(type=Type.FAILED, holds=not done, finding=finding),
+        *facts.milestones,
     )
     summary = verdict.summary
     facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
@@ -87,6 +93,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
         "dataset": dataset_block(summary.dataset) if summary and summary.dataset else {},
         "results": results_block(summary.results) if summary and summary.results else {},
         "artifact": artifact_block(summary.artifact) if summary and summary.artifact and done else {},
+        "checkpoint": checkpoint_block(summary.checkpoint) if summary and summary.checkpoint else {},
     }
     return {key: value for key, value in {**status, **blocks}.items() if value != {}}
 

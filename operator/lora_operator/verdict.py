@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_operator.conditions import Finding
 from lora_operator.model import ConditionView, JobView, PodView
-from lora_operator.pods import failure_of, newest_first, summary_of
+from lora_operator.pods import failures_of, newest_first, summary_of
 from lora_operator.wording import last_line, sentence
 from lora_trainer.contract.exit_codes import reason_of
 from lora_trainer.contract.reasons import Reason
@@ -41,6 +41,19 @@ def judge(job: JobView, pods: Sequence[PodView], memory: str) -> Verdict | None:
     return dataclasses.replace(
         verdict, finding=dataclasses.replace(verdict.finding, since=ended_at or verdict.finding.since)
     )
+
+
+def judge_preparation(job: JobView, pods: Sequence[PodView], memory: str) -> Verdict | None:
+    """The verdict on the Job that fetches model and data; None while it goes on. It leaves nothing that needs proof."""
+    ending = _ending(job)
+    if ending is None:
+        return None
+    if ending.type == "Complete":
+        finding = Finding(reason=Reason.PREPARED, message=f"Job {job.name} has fetched model and data into the cache")
+        return Verdict(succeeded=True, finding=finding)
+    verdict = _failed(job, ending, pods, memory)
+    since = job.completed_at or ending.since or verdict.finding.since
+    return dataclasses.replace(verdict, finding=dataclasses.replace(verdict.finding, since=since))
 
 
 def proven_success(pods: Iterable[PodView]) -> Verdict | None:
@@ -87,7 +100,7 @@ def _complete_without_proof(pods: Sequence[PodView]) -> Verdict:
 
 
 def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory: str) -> Verdict:
-    failures = [(pod, failure) for pod in newest_first(pods) if (failure := failure_of(pod, memory)) is not None]
+    failures = failures_of(pods, memory)
     last = failures[0][1] if failures else _failure_told_by_the_job(ending)
     summary = summary_of(failures[0][0]) if failures else None
     if ending.reason == "DeadlineExceeded":

@@ -249,6 +249,7 @@ def make_artifact(**changes: Any) -> Artifact:
         "base_revision": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
         "rank": 16,
         "servable": True,
+        "serving": "--enable-lora --max-lora-rank 16",
     }
     return Artifact(**{**values, **changes})
 

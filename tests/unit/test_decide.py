@@ -354,7 +354,7 @@ def test_conditions_of_other_writers_stay() -> None:
     }
     plan = plan_for(make_finetune(status={"conditions": [foreign]}), jobs=(make_job(),))
     assert plan.status["conditions"][-1] == foreign
-    assert len(plan.status["conditions"]) == 7
+    assert len(plan.status["conditions"]) == 8
 
 
 # Suspension and the other changes
@@ -637,7 +637,8 @@ def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
     world.pass_time(3600)
     world.settle()
     assert [event.reason for event in world.events] == [
-        *("Accepted", "Starting", "LoadingModel", "Training", "Evaluating", "Publishing", "Succeeded")
+        *("Accepted", "Starting", "Preparing", "LoadingModel", "Training", "Checkpointing", "Evaluating"),
+        *("Publishing", "Succeeded"),
     ]
     assert world.created_jobs == 1
     assert world.view().uid == UID

@@ -17,15 +17,17 @@ PURE = (
         "children",
         "conditions",
         "decide",
+        "environment",
         "expiry",
+        "milestones",
         "model",
         "names",
         "notices",
         "observe",
+        "pod_template",
         "pods",
-        "progress",
     ),
-    *("progress", "render", "request", "results", "situation", "status", "trouble", "verdict", "wording"),
+    *("progress", "render", "request", "results", "situation", "status", "trouble", "verdict", "volumes", "wording"),
 )
 
 
@@ -113,6 +115,7 @@ def test_a_deciding_module_has_neither_clock_nor_client(name: str) -> None:
         "datetime",
         "decimal",
         "enum",
+        "math",
         "re",
         "typing",
     }

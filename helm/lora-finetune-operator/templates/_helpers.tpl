@@ -78,6 +78,10 @@ app.kubernetes.io/part-of: lora-operator
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, delete]
+# Names for the pods of a run on several nodes.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

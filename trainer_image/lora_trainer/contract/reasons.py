@@ -34,6 +34,7 @@ class Reason(enum.StrEnum):
     PUBLISHING = "Publishing"
     CHECKPOINTING = "Checkpointing"
     CHECKPOINT_SAVED = "CheckpointSaved"
+    NO_CHECKPOINT_CLAIM = "NoCheckpointClaim"
     PREPARING = "Preparing"
     PREPARED = "Prepared"
     OUTPUT_LOCKED = "OutputLocked"

@@ -1,0 +1,259 @@
+"""What a trainer's pod is given: environment, keys of Secrets, volumes, and what differs in the pod that prepares."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from tests.unit.builders import CONFIG, job_name
+from tests.unit.test_render import FULL, SITE, container, everything, rendered, understood
+
+from lora_operator.config import OperatorConfig
+from lora_operator.render import render_prepare_job, render_service
+
+SHARED = dataclasses.replace(CONFIG, cache_claim="models")
+S3 = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
+
+
+def pod_of(job: dict[str, Any]) -> dict[str, Any]:
+    """The pod of a rendered Job."""
+    spec: dict[str, Any] = job["spec"]["template"]["spec"]
+    return spec
+
+
+def trainer(spec: dict[str, Any], config: OperatorConfig = CONFIG) -> dict[str, Any]:
+    """The container that trains."""
+    return container(rendered(spec, config)[1])
+
+
+def preparing(spec: dict[str, Any], config: OperatorConfig = SHARED) -> dict[str, Any]:
+    """The Job that prepares."""
+    finetune, request, train = understood(spec, config)
+    return render_prepare_job(finetune, request, train, config)
+
+
+def plain(found: dict[str, Any]) -> dict[str, str]:
+    """Variables with a value of their own."""
+    return {e["name"]: e["value"] for e in found["env"] if "value" in e}
+
+
+def references(found: dict[str, Any]) -> dict[str, tuple[str, str, bool]]:
+    """Variables from Secrets: name of the Secret, key, and whether it may be missing."""
+    refs = {e["name"]: e["valueFrom"]["secretKeyRef"] for e in found["env"] if "valueFrom" in e}
+    return {name: (ref["name"], ref["key"], ref.get("optional", False)) for name, ref in refs.items()}
+
+
+def s3(purpose: str, secret: str) -> dict[str, tuple[str, str, bool]]:
+    """The variables of one purpose with credentials of an object store."""
+    return {f"{purpose}_{key}": (secret, key, optional) for key, optional in S3.items()}
+
+
+ALWAYS = {"HOME": "/tmp", "HF_HOME": "/cache", "HF_HUB_DISABLE_TELEMETRY": "1"}  # noqa: S108 - an emptyDir
+SECRET = {"secretRef": {"name": "s"}}
+KEYS = [
+    ({}, {}),
+    ({"model": {"uri": "hf://a/b", **SECRET}}, {"MODEL_HF_TOKEN": ("s", "HF_TOKEN", False)}),
+    ({"model": {"uri": "s3://models/b", **SECRET}}, s3("MODEL", "s")),
+    ({"dataset": {"uri": "hf://a/b", **SECRET}}, {"DATASET_HF_TOKEN": ("s", "HF_TOKEN", False)}),
+    (
+        {"dataset": {"uri": "hf://a/b", "validationUri": "s3://data/b", **SECRET}},
+        {"DATASET_HF_TOKEN": ("s", "HF_TOKEN", False), **s3("DATASET", "s")},
+    ),
+    ({"dataset": {"uri": "pvc://a/b", "validationUri": "s3://data/b", **SECRET}}, s3("DATASET", "s")),
+    ({"output": {"uri": "s3://out/b", **SECRET}}, s3("OUTPUT", "s")),
+    ({"output": {"uri": "hf://a/b", **SECRET}}, {"OUTPUT_HF_TOKEN": ("s", "HF_TOKEN", False)}),
+    (
+        {"output": {"uri": "oci://ghcr.io/a/b", **SECRET}},
+        {"OUTPUT_DOCKER_CONFIG_JSON": ("s", ".dockerconfigjson", False)},
+    ),
+    ({"tracking": {"kind": "WandB", **SECRET}}, {"WANDB_API_KEY": ("s", "WANDB_API_KEY", False)}),
+    (
+        {"tracking": {"kind": "MLflow", **SECRET}},
+        {
+            key: ("s", key, True)
+            for key in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+        },
+    ),
+    ({"model": {"uri": "pvc://models/b", **SECRET}, "tracking": {"kind": "TensorBoard", **SECRET}}, {}),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), KEYS)
+def test_each_address_gets_the_keys_that_its_scheme_needs_and_no_other(
+    spec: dict[str, Any], expected: dict[str, tuple[str, str, bool]]
+) -> None:
+    """By reference: the operator never reads a Secret."""
+    assert references(trainer(spec)) == expected
+    assert references(container(preparing(spec))) == expected
+
+
+def test_without_settings_the_environment_names_no_service() -> None:
+    """The clients' own defaults hold."""
+    assert plain(trainer({})) == ALWAYS
+
+
+def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
+    """Proxies in both spellings, the bundle of certificates for every client that has a variable of its own."""
+    bundle = "/etc/lora-ca/ca.crt"
+    expected = {
+        **ALWAYS,
+        "LORA_CACHE_SHARED": "1",
+        "HF_ENDPOINT": "http://hub.example",
+        "HF_HUB_DISABLE_XET": "1",
+        "AWS_ENDPOINT_URL_S3": "https://s3.example",
+        "AWS_REGION": "eu-north-1",
+        "HTTPS_PROXY": "http://proxy.example:3128",
+        "https_proxy": "http://proxy.example:3128",
+        "NO_PROXY": ".svc,.cluster.local",
+        "no_proxy": ".svc,.cluster.local",
+        "SSL_CERT_FILE": bundle,
+        "REQUESTS_CA_BUNDLE": bundle,
+        "CURL_CA_BUNDLE": bundle,
+        "AWS_CA_BUNDLE": bundle,
+        "LORA_OCI_PLAIN_HTTP": "registry.team-a.svc:5000,localhost:5000",
+    }
+    assert plain(trainer({}, SITE)) == expected
+    assert plain(container(preparing({}, SITE))) == expected
+    offline = dataclasses.replace(CONFIG, offline=True, http_proxy="http://p:1")
+    assert plain(trainer({}, offline)).items() >= {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p:1"}.items()
+    (volume,) = [v for v in pod_of(rendered({}, SITE)[1])["volumes"] if v["name"] == "ca-bundle"]
+    assert volume["configMap"] == {"name": "company-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable"), [("MLflow", "MLFLOW_TRACKING_URI"), ("WandB", "WANDB_BASE_URL"), ("TensorBoard", "")]
+)
+def test_a_trackers_server_is_named_where_it_is_used(kind: str, variable: str) -> None:
+    """And only there."""
+    named = {"MLFLOW_TRACKING_URI", "WANDB_BASE_URL"} & set(plain(trainer({"tracking": {"kind": kind}}, SITE)))
+    assert named == ({variable} if variable else set())
+
+
+def test_checkpoints_go_to_their_own_claim_or_to_the_outputs() -> None:
+    """Writable, at the place that the trainer looks for claims."""
+    for spec, claim in (
+        ({"checkpoint": {"volumeClaimName": "saves"}}, "saves"),
+        ({"output": {"uri": "s3://out/b"}, "checkpoint": {"volumeClaimName": "saves"}}, "saves"),
+        ({}, "adapters"),
+    ):
+        mounts = {m["mountPath"]: m for m in trainer(spec)["volumeMounts"]}
+        assert "readOnly" not in mounts[f"/claims/{claim}"]
+
+
+def test_a_claim_that_is_only_read_is_attached_read_only() -> None:
+    """A ReadOnlyMany claim can be attached in no other way; where the run writes too, the claim is attached once."""
+    spec = {
+        "model": {"uri": "pvc://shared/base"},
+        "dataset": {"uri": "pvc://data/a.jsonl", "validationUri": "pvc://more/b.jsonl"},
+        "output": {"uri": "pvc://shared/out"},
+    }
+    claims = [v["persistentVolumeClaim"] for v in pod_of(rendered(spec, CONFIG)[1])["volumes"] if "claim" in v["name"]]
+    assert claims == [
+        {"claimName": "shared"},
+        {"claimName": "data", "readOnly": True},
+        {"claimName": "more", "readOnly": True},
+    ]
+
+
+def test_the_cache_is_the_namespaces_claim_where_one_is_configured() -> None:
+    """Else a folder that dies with the pod."""
+    volumes = {v["name"]: v for v in pod_of(rendered({}, SHARED)[1])["volumes"]}
+    assert volumes["cache"] == {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
+    assert {v["name"]: v for v in pod_of(rendered({}, CONFIG)[1])["volumes"]}["cache"]["emptyDir"] == {}
+
+
+def test_a_cache_claim_that_the_run_reads_from_too_is_one_volume_with_two_places() -> None:
+    """Kubernetes may wait for ever for the second volume of one claim."""
+    spec = {"model": {"uri": "pvc://models/base"}}
+    job = rendered(spec, SHARED)[1]
+    claims = [v for v in pod_of(job)["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == "models"]
+    assert claims == [{"name": "claim-0", "persistentVolumeClaim": {"claimName": "models"}}]
+    mounts = [m for m in container(job)["volumeMounts"] if m["name"] == "claim-0"]
+    assert mounts == [
+        {"name": "claim-0", "mountPath": "/cache"},
+        {"name": "claim-0", "mountPath": "/claims/models", "readOnly": True},
+    ]
+
+
+def test_held_out_rows_in_a_config_map_are_mounted_too() -> None:
+    """In one volume with the others where it is the same ConfigMap."""
+    for validation, volumes in (("configmap://chats/b.jsonl", 1), ("configmap://more/b.jsonl", 2)):
+        spec = {"dataset": {"uri": "configmap://chats/a.jsonl", "validationUri": validation}}
+        job = rendered(spec, CONFIG)[1]
+        mounts = [m["mountPath"] for m in container(job)["volumeMounts"] if m["mountPath"].startswith("/configmaps")]
+        keys = [i["key"] for v in pod_of(job)["volumes"] for i in v.get("configMap", {}).get("items", [])]
+        assert (len(mounts), keys) == (volumes, ["a.jsonl", "b.jsonl"])
+
+
+def test_shared_memory_has_the_size_that_was_asked_for() -> None:
+    """A quantity, in memory."""
+    for spec, size in (({}, "1Gi"), ({"resources": {"sharedMemory": "8Gi"}}, "8Gi")):
+        volumes = {v["name"]: v for v in pod_of(rendered(spec, CONFIG)[1])["volumes"]}
+        assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": size}
+
+
+def test_several_nodes_are_one_indexed_job_whose_pods_find_each_other_by_name() -> None:
+    """Completions, parallelism, subdomain, Service and meeting point belong together."""
+    finetune, _, train = understood(FULL, SITE)
+    service = render_service(finetune, train)
+    job = rendered(FULL, SITE)[1]
+    name = job["metadata"]["name"]
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (2, 2)
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert pod_of(job)["subdomain"] == service["metadata"]["name"] == name
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert plain(container(job))["LORA_RENDEZVOUS"] == f"{name}-0.{name}:29400"
+    assert container(job)["resources"]["limits"]["nvidia.com/gpu"] == "4"
+
+
+def test_one_node_has_neither_service_nor_meeting_point() -> None:
+    """It needs none."""
+    kinds = [obj["kind"] for obj in everything({}, CONFIG)]
+    assert kinds == ["ConfigMap", "Job"]
+    assert "LORA_RENDEZVOUS" not in plain(trainer({}))
+    assert "subdomain" not in pod_of(rendered({}, CONFIG)[1])
+
+
+@pytest.mark.parametrize(("retries", "nodes", "limit"), [(3, 1, 3), (3, 4, 12), (0, 4, 0)])
+def test_a_failure_of_several_nodes_together_counts_as_one(retries: int, nodes: int, limit: int) -> None:
+    """Each of the pods fails, and each counts for the Job."""
+    spec = {"maxRetries": retries, "resources": {"nodes": nodes}}
+    assert rendered(spec, CONFIG)[1]["spec"]["backoffLimit"] == limit
+
+
+def test_the_pod_that_prepares_asks_for_no_gpu_and_for_little_else() -> None:
+    """Small, by the operator's configuration, on one node, without a probe, and not only where GPUs are."""
+    job = preparing(FULL, SITE)
+    found = container(job)
+    assert found["args"] == ["prepare", "--config", "/etc/lora/config.json"]
+    assert found["resources"] == {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
+    assert "livenessProbe" not in found
+    assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (1, 1, 1)
+    assert "nodeSelector" not in pod_of(job)
+    assert job["metadata"]["name"] == f"{job_name()}-prepare"
+    assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
+    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
+    assert pod_of(job)["volumes"][0]["configMap"] == {"name": job_name()}
+
+
+def test_the_pod_that_prepares_gets_no_claim_to_write_to_but_the_cache() -> None:
+    """It may run on another node, and a claim that waits for its first pod would be bound there."""
+    spec = {"dataset": {"uri": "pvc://data/a.jsonl"}, "checkpoint": {"volumeClaimName": "saves"}}
+    claims = [v["persistentVolumeClaim"] for v in pod_of(preparing(spec))["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == [{"claimName": "models"}, {"claimName": "data", "readOnly": True}]
+
+
+def test_a_queued_job_that_prepares_waits_for_the_queue_like_the_one_that_trains() -> None:
+    """A queue that manages every Job would suspend one without its label for ever."""
+    finetune, request, train = understood({}, SHARED, labels={"kueue.x-k8s.io/queue-name": "gpus"})
+    job = render_prepare_job(finetune, request, train, SHARED)
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert job["spec"]["suspend"] is True
+
+
+def test_the_kubelet_asks_the_trainer_whether_it_lives() -> None:
+    """At the port where it also answers with its progress."""
+    found = trainer({})
+    assert found["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    assert found["ports"] == [{"name": "metrics", "containerPort": 9090}]
