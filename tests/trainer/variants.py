@@ -1,7 +1,6 @@
 """A few optimizer steps on tiny models of several kinds, without files, processes or a loop around them."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ from lora_trainer.model import Adapted, adapt, load_model, set_training
 from lora_trainer.optimizers import make_optimizer
 from lora_trainer.ranks import Ranks
 from lora_trainer.step import run_step
-from lora_trainer.tokens import Encoder, Example
+from lora_trainer.store import Examples
+from lora_trainer.tokens import Encoder
 
 SEED = 11
 TRAINING = TrainingConfig(learning_rate=0.01)
 
 
-def rows(encoder: Encoder, count: int = 6) -> list[Example]:
+def rows(encoder: Encoder, count: int = 6) -> Examples:
     """Texts of different lengths."""
-    return [
+    return Examples.of(
         encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! " + "Fair winds. " * (1 + i % 3))) for i in range(count)
-    ]
+    )
 
 
 def fresh(base: Base, device: Device, lora: LoraConfig, quantization: Quantization = Quantization.NONE) -> Adapted:
@@ -38,7 +38,7 @@ def fresh(base: Base, device: Device, lora: LoraConfig, quantization: Quantizati
 
 
 def learn(
-    adapted: Adapted, examples: Sequence[Example], device: Device, steps: int = 4, training: TrainingConfig = TRAINING
+    adapted: Adapted, examples: Examples, device: Device, steps: int = 4, training: TrainingConfig = TRAINING
 ) -> list[float]:
     """Loss of each of some optimizer steps over all examples, in two micro-batches or more."""
     parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
@@ -51,7 +51,7 @@ def learn(
         losses.append(
             run_step(
                 adapted,
-                examples,
+                list(examples),
                 targets=sum(example.targets for example in examples),
                 budget=Budget(tokens=3 * longest, longest=longest),
                 device=device,
@@ -65,7 +65,7 @@ def learn(
     return losses
 
 
-def loss_of(model: Any, head: Any, examples: Sequence[Example], device: Device) -> float:
+def loss_of(model: Any, head: Any, examples: Examples, device: Device) -> float:
     """Mean loss per learned token."""
     longest = max(example.length for example in examples)
     budget = Budget(tokens=4 * longest, longest=longest)

@@ -17,8 +17,8 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, d
     """AdamW with decoupled weight decay (arXiv 1711.05101) over the adapter's parameters.
 
     PyTorch's fused one, or that of bitsandbytes with 8-bit state (arXiv 2110.02861), which keeps tensors of fewer than
-    4,096 values in fp32. The paged one moves state to main memory where the GPU's does not suffice; on a CPU the two
-    are the same.
+    4,096 values in fp32. The paged one moves state to main memory where the GPU's does not suffice; a CPU has nothing
+    to page, and gets the other.
     """
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -30,6 +30,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, d
         return torch.optim.AdamW(parameters, fused=True, **settings)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415 - takes seconds to import
 
-    kind: Any = AdamW8bit if config.optimizer is Optimizer.ADAMW_8BIT else PagedAdamW8bit
+    paged = config.optimizer is Optimizer.PAGED_ADAMW_8BIT and device.torch_device.type != "cpu"
+    kind: Any = PagedAdamW8bit if paged else AdamW8bit
     optimizer: torch.optim.Optimizer = kind(parameters, **settings)
     return optimizer
