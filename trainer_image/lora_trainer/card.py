@@ -13,10 +13,9 @@ import yaml
 
 from lora_trainer.artifact import LOG, MERGED_FOLDER, Form, Manifest, loadable
 from lora_trainer.contract.uri import HubUri, parse_uri
+from lora_trainer.curves import LOSS_CURVE, METRICS
 from lora_trainer.serving import Serving, command, merged_command
 
-LOSS_CURVE = "loss.png"
-METRICS = "metrics.jsonl"
 _FOLDER = "path/of/this/folder"
 _TRANSFORMERS = "from transformers import AutoModelForCausalLM"
 

@@ -1,0 +1,144 @@
+"""The curves of a training: `metrics.jsonl` while it goes on, `loss.png` at its end.
+
+One JSON object a line. A step's line has step, epoch, loss, learning_rate, gradient_norm, tokens, tokens_per_second and
+seconds; an evaluation's has step, eval_loss and eval_loss_standard_error. Losses are in nats per learned token.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.errors import storage_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
+LOSS_CURVE = "loss.png"
+Record = Mapping[str, Any]
+
+
+class MetricsFile:
+    """Appends to a run's `metrics.jsonl`. What an attempt did after the step at which the next one goes on is dropped.
+
+    A full volume costs lines of this file and nothing else: the checkpoints decide whether a run can go on.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """`path` None keeps nothing: on processes that are not the first."""
+        self._path = path
+        self._failed = False
+
+    def begin(self, step: int) -> None:
+        """Keep the lines up to and with `step`, the one after which this attempt goes on; 0 drops all."""
+        if self._path is None:
+            return
+        kept = [record for record in read_records(self._path) if record["step"] <= step and step > 0]
+        self._write("".join(_line(record) for record in kept), replace=True)
+
+    def add(self, step: int, **values: float) -> None:
+        """Append what was measured after an optimizer step."""
+        self._write(_line({"step": step, **values}), replace=False)
+
+    def _write(self, text: str, *, replace: bool) -> None:
+        if self._path is None or self._failed:
+            return
+        try:
+            if replace:
+                temporary = self._path.with_suffix(".partial")
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(self._path)
+            else:
+                with self._path.open("a", encoding="utf-8") as stream:
+                    stream.write(text)
+        except OSError as error:
+            self._failed = True
+            log.warning("%s ends here: %s", METRICS, error.strerror)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record) + "\n"
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The lines of a `metrics.jsonl`, none where there is no such file. A line that a kill cut short is passed over."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            record = parse(line)
+            if record is not None:
+                yield record
+
+
+def parse(line: str) -> Record | None:
+    """A line's record, None for what is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def write_curves(metrics: Path, folder: Path) -> None:
+    """Put the curves so far into a result: `metrics.jsonl`, and `loss.png` from it. Raises `StorageError`."""
+    records = tuple(read_records(metrics))
+    try:
+        (folder / METRICS).write_text("".join(_line(record) for record in records), encoding="utf-8")
+        draw(records, folder / LOSS_CURVE)
+    except OSError as error:
+        raise storage_error(error, METRICS) from error
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Draw training and held-out loss over the optimizer steps as a PNG. Equal records give equal files."""
+    # Matplotlib keeps a cache of fonts in the home folder, which in a pod may be read-only.
+    if "MPLCONFIGDIR" not in os.environ:
+        os.environ["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / "lora-trainer-matplotlib")
+    # Its version in the file would make the same curve another file.
+    loss_figure(records).savefig(path, dpi=120, metadata={"Software": None})
+
+
+def loss_figure(records: Iterable[Record]) -> "Figure":
+    """The figure, without a display: training loss, its running mean over long trainings, held-out loss with errors."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, wanted only at the end
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    taken = [record for record in records if "loss" in record]
+    evaluated = [record for record in records if "eval_loss" in record]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps, losses = [record["step"] for record in taken], [record["loss"] for record in taken]
+    window = len(losses) // 25
+    axes.plot(steps, losses, color="tab:blue", linewidth=1, alpha=0.35 if window > 1 else 1, label="training")
+    if window > 1:
+        axes.plot(steps, _running_mean(losses, window), color="tab:blue", label=f"training, mean of {window} steps")
+    axes.errorbar(
+        [record["step"] for record in evaluated],
+        [record["eval_loss"] for record in evaluated],
+        yerr=[record.get("eval_loss_standard_error", 0.0) for record in evaluated],
+        color="tab:orange",
+        marker="o",
+        capsize=3,
+        label="held out, with its standard error",
+    )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per learned token, nats")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value with those before it, at most `window` of them."""
+    means, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value - (values[i - window] if i >= window else 0.0)
+        means.append(total / min(i + 1, window))
+    return means
