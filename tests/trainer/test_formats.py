@@ -1,12 +1,13 @@
 """The four formats, and how Auto tells them apart."""
 
+import json
 from typing import Any
 
 import pytest
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Conversation, Layout, PlainText, detect, parse
+from lora_trainer.formats import Conversation, Layout, PlainText, Sample, content_key, detect, parse
 from lora_trainer.messages import Message
 from lora_trainer.rows import Row
 
@@ -21,6 +22,16 @@ def row(**values: Any) -> Row:
 def config(**columns: str) -> DatasetConfig:
     """A data set's configuration."""
     return DatasetConfig(uri="pvc://d/x.jsonl", columns=columns)
+
+
+def spoken(*turns: tuple[str, str]) -> tuple[Message, ...]:
+    """Turns of role and content."""
+    return tuple(Message(role=role, content=content) for role, content in turns)
+
+
+def called(name: str, **arguments: Any) -> dict[str, Any]:
+    """A call of a tool as templates take it."""
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 FIRST_ROWS = {
@@ -44,6 +55,9 @@ def layout(kind: DatasetFormat) -> Layout:
         ({"instruction": "q", "input": "", "output": "a"}, {}, DatasetFormat.INSTRUCTION),
         ({"text": "t"}, {}, DatasetFormat.TEXT),
         ({"text": "t", "messages": CHAT}, {}, DatasetFormat.MESSAGES),
+        ({"id": 1, "conversations": CHAT}, {}, DatasetFormat.MESSAGES),
+        ({"instruction": "q", "context": "", "response": "a"}, {}, DatasetFormat.INSTRUCTION),
+        ({"question": "q", "answer": "a"}, {}, DatasetFormat.PROMPT_COMPLETION),
         ({"conversations": CHAT}, {"messages": "conversations"}, DatasetFormat.MESSAGES),
         (
             {"question": "q", "answer": "a"},
@@ -55,6 +69,14 @@ def layout(kind: DatasetFormat) -> Layout:
 def test_auto_finds_the_format_by_columns(values: dict[str, Any], columns: dict[str, str], kind: DatasetFormat) -> None:
     """With and without a mapping of columns."""
     assert detect(config(**columns), row(**values)).kind is kind
+
+
+def test_a_chosen_format_is_not_overruled_by_other_columns() -> None:
+    """And one whose columns are not there is told with those that are."""
+    chosen = DatasetConfig(uri="pvc://d/x.jsonl", format=DatasetFormat.TEXT)
+    assert detect(chosen, row(messages=CHAT, text="t")).kind is DatasetFormat.TEXT
+    with pytest.raises(DatasetError, match=r"columns are messages, which do not fit the format Text \(Text: text\)"):
+        detect(chosen, row(messages=CHAT))
 
 
 def test_auto_lists_what_it_found_when_nothing_fits() -> None:
@@ -107,6 +129,75 @@ def test_a_mapping_to_a_missing_column_is_told() -> None:
                 messages=(Message(role="user", content="q"), Message(role="assistant", content="a")),
             ),
         ),
+        (
+            DatasetFormat.PROMPT_COMPLETION,
+            {"prompt": CHAT[:1], "completion": CHAT[1:]},
+            Conversation(where="x.jsonl, line 3", messages=spoken(("user", "q"), ("assistant", "a"))),
+        ),
+        (
+            DatasetFormat.PROMPT_COMPLETION,
+            {"prompt": [*CHAT, {"role": "user", "content": "z"}], "completion": "b", "system": "s"},
+            Conversation(
+                where="x.jsonl, line 3",
+                messages=(
+                    *spoken(("system", "s"), ("user", "q")),
+                    Message(role="assistant", content="a", learned=False),
+                    *spoken(("user", "z"), ("assistant", "b")),
+                ),
+            ),
+        ),
+        (
+            DatasetFormat.MESSAGES,
+            {"messages": json.dumps(CHAT), "tools": '[{"name": "f"}]', "system": "s"},
+            Conversation(
+                where="x.jsonl, line 3",
+                messages=spoken(("system", "s"), ("user", "q"), ("assistant", "a")),
+                tools=({"name": "f"},),
+            ),
+        ),
+        (
+            DatasetFormat.MESSAGES,
+            {
+                "messages": [
+                    {"from": "system", "value": "own"},
+                    {"from": "Human", "value": [{"type": "text", "text": "q"}]},
+                    {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                    {"from": "observation", "value": "2"},
+                    {"from": "gpt", "value": "a", "weight": 1},
+                ],
+                "system": "other",
+                "tools": None,
+            },
+            Conversation(
+                where="x.jsonl, line 3",
+                messages=(
+                    *spoken(("system", "own"), ("user", "q")),
+                    Message(role="assistant", content="", extra={"tool_calls": [called("f", x=1)]}),
+                    *spoken(("tool", "2"), ("assistant", "a")),
+                ),
+            ),
+        ),
+        (
+            DatasetFormat.MESSAGES,
+            {
+                "messages": [
+                    {"role": "user", "content": "q"},
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": '{"x": 1}'}}],
+                    },
+                ]
+            },
+            Conversation(
+                where="x.jsonl, line 3",
+                messages=(
+                    *spoken(("user", "q")),
+                    Message(role="assistant", content="", extra={"tool_calls": [{"id": "c1", **called("f", x=1)}]}),
+                ),
+            ),
+        ),
+        (DatasetFormat.MESSAGES, {"messages": [{"role": "user", "content": "q"}, {**CHAT[1], "weight": 0}]}, None),
+        (DatasetFormat.MESSAGES, {"messages": None}, None),
         (DatasetFormat.TEXT, {"text": "  "}, None),
         (DatasetFormat.TEXT, {"text": None}, None),
         (DatasetFormat.PROMPT_COMPLETION, {"prompt": "q", "completion": ""}, None),
@@ -145,3 +236,34 @@ def test_an_input_that_is_no_text_is_refused() -> None:
     """It would be left out in silence."""
     with pytest.raises(DatasetError, match=r"x\.jsonl, line 3: field 'input' is a int, but must be text"):
         parse(row(instruction="Add", input=3, output="a"), layout(DatasetFormat.INSTRUCTION))
+
+
+def test_equal_content_has_equal_keys_whatever_stands_beside_it() -> None:
+    """Another id, another file: still a copy. Another word, another turn, another tool: none."""
+    samples = [
+        parse(row(messages=CHAT, id=1), layout(DatasetFormat.MESSAGES)),
+        parse(row(messages=CHAT[::-1] + CHAT), layout(DatasetFormat.MESSAGES)),
+        parse(row(messages=CHAT, tools=[{"name": "f"}]), layout(DatasetFormat.MESSAGES)),
+        parse(row(messages=[CHAT[0], {**CHAT[1], "content": "b"}]), layout(DatasetFormat.MESSAGES)),
+        PlainText(where="y", text="q a"),
+    ]
+    keys = [content_key(sample) for sample in samples if sample is not None]
+    assert len(set(keys)) == 5
+    copy = parse(Row(number=9, where="y", values={"messages": CHAT, "id": 2}), layout(DatasetFormat.MESSAGES))
+    assert copy is not None
+    assert content_key(copy) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "verbatim"),
+    [
+        ({"prompt": "q", "completion": "a"}, True),
+        ({"question": "q", "answer": "a"}, False),
+        ({"prompt": CHAT[:1], "completion": "a"}, False),
+    ],
+)
+def test_only_a_prompt_of_text_is_continued_as_it_stands(values: dict[str, Any], verbatim: bool) -> None:
+    """A base model gets a question with headings, so that the answer does not stick to it."""
+    sample: Sample | None = parse(row(**values), detect(config(), row(**values)))
+    assert isinstance(sample, Conversation)
+    assert sample.verbatim is verbatim

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lora_trainer import rows
+from lora_trainer import rows, text_files
 from lora_trainer.errors import DatasetError
 from lora_trainer.readers import fingerprint, read_rows
 
@@ -45,6 +46,15 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str, conten
         ("a.csv", b"a,b\n1\n", "a.csv, line 2: 1 cells, but the header has 2"),
         ("a.csv", b'a,b\n"1,2\n', "a.csv, line 2: not CSV"),
         ("a.csv", b"a\n\xe9\n", "a.csv, line 2: not UTF-8 (byte 0xe9)"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "a.csv, line 1: the header names the column 'a' twice"),
+        ("a.json", b'[{"a": 1},\n\n{"a": "\xff"}]', "a.json, line 3: not UTF-8 (byte 0xff)"),
+        ("a.json", b'[{"a": 1}\n{"a": 2}]', "a.json, line 2: not JSON (Expecting ',')"),
+        ("a.json", b'[{"a": 1},\n{"a": "x', "a.json, line 2: not JSON (Unterminated string"),
+        ("a.json", b'[{"a": 1}', "a.json, line 1: not JSON (Expecting ',')"),
+        ("a.json", b'[{"a": 1},\n', "a.json, line 2: not JSON (Expecting value)"),
+        ("a.json", b'[{"a": 1}]\n[]', "a.json, line 2: not JSON (Extra data)"),
+        ("a.json", b"[" * 100_000, "a.json, line 1: not JSON (nested too deeply)"),
+        ("a.json", b'[{"a": "\\ud800"}]', "a.json, row 1 (line 1): half of a surrogate pair"),
     ],
 )
 def test_a_broken_file_is_told_with_file_and_line(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
@@ -66,6 +76,60 @@ def test_a_giant_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         list(read_rows([("a.jsonl", path)]))
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
+def test_a_list_may_be_cut_anywhere_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Within a character, an escape, a number, a word: each object is parsed once it is whole."""
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", chunk)
+    items = [{"a": 'Grüße \u2028 ☀ \\ "', "b": [1.5e3, None, True, {"c": "\U0001f600"}]}, {}, {"a": ""}]
+    path = tmp_path / "a.json"
+    for text in (json.dumps(items), json.dumps(items, ensure_ascii=False, indent=1)):
+        path.write_text(f"\ufeff {text} \n", encoding="utf-8")
+        assert [row.values for row in read_rows([("a.json", path)])] == items
+
+
+def test_a_giant_object_of_a_list_is_refused_before_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list need not fit into memory; an object of it must."""
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1000)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"a": "x" * 400}] * 20), encoding="utf-8")
+    assert len(list(read_rows([("a.json", path)]))) == 20
+    path.write_text(json.dumps([{"a": 1}, {"a": "x" * 5000}]), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"a\.json, line 1: the row has more than .* split it"):
+        list(read_rows([("a.json", path)]))
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cell is refused once it is as long as a row may be."""
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
+    path = tmp_path / "a.csv"
+    path.write_text('a,b\n1,"2\n' + "3,4\n" * 50, encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"a\.csv, line \d+: not CSV \(field larger .* close every quote"):
+        list(read_rows([("a.csv", path)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"a": 0}\n\nbroken\n{"a": 2}\nbroken\n'),
+        ("a.json", '[{"a": 0}, {"a": 1}, {"a": 2}, broken]'),
+        ("a.csv", 'a\n0\n1\n2\n"broken\n'),
+    ],
+)
+def test_rows_that_are_not_wanted_are_passed_over(tmp_path: Path, name: str, content: str) -> None:
+    """They are counted and, in JSONL, not parsed; nothing is read after the last that is wanted."""
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    found = list(read_rows([(name, path)], wanted=np.array([True, False, True, False])))
+    assert [(row.number, int(row.values["a"])) for row in found] == [(0, 0), (2, 2)]
+
+
 def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     """Equal bytes give equal fingerprints, a changed byte another one."""
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
@@ -76,3 +140,4 @@ def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     assert before.startswith("sha256:")
     second.write_text('{"a": 2}', encoding="utf-8")
     assert before != fingerprint([("b.jsonl", second)])
+    assert fingerprint([("a", first)], [("b", second)]) != fingerprint([("a", first), ("b", second)], [])

@@ -104,6 +104,7 @@ def parse(row: Row, layout: Layout) -> Sample | None:
     if layout.kind is DatasetFormat.TEXT:
         text = _text(row, layout, "text")
         return PlainText(where=row.where, text=text) if text.strip() else None
+    verbatim = False
     if layout.kind is DatasetFormat.MESSAGES:
         messages = _turns(row, layout, "messages", learned=True) or ()
     elif layout.kind is DatasetFormat.INSTRUCTION:
@@ -112,18 +113,19 @@ def parse(row: Row, layout: Layout) -> Sample | None:
         messages = (Message(role="user", content=question), _answer(_text(row, layout, "output")))
     else:
         prompt, completion = (_turns(row, layout, role, learned=role == "completion") for role in _EXCHANGE)
+        verbatim = layout.verbatim and prompt is None and completion is None
         spoken = (Message(role="user", content=_text(row, layout, "prompt")),) if prompt is None else prompt
         messages = spoken + ((_answer(_text(row, layout, "completion")),) if completion is None else completion)
     system = _optional_text(row, layout, "system")
     if system.strip() and not any(message.role == "system" for message in messages[:1]):
-        messages = (Message(role="system", content=system), *messages)
-    return _conversation(row, layout, messages)
+        messages, verbatim = (Message(role="system", content=system), *messages), False
+    return _conversation(row, layout, messages, verbatim=verbatim)
 
 
 _EXCHANGE = ("prompt", "completion")
 
 
-def _conversation(row: Row, layout: Layout, messages: tuple[Message, ...]) -> Conversation | None:
+def _conversation(row: Row, layout: Layout, messages: tuple[Message, ...], *, verbatim: bool) -> Conversation | None:
     """Without turns after the last answer: nothing follows them that could be learned."""
     last = max((i for i, message in enumerate(messages) if message.is_answer), default=-1)
     if last < 0:
@@ -133,7 +135,7 @@ def _conversation(row: Row, layout: Layout, messages: tuple[Message, ...]) -> Co
         where=row.where,
         messages=messages[: last + 1],
         tools=parse_tools(f"{row.where}: {column}", row.values.get(column)) if "tools" in layout.columns else (),
-        verbatim=layout.verbatim and [m.role for m in messages] == ["user", "assistant"],
+        verbatim=verbatim,
     )
 
 

@@ -90,7 +90,7 @@ def _message(where: str, item: object, learned: bool) -> Message:
         role=role,
         content=_content(where, content, role, optional="tool_calls" in extra),
         extra=extra,
-        learned=learned and item.get("weight", 1) != 0,
+        learned=role != "assistant" or (learned and item.get("weight", 1) != 0),
     )
 
 
