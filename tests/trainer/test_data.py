@@ -1,16 +1,19 @@
 """The held-out split, the counts, and where a data set is looked for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.base import Base
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data import encode, encode_evaluation, load_samples
-from lora_trainer.errors import DatasetError
+from lora_trainer.data import encode, encode_evaluation, encode_once, load_samples
+from lora_trainer.errors import DatasetError, TrainerError
 from lora_trainer.hub import Hub
 from lora_trainer.model import load_encoder
 from lora_trainer.store import Examples
@@ -32,8 +35,9 @@ def on_claim(root: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[T
 def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
     """Rows, tokens, cut, skipped and duplicate rows."""
     rows: list[dict[str, Any]] = [{"text": f"Ahoy {i}"} for i in range(8)]
-    rows += [{"text": "Ahoy 0"}, {"text": "  "}, {"text": "winds " * 100}]
+    rows += [{"text": "Ahoy 0", "id": 7}, {"text": "  "}, {"text": "winds " * 80}]
     config, volumes = on_claim(tmp_path, rows, dataset={"validationFraction": "0"})
+    whole = len(encoder.tokenizer("winds " * 80 + "<|im_end|>")["input_ids"])
     encoder.max_length = 50
     data = encode(load_samples(config, volumes, Hub()), encoder)
     lengths = [len(encoder.tokenizer(f"Ahoy {i}<|im_end|>")["input_ids"]) for i in [*range(8), 0]]
@@ -43,6 +47,7 @@ def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
     assert stats.train_tokens == sum(lengths) + 50
     assert stats.target_tokens == stats.train_tokens - 10
     assert stats.longest_tokens == 50
+    assert stats.truncated_tokens == whole - 50
     assert data.kind is DatasetFormat.TEXT
 
 
@@ -88,6 +93,18 @@ def test_rows_that_are_all_cut_teach_no_end_and_are_refused(tmp_path: Path, tiny
         encode(load_samples(config, volumes, Hub()), load_encoder(tiny_base, LossOn.COMPLETION, 48))
 
 
+def test_a_run_that_would_cut_most_of_what_is_to_be_learned_is_refused(tmp_path: Path, tiny_base: Base) -> None:
+    """More than half: some rows fit, so that it would run, and learn from the beginnings of the others."""
+    rows = [{"text": "Fair winds, captain! " * (20 if i % 2 else 1) + str(i)} for i in range(20)]
+    config, volumes = on_claim(tmp_path, rows)
+    samples = load_samples(config, volumes, Hub())
+    with pytest.raises(DatasetError, match=r"\d\d% of the tokens to be learned lie beyond .* \(40\) .* split the rows"):
+        encode(samples, load_encoder(tiny_base, LossOn.COMPLETION, 40))
+    stats = encode(samples, load_encoder(tiny_base, LossOn.COMPLETION, 80)).stats
+    assert stats.truncated_samples == 10
+    assert 0 < stats.truncated_tokens < stats.train_tokens
+
+
 def test_a_misspelt_column_of_the_input_is_refused(tmp_path: Path) -> None:
     """All rows would lose their input in silence."""
     rows = [{"instruction": "q", "ticket": "t", "output": "a"}]
@@ -102,3 +119,169 @@ def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
     config, volumes = on_claim(tmp_path, [{"text": ""}, {"text": " "}])
     with pytest.raises(DatasetError, match=r"train\.jsonl, line 1: this row is empty, and so are all others"):
         load_samples(config, volumes, Hub())
+
+
+def test_rows_of_a_file_of_their_own_are_held_out(
+    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of them, none of the others; rows in both are told, and copies counted over both."""
+    tiny.write_jsonl(
+        tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}, {"text": ""}, {"text": "winds"}, {"text": "winds"}]
+    )
+    dataset = {"validationUri": "pvc://data/held.jsonl", "validationFraction": None}
+    config, volumes = on_claim(tmp_path, [{"text": f"Ahoy {i}"} for i in range(8)], dataset=dataset)
+    samples = load_samples(config, volumes, Hub())
+    data = encode(samples, encoder)
+    assert [encoder.tokenizer.decode(e.input_ids) for e in data.evaluation] == [
+        f"{text}<|im_end|>" for text in ("Ahoy 3", "winds", "winds")
+    ]
+    assert (len(data.training), data.held_out, data.stats.validation_samples) == (8, True, 3)
+    assert (data.stats.skipped_samples, data.stats.duplicate_samples) == (1, 2)
+    assert "1 training rows are held-out rows, too" in caplog.text
+    assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
+
+    before = data.fingerprint
+    tiny.write_jsonl(tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}])
+    assert load_samples(config, volumes, Hub()).fingerprint != before
+
+
+def test_the_same_rows_in_other_files_are_split_the_same(tmp_path: Path, encoder: Encoder) -> None:
+    """In one file of JSONL, or in two of JSON and Parquet in another order: the same rows are held out."""
+    rows = tiny.chats(40)
+    config, volumes = on_claim(tmp_path, rows)
+    first = encode(load_samples(config, volumes, Hub()), encoder)
+    folder = tmp_path / "data/set"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(rows[::-2]), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows[::2]), folder / "b.parquet")
+    other = make_config(dataset={"uri": "pvc://data/set"})
+    second = encode(load_samples(other, volumes, Hub()), encoder)
+    assert sorted(ids(first.evaluation)) == sorted(ids(second.evaluation))
+    assert sorted(ids(first.training)) == sorted(ids(second.training))
+    assert len(first.training) == 32
+
+
+def test_a_second_reading_gives_the_very_same_examples(tmp_path: Path, encoder: Encoder) -> None:
+    """As a run that goes on after an interruption needs it."""
+    config, volumes = on_claim(tmp_path, tiny.chats(40))
+    first, second = (encode(load_samples(config, volumes, Hub()), encoder) for _ in range(2))
+    assert ids(first.training) == ids(second.training)
+    assert ids(first.evaluation) == ids(second.evaluation)
+    assert (first.fingerprint, first.stats) == (second.fingerprint, second.stats)
+
+
+def test_the_processes_of_a_node_encode_once(tmp_path: Path, encoder: Encoder) -> None:
+    """The second finds what the first wrote; what a process left that died on the way is made anew."""
+    config, volumes = on_claim(tmp_path, tiny.chats(40))
+    samples = load_samples(config, volumes, Hub())
+    leftover = tmp_path / "tokens/training"
+    leftover.mkdir(parents=True)
+    (leftover / "tokens").write_bytes(b"half")
+    first = encode_once(samples, encoder, tmp_path / "tokens")
+    encoder.encode_all = None  # type: ignore[method-assign, assignment]  # a second encoding would call it
+    second = encode_once(samples, encoder, tmp_path / "tokens")
+    assert ids(second.training) == ids(first.training)
+    assert (second.stats, second.held_out, len(second.evaluation)) == (first.stats, True, 8)
+
+
+def test_rows_that_change_during_a_run_are_told(tmp_path: Path, encoder: Encoder) -> None:
+    """Files are read twice; a row that has become empty in between was neither checked nor counted."""
+    config, volumes = on_claim(tmp_path, [{"text": "Ahoy"}, {"text": "winds"}])
+    samples = load_samples(config, volumes, Hub())
+    tiny.write_jsonl(tmp_path / "data/train.jsonl", [{"text": "Ahoy"}, {"text": ""}])
+    with pytest.raises(DatasetError, match=r"train\.jsonl, line 2: the row changed while it was read"):
+        encode(samples, encoder)
+
+
+def _rows(rows: list[Any], **dataset: Any) -> Any:
+    def prepare(root: Path) -> dict[str, Any]:
+        tiny.write_jsonl(root / "data/train.jsonl", rows)
+        return dataset
+
+    return prepare
+
+
+def _bytes(content: bytes, name: str = "train.jsonl") -> Any:
+    def prepare(root: Path) -> dict[str, Any]:
+        (root / "data").mkdir()
+        (root / "data" / name).write_bytes(content)
+        return {"uri": f"pvc://data/{name}"}
+
+    return prepare
+
+
+def _held_out(content: str) -> Any:
+    def prepare(root: Path) -> dict[str, Any]:
+        tiny.write_jsonl(root / "data/train.jsonl", GOOD)
+        (root / "data/held.jsonl").write_text(content, encoding="utf-8")
+        return {"validationUri": "pvc://data/held.jsonl", "validationFraction": None}
+
+    return prepare
+
+
+def _numbers_in_parquet(root: Path) -> dict[str, Any]:
+    (root / "data").mkdir()
+    pq.write_table(pa.table({"text": [1, 2]}), root / "data/train.parquet")
+    return {"uri": "pvc://data/train.parquet"}
+
+
+GOOD = [{"text": "Ahoy"}] * 3
+BAD_INPUT: list[tuple[Any, int, str]] = [
+    (lambda root: (root / "data").mkdir(), 66, "dataset.uri is pvc://data/train.jsonl: there is no such file"),
+    (_bytes(b""), 65, "train.jsonl has no rows: a data set needs at least one"),
+    (_bytes(b"[]", "a.json"), 65, "a.json has no rows"),
+    (_bytes(b"text\n", "a.csv"), 65, "a.csv has no rows"),
+    (_bytes(b"PAR1 and more", "a.parquet"), 65, "a.parquet: cannot be read as Parquet"),
+    (_numbers_in_parquet, 65, "train.parquet, row 1: field 'text' is a int, but must be text"),
+    (
+        _bytes(b'{"text": "a"}\n{"text": "b"\n'),
+        65,
+        "train.jsonl, line 2: not JSON (Expecting ',' delimiter at column 13)",
+    ),
+    (_bytes(b'{"text": "a"}\n{"text": "\xff"}\n'), 65, "train.jsonl, line 2: not UTF-8 (byte 0xff); save the file as"),
+    (_bytes(b'{"text": "' + b"x" * 17 * 2**20), 65, "train.jsonl, line 1: the row has more than 16 MiB; split it"),
+    (
+        _rows([{"query": "q", "reply": "a"}]),
+        65,
+        "train.jsonl, line 1: the columns are query, reply, which fit no format",
+    ),
+    (
+        _rows([{"text": "a"}, {"txt": "b"}]),
+        65,
+        "train.jsonl, line 2: missing field 'text', which the format Text needs",
+    ),
+    (_rows([{"text": ""}] * 3), 65, "train.jsonl, line 1: this row is empty, and so are all others"),
+    (
+        _rows([{"messages": [{"role": "user", "content": "q"}, {"role": "bear", "content": "a"}]}]),
+        65,
+        (
+            "train.jsonl, line 1: this row is empty, and so are all others: an answer is a turn of the role assistant (or "
+            "gpt) with text, the roles here are bear, user"
+        ),
+    ),
+    (
+        _rows(GOOD, columns={"text": "txet"}),
+        65,
+        'train.jsonl, line 1: dataset.columns maps text to "txet", but the col',
+    ),
+    (_held_out(""), 65, "held.jsonl has no rows"),
+    (_held_out('{"txt": "a"}'), 65, "held.jsonl, line 1: missing field 'text'"),
+    (
+        _rows(GOOD, validationUri="pvc://data/no.jsonl", validationFraction=None),
+        66,
+        "dataset.validationUri is pvc://data/",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "code", "sentence"), BAD_INPUT, ids=[sentence[:50] for _, _, sentence in BAD_INPUT]
+)
+def test_bad_input_gets_its_code_and_one_sentence(tmp_path: Path, prepare: Any, code: int, sentence: str) -> None:
+    """Before a model is looked for, with file, line or row, field and remedy."""
+    dataset = prepare(tmp_path) or {}
+    with pytest.raises(TrainerError) as caught:
+        load_samples(make_config(dataset=dataset), Volumes(claims=tmp_path), Hub())
+    assert str(caught.value).startswith(sentence)
+    assert int(caught.value.code) == code
+    assert "\n" not in str(caught.value)
