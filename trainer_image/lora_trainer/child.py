@@ -128,6 +128,7 @@ def stage_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": threads,
         "PYTHONHASHSEED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
+        "RAYON_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "true",
         "TRANSFORMERS_VERBOSITY": "error",
     }

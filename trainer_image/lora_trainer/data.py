@@ -178,8 +178,10 @@ class _Counts:
         return kept
 
 
-def encode_once(samples: Samples, encoder: Encoder, folder: Path) -> Data:
-    """`encode` by the first of a node's processes that comes; the others wait for it and read what it wrote."""
+def encode_once(samples: Samples, encoder: Encoder, folder: Path | None) -> Data:
+    """`encode` by the first process that comes to the shared folder; the others wait and read what it wrote."""
+    if folder is None:
+        return encode(samples, encoder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("wb") as lock:
         # The kernel gives the lock up with a process that dies, whose files are then made anew.

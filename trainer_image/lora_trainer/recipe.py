@@ -15,6 +15,7 @@ from lora_trainer.checkpoint import Checkpoints
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.curves import metrics_beside, write_curves
 from lora_trainer.data import Data, Samples
 from lora_trainer.device import Device, choose_device
 from lora_trainer.evaluate import Evaluation, evaluate, improvement_standard_error
@@ -40,10 +41,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """Where a training works: the run's durable folder, None where nothing outlives the pod; `may_write` raises where
-    another trainer took it over; `stop` hears the request to stop."""
+    """Where a training works: the run's durable folder, None where nothing outlives the pod; `tokens`, a temporary one
+    that the processes of a node share; `may_write` raises where another trainer took the run over; `stop` hears the
+    request to stop."""
 
     folder: Path | None = None
+    tokens: Path | None = None
     may_write: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
 
@@ -69,7 +72,7 @@ def run_training(
     base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
     encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
     check_options(base, config, device)
-    data = datasets.encode(samples, encoder)
+    data = datasets.encode_once(samples, encoder, workshop.tokens)
     reporter.send(Report(dataset=data.stats))
     _log_data(data)
 
@@ -81,9 +84,13 @@ def run_training(
     resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, budget=budget)
 
     reporter.phase(Phase.EVALUATING, resolved)
+    curves = metrics_beside(folder)
+    curves.begin(saved.checkpoint.step if saved and goes_on else 0)
     evaluation = Evaluator(adapted, data, device, config.training.micro_batch_size)
     before = saved.record.before if saved and goes_on else evaluation("before training")
     reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
+    if not goes_on:
+        curves.evaluated(0, before)
     device.reset_peak_memory()
     record = RunRecord(
         identity=ours,
@@ -102,7 +109,7 @@ def run_training(
         config=config.training,
         budget=budget,
         device=device,
-        listener=Narrator(reporter, device),
+        listener=Narrator(reporter, device, curves),
         stop=workshop.stop,
         saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
         evaluate=lambda: evaluation("on the way"),
@@ -116,12 +123,14 @@ def run_training(
     reporter.phase(Phase.EVALUATING)
     after = evaluation("after training")
     reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
+    curves.evaluated(trained.steps, after)
 
     resumed = state.course.step if state and goes_on else None
     seconds = time.monotonic() - started
     measured = measured_by(trained, before, after, device, held_out=data.held_out, seconds=seconds, resumed=resumed)
     workshop.may_write()
     write_adapter(adapted, folder, encoder.template)
+    write_curves(folder)
     write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
 
 
@@ -179,13 +188,14 @@ def _note(rows: int) -> None:
 def _log_data(data: Data) -> None:
     stats = data.stats
     log.info(
-        "%s: %d training rows (%d tokens, %d learned), %d held out; %d cut, %d skipped, %d duplicates",
+        "%s: %d training rows (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates",
         data.kind.value,
         stats.train_samples,
         stats.train_tokens,
         stats.target_tokens,
         stats.validation_samples,
         stats.truncated_samples,
+        stats.truncated_tokens,
         stats.skipped_samples,
         stats.duplicate_samples,
     )

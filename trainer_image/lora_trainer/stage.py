@@ -84,7 +84,12 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     samples = load_samples(config, volumes, Hub())
     from lora_trainer.recipe import Workshop, run_training  # noqa: PLC0415
 
-    workshop = Workshop(folder=options.workspace, may_write=lambda: _check_lock(options), stop=options.stop)
+    workshop = Workshop(
+        folder=options.workspace,
+        tokens=options.config.parent / "tokens",
+        may_write=lambda: _check_lock(options),
+        stop=options.stop,
+    )
     run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
 
 
