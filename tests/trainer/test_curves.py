@@ -86,7 +86,7 @@ def test_a_result_holds_the_picture_and_the_lines(tmp_path: Path) -> None:
     trained(tmp_path / METRICS, 1, 1)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_curves(tmp_path / METRICS, tmp_path / name)
+        write_curves(tmp_path / name)
     assert (tmp_path / "one" / METRICS).read_bytes() == (tmp_path / METRICS).read_bytes()
     assert (tmp_path / "one/loss.png").read_bytes() == (tmp_path / "two/loss.png").read_bytes()
     assert imread(tmp_path / "one/loss.png").shape[:2] == (540, 960)

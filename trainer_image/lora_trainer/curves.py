@@ -17,6 +17,9 @@ from lora_trainer.errors import storage_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lora_trainer.evaluate import Evaluation
+    from lora_trainer.listener import Step
+
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 LOSS_CURVE = "loss.png"
@@ -45,6 +48,23 @@ class MetricsFile:
         """Append what was measured after an optimizer step."""
         self._write(_line({"step": step, **values}), replace=False)
 
+    def stepped(self, step: "Step") -> None:
+        """Append an optimizer step."""
+        self.add(
+            step.number,
+            epoch=step.epoch,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            gradient_norm=step.gradient_norm,
+            tokens=step.tokens,
+            tokens_per_second=step.tokens_per_second,
+            seconds=step.seconds,
+        )
+
+    def evaluated(self, step: int, result: "Evaluation") -> None:
+        """Append an evaluation after optimizer step `step`."""
+        self.add(step, eval_loss=result.loss, eval_loss_standard_error=result.standard_error)
+
     def _write(self, text: str, *, replace: bool) -> None:
         if self._path is None or self._failed:
             return
@@ -59,6 +79,11 @@ class MetricsFile:
         except OSError as error:
             self._failed = True
             log.warning("%s ends here: %s", METRICS, error.strerror)
+
+
+def metrics_beside(result: Path) -> MetricsFile:
+    """The curves of a training whose result grows in the folder `result`; of several processes the first keeps them."""
+    return MetricsFile(result.parent / METRICS if os.environ.get("RANK", "0") == "0" else None)
 
 
 def _line(record: Record) -> str:
@@ -85,9 +110,9 @@ def parse(line: str) -> Record | None:
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
-def write_curves(metrics: Path, folder: Path) -> None:
-    """Put the curves so far into a result: `metrics.jsonl`, and `loss.png` from it. Raises `StorageError`."""
-    records = tuple(read_records(metrics))
+def write_curves(folder: Path) -> None:
+    """Put the curves of `metrics_beside` into a result: the lines, and `loss.png` from them. Raises `StorageError`."""
+    records = tuple(read_records(folder.parent / METRICS))
     try:
         (folder / METRICS).write_text("".join(_line(record) for record in records), encoding="utf-8")
         draw(records, folder / LOSS_CURVE)

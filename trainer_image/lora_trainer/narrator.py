@@ -1,4 +1,4 @@
-"""What a training tells: every step to the supervisor, about one in twenty to the log."""
+"""What a training tells: every step to the supervisor and to the run's curves, about one in twenty to the log."""
 
 import logging
 import time
@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from lora_trainer.batches import Budget
 from lora_trainer.contract.progress import Phase
+from lora_trainer.curves import MetricsFile
 from lora_trainer.device import Device
 from lora_trainer.evaluate import Evaluation
 from lora_trainer.listener import Listener, Step
+from lora_trainer.logs import duration, fields
 from lora_trainer.reports import Counters, Reporter
 
 log = logging.getLogger(__name__)
@@ -17,10 +19,17 @@ SIGN_OF_LIFE_S = 10.0
 
 
 class Narrator(Listener):
-    """Tells a supervisor and the log."""
+    """Tells a supervisor, the curves and the log."""
 
-    def __init__(self, reporter: Reporter, device: Device, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        reporter: Reporter,
+        device: Device,
+        curves: MetricsFile | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._reporter = reporter
+        self._curves = curves or MetricsFile(None)
         self._device = device
         self._clock = clock
         self._told_at_s = clock()
@@ -42,16 +51,9 @@ class Narrator(Listener):
             estimated_remaining_seconds=round(step.remaining_seconds),
             peak_memory_bytes=self._device.peak_memory_bytes(),
         )
+        self._curves.stepped(step)
         if step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
-            log.info(
-                "step %d/%d  loss %.4f  lr %.2e  %.0f tokens/s  %.0f s left",
-                step.number,
-                step.total,
-                step.loss,
-                step.learning_rate,
-                step.tokens_per_second,
-                step.remaining_seconds,
-            )
+            _log_step(step)
 
     def left_out(self, step: int) -> None:
         """See `Listener`."""
@@ -65,6 +67,7 @@ class Narrator(Listener):
     def evaluated(self, step: int, result: Evaluation) -> None:
         """See `Listener`."""
         self._reporter.progress(phase=Phase.TRAINING, eval_loss=result.loss)
+        self._curves.evaluated(step, result)
 
     def saving(self, step: int) -> None:
         """See `Listener`."""
@@ -94,3 +97,25 @@ class Narrator(Listener):
             gradient_norm=None if step is None else step.gradient_norm,
             step_seconds=None if step is None else step.seconds,
         )
+
+
+def _log_step(step: Step) -> None:
+    log.info(
+        "step %d/%d  loss %.4f  lr %.2e  %.0f tokens/s  %s left",
+        step.number,
+        step.total,
+        step.loss,
+        step.learning_rate,
+        step.tokens_per_second,
+        duration(step.remaining_seconds),
+        extra=fields(
+            step=step.number,
+            total_steps=step.total,
+            epoch=step.epoch,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            gradient_norm=step.gradient_norm,
+            tokens_per_second=step.tokens_per_second,
+            estimated_remaining_seconds=round(step.remaining_seconds),
+        ),
+    )

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_trainer.artifact import LOG
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.names import SUFFIX_LENGTH, run_suffix
 from lora_trainer.contract.uri import ClaimUri
+from lora_trainer.curves import METRICS
 from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.lock import is_released
 from lora_trainer.volumes import Volumes
@@ -63,7 +65,8 @@ class Workspace:
 
 
 def _is_worth_keeping(entry: Path) -> bool:
-    return not entry.name.startswith((".", "lock-"))
+    """A log or a curve alone is not: nobody could go on from it."""
+    return not entry.name.startswith((".", "lock-")) and entry.name not in (LOG, METRICS)
 
 
 def _remove(folder: Path) -> None:

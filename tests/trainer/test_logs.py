@@ -1,0 +1,92 @@
+"""The log for people, for machines, and the copy that outlives the pod."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_trainer.logs import JSON, add_copy, duration, fields, set_up
+
+log = logging.getLogger("lora_trainer.test")
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging() -> Iterator[None]:
+    """Leave logging as it was."""
+    root, ours = logging.getLogger(), logging.getLogger("lora_trainer")
+    before = (root.handlers[:], root.level, ours.level)
+    yield
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        if handler not in before[0]:
+            handler.close()
+    for handler in before[0]:
+        root.addHandler(handler)
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+
+
+def test_machines_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the run, what the record adds, and a stack trace inside the line; libraries only from warnings on."""
+    run = {"namespace": "team", "name": "tone", "uid": "u-1", "attempt": 2}
+    set_up(form=JSON, run=run)
+    log.info("step %d of\n%s", 3, "ä", extra=fields(step=3, loss=1.5))
+    logging.getLogger("transformers").info("chatter")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        log.exception("unexpected error")
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    time = first.pop("time")
+    assert first == {"level": "info", "message": "step 3 of\nä", **run, "step": 3, "loss": 1.5}
+    assert time.endswith("Z")
+    assert len(time) == len("2026-01-01T00:00:00.000Z")
+    assert second["level"] == "error"
+    assert "ValueError: broken" in second["exception"]
+
+
+def test_every_process_appends_to_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As text, whatever goes to stderr; what an earlier attempt logged stays."""
+    copy = tmp_path / "train.log"
+    for message in ("first attempt", "second attempt"):
+        set_up(form=JSON, copy=copy)
+        log.info(message, extra=fields(step=1))
+        log.debug("not this")
+    lines = copy.read_text(encoding="utf-8").splitlines()
+    assert [line.partition(" INFO ")[2] for line in lines] == ["first attempt", "second attempt"]
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_copy_that_cannot_be_made_is_told_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is gone."""
+    set_up(copy=tmp_path / "missing" / "train.log")
+    log.info("going on")
+    assert [line.partition(" ")[2].partition(" ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "WARNING no train.log: No such file or directory",
+        "INFO going on",
+    ]
+
+
+def test_a_full_volume_ends_the_copy_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """/dev/full answers every write as a full volume does; one warning, then the lines on stderr alone."""
+    set_up()
+    add_copy(Path("/dev/full"))
+    for number in range(3):
+        log.info("line %d", number)
+    text = capsys.readouterr().err
+    assert text.count("full ends here: it cannot be written") == 1
+    assert [f"line {number}" in text for number in range(3)] == [True] * 3
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-1, "0s"), (59.4, "59s"), (60, "1m00s"), (3599, "59m59s"), (4321, "1h12m"), (86400 * 2 + 3 * 3600, "2d03h")],
+)
+def test_durations_are_shown_as_people_say_them(seconds: float, shown: str) -> None:
+    """Two units, the larger first."""
+    assert duration(seconds) == shown
