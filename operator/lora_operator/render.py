@@ -49,6 +49,9 @@ def render_job(finetune: FineTune, request: Request, train: TrainConfig, config:
     metadata = _metadata(finetune, train.run.attempt)
     nodes = request.pod.nodes
     kind: Manifest = {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
+    if nodes > 1:
+        # Node 0 publishes. A node that was lost after the training finds nobody to train with: it need not come back.
+        kind["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     template = pod_spec(Role.TRAIN, request.pod, train, metadata["name"], config)
     return _job(request, Role.TRAIN, metadata, kind, template)
 

@@ -199,6 +199,7 @@ def test_several_nodes_are_one_indexed_job_whose_pods_find_each_other_by_name() 
     name = job["metadata"]["name"]
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (2, 2)
     assert job["spec"]["completionMode"] == "Indexed"
+    assert job["spec"]["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
     assert pod_of(job)["subdomain"] == service["metadata"]["name"] == name
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
@@ -213,6 +214,7 @@ def test_one_node_has_neither_service_nor_meeting_point() -> None:
     assert kinds == ["ConfigMap", "Job"]
     assert "LORA_RENDEZVOUS" not in plain(trainer({}))
     assert "subdomain" not in pod_of(rendered({}, CONFIG)[1])
+    assert "successPolicy" not in rendered({}, CONFIG)[1]["spec"]
 
 
 @pytest.mark.parametrize(("retries", "nodes", "limit"), [(3, 1, 3), (3, 4, 12), (0, 4, 0)])
