@@ -1,0 +1,301 @@
+"""A training is stopped, killed and disturbed at every place; what comes out is what an undisturbed one gives."""
+
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.trainer.trainings import Bench, Kept, same, weights
+
+from lora_trainer import loop
+from lora_trainer.base import Base
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.device import Device
+from lora_trainer.errors import (
+    CheckpointError,
+    CudaOutOfMemoryError,
+    NonFiniteLossError,
+    TerminatedError,
+)
+from lora_trainer.evaluate import Evaluation
+from lora_trainer.loop import Training
+from lora_trainer.step import run_step
+from lora_trainer.stopping import Stop
+from lora_trainer.tokens import Encoder
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_base: Base, encoder: Encoder, cpu: Device) -> Bench:
+    """Trainings of the tiny model with a folder for their states."""
+    (tmp_path / "a").mkdir()
+    return Bench(tmp_path / "a", tiny_base, encoder, cpu)
+
+
+def falling(losses: list[float]) -> Callable[[], Evaluation]:
+    """An evaluation with given results, one after the other."""
+    left = iter(losses)
+    return lambda: Evaluation(sums=(next(left) * 10,), tokens=(10,))
+
+
+def asked(stop: Stop) -> None:
+    """Ask for the end, as SIGTERM does."""
+    stop.handle(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize("eval_steps", [None, 1])
+def test_two_steps_and_two_resumed_ones_equal_four(bench: Bench, eval_steps: int | None) -> None:
+    """Adapter, optimizer, losses and evaluations, bit for bit, with dropout."""
+    bench.evaluate = falling([3.0, 2.0, 1.0, 0.5])
+    whole = bench.training(Kept(), eval_steps=eval_steps, early_stopping_patience=eval_steps and 3)
+    expected = whole.run()
+
+    bench.folder = bench.folder.with_name("b")
+    bench.folder.mkdir()
+    bench.evaluate = falling([3.0, 2.0])
+    stop = Stop()
+    first = bench.training(
+        Kept(lambda step: asked(stop) if step == 2 else None),
+        stop,
+        eval_steps=eval_steps,
+        early_stopping_patience=eval_steps and 3,
+    )
+    with pytest.raises(TerminatedError, match="its state after step 2 of 4 is saved, and the next attempt goes on"):
+        first.run()
+    bench.evaluate = falling([1.0, 0.5] if len(bench.newest_state().course.evaluations) == 2 else [2.0, 1.0, 0.5])
+    second = bench.training(Kept(), eval_steps=eval_steps, early_stopping_patience=eval_steps and 3)
+    second.restore(bench.newest_state())
+    done = second.run()
+    assert same(whole.state(), second.state())
+    assert (done.steps, done.tokens, done.loss, done.best_step) == (4, expected.tokens, expected.loss, eval_steps and 4)
+
+
+def test_a_request_to_stop_ends_within_the_micro_batch_and_loses_no_step(bench: Bench) -> None:
+    """The step at hand is given up, the one before is saved, and nothing of the half step remains."""
+    stop = Stop()
+
+    class Impatient(Kept):
+        def alive(self) -> None:
+            super().alive()
+            if self.passes == 5:  # the second micro-batch of the second step
+                asked(stop)
+
+    listener = Impatient()
+    training = bench.training(listener, stop)
+    bench.checkpoint = replace(bench.checkpoint, interval_steps=None)
+    with pytest.raises(TerminatedError, match="after step 1 of 4"):
+        training.run()
+    assert listener.passes == 5
+    assert bench.newest_state().course.step == 1
+    resumed = bench.training()
+    resumed.restore(bench.newest_state())
+    resumed.run()
+    bench.folder = bench.folder.with_name("b")
+    bench.folder.mkdir()
+    whole = bench.training()
+    whole.run()
+    assert same(whole.state(), resumed.state())
+
+
+def test_a_second_request_to_stop_changes_nothing() -> None:
+    """Neither while the state is saved nor while the first one unwinds."""
+    stop = Stop()
+    saved: list[bool] = []
+
+    def train() -> None:
+        with stop.deferred():
+            asked(stop)
+            asked(stop)
+            saved.append(True)
+
+    with pytest.raises(SystemExit) as ended:
+        train()
+    asked(stop)
+    assert (ended.value.code, saved) == (143, [True])
+
+
+def test_a_request_to_stop_outside_of_the_training_ends_at_once() -> None:
+    """There is nothing that the checkpoints do not have."""
+    with pytest.raises(SystemExit):
+        asked(Stop())
+
+
+def test_a_request_that_comes_in_an_evaluation_is_heard_in_it_and_the_evaluation_is_made_up(bench: Bench) -> None:
+    """The state after the step is saved without it, and the next attempt begins with it."""
+    stop = Stop()
+    training = bench.training(Kept(), stop, eval_steps=2)
+    forward = torch.zeros(1, 2, dtype=torch.long)
+
+    def evaluate() -> Evaluation:
+        asked(stop)
+        training.adapted.model(input_ids=forward)
+        raise AssertionError("the evaluation went on")
+
+    training.evaluate = evaluate
+    with pytest.raises(TerminatedError, match="after step 2 of 4"):
+        training.run()
+    assert bench.newest_state().course.evaluations == ()
+    listener = Kept()
+    bench.evaluate = falling([1.5])
+    resumed = bench.training(listener, eval_steps=2)
+    resumed.restore(bench.newest_state())
+    resumed.run()
+    assert listener.evaluations == [(2, 1.5)]
+
+
+def test_states_are_saved_by_steps_and_by_time_whichever_comes_first(bench: Bench) -> None:
+    """And always at the end."""
+    now = [0.0]
+    for config, expected in (
+        (replace(bench.checkpoint, interval_steps=2), [2, 4]),
+        (replace(bench.checkpoint, interval_steps=None, interval_s=25), [3, 4]),
+        (replace(bench.checkpoint, interval_steps=3, interval_s=15), [2, 4]),
+    ):
+        bench.checkpoint = config
+        listener = Kept(lambda step: now.__setitem__(0, now[0] + 10))
+        training = bench.training(listener)
+        assert training.saver is not None
+        training.saver.clock = lambda: now[0]
+        training.saver.begin(0)
+        training.run()
+        assert listener.saves == expected
+
+
+def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
+    """Have the arithmetic of a step fail as CUDA does; `fails` is told call and budget. The budgets of all calls."""
+    calls: list[int] = []
+
+    def step(*arguments: object, **options: object) -> float:
+        budget = options["budget"].tokens  # type: ignore[attr-defined]
+        calls.append(budget)
+        share = run_step(*arguments, **options)  # type: ignore[arg-type]
+        if fails(len(calls), budget):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return share
+
+    monkeypatch.setattr(loop, "run_step", step)
+    return calls
+
+
+def test_out_of_memory_halves_the_micro_batch_and_takes_the_same_step_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same effective batch: the gradients that were half done are gone, so the losses are those of before."""
+    bench.lora = replace(bench.lora, dropout=0.0)
+    calm = Kept()
+    whole = bench.training(calm, save=False)
+    whole.run()
+    budget = whole.budget.tokens
+    calls = out_of_memory_at(monkeypatch, lambda call, _budget: call == 2)
+    listener = Kept()
+    training = bench.training(listener)
+    training.run()
+    assert calls == [budget, budget, budget // 2, budget // 2, budget // 2]
+    assert listener.budgets == [budget // 2]
+    assert [step.loss for step in listener.steps] == pytest.approx([step.loss for step in calm.steps], abs=1e-5)
+    resumed = bench.training()
+    resumed.restore(bench.newest_state())
+    assert resumed.budget.tokens == budget // 2
+
+
+def test_out_of_memory_with_one_example_ends_with_peak_and_advice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """71, and the last checkpoint stays."""
+    out_of_memory_at(monkeypatch, lambda call, _budget: call > 2)
+    with pytest.raises(CudaOutOfMemoryError, match=r"one example of \d+ tokens \(peak .* GiB\): lower") as ended:
+        bench.training().run()
+    assert ended.value.code == 71
+    assert bench.newest_state().course.step == 2
+
+
+def poisoned(training: Training, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the gradients of some steps infinite."""
+
+    def step(*arguments: object, **options: object) -> float:
+        share = run_step(*arguments, **options)  # type: ignore[arg-type]
+        if training.course.step + 1 in steps:
+            next(iter(training.parameters.values())).grad[0, 0] = math.inf  # type: ignore[index]
+        return share
+
+    monkeypatch.setattr(loop, "run_step", step)
+
+
+def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted and told; the weights stay as they were; the next steps go on."""
+    before: dict[str, torch.Tensor] = {}
+    listener = Kept(lambda step: before.update(weights(training)) if step == 1 else None)
+    training = bench.training(listener)
+    poisoned(training, {2, 3}, monkeypatch)
+    original = listener.left_out
+    untouched: list[bool] = []
+
+    def left_out(step: int) -> None:
+        original(step)
+        untouched.append(all(torch.equal(before[name], value) for name, value in weights(training).items()))
+
+    listener.left_out = left_out  # type: ignore[method-assign]
+    assert training.run().steps == 4
+    assert listener.left_out_steps == [2, 3]
+    assert untouched == [True, True]
+    assert [step.number for step in listener.steps] == [1, 4]
+    assert training.course.guard.bad == 2
+    assert listener.saves == [1, 4], "a good state made room for one in doubt"
+
+
+def test_three_steps_without_finite_numbers_end_the_run_with_the_last_good_state_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """70, with the step and what to change."""
+    training = bench.training(max_steps=6)
+    poisoned(training, {3, 4, 5}, monkeypatch)
+    with pytest.raises(
+        NonFiniteLossError, match=r"gradient is inf at step 5, the third .*lower training\.learningRate"
+    ):
+        training.run()
+    state = bench.newest_state()
+    assert state.course.step == 2
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.adapter.values())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(bench: Bench) -> None:
+    """Whatever made them so."""
+
+    def spoil(step: int) -> None:
+        if step == 2:
+            with torch.no_grad():
+                next(iter(training.parameters.values())).fill_(math.nan)
+
+    training = bench.training(Kept(spoil))
+    with pytest.raises(NonFiniteLossError, match="weights are not finite after step 2 and are not saved"):
+        training.run()
+    assert bench.newest_state().course.step == 1
+
+
+def test_the_best_weights_are_kept_and_taken_and_patience_ends_the_run(bench: Bench) -> None:
+    """Two evaluations without a lower loss; a resumed run still knows the best."""
+    best: dict[str, torch.Tensor] = {}
+    listener = Kept(lambda step: best.update(weights(training)) if step == 2 else None)
+    bench.evaluate = falling([2.0, 1.0, 1.2, 1.1, 0.1])
+    training = bench.training(listener, max_steps=9, eval_steps=1, early_stopping_patience=2)
+    done = training.run()
+    assert (done.steps, done.best_step, done.stopped_early) == (4, 2, True)
+    assert listener.evaluations == [(1, 2.0), (2, 1.0), (3, 1.2), (4, 1.1)]
+    assert all(torch.equal(best[name], value) for name, value in weights(training).items())
+    bench.evaluate = falling([])
+    again = bench.training(max_steps=9, eval_steps=1, early_stopping_patience=2)
+    again.restore(bench.newest_state())
+    assert again.run() == replace(done, seconds=again.course.seconds)
+    assert all(torch.equal(best[name], value) for name, value in weights(again).items())
+
+
+def test_weights_of_another_shape_are_a_mismatch(bench: Bench) -> None:
+    """With names and sizes."""
+    bench.training().run()
+    state = bench.newest_state()
+    bench.lora = replace(bench.lora, rank=8)
+    with pytest.raises(CheckpointError, match=r"has the shape \(4, 64\), this run's has \(8, 64\)") as refused:
+        bench.training().restore(state)
+    assert refused.value.reason is Reason.RESUME_MISMATCH

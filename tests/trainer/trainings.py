@@ -1,0 +1,171 @@
+"""Trainings of the tiny model within the test's own process, with a place for their states."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tests.trainer.conftest import make_config
+
+from lora_trainer.base import Base
+from lora_trainer.batches import Budget
+from lora_trainer.checkpoint import Checkpoints
+from lora_trainer.contract.config import CheckpointConfig, LoraConfig, Quantization, TrainConfig
+from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.device import Device
+from lora_trainer.evaluate import Evaluation
+from lora_trainer.formats import PlainText
+from lora_trainer.identity import identity
+from lora_trainer.listener import Listener, Step
+from lora_trainer.loop import Training
+from lora_trainer.model import Adapted, adapt, load_model
+from lora_trainer.saver import Saver
+from lora_trainer.state import RunRecord, State, copy_of, read_state
+from lora_trainer.stopping import Stop
+from lora_trainer.store import Examples
+from lora_trainer.tokens import Encoder
+
+STATS = DatasetStats(
+    train_samples=12,
+    validation_samples=0,
+    train_tokens=100,
+    target_tokens=100,
+    longest_tokens=40,
+    truncated_samples=0,
+    skipped_samples=0,
+    duplicate_samples=0,
+)
+RESOLVED = ResolvedRun(
+    device="cpu",
+    compute_dtype="fp32",
+    model_type="llama",
+    model_revision="sha256:1",
+    dataset_format="Text",
+    dataset_fingerprint="sha256:2",
+    target_modules=("q_proj",),
+    trainable_parameters=1,
+    total_parameters=2,
+    micro_batch_size=2,
+    gradient_accumulation_steps=2,
+)
+
+
+def record_of(config: TrainConfig, revision: str = "sha256:1", fingerprint: str = "sha256:2") -> RunRecord:
+    """What checkpoints of a run with this configuration tell of it."""
+    return RunRecord(
+        identity=identity(config, revision, fingerprint),
+        config=config,
+        resolved=RESOLVED,
+        dataset=STATS,
+        held_out=True,
+        base_model="pvc://models/tiny",
+        base_revision=revision,
+        versions={"torch": "1"},
+        before=Evaluation(sums=(1.0, 2.0), tokens=(2, 3)),
+    )
+
+
+class Kept(Listener):
+    """Keeps what it is told; `after` is called with each step's number."""
+
+    def __init__(self, after: Callable[[int], None] = lambda step: None) -> None:
+        self.steps: list[Step] = []
+        self.evaluations: list[tuple[int, float]] = []
+        self.saves: list[int] = []
+        self.left_out_steps: list[int] = []
+        self.budgets: list[int] = []
+        self.passes = 0
+        self._after = after
+
+    def stepped(self, step: Step) -> None:
+        """Keep it."""
+        self.steps.append(step)
+        self._after(step.number)
+
+    def evaluated(self, step: int, result: Evaluation) -> None:
+        """Keep it."""
+        self.evaluations.append((step, result.loss))
+
+    def saved(self, step: int) -> None:
+        """Keep it."""
+        self.saves.append(step)
+
+    def left_out(self, step: int) -> None:
+        """Keep it."""
+        self.left_out_steps.append(step)
+
+    def halved(self, budget: Budget) -> None:
+        """Keep it."""
+        self.budgets.append(budget.tokens)
+
+    def alive(self) -> None:
+        """Count it."""
+        self.passes += 1
+
+
+class Bench:
+    """Makes trainings on one folder for checkpoints."""
+
+    def __init__(self, folder: Path, base: Base, encoder: Encoder, device: Device) -> None:
+        self.folder, self.base, self.device = folder, base, device
+        self.rows = Examples.of(
+            encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! " + "Fair winds. " * (i % 4))) for i in range(12)
+        )
+        self.lora = LoraConfig(rank=4, alpha=8, dropout=0.1)
+        self.checkpoint = CheckpointConfig(interval_s=3600, interval_steps=1, keep=2)
+        self.evaluate: Callable[[], Evaluation] | None = None
+
+    def adapted(self) -> Adapted:
+        """The tiny model with a fresh adapter."""
+        return adapt(load_model(self.base, Quantization.NONE, self.device), self.lora, self.base, self.device, 3)
+
+    def training(
+        self, listener: Listener | None = None, stop: Stop | None = None, *, save: bool = True, **changes: object
+    ) -> Training:
+        """A training from its beginning, with dropout."""
+        config = make_config(training={"maxSteps": 4, "effectiveBatchSize": 6, "learningRate": "0.01"})
+        config = replace(config, training=replace(config.training, seed=5, **changes))  # type: ignore[arg-type]
+        checkpoints = Checkpoints(self.folder, keep=self.checkpoint.keep)
+        return Training(
+            adapted=self.adapted(),
+            examples=self.rows,
+            config=config.training,
+            budget=Budget.of(2, int(self.rows.lengths.max())),
+            device=self.device,
+            listener=listener or Listener(),
+            stop=stop or Stop(),
+            saver=Saver(checkpoints=checkpoints, config=self.checkpoint, record=record_of(config)) if save else None,
+            evaluate=self.evaluate,
+        )
+
+    def newest_state(self) -> State:
+        """The state in the newest whole checkpoint."""
+        checkpoint = Checkpoints(self.folder, keep=2).newest()
+        assert checkpoint is not None
+        return read_state(checkpoint.folder)
+
+
+def same(first: State, second: State) -> bool:
+    """Whether two states are equal bit for bit, but for the seconds that they took."""
+    left, right = replace(first.course, seconds=0.0), replace(second.course, seconds=0.0)
+    return (
+        left == right
+        and _equal(dict(first.adapter), dict(second.adapter))
+        and _equal(first.best, second.best)
+        and _equal(dict(first.optimizer), dict(second.optimizer))
+    )
+
+
+def _equal(first: object, second: object) -> bool:
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return torch.equal(first.cpu(), second.cpu())
+    if isinstance(first, dict) and isinstance(second, dict):
+        return list(first) == list(second) and all(_equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    return first == second
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    """The adapter's weights as they are."""
+    return copy_of(training.parameters)
