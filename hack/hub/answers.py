@@ -1,8 +1,10 @@
-"""What the Hub answers, as pure functions of a revision: file lists, repository descriptions, byte ranges."""
+"""What the Hub answers, as functions of a revision: file lists, repository descriptions, byte ranges."""
 
 import re
 from dataclasses import dataclass
+from email.message import Message
 from http import HTTPStatus
+from io import BufferedIOBase
 
 from hub.access import Refusal, RefusedError, Restriction
 from hub.repositories import RepoFile, Revision
@@ -32,6 +34,18 @@ def parse_range(header: str | None, size_bytes: int) -> ByteRange | None:
     if first > last:
         raise ValueError(f"range {header} of {size_bytes} bytes")
     return ByteRange(first=first, last=last)
+
+
+def read_body(stream: BufferedIOBase, headers: Message) -> bytes:
+    """Read the body of a request, sent with its length or in chunks."""
+    if headers.get("Transfer-Encoding", "").lower() != "chunked":
+        return stream.read(int(headers.get("Content-Length") or 0))
+    chunks = []
+    while size := int(stream.readline().split(b";")[0], 16):
+        chunks.append(stream.read(size))
+        stream.readline()
+    stream.readline()
+    return b"".join(chunks)
 
 
 def tree_records(revision: Revision, folder: str, *, is_recursive: bool) -> list[dict[str, object]]:

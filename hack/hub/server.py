@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: the read-only part of its HTTP interface that `huggingface_hub` uses.
+"""A stand-in for the Hugging Face Hub: the part of its HTTP interface that `huggingface_hub` uses.
 
 For developers and tests only. Nothing but the standard library, so it runs wherever Python does:
 
@@ -25,6 +25,7 @@ from hub.access import (
     Refusal,
     RefusedError,
     RepoRestrictions,
+    Restriction,
     invalid_credentials,
     read_restrictions,
     refusal,
@@ -34,12 +35,14 @@ from hub.answers import (
     ByteRange,
     file_record,
     parse_range,
+    read_body,
     reference_records,
     repository_record,
     tree_records,
 )
 from hub.faults import Fault, Faults, parse_faults
 from hub.repositories import Kind, RepoFile, Repositories, Revision
+from hub.uploads import Uploads, Writers, check_writer, who_am_i
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 256 * 1024
 API_PATH = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|refs|auth-check)(?:/(.*))?)?")
+WRITE_PATH = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/[^/]+")
+BATCH_PATH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+PART_PATH = re.compile(r"/lfs/([0-9a-f]+)/(?:part/(\d+)|complete)")
 FILE_PATH = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -54,11 +60,19 @@ class HubServer:
     """The stand-in as an object: `with HubServer(root).start() as hub: ... hub.url`."""
 
     def __init__(
-        self, root: Path, *, host: str = "127.0.0.1", port: int = 0, restrictions: RepoRestrictions | None = None
+        self,
+        root: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        restrictions: RepoRestrictions | None = None,
+        writers: Writers | None = None,
     ) -> None:
         """Bind the socket (port 0: any free one); nothing is answered before start() or serve_forever()."""
         self.repositories = Repositories(root)
         self.restrictions = restrictions if restrictions is not None else {}
+        self.writers = writers if writers is not None else {}
+        self.uploads = Uploads(root=root, repositories=self.repositories)
         self.faults = Faults()
         self._requests: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -149,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet: served() tells what happened, and query strings do not belong in logs."""
 
     def _answer(self) -> None:
-        self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._body = read_body(self.rfile, self.headers)
         url = urlsplit(self.path)
         self._route = unquote(url.path)
         self._query = parse_qs(url.query)
@@ -193,7 +207,11 @@ class _Handler(BaseHTTPRequestHandler):
         invalid = invalid_credentials(self._token())
         if invalid is not None:
             raise RefusedError(invalid)
-        if (found := API_PATH.fullmatch(raw_path)) is not None:
+        if self.command in {"POST", "PUT"} and self._written(raw_path):
+            return
+        if raw_path == "/api/whoami-v2":
+            self._send_json(who_am_i(self.server.hub.writers, self._token()))
+        elif (found := API_PATH.fullmatch(raw_path)) is not None:
             kind: Kind = "models" if found.group(1) == "models" else "datasets"
             self._describe(kind, unquote(found.group(2)), found.group(3) or "", found.group(4) or "")
         elif (found := FILE_PATH.fullmatch(raw_path)) is not None:
@@ -203,6 +221,53 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(revision, unquote(found.group(4)))
         else:
             raise RefusedError(Refusal(status=HTTPStatus.NOT_FOUND, code="", message="Sorry, we can't find the page"))
+
+    def _written(self, raw_path: str) -> bool:
+        """Answer a request that writes, or of what is going to be written; False: it is none."""
+        hub = self.server.hub
+        if raw_path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif raw_path == "/api/repos/create":
+            self._create(json.loads(self._body))
+        elif (found := WRITE_PATH.fullmatch(raw_path)) is not None:
+            repo = unquote(found.group(1))
+            self._check("models", repo, for_content=True)
+            check_writer(hub.writers, self._token(), repo)
+            if found.group(2) == "preupload":
+                self._send_json(hub.uploads.modes(repo, json.loads(self._body)["files"]))
+            else:
+                commit = hub.uploads.commit(repo, self._body.splitlines())
+                self._send_json(
+                    {"success": True, "commitOid": commit, "commitUrl": f"{hub.url}/{repo}/commit/{commit}"}
+                )
+        elif (found := BATCH_PATH.fullmatch(raw_path)) is not None:
+            check_writer(hub.writers, self._token(), unquote(found.group(1)))
+            self._send_json(hub.uploads.batch(hub.url, json.loads(self._body)["objects"]))
+        elif (found := PART_PATH.fullmatch(raw_path)) is not None:
+            # The real Hub hands out signed addresses of its storage: no token is sent there.
+            if found.group(2) is None:
+                hub.uploads.complete(found.group(1))
+                self._send_json({})
+            else:
+                etag = hub.uploads.put_part(found.group(1), int(found.group(2)), self._body)
+                self._send_json({}, headers={"ETag": f'"{etag}"'})
+        else:
+            return False
+        return True
+
+    def _create(self, wish: dict[str, str]) -> None:
+        hub = self.server.hub
+        repo = f"{wish['organization']}/{wish['name']}"
+        check_writer(hub.writers, self._token(), repo)
+        record = {"url": f"{hub.url}/{repo}", "name": repo}
+        if not hub.uploads.create(repo):
+            self._send_json(record | {"error": "You already created this model repo"}, status=HTTPStatus.CONFLICT)
+            return
+        if wish.get("visibility") == "private" or wish.get("private"):
+            hub.restrictions[f"models/{repo}"] = Restriction(
+                visibility="private", tokens=frozenset({str(self._token())})
+            )
+        self._send_json(record)
 
     def _token(self) -> str | None:
         scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")

@@ -1,5 +1,6 @@
 """Models and data sets of a Hugging Face Hub: every revision a commit, needed files only, every failure a sentence."""
 
+import functools
 import os
 import random
 import time
@@ -8,58 +9,83 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
-from lora_trainer.errors import (
-    AccessDeniedError,
-    NotFoundError,
-    TrainerError,
-    TransientError,
-    one_sentence,
-    storage_error,
-)
+from lora_trainer.errors import TransientError
+from lora_trainer.hub_cache import LargeFile, fetch_large
+from lora_trainer.hub_errors import explain_hub, retry_after_s
+from lora_trainer.network import ATTEMPTS
+from lora_trainer.roles import Role
 
 T = TypeVar("T")
-TOKEN_VARIABLES = {"model": "MODEL_HF_TOKEN", "dataset": "DATASET_HF_TOKEN"}
-ATTEMPTS = 4
-_FIELDS = {"model": "model.uri", "dataset": "dataset.uri"}
-_NOT_FOUND = {"model": Reason.MODEL_NOT_FOUND, "dataset": Reason.DATASET_NOT_FOUND}
-_DENIED = {"model": Reason.MODEL_ACCESS_DENIED, "dataset": Reason.DATASET_ACCESS_DENIED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """One commit of a repository: `files` are its paths."""
+    """One commit of a repository: `files` are its paths, `large` those of them with a sha256 (large file storage)."""
 
     repo: str
     kind: str
     commit: str
     files: tuple[str, ...]
+    large: Mapping[str, LargeFile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hub:
     """A Hub, reached with the tokens and at the `HF_ENDPOINT` in `environment`. `sleep` takes seconds.
 
-    `cache` None is the client library's own place, `HF_HOME`.
+    `cache` None is the client library's own place, below `HF_HOME`. With `HF_HUB_OFFLINE` only the cache is asked.
     """
 
     cache: Path | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     sleep: Callable[[float], None] = time.sleep
 
-    def repository(self, uri: HubUri, kind: str) -> Repository:
-        """Resolve the revision to a commit and list the files. `kind` is `model` or `dataset`."""
+    def api(self, role: Role) -> Any:
+        """The library's client with this role's token."""
         from huggingface_hub import HfApi  # noqa: PLC0415 - half a second that runs without a Hub do not pay
 
-        api = HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self._token(kind))
-        info = self._call(uri, kind, lambda: api.repo_info(uri.repo, revision=uri.revision, repo_type=kind))
-        files = tuple(sorted(sibling.rfilename for sibling in getattr(info, "siblings", None) or ()))
-        return Repository(repo=uri.repo, kind=kind, commit=info.sha or uri.revision, files=files)
+        return HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self.token(role))
+
+    def repository(self, uri: HubUri, kind: str) -> Repository:
+        """Resolve the revision to a commit and list the files. `kind` is `model` or `dataset`.
+
+        Raises `NotFoundError`, `AccessDeniedError`, `TransientError`.
+        """
+        role = Role(kind)
+        if self.offline:
+            return self._cached_repository(uri, role)
+        info = self.call(
+            uri,
+            role,
+            lambda: self.api(role).repo_info(uri.repo, revision=uri.revision, repo_type=kind, files_metadata=True),
+        )
+        siblings = info.siblings or ()
+        return Repository(
+            repo=uri.repo,
+            kind=kind,
+            commit=info.sha or uri.revision,
+            files=tuple(sorted(sibling.rfilename for sibling in siblings)),
+            large={
+                sibling.rfilename: LargeFile(sha256=sibling.lfs.sha256, size_bytes=sibling.lfs.size)
+                for sibling in siblings
+                if sibling.lfs is not None
+            },
+        )
 
     def download(self, uri: HubUri, repository: Repository, wanted: Sequence[str]) -> Path:
-        """Fetch `wanted` files of the commit into the cache; the folder that holds them."""
+        """Fetch `wanted` files of the commit into the cache; the folder that holds them. Raises as `repository`.
+
+        Access is checked with this run's token also where everything is cached: another run may have filled the cache.
+        """
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
+
+        role = Role(repository.kind)
+        if not self.offline:
+            self._check_access(uri, repository, wanted[0])
+            for name in wanted:
+                if name in repository.large:
+                    self.call(uri, role, functools.partial(self._fetch_large, uri, repository, name))
 
         def fetch() -> str:
             return snapshot_download(
@@ -67,93 +93,96 @@ class Hub:
                 repo_type=repository.kind,
                 revision=repository.commit,
                 allow_patterns=[_literal(name) for name in wanted],
-                token=self._token(repository.kind),
+                token=self.token(role),
                 endpoint=self.environment.get("HF_ENDPOINT"),
                 cache_dir=self.cache,
+                local_files_only=self.offline,
             )
 
-        return Path(self._call(uri, repository.kind, fetch))
+        return Path(self.call(uri, role, fetch))
 
-    def _token(self, kind: str) -> str | bool:
-        # False keeps the library from sending a token that it finds on the machine and that was not meant for this run.
-        for variable in (TOKEN_VARIABLES[kind], "HF_TOKEN"):
+    @property
+    def offline(self) -> bool:
+        """Whether the Hub may not be asked."""
+        return self.environment.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+    def token(self, role: Role) -> str | bool:
+        """The role's token, else the plain one; False keeps the library from sending a token that it finds on the
+        machine and that was not meant for this run. Raises `AccessDeniedError` for what cannot be a token."""
+        for variable in (f"{role.prefix}HF_TOKEN", "HF_TOKEN"):
             # A token that was read from a file often ends with a newline.
             token = self.environment.get(variable, "").strip()
             if not all("!" <= character <= "~" for character in token):
                 # The HTTP client would refuse the header with a message that quotes the token.
-                raise AccessDeniedError(
-                    f"{kind}.secretRef's HF_TOKEN holds characters that no token has, such as a space or a line break: "
-                    "store the token alone",
-                    _DENIED[kind],
+                raise role.denied(
+                    f"{role.value}.secretRef's HF_TOKEN holds characters that no token has, such as a space or a line "
+                    "break: store the token alone"
                 )
             if token:
                 return token
         return False
 
-    def _call(self, uri: HubUri, kind: str, action: Callable[[], T]) -> T:
+    def call(self, uri: HubUri, role: Role, action: Callable[[], T]) -> T:
+        """Try `action` until it neither fails for the network nor for a busy Hub. Raises `TrainerError`."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return action()
-            except (
-                Exception
-            ) as error:  # the library raises a dozen unrelated kinds; `_explain` keeps what it doesn't know
-                failure = _explain(error, uri, kind)
+            except Exception as error:  # the library raises a dozen kinds; `explain_hub` keeps what it doesn't know
+                failure = explain_hub(error, uri, role)
                 if not isinstance(failure, TransientError) or attempt == ATTEMPTS:
                     raise failure from error
-                self.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                pause_s = 2 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+                self.sleep(max(pause_s, retry_after_s(error) or 0.0))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
+    def _metadata(self, repository: Repository, name: str) -> Any:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415 - as above
 
-_ABSENT = frozenset({"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"})
-
-
-def _explain(error: Exception, uri: HubUri, kind: str) -> TrainerError:
-    """The sentence of a failed call. The HTTP status, which the library may wrap, is sought in the chain of causes."""
-    where = f"{_FIELDS[kind]} is {uri}"
-    status = _status(error)
-    if status == 404 or any(type(item).__name__ in _ABSENT for item in _chain(error)):
-        # To those who may not know of it, the Hub calls a private repository absent: a misspelt name is more likely.
-        return NotFoundError(
-            f"{where}: the Hub knows no such repository, revision or file; check the spelling, and for a private one "
-            f"name in {kind}.secretRef a Secret whose HF_TOKEN may read it",
-            _NOT_FOUND[kind],
+        endpoint = self.environment.get("HF_ENDPOINT")
+        url = hf_hub_url(
+            repository.repo, name, repo_type=repository.kind, revision=repository.commit, endpoint=endpoint
         )
-    if status in (401, 403):
-        return AccessDeniedError(
-            f"{where}: the Hub answered {status}, the repository is gated or private; accept its licence, and name in "
-            f"{kind}.secretRef a Secret whose HF_TOKEN may read it",
-            _DENIED[kind],
+        return get_hf_file_metadata(url, token=self.token(Role(repository.kind)), endpoint=endpoint)
+
+    def _check_access(self, uri: HubUri, repository: Repository, name: str) -> None:
+        self.call(uri, Role(repository.kind), lambda: self._metadata(repository, name))
+
+    def _fetch_large(self, uri: HubUri, repository: Repository, name: str) -> None:
+        fetch_large(
+            self._storage(repository),
+            repository.large[name],
+            lambda: self._metadata(repository, name).location,
+            token=self.token(Role(repository.kind)),
+            endpoint=self.environment.get("HF_ENDPOINT"),
+            what=f"{Role(repository.kind).field} is {uri}: {name}",
         )
-    storage = _storage(error)
-    if storage is not None:
-        return storage_error(storage, "the Hub's cache (HF_HOME)")
-    detail = f"the Hub answered {status}" if status else f"the Hub cannot be reached ({one_sentence(error)[:200]})"
-    return TransientError(f"{where}: {detail}; check HF_ENDPOINT, proxy and network if this lasts")
 
+    def _storage(self, repository: Repository) -> Path:
+        """The repository's folder in the cache."""
+        return self._cache_folder() / f"{repository.kind}s--{repository.repo.replace('/', '--')}"
 
-def _chain(error: BaseException | None) -> list[BaseException]:
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
+    def _cache_folder(self) -> Path:
+        from huggingface_hub import constants  # noqa: PLC0415 - as above
 
+        return self.cache or Path(constants.HF_HUB_CACHE)
 
-def _status(error: Exception) -> int | None:
-    for item in _chain(error):
-        response: Any = getattr(item, "response", None)
-        if isinstance(getattr(response, "status_code", None), int):
-            return int(response.status_code)
-    return None
+    def _cached_repository(self, uri: HubUri, role: Role) -> Repository:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
+        from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
-
-def _storage(error: Exception) -> OSError | None:
-    for item in _chain(error):
-        if type(item) in (OSError, PermissionError) and isinstance(item, OSError) and item.filename is not None:
-            return item
-        if isinstance(item, OSError) and item.errno in (28, 122):
-            return item
-    return None
+        try:
+            folder = Path(
+                snapshot_download(
+                    uri.repo, repo_type=role.value, revision=uri.revision, cache_dir=self.cache, local_files_only=True
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            raise role.missing(
+                f"{role.field} is {uri}: the Hub may not be asked (HF_HUB_OFFLINE), and the cache "
+                f"{self._cache_folder()} holds nothing of it; fill the cache claim where the Hub can be reached"
+            ) from error
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        return Repository(repo=uri.repo, kind=role.value, commit=folder.name, files=tuple(files), large={})
 
 
 def _literal(name: str) -> str:

@@ -20,14 +20,14 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
+from lora_trainer.downloads import fetch_whole
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence
-from lora_trainer.network import ATTEMPTS, http_pool
+from lora_trainer.network import http_pool
 from lora_trainer.roles import Role
 
 log = logging.getLogger(__name__)
 PART_BYTES = 16 * 2**20
 """Size of the parts that a larger file is uploaded in; a part that fails is sent again alone."""
-_CHUNK_BYTES = 2**20
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _IDENTITY = (
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -110,36 +110,17 @@ class Connection:
         Raises `TransientError` where the bytes keep missing or are not those of the ETag.
         """
         partial = target.with_name(f".{target.name}.partial")
-        in_vain, have = 0, -1
-        while have != item.size_bytes:
-            with self.sentences(uri), contextlib.suppress(urllib3.exceptions.HTTPError):
-                self._append(uri, item, partial)
-            before, have = have, partial.stat().st_size if partial.is_file() else 0
-            in_vain = 0 if have > before else in_vain + 1
-            if in_vain == ATTEMPTS:
-                raise TransientError(
-                    f"{self.role.field} is {uri}: {item.key} is cut off after {have} of {item.size_bytes} bytes; what "
-                    "has arrived is kept, and the next attempt goes on from there"
-                )
+        what = f"{self.role.field} is {uri}: {item.key}"
+        with self.sentences(uri):
+            fetch_whole(partial, item.size_bytes, lambda have: self._open(uri, item, have), what=what)
         if _MD5.fullmatch(item.etag) and _md5(partial) != item.etag and not self._is_encrypted(uri, item):
             partial.unlink()
             raise TransientError(f"{self.role.field} is {uri}: {item.key} arrived with other bytes than its ETag tells")
         partial.rename(target)
 
-    def _append(self, uri: S3Uri, item: Item, partial: Path) -> None:
-        have = partial.stat().st_size if partial.is_file() else 0
-        if have > item.size_bytes:
-            partial.unlink()
-            have = 0
-        if have == item.size_bytes:
-            partial.touch()
-            return
+    def _open(self, uri: S3Uri, item: Item, have: int) -> urllib3.BaseHTTPResponse:
         match: dict[str, str | list[str] | tuple[str]] = {"If-Match": f'"{item.etag}"'}
-        response = self.client.get_object(uri.bucket, item.key, offset=have, request_headers=match)
-        with contextlib.closing(response), partial.open("ab") as out:
-            # read1 gives what has arrived: of a cut connection nothing is lost.
-            while chunk := response.read1(_CHUNK_BYTES):
-                out.write(chunk)
+        return self.client.get_object(uri.bucket, item.key, offset=have, request_headers=match)
 
     def _is_encrypted(self, uri: S3Uri, item: Item) -> bool:
         """Whether the server encrypts the object with a key of its own, so that the ETag is no MD5 of the content."""
