@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.logs import JSON, add_copy, duration, fields, set_up
+from lora_trainer.logs import JSON, as_told, copied_to, duration, fields, set_up, variables
 
 log = logging.getLogger("lora_trainer.test")
 
@@ -48,23 +48,35 @@ def test_machines_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_every_process_appends_to_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As text, whatever goes to stderr; what an earlier attempt logged stays."""
+    """As text, whatever goes to stderr; what an earlier attempt logged stays, and a stage logs as it is told."""
     copy = tmp_path / "train.log"
     for message in ("first attempt", "second attempt"):
-        set_up(form=JSON, copy=copy)
-        log.info(message, extra=fields(step=1))
-        log.debug("not this")
+        told = variables(JSON, {"uid": "u-1"}, copy)
+        with as_told(told, logging.INFO):
+            log.info(message, extra=fields(step=1))
+            log.debug("not this")
+        log.info("after it")
     lines = copy.read_text(encoding="utf-8").splitlines()
     assert [line.partition(" INFO ")[2] for line in lines] == ["first attempt", "second attempt"]
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    shown = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["message"], line["uid"]) for line in shown][:2] == [("first attempt", "u-1"), ("after it", "u-1")]
+
+
+def test_a_process_that_is_told_nothing_logs_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """And makes no copy."""
+    with as_told({}, logging.WARNING):
+        log.info("not this")
+        log.warning("careful")
+    assert capsys.readouterr().err.endswith(" WARNING careful\n")
 
 
 def test_a_copy_that_cannot_be_made_is_told_and_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its folder is gone."""
-    set_up(copy=tmp_path / "missing" / "train.log")
-    log.info("going on")
+    set_up()
+    with copied_to(tmp_path / "missing" / "train.log"):
+        log.info("going on")
     assert [line.partition(" ")[2].partition(" ")[2] for line in capsys.readouterr().err.splitlines()] == [
         "WARNING no train.log: No such file or directory",
         "INFO going on",
@@ -74,9 +86,9 @@ def test_a_copy_that_cannot_be_made_is_told_and_the_run_goes_on(
 def test_a_full_volume_ends_the_copy_alone(capsys: pytest.CaptureFixture[str]) -> None:
     """/dev/full answers every write as a full volume does; one warning, then the lines on stderr alone."""
     set_up()
-    add_copy(Path("/dev/full"))
-    for number in range(3):
-        log.info("line %d", number)
+    with copied_to(Path("/dev/full")):
+        for number in range(3):
+            log.info("line %d", number)
     text = capsys.readouterr().err
     assert text.count("full ends here: it cannot be written") == 1
     assert [f"line {number}" in text for number in range(3)] == [True] * 3

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,13 +33,14 @@ class StageFailedError(Exception):
 @dataclass(slots=True, kw_only=True)
 class Stages:
     """Runs one stage at a time. `take` gets every report; `grace_s` is how long a stage may take to stop; `training` is
-    what the stage `train` is started with."""
+    what the stage `train` is started with, `environment` what all get on top."""
 
     config_file: Path
     volumes: Volumes
     take: Callable[[Report], None]
     grace_s: float
     training: Program = ONE_PROCESS
+    environment: Mapping[str, str] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     failure: Failure | None = None
     aborted: Failure | None = None
@@ -54,7 +55,7 @@ class Stages:
         read_end, write_end = os.pipe()
         program = self.training if stage == "train" else ONE_PROCESS
         command = [*program.command, *self._arguments(stage), *map(str, arguments), "--report", str(write_end)]
-        environment = {**stage_environment(), **program.environment}
+        environment = {**stage_environment(), **self.environment, **program.environment}
         with os.fdopen(read_end, encoding="utf-8") as reports:
             self.child = subprocess.Popen(command, pass_fds=(write_end,), process_group=0, env=environment)
             os.close(write_end)

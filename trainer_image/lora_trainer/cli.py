@@ -7,7 +7,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_trainer import logs
 from lora_trainer.child import stage_environment
+from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
@@ -16,7 +18,7 @@ from lora_trainer.contract.summary import Summary
 from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, explain, one_sentence
 from lora_trainer.local_run import load_manifest, show_summary
-from lora_trainer.stage import guarded, log_to_stderr
+from lora_trainer.stage import guarded
 from lora_trainer.supervisor import Ending, Settings, Supervisor
 from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
 
@@ -26,7 +28,7 @@ TERMINATION_LOG = Path("/dev/termination-log")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the process's exit status."""
     options = _parser().parse_args(arguments)
-    log_to_stderr()
+    logs.set_up(form=getattr(options, "log_format", logs.TEXT))
     # PyTorch, which `verify` and `ask` load into this process, reads it when it is imported.
     os.environ.update(stage_environment())
     return int({"run": _run, "verify": _verify, "ask": _ask}[options.command](options))
@@ -44,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         "--configmaps", type=Path, default=CONFIG_MAPS, metavar="DIR", help="configmap://name/key is DIR/name/key"
     )
 
-    run = commands.add_parser("run", parents=[volumes], help="train, verify and publish an adapter")
+    logging = argparse.ArgumentParser(add_help=False)
+    logging.add_argument(
+        "--log-format", choices=logs.FORMATS, default=logs.TEXT, help="lines for people, or JSON lines"
+    )
+
+    run = commands.add_parser("run", parents=[volumes, logging], help="train, verify and publish an adapter")
     source = run.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, metavar="FILE", help="the configuration that the operator rendered")
     source.add_argument("-f", "--file", type=Path, metavar="FILE", help="the manifest that kubectl apply takes")
@@ -78,8 +85,9 @@ def _run(options: argparse.Namespace) -> int:
         known = explain(error)
         ending = Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known)))
     else:
+        logs.set_up(form=options.log_format, run=codec.encode(config.run))
         port = options.metrics_port if options.metrics_port is not None or local else PORT
-        settings = Settings(volumes=_volumes(options), port=port, work=options.work)
+        settings = Settings(volumes=_volumes(options), port=port, work=options.work, log_format=options.log_format)
         ending = Supervisor(config=config, settings=settings).run()
     _write_summary(ending, options.termination_log)
     if local:

@@ -5,49 +5,65 @@ import datetime
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 TEXT, JSON = "text", "json"
 FORMATS = (TEXT, JSON)
 _FIELDS = "lora_fields"
+_FORMAT_VARIABLE, _RUN_VARIABLE, _COPY_VARIABLE = "LORA_LOG_FORMAT", "LORA_LOG_RUN", "LORA_LOG_COPY"
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
-def set_up(
-    level: int = logging.INFO, *, form: str = TEXT, run: Mapping[str, Any] | None = None, copy: Path | None = None
-) -> None:
-    """One line for each record from `level` on; the libraries only from warnings on.
-
-    `form` is that on stderr; `run` goes into each JSON line. `copy` gets the same records as text, appended: several
-    processes may write to it. A copy that cannot be written is told once and given up.
-    """
+def set_up(level: int = logging.INFO, *, form: str = TEXT, run: Mapping[str, Any] | None = None) -> None:
+    """One line on stderr for each record from `level` on; the libraries only from warnings on. `run` goes into each
+    JSON line."""
     root = logging.getLogger()
     stream = logging.StreamHandler(sys.stderr)
     stream.setFormatter(_JsonFormatter(run or {}) if form == JSON else logging.Formatter(_LINE))
     for handler in root.handlers[:]:
         root.removeHandler(handler)
-        if isinstance(handler, _Copy):
-            handler.close()
     root.addHandler(stream)
     root.setLevel(logging.WARNING)
     logging.getLogger("lora_trainer").setLevel(level)
     # On a CPU it advises to install a package that downloads native code at run time.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if copy is not None:
-        add_copy(copy)
 
 
-def add_copy(path: Path) -> None:
-    """Write every further record to `path`, too."""
+def variables(form: str, run: Mapping[str, Any], copy: Path | None) -> dict[str, str]:
+    """The environment of a process whose log is to be a part of this one's; torchrun passes it on to its own."""
+    common = {_FORMAT_VARIABLE: form, _RUN_VARIABLE: json.dumps(dict(run))}
+    return common if copy is None else {**common, _COPY_VARIABLE: str(copy)}
+
+
+@contextlib.contextmanager
+def as_told(environment: Mapping[str, str], level: int) -> Iterator[None]:
+    """Log as `variables` told this process."""
+    set_up(level, form=environment.get(_FORMAT_VARIABLE, TEXT), run=json.loads(environment.get(_RUN_VARIABLE, "{}")))
+    copy = environment.get(_COPY_VARIABLE)
+    with contextlib.nullcontext() if copy is None else copied_to(Path(copy)):
+        yield
+
+
+@contextlib.contextmanager
+def copied_to(path: Path) -> Iterator[None]:
+    """Append every record to `path`, too, as text; several processes may. What cannot be written is told once."""
+    root = logging.getLogger()
     try:
         handler = _Copy(path, encoding="utf-8")
     except OSError as error:
         logging.getLogger(__name__).warning("no %s: %s", path.name, error.strerror)
+        yield
         return
     handler.setFormatter(logging.Formatter(_LINE))
-    logging.getLogger().addHandler(handler)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 class _Copy(logging.FileHandler):
@@ -55,8 +71,6 @@ class _Copy(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         logging.getLogger().removeHandler(self)
-        with contextlib.suppress(OSError):
-            self.close()
         logging.getLogger(__name__).warning("%s ends here: it cannot be written", Path(self.baseFilename).name)
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lora_trainer import logs
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase
@@ -49,21 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silent = local_rank not in (None, "0")
     if local_rank is not None:
         end_with_parent()
-    log_to_stderr(logging.WARNING if silent else logging.INFO)
     signal.signal(signal.SIGTERM, options.stop.handle)
     # The supervisor asks a training that stands still where it stands.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
     volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
-    return guarded(lambda: _run(options, volumes, reporter), reporter)
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """One line for each record from `level` on; the libraries only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("lora_trainer").setLevel(level)
-    # On a CPU it advises to install a package that downloads native code at run time.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with logs.as_told(os.environ, logging.WARNING if silent else logging.INFO):
+        return guarded(lambda: _run(options, volumes, reporter), reporter)
 
 
 def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from lora_trainer.artifact import Manifest, describe, is_complete, make_folder, read_manifest
+from lora_trainer import logs
+from lora_trainer.artifact import LOG, Manifest, add_log, describe, is_complete, make_folder, read_manifest
 from lora_trainer.checkpoint import Checkpoints, step_name
 from lora_trainer.child import StageFailedError, Stages
 from lora_trainer.contract import codec
@@ -43,12 +44,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a run is hosted. `port` None serves nothing; `grace_s` is how long a stage may take to stop."""
+    """How a run is hosted. `port` None serves nothing; `grace_s` is how long a stage may take to stop; `log_format` is
+    the stages', as this process has been set up."""
 
     volumes: Volumes
     port: int | None
     work: Path | None = None
     grace_s: float = 100.0
+    log_format: str = logs.TEXT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +129,10 @@ class Supervisor:
     def _run(self, stages: Stages, temporary: Path) -> Ending:
         sink = open_sink(self.config, self.settings.volumes)
         sink.check()
-        with open_workspace(self.config, self.settings.volumes, temporary) as workspace:
+        with (
+            open_workspace(self.config, self.settings.volumes, temporary) as workspace,
+            self._logging(stages, workspace),
+        ):
             self.workspace = workspace
             try:
                 with self._locked(stages, workspace) as lock:
@@ -137,6 +143,14 @@ class Supervisor:
                     return self._work(stages, workspace, lock)
             finally:
                 workspace.remove_if_empty()
+
+    @contextlib.contextmanager
+    def _logging(self, stages: Stages, workspace: Workspace) -> Iterator[None]:
+        """Collect what all processes of this and of every other attempt log, for the result."""
+        copy = workspace.folder / LOG
+        stages.environment = logs.variables(self.settings.log_format, codec.encode(self.config.run), copy)
+        with logs.copied_to(copy):
+            yield
 
     @contextlib.contextmanager
     def _locked(self, stages: Stages, workspace: Workspace) -> Iterator[Lock]:
@@ -158,6 +172,7 @@ class Supervisor:
 
     def _take_part(self, stages: Stages, temporary: Path) -> Ending:
         """What a node does that is not the first: train with the others. It writes nothing that lasts."""
+        stages.environment = logs.variables(self.settings.log_format, codec.encode(self.config.run), None)
         if is_remote(self.config):
             stages.run("prepare")
         self._watched_training(stages, "--folder", temporary / "staged")
@@ -171,6 +186,7 @@ class Supervisor:
             self._train(stages, workspace, lock)
         stages.run("verify", "--folder", workspace.staged)
         result = self._merged(stages, workspace)
+        add_log(result, workspace.folder / LOG)
         manifest = read_manifest(result)
         stages.run("publish", "--folder", result)
         workspace.discard_staged()
