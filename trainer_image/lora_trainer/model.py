@@ -122,6 +122,7 @@ def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded
         raise ConfigError(f"model.uri is {base.name}: its weights are incomplete ({missing} missing)")
     model.requires_grad_(False)
     model.config.use_cache = False
+    set_training(model, on=False)
     return _loaded(model, base, quantization)
 
 
