@@ -9,6 +9,7 @@ from typing import Any
 from lora_operator import names
 from lora_operator.config import OperatorConfig
 from lora_operator.model import EventView, FineTune, JobView, PodView
+from lora_operator.names import Role
 from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
 from lora_operator.wording import instant
 from lora_trainer.contract.reasons import Reason
@@ -20,6 +21,7 @@ UID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 NAME = "support-tone"
 NAMESPACE = "team-a"
 CONFIG = OperatorConfig(trainer_image="registry.example/lora-trainer:1.0")
+SHARED = dataclasses.replace(CONFIG, cache_claim="models")
 Object = dict[str, Any]
 
 
@@ -89,13 +91,15 @@ def make_job_object(
     status: Mapping[str, Any] | None = None,
     annotations: Mapping[str, str] | None = None,
     deleting: bool = False,
+    role: Role = Role.TRAIN,
 ) -> Object:
     """A Job as the operator made it for an attempt."""
+    prepares = role is Role.PREPARE
     metadata: Object = {
-        "name": job_name(attempt),
+        "name": names.prepare_name(NAME, UID, attempt) if prepares else job_name(attempt),
         "namespace": NAMESPACE,
-        "uid": uid or f"job-{attempt}",
-        "labels": names.child_labels(NAME, UID, attempt),
+        "uid": uid or (f"prepare-{attempt}" if prepares else f"job-{attempt}"),
+        "labels": names.child_labels(NAME, UID, attempt, role),
         "annotations": {names.SUSPEND_ANNOTATION: "false"} if annotations is None else dict(annotations),
         "ownerReferences": [{"kind": "LoRAFineTune", "uid": owner_uid, "controller": True}],
         "creationTimestamp": instant(minutes_ago(59)),
@@ -140,14 +144,19 @@ def make_pod_object(
     reason: str = "",
     message: str = "",
     deleting: bool = False,
+    role: Role = Role.TRAIN,
+    index: int = 0,
 ) -> Object:
     """A pod of an attempt's Job; `state` is that of its trainer's container. An empty `job_uid` makes it an orphan."""
-    owner = f"job-{attempt}" if job_uid is None else job_uid
+    prepares = role is Role.PREPARE
+    owner = (f"prepare-{attempt}" if prepares else f"job-{attempt}") if job_uid is None else job_uid
+    labels = names.child_labels(NAME, UID, attempt, role)
+    default = names.prepare_name(NAME, UID, attempt) if prepares else f"{job_name(attempt)}-{index}"
     metadata: Object = {
-        "name": name or f"{job_name(attempt)}-0-abcde",
+        "name": name or f"{default}-abcde",
         "namespace": NAMESPACE,
-        "uid": f"uid-of-{name or attempt}",
-        "labels": names.child_labels(NAME, UID, attempt),
+        "uid": f"uid-of-{name or default}",
+        "labels": labels if prepares else {**labels, names.INDEX_LABEL: str(index)},
         "ownerReferences": [{"kind": "Job", "uid": owner, "controller": True}] if owner else [],
         "creationTimestamp": instant(created_at or minutes_ago(57)),
     }

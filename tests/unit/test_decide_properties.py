@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.unit.builders import (
     CONFIG,
     NOW,
+    SHARED,
     condition_object,
     make_job_object,
     make_manifest,
@@ -22,8 +23,10 @@ from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
 from lora_operator.conditions import Type
+from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
 from lora_operator.model import Observed, Rejection
+from lora_operator.names import Role
 from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -46,14 +49,23 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.verdict: dict[str, Any] | None = None
+        self.prepared = False
         self.snapshot: Observed | None = None
 
     @initialize(
-        retries=st.integers(0, 2), queue=st.booleans(), ttl=st.sampled_from([None, 60]), valid=st.integers(0, 9)
+        retries=st.integers(0, 2),
+        queue=st.booleans(),
+        ttl=st.sampled_from([None, 60]),
+        valid=st.integers(0, 9),
+        cache=st.booleans(),
+        nodes=st.integers(1, 2),
     )
-    def create(self, retries: int, queue: bool, ttl: int | None, valid: int) -> None:
-        """A user applies a LoRAFineTune; one in ten is invalid."""
-        self.world.edit(maxRetries=retries, **({"ttlSecondsAfterFinished": ttl} if ttl else {}))
+    def create(self, retries: int, queue: bool, ttl: int | None, valid: int, *, cache: bool, nodes: int) -> None:
+        """A user applies a LoRAFineTune, for one node or two; one in ten is invalid; there is a cache or not."""
+        self.world.config = SHARED if cache else CONFIG
+        self.world.edit(
+            maxRetries=retries, resources={"nodes": nodes}, **({"ttlSecondsAfterFinished": ttl} if ttl else {})
+        )
         if queue:
             self.world.finetune["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
         if valid == 0:
@@ -70,16 +82,17 @@ class Life(RuleBasedStateMachine):
         self.world.pass_time(seconds)
 
     @precondition(lambda self: self.world.living_pods())
-    @rule()
-    def start(self) -> None:
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
         """A pod starts."""
-        self.world.start(self.world.living_pods()[0])
+        self.world.start(data.draw(st.sampled_from(self.world.living_pods())))
 
     @precondition(lambda self: self.world.living_pods())
-    @rule(code=CODES, message=MESSAGES, disrupted=st.booleans())
-    def fail(self, code: int, message: str, disrupted: bool) -> None:
+    @rule(data=st.data(), code=CODES, message=MESSAGES, disrupted=st.booleans())
+    def fail(self, data: st.DataObject, code: int, message: str, disrupted: bool) -> None:
         """A trainer fails, or is taken away."""
-        self.world.finish(self.world.living_pods()[0], code, message, disrupted=disrupted)
+        pod = data.draw(st.sampled_from(self.world.living_pods()))
+        self.world.finish(pod, code, message, disrupted=disrupted)
 
     @precondition(lambda self: self.world.living_pods())
     @rule(message=MESSAGES)
@@ -88,10 +101,10 @@ class Life(RuleBasedStateMachine):
         self.world.finish(self.world.living_pods()[0], 0, message)
 
     @precondition(lambda self: self.world.jobs)
-    @rule(orphan=st.booleans())
-    def delete_job(self, orphan: bool) -> None:
-        """Somebody deletes the Job."""
-        self.world.delete_job(next(iter(self.world.jobs)), orphan=orphan)
+    @rule(data=st.data(), orphan=st.booleans())
+    def delete_job(self, data: st.DataObject, orphan: bool) -> None:
+        """Somebody deletes a Job."""
+        self.world.delete_job(data.draw(st.sampled_from(list(self.world.jobs))), orphan=orphan)
 
     @precondition(lambda self: self.world.pods)
     @rule()
@@ -100,10 +113,10 @@ class Life(RuleBasedStateMachine):
         self.world.pods.pop(next(iter(self.world.pods)))
 
     @precondition(lambda self: self.world.jobs)
-    @rule(value=st.booleans())
-    def suspend_job(self, value: bool) -> None:
-        """A queue suspends or admits the Job."""
-        self.world.suspend_job(next(iter(self.world.jobs)), value)
+    @rule(data=st.data(), value=st.booleans())
+    def suspend_job(self, data: st.DataObject, value: bool) -> None:
+        """A queue suspends or admits a Job."""
+        self.world.suspend_job(data.draw(st.sampled_from(list(self.world.jobs))), value)
 
     @rule(suspend=st.booleans(), retries=st.integers(0, 2), deadline=st.sampled_from([None, 600]))
     def edit(self, suspend: bool, retries: int, deadline: int | None) -> None:
@@ -141,13 +154,19 @@ class Life(RuleBasedStateMachine):
         assert world.most_living_jobs <= 1
         assert plan.events == ()
         if world.refusal is None:
-            again = decide(world.view(), world.observed(confirmed=True), CONFIG, world.now + timedelta(seconds=1))
+            later = world.now + timedelta(seconds=1)
+            again = decide(world.view(), world.observed(confirmed=True), world.config, later)
             assert again.status == world.status
         complete, failed = world.condition("Complete"), world.condition("Failed")
         assert (complete[0], failed[0]) in {("Unknown", "Unknown"), ("True", "False"), ("False", "True")}
         assert complete[1] == failed[1]
         if complete[0] == "True":
             assert world.status["artifact"]["uri"]
+        told = {c["type"]: c["status"] for c in world.status["conditions"]}
+        if world.config.cache_claim and world.jobs_that(Role.TRAIN):
+            assert told["PreflightPassed"] == "True", "a GPU is asked for before model and data are there"
+        assert not self.prepared or told["PreflightPassed"] == "True", "what was fetched is fetched no more"
+        self.prepared = told.get("PreflightPassed") == "True"
         self._remember_verdict()
 
     def _remember_verdict(self) -> None:
@@ -169,8 +188,10 @@ TestLife = Life.TestCase
 TestLife.settings = settings(stateful_step_count=20)
 
 
-@given(st.data(), st.sampled_from([None, 403, 409, 422]))
-def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None) -> None:
+@given(st.data(), st.sampled_from([None, 403, 409, 422]), st.sampled_from([CONFIG, SHARED]), st.sampled_from(Role))
+def test_no_world_is_too_odd_to_decide_on(
+    data: st.DataObject, code: int | None, config: OperatorConfig, role: Role
+) -> None:
     """Damaged manifests, statuses, Jobs and pods: there is a plan, and a status that the API server accepts."""
     manifest = make_manifest(
         spec={"lora": {"rank": 8}, "training": {"epochs": "2"}, "scheduling": {"tolerations": [{}]}}
@@ -183,8 +204,8 @@ def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None)
     }
     state = data.draw(st.sampled_from([ended, {"running": {}}, {"waiting": {"reason": "ErrImagePull"}}]))
     conditions = [condition_object("Failed", reason="BackoffLimitExceeded")] if data.draw(st.booleans()) else []
-    job = make_job_object(status={"conditions": conditions})
-    pod = make_pod_object(state=state, conditions=(condition_object("PodScheduled", "False"),))
+    job = make_job_object(status={"conditions": conditions}, role=role)
+    pod = make_pod_object(state=state, conditions=(condition_object("PodScheduled", "False"),), role=role)
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "exceeded quota"}
     rejection = None
     if code is not None:
@@ -196,9 +217,9 @@ def test_no_world_is_too_odd_to_decide_on(data: st.DataObject, code: int | None)
         rejection=rejection,
         absence_confirmed=True,
     )
-    assert not decide(parse_finetune(data.draw(damaged(manifest))), observed, CONFIG, NOW).confirm_absence
+    assert not decide(parse_finetune(data.draw(damaged(manifest))), observed, config, NOW).confirm_absence
     spec = data.draw(damaged(manifest["spec"]))
-    plan = decide(parse_finetune({**manifest, "spec": spec}), observed, CONFIG, NOW)
+    plan = decide(parse_finetune({**manifest, "spec": spec}), observed, config, NOW)
     check_status(plan.status)
     told = [condition["type"] for condition in plan.status["conditions"]]
     assert told == [kind for kind in Type if kind.value in told]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tests.unit.builders import CONFIG, NOW, condition_object, make_manifest
 
+from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
 from lora_operator.model import EventRecord, FineTune, JobPatch, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.names import INDEX_LABEL, ROLE_LABEL, Role
 from lora_operator.observe import parse_finetune, parse_job, parse_pod
 from lora_operator.wording import instant
 
@@ -20,15 +22,28 @@ Object = dict[str, Any]
 MOST_ROUNDS = 5
 
 
+def index_of(pod: Object) -> int:
+    """Which of several nodes a pod is."""
+    return int(pod["metadata"]["labels"][INDEX_LABEL])
+
+
+def succeeded(pod: Object) -> bool:
+    """Whether it has ended well."""
+    phase: str = pod["status"]["phase"]
+    return phase == "Succeeded"
+
+
 class World:
     """One LoRAFineTune with its Jobs and pods. `settle` decides and applies until nothing is left to do."""
 
-    def __init__(self, spec: Object | None = None) -> None:
+    def __init__(self, spec: Object | None = None, config: OperatorConfig = CONFIG) -> None:
         self.now: datetime = NOW
+        self.config = config
         self.finetune: Object = make_manifest(spec=spec)
         self.jobs: dict[str, Object] = {}
         self.pods: dict[str, Object] = {}
         self.config_maps: set[str] = set()
+        self.services: set[str] = set()
         self.events: list[EventRecord] = []
         self.created_jobs = 0
         self.most_living_jobs = 0
@@ -70,14 +85,14 @@ class World:
     def step(self, cached: Observed | None = None) -> Plan:
         """One decision, on what a cache holds or on the truth, carried out; what it changed is marked in its status."""
         before = self.status
-        plan = decide(self.view(), cached or self.observed(), CONFIG, self.now)
+        plan = decide(self.view(), cached or self.observed(), self.config, self.now)
         if plan.confirm_absence:
-            plan = decide(self.view(), self.observed(confirmed=True), CONFIG, self.now)
+            plan = decide(self.view(), self.observed(confirmed=True), self.config, self.now)
             assert not plan.confirm_absence, "what was confirmed is not to be confirmed again"
         if (plan.create or plan.patch) and self.refusal is not None:
             code, message = self.refusal
             rejection = Rejection(kind="Job", name="x", code=code, reason="", message=message)
-            plan = decide(self.view(), self.observed(confirmed=True, rejection=rejection), CONFIG, self.now)
+            plan = decide(self.view(), self.observed(confirmed=True, rejection=rejection), self.config, self.now)
             assert not plan.create
             assert not plan.patch
         self.apply(plan)
@@ -109,13 +124,22 @@ class World:
                 self.delete_job(ref.name)
             elif ref.kind == "ConfigMap":
                 self.config_maps.discard(ref.name)
+            elif ref.kind == "Service":
+                self.services.discard(ref.name)
         self.events.extend(plan.events)
         self.most_living_jobs = max(self.most_living_jobs, sum(not self.is_over(job) for job in self.jobs.values()))
+
+    def jobs_that(self, role: Role) -> list[Object]:
+        """The Jobs that train, or those that prepare."""
+        return [job for job in self.jobs.values() if job["metadata"]["labels"][ROLE_LABEL] == role.value]
 
     def _create(self, obj: Object) -> None:
         name = obj["metadata"]["name"]
         if obj["kind"] == "ConfigMap":
             self.config_maps.add(name)
+            return
+        if obj["kind"] == "Service":
+            self.services.add(name)
             return
         if name in self.jobs:
             return  # the API server refuses a second object of the same name, and the first one is ours
@@ -158,26 +182,32 @@ class World:
         """The clock goes on."""
         self.now += timedelta(seconds=seconds)
 
-    def job_controller(self) -> None:
-        """Make the pod that a Job lacks, and stop those of a suspended one."""
-        for name, job in self.jobs.items():
-            mine = [
-                p for p in self.living_pods() if p["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
-            ]
-            if job["spec"]["suspend"]:
-                for pod in mine:
-                    del self.pods[pod["metadata"]["name"]]
-            elif not mine and not self.is_over(job):
-                self._make_pod(name, job)
+    def pods_of(self, job: Object) -> list[Object]:
+        """Every pod of a Job."""
+        uid = job["metadata"]["uid"]
+        return [pod for pod in self.pods.values() if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
 
-    def _make_pod(self, job_name: str, job: Object) -> None:
+    def job_controller(self) -> None:
+        """Make the pods that a Job lacks, and stop those of one that is suspended or over."""
+        for name, job in self.jobs.items():
+            pods = self.pods_of(job)
+            if job["spec"]["suspend"] or self.is_over(job):
+                for pod in pods:
+                    if self.state_of(pod) != "ended":
+                        del self.pods[pod["metadata"]["name"]]
+                continue
+            there = {index_of(pod) for pod in pods if self.state_of(pod) != "ended" or succeeded(pod)}
+            for index in set(range(job["spec"]["parallelism"])) - there:
+                self._make_pod(name, job, index)
+
+    def _make_pod(self, job_name: str, job: Object, index: int) -> None:
         job["status"].setdefault("startTime", instant(self.now))
-        name = f"{job_name}-0-{next(self._numbers)}"
+        name = f"{job_name}-{index}-{next(self._numbers)}"
         self.pods[name] = {
             "metadata": {
                 "name": name,
                 "uid": f"uid-{name}",
-                "labels": job["spec"]["template"]["metadata"]["labels"],
+                "labels": {**job["spec"]["template"]["metadata"]["labels"], INDEX_LABEL: str(index)},
                 "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
                 "creationTimestamp": instant(self.now),
             },
@@ -207,7 +237,8 @@ class World:
             return
         final = job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
         if code == 0:
-            self._end(job, "Complete", "")
+            if len({index_of(p) for p in self.pods_of(job) if succeeded(p)}) == job["spec"]["completions"]:
+                self._end(job, "Complete", "")
         else:
             job["status"]["failed"] = job["status"].get("failed", 0) + 1
             if code in final:

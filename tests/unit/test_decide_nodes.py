@@ -1,0 +1,174 @@
+"""A run whose pods train together on several nodes, and what its checkpoints save."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    condition_object,
+    ended_pod,
+    finished_job,
+    job_name,
+    make_finetune,
+    make_job,
+    make_pod,
+    make_summary,
+    minutes_ago,
+    running_pod,
+    with_status,
+)
+from tests.unit.test_decide import condition, plan_for, told
+
+from lora_operator.decide import decide
+from lora_operator.model import Observed
+from lora_operator.wording import instant
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import SavedState
+
+TWO = make_finetune(spec={"resources": {"nodes": 2}})
+BUCKET: dict[str, Any] = {"output": {"uri": "s3://adapters/tone"}}
+
+
+def test_several_nodes_get_names_before_their_job() -> None:
+    """The Service comes first, so that no pod looks for a peer in vain."""
+    plan = plan_for(TWO)
+    assert [(obj["kind"], obj["metadata"]["name"]) for obj in plan.create] == [
+        ("ConfigMap", job_name()),
+        ("Service", job_name()),
+        ("Job", job_name()),
+    ]
+
+
+def test_a_run_is_ready_when_the_pods_of_all_nodes_run() -> None:
+    """Until then the message counts them, and tells of the one that is missing."""
+    job, first = make_job(spec={"backoffLimit": 6}), running_pod(index=0)
+    alone = plan_for(TWO, jobs=(job,), pods=(first,))
+    assert told(alone, "PodsReady") == ("False", "Pending")
+    assert "1 of 2 pods run" in condition(alone, "PodsReady")["message"]
+    waiting = make_pod(
+        index=1,
+        node="",
+        conditions=(condition_object("PodScheduled", "False", reason="Unschedulable", message="0/5 nodes"),),
+    )
+    stuck = plan_for(TWO, jobs=(job,), pods=(first, waiting))
+    assert told(stuck, "PodsReady") == ("False", "Unschedulable")
+    assert waiting.name in condition(stuck, "PodsReady")["message"]
+    slow = plan_for(TWO, jobs=(job,), pods=(first, make_pod(index=1)))
+    assert f"pod {job_name()}-1-abcde; 1 of 2 pods run" in condition(slow, "PodsReady")["message"]
+    ready = plan_for(TWO, jobs=(job,), pods=(running_pod(index=1, created_at=minutes_ago(1)), first))
+    assert told(ready, "PodsReady") == ("True", "PodRunning")
+    assert (ready.ask_progress, ready.status["podName"]) == (first, first.name)
+
+
+def test_one_failure_of_all_nodes_is_one_retry() -> None:
+    """The Job counts each pod; the cause is told, not what followed from it."""
+    peer = make_summary(Reason.PEER_FAILED, "Node 0 ended with GPUFault").to_message()
+    cause = make_summary(Reason.GPU_FAULT, "The GPU fell off the bus").to_message()
+    pods = (ended_pod(72, cause, index=0), ended_pod(75, peer, index=1, created_at=minutes_ago(50)))
+    plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}, status={"failed": 2}),), pods=pods)
+    assert told(plan) == ("Unknown", "Restarting")
+    assert condition(plan, "Complete")["message"].startswith("GPUFault: The GPU fell off the bus")
+    assert "retry 1 of 3" in condition(plan, "Complete")["message"]
+
+
+@pytest.mark.parametrize("code", [65, 72])
+def test_the_verdict_on_several_nodes_is_that_of_the_node_that_failed(code: int) -> None:
+    """Whichever of the pods is newer; one that was only told to stop explains nothing."""
+    reason = {65: Reason.DATASET_INVALID, 72: Reason.GPU_FAULT}[code]
+    cause = ended_pod(code, make_summary(reason, "the cause").to_message(), index=0)
+    for code_of_peer, message in ((143, ""), (75, make_summary(Reason.PEER_FAILED, "a peer failed").to_message())):
+        peer = ended_pod(code_of_peer, message, index=1, created_at=minutes_ago(50))
+        job = finished_job("Failed", reason="PodFailurePolicy", failed=2)
+        plan = plan_for(TWO, jobs=(job,), pods=(peer, cause))
+        assert told(plan, "Failed") == ("True", reason.value)
+
+
+def test_retries_of_several_nodes_follow_the_spec() -> None:
+    """Each of the pods counts."""
+    spec = {"maxRetries": 1, "resources": {"nodes": 4}}
+    plan = plan_for(make_finetune(spec=spec), jobs=(make_job(spec={"backoffLimit": 12}),))
+    assert [patch.body for patch in plan.patch] == [{"spec": {"backoffLimit": 4}}]
+
+
+def test_the_time_to_live_takes_the_service_too() -> None:
+    """It is not watched, so the Job goes last."""
+    pods = (ended_pod(0, make_summary().to_message()),)
+    done = plan_for(TWO, jobs=(finished_job(),), pods=pods)
+    spec = {"resources": {"nodes": 2}, "ttlSecondsAfterFinished": 0}
+    plan = plan_for(with_status(make_finetune(spec=spec), done.status), jobs=(finished_job(),))
+    assert [ref.kind for ref in plan.delete] == ["ConfigMap", "Service", "Job"]
+
+
+# Checkpoints
+
+
+def test_a_run_without_a_claim_for_checkpoints_is_accepted_and_warned() -> None:
+    """What a preemption costs is said before it happens."""
+    plan = plan_for(make_finetune(spec=BUCKET))
+    assert told(plan, "Accepted") == ("True", "Accepted")
+    assert told(plan, "CheckpointSaved") == ("False", "NoCheckpointClaim")
+    assert "a preemption or any other restart loses what it has done" in condition(plan, "CheckpointSaved")["message"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({}, "PersistentVolumeClaim adapters after 600 s of training"),
+        ({**BUCKET, "checkpoint": {"volumeClaimName": "saves"}}, "PersistentVolumeClaim saves after 600 s"),
+        ({"checkpoint": {"intervalSeconds": 60, "intervalSteps": 5}}, "after 60 s or 5 steps of training"),
+    ],
+)
+def test_before_the_first_checkpoint_the_condition_tells_when_and_where(spec: dict[str, Any], words: str) -> None:
+    """The output's claim serves where none is named."""
+    plan = plan_for(make_finetune(spec=spec))
+    assert told(plan, "CheckpointSaved") == ("False", "Pending")
+    assert words in condition(plan, "CheckpointSaved")["message"]
+
+
+def test_a_saved_checkpoint_is_told_with_its_step_and_outlives_the_pod() -> None:
+    """The next pod does not know it at first; its own newer one takes the place."""
+    job, pod = make_job(), running_pod()
+    progress = Progress(phase=Phase.TRAINING, step=130, total_steps=400, checkpoint_step=120)
+    plan = plan_for(make_finetune(), jobs=(job,), pods=(pod,), progress=progress)
+    assert told(plan, "CheckpointSaved") == ("True", "CheckpointSaved")
+    assert "Step 120 is saved on PersistentVolumeClaim adapters" in condition(plan, "CheckpointSaved")["message"]
+    saved = {"checkpointStep": 120, "checkpointTime": instant(NOW)}
+    assert plan.status["progress"].items() >= saved.items()
+    finetune = with_status(make_finetune(), plan.status)
+    fresh = Progress(phase=Phase.STARTING)
+    second = running_pod(name="second", created_at=minutes_ago(2))
+    later = plan_for(finetune, jobs=(job,), pods=(ended_pod(143), second), progress=fresh)
+    assert condition(later, "CheckpointSaved") == condition(plan, "CheckpointSaved")
+    assert later.status["progress"].items() >= saved.items()
+    moved = Progress(phase=Phase.TRAINING, step=150, total_steps=400, checkpoint_step=140)
+    again = plan_for(finetune, jobs=(job,), pods=(pod,), progress=moved)
+    assert "Step 140" in condition(again, "CheckpointSaved")["message"]
+    assert condition(again, "CheckpointSaved")["lastTransitionTime"] == instant(NOW)
+
+
+def test_a_failed_run_says_where_its_last_checkpoint_lies() -> None:
+    """For resumeFrom, or for an adapter of what was reached."""
+    saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000120", step=120)
+    message = make_summary(Reason.NON_FINITE_LOSS, "NaN at step 130", checkpoint=saved).to_message()
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
+    plan = plan_for(make_finetune(), jobs=(job,), pods=(ended_pod(70, message),))
+    assert plan.status["checkpoint"] == {"uri": saved.uri, "step": 120}
+    assert told(plan, "CheckpointSaved") == ("True", "CheckpointSaved")
+    assert saved.uri in condition(plan, "CheckpointSaved")["message"]
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_promises_none() -> None:
+    """With the reason of its end."""
+    plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),))
+    assert told(plan, "CheckpointSaved") == ("False", "Succeeded")
+    assert "ended before its first checkpoint" in condition(plan, "CheckpointSaved")["message"]
+
+
+def test_the_sites_patience_with_a_stall_reaches_the_trainer() -> None:
+    """It is a setting of the operator, not of the resource."""
+    patient = dataclasses.replace(CONFIG, stall_timeout_s=7777)
+    config = decide(make_finetune(), Observed(), patient, NOW).create[0]["data"]["config.json"]
+    assert '"stall_timeout_s": 7777' in config
