@@ -98,7 +98,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         saved = Checkpoint(folder=folder, step=step, saved_at=saved_at)
-        self._remove(*self._damaged)
+        self._remove(*(path for path in self._damaged if path != folder))
         self._damaged = ()
         self.prune()
         return saved
@@ -202,7 +202,10 @@ def _write(folder: Path, step: int, saved_at: float, files: Mapping[str, Write])
     sync_files(folder / entry.path for entry in entries)
     for entry in entries:
         _forget(folder / entry.path)
-        _check_file(folder, entry)
+        try:
+            _check_file(folder, entry)
+        except ValueError as error:
+            raise StorageError(f"the checkpoint {step_name(step)} was not written as it should be: {error}") from error
     manifest = _Manifest(version=VERSION, step=step, saved_at=saved_at, files=entries)
     (folder / MANIFEST).write_text(json.dumps(codec.encode(manifest), indent=2) + "\n", encoding="utf-8")
     sync_files((folder / MANIFEST, folder))
