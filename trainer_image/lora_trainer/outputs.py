@@ -3,7 +3,7 @@
 import os
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.uri import ClaimUri, OciUri, S3Uri, parse_uri
+from lora_trainer.contract.uri import ClaimUri, HubUri, OciUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.roles import Role
 from lora_trainer.sink_claim import ClaimSink, find_place
@@ -26,4 +26,9 @@ def open_sink(config: TrainConfig, volumes: Volumes) -> Sink:
         from lora_trainer.sink_oci import OciSink  # noqa: PLC0415
 
         return OciSink(registry=Registry(uri, os.environ), uri=uri, uid=config.run.uid)
-    raise ConfigError(f"output.uri is {uri}: must start with pvc://")
+    if isinstance(uri, HubUri):
+        from lora_trainer.hub import Hub  # noqa: PLC0415 - as above
+        from lora_trainer.sink_hub import HubSink  # noqa: PLC0415
+
+        return HubSink(hub=Hub(), uri=uri, uid=config.run.uid, run_name=config.run.name)
+    raise ConfigError(f"output.uri is {uri}: must start with pvc://, s3://, hf:// or oci://")

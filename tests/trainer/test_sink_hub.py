@@ -1,0 +1,186 @@
+"""Results in a Hub's repositories, against a stand-in that speaks its protocol for uploads."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.trainer.test_artifact import make_manifest, write_adapter
+
+from hub.faults import Fault
+from hub.server import HubServer
+from lora_trainer.artifact import MANIFEST, check_digests, manifest_digest, read_manifest, write_sealed
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import HubUri
+from lora_trainer.errors import AccessDeniedError, ConfigError, StorageError, TrainerError, TransientError
+from lora_trainer.hub import Hub
+from lora_trainer.sink_hub import HubSink
+
+# The Hub's client hands files to its HTTP library in a way that this library would rather have named otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+TOKEN = "hf_writer"
+REPO = "acme/tone"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub; the client speaks plain HTTP to it, as with a Hub of one's own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    (tmp_path / "hub").mkdir()
+    writers = {TOKEN: frozenset({"acme"}), "hf_reader": frozenset[str]()}
+    with HubServer(tmp_path / "hub", writers=writers).start() as hub:
+        yield hub
+
+
+def sink(server: HubServer, uid: str = "uid-1", *, repo: str = REPO, **environment: str) -> HubSink:
+    """The output of a run that does not really wait."""
+    variables = {"HF_ENDPOINT": server.url, "OUTPUT_HF_TOKEN": TOKEN, **environment}
+    hub = Hub(environment=variables, sleep=lambda seconds: None)
+    return HubSink(hub=hub, uri=HubUri(repo=repo), uid=uid, run_name="tone")
+
+
+def stored(server: HubServer, repo: str = REPO) -> set[str]:
+    """The files of a repository."""
+    revision = server.repositories.find("models", repo, "main")
+    return set(revision.files) if revision else set()
+
+
+def sent(server: HubServer, method_path: str) -> int:
+    """Requests whose path holds a text."""
+    return sum(count["requests"] for path, count in server.served().items() if method_path in path)
+
+
+def test_a_result_becomes_one_commit_of_a_private_repository(server: HubServer, tmp_path: Path) -> None:
+    """Made where it is missing, whole at its commit, found again and brought back."""
+    sink(server).check()
+    assert stored(server) == set()
+    folder = write_adapter(tmp_path / "staged")
+    assert sink(server).published() is None
+    published = sink(server).publish(folder)
+    revision = server.repositories.find("models", REPO, "main")
+    assert revision is not None
+    assert published.uri == f"hf://{REPO}@{revision.commit}"
+    assert published.digest == manifest_digest(folder)
+    assert stored(server) == {".gitattributes", "adapter_model.safetensors", "merged/model.safetensors", MANIFEST}
+    assert server.restrictions[f"models/{REPO}"].visibility == "private"
+    assert sent(server, "/commit/") == 1
+    assert sink(server).published() == published
+    assert sink(server, "uid-2").published() is None
+    (tmp_path / "back").mkdir()
+    sink(server).fetch(published, tmp_path / "back")
+    check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
+
+
+def test_publishing_again_makes_no_second_commit(server: HubServer, tmp_path: Path) -> None:
+    """Nothing has changed."""
+    folder = write_adapter(tmp_path / "staged")
+    first = sink(server).publish(folder)
+    assert sink(server).publish(folder) == first
+    assert sent(server, "/commit/") == 1
+
+
+def test_a_repository_with_something_in_it_is_left_alone(server: HubServer, tmp_path: Path) -> None:
+    """Another's model stays, and a second run gets a repository of its own; a third finds both taken."""
+    first = sink(server, "uid-1").publish(write_adapter(tmp_path / "a", "uid-1"))
+    own = f"{REPO}-{run_suffix('uid-2')}"
+    second = sink(server, "uid-2").publish(write_adapter(tmp_path / "b", "uid-2"))
+    assert second.uri.startswith(f"hf://{own}@")
+    assert sink(server, "uid-1").published() == first
+    assert sink(server, "uid-2").published() == second
+    for repo in ("acme/mine", f"acme/mine-{run_suffix('uid-3')}"):
+        (tmp_path / "hub/models" / repo).mkdir(parents=True)
+        (tmp_path / "hub/models" / repo / "README.md").write_text("precious")
+    with pytest.raises(StorageError, match="both hold something already: nothing is overwritten"):
+        sink(server, "uid-3", repo="acme/mine").check()
+
+
+def test_an_empty_repository_is_taken(server: HubServer, tmp_path: Path) -> None:
+    """Somebody made it beforehand, perhaps public."""
+    server.uploads.create(REPO)
+    assert sink(server).publish(write_adapter(tmp_path / "staged")).uri.startswith(f"hf://{REPO}@")
+    assert f"models/{REPO}" not in server.restrictions
+
+
+def test_a_part_that_fails_is_sent_again(server: HubServer, tmp_path: Path) -> None:
+    """500 on the second of three parts; the others are sent once."""
+    folder = write_adapter(tmp_path / "staged")
+    (folder / "adapter_model.safetensors").write_bytes(os.urandom(5 * 2**19))
+    (folder / MANIFEST).unlink()
+    write_sealed(folder, make_manifest("uid-1"))
+    server.inject(Fault(path="/lfs/*/part/2", method="PUT", status=500))
+    assert sink(server).publish(folder).digest == manifest_digest(folder)
+    assert [sent(server, f"/part/{n}") for n in (2, 3)] == [2, 1]
+
+
+def test_a_commit_that_fails_leaves_nothing_half_and_is_made_by_the_next_attempt(
+    server: HubServer, tmp_path: Path
+) -> None:
+    """The large files have arrived and are not sent again."""
+    folder = write_adapter(tmp_path / "staged")
+    server.inject(Fault(path="*/commit/*", method="POST", status=500, times=None))
+    with pytest.raises(StorageError, match=r"the Hub answered 500.*nothing is lost") as caught:
+        sink(server).publish(folder)
+    assert (caught.value.code, caught.value.reason) == (74, Reason.UPLOAD_FAILED)
+    assert stored(server) == {".gitattributes"}
+    parts = sent(server, "/part/")
+    server.faults.replace([])
+    sink(server).publish(folder)
+    assert MANIFEST in stored(server)
+    assert sent(server, "/part/") == parts
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_revoked_before_the_end_is_denied(server: HubServer, tmp_path: Path, status: int) -> None:
+    """77; the result stays where it was."""
+    folder = write_adapter(tmp_path / "staged")
+    server.inject(Fault(path="*/commit/*", method="POST", status=status, times=None))
+    with pytest.raises(AccessDeniedError, match=rf"the Hub answered {status}; name in output\.secretRef") as caught:
+        sink(server).publish(folder)
+    assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
+    assert "hf_" not in str(caught.value)
+    assert (folder / MANIFEST).is_file()
+
+
+def test_what_the_hub_holds_is_compared_with_what_was_sent(server: HubServer, tmp_path: Path) -> None:
+    """A changed byte in the Hub's description or in the manifest is found."""
+    folder = write_adapter(tmp_path / "staged")
+    server.inject(Fault(path=f"/{REPO}/resolve/*/{MANIFEST}", method="GET", flip_byte=40))
+    with pytest.raises(StorageError, match=r"manifest\.json at commit .* reads back with other bytes") as caught:
+        sink(server).publish(folder)
+    assert caught.value.reason is Reason.UPLOAD_FAILED
+    weights = tmp_path / "hub/models/acme/tone/adapter_model.safetensors"
+    weights.write_bytes(b"weights of uid-X")
+    revision = server.repositories.find("models", REPO, "main")
+    assert revision is not None
+    with pytest.raises(StorageError, match=r"holds another adapter_model\.safetensors at commit"):
+        sink(server)._check(HubUri(repo=REPO), revision.commit, folder)
+
+
+@pytest.mark.parametrize(
+    ("environment", "repo", "kind", "sentence"),
+    [
+        ({"OUTPUT_HF_TOKEN": ""}, REPO, AccessDeniedError, "takes nothing without a token; name in output.secretRef"),
+        ({"OUTPUT_HF_TOKEN": "hf_unknown"}, REPO, AccessDeniedError, "the Hub answered 401; name in output.secretRef"),
+        ({"OUTPUT_HF_TOKEN": "hf_reader"}, REPO, AccessDeniedError, "may only read; make one that may write"),
+        ({"HF_HUB_OFFLINE": "1"}, REPO, ConfigError, "the Hub may not be asked (HF_HUB_OFFLINE)"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, TransientError, "the Hub cannot be reached"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_training(
+    *, server: HubServer, environment: dict[str, str], repo: str, kind: type[TrainerError], sentence: str
+) -> None:
+    """No token, a wrong one, one that may only read, no Hub."""
+    with pytest.raises(kind) as caught:
+        sink(server, repo=repo, **environment).check()
+    assert sentence in str(caught.value)
+    assert "hf_" not in str(caught.value)
+    assert stored(server) == set()
+
+
+def test_a_repository_of_another_organisation_is_denied(server: HubServer, tmp_path: Path) -> None:
+    """When it should be made."""
+    with pytest.raises(AccessDeniedError, match="the Hub answered 403") as caught:
+        sink(server, repo="other/tone").publish(write_adapter(tmp_path / "staged"))
+    assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
