@@ -1,13 +1,31 @@
 """What tests run in several processes at once."""
 
+import contextlib
+import dataclasses
 import os
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
+from lora_trainer.base import Base, open_folder
+from lora_trainer.batches import Budget
+from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainingConfig
 from lora_trainer.device import Device
+from lora_trainer.errors import TerminatedError
+from lora_trainer.evaluate import evaluate
+from lora_trainer.formats import PlainText
 from lora_trainer.group import join
+from lora_trainer.listener import Listener, Step
+from lora_trainer.loop import Training
+from lora_trainer.model import adapt, load_encoder, load_model, recompute_activations
+from lora_trainer.ranks import Ranks
+from lora_trainer.sharding import shard
+from lora_trainer.stopping import Stop
+from lora_trainer.store import Examples
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 60.0
@@ -43,3 +61,135 @@ def lose_a_process(how: str) -> str:
             raise ValueError("its own fault")
         ranks.sum(1.0)
     return "unreachable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A training of the tiny model.
+
+    With `resume_at` it is stopped after that step and goes on from its state; with `state` from the state in that file,
+    or, where there is none, it writes it there after that step. At `short_of_memory_at`, process 1 lacks memory once.
+    """
+
+    folder: Path
+    config: TrainingConfig
+    micro: int = 64
+    packed: bool = False
+    sharded: bool = False
+    resume_at: int | None = None
+    state: Path | None = None
+    short_of_memory_at: int | None = None
+    recompute: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one process saw: losses, gradient norms and rows of the steps, the loss afterwards, the adapter, how many of
+    the layers' frozen weights it holds, and how many tokens a micro-batch may have in the end."""
+
+    losses: list[float]
+    norms: list[float]
+    rows: list[int]
+    after: float
+    adapter: dict[str, list[float]]
+    layer_weights: int
+    budget_tokens: int
+
+
+class Taken(Listener):
+    """Keeps the steps; as process 0, asks for an end after the step `until`."""
+
+    def __init__(self, until: int | None = None) -> None:
+        self.steps: list[Step] = []
+        self.stop = Stop()
+        self.until = until
+
+    def stepped(self, step: Step) -> None:
+        """Keep it."""
+        self.steps.append(step)
+        self.stop.requested = step.number == self.until
+
+
+def train(plan: Plan) -> Outcome:
+    """Train in as many processes as there are; the steps are those that process 0 is told of."""
+    torch.set_num_threads(1)
+    with join(CPU, WAIT_S) as ranks:
+        base = open_folder(plan.folder)
+        encoder = load_encoder(base, LossOn.COMPLETION, 256)
+        rows = Examples.of(
+            encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! " + "Fair winds. " * (i % 4))) for i in range(12)
+        )
+        taken = Taken(plan.resume_at)
+        training = _training(plan, base, rows, ranks, taken)
+        if plan.short_of_memory_at is not None and ranks.rank == 1:
+            _lack_memory(training, plan.short_of_memory_at)
+        if plan.resume_at is not None:
+            state = _state_after_a_stop(training, plan.state)
+            taken.stop = Stop()
+            training = _training(plan, base, rows, ranks, taken)
+            training.restore(ranks.broadcast_object(state))
+        training.run()
+        model = training.adapted.model
+        after = evaluate(
+            model, training.adapted.head, rows, CPU, lambda rows: None, budget=training.budget, ranks=training.ranks
+        )
+        return Outcome(
+            losses=[step.loss for step in taken.steps],
+            norms=[step.gradient_norm for step in taken.steps],
+            rows=[step.rows for step in taken.steps],
+            after=after.loss,
+            adapter={name: p.detach().flatten().tolist() for name, p in training.parameters.items()},
+            budget_tokens=training.budget.tokens,
+            layer_weights=sum(
+                _own(parameter).numel()
+                for name, parameter in model.named_parameters()
+                if ".layers." in name and not parameter.requires_grad
+            ),
+        )
+
+
+def _state_after_a_stop(training: Training, file: Path | None) -> Any:
+    """The state of a training that was stopped, in process 0 alone."""
+    if file is None or not file.exists():
+        with contextlib.suppress(TerminatedError):
+            training.run()
+        if file is not None and training.ranks.is_main:
+            torch.save(training.state(), file)
+        return training.state() if training.ranks.is_main else None
+    return torch.load(file, weights_only=False) if training.ranks.is_main else None
+
+
+def _lack_memory(training: Training, step: int) -> None:
+    """Let the first micro-batch of a step raise what PyTorch raises."""
+    raised: list[int] = []
+
+    def look(*_: object) -> None:
+        if training.course.step == step - 1 and not raised:
+            raised.append(step)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    training.adapted.model.register_forward_pre_hook(look)
+
+
+def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken) -> Training:
+    lora = LoraConfig(rank=4, alpha=8)
+    adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+    if plan.recompute:
+        recompute_activations(adapted.model)
+    if plan.sharded:
+        shard(adapted.model, CPU, ranks)
+        ranks = dataclasses.replace(ranks, lockstep=True)
+    return Training(
+        adapted=adapted,
+        examples=rows,
+        config=plan.config,
+        budget=Budget.of(plan.micro, int(rows.lengths.max()), packed=plan.packed),
+        device=CPU,
+        ranks=ranks,
+        listener=taken,
+        stop=taken.stop,
+    )
+
+
+def _own(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -98,6 +98,11 @@ class Group(Ranks):
         self.any(flag=False)
 
 
+def local_rank() -> int:
+    """This process's number on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 @contextlib.contextmanager
 def join(device: Device, timeout_s: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; the group of one where it started none.
@@ -115,7 +120,7 @@ def join(device: Device, timeout_s: float) -> Iterator[Ranks]:
             timeout=timedelta(seconds=timeout_s),
             device_id=device.torch_device if on_gpu else None,
         )
-    ranks = Group(rank=dist.get_rank(), world=world, local_rank=int(os.environ["LOCAL_RANK"]))
+    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank())
     # After an error the process ends without taking leave: the others would be waited for.
     yield ranks
     ranks.barrier()

@@ -1,5 +1,6 @@
 """One run, top-down: tokens, model, evaluation before, training, evaluation after, adapter on the volume."""
 
+import dataclasses
 import logging
 import math
 import time
@@ -18,20 +19,24 @@ from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.curves import metrics_beside, write_curves
 from lora_trainer.data import Data, Samples
 from lora_trainer.device import Device, choose_device
+from lora_trainer.errors import TransientError
 from lora_trainer.evaluate import Evaluation, evaluate, improvement_standard_error
 from lora_trainer.export import versions, write_adapter, write_manifest
+from lora_trainer.group import join, local_rank
 from lora_trainer.hub import Hub
-from lora_trainer.identity import identity
+from lora_trainer.identity import Identity, difference, identity
 from lora_trainer.listener import Trained
 from lora_trainer.loop import Training
 from lora_trainer.model import Adapted, adapt, load_encoder, load_model
 from lora_trainer.narrator import Narrator
 from lora_trainer.options import check_options
+from lora_trainer.ranks import Ranks
 from lora_trainer.reports import Report, Reporter
-from lora_trainer.resume import find_saved
+from lora_trainer.resume import Saved, find_saved
 from lora_trainer.saver import Saver
 from lora_trainer.schedule import total_steps
-from lora_trainer.state import RunRecord, State
+from lora_trainer.sharding import device_bytes, must_shard, on_cpu, shard, weight_bytes
+from lora_trainer.state import RunRecord, State, trainable
 from lora_trainer.stopping import Stop
 from lora_trainer.store import Examples
 from lora_trainer.volumes import Volumes
@@ -61,89 +66,117 @@ def run_training(
     reporter: Reporter,
     workshop: Workshop,
 ) -> None:
-    """Train on samples, write the adapter with its manifest into `folder`. Raises `TrainerError`."""
+    """Train on samples, together with the other processes of the run; the first of them writes the adapter with its
+    manifest into `folder`. Raises `TrainerError`."""
     started = time.monotonic()
-    device = choose_device(config.device, config.training.precision)
+    device = choose_device(config.device, config.training.precision, local_rank())
     log.info("device %s, compute type %s", device.name, device.dtype_name)
 
-    reporter.phase(Phase.LOADING_MODEL)
-    checkpoints = _checkpoints(config, workshop)
-    saved = find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
-    base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
-    encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
-    check_options(base, config, device)
-    data = datasets.encode_once(samples, encoder, workshop.tokens)
-    reporter.send(Report(dataset=data.stats))
-    _log_data(data)
+    with join(device, config.stall_timeout_s) as group:
+        reporter.phase(Phase.LOADING_MODEL)
+        checkpoints = _checkpoints(config, workshop, group)
+        saved = group.broadcast_object(_saved(config, workshop, checkpoints, volumes) if group.is_main else None)
+        base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
+        encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
+        check_options(base, config, device)
+        data = datasets.encode_once(samples, encoder, workshop.tokens)
+        reporter.send(Report(dataset=data.stats))
+        _log_data(data)
 
-    ours = identity(config, base.revision, data.fingerprint)
-    goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
-    state = saved.state() if saved else None
-    adapted = _adapted(config, base, device, state)
-    budget = Budget.of(config.training.micro_batch_size, data.stats.longest_tokens)
-    resolved = _resolved(config=config, base=base, data=data, adapted=adapted, device=device, budget=budget)
+        ours = identity(config, base.revision, data.fingerprint)
+        _agree(ours, group)
+        goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
+        state = group.broadcast_object(saved.state() if saved and group.is_main else None)
+        adapted, ranks = _adapted(config, base, device, state, group)
+        budget = Budget.of(config.training.micro_batch_size, data.stats.longest_tokens)
+        resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks)
 
-    reporter.phase(Phase.EVALUATING, resolved)
-    curves = metrics_beside(folder)
-    curves.begin(saved.checkpoint.step if saved and goes_on else 0)
-    evaluation = Evaluator(adapted, data, device, config.training.micro_batch_size)
-    before = saved.record.before if saved and goes_on else evaluation("before training")
-    reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
-    if not goes_on:
-        curves.evaluated(0, before)
-    device.reset_peak_memory()
-    record = RunRecord(
-        identity=ours,
-        config=config,
-        resolved=resolved,
-        dataset=data.stats,
-        held_out=data.held_out,
-        base_model=base.name,
-        base_revision=base.revision,
-        versions=versions(),
-        before=before,
-    )
-    training = Training(
-        adapted=adapted,
-        examples=data.training,
-        config=config.training,
-        budget=budget,
-        device=device,
-        listener=Narrator(reporter, device, curves),
-        stop=workshop.stop,
-        saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
-        evaluate=lambda: evaluation("on the way"),
-    )
-    if saved and state:
-        saved.warn_of_changes(resolved, record.versions)
-        training.restore(state, weights_only=not goes_on)
-        if goes_on:
-            reporter.progress(resumed_step=saved.checkpoint.step, step=saved.checkpoint.step)
-    trained = training.run()
-    reporter.phase(Phase.EVALUATING)
-    after = evaluation("after training")
-    reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
-    curves.evaluated(trained.steps, after)
+        reporter.phase(Phase.EVALUATING, resolved)
+        curves = metrics_beside(folder)
+        curves.begin(saved.checkpoint.step if saved and goes_on else 0)
+        evaluation = Evaluator(adapted, data, device, config.training.micro_batch_size, ranks)
+        before = saved.record.before if saved and goes_on else evaluation("before training")
+        reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
+        if not goes_on:
+            curves.evaluated(0, before)
+        device.reset_peak_memory()
+        record = RunRecord(
+            identity=ours,
+            config=config,
+            resolved=resolved,
+            dataset=data.stats,
+            held_out=data.held_out,
+            base_model=base.name,
+            base_revision=base.revision,
+            versions=versions(),
+            before=before,
+        )
+        training = Training(
+            adapted=adapted,
+            examples=data.training,
+            config=config.training,
+            budget=budget,
+            device=device,
+            ranks=ranks,
+            listener=Narrator(reporter, device, curves),
+            stop=workshop.stop,
+            saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
+            evaluate=lambda: evaluation("on the way"),
+        )
+        if saved and state:
+            saved.warn_of_changes(resolved, record.versions)
+            training.restore(state, weights_only=not goes_on)
+            if goes_on:
+                reporter.progress(resumed_step=saved.checkpoint.step, step=saved.checkpoint.step)
+        trained = training.run()
+        reporter.phase(Phase.EVALUATING)
+        after = evaluation("after training")
+        reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
+        curves.evaluated(trained.steps, after)
 
-    resumed = state.course.step if state and goes_on else None
-    seconds = time.monotonic() - started
-    measured = measured_by(trained, before, after, device, held_out=data.held_out, seconds=seconds, resumed=resumed)
-    workshop.may_write()
-    write_adapter(adapted, folder, encoder.template)
-    write_curves(folder)
-    write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
+        resumed = state.course.step if state and goes_on else None
+        seconds = time.monotonic() - started
+        measured = measured_by(trained, before, after, device, held_out=data.held_out, seconds=seconds, resumed=resumed)
+        if ranks.is_main:
+            workshop.may_write()
+            write_adapter(adapted, folder, encoder.template)
+            write_curves(folder)
+            write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
 
 
-def _checkpoints(config: TrainConfig, workshop: Workshop) -> Checkpoints | None:
-    if workshop.folder is None:
+def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Checkpoints | None:
+    """Those of the first process; the others need to know whether there are any, and may not see the volume."""
+    folder = ranks.broadcast_object(workshop.folder)
+    if folder is None:
         log.info("no claim for checkpoints: an interrupted run starts again at the beginning")
         return None
-    return Checkpoints(workshop.folder, keep=config.checkpoint.keep, may_write=workshop.may_write)
+    return Checkpoints(folder, keep=config.checkpoint.keep, may_write=workshop.may_write)
 
 
-def _adapted(config: TrainConfig, base: Base, device: Device, state: State | None) -> Adapted:
+def _saved(config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes) -> Saved | None:
+    return find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
+
+
+def _agree(ours: Identity, ranks: Ranks) -> None:
+    """Raises `TransientError` where a branch or a data set was moved on while the processes looked it up."""
+    found = next((found for theirs in ranks.gather(ours) if (found := difference(theirs, ours))), None)
+    if found is not None:
+        raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
+
+
+def _adapted(
+    config: TrainConfig, base: Base, device: Device, state: State | None, ranks: Ranks
+) -> tuple[Adapted, Ranks]:
+    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights."""
+    sharded = must_shard(
+        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization),
+        device_bytes=device_bytes(device),
+        processes=ranks.world,
+        quantization=config.quantization,
+        lora=config.lora,
+    )
     adapted = adapt(
-        load_model(base, config.quantization, device),
+        load_model(base, config.quantization, on_cpu(device) if sharded else device),
         config.lora,
         base,
         device,
@@ -160,22 +193,32 @@ def _adapted(config: TrainConfig, base: Base, device: Device, state: State | Non
         100 * adapted.trainable_parameters / adapted.total_parameters,
         ", ".join(adapted.target_modules),
     )
-    return adapted
+    if sharded:
+        shard(adapted.model, device, ranks)
+        ranks = dataclasses.replace(ranks, lockstep=True)
+        log.info("the base model's layers are divided over %d processes", ranks.world)
+    for parameter in trainable(adapted.model).values():
+        ranks.broadcast(parameter.data)
+    return adapted, ranks
 
 
 class Evaluator:
     """Evaluates the model as it is now, and logs the result."""
 
-    def __init__(self, adapted: Adapted, data: Data, device: Device, micro_batch_size: int | None) -> None:
+    def __init__(
+        self, adapted: Adapted, data: Data, device: Device, micro_batch_size: int | None, ranks: Ranks
+    ) -> None:
         self._adapted = adapted
         self._data = data
         self._device = device
+        self._ranks = ranks
         self._budget = evaluation_budget(micro_batch_size, data.stats.longest_tokens)
 
     def __call__(self, when: str) -> Evaluation:
         """Loss on the held-out rows; `when` is for the log."""
         rows = self._data.evaluation
-        result = evaluate(self._adapted.model, self._adapted.head, rows, self._device, _note, budget=self._budget)
+        model, head = self._adapted.model, self._adapted.head
+        result = evaluate(model, head, rows, self._device, _note, budget=self._budget, ranks=self._ranks)
         kind = "held-out" if self._data.held_out else "training"
         log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(rows), kind)
         return result
@@ -202,8 +245,9 @@ def _log_data(data: Data) -> None:
 
 
 def _resolved(
-    *, config: TrainConfig, base: Base, data: Data, adapted: Adapted, device: Device, budget: Budget
+    config: TrainConfig, base: Base, data: Data, adapted: Adapted, *, device: Device, budget: Budget, ranks: Ranks
 ) -> ResolvedRun:
+    share = math.ceil(config.training.effective_batch_size / ranks.world)
     return ResolvedRun(
         device=device.name,
         compute_dtype=device.dtype_name,
@@ -214,11 +258,13 @@ def _resolved(
         target_modules=adapted.target_modules,
         trainable_parameters=adapted.trainable_parameters,
         total_parameters=adapted.total_parameters,
-        micro_batch_size=min(budget.rows, config.training.effective_batch_size),
-        gradient_accumulation_steps=math.ceil(config.training.effective_batch_size / budget.rows),
+        micro_batch_size=min(budget.rows, share),
+        gradient_accumulation_steps=math.ceil(share / budget.rows),
         quantization=config.quantization.value,
         optimizer=config.training.optimizer.value,
         activation_checkpointing=adapted.checkpointing,
+        processes=ranks.world,
+        sharded=ranks.lockstep,
     )
 
 

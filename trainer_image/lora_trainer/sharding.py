@@ -9,6 +9,7 @@ loss calls the output embeddings apart from the model.
 import json
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ def device_bytes(device: Device) -> int | None:
     if device.torch_device.type != "cuda":
         return None
     return int(torch.cuda.get_device_properties(device.torch_device).total_memory)
+
+
+def on_cpu(device: Device) -> Device:
+    """Where a model that is to be divided is loaded first, in the type that it will have."""
+    return replace(device, torch_device=torch.device("cpu"))
 
 
 def shard(model: Any, device: Device, ranks: Ranks) -> None:

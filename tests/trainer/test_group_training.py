@@ -1,0 +1,117 @@
+"""Training in several processes: the same losses as in one, sharded or not, and a state for any number of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer import rank_programs
+from tests.trainer.processes import together
+from tests.trainer.rank_programs import Outcome, Plan
+
+from lora_trainer.contract.config import TrainingConfig
+
+CONFIG = TrainingConfig(epochs=None, max_steps=4, learning_rate=0.01, effective_batch_size=6, seed=5)
+SAME = 2e-5
+"""Nats per token by which a loss may differ, since numbers are added in another order."""
+
+
+def outcomes(world: int, plan: Plan) -> list[Outcome]:
+    """What each of the processes saw."""
+    found = together(world, rank_programs.train, plan)
+    for one in found:
+        assert isinstance(one, Outcome), one
+    return found
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_folder: Path) -> Plan:
+    """Four steps of six rows."""
+    return Plan(folder=tiny_folder, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def alone(plan: Plan) -> Outcome:
+    """One process, all rows of a step at once."""
+    return outcomes(1, plan)[0]
+
+
+def close(found: Outcome, wanted: Outcome) -> None:
+    """The same course and the same adapter, but for rounding."""
+    assert found.losses == pytest.approx(wanted.losses, abs=SAME)
+    assert found.norms == pytest.approx(wanted.norms, rel=1e-3)
+    assert found.after == pytest.approx(wanted.after, abs=SAME)
+    for name, values in wanted.adapter.items():
+        assert found.adapter[name] == pytest.approx(values, abs=2e-4), name
+
+
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [
+        (1, {"micro": 1}),
+        (2, {}),
+        (2, {"micro": 1}),
+        (2, {"packed": True}),
+        (4, {"micro": 1}),
+    ],
+)
+def test_any_number_of_processes_and_micro_batches_gives_the_same_losses(
+    plan: Plan, alone: Outcome, world: int, changes: dict[str, Any]
+) -> None:
+    """The effective batch counts examples, and the loss is a mean over the learned tokens of all of them."""
+    found = outcomes(world, dataclasses.replace(plan, **changes))
+    close(found[0], alone)
+    assert found[0].rows == alone.rows == [6, 6, 6, 6]
+    assert all(one.adapter == found[0].adapter for one in found)
+
+
+def test_a_process_without_rows_takes_part(plan: Plan) -> None:
+    """Two rows a step for four processes."""
+    few = dataclasses.replace(plan, config=dataclasses.replace(CONFIG, effective_batch_size=2))
+    found = outcomes(4, few)
+    close(found[0], outcomes(1, few)[0])
+    assert all(one.adapter == found[0].adapter for one in found)
+
+
+def test_two_steps_and_two_more_are_four_steps(plan: Plan) -> None:
+    """Bit for bit, where as many processes go on as were stopped; process 0 alone has the state."""
+    whole = outcomes(2, plan)
+    resumed = outcomes(2, dataclasses.replace(plan, resume_at=2))
+    assert resumed[0].losses == whole[0].losses
+    assert resumed[1].adapter == whole[1].adapter == whole[0].adapter
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_another_number_of_processes_may_go_on(plan: Plan, alone: Outcome, tmp_path: Path, world: int) -> None:
+    """The state has no part of any one process: the rest is the same but for rounding."""
+    handed_over = dataclasses.replace(plan, resume_at=2, state=tmp_path / "state")
+    first = outcomes(2, handed_over)
+    then = outcomes(world, handed_over)
+    assert first[0].losses[:2] == pytest.approx(alone.losses[:2], abs=SAME)
+    assert then[0].losses == pytest.approx(alone.losses[2:], abs=SAME)
+    assert then[0].after == pytest.approx(alone.after, abs=SAME)
+
+
+def test_one_process_without_memory_makes_all_repeat_the_step_with_smaller_micro_batches(
+    plan: Plan, alone: Outcome
+) -> None:
+    """The effective batch stays, and nothing of the failed attempt counts."""
+    found = outcomes(2, dataclasses.replace(plan, short_of_memory_at=3))
+    close(found[0], alone)
+    assert [one.budget_tokens for one in found] == [alone.budget_tokens // 2] * 2
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outcome, recompute: bool) -> None:
+    """Each process holds half of the layers' weights and all of the adapter."""
+    found = outcomes(2, dataclasses.replace(plan, sharded=True, recompute=recompute, micro=1))
+    close(found[0], alone)
+    assert all(one.adapter == found[0].adapter for one in found)
+    assert [one.layer_weights for one in found] == [alone.layer_weights // 2] * 2
+
+
+def test_a_sharded_process_without_rows_goes_through_the_layers_with_the_others(plan: Plan) -> None:
+    """One row a step for two processes, whose layers gather their weights from each other."""
+    one_row = dataclasses.replace(plan, config=dataclasses.replace(CONFIG, effective_batch_size=1))
+    found = outcomes(2, dataclasses.replace(one_row, sharded=True))
+    close(found[0], outcomes(1, one_row)[0])

@@ -1,0 +1,75 @@
+"""When a base model is divided over GPUs, and what is refused instead."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_trainer.contract.config import Init, LoraConfig, Quantization, Variant
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
+from lora_trainer.sharding import must_shard, weight_bytes
+
+GIB = 2**30
+H100 = 80 * GIB
+LLAMA_70B = 141 * GIB
+
+
+def decide(
+    size: float = LLAMA_70B,
+    gpu: int | None = H100,
+    processes: int = 8,
+    quantization: Quantization = Quantization.NONE,
+    lora: LoraConfig = LoraConfig(),  # noqa: B008 - frozen
+) -> bool:
+    """The decision; everything has a default that shards."""
+    return must_shard(weight_bytes=size, device_bytes=gpu, processes=processes, quantization=quantization, lora=lora)
+
+
+def test_weights_that_do_not_fit_one_gpu_are_divided() -> None:
+    """70 billion parameters in 16 bits over eight GPUs of 80 GiB; also with adapters of another variant."""
+    assert decide()
+    assert decide(lora=LoraConfig(variant=Variant.DORA))
+
+
+def test_weights_that_fit_stay_whole_on_each_gpu() -> None:
+    """Three quarters of the memory are the limit; one process, or a CPU, has nobody to share with."""
+    assert not decide(size=0.75 * H100)
+    assert decide(size=0.75 * H100 + 1)
+    assert not decide(processes=1)
+    assert not decide(gpu=None)
+
+
+def test_too_few_gpus_are_refused_before_anything_is_loaded() -> None:
+    """As what it would become: memory that does not suffice, with both sizes and the remedy."""
+    with pytest.raises(CudaOutOfMemoryError, match=r"141\.0 GiB.*80\.0 GiB.* 2 GPUs do not suffice; raise") as caught:
+        decide(processes=2)
+    assert caught.value.code == ExitCode.CUDA_OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("quantization", "lora", "named"),
+    [
+        (Quantization.NF4, LoraConfig(), "quantization is NF4"),
+        (Quantization.INT8, LoraConfig(), "quantization is INT8"),
+        (Quantization.NONE, LoraConfig(init=Init.PISSA), "lora.init is PiSSA"),
+        (Quantization.NONE, LoraConfig(target_parameters=("experts.down_proj",)), "lora.targetParameters is set"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(quantization: Quantization, lora: LoraConfig, named: str) -> None:
+    """With the field; the same goes where the weights fit."""
+    with pytest.raises(ConfigError, match=named):
+        decide(quantization=quantization, lora=lora)
+    assert not decide(size=40 * GIB, quantization=quantization, lora=lora)
+
+
+def test_memory_of_weights_is_told_from_the_headers_of_their_files(tiny_folder: Path) -> None:
+    """Tied embeddings are stored once."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - takes seconds to import
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    files = list(tiny_folder.glob("*.safetensors"))
+    assert weight_bytes(files, torch.bfloat16, Quantization.NONE) == 2 * parameters
+    assert weight_bytes(files, torch.float32, Quantization.NONE) == 4 * parameters
+    assert weight_bytes(files, torch.bfloat16, Quantization.NF4) == pytest.approx(0.516 * parameters)
