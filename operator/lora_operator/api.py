@@ -15,18 +15,23 @@ Object = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
+LONGEST_WAIT_S = 300
 CHUNK_SIZE = 500
 MERGE_PATCH = "application/merge-patch+json"
 
 
 class ApiError(Exception):
-    """The API server refused a request: the HTTP status, the server's word for the reason, and its sentence."""
+    """The API server refused a request: the HTTP status, the server's word for the reason, and its sentence.
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    `retry_after_s` is how long it asks to be left alone, 0 where it does not say.
+    """
+
+    def __init__(self, code: int, reason: str, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{code} {reason}: {message}")
         self.code = code
         self.reason = reason
         self.message = message
+        self.retry_after_s = retry_after_s
 
     @property
     def is_passing(self) -> bool:
@@ -108,7 +113,7 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
         if not 200 <= response.status < 300:
-            raise _api_error(response.status, data)
+            raise _api_error(response.status, data, response.headers.get("Retry-After"))
         document: Object = orjson.loads(data) if data else {}
         return document
 
@@ -158,7 +163,7 @@ class Api:
 _MANAGER = {"fieldManager": USER_AGENT}
 
 
-def _api_error(code: int, data: bytes) -> ApiError:
+def _api_error(code: int, data: bytes, retry_after: str | None = None) -> ApiError:
     try:
         status = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -166,4 +171,6 @@ def _api_error(code: int, data: bytes) -> ApiError:
     if not isinstance(status, dict):
         status = {}
     text = status.get("message") or data[:300].decode(errors="replace")
-    return ApiError(code, str(status.get("reason") or "Unknown"), str(text))
+    # A server under load names whole seconds; a date, which HTTP allows too, is used by none that we know.
+    wait_s = min(int(retry_after), LONGEST_WAIT_S) if retry_after is not None and retry_after.isdecimal() else 0
+    return ApiError(code, str(status.get("reason") or "Unknown"), str(text), retry_after_s=wait_s)

@@ -203,7 +203,7 @@ async def _run_worker(operator: Operator) -> None:
                 # Credentials are read at the start, and a service account's every minute: a restart reads all anew.
                 raise OperatorFailedError(f"The API server accepts the credentials no more: {error.message}") from error
             result = "error" if isinstance(error, ApiError) and not error.is_passing else "retry"
-            delay_s = queue.failed(key)
+            delay_s = queue.failed(key, at_least_s=error.retry_after_s if isinstance(error, ApiError) else 0.0)
             logger.warning("tried again in %.1f s: %s", delay_s, sentence(str(error)), extra={"finetune": key})
         except Exception:
             result = "error"

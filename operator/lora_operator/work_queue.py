@@ -87,11 +87,11 @@ class WorkQueue(Generic[K]):
         if requeue_after_s is not None:
             self.add_after(key, requeue_after_s)
 
-    def failed(self, key: K) -> float:
-        """Let go of a key whose work failed and return the seconds until its next turn."""
+    def failed(self, key: K, *, at_least_s: float = 0.0) -> float:
+        """Let go of a key whose work failed and return the seconds until its next turn, `at_least_s` of them."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        delay_s = backoff_s(failures, base_s=self._base_s, max_s=self._max_s, random=self._random)
+        delay_s = max(at_least_s, backoff_s(failures, base_s=self._base_s, max_s=self._max_s, random=self._random))
         self._release(key)
         self.add_after(key, delay_s)
         return delay_s

@@ -100,6 +100,18 @@ async def test_an_object_that_is_just_going_is_waited_for(found: Object | ApiErr
         await writer.create(FINETUNE, job(), patient=False)
 
 
+async def test_a_config_map_that_another_release_rendered_is_made_again() -> None:
+    """Its Job would hand the trainer a configuration that it cannot read; one with the same content is adopted."""
+    stored = {**job("c"), "kind": "ConfigMap", "data": {"config.json": "old"}}
+    api = ScriptedApi(create=EXISTS, get=stored)
+    writer, _ = make_writer(api)
+    with pytest.raises(TryAgainError, match="rendered by another release"):
+        await writer.create(FINETUNE, {**stored, "data": {"config.json": "new"}}, patient=False)
+    assert api.deleted == ["u"]
+    assert (await writer.create(FINETUNE, stored, patient=False)).adopted
+    assert api.deleted == ["u"]
+
+
 async def test_a_refusal_carries_the_servers_own_words() -> None:
     """Quota, pod security, admission."""
     writer, _ = make_writer(ScriptedApi(create=DENIED))

@@ -135,6 +135,15 @@ async def test_a_waiting_worker_gets_a_key_that_is_added_later() -> None:
     assert {await first, await second} == {"a", "b"}
 
 
+async def test_a_failure_may_ask_for_a_longer_pause_than_its_backoff() -> None:
+    """A server that names the seconds is obeyed; one that names few shortens nothing."""
+    queue = make_queue(Clock())
+    queue.add("a")
+    assert queue.failed(await queue.take(), at_least_s=7) == 7
+    queue.add("a")
+    assert queue.failed(await queue.take(), at_least_s=0.1) == 2
+
+
 @pytest.mark.parametrize(
     ("failures", "chance", "expected"), [(0, 1.0, 1.0), (0, 0.0, 0.5), (3, 1.0, 8.0), (6, 1.0, 60.0), (5000, 0.0, 30.0)]
 )

@@ -1,0 +1,60 @@
+"""What the API server's refusals become, with a client that answers from a script."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from kubernetes.aio.client import Configuration
+
+from lora_operator.api import LONGEST_WAIT_S, PODS, Api, ApiError
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client.api_client import ApiClient
+
+
+class Answer:
+    """One answer of a server."""
+
+    def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.status = status
+        self.headers = headers
+        self._body = body
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+class ScriptedClient:
+    """Gives the same answer to every request."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.configuration = Configuration(host="https://server.example")
+        self._answer = answer
+
+    async def call_api(self, *_: Any, **__: Any) -> Answer:
+        return self._answer
+
+
+async def refusal(status: int, body: bytes = b"{}", **headers: str) -> ApiError:
+    """The error that an answer becomes."""
+    client = ScriptedClient(Answer(status, body, {name.replace("_", "-"): value for name, value in headers.items()}))
+    with pytest.raises(ApiError) as caught:
+        await Api(cast("ApiClient", client)).get(PODS, "team-a", "x")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("header", "wait_s"),
+    [({"Retry_After": "7"}, 7), ({}, 0), ({"Retry_After": "soon"}, 0), ({"Retry_After": "99999"}, LONGEST_WAIT_S)],
+)
+async def test_a_server_that_asks_for_time_gets_it_within_reason(header: dict[str, str], wait_s: float) -> None:
+    """Priority and fairness answers 429 with the seconds after which to come again."""
+    error = await refusal(429, b'{"reason": "TooManyRequests", "message": "slow down"}', **header)
+    assert (error.code, error.reason, error.message) == (429, "TooManyRequests", "slow down")
+    assert error.retry_after_s == wait_s
+    assert error.is_passing
+
+
+async def test_an_answer_that_is_no_document_is_told_as_it_is() -> None:
+    """A proxy in between speaks HTML."""
+    error = await refusal(502, b"<html>bad gateway</html>")
+    assert (error.reason, error.message) == ("Unknown", "<html>bad gateway</html>")
