@@ -14,7 +14,7 @@ import torch
 from lora_trainer.batches import Budget, Rows, step_rows
 from lora_trainer.contract.config import TrainingConfig
 from lora_trainer.device import Device
-from lora_trainer.errors import NonFiniteLossError, TerminatedError, explain, out_of_memory
+from lora_trainer.errors import NonFiniteLossError, PeerFailedError, TerminatedError, explain, out_of_memory
 from lora_trainer.evaluate import Evaluation
 from lora_trainer.guards import LossGuard
 from lora_trainer.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
@@ -212,7 +212,9 @@ class Training:
         peak = self.device.peak_memory_bytes()
         halved = self.budget.halved()
         if halved is None:
-            error = explain(trouble or MemoryError())
+            if trouble is None:
+                raise PeerFailedError("its memory does not suffice for one example")
+            error = explain(trouble)
             raise type(error)(
                 f"the memory does not suffice for one example of {self.budget.longest} tokens (peak "
                 f"{peak / 2**30:.2f} GiB): lower training.maxSequenceLength, set training.activationCheckpointing: "
