@@ -24,7 +24,7 @@ from lora_trainer.device import Device
 from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.hub import Hub
 from lora_trainer.loss import token_losses
-from lora_trainer.recipe import run_training
+from lora_trainer.recipe import Workshop, run_training
 from lora_trainer.reports import Reporter
 from lora_trainer.verify import verify
 from lora_trainer.volumes import Volumes
@@ -39,7 +39,8 @@ def trained(root: Path, model: Path, config: TrainConfig) -> tuple[Path, Volumes
     volumes = Volumes(claims=workplace.claims)
     folder = root / "adapter"
     folder.mkdir()
-    run_training(config, load_samples(config, volumes, Hub()), volumes, Hub(), folder=folder, reporter=Reporter(None))
+    samples = load_samples(config, volumes, Hub())
+    run_training(config, samples, volumes, Hub(), folder=folder, reporter=Reporter(None), workshop=Workshop())
     return folder, volumes
 
 
@@ -105,9 +106,9 @@ def _alpha(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_scale_b, "the written adapter on the base model gives a loss of"),
-        (_zero_b, "the written adapter on the base model gives a loss of"),
-        (_swap_modules, "the written adapter on the base model gives a loss of"),
+        (_scale_b, "the written adapter gives a loss of"),
+        (_zero_b, "the written adapter gives a loss of"),
+        (_swap_modules, "the written adapter gives a loss of"),
         (_lose_one, "were trained"),
         (_unknown_module, "other_proj, which is no linear module of the base model"),
         (_half_rank, "expected (4, "),
@@ -211,7 +212,8 @@ def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> No
     assert manifest.base_revision == manifest.resolved.model_revision
     assert manifest.measured.eval_loss_after < manifest.measured.eval_loss_before
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.versions)
-    assert [entry.path for entry in manifest.files] == ["README.md", "adapter_config.json", WEIGHTS]
+    files = ["README.md", "adapter_config.json", WEIGHTS, "loss.png", "metrics.jsonl"]
+    assert [entry.path for entry in manifest.files] == files
     assert 'from_pretrained("path/of/the/base/model")' in (adapter[0] / "README.md").read_text(encoding="utf-8")
 
 
