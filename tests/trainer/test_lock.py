@@ -26,9 +26,9 @@ with held(Path(sys.argv[1]), Holder.this_process("uid-1", 1)):
 """
 
 
-def holder(attempt: int = 1, **changes: str) -> Holder:
+def holder(attempt: int = 1, host: str = "pod-a") -> Holder:
     """Another machine's process, so that nobody here can see whether it lives."""
-    return replace(Holder.this_process("uid-1", attempt), **{"machine": "elsewhere", "host": "pod-a", **changes})
+    return replace(Holder.this_process("uid-1", attempt), machine="elsewhere", host=host)
 
 
 class Clock:

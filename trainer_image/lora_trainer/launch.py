@@ -92,5 +92,6 @@ def training_program(config: TrainConfig, node: Node, threads: int) -> Program:
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends: nobody else would end what a killed torchrun started."""
+    """Let the kernel kill this process when its parent ends: nobody else would end what a killed supervisor or torchrun
+    started, and what it went on to write would meet the next attempt."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

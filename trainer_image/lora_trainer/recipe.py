@@ -94,23 +94,21 @@ def run_training(
         reporter.phase(Phase.EVALUATING, resolved)
         curves = metrics_beside(folder)
         curves.begin(saved.checkpoint.step if saved and goes_on else 0)
-        evaluation = Evaluator(adapted, data, device, config.training.micro_batch_size, ranks)
+        narrator = Narrator(reporter, device, curves)
+        evaluation = Evaluator(
+            adapted=adapted,
+            data=data,
+            budget=evaluation_budget(config.training.micro_batch_size, data.stats.longest_tokens),
+            device=device,
+            ranks=ranks,
+            alive=narrator.alive,
+        )
         before = saved.record.before if saved and goes_on else evaluation("before training")
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
         if not goes_on:
             curves.evaluated(0, before)
         device.reset_peak_memory()
-        record = RunRecord(
-            identity=ours,
-            config=config,
-            resolved=resolved,
-            dataset=data.stats,
-            held_out=data.held_out,
-            base_model=base.name,
-            base_revision=base.revision,
-            versions=versions(),
-            before=before,
-        )
+        record = _record(config, base, data, resolved, identity=ours, before=before)
         training = Training(
             adapted=adapted,
             examples=data.training,
@@ -118,7 +116,7 @@ def run_training(
             budget=budget,
             device=device,
             ranks=ranks,
-            listener=Narrator(reporter, device, curves),
+            listener=narrator,
             stop=workshop.stop,
             saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
             evaluate=lambda: evaluation("on the way"),
@@ -126,8 +124,7 @@ def run_training(
         if saved and state:
             saved.warn_of_changes(resolved, record.versions)
             training.restore(state, weights_only=not goes_on)
-            if goes_on:
-                reporter.progress(resumed_step=saved.checkpoint.step, step=saved.checkpoint.step)
+            reporter.progress(**saved.progress(goes_on=goes_on))
         trained = training.run()
         reporter.phase(Phase.EVALUATING)
         after = evaluation("after training")
@@ -142,6 +139,22 @@ def run_training(
             write_adapter(adapted, folder, encoder.template)
             write_curves(folder)
             write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
+
+
+def _record(
+    config: TrainConfig, base: Base, data: Data, resolved: ResolvedRun, *, identity: Identity, before: Evaluation
+) -> RunRecord:
+    return RunRecord(
+        identity=identity,
+        config=config,
+        resolved=resolved,
+        dataset=data.stats,
+        held_out=data.held_out,
+        base_model=base.name,
+        base_revision=base.revision,
+        versions=versions(),
+        before=before,
+    )
 
 
 def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Checkpoints | None:
@@ -202,30 +215,27 @@ def _adapted(
     return adapted, ranks
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluator:
-    """Evaluates the model as it is now, and logs the result."""
+    """Evaluates the model as it is now, and logs the result; `alive` is told of every batch."""
 
-    def __init__(
-        self, adapted: Adapted, data: Data, device: Device, micro_batch_size: int | None, ranks: Ranks
-    ) -> None:
-        self._adapted = adapted
-        self._data = data
-        self._device = device
-        self._ranks = ranks
-        self._budget = evaluation_budget(micro_batch_size, data.stats.longest_tokens)
+    adapted: Adapted
+    data: Data
+    budget: Budget
+    device: Device
+    ranks: Ranks
+    alive: Callable[[], None]
 
     def __call__(self, when: str) -> Evaluation:
         """Loss on the held-out rows; `when` is for the log."""
-        rows = self._data.evaluation
-        model, head = self._adapted.model, self._adapted.head
-        result = evaluate(model, head, rows, self._device, _note, budget=self._budget, ranks=self._ranks)
-        kind = "held-out" if self._data.held_out else "training"
+        rows = self.data.evaluation
+        model, head = self.adapted.model, self.adapted.head
+        result = evaluate(
+            model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks
+        )
+        kind = "held-out" if self.data.held_out else "training"
         log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(rows), kind)
         return result
-
-
-def _note(rows: int) -> None:
-    log.debug("evaluated %d rows", rows)
 
 
 def _log_data(data: Data) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_trainer.checkpoint import Checkpoint, Checkpoints, newest_of
 from lora_trainer.contract.config import TrainConfig
@@ -69,6 +70,11 @@ class Saved:
             changes += [f"{what} {old} is now {new}"] if old != new else []
         if changes:
             log.warning("going on under other conditions than the state was saved under: %s", "; ".join(changes))
+
+    def progress(self, *, goes_on: bool) -> dict[str, Any]:
+        """What a run's progress says of this start."""
+        step = self.checkpoint.step
+        return {"resumed_step": step, "step": step} if goes_on else {}
 
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""

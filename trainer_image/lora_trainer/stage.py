@@ -15,15 +15,15 @@ from pathlib import Path
 
 from lora_trainer import logs
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase
 from lora_trainer.data import load_samples
-from lora_trainer.errors import InternalError, StorageError, TerminatedError, TrainerError, explain
+from lora_trainer.errors import StorageError
+from lora_trainer.guard import guarded
 from lora_trainer.hub import Hub
 from lora_trainer.launch import end_with_parent
 from lora_trainer.lock import check_ticket
 from lora_trainer.outputs import open_sink
-from lora_trainer.prepare import prepare
+from lora_trainer.prepare import fetch
 from lora_trainer.reports import Report, Reporter, open_report
 from lora_trainer.stopping import Stop
 from lora_trainer.volumes import Volumes
@@ -48,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torchrun numbers a node's processes; the first one speaks for all.
     local_rank = os.environ.get("LOCAL_RANK")
     silent = local_rank not in (None, "0")
-    if local_rank is not None:
-        end_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGTERM, options.stop.handle)
     # The supervisor asks a training that stands still where it stands.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -69,7 +68,7 @@ def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> N
 
 def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     reporter.phase(Phase.PREPARING)
-    prepare(config, volumes, Hub())
+    fetch(config, volumes, Hub())
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
@@ -97,11 +96,18 @@ def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes,
     reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
 
 
+def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    from lora_trainer.merge_stage import merge_result  # noqa: PLC0415
+
+    reporter.phase(Phase.PUBLISHING)
+    merge_result(options.folder, options.target, config.output.merge, volumes, Hub())
+
+
 def _publish(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     reporter.send(Report(published=open_sink(config, volumes).publish(options.folder)))
 
 
-def _fetch(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, _reporter: Reporter) -> None:
+def _fetch_back(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, _reporter: Reporter) -> None:
     sink = open_sink(config, volumes)
     published = sink.published()
     if published is None:
@@ -113,31 +119,10 @@ _STAGES: Mapping[str, Callable[[TrainConfig, argparse.Namespace, Volumes, Report
     "prepare": _prepare,
     "train": _train,
     "verify": _verify,
+    "merge": _merge,
     "publish": _publish,
-    "fetch": _fetch,
+    "fetch": _fetch_back,
 }
-
-
-def guarded(action: Callable[[], None], reporter: Reporter) -> int:
-    """Run `action`; whatever it raises becomes one sentence in a report, and the exit code that belongs to it."""
-    try:
-        action()
-    except TrainerError as error:
-        return _failed(error, reporter)
-    except SystemExit:
-        return _failed(TerminatedError("the run was told to stop before its end"), reporter)
-    except Exception as error:
-        known = explain(error)
-        if isinstance(known, InternalError):
-            log.exception("unexpected error")
-        return _failed(known, reporter)
-    return ExitCode.OK
-
-
-def _failed(error: TrainerError, reporter: Reporter) -> int:
-    log.error("%s: %s", error.reason.value, error)
-    reporter.failure(error)
-    return int(error.code)
 
 
 if __name__ == "__main__":

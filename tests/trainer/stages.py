@@ -1,0 +1,98 @@
+"""The stage `train` in processes that start within milliseconds: forked from one that has imported the libraries."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401 - what the stage would import
+import transformers.models.llama.modeling_llama  # noqa: F401 - as above
+
+from lora_trainer import (
+    recipe,  # noqa: F401 - as above
+    stage,
+)
+from lora_trainer.lock import Holder, held
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The folders of one run: claims, its durable folder, its configuration."""
+
+    claims: Path
+    workspace: Path
+    config: Path
+
+    @property
+    def staged(self) -> Path:
+        """Where the result grows."""
+        return self.workspace / "staged"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the checkpoints, damaged ones included."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.workspace.glob("step-*"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A stage at work; `reports` is a file with the lines that its supervisor would get."""
+
+    process: BaseProcess
+    reports: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The reports so far, without a line that is half written."""
+        text = self.reports.read_text(encoding="utf-8") if self.reports.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def last_step(self) -> int:
+        """The last optimizer step that was told."""
+        steps = [line["progress"].get("step", 0) for line in self.lines() if line.get("progress")]
+        return max(steps, default=0)
+
+    def resumed_step(self) -> int:
+        """The step at which the attempt went on, 0 for one that began."""
+        steps = [line["progress"].get("resumed_step") or 0 for line in self.lines() if line.get("progress")]
+        return max(steps, default=0)
+
+    def failure(self) -> dict[str, Any]:
+        """How the stage explained its end."""
+        return next(line["failure"] for line in reversed(self.lines()) if line.get("failure"))
+
+
+def start(place: Place) -> Attempt:
+    """Start an attempt, as a supervisor does: an empty place for the result, configuration in a folder of its own."""
+    shutil.rmtree(place.staged, ignore_errors=True)
+    place.staged.mkdir(parents=True)
+    temporary = Path(tempfile.mkdtemp(dir=place.claims.parent))
+    config, reports = temporary / "config.json", temporary / "reports"
+    shutil.copy(place.config, config)
+    process = _CONTEXT.Process(target=_run, args=(place, config, reports))
+    process.start()
+    return Attempt(process=process, reports=reports)
+
+
+def finish(place: Place) -> Attempt:
+    """Run an attempt to its end."""
+    attempt = start(place)
+    attempt.process.join()
+    return attempt
+
+
+def _run(place: Place, config: Path, reports: Path) -> None:
+    # One thread: equal sums in every attempt, and no fight for the cores.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    descriptor = os.open(reports, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    arguments = ["train", "--config", config, "--folder", place.staged, "--workspace", place.workspace]
+    arguments += ["--claims", place.claims, "--configmaps", place.claims, "--report", descriptor]
+    with held(place.workspace, Holder.this_process("uid-1", 1)) as lock:
+        status = stage.main([*map(str, arguments), "--ticket", lock.ticket])
+    os._exit(status)

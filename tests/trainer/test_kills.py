@@ -1,0 +1,100 @@
+"""Kill -9 at random moments: every attempt goes on, and the adapter is that of a run that nobody disturbed."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+from tests.trainer.runs import Workplace
+from tests.trainer.stages import Place, finish, start
+
+from lora_trainer.checkpoint import newest_of
+
+ROUNDS = {"soak": 100}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 8)
+INTERVAL = 3
+STEPS = 40
+
+
+def place_of(workplace: Workplace, name: str) -> Place:
+    """A run with a folder of its own."""
+    workspace = workplace.root / name
+    workspace.mkdir()
+    training = {"maxSteps": STEPS, "effectiveBatchSize": 4, "learningRate": "0.01", "evalSteps": 7}
+    lora = {"rank": 4, "dropout": "0.1"}
+    checkpoint = {"intervalSteps": INTERVAL}
+    config = workplace.config_file(training=training, lora=lora, checkpoint=checkpoint)
+    return Place(claims=workplace.claims, workspace=workspace, config=config)
+
+
+def adapter(place: Place) -> bytes:
+    """The weights of the result."""
+    return (place.staged / "adapter_model.safetensors").read_bytes()
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come"
+
+
+def test_killed_at_random_moments_a_run_resumes_each_time_and_gives_the_same_adapter(workplace: Workplace) -> None:
+    """At most the interval is lost, whatever the moment: loading, steps, saves, evaluations, export."""
+    calm = place_of(workplace, "calm")
+    began = time.monotonic()
+    assert finish(calm).process.exitcode == 0
+    duration = time.monotonic() - began
+    place = place_of(workplace, "killed")
+    chance = random.Random(os.environ.get("KILL_SEED", "1"))  # noqa: S311 - moments, not secrets
+    expected_step = 0
+    for _ in range(ROUNDS):
+        attempt = start(place)
+        attempt.process.join(chance.uniform(0.1, 0.6) * duration)
+        attempt.process.kill()
+        attempt.process.join()
+        reached = attempt.last_step()
+        assert attempt.resumed_step() in (0, expected_step), "the attempt did not go on from the newest checkpoint"
+        found, _ = newest_of(place.workspace)
+        saved = 0 if found is None else found.step
+        assert max(reached, expected_step) - saved <= INTERVAL, f"step {reached} was reached, {saved} was saved"
+        assert saved >= expected_step
+        expected_step = saved
+    assert expected_step > 0, "no attempt came far enough to save"
+    last = finish(place)
+    assert last.process.exitcode == 0
+    assert last.resumed_step() == expected_step
+    assert adapter(place) == adapter(calm)
+
+
+def test_sigterm_loses_no_step(workplace: Workplace) -> None:
+    """143 with the state after the last whole step saved, far from the next interval; the adapter is the same."""
+    calm = place_of(workplace, "calm")
+    assert finish(calm).process.exitcode == 0
+    place = place_of(workplace, "stopped")
+    config = place.config.read_text(encoding="utf-8").replace(f'"interval_steps": {INTERVAL}', '"interval_steps": 1000')
+    place.config.write_text(config, encoding="utf-8")
+    attempt = start(place)
+    until(lambda: attempt.last_step() >= 5)
+    assert attempt.process.pid is not None
+    os.kill(attempt.process.pid, signal.SIGTERM)
+    os.kill(attempt.process.pid, signal.SIGTERM)
+    attempt.process.join(60)
+    assert attempt.process.exitcode == 143
+    reached = attempt.last_step()
+    assert place.checkpoint_steps() == [reached]
+    assert attempt.failure()["reason"] == "Evicted"
+    assert f"its state after step {reached} of {STEPS} is saved" in attempt.failure()["message"]
+    last = finish(place)
+    assert (last.process.exitcode, last.resumed_step()) == (0, reached)
+    assert adapter(place) == adapter(calm)
+
+
+def test_a_run_that_ended_its_training_does_not_train_again(workplace: Workplace) -> None:
+    """It failed after the last step: the next attempt only evaluates and exports."""
+    place = place_of(workplace, "done")
+    assert finish(place).process.exitcode == 0
+    first = adapter(place)
+    again = finish(place)
+    assert (again.process.exitcode, again.resumed_step()) == (0, STEPS)
+    assert adapter(place) == first
