@@ -11,6 +11,7 @@ from lora_trainer.contract.uri import ClaimUri, HubUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
 from lora_trainer.hub import Hub
 from lora_trainer.roles import Role
+from lora_trainer.tensor_files import entries_of, header_bytes
 from lora_trainer.volumes import Volumes, plain_files
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
@@ -103,6 +104,7 @@ def _checked(folder: Path, *, name: str, revision: str, address: str) -> Base:
             "name the original model and use quantization: NF4"
         )
     _check_shards(folder, config.get("transformers_weights"), address)
+    _check_whole(folder, address)
     return Base(folder=folder, name=name, revision=revision, model_type=str(model_type))
 
 
@@ -121,6 +123,31 @@ def _check_shards(folder: Path, explicit: object, address: str) -> None:
             raise ConfigError(
                 f"model.uri is {address}: its {source} names the weights {str(name)[:100]!r}; "
                 "they must be safetensors files in the same folder"
+            )
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"model.uri is {address}: its {source} names {name}, which is not there; copy or upload the whole model"
+            )
+
+
+def _check_whole(folder: Path, address: str) -> None:
+    """Each file of weights must be as long as its header says. Raises `ConfigError`."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as stream:
+                header = header_bytes(stream)
+            entries = entries_of(header)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"model.uri is {address}: its {path.name} is no safetensors file, or cut off in its header; copy or "
+                "upload it again"
+            ) from error
+        expected = len(header) + sum(entry.size_bytes for entry in entries)
+        found = path.stat().st_size
+        if found != expected:
+            raise ConfigError(
+                f"model.uri is {address}: its {path.name} has {found} bytes, its header tells of {expected}: it is cut "
+                "off or damaged; copy or upload it again"
             )
 
 

@@ -1,11 +1,14 @@
-"""`lora-trainer`: run a fine-tuning, verify an adapter, ask base model and adapter the same questions."""
+"""`lora-trainer`: run a fine-tuning, fetch its inputs, verify and publish results, ask models questions."""
 
 import argparse
+import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from lora_trainer import logs
 from lora_trainer.child import stage_environment
@@ -13,15 +16,18 @@ from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
+from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import Summary
 from lora_trainer.contract.uri import ClaimUri, parse_uri
-from lora_trainer.errors import ConfigError, explain, one_sentence
+from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
+from lora_trainer.guard import guarded
 from lora_trainer.local_run import load_manifest, show_summary
-from lora_trainer.stage import guarded
+from lora_trainer.publishing import publish_folder
 from lora_trainer.supervisor import Ending, Settings, Supervisor
 from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
 
+log = logging.getLogger(__name__)
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
@@ -31,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.set_up(form=getattr(options, "log_format", logs.TEXT))
     # PyTorch, which `verify` and `ask` load into this process, reads it when it is imported.
     os.environ.update(stage_environment())
-    return int({"run": _run, "verify": _verify, "ask": _ask}[options.command](options))
+    commands = {"run": _run, "prepare": _prepare, "publish": _publish, "verify": _verify, "ask": _ask}
+    return int(commands[options.command](options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,18 +53,28 @@ def _parser() -> argparse.ArgumentParser:
         "--configmaps", type=Path, default=CONFIG_MAPS, metavar="DIR", help="configmap://name/key is DIR/name/key"
     )
 
-    logging = argparse.ArgumentParser(add_help=False)
-    logging.add_argument(
+    log_options = argparse.ArgumentParser(add_help=False)
+    log_options.add_argument(
         "--log-format", choices=logs.FORMATS, default=logs.TEXT, help="lines for people, or JSON lines"
     )
 
-    run = commands.add_parser("run", parents=[volumes, logging], help="train, verify and publish an adapter")
-    source = run.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, metavar="FILE", help="the configuration that the operator rendered")
-    source.add_argument("-f", "--file", type=Path, metavar="FILE", help="the manifest that kubectl apply takes")
-    run.add_argument("--termination-log", type=Path, metavar="FILE", help="where the summary goes as JSON")
+    run = commands.add_parser("run", parents=[volumes, log_options], help="train, verify and publish an adapter")
+    inputs = commands.add_parser(
+        "prepare", parents=[volumes, log_options], help="fetch model and data into the cache and read every row"
+    )
+    for parser_of_run in (run, inputs):
+        source = parser_of_run.add_mutually_exclusive_group(required=True)
+        source.add_argument("--config", type=Path, metavar="FILE", help="the configuration that the operator rendered")
+        source.add_argument("-f", "--file", type=Path, metavar="FILE", help="the manifest that kubectl apply takes")
+        parser_of_run.add_argument(
+            "--termination-log", type=Path, metavar="FILE", help="where the summary goes as JSON"
+        )
     run.add_argument("--metrics-port", type=int, metavar="PORT", help=f"default {PORT} with --config, none with -f")
     run.add_argument("--work", type=Path, metavar="DIR", help="folder for temporary files")
+
+    publish = commands.add_parser("publish", parents=[volumes], help="put a finished result at an address")
+    publish.add_argument("folder", type=Path, metavar="DIR")
+    publish.add_argument("uri", metavar="URI", help="pvc://, s3://, hf:// or oci://")
 
     verify = commands.add_parser("verify", parents=[volumes], help="check an adapter's digests and its loss")
     verify.add_argument("folder", type=Path, metavar="DIR")
@@ -82,8 +99,7 @@ def _run(options: argparse.Namespace) -> int:
         if local and options.claims != CLAIMS:
             _make_output_claim(config, options.claims)
     except Exception as error:
-        known = explain(error)
-        ending = Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known)))
+        ending = _ended(error)
     else:
         logs.set_up(form=options.log_format, run=codec.encode(config.run))
         port = options.metrics_port if options.metrics_port is not None or local else PORT
@@ -93,6 +109,45 @@ def _run(options: argparse.Namespace) -> int:
     if local:
         print(show_summary(ending))
     return ending.code
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from lora_trainer.hub import Hub  # noqa: PLC0415 - NumPy and HTTP, which the supervisor of a run does without
+    from lora_trainer.prepare import prepare  # noqa: PLC0415
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        config = _local_config(options.file) if options.file else TrainConfig.from_json(_read(options.config))
+        message = prepare(config, _volumes(options), Hub())
+        ending = Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.PREPARED, message=message))
+    except Exception as error:
+        ending = _ended(error)
+    _write_summary(ending, options.termination_log)
+    print(ending.summary.message, file=sys.stdout if ending.code == ExitCode.OK else sys.stderr)
+    return ending.code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    # SystemExit and not a TrainerError: libraries that catch Exception must not swallow it.
+    raise SystemExit(ExitCode.TERMINATED)
+
+
+def _ended(error: Exception) -> Ending:
+    known = explain(error)
+    if isinstance(known, InternalError):
+        log.exception("unexpected error")
+    return Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known)))
+
+
+def _publish(options: argparse.Namespace) -> int:
+    try:
+        published = publish_folder(options.folder, options.uri, _volumes(options))
+    except Exception as error:
+        ending = _ended(error)
+        print(ending.summary.message, file=sys.stderr)
+        return ending.code
+    print(f"{published.uri} ({published.digest})")
+    return int(ExitCode.OK)
 
 
 def _local_config(path: Path) -> TrainConfig:
@@ -128,7 +183,7 @@ def _write_summary(ending: Ending, path: Path | None) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lora_trainer.hub import Hub  # noqa: PLC0415 - PyTorch takes seconds to import
+    from lora_trainer.hub import Hub  # noqa: PLC0415 - as above
     from lora_trainer.reports import Reporter  # noqa: PLC0415
     from lora_trainer.verify import verify  # noqa: PLC0415
 

@@ -11,11 +11,12 @@ from lora_trainer.sinks import Sink
 from lora_trainer.volumes import Volumes
 
 
-def open_sink(config: TrainConfig, volumes: Volumes) -> Sink:
-    """The place of `output.uri`. Raises `ConfigError`, `StorageError`."""
+def open_sink(config: TrainConfig, volumes: Volumes, *, keep: bool = False) -> Sink:
+    """The place of `output.uri`; with `keep` what is published stays where it is, too. Raises `ConfigError`,
+    `StorageError`."""
     uri = parse_uri(config.output.uri)
     if isinstance(uri, ClaimUri):
-        return ClaimSink(place=find_place(config.run.uid, uri, volumes))
+        return ClaimSink(place=find_place(config.run.uid, uri, volumes), keep=keep)
     if isinstance(uri, S3Uri):
         from lora_trainer.s3 import connect  # noqa: PLC0415 - as the module's first line says
         from lora_trainer.sink_s3 import S3Sink  # noqa: PLC0415

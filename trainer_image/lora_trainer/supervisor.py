@@ -6,6 +6,7 @@ What the stages leave in the run's workspace is not done again by a later attemp
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -25,6 +26,7 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.cpus import cpu_threads
 from lora_trainer.endpoints import serve
 from lora_trainer.errors import InternalError, explain
@@ -32,7 +34,6 @@ from lora_trainer.launch import this_node, training_program
 from lora_trainer.lock import Holder, Lock, held
 from lora_trainer.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.outputs import open_sink
-from lora_trainer.prepare import is_remote
 from lora_trainer.reports import Failure, Report
 from lora_trainer.sinks import Published
 from lora_trainer.stall import StallWatch
@@ -173,7 +174,7 @@ class Supervisor:
     def _take_part(self, stages: Stages, temporary: Path) -> Ending:
         """What a node does that is not the first: train with the others. It writes nothing that lasts."""
         stages.environment = logs.variables(self.settings.log_format, codec.encode(self.config.run), None)
-        if is_remote(self.config):
+        if _is_remote(self.config):
             stages.run("prepare")
         self._watched_training(stages, "--folder", temporary / "staged")
         message = "this node's part of the training is done: the first node verifies and publishes the result"
@@ -188,16 +189,26 @@ class Supervisor:
         result = self._merged(stages, workspace)
         add_log(result, workspace.folder / LOG)
         manifest = read_manifest(result)
-        stages.run("publish", "--folder", result)
+        self._publish(stages, workspace, result)
         workspace.discard_staged()
         Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
         return self._succeeded(manifest)
+
+    def _publish(self, stages: Stages, workspace: Workspace, result: Path) -> None:
+        """Put the result into place. Raises `StageFailedError`, which then tells where the result is kept."""
+        try:
+            stages.run("publish", "--folder", result)
+        except StageFailedError as error:
+            if workspace.uri is None:
+                raise
+            kept = f"{error.failure.message}; the verified result is kept at {workspace.uri}/{result.name}"
+            raise StageFailedError(dataclasses.replace(error.failure, message=kept)) from error
 
     def _is_complete(self, folder: Path) -> bool:
         return is_complete(folder, self.config.run.uid)
 
     def _train(self, stages: Stages, workspace: Workspace, lock: Lock) -> None:
-        if is_remote(self.config):
+        if _is_remote(self.config):
             stages.run("prepare")
         workspace.discard_staged()
         make_folder(workspace.staged)
@@ -280,6 +291,12 @@ class Supervisor:
         if step is None or self.workspace is None or self.workspace.uri is None:
             return None
         return SavedState(uri=f"{self.workspace.uri}/{step_name(step)}", step=step)
+
+
+def _is_remote(config: TrainConfig) -> bool:
+    """Whether model or data have to be fetched."""
+    addresses = (config.model.uri, config.dataset.uri, config.dataset.validation_uri)
+    return any(not isinstance(parse_uri(uri), ClaimUri | ConfigMapUri) for uri in addresses if uri is not None)
 
 
 def success_sentence(uri: str, manifest: Manifest) -> str:
