@@ -1,0 +1,150 @@
+"""What reading a large data set costs: rows per second, and the resident set of the process that reads it.
+
+    .venv/bin/python benchmarks/data_rows.py [--rows 1000000] [--model FOLDER]
+
+Writes a Parquet file of generated chats, then reads, checks, splits and encodes it in a process of its own, as a run
+does before its training, with the tokenizer of the model in FOLDER (SmolLM2-135M-Instruct, which `make test` fetches).
+Prints the resident set over time, of which what is mapped from files can be taken back by the kernel, and the totals.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY / "trainer_image")]
+
+from hub.model import cache_root, ensure_model  # noqa: E402 - found by the path set above
+from lora_trainer.base import open_folder  # noqa: E402
+from lora_trainer.contract.manifest import RunOptions, train_config  # noqa: E402
+from lora_trainer.data import encode, load_samples  # noqa: E402
+from lora_trainer.hub import Hub  # noqa: E402
+from lora_trainer.model import load_encoder  # noqa: E402
+from lora_trainer.volumes import Volumes  # noqa: E402
+
+_GROUP_ROWS = 100_000
+_SAMPLE_S = 1.0
+TEXT = (
+    "the order of your parcel card delivery refund account please we have sent it to address and will be with you in "
+    "three days thank for question can I change password open close when where how shop app number invoice paid"
+)
+WORDS = TEXT.split()
+
+
+def main() -> None:
+    """Write, read, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    model = options.model or ensure_model(cache_root())
+    if options.read is not None:
+        read(options.read, model)
+        return
+    print(f"machine: {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory(prefix="data-rows-") as folder:
+        started = time.monotonic()
+        path = Path(folder) / "claims/data/train.parquet"
+        path.parent.mkdir(parents=True)
+        write(path, options.rows)
+        size = path.stat().st_size / 2**20
+        print(f"{options.rows:,} rows in {size:,.0f} MiB of Parquet, written in {time.monotonic() - started:.0f} s\n")
+        watch(Path(folder), model, options.rows)
+
+
+def write(path: Path, rows: int) -> None:
+    """A Parquet file of chats of about a hundred tokens, no two alike."""
+    random = np.random.Generator(np.random.PCG64(1))
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    schema = pa.schema([("messages", pa.list_(turn)), ("id", pa.int64())])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, rows, _GROUP_ROWS):
+            numbers = range(start, min(start + _GROUP_ROWS, rows))
+            chats = [
+                [
+                    {"role": "user", "content": f"{sentence(random, 20)} {number}?"},
+                    {"role": "assistant", "content": f"{sentence(random, 45)} {number}."},
+                ]
+                for number in numbers
+            ]
+            table = pa.table([pa.array(chats, schema.field(0).type), pa.array(numbers, pa.int64())], schema=schema)
+            writer.write_table(table, row_group_size=10_000)
+
+
+def sentence(random: np.random.Generator, words: int) -> str:
+    """Words in any order; how many varies by a half."""
+    return " ".join(WORDS[i] for i in random.integers(0, len(WORDS), random.integers(words // 2, words * 3 // 2)))
+
+
+def watch(folder: Path, model: Path, rows: int) -> None:
+    """Run the reading process and print its resident set while it goes on."""
+    started = time.monotonic()
+    command = [sys.executable, str(Path(__file__)), "--read", str(folder), "--model", str(model), "--rows", str(rows)]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "TMPDIR": str(folder)}
+    print("| seconds | resident set, MiB | of it own memory | of it mapped files |\n|---|---|---|---|")
+    with subprocess.Popen(command, env=environment) as process:
+        peak, due_s = 0.0, 0.0
+        for resident, own, mapped in resident_sets(process):
+            peak = max(peak, resident)
+            passed = time.monotonic() - started
+            if passed >= due_s:
+                print(f"| {passed:.0f} | {resident:.0f} | {own:.0f} | {mapped:.0f} |", flush=True)
+                due_s = max(passed + 5, passed * 1.25)
+        seconds = time.monotonic() - started
+    if process.returncode:
+        sys.exit(process.returncode)
+    print(f"\n{rows:,} rows in {seconds:.0f} s: {rows / seconds:,.0f} rows/s; peak resident set {peak:.0f} MiB")
+
+
+def resident_sets(process: "subprocess.Popen[bytes]") -> Iterator[tuple[float, float, float]]:
+    """Resident set, anonymous and file-backed part of it, in MiB, once a second until the process ends."""
+    while process.poll() is None:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        if "VmRSS" in fields:
+            resident, own, mapped = (int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon", "RssFile"))
+            yield resident, own, mapped
+        time.sleep(_SAMPLE_S)
+
+
+def read(folder: Path, model: Path) -> None:
+    """What a run does with its data before its training."""
+    spec: dict[str, Any] = {
+        "model": {"uri": "pvc://models/m"},
+        "dataset": {"uri": "pvc://data/train.parquet"},
+        "output": {"uri": "pvc://adapters/out"},
+    }
+    document = {
+        "apiVersion": "lora-operator.io/v1alpha1",
+        "kind": "LoRAFineTune",
+        "metadata": {"name": "rows"},
+        "spec": spec,
+    }
+    config = train_config(document, RunOptions(uid="u", allow_cpu=True, strict=True))
+    encoder = load_encoder(open_folder(model), config.training.loss_on, config.training.max_sequence_length)
+    started = time.monotonic()
+    samples = load_samples(config, Volumes(claims=folder / "claims"), Hub())
+    checked = time.monotonic()
+    print(f"checked and split in {checked - started:.0f} s", flush=True)
+    data = encode(samples, encoder, folder / "tokens")
+    stats = data.stats
+    print(f"encoded in {time.monotonic() - checked:.0f} s: {stats}", flush=True)
+    order = np.random.Generator(np.random.PCG64(1)).permutation(len(data.training))[:20_000]
+    started = time.monotonic()
+    tokens = sum(data.training[int(row)].length for row in order)
+    print(f"{len(order)} rows at random read in {time.monotonic() - started:.1f} s ({tokens} tokens)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
