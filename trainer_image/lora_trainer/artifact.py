@@ -70,11 +70,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedModel:
-    """How the merged model was checked: `loss` is its loss over the evaluated rows, `expected` that of the unquantized
-    base model with the adapter beside it, both None where neither fits into the memory at hand."""
+    """How the merged model was checked: `loss` is its loss, `expected` that of the unquantized base model with the
+    adapter beside it, over the same rows: those of the evaluation, or some where the GPU cannot hold either."""
 
-    loss: float | None = None
-    expected: float | None = None
+    loss: float
+    expected: float
     tolerance: float
 
 

@@ -102,7 +102,7 @@ def _what(manifest: Manifest) -> str:
 
 def _merged_loss(manifest: Manifest) -> tuple[str, ...]:
     merged = manifest.merged
-    if merged is None or merged.loss is None or merged.expected is None:
+    if merged is None:
         return ()
     sentence = (
         f"The merged model, loaded from its files, gives a loss of {merged.loss:.4f}; the unquantized base model with "

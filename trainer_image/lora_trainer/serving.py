@@ -32,6 +32,8 @@ class Serving:
     rank: int
 
 
+MERGED = Serving(servable=True, text="", rank=0)
+"""A merged model: every server loads it, without flags."""
 NOT_JUDGED = Serving(servable=False, text="the release that made this adapter did not look", rank=0)
 
 

@@ -28,8 +28,6 @@ from lora_trainer.reports import Report, Reporter, open_report
 from lora_trainer.stopping import Stop
 from lora_trainer.volumes import Volumes
 
-log = logging.getLogger(__name__)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; the process's exit status."""

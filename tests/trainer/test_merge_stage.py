@@ -1,0 +1,129 @@
+"""From a verified adapter to a result with the merged model: what is in it, and that a wrong one is not published."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.trainer.conftest import make_config
+from tests.trainer.test_verify import trained
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lora_trainer import merge_stage, merged
+from lora_trainer.artifact import Form, check_digests, describe, read_manifest
+from lora_trainer.base import open_folder
+from lora_trainer.contract.config import Merge
+from lora_trainer.device import Device
+from lora_trainer.errors import VerificationError
+from lora_trainer.hub import Hub
+from lora_trainer.merge import merge_into
+from lora_trainer.merge_stage import merge_result
+from lora_trainer.merged import bench_for, first_rows, rounding
+from lora_trainer.store import Examples
+from lora_trainer.tokens import Example
+from lora_trainer.verify import verify
+from lora_trainer.volumes import Volumes
+
+CURVES = {"README.md", "loss.png", "metrics.jsonl"}
+MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, Volumes]:
+    """A trained adapter whose base has NF4 weights, and the volumes that it was trained from."""
+    return trained(tmp_path_factory.mktemp("merge"), tiny_folder, make_config(quantization="NF4"))
+
+
+def paths(folder: Path) -> set[str]:
+    """The files of a result by its manifest, which is true."""
+    manifest = read_manifest(folder)
+    check_digests(folder, manifest)
+    return {entry.path for entry in manifest.files}
+
+
+def test_a_result_can_hold_the_merged_model_beside_the_adapter(
+    adapter: tuple[Path, Volumes], tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Merged into the unquantized base: it has the loss of that base with the adapter, which NF4 rounding shifts."""
+    source, volumes = adapter
+    merge_result(source, tmp_path / "both", Merge.BOTH, volumes, Hub())
+    manifest = read_manifest(tmp_path / "both")
+    adapter_files = {"adapter_config.json", "adapter_model.safetensors"}
+    names = {f"merged/{name}" for name in MODEL | {"chat_template.jinja"}}
+    assert paths(tmp_path / "both") == CURVES | adapter_files | names
+    assert (manifest.format, manifest.serving.servable) == (Form.BOTH, True)
+    assert manifest.merged is not None
+    assert abs(manifest.merged.loss - manifest.merged.expected) < 1e-4
+    assert abs(manifest.merged.loss - manifest.measured.eval_loss_after) > 1e-4
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "both/merged")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(model.state_dict()[name], base.state_dict()[name])
+    assert verify(tmp_path / "both", volumes, Hub()).difference < 1e-3
+
+
+def test_a_result_can_be_the_merged_model_alone(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
+    """A model's folder like any other, and still a result that `verify` checks."""
+    source, volumes = adapter
+    merge_result(source, tmp_path / "merged", Merge.MERGED, volumes, Hub())
+    assert paths(tmp_path / "merged") == CURVES | MODEL | {"chat_template.jinja"}
+    manifest = read_manifest(tmp_path / "merged")
+    artifact = describe("pvc://adapters/out", "sha256:1", manifest)
+    assert (artifact.format, artifact.servable, artifact.serving, artifact.rank) == ("merged", True, "", 4)
+    assert "vllm serve path/of/this/folder\n" in (tmp_path / "merged/README.md").read_text(encoding="utf-8")
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template is not None
+    assert manifest.merged is not None
+    assert verify(tmp_path / "merged", volumes, Hub()).loss == pytest.approx(manifest.merged.loss, abs=1e-5)
+
+
+def test_a_merged_model_that_says_something_else_is_no_result(
+    adapter: tuple[Path, Volumes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder gets no manifest, so that nobody takes it for one."""
+    source, volumes = adapter
+
+    def wrong(one: Path, base: Path, target: Path) -> None:
+        merge_into(one, base, target)
+        tensors = load_file(target / "model.safetensors")
+        save_file({k: v * 1.2 for k, v in tensors.items()}, target / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(merge_stage, "merge_into", wrong)
+    with pytest.raises(VerificationError, match="the written merged model gives a loss of"):
+        merge_result(source, tmp_path / "merged", Merge.MERGED, volumes, Hub())
+    assert not (tmp_path / "merged/manifest.json").exists()
+
+
+def test_a_gpu_that_cannot_hold_the_model_leaves_it_to_the_cpu(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On few rows, in 16 bits; a GPU that can is taken with all of them."""
+    base = open_folder(tiny_folder)
+    rows = Examples.of(row(length) for length in (900, 900, 900))
+    gpu = Device(torch_device=torch.device("cuda", 0), name="gpu", dtype=torch.bfloat16)
+    for free, whole, count in ((10**9, True, 3), (10**5, False, 2)):
+        monkeypatch.setattr(merged, "_free_bytes", lambda device, free=free: free)
+        bench = bench_for(base, rows, gpu)
+        assert (bench.whole, len(bench.examples), bench.device.torch_device.type) == (
+            whole,
+            count,
+            "cuda" if whole else "cpu",
+        )
+    assert bench.device.dtype == torch.bfloat16
+    assert len(first_rows(rows, 10)) == 1
+
+
+def row(length: int) -> Example:
+    """A row of so many tokens."""
+    return Example(input_ids=np.ones(length, dtype=np.int64), labels=np.ones(length, dtype=np.int64), truncated=False)
+
+
+def test_the_tolerance_is_that_of_the_coarser_type(tiny_folder: Path, tmp_path: Path, cpu: Device) -> None:
+    """Weights that are rounded to 16 bits shift the loss, whatever computes it."""
+    assert rounding(open_folder(tiny_folder), cpu) == "fp32"
+    assert rounding(open_folder(tiny_folder), dataclasses.replace(cpu, dtype=torch.bfloat16)) == "bf16"
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    save_file({"a": torch.ones(2), "b": torch.ones(2).bfloat16()}, tmp_path / "model.safetensors")
+    assert rounding(open_folder(tmp_path), cpu) == "bf16"

@@ -1,0 +1,71 @@
+"""The stage that makes a verified adapter a result with the merged model, checks that, and seals it."""
+
+import dataclasses
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from lora_trainer.artifact import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
+from lora_trainer.card import model_card
+from lora_trainer.contract.config import Merge
+from lora_trainer.contract.summary import Verification
+from lora_trainer.curves import LOSS_CURVE, METRICS
+from lora_trainer.device import choose_device
+from lora_trainer.errors import storage_error
+from lora_trainer.hub import Hub
+from lora_trainer.merge import merge_into
+from lora_trainer.merged import bench_for, merged_model, rounding
+from lora_trainer.serving import MERGED
+from lora_trainer.verify import TOLERANCES, base_and_rows, judge
+from lora_trainer.volumes import Volumes
+
+log = logging.getLogger(__name__)
+CARD = "README.md"
+
+
+def merge_result(adapter: Path, target: Path, merge: Merge, volumes: Volumes, hub: Hub) -> Verification:
+    """Make of the result in `adapter` the one that `merge` asks for, in the empty folder `target`.
+
+    The merged model is loaded from its files and has to give the loss of the unquantized base model with the adapter
+    beside it. Raises `VerificationError`, `StorageError`.
+    """
+    manifest = read_manifest(adapter)
+    form = Form.BOTH if merge is Merge.BOTH else Form.MERGED
+    device = choose_device(manifest.config.device, manifest.config.training.precision)
+    base, examples = base_and_rows(manifest, volumes, hub)
+    model = merged_model(target, form, base)
+    log.info("merging the adapter into %s at %s", base.name, base.revision)
+    merge_into(adapter, base.folder, model.folder)
+
+    bench = bench_for(base, examples, device)
+    expected = bench.expected(base, adapter, manifest)
+    tolerance = TOLERANCES[rounding(base, bench.device)]
+    verification = judge(bench.loss(model, manifest), expected, tolerance, "merged model")
+    merged = MergedModel(loss=verification.loss, expected=expected, tolerance=tolerance)
+    _seal(adapter, target, dataclasses.replace(manifest, format=form, merged=merged))
+    return verification
+
+
+def _seal(adapter: Path, target: Path, manifest: Manifest) -> None:
+    """Bring the adapter's other files along, all of them or the curves alone, and write card and manifest."""
+    if manifest.format is Form.MERGED:
+        manifest = dataclasses.replace(manifest, serving=dataclasses.replace(MERGED, rank=manifest.serving.rank))
+    kept = {LOSS_CURVE, METRICS} if manifest.format is Form.MERGED else {entry.path for entry in manifest.files}
+    try:
+        for entry in manifest.files:
+            if entry.path in kept - {CARD, LOG}:
+                _bring(adapter / entry.path, target / entry.path)
+        (target / CARD).write_text(model_card(manifest), encoding="utf-8")
+        write_sealed(target, manifest)
+    except OSError as error:
+        raise storage_error(error, "the merged result") from error
+
+
+def _bring(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the volume knows no such thing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
