@@ -61,6 +61,9 @@ class Listener:
     def saved(self, step: int) -> None:
         """A checkpoint is on the volume, proven."""
 
+    def not_saved(self, step: int) -> None:
+        """A checkpoint could not be written; the training ends."""
+
     def halved(self, budget: Budget) -> None:
         """The device's memory did not suffice: micro-batches hold less from now on."""
 

@@ -14,7 +14,14 @@ import torch
 from lora_trainer.batches import Budget, Rows, step_rows
 from lora_trainer.contract.config import TrainingConfig
 from lora_trainer.device import Device
-from lora_trainer.errors import NonFiniteLossError, PeerFailedError, TerminatedError, explain, out_of_memory
+from lora_trainer.errors import (
+    NonFiniteLossError,
+    PeerFailedError,
+    StorageError,
+    TerminatedError,
+    explain,
+    out_of_memory,
+)
 from lora_trainer.evaluate import Evaluation
 from lora_trainer.guards import LossGuard
 from lora_trainer.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
@@ -311,7 +318,11 @@ class Training:
             )
         self.listener.saving(step)
         if self.ranks.is_main:
-            self.saver.save(self.state())
+            try:
+                self.saver.save(self.state())
+            except StorageError:
+                self.listener.not_saved(step)
+                raise
         self.ranks.barrier()
         self.saver.begin(step)
         self.listener.saved(step)

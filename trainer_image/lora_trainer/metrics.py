@@ -30,6 +30,25 @@ class TrainingMetrics:
         self._heartbeat = self._gauge("heartbeat_timestamp_seconds", "When the trainer last made progress.")
         self._tokens = Counter("lora_training_tokens", "Tokens trained on, without padding.", registry=self.registry)
         self._samples = Counter("lora_training_samples", "Rows trained on.", registry=self.registry)
+        self._saves = Counter(
+            "lora_training_checkpoint_saves",
+            "Checkpoints written, by result (ok, failed).",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("ok", "failed"):
+            self._saves.labels(result)
+        self._saved = self._gauge("checkpoint_last_success_timestamp_seconds", "When the last checkpoint was proven.")
+        self._left_out = Counter(
+            "lora_training_nonfinite_values",
+            "Optimizer steps left out because loss or gradients were not finite.",
+            registry=self.registry,
+        )
+        self._halvings = Counter(
+            "lora_training_micro_batch_halvings",
+            "Times that memory did not suffice and micro-batches were halved.",
+            registry=self.registry,
+        )
         self._seen = Counters()
 
     def _gauge(self, name: str, text: str) -> Gauge:
@@ -55,11 +74,19 @@ class TrainingMetrics:
         self._heartbeat.set(self._wall_clock())
 
     def _count(self, counters: Counters) -> None:
-        self._tokens.inc(counters.tokens - self._seen.tokens)
-        self._samples.inc(counters.rows - self._seen.rows)
-        self._gradient_norm.set(counters.gradient_norm or 0.0)
-        self._step_duration.set(counters.step_seconds or 0.0)
-        self._seen = counters
+        seen, self._seen = self._seen, counters
+        self._tokens.inc(counters.tokens - seen.tokens)
+        self._samples.inc(counters.rows - seen.rows)
+        self._left_out.inc(counters.left_out - seen.left_out)
+        self._halvings.inc(counters.halvings - seen.halvings)
+        self._saves.labels("ok").inc(counters.saves - seen.saves)
+        self._saves.labels("failed").inc(counters.failed_saves - seen.failed_saves)
+        if counters.saves > seen.saves:
+            self._saved.set(self._wall_clock())
+        if counters.gradient_norm is not None:
+            self._gradient_norm.set(counters.gradient_norm)
+        if counters.step_seconds is not None:
+            self._step_duration.set(counters.step_seconds)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -33,7 +33,8 @@ class Narrator(Listener):
         self._device = device
         self._clock = clock
         self._told_at_s = clock()
-        self._tokens = self._rows = self._left_out = self._saves = 0
+        self._tokens = self._rows = self._left_out = 0
+        self._saves = self._failed_saves = self._halvings = 0
 
     def stepped(self, step: Step) -> None:
         """See `Listener`."""
@@ -78,6 +79,11 @@ class Narrator(Listener):
         self._saves += 1
         self._reporter.progress(counters=self._counters(), phase=Phase.TRAINING, checkpoint_step=step)
 
+    def not_saved(self, step: int) -> None:
+        """See `Listener`."""
+        self._failed_saves += 1
+        self._reporter.progress(counters=self._counters())
+
     def alive(self) -> None:
         """See `Listener`."""
         if self._clock() - self._told_at_s >= SIGN_OF_LIFE_S:
@@ -86,7 +92,8 @@ class Narrator(Listener):
 
     def halved(self, budget: Budget) -> None:
         """See `Listener`."""
-        self._reporter.smaller_micro_batches(budget.rows)
+        self._halvings += 1
+        self._reporter.smaller_micro_batches(budget.rows, self._counters())
 
     def _counters(self, step: Step | None = None) -> Counters:
         return Counters(
@@ -94,6 +101,8 @@ class Narrator(Listener):
             rows=self._rows,
             left_out=self._left_out,
             saves=self._saves,
+            failed_saves=self._failed_saves,
+            halvings=self._halvings,
             gradient_norm=None if step is None else step.gradient_norm,
             step_seconds=None if step is None else step.seconds,
         )

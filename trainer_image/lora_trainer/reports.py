@@ -26,6 +26,8 @@ class Counters:
     rows: int = 0
     left_out: int = 0
     saves: int = 0
+    failed_saves: int = 0
+    halvings: int = 0
     gradient_norm: float | None = None
     step_seconds: float | None = None
 
@@ -84,7 +86,7 @@ class Reporter:
         """Report that another part of the run begins."""
         self.progress(phase=phase, resolved=resolved or self._progress.resolved)
 
-    def smaller_micro_batches(self, rows: int) -> None:
+    def smaller_micro_batches(self, rows: int, counters: Counters) -> None:
         """Report that memory did not suffice: micro-batches have that many rows of the longest length from now on."""
         resolved = self._progress.resolved
         if resolved is not None:
@@ -92,7 +94,7 @@ class Reporter:
             resolved = dataclasses.replace(
                 resolved, micro_batch_size=rows, gradient_accumulation_steps=math.ceil(effective / rows)
             )
-        self.progress(resolved=resolved)
+        self.progress(counters, resolved=resolved)
 
     def failure(self, error: TrainerError) -> None:
         """Report the end of the stage."""

@@ -1,0 +1,195 @@
+"""When a training ends for its numbers, when it stands still, what it belongs to, and what its metrics tell."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.trainer.conftest import make_config
+from tests.trainer.trainings import RESOLVED
+
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import NonFiniteLossError
+from lora_trainer.guards import DIVERGED_STEPS, LossGuard
+from lora_trainer.identity import Identity, difference, identity, same_course, weights_difference
+from lora_trainer.metrics import TrainingMetrics
+from lora_trainer.reports import Counters, Report
+from lora_trainer.stall import StallWatch
+
+
+@pytest.mark.parametrize(("scale", "counts"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])
+def test_an_infinite_gradient_counts_unless_a_lower_scale_may_help(scale: float | None, counts: bool) -> None:
+    """fp16 lowers the scale of its loss first; below 1 every further step would be skipped in silence."""
+    guard = LossGuard()
+    assert [guard.may_take(step, 1.5, math.inf, scale) for step in (1, 2)] == [not counts] * 2
+    with pytest.raises(NonFiniteLossError, match="norm of the gradient is inf at step 3") if counts else nullcontext():
+        guard.may_take(3, 1.5, math.inf, scale)
+
+
+@pytest.mark.parametrize("scale", [None, 65536.0])
+def test_a_loss_that_is_no_number_always_counts(scale: float | None) -> None:
+    """And only three in a row end the run."""
+    guard = LossGuard()
+    for step in (1, 2, 4, 5):
+        assert not guard.may_take(step, math.nan, 1.0, scale)
+        if step == 2:
+            assert guard.may_take(3, 1.0, 1.0, scale)
+    assert (guard.bad, guard.suspicious) == (4, True)
+    with pytest.raises(NonFiniteLossError, match="the loss is nan at step 6, the third step in a row"):
+        guard.may_take(6, math.nan, 1.0, scale)
+
+
+def observe(losses: list[float], guard: LossGuard) -> None:
+    """Show a run's losses to the guard."""
+    for number, loss in enumerate(losses, start=1):
+        guard.observe(number, loss)
+
+
+def test_a_loss_that_goes_up_for_good_ends_the_run() -> None:
+    """From 1 to that of guessing; within the smoothing and the steps in a row."""
+    calm, guard = [3.0, 2.0, 1.5, *[1.0] * 30], LossGuard()
+    observe([*calm, *[10.0] * DIVERGED_STEPS], guard)
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss went from 1\.\d+ up to \d\.\d+ and stayed up for 20"
+    ) as ended:
+        observe([10.0] * 10, guard)
+    assert (ended.value.reason, ended.value.code) == (Reason.LOSS_DIVERGED, 70)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.0] * 20 + [12.0] * 10 + [2.0] * 40,  # a spike that heals
+        [0.01] * 50 + [1.5] * 100,  # rows that are known by heart, then others
+        [5.0 + 3 * (-1) ** i for i in range(200)],  # rows of very different difficulty
+        [10.0 - 0.1 * i for i in range(80)],  # learning
+    ],
+)
+def test_losses_of_a_healthy_run_never_end_it(losses: list[float]) -> None:
+    """Spikes, memorised rows and noise."""
+    guard = LossGuard()
+    observe(losses, guard)
+    assert guard.above < DIVERGED_STEPS
+
+
+def test_no_good_state_is_replaced_while_the_loss_is_up() -> None:
+    """The guard says so from the first step above its threshold."""
+    suspicious: list[bool] = []
+    guard = LossGuard()
+    for loss in (1.0, 12.0):
+        observe([loss] * 15, guard)
+        suspicious.append(guard.suspicious)
+    assert suspicious == [False, True]
+
+
+def report(phase: Phase, step_s: float | None = None) -> Report:
+    """A report of a training."""
+    counters = None if step_s is None else Counters(step_seconds=step_s)
+    return Report(progress=Progress(phase=phase), counters=counters)
+
+
+def test_a_training_without_a_sign_of_life_is_a_stall() -> None:
+    """After the timeout, or twenty median steps where these are longer; loading may take as long as it takes."""
+    now, told = [0.0], list[float]()
+    watch = StallWatch(100, told.append, clock=lambda: now[0])
+    watch.hear(report(Phase.LOADING_MODEL))
+    now[0] = 5000
+    assert not watch.check()
+    watch.hear(report(Phase.TRAINING, step_s=1))
+    now[0] += 100
+    assert not watch.check()
+    assert watch.healthy
+    now[0] += 1
+    assert watch.check()
+    assert told == [101]
+    now[0] += 100
+    assert not watch.healthy
+    watch.hear(report(Phase.TRAINING, step_s=30))
+    watch.hear(report(Phase.CHECKPOINTING, step_s=30))
+    assert watch.limit_s == 600
+    now[0] += 599
+    assert not watch.check()
+    watch.stop()
+    now[0] += 9999
+    assert watch.healthy
+
+
+def identity_of(revision: str = "sha256:1", data: str = "sha256:2", **sections: Any) -> Identity:
+    """Of a run with these sections."""
+    return identity(make_config(**sections), revision, data)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "sentence"),
+    [
+        (identity_of(revision="sha256:9"), 'model (revision) "sha256:9", this run has "sha256:1"'),
+        (identity_of(data="sha256:9"), 'dataset (content) "sha256:9", this run has "sha256:2"'),
+        (identity_of(lora={"rank": 8}), "lora.alpha 16, this run has 8"),
+        (identity_of(lora={"rank": 4, "alpha": 8, "dropout": "0.1"}), "lora.dropout 0.1, this run has 0.0"),
+        (identity_of(training={"maxSteps": 7}), "training.maxSteps 7, this run has 6"),
+        (identity_of(training={"learningRate": "0.02"}), "training.learningRate 0.02, this run has 0.01"),
+        (identity_of(training={"evalSteps": 2}), "training.evalSteps 2, this run has absent"),
+        (identity_of(quantization="NF4"), 'quantization "NF4", this run has "None"'),
+        (identity_of(dataset={"format": "Text"}), 'dataset.format "Text", this run has "Auto"'),
+    ],
+)
+def test_the_first_field_in_which_two_runs_differ_is_named_with_both_values(theirs: Identity, sentence: str) -> None:
+    """As the manifest calls it."""
+    assert difference(theirs, identity_of()) == sentence
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"training": {"microBatchSize": 2}},
+        {"training": {"activationCheckpointing": "Full"}},
+        {"dataset": {"uri": "pvc://elsewhere/train.jsonl"}},
+        {"output": {"uri": "pvc://adapters/other"}},
+        {"checkpoint": {"keep": 7, "intervalSeconds": 5}},
+        {"resources": {"gpus": 4}},
+    ],
+)
+def test_what_does_not_decide_the_result_may_change(same: dict[str, Any]) -> None:
+    """Where the same data lies, how often is saved, what trades memory for time."""
+    assert difference(identity_of(**same), identity_of()) is None
+
+
+def test_another_runs_state_is_gone_on_from_where_only_length_and_manner_differ() -> None:
+    """Its weights alone count where the data or the batch differ; nothing where the adapter does."""
+    ours = identity_of()
+    longer = identity_of(training={"maxSteps": 60, "learningRate": "0.1", "schedule": "Constant", "evalSteps": 2})
+    assert same_course(longer, ours)
+    for other in ({"training": {"effectiveBatchSize": 4}}, {"training": {"seed": 1}}, {"lora": {"dropout": "0.1"}}):
+        theirs = identity_of(**other)
+        assert not same_course(theirs, ours)
+        assert weights_difference(theirs, ours) is None
+    assert not same_course(identity_of(data="sha256:9"), ours)
+    assert weights_difference(identity_of(data="sha256:9"), ours) is None
+    assert weights_difference(identity_of(lora={"layers": "Attention"}), ours) is not None
+    assert weights_difference(identity_of(revision="sha256:9"), ours) is not None
+
+
+def test_metrics_count_saves_bad_steps_and_halvings() -> None:
+    """Each is there with 0 from the start; a save does not touch what only steps know."""
+    metrics = TrainingMetrics(wall_clock=lambda: 1000.0)
+    text = metrics.text().decode()
+    for name in ('checkpoint_saves_total{result="ok"}', "nonfinite_values_total", "micro_batch_halvings_total"):
+        assert f"lora_training_{name} 0.0" in text
+    assert "lora_training_checkpoint_last_success_timestamp_seconds 0.0" in text
+    progress = Progress(resolved=replace(RESOLVED))
+    metrics.update(progress, Counters(tokens=5, gradient_norm=2.5, step_seconds=1.5))
+    metrics.update(progress, Counters(tokens=5, left_out=2, saves=3, failed_saves=1, halvings=1))
+    text = metrics.text().decode()
+    for line in (
+        'checkpoint_saves_total{result="ok"} 3.0',
+        'checkpoint_saves_total{result="failed"} 1.0',
+        "checkpoint_last_success_timestamp_seconds 1000.0",
+        "nonfinite_values_total 2.0",
+        "micro_batch_halvings_total 1.0",
+        "grad_norm 2.5",
+        "step_duration_seconds 1.5",
+        "tokens_total 5.0",
+    ):
+        assert f"lora_training_{line}" in text
