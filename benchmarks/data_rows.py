@@ -2,12 +2,13 @@
 
     .venv/bin/python benchmarks/data_rows.py [--rows 1000000] [--model FOLDER]
 
-Writes a Parquet file of generated chats, then reads, checks, splits and encodes it in a process of its own, as a run
+Writes a Parquet file of generated chats, then reads, checks, splits and encodes it in processes of its own, as a run
 does before its training, with the tokenizer of the model in FOLDER (SmolLM2-135M-Instruct, which `make test` fetches).
 Prints the resident set over time, of which what is mapped from files can be taken back by the kernel, and the totals.
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import subprocess
@@ -109,13 +110,25 @@ def watch(folder: Path, model: Path, rows: int) -> None:
 
 
 def resident_sets(process: "subprocess.Popen[bytes]") -> Iterator[tuple[float, float, float]]:
-    """Resident set, anonymous and file-backed part of it, in MiB, once a second until the process ends."""
+    """Resident set of the process and those that it started, its anonymous and its file-backed part, in MiB, once a
+    second until the process ends. What several of them share counts once (the kernel's proportional set size)."""
     while process.poll() is None:
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-        if "VmRSS" in fields:
-            resident, own, mapped = (int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon", "RssFile"))
-            yield resident, own, mapped
+        sums = [0.0, 0.0, 0.0]
+        for number in [process.pid, *children(process.pid)]:
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{number}/smaps_rollup").read_text(encoding="ascii")
+                fields = dict(line.split(":", 1) for line in text.splitlines()[1:])
+                for i, name in enumerate(("Pss", "Pss_Anon", "Pss_File")):
+                    sums[i] += int(fields[name].split()[0]) / 1024
+        yield sums[0], sums[1], sums[2]
         time.sleep(_SAMPLE_S)
+
+
+def children(number: int) -> list[int]:
+    """The processes that a process started."""
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+    return []
 
 
 def read(folder: Path, model: Path) -> None:

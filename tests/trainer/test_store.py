@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_trainer.store import Examples, Writer
-from lora_trainer.tokens import IGNORED, Example
+from lora_trainer.store import Block, Examples, Writer
+from lora_trainer.tokens import IGNORED, Encoded, Example
 
 ROWS = [
     ([5, 6, 7], [IGNORED, 6, 7], False),
@@ -20,6 +20,11 @@ def example(input_ids: list[int], labels: list[int], truncated: bool) -> Example
     return Example(input_ids=np.array(input_ids), labels=np.array(labels), truncated=truncated)
 
 
+def block(*rows: tuple[list[int], list[int], bool]) -> Block:
+    """Rows packed together."""
+    return Block.of([Encoded(example=example(*row), cut_tokens=2, cut_targets=1) for row in rows])
+
+
 def plain(examples: Examples) -> list[tuple[list[int], list[int], bool]]:
     """The rows as plain lists."""
     return [(e.input_ids.tolist(), e.labels.tolist(), e.truncated) for e in examples]
@@ -31,8 +36,8 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Examples:
     if request.param == "memory":
         return Examples.of(example(*row) for row in ROWS)
     with Writer(tmp_path / "store") as writer:
-        for row in ROWS:
-            writer.append(example(*row))
+        writer.append(block(*ROWS[:1]))
+        writer.append(block(*ROWS[1:]))
     return Examples.open(tmp_path / "store")
 
 
@@ -66,9 +71,18 @@ def test_no_rows_are_rows_too(tmp_path: Path) -> None:
 def test_a_store_that_lost_its_end_is_told(tmp_path: Path) -> None:
     """And not read as rows of zeros."""
     with Writer(tmp_path / "store") as writer:
-        writer.append(example(*ROWS[0]))
+        writer.append(block(ROWS[0]))
     stored = Examples.open(tmp_path / "store")
     with (tmp_path / "store/tokens").open("r+b") as file:
         file.truncate(8)
     with pytest.raises(OSError, match="shorter than when it was written"):
         stored[0]
+
+
+def test_some_rows_of_a_block_are_chosen_with_their_tokens(tmp_path: Path) -> None:
+    """As for the two sides of a split."""
+    chosen = block(*ROWS).select(np.array([True, False, True]))
+    with Writer(tmp_path / "store") as writer:
+        writer.append(chosen)
+    assert plain(Examples.open(tmp_path / "store")) == [ROWS[0], ROWS[2]]
+    assert (chosen.cut_tokens.tolist(), chosen.cut_targets.tolist()) == ([2, 2], [1, 1])

@@ -13,10 +13,11 @@ def cpu_threads(quota_file: Path = CPU_MAX) -> int:
     With more threads than quota, every step waits for the kernel to hand out the next period.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, _cpus(quota_file) // processes)
+    return max(1, node_cpus(quota_file) // processes)
 
 
-def _cpus(quota_file: Path) -> int:
+def node_cpus(quota_file: Path = CPU_MAX) -> int:
+    """The same of all processes of this node together."""
     available = len(os.sched_getaffinity(0))
     try:
         quota, period = quota_file.read_text(encoding="ascii").split()

@@ -9,11 +9,12 @@ import fcntl
 import json
 import logging
 import shutil
+import sys
 import tempfile
+import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,17 @@ from numpy.typing import NDArray
 
 from lora_trainer.contract.config import DatasetFormat, TrainConfig
 from lora_trainer.contract.summary import DatasetStats
+from lora_trainer.cpus import node_cpus
 from lora_trainer.dataset_files import Files, locate, locate_validation
+from lora_trainer.encoding import Batch, batches, encode_batches
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import MAY_BE_ABSENT, Layout, Sample, content_key, detect, nothing_to_learn, parse, size
+from lora_trainer.formats import MAY_BE_ABSENT, Layout, Sample, content_key, detect, nothing_to_learn, parse
 from lora_trainer.hub import Hub
 from lora_trainer.readers import fingerprint, read_rows
 from lora_trainer.rows import Row
 from lora_trainer.split import Keys, common, copies, held_out
-from lora_trainer.store import Examples, Writer
-from lora_trainer.tokens import Encoded, Encoder
+from lora_trainer.store import Block, Examples, Writer
+from lora_trainer.tokens import Encoder
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ MOST_CUT = 0.5
 
 Mask = NDArray[np.bool_]
 _TRAINING, _EVALUATION = "training", "evaluation"
-_BATCH_ROWS, _BATCH_CHARACTERS = 512, 2**20
+_TELL_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,16 +169,30 @@ class _Counts:
     cut_targets: int = 0
     whole: str | None = None
 
-    def add(self, sample: Sample, encoded: Encoded, *, training: bool) -> bool:
-        """Count one more row; whether there is something left to learn in it."""
-        kept = encoded.example.targets > 0
-        self.rows += 1
-        self.lost += not kept
-        self.cut_tokens += encoded.cut_tokens
-        self.cut_targets += encoded.cut_targets
-        if self.whole is None and kept and training and not encoded.example.truncated:
-            self.whole = sample.where
+    def add(self, batch: Batch, block: Block, training: Mask) -> Mask:
+        """Count some more rows; in which of them there is something left to learn."""
+        kept: Mask = block.targets > 0
+        self.rows += len(kept)
+        self.lost += int(np.count_nonzero(~kept))
+        self.cut_tokens += int(block.cut_tokens.sum())
+        self.cut_targets += int(block.cut_targets.sum())
+        if self.whole is None:
+            whole = np.flatnonzero(kept & training & ~block.truncated)
+            self.whole = batch.samples[int(whole[0])].where if len(whole) else None
         return kept
+
+
+class _Teller:
+    """Logs now and then how many rows are encoded."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._told_at_s = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self._told_at_s >= _TELL_S:
+            self._told_at_s = time.monotonic()
+            log.info("encoded %d of %d rows", done, self._rows)
 
 
 def encode_once(samples: Samples, encoder: Encoder, folder: Path | None) -> Data:
@@ -205,12 +222,15 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Da
         with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
             return encode(samples, encoder, Path(temporary))
     counts = _Counts()
+    told = _Teller(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
-            for number, sample, encoded in _encoded(part, part.training | part.held_out, samples.layout, encoder):
-                is_training = bool(part.training[number])
-                if counts.add(sample, encoded, training=is_training):
-                    (training_writer if is_training else evaluation_writer).append(encoded.example)
+            for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder):
+                is_training = part.training[np.array(batch.numbers)]
+                kept = counts.add(batch, block, is_training)
+                training_writer.append(block.select(kept & is_training))
+                evaluation_writer.append(block.select(kept & ~is_training))
+                told(counts.rows)
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
     targets = int(training.targets.sum() + evaluation.targets.sum())
     _check(samples, training, counts, targets, encoder)
@@ -254,31 +274,30 @@ def _store(
     samples: Samples, chosen: Sequence[tuple[Part, Mask]], encoder: Encoder, folder: Path, most: int | None
 ) -> Examples:
     with Writer(folder) as writer:
-        rows = (row for part, wanted in chosen for row in _encoded(part, wanted, samples.layout, encoder))
-        kept = (encoded.example for _, _, encoded in rows if encoded.example.targets)
-        for example in islice(kept, most):
-            writer.append(example)
+        left = sys.maxsize if most is None else most
+        for part, wanted in chosen:
+            blocks = _encoded(part, wanted, samples.layout, encoder)
+            while left > 0 and (found := next(blocks, None)) is not None:
+                kept = found[1].targets > 0
+                kept &= np.cumsum(kept) <= left
+                writer.append(found[1].select(kept))
+                left -= int(np.count_nonzero(kept))
     return Examples.open(folder)
 
 
-def _encoded(part: Part, wanted: Mask, layout: Layout, encoder: Encoder) -> Iterator[tuple[int, Sample, Encoded]]:
-    """Number, sample and example of every wanted row, encoded many at a time."""
-    numbers: list[int] = []
-    samples: list[Sample] = []
-    characters = 0
+def _encoded(part: Part, wanted: Mask, layout: Layout, encoder: Encoder) -> Iterator[tuple[Batch, Block]]:
+    """The wanted rows, many at a time."""
+    return encode_batches(batches(_parsed(part, wanted, layout)), encoder, node_cpus())
+
+
+def _parsed(part: Part, wanted: Mask, layout: Layout) -> Iterator[tuple[int, Sample]]:
     for row in read_rows(part.files, wanted=wanted, columns=layout.names):
         sample = parse(row, layout)
         if sample is None:
             raise DatasetError(
                 f"{row.where}: the row changed while it was read; keep the files as they are during a run"
             )
-        numbers.append(row.number)
-        samples.append(sample)
-        characters += size(sample)
-        if len(numbers) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
-            yield from zip(numbers, samples, encoder.encode_all(samples), strict=True)
-            numbers, samples, characters = [], [], 0
-    yield from zip(numbers, samples, encoder.encode_all(samples), strict=True)
+        yield row.number, sample
 
 
 def _check(samples: Samples, training: Examples, counts: _Counts, targets: int, encoder: Encoder) -> None:

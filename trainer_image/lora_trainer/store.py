@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_trainer.errors import storage_error
-from lora_trainer.tokens import IGNORED, Example
+from lora_trainer.tokens import IGNORED, Encoded, Example
 
 LEARNED = np.uint32(1 << 31)
 """The top bit of a stored token: whether it is learned. No vocabulary comes near 2^31 entries."""
-
-_BUFFERED_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,15 +115,14 @@ class Examples(Sequence[Example]):
     @classmethod
     def of(cls, examples: Iterable[Example]) -> "Examples":
         """Rows kept in memory."""
-        rows = list(examples)
-        lengths = np.array([row.length for row in rows], dtype=np.int32)
+        block = Block.of([Encoded(example=example, cut_tokens=0, cut_targets=0) for example in examples])
         columns = _Columns(
-            starts=_starts(lengths),
-            lengths=lengths,
-            targets=np.array([row.targets for row in rows], dtype=np.int32),
-            truncated=np.array([row.truncated for row in rows], dtype=np.bool_),
+            starts=_starts(block.lengths),
+            lengths=block.lengths,
+            targets=block.targets,
+            truncated=block.truncated,
         )
-        return cls(_Memory(np.concatenate([np.empty(0, np.uint32), *map(_packed, rows)])), columns)
+        return cls(_Memory(block.tokens), columns)
 
     @classmethod
     def open(cls, folder: Path) -> "Examples":
@@ -140,6 +137,45 @@ class Examples(Sequence[Example]):
         return cls(_File(folder / "tokens"), columns)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Some rows packed for a store: their `tokens` one after the other, and for each row its lengths and flags.
+
+    `cut_tokens` and `cut_targets` are what did not fit into the longest length.
+    """
+
+    tokens: NDArray[np.uint32]
+    lengths: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    cut_tokens: NDArray[np.int64]
+    cut_targets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded]) -> "Block":
+        """Pack rows."""
+        examples = [row.example for row in rows]
+        return cls(
+            tokens=np.concatenate([np.empty(0, np.uint32), *map(_packed, examples)]),
+            lengths=np.array([example.length for example in examples], np.int32),
+            targets=np.array([example.targets for example in examples], np.int32),
+            truncated=np.array([example.truncated for example in examples], np.bool_),
+            cut_tokens=np.array([row.cut_tokens for row in rows], np.int64),
+            cut_targets=np.array([row.cut_targets for row in rows], np.int64),
+        )
+
+    def select(self, chosen: NDArray[np.bool_]) -> "Block":
+        """Some of the rows."""
+        return Block(
+            tokens=self.tokens[np.repeat(chosen, self.lengths)],
+            lengths=self.lengths[chosen],
+            targets=self.targets[chosen],
+            truncated=self.truncated[chosen],
+            cut_tokens=self.cut_tokens[chosen],
+            cut_targets=self.cut_targets[chosen],
+        )
+
+
 class Writer:
     """Appends rows to the files of a folder, which must not hold any yet; a context. Raises `StorageError`."""
 
@@ -151,16 +187,14 @@ class Writer:
         with self._told():
             self._folder.mkdir(parents=True, exist_ok=True)
             for name in ("tokens", "lengths", "targets", "truncated"):
-                self._files[name] = (self._folder / name).open("xb", buffering=_BUFFERED_BYTES)
+                self._files[name] = (self._folder / name).open("xb")
         return self
 
-    def append(self, example: Example) -> None:
-        """Add one row at the end."""
+    def append(self, block: Block) -> None:
+        """Add rows at the end."""
         with self._told():
-            self._files["tokens"].write(_packed(example).tobytes())
-            self._files["lengths"].write(np.int32(example.length).tobytes())
-            self._files["targets"].write(np.int32(example.targets).tobytes())
-            self._files["truncated"].write(np.bool_(example.truncated).tobytes())
+            for name, file in self._files.items():
+                file.write(getattr(block, name).tobytes())
 
     def __exit__(self, *_: object) -> None:
         with self._told():
