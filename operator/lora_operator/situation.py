@@ -73,9 +73,22 @@ def assess(scene: Scene) -> Situation:
     if scene.job.deleting:
         message = f"Job {scene.job.name} is being deleted; a new one follows when its pod has stopped"
         return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=newest)
-    if living is None:
+    if living is None or _is_failing(scene):
         return Situation(state=_without_pod(scene, newest), pod=newest)
-    return _with_pod(scene, living)
+    situation = _with_pod(scene, living)
+    return situation if situation.running or scene.nodes == 1 else _counted(scene, situation)
+
+
+def _is_failing(scene: Scene) -> bool:
+    """Whether the Job has given up, and only waits for the pods that it is stopping."""
+    given_up = any(c.type == "FailureTarget" and c.status == "True" for c in scene.job.conditions)
+    return given_up and bool(failures_of(scene.pods, scene.memory))
+
+
+def _counted(scene: Scene, situation: Situation) -> Situation:
+    """With the number of pods that run, where several must."""
+    message = f"{situation.state.message}; {_running_nodes(scene)} of {scene.nodes} pods run"
+    return dataclasses.replace(situation, state=dataclasses.replace(situation.state, message=message))
 
 
 def _telling(scene: Scene, living: Sequence[PodView]) -> PodView | None:
@@ -145,7 +158,7 @@ def _with_pod(scene: Scene, pod: PodView) -> Situation:
         return Situation(state=_running(scene, failures), pod=pod, running=True)
     if failures:
         return Situation(state=_restarting(scene, failures[0]), pod=pod)
-    return Situation(state=_starting(scene, pod), pod=pod)
+    return Situation(state=_starting(pod), pod=pod)
 
 
 def _in_trouble(scene: Scene, pod: PodView, trouble: Finding) -> Situation:
@@ -182,15 +195,14 @@ def _name(failure: Finding) -> str:
     return "a transient error" if failure.reason is Reason.RESTARTING else failure.reason.value
 
 
-def _starting(scene: Scene, pod: PodView) -> Finding:
+def _starting(pod: PodView) -> Finding:
     if not pod.node:
         message = f"Pod {pod.name} waits for a node"
     elif is_running(pod):
         message = "Waiting for the cluster to create the other pods"
     else:
         message = f"Node {pod.node} pulls the image and mounts the volumes of pod {pod.name}"
-    count = f"; {_running_nodes(scene)} of {scene.nodes} pods run" if scene.nodes > 1 else ""
-    return Finding(reason=Reason.PENDING, message=message + count)
+    return Finding(reason=Reason.PENDING, message=message)
 
 
 def _running(scene: Scene, failures: Sequence[Finding]) -> Finding:

@@ -27,6 +27,7 @@ from tests.component.documents import Object, finetune
 from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
 from localcluster.client import Client
+from lora_operator.names import ATTEMPT_LABEL, ROLE_LABEL, Role
 from lora_operator.self_check import RIGHTS, Right
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -239,18 +240,28 @@ class Stage:
         items: list[Object] = self.api.get(self.path(plural))["items"]
         return items
 
-    def wait_job(self, attempt: int = 1) -> Object:
-        """Wait for the Job of an attempt."""
+    def jobs_that(self, role: Role) -> list[Object]:
+        """The Jobs that train, or those that prepare."""
+        return [j for j in self.objects("jobs") if j["metadata"]["labels"].get(ROLE_LABEL) == role.value]
+
+    def wait_job(self, attempt: int = 1, *, role: Role = Role.TRAIN) -> Object:
+        """Wait for the Job of an attempt that trains, or that prepares it."""
 
         def look() -> Object | None:
-            labelled = (
-                j
-                for j in self.objects("jobs")
-                if j["metadata"]["labels"].get("lora-operator.io/attempt") == str(attempt)
-            )
-            return next(labelled, None)
+            found = (j for j in self.jobs_that(role) if j["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt))
+            return next(found, None)
 
         return eventually(look, f"the Job of attempt {attempt} exists")
+
+    def wait_pods(self, job: Object, count: int) -> list[Object]:
+        """Wait for so many pods of a Job; they come in the order of their index."""
+
+        def look() -> list[Object] | None:
+            uid = job["metadata"]["uid"]
+            pods = [p for p in self.objects("pods") if any(o["uid"] == uid for o in p["metadata"]["ownerReferences"])]
+            return sorted(pods, key=lambda pod: str(pod["metadata"]["name"])) if len(pods) == count else None
+
+        return eventually(look, f"the Job has {count} pods")
 
     def wait_pod(self, job: Object, *, other_than: str = "") -> Object:
         """Wait for a living pod of a Job, not the one with the uid `other_than`."""

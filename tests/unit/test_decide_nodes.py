@@ -74,6 +74,15 @@ def test_one_failure_of_all_nodes_is_one_retry() -> None:
     assert "retry 1 of 3" in condition(plan, "Complete")["message"]
 
 
+def test_a_job_that_has_given_up_tells_why_while_it_stops_its_other_pods() -> None:
+    """No new pod follows, whatever is being stopped."""
+    cause = ended_pod(65, make_summary(Reason.DATASET_INVALID, "line 3").to_message(), index=1)
+    pods = (running_pod(index=0, deleting=True), cause)
+    failing = make_job(status={"failed": 1, "conditions": [condition_object("FailureTarget")]})
+    assert told(plan_for(TWO, jobs=(failing,), pods=pods)) == ("Unknown", "DatasetInvalid")
+    assert told(plan_for(TWO, jobs=(make_job(status={"failed": 1}),), pods=pods)) == ("Unknown", "Restarting")
+
+
 @pytest.mark.parametrize("code", [65, 72])
 def test_the_verdict_on_several_nodes_is_that_of_the_node_that_failed(code: int) -> None:
     """Whichever of the pods is newer; one that was only told to stop explains nothing."""

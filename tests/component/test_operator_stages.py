@@ -1,0 +1,139 @@
+"""What comes before the training and what runs beside it: the cache filled by a CPU Job, several nodes, checkpoints."""
+
+from functools import partial
+
+from tests.component.documents import failed, succeeded
+from tests.component.stage import Stage, eventually, gone
+
+from lora_operator.names import Role
+from lora_trainer.contract.reasons import Reason
+
+CLAIM = "models"
+
+
+def test_a_cache_is_filled_before_a_gpu_is_asked_for(stage: Stage) -> None:
+    """A Job without GPUs first; the training Job when it has succeeded; both stay until the end."""
+    stage.start(cacheClaim=CLAIM)
+    stage.apply()
+    prepare = stage.wait_job(role=Role.PREPARE)
+    pod = stage.wait_pod(prepare)
+    assert "nvidia.com/gpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
+    stage.run_pod(pod)
+    stage.wait_condition("Complete", status="Unknown", reason="Preparing")
+    stage.wait_condition("PreflightPassed", status="Unknown", reason="Preparing")
+    assert stage.jobs_that(Role.TRAIN) == []
+    stage.end_pod(pod, 0)
+    training = stage.wait_pod(stage.wait_job())
+    stage.wait_condition("PreflightPassed", status="True", reason="Prepared")
+    stage.run_pod(training)
+    stage.wait_condition("PodsReady", status="True")
+    stage.end_pod(training, 0, succeeded())
+    stage.wait_condition("Complete", status="True")
+    assert len(stage.objects("jobs")) == 2
+
+
+def test_a_model_that_does_not_exist_fails_the_run_before_a_gpu_is_asked_for(stage: Stage) -> None:
+    """The verdict has the trainer's sentence, and no training Job was ever made."""
+    stage.start(cacheClaim=CLAIM)
+    stage.apply()
+    pod = stage.wait_pod(stage.wait_job(role=Role.PREPARE))
+    stage.run_pod(pod)
+    stage.end_pod(pod, 66, failed(Reason.MODEL_NOT_FOUND, "spec.model.uri is hf://acme/model: the Hub has no such"))
+    verdict = stage.wait_condition("Failed", status="True", reason="ModelNotFound")
+    assert "the Hub has no such" in verdict["message"]
+    assert stage.condition("PreflightPassed")["status"] == "False"
+    assert stage.jobs_that(Role.TRAIN) == []
+    assert len(stage.objects("pods")) == 1
+
+
+def test_an_operator_that_was_killed_meanwhile_goes_on_with_one_training_job(stage: Stage) -> None:
+    """What was fetched while nobody looked is not fetched again."""
+    stage.start(cacheClaim=CLAIM)
+    stage.apply()
+    prepare = stage.wait_job(role=Role.PREPARE)
+    pod = stage.wait_pod(prepare)
+    stage.operators[-1].kill()
+    stage.end_pod(pod, 0)
+    stage.start(cacheClaim=CLAIM)
+    training = stage.wait_job()
+    stage.wait_condition("PreflightPassed", status="True")
+    stage.operators[-1].kill()
+    stage.start(cacheClaim=CLAIM)
+    stage.wait_condition("Accepted", status="True")
+    assert {j["metadata"]["uid"] for j in stage.objects("jobs")} == {
+        prepare["metadata"]["uid"],
+        training["metadata"]["uid"],
+    }
+
+
+def test_a_job_that_prepares_is_made_again_when_it_is_deleted_and_held_when_the_run_is_suspended(stage: Stage) -> None:
+    """Under the same name, and no attempt is counted."""
+    stage.start(cacheClaim=CLAIM)
+    stage.apply()
+    first = stage.wait_job(role=Role.PREPARE)
+    stage.wait_condition("Accepted", status="True")
+    path = stage.path("jobs", first["metadata"]["name"])
+    stage.api.delete(path + "?propagationPolicy=Background")
+
+    def again() -> bool:
+        return any(j["metadata"]["uid"] != first["metadata"]["uid"] for j in stage.jobs_that(Role.PREPARE))
+
+    eventually(again, "the Job is made again")
+    pod = stage.wait_pod(stage.wait_job(role=Role.PREPARE))
+    stage.change(suspend=True)
+    stage.wait_condition("Suspended", status="True", reason="SuspendedByUser")
+    eventually(partial(gone, stage.api, stage.path("pods", pod["metadata"]["name"])), "the pod is gone")
+    assert "attempt" not in stage.finetune()["status"]
+
+
+def test_several_nodes_train_as_one_job_with_a_name_for_each_pod(stage: Stage) -> None:
+    """A headless Service that the resource owns, a pod for each index; ready when all run, complete when all ended."""
+    stage.start()
+    uid = stage.apply(resources={"nodes": 2})["metadata"]["uid"]
+    job = stage.wait_job()
+    name = job["metadata"]["name"]
+    service = stage.api.get(stage.path("services", name))
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["metadata"]["ownerReferences"][0]["uid"] == uid
+    assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    first, second = stage.wait_pods(job, 2)
+    hosts = [(pod["spec"]["hostname"], pod["spec"]["subdomain"]) for pod in (first, second)]
+    assert hosts == [(f"{name}-0", name), (f"{name}-1", name)]
+    stage.run_pod(second, ip="127.82.0.2")
+    eventually(lambda: "1 of 2 pods run" in stage.condition("PodsReady").get("message", ""), "one pod runs")
+    stage.run_pod(first)
+    stage.wait_condition("PodsReady", status="True")
+    assert stage.finetune()["status"]["podName"] == first["metadata"]["name"]
+    stage.end_pod(second, 0)
+    stage.end_pod(first, 0, succeeded())
+    stage.wait_condition("Complete", status="True", reason="Succeeded")
+    stage.api.delete(stage.path("lorafinetunes", "tone"))
+    eventually(partial(gone, stage.api, stage.path("services", name)), "the Service goes with the resource")
+
+
+def test_the_cause_is_told_when_one_node_ends_all(stage: Stage) -> None:
+    """The pod with a final exit code decides; the Job stops the other one."""
+    stage.start()
+    stage.apply(resources={"nodes": 2}, maxRetries=1)
+    job = stage.wait_job()
+    assert job["spec"]["backoffLimit"] == 2
+    first, second = stage.wait_pods(job, 2)
+    stage.run_pod(first)
+    stage.run_pod(second, ip="127.82.0.2")
+    stage.wait_condition("PodsReady", status="True")
+    stage.end_pod(second, 65, failed(Reason.DATASET_INVALID, "line 17 has no field 'output': add it"))
+    path = stage.path("pods", first["metadata"]["name"])
+    eventually(lambda: "deletionTimestamp" in stage.api.get(path)["metadata"], "the other pod is told to stop")
+    stage.wait_condition("Complete", status="Unknown", reason="DatasetInvalid")
+    stage.end_pod(first, 143)
+    verdict = stage.wait_condition("Failed", status="True", reason="DatasetInvalid")
+    assert "line 17" in verdict["message"]
+
+
+def test_a_run_without_a_claim_for_checkpoints_is_accepted_and_says_what_that_means(stage: Stage) -> None:
+    """Its output goes to a bucket, and no claim is named."""
+    stage.start()
+    stage.apply(output={"uri": "s3://adapters/tone"})
+    stage.wait_condition("Accepted", status="True")
+    warned = stage.wait_condition("CheckpointSaved", status="False", reason="NoCheckpointClaim")
+    assert "spec.checkpoint.volumeClaimName" in warned["message"]
