@@ -57,9 +57,10 @@ class Workplace:
         path.write_text(config.to_json(), encoding="utf-8")
         return path
 
-    def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
-        """Start `lora-trainer run` with `arguments` on these claims."""
-        command = [sys.executable, "-m", "lora_trainer.cli", "run", *map(str, arguments), "--claims", str(self.claims)]
+    def start(self, *arguments: str | Path, subcommand: str = "run", **environment: str) -> "subprocess.Popen[str]":
+        """Start `lora-trainer run`, or another command of it, with `arguments` on these claims."""
+        command = [sys.executable, "-m", "lora_trainer.cli", subcommand, *map(str, arguments)]
+        command += ["--claims", str(self.claims)]
         command += ["--configmaps", str(self.root / "configmaps"), "--termination-log", str(self.termination_log)]
         return subprocess.Popen(
             command,
@@ -69,9 +70,9 @@ class Workplace:
             env={**os.environ, "PYTHONPATH": str(TRAINER), "HF_HUB_OFFLINE": "0", **environment},
         )
 
-    def run(self, *arguments: str | Path, **environment: str) -> "Finished":
+    def run(self, *arguments: str | Path, subcommand: str = "run", **environment: str) -> "Finished":
         """Run to the end."""
-        process = self.start(*arguments, **environment)
+        process = self.start(*arguments, subcommand=subcommand, **environment)
         output, errors = process.communicate(timeout=300)
         return Finished(status=process.returncode, output=output, log=errors, summary=self.summary())
 

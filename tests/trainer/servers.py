@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -154,20 +155,28 @@ def answering(document: object) -> Iterator[Answering]:
 
 
 class Proxy:
-    """Passes requests on to `upstream` and spoils the answers that a fault hits; `with Proxy(url) as proxy:`."""
+    """Passes requests on to `upstream` and spoils the answers that a fault hits; `with Proxy(url) as proxy:`.
 
-    def __init__(self, upstream: str) -> None:
+    With a certificate (a file with its key) it speaks TLS.
+    """
+
+    def __init__(self, upstream: str, certificate: Path | None = None) -> None:
         self.upstream = upstream.removeprefix("http://")
         self.faults = Faults()
         self.requests: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self.lock = threading.Lock()
         self._server = _ProxyServer(("127.0.0.1", 0), self)
+        self._scheme = "http" if certificate is None else "https"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def inject(self, fault: Fault) -> None:
         """Queue a fault."""
@@ -217,10 +226,10 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         if fault is not None and fault.status is not None:
             self._answer(fault.status, {"Content-Type": "text/plain", **fault.headers}, b"injected")
             return
-        # An address on the request line makes this a forward proxy, too.
-        host = urlsplit(self.path).netloc or proxy.upstream
-        upstream = http.client.HTTPConnection(host, timeout=60)
-        upstream.request(self.command, self.path, body=body or None, headers=dict(self.headers))
+        # A whole address on the request line: somebody takes this for the proxy to a host that does not exist.
+        path = self.path.removeprefix(f"http://{urlsplit(self.path).netloc}")
+        upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
+        upstream.request(self.command, path, body=body or None, headers=dict(self.headers))
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()

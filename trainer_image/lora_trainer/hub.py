@@ -81,11 +81,12 @@ class Hub:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
 
         role = Role(repository.kind)
-        if not self.offline:
-            self._check_access(uri, repository, wanted[0])
-            for name in wanted:
-                if name in repository.large:
-                    self.call(uri, role, functools.partial(self._fetch_large, uri, repository, name))
+        if self.offline:
+            return self._storage(repository.repo, role) / "snapshots" / repository.commit
+        self._check_access(uri, repository, wanted[0])
+        for name in wanted:
+            if name in repository.large:
+                self.call(uri, role, functools.partial(self._fetch_large, uri, repository, name))
 
         def fetch() -> str:
             return snapshot_download(
@@ -96,10 +97,11 @@ class Hub:
                 token=self.token(role),
                 endpoint=self.environment.get("HF_ENDPOINT"),
                 cache_dir=self.cache,
-                local_files_only=self.offline,
             )
 
-        return Path(self.call(uri, role, fetch))
+        folder = Path(self.call(uri, role, fetch))
+        self.call(uri, role, lambda: self._remember(uri, repository))
+        return folder
 
     @property
     def offline(self) -> bool:
@@ -149,7 +151,7 @@ class Hub:
 
     def _fetch_large(self, uri: HubUri, repository: Repository, name: str) -> None:
         fetch_large(
-            self._storage(repository),
+            self._storage(repository.repo, Role(repository.kind)),
             repository.large[name],
             lambda: self._metadata(repository, name).location,
             token=self.token(Role(repository.kind)),
@@ -157,32 +159,33 @@ class Hub:
             what=f"{Role(repository.kind).field} is {uri}: {name}",
         )
 
-    def _storage(self, repository: Repository) -> Path:
-        """The repository's folder in the cache."""
-        return self._cache_folder() / f"{repository.kind}s--{repository.repo.replace('/', '--')}"
-
-    def _cache_folder(self) -> Path:
+    def _storage(self, repo: str, role: Role) -> Path:
+        """The repository's folder in the cache, as the client library lays it out."""
         from huggingface_hub import constants  # noqa: PLC0415 - as above
 
-        return self.cache or Path(constants.HF_HUB_CACHE)
+        return (self.cache or Path(constants.HF_HUB_CACHE)) / f"{role.value}s--{repo.replace('/', '--')}"
 
     def _cached_repository(self, uri: HubUri, role: Role) -> Repository:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
-        from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
-
-        try:
-            folder = Path(
-                snapshot_download(
-                    uri.repo, repo_type=role.value, revision=uri.revision, cache_dir=self.cache, local_files_only=True
-                )
-            )
-        except LocalEntryNotFoundError as error:
-            raise role.missing(
-                f"{role.field} is {uri}: the Hub may not be asked (HF_HUB_OFFLINE), and the cache "
-                f"{self._cache_folder()} holds nothing of it; fill the cache claim where the Hub can be reached"
-            ) from error
+        storage = self._storage(uri.repo, role)
+        reference = storage / "refs" / uri.revision
+        commit = reference.read_text(encoding="ascii").strip() if reference.is_file() else uri.revision
+        folder = storage / "snapshots" / commit
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        return Repository(repo=uri.repo, kind=role.value, commit=folder.name, files=tuple(files), large={})
+        if not files:
+            raise role.missing(
+                f"{role.field} is {uri}: the Hub may not be asked (HF_HUB_OFFLINE), and its cache holds "
+                f"nothing of it ({storage.parent}); fill the cache claim where the Hub can be reached"
+            )
+        return Repository(repo=uri.repo, kind=role.value, commit=commit, files=tuple(files), large={})
+
+    def _remember(self, uri: HubUri, repository: Repository) -> None:
+        """Note which commit the revision is at, for runs that may not ask."""
+        if uri.revision != repository.commit:
+            reference = self._storage(uri.repo, Role(repository.kind)) / "refs" / uri.revision
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            temporary = reference.with_name(f".{reference.name}.{os.getpid()}")
+            temporary.write_text(repository.commit, encoding="ascii")
+            temporary.rename(reference)
 
 
 def _literal(name: str) -> str:

@@ -12,11 +12,14 @@ ATTEMPTS = 4
 LONGEST_PAUSE_S = 60
 """A server that asks for more (`Retry-After`) is left to the Job's own retries."""
 RETRIED = (429, 500, 502, 503, 504)
-_CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+_CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
-def http_pool(url: str, *, backoff_s: float = 0.5) -> urllib3.PoolManager:
-    """Connections to the server of `url`. A request that keeps failing raises urllib3's errors or gives its status."""
+def http_pool(url: str, *, backoff_s: float = 0.5, ca_variable: str | None = None) -> urllib3.PoolManager:
+    """Connections to the server of `url`. A request that keeps failing raises urllib3's errors or gives its status.
+
+    `ca_variable` names a bundle of certificates before those that every client of the machine uses.
+    """
     retries = urllib3.Retry(
         total=ATTEMPTS - 1,
         status_forcelist=RETRIED,
@@ -27,7 +30,8 @@ def http_pool(url: str, *, backoff_s: float = 0.5) -> urllib3.PoolManager:
         retry_after_max=LONGEST_PAUSE_S,
     )
     timeout = urllib3.Timeout(connect=10, read=60)
-    bundle = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), certifi.where())
+    variables = _CA_VARIABLES if ca_variable is None else (ca_variable, *_CA_VARIABLES)
+    bundle = next((os.environ[name] for name in variables if os.environ.get(name)), certifi.where())
     proxy = _proxy(url)
     if proxy is None:
         return urllib3.PoolManager(retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8)

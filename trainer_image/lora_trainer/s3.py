@@ -186,7 +186,7 @@ def connect(role: Role, environment: Mapping[str, str], *, backoff_s: float = 0.
         secure=parts.scheme == "https",
         region=region,
         credentials=credentials,
-        http_client=http_pool(text, backoff_s=backoff_s),
+        http_client=http_pool(text, backoff_s=backoff_s, ca_variable="AWS_CA_BUNDLE"),
     )
     return Connection(client=client, role=role, anonymous=credentials is None)
 

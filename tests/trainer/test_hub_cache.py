@@ -1,0 +1,232 @@
+"""The cache of a Hub's files: every byte once, never half a file, never for a run that may not read it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.trainer import tiny
+from tests.trainer.runs import TRAINER, Workplace
+from tests.trainer.servers import Proxy
+
+from hub.access import Restriction
+from hub.faults import Fault
+from hub.server import HubServer
+from lora_trainer.base import find_base
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import AccessDeniedError, NotFoundError, TransientError
+from lora_trainer.hub import Hub
+from lora_trainer.volumes import Volumes
+
+WEIGHTS = "model.safetensors"
+TOKEN = "hf_allowed"
+
+
+@pytest.fixture
+def server(tmp_path: Path, tiny_folder: Path) -> Iterator[HubServer]:
+    """A Hub with an open and a gated model and a data set."""
+    for name in ("tiny", "gated"):
+        shutil.copytree(tiny_folder, tmp_path / "hub/models/org" / name)
+    tiny.write_jsonl(tmp_path / "hub/datasets/org/chats/train.jsonl", tiny.chats(12))
+    gated = Restriction(visibility="gated", tokens=frozenset({TOKEN}))
+    with HubServer(tmp_path / "hub", restrictions={"models/org/gated": gated}).start() as hub:
+        yield hub
+
+
+def client(server: HubServer, home: Path, waits: list[float] | None = None, **environment: str) -> Hub:
+    """The trainer's client, which notes its pauses instead of making them."""
+    noted = waits if waits is not None else []
+    return Hub(environment={"HF_ENDPOINT": server.url, **environment}, cache=home / "cache", sleep=noted.append)
+
+
+def find(hub: Hub, name: str = "tiny") -> Path:
+    """Look a model up; its weights."""
+    return find_base(f"hf://org/{name}", Volumes(), hub).folder / WEIGHTS
+
+
+def weight_bytes(server: HubServer, name: str = "tiny") -> int:
+    """Bytes of weights that were sent."""
+    return sum(
+        count["bytes"] for path, count in server.served().items() if path.endswith(WEIGHTS) and f"org/{name}/" in path
+    )
+
+
+def size(folder: Path) -> int:
+    """Of the weights of a model folder."""
+    return (folder / WEIGHTS).stat().st_size
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(server: HubServer, tmp_path: Path, tiny_folder: Path) -> None:
+    """Within an attempt and over several: each byte comes once."""
+    server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", cut_after_bytes=100_000, times=2))
+    server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", cut_after_bytes=0, times=None))
+    with pytest.raises(TransientError, match=f"cut off after 200000 of {size(tiny_folder)} bytes; what has arrived is"):
+        find(client(server, tmp_path))
+    server.faults.replace([])
+    assert find(client(server, tmp_path)).read_bytes() == (tiny_folder / WEIGHTS).read_bytes()
+    assert weight_bytes(server) == size(tiny_folder)
+
+
+def test_a_second_run_transfers_no_weights(server: HubServer, tmp_path: Path, tiny_folder: Path) -> None:
+    """It asks the Hub, whether the revision is the same and whether it may read it, and takes the cached file."""
+    find(client(server, tmp_path))
+    find(client(server, tmp_path))
+    assert weight_bytes(server) == size(tiny_folder)
+
+
+def test_a_wrong_byte_is_fetched_again(server: HubServer, tmp_path: Path, tiny_folder: Path) -> None:
+    """The sha256 tells; half a file or a wrong one never gets the name of a whole one."""
+    server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", flip_byte=70_000))
+    assert find(client(server, tmp_path)).read_bytes() == (tiny_folder / WEIGHTS).read_bytes()
+    assert weight_bytes(server) == 2 * size(tiny_folder)
+    server.inject(Fault(path="*/gated/*/model.safetensors", method="GET", flip_byte=70_000, times=None))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(TransientError, match="arrived with other bytes than the sha256"):
+        find(client(server, tmp_path, MODEL_HF_TOKEN=TOKEN), "gated")
+    assert not list((tmp_path / "cache").rglob(WEIGHTS))
+
+
+def test_a_cached_file_that_was_damaged_is_fetched_again(server: HubServer, tmp_path: Path, tiny_folder: Path) -> None:
+    """As long as before, but with another time of change."""
+    weights = find(client(server, tmp_path)).resolve()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert find(client(server, tmp_path)).read_bytes() == (tiny_folder / WEIGHTS).read_bytes()
+    assert weight_bytes(server) == 2 * size(tiny_folder)
+
+
+def test_a_cached_model_is_refused_to_a_run_without_access(server: HubServer, tmp_path: Path) -> None:
+    """Another run's token filled the cache."""
+    find(client(server, tmp_path, MODEL_HF_TOKEN=TOKEN), "gated")
+    for hub in (client(server, tmp_path), client(server, tmp_path, MODEL_HF_TOKEN="hf_other")):
+        with pytest.raises(AccessDeniedError, match="gated or private") as caught:
+            find(hub, "gated")
+        assert caught.value.reason is Reason.MODEL_ACCESS_DENIED
+
+
+def test_offline_only_the_cache_is_asked(server: HubServer, tmp_path: Path) -> None:
+    """What it lacks is told; what it has needs no Hub."""
+    weights = find(client(server, tmp_path))
+    before = server.served()
+    assert find(client(server, tmp_path, HF_HUB_OFFLINE="1")) == weights
+    with pytest.raises(NotFoundError, match=r"may not be asked \(HF_HUB_OFFLINE\), and its cache holds nothing of it"):
+        find(client(server, tmp_path, HF_HUB_OFFLINE="1"), "gated")
+    assert server.served() == before
+
+
+def test_the_pause_that_a_busy_hub_asks_for_is_made(server: HubServer, tmp_path: Path) -> None:
+    """`Retry-After`, if it is no longer than a minute."""
+    waits: list[float] = []
+    server.inject(Fault(path="/api/models/*", status=429, headers={"Retry-After": "17"}))
+    server.inject(Fault(path="/api/models/*", status=503, headers={"Retry-After": "86400"}))
+    find(client(server, tmp_path, waits))
+    assert waits[0] == 17
+    assert 0 < waits[1] <= 2
+
+
+def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
+    server: HubServer, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """SIGKILL in the middle of a download: the next run goes on from what had arrived."""
+    program = (
+        "import sys, os\nfrom lora_trainer import downloads, hub_cache\nfrom lora_trainer.base import find_base\n"
+        "from lora_trainer.hub import Hub\nfrom lora_trainer.volumes import Volumes\nfrom pathlib import Path\n"
+        "def stop(partial, size, open_at, what):\n"
+        "    partial.write_bytes(open_at(0).read(150_000))\n    print('half', flush=True)\n    sys.stdin.read()\n"
+        "hub_cache.fetch_whole = stop\n"
+        "find_base('hf://org/tiny', Volumes(), Hub(cache=Path(sys.argv[1])))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TRAINER), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0"}
+    filler = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "cache")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert filler.stdout is not None
+    assert filler.stdout.readline() == "half\n"
+    filler.send_signal(signal.SIGKILL)
+    filler.communicate()
+    assert not list((tmp_path / "cache").rglob(WEIGHTS))
+    deadline = time.monotonic() + 30
+    while weight_bytes(server) < 150_000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    before = weight_bytes(server)
+    assert find(client(server, tmp_path)).read_bytes() == (tiny_folder / WEIGHTS).read_bytes()
+    assert weight_bytes(server) - before == size(tiny_folder) - 150_000
+
+
+def prepared(
+    workplace: Workplace, server_url: str, home: Path, name: str = "tiny", **environment: str
+) -> tuple[str, ...]:
+    """Arguments and environment of `lora-trainer prepare` are those of a pod; reason and message of its summary."""
+    manifest = workplace.manifest_file(
+        model={"uri": "hf://org/tiny"}, dataset={"uri": "hf://org/chats"}, output={"uri": "s3://results/out"}
+    )
+    done = workplace.run(
+        "-f",
+        manifest,
+        subcommand="prepare",
+        **{"HF_ENDPOINT": server_url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment},
+    )
+    assert "Traceback" not in done.log
+    return str(done.status), done.summary.reason.value
+
+
+def test_inputs_are_prepared_once_for_two_runs_at_the_same_time(
+    server: HubServer, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Two pods fill one cache claim: the weights come once, both are told what is there; a third brings nothing."""
+    workplaces = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        workplaces.append(Workplace.make(tmp_path / name, tiny_folder))
+    manifests = [
+        workplace.manifest_file(model={"uri": "hf://org/tiny"}, dataset={"uri": "hf://org/chats"})
+        for workplace in workplaces
+    ]
+    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    processes = [
+        workplace.start("-f", manifest, subcommand="prepare", **variables)
+        for workplace, manifest in zip(workplaces, manifests, strict=True)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    for workplace in workplaces:
+        assert workplace.summary().reason is Reason.PREPARED
+        assert not workplace.summary().succeeded
+        assert "12 rows of hf://org/chats (Messages, 0 skipped) are at hand" in workplace.summary().message
+    assert weight_bytes(server) == size(tiny_folder)
+    assert prepared(workplaces[0], server.url, tmp_path / "home") == ("0", "Prepared")
+    assert weight_bytes(server) == size(tiny_folder)
+
+
+def test_proxies_and_certificates_of_the_environment_are_used(
+    server: HubServer, tmp_path: Path, workplace: Workplace
+) -> None:
+    """A Hub that only the proxy knows; one behind a certificate of one's own; without them neither is reached."""
+    home = tmp_path / "home"
+    with Proxy(server.url) as proxy:
+        through = {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url, "NO_PROXY": "", "no_proxy": ""}
+        assert prepared(workplace, "http://hub.invalid", home, **through) == ("0", "Prepared")
+        assert proxy.count("GET", "hub.invalid/org/tiny/resolve") >= 1
+        assert proxy.sent(WEIGHTS) > 0
+    certificate = make_certificate(tmp_path)
+    with Proxy(server.url, certificate) as proxy:
+        trusted = {"SSL_CERT_FILE": str(certificate), "REQUESTS_CA_BUNDLE": str(certificate)}
+        assert prepared(workplace, proxy.url, tmp_path / "second", **trusted) == ("0", "Prepared")
+        assert proxy.sent(WEIGHTS) > 0
+
+
+def make_certificate(folder: Path) -> Path:
+    """Key and self-signed certificate for 127.0.0.1 in one file."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tests"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(folder / "key"), "-out", str(folder / "crt")]
+    subprocess.run(command, check=True, capture_output=True)
+    (folder / "both.pem").write_text((folder / "key").read_text() + (folder / "crt").read_text())
+    return folder / "both.pem"
