@@ -49,7 +49,10 @@ def judge_preparation(job: JobView, pods: Sequence[PodView], memory: str) -> Ver
     if ending is None:
         return None
     if ending.type == "Complete":
-        finding = Finding(reason=Reason.PREPARED, message=f"Job {job.name} has fetched model and data into the cache")
+        done = (summary_of(pod) for pod in newest_first(pods) if pod.trainer.exit_code == 0)
+        told = next((summary.message for summary in done if summary is not None), "")
+        message = sentence(told) or f"Job {job.name} has fetched model and data into the cache"
+        finding = Finding(reason=Reason.PREPARED, message=message)
         return Verdict(succeeded=True, finding=finding)
     verdict = _failed(job, ending, pods, memory)
     since = job.completed_at or ending.since or verdict.finding.since

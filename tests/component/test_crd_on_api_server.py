@@ -119,6 +119,7 @@ REPLACED_BY_ALTERNATIVE = (
     "spec.lora.dropout",
     "spec.training.epochs",
     "spec.training.earlyStoppingPatience",
+    "spec.resources.nodes",
     "spec.tracking.project",
     "spec.tracking.secretRef",
     "spec.resumeFrom",

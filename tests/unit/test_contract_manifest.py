@@ -156,7 +156,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"checkpoint": {"keep": 0}}, "spec.checkpoint.keep is 0", "from 1 to 100"),
     ({"checkpoint": {"volumeClaimName": "A"}}, 'spec.checkpoint.volumeClaimName is "A"', "PersistentVolumeClaim"),
-    ({"tracking": {"project": "x"}}, 'spec.tracking.project is "x"', "name the tracker in kind"),
+    ({"tracking": {"project": "x"}}, 'spec.tracking.project is "x"', "knows no projects"),
+    (
+        {"output": {"uri": "s3://adapters/a"}, "resources": {"nodes": 2}},
+        "spec.resources.nodes is 2",
+        "must be 1 without checkpoint.volumeClaimName",
+    ),
     ({"resumeFrom": {"name": "support-tone"}}, 'spec.resumeFrom.name is "support-tone"', "must be another run"),
     (
         {"output": {"uri": "s3://adapters/a"}, "resumeFrom": {"name": "other"}},

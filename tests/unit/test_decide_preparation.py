@@ -77,9 +77,11 @@ def prepare_pod(**changes: Any) -> PodView:
 
 def test_the_training_job_follows_when_all_is_there() -> None:
     """And the condition says what was done, for as long as the run exists."""
-    plan = plan_for(make_finetune(), jobs=(prepared(),), pods=(ended_pod(0, role=Role.PREPARE),))
+    message = make_summary(Reason.PREPARED, "acme/base and 200 rows are at hand").to_message()
+    plan = plan_for(make_finetune(), jobs=(prepared(),), pods=(ended_pod(0, message, role=Role.PREPARE),))
     assert made(plan) == [("ConfigMap", job_name()), ("Job", job_name())]
     assert told(plan, "PreflightPassed") == ("True", "Prepared")
+    assert condition(plan, "PreflightPassed")["message"] == "acme/base and 200 rows are at hand"
     assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
     later = plan_for(with_status(make_finetune(), plan.status), jobs=(make_job(),), pods=(running_pod(),))
     assert condition(later, "PreflightPassed") == condition(plan, "PreflightPassed")

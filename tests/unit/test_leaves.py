@@ -80,7 +80,7 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "training.evalSteps": (5, PLAIN),
     "training.earlyStoppingPatience": (3, EVALUATED),
     "resources.gpus": (2, PLAIN),
-    "resources.nodes": (2, PLAIN),
+    "resources.nodes": (2, CHECKED),
     "resources.gpuResourceName": ("amd.com/gpu", PLAIN),
     "resources.cpu": (7, PLAIN),
     "resources.memory": ("3Gi", PLAIN),

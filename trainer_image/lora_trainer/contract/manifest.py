@@ -221,8 +221,8 @@ def _tracking(section: Reader, options: RunOptions) -> TrackingConfig:
     config = TrackingConfig(
         kind=section.choice("kind", Tracker.NONE, Tracker), project=section.text("project", longest=128)
     )
-    if config.project is not None and config.kind is Tracker.NONE:
-        rule = "must not be set with kind None: name the tracker in kind, or remove project"
+    if config.project is not None and config.kind in {Tracker.NONE, Tracker.TENSORBOARD}:
+        rule = f"must not be set with kind {config.kind.value}, which knows no projects: remove project"
         section.complain("project", config.project, rule)
     _secret(section)
     section.finish(strict=options.strict)
@@ -255,6 +255,9 @@ def _check_whole(spec: Reader, config: TrainConfig) -> None:
     if config.training.early_stopping_patience is not None and not held_out:
         rule = "needs held-out rows: set dataset.validationUri, or dataset.validationFraction above 0"
         spec.child("training").complain("earlyStoppingPatience", config.training.early_stopping_patience, rule)
+    if config.device.nodes > 1 and checkpoint_claim(config) is None:
+        rule = "must be 1 without checkpoint.volumeClaimName, a claim that all nodes can mount: set it"
+        spec.child("resources").complain("nodes", config.device.nodes, rule)
     if config.resume_from is not None and checkpoint_claim(config) is None:
         rule = "needs checkpoint.volumeClaimName, the claim that holds the other run's checkpoints: set it"
         spec.child("resumeFrom").complain("name", config.resume_from, rule)
