@@ -12,8 +12,9 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_artifact import make_manifest
 
 from lora_trainer.artifact import Form, Manifest, MergedModel
-from lora_trainer.card import camel_case, cell, leaves, model_card
+from lora_trainer.card import model_card
 from lora_trainer.contract.config import Init, TrainConfig
+from lora_trainer.hyperparameters import camel_case, cell, leaves
 from lora_trainer.serving import Serving
 
 SERVING = Serving(servable=True, text="--enable-lora --max-lora-rank 16", rank=9)

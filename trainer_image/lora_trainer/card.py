@@ -3,10 +3,7 @@
 The tables are generated from the dataclasses themselves, so that no field can be forgotten.
 """
 
-import dataclasses
-import enum
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -14,6 +11,7 @@ import yaml
 from lora_trainer.artifact import LOG, MERGED_FOLDER, Form, Manifest, loadable
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.curves import LOSS_CURVE, METRICS
+from lora_trainer.hyperparameters import cell, leaves
 from lora_trainer.serving import Serving, command, merged_command
 
 _FOLDER = "path/of/this/folder"
@@ -142,22 +140,6 @@ def _serve_adapter(manifest: Manifest, serving: Serving) -> str:
     return f"vLLM cannot serve this adapter: {serving.text}." if typed is None else f"```sh\n{typed}\n```"
 
 
-def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Every field of a dataclass that is none itself, depth first, by its path in the spelling of manifests."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        yield path, value
-        return
-    for field in dataclasses.fields(value):
-        name = camel_case(field.name)
-        yield from leaves(getattr(value, field.name), f"{path}.{name}" if path else name)
-
-
-def camel_case(name: str) -> str:
-    """`interval_s` is `intervalSeconds`, as in manifests."""
-    first, *rest = (f"{name}econds" if name.endswith("_s") else name).split("_")
-    return first + "".join(part.capitalize() for part in rest)
-
-
 def _table(value: object, header: str) -> str:
     return _mapping(dict(leaves(value)), header)
 
@@ -165,16 +147,3 @@ def _table(value: object, header: str) -> str:
 def _mapping(values: Mapping[str, object], header: str) -> str:
     rows = "\n".join(f"| {name} | {cell(value)} |" for name, value in values.items())
     return f"| | {header} |\n|---|---|\n{rows}\n"
-
-
-def cell(value: object) -> str:
-    """A value as a cell of a Markdown table."""
-    if value is None or value in ((), {}):
-        return "none"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, bool | int):
-        return str(value).lower()
-    text = value.value if isinstance(value, enum.Enum) else value
-    shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-    return " ".join(shown.split()).replace("|", "\\|")

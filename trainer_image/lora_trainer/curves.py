@@ -1,14 +1,16 @@
 """The curves of a training: `metrics.jsonl` while it goes on, `loss.png` at its end.
 
-One JSON object a line. A step's line has step, epoch, loss, learning_rate, gradient_norm, tokens, tokens_per_second and
-seconds; an evaluation's has step, eval_loss and eval_loss_standard_error. Losses are in nats per learned token.
+One JSON object a line, with the time in seconds since 1970. A step's line has step, epoch, loss, learning_rate,
+gradient_norm, tokens, tokens_per_second and seconds; an evaluation's has step, eval_loss and eval_loss_standard_error.
+Losses are in nats per learned token.
 """
 
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +34,10 @@ class MetricsFile:
     A full volume costs lines of this file and nothing else: the checkpoints decide whether a run can go on.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        """`path` None keeps nothing: on processes that are not the first."""
+    def __init__(self, path: Path | None, wall_clock: Callable[[], float] = time.time) -> None:
+        """`path` None keeps nothing: on processes that are not the first. `wall_clock` gives seconds since 1970."""
         self._path = path
+        self._wall_clock = wall_clock
         self._failed = False
 
     def begin(self, step: int) -> None:
@@ -46,7 +49,7 @@ class MetricsFile:
 
     def add(self, step: int, **values: float) -> None:
         """Append what was measured after an optimizer step."""
-        self._write(_line({"step": step, **values}), replace=False)
+        self._write(_line({"step": step, "time": round(self._wall_clock(), 3), **values}), replace=False)
 
     def stepped(self, step: "Step") -> None:
         """Append an optimizer step."""

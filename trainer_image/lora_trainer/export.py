@@ -8,13 +8,15 @@ from pathlib import Path
 from lora_trainer.artifact import Manifest, Measured, write_sealed
 from lora_trainer.base import Base
 from lora_trainer.card import model_card
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.convert import save_adapter
+from lora_trainer.curves import METRICS, read_records
 from lora_trainer.errors import storage_error
 from lora_trainer.model import Adapted
 from lora_trainer.serving import adapter_serving
+from lora_trainer.trackers import TENSORBOARD, write_events
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -61,6 +63,8 @@ def write_manifest(
         files=(),
     )
     try:
+        if config.tracking.kind is Tracker.TENSORBOARD:
+            write_events(read_records(folder / METRICS), folder / TENSORBOARD)
         (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
         return write_sealed(folder, manifest)
     except OSError as error:

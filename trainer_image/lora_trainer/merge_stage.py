@@ -17,6 +17,7 @@ from lora_trainer.hub import Hub
 from lora_trainer.merge import merge_into
 from lora_trainer.merged import bench_for, merged_model, rounding
 from lora_trainer.serving import MERGED
+from lora_trainer.trackers import TENSORBOARD
 from lora_trainer.verify import TOLERANCES, base_and_rows, judge
 from lora_trainer.volumes import Volumes
 
@@ -51,10 +52,10 @@ def _seal(adapter: Path, target: Path, manifest: Manifest) -> None:
     """Bring the adapter's other files along, all of them or the curves alone, and write card and manifest."""
     if manifest.format is Form.MERGED:
         manifest = dataclasses.replace(manifest, serving=dataclasses.replace(MERGED, rank=manifest.serving.rank))
-    kept = {LOSS_CURVE, METRICS} if manifest.format is Form.MERGED else {entry.path for entry in manifest.files}
     try:
         for entry in manifest.files:
-            if entry.path in kept - {CARD, LOG}:
+            curve = entry.path in (LOSS_CURVE, METRICS) or entry.path.startswith(f"{TENSORBOARD}/")
+            if curve or (manifest.format is Form.BOTH and entry.path not in (CARD, LOG)):
                 _bring(adapter / entry.path, target / entry.path)
         (target / CARD).write_text(model_card(manifest), encoding="utf-8")
         write_sealed(target, manifest)
