@@ -42,7 +42,7 @@ _POLL_S = 0.05
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers /progress with the last progress that the script gave."""
+    """Answers /progress with the last progress that the script gave, and /healthz, since the kubelet asks."""
 
     progress = Progress(updated_at=time.time())
 
@@ -51,9 +51,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        found = self.path == "/progress"
-        body = self.server.progress.to_json().encode() if found else b"{}"
-        self.send_response(200 if found else 404)
+        pages = {"/progress": self.server.progress.to_json().encode(), "/healthz": b"{}"}
+        body = pages.get(self.path, b"{}")
+        self.send_response(200 if self.path in pages else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -65,11 +65,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["run"])
+    parser.add_argument("command", choices=["run", "prepare"])
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     config = TrainConfig.from_json(options.config.read_text())
+    if options.command == "prepare":
+        TERMINATION_LOG.write_text(Summary(reason=Reason.PREPARED, message="Nothing was fetched.").to_message())
+        return
     server = Server(("", PORT), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for action in script(config):
