@@ -29,9 +29,10 @@ sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY / "trainer_image")]
 from hub.model import cache_root, ensure_model  # noqa: E402 - found by the path set above
 from lora_trainer.base import open_folder  # noqa: E402
 from lora_trainer.contract.manifest import RunOptions, train_config  # noqa: E402
-from lora_trainer.data import encode, load_samples  # noqa: E402
+from lora_trainer.data import encode  # noqa: E402
 from lora_trainer.hub import Hub  # noqa: E402
 from lora_trainer.model import load_encoder  # noqa: E402
+from lora_trainer.survey import load_samples  # noqa: E402
 from lora_trainer.volumes import Volumes  # noqa: E402
 
 _GROUP_ROWS = 100_000

@@ -12,11 +12,12 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.base import Base
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data import encode, encode_evaluation, encode_once, load_samples
+from lora_trainer.data import encode, encode_evaluation, encode_once
 from lora_trainer.errors import DatasetError, TrainerError
 from lora_trainer.hub import Hub
 from lora_trainer.model import load_encoder
 from lora_trainer.store import Examples
+from lora_trainer.survey import load_samples
 from lora_trainer.tokens import Encoder
 from lora_trainer.volumes import Volumes
 
@@ -191,6 +192,9 @@ def test_rows_that_change_during_a_run_are_told(tmp_path: Path, encoder: Encoder
     tiny.write_jsonl(tmp_path / "data/train.jsonl", [{"text": "Ahoy"}, {"text": ""}])
     with pytest.raises(DatasetError, match=r"train\.jsonl, line 2: the row changed while it was read"):
         encode(samples, encoder)
+    tiny.write_jsonl(tmp_path / "data/train.jsonl", [{"text": "Ahoy"}])
+    with pytest.raises(DatasetError, match=r"train\.jsonl: 1 rows are gone since the first reading"):
+        encode(samples, encoder)
 
 
 def _rows(rows: list[Any], **dataset: Any) -> Any:
@@ -255,8 +259,8 @@ BAD_INPUT: list[tuple[Any, int, str]] = [
         _rows([{"messages": [{"role": "user", "content": "q"}, {"role": "bear", "content": "a"}]}]),
         65,
         (
-            "train.jsonl, line 1: this row is empty, and so are all others: an answer is a turn of the role assistant (or "
-            "gpt) with text, the roles here are bear, user"
+            "train.jsonl, line 1: this row is empty, and so are all others: an answer is a turn of the role assistant "
+            "(or gpt) with text, the roles here are bear, user"
         ),
     ),
     (

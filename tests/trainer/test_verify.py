@@ -19,7 +19,7 @@ from lora_trainer.ask import ask, show
 from lora_trainer.batches import Batch
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.data import load_samples
+from lora_trainer.survey import load_samples
 from lora_trainer.device import Device
 from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.hub import Hub

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lora_trainer.base import Base, find_base
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.data import load_samples
 from lora_trainer.dataset_files import locate, locate_validation
 from lora_trainer.errors import ConfigError
 from lora_trainer.hub import Hub
+from lora_trainer.survey import load_samples
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)

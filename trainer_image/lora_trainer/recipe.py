@@ -17,7 +17,7 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.curves import metrics_beside, write_curves
-from lora_trainer.data import Data, Samples
+from lora_trainer.data import Data
 from lora_trainer.device import Device, choose_device
 from lora_trainer.errors import TransientError
 from lora_trainer.evaluate import Evaluation, evaluate, improvement_standard_error
@@ -39,6 +39,7 @@ from lora_trainer.sharding import device_bytes, must_shard, on_cpu, shard, weigh
 from lora_trainer.state import RunRecord, State, trainable
 from lora_trainer.stopping import Stop
 from lora_trainer.store import Examples
+from lora_trainer.survey import Samples, load_samples
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -310,6 +311,6 @@ def measured_by(
 
 def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
     """The rows that a run with this configuration evaluates on, read afresh, and the fingerprint of their data set."""
-    samples = datasets.load_samples(config, volumes, hub)
+    samples = load_samples(config, volumes, hub)
     encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
     return datasets.encode_evaluation(samples, encoder), samples.fingerprint

@@ -37,13 +37,16 @@ class Selection:
 
     def take(self) -> int | None:
         """Count one more row; its number, or None where it is not wanted."""
-        return next(iter(self.take_many(1)), None)
+        number, self.count = self.count, self.count + 1
+        return number if self._wanted is None or self._wanted[number] else None
 
     def take_many(self, rows: int) -> list[int]:
         """Count several more rows; the numbers of those that are wanted."""
         start, self.count = self.count, self.count + rows
         numbers = range(start, self.count)
-        return list(numbers) if self._wanted is None else [n for n in numbers if self._wanted[n]]
+        return (
+            list(numbers) if self._wanted is None else [n for n in numbers if n < len(self._wanted) and self._wanted[n]]
+        )
 
 
 def too_long(where: str) -> DatasetError:

@@ -16,7 +16,6 @@ from pathlib import Path
 from lora_trainer import logs
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
-from lora_trainer.data import load_samples
 from lora_trainer.errors import StorageError
 from lora_trainer.guard import guarded
 from lora_trainer.hub import Hub
@@ -26,6 +25,7 @@ from lora_trainer.outputs import open_sink
 from lora_trainer.prepare import fetch
 from lora_trainer.reports import Report, Reporter, open_report
 from lora_trainer.stopping import Stop
+from lora_trainer.survey import load_samples
 from lora_trainer.volumes import Volumes
 
 

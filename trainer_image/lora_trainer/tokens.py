@@ -1,6 +1,5 @@
 """Samples to token ids and labels: the chat template, the boundary between prompt and answer, the end-of-turn token."""
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +98,7 @@ class Encoder:
         encodings = self._batch([text.text for text in texts])
         found = []
         for text, encoding in zip(texts, encodings, strict=True):
-            ids = np.frombuffer(array("i", encoding.ids), np.int32).astype(np.int64)
+            ids = np.array(encoding.ids, np.int64)
             learned = self._learned(text, encoding, ids)
             found.append((ids, learned) if learned is not None else self._piecewise(text))
         return found
