@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test unit lint venv everything cluster soak bench docs clean
+.PHONY: help demo test unit lint venv everything cluster servers soak bench docs clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -37,6 +37,9 @@ everything:
 cluster:
 	@hack/cluster build
 
+servers: everything
+	@hack/cluster servers
+
 demo: everything
 	@hack/demo
 
@@ -49,7 +52,7 @@ lint: venv
 unit: venv
 	@$(PYTEST) tests/unit tests/golden -q
 
-test: everything
+test: servers
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST) tests
 
