@@ -19,13 +19,17 @@ from lora_trainer.errors import TerminatedError
 from lora_trainer.evaluate import evaluate
 from lora_trainer.formats import PlainText
 from lora_trainer.group import join
+from lora_trainer.hub import Hub
 from lora_trainer.listener import Listener, Step
 from lora_trainer.loop import Training
+from lora_trainer.lora_kernel import fuse
 from lora_trainer.model import adapt, load_encoder, load_model, recompute_activations
 from lora_trainer.ranks import Ranks
 from lora_trainer.sharding import shard
 from lora_trainer.stopping import Stop
 from lora_trainer.store import Examples
+from lora_trainer.verify import verify
+from lora_trainer.volumes import Volumes
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 60.0
@@ -80,6 +84,7 @@ class Plan:
     state: Path | None = None
     short_of_memory_at: int | None = None
     recompute: bool = False
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +153,12 @@ def train(plan: Plan) -> Outcome:
         )
 
 
+def verify_adapter(folder: Path, claims: Path) -> float:
+    """The loss that the verification finds."""
+    torch.set_num_threads(1)
+    return verify(folder, Volumes(claims=claims, config_maps=claims), Hub()).loss
+
+
 def _state_after_a_stop(training: Training, file: Path | None) -> Any:
     """The state of a training that was stopped, in process 0 alone."""
     if file is None or not file.exists():
@@ -179,6 +190,8 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
     if plan.sharded:
         shard(adapted.model, CPU, ranks)
         ranks = dataclasses.replace(ranks, lockstep=True)
+    if plan.fused:
+        fuse(adapted.model)
     return Training(
         adapted=adapted,
         examples=rows,

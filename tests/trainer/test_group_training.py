@@ -111,7 +111,7 @@ def test_memory_that_does_not_suffice_for_one_row_is_told_by_the_process_that_la
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outcome, recompute: bool) -> None:
     """Each process holds half of the layers' weights and all of the adapter."""
-    found = outcomes(2, dataclasses.replace(plan, sharded=True, recompute=recompute, micro=1))
+    found = outcomes(2, dataclasses.replace(plan, sharded=True, recompute=recompute, fused=not recompute, micro=1))
     close(found[0], alone)
     assert all(one.adapter == found[0].adapter for one in found)
     assert [one.layer_weights for one in found] == [alone.layer_weights // 2] * 2

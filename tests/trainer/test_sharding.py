@@ -1,11 +1,13 @@
 """When a base model is divided over GPUs, and what is refused instead."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.trainer.conftest import make_config
 
-from lora_trainer.contract.config import Init, LoraConfig, Quantization, Variant
+from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
 from lora_trainer.sharding import must_shard, weight_bytes
@@ -15,21 +17,15 @@ H100 = 80 * GIB
 LLAMA_70B = 141 * GIB
 
 
-def decide(
-    size: float = LLAMA_70B,
-    gpu: int | None = H100,
-    processes: int = 8,
-    quantization: Quantization = Quantization.NONE,
-    lora: LoraConfig = LoraConfig(),  # noqa: B008 - frozen
-) -> bool:
+def decide(size: float = LLAMA_70B, gpu: int | None = H100, processes: int = 8, **sections: Any) -> bool:
     """The decision; everything has a default that shards."""
-    return must_shard(weight_bytes=size, device_bytes=gpu, processes=processes, quantization=quantization, lora=lora)
+    return must_shard(weight_bytes=size, device_bytes=gpu, processes=processes, config=make_config(**sections))
 
 
 def test_weights_that_do_not_fit_one_gpu_are_divided() -> None:
     """70 billion parameters in 16 bits over eight GPUs of 80 GiB; also with adapters of another variant."""
     assert decide()
-    assert decide(lora=LoraConfig(variant=Variant.DORA))
+    assert decide(lora={"variant": "DoRA"})
 
 
 def test_weights_that_fit_stay_whole_on_each_gpu() -> None:
@@ -48,19 +44,20 @@ def test_too_few_gpus_are_refused_before_anything_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantization", "lora", "named"),
+    ("sections", "named"),
     [
-        (Quantization.NF4, LoraConfig(), "quantization is NF4"),
-        (Quantization.INT8, LoraConfig(), "quantization is INT8"),
-        (Quantization.NONE, LoraConfig(init=Init.PISSA), "lora.init is PiSSA"),
-        (Quantization.NONE, LoraConfig(target_parameters=("experts.down_proj",)), "lora.targetParameters is set"),
+        ({"quantization": "NF4"}, "quantization is NF4"),
+        ({"quantization": "INT8"}, "quantization is INT8"),
+        ({"lora": {"init": "PiSSA"}}, "lora.init is PiSSA"),
+        ({"lora": {"targetParameters": ["experts.down_proj"]}}, "lora.targetParameters is set"),
+        ({"output": {"merge": "Merged"}}, "output.merge is Merged"),
     ],
 )
-def test_what_cannot_be_divided_is_refused(quantization: Quantization, lora: LoraConfig, named: str) -> None:
+def test_what_cannot_be_divided_is_refused(sections: dict[str, Any], named: str) -> None:
     """With the field; the same goes where the weights fit."""
     with pytest.raises(ConfigError, match=named):
-        decide(quantization=quantization, lora=lora)
-    assert not decide(size=40 * GIB, quantization=quantization, lora=lora)
+        decide(**sections)
+    assert not decide(size=40 * GIB, **sections)
 
 
 def test_memory_of_weights_is_told_from_the_headers_of_their_files(tiny_folder: Path) -> None:

@@ -192,11 +192,14 @@ def _add(module: nn.Module, update: _Update, scale: float, device: Device) -> No
     bias: Any = getattr(module, "bias", None)
 
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        change = scale * nn.functional.linear(nn.functional.linear(inputs[0].to(device.dtype), down), up)
+        # Not where the module was when it was read: a model that is divided moves afterwards.
+        here = inputs[0].device
+        reduced = nn.functional.linear(inputs[0].to(device.dtype), down.to(here))
+        change = scale * nn.functional.linear(reduced, up.to(here))
         if lengths is None:
             return output + change.to(output.dtype)
         plain = output if bias is None else output - bias
-        longer: torch.Tensor = (lengths * (plain.float() + change.float())).to(output.dtype)
+        longer: torch.Tensor = (lengths.to(here) * (plain.float() + change.float())).to(output.dtype)
         return longer if bias is None else longer + bias
 
     module.register_forward_hook(hook)

@@ -33,27 +33,29 @@ class StageFailedError(Exception):
 @dataclass(slots=True, kw_only=True)
 class Stages:
     """Runs one stage at a time. `take` gets every report; `grace_s` is how long a stage may take to stop; `training` is
-    what the stage `train` is started with, `environment` what all get on top."""
+    what the stage `train` is started with, `sharded` a stage that needs the memory of all GPUs of this node;
+    `environment` is what all get on top."""
 
     config_file: Path
     volumes: Volumes
     take: Callable[[Report], None]
     grace_s: float
     training: Program = ONE_PROCESS
+    sharded: Program = ONE_PROCESS
     environment: Mapping[str, str] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     failure: Failure | None = None
     aborted: Failure | None = None
     child: "subprocess.Popen[bytes] | None" = None
 
-    def run(self, stage: str, *arguments: str | Path) -> None:
+    def run(self, stage: str, *arguments: str | Path, sharded: bool = False) -> None:
         """Run a stage to its end. Raises `StageFailedError` with what it said of itself, or what its status tells."""
         self._check_stopping()
         if self.aborted is not None:
             raise StageFailedError(self.aborted)
         self.failure = None
         read_end, write_end = os.pipe()
-        program = self.training if stage == "train" else ONE_PROCESS
+        program = self.training if stage == "train" else self.sharded if sharded else ONE_PROCESS
         command = [*program.command, *self._arguments(stage), *map(str, arguments), "--report", str(write_end)]
         environment = {**stage_environment(), **self.environment, **program.environment}
         with os.fdopen(read_end, encoding="utf-8") as reports:

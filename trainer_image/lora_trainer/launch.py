@@ -70,25 +70,41 @@ def this_node(config: TrainConfig, environment: Mapping[str, str]) -> Node:
 
 def training_program(config: TrainConfig, node: Node, threads: int) -> Program:
     """What a node starts for its part of the training; `threads` are its CPUs."""
-    device = config.device
-    if device.processes == 1:
-        return ONE_PROCESS
-    meeting = ["--standalone", "--local-addr", node.address]
-    if node.nodes > 1:
-        # Static ranks: the Job makes a lost pod anew under its old number, which finds its place again.
-        meeting = ["--nnodes", str(node.nodes), "--node-rank", str(node.index)]
-        meeting += ["--master-addr", node.address, "--master-port", str(node.port)]
-        meeting += ["--rdzv-conf", f"timeout={config.stall_timeout_s}"]
-    here = max(1, device.gpus)
-    # Never a restart by torchrun: the Job tries again, and counts it.
-    processes = ["--nproc-per-node", str(here), "--max-restarts", "0", "--shutdown-timeout", str(SHUTDOWN_S)]
-    # torchrun's own log repeats with stack traces what the processes report in one sentence.
-    environment = {"OMP_NUM_THREADS": str(max(1, threads // here)), "LOGLEVEL": "CRITICAL", "PYTHONSAFEPATH": "1"}
     if node.nodes == 1:
-        # The processes find each other also where the machine's name leads nowhere.
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
+        return local_program(config, threads)
+    # Static ranks: the Job makes a lost pod anew under its old number, which finds its place again.
+    place = ("--nnodes", str(node.nodes), "--node-rank", str(node.index))
+    meeting = ("--master-addr", node.address, "--master-port", str(node.port))
+    return _torchrun(config, threads, (*place, *meeting, "--rdzv-conf", f"timeout={config.stall_timeout_s}"), {})
+
+
+def local_program(config: TrainConfig, threads: int) -> Program:
+    """What is started for a stage that uses all GPUs of this node and no other's."""
+    if _processes(config) == 1:
+        return ONE_PROCESS
+    # The processes find each other also where the machine's name leads nowhere.
+    return _torchrun(config, threads, ("--standalone", "--local-addr", "127.0.0.1"), {"GLOO_SOCKET_IFNAME": "lo"})
+
+
+def _processes(config: TrainConfig) -> int:
+    return max(1, config.device.gpus)
+
+
+def _torchrun(config: TrainConfig, threads: int, meeting: tuple[str, ...], network: Mapping[str, str]) -> Program:
+    here = _processes(config)
+    # Never a restart by torchrun: the Job tries again, and counts it.
+    processes = ("--nproc-per-node", str(here), "--max-restarts", "0", "--shutdown-timeout", str(SHUTDOWN_S))
     torchrun = (sys.executable, "-P", "-m", "lora_trainer.torchrun")
-    return Program(command=(*torchrun, *meeting, *processes, "--module", "lora_trainer.stage"), environment=environment)
+    return Program(
+        command=(*torchrun, *meeting, *processes, "--module", "lora_trainer.stage"),
+        environment={
+            "OMP_NUM_THREADS": str(max(1, threads // here)),
+            "PYTHONSAFEPATH": "1",
+            # torchrun's own log repeats with stack traces what the processes report in one sentence.
+            "LOGLEVEL": "CRITICAL",
+            **network,
+        },
+    )
 
 
 def end_with_parent() -> None:

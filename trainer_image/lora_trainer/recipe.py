@@ -10,10 +10,11 @@ from pathlib import Path
 
 from lora_trainer import data as datasets
 from lora_trainer.artifact import Measured
+from lora_trainer.attention import choose_attention
 from lora_trainer.base import Base, find_base
 from lora_trainer.batches import Budget, evaluation_budget
 from lora_trainer.checkpoint import Checkpoints
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import Packing, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.curves import metrics_beside, write_curves
@@ -27,6 +28,7 @@ from lora_trainer.hub import Hub
 from lora_trainer.identity import Identity, difference, identity
 from lora_trainer.listener import Trained
 from lora_trainer.loop import Training
+from lora_trainer.lora_kernel import fuse
 from lora_trainer.model import Adapted, adapt, load_encoder, load_model
 from lora_trainer.narrator import Narrator
 from lora_trainer.options import check_options
@@ -89,8 +91,8 @@ def run_training(
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
         adapted, ranks = _adapted(config, base, device, state, group)
-        budget = Budget.of(config.training.micro_batch_size, data.stats.longest_tokens)
-        resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks)
+        kernel, budget = _kernels(config, adapted, device, data.stats.longest_tokens)
+        resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
 
         reporter.phase(Phase.EVALUATING, resolved)
         curves = metrics_beside(folder)
@@ -99,7 +101,7 @@ def run_training(
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
-            budget=evaluation_budget(config.training.micro_batch_size, data.stats.longest_tokens),
+            budget=evaluation_budget(config.training.micro_batch_size, budget.longest, packed=budget.packed),
             device=device,
             ranks=ranks,
             alive=narrator.alive,
@@ -186,8 +188,7 @@ def _adapted(
         weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization),
         device_bytes=device_bytes(device),
         processes=ranks.world,
-        quantization=config.quantization,
-        lora=config.lora,
+        config=config,
     )
     adapted = adapt(
         load_model(base, config.quantization, on_cpu(device) if sharded else device),
@@ -214,6 +215,16 @@ def _adapted(
     for parameter in trainable(adapted.model).values():
         ranks.broadcast(parameter.data)
     return adapted, ranks
+
+
+def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
+    """Let the model compute in the fastest way that fits it: its attention's name, and the size of micro-batches."""
+    attention = choose_attention(adapted.model, device.torch_device)
+    log.info("%d adapted modules compute in one piece, attention: %s", fuse(adapted.model), attention.kernel)
+    packed = config.training.packing is Packing.ENABLED
+    if packed and not attention.packs:
+        log.info("rows are padded: in a pack, this kind of model would let them see each other")
+    return attention.kernel, Budget.of(config.training.micro_batch_size, longest, packed=packed and attention.packs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +267,15 @@ def _log_data(data: Data) -> None:
 
 
 def _resolved(
-    config: TrainConfig, base: Base, data: Data, adapted: Adapted, *, device: Device, budget: Budget, ranks: Ranks
+    config: TrainConfig,
+    base: Base,
+    data: Data,
+    adapted: Adapted,
+    *,
+    device: Device,
+    budget: Budget,
+    ranks: Ranks,
+    kernel: str,
 ) -> ResolvedRun:
     share = math.ceil(config.training.effective_batch_size / ranks.world)
     return ResolvedRun(
@@ -272,6 +291,8 @@ def _resolved(
         micro_batch_size=min(budget.rows, share),
         gradient_accumulation_steps=math.ceil(share / budget.rows),
         quantization=config.quantization.value,
+        packing=budget.packed,
+        attention=kernel,
         optimizer=config.training.optimizer.value,
         activation_checkpointing=adapted.checkpointing,
         processes=ranks.world,

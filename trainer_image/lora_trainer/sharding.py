@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.contract.config import Merge, Quantization, TrainConfig
 from lora_trainer.device import Device
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.ranks import Ranks
@@ -30,9 +30,7 @@ _BYTES_PER_PARAMETER = {Quantization.NF4: 0.516, Quantization.FP4: 0.516, Quanti
 _GIB = 2**30
 
 
-def must_shard(
-    *, weight_bytes: float, device_bytes: int | None, processes: int, quantization: Quantization, lora: LoraConfig
-) -> bool:
+def must_shard(*, weight_bytes: float, device_bytes: int | None, processes: int, config: TrainConfig) -> bool:
     """Whether the base model has to be divided over the processes; `device_bytes` is None on a CPU.
 
     Raises `ConfigError` where it would have to be and cannot, `CudaOutOfMemoryError` where even its parts do not fit.
@@ -40,10 +38,12 @@ def must_shard(
     if device_bytes is None or processes == 1 or weight_bytes <= WEIGHTS_SHARE * device_bytes:
         return False
     size = f"the base model takes {weight_bytes / _GIB:.1f} GiB, and a GPU has {device_bytes / _GIB:.1f} GiB"
-    if weight_bytes / processes > WEIGHTS_SHARE * device_bytes:
+    if not fits_divided(weight_bytes, device_bytes, processes):
         raise CudaOutOfMemoryError(f"{size}: {processes} GPUs do not suffice; raise resources.gpus or resources.nodes")
+    quantization, lora, merge = config.quantization, config.lora, config.output.merge
     unfit = {
         f"quantization is {quantization.value}": quantization is not Quantization.NONE,
+        f"output.merge is {merge.value}": merge is not Merge.ADAPTER,
         f"lora.init is {lora.init.value}": lora.init.changes_base,
         "lora.targetParameters is set": bool(lora.target_parameters),
     }
@@ -54,6 +54,11 @@ def must_shard(
             "together; leave it out, or use GPUs with more memory"
         )
     return True
+
+
+def fits_divided(weight_bytes: float, device_bytes: int | None, processes: int) -> bool:
+    """Whether each process's part of the weights fits its device; a CPU's memory is not counted."""
+    return device_bytes is None or weight_bytes / processes <= WEIGHTS_SHARE * device_bytes
 
 
 def weight_bytes(files: Iterable[Path], dtype: torch.dtype, quantization: Quantization) -> float:

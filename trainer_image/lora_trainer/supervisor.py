@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from lora_trainer import logs
-from lora_trainer.artifact import LOG, Manifest, add_log, describe, is_complete, make_folder, read_manifest
+from lora_trainer.artifact import LOG, Form, Manifest, add_log, describe, is_complete, make_folder, read_manifest
 from lora_trainer.checkpoint import Checkpoints, step_name
 from lora_trainer.child import StageFailedError, Stages
 from lora_trainer.contract import codec
@@ -30,13 +30,14 @@ from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.cpus import cpu_threads
 from lora_trainer.endpoints import serve
 from lora_trainer.errors import InternalError, explain
-from lora_trainer.launch import this_node, training_program
+from lora_trainer.launch import local_program, this_node, training_program
 from lora_trainer.lock import Holder, Lock, held
 from lora_trainer.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.outputs import open_sink
 from lora_trainer.reports import Failure, Report
 from lora_trainer.sinks import Published
 from lora_trainer.stall import StallWatch
+from lora_trainer.tracking import tracked
 from lora_trainer.volumes import Volumes
 from lora_trainer.workspace import Workspace, open_workspace
 
@@ -115,6 +116,7 @@ class Supervisor:
         try:
             node = this_node(self.config, os.environ)
             stages.training = training_program(self.config, node, cpu_threads())
+            stages.sharded = local_program(self.config, cpu_threads())
             return self._run(stages, temporary) if node.is_main else self._take_part(stages, temporary)
         except StageFailedError as error:
             return self._failed(error.failure)
@@ -185,7 +187,7 @@ class Supervisor:
             log.info("an earlier attempt finished the training: going on from its result")
         else:
             self._train(stages, workspace, lock)
-        stages.run("verify", "--folder", workspace.staged)
+        self._verify(stages, workspace.staged)
         result = self._merged(stages, workspace)
         add_log(result, workspace.folder / LOG)
         manifest = read_manifest(result)
@@ -204,6 +206,9 @@ class Supervisor:
             kept = f"{error.failure.message}; the verified result is kept at {workspace.uri}/{result.name}"
             raise StageFailedError(dataclasses.replace(error.failure, message=kept)) from error
 
+    def _verify(self, stages: Stages, folder: Path) -> None:
+        stages.run("verify", "--folder", folder, sharded=read_manifest(folder).resolved.sharded)
+
     def _is_complete(self, folder: Path) -> bool:
         return is_complete(folder, self.config.run.uid)
 
@@ -213,7 +218,8 @@ class Supervisor:
         workspace.discard_staged()
         make_folder(workspace.staged)
         durable = ("--workspace", workspace.folder, "--ticket", lock.ticket) if workspace.durable else ()
-        self._watched_training(stages, "--folder", workspace.staged, *durable)
+        with tracked(self.config, stages.config_file, workspace.folder, stages.environment):
+            self._watched_training(stages, "--folder", workspace.staged, *durable)
 
     def _watched_training(self, stages: Stages, *arguments: str | Path) -> None:
         """Run the stage that may stand still. Raises `StageFailedError`, then with `Stalled`."""
@@ -247,7 +253,7 @@ class Supervisor:
         folder = Path(earlier.folder) if earlier.folder is not None else temporary / "published"
         if earlier.folder is None:
             stages.run("fetch", "--folder", folder)
-        stages.run("verify", "--folder", folder)
+        self._verify(stages, folder)
         return self._succeeded(read_manifest(folder))
 
     def _take(self, report: Report) -> None:
@@ -303,7 +309,8 @@ def success_sentence(uri: str, manifest: Manifest) -> str:
     """The summary's message of a run that went well."""
     measured = manifest.measured
     rows = "held-out rows" if measured.held_out else "training rows (none were held out)"
+    what = {Form.ADAPTER: "adapter is", Form.MERGED: "merged model is", Form.BOTH: "adapter and merged model are"}
     return (
         f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f} "
-        f"(± {measured.improvement_standard_error:.3f}); the verified adapter is at {uri}"
+        f"(± {measured.improvement_standard_error:.3f}); the verified {what[manifest.format]} at {uri}"
     )

@@ -47,13 +47,13 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
     if manifest.format is Form.MERGED:
         return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
     with join(device, config.stall_timeout_s) as group:
-        loss = _loss(folder, manifest, base, examples, device, group)
+        loss = _loss(folder, manifest, base, examples, device=device, group=group)
     # Verified by hand on another device, the run's own rounding counts, too.
     tolerance = max(TOLERANCES[device.dtype_name], TOLERANCES.get(manifest.resolved.compute_dtype, 0.0))
     return judge(loss, manifest.measured.eval_loss_after, tolerance, "adapter")
 
 
-def _loss(folder: Path, manifest: Manifest, base: Base, examples: Examples, device: Device, group: Ranks) -> float:
+def _loss(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, device: Device, group: Ranks) -> float:
     """Loss of the base model with the adapter, computed by all processes that there are."""
     config, place, ranks = manifest.config, device, group
     if manifest.resolved.sharded:
