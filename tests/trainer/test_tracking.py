@@ -16,8 +16,8 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import Tracker, TrackingConfig, TrainConfig
 from lora_trainer.curves import METRICS, MetricsFile, Record
-from lora_trainer.trackers import State, UnusableError, open_backend, write_events
-from lora_trainer.tracking import STATE, Follower, tracked, without_secrets
+from lora_trainer.trackers import STATE, State, UnusableError, open_backend, write_events
+from lora_trainer.tracking import Follower, tracked, without_secrets
 
 WARNING = "tracking.kind is MLflow: ConnectionError: away; the run goes on without"
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 PROJECT = "lora-finetune"
 """Where runs go that name no project."""
 SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-TENSORBOARD = "tensorboard"
+TENSORBOARD, STATE = "tensorboard", "tracker.json"
 _TIMEOUT_S = 10
 _NAMES = {
     "loss": "train/loss",

@@ -23,10 +23,10 @@ from lora_trainer import logs
 from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.curves import METRICS, Record, parse
 from lora_trainer.errors import one_sentence
-from lora_trainer.trackers import SECRETS, Backend, State, UnusableError, open_backend
+from lora_trainer.trackers import SECRETS, STATE, Backend, State, UnusableError, open_backend
 
 log = logging.getLogger(__name__)
-STATE = "tracker.json"
+
 POLL_S = 2.0
 RETRY_S = 30.0
 LAST_WORDS_S = 10.0

@@ -23,9 +23,12 @@ from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.curves import METRICS
 from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.lock import is_released
+from lora_trainer.trackers import STATE, TENSORBOARD
 from lora_trainer.volumes import Volumes
 
 FOLDER = ".lora-checkpoints"
+_ALONGSIDE = (LOG, METRICS, STATE, TENSORBOARD, "wandb")
+"""What a run writes beside its checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ class Workspace:
 
 def _is_worth_keeping(entry: Path) -> bool:
     """A log or a curve alone is not: nobody could go on from it."""
-    return not entry.name.startswith((".", "lock-")) and entry.name not in (LOG, METRICS)
+    return not entry.name.startswith((".", "lock-")) and entry.name not in _ALONGSIDE
 
 
 def _remove(folder: Path) -> None:
