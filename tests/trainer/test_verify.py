@@ -19,13 +19,13 @@ from lora_trainer.ask import ask, show
 from lora_trainer.batches import Batch
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.survey import load_samples
 from lora_trainer.device import Device
 from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.hub import Hub
 from lora_trainer.loss import token_losses
 from lora_trainer.recipe import Workshop, run_training
 from lora_trainer.reports import Reporter
+from lora_trainer.survey import load_samples
 from lora_trainer.verify import verify
 from lora_trainer.volumes import Volumes
 
@@ -176,7 +176,7 @@ def test_a_small_micro_batch_limits_the_evaluations_too(
     seen: list[int] = []
 
     def noting(model: Any, head: nn.Module, batch: Batch, device: Device) -> torch.Tensor:
-        seen.append(len(batch.input_ids))
+        seen.append(len(batch.segments.lengths) if batch.segments else len(batch.input_ids))
         return token_losses(model, head, batch, device)
 
     monkeypatch.setattr("lora_trainer.evaluate.token_losses", noting)

@@ -1,5 +1,6 @@
-"""Which rows go into which optimizer step, and how a step is cut into micro-batches."""
+"""Which rows go into which optimizer step, and how a step is cut into micro-batches, packed or padded."""
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,10 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lora_trainer.attention import Segments, positions, segments_of
 from lora_trainer.tokens import IGNORED, Example
 
 TOKEN_BUDGET = 4096
 """Most tokens of a micro-batch, padding included, where `training.microBatchSize` is absent."""
+
+IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
+"""What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
 
 Rows = npt.NDArray[np.integer[Any]]
 """Row numbers, or a number for each row."""
@@ -21,16 +26,18 @@ Rows = npt.NDArray[np.integer[Any]]
 class Budget:
     """What a micro-batch may hold: at most `tokens`, padding included. A row that is longer comes alone.
 
-    `longest` is the longest row that there is.
+    `longest` is the longest row that there is. With `packed` the rows are laid one after the other, without padding.
     """
 
     tokens: int
     longest: int
+    packed: bool = False
 
     @classmethod
-    def of(cls, micro_batch_size: int | None, longest: int) -> "Budget":
+    def of(cls, micro_batch_size: int | None, longest: int, *, packed: bool = False) -> "Budget":
         """That of a run: as many tokens as `micro_batch_size` rows of the longest length have, where it is set."""
-        return cls(tokens=TOKEN_BUDGET if micro_batch_size is None else micro_batch_size * longest, longest=longest)
+        tokens = TOKEN_BUDGET if micro_batch_size is None else micro_batch_size * longest
+        return cls(tokens=tokens, longest=longest, packed=packed)
 
     @property
     def rows(self) -> int:
@@ -44,24 +51,39 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Right-padded rows on a device. Shapes: `input_ids` (rows, tokens), `targets` (learned tokens,).
+    """Rows on a device: each padded on the right, or all one after the other in a single one, with `segments` then.
 
-    `learned` (rows, tokens - 1) marks the positions whose next token is learned; `rows` (learned tokens,) says in which
-    row of the batch each of these stands.
+    Shapes: `input_ids` (rows, tokens), `position_ids` the same or None where every row begins at 0, `targets` (learned
+    tokens,). `learned` (rows, tokens - 1) marks the positions whose next token is learned; `rows` (learned tokens,)
+    says to which of the given rows each of these belongs.
     """
 
     input_ids: torch.Tensor
+    position_ids: torch.Tensor | None
+    segments: Segments | None
     learned: torch.Tensor
     targets: torch.Tensor
     rows: torch.Tensor
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The model's arguments; a model that cannot pack is never given what it does not know."""
+        if self.segments is None:
+            return {"input_ids": self.input_ids}
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "segments": self.segments}
 
-def collate(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pad on the right. Padding is known by position and never by token id: pad and EOS share an id in many models.
+
+def collate(examples: Sequence[Example], device: torch.device, *, packed: bool = False) -> Batch:
+    """The examples as a batch. Padding is known by position and never by token id: pad and EOS share an id in many
+    models.
 
     There is no attention mask: a causal model never looks to the right, where the padding is, and without a mask
-    PyTorch takes its fastest attention.
+    PyTorch takes its fastest attention. Nor is there one over a pack, see `attention`.
     """
+    return _pack(examples, device) if packed else _pad(examples, device)
+
+
+def _pad(examples: Sequence[Example], device: torch.device) -> Batch:
     width = max(example.length for example in examples)
     input_ids = np.zeros((len(examples), width), dtype=np.int64)
     labels = np.full((len(examples), width), IGNORED, dtype=np.int64)
@@ -72,9 +94,29 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     learned = following != IGNORED
     return Batch(
         input_ids=torch.from_numpy(input_ids).to(device),
+        position_ids=None,
+        segments=None,
         learned=learned.to(device),
         targets=following[learned].to(device),
         rows=learned.nonzero()[:, 0].to(device),
+    )
+
+
+def _pack(examples: Sequence[Example], device: torch.device) -> Batch:
+    lengths = tuple(example.length for example in examples)
+    labels = np.concatenate([example.labels for example in examples])
+    # The first token of a row follows the last of another: it is no prediction of that.
+    labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
+    following = torch.from_numpy(labels)[None, 1:]
+    learned = following != IGNORED
+    rows = torch.from_numpy(np.repeat(np.arange(len(examples)), lengths))[None, 1:]
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate([example.input_ids for example in examples]))[None].to(device),
+        position_ids=positions(lengths, device),
+        segments=segments_of(lengths, device),
+        learned=learned.to(device),
+        targets=following[learned].to(device),
+        rows=rows[learned].to(device),
     )
 
 
@@ -104,22 +146,41 @@ def _order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
     return order
 
 
-def micro_batches(lengths: Sequence[int] | Rows, budget: Budget) -> Iterator[list[int]]:
-    """Positions in `lengths`, cut into micro-batches of rows of like length, so that little is padded.
-
-    The longest come first: memory that does not suffice shows at once.
-    """
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget.tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def micro_batches(lengths: Sequence[int] | Rows, budget: Budget) -> list[list[int]]:
+    """Positions in `lengths`, cut into micro-batches. The largest come first: too little memory shows at once."""
+    descending = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return _fill(descending, lengths, budget.tokens) if budget.packed else _cut(descending, lengths, budget.tokens)
 
 
-def evaluation_budget(micro_batch_size: int | None, longest: int) -> Budget:
+def _cut(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
+    """Rows of like length together, so that little is padded."""
+    batches: list[list[int]] = []
+    for row in descending:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _fill(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
+    """Best-fit decreasing: each row to the fullest batch that has room for it."""
+    batches: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    for row in descending:
+        length = int(lengths[row])
+        best = bisect_left(room, (length, -1))
+        if best < len(room):
+            left, batch = room.pop(best)
+            batches[batch].append(row)
+        else:
+            left, batch = max(tokens, length), len(batches)
+            batches.append([row])
+        insort(room, (left - length, batch))
+    return sorted(batches, key=lambda batch: -sum(int(lengths[row]) for row in batch))
+
+
+def evaluation_budget(micro_batch_size: int | None, longest: int, *, packed: bool = False) -> Budget:
     """That of an evaluation: no more than a micro-batch of the training where the user limited it to save memory."""
-    budget = Budget.of(micro_batch_size, longest)
+    budget = Budget.of(micro_batch_size, longest, packed=packed)
     return replace(budget, tokens=min(TOKEN_BUDGET, budget.tokens))

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.batches import Budget, collate, micro_batches
+from lora_trainer.batches import IDLE, Budget, collate, micro_batches
 from lora_trainer.device import Device
 from lora_trainer.loss import token_losses
 from lora_trainer.model import set_training
+from lora_trainer.ranks import ALONE, Ranks
+from lora_trainer.store import Examples
 from lora_trainer.tokens import Example
 
 
@@ -61,21 +63,31 @@ def evaluate(
     done: Callable[[int], None],
     *,
     budget: Budget,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Loss of every row, in batches within `budget`; `done` is told the number of rows after each batch."""
-    sums, finished = [0.0] * len(examples), 0
+    """Loss of every row, in batches within `budget`, shared out over the processes; the same on each.
+
+    `done` is told the number of this process's rows after each batch.
+    """
+    known = examples if isinstance(examples, Examples) else Examples.of(examples)
+    lengths, targets = known.lengths, known.targets
+    mine = ranks.share(range(len(examples)), lengths.tolist())
+    parts = micro_batches([lengths[row] for row in mine], budget)
+    sums: dict[int, float] = {}
     was_training = model.training
     set_training(model, on=False)
     with torch.no_grad():
-        for rows in micro_batches([example.length for example in examples], budget):
-            batch = collate([examples[row] for row in rows], device.torch_device)
+        for part in range(ranks.rounds(len(parts))):
+            rows = [mine[position] for position in parts[part]] if part < len(parts) else []
+            batch = collate([examples[row] for row in rows] or [IDLE], device.torch_device, packed=budget.packed)
             losses = token_losses(model, head, batch, device).double()
-            totals = torch.zeros(len(rows), dtype=torch.float64, device=device.torch_device).index_add_(
+            totals = torch.zeros(max(1, len(rows)), dtype=torch.float64, device=device.torch_device).index_add_(
                 0, batch.rows, losses
             )
-            for row, value in zip(rows, totals.tolist(), strict=True):
-                sums[row] = value
-            finished += len(rows)
-            done(finished)
+            sums.update(zip(rows, totals.tolist(), strict=False))
+            done(len(sums))
     set_training(model, on=was_training)
-    return Evaluation(sums=tuple(sums), tokens=tuple(example.targets for example in examples))
+    for others in ranks.gather(sums):
+        sums.update(others)
+    counts = tuple(int(count) for count in targets)
+    return Evaluation(sums=tuple(sums[row] for row in range(len(examples))), tokens=counts)

@@ -1,0 +1,163 @@
+"""Packing: each row of a pack gives what it gives alone, logits and gradients, whatever the architecture."""
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from lora_trainer.attention import NAME, attend, choose_attention, positions, segments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+PACKED: list[tuple[str, dict[str, Any]]] = [
+    ("Llama", {}),
+    ("Qwen2", {}),
+    ("Qwen3", {"head_dim": 8}),
+    ("Mistral", {"sliding_window": 6}),
+    ("Gemma2", {"head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": 2.0}),
+    ("Gemma3Text", {"head_dim": 8, "sliding_window": 6}),
+    ("Phi", {}),
+    ("GPT2", GPT2),
+    ("GptOss", {"head_dim": 8, "sliding_window": 6, "num_local_experts": 4, "rope_scaling": None}),
+    ("Granite", {"logits_scaling": 4.0}),
+]
+LENGTHS = (11, 3, 17, 1, 9)
+
+
+def make(kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A random two-layer model of an architecture."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
+    factory: Any = transformers.AutoModelForCausalLM
+    return factory.from_config(config, dtype=dtype).eval()
+
+
+def tokens() -> torch.Tensor:
+    """A pack of rows, shape (1, tokens)."""
+    return torch.randint(3, 101, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(1))
+
+
+def packed(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of all rows of a pack."""
+    found: torch.Tensor = model(
+        input_ids=ids,
+        position_ids=positions(LENGTHS, CPU),
+        segments=segments_of(LENGTHS, CPU),
+        use_cache=False,
+    ).logits[0]
+    return found
+
+
+def alone(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of each row by itself."""
+    return torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in torch.split(ids, list(LENGTHS), 1)])
+
+
+def gradients(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Of all weights, by a loss that takes every logit in."""
+    model.zero_grad()
+    torch.autograd.backward((logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum())
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(("kind", "options"), PACKED, ids=[kind for kind, _ in PACKED])
+def test_a_row_gives_in_a_pack_what_it_gives_alone(kind: str, options: dict[str, Any]) -> None:
+    """Logits and gradients in fp32, with rows longer than the sliding window, against Transformers' own attention."""
+    reference, model = make(kind, **options), make(kind, **options)
+    reference.set_attn_implementation("eager")
+    assert choose_attention(model, CPU).packs
+    wanted, found = alone(reference, tokens()), packed(model, tokens())
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp(min=1)
+    expected = gradients(reference, wanted)
+    assert (gradients(model, found) - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("mask", [None, "ones"])
+def test_the_comparison_would_catch_a_naive_mask(mask: str | None) -> None:
+    """Causal over the whole pack, or with a mask of ones: rows see each other and logits differ by about 1."""
+    model, ids = make("Llama"), tokens()
+    given = None if mask is None else torch.ones_like(ids)
+    found = model(input_ids=ids, attention_mask=given, use_cache=False).logits[0]
+    difference = (found - alone(model, ids)).abs()
+    assert difference[: LENGTHS[0]].max() <= 1e-5, "the first row of a pack sees no other"
+    assert difference[LENGTHS[0] :].max() > 0.5
+
+
+def test_positions_that_do_not_restart_are_caught_too() -> None:
+    """Learned positions of GPT-2 must begin anew with each row."""
+    model, ids = make("GPT2", **GPT2), tokens()
+    choose_attention(model, CPU)
+    found = model(input_ids=ids, segments=segments_of(LENGTHS, CPU), use_cache=False).logits[0]
+    assert (found - alone(model, ids)).abs().max() > 0.5
+
+
+STATEFUL: list[tuple[str, dict[str, Any]]] = [
+    ("Mamba", {}),
+    ("Lfm2", {"layer_types": ["conv", "full_attention"]}),
+    ("Llama4Text", {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}),
+    ("Falcon", {}),
+    ("Bloom", {"n_layer": 2, "n_head": 4}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), STATEFUL, ids=[kind for kind, _ in STATEFUL])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_whose_rows_would_meet_is_not_packed(kind: str, options: dict[str, Any]) -> None:
+    """State over the sequence, chunks of fixed positions, attention that is not Transformers' common one."""
+    model = make(kind, **options)
+    before = alone(model, tokens())
+    assert not choose_attention(model, CPU).packs
+    assert (alone(model, tokens()) - before).abs().max() <= 1e-5
+
+
+def test_a_model_that_drops_the_segments_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried on the model itself: what is not passed on shows in its logits."""
+    model = make("Llama")
+    original: Callable[..., Any] = model.model.forward
+
+    def forgetful(*args: Any, segments: object = None, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", forgetful)
+    assert not choose_attention(model, CPU).packs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_packed_too(dtype: torch.dtype) -> None:
+    """Their rounding is not taken for contamination."""
+    assert choose_attention(make("Llama", dtype), CPU).packs
+
+
+def test_attention_that_is_not_causal_is_refused() -> None:
+    """Rather than computed wrongly: the model then keeps its own."""
+    module, heads = nn.Module(), torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="takes no mask"):
+        attend(module, heads, heads, heads, torch.ones(1, 1, 2, 2))
+    vars(module)["is_causal"] = False
+    with pytest.raises(ValueError, match="is causal"):
+        attend(module, heads, heads, heads, None)
+
+
+def test_the_name_is_known_to_transformers() -> None:
+    """A model that computes with it says so in its configuration."""
+    model = make("Llama")
+    choose_attention(model, CPU)
+    assert model.config._attn_implementation == NAME
