@@ -193,7 +193,7 @@ def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
         attempt=job.attempt if trains else case.children.attempt,
         job_name=job.name if trains else case.job_name,
         job=job,
-        pod=situation.pod if trains else None,
+        pod=_shown_pod(case, situation) if trains else None,
         resolved=resolved or _resolved(case),
         found_out=observed.progress.resolved if observed.progress and running else None,
         progress=progress,
@@ -212,6 +212,13 @@ def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
     if job.suspended:
         return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
     return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True)
+
+
+def _shown_pod(case: _Case, situation: Situation) -> PodView | None:
+    """The pod for kubectl logs: of several nodes always the one that leads, whichever the state is about."""
+    if case.request.pod.nodes == 1:
+        return situation.pod
+    return next((pod for pod in leader_first(case.children.pods) if pod.index == 0), None)
 
 
 def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConfig) -> Plan:

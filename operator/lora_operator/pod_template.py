@@ -55,16 +55,18 @@ def pod_spec(role: Role, pod: PodRequest, train: TrainConfig, name: str, config:
 def _container(
     role: Role, pod: PodRequest, variables: list[Manifest], mounts: list[Manifest], config: OperatorConfig
 ) -> Manifest:
-    probe = {"livenessProbe": _liveness_probe()} if role is Role.TRAIN else {}
+    listens: Manifest = {
+        "ports": [{"name": "metrics", "containerPort": PORT}],
+        "livenessProbe": _liveness_probe(),
+    }
     return {
         "name": names.TRAINER_CONTAINER,
         "image": config.trainer_image,
         "imagePullPolicy": config.image_pull_policy,
         "args": [_COMMANDS[role], "--config", f"{CONFIG_FOLDER}/{CONFIG_KEY}"],
         "env": variables,
-        "ports": [{"name": "metrics", "containerPort": PORT}],
         "resources": _resources(pod, config) if role is Role.TRAIN else _small_resources(config),
-        **probe,
+        **(listens if role is Role.TRAIN else {}),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

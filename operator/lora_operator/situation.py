@@ -27,7 +27,7 @@ from lora_trainer.contract.reasons import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """`state` is what goes on; `pod` the newest pod. The trainer runs and can be asked where `running`.
+    """`state` is what goes on; `pod` the pod that it is about. The trainer runs and can be asked where `running`.
 
     `lost_config`: the pod waits for the ConfigMap of its attempt, which somebody deleted.
     """

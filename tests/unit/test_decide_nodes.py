@@ -56,6 +56,8 @@ def test_a_run_is_ready_when_the_pods_of_all_nodes_run() -> None:
     stuck = plan_for(TWO, jobs=(job,), pods=(first, waiting))
     assert told(stuck, "PodsReady") == ("False", "Unschedulable")
     assert waiting.name in condition(stuck, "PodsReady")["message"]
+    assert stuck.status["podName"] == first.name
+    assert "podName" not in plan_for(TWO, jobs=(job,), pods=(waiting,)).status
     slow = plan_for(TWO, jobs=(job,), pods=(first, make_pod(index=1)))
     assert f"pod {job_name()}-1-abcde; 1 of 2 pods run" in condition(slow, "PodsReady")["message"]
     ready = plan_for(TWO, jobs=(job,), pods=(running_pod(index=1, created_at=minutes_ago(1)), first))

@@ -31,11 +31,11 @@ def test_series_with_known_labels_are_there_before_the_first_event() -> None:
 def test_a_resource_says_what_it_trains_and_how() -> None:
     """Identity and facts as labels of an info series."""
     queue = {"labels": {"kueue.x-k8s.io/queue-name": "gpu"}}
-    finetune = make_finetune(spec={"quantization": "NF4", "resources": {"gpus": 2}}, metadata=queue)
+    finetune = make_finetune(spec={"quantization": "NF4", "resources": {"gpus": 2, "nodes": 3}}, metadata=queue)
     registry = registry_of(finetune)
     facts = {**WHO, "base_model": "hf://acme/base", "quantization": "NF4", "queue": "gpu"}
     assert registry.get_sample_value("lorafinetune_info", facts) == 1.0
-    assert registry.get_sample_value("lorafinetune_requested_gpus", WHO) == 2.0
+    assert registry.get_sample_value("lorafinetune_requested_gpus", WHO) == 6.0
     assert registry.get_sample_value("lorafinetune_created_timestamp_seconds", WHO) == CREATED.timestamp()
 
 
