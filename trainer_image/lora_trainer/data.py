@@ -188,14 +188,12 @@ def _parsed(part: Part, wanted: Mask, layout: Layout) -> Iterator[tuple[int, Sam
     for row in read_rows(part.files, wanted=wanted, columns=layout.names):
         sample = parse(row, layout)
         if sample is None:
-            raise DatasetError(
-                f"{row.where}: the row changed while it was read; keep the files as they are during a run"
-            )
+            raise DatasetError(f"{row.where}: the row changed while it was read; keep files as they are during a run")
         left -= 1
         yield row.number, sample
     if left:
         raise DatasetError(
-            f"{part.files[-1][0]}: {left} rows are gone since the first reading; keep the files as they are during a run"
+            f"{part.files[-1][0]}: {left} rows are gone since the first reading; keep files as they are during a run"
         )
 
 
