@@ -2,9 +2,14 @@
 
 from itertools import islice, pairwise
 
+import numpy as np
 import pytest
+import torch
 
-from lora_trainer.batches import Budget, micro_batches, step_rows
+from lora_trainer.batches import Budget, collate, micro_batches, step_rows, token_budget
+from lora_trainer.tokens import IGNORED, Example
+
+CPU = torch.device("cpu")
 
 
 def taken(rows: int, effective: int, total_rows: int, start_step: int = 0) -> list[list[int]]:
@@ -79,3 +84,34 @@ def test_rows_of_like_length_share_a_micro_batch() -> None:
     assert sorted(in_order) == sorted(lengths)
     assert all(len(part) == 1 or max(lengths[row] for row in part) * len(part) <= 100 for part in parts)
     assert parts[0] == [3]
+
+
+def test_packs_are_filled_best_fit() -> None:
+    """Nothing lost, no pack above the budget but a row that is longer, the fullest first, and few of them."""
+    lengths = [10, 50, 20, 200, 30, 11, 12, 70, 60]
+    parts = micro_batches(lengths, Budget(tokens=100, longest=200, packed=True))
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in part) for part in parts]
+    assert sizes == [200, 100, 92, 71]
+    assert parts[0] == [3]
+
+
+def test_a_pack_restarts_positions_and_learns_nothing_across_rows() -> None:
+    """The last token of a row does not predict the first of the next, whatever its label."""
+    rows = [
+        Example(input_ids=np.array([5, 6, 7]), labels=np.array([5, IGNORED, 7]), truncated=False),
+        Example(input_ids=np.array([8, 9]), labels=np.array([8, 9]), truncated=False),
+    ]
+    batch = collate(rows, CPU, packed=True)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.segments is not None
+    assert (batch.segments.lengths, batch.segments.bounds.tolist()) == ((3, 2), [0, 3, 5])
+    assert batch.learned.tolist() == [[False, True, False, True]]
+    assert (batch.targets.tolist(), batch.rows.tolist()) == ([7, 9], [0, 1])
+
+
+def test_a_cpu_takes_smaller_micro_batches_than_a_gpu() -> None:
+    """Its speed does not grow with them, its memory does."""
+    assert token_budget(CPU) < token_budget(torch.device("cuda"))

@@ -12,7 +12,7 @@ from lora_trainer import data as datasets
 from lora_trainer.artifact import Measured
 from lora_trainer.attention import choose_attention
 from lora_trainer.base import Base, find_base
-from lora_trainer.batches import Budget, evaluation_budget
+from lora_trainer.batches import Budget, evaluation_budget, token_budget
 from lora_trainer.checkpoint import Checkpoints
 from lora_trainer.contract.config import Packing, TrainConfig
 from lora_trainer.contract.progress import Phase
@@ -224,7 +224,13 @@ def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
         log.info("rows are padded: in a pack, this kind of model would let them see each other")
-    return attention.kernel, Budget.of(config.training.micro_batch_size, longest, packed=packed and attention.packs)
+    budget = Budget.of(
+        config.training.micro_batch_size,
+        longest,
+        packed=packed and attention.packs,
+        tokens=token_budget(device.torch_device),
+    )
+    return attention.kernel, budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,170 @@
+"""Our own forward and backward passes against the plain computation: adapted modules, the loss, a whole step."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from lora_trainer import loss as losses
+from lora_trainer.attention import choose_attention
+from lora_trainer.base import Base
+from lora_trainer.batches import Budget, collate
+from lora_trainer.contract.config import LoraConfig, Quantization, Variant
+from lora_trainer.device import Device
+from lora_trainer.evaluate import evaluate
+from lora_trainer.lora_kernel import fuse
+from lora_trainer.loss import token_losses
+from lora_trainer.model import Adapted, adapt, load_model, set_training
+from lora_trainer.products import product
+from lora_trainer.ranks import Ranks
+from lora_trainer.step import run_step
+from lora_trainer.tokens import IGNORED, Example
+
+
+def rows(count: int = 7, seed: int = 1) -> list[Example]:
+    """Rows of different lengths; the first half of each is a prompt."""
+    random = np.random.default_rng(seed)
+    found = []
+    for length in random.integers(3, 40, size=count):
+        ids = random.integers(3, 300, size=length)
+        labels = np.where(np.arange(length) < length // 2, IGNORED, ids)
+        found.append(Example(input_ids=ids, labels=labels, truncated=False))
+    return found
+
+
+def adapted(base: Base, device: Device, config: LoraConfig, quantization: Quantization = Quantization.NONE) -> Adapted:
+    """The tiny model with an adapter that changes it: B is random too."""
+    found = adapt(load_model(base, quantization, device), config, base, device, 3)
+    torch.manual_seed(4)
+    for name, parameter in found.model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    set_training(found.model, on=True)
+    return found
+
+
+def step(model: Adapted, device: Device, budget: Budget) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of one step."""
+    examples = rows()
+    targets = sum(example.targets for example in examples)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    parameters = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.grad = None
+    found = run_step(model, examples, targets=targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
+    return found, [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+CONFIG = LoraConfig(rank=4, alpha=8)
+PADDED, PACKED = Budget(tokens=100, longest=40), Budget(tokens=100, longest=40, packed=True)
+
+
+def test_fused_modules_give_what_peft_gives(tiny_base: Base, cpu: Device) -> None:
+    """Loss and every gradient of a step."""
+    model = adapted(tiny_base, cpu, CONFIG)
+    loss, gradients = step(model, cpu, PADDED)
+    assert fuse(model.model) == 14
+    fused_loss, fused = step(model, cpu, PADDED)
+    assert fused_loss == pytest.approx(loss, abs=1e-6)
+    assert len(fused) == len(gradients) == 28
+    for ours, theirs in zip(fused, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_packed_and_padded_steps_have_the_same_loss_and_gradients(tiny_base: Base, cpu: Device) -> None:
+    """So packing changes nothing but speed; nor does it change the loss of an evaluation."""
+    model = adapted(tiny_base, cpu, CONFIG)
+    loss, gradients = step(model, cpu, PADDED)
+    before = evaluate(model.model, model.head, rows(), cpu, lambda count: None, budget=PADDED)
+    assert choose_attention(model.model, cpu.torch_device).packs
+    set_training(model.model, on=True)
+    packed_loss, packed = step(model, cpu, PACKED)
+    assert packed_loss == pytest.approx(loss, abs=1e-6)
+    for ours, theirs in zip(packed, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    after = evaluate(model.model, model.head, rows(), cpu, lambda count: None, budget=PACKED)
+    assert after.sums == pytest.approx(before.sums, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "quantization", "dtype"),
+    [
+        (dataclasses.replace(CONFIG, dropout=0.1), Quantization.NONE, torch.float32),
+        (dataclasses.replace(CONFIG, variant=Variant.DORA), Quantization.NONE, torch.float32),
+        (CONFIG, Quantization.NF4, torch.float32),
+        (CONFIG, Quantization.NONE, torch.bfloat16),
+    ],
+    ids=["dropout", "DoRA", "NF4", "bf16"],
+)
+def test_what_is_not_plain_keeps_pefts_own_pass(
+    tiny_base: Base, cpu: Device, config: LoraConfig, quantization: Quantization, dtype: torch.dtype
+) -> None:
+    """Rather than computed without its dropout, magnitude, quantization or mixed precision."""
+    device = dataclasses.replace(cpu, dtype=dtype)
+    assert fuse(adapted(tiny_base, device, config, quantization).model) == 0
+
+
+def test_fused_modules_can_be_switched_off(tiny_base: Base, cpu: Device) -> None:
+    """As PEFT lets an adapter be: then the model is the base model again."""
+    model = adapted(tiny_base, cpu, CONFIG)
+    fuse(model.model)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        with model.model.disable_adapter():
+            without = model.model(input_ids=ids).logits
+        base = load_model(tiny_base, Quantization.NONE, cpu).model(input_ids=ids).logits
+        assert (model.model(input_ids=ids).logits - base).abs().max() > 0.01
+    torch.testing.assert_close(without, base)
+
+
+@pytest.mark.parametrize("limit", [1, 1000, 2**23])
+def test_the_loss_in_pieces_is_the_plain_one(
+    tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Values and gradients by any weights, and never more logits at once than the limit or one token's."""
+    monkeypatch.setitem(losses.MOST_LOGITS, "cpu", limit)
+    model = load_model(tiny_base, Quantization.NONE, cpu)
+    torch.manual_seed(1)
+    hidden = torch.randn(9, 64, requires_grad=True)
+    targets, weights = torch.randint(0, 300, (9,)), torch.rand(9)
+    head: Any = model.head
+    wanted = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
+    (expected,) = torch.autograd.grad((wanted * weights).sum(), hidden)
+    found = losses._HeadLoss.apply(hidden, head.weight, None, targets)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), hidden)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("Gemma2", {"final_logit_softcapping": 1.5}), ("Granite", {"logits_scaling": 4.0}), ("Cohere", {})],
+)
+def test_what_a_model_does_to_its_logits_is_part_of_the_loss(cpu: Device, kind: str, options: dict[str, float]) -> None:
+    """Caps and factors after the output embedding: the loss in pieces would pass over them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"vocab_size": 300, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.5, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more, bos_token_id=1, eos_token_id=2, **options)
+    factory: Any = transformers.AutoModelForCausalLM
+    model = factory.from_config(config, attn_implementation="eager").eval()
+    examples = rows(3)
+    batch = collate(examples, cpu.torch_device)
+    found = token_losses(model, model.get_output_embeddings(), batch, cpu)
+    logits = model(input_ids=batch.input_ids).logits[:, :-1][batch.learned]
+    torch.testing.assert_close(found, nn.functional.cross_entropy(logits, batch.targets, reduction="none"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_is_that_of_pytorch(dtype: torch.dtype, bias: bool) -> None:
+    """Whichever library computes it, with transposed weights too."""
+    torch.manual_seed(0)
+    x, weight, offset = (torch.randn(shape, dtype=dtype) for shape in ((17, 33), (65, 33), (65,)))
+    wanted = nn.functional.linear(x, weight, offset if bias else None)
+    torch.testing.assert_close(product(x, weight, offset if bias else None), wanted)
+    torch.testing.assert_close(product(wanted, weight.T), wanted @ weight)
