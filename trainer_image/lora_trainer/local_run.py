@@ -1,12 +1,16 @@
 """A run without a cluster: the manifest that `kubectl apply` takes, and a summary for a person."""
 
+from pathlib import PurePosixPath
+
 import yaml
 
-from lora_trainer.artifact import loadable
+from lora_trainer.artifact import MERGED_FOLDER, Form, loadable
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
-from lora_trainer.contract.summary import Summary
+from lora_trainer.contract.summary import Artifact, Summary
+from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
+from lora_trainer.serving import Serving, command, merged_command
 from lora_trainer.supervisor import Ending
 
 
@@ -33,7 +37,7 @@ def show_summary(ending: Ending) -> str:
     summary = ending.summary
     if not summary.succeeded or summary.results is None or summary.artifact is None:
         return f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
-    return "\n".join((*_losses(summary), *_adapter(summary, ending)))
+    return "\n".join((*_losses(summary), *_artifact(summary.artifact, ending)))
 
 
 def _losses(summary: Summary) -> tuple[str, ...]:
@@ -55,14 +59,43 @@ def _losses(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def _adapter(summary: Summary, ending: Ending) -> tuple[str, ...]:
-    artifact = summary.artifact
-    if artifact is None:
-        return ()
-    source = loadable(artifact.base_model, artifact.base_revision)
-    return (
-        f"Adapter: {ending.folder} ({artifact.size_bytes / 2**20:.1f} MiB, {artifact.digest[:19]}…)",
-        "Load it:",
-        f"  base = AutoModelForCausalLM.from_pretrained({source})",
-        f'  model = PeftModel.from_pretrained(base, "{ending.folder}")',
-    )
+def _artifact(artifact: Artifact, ending: Ending) -> tuple[str, ...]:
+    place = _place(artifact, ending)
+    size = f"{artifact.size_bytes / 2**20:.1f} MiB, {artifact.digest[:19]}…"
+    load: tuple[str, ...]
+    if artifact.format == Form.MERGED:
+        what, load = "Merged model", (f'  model = AutoModelForCausalLM.from_pretrained("{place}")',)
+    else:
+        base = loadable(artifact.base_model, artifact.base_revision)
+        what, load = (
+            "Adapter",
+            (
+                f"  base = AutoModelForCausalLM.from_pretrained({base})",
+                f'  model = PeftModel.from_pretrained(base, "{place}")',
+            ),
+        )
+    return (f"{what}: {ending.folder or artifact.uri} ({size})", "Load it:", *load, *_serve(artifact, place))
+
+
+def _place(artifact: Artifact, ending: Ending) -> str:
+    """What libraries and servers take for the result: a path, or a name on the Hub."""
+    if ending.folder is not None:
+        return str(ending.folder)
+    uri = parse_uri(artifact.uri)
+    return uri.repo if isinstance(uri, HubUri) else "path/of/its/copy"
+
+
+def _serve(artifact: Artifact, place: str) -> tuple[str, ...]:
+    if artifact.format == Form.MERGED:
+        return ("Serve it:", f"  {merged_command(place)}")
+    # Flags, or else the reason why there are none.
+    servable = artifact.serving.startswith("--")
+    serving = Serving(servable=servable, text=artifact.serving, rank=artifact.rank)
+    base = "path/of/the/base/model" if artifact.base_revision.startswith("sha256:") else artifact.base_model
+    name = PurePosixPath(artifact.uri).name.partition(":")[0]
+    typed = command(serving, base_model=base, name=name, path=place)
+    lines: tuple[str, ...]
+    lines = (f"vLLM cannot serve the adapter: {serving.text}",) if typed is None else ("Serve it:", f"  {typed}")
+    if artifact.format == Form.BOTH:
+        lines += ("Serve the merged model:", f"  {merged_command(f'{place}/{MERGED_FOLDER}')}")
+    return lines

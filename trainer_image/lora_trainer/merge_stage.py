@@ -12,7 +12,7 @@ from lora_trainer.contract.config import Merge
 from lora_trainer.contract.summary import Verification
 from lora_trainer.curves import LOSS_CURVE, METRICS
 from lora_trainer.device import choose_device
-from lora_trainer.errors import storage_error
+from lora_trainer.errors import ConfigError, storage_error
 from lora_trainer.hub import Hub
 from lora_trainer.merge import merge_into
 from lora_trainer.merged import bench_for, merged_model, rounding
@@ -25,15 +25,20 @@ log = logging.getLogger(__name__)
 CARD = "README.md"
 
 
-def merge_result(adapter: Path, target: Path, merge: Merge, volumes: Volumes, hub: Hub) -> Verification:
+def merge_result(
+    adapter: Path, target: Path, merge: Merge, volumes: Volumes, hub: Hub, *, anywhere: bool = False
+) -> Verification:
     """Make of the result in `adapter` the one that `merge` asks for, in the empty folder `target`.
 
     The merged model is loaded from its files and has to give the loss of the unquantized base model with the adapter
-    beside it. Raises `VerificationError`, `StorageError`.
+    beside it. `anywhere` checks that on a CPU where the run had a GPU. Raises `VerificationError`, `StorageError`.
     """
     manifest = read_manifest(adapter)
+    if manifest.format is Form.MERGED:
+        raise ConfigError(f"{adapter.name} is a merged model already: there is no adapter in it")
     form = Form.BOTH if merge is Merge.BOTH else Form.MERGED
-    device = choose_device(manifest.config.device, manifest.config.training.precision)
+    wanted = dataclasses.replace(manifest.config.device, allow_cpu=manifest.config.device.allow_cpu or anywhere)
+    device = choose_device(wanted, manifest.config.training.precision)
     base, examples = base_and_rows(manifest, volumes, hub)
     model = merged_model(target, form, base)
     log.info("merging the adapter into %s at %s", base.name, base.revision)
@@ -46,6 +51,17 @@ def merge_result(adapter: Path, target: Path, merge: Merge, volumes: Volumes, hu
     merged = MergedModel(loss=verification.loss, expected=expected, tolerance=tolerance)
     _seal(adapter, target, dataclasses.replace(manifest, format=form, merged=merged))
     return verification
+
+
+def merge_by_hand(adapter: Path, output: Path, volumes: Volumes, hub: Hub) -> Verification:
+    """Make the model of a published adapter in the new folder `output`. Raises `ConfigError`, and as `merge_result`."""
+    if output.exists():
+        raise ConfigError(f"--output is {output}: something is there already; name a new folder")
+    try:
+        return merge_result(adapter, output, Merge.MERGED, volumes, hub, anywhere=True)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 def _seal(adapter: Path, target: Path, manifest: Manifest) -> None:

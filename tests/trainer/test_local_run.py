@@ -1,0 +1,62 @@
+"""What a run without a cluster prints at its end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.test_artifact import filled
+
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, Summary, Verification
+from lora_trainer.local_run import show_summary
+from lora_trainer.supervisor import Ending
+
+
+def ending(*, folder: Path | None = Path("/c/out"), **values: Any) -> Ending:
+    """A run that went well."""
+    artifact = Artifact(
+        **{
+            "uri": "pvc://adapters/tone",
+            "digest": "sha256:" + "a" * 64,
+            "size_bytes": 2**20,
+            "format": "peft",
+            "base_model": "org/tiny",
+            "base_revision": "c" * 40,
+            "rank": 4,
+            "servable": True,
+            "serving": "--enable-lora --max-lora-rank 8",
+            **values,
+        }
+    )
+    results = filled(Results, verification=filled(Verification))
+    resolved = filled(ResolvedRun, target_modules=("q_proj",))
+    summary = Summary(reason=Reason.SUCCEEDED, message="well", results=results, resolved=resolved, artifact=artifact)
+    return Ending(code=0, summary=summary, folder=folder)
+
+
+ADAPTER = "vllm serve org/tiny --enable-lora --max-lora-rank 8 --lora-modules tone="
+
+
+@pytest.mark.parametrize(
+    ("values", "present", "absent"),
+    [
+        ({}, ("Adapter: /c/out", f"{ADAPTER}/c/out", 'revision="cccc'), ("cannot",)),
+        ({"base_revision": "sha256:1", "base_model": "pvc://m/t"}, ("vllm serve path/of/the/base/model --enable",), ()),
+        (
+            {"servable": False, "serving": "no DoRA; merge"},
+            ("vLLM cannot serve the adapter: no DoRA; merge",),
+            ("vllm",),
+        ),
+        ({"format": "merged", "serving": ""}, ("Merged model: /c/out", "vllm serve /c/out"), ("PeftModel", "lora-mod")),
+        ({"format": "peft+merged"}, (f"{ADAPTER}/c/out", "vllm serve /c/out/merged", "PeftModel"), ()),
+        ({"folder": None, "uri": "hf://me/tone"}, ("Adapter: hf://me/tone", f"{ADAPTER}me/tone"), ()),
+        ({"folder": None, "uri": "oci://r/me/tone:1"}, (f"{ADAPTER}path/of/its/copy",), ()),
+    ],
+)
+def test_the_end_of_a_run_says_how_to_load_and_serve_what_came_out(
+    values: dict[str, Any], present: tuple[str, ...], absent: tuple[str, ...]
+) -> None:
+    """Commands that run as they stand, for each form and place."""
+    text = show_summary(ending(**values))
+    assert [part for part in present if part not in text] == []
+    assert [part for part in absent if part in text] == []
