@@ -260,5 +260,16 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
+@contextlib.contextmanager
+def full_disk(folder: Path, size_kib: int) -> Iterator[Path]:
+    """A file system of a few KiB in memory, as `folder`; needs root, as the project's tests do."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 for _method in ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"):
     setattr(_ProxyHandler, f"do_{_method}", _ProxyHandler.pass_on)

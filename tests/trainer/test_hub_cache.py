@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.trainer import tiny
+from tests.trainer import servers, tiny
 from tests.trainer.runs import TRAINER, Workplace
 from tests.trainer.servers import Proxy
 
@@ -19,7 +19,7 @@ from hub.faults import Fault
 from hub.server import HubServer
 from lora_trainer.base import find_base
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import AccessDeniedError, NotFoundError, TransientError
+from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
 from lora_trainer.hub import Hub
 from lora_trainer.volumes import Volumes
 
@@ -159,6 +159,17 @@ def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
     before = weight_bytes(server)
     assert find(client(server, tmp_path)).read_bytes() == (tiny_folder / WEIGHTS).read_bytes()
     assert weight_bytes(server) - before == size(tiny_folder) - 150_000
+
+
+def test_a_full_cache_is_told(server: HubServer, tmp_path: Path) -> None:
+    """74, and no half file under a whole one's name."""
+    with servers.full_disk(tmp_path / "small", 200) as small:
+        with pytest.raises(
+            StorageError, match=r"the Hub's cache \(HF_HOME\) cannot be written: the volume is full"
+        ) as caught:
+            find(client(server, small))
+        assert caught.value.reason is Reason.STORAGE_FULL
+        assert not list(small.rglob(WEIGHTS))
 
 
 def prepared(

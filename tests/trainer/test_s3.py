@@ -65,6 +65,13 @@ def admin(gateway: str) -> Iterator[minio.Minio]:
     client.remove_bucket("models")
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A cache with less room than the tiny model takes."""
+    with servers.full_disk(tmp_path / "small", 200) as folder:
+        yield folder
+
+
 def environment(proxy: Proxy, home: Path, **more: str) -> dict[str, str]:
     """What a pod's environment says."""
     keys = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
@@ -235,6 +242,56 @@ def test_a_place_that_cannot_be_written_is_told_before_the_training(
     if kind is AccessDeniedError:
         assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
         assert "output.secretRef" in str(caught.value)
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_pods_workload_identity_needs_no_secret(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node's agent gives keys that end; a Secret goes before it."""
+    keys = {"AccessKeyId": ACCESS, "SecretAccessKey": SECRET, "Token": "", "Expiration": "2099-01-01T00:00:00Z"}
+    with servers.answering(keys) as agent:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url)
+        sink(proxy, AWS_CONTAINER_CREDENTIALS_FULL_URI=agent.url).check()
+        assert agent.requests == []
+        place = sink(
+            proxy,
+            AWS_CONTAINER_CREDENTIALS_FULL_URI=agent.url,
+            OUTPUT_AWS_ACCESS_KEY_ID="",
+            OUTPUT_AWS_SECRET_ACCESS_KEY="",
+        )
+        place.check()
+        assert len(agent.requests) == 1
+
+
+def test_a_full_cache_is_told(proxy: Proxy, admin: minio.Minio, tiny_folder: Path, small_disk: Path) -> None:
+    """74, and no half file under a whole one's name."""
+    put_model(admin, tiny_folder, "base/tiny")
+    with pytest.raises(StorageError, match=r"the cache \(HF_HOME\) cannot be written: the volume is full") as caught:
+        find(proxy, small_disk, "s3://models/base/tiny")
+    assert (caught.value.code, caught.value.reason) == (74, Reason.STORAGE_FULL)
+    assert not list(small_disk.rglob("model.safetensors"))
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_full_bucket_is_told(proxy: Proxy, tmp_path: Path) -> None:
+    """When the server has no room."""
+    proxy.inject(Fault(path="*/adapter_model*", method="PUT", status=507, times=None))
+    with pytest.raises(StorageError, match=r"the bucket is full \(507\); free space there") as caught:
+        sink(proxy).publish(write_adapter(tmp_path / "staged"))
+    assert (caught.value.code, caught.value.reason) == (74, Reason.STORAGE_FULL)
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_server_that_only_the_proxy_knows_is_reached(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`HTTP_PROXY`, unless `NO_PROXY` names the server."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "other.invalid")
+    through = sink(proxy, AWS_ENDPOINT_URL_S3="http://s3.invalid")
+    assert through.publish(write_adapter(tmp_path / "staged")).uri == str(OUT)
+    assert proxy.count("PUT", "http://s3.invalid/models/team/out/") == 4
 
 
 def put_model(admin: minio.Minio, folder: Path, prefix: str) -> None:

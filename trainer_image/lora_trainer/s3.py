@@ -201,7 +201,11 @@ def _credentials(role: Role, environment: Mapping[str, str]) -> Provider | None:
             raise role.denied(f"{role.value}.secretRef's Secret has no {lacking}: S3 needs both keys of the pair")
         if access:
             return StaticProvider(access, secret, session or None)
-    return IamAwsProvider() if any(environment.get(name) for name in _IDENTITY) else None
+    if not any(environment.get(name) for name in _IDENTITY):
+        return None
+    # A node's own agent is asked directly, the token service like any other server.
+    remote = environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")
+    return IamAwsProvider(http_client=http_pool("https://sts.amazonaws.com") if remote else None)
 
 
 def _bare(etag: str | None) -> str:

@@ -1,0 +1,75 @@
+"""A base model's files: what is told before anything is loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_trainer.base import Base, open_folder
+from lora_trainer.errors import ConfigError
+from lora_trainer.prepare import check_tokenizer
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A copy of the tiny model."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+def _cut(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1000])
+
+
+def _cut_in_its_header(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:300])
+
+
+def _lengthen(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\0" * 8)
+
+
+def _web_page(folder: Path) -> None:
+    (folder / WEIGHTS).write_text("<!doctype html><title>Sign in</title>", encoding="utf-8")
+
+
+def _lose_a_shard(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": WEIGHTS}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _no_model_type(folder: Path) -> None:
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_cut, r"its model\.safetensors has \d+ bytes, its header tells of \d+: it is cut off or damaged"),
+        (_cut_in_its_header, r"its model\.safetensors is no safetensors file, or cut off in its header"),
+        (_lengthen, r"its model\.safetensors has \d+ bytes, its header tells of \d+"),
+        (_web_page, r"its model\.safetensors is no safetensors file"),
+        (_lose_a_shard, r"model\.safetensors\.index\.json names model-00001-of-00002\.safetensors, which is not there"),
+        (_no_model_type, r"its config\.json is no configuration with a model_type"),
+    ],
+)
+def test_files_that_are_no_whole_model_are_told(folder: Path, spoil: Callable[[Path], None], sentence: str) -> None:
+    """With the file and the remedy."""
+    open_folder(folder)
+    spoil(folder)
+    with pytest.raises(ConfigError, match=sentence):
+        open_folder(folder)
+
+
+def test_a_model_without_a_tokenizer_is_told(folder: Path, tiny_base: Base) -> None:
+    """Before a GPU is asked for."""
+    check_tokenizer(tiny_base, "pvc://models/tiny")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"pvc://models/x: it has no tokenizer \(tokenizer\.json, tokenizer\.model\)"):
+        check_tokenizer(open_folder(folder), "pvc://models/x")
+    (folder / "tokenizer.json").write_text('{"cut', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"its tokenizer\.json is no JSON"):
+        check_tokenizer(open_folder(folder), "pvc://models/x")

@@ -1,0 +1,137 @@
+"""Results that are published again: by a retry that trains nothing, and by hand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import minio
+import pytest
+from tests.trainer import servers
+from tests.trainer.runs import Finished, Workplace
+from tests.trainer.servers import ACCESS, SECRET, Proxy
+from tests.trainer.test_artifact import write_adapter
+
+from hub.faults import Fault
+from lora_trainer.artifact import check_digests, read_manifest
+from lora_trainer.cli import main
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+
+KEYS = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server with a bucket `results`."""
+    with servers.bucket_server(tmp_path_factory.mktemp("s3")) as address:
+        servers.client(address).make_bucket("results")
+        yield address
+
+
+@pytest.fixture
+def proxy(gateway: str) -> Iterator[Proxy]:
+    """The way to it."""
+    with Proxy(gateway) as proxy:
+        yield proxy
+
+
+def stored(client: minio.Minio, prefix: str) -> list[str]:
+    """Names of objects below a prefix."""
+    return sorted(str(entry.object_name) for entry in client.list_objects("results", prefix, recursive=True))
+
+
+def attempt(workplace: Workplace, proxy: Proxy, **more: Any) -> Finished:
+    """One pod of a run with data from a bucket and its output in one, checkpoints on the claim `adapters`."""
+    config = workplace.config_file(
+        dataset={"uri": "s3://results/data/train.jsonl"},
+        output={"uri": "s3://results/out"},
+        checkpoint={"volumeClaimName": "adapters"},
+        training={"maxSteps": 2},
+        **more,
+    )
+    variables = {f"{section}_{name}": value for section in ("DATASET", "OUTPUT") for name, value in KEYS.items()}
+    home = str(workplace.root / "home")
+    port = str(servers.free_port())
+    return workplace.run(
+        "--config", config, "--metrics-port", port, AWS_ENDPOINT_URL_S3=proxy.url, HF_HOME=home, **variables
+    )
+
+
+def test_a_publication_that_fails_costs_no_training(workplace: Workplace, gateway: str, proxy: Proxy) -> None:
+    """The token is revoked before the end: 77 and the result is kept; a retry publishes it, another finds it."""
+    client = servers.client(gateway)
+    client.fput_object("results", "data/train.jsonl", str(workplace.claims / "data/train.jsonl"))
+    proxy.inject(Fault(path="*/adapter_model*", method="PUT", status=403, times=None))
+    denied = attempt(workplace, proxy)
+    assert (denied.status, denied.summary.reason) == (77, Reason.OUTPUT_ACCESS_DENIED), denied.log
+    kept = f".lora-checkpoints/tiny-{run_suffix('uid-1')}/staged"
+    assert denied.summary.message.endswith(f"the verified result is kept at pvc://adapters/{kept}")
+    assert "output.secretRef" in denied.summary.message
+    assert not [name for name in stored(client, "out/") if name.endswith("manifest.json")]
+    trained = read_manifest(workplace.claims / "adapters" / kept)
+
+    proxy.faults.replace([])
+    published = attempt(workplace, proxy)
+    assert published.status == 0, published.log
+    assert "an earlier attempt finished the training" in published.log
+    artifact = published.summary.artifact
+    assert artifact is not None
+    assert artifact.uri == "s3://results/out"
+    there = client.get_object("results", "out/manifest.json").read()
+    assert json.loads(there)["measured"] == json.loads(trained.to_json())["measured"]
+
+    again = attempt(workplace, proxy)
+    assert again.status == 0, again.log
+    assert again.summary.artifact == artifact
+    assert "this run published its result already" in again.log
+    assert client.get_object("results", "out/manifest.json").read() == there
+    assert SECRET not in denied.log + published.log + again.log
+
+
+def test_a_result_is_published_by_hand(
+    tmp_path: Path, gateway: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder to a bucket and to a claim; once more is the same result, and the folder stays."""
+    folder = write_adapter(tmp_path / "staged", "uid-hand")
+    (tmp_path / "claims/store").mkdir(parents=True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    addresses = ("s3://results/hand", "pvc://store/hand")
+    for address in (*addresses, *addresses):
+        assert main(["publish", str(folder), address, "--claims", str(tmp_path / "claims")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == lines[2:]
+    assert [line.partition(" ")[0] for line in lines[:2]] == list(addresses)
+    check_digests(tmp_path / "claims/store/hand", read_manifest(tmp_path / "claims/store/hand"))
+    assert [path.name for path in (tmp_path / "claims/store").iterdir()] == ["hand"]
+    assert len(stored(servers.client(gateway), "hand/")) == 3
+    check_digests(folder, read_manifest(folder))
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "sentence"),
+    [
+        ("configmap://a/b", 64, "configmap://a/b: must start with pvc://, s3://, hf:// or oci://"),
+        ("ftp://a/b", 64, "ftp://a/b: must start with hf://, s3://"),
+        ("pvc://none/x", 74, "the claim none is not mounted"),
+    ],
+)
+def test_a_publication_by_hand_that_cannot_be_is_told(
+    *, tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str, status: int, sentence: str
+) -> None:
+    """Address and claim."""
+    folder = write_adapter(tmp_path / "staged")
+    assert main(["publish", str(folder), address, "--claims", str(tmp_path)]) == status
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_not_published_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its manifest does not vouch for it."""
+    folder = write_adapter(tmp_path / "staged")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights of uid-X")
+    (tmp_path / "store").mkdir()
+    assert main(["publish", str(folder), "pvc://store/x", "--claims", str(tmp_path)]) == 1
+    assert "adapter_model.safetensors has sha256" in capsys.readouterr().err
+    assert list((tmp_path / "store").iterdir()) == []
