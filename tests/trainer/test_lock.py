@@ -1,5 +1,6 @@
 """The lock of a run's folder: one holder at a time, whoever dies, hangs or comes back."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -66,14 +67,16 @@ def take(folder: Path, clock: Clock, timing: Timing = TIMING) -> float:
         return clock.now
 
 
-def test_a_second_trainer_waits_until_the_first_lets_go(tmp_path: Path) -> None:
-    """And takes the lock at once then."""
+def test_a_second_trainer_waits_until_the_first_lets_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And takes the lock at once then; the log says once for whom it waits."""
+    caplog.set_level(logging.INFO)
     first = ExitStack()
     first.enter_context(held(tmp_path, holder(), timing=TIMING))
     clock = Clock(lambda now: first.close() if now == 3 else None)
     assert take(tmp_path, clock) == 3
     assert is_released(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1, "locks pile up"
+    assert caplog.text.count("the run's folder is in use by attempt 1 on pod-a") == 1
 
 
 def test_a_second_trainer_gives_up_after_the_wait_with_the_holder_named(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from lora_trainer.errors import ConfigError, InternalError, explain, one_sentenc
 from lora_trainer.guard import guarded
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.publishing import publish_folder
+from lora_trainer.serving import merged_command
 from lora_trainer.supervisor import Ending, Settings, Supervisor
 from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
 
@@ -37,7 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.set_up(form=getattr(options, "log_format", logs.TEXT))
     # PyTorch, which `verify` and `ask` load into this process, reads it when it is imported.
     os.environ.update(stage_environment())
-    commands = {"run": _run, "prepare": _prepare, "publish": _publish, "verify": _verify, "ask": _ask}
+    commands = {
+        "run": _run,
+        "prepare": _prepare,
+        "publish": _publish,
+        "verify": _verify,
+        "export": _export,
+        "merge": _merge,
+        "ask": _ask,
+    }
     return int(commands[options.command](options))
 
 
@@ -78,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", parents=[volumes], help="check an adapter's digests and its loss")
     verify.add_argument("folder", type=Path, metavar="DIR")
+
+    export = commands.add_parser("export", parents=[volumes], help="make a verified adapter of a checkpoint")
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder step-...")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the adapter")
+
+    merge = commands.add_parser("merge", parents=[volumes], help="make a model of an adapter and its base model")
+    merge.add_argument("adapter", type=Path, metavar="ADAPTER", help="a folder that a run published")
+    merge.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the model")
 
     ask = commands.add_parser("ask", parents=[volumes], help="answers of base model and adapter to the same questions")
     ask.add_argument(
@@ -190,6 +207,31 @@ def _verify(options: argparse.Namespace) -> int:
     def action() -> None:
         result = verify(options.folder, _volumes(options), Hub(), anywhere=True)
         print(f"verified: loss {result.loss:.6f}, within {result.tolerance} of what the training measured")
+
+    return guarded(action, Reporter(None))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from lora_trainer.export_checkpoint import export_checkpoint  # noqa: PLC0415 - as above
+    from lora_trainer.hub import Hub  # noqa: PLC0415
+    from lora_trainer.reports import Reporter  # noqa: PLC0415
+
+    def action() -> None:
+        result = export_checkpoint(options.checkpoint, options.output, _volumes(options), Hub())
+        print(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance} of the checkpoint's")
+
+    return guarded(action, Reporter(None))
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from lora_trainer.hub import Hub  # noqa: PLC0415 - as above
+    from lora_trainer.merge_stage import merge_by_hand  # noqa: PLC0415
+    from lora_trainer.reports import Reporter  # noqa: PLC0415
+
+    def action() -> None:
+        result = merge_by_hand(options.adapter, options.output, _volumes(options), Hub())
+        print(f"{options.output}: loss {result.loss:.6f}, within {result.tolerance} of base model and adapter")
+        print(f"Serve it: {merged_command(str(options.output))}")
 
     return guarded(action, Reporter(None))
 

@@ -207,7 +207,7 @@ def _acquire(
 ) -> Path:
     started = clock()
     watched: tuple[str, bytes] | None = None
-    since = started
+    since, told = started, False
     while True:
         newest = _newest(folder)
         seen = None if newest is None else _look(newest)
@@ -216,8 +216,6 @@ def _acquire(
         else:
             if watched != (newest.name, seen.content):
                 watched, since = (newest.name, seen.content), clock()
-                if since == started and seen.holder is not None and not seen.released:
-                    log.info("the run's folder is in use by %s: waiting", _shown(seen.holder))
             free = _is_free(folder, seen, clock() - since, timing)
             generation = _generation(newest)
         if free:
@@ -232,6 +230,9 @@ def _acquire(
                 f"{timing.wait_s:.0f} s for it and is started again later",
                 Reason.OUTPUT_LOCKED,
             )
+        if not told:
+            log.info("the run's folder is in use by %s: waiting", _shown(None if seen is None else seen.holder))
+            told = True
         sleep(timing.poll_s)
 
 

@@ -1,0 +1,254 @@
+"""Attempts of whole runs: what they go on from, what they refuse, and who may write."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+from tests.trainer.runs import Workplace
+from tests.trainer.stages import Attempt, Place, finish
+
+from lora_trainer.artifact import read_manifest
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import CheckpointError, ConfigError
+from lora_trainer.export_checkpoint import export_checkpoint
+from lora_trainer.hub import Hub
+from lora_trainer.volumes import Volumes
+from lora_trainer.workspace import FOLDER
+
+TRAINING = {"maxSteps": 6, "effectiveBatchSize": 4, "learningRate": "0.01"}
+
+
+def place_of(
+    workplace: Workplace, name: str = "tiny", uid: str = "uid-1", resume_from: str | None = None, **sections: Any
+) -> Place:
+    """A run of six steps that keeps the state of every second one, in its folder on the claim."""
+    sections = {"checkpoint": {"intervalSteps": 2}, **sections}
+    config = workplace.config_file(uid, **{**sections, "training": {**TRAINING, **sections.get("training", {})}})
+    document = json.loads(config.read_text(encoding="utf-8"))
+    document["run"]["name"], document["resume_from"] = name, resume_from
+    own = workplace.root / f"{name}.json"
+    own.write_text(json.dumps(document), encoding="utf-8")
+    workspace = workplace.claims / "adapters" / FOLDER / f"{name}-{run_suffix(uid)}"
+    workspace.mkdir(parents=True, exist_ok=True)
+    return Place(claims=workplace.claims, workspace=workspace, config=own)
+
+
+@pytest.fixture
+def done(workplace: Workplace) -> Place:
+    """A run that ended its training, with the states after steps 4 and 6."""
+    place = place_of(workplace)
+    assert finish(place).process.exitcode == 0
+    assert place.checkpoint_steps() == [4, 6]
+    return place
+
+
+def weights(place: Place) -> bytes:
+    """Of the result."""
+    return (place.staged / "adapter_model.safetensors").read_bytes()
+
+
+def damage(place: Place, step: int) -> None:
+    """Cut a file of a checkpoint."""
+    path = place.workspace / f"step-{step:08d}/optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def refused(attempt: Attempt, code: ExitCode, reason: Reason, *sentences: str) -> None:
+    """Check how an attempt ended."""
+    failure = attempt.failure()
+    assert (attempt.process.exitcode, failure["reason"]) == (int(code), reason.value), failure
+    for sentence in sentences:
+        assert sentence in failure["message"]
+
+
+def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Place) -> None:
+    """What is between the two is trained again; where none is whole the run ends, with all that is there left alone."""
+    first = weights(done)
+    damage(done, 6)
+    attempt = finish(done)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
+    assert weights(done) == first
+    assert done.checkpoint_steps() == [4, 6]
+    for step in (4, 6):
+        damage(done, step)
+    refused(finish(done), ExitCode.CHECKPOINT_INVALID, Reason.CHECKPOINT_INVALID, "none of the 2 checkpoints")
+    assert done.checkpoint_steps() == [4, 6]
+
+
+def test_a_changed_configuration_or_data_set_is_refused(workplace: Workplace, done: Place) -> None:
+    """78 with the field and both values, before the model is loaded; the states stay."""
+    changed = place_of(workplace, training={"learningRate": "0.5"})
+    sentence = "the checkpoint step-00000006 of tiny has training.learningRate 0.01, this run has 0.5"
+    refused(finish(changed), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, sentence)
+    again = place_of(workplace)
+    tiny.write_jsonl(workplace.claims / "data/train.jsonl", tiny.chats(41))
+    refused(finish(again), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset (content)")
+    assert done.checkpoint_steps() == [4, 6]
+
+
+def test_another_run_goes_on_at_the_step_of_the_one_that_it_names(workplace: Workplace, done: Place) -> None:
+    """Its states are not touched; the new run has its own, and its own length and schedule."""
+    longer = place_of(workplace, "longer", "uid-2", resume_from="tiny", training={"maxSteps": 8})
+    attempt = finish(longer)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 6)
+    assert longer.checkpoint_steps() == [6 + 2]
+    assert done.checkpoint_steps() == [4, 6]
+    assert read_manifest(longer.staged).measured.steps == 8
+
+    same_length = place_of(workplace, "same", "uid-3", resume_from="tiny")
+    sentence = "resumeFrom.name is tiny: its checkpoint is after step 6, and this run has 6 steps in all: raise"
+    refused(finish(same_length), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, sentence)
+
+
+def test_another_run_starts_from_the_weights_where_the_rows_are_others(workplace: Workplace, done: Place) -> None:
+    """At step 0, with the loss of the pristine base as the one before."""
+    other = place_of(workplace, "other", "uid-2", resume_from="tiny", training={"effectiveBatchSize": 8})
+    attempt = finish(other)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 0)
+    before = read_manifest(done.staged).measured
+    measured = read_manifest(other.staged).measured
+    assert measured.eval_loss_before == pytest.approx(before.eval_loss_before)
+    first = next(line["progress"]["loss"] for line in attempt.lines() if (line.get("progress") or {}).get("step") == 1)
+    assert first < before.eval_loss_before - 0.2, "the training did not begin with the weights"
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason", "sentence"),
+    [
+        ({"lora": {"rank": 8}}, Reason.RESUME_MISMATCH, "of tiny has lora.alpha 8, this run has 16: set it as in that"),
+        ({"resume_from": "nobody"}, Reason.CHECKPOINT_INVALID, "holds no checkpoint of a run of that name"),
+    ],
+)
+def test_another_run_that_cannot_go_on_is_refused(
+    workplace: Workplace, done: Place, sections: dict[str, Any], reason: Reason, sentence: str
+) -> None:
+    """An adapter of another kind; a name without states."""
+    other = place_of(workplace, "other", "uid-2", **{"resume_from": "tiny", **sections})
+    refused(finish(other), ExitCode.CHECKPOINT_INVALID, reason, sentence)
+    assert done.checkpoint_steps() == [4, 6]
+
+
+def test_any_checkpoint_becomes_a_verified_adapter(done: Place, tmp_path: Path) -> None:
+    """That of the last step is the run's own, byte for byte; one before it is another; nothing is overwritten."""
+    volumes = Volumes(claims=done.claims, config_maps=done.claims)
+    last, earlier = tmp_path / "last", tmp_path / "earlier"
+    export_checkpoint(done.workspace / "step-00000006", last, volumes, Hub())
+    assert (last / "adapter_model.safetensors").read_bytes() == weights(done)
+    assert read_manifest(last).measured.eval_loss_after == read_manifest(done.staged).measured.eval_loss_after
+    verified = export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())
+    assert read_manifest(earlier).measured.steps == 4
+    assert verified.loss > read_manifest(last).measured.eval_loss_after
+    with pytest.raises(ConfigError, match="it exists already and is not overwritten"):
+        export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())
+    damage(done, 4)
+    with pytest.raises(CheckpointError, match="step-00000004 is damaged"):
+        export_checkpoint(done.workspace / "step-00000004", tmp_path / "none", volumes, Hub())
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[:1] in ".eln") == ["earlier", "last"]
+
+
+@pytest.fixture
+def full_volume(workplace: Workplace) -> Iterator[Path]:
+    """The claim for adapters as a volume of 2 MiB."""
+    folder = workplace.claims / "adapters"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_volume_that_is_full_ends_the_training_with_74_and_the_next_attempt_goes_on(
+    workplace: Workplace, full_volume: Path
+) -> None:
+    """The last whole state is intact; once there is room, nothing before it is trained again."""
+    place = place_of(workplace, checkpoint={"intervalSteps": 2, "keep": 2})
+    calm = place_of(workplace, "calm", "uid-9")
+    assert finish(calm).process.exitcode == 0
+    expected = weights(calm)
+    size = sum(path.stat().st_size for path in (calm.workspace / "step-00000006").iterdir())
+    shutil.rmtree(calm.workspace)
+    room = int(1.8 * size) + 2**20  # for one state, the margin, and not for a second
+    (full_volume / "others").write_bytes(bytes(shutil.disk_usage(full_volume).free - room))
+    refused(finish(place), ExitCode.STORAGE, Reason.STORAGE_FULL, "does not fit: the checkpoint volume has")
+    assert place.checkpoint_steps() == [2]
+    (full_volume / "others").unlink()
+    attempt = finish(place)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 2)
+    assert weights(place) == expected
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, f"not within two minutes: {what}"
+
+
+def states(workplace: Workplace) -> list[str]:
+    """Names of the checkpoints on the claim."""
+    return workplace.checkpoints()
+
+
+def stage_of(process: "subprocess.Popen[str]") -> int:
+    """The process id of the stage that a trainer runs."""
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+    return int(child)
+
+
+def test_of_two_trainers_one_waits_and_takes_over_when_the_other_is_killed(workplace: Workplace) -> None:
+    """A pod that was force-deleted and its successor: never two at work, and what the first one saved counts."""
+    config = workplace.config_file(training={**TRAINING, "maxSteps": 40}, checkpoint={"intervalSteps": 1})
+    first = workplace.start("--config", config, "--metrics-port", "0")
+    try:
+        until(lambda: bool(states(workplace)), "a state")
+        # Its training stands still from here on; it holds the lock all the same.
+        os.kill(stage_of(first), signal.SIGSTOP)
+        second = workplace.start("--config", config, "--metrics-port", "0")
+        try:
+            assert second.stderr is not None
+            assert any("is in use by attempt 1" in line for line in second.stderr)
+            assert first.poll() is None
+            first.kill()
+            _, log = second.communicate(timeout=240)
+        finally:
+            second.kill()
+            second.communicate()
+    finally:
+        first.kill()
+        first.communicate()
+    assert second.returncode == 0, log
+    summary = workplace.summary()
+    assert summary.results is not None
+    assert summary.results.resumed_step is not None
+    assert summary.results.resumed_step >= 1
+    assert summary.checkpoint is not None
+    assert summary.checkpoint.uri == f"pvc://adapters/{FOLDER}/tiny-{run_suffix('uid-1')}/step-00000040"
+    assert states(workplace) == ["step-00000040"], "after success the newest state alone is kept"
+    assert workplace.adapters() == ["out"]
+
+
+def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(workplace: Workplace) -> None:
+    """A process that is stopped gives no sign of life, as one in a hanging driver."""
+    config = workplace.config_file(training={**TRAINING, "maxSteps": 10_000}, checkpoint={"intervalSteps": 1})
+    document = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**document, "stall_timeout_s": 3}), encoding="utf-8")
+    process = workplace.start("--config", config, "--metrics-port", "0")
+    try:
+        until(lambda: bool(states(workplace)), "a state")
+        os.kill(stage_of(process), signal.SIGSTOP)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, workplace.summary().reason) == (int(ExitCode.TRANSIENT), Reason.STALLED)
+    assert "gave no sign of life for" in workplace.summary().message
+    assert states(workplace)
+    assert workplace.adapters() == []
