@@ -58,6 +58,7 @@ test: servers
 
 soak: everything
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) tests/unit tests/golden --timeout=3000
+	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests/trainer/test_kills.py --timeout=3000
 	@for round in 1 2 3; do $(PYTEST) -q tests/component tests/cluster tests/e2e || exit 1; done
 
 bench: everything
