@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
+from lora_trainer.child import stage_environment
 from lora_trainer.contract.config import Tracker, TrackingConfig, TrainConfig
 from lora_trainer.curves import METRICS, MetricsFile, Record
 from lora_trainer.trackers import STATE, State, UnusableError, open_backend, write_events
@@ -212,6 +213,15 @@ def test_secrets_stay_out_of_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "key-1234")
     text = without_secrets(ValueError("http://me:hunter2@mlflow refused key-1234"))
     assert text == "ValueError: http://me:…@mlflow refused …"
+
+
+def test_no_stage_gets_the_key_of_a_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lie in the memory of every library that a training loads."""
+    monkeypatch.setenv("WANDB_API_KEY", "key-1234")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
+    environment = stage_environment()
+    assert "key-1234" not in environment.values()
+    assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow"
 
 
 def test_tensorboard_gets_event_files(tmp_path: Path) -> None:

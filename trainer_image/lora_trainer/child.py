@@ -15,6 +15,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.cpus import cpu_threads
 from lora_trainer.launch import ONE_PROCESS, Program
 from lora_trainer.reports import Failure, Report, failure_of_status, first_cause
+from lora_trainer.trackers import SECRETS
 from lora_trainer.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -121,12 +122,13 @@ def stage_environment() -> dict[str, str]:
     """The environment of a stage: quiet libraries without telemetry, as many threads as the container has CPUs.
 
     Threads that wait for each other sleep instead of spinning: where another process also wants the CPU, a spinning one
-    takes it from the very thread that it waits for. Two to six times as fast on two busy cores.
+    takes it from the very thread that it waits for. Two to six times as fast on two busy cores. Keys of trackers are for
+    the tracker's process alone.
     """
     threads = str(cpu_threads())
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in SECRETS},
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": threads,
