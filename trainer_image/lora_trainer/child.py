@@ -122,8 +122,9 @@ def stage_environment() -> dict[str, str]:
     """The environment of a stage: quiet libraries without telemetry, as many threads as the container has CPUs.
 
     Threads that wait for each other sleep instead of spinning: where another process also wants the CPU, a spinning one
-    takes it from the very thread that it waits for. Two to six times as fast on two busy cores. Keys of trackers are for
-    the tracker's process alone.
+    takes it from the very thread that it waits for. Two to six times as fast on two busy cores.
+
+    Keys of trackers are for the tracker's process alone.
     """
     threads = str(cpu_threads())
     return {
