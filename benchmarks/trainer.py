@@ -1,0 +1,432 @@
+"""Our trainer against the plain script of Transformers, PEFT and its Trainer, on the same data, in one invocation.
+
+    .venv/bin/python benchmarks/trainer.py [--seeds 3] [--threads 2] [--model DIR] [--workload short full] [--gpu]
+
+The plain script is what a user would write: rows padded to the longest of their batch, the same attention (sdpa), type
+(fp32 on a CPU), threads, model, rank and modules (16, all linear ones), prompts masked, effective batch 16, at its
+fastest micro-batch of 1, 2, 4, 8 and 16, which is found first. Both sides then train in turns, in processes of their
+own. Speed counts real tokens, padding not; the loss is that of our evaluation of both models on the same held-out rows.
+
+`short` are chats with a long tail: log-normal lengths with a mean of a sixth of `--max-length`; half of each row is
+its prompt. `full` are rows that all have `--full-length` tokens. `--gpu` measures our trainer alone, on a model of
+Llama-3-8B's shape with random weights, and gives the share of the GPU's peak at 4 N operations for each token.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY / "trainer_image")]
+
+EFFECTIVE, RANK, ALPHA, LEARNING_RATE, HELD_OUT = 16, 16, 32, 5e-4, 32
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+SPREAD = 0.9
+IGNORED = -100
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
+"""Dense bf16 operations a second, by the vendor's data sheets."""
+
+WORDS = (
+    *[
+        "the",
+        "captain",
+        "sails",
+        "north",
+        "with",
+        "calm",
+        "wind",
+        "and",
+        "a",
+        "full",
+        "hold",
+        "while",
+        "her",
+        "crew",
+        "mends",
+        "old",
+        "nets",
+    ],
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one process does."""
+
+    side: str
+    workload: str
+    model: str
+    length: int
+    steps: int
+    seed: int
+    threads: int
+    micro: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Token ids, and labels with the prompt masked."""
+
+    input_ids: np.ndarray[Any, np.dtype[np.int64]]
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def rows(job: Job, count: int, seed: int) -> list[Row]:
+    """Rows in a small language in which every word has four successors, so that there is something to learn."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+
+    reader: Any = AutoTokenizer
+    tokenizer = reader.from_pretrained(job.model)
+    language = np.array([tokenizer(f" {word}")["input_ids"][0] for word in WORDS])
+    successors = np.random.default_rng(0).integers(0, len(WORDS), size=(len(WORDS), 4))
+    random, mean, found = np.random.default_rng(seed), job.length / 6, []
+    for _ in range(count):
+        length = job.length
+        if job.workload == "short":
+            drawn = random.lognormal(np.log(mean) - SPREAD**2 / 2, SPREAD)
+            length = int(np.clip(drawn, 8, job.length))
+        word, words = int(random.integers(len(WORDS))), []
+        for choice in random.integers(0, 4, size=length):
+            words.append(word)
+            word = int(successors[word, choice])
+        ids = language[words]
+        found.append(Row(input_ids=ids, labels=np.where(np.arange(length) < length // 2, IGNORED, ids)))
+    return found
+
+
+def examples(found: list[Row]) -> Any:
+    """The rows as the trainer keeps them."""
+    from lora_trainer.store import Examples  # noqa: PLC0415 - as above
+    from lora_trainer.tokens import Example  # noqa: PLC0415
+
+    return Examples.of(Example(input_ids=row.input_ids, labels=row.labels, truncated=False) for row in found)
+
+
+def device_of(threads: int) -> Any:
+    """The CPU in fp32."""
+    import torch  # noqa: PLC0415 - as above
+
+    from lora_trainer.device import Device  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    return Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
+
+
+def held_out_loss(job: Job, model: Any) -> float:
+    """Of either side's model, by the same code."""
+    from lora_trainer.batches import Budget  # noqa: PLC0415 - as above
+    from lora_trainer.evaluate import evaluate  # noqa: PLC0415
+
+    held_out = examples(rows(job, HELD_OUT if job.workload == "short" else 4, 1_000_000))
+    budget = Budget.of(None, job.length, tokens=1024)
+    head = model.get_output_embeddings()
+    return evaluate(model, head, held_out, device_of(job.threads), lambda count: None, budget=budget).loss
+
+
+def ours(job: Job) -> dict[str, float]:
+    """Train with our trainer's own loop."""
+    device = device_of(job.threads)
+
+    from lora_trainer.attention import choose_attention  # noqa: PLC0415 - as above
+    from lora_trainer.base import open_folder  # noqa: PLC0415
+    from lora_trainer.batches import Budget, token_budget  # noqa: PLC0415
+    from lora_trainer.contract.config import LoraConfig, Quantization, TrainingConfig  # noqa: PLC0415
+    from lora_trainer.loop import Training  # noqa: PLC0415
+    from lora_trainer.lora_kernel import fuse  # noqa: PLC0415
+    from lora_trainer.model import adapt, load_model  # noqa: PLC0415
+
+    base = open_folder(Path(job.model))
+    config = LoraConfig(rank=RANK, alpha=ALPHA)
+    adapted = adapt(load_model(base, Quantization.NONE, device), config, base, device, job.seed)
+    packs = choose_attention(adapted.model, device.torch_device).packs
+    fuse(adapted.model)
+    data = rows(job, job.steps * EFFECTIVE, job.seed)
+    training = Training(
+        adapted=adapted,
+        examples=examples(data),
+        config=TrainingConfig(learning_rate=LEARNING_RATE, effective_batch_size=EFFECTIVE, seed=job.seed),
+        budget=Budget.of(None, job.length, packed=packs, tokens=token_budget(device.torch_device)),
+        device=device,
+    )
+    started = time.perf_counter()
+    training.run()
+    seconds = time.perf_counter() - started
+    return result(job, data, seconds, adapted.model)
+
+
+def plain(job: Job) -> dict[str, float]:
+    """Train with the script that a user would write."""
+    model = plain_model(job)
+    data = rows(job, job.steps * EFFECTIVE, job.seed)
+    seconds = plain_training(job, model, data, job.micro)
+    return result(job, data, seconds, model)
+
+
+def sweep(job: Job) -> dict[str, float]:
+    """Seconds of one step of the plain script for each micro-batch, after one that warms up."""
+    model, data = plain_model(job), rows(job, EFFECTIVE, job.seed)
+    plain_training(job, model, data[:1], 1)
+    return {str(micro): plain_training(job, model, data, micro) for micro in MICRO_BATCHES}
+
+
+def plain_model(job: Job) -> Any:
+    """The model with PEFT's adapter on all linear layers."""
+    device_of(job.threads)
+
+    import torch  # noqa: PLC0415 - as above
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    factory: Any = AutoModelForCausalLM
+    torch.manual_seed(job.seed)
+    model = factory.from_pretrained(job.model, dtype=torch.float32, attn_implementation="sdpa")
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def plain_training(job: Job, model: Any, data: list[Row], micro: int) -> float:
+    """Seconds of `Trainer.train` from its begin to the end of its last step."""
+    import transformers  # noqa: PLC0415 - as above
+
+    library: Any = transformers
+    stamps: list[float] = []
+
+    class Clock(library.TrainerCallback):  # type: ignore[misc] # the library is untyped
+        def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+            stamps.append(time.perf_counter())
+
+        def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+            stamps.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = library.TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=EFFECTIVE // micro,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,
+            num_train_epochs=1,
+            seed=job.seed,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        tokenizer = library.AutoTokenizer.from_pretrained(job.model)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        collator = library.DataCollatorForSeq2Seq(tokenizer, padding=True)
+        dataset = [{"input_ids": row.input_ids.tolist(), "labels": row.labels.tolist()} for row in data]
+        trainer = library.Trainer(
+            model=model, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[Clock()]
+        )
+        trainer.train()
+    return stamps[-1] - stamps[0]
+
+
+def result(job: Job, data: list[Row], seconds: float, model: Any) -> dict[str, float]:
+    """The numbers of one training."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    tokens = sum(len(row.input_ids) for row in data)
+    return {"speed": tokens / seconds, "seconds": seconds, "peak": peak, "loss": held_out_loss(job, model)}
+
+
+def in_process(job: Job) -> dict[str, float]:
+    """Run a job in a process of its own; what it measured."""
+    arguments = json.dumps({name: getattr(job, name) for name in Job.__dataclass_fields__})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, __file__, "--job", arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    measured: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
+
+
+def compare(workload: str, options: argparse.Namespace) -> None:
+    """Find the plain script's fastest micro-batch, then train in turns; print medians and ratios."""
+    length = options.max_length if workload == "short" else options.full_length
+    steps = options.steps if workload == "short" else 1
+    seeds = range(1, options.seeds + 1) if workload == "short" else range(1, 2)
+
+    def job(side: str, seed: int, micro: int = 1) -> Job:
+        return Job(
+            side=side,
+            workload=workload,
+            model=str(options.model),
+            length=length,
+            steps=steps,
+            seed=seed,
+            threads=options.threads,
+            micro=micro,
+        )
+
+    times = in_process(job("sweep", 1))
+    micro = int(min(times, key=lambda name: times[name]))
+    print(
+        f"\n## {workload}: rows of up to {length} tokens, {steps * EFFECTIVE} examples in {steps} steps of {EFFECTIVE}"
+    )
+    print("plain script, seconds of a step by micro-batch: " + ", ".join(f"{m}: {s:.1f}" for m, s in times.items()))
+    found: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
+    for seed in seeds:
+        for side in ("plain", "ours") if seed % 2 else ("ours", "plain"):
+            found[side].append(in_process(job(side, seed, micro)))
+    print("| | tokens/s | seconds | peak MiB | held-out loss | speed by seed |\n|---|---|---|---|---|---|")
+    middle = {}
+    for side, runs in found.items():
+        middle[side] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        numbers = middle[side]
+        label = f"plain, micro-batch {micro}" if side == "plain" else "ours"
+        speeds = " ".join(f"{run['speed']:.0f}" for run in runs)
+        print(
+            f"| {label} | {numbers['speed']:.0f} | {numbers['seconds']:.1f} | {numbers['peak']:.0f} | "
+            f"{numbers['loss']:.3f} | {speeds} |"
+        )
+    pairs = zip(found["ours"], found["plain"], strict=True)
+    ratio = statistics.median(mine["speed"] / theirs["speed"] for mine, theirs in pairs)
+    losses = [[run["loss"] for run in runs] for runs in found.values()]
+    print(f"ratio of tokens/s (median over seeds): {ratio:.2f}")
+    print(
+        "held-out loss by seed: plain {}; ours {}".format(
+            *(" ".join(f"{loss:.3f}" for loss in side) for side in losses)
+        )
+    )
+
+
+def gpu_share(shape: dict[str, int], device: Any, *, quantized: bool, tokens: int, steps: int) -> tuple[float, int]:
+    """Tokens a second of our step on random weights of a Llama's shape, and the model's parameters."""
+    import torch  # noqa: PLC0415 - as above
+    import transformers  # noqa: PLC0415
+
+    from lora_trainer.attention import choose_attention  # noqa: PLC0415
+    from lora_trainer.base import Base  # noqa: PLC0415
+    from lora_trainer.batches import Budget  # noqa: PLC0415
+    from lora_trainer.contract.config import LoraConfig, Quantization  # noqa: PLC0415
+    from lora_trainer.model import Loaded, adapt, set_training  # noqa: PLC0415
+    from lora_trainer.ranks import Ranks  # noqa: PLC0415
+    from lora_trainer.step import run_step  # noqa: PLC0415
+    from lora_trainer.targets import linear_modules  # noqa: PLC0415
+    from lora_trainer.tokens import Example  # noqa: PLC0415
+
+    library: Any = transformers
+    with device.torch_device:
+        model = library.AutoModelForCausalLM.from_config(library.LlamaConfig(**shape), dtype=device.dtype)
+    head = model.get_output_embeddings()
+    if quantized:
+        quantize(model, head, device)
+    model.requires_grad_(False)
+    base = Base(folder=Path(), name="random", revision="sha256:0", model_type="llama")
+    quantization = Quantization.NF4 if quantized else Quantization.NONE
+    loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
+    adapted = adapt(loaded, LoraConfig(rank=RANK, alpha=ALPHA), base, device, 1)
+    packs = choose_attention(adapted.model, device.torch_device).packs
+    set_training(adapted.model, on=True)
+    ids = np.random.default_rng(1).integers(3, shape["vocab_size"], size=tokens)
+    row = Example(input_ids=ids, labels=ids, truncated=False)
+    budget = Budget(tokens=tokens, longest=tokens, packed=packs)
+    scaler = torch.amp.GradScaler(device.torch_device.type, enabled=False)
+    parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    started = 0.0
+    for step in range(steps + 2):
+        if step == 2:
+            # float() of the loss before has waited for the device.
+            started = time.perf_counter()
+        run_step(adapted, [row], targets=row.targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if device.torch_device.type == "cuda":
+        torch.cuda.synchronize()
+    return steps * tokens / (time.perf_counter() - started), adapted.total_parameters
+
+
+def quantize(model: Any, head: Any, device: Any) -> None:
+    """Replace the linear modules by 4-bit ones, as loading a checkpoint does."""
+    import bitsandbytes  # noqa: PLC0415 - as above
+    from torch import nn  # noqa: PLC0415
+
+    library: Any = bitsandbytes
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child is not head:
+                small = library.nn.Linear4bit(
+                    child.in_features,
+                    child.out_features,
+                    bias=False,
+                    compute_dtype=device.dtype,
+                    compress_statistics=True,
+                    quant_type="nf4",
+                )
+                small.weight = library.nn.Params4bit(
+                    child.weight.data.cpu(), requires_grad=False, compress_statistics=True, quant_type="nf4"
+                )
+                setattr(parent, name, small.to(device.torch_device))
+
+
+LLAMA_3_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+
+
+def on_gpu(tokens: int, steps: int) -> None:
+    """Print the share of the GPU's peak for bf16 and NF4."""
+    from lora_trainer.contract.config import DeviceConfig, Precision  # noqa: PLC0415 - as above
+    from lora_trainer.device import choose_device  # noqa: PLC0415
+
+    device = choose_device(DeviceConfig(gpus=1), Precision.BF16)
+    peak = next((value for name, value in PEAK_FLOPS.items() if name in device.name), None)
+    print(f"{device.name}, Llama-3-8B shape, rank {RANK}, {tokens} tokens for each micro-batch")
+    for quantized in (False, True):
+        speed, parameters = gpu_share(LLAMA_3_8B, device, quantized=quantized, tokens=tokens, steps=steps)
+        share = "unknown peak" if peak is None else f"MFU {4 * parameters * speed / peak:.1%}"
+        print(f"{'NF4' if quantized else 'bf16'}: {speed:.0f} tokens/s, {share}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help="a model folder; absent: SmolLM2-135M")
+    parser.add_argument("--workload", nargs="+", choices=("short", "full"), default=["short", "full"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--full-length", type=int, default=256)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--gpu-tokens", type=int, default=4096)
+    options = parser.parse_args()
+    if options.job:
+        job = Job(**json.loads(options.job))
+        print(json.dumps({"ours": ours, "plain": plain, "sweep": sweep}[job.side](job)))
+    elif options.gpu:
+        on_gpu(options.gpu_tokens, steps=10)
+    else:
+        from hub.model import cache_root, ensure_model  # noqa: PLC0415 - found by the path set above
+
+        options.model = options.model or ensure_model(cache_root())
+        print(f"{options.model.name}, fp32, {options.threads} threads, rank {RANK}, all linear modules")
+        for workload in options.workload:
+            compare(workload, options)
+
+
+if __name__ == "__main__":
+    main()
