@@ -12,6 +12,7 @@ from tests.trainer.trainings import Bench, Kept, same, weights
 
 from lora_trainer import loop
 from lora_trainer.base import Base
+from lora_trainer.contract.config import Init, Optimizer
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.device import Device
 from lora_trainer.errors import (
@@ -70,6 +71,34 @@ def test_two_steps_and_two_resumed_ones_equal_four(bench: Bench, eval_steps: int
     done = second.run()
     assert same(whole.state(), second.state())
     assert (done.steps, done.tokens, done.loss, done.best_step) == (4, expected.tokens, expected.loss, eval_steps and 4)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "init", "rank"),
+    [
+        (Optimizer.ADAMW_8BIT, Init.DEFAULT, 64),
+        (Optimizer.PAGED_ADAMW_8BIT, Init.DEFAULT, 64),
+        (Optimizer.ADAMW, Init.PISSA, 8),
+    ],
+)
+def test_state_that_is_not_plain_comes_back_exactly(bench: Bench, optimizer: Optimizer, init: Init, rank: int) -> None:
+    """8-bit moments with their scales (from 4,096 values on); the directions that PiSSA took out of the base model."""
+    bench.lora = replace(bench.lora, init=init, rank=rank)
+    whole = bench.training(optimizer=optimizer)
+    whole.run()
+    bench.folder = bench.folder.with_name("b")
+    bench.folder.mkdir()
+    stop = Stop()
+    with pytest.raises(TerminatedError):
+        bench.training(Kept(lambda step: asked(stop) if step == 2 else None), stop, optimizer=optimizer).run()
+    state = bench.newest_state()
+    resumed = bench.training(optimizer=optimizer, starts=state.starts)
+    resumed.restore(state)
+    resumed.run()
+    assert same(whole.state(), resumed.state())
+    assert bool(state.starts) == (init is Init.PISSA)
+    base, again = (training.adapted.model.state_dict() for training in (whole, resumed))
+    assert all(torch.equal(base[name], again[name]) for name in base)
 
 
 def test_a_request_to_stop_ends_within_the_micro_batch_and_loses_no_step(bench: Bench) -> None:

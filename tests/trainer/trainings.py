@@ -1,6 +1,6 @@
 """Trainings of the tiny model within the test's own process, with a place for their states."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from lora_trainer.batches import Budget
 from lora_trainer.checkpoint import Checkpoints
 from lora_trainer.contract.config import CheckpointConfig, LoraConfig, Quantization, TrainConfig
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.convert import Start
 from lora_trainer.device import Device
 from lora_trainer.evaluate import Evaluation
 from lora_trainer.formats import PlainText
@@ -115,19 +116,26 @@ class Bench:
         self.checkpoint = CheckpointConfig(interval_s=3600, interval_steps=1, keep=2)
         self.evaluate: Callable[[], Evaluation] | None = None
 
-    def adapted(self) -> Adapted:
+    def adapted(self, starts: Mapping[str, Start] | None = None) -> Adapted:
         """The tiny model with a fresh adapter."""
-        return adapt(load_model(self.base, Quantization.NONE, self.device), self.lora, self.base, self.device, 3)
+        loaded = load_model(self.base, Quantization.NONE, self.device)
+        return adapt(loaded, self.lora, self.base, self.device, 3, starts=starts or None)
 
     def training(
-        self, listener: Listener | None = None, stop: Stop | None = None, *, save: bool = True, **changes: object
+        self,
+        listener: Listener | None = None,
+        stop: Stop | None = None,
+        *,
+        save: bool = True,
+        starts: Mapping[str, Start] | None = None,
+        **changes: object,
     ) -> Training:
         """A training from its beginning, with dropout."""
         config = make_config(training={"maxSteps": 4, "effectiveBatchSize": 6, "learningRate": "0.01"})
         config = replace(config, training=replace(config.training, seed=5, **changes))  # type: ignore[arg-type]
         checkpoints = Checkpoints(self.folder, keep=self.checkpoint.keep)
         return Training(
-            adapted=self.adapted(),
+            adapted=self.adapted(starts),
             examples=self.rows,
             config=config.training,
             budget=Budget.of(2, int(self.rows.lengths.max())),
