@@ -100,8 +100,6 @@ def _torchrun(config: TrainConfig, threads: int, meeting: tuple[str, ...], netwo
         environment={
             "OMP_NUM_THREADS": str(max(1, threads // here)),
             "PYTHONSAFEPATH": "1",
-            # torchrun's own log repeats with stack traces what the processes report in one sentence.
-            "LOGLEVEL": "CRITICAL",
             **network,
         },
     )

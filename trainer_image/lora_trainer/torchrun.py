@@ -5,6 +5,7 @@ the descriptor being that of the supervisor's pipe. torchrun closes all descript
 these open the pipe by its path.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run torchrun to its end; the exit status of the process that failed first, or 0."""
     *options, descriptor = arguments
     reporter = Reporter(int(descriptor))
+    # It repeats with stack traces what the processes report in one sentence.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
     start: Callable[[Any], None] = run
     try:
         start(get_args_parser().parse_args([*options, f"/proc/{os.getpid()}/fd/{descriptor}"]))
