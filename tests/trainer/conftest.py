@@ -1,5 +1,6 @@
 """A tiny model and its data, made once; a client for runs in processes of their own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings(PEFT_RENAMED))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Runs in the test's own process take one thread: beside other work, several wait for each other in a busy loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_trainer.device.cpu_threads", lambda: 1)
+        torch.set_num_threads(1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,6 @@ WEIGHTS = "adapter_model.safetensors"
 
 def trained(root: Path, model: Path, config: TrainConfig) -> tuple[Path, Volumes]:
     """An adapter, trained in this process."""
-    torch.set_num_threads(1)
     workplace = Workplace.make(root, model)
     volumes = Volumes(claims=workplace.claims)
     folder = root / "adapter"

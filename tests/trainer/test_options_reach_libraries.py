@@ -1,0 +1,289 @@
+"""Each leaf of the adapter's and the training's configuration reaches the library object that it is meant for.
+
+A whole run is watched from outside: what PEFT's adapter, the optimizer, the batches, autocast and clipping were told. A
+leaf without a row in the table fails; so does one whose change nobody notices.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.optim.adamw import AdamW8bit
+from tests.trainer import variants
+from tests.trainer.conftest import make_config
+from tests.trainer.runs import Workplace
+from transformers import LlamaForCausalLM
+
+from lora_trainer import loop, recipe, step
+from lora_trainer.batches import Batch, collate
+from lora_trainer.contract.config import LoraConfig, TrainingConfig
+from lora_trainer.evaluate import Evaluation, evaluate
+from lora_trainer.hub import Hub
+from lora_trainer.model import Adapted, adapt
+from lora_trainer.optimizers import make_optimizer
+from lora_trainer.recipe import Workshop, run_training
+from lora_trainer.reports import Reporter
+from lora_trainer.survey import load_samples
+from lora_trainer.volumes import Volumes
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the libraries were told in one run. Lists have an entry for each micro-batch, step or evaluation."""
+
+    adapted: list[Adapted] = field(default_factory=list)
+    optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    step_rows: list[int] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    autocast: set[torch.dtype | None] = field(default_factory=set)
+    evaluations: int = 0
+
+    @property
+    def peft(self) -> Any:
+        """PEFT's configuration of the adapter."""
+        return self.adapted[0].model.peft_config["default"]
+
+    @property
+    def first_layer(self) -> Any:
+        """PEFT's module on the first query projection."""
+        return self.adapted[0].model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+
+    @property
+    def group(self) -> Mapping[str, Any]:
+        """What the optimizer knows of its parameters."""
+        return self.optimizers[0].param_groups[0]
+
+
+def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
+    """Put a witness before each library; nothing that it sees is changed, but evaluations get worse and worse."""
+    forward, clip = LlamaForCausalLM.forward, torch.nn.utils.clip_grad_norm_
+
+    def witness_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        enabled = torch.is_autocast_enabled("cpu")
+        seen.autocast.add(torch.get_autocast_dtype("cpu") if enabled else None)
+        return forward(self, *args, **kwargs)
+
+    def witness_adapt(*args: Any, **kwargs: Any) -> Adapted:
+        seen.adapted.append(adapt(*args, **kwargs))
+        return seen.adapted[-1]
+
+    def witness_optimizer(*args: Any) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(*args)
+        optimizer.register_step_pre_hook(note_step)
+        seen.optimizers.append(optimizer)
+        return optimizer
+
+    def note_step(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        seen.rates.append(float(optimizer.param_groups[0]["lr"]))
+        seen.step_rows.append(sum(_rows(batch) for batch in seen.batches) - sum(seen.step_rows))
+
+    def witness_clip(parameters: Any, norm: float) -> Any:
+        seen.norms.append(norm)
+        return clip(parameters, norm)
+
+    def witness_collate(*args: Any, **kwargs: Any) -> Batch:
+        seen.batches.append(collate(*args, **kwargs))
+        return seen.batches[-1]
+
+    def witness_evaluate(*args: Any, **kwargs: Any) -> Evaluation:
+        seen.evaluations += 1
+        result: Evaluation = evaluate(*args, **kwargs)
+        return dataclasses.replace(result, sums=tuple(value + seen.evaluations for value in result.sums))
+
+    patch.setattr(LlamaForCausalLM, "forward", witness_forward)
+    patch.setattr(recipe, "adapt", witness_adapt)
+    patch.setattr(loop, "make_optimizer", witness_optimizer)
+    patch.setattr(torch.nn.utils, "clip_grad_norm_", witness_clip)
+    patch.setattr(step, "collate", witness_collate)
+    patch.setattr(recipe, "evaluate", witness_evaluate)
+    for name in ("write_adapter", "write_manifest"):
+        patch.setattr(recipe, name, lambda *args, **kwargs: None)
+
+
+def _rows(batch: Batch) -> int:
+    return len(batch.input_ids) if batch.segments is None else len(batch.segments.lengths)
+
+
+def observe(root: Path, model: Path, lora: Mapping[str, Any], training: Mapping[str, Any]) -> Seen:
+    """Run a configuration in this process."""
+    volumes = Volumes(claims=Workplace.make(root, model).claims)
+    settings = {"maxSteps": 4, "packing": "Disabled", "learningRate": "0.01", "effectiveBatchSize": 8, **training}
+    config = make_config(lora=lora, training=settings)
+    (root / "adapter").mkdir()
+    seen = Seen()
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, seen)
+        run_training(
+            config,
+            load_samples(config, volumes, Hub()),
+            volumes,
+            Hub(),
+            folder=root / "adapter",
+            reporter=Reporter(None),
+            workshop=Workshop(),
+        )
+    return seen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A change of a leaf, what to look at, and what is to be seen; `beside` is set in both runs."""
+
+    change: Mapping[str, Any]
+    look: Callable[[Seen], Any]
+    want: Any
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    mixture: bool = False
+
+
+LORA: Mapping[str, Probe] = {
+    "rank": Probe(
+        change={"rank": 2}, look=lambda s: (s.peft.r, s.first_layer.lora_A["default"].out_features), want=(2, 2)
+    ),
+    "alpha": Probe(
+        change={"alpha": 20}, look=lambda s: (s.peft.lora_alpha, s.first_layer.scaling["default"]), want=(20, 5)
+    ),
+    "layers": Probe(change={"layers": "QueryValue"}, look=lambda s: s.peft.target_modules, want={"q_proj", "v_proj"}),
+    "target_modules": Probe(
+        change={"targetModules": ["q_proj"]}, look=lambda s: s.peft.target_modules, want={"q_proj"}
+    ),
+    "exclude_modules": Probe(
+        change={"excludeModules": ["k_proj"]},
+        look=lambda s: s.peft.target_modules,
+        want={"q_proj", "v_proj", "o_proj"},
+        beside={"layers": "Attention"},
+    ),
+    "layer_indices": Probe(change={"layerIndices": [0]}, look=lambda s: s.peft.layers_to_transform, want=[0]),
+    "dropout": Probe(
+        change={"dropout": "0.25"},
+        look=lambda s: (s.peft.lora_dropout, getattr(s.first_layer.lora_dropout["default"], "p", 0.0)),
+        want=(0.25, 0.25),
+    ),
+    "scaling": Probe(
+        change={"scaling": "RankStabilized"},
+        look=lambda s: (s.peft.use_rslora, s.first_layer.scaling["default"]),
+        want=(True, 4.0),
+    ),
+    "variant": Probe(
+        change={"variant": "DoRA"},
+        look=lambda s: (s.peft.use_dora, "default" in s.first_layer.lora_magnitude_vector),
+        want=(True, True),
+    ),
+    "init": Probe(
+        change={"init": "OLoRA"},
+        look=lambda s: (s.peft.init_lora_weights, len(s.adapted[0].starts)),
+        want=("olora", 14),
+    ),
+    "rank_pattern": Probe(
+        change={"rankPattern": {"q_proj": 2}},
+        look=lambda s: (s.peft.rank_pattern, s.first_layer.r["default"]),
+        want=({"q_proj": 2}, 2),
+    ),
+    "alpha_pattern": Probe(
+        change={"alphaPattern": {"q_proj": 2}},
+        look=lambda s: (s.peft.alpha_pattern, s.first_layer.scaling["default"]),
+        want=({"q_proj": 2}, 0.5),
+    ),
+    "modules_to_save": Probe(
+        change={"modulesToSave": ["norm"]}, look=lambda s: s.peft.modules_to_save, want=["model.norm"]
+    ),
+    "target_parameters": Probe(
+        change={"targetParameters": ["experts.down_proj"]},
+        look=lambda s: s.peft.target_parameters and set(s.peft.target_parameters),
+        want={"experts.down_proj"},
+        mixture=True,
+    ),
+}
+
+TRAINING: Mapping[str, Probe] = {
+    "epochs": Probe(change={"epochs": "0.5"}, look=lambda s: len(s.rates), want=2, beside={"maxSteps": None}),
+    "max_steps": Probe(change={"maxSteps": 3}, look=lambda s: len(s.rates), want=3),
+    "learning_rate": Probe(change={"learningRate": "0.002"}, look=lambda s: max(s.rates), want=0.002),
+    "schedule": Probe(change={"schedule": "Constant"}, look=lambda s: s.rates[1:], want=[0.01, 0.01, 0.01]),
+    "warmup_ratio": Probe(change={"warmupRatio": "0.75"}, look=lambda s: s.rates[:3], want=[0.0025, 0.005, 0.0075]),
+    "effective_batch_size": Probe(change={"effectiveBatchSize": 6}, look=lambda s: set(s.step_rows), want={6}),
+    "micro_batch_size": Probe(change={"microBatchSize": 1}, look=lambda s: {_rows(b) for b in s.batches}, want={1}),
+    "max_sequence_length": Probe(
+        change={"maxSequenceLength": 41}, look=lambda s: max(b.input_ids.shape[1] for b in s.batches), want=41
+    ),
+    "packing": Probe(
+        change={"packing": "Enabled"},
+        look=lambda s: {(len(b.input_ids), b.segments is None) for b in s.batches},
+        want={(1, False)},
+    ),
+    "loss_on": Probe(change={"lossOn": "All"}, look=lambda s: all(bool(b.learned[0, 0]) for b in s.batches), want=True),
+    "optimizer": Probe(change={"optimizer": "AdamW8bit"}, look=lambda s: type(s.optimizers[0]), want=AdamW8bit),
+    "weight_decay": Probe(change={"weightDecay": "0.125"}, look=lambda s: s.group["weight_decay"], want=0.125),
+    "max_grad_norm": Probe(change={"maxGradNorm": "0.5"}, look=lambda s: set(s.norms), want={0.5}),
+    "precision": Probe(change={"precision": "BF16"}, look=lambda s: torch.bfloat16 in s.autocast, want=True),
+    "activation_checkpointing": Probe(
+        change={"activationCheckpointing": "Full"},
+        look=lambda s: s.adapted[0].model.get_base_model().model.gradient_checkpointing,
+        want=True,
+    ),
+    "seed": Probe(
+        change={"seed": 43},
+        look=lambda s: (s.batches[0].input_ids.tolist(), s.first_layer.lora_A["default"].weight.tolist()),
+        want=None,
+    ),
+    "eval_steps": Probe(change={"evalSteps": 2}, look=lambda s: s.evaluations > 2, want=True),
+    "early_stopping_patience": Probe(
+        change={"earlyStoppingPatience": 1}, look=lambda s: len(s.rates) < 4, want=True, beside={"evalSteps": 1}
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts."""
+    return variants.make_mixture(tmp_path_factory.mktemp("models") / "mixture")
+
+
+@pytest.mark.parametrize(("kind", "table"), [(LoraConfig, LORA), (TrainingConfig, TRAINING)])
+def test_every_leaf_has_a_probe(kind: Any, table: Mapping[str, Probe]) -> None:
+    """A new option comes with one."""
+    assert {leaf.name for leaf in dataclasses.fields(kind)} == set(table)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, mixture: Path) -> Callable[..., Seen]:
+    """Runs a probe's configuration, with its change or without; equal runs only once."""
+    known: dict[str, Seen] = {}
+
+    def run_once(probe: Probe, lora: Mapping[str, Any], training: Mapping[str, Any]) -> Seen:
+        key = repr((probe.mixture, sorted(lora.items()), sorted(training.items())))
+        if key not in known:
+            model = mixture if probe.mixture else tiny_folder
+            known[key] = observe(tmp_path_factory.mktemp("run"), model, lora, training)
+        return known[key]
+
+    return run_once
+
+
+@pytest.mark.parametrize("leaf", list(LORA))
+def test_a_leaf_of_the_adapter_reaches_peft(run: Callable[..., Seen], leaf: str) -> None:
+    """With its value, and otherwise than before."""
+    probe, lora, training = LORA[leaf], {"rank": 4, "alpha": 8}, {"maxSteps": 1}
+    before = run(probe, {**lora, **probe.beside}, training)
+    after = run(probe, {**lora, **probe.beside, **probe.change}, training)
+    assert probe.look(after) == probe.want
+    assert probe.look(before) != probe.want
+
+
+@pytest.mark.parametrize("leaf", list(TRAINING))
+def test_a_leaf_of_the_training_reaches_its_library(run: Callable[..., Seen], leaf: str) -> None:
+    """As above."""
+    probe = TRAINING[leaf]
+    before = probe.look(run(probe, {}, probe.beside))
+    after = probe.look(run(probe, {}, {**probe.beside, **probe.change}))
+    if probe.want is not None:
+        assert after == (pytest.approx(probe.want) if isinstance(probe.want, float | list) else probe.want)
+    if isinstance(before, tuple):
+        assert all(old != new for old, new in zip(before, after, strict=True))
+    assert before != after
