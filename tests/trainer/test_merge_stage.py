@@ -1,6 +1,8 @@
 """From a verified adapter to a result with the merged model: what is in it, and that a wrong one is not published."""
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_verify import trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_trainer import merge_stage, merged
+from lora_trainer import cli, logs, merge_stage, merged
 from lora_trainer.artifact import Form, check_digests, describe, read_manifest
 from lora_trainer.base import open_folder
 from lora_trainer.contract.config import Merge
@@ -35,6 +37,16 @@ MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenize
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, Volumes]:
     """A trained adapter whose base has NF4 weights, and the volumes that it was trained from."""
     return trained(tmp_path_factory.mktemp("merge"), tiny_folder, make_config(quantization="NF4"))
+
+
+@pytest.fixture(autouse=True)
+def untouched_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands set up logging and environment for a process of their own."""
+    monkeypatch.setattr(logs, "set_up", lambda **_: None)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def paths(folder: Path) -> set[str]:
@@ -77,6 +89,25 @@ def test_a_result_can_be_the_merged_model_alone(adapter: tuple[Path, Volumes], t
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template is not None
     assert manifest.merged is not None
     assert verify(tmp_path / "merged", volumes, Hub()).loss == pytest.approx(manifest.merged.loss, abs=1e-5)
+
+
+def test_people_merge_a_published_adapter_with_one_command(
+    adapter: tuple[Path, Volumes], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Into a new folder; whatever else is there is left alone, and nothing half-made stays."""
+    source, volumes = adapter
+
+    def merge(folder: Path, output: Path) -> int:
+        return cli.main(["merge", str(folder), "--output", str(output), "--claims", str(volumes.claims)])
+
+    assert merge(source, tmp_path / "model") == 0
+    assert f"Serve it: vllm serve {tmp_path / 'model'}" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "model").format is Form.MERGED
+    assert merge(source, tmp_path / "model") == 64
+    assert "something is there already; name a new folder" in caplog.text
+    assert merge(tmp_path / "model", tmp_path / "other") == 64
+    assert "is a merged model already" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 def test_a_merged_model_that_says_something_else_is_no_result(
