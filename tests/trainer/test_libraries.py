@@ -1,24 +1,51 @@
 """The names that we set in other libraries exist there: an upgrade fails here and not on a GPU."""
 
 import dataclasses
+import importlib
 import inspect
 from typing import Any
 
 import huggingface_hub
+import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from lora_trainer.adapter import plan_adapter
+from lora_trainer.base import Base
+from lora_trainer.contract.config import LoraConfig as AdapterConfig
+from lora_trainer.contract.config import Optimizer, Quantization, TrainingConfig
+from lora_trainer.device import Device
+from lora_trainer.model import load_model, skeleton
+from lora_trainer.optimizers import make_optimizer
+from lora_trainer.quantize import quantization_settings
 
-def test_peft_knows_the_options_of_the_adapter() -> None:
-    """The fields of its configuration, and the defaults that an adapter's meaning rests on."""
+
+def test_peft_knows_the_options_of_the_adapter(tiny_base: Base) -> None:
+    """Every name that is set is a field of its configuration, whose defaults a file means by leaving a field out."""
     fields = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
-    assert {"task_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "bias"} <= set(
-        fields
-    )
-    assert "target_modules" in fields
+    empty = skeleton(tiny_base)
+    plan = plan_adapter(AdapterConfig(), empty.model, empty.linear, Quantization.NONE)
+    assert {*plan.settings, "init_lora_weights", "base_model_name_or_path", "revision"} <= set(fields)
     assert (fields["use_rslora"], fields["use_dora"], fields["init_lora_weights"]) == (False, False, True)
+    assert fields["lora_bias"] is False
+
+
+def test_peft_keeps_start_values_where_they_are_taken_from() -> None:
+    """Its methods that take the main directions out of a weight, and the factor on an adapter's product."""
+    kind: Any = LoraLinear
+    layer = kind(nn.Linear(6, 5), "default", LoraConfig(r=2, lora_alpha=6), r=2, lora_alpha=6)
+    before = layer.get_base_layer().weight.detach().clone()
+    for take, arguments in ((layer.pissa_init, ("default", "pissa_niter_16")), (layer.olora_init, ("default",))):
+        with torch.no_grad():
+            layer.get_base_layer().weight.copy_(before)
+            take(*arguments)
+            product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            whole = layer.get_base_layer().weight + layer.scaling["default"] * product
+        torch.testing.assert_close(whole, before, atol=1e-5, rtol=0)
 
 
 def test_peft_saves_without_asking_the_hub() -> None:
@@ -29,26 +56,49 @@ def test_peft_saves_without_asking_the_hub() -> None:
     assert "active" in inspect.signature(disable_input_dtype_casting).parameters
 
 
-def test_transformers_knows_the_options_of_four_bits() -> None:
-    """Names, and that each is honoured."""
-    kind: Any = BitsAndBytesConfig
-    settings = kind(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    ).to_dict()
-    assert settings["bnb_4bit_quant_type"] == "nf4"
-    assert settings["bnb_4bit_use_double_quant"] is True
-    assert settings["bnb_4bit_compute_dtype"] == "bfloat16"
+@pytest.mark.parametrize("quantization", [q for q in Quantization if q is not Quantization.NONE])
+def test_transformers_knows_the_options_of_quantization(
+    cpu: Device, monkeypatch: pytest.MonkeyPatch, quantization: Quantization
+) -> None:
+    """It takes unknown names in silence."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("transformers.BitsAndBytesConfig", lambda **settings: given.update(settings))
+    quantization_settings(quantization, cpu)
+    assert given
+    assert set(given) <= set(inspect.signature(BitsAndBytesConfig.__init__).parameters)
 
 
-def test_transformers_loads_with_our_options() -> None:
+@pytest.mark.parametrize("name", list(Optimizer))
+def test_the_optimizers_know_our_options(monkeypatch: pytest.MonkeyPatch, name: Optimizer) -> None:
+    """Those of PyTorch and of bitsandbytes."""
+    homes = {
+        Optimizer.ADAMW: "torch.optim.AdamW",
+        Optimizer.ADAMW_8BIT: "bitsandbytes.optim.adamw.AdamW8bit",
+        Optimizer.PAGED_ADAMW_8BIT: "bitsandbytes.optim.adamw.PagedAdamW8bit",
+    }
+    module, _, kind = homes[name].rpartition(".")
+    known = set(inspect.signature(getattr(importlib.import_module(module), kind).__init__).parameters)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(homes[name], lambda parameters, **settings: given.update(settings))
+    gpu = Device(torch_device=torch.device("cuda", 0), name="a GPU", dtype=torch.bfloat16)
+    make_optimizer([], TrainingConfig(optimizer=name), gpu)
+    assert {"lr", "betas", "eps", "weight_decay"} <= set(given) <= known
+
+
+def test_transformers_loads_with_our_options(tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown ones would be handed on to the model in silence."""
-    source = inspect.getsource(PreTrainedModel.from_pretrained)
-    for option in ("dtype", "quantization_config", "device_map", "use_safetensors", "output_loading_info"):
-        assert option in source
-    assert hasattr(AutoModelForCausalLM, "from_pretrained")
+    given: dict[str, Any] = {}
+    load: Any = AutoModelForCausalLM.from_pretrained
+
+    def noting(*places: Any, **options: Any) -> Any:
+        given.update(options)
+        return load(*places, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noting)
+    load_model(tiny_base, Quantization.NONE, cpu)
+    source = inspect.getsource(PreTrainedModel.from_pretrained) + inspect.getsource(load)
+    assert {"dtype", "quantization_config", "use_safetensors", "trust_remote_code"} <= set(given)
+    assert [option for option in given if f'"{option}"' not in source and f"{option}:" not in source] == []
 
 
 def test_the_hub_client_takes_our_options() -> None:
