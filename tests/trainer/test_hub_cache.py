@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from hub.faults import Fault
 from hub.server import HubServer
 from lora_trainer.base import find_base
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
 from lora_trainer.hub import Hub
 from lora_trainer.volumes import Volumes
@@ -76,6 +78,26 @@ def test_a_second_run_transfers_no_weights(server: HubServer, tmp_path: Path, ti
     """It asks the Hub, whether the revision is the same and whether it may read it, and takes the cached file."""
     find(client(server, tmp_path))
     find(client(server, tmp_path))
+    assert weight_bytes(server) == size(tiny_folder)
+
+
+def test_runs_that_want_a_file_at_the_same_moment_fetch_it_once(
+    server: HubServer, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """The others wait for the first."""
+    together = threading.Barrier(4)
+
+    def fetch() -> None:
+        hub = client(server, tmp_path)
+        repository = hub.repository(HubUri(repo="org/tiny"), "model")
+        together.wait(30)
+        hub.download(HubUri(repo="org/tiny"), repository, [WEIGHTS])
+
+    threads = [threading.Thread(target=fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
     assert weight_bytes(server) == size(tiny_folder)
 
 

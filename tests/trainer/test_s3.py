@@ -375,6 +375,11 @@ def test_a_cached_model_is_refused_to_a_run_that_may_not_read_it(
     with pytest.raises(AccessDeniedError) as caught:
         find(proxy, tmp_path, "s3://models/base/tiny", MODEL_AWS_ACCESS_KEY_ID="a", MODEL_AWS_SECRET_ACCESS_KEY="b")
     assert caught.value.reason is Reason.MODEL_ACCESS_DENIED
+    # One that may list the bucket and not read its objects.
+    proxy.inject(Fault(path="/models/base/tiny/*", method="HEAD", status=403))
+    with pytest.raises(AccessDeniedError, match="may read and list in bucket models") as caught:
+        find(proxy, tmp_path, "s3://models/base/tiny")
+    assert caught.value.reason is Reason.MODEL_ACCESS_DENIED
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ TrainerError
  ├─ NonFiniteLossError     70  NonFiniteLoss or LossDiverged
  ├─ CudaOutOfMemoryError   71  CUDAOutOfMemory
  ├─ GpuFaultError          72  GPUFault
- ├─ StorageError           74  StorageFull or StorageError
+ ├─ StorageError           74  StorageFull, StorageError or UploadFailed
  ├─ TransientError         75  Restarting, OutputLocked or Stalled
  ├─ PeerFailedError        75  PeerFailed
- ├─ AccessDeniedError      77  ModelAccessDenied or DatasetAccessDenied
+ ├─ AccessDeniedError      77  ModelAccessDenied, DatasetAccessDenied or OutputAccessDenied
  ├─ CheckpointError        78  CheckpointInvalid or ResumeMismatch
  ├─ KernelOutOfMemoryError 137 OOMKilled
  ├─ TerminatedError        143 Evicted
