@@ -12,7 +12,7 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_artifact import make_manifest
 
 from lora_trainer.artifact import Form, Manifest, MergedModel
-from lora_trainer.card import model_card
+from lora_trainer.card import model_card as card_of
 from lora_trainer.contract.config import Init, TrainConfig
 from lora_trainer.hyperparameters import camel_case, cell, leaves
 from lora_trainer.serving import Serving
@@ -23,6 +23,11 @@ SERVING = Serving(servable=True, text="--enable-lora --max-lora-rank 16", rank=9
 def manifest(**changes: Any) -> Manifest:
     """A manifest with a rank and a servable adapter."""
     return dataclasses.replace(make_manifest("uid-1"), serving=SERVING, **changes)
+
+
+def model_card(manifest: Manifest, *, curves: bool = True) -> str:
+    """The card of a run with its curves."""
+    return card_of(manifest, curves=curves)
 
 
 def on_hub() -> TrainConfig:
@@ -159,3 +164,10 @@ def test_a_converted_adapter_says_what_it_was_trained_as() -> None:
     config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, init=Init.PISSA))
     assert "adapter of rank 9 for `org/tiny`" in model_card(manifest(config=config))
     assert "trained from PiSSA at rank 4 and converted" in model_card(manifest(config=config))
+
+
+@pytest.mark.parametrize("curves", [True, False])
+def test_files_that_do_not_lie_beside_the_card_are_not_named(curves: bool) -> None:
+    """An adapter that was made of a checkpoint by hand has no curves."""
+    card = model_card(manifest(), curves=curves)
+    assert [name in card for name in ("loss.png", "metrics.jsonl", "train.log")] == [curves] * 3

@@ -18,8 +18,8 @@ _FOLDER = "path/of/this/folder"
 _TRANSFORMERS = "from transformers import AutoModelForCausalLM"
 
 
-def model_card(manifest: Manifest) -> str:
-    """The card of a result, in Markdown with the Hub's front matter."""
+def model_card(manifest: Manifest, *, curves: bool) -> str:
+    """The card of a result, in Markdown with the Hub's front matter; `curves` says whether these lie beside it."""
     config, measured = manifest.config, manifest.measured
     rows = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
     gain = measured.eval_loss_before - measured.eval_loss_after
@@ -33,7 +33,7 @@ def model_card(manifest: Manifest) -> str:
         f"| fine-tuned | {measured.eval_loss_after:.4f} | {measured.eval_loss_after_standard_error:.4f} |",
         f"| improvement | {gain:.4f} | {measured.improvement_standard_error:.4f} |\n",
         *_merged_loss(manifest),
-        f"![Loss over the optimizer steps]({LOSS_CURVE})\n",
+        *((f"![Loss over the optimizer steps]({LOSS_CURVE})\n",) if curves else ()),
         "## Load it\n",
         f"```python\n{_load(manifest)}\n```\n",
         "## Serve it\n",
@@ -50,7 +50,7 @@ def model_card(manifest: Manifest) -> str:
         _table(measured, "value"),
         "## Made with\n",
         _mapping(manifest.versions, "version"),
-        f"{_files()}\n",
+        f"{_files(curves=curves)}\n",
     )
     return "\n".join(sections)
 
@@ -61,11 +61,11 @@ def _data(manifest: Manifest) -> str:
     return f"{data}, fingerprint `{resolved.dataset_fingerprint}`."
 
 
-def _files() -> str:
-    return (
-        f"`manifest.json` holds all of this for machines, with the sha256 of each file; `{METRICS}` has a line for "
-        f"each optimizer step and each evaluation; `{LOG}` is the log of the run."
-    )
+def _files(*, curves: bool) -> str:
+    text = "`manifest.json` holds all of this for machines, with the sha256 of each file."
+    if curves:
+        text += f" `{METRICS}` has a line for each optimizer step and each evaluation; `{LOG}` is the log of the run."
+    return text
 
 
 def _front_matter(manifest: Manifest) -> str:

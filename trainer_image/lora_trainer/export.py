@@ -12,7 +12,7 @@ from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.convert import save_adapter
-from lora_trainer.curves import METRICS, read_records
+from lora_trainer.curves import LOSS_CURVE, METRICS, read_records
 from lora_trainer.errors import storage_error
 from lora_trainer.model import Adapted
 from lora_trainer.serving import adapter_serving
@@ -65,7 +65,9 @@ def write_manifest(
     try:
         if config.tracking.kind is Tracker.TENSORBOARD:
             write_events(read_records(folder / METRICS), folder / TENSORBOARD)
-        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        (folder / "README.md").write_text(
+            model_card(manifest, curves=(folder / LOSS_CURVE).is_file()), encoding="utf-8"
+        )
         return write_sealed(folder, manifest)
     except OSError as error:
         raise storage_error(error, "the adapter") from error

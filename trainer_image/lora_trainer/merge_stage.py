@@ -73,7 +73,7 @@ def _seal(adapter: Path, target: Path, manifest: Manifest) -> None:
             curve = entry.path in (LOSS_CURVE, METRICS) or entry.path.startswith(f"{TENSORBOARD}/")
             if curve or (manifest.format is Form.BOTH and entry.path not in (CARD, LOG)):
                 _bring(adapter / entry.path, target / entry.path)
-        (target / CARD).write_text(model_card(manifest), encoding="utf-8")
+        (target / CARD).write_text(model_card(manifest, curves=(target / LOSS_CURVE).is_file()), encoding="utf-8")
         write_sealed(target, manifest)
     except OSError as error:
         raise storage_error(error, "the merged result") from error
