@@ -14,12 +14,14 @@ import pytest
 import torch
 from tests.trainer import variants
 
+from lora_trainer.attention import choose_attention
 from lora_trainer.base import Base, open_folder
 from lora_trainer.batches import Budget
 from lora_trainer.contract.config import Init, LoraConfig, Optimizer, Quantization, Scaling, TrainingConfig, Variant
 from lora_trainer.device import Device
 from lora_trainer.listener import Listener, Step
 from lora_trainer.loop import Training
+from lora_trainer.lora_kernel import fuse
 from lora_trainer.model import adapt, load_model
 from lora_trainer.tokens import Encoder
 
@@ -112,6 +114,9 @@ def train(case: Case, base: Base, encoder: Encoder, cpu: Device) -> list[float]:
     """The losses of a training."""
     device, rows, listener = variants.with_type(cpu, case.dtype), variants.rows(encoder, 12), Losses()
     adapted = adapt(load_model(base, case.quantization, device), case.lora, base, device, variants.SEED)
+    attention = choose_attention(adapted.model, device.torch_device)
+    assert attention.packs or not case.packed
+    fuse(adapted.model)
     Training(
         adapted=adapted,
         examples=rows,
