@@ -185,6 +185,18 @@ def test_a_small_micro_batch_limits_the_evaluations_too(
     assert set(seen) == rows
 
 
+def test_packed_and_padded_runs_end_with_the_same_losses(tmp_path: Path, tiny_folder: Path) -> None:
+    """What was done is in the manifest; the verification pads the rows of both."""
+    losses = []
+    for packing in ("Enabled", "Disabled"):
+        folder, volumes = trained(tmp_path / packing, tiny_folder, make_config(training={"packing": packing}))
+        found = read_manifest(folder)
+        assert (found.resolved.packing, found.resolved.attention) == (packing == "Enabled", "sdpa")
+        assert verify(folder, volumes, Hub()).difference < 1e-5
+        losses.append((found.measured.train_loss, found.measured.eval_loss_after))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_another_base_model_is_refused(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
     """A folder on a volume is pinned by its bytes."""
     shutil.copytree(adapter[1].claims, tmp_path / "claims")
