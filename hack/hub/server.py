@@ -42,7 +42,7 @@ from hub.answers import (
 )
 from hub.faults import Fault, Faults, parse_faults
 from hub.repositories import Kind, RepoFile, Repositories, Revision
-from hub.uploads import Uploads, Writers, check_writer, who_am_i
+from hub.uploads import BATCH_PATH, PART_PATH, WRITE_PATH, Uploads, Writers, check_writer, who_am_i
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 256 * 1024
 API_PATH = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|refs|auth-check)(?:/(.*))?)?")
-WRITE_PATH = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/[^/]+")
-BATCH_PATH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
-PART_PATH = re.compile(r"/lfs/([0-9a-f]+)/(?:part/(\d+)|complete)")
 FILE_PATH = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 

@@ -6,6 +6,7 @@ Who may write is told by `Writers`. Large files wait below `ROOT/.uploads` until
 import base64
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterable
@@ -16,6 +17,9 @@ from pathlib import Path
 from hub.access import Refusal, RefusedError, unknown_repository
 from hub.repositories import LFS_SIZE_BYTES, LFS_SUFFIXES, Repositories
 
+WRITE_PATH = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/[^/]+")
+BATCH_PATH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+PART_PATH = re.compile(r"/lfs/([0-9a-f]+)/(?:part/(\d+)|complete)")
 PART_BYTES = 1024 * 1024
 """The Hub's parts are larger; small ones let a test lose one of several."""
 
