@@ -53,11 +53,14 @@ def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
 
 
 def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Path, encoder: Encoder) -> None:
-    """2 % of 10 rows are none."""
-    config, volumes = on_claim(tmp_path, tiny.chats(10), dataset={"validationFraction": "0.02"})
-    data = encode(load_samples(config, volumes, Hub()), encoder)
-    assert not data.held_out
-    assert ids(data.evaluation) == ids(data.training)
+    """None are held out; of many rows 64 suffice, and the verification reads the same ones."""
+    for count in (10, 80):
+        config, volumes = on_claim(tmp_path, tiny.chats(count), dataset={"validationFraction": "0.0"})
+        samples = load_samples(config, volumes, Hub())
+        data = encode(samples, encoder)
+        assert not data.held_out
+        assert ids(data.evaluation) == ids(data.training)[:64]
+        assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
 
 def test_verification_reads_the_very_rows_that_were_evaluated(tmp_path: Path, encoder: Encoder) -> None:

@@ -244,11 +244,12 @@ def test_equal_content_has_equal_keys_whatever_stands_beside_it() -> None:
         parse(row(messages=CHAT, id=1), layout(DatasetFormat.MESSAGES)),
         parse(row(messages=CHAT[::-1] + CHAT), layout(DatasetFormat.MESSAGES)),
         parse(row(messages=CHAT, tools=[{"name": "f"}]), layout(DatasetFormat.MESSAGES)),
+        parse(row(messages=CHAT, tools=[{"name": "g"}]), layout(DatasetFormat.MESSAGES)),
         parse(row(messages=[CHAT[0], {**CHAT[1], "content": "b"}]), layout(DatasetFormat.MESSAGES)),
         PlainText(where="y", text="q a"),
     ]
     keys = [content_key(sample) for sample in samples if sample is not None]
-    assert len(set(keys)) == 5
+    assert len(set(keys)) == 6
     copy = parse(Row(number=9, where="y", values={"messages": CHAT, "id": 2}), layout(DatasetFormat.MESSAGES))
     assert copy is not None
     assert content_key(copy) == keys[0]
