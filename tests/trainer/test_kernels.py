@@ -151,7 +151,7 @@ def test_what_a_model_does_to_its_logits_is_part_of_the_loss(cpu: Device, kind: 
     more = {"vocab_size": 300, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.5, "pad_token_id": 0}
     config = getattr(transformers, f"{kind}Config")(**sizes, **more, bos_token_id=1, eos_token_id=2, **options)
     factory: Any = transformers.AutoModelForCausalLM
-    model = factory.from_config(config, attn_implementation="eager").eval()
+    model = factory.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
     examples = rows(3)
     batch = collate(examples, cpu.torch_device)
     found = token_losses(model, model.get_output_embeddings(), batch, cpu)
