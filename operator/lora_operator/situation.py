@@ -170,7 +170,8 @@ def _in_trouble(scene: Scene, pod: PodView, trouble: Finding) -> Situation:
 
 
 def _running_nodes(scene: Scene) -> int:
-    return len({pod.index for pod in scene.pods if is_running(pod)})
+    """Nodes whose pod runs, or has done its part: the first one verifies and publishes when the others have ended."""
+    return len({pod.index for pod in scene.pods if is_running(pod) or pod.phase == "Succeeded"})
 
 
 def _restarting(scene: Scene, failure: Finding) -> Finding:

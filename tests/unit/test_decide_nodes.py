@@ -65,6 +65,15 @@ def test_a_run_is_ready_when_the_pods_of_all_nodes_run() -> None:
     assert (ready.ask_progress, ready.status["podName"]) == (first, first.name)
 
 
+def test_a_run_stays_ready_while_its_first_node_publishes_what_all_have_trained() -> None:
+    """The other nodes have ended with 0 by then, and without an artifact."""
+    message = make_summary(Reason.SUCCEEDED, "This node's part is done").to_message()
+    first, done = running_pod(index=0), ended_pod(0, message, index=1)
+    plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}),), pods=(first, done))
+    assert told(plan, "PodsReady") == ("True", "PodRunning")
+    assert plan.status["podName"] == first.name
+
+
 def test_one_failure_of_all_nodes_is_one_retry() -> None:
     """The Job counts each pod; the cause is told, not what followed from it."""
     peer = make_summary(Reason.PEER_FAILED, "Node 0 ended with GPUFault").to_message()
