@@ -95,8 +95,8 @@ def test_what_the_model_lacks_is_told_with_what_it_has(
 def test_options_are_checked_without_weights(tmp_path: Path, tiny_folder: Path, cpu: Device) -> None:
     """A model whose weights cannot be read passes, and fails by its names."""
     folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
-    (folder / "model.safetensors").write_bytes(b"nothing")
     base = open_folder(folder)
+    (folder / "model.safetensors").write_bytes(b"nothing")
     check_options(base, make_config(lora={"modulesToSave": ["lm_head"], "variant": "DoRA", "layerIndices": [1]}), cpu)
     with pytest.raises(ConfigError, match="the model has the layers 0 to 1"):
         check_options(base, make_config(lora={"layerIndices": [7]}), cpu)
