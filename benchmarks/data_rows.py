@@ -1,10 +1,11 @@
 """What reading a large data set costs: rows per second, and the resident set of the process that reads it.
 
-    .venv/bin/python benchmarks/data_rows.py [--rows 1000000] [--model FOLDER]
+    .venv/bin/python benchmarks/data_rows.py [--rows 1000000] [--text] [--model FOLDER]
 
-Writes a Parquet file of generated chats, then reads, checks, splits and encodes it in processes of its own, as a run
-does before its training, with the tokenizer of the model in FOLDER (SmolLM2-135M-Instruct, which `make test` fetches).
-Prints the resident set over time, of which what is mapped from files can be taken back by the kernel, and the totals.
+Writes a Parquet file of generated chats (with --text of lines of some fifteen tokens), then reads, checks, splits and
+encodes it in processes of its own, as a run does before its training, with the tokenizer of the model in FOLDER
+(SmolLM2-135M-Instruct, which `make test` fetches). Prints the resident set over time, of which what is mapped from
+files can be taken back by the kernel, and the totals.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def main() -> None:
     """Write, read, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--text", action="store_true", help="short lines of text instead of chats")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -60,29 +62,37 @@ def main() -> None:
         started = time.monotonic()
         path = Path(folder) / "claims/data/train.parquet"
         path.parent.mkdir(parents=True)
-        write(path, options.rows)
+        write(path, options.rows, text_table if options.text else chat_table)
         size = path.stat().st_size / 2**20
         print(f"{options.rows:,} rows in {size:,.0f} MiB of Parquet, written in {time.monotonic() - started:.0f} s\n")
         watch(Path(folder), model, options.rows)
 
 
-def write(path: Path, rows: int) -> None:
-    """A Parquet file of chats of about a hundred tokens, no two alike."""
+def write(path: Path, rows: int, table_of: Callable[[np.random.Generator, range], pa.Table]) -> None:
+    """A Parquet file of rows of which no two are alike."""
     random = np.random.Generator(np.random.PCG64(1))
-    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    schema = pa.schema([("messages", pa.list_(turn)), ("id", pa.int64())])
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, table_of(random, range(1)).schema, compression="zstd") as writer:
         for start in range(0, rows, _GROUP_ROWS):
             numbers = range(start, min(start + _GROUP_ROWS, rows))
-            chats = [
-                [
-                    {"role": "user", "content": f"{sentence(random, 20)} {number}?"},
-                    {"role": "assistant", "content": f"{sentence(random, 45)} {number}."},
-                ]
-                for number in numbers
-            ]
-            table = pa.table([pa.array(chats, schema.field(0).type), pa.array(numbers, pa.int64())], schema=schema)
-            writer.write_table(table, row_group_size=10_000)
+            writer.write_table(table_of(random, numbers), row_group_size=10_000)
+
+
+def chat_table(random: np.random.Generator, numbers: range) -> pa.Table:
+    """Chats of about a hundred tokens."""
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    chats = [
+        [
+            {"role": "user", "content": f"{sentence(random, 20)} {number}?"},
+            {"role": "assistant", "content": f"{sentence(random, 45)} {number}."},
+        ]
+        for number in numbers
+    ]
+    return pa.table({"messages": pa.array(chats, pa.list_(turn)), "id": pa.array(numbers, pa.int64())})
+
+
+def text_table(random: np.random.Generator, numbers: range) -> pa.Table:
+    """Lines of some fifteen tokens."""
+    return pa.table({"text": pa.array([f"{sentence(random, 9)} {number}." for number in numbers], pa.string())})
 
 
 def sentence(random: np.random.Generator, words: int) -> str:
