@@ -157,7 +157,9 @@ def ours(job: Job) -> dict[str, float]:
     training = Training(
         adapted=adapted,
         examples=examples(data),
-        config=TrainingConfig(learning_rate=LEARNING_RATE, effective_batch_size=EFFECTIVE, seed=job.seed),
+        config=TrainingConfig(
+            learning_rate=LEARNING_RATE, warmup_ratio=0.0, effective_batch_size=EFFECTIVE, seed=job.seed
+        ),
         budget=Budget.of(None, job.length, packed=packs, tokens=token_budget(device.torch_device)),
         device=device,
     )
@@ -217,7 +219,7 @@ def plain_training(job: Job, model: Any, data: list[Row], micro: int) -> tuple[f
             gradient_accumulation_steps=EFFECTIVE // micro,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="cosine",
-            warmup_steps=0.03,
+            warmup_steps=0,
             num_train_epochs=1,
             seed=job.seed,
             use_cpu=True,
