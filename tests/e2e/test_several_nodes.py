@@ -44,7 +44,7 @@ def test_two_pods_train_one_adapter(installed: Installed, namespace: str) -> Non
 
 
 def test_two_pods_go_on_from_the_checkpoint_when_one_is_lost(installed: Installed, namespace: str) -> None:
-    """The other one learns of it at once and ends as PeerFailed; both come back, and the run ends well."""
+    """Both end, since one alone cannot go on; both come back, and the run ends well without having begun again."""
     client = installed.client
     spec: dict[str, Any] = {
         "resources": NODES,
