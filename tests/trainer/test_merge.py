@@ -106,6 +106,7 @@ VARIANTS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     ),
     "tied embeddings trained apart": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "tied embeddings, the input alone": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     "Conv1D": (gpt2, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     "Conv1D with DoRA": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
     "experts": (
