@@ -128,9 +128,7 @@ def test_nf4_trains_the_adapter_and_leaves_4_bit_weights(tiny_base: Base, cpu: D
     assert len(packed) == 7 * LAYERS
     weights: list[Any] = [m.weight for m in packed]
     assert all(weight.dtype == torch.uint8 and weight.quant_state.nested for weight in weights)
-    rows = Examples.of(
-        encoder.encode(PlainText(where="x", text=f"Ahoy, captain {i}! Fair winds.")) for i in range(4)
-    )
+    rows = Examples.of(encoder.encode(PlainText(where="x", text=f"Ahoy, captain {i}! Fair winds.")) for i in range(4))
     before = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET).loss
     config = TrainingConfig(epochs=None, max_steps=5, learning_rate=0.01, effective_batch_size=4)
     Training(adapted=adapted, examples=rows, config=config, budget=BUDGET, device=cpu).run()
