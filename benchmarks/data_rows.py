@@ -28,13 +28,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY / "trainer_image")]
 
 from hub.model import cache_root, ensure_model  # noqa: E402 - found by the path set above
-from lora_trainer.base import open_folder  # noqa: E402
 from lora_trainer.contract.manifest import RunOptions, train_config  # noqa: E402
-from lora_trainer.data import encode  # noqa: E402
-from lora_trainer.hub import Hub  # noqa: E402
-from lora_trainer.model import load_encoder  # noqa: E402
-from lora_trainer.survey import load_samples  # noqa: E402
-from lora_trainer.volumes import Volumes  # noqa: E402
+from lora_trainer.data.dataset import encode  # noqa: E402
+from lora_trainer.data.survey import load_samples  # noqa: E402
+from lora_trainer.model.loading import load_encoder  # noqa: E402
+from lora_trainer.places.base import open_folder  # noqa: E402
+from lora_trainer.places.hub import Hub  # noqa: E402
+from lora_trainer.places.volumes import Volumes  # noqa: E402
 
 _GROUP_ROWS = 100_000
 _SAMPLE_S = 1.0

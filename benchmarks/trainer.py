@@ -109,8 +109,8 @@ def rows(job: Job, count: int, seed: int) -> list[Row]:
 
 def examples(found: list[Row]) -> Any:
     """The rows as the trainer keeps them."""
-    from lora_trainer.store import Examples  # noqa: PLC0415 - as above
-    from lora_trainer.tokens import Example  # noqa: PLC0415
+    from lora_trainer.data.store import Examples  # noqa: PLC0415 - as above
+    from lora_trainer.data.tokens import Example  # noqa: PLC0415
 
     return Examples.of(Example(input_ids=row.input_ids, labels=row.labels, truncated=False) for row in found)
 
@@ -119,7 +119,7 @@ def device_of(threads: int) -> Any:
     """The CPU in fp32."""
     import torch  # noqa: PLC0415 - as above
 
-    from lora_trainer.device import Device  # noqa: PLC0415
+    from lora_trainer.model.device import Device  # noqa: PLC0415
 
     torch.set_num_threads(threads)
     return Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
@@ -127,8 +127,8 @@ def device_of(threads: int) -> Any:
 
 def held_out_loss(job: Job, model: Any) -> float:
     """Of either side's model, by the same code."""
-    from lora_trainer.batches import Budget  # noqa: PLC0415 - as above
-    from lora_trainer.evaluate import evaluate  # noqa: PLC0415
+    from lora_trainer.training.batches import Budget  # noqa: PLC0415 - as above
+    from lora_trainer.training.evaluate import evaluate  # noqa: PLC0415
 
     held_out = examples(rows(job, HELD_OUT if job.workload == "short" else 4, 1_000_000))
     budget = Budget.of(None, job.length, tokens=1024)
@@ -140,13 +140,13 @@ def ours(job: Job) -> dict[str, float]:
     """Train with our trainer's own loop."""
     device = device_of(job.threads)
 
-    from lora_trainer.attention import choose_attention  # noqa: PLC0415 - as above
-    from lora_trainer.base import open_folder  # noqa: PLC0415
-    from lora_trainer.batches import Budget, token_budget  # noqa: PLC0415
     from lora_trainer.contract.config import LoraConfig, Quantization, TrainingConfig  # noqa: PLC0415
-    from lora_trainer.loop import Training  # noqa: PLC0415
-    from lora_trainer.lora_kernel import fuse  # noqa: PLC0415
-    from lora_trainer.model import adapt, load_model  # noqa: PLC0415
+    from lora_trainer.model.attention import choose_attention  # noqa: PLC0415 - as above
+    from lora_trainer.model.loading import adapt, load_model  # noqa: PLC0415
+    from lora_trainer.model.lora_kernel import fuse  # noqa: PLC0415
+    from lora_trainer.places.base import open_folder  # noqa: PLC0415
+    from lora_trainer.training.batches import Budget, token_budget  # noqa: PLC0415
+    from lora_trainer.training.loop import Training  # noqa: PLC0415
 
     base = open_folder(Path(job.model))
     config = LoraConfig(rank=RANK, alpha=ALPHA)
@@ -316,15 +316,15 @@ def gpu_share(shape: dict[str, int], device: Any, *, quantized: bool, tokens: in
     import torch  # noqa: PLC0415 - as above
     import transformers  # noqa: PLC0415
 
-    from lora_trainer.attention import choose_attention  # noqa: PLC0415
-    from lora_trainer.base import Base  # noqa: PLC0415
-    from lora_trainer.batches import Budget  # noqa: PLC0415
     from lora_trainer.contract.config import LoraConfig, Quantization  # noqa: PLC0415
-    from lora_trainer.model import Loaded, adapt, set_training  # noqa: PLC0415
-    from lora_trainer.ranks import Ranks  # noqa: PLC0415
-    from lora_trainer.step import run_step  # noqa: PLC0415
-    from lora_trainer.targets import linear_modules  # noqa: PLC0415
-    from lora_trainer.tokens import Example  # noqa: PLC0415
+    from lora_trainer.data.tokens import Example  # noqa: PLC0415
+    from lora_trainer.model.attention import choose_attention  # noqa: PLC0415
+    from lora_trainer.model.loading import Loaded, adapt, set_training  # noqa: PLC0415
+    from lora_trainer.model.targets import linear_modules  # noqa: PLC0415
+    from lora_trainer.places.base import Base  # noqa: PLC0415
+    from lora_trainer.training.batches import Budget  # noqa: PLC0415
+    from lora_trainer.training.ranks import Ranks  # noqa: PLC0415
+    from lora_trainer.training.step import run_step  # noqa: PLC0415
 
     library: Any = transformers
     with device.torch_device:
@@ -395,7 +395,7 @@ LLAMA_3_8B = {
 def on_gpu(tokens: int, steps: int) -> None:
     """Print the share of the GPU's peak for bf16 and NF4."""
     from lora_trainer.contract.config import DeviceConfig, Precision  # noqa: PLC0415 - as above
-    from lora_trainer.device import choose_device  # noqa: PLC0415
+    from lora_trainer.model.device import choose_device  # noqa: PLC0415
 
     device = choose_device(DeviceConfig(gpus=1), Precision.BF16)
     peak = next((value for name, value in PEAK_FLOPS.items() if name in device.name), None)

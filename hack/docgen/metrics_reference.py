@@ -8,7 +8,7 @@ from docgen.text import code, table
 from lora_operator.metrics import Metrics
 from lora_operator.object_metrics import ObjectCollector
 from lora_operator.observe import parse_finetune
-from lora_trainer.metrics import TrainingMetrics
+from lora_trainer.host.metrics import TrainingMetrics
 
 _HEAD = """\
 <!-- Generated from the metrics' own registries by hack/docs: edit them, then run `make docs`. -->

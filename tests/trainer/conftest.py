@@ -9,12 +9,12 @@ import torch
 from tests.trainer import tiny
 from tests.trainer.runs import Workplace
 
-from lora_trainer.base import Base, open_folder
 from lora_trainer.contract.config import LossOn, TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
-from lora_trainer.device import Device
-from lora_trainer.model import load_encoder
-from lora_trainer.tokens import Encoder
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import load_encoder
+from lora_trainer.places.base import Base, open_folder
 
 # PEFT asks the model for a property that Transformers renamed; neither is ours.
 PEFT_RENAMED = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> Iterator[None]:
     """Runs in the test's own process take one thread: beside other work, several wait for each other in a busy loop."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_trainer.device.cpu_threads", lambda: 1)
+        patch.setattr("lora_trainer.model.device.cpu_threads", lambda: 1)
         torch.set_num_threads(1)
         yield
 

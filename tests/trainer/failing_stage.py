@@ -6,9 +6,9 @@ import sys
 
 from lora_trainer.contract.progress import Phase
 from lora_trainer.errors import DatasetError
-from lora_trainer.guard import guarded
-from lora_trainer.launch import end_with_parent
-from lora_trainer.reports import Reporter, open_report
+from lora_trainer.host.guard import guarded
+from lora_trainer.host.launch import end_with_parent
+from lora_trainer.host.reports import Reporter, open_report
 
 
 def main() -> int:

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 
 WAIT_S = 120
-_PRELOAD = ["torch", "peft", "transformers.models.llama.modeling_llama", "torch.distributed.fsdp", "lora_trainer.loop"]
+_PRELOAD = [
+    "torch",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "torch.distributed.fsdp",
+    "lora_trainer.training.loop",
+]
 
 
 class ProgramError(Exception):

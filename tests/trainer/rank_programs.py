@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from lora_trainer.base import Base, open_folder
-from lora_trainer.batches import Budget
 from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainingConfig
-from lora_trainer.device import Device
+from lora_trainer.data.formats import PlainText
+from lora_trainer.data.store import Examples
 from lora_trainer.errors import TerminatedError
-from lora_trainer.evaluate import evaluate
-from lora_trainer.formats import PlainText
-from lora_trainer.group import join
-from lora_trainer.hub import Hub
-from lora_trainer.listener import Listener, Step
-from lora_trainer.loop import Training
-from lora_trainer.lora_kernel import fuse
-from lora_trainer.model import adapt, load_encoder, load_model, recompute_activations
-from lora_trainer.ranks import Ranks
-from lora_trainer.sharding import shard
-from lora_trainer.stopping import Stop
-from lora_trainer.store import Examples
-from lora_trainer.verify import verify
-from lora_trainer.volumes import Volumes
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import adapt, load_encoder, load_model, recompute_activations
+from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.sharding import shard
+from lora_trainer.places.base import Base, open_folder
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.verify import verify
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.group import join
+from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.loop import Training
+from lora_trainer.training.ranks import Ranks
+from lora_trainer.training.stopping import Stop
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 60.0

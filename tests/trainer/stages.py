@@ -17,7 +17,7 @@ from lora_trainer import (
     recipe,  # noqa: F401 - as above
     stage,
 )
-from lora_trainer.lock import Holder, held
+from lora_trainer.host.lock import Holder, held
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])

@@ -13,8 +13,6 @@ from tests.trainer import tiny, variants
 from tests.trainer.conftest import make_config
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lora_trainer.adapter import adapted_names, plan_adapter
-from lora_trainer.base import Base, open_folder
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
     Init,
@@ -23,10 +21,12 @@ from lora_trainer.contract.config import (
     Scaling,
     Variant,
 )
-from lora_trainer.device import Device
 from lora_trainer.errors import ConfigError
-from lora_trainer.model import adapt, load_model, skeleton
-from lora_trainer.options import check_options
+from lora_trainer.model.adapter import adapted_names, plan_adapter
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import adapt, load_model, skeleton
+from lora_trainer.model.options import check_options
+from lora_trainer.places.base import Base, open_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
 

@@ -11,14 +11,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tests.trainer import variants
 
-from lora_trainer.apply import apply_adapter
-from lora_trainer.base import Base, open_folder
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Quantization, Scaling, Variant
-from lora_trainer.convert import save_adapter
-from lora_trainer.device import Device
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import VerificationError
-from lora_trainer.model import load_model
-from lora_trainer.tokens import Encoder
+from lora_trainer.model.apply import apply_adapter
+from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import load_model
+from lora_trainer.places.base import Base, open_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
 VARIANTS = {

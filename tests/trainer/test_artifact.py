@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
-from lora_trainer.artifact import (
+from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.errors import VerificationError
+from lora_trainer.result.artifact import (
     MANIFEST,
     Form,
     Manifest,
@@ -22,9 +24,7 @@ from lora_trainer.artifact import (
     read_manifest,
     write_sealed,
 )
-from lora_trainer.contract.summary import DatasetStats, ResolvedRun
-from lora_trainer.errors import VerificationError
-from lora_trainer.serving import Serving
+from lora_trainer.result.serving import Serving
 
 
 def write_adapter(folder: Path, uid: str = "uid-1") -> Path:

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from lora_trainer.attention import NAME, attend, choose_attention, positions, segments_of
+from lora_trainer.model.attention import NAME, attend, choose_attention, positions, segments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

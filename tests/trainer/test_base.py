@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.base import Base, open_folder
 from lora_trainer.errors import ConfigError
-from lora_trainer.prepare import check_tokenizer
+from lora_trainer.places.base import Base, open_folder
+from lora_trainer.places.prepare import check_tokenizer
 
 WEIGHTS = "model.safetensors"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lora_trainer.batches import Budget, collate, micro_batches, step_rows, token_budget
-from lora_trainer.tokens import IGNORED, Example
+from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.training.batches import Budget, collate, micro_batches, step_rows, token_budget
 
 CPU = torch.device("cpu")
 

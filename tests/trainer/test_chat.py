@@ -7,10 +7,10 @@ import pytest
 from tests.trainer import templates, tiny
 
 from lora_trainer.contract.config import LossOn
+from lora_trainer.data.formats import Conversation, PlainText, Sample
+from lora_trainer.data.messages import Message, parse_messages, parse_tools
+from lora_trainer.data.tokens import IGNORED, Encoder, Example
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Conversation, PlainText, Sample
-from lora_trainer.messages import Message, parse_messages, parse_tools
-from lora_trainer.tokens import IGNORED, Encoder, Example
 
 TURNS = [
     {"role": "user", "content": "Who are you"},

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer import checkpoint
-from lora_trainer.checkpoint import Checkpoints, newest_of, read_checkpoint
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, StorageError, TransientError
+from lora_trainer.training import checkpoint
+from lora_trainer.training.checkpoint import Checkpoints, newest_of, read_checkpoint
 
 KIB = 1024
 

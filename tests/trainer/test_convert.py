@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from tests.trainer import variants
 
-from lora_trainer.base import Base
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling
-from lora_trainer.convert import PREFIX, Start, plain_settings, plain_tensors, save_adapter
-from lora_trainer.device import Device
-from lora_trainer.model import adapt, load_model
-from lora_trainer.tokens import Encoder
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.convert import PREFIX, Start, plain_settings, plain_tensors, save_adapter
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import adapt, load_model
+from lora_trainer.places.base import Base
 
 INITS = [Init.PISSA, Init.OLORA]
 LORA = LoraConfig(rank=4, alpha=8)

@@ -10,16 +10,16 @@ import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
-from lora_trainer.base import Base
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data import encode, encode_evaluation, encode_once
+from lora_trainer.data.dataset import encode, encode_evaluation, encode_once
+from lora_trainer.data.store import Examples
+from lora_trainer.data.survey import load_samples
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError, TrainerError
-from lora_trainer.hub import Hub
-from lora_trainer.model import load_encoder
-from lora_trainer.store import Examples
-from lora_trainer.survey import load_samples
-from lora_trainer.tokens import Encoder
-from lora_trainer.volumes import Volumes
+from lora_trainer.model.loading import load_encoder
+from lora_trainer.places.base import Base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 
 
 def ids(examples: Examples) -> list[tuple[list[int], list[int]]]:

@@ -10,10 +10,10 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from hub.server import HubServer
-from lora_trainer.dataset_files import choose_split, locate, locate_validation
+from lora_trainer.data.dataset_files import choose_split, locate, locate_validation
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError, TrainerError
-from lora_trainer.hub import Hub
-from lora_trainer.volumes import Volumes
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 
 
 @pytest.fixture

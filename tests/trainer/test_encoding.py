@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from lora_trainer import encoding
-from lora_trainer.encoding import Batch, batches, encode_batches
+from lora_trainer.data import encoding
+from lora_trainer.data.encoding import Batch, batches, encode_batches
+from lora_trainer.data.formats import Conversation, PlainText, Sample
+from lora_trainer.data.messages import Message
+from lora_trainer.data.tokens import Encoded, Encoder
 from lora_trainer.errors import DatasetError, KernelOutOfMemoryError
-from lora_trainer.formats import Conversation, PlainText, Sample
-from lora_trainer.messages import Message
-from lora_trainer.tokens import Encoded, Encoder
 
 
 @pytest.fixture(autouse=True)

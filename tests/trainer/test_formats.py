@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
+from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, parse
+from lora_trainer.data.messages import Message
+from lora_trainer.data.rows import Row
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Conversation, Layout, PlainText, Sample, content_key, detect, parse
-from lora_trainer.messages import Message
-from lora_trainer.rows import Row
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from tests.trainer import variants
 
-from lora_trainer.attention import choose_attention
-from lora_trainer.base import Base, open_folder
-from lora_trainer.batches import Budget
 from lora_trainer.contract.config import Init, LoraConfig, Optimizer, Quantization, Scaling, TrainingConfig, Variant
-from lora_trainer.device import Device
-from lora_trainer.listener import Listener, Step
-from lora_trainer.loop import Training
-from lora_trainer.lora_kernel import fuse
-from lora_trainer.model import adapt, load_model
-from lora_trainer.tokens import Encoder
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.attention import choose_attention
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import adapt, load_model
+from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.places.base import Base, open_folder
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.loop import Training
 
 FILE = Path(__file__).parents[1] / "golden/trainer_losses.json"
 UPDATE = "UPDATE_GOLDEN" in os.environ

@@ -12,11 +12,11 @@ from tests.trainer.trainings import RESOLVED
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import NonFiniteLossError
-from lora_trainer.guards import DIVERGED_STEPS, LossGuard
-from lora_trainer.identity import Identity, difference, identity, same_course, weights_difference
-from lora_trainer.metrics import TrainingMetrics
-from lora_trainer.reports import Counters, Report
-from lora_trainer.stall import StallWatch
+from lora_trainer.host.metrics import TrainingMetrics
+from lora_trainer.host.reports import Counters, Report
+from lora_trainer.host.stall import StallWatch
+from lora_trainer.training.guards import DIVERGED_STEPS, LossGuard
+from lora_trainer.training.identity import Identity, difference, identity, same_course, weights_difference
 
 
 @pytest.mark.parametrize(("scale", "counts"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])

@@ -12,7 +12,6 @@ from tests.trainer import tiny
 from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
-from lora_trainer.base import find_base
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import (
@@ -22,8 +21,9 @@ from lora_trainer.errors import (
     TrainerError,
     TransientError,
 )
-from lora_trainer.hub import Hub
-from lora_trainer.volumes import Volumes
+from lora_trainer.places.base import find_base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 
 TOKEN = "hf_allowed"
 

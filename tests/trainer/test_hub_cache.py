@@ -18,12 +18,12 @@ from tests.trainer.servers import Proxy
 from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
-from lora_trainer.base import find_base
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
-from lora_trainer.hub import Hub
-from lora_trainer.volumes import Volumes
+from lora_trainer.places.base import find_base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 
 WEIGHTS = "model.safetensors"
 TOKEN = "hf_allowed"
@@ -155,8 +155,9 @@ def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
 ) -> None:
     """SIGKILL in the middle of a download: the next run goes on from what had arrived."""
     program = (
-        "import sys, os\nfrom lora_trainer import downloads, hub_cache\nfrom lora_trainer.base import find_base\n"
-        "from lora_trainer.hub import Hub\nfrom lora_trainer.volumes import Volumes\nfrom pathlib import Path\n"
+        "import sys, os\nfrom lora_trainer.places import downloads, hub_cache\n"
+        "from lora_trainer.places.base import find_base\nfrom lora_trainer.places.hub import Hub\n"
+        "from lora_trainer.places.volumes import Volumes\nfrom pathlib import Path\n"
         "def stop(partial, size, open_at, what):\n"
         "    partial.write_bytes(open_at(0).read(150_000))\n    print('half', flush=True)\n    sys.stdin.read()\n"
         "hub_cache.fetch_whole = stop\n"

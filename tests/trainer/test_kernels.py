@@ -9,20 +9,20 @@ import torch
 import transformers
 from torch import nn
 
-from lora_trainer import loss as losses
-from lora_trainer.attention import choose_attention
-from lora_trainer.base import Base
-from lora_trainer.batches import Budget, collate
 from lora_trainer.contract.config import LoraConfig, Quantization, Variant
-from lora_trainer.device import Device
-from lora_trainer.evaluate import evaluate
-from lora_trainer.lora_kernel import fuse
-from lora_trainer.loss import token_losses
-from lora_trainer.model import Adapted, adapt, load_model, set_training
-from lora_trainer.products import product
-from lora_trainer.ranks import Ranks
-from lora_trainer.step import run_step
-from lora_trainer.tokens import IGNORED, Example
+from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.model.attention import choose_attention
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
+from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.products import product
+from lora_trainer.places.base import Base
+from lora_trainer.training import loss as losses
+from lora_trainer.training.batches import Budget, collate
+from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.loss import token_losses
+from lora_trainer.training.ranks import Ranks
+from lora_trainer.training.step import run_step
 
 
 def rows(count: int = 7, seed: int = 1) -> list[Example]:

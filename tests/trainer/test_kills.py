@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Place, finish, start
 
-from lora_trainer.checkpoint import newest_of
+from lora_trainer.training.checkpoint import newest_of
 
 ROUNDS = {"soak": 100}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 8)
 INTERVAL = 3

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
-from lora_trainer.child import StageFailedError, Stages
 from lora_trainer.contract.config import DeviceConfig, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.cpus import cpu_threads
 from lora_trainer.errors import ConfigError
-from lora_trainer.launch import ONE_PROCESS, Node, Program, this_node, training_program
-from lora_trainer.reports import Failure, Report, first_cause
-from lora_trainer.volumes import Volumes
+from lora_trainer.host.child import StageFailedError, Stages
+from lora_trainer.host.cpus import cpu_threads
+from lora_trainer.host.launch import ONE_PROCESS, Node, Program, this_node, training_program
+from lora_trainer.host.reports import Failure, Report, first_cause
+from lora_trainer.places.volumes import Volumes
 
 POD = {"JOB_COMPLETION_INDEX": "1", "LORA_RENDEZVOUS": "tune-x-1-0.tune-x-1:29400"}
 

@@ -14,14 +14,14 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from lora_trainer.adapter import plan_adapter
-from lora_trainer.base import Base
 from lora_trainer.contract.config import LoraConfig as AdapterConfig
 from lora_trainer.contract.config import Optimizer, Quantization, TrainingConfig
-from lora_trainer.device import Device
-from lora_trainer.model import load_model, skeleton
-from lora_trainer.optimizers import make_optimizer
-from lora_trainer.quantize import quantization_settings
+from lora_trainer.model.adapter import plan_adapter
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import load_model, skeleton
+from lora_trainer.model.quantize import quantization_settings
+from lora_trainer.places.base import Base
+from lora_trainer.training.optimizers import make_optimizer
 
 
 def test_peft_knows_the_options_of_the_adapter(tiny_base: Base) -> None:

@@ -8,8 +8,8 @@ from tests.trainer.test_artifact import filled
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, Summary, Verification
+from lora_trainer.host.supervisor import Ending
 from lora_trainer.local_run import show_summary
-from lora_trainer.supervisor import Ending
 
 
 def ending(*, folder: Path | None = Path("/c/out"), **values: Any) -> Ending:

@@ -14,13 +14,13 @@ import pytest
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import StorageError, TransientError
-from lora_trainer.lock import Holder, Lock, Timing, check_ticket, held, is_released
+from lora_trainer.host.lock import Holder, Lock, Timing, check_ticket, held, is_released
 
 TIMING = Timing(beat_s=0.02, stale_s=60.0, wait_s=100.0, poll_s=1.0)
 CODE = """
 import sys
 from pathlib import Path
-from lora_trainer.lock import Holder, Timing, held
+from lora_trainer.host.lock import Holder, Timing, held
 with held(Path(sys.argv[1]), Holder.this_process("uid-1", 1)):
     print("held", flush=True)
     sys.stdin.read()

@@ -6,18 +6,18 @@ import math
 import pytest
 import torch
 
-from lora_trainer.base import Base
-from lora_trainer.batches import Budget
 from lora_trainer.contract.config import LoraConfig, Quantization, Schedule, TrainingConfig
-from lora_trainer.device import Device
-from lora_trainer.evaluate import Evaluation, improvement_standard_error, ratio_standard_error
-from lora_trainer.formats import PlainText
-from lora_trainer.listener import Listener, Step
-from lora_trainer.loop import Training
-from lora_trainer.model import Adapted, adapt, load_model, recompute_activations
-from lora_trainer.schedule import learning_rate_factor
-from lora_trainer.store import Examples
-from lora_trainer.tokens import Encoder
+from lora_trainer.data.formats import PlainText
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted, adapt, load_model, recompute_activations
+from lora_trainer.places.base import Base
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.evaluate import Evaluation, improvement_standard_error, ratio_standard_error
+from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.loop import Training
+from lora_trainer.training.schedule import learning_rate_factor
 
 GOLDEN_LOSSES = (5.83390, 5.73794, 5.51850, 5.43696, 5.38098, 5.36081)
 

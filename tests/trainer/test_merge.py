@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from lora_trainer.errors import VerificationError
-from lora_trainer.merge import merge_into
-from lora_trainer.tensor_files import read_entries
+from lora_trainer.result.merge import merge_into
+from lora_trainer.result.tensor_files import read_entries
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -199,7 +199,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, old: str, new: s
 _MEASURE = """
 import resource, sys
 from pathlib import Path
-import lora_trainer.merge as merge
+import lora_trainer.result.merge as merge
 base, adapter, target = map(Path, sys.argv[1:])
 merge._skeleton(base)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

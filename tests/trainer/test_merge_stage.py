@@ -14,20 +14,22 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_verify import trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_trainer import cli, logs, merge_stage, merged
-from lora_trainer.artifact import Form, check_digests, describe, read_manifest
-from lora_trainer.base import open_folder
+from lora_trainer import cli
 from lora_trainer.contract.config import Merge
-from lora_trainer.device import Device
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Example
 from lora_trainer.errors import VerificationError
-from lora_trainer.hub import Hub
-from lora_trainer.merge import merge_into
-from lora_trainer.merge_stage import merge_result
-from lora_trainer.merged import bench_for, first_rows, rounding
-from lora_trainer.store import Examples
-from lora_trainer.tokens import Example
-from lora_trainer.verify import verify
-from lora_trainer.volumes import Volumes
+from lora_trainer.host import logs
+from lora_trainer.model.device import Device
+from lora_trainer.places.base import open_folder
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result import merge_stage, merged
+from lora_trainer.result.artifact import Form, check_digests, describe, read_manifest
+from lora_trainer.result.merge import merge_into
+from lora_trainer.result.merge_stage import merge_result
+from lora_trainer.result.merged import bench_for, first_rows, rounding
+from lora_trainer.result.verify import verify
 
 CURVES = {"README.md", "loss.png", "metrics.jsonl"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

@@ -12,22 +12,22 @@ import torch
 from tests.trainer.tiny import HEADS, HIDDEN, KV_HEADS, LAYERS, MLP
 from torch import nn
 
-from lora_trainer.base import Base, find_base, open_folder
-from lora_trainer.batches import Budget, collate
 from lora_trainer.contract.config import Layers, LoraConfig, LossOn, Quantization, TrainingConfig
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.device import Device
+from lora_trainer.data.formats import PlainText
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError, NotFoundError, TrainerError
-from lora_trainer.evaluate import evaluate
-from lora_trainer.formats import PlainText
-from lora_trainer.hub import Hub
-from lora_trainer.loop import Training
-from lora_trainer.loss import token_losses
-from lora_trainer.model import adapt, load_encoder, load_model
-from lora_trainer.store import Examples
-from lora_trainer.targets import choose_targets, short_names
-from lora_trainer.tokens import Encoder
-from lora_trainer.volumes import Volumes
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import adapt, load_encoder, load_model
+from lora_trainer.model.targets import choose_targets, short_names
+from lora_trainer.places.base import Base, find_base, open_folder
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.training.batches import Budget, collate
+from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.loop import Training
+from lora_trainer.training.loss import token_losses
 
 KV = HIDDEN // HEADS * KV_HEADS
 BUDGET = Budget.of(2, 64)

@@ -5,11 +5,11 @@ import torch
 from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 from tests.trainer import variants
 
-from lora_trainer.base import Base
 from lora_trainer.contract.config import LoraConfig, Optimizer, TrainingConfig
-from lora_trainer.device import Device
-from lora_trainer.optimizers import make_optimizer
-from lora_trainer.tokens import Encoder
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.device import Device
+from lora_trainer.places.base import Base
+from lora_trainer.training.optimizers import make_optimizer
 
 KINDS = {
     Optimizer.ADAMW: torch.optim.AdamW,

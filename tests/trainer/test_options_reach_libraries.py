@@ -18,17 +18,18 @@ from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 from transformers import LlamaForCausalLM
 
-from lora_trainer import loop, recipe, step
-from lora_trainer.batches import Batch, collate
+from lora_trainer import recipe
 from lora_trainer.contract.config import LoraConfig, TrainingConfig
-from lora_trainer.evaluate import Evaluation, evaluate
-from lora_trainer.hub import Hub
-from lora_trainer.model import Adapted, adapt
-from lora_trainer.optimizers import make_optimizer
+from lora_trainer.data.survey import load_samples
+from lora_trainer.host.reports import Reporter
+from lora_trainer.model.loading import Adapted, adapt
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 from lora_trainer.recipe import Workshop, run_training
-from lora_trainer.reports import Reporter
-from lora_trainer.survey import load_samples
-from lora_trainer.volumes import Volumes
+from lora_trainer.training import loop, step
+from lora_trainer.training.batches import Batch, collate
+from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.optimizers import make_optimizer
 
 
 @dataclass(slots=True)

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 
-from lora_trainer import rows
+from lora_trainer.data import rows
+from lora_trainer.data.parquet import python_values
+from lora_trainer.data.readers import read_rows
 from lora_trainer.errors import DatasetError
-from lora_trainer.parquet import python_values
-from lora_trainer.readers import read_rows
 
 CALL = {"function": {"name": "weather", "arguments": {"city": "Bern"}}}
 CHATS: list[dict[str, Any]] = [

@@ -11,16 +11,16 @@ from tests.trainer import variants
 from tests.trainer.conftest import make_config
 from torch import nn
 
-from lora_trainer.apply import apply_adapter
-from lora_trainer.base import Base
 from lora_trainer.contract.config import DeviceConfig, LoraConfig, Precision, Quantization, Variant
-from lora_trainer.convert import save_adapter
-from lora_trainer.device import Device, choose_device
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
-from lora_trainer.model import load_model
-from lora_trainer.options import check_options
-from lora_trainer.quantize import check_kernels, full_weight, quantization_settings
-from lora_trainer.tokens import Encoder
+from lora_trainer.model.apply import apply_adapter
+from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.loading import load_model
+from lora_trainer.model.options import check_options
+from lora_trainer.model.quantize import check_kernels, full_weight, quantization_settings
+from lora_trainer.places.base import Base
 
 LORA = LoraConfig(rank=4, alpha=8)
 FOUR_BITS = [Quantization.NF4, Quantization.FP4]

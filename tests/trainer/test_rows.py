@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_trainer import rows, text_files
+from lora_trainer.data import rows, text_files
+from lora_trainer.data.readers import fingerprint, read_rows
 from lora_trainer.errors import DatasetError
-from lora_trainer.readers import fingerprint, read_rows
 
 GOOD = {"text": "Grüße\u2028 neu"}
 

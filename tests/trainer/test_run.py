@@ -17,17 +17,17 @@ from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace, read_json
 from transformers import AutoModelForCausalLM
 
-from lora_trainer.base import open_folder
-from lora_trainer.batches import Budget
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.device import Device
-from lora_trainer.evaluate import evaluate
-from lora_trainer.hub import Hub
+from lora_trainer.model.device import Device
+from lora_trainer.places.base import open_folder
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 from lora_trainer.recipe import evaluation_rows
-from lora_trainer.volumes import Volumes
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.evaluate import evaluate
 
 
 def free_port() -> int:

@@ -13,8 +13,6 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact import MANIFEST, check_digests, read_manifest, write_sealed
-from lora_trainer.base import find_base
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
@@ -26,12 +24,14 @@ from lora_trainer.errors import (
     TrainerError,
     TransientError,
 )
-from lora_trainer.hub import Hub
-from lora_trainer.roles import Role
-from lora_trainer.s3 import connect
-from lora_trainer.s3_source import cache_folder, fetch_data
-from lora_trainer.sink_s3 import S3Sink
-from lora_trainer.volumes import Volumes
+from lora_trainer.places.base import find_base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.roles import Role
+from lora_trainer.places.s3 import connect
+from lora_trainer.places.s3_source import cache_folder, fetch_data
+from lora_trainer.places.sink_s3 import S3Sink
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.artifact import MANIFEST, check_digests, read_manifest, write_sealed
 
 OUT = S3Uri(bucket="models", key="team/out")
 WHOLE = [f"team/out/{name}" for name in ("adapter_model.safetensors", "manifest.json", "merged/model.safetensors")]

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lora_trainer.errors import VerificationError
-from lora_trainer.serving import VLLM_RANKS, adapter_serving, command, merged_command, scale, vllm_rank
+from lora_trainer.result.serving import VLLM_RANKS, adapter_serving, command, merged_command, scale, vllm_rank
 
 
 def write_adapter(base: Path, folder: Path, **options: Any) -> Path:

@@ -10,7 +10,7 @@ from tests.trainer.conftest import make_config
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
-from lora_trainer.sharding import must_shard, weight_bytes
+from lora_trainer.model.sharding import must_shard, weight_bytes
 
 GIB = 2**30
 H100 = 80 * GIB

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_trainer.split import Keys, common, copies, held_out
+from lora_trainer.data.split import Keys, common, copies, held_out
 
 
 def keys(count: int) -> Keys:

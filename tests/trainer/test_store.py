@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_trainer.store import Block, Examples, Writer
-from lora_trainer.tokens import IGNORED, Encoded, Example
+from lora_trainer.data.store import Block, Examples, Writer
+from lora_trainer.data.tokens import IGNORED, Encoded, Example
 
 ROWS = [
     ([5, 6, 7], [IGNORED, 6, 7], False),

@@ -10,22 +10,22 @@ import pytest
 import torch
 from tests.trainer.trainings import Bench, Kept, same, weights
 
-from lora_trainer import loop
-from lora_trainer.base import Base
 from lora_trainer.contract.config import Init, Optimizer
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.device import Device
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import (
     CheckpointError,
     CudaOutOfMemoryError,
     NonFiniteLossError,
     TerminatedError,
 )
-from lora_trainer.evaluate import Evaluation
-from lora_trainer.loop import Training
-from lora_trainer.step import run_step
-from lora_trainer.stopping import Stop
-from lora_trainer.tokens import Encoder
+from lora_trainer.model.device import Device
+from lora_trainer.places.base import Base
+from lora_trainer.training import loop
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.loop import Training
+from lora_trainer.training.step import run_step
+from lora_trainer.training.stopping import Stop
 
 
 @pytest.fixture

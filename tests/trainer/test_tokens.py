@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 
-from lora_trainer.base import Base, open_folder
 from lora_trainer.contract.config import LossOn
+from lora_trainer.data.formats import Conversation, PlainText
+from lora_trainer.data.messages import Message
+from lora_trainer.data.tokens import IGNORED, Encoder, Example, stop_token_ids
 from lora_trainer.errors import DatasetError
-from lora_trainer.formats import Conversation, PlainText
-from lora_trainer.messages import Message
-from lora_trainer.model import load_encoder
-from lora_trainer.tokens import IGNORED, Encoder, Example, stop_token_ids
+from lora_trainer.model.loading import load_encoder
+from lora_trainer.places.base import Base, open_folder
 
 
 def talk(*turns: tuple[str, str], verbatim: bool = False) -> Conversation:

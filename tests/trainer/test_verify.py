@@ -14,20 +14,20 @@ from tests.trainer.runs import Workplace
 from torch import nn
 
 from lora_trainer import cli
-from lora_trainer.artifact import MANIFEST, Manifest, file_entries, read_manifest
 from lora_trainer.ask import ask, show
-from lora_trainer.batches import Batch
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.device import Device
+from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import GpuFaultError, VerificationError
-from lora_trainer.hub import Hub
-from lora_trainer.loss import token_losses
+from lora_trainer.host.reports import Reporter
+from lora_trainer.model.device import Device
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 from lora_trainer.recipe import Workshop, run_training
-from lora_trainer.reports import Reporter
-from lora_trainer.survey import load_samples
-from lora_trainer.verify import verify
-from lora_trainer.volumes import Volumes
+from lora_trainer.result.artifact import MANIFEST, Manifest, file_entries, read_manifest
+from lora_trainer.result.verify import verify
+from lora_trainer.training.batches import Batch
+from lora_trainer.training.loss import token_losses
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -178,7 +178,7 @@ def test_a_small_micro_batch_limits_the_evaluations_too(
         seen.append(len(batch.segments.lengths) if batch.segments else len(batch.input_ids))
         return token_losses(model, head, batch, device)
 
-    monkeypatch.setattr("lora_trainer.evaluate.token_losses", noting)
+    monkeypatch.setattr("lora_trainer.training.evaluate.token_losses", noting)
     sections = {"maxSteps": 1} if micro is None else {"maxSteps": 1, "microBatchSize": micro}
     folder, volumes = trained(tmp_path, tiny_folder, make_config(training=sections))
     verify(folder, volumes, Hub())

@@ -7,9 +7,9 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.errors import ConfigError, StorageError
-from lora_trainer.lock import Holder, held
-from lora_trainer.volumes import Volumes
-from lora_trainer.workspace import FOLDER, folders_of_name, open_workspace
+from lora_trainer.host.lock import Holder, held
+from lora_trainer.host.workspace import FOLDER, folders_of_name, open_workspace
+from lora_trainer.places.volumes import Volumes
 
 NAME = f"tiny-{run_suffix('uid-1')}"
 

@@ -7,24 +7,24 @@ from pathlib import Path
 import torch
 from tests.trainer.conftest import make_config
 
-from lora_trainer.base import Base
-from lora_trainer.batches import Budget
-from lora_trainer.checkpoint import Checkpoints
 from lora_trainer.contract.config import CheckpointConfig, LoraConfig, Quantization, TrainConfig
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
-from lora_trainer.convert import Start
-from lora_trainer.device import Device
-from lora_trainer.evaluate import Evaluation
-from lora_trainer.formats import PlainText
-from lora_trainer.identity import identity
-from lora_trainer.listener import Listener, Step
-from lora_trainer.loop import Training
-from lora_trainer.model import Adapted, adapt, load_model
-from lora_trainer.saver import Saver
-from lora_trainer.state import RunRecord, State, copy_of, read_state
-from lora_trainer.stopping import Stop
-from lora_trainer.store import Examples
-from lora_trainer.tokens import Encoder
+from lora_trainer.data.formats import PlainText
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.convert import Start
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted, adapt, load_model
+from lora_trainer.places.base import Base
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.checkpoint import Checkpoints
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.identity import identity
+from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.loop import Training
+from lora_trainer.training.saver import Saver
+from lora_trainer.training.state import RunRecord, State, copy_of, read_state
+from lora_trainer.training.stopping import Stop
 
 STATS = DatasetStats(
     train_samples=12,

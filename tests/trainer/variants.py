@@ -8,18 +8,18 @@ import torch
 from tests.trainer import tiny
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from lora_trainer.base import Base
-from lora_trainer.batches import Budget
 from lora_trainer.contract.config import LoraConfig, Quantization, TrainingConfig
-from lora_trainer.device import Device
-from lora_trainer.evaluate import evaluate
-from lora_trainer.formats import PlainText
-from lora_trainer.model import Adapted, adapt, load_model, set_training
-from lora_trainer.optimizers import make_optimizer
-from lora_trainer.ranks import Ranks
-from lora_trainer.step import run_step
-from lora_trainer.store import Examples
-from lora_trainer.tokens import Encoder
+from lora_trainer.data.formats import PlainText
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
+from lora_trainer.places.base import Base
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.training.ranks import Ranks
+from lora_trainer.training.step import run_step
 
 SEED = 11
 TRAINING = TrainingConfig(learning_rate=0.01)

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from lora_trainer.artifact import read_manifest
-from lora_trainer.base import Base, find_base, open_folder
 from lora_trainer.contract.config import DatasetFormat, DeviceConfig, LossOn, Precision, Quantization
-from lora_trainer.device import Device, choose_device
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
-from lora_trainer.hub import Hub
-from lora_trainer.model import load_encoder, load_model
-from lora_trainer.tokens import Encoder
-from lora_trainer.volumes import Volumes
+from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.loading import load_encoder, load_model
+from lora_trainer.places.base import Base, find_base, open_folder
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.artifact import read_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from lora_trainer import logs
-from lora_trainer.child import stage_environment
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
@@ -21,12 +19,14 @@ from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import Summary
 from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
-from lora_trainer.guard import guarded
+from lora_trainer.host import logs
+from lora_trainer.host.child import stage_environment
+from lora_trainer.host.guard import guarded
+from lora_trainer.host.supervisor import Ending, Settings, Supervisor
 from lora_trainer.local_run import load_manifest, show_summary
-from lora_trainer.publishing import publish_folder
-from lora_trainer.serving import merged_command
-from lora_trainer.supervisor import Ending, Settings, Supervisor
-from lora_trainer.volumes import CLAIMS, CONFIG_MAPS, Volumes
+from lora_trainer.places.publishing import publish_folder
+from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS, Volumes
+from lora_trainer.result.serving import merged_command
 
 log = logging.getLogger(__name__)
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -129,8 +129,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from lora_trainer.hub import Hub  # noqa: PLC0415 - NumPy and HTTP, which the supervisor of a run does without
-    from lora_trainer.prepare import prepare  # noqa: PLC0415
+    from lora_trainer.places.hub import Hub  # noqa: PLC0415 - NumPy and HTTP, which the supervisor of a run does without
+    from lora_trainer.places.prepare import prepare  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -200,9 +200,9 @@ def _write_summary(ending: Ending, path: Path | None) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lora_trainer.hub import Hub  # noqa: PLC0415 - as above
-    from lora_trainer.reports import Reporter  # noqa: PLC0415
-    from lora_trainer.verify import verify  # noqa: PLC0415
+    from lora_trainer.host.reports import Reporter  # noqa: PLC0415
+    from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
+    from lora_trainer.result.verify import verify  # noqa: PLC0415
 
     def action() -> None:
         result = verify(options.folder, _volumes(options), Hub(), anywhere=True)
@@ -212,9 +212,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from lora_trainer.export_checkpoint import export_checkpoint  # noqa: PLC0415 - as above
-    from lora_trainer.hub import Hub  # noqa: PLC0415
-    from lora_trainer.reports import Reporter  # noqa: PLC0415
+    from lora_trainer.host.reports import Reporter  # noqa: PLC0415
+    from lora_trainer.places.hub import Hub  # noqa: PLC0415
+    from lora_trainer.result.export_checkpoint import export_checkpoint  # noqa: PLC0415 - as above
 
     def action() -> None:
         result = export_checkpoint(options.checkpoint, options.output, _volumes(options), Hub())
@@ -224,9 +224,9 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from lora_trainer.hub import Hub  # noqa: PLC0415 - as above
-    from lora_trainer.merge_stage import merge_by_hand  # noqa: PLC0415
-    from lora_trainer.reports import Reporter  # noqa: PLC0415
+    from lora_trainer.host.reports import Reporter  # noqa: PLC0415
+    from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
+    from lora_trainer.result.merge_stage import merge_by_hand  # noqa: PLC0415
 
     def action() -> None:
         result = merge_by_hand(options.adapter, options.output, _volumes(options), Hub())

@@ -4,14 +4,14 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from lora_trainer.artifact import MERGED_FOLDER, Form, loadable
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 from lora_trainer.contract.summary import Artifact, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
-from lora_trainer.serving import Serving, command, merged_command
-from lora_trainer.supervisor import Ending
+from lora_trainer.host.supervisor import Ending
+from lora_trainer.result.artifact import MERGED_FOLDER, Form, loadable
+from lora_trainer.result.serving import Serving, command, merged_command
 
 
 def load_manifest(text: str, name: str, uid: str) -> TrainConfig:

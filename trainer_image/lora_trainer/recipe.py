@@ -8,41 +8,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_trainer import data as datasets
-from lora_trainer.artifact import Measured
-from lora_trainer.attention import choose_attention
-from lora_trainer.base import Base, find_base
-from lora_trainer.batches import Budget, evaluation_budget, token_budget
-from lora_trainer.checkpoint import Checkpoints
 from lora_trainer.contract.config import Packing, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
-from lora_trainer.curves import metrics_beside, write_curves
-from lora_trainer.data import Data
-from lora_trainer.device import Device, choose_device
+from lora_trainer.data import dataset as datasets
+from lora_trainer.data.dataset import Data
+from lora_trainer.data.store import Examples
+from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.errors import TransientError
-from lora_trainer.evaluate import Evaluation, evaluate, improvement_standard_error
-from lora_trainer.export import versions, write_adapter, write_manifest
-from lora_trainer.group import join, local_rank
-from lora_trainer.hub import Hub
-from lora_trainer.identity import Identity, difference, identity
-from lora_trainer.listener import Trained
-from lora_trainer.loop import Training
-from lora_trainer.lora_kernel import fuse
-from lora_trainer.model import Adapted, adapt, load_encoder, load_model
-from lora_trainer.narrator import Narrator
-from lora_trainer.options import check_options
-from lora_trainer.ranks import Ranks
-from lora_trainer.reports import Report, Reporter
-from lora_trainer.resume import Saved, find_saved
-from lora_trainer.saver import Saver
-from lora_trainer.schedule import total_steps
-from lora_trainer.sharding import device_bytes, must_shard, on_cpu, shard, weight_bytes
-from lora_trainer.state import RunRecord, State, trainable
-from lora_trainer.stopping import Stop
-from lora_trainer.store import Examples
-from lora_trainer.survey import Samples, load_samples
-from lora_trainer.volumes import Volumes
+from lora_trainer.host.reports import Report, Reporter
+from lora_trainer.model.attention import choose_attention
+from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.loading import Adapted, adapt, load_encoder, load_model
+from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.options import check_options
+from lora_trainer.model.sharding import device_bytes, must_shard, on_cpu, shard, weight_bytes
+from lora_trainer.places.base import Base, find_base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.artifact import Measured
+from lora_trainer.result.curves import metrics_beside, write_curves
+from lora_trainer.result.export import versions, write_adapter, write_manifest
+from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
+from lora_trainer.training.checkpoint import Checkpoints
+from lora_trainer.training.evaluate import Evaluation, evaluate, improvement_standard_error
+from lora_trainer.training.group import join, local_rank
+from lora_trainer.training.identity import Identity, difference, identity
+from lora_trainer.training.listener import Trained
+from lora_trainer.training.loop import Training
+from lora_trainer.training.narrator import Narrator
+from lora_trainer.training.ranks import Ranks
+from lora_trainer.training.resume import Saved, find_saved
+from lora_trainer.training.saver import Saver
+from lora_trainer.training.schedule import total_steps
+from lora_trainer.training.state import RunRecord, State, trainable
+from lora_trainer.training.stopping import Stop
 
 log = logging.getLogger(__name__)
 

@@ -13,20 +13,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lora_trainer import logs
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
+from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
-from lora_trainer.guard import guarded
-from lora_trainer.hub import Hub
-from lora_trainer.launch import end_with_parent
-from lora_trainer.lock import check_ticket
-from lora_trainer.outputs import open_sink
-from lora_trainer.prepare import fetch
-from lora_trainer.reports import Report, Reporter, open_report
-from lora_trainer.stopping import Stop
-from lora_trainer.survey import load_samples
-from lora_trainer.volumes import Volumes
+from lora_trainer.host import logs
+from lora_trainer.host.guard import guarded
+from lora_trainer.host.launch import end_with_parent
+from lora_trainer.host.lock import check_ticket
+from lora_trainer.host.reports import Report, Reporter, open_report
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.outputs import open_sink
+from lora_trainer.places.prepare import fetch
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.training.stopping import Stop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,13 +89,13 @@ def _check_lock(options: argparse.Namespace) -> None:
 
 
 def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    from lora_trainer.verify import verify  # noqa: PLC0415
+    from lora_trainer.result.verify import verify  # noqa: PLC0415
 
     reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
 
 
 def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    from lora_trainer.merge_stage import merge_result  # noqa: PLC0415
+    from lora_trainer.result.merge_stage import merge_result  # noqa: PLC0415
 
     reporter.phase(Phase.PUBLISHING)
     merge_result(options.folder, options.target, config.output.merge, volumes, Hub())

@@ -1,0 +1,1 @@
+"""Files to rows to samples to token ids."""

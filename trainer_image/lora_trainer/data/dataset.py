@@ -1,0 +1,224 @@
+"""The data of a training: rows to tokens in files, what is evaluated, counts.
+
+`survey` has looked at every row and chosen the held-out ones; here the files are read once more, and encoded.
+"""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lora_trainer.contract.config import DatasetFormat
+from lora_trainer.contract.summary import DatasetStats
+from lora_trainer.data.encoding import Batch, batches, encode_batches
+from lora_trainer.data.formats import Layout, Sample, parse
+from lora_trainer.data.readers import read_rows
+from lora_trainer.data.store import Block, Examples, Writer
+from lora_trainer.data.survey import Mask, Part, Samples
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import DatasetError
+from lora_trainer.host.cpus import node_cpus
+
+log = logging.getLogger(__name__)
+
+EVALUATED_TRAINING_ROWS = 64
+"""How many training rows stand in for held-out rows where none are held out."""
+
+MOST_CUT = 0.5
+"""Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
+
+_TRAINING, _EVALUATION = "training", "evaluation"
+_TELL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What is trained on and what is evaluated; with `held_out` false the latter are training rows."""
+
+    training: Examples
+    evaluation: Examples
+    held_out: bool
+    kind: DatasetFormat
+    fingerprint: str
+    stats: DatasetStats
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counts:
+    """Over the rows that were encoded; `whole` says where the first training row stands that was not cut."""
+
+    rows: int = 0
+    lost: int = 0
+    cut_tokens: int = 0
+    cut_targets: int = 0
+    whole: str | None = None
+
+    def add(self, batch: Batch, block: Block, training: Mask) -> Mask:
+        """Count some more rows; in which of them there is something left to learn."""
+        kept: Mask = block.targets > 0
+        self.rows += len(kept)
+        self.lost += int(np.count_nonzero(~kept))
+        self.cut_tokens += int(block.cut_tokens.sum())
+        self.cut_targets += int(block.cut_targets.sum())
+        if self.whole is None:
+            whole = np.flatnonzero(kept & training & ~block.truncated)
+            self.whole = batch.samples[int(whole[0])].where if len(whole) else None
+        return kept
+
+
+class _Teller:
+    """Logs now and then how many rows are encoded."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._told_at_s = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self._told_at_s >= _TELL_S:
+            self._told_at_s = time.monotonic()
+            log.info("encoded %d of %d rows", done, self._rows)
+
+
+def encode_once(samples: Samples, encoder: Encoder, folder: Path | None) -> Data:
+    """`encode` by the first process that comes to the shared folder; the others wait and read what it wrote."""
+    if folder is None:
+        return encode(samples, encoder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("wb") as lock:
+        # The kernel gives the lock up with a process that dies, whose files are then made anew.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        facts = folder / "data.json"
+        if not facts.exists():
+            for name in (_TRAINING, _EVALUATION):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            stats = encode(samples, encoder, folder).stats
+            facts.write_text(json.dumps(dataclasses.asdict(stats)), encoding="utf-8")
+        stats = DatasetStats(**json.loads(facts.read_text(encoding="utf-8")))
+    return _data(samples, Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION), stats)
+
+
+def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Data:
+    """Tokenize all rows into files in `folder`, or in temporary ones that vanish with the process.
+
+    Raises `DatasetError` where nothing would be learned, or not where to stop, or too much would be cut.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
+            return encode(samples, encoder, Path(temporary))
+    counts = _Counts()
+    told = _Teller(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
+    with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
+        for part in samples.parts:
+            for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder):
+                is_training = part.training[np.array(batch.numbers)]
+                kept = counts.add(batch, block, is_training)
+                training_writer.append(block.select(kept & is_training))
+                evaluation_writer.append(block.select(kept & ~is_training))
+                told(counts.rows)
+    training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
+    targets = int(training.targets.sum() + evaluation.targets.sum())
+    _check(samples, training, counts, targets, encoder)
+    stats = DatasetStats(
+        train_samples=len(training),
+        validation_samples=len(evaluation),
+        train_tokens=int(training.lengths.sum()),
+        target_tokens=int(training.targets.sum()),
+        longest_tokens=int(training.lengths.max()),
+        truncated_samples=int(training.truncated.sum() + evaluation.truncated.sum()),
+        truncated_tokens=counts.cut_tokens,
+        skipped_samples=samples.skipped + counts.lost,
+        duplicate_samples=samples.duplicates,
+    )
+    return _data(samples, training, evaluation, stats)
+
+
+def _data(samples: Samples, training: Examples, evaluation: Examples, stats: DatasetStats) -> Data:
+    return Data(
+        training=training,
+        evaluation=evaluation or training[:EVALUATED_TRAINING_ROWS],
+        held_out=bool(evaluation),
+        kind=samples.kind,
+        fingerprint=samples.fingerprint,
+        stats=stats,
+    )
+
+
+def encode_evaluation(samples: Samples, encoder: Encoder) -> Examples:
+    """The rows that `encode` would evaluate, without tokenizing the rest."""
+    with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
+        held_out = [(part, part.held_out) for part in samples.parts]
+        evaluation = _store(samples, held_out, encoder, Path(temporary) / _EVALUATION, None)
+        if evaluation:
+            return evaluation
+        training = [(part, part.training) for part in samples.parts]
+        return _store(samples, training, encoder, Path(temporary) / _TRAINING, EVALUATED_TRAINING_ROWS)
+
+
+def _store(
+    samples: Samples, chosen: Sequence[tuple[Part, Mask]], encoder: Encoder, folder: Path, most: int | None
+) -> Examples:
+    with Writer(folder) as writer:
+        left = sys.maxsize if most is None else most
+        for part, wanted in chosen:
+            blocks = _encoded(part, wanted, samples.layout, encoder)
+            while left > 0 and (found := next(blocks, None)) is not None:
+                kept = found[1].targets > 0
+                kept &= np.cumsum(kept) <= left
+                writer.append(found[1].select(kept))
+                left -= int(np.count_nonzero(kept))
+    return Examples.open(folder)
+
+
+def _encoded(part: Part, wanted: Mask, layout: Layout, encoder: Encoder) -> Iterator[tuple[Batch, Block]]:
+    """The wanted rows, many at a time."""
+    return encode_batches(batches(_parsed(part, wanted, layout)), encoder, node_cpus())
+
+
+def _parsed(part: Part, wanted: Mask, layout: Layout) -> Iterator[tuple[int, Sample]]:
+    left = int(np.count_nonzero(wanted))
+    for row in read_rows(part.files, wanted=wanted, columns=layout.names):
+        sample = parse(row, layout)
+        if sample is None:
+            raise DatasetError(f"{row.where}: the row changed while it was read; keep files as they are during a run")
+        left -= 1
+        yield row.number, sample
+    if left:
+        raise DatasetError(
+            f"{part.files[-1][0]}: {left} rows are gone since the first reading; keep files as they are during a run"
+        )
+
+
+def _check(samples: Samples, training: Examples, counts: _Counts, targets: int, encoder: Encoder) -> None:
+    """Refuse what would train a model that has seen too little, or one whose answers never end."""
+    longest = f"training.maxSequenceLength ({encoder.max_length})"
+    if not training or counts.lost > counts.rows // 2:
+        raise DatasetError(
+            f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
+            "longer; raise it or shorten the prompts"
+        )
+    whole = np.flatnonzero(~training.truncated)
+    if not len(whole) and samples.kind is not DatasetFormat.TEXT:
+        raise DatasetError(
+            f"all {len(training)} rows are longer than {longest}, so that no answer keeps its end and the model would "
+            "never learn to stop: raise it or shorten the rows"
+        )
+    cut = counts.cut_targets / (counts.cut_targets + targets)
+    if cut > MOST_CUT:
+        raise DatasetError(
+            f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
+            f"{MOST_CUT:.0%}: raise it, or split the rows into shorter ones"
+        )
+    if len(whole) and not encoder.learns_to_stop(training[int(whole[0])]):
+        raise DatasetError(
+            f"{counts.whole}: no end-of-sequence token is learned after the answer, so the model would never stop; the "
+            "model's tokenizer names no eos_token: choose a model whose tokenizer has one"
+        )

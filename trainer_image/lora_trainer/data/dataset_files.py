@@ -1,0 +1,155 @@
+"""Where the rows of a run lie: the address of a data set to local files, each with the name to show in messages."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from lora_trainer.contract.config import DatasetConfig
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, parse_uri
+from lora_trainer.data.rows import SUFFIXES
+from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes, plain_files
+
+Files = tuple[tuple[str, Path], ...]
+"""The name to show and the path of each file, in the order in which they are read."""
+
+_METADATA = frozenset({"dataset_infos.json", "dataset_info.json", "state.json", "config.json"})
+_SHARD = re.compile(r"(?:.*/)?(?P<split>[A-Za-z0-9_.]+?)-\d+-of-\d+(?:-[0-9a-f]+)?\.[a-z]+", re.IGNORECASE)
+_WORDS = {
+    "train": "train(?:ing|set|data|split)?",
+    "validation": "(?:val|valid|validation|dev|development|eval|evaluation)(?:set|data|split)?",
+    "test": "test(?:ing|set|data|split)?",
+}
+"""Words that name a split in a file's path, as whole words: `constraints.jsonl` is no training file."""
+
+
+def locate(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Files:
+    """The files of the training rows. Raises `TrainerError`."""
+    return _files("dataset.uri", dataset.uri, (dataset.split,), volumes, hub)
+
+
+def locate_validation(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Files:
+    """The files of the held-out rows where `validation_uri` names some, else none. Raises `TrainerError`.
+
+    Of a data set on the Hub they are those of the split validation, test, or, without either, of `split`.
+    """
+    if dataset.validation_uri is None:
+        return ()
+    own = () if dataset.validation_uri == dataset.uri else (dataset.split,)
+    splits = ("validation", "test", *own)
+    return _files("dataset.validationUri", dataset.validation_uri, splits, volumes, hub)
+
+
+def _files(field: str, address: str, splits: Sequence[str], volumes: Volumes, hub: Hub) -> Files:
+    uri = parse_uri(address)
+    if isinstance(uri, HubUri):
+        return _hub_files(field, uri, splits, hub)
+    if isinstance(uri, ConfigMapUri):
+        path = volumes.config_map_path(uri)
+        if not path.is_file():
+            raise _missing(field, address, f"the ConfigMap has no key {uri.key}: there is no file {path}")
+        return ((uri.key, path),)
+    if isinstance(uri, ClaimUri):
+        return _claim_files(field, uri, volumes)
+    if isinstance(uri, S3Uri):
+        return _bucket_files(field, uri, hub)
+    raise ConfigError(f"{field} is {uri}: data is read from hf://, s3://, pvc:// and configmap:// addresses")
+
+
+def _bucket_files(field: str, uri: S3Uri, hub: Hub) -> Files:
+    from lora_trainer.places.s3_source import fetch_data  # noqa: PLC0415 - a quarter second that other runs do not pay
+
+    def tables(names: Sequence[str]) -> tuple[str, ...]:
+        found = tuple(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
+        if not found:
+            raise DatasetError(
+                f"{field} is {uri}: it holds no {', '.join(SUFFIXES)} file (found {_some(names)}); "
+                "convert it to Parquet or JSONL"
+            )
+        return found
+
+    fetched = fetch_data(uri, tables, hub.environment)
+    return tuple((name, fetched.folder / name) for name in fetched.names)
+
+
+def _hub_files(field: str, uri: HubUri, splits: Sequence[str], hub: Hub) -> Files:
+    repository = hub.repository(uri, "dataset")
+    wanted = choose_split(repository.files, splits, where=f"{field} is {uri}")
+    folder = hub.download(uri, repository, wanted)
+    return tuple((name, folder / name) for name in wanted)
+
+
+def _claim_files(field: str, uri: ClaimUri, volumes: Volumes) -> Files:
+    path = volumes.claim_path(uri)
+    if volumes.claim_missing(uri):
+        raise _missing(field, str(uri), volumes.not_mounted(uri))
+    if path.is_dir():
+        files = tuple(file for file in plain_files(path, str(uri)) if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise _missing(field, str(uri), f"the folder holds no {', '.join(SUFFIXES)} file")
+        return tuple((file.name, file) for file in files)
+    if not path.exists():
+        raise _missing(field, str(uri), "there is no such file")
+    if not path.is_file():
+        raise ConfigError(f"{field} is {uri}: must be a file or a folder of files")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DatasetError(f"{uri}: files end in {', '.join(SUFFIXES)}; save the data as JSONL, JSON, CSV or Parquet")
+    return ((path.name, path),)
+
+
+def _missing(field: str, address: str, what: str) -> NotFoundError:
+    return NotFoundError(f"{field} is {address}: {what}", Reason.DATASET_NOT_FOUND)
+
+
+def choose_split(names: Sequence[str], splits: Sequence[str], *, where: str) -> tuple[str, ...]:
+    """Of a repository's files those of the first of `splits` that there is. Raises `DatasetError`.
+
+    Shards (`data/train-00000-of-00005.parquet`) name their split exactly. Other files are told by whole words in their
+    paths; for the split train, files that are named for no split at all count where none is named so.
+    """
+    tables = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    tables = [name for name in tables if PurePosixPath(name).name not in _METADATA]
+    if not tables:
+        raise DatasetError(
+            f"{where}: it holds no {', '.join(SUFFIXES)} file (found {_some(names)}); "
+            "convert it to Parquet or JSONL and upload that, or put it on a volume"
+        )
+    shards = {name: match["split"] for name in tables if (match := _SHARD.fullmatch(name))}
+    for split in splits:
+        chosen = [name for name in shards if shards[name] == split] if shards else _by_words(tables, split)
+        if chosen:
+            _check_one_subset(chosen if shards else (), where)
+            return tuple(chosen)
+    raise DatasetError(
+        f"{where}: it has no split {' or '.join(splits)}; "
+        + (f"its splits are {_some(sorted(set(shards.values())))}" if shards else f"its files are {_some(tables)}")
+        + ("; set dataset.split to one of them" if len(splits) == 1 else "; name the file itself on a volume")
+    )
+
+
+def _by_words(tables: Sequence[str], split: str) -> list[str]:
+    named = [name for name in tables if _has_word(name, _WORDS.get(split, re.escape(split.lower())))]
+    if named or split != "train":
+        return named
+    return [name for name in tables if not any(_has_word(name, words) for words in _WORDS.values())]
+
+
+def _has_word(name: str, words: str) -> bool:
+    """`trainSet` counts as `train_set`."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return re.search(f"(?<![a-z]){words}(?![a-z])", spaced) is not None
+
+
+def _check_one_subset(shards: Iterable[str], where: str) -> None:
+    subsets = sorted({str(PurePosixPath(name).parent) for name in shards})
+    if len(subsets) > 1:
+        raise DatasetError(
+            f"{where}: it holds several subsets ({_some(subsets)}), and an address cannot choose one; "
+            "copy the files of one subset to a volume or a bucket"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"

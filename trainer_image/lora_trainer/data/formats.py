@@ -1,0 +1,216 @@
+"""Rows to conversations or texts: the four formats, and how `Auto` tells them apart by their columns."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_trainer.contract.config import DatasetConfig, DatasetFormat
+from lora_trainer.data.messages import Message, parse_messages, parse_tools
+from lora_trainer.data.rows import Row
+from lora_trainer.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Turns, the last one by the assistant. `verbatim` asks base models to get prompt and answer without decoration."""
+
+    where: str
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    verbatim: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainText:
+    """Text that is learned as it stands."""
+
+    where: str
+    text: str
+
+
+Sample = Conversation | PlainText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The format of a data set and the column that plays each role. `verbatim` as in `Conversation`."""
+
+    kind: DatasetFormat
+    columns: Mapping[str, str]
+    verbatim: bool = False
+
+    @property
+    def names(self) -> Collection[str]:
+        """The columns that are read."""
+        return frozenset(self.columns.values())
+
+
+def _layout(kind: DatasetFormat, *, verbatim: bool = False, **needed: str) -> Layout:
+    return Layout(kind=kind, columns=needed, verbatim=verbatim)
+
+
+KNOWN = (
+    _layout(DatasetFormat.MESSAGES, messages="messages"),
+    _layout(DatasetFormat.MESSAGES, messages="conversations"),
+    _layout(DatasetFormat.PROMPT_COMPLETION, prompt="prompt", completion="completion", verbatim=True),
+    _layout(DatasetFormat.INSTRUCTION, instruction="instruction", output="output"),
+    _layout(DatasetFormat.INSTRUCTION, instruction="instruction", output="response"),
+    _layout(DatasetFormat.PROMPT_COMPLETION, prompt="question", completion="answer"),
+    _layout(DatasetFormat.TEXT, text="text"),
+)
+"""The needed columns of each format, in the order in which `Auto` tries them."""
+
+_OPTIONAL = {
+    DatasetFormat.MESSAGES: ("tools", "system"),
+    DatasetFormat.PROMPT_COMPLETION: ("tools", "system"),
+    DatasetFormat.INSTRUCTION: ("input", "system"),
+    DatasetFormat.TEXT: (),
+}
+"""Columns that a row may lack, by the name of their role."""
+
+MAY_BE_ABSENT = frozenset({"input", "tools"})
+
+
+def detect(config: DatasetConfig, row: Row) -> Layout:
+    """The data set's layout, from the configuration and from the columns of its first row. Raises `DatasetError`."""
+    _check_mapping(config.columns, row)
+    known = [layout for layout in KNOWN if config.format in (DatasetFormat.AUTO, layout.kind)]
+    mapped = [_mapped(layout, config.columns) for layout in known]
+    fitting = (layout for layout in mapped if all(column in row.values for column in layout.names))
+    found = next(fitting, None)
+    if found is None:
+        wanted = "; ".join(f"{layout.kind.value}: {', '.join(layout.columns.values())}" for layout in known)
+        auto = config.format is DatasetFormat.AUTO
+        what = "fit no format" if auto else f"do not fit the format {config.format.value}"
+        raise DatasetError(
+            f"{row.where}: the columns are {_names(row.values)}, which {what} ({wanted}); rename them or map them "
+            "with dataset.columns"
+        )
+    # Databricks' Dolly, whose answer is the response, calls the input context.
+    defaults = {"input": "context"} if found.columns.get("output") == "response" else {}
+    optional = {role: config.columns.get(role, defaults.get(role, role)) for role in _OPTIONAL[found.kind]}
+    return Layout(kind=found.kind, columns={**optional, **found.columns}, verbatim=found.verbatim)
+
+
+def _mapped(layout: Layout, columns: Mapping[str, str]) -> Layout:
+    needed = {role: columns.get(role, column) for role, column in layout.columns.items()}
+    return Layout(kind=layout.kind, columns=needed, verbatim=layout.verbatim)
+
+
+def parse(row: Row, layout: Layout) -> Sample | None:
+    """The sample of a row, or None where what is to be learned is empty. Raises `DatasetError`."""
+    if layout.kind is DatasetFormat.TEXT:
+        text = _text(row, layout, "text")
+        return PlainText(where=row.where, text=text) if text.strip() else None
+    verbatim = False
+    if layout.kind is DatasetFormat.MESSAGES:
+        messages = _turns(row, layout, "messages", learned=True) or ()
+    elif layout.kind is DatasetFormat.INSTRUCTION:
+        question, extra = _text(row, layout, "instruction"), _optional_text(row, layout, "input")
+        question = f"{question}\n\n{extra}" if extra.strip() else question
+        messages = (Message(role="user", content=question), _answer(_text(row, layout, "output")))
+    else:
+        prompt, completion = (_turns(row, layout, role, learned=role == "completion") for role in _EXCHANGE)
+        verbatim = layout.verbatim and prompt is None and completion is None
+        spoken = (Message(role="user", content=_text(row, layout, "prompt")),) if prompt is None else prompt
+        messages = spoken + ((_answer(_text(row, layout, "completion")),) if completion is None else completion)
+    system = _optional_text(row, layout, "system")
+    if system.strip() and not any(message.role == "system" for message in messages[:1]):
+        messages, verbatim = (Message(role="system", content=system), *messages), False
+    return _conversation(row, layout, messages, verbatim=verbatim)
+
+
+_EXCHANGE = ("prompt", "completion")
+
+
+def _conversation(row: Row, layout: Layout, messages: tuple[Message, ...], *, verbatim: bool) -> Conversation | None:
+    """Without turns after the last answer: nothing follows them that could be learned."""
+    last = max((i for i, message in enumerate(messages) if message.is_answer), default=-1)
+    if last < 0:
+        return None
+    column = layout.columns.get("tools", "tools")
+    return Conversation(
+        where=row.where,
+        messages=messages[: last + 1],
+        tools=parse_tools(f"{row.where}: {column}", row.values.get(column)) if "tools" in layout.columns else (),
+        verbatim=verbatim,
+    )
+
+
+def nothing_to_learn(row: Row, layout: Layout) -> str:
+    """Why no row has anything to learn, seen from the first; the end of a sentence."""
+    if layout.kind is not DatasetFormat.MESSAGES:
+        return "and so are all others; nothing can be learned from them"
+    roles = {message.role for message in _turns(row, layout, "messages", learned=True) or ()}
+    found = f"the roles here are {', '.join(sorted(roles))}" if roles else "there are no turns"
+    return f"and so are all others: an answer is a turn of the role assistant (or gpt) with text, {found}"
+
+
+def size(sample: Sample) -> int:
+    """Characters of a sample, about."""
+    return len(sample.text) if isinstance(sample, PlainText) else sum(len(m.content) for m in sample.messages)
+
+
+def content_key(sample: Sample) -> int:
+    """64 bits, equal for samples of equal content, whatever other columns hold, and practically only for them."""
+    if isinstance(sample, PlainText):
+        parts = [sample.text]
+    else:
+        parts = [part for message in sample.messages for part in (message.role, message.content)]
+        extras = [message.extra for message in sample.messages]
+        if sample.tools or any(extras):
+            parts.append(json.dumps([sample.tools, extras], sort_keys=True, default=str))
+    text = "\0".join(parts).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _check_mapping(columns: Mapping[str, str], row: Row) -> None:
+    for role, column in columns.items():
+        if column not in row.values and role not in MAY_BE_ABSENT:
+            raise DatasetError(
+                f'{row.where}: dataset.columns maps {role} to "{column}", but the columns are {_names(row.values)}'
+            )
+
+
+def _names(values: Mapping[str, Any]) -> str:
+    names = ", ".join(list(values)[:20])
+    return names if len(names) <= 300 else names[:299] + "…"
+
+
+def _value(row: Row, layout: Layout, role: str) -> Any:
+    column = layout.columns[role]
+    if column not in row.values:
+        raise DatasetError(
+            f"{row.where}: missing field '{column}', which the format {layout.kind.value} needs; the row has "
+            f"{_names(row.values)}"
+        )
+    return row.values[column]
+
+
+def _text(row: Row, layout: Layout, role: str) -> str:
+    value = _value(row, layout, role)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DatasetError(f"{row.where}: field '{layout.columns[role]}' is a {type(value).__name__}, but must be text")
+    return value
+
+
+def _optional_text(row: Row, layout: Layout, role: str) -> str:
+    return _text(row, layout, role) if layout.columns.get(role) in row.values else ""
+
+
+def _turns(row: Row, layout: Layout, role: str, *, learned: bool) -> tuple[Message, ...] | None:
+    """The turns of a column; None where a prompt or a completion is text instead."""
+    value = _value(row, layout, role)
+    if value is None and role == "messages":
+        return ()
+    if role in _EXCHANGE and not isinstance(value, list):
+        return None
+    return parse_messages(f"{row.where}: {layout.columns[role]}", value, learned=learned)
+
+
+def _answer(text: str) -> Message:
+    return Message(role="assistant", content=text)

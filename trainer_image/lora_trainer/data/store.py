@@ -1,0 +1,225 @@
+"""Encoded rows, in memory or in files: any number of them in a bounded resident set, each read when it is asked for."""
+
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_trainer.data.tokens import IGNORED, Encoded, Example
+from lora_trainer.errors import storage_error
+
+LEARNED = np.uint32(1 << 31)
+"""The top bit of a stored token: whether it is learned. No vocabulary comes near 2^31 entries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """What is known of each row without reading its tokens; `starts` (int64) is where they begin in the store."""
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+
+    def select(self, rows: Any) -> "_Columns":
+        """The columns of some rows, by slice or by numbers."""
+        return _Columns(
+            starts=self.starts[rows],
+            lengths=self.lengths[rows],
+            targets=self.targets[rows],
+            truncated=self.truncated[rows],
+        )
+
+
+class _File:
+    """Tokens in a file, read with pread: a mapped file would grow the resident set, and a bad disk end the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._path = path
+
+    def read(self, start: int, count: int) -> NDArray[np.uint32]:
+        """Tokens from `start` on. Raises `OSError` where the file ends before."""
+        data = os.pread(self._descriptor, 4 * count, 4 * start)
+        if len(data) != 4 * count:
+            raise OSError(f"{self._path} is shorter than when it was written")
+        return np.frombuffer(data, dtype=np.uint32)
+
+
+class _Memory:
+    """Tokens in memory."""
+
+    def __init__(self, tokens: NDArray[np.uint32]) -> None:
+        self._tokens = tokens
+
+    def read(self, start: int, count: int) -> NDArray[np.uint32]:
+        """Tokens from `start` on."""
+        return self._tokens[start : start + count]
+
+
+class Examples(Sequence[Example]):
+    """Encoded rows. `lengths` and `targets` (int32) are the tokens and the learned tokens of each."""
+
+    def __init__(self, tokens: _File | _Memory, columns: _Columns) -> None:
+        self._tokens = tokens
+        self._columns = columns
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row."""
+        return self._columns.lengths
+
+    @property
+    def targets(self) -> NDArray[np.int32]:
+        """Learned tokens of each row."""
+        return self._columns.targets
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Whether each row was cut."""
+        return self._columns.truncated
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._columns.lengths)
+
+    @overload
+    def __getitem__(self, row: int) -> Example: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Examples": ...
+    def __getitem__(self, row: int | slice) -> "Example | Examples":
+        """One row, read now, or a view of several. Raises `IndexError`."""
+        if isinstance(row, slice):
+            return self.select(row)
+        columns = self._columns
+        stored = self._tokens.read(int(columns.starts[row]), int(columns.lengths[row]))
+        input_ids = (stored & ~LEARNED).astype(np.int64)
+        labels = np.where(stored & LEARNED, input_ids, IGNORED)
+        return Example(input_ids=input_ids, labels=labels, truncated=bool(columns.truncated[row]))
+
+    def __iter__(self) -> Iterator[Example]:
+        """Every row in turn."""
+        return (self[row] for row in range(len(self)))
+
+    def select(self, rows: slice | NDArray[np.int64]) -> "Examples":
+        """A view of some rows, in the given order."""
+        return Examples(self._tokens, self._columns.select(rows))
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> "Examples":
+        """Rows kept in memory."""
+        block = Block.of([Encoded(example=example, cut_tokens=0, cut_targets=0) for example in examples])
+        columns = _Columns(
+            starts=_starts(block.lengths),
+            lengths=block.lengths,
+            targets=block.targets,
+            truncated=block.truncated,
+        )
+        return cls(_Memory(block.tokens), columns)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Examples":
+        """Rows that a `Writer` has put into a folder; what is known of each is mapped, the tokens stay on the disk."""
+        lengths = _mapped(folder / "lengths", np.int32)
+        columns = _Columns(
+            starts=_starts(lengths),
+            lengths=lengths,
+            targets=_mapped(folder / "targets", np.int32),
+            truncated=_mapped(folder / "truncated", np.bool_),
+        )
+        return cls(_File(folder / "tokens"), columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Some rows packed for a store: their `tokens` one after the other, and for each row its lengths and flags.
+
+    `cut_tokens` and `cut_targets` are what did not fit into the longest length.
+    """
+
+    tokens: NDArray[np.uint32]
+    lengths: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    cut_tokens: NDArray[np.int64]
+    cut_targets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded]) -> "Block":
+        """Pack rows."""
+        examples = [row.example for row in rows]
+        return cls(
+            tokens=np.concatenate([np.empty(0, np.uint32), *map(_packed, examples)]),
+            lengths=np.array([example.length for example in examples], np.int32),
+            targets=np.array([example.targets for example in examples], np.int32),
+            truncated=np.array([example.truncated for example in examples], np.bool_),
+            cut_tokens=np.array([row.cut_tokens for row in rows], np.int64),
+            cut_targets=np.array([row.cut_targets for row in rows], np.int64),
+        )
+
+    def select(self, chosen: NDArray[np.bool_]) -> "Block":
+        """Some of the rows."""
+        return Block(
+            tokens=self.tokens[np.repeat(chosen, self.lengths)],
+            lengths=self.lengths[chosen],
+            targets=self.targets[chosen],
+            truncated=self.truncated[chosen],
+            cut_tokens=self.cut_tokens[chosen],
+            cut_targets=self.cut_targets[chosen],
+        )
+
+
+class Writer:
+    """Appends rows to the files of a folder, which must not hold any yet; a context. Raises `StorageError`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+
+    def __enter__(self) -> Self:
+        with self._told():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name in ("tokens", "lengths", "targets", "truncated"):
+                self._files[name] = (self._folder / name).open("xb")
+        return self
+
+    def append(self, block: Block) -> None:
+        """Add rows at the end."""
+        with self._told():
+            for name, file in self._files.items():
+                file.write(getattr(block, name).tobytes())
+
+    def __exit__(self, *_: object) -> None:
+        with self._told():
+            for file in self._files.values():
+                file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(error, f"the folder for tokens, {self._folder},") from error
+
+
+def _packed(example: Example) -> NDArray[np.uint32]:
+    tokens = example.input_ids.astype(np.uint32)
+    tokens[example.labels != IGNORED] |= LEARNED
+    return tokens
+
+
+def _starts(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return ends - lengths
+
+
+def _mapped(path: Path, kind: Any) -> Any:
+    # An empty file cannot be mapped. The plain view spares each access the cost of the subclass.
+    return np.asarray(np.memmap(path, dtype=kind, mode="r")) if path.stat().st_size else np.empty(0, kind)

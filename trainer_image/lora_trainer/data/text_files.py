@@ -1,0 +1,191 @@
+"""Files of text to rows: JSONL, JSON and CSV, with the line of every error. Only the row at hand is in memory."""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from io import BufferedReader
+
+from lora_trainer.data import rows
+from lora_trainer.data.rows import Row, Selection, too_long
+from lora_trainer.errors import DatasetError
+
+_CHUNK_BYTES = 2**20
+
+
+def read_text(name: str, suffix: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
+    """The wanted rows of a file. A blank line of CSV is a row without values. Raises `DatasetError`."""
+    if suffix == ".csv":
+        return _csv(name, file, selection)
+    if suffix == ".json" and file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+        return _json(name, file, selection)
+    return _json_lines(name, file, selection)
+
+
+def _lines(name: str, file: BufferedReader) -> Iterator[tuple[int, bytes]]:
+    # Only \n ends a line: str.splitlines() would also split at U+2028 and others that JSON allows inside strings.
+    number = 0
+    while line := file.readline(rows.MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > rows.MAX_ROW_BYTES:
+            raise too_long(f"{name}, line {number}")
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _decode(where: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(where, error) from error
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> DatasetError:
+    return DatasetError(f"{where}: not UTF-8 (byte 0x{error.object[error.start]:02x}); save the file as UTF-8")
+
+
+def _json_lines(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
+    for line, raw in _lines(name, file):
+        data = raw.strip()
+        if not data:
+            continue
+        if selection.finished:
+            return
+        number = selection.take()
+        if number is None:
+            continue
+        where = f"{name}, line {line}"
+        try:
+            item = json.loads(_decode(where, data))
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{where}: not JSON ({_reason(error)}); write one JSON object a line") from error
+        yield _object(number, where, item, check=b"\\u" in data)
+
+
+def _json(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
+    """The objects of a list, each parsed as soon as it is read whole."""
+    for position, (line, item) in enumerate(_JsonList(name, file).items(), start=1):
+        number = selection.take()
+        if number is not None:
+            yield _object(number, f"{name}, row {position} (line {line})", item, check=True)
+        if selection.finished:
+            return
+
+
+class _JsonList:
+    """A list in a file of JSON: `text` is what is read and not yet parsed, `line` the number of its first line."""
+
+    def __init__(self, name: str, file: BufferedReader) -> None:
+        self._name = name
+        self._file = file
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._parse = json.JSONDecoder().raw_decode
+        self._text = ""
+        self._line = 1
+        self._ended = False
+
+    def items(self) -> Iterator[tuple[int, object]]:
+        """Each item with the line on which it begins. Raises `DatasetError`."""
+        self._expect("[")
+        if self._next() == "]":
+            self._expect("]")
+        else:
+            while True:
+                yield self._item()
+                if self._next() == "]":
+                    self._expect("]")
+                    break
+                self._expect(",")
+        if self._next():
+            raise self._broken("Extra data", 0)
+
+    def _item(self) -> tuple[int, object]:
+        self._next()
+        while True:
+            try:
+                item, end = self._parse(self._text)
+            except RecursionError as error:
+                raise self._broken("nested too deeply", 0) from error
+            except json.JSONDecodeError as error:
+                # What ends within an item may go on in what is not yet read; everything else is broken for good.
+                unfinished = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 8
+                if self._ended or not unfinished:
+                    raise self._broken(error.msg, error.pos) from error
+                if len(self._text) > rows.MAX_ROW_BYTES:
+                    raise too_long(f"{self._name}, line {self._line}") from error
+                self._read(len(self._text))
+            else:
+                line = self._line
+                self._drop(end)
+                return line, item
+
+    def _next(self) -> str:
+        """The next character that is not blank, or nothing at the end."""
+        while True:
+            self._drop(len(self._text) - len(self._text.lstrip(" \t\r\n")))
+            if self._text or self._ended:
+                return self._text[:1]
+            self._read(0)
+
+    def _expect(self, sign: str) -> None:
+        if self._next() != sign:
+            raise self._broken(f"Expecting '{sign}'", 0)
+        self._drop(1)
+
+    def _drop(self, count: int) -> None:
+        self._line += self._text.count("\n", 0, count)
+        self._text = self._text[count:]
+
+    def _read(self, at_least: int) -> None:
+        data = self._file.read(max(_CHUNK_BYTES, at_least))
+        self._ended = not data
+        try:
+            self._text += self._utf8.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            line = self._line + self._text.count("\n") + error.object[: error.start].count(b"\n")
+            raise _not_utf8(f"{self._name}, line {line}", error) from error
+
+    def _broken(self, what: str, position: int) -> DatasetError:
+        line = self._line + self._text.count("\n", 0, position)
+        return DatasetError(f"{self._name}, line {line}: not JSON ({what}); repair it, or write one JSON object a line")
+
+
+def _csv(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
+    csv.field_size_limit(rows.MAX_ROW_BYTES)
+    reader = csv.reader((_decode(f"{name}, line {number}", line) for number, line in _lines(name, file)), strict=True)
+    try:
+        header = next(reader, [])
+        twice = next((column for column in header if header.count(column) > 1), None)
+        if twice is not None:
+            raise DatasetError(f"{name}, line 1: the header names the column '{twice}' twice; rename one of them")
+        for cells in reader:
+            where = f"{name}, line {reader.line_num}"
+            if cells and len(cells) != len(header):
+                raise DatasetError(
+                    f"{where}: {len(cells)} cells, but the header has {len(header)}; quote cells with commas"
+                )
+            number = selection.take()
+            if number is not None:
+                yield Row(number=number, where=where, values=dict(zip(header, cells, strict=True)) if cells else {})
+            if selection.finished:
+                return
+    except csv.Error as error:
+        raise DatasetError(f"{name}, line {reader.line_num}: not CSV ({error}); close every quote") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _object(number: int, where: str, item: object, *, check: bool) -> Row:
+    if not isinstance(item, dict):
+        raise DatasetError(f"{where}: a {type(item).__name__}, but each row must be an object with columns")
+    try:
+        if check:
+            json.dumps(item, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no character; repair it"
+        ) from error
+    return Row(number=number, where=where, values=item)

@@ -1,0 +1,32 @@
+"""The outermost part of a process of the trainer: no stack trace leaves it but into the log."""
+
+import logging
+from collections.abc import Callable
+
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.errors import InternalError, TerminatedError, TrainerError, explain
+from lora_trainer.host.reports import Reporter
+
+log = logging.getLogger(__name__)
+
+
+def guarded(action: Callable[[], None], reporter: Reporter) -> int:
+    """Run `action`; whatever it raises becomes one sentence in a report, and the exit code that belongs to it."""
+    try:
+        action()
+    except TrainerError as error:
+        return _failed(error, reporter)
+    except SystemExit:
+        return _failed(TerminatedError("the run was told to stop before its end"), reporter)
+    except Exception as error:
+        known = explain(error)
+        if isinstance(known, InternalError):
+            log.exception("unexpected error")
+        return _failed(known, reporter)
+    return ExitCode.OK
+
+
+def _failed(error: TrainerError, reporter: Reporter) -> int:
+    log.error("%s: %s", error.reason.value, error)
+    reporter.failure(error)
+    return int(error.code)

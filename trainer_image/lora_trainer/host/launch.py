@@ -1,0 +1,111 @@
+"""The command of stage `train`: one process, or torchrun with a process for each GPU, on one node or on several.
+
+Without PyTorch, since the supervisor uses it.
+"""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import checkpoint_claim
+from lora_trainer.errors import ConfigError
+
+RENDEZVOUS = "LORA_RENDEZVOUS"
+NODE_INDEX = "JOB_COMPLETION_INDEX"
+SHUTDOWN_S = 90
+"""How long a process may take to save and end after SIGTERM, before torchrun kills it; below a pod's grace period."""
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A command that takes a stage's arguments, and what it needs beside the environment of every stage."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+ONE_PROCESS = Program(command=(sys.executable, "-P", "-m", "lora_trainer.stage"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """This pod among the `nodes` of a run. `address` and `port` lead to node 0, which verifies and publishes."""
+
+    index: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this node verifies, publishes and tells the result."""
+        return self.index == 0
+
+
+def this_node(config: TrainConfig, environment: Mapping[str, str]) -> Node:
+    """This pod's place, from the environment that the operator rendered and Kubernetes filled. Raises `ConfigError`."""
+    nodes = config.device.nodes
+    if nodes == 1:
+        return Node()
+    if checkpoint_claim(config) is None:
+        raise ConfigError(
+            f"resources.nodes is {nodes}, and no claim is there for checkpoints, without which a node that is replaced "
+            "could not go on: set checkpoint.volumeClaimName"
+        )
+    index, rendezvous = environment.get(NODE_INDEX, ""), environment.get(RENDEZVOUS, "")
+    address, _, port = rendezvous.rpartition(":")
+    if not (index.isdigit() and int(index) < nodes and address and port.isdigit()):
+        raise ConfigError(
+            f"resources.nodes is {nodes}, but {NODE_INDEX} is {index!r} and {RENDEZVOUS} is {rendezvous!r}: they must "
+            f"be a number below {nodes} and host:port, as in the pods that the operator makes; elsewhere set "
+            "resources.nodes: 1"
+        )
+    return Node(index=int(index), nodes=nodes, address=address, port=int(port))
+
+
+def training_program(config: TrainConfig, node: Node, threads: int) -> Program:
+    """What a node starts for its part of the training; `threads` are its CPUs."""
+    if node.nodes == 1:
+        return local_program(config, threads)
+    # Static ranks: the Job makes a lost pod anew under its old number, which finds its place again.
+    place = ("--nnodes", str(node.nodes), "--node-rank", str(node.index))
+    meeting = ("--master-addr", node.address, "--master-port", str(node.port))
+    return _torchrun(config, threads, (*place, *meeting, "--rdzv-conf", f"timeout={config.stall_timeout_s}"), {})
+
+
+def local_program(config: TrainConfig, threads: int) -> Program:
+    """What is started for a stage that uses all GPUs of this node and no other's."""
+    if _processes(config) == 1:
+        return ONE_PROCESS
+    # The processes find each other also where the machine's name leads nowhere.
+    return _torchrun(config, threads, ("--standalone", "--local-addr", "127.0.0.1"), {"GLOO_SOCKET_IFNAME": "lo"})
+
+
+def _processes(config: TrainConfig) -> int:
+    return max(1, config.device.gpus)
+
+
+def _torchrun(config: TrainConfig, threads: int, meeting: tuple[str, ...], network: Mapping[str, str]) -> Program:
+    here = _processes(config)
+    # Never a restart by torchrun: the Job tries again, and counts it.
+    processes = ("--nproc-per-node", str(here), "--max-restarts", "0", "--shutdown-timeout", str(SHUTDOWN_S))
+    torchrun = (sys.executable, "-P", "-m", "lora_trainer.host.torchrun")
+    return Program(
+        command=(*torchrun, *meeting, *processes, "--module", "lora_trainer.stage"),
+        environment={
+            "OMP_NUM_THREADS": str(max(1, threads // here)),
+            "PYTHONSAFEPATH": "1",
+            **network,
+        },
+    )
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends: nobody else would end what a killed supervisor or torchrun
+    started, and what it went on to write would meet the next attempt."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,316 @@
+"""The light process around a run: starts the stages, serves progress and metrics, writes the summary.
+
+A run is: prepare (inputs into the cache), train, verify, merge where that was asked for, publish. Each is a process of
+its own. This one loads no PyTorch, so it answers at once, survives a stage that the kernel kills, and can say so.
+What the stages leave in the run's workspace is not done again by a later attempt.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from lora_trainer.contract import codec
+from lora_trainer.contract.config import Merge, TrainConfig
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.progress import Progress
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
+from lora_trainer.errors import InternalError, explain
+from lora_trainer.host import logs
+from lora_trainer.host.child import StageFailedError, Stages
+from lora_trainer.host.cpus import cpu_threads
+from lora_trainer.host.endpoints import serve
+from lora_trainer.host.launch import local_program, this_node, training_program
+from lora_trainer.host.lock import Holder, Lock, held
+from lora_trainer.host.metrics import CONTENT_TYPE, TrainingMetrics
+from lora_trainer.host.reports import Failure, Report
+from lora_trainer.host.stall import StallWatch
+from lora_trainer.host.tracking import tracked
+from lora_trainer.host.workspace import Workspace, open_workspace
+from lora_trainer.places.outputs import open_sink
+from lora_trainer.places.sinks import Published
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.artifact import LOG, Form, Manifest, add_log, describe, is_complete, make_folder, read_manifest
+from lora_trainer.training.checkpoint import Checkpoints, step_name
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a run is hosted. `port` None serves nothing; `grace_s` is how long a stage may take to stop; `log_format` is
+    the stages', as this process has been set up."""
+
+    volumes: Volumes
+    port: int | None
+    work: Path | None = None
+    grace_s: float = 100.0
+    log_format: str = logs.TEXT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended: the process's exit status, the summary, and the folder of the adapter where there is one."""
+
+    code: int
+    summary: Summary
+    folder: Path | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Supervisor:
+    """One run. The mutable fields hold what the stages reported last."""
+
+    config: TrainConfig
+    settings: Settings
+    metrics: TrainingMetrics = field(default_factory=TrainingMetrics)
+    progress: Progress = field(default_factory=Progress)
+    dataset: DatasetStats | None = None
+    verification: Verification | None = None
+    published: Published | None = None
+    workspace: Workspace | None = None
+    watch: StallWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = StallWatch(self.config.stall_timeout_s, lambda silence_s: None)
+
+    def run(self) -> Ending:
+        """Train, verify and publish, or find that an earlier attempt did; never raises for what a run can meet."""
+        pages = {
+            "/progress": lambda: ("application/json", self.progress.to_json().encode()),
+            "/metrics": lambda: (CONTENT_TYPE, self.metrics.text()),
+            "/healthz": lambda: ("text/plain", b"ok\n") if self.watch.healthy else None,
+        }
+        server = None if self.settings.port is None else serve(self.settings.port, pages)
+        try:
+            with tempfile.TemporaryDirectory(prefix="lora-trainer-", dir=self.settings.work) as temporary:
+                return self._guarded(Path(temporary))
+        finally:
+            if server is not None:
+                server.shutdown()
+                server.server_close()
+
+    def _guarded(self, temporary: Path) -> Ending:
+        config_file = temporary / "config.json"
+        config_file.write_text(self.config.to_json(), encoding="utf-8")
+        stages = Stages(
+            config_file=config_file,
+            volumes=self.settings.volumes,
+            take=self._take,
+            grace_s=self.settings.grace_s,
+        )
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            log.info("stopping: %s", signal.Signals(number).name)
+            stages.stop()
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            node = this_node(self.config, os.environ)
+            stages.training = training_program(self.config, node, cpu_threads())
+            stages.sharded = local_program(self.config, cpu_threads())
+            return self._run(stages, temporary) if node.is_main else self._take_part(stages, temporary)
+        except StageFailedError as error:
+            return self._failed(error.failure)
+        except Exception as error:
+            known = explain(error)
+            if isinstance(known, InternalError):
+                log.exception("unexpected error")
+            return self._failed(Failure(code=int(known.code), reason=known.reason, message=str(known)))
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _run(self, stages: Stages, temporary: Path) -> Ending:
+        sink = open_sink(self.config, self.settings.volumes)
+        sink.check()
+        with (
+            open_workspace(self.config, self.settings.volumes, temporary) as workspace,
+            self._logging(stages, workspace),
+        ):
+            self.workspace = workspace
+            try:
+                with self._locked(stages, workspace) as lock:
+                    earlier = sink.published()
+                    if earlier is not None:
+                        log.info("this run published its result already, at %s", earlier.uri)
+                        return self._report_again(stages, earlier, temporary)
+                    return self._work(stages, workspace, lock)
+            finally:
+                workspace.remove_if_empty()
+
+    @contextlib.contextmanager
+    def _logging(self, stages: Stages, workspace: Workspace) -> Iterator[None]:
+        """Collect what all processes of this and of every other attempt log, for the result."""
+        copy = workspace.folder / LOG
+        stages.environment = logs.variables(self.settings.log_format, codec.encode(self.config.run), copy)
+        with logs.copied_to(copy):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, stages: Stages, workspace: Workspace) -> Iterator[Lock]:
+        """Be the only one who writes into the run's folder; where that is lost, the stage at work ends."""
+        run = self.config.run
+
+        def lost() -> None:
+            message = "another trainer took the run's folder over: this one ends without writing"
+            stages.abort(Failure(code=int(ExitCode.TRANSIENT), reason=Reason.OUTPUT_LOCKED, message=message))
+
+        holder = Holder.this_process(run.uid, run.attempt)
+        with held(workspace.folder, holder, sleep=stages.wait, on_lost=lost) as lock:
+            try:
+                yield lock
+            finally:
+                if not self._is_complete(workspace.staged):
+                    lock.check()
+                    workspace.discard_staged()
+
+    def _take_part(self, stages: Stages, temporary: Path) -> Ending:
+        """What a node does that is not the first: train with the others. It writes nothing that lasts."""
+        stages.environment = logs.variables(self.settings.log_format, codec.encode(self.config.run), None)
+        if _is_remote(self.config):
+            stages.run("prepare")
+        self._watched_training(stages, "--folder", temporary / "staged")
+        message = "this node's part of the training is done: the first node verifies and publishes the result"
+        return Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.SUCCEEDED, message=message))
+
+    def _work(self, stages: Stages, workspace: Workspace, lock: Lock) -> Ending:
+        if self._is_complete(workspace.staged):
+            log.info("an earlier attempt finished the training: going on from its result")
+        else:
+            self._train(stages, workspace, lock)
+        self._verify(stages, workspace.staged)
+        result = self._merged(stages, workspace)
+        add_log(result, workspace.folder / LOG)
+        manifest = read_manifest(result)
+        self._publish(stages, workspace, result)
+        workspace.discard_staged()
+        Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
+        return self._succeeded(manifest)
+
+    def _publish(self, stages: Stages, workspace: Workspace, result: Path) -> None:
+        """Put the result into place. Raises `StageFailedError`, which then tells where the result is kept."""
+        try:
+            stages.run("publish", "--folder", result)
+        except StageFailedError as error:
+            if workspace.uri is None:
+                raise
+            kept = f"{error.failure.message}; the verified result is kept at {workspace.uri}/{result.name}"
+            raise StageFailedError(dataclasses.replace(error.failure, message=kept)) from error
+
+    def _verify(self, stages: Stages, folder: Path) -> None:
+        stages.run("verify", "--folder", folder, sharded=read_manifest(folder).resolved.sharded)
+
+    def _is_complete(self, folder: Path) -> bool:
+        return is_complete(folder, self.config.run.uid)
+
+    def _train(self, stages: Stages, workspace: Workspace, lock: Lock) -> None:
+        if _is_remote(self.config):
+            stages.run("prepare")
+        workspace.discard_staged()
+        make_folder(workspace.staged)
+        durable = ("--workspace", workspace.folder, "--ticket", lock.ticket) if workspace.durable else ()
+        with tracked(self.config, stages.config_file, workspace.folder, stages.environment):
+            self._watched_training(stages, "--folder", workspace.staged, *durable)
+
+    def _watched_training(self, stages: Stages, *arguments: str | Path) -> None:
+        """Run the stage that may stand still. Raises `StageFailedError`, then with `Stalled`."""
+
+        def stalled(silence_s: float) -> None:
+            message = (
+                f"the training gave no sign of life for {silence_s:.0f} s and was ended: see the stacks in its log"
+            )
+            log.error("%s", message)
+            failure = Failure(code=int(ExitCode.TRANSIENT), reason=Reason.STALLED, message=message)
+            stages.abort(failure, tell_where=True)
+
+        self.watch = StallWatch(self.config.stall_timeout_s, stalled)
+        self.watch.start()
+        try:
+            stages.run("train", *arguments)
+        finally:
+            self.watch.stop()
+
+    def _merged(self, stages: Stages, workspace: Workspace) -> Path:
+        """The folder to publish: the adapter, or what the merge stage makes of it."""
+        if self.config.output.merge is Merge.ADAPTER:
+            return workspace.staged
+        if not self._is_complete(workspace.merged):
+            make_folder(workspace.merged)
+            stages.run("merge", "--folder", workspace.staged, "--target", workspace.merged)
+        return workspace.merged
+
+    def _report_again(self, stages: Stages, earlier: Published, temporary: Path) -> Ending:
+        self.published = earlier
+        folder = Path(earlier.folder) if earlier.folder is not None else temporary / "published"
+        if earlier.folder is None:
+            stages.run("fetch", "--folder", folder)
+        self._verify(stages, folder)
+        return self._succeeded(read_manifest(folder))
+
+    def _take(self, report: Report) -> None:
+        self.watch.hear(report)
+        if report.progress is not None:
+            self.progress = report.progress
+            self.metrics.update(report.progress, report.counters)
+        self.dataset = report.dataset or self.dataset
+        self.verification = report.verification or self.verification
+        self.published = report.published or self.published
+
+    def _succeeded(self, manifest: Manifest) -> Ending:
+        if self.verification is None or self.published is None:
+            raise InternalError("the stages ended well but did not report a verified and published result")
+        summary = Summary(
+            reason=Reason.SUCCEEDED,
+            message=success_sentence(self.published.uri, manifest),
+            resolved=manifest.resolved,
+            dataset=manifest.dataset,
+            results=Results(**codec.encode(manifest.measured), verification=self.verification),
+            artifact=describe(self.published.uri, self.published.digest, manifest),
+            checkpoint=self._saved_state(),
+        )
+        folder = None if self.published.folder is None else Path(self.published.folder)
+        return Ending(code=int(ExitCode.OK), summary=summary, folder=folder)
+
+    def _failed(self, failure: Failure) -> Ending:
+        resolved = self.progress.resolved
+        summary = Summary(
+            reason=failure.reason,
+            message=failure.message,
+            resolved=resolved,
+            dataset=self.dataset,
+            checkpoint=self._saved_state(),
+        )
+        return Ending(code=failure.code, summary=summary)
+
+    def _saved_state(self) -> SavedState | None:
+        """The last checkpoint that this attempt wrote or went on from."""
+        step = self.progress.checkpoint_step or self.progress.resumed_step
+        if step is None or self.workspace is None or self.workspace.uri is None:
+            return None
+        return SavedState(uri=f"{self.workspace.uri}/{step_name(step)}", step=step)
+
+
+def _is_remote(config: TrainConfig) -> bool:
+    """Whether model or data have to be fetched."""
+    addresses = (config.model.uri, config.dataset.uri, config.dataset.validation_uri)
+    return any(not isinstance(parse_uri(uri), ClaimUri | ConfigMapUri) for uri in addresses if uri is not None)
+
+
+def success_sentence(uri: str, manifest: Manifest) -> str:
+    """The summary's message of a run that went well."""
+    measured = manifest.measured
+    rows = "held-out rows" if measured.held_out else "training rows (none were held out)"
+    what = {Form.ADAPTER: "adapter is", Form.MERGED: "merged model is", Form.BOTH: "adapter and merged model are"}
+    return (
+        f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f} "
+        f"(± {measured.improvement_standard_error:.3f}); the verified {what[manifest.format]} at {uri}"
+    )

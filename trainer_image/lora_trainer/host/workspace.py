@@ -1,0 +1,115 @@
+"""The folder that a run works in: checkpoints, the result before its publication, and the lock.
+
+On the run's checkpoint claim it is `.lora-checkpoints/<name>-<suffix>/`, the suffix following from the run's uid, so
+that every attempt of a run finds it and no other run does. Without a claim it is a temporary folder: then nothing
+outlives the pod, and nothing is saved on the way.
+
+Standard library only: the supervisor opens it without loading PyTorch.
+"""
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import checkpoint_claim
+from lora_trainer.contract.names import SUFFIX_LENGTH, run_suffix
+from lora_trainer.contract.uri import ClaimUri
+from lora_trainer.errors import StorageError, storage_error
+from lora_trainer.host.lock import is_released
+from lora_trainer.host.trackers import STATE, TENSORBOARD
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.artifact import LOG
+from lora_trainer.result.curves import METRICS
+
+FOLDER = ".lora-checkpoints"
+_ALONGSIDE = (LOG, METRICS, STATE, TENSORBOARD, "wandb")
+"""What a run writes beside its checkpoints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A run's folder; `uri` is its address where it lies on a claim, else None: nothing in it outlives the pod."""
+
+    folder: Path
+    uri: ClaimUri | None
+
+    @property
+    def durable(self) -> bool:
+        """Whether a later attempt will find what is written here."""
+        return self.uri is not None
+
+    @property
+    def staged(self) -> Path:
+        """Where the result grows; complete once it holds a manifest."""
+        return self.folder / "staged"
+
+    @property
+    def merged(self) -> Path:
+        """Where the merge stage makes another result of the staged one."""
+        return self.folder / "merged"
+
+    def discard_staged(self) -> None:
+        """Remove the result before its publication. Raises `StorageError`."""
+        _remove(self.staged)
+        _remove(self.merged)
+
+    def remove_if_empty(self) -> None:
+        """Remove a folder without checkpoint and result that nobody locks, once the own lock is released."""
+        kept = any(_is_worth_keeping(entry) for entry in self.folder.iterdir())
+        if self.durable and not kept and is_released(self.folder):
+            _remove(self.folder)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
+
+
+def _is_worth_keeping(entry: Path) -> bool:
+    """A log or a curve alone is not: nobody could go on from it."""
+    return not entry.name.startswith((".", "lock-")) and entry.name not in _ALONGSIDE
+
+
+def _remove(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise storage_error(error, f"the run's folder {folder.name}") from error
+
+
+@contextlib.contextmanager
+def open_workspace(config: TrainConfig, volumes: Volumes, temporary: Path | None = None) -> Iterator[Workspace]:
+    """The run's folder, made where it is missing; `temporary` is where temporary folders go.
+
+    Raises `StorageError` where the claim is not mounted or not writable, `ConfigError` for a symbolic link on the way.
+    """
+    claim = checkpoint_claim(config)
+    if claim is None:
+        with tempfile.TemporaryDirectory(prefix="lora-workspace-", dir=temporary) as name:
+            yield Workspace(folder=Path(name), uri=None)
+        return
+    uri = ClaimUri(claim=claim, path=f"{FOLDER}/{config.run.name}-{run_suffix(config.run.uid)}")
+    folder = volumes.claim_path(uri)
+    if volumes.claim_missing(uri):
+        raise StorageError(f"the checkpoints go to {uri}: {volumes.not_mounted(uri)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, str(uri)) from error
+    yield Workspace(folder=folder, uri=uri)
+
+
+def folders_of_name(name: str, claim: str, volumes: Volumes) -> tuple[Path, ...]:
+    """The folders that runs of a name left on a claim. Raises `ConfigError` for a symbolic link on the way."""
+    pattern = re.compile(rf"{re.escape(name)}-[a-z2-7]{{{SUFFIX_LENGTH}}}")
+    parent = volumes.claim_path(ClaimUri(claim=claim, path=FOLDER))
+    if not parent.is_dir():
+        return ()
+    return tuple(
+        path
+        for path in sorted(parent.iterdir())
+        if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    )

@@ -1,0 +1,345 @@
+"""The adapter that was asked for as PEFT's configuration, checked against the names and shapes of the model.
+
+Nothing here reads a weight: the same checks run on a model without any, before the real one is loaded.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
+from lora_trainer.errors import ConfigError, one_sentence
+from lora_trainer.model.targets import by_ending, choose_targets, kinds, matches, rank_and_scale, short_names
+
+_INITS: Mapping[Init, bool | str] = {
+    Init.DEFAULT: True,
+    Init.GAUSSIAN: "gaussian",
+    # Randomized singular values, 16 passes: the full decomposition of an 8B model's weights takes a quarter of an hour.
+    Init.PISSA: "pissa_niter_16",
+    Init.OLORA: "olora",
+}
+LARGEST_UNQUANTIZED_SHARE = 0.5
+"""Of a quantized model's weights. Experts are not quantized: where they are most of it, the model stays as large."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is trained, by full names: linear `modules`, `parameters` outside of them, modules `saved` whole.
+
+    `names` are the shortest endings that select `modules`, `settings` what PEFT is told, `init` its start values, and
+    `advice` sentences for the user.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    saved: tuple[str, ...]
+    settings: Mapping[str, Any]
+    init: bool | str
+    advice: tuple[str, ...]
+
+
+def plan_adapter(
+    config: LoraConfig, model: Any, linear: Mapping[str, tuple[int, int]], quantization: Quantization
+) -> Plan:
+    """Resolve names against the model. Raises `ConfigError` for those that it lacks, listing what it has."""
+    saved = _saved(config, model, linear, quantization)
+    layers = _Layers.of(model)
+    layers.check(config.layer_indices)
+    wanted = choose_targets(config, linear)
+    modules = tuple(
+        name
+        for name in wanted
+        if layers.keep(name, config.layer_indices) and not any(_inside(name, module) for module in saved)
+    )
+    parameters = _parameters(config, model, layers, modules)
+    if not modules and not parameters:
+        raise ConfigError(
+            f"lora.layerIndices {list(config.layer_indices)} and lora.modulesToSave leave no module to adapt; "
+            "name other layers or modules"
+        )
+    adapted = (*modules, *parameters)
+    names = _names_left(short_names(wanted, linear), modules)
+    _check_start(config, model, linear, modules)
+    settings: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "bias": "none",
+        "target_modules": list(names),
+        "use_rslora": config.scaling is Scaling.RANK_STABILIZED,
+        "use_dora": config.variant is Variant.DORA,
+        "rank_pattern": _pattern("rankPattern", config.rank_pattern, adapted),
+        "alpha_pattern": _pattern("alphaPattern", config.alpha_pattern, adapted),
+        "layers_to_transform": list(config.layer_indices) or None,
+        "layers_pattern": [layers.short_name] if config.layer_indices else None,
+        "modules_to_save": list(saved) or None,
+        "ensure_weight_tying": _embeddings_tied(model) and any(name in _embeddings(model) for name in saved),
+        "target_parameters": list(_parameter_names(config, parameters)) or None,
+        "fan_in_fan_out": any(_is_transposed(model, name) for name in modules),
+    }
+    return Plan(
+        names=names,
+        modules=modules,
+        parameters=parameters,
+        saved=tuple(_with_tied(model, saved)),
+        settings=settings,
+        init=_INITS[config.init],
+        advice=_advice(model, parameters),
+    )
+
+
+def put_on(model: Any, plan: Plan, *, empty: bool = False) -> Any:
+    """PEFT's model with a fresh adapter: B is zero. `empty` allocates nothing, for a model without weights.
+
+    The start values of PiSSA and OLoRA come afterwards (`convert.take_directions`): PEFT would round them to the type
+    of the base weights right after it computed these with the unrounded ones.
+    """
+    from peft import LoraConfig as PeftLoraConfig  # noqa: PLC0415 - PEFT takes seconds to import
+    from peft import get_peft_model  # noqa: PLC0415
+
+    settings: Any = PeftLoraConfig
+    init = "gaussian" if plan.init == "gaussian" else True
+    with _expected_warnings():
+        return get_peft_model(model, settings(**plan.settings, init_lora_weights=init), low_cpu_mem_usage=empty)
+
+
+def check_on(model: Any, plan: Plan) -> None:
+    """Try the plan on a model without weights: what PEFT adapts must be what was planned. Raises `ConfigError`."""
+    try:
+        found = adapted_names(put_on(model, plan, empty=True))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"lora: PEFT refuses this adapter for the model ({one_sentence(error)[:300]})") from error
+    wanted = {*plan.modules, *plan.parameters, *plan.saved}
+    if found != wanted:
+        # PEFT reads names that old files of a mixture had for its experts as these, whatever bears the name today.
+        names = ", ".join(kinds(sorted(wanted - found))) or ", ".join(sorted(found - wanted)[:3])
+        raise ConfigError(
+            f"lora: PEFT takes {names} of a model of the kind {model.config.model_type!r} for its experts; put these "
+            "names into lora.excludeModules, and the experts' into lora.targetParameters"
+        )
+
+
+def adapted_names(model: Any) -> set[str]:
+    """Full names of what a PEFT model trains: linear modules, parameters, modules saved whole."""
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper  # noqa: PLC0415 - as above
+    from peft.utils import ModulesToSaveWrapper  # noqa: PLC0415
+
+    found: set[str] = set()
+    for name, module in model.base_model.model.named_modules():
+        if isinstance(module, ParamWrapper):
+            found.add(f"{name.replace('.base_layer', '')}.{module.parameter_name}")
+        elif isinstance(module, LoraLayer | ModulesToSaveWrapper):
+            found.add(name)
+    return found
+
+
+@contextmanager
+def _expected_warnings() -> Iterator[None]:
+    """PEFT warns of what was checked here: patterns that fit parameters only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
+        yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layers:
+    """The decoder layers of a model: the name of their list, empty where there is none, and how many they are."""
+
+    name: str
+    count: int
+
+    @classmethod
+    def of(cls, model: Any) -> "_Layers":
+        count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return cls(name=name, count=len(module))
+        return cls(name="", count=0)
+
+    @property
+    def short_name(self) -> str:
+        return self.name.rsplit(".", 1)[-1]
+
+    def check(self, indices: Sequence[int]) -> None:
+        beyond = [index for index in indices if index >= self.count]
+        if beyond:
+            has = f"has the layers 0 to {self.count - 1}" if self.count else "has no list of decoder layers"
+            raise ConfigError(f"lora.layerIndices holds {beyond[0]}: the model {has}; name layers that it has")
+
+    def keep(self, full: str, indices: Sequence[int]) -> bool:
+        if not indices:
+            return True
+        number = full.removeprefix(self.name + ".").partition(".")[0] if full.startswith(self.name + ".") else ""
+        return number.isdigit() and int(number) in indices
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def _names_left(names: Sequence[str], modules: Sequence[str]) -> tuple[str, ...]:
+    return tuple(ending for ending in names if any(matches(name, ending) for name in modules))
+
+
+def _pattern(field: str, pattern: Mapping[str, int], adapted: Sequence[str]) -> dict[str, int]:
+    """PEFT's form: regular expressions of which the first that fits counts, in an order that no file keeps. Where
+    several endings fit a module, full names stand for them."""
+    for ending in pattern:
+        if not any(matches(name, ending) for name in adapted):
+            raise ConfigError(
+                f'lora.{field} names "{ending}": no adapted module ends so; adapted are {", ".join(kinds(adapted))}'
+            )
+    fitting = {name: [ending for ending in pattern if matches(name, ending)] for name in adapted}
+    if all(len(endings) <= 1 for endings in fitting.values()):
+        return {re.escape(ending): value for ending, value in pattern.items()}
+    return {re.escape(name): by_ending(pattern, name, 0) for name, endings in fitting.items() if endings}
+
+
+def _saved(
+    config: LoraConfig, model: Any, linear: Mapping[str, tuple[int, int]], quantization: Quantization
+) -> tuple[str, ...]:
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    chosen: list[str] = []
+    for ending in config.modules_to_save:
+        found = [
+            name for name in modules if matches(name, ending) and next(modules[name].parameters(), None) is not None
+        ]
+        if not found:
+            having = kinds(name for name, module in modules.items() if next(module.parameters(), None) is not None)
+            raise ConfigError(
+                f'lora.modulesToSave names "{ending}": the model has no such module; it has '
+                f"{', '.join(kind for kind in having if not kind.isdigit())}"
+            )
+        _check_whole(ending, [modules[name] for name in found])
+        if quantization is not Quantization.NONE and any(_inside(name, module) for name in linear for module in found):
+            raise ConfigError(
+                f'lora.modulesToSave names "{ending}": its weights are stored with quantization '
+                f"{quantization.value}, so that they cannot be trained whole; adapt it, or set quantization: None"
+            )
+        chosen += found
+    return tuple(dict.fromkeys(chosen))
+
+
+def _check_whole(ending: str, modules: Iterable[nn.Module]) -> None:
+    if any(isinstance(module, nn.ModuleList | nn.ModuleDict) for module in modules):
+        raise ConfigError(f'lora.modulesToSave names "{ending}": this is a list of modules; name the modules in it')
+
+
+def _embeddings(model: Any) -> tuple[str, ...]:
+    """Names of the input and the output embeddings."""
+    wanted = (model.get_input_embeddings(), model.get_output_embeddings())
+    return tuple(name for name, module in model.named_modules(remove_duplicate=False) if module in wanted)
+
+
+def _embeddings_tied(model: Any) -> bool:
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _with_tied(model: Any, saved: Sequence[str]) -> Iterator[str]:
+    """Tied embeddings are one matrix: who trains one of them trains both."""
+    embeddings = _embeddings(model)
+    together = _embeddings_tied(model) and any(name in embeddings for name in saved)
+    yield from dict.fromkeys((*saved, *embeddings) if together else saved)
+
+
+def _parameters(config: LoraConfig, model: Any, layers: _Layers, modules: Sequence[str]) -> tuple[str, ...]:
+    having = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() in (2, 3)}
+    fixed = {*modules, *_embeddings(model)}
+    chosen: list[str] = []
+    for ending in config.target_parameters:
+        found = [name for name in having if matches(name, ending)]
+        if not found:
+            raise ConfigError(
+                f'lora.targetParameters names "{ending}": the model has no such matrix; outside of linear modules it '
+                f"has {', '.join(_loose(model)) or 'none'}"
+            )
+        for name in found:
+            if name.rpartition(".")[0] in fixed:
+                raise ConfigError(
+                    f'lora.targetParameters names "{ending}": {name} belongs to a linear module or to the embeddings; '
+                    "adapt it with lora.targetModules, or train embeddings with lora.modulesToSave"
+                )
+        chosen += [name for name in found if layers.keep(name, config.layer_indices)]
+    return tuple(dict.fromkeys(chosen))
+
+
+def _parameter_names(config: LoraConfig, parameters: Sequence[str]) -> Sequence[str]:
+    """PEFT restricts modules to some layers, but no parameters: there their full names do."""
+    return parameters if config.layer_indices else config.target_parameters
+
+
+def _loose(model: nn.Module) -> tuple[str, ...]:
+    """Endings of matrices that belong to no linear module: `experts.gate_up_proj`."""
+    from transformers.pytorch_utils import Conv1D  # noqa: PLC0415 - Transformers takes seconds to import
+
+    plain = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found: dict[str, None] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, plain):
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() in (2, 3):
+                    found[f"{name.rsplit('.', 1)[-1]}.{own}"] = None
+    return tuple(found)
+
+
+def _is_transposed(model: nn.Module, name: str) -> bool:
+    return type(model.get_submodule(name)).__name__ == "Conv1D"
+
+
+def _check_start(
+    config: LoraConfig, model: nn.Module, linear: Mapping[str, tuple[int, int]], modules: Sequence[str]
+) -> None:
+    """PiSSA and OLoRA take `rank` directions out of a weight: it must have as many. Raises `ConfigError`."""
+    if not config.init.changes_base:
+        return
+    for name in modules:
+        rank, _ = rank_and_scale(config, name)
+        if rank > min(linear[name]):
+            raise ConfigError(
+                f"lora.init is {config.init.value} with rank {rank}: {name} has only {min(linear[name])} directions to "
+                "take out; lower lora.rank, or give the module a rank of its own in lora.rankPattern"
+            )
+        if config.init is Init.OLORA and _is_transposed(model, name):
+            raise ConfigError(
+                f"lora.init is OLoRA: {name} keeps its weight transposed, which PEFT's OLoRA does not know; use PiSSA"
+            )
+
+
+def check_experts(model: nn.Module, quantization: Quantization) -> None:
+    """Refuse to quantize a mixture whose experts, most of it, would stay as they are. Counts an unquantized model."""
+    share = sum(_experts(model).values()) / sum(parameter.numel() for parameter in model.parameters())
+    if quantization is not Quantization.NONE and share > LARGEST_UNQUANTIZED_SHARE:
+        raise ConfigError(
+            f"quantization is {quantization.value}: {share:.0%} of the model's weights are experts of a mixture, which "
+            "bitsandbytes does not quantize, so that it would hardly become smaller; set quantization: None"
+        )
+
+
+def _experts(model: nn.Module) -> dict[str, int]:
+    """Parameters that hold the same matrix of many experts, and their sizes."""
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        f"{name}.{own}": parameter.numel()
+        for name, module in model.named_modules()
+        if not isinstance(module, convolutions)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    }
+
+
+def _advice(model: nn.Module, parameters: Sequence[str]) -> tuple[str, ...]:
+    left = dict.fromkeys(".".join(name.split(".")[-2:]) for name in _experts(model) if name not in parameters)
+    if not left:
+        return ()
+    sentence = (
+        f"the model is a mixture of experts, whose weights ({', '.join(left)}) are no linear modules and are not "
+        "adapted: name them in lora.targetParameters to adapt them too"
+    )
+    return (sentence,)

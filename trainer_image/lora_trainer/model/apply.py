@@ -1,0 +1,223 @@
+"""An adapter's files on the pristine base model, without PEFT: other code reads what a training wrote than wrote it.
+
+With an adapter, W of a linear module becomes W + s B A. DoRA then gives each row of it the length that it learned:
+m (W + s B A) / |W + s B A| (arXiv 2402.09353, equation 5). A mixture's experts are one parameter with a matrix for each
+of them; B and A hold a pair for each, too. Modules that were trained whole replace the base's.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lora_trainer.contract.config import LoraConfig, Quantization, Variant
+from lora_trainer.errors import VerificationError
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Loaded
+from lora_trainer.model.quantize import full_weight
+from lora_trainer.model.targets import matches, rank_and_scale
+
+_PREFIX = "base_model.model."
+_KINDS = {"A.weight": "down", "B.weight": "up", "magnitude_vector": "magnitude"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Update:
+    """A, B and for DoRA the magnitudes of one adapted weight; `target` is the full name of its module or parameter."""
+
+    target: str
+    down: torch.Tensor
+    up: torch.Tensor
+    magnitude: torch.Tensor | None
+
+
+def apply_adapter(loaded: Loaded, folder: Path, lora: LoraConfig, device: Device) -> int:
+    """Make the base model compute with the adapter in `folder`; the number of parameters that were trained for it.
+
+    In fp32 the product is added to the weights. 16-bit weights would round small updates away, and quantized weights
+    cannot be added to: there the module's output gets s B A x, the same sum in another order. Raises
+    `VerificationError` where the files are not what `lora` asks for.
+    """
+    document = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "adapter_model.safetensors", device=str(device.torch_device))
+    updates, whole = _sort(tensors, loaded, lora)
+    expected = _expected(lora, [update.target for update in updates])
+    trained = _replace(loaded.model, whole, lora)
+    merge = loaded.quantization is Quantization.NONE and device.dtype == torch.float32
+    for update in updates:
+        rank, scale = expected[update.target]
+        _check_said(document, update.target, rank, scale, lora)
+        if update.target in loaded.linear:
+            _check_shapes(update, loaded.linear[update.target], rank)
+            module = loaded.model.get_submodule(update.target)
+            if merge:
+                _merge(module, update, scale)
+            else:
+                _add(module, update, scale, device)
+        else:
+            _add_to_parameter(loaded.model, update, scale, rank)
+        trained += _trained(update, rank_and_scale(lora, update.target)[0], rank)
+    return trained
+
+
+def _sort(
+    tensors: Mapping[str, torch.Tensor], loaded: Loaded, lora: LoraConfig
+) -> tuple[list[_Update], dict[str, torch.Tensor]]:
+    """Updates, and whole tensors by their names in the model. Raises `VerificationError` for what is neither."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    whole: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        name, found, kind = key.removeprefix(_PREFIX).partition(".lora_")
+        if found and kind not in _KINDS:
+            raise VerificationError(f"the adapter holds {key}, which is no part of an adapter")
+        if found:
+            parts.setdefault(name, {})[_KINDS[kind]] = tensor
+        else:
+            whole[name] = tensor
+    alone = [name for name, pair in parts.items() if not {"down", "up"} <= set(pair)]
+    if alone or not parts:
+        raise VerificationError(
+            f"the adapter has no pair of lora_A and lora_B for {', '.join(alone[:3]) or 'anything'}"
+        )
+    odd = [name for name, pair in parts.items() if ("magnitude" in pair) != (lora.variant is Variant.DORA)]
+    if odd:
+        raise VerificationError(f"{odd[0]} has {'no ' * (lora.variant is Variant.DORA)}magnitudes of DoRA")
+    return [_update(name, pair, loaded, lora) for name, pair in parts.items()], whole
+
+
+def _update(name: str, pair: Mapping[str, torch.Tensor], loaded: Loaded, lora: LoraConfig) -> _Update:
+    target = name if name in loaded.linear else _parameter(name, loaded.model, lora)
+    if target is None:
+        raise VerificationError(f"the adapter has weights for {name}, which is no linear module of the base model")
+    return _Update(
+        target=target,
+        down=pair["down"].float(),
+        up=pair["up"].float(),
+        magnitude=pair["magnitude"].float() if "magnitude" in pair else None,
+    )
+
+
+def _parameter(name: str, model: nn.Module, lora: LoraConfig) -> str | None:
+    """The parameter of a module that an update belongs to. PEFT wraps a module once for each of its parameters that is
+    adapted, in their order, so that the last is outermost and the first has the most `base_layer` in its name."""
+    module = name.replace(".base_layer", "")
+    adapted = [
+        full
+        for full, _ in model.named_parameters()
+        if full.rpartition(".")[0] == module and any(matches(full, ending) for ending in lora.target_parameters)
+    ]
+    index = len(adapted) - 1 - name.count(".base_layer")
+    return adapted[index] if 0 <= index < len(adapted) else None
+
+
+def _expected(lora: LoraConfig, targets: list[str]) -> dict[str, tuple[int, float]]:
+    """Rank and scale of each module in the file. PiSSA and OLoRA are written as plain adapters of twice the largest
+    rank, with the scale in the factors."""
+    found = {target: rank_and_scale(lora, target) for target in targets}
+    if not lora.init.changes_base:
+        return found
+    largest = 2 * max(rank for rank, _ in found.values())
+    return dict.fromkeys(targets, (largest, 1.0))
+
+
+def _check_said(document: Mapping[str, Any], target: str, rank: int, scale: float, lora: LoraConfig) -> None:
+    """`adapter_config.json` must say what the run asked for, read as PEFT reads it."""
+    said_rank = _said(document.get("rank_pattern"), target, document.get("r"))
+    alpha = _said(document.get("alpha_pattern"), target, document.get("lora_alpha"))
+    said_scale = alpha / (math.sqrt(said_rank) if document.get("use_rslora") else said_rank)
+    if said_rank != rank or not math.isclose(said_scale, scale, rel_tol=1e-6):
+        raise VerificationError(
+            f"adapter_config.json says rank {said_rank} and alpha {alpha} for {target}, a scale of {said_scale:g}; "
+            f"the run asked for rank {rank} and a scale of {scale:g}"
+        )
+    if bool(document.get("use_dora")) != (lora.variant is Variant.DORA):
+        raise VerificationError(
+            f"adapter_config.json says use_dora {document.get('use_dora')}, the run asked for {lora.variant.value}"
+        )
+
+
+def _said(patterns: Mapping[str, Any] | None, target: str, default: Any) -> Any:
+    found = (value for key, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({key})", target))
+    return next(found, default)
+
+
+def _check_shapes(update: _Update, size: tuple[int, int], rank: int) -> None:
+    wanted = ((rank, size[0]), (size[1], rank))
+    if (tuple(update.down.shape), tuple(update.up.shape)) != wanted:
+        raise VerificationError(
+            f"{update.target} has A {tuple(update.down.shape)} and B {tuple(update.up.shape)}, expected {wanted[0]} "
+            f"and {wanted[1]}"
+        )
+
+
+def _trained(update: _Update, trained_rank: int, written_rank: int) -> int:
+    """Parameters that the training had for this update, which it may have written with another rank."""
+    size = update.down.numel() + update.up.numel()
+    return size * trained_rank // written_rank + (0 if update.magnitude is None else update.magnitude.numel())
+
+
+def _replace(model: nn.Module, whole: Mapping[str, torch.Tensor], lora: LoraConfig) -> int:
+    """Put modules that were trained whole into the model, in fp32 as they were trained; their size, tied ones once."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    replaced: dict[int, int] = {}
+    for name, tensor in whole.items():
+        if name not in parameters or parameters[name].shape != tensor.shape or not lora.modules_to_save:
+            raise VerificationError(f"the adapter holds {name}, which the base model has not, or was not trained whole")
+        parameters[name].data = tensor.float()
+        replaced[id(parameters[name])] = tensor.numel()
+    return sum(replaced.values())
+
+
+@torch.no_grad()
+def _merge(module: nn.Module, update: _Update, scale: float) -> None:
+    merged = full_weight(module) + scale * (update.up @ update.down)
+    if update.magnitude is not None:
+        merged = (update.magnitude / merged.norm(dim=1))[:, None] * merged
+    # Conv1D keeps its weight transposed.
+    module.get_parameter("weight").copy_(merged if isinstance(module, nn.Linear) else merged.T)
+
+
+def _add(module: nn.Module, update: _Update, scale: float, device: Device) -> None:
+    down, up = update.down.to(device.dtype), update.up.to(device.dtype)
+    lengths = None
+    if update.magnitude is not None:
+        lengths = update.magnitude / (full_weight(module) + scale * (update.up @ update.down)).norm(dim=1)
+    bias: Any = getattr(module, "bias", None)
+
+    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        # Not where the module was when it was read: a model that is divided moves afterwards.
+        here = inputs[0].device
+        reduced = nn.functional.linear(inputs[0].to(device.dtype), down.to(here))
+        change = scale * nn.functional.linear(reduced, up.to(here))
+        if lengths is None:
+            return output + change.to(output.dtype)
+        plain = output if bias is None else output - bias
+        longer: torch.Tensor = (lengths.to(here) * (plain.float() + change.float())).to(output.dtype)
+        return longer if bias is None else longer + bias
+
+    module.register_forward_hook(hook)
+
+
+@torch.no_grad()
+def _add_to_parameter(model: nn.Module, update: _Update, scale: float, rank: int) -> None:
+    """Add the product, for the experts of a mixture expert by expert. A holds (experts, rank, inputs), B (outputs,
+    rank, experts), each flattened into a matrix; the parameter is (experts, outputs, inputs), or transposed where its
+    module says so."""
+    module = model.get_submodule(update.target.rpartition(".")[0])
+    parameter = model.get_parameter(update.target)
+    experts = parameter.shape[0] if parameter.dim() == 3 else 1
+    down = update.down.reshape(experts, -1, update.down.shape[1])
+    up = update.up.reshape(update.up.shape[0], -1, experts)
+    if down.shape[1] != rank or up.shape[1] != rank:
+        raise VerificationError(f"{update.target} has {down.shape[1]} and {up.shape[1]} rows and columns, not {rank}")
+    change = scale * torch.einsum("ore,eri->eoi", up, down)
+    if parameter.dim() == 3 and getattr(module, "is_transposed", False):
+        change = change.transpose(1, 2)
+    parameter.copy_((parameter.float() + change.reshape(parameter.shape)).to(parameter.dtype))

@@ -1,0 +1,236 @@
+"""Attention in which the rows of a pack do not see each other, for any model that takes it from Transformers.
+
+No mask says so: a mask over a pack of T tokens has T x T entries, of which most are useless. Each row is a causal
+attention of its own; on a GPU one kernel call covers all rows.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from lora_trainer.model.loading import set_training
+
+log = logging.getLogger(__name__)
+
+NAME = "isolated"
+"""Under which Transformers knows `attend`. It makes no masks for names that it has no mask function for."""
+
+_PROBE_LENGTHS = (9, 12, 5)
+_ROUNDING = 0.02
+"""Most that 16-bit or 8-bit products may differ, relative to the logits' standard deviation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segments:
+    """Where the rows of a pack lie: `lengths` in order, and their bounds on the device, shape (rows + 1,), int32."""
+
+    lengths: tuple[int, ...]
+    bounds: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What a model computes attention with: `kernel` for people, and whether rows may be packed."""
+
+    kernel: str
+    packs: bool
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    segments: Segments | None = None,
+    **_others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention, within each of `segments` where the one row of the batch is a pack. Transformers' interface.
+
+    Shapes: `query` (rows, heads, tokens, size), `key` and `value` (rows, key heads, tokens, size), result (rows,
+    tokens, heads, size). `sliding_window` is how many tokens a token sees, itself included; `softcap` bounds scores by
+    a tanh (arXiv 2408.00118, section 2); `s_aux` are learned sinks, one score for each head. Raises `ValueError` for
+    what is not causal, or comes with a mask.
+    """
+    if attention_mask is not None or not getattr(module, "is_causal", True):
+        raise ValueError("isolated attention is causal and takes no mask")
+    kind = _Kind(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
+    if segments is None:
+        return _causal(query, key, value, kind).transpose(1, 2), None
+    if kind.fused and query.device.type == "cuda":
+        return _varlen(query, key, value, segments, kind), None
+    lengths = list(segments.lengths)
+    parts = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
+    return torch.cat([_causal(q, k, v, kind).transpose(1, 2) for q, k, v in parts], dim=1), None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    scaling: float | None
+    dropout: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the GPU's kernel for packs computes this."""
+        return self.softcap is None and self.sinks is None and not self.dropout
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, kind: _Kind
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - for GPUs alone
+
+    # Autocast does not know this kernel: rotary embeddings in fp32 may have widened queries and keys.
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
+    query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    longest = max(segments.lengths)
+    found: Any = varlen_attn(
+        query,
+        key,
+        value,
+        segments.bounds,
+        segments.bounds,
+        longest,
+        longest,
+        scale=kind.scaling,
+        window_size=(-1 if kind.window is None else kind.window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    result: torch.Tensor = found[None]
+    return result
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _Kind) -> torch.Tensor:
+    """Causal attention of each row of the batch, shape as `query`."""
+    repeats, tokens = query.shape[1] // key.shape[1], query.shape[2]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    windowed = kind.window is not None and kind.window < tokens
+    if kind.softcap is not None or kind.sinks is not None:
+        return _explicit(query, key, value, kind)
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_visible(tokens, kind.window, query.device) if windowed else None,
+        dropout_p=kind.dropout,
+        is_causal=not windowed,
+        scale=kind.scaling,
+    )
+
+
+def _visible(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which token (rows) sees which (columns)."""
+    position = torch.arange(tokens, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < (window or tokens))
+
+
+def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _Kind) -> torch.Tensor:
+    """With the scores written out, which no fused kernel can cap or add a sink to."""
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if kind.scaling is None else kind.scaling)
+    if kind.softcap is not None:
+        scores = torch.tanh(scores / kind.softcap) * kind.softcap
+    visible = _visible(query.shape[2], kind.window, query.device)
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    if kind.sinks is not None:
+        sinks = kind.sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], -1)
+        scores = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)[..., : key.shape[2]]
+    return nn.functional.dropout(weights, kind.dropout) @ value
+
+
+def choose_attention(model: Any, device: torch.device) -> Attention:
+    """Make `model` use `attend` where that gives its own logits, and try whether its rows can be packed. It is in
+    evaluation mode afterwards.
+
+    Tried and not looked up: recurrent layers, convolutions, positions that a model counts itself and arguments that it
+    does not pass on all let rows of a pack see each other, in ways that no list of kinds keeps up with.
+    """
+    from transformers import AttentionInterface  # noqa: PLC0415 - Transformers takes seconds to import
+
+    AttentionInterface.register(NAME, attend)
+    set_training(model, on=False)
+    before = model.config._attn_implementation
+    ids = _probe(model, device)
+    alone = _alone(model, ids, before)
+    try:
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation == NAME and _agree(list(_rows(model, ids)), alone):
+            packs = not _has_memory(model) and _agree(_packed(model, ids), alone)
+            return Attention(kernel="varlen" if packs and device.type == "cuda" else "sdpa", packs=packs)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        log.debug("isolated attention does not suit this model: %s", error)
+    model.set_attn_implementation(before)
+    return Attention(kernel=str(before), packs=False)
+
+
+def _alone(model: Any, ids: torch.Tensor, implementation: str) -> list[torch.Tensor]:
+    try:
+        return list(_rows(model, ids))
+    except ValueError:
+        # PyTorch's own attention cannot cap scores; the explicit one of Transformers computes everything.
+        model.set_attn_implementation("eager")
+        found = list(_rows(model, ids))
+        model.set_attn_implementation(implementation)
+        return found
+
+
+def _has_memory(model: Any) -> bool:
+    """Whether rows could see each other in a way that a few tokens or weights near 0 do not show: by convolutions, as
+    in all recurrent layers, or by attention in chunks of fixed positions (Llama 4)."""
+    chunks = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+    return chunks is not None or any(isinstance(module, nn.Conv1d) for module in model.modules())
+
+
+def _probe(model: Any, device: torch.device) -> torch.Tensor:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return (torch.arange(sum(_PROBE_LENGTHS), device=device) * 7919 + 5)[None] % vocabulary
+
+
+def _rows(model: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    with torch.no_grad():
+        for row in torch.split(ids, list(_PROBE_LENGTHS), dim=1):
+            yield model(input_ids=row, use_cache=False).logits[0].float()
+
+
+def _packed(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    with torch.no_grad():
+        found = model(
+            input_ids=ids,
+            position_ids=positions(_PROBE_LENGTHS, ids.device),
+            use_cache=False,
+            segments=segments_of(_PROBE_LENGTHS, ids.device),
+        )
+    return list(torch.split(found.logits[0].float(), list(_PROBE_LENGTHS)))
+
+
+def _agree(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
+    """Whether logits are the same but for rounding: another row in sight changes them by about their own spread."""
+    ours, theirs = torch.cat(found), torch.cat(wanted)
+    return bool((ours - theirs).abs().mean() <= _ROUNDING * theirs.std())
+
+
+def segments_of(lengths: tuple[int, ...], device: torch.device) -> Segments:
+    """Segments of these lengths, one after the other."""
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return Segments(lengths=lengths, bounds=bounds.to(device))
+
+
+def positions(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Position of each token in its row, shape (1, tokens)."""
+    return torch.cat([torch.arange(length) for length in lengths])[None].to(device)

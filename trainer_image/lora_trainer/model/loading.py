@@ -1,0 +1,237 @@
+"""The base model in memory, in full or quantized, and the adapter on top."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, LossOn, Quantization
+from lora_trainer.data.tokens import Encoder, stop_token_ids
+from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
+from lora_trainer.model.adapter import plan_adapter, put_on
+from lora_trainer.model.convert import Start, take_directions
+from lora_trainer.model.device import Device
+from lora_trainer.model.quantize import is_4bit, quantization_settings
+from lora_trainer.model.targets import linear_modules
+from lora_trainer.places.base import Base
+
+CHECKPOINTING_FROM_PARAMETERS = 1_000_000_000
+"""From this size on, a GPU recomputes activations instead of keeping them: a third more time, far less memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A base model, frozen, on its device; `head` is its output embedding, `linear` its other linear modules."""
+
+    model: Any
+    head: nn.Module
+    linear: dict[str, tuple[int, int]]
+    quantization: Quantization = Quantization.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """The model with a fresh adapter. Parameter counts are logical: 4-bit weights count one each.
+
+    `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
+    values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
+    whether activations are recomputed; `advice` are sentences for the user.
+    """
+
+    model: Any
+    head: nn.Module
+    target_modules: tuple[str, ...]
+    trainable_parameters: int
+    total_parameters: int
+    starts: Mapping[str, Start] = field(default_factory=dict)
+    checkpointing: bool = False
+    advice: tuple[str, ...] = ()
+
+
+def load_encoder(base: Base, loss_on: LossOn, max_length: int) -> Encoder:
+    """The base model's tokenizer. Raises `ConfigError`."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - Transformers takes seconds to import
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(
+            f"model.uri is {base.name}: its tokenizer cannot be read ({one_sentence(error)[:300]})"
+        ) from error
+    # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
+    tokenizer.model_max_length = 2**31
+    return Encoder(tokenizer, loss_on, max_length, stop_token_ids(tokenizer, _generation_eos(base)))
+
+
+def _generation_eos(base: Base) -> tuple[int, ...]:
+    """End-of-turn ids that the model's generation configuration names (Gemma's `<end_of_turn>` stands only there)."""
+    path = base.folder / "generation_config.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"model.uri is {base.name}: its generation_config.json cannot be read") from error
+    if isinstance(value, int):
+        return (value,)
+    return tuple(item for item in value if isinstance(item, int)) if isinstance(value, list) else ()
+
+
+def skeleton(base: Base) -> Loaded:
+    """The model without weights, to check names and shapes with. Raises `ConfigError` as `load_model`."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - as above
+
+    configuration: Any = AutoConfig
+    factory: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = factory.from_config(
+                configuration.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True),
+                trust_remote_code=False,
+            )
+    except Exception as error:  # a model's own code may raise anything on a configuration that is not its own
+        raise _not_loadable(base, error) from error
+    return _loaded(model, base, Quantization.NONE)
+
+
+def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded:
+    """Read the weights and freeze them. Raises `ConfigError` for what is no complete causal language model."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
+
+    factory: Any = AutoModelForCausalLM
+    try:
+        model, report = factory.from_pretrained(
+            base.folder,
+            dtype=device.dtype,
+            quantization_config=quantization_settings(quantization, device),
+            device_map={"": device.torch_device},
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # as above
+        if not isinstance(explain(error), InternalError):
+            raise
+        raise _not_loadable(base, error) from error
+    if report["missing_keys"]:
+        # Transformers would fill them with random numbers and a warning.
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConfigError(f"model.uri is {base.name}: its weights are incomplete ({missing} missing)")
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    set_training(model, on=False)
+    return _loaded(model, base, quantization)
+
+
+def _not_loadable(base: Base, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.uri is {base.name}: its kind {base.model_type!r} cannot be loaded as a causal language model "
+        f"({one_sentence(error)[:300]})"
+    )
+
+
+def _loaded(model: Any, base: Base, quantization: Quantization) -> Loaded:
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise ConfigError(
+            f"model.uri is {base.name}: its kind {base.model_type!r} has no output embeddings to train with"
+        )
+    return Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
+
+
+def adapt(
+    loaded: Loaded,
+    config: LoraConfig,
+    base: Base,
+    device: Device,
+    seed: int,
+    *,
+    checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO,
+    starts: Mapping[str, Start] | None = None,
+) -> Adapted:
+    """Put a fresh adapter on the chosen modules: the model starts as the base, with random values by `seed`.
+
+    `starts` are those of a checkpoint or of another process, for PiSSA and OLoRA. Raises `ConfigError`.
+    """
+    plan = plan_adapter(config, loaded.model, loaded.linear, loaded.quantization)
+    total = logical_parameters(loaded.model)
+    torch.manual_seed(seed)
+    model = put_on(loaded.model, plan)
+    found = take_directions(model, str(plan.init), starts) if config.init.changes_base else {}
+    _train_in_fp32(model)
+    # Set afterwards: PEFT replaces a name that differs from the folder that the weights were read from.
+    adapter = model.peft_config["default"]
+    adapter.init_lora_weights = plan.init
+    adapter.base_model_name_or_path = base.name
+    adapter.revision = None if base.revision.startswith("sha256:") else base.revision
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    recompute = _recomputes(checkpointing, model, total, device)
+    if recompute:
+        recompute_activations(model)
+    return Adapted(
+        model=model,
+        head=_head(model),
+        target_modules=plan.names,
+        trainable_parameters=trainable,
+        total_parameters=total + trainable,
+        starts=found,
+        checkpointing=recompute,
+        advice=plan.advice,
+    )
+
+
+def _train_in_fp32(model: nn.Module) -> None:
+    """What is trained whole is a copy in the base's type: 16 bits would round small updates away, and the scaler of
+    fp16 losses takes no fp16 gradients."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _head(model: Any) -> nn.Module:
+    """The output embedding that computes: behind PEFT's wrapper the copy that is trained."""
+    head: Any = model.get_base_model().get_output_embeddings()
+    copies: Any = getattr(head, "modules_to_save", None)
+    found: nn.Module = copies["default"] if copies is not None else head
+    return found
+
+
+def _recomputes(wanted: ActivationCheckpointing, model: Any, parameters: int, device: Device) -> bool:
+    if wanted is ActivationCheckpointing.FULL and not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            "training.activationCheckpointing is Full: this kind of model cannot recompute activations; "
+            "use Auto or None"
+        )
+    if wanted is not ActivationCheckpointing.AUTO:
+        return wanted is ActivationCheckpointing.FULL
+    large = parameters >= CHECKPOINTING_FROM_PARAMETERS and model.supports_gradient_checkpointing
+    return bool(large and device.torch_device.type == "cuda")
+
+
+def recompute_activations(model: Any) -> None:
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def set_training(model: nn.Module, *, on: bool) -> None:
+    """Switch dropout on or off. 4-bit modules stay in training mode.
+
+    On a CPU, bitsandbytes 0.50 repacks a module's weights for inference when it first runs in evaluation mode. What is
+    repacked passes no gradient on, later in training mode either: all layers below would learn nothing, in silence.
+    """
+    model.train(on)
+    for module in model.modules():
+        if is_4bit(module):
+            module.train(mode=True)
+
+
+def logical_parameters(model: nn.Module) -> int:
+    """Parameters as the architecture has them: `numel` counts bytes of bitsandbytes, which hold two weights each."""
+    packed = {
+        id(module.weight): module.in_features * module.out_features for module in model.modules() if is_4bit(module)
+    }
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())

@@ -1,0 +1,98 @@
+"""Base weights in 4 or 8 bits: settings, which devices have kernels for them, and the weights back in full."""
+
+import logging
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+
+from lora_trainer.contract.config import Quantization, Variant
+from lora_trainer.errors import ConfigError
+from lora_trainer.model.device import Device
+
+OUTLIER_THRESHOLD = 6.0
+"""Inputs of INT8 beyond this magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339, section 3.2)."""
+_LEAST_CAPABILITY = {Quantization.NF4: (6, 0), Quantization.FP4: (6, 0), Quantization.INT8: (7, 5)}
+"""Compute capability of the oldest GPUs that bitsandbytes has kernels for (its installation guide)."""
+
+
+def quantization_settings(quantization: Quantization, device: Device) -> Any:
+    """What Transformers is told; None for full weights.
+
+    4-bit always with double quantization and an explicit compute type: the library defaults to FP4, fp32, single.
+    """
+    if quantization is Quantization.NONE:
+        return None
+    from transformers import BitsAndBytesConfig  # noqa: PLC0415 - Transformers takes seconds to import
+
+    settings: Any = BitsAndBytesConfig
+    if quantization is Quantization.INT8:
+        # Each multiplication would log that it casts to fp16, its only type.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return settings(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD, llm_int8_has_fp16_weight=False)
+    return settings(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.value.lower(),
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=device.dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+    )
+
+
+def check_kernels(quantization: Quantization, variant: Variant, device: Device) -> None:
+    """Raise `ConfigError` for what the device cannot compute."""
+    if quantization is Quantization.NONE:
+        return
+    least = _LEAST_CAPABILITY[quantization]
+    if device.capability is not None and device.capability < least:
+        found = ".".join(map(str, device.capability))
+        raise ConfigError(
+            f"quantization is {quantization.value}: bitsandbytes has kernels for it from compute capability "
+            f"{least[0]}.{least[1]} on, this GPU ({device.name}) has {found}; use a newer GPU or quantization: None"
+        )
+    if quantization is Quantization.INT8 and variant is Variant.DORA and device.torch_device.type == "cpu":
+        raise ConfigError(
+            "lora.variant is DoRA with quantization INT8: PEFT loses the scales of 8-bit weights on a CPU at the first "
+            "step; use quantization: NF4, or a GPU"
+        )
+    if not _has_library():
+        raise ConfigError(
+            f"quantization is {quantization.value}: bitsandbytes has no compiled library for the device {device.name}; "
+            "use the trainer image of the release, or quantization: None"
+        )
+
+
+def _has_library() -> bool:
+    from bitsandbytes import cextension  # noqa: PLC0415 - takes seconds to import
+
+    # The stand-in for a library that could not be loaded raises at the first use of a kernel.
+    return type(cextension.lib).__name__ != "ErrorHandlerMockBNBNativeLibrary"
+
+
+def is_4bit(module: object) -> TypeGuard[nn.Linear]:
+    """By name: PEFT's own wrapper has the same, but is no `nn.Linear`; importing bitsandbytes takes seconds."""
+    return isinstance(module, nn.Linear) and type(module).__name__ == "Linear4bit"
+
+
+def is_8bit(module: object) -> TypeGuard[nn.Linear]:
+    """As `is_4bit`."""
+    return isinstance(module, nn.Linear) and type(module).__name__ == "Linear8bitLt"
+
+
+@torch.no_grad()
+def full_weight(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear module, fp32, shape (outputs, inputs), whatever it is stored in."""
+    weight: Any = module.weight
+    if is_4bit(module):
+        from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - takes seconds to import
+
+        return torch.as_tensor(dequantize_4bit(weight.data, weight.quant_state)).float()
+    if is_8bit(module):
+        state: Any = module.state
+        # The module hands the scales of its rows over to its state in the first forward pass.
+        scales = weight.SCB if weight.SCB is not None else state.SCB
+        rows: torch.Tensor = weight.data.float() * scales.float()[:, None] / 127
+        return rows
+    full = torch.as_tensor(weight.detach()).float()
+    # Conv1D keeps its weight transposed.
+    return full if isinstance(module, nn.Linear) else full.T

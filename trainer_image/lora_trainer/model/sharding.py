@@ -1,0 +1,125 @@
+"""A base model that does not fit one GPU, divided over all of them with FSDP2.
+
+Each decoder layer's weights lie in equal parts on all processes and are gathered for the moment in which the layer
+computes. Adapters stay whole on each process: they are small, their gradients are summed as without sharding, and rank
+0 can write them as they are. So do embeddings, last norm and output embeddings, 4 GB for the largest vocabularies: the
+loss calls the output embeddings apart from the model.
+"""
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_trainer.contract.config import Merge, Quantization, TrainConfig
+from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
+from lora_trainer.model.device import Device
+from lora_trainer.training.ranks import Ranks
+
+WEIGHTS_SHARE = 0.75
+"""Most of a device's memory that weights may take; the rest is for activations, logits and the adapter's state."""
+
+_BYTES_PER_PARAMETER = {Quantization.NF4: 0.516, Quantization.FP4: 0.516, Quantization.INT8: 1.0}
+"""Of linear weights, with the double quantization of 4-bit types (arXiv 2305.14314, section 3)."""
+
+_GIB = 2**30
+
+
+def must_shard(*, weight_bytes: float, device_bytes: int | None, processes: int, config: TrainConfig) -> bool:
+    """Whether the base model has to be divided over the processes; `device_bytes` is None on a CPU.
+
+    Raises `ConfigError` where it would have to be and cannot, `CudaOutOfMemoryError` where even its parts do not fit.
+    """
+    if device_bytes is None or processes == 1 or weight_bytes <= WEIGHTS_SHARE * device_bytes:
+        return False
+    size = f"the base model takes {weight_bytes / _GIB:.1f} GiB, and a GPU has {device_bytes / _GIB:.1f} GiB"
+    if not fits_divided(weight_bytes, device_bytes, processes):
+        raise CudaOutOfMemoryError(f"{size}: {processes} GPUs do not suffice; raise resources.gpus or resources.nodes")
+    quantization, lora, merge = config.quantization, config.lora, config.output.merge
+    unfit = {
+        f"quantization is {quantization.value}": quantization is not Quantization.NONE,
+        f"output.merge is {merge.value}": merge is not Merge.ADAPTER,
+        f"lora.init is {lora.init.value}": lora.init.changes_base,
+        "lora.targetParameters is set": bool(lora.target_parameters),
+    }
+    reasons = [reason for reason, applies in unfit.items() if applies]
+    if reasons:
+        raise ConfigError(
+            f"{reasons[0]}: {size}, so that its weights must be divided over the GPUs, with which this does not go "
+            "together; leave it out, or use GPUs with more memory"
+        )
+    return True
+
+
+def fits_divided(weight_bytes: float, device_bytes: int | None, processes: int) -> bool:
+    """Whether each process's part of the weights fits its device; a CPU's memory is not counted."""
+    return device_bytes is None or weight_bytes / processes <= WEIGHTS_SHARE * device_bytes
+
+
+def weight_bytes(files: Iterable[Path], dtype: torch.dtype, quantization: Quantization) -> float:
+    """Memory that the weights in safetensors files take as `dtype`, or quantized; only the files' headers are read."""
+    parameters = sum(_parameters(file) for file in files)
+    return parameters * _BYTES_PER_PARAMETER.get(quantization, float(dtype.itemsize))
+
+
+def _parameters(file: Path) -> int:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    shapes = (torch.Size(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return sum(shape.numel() for shape in shapes)
+
+
+def device_bytes(device: Device) -> int | None:
+    """All memory of the GPU; None on a CPU, whose processes share theirs."""
+    if device.torch_device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device.torch_device).total_memory)
+
+
+def on_cpu(device: Device) -> Device:
+    """Where a model that is to be divided is loaded first, in the type that it will have."""
+    return replace(device, torch_device=torch.device("cpu"))
+
+
+def shard(model: Any, device: Device, ranks: Ranks) -> None:
+    """Divide the frozen weights of the decoder layers of a model on the CPU, and move everything to the device.
+
+    A layer at a time comes to the device whole, so that its memory never holds more than its part and one layer. On the
+    CPU the weights are pages of the model's files, which all processes of a node share.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - takes a second to import
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
+    mesh = init_device_mesh(device.torch_device.type, (ranks.world,))
+    decoder, layers = _decoder(model)
+    whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+    of_layers = set(layers.parameters())
+    whole |= {parameter for parameter in model.parameters() if parameter not in of_layers}
+    for parameter in whole:
+        parameter.data = parameter.data.to(device.torch_device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device.torch_device))
+    # Holds no weights itself, but makes the layers one pipeline: each is gathered while the one before computes.
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
+
+
+def _decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """The list of layers that holds most of the parameters, and the module that it belongs to."""
+    lists = [
+        (parent, child)
+        for parent in model.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) > 0
+    ]
+    if not lists:
+        raise InternalError("the base model has no list of decoder layers: it cannot be divided over GPUs")
+    return max(lists, key=lambda found: sum(parameter.numel() for parameter in found[1].parameters()))

@@ -1,0 +1,118 @@
+"""Large files in the Hub client's cache: fetched in pieces, compared with their sha256, once for all runs.
+
+The client library fetches a file anew after every cut, and compares its length alone. It takes what lies under its own
+name, so a large file is put there first. A stamp with size and time of change spares the next run the arithmetic.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import urllib3
+from filelock import FileLock
+
+from lora_trainer.errors import TransientError
+from lora_trainer.places.downloads import fetch_whole
+from lora_trainer.places.network import http_pool
+
+_STAMPS = ".verified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LargeFile:
+    """What the Hub says of a file's content."""
+
+    sha256: str
+    size_bytes: int
+
+
+def fetch_large(
+    storage: Path,
+    file: LargeFile,
+    locate: Callable[[], str],
+    *,
+    token: str | bool,
+    endpoint: str | None,
+    what: str,
+) -> None:
+    """Put a file under its sha256 into `storage`/blobs. `locate` asks the Hub for its address, which may expire.
+
+    Raises `TransientError` where it keeps being cut off or arrives with other bytes, and what `locate` raises.
+    """
+    blob = storage / "blobs" / file.sha256
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    # The lock of a process that was killed is free: the kernel, or the file server, holds it for the living alone.
+    with FileLock(blob.with_name(f".{file.sha256}.lock")):
+        if _is_intact(blob, file):
+            return
+        blob.unlink(missing_ok=True)
+        partial = blob.with_name(f".{file.sha256}.partial")
+        fetch_whole(partial, file.size_bytes, lambda have: _open(locate(), have, token, endpoint), what=what)
+        if _sha256(partial) != file.sha256:
+            partial.unlink()
+            raise TransientError(f"{what} arrived with other bytes than the sha256 that the Hub names")
+        partial.rename(blob)
+        _stamp(blob)
+
+
+def _open(url: str, have: int, token: str | bool, endpoint: str | None) -> urllib3.BaseHTTPResponse:
+    # A storage that the Hub redirects to has its own signature in the address, and must not see the token.
+    own = urlsplit(url).netloc == urlsplit(endpoint or "https://huggingface.co").netloc
+    headers = {"Authorization": f"Bearer {token}"} if token and own else {}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    response = http_pool(url).request(
+        "GET", url, headers={**headers, "Accept-Encoding": "identity"}, preload_content=False
+    )
+    if response.status != (206 if have else 200):
+        response.drain_conn()
+        raise _AnswerError(response)
+    return response
+
+
+class _AnswerError(Exception):
+    """An answer without content; `response` as the Hub's own errors have it."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        super().__init__(f"HTTP status {response.status}")
+        self.response = _Answer(status_code=response.status, headers=dict(response.headers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    status_code: int
+    headers: dict[str, str]
+
+
+def _is_intact(blob: Path, file: LargeFile) -> bool:
+    if not blob.is_file() or blob.stat().st_size != file.size_bytes:
+        return False
+    stamp = _stamp_file(blob)
+    if stamp.is_file() and stamp.read_text(encoding="ascii") == _state(blob):
+        return True
+    if _sha256(blob) != file.sha256:
+        return False
+    _stamp(blob)
+    return True
+
+
+def _stamp(blob: Path) -> None:
+    stamp = _stamp_file(blob)
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.write_text(_state(blob), encoding="ascii")
+
+
+def _stamp_file(blob: Path) -> Path:
+    return blob.parent.parent / _STAMPS / blob.name
+
+
+def _state(blob: Path) -> str:
+    found = blob.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,73 @@
+"""What the Hub's client raises, as the trainer's sentences."""
+
+from typing import Any
+
+from lora_trainer.contract.uri import HubUri
+from lora_trainer.errors import ConfigError, TrainerError, TransientError, one_sentence, storage_error
+from lora_trainer.places.network import LONGEST_PAUSE_S
+from lora_trainer.places.roles import Role
+
+_ABSENT = frozenset({"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"})
+
+
+def explain_hub(error: Exception, uri: HubUri, role: Role) -> TrainerError:
+    """The sentence of a failed call. The HTTP status, which the library may wrap, is sought in the chain of causes."""
+    if isinstance(error, TrainerError):
+        return error
+    where = f"{role.field} is {uri}"
+    status = _status(error)
+    right = "write to" if role is Role.OUTPUT else "read"
+    if status == 404 or any(type(item).__name__ in _ABSENT for item in _chain(error)):
+        # To those who may not know of it, the Hub calls a private repository absent: a misspelt name is more likely.
+        return role.missing(
+            f"{where}: the Hub knows no such repository, revision or file; check the spelling, and for a private one "
+            f"name in {role.value}.secretRef a Secret whose HF_TOKEN may {right} it"
+        )
+    if status in (401, 403):
+        why = "; " if role is Role.OUTPUT else ", the repository is gated or private; accept its licence, and "
+        return role.denied(
+            f"{where}: the Hub answered {status}{why}name in {role.value}.secretRef a Secret whose HF_TOKEN may "
+            f"{right} it"
+        )
+    if any(type(item).__name__ == "OfflineModeIsEnabled" for item in _chain(error)):
+        return ConfigError(f"{where}: the Hub may not be asked (HF_HUB_OFFLINE); choose another output, or allow it")
+    storage = _storage(error)
+    if storage is not None:
+        return storage_error(storage, "the Hub's cache (HF_HOME)")
+    detail = f"the Hub answered {status}" if status else f"the Hub cannot be reached ({one_sentence(error)[:200]})"
+    return TransientError(f"{where}: {detail}; check HF_ENDPOINT, proxy and network if this lasts")
+
+
+def retry_after_s(error: Exception) -> float | None:
+    """The pause in seconds that the Hub asks for, if it is short enough to be waited for."""
+    for item in _chain(error):
+        headers = getattr(getattr(item, "response", None), "headers", None)
+        text = headers.get("Retry-After", "") if headers is not None else ""
+        if text.isdigit() and int(text) <= LONGEST_PAUSE_S:
+            return float(text)
+    return None
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _status(error: Exception) -> int | None:
+    for item in _chain(error):
+        response: Any = getattr(item, "response", None)
+        if isinstance(getattr(response, "status_code", None), int):
+            return int(response.status_code)
+    return None
+
+
+def _storage(error: Exception) -> OSError | None:
+    for item in _chain(error):
+        if type(item) in (OSError, PermissionError) and isinstance(item, OSError) and item.filename is not None:
+            return item
+        if isinstance(item, OSError) and item.errno in (28, 122):
+            return item
+    return None

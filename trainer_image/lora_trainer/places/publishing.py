@@ -1,0 +1,31 @@
+"""Publishing a finished result again or elsewhere, without a run: `lora-trainer publish`."""
+
+import dataclasses
+from pathlib import Path
+
+from lora_trainer.contract.uri import ClaimUri, HubUri, OciUri, S3Uri, UriError, parse_uri
+from lora_trainer.errors import ConfigError
+from lora_trainer.places.outputs import open_sink
+from lora_trainer.places.sinks import Published
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.artifact import check_digests, read_manifest
+
+
+def publish_folder(folder: Path, address: str, volumes: Volumes) -> Published:
+    """Put a verified result that lies in `folder` at `address`, under the run that its manifest names.
+
+    The folder stays as it is. Where the address holds this run's result already, it stays the only one. Raises
+    `ConfigError`, `VerificationError` where a file is not what the manifest says, and the errors of a sink.
+    """
+    try:
+        uri = parse_uri(address)
+    except UriError as error:
+        raise ConfigError(f"{address}: {error}") from error
+    if not isinstance(uri, ClaimUri | S3Uri | HubUri | OciUri):
+        raise ConfigError(f"{address}: must start with pvc://, s3://, hf:// or oci://")
+    manifest = read_manifest(folder)
+    check_digests(folder, manifest)
+    config = manifest.config
+    output = dataclasses.replace(config.output, uri=address)
+    sink = open_sink(dataclasses.replace(config, output=output), volumes, keep=True)
+    return sink.published() or sink.publish(folder)

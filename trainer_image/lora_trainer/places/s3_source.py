@@ -1,0 +1,75 @@
+"""Models and data of a bucket in the cache: each version once, resumable, safe under concurrent runs."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+
+from lora_trainer.contract.uri import S3Uri
+from lora_trainer.errors import storage_error
+from lora_trainer.places.roles import Role
+from lora_trainer.places.s3 import Connection, Item, connect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """A folder with the named files, and the digest over names, sizes and ETags that pins their content."""
+
+    folder: Path
+    revision: str
+    names: tuple[str, ...]
+
+
+def fetch_folder(
+    uri: S3Uri, role: Role, choose: Callable[[Sequence[str]], Sequence[str]], environment: Mapping[str, str]
+) -> Fetched:
+    """The objects directly below `uri` that `choose` picks of their names. Raises `TrainerError`."""
+    connection = connect(role, environment)
+    items = {PurePosixPath(item.key).name: item for item in connection.items(uri)}
+    if not items:
+        raise role.missing(f"{role.field} is {uri}: there is no object below {uri.key}/ in bucket {uri.bucket}")
+    return _fetch(connection, uri, {name: items[name] for name in choose(sorted(items))}, environment)
+
+
+def fetch_data(uri: S3Uri, choose: Callable[[Sequence[str]], Sequence[str]], environment: Mapping[str, str]) -> Fetched:
+    """The object at `uri`, or else those directly below it that `choose` picks. Raises `TrainerError`."""
+    connection = connect(Role.DATASET, environment)
+    item = connection.item(uri)
+    if item is None:
+        return fetch_folder(uri, Role.DATASET, choose, environment)
+    name = PurePosixPath(uri.key).name
+    choose((name,))
+    return _fetch(connection, uri, {name: item}, environment)
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where objects are cached: `s3` below `HF_HOME`, which a cache claim is mounted at."""
+    home = environment.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")  # noqa: PTH111 - may stay unset
+    return Path(home) / "s3"
+
+
+def _fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environment: Mapping[str, str]) -> Fetched:
+    listing = "\n".join(f"{name} {item.size_bytes} {item.etag}" for name, item in sorted(items.items()))
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    place = hashlib.sha256(f"{environment.get('AWS_ENDPOINT_URL_S3', '')}/{uri.bucket}/{uri.key}".encode()).hexdigest()
+    folder = cache_folder(environment) / f"{PurePosixPath(uri.key).name}-{place[:12]}" / digest[:16]
+    # What is cached already may be of another run: this one's credentials must open it, too.
+    first = next(iter(items.values()))
+    connection.item(S3Uri(bucket=uri.bucket, key=first.key))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The lock of a process that was killed is free: the kernel, or the file server, holds it for the living alone.
+        with FileLock(folder / ".lock"):
+            for name, item in items.items():
+                if not _is_whole(folder / name, item):
+                    connection.download(uri, item, folder / name)
+    except OSError as error:
+        raise storage_error(error, "the cache (HF_HOME)") from error
+    return Fetched(folder=folder, revision=f"sha256:{digest}", names=tuple(items))
+
+
+def _is_whole(path: Path, item: Item) -> bool:
+    return path.is_file() and path.stat().st_size == item.size_bytes

@@ -1,0 +1,166 @@
+"""A result in a bucket: every object verified by reading it back, the manifest last.
+
+S3 has no rename. An object appears whole or not at all, and a folder of them is a result once its manifest.json is
+there; until then a mark tells whose it is. What an interrupted attempt left is completed by the next.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from minio.error import S3Error
+
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import S3Uri
+from lora_trainer.errors import StorageError, TransientError
+from lora_trainer.places.roles import upload_failed
+from lora_trainer.places.s3 import PART_BYTES, Connection, Item
+from lora_trainer.places.sinks import Published
+from lora_trainer.result.artifact import MANIFEST, MARKER, Manifest, manifest_digest, read_manifest, run_of_manifest
+
+log = logging.getLogger(__name__)
+_CHUNK_BYTES = 2**20
+_UPLOADS = 2
+"""How often an object is sent whose bytes come back changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Sink:
+    """The `Sink` of `s3://` for the run `uid`."""
+
+    connection: Connection
+    uri: S3Uri
+    uid: str
+
+    def check(self) -> None:
+        """Write this run's mark where the result would go, and remove it: until the end the place is anybody's."""
+        place = self._take()
+        if len(self.connection.items(place, recursive=True)) == 1:
+            self._remove_mark(place)
+
+    def published(self) -> Published | None:
+        """The place whose manifest names this run."""
+        for place in self._places():
+            text = self.connection.read(_below(place, MANIFEST))
+            if text is not None and run_of_manifest(text) == self.uid:
+                return Published(uri=str(place), digest=f"sha256:{hashlib.sha256(text).hexdigest()}")
+        return None
+
+    def publish(self, folder: Path) -> Published:
+        """Upload and verify each file, then the manifest. Raises `StorageError` (`UploadFailed`)."""
+        manifest = read_manifest(folder)
+        try:
+            place = self._take()
+            self._abort_leftovers(place)
+            self._upload_all(place, folder, manifest)
+        except TransientError as error:
+            raise upload_failed(error) from error
+        return Published(uri=str(place), digest=manifest_digest(folder))
+
+    def fetch(self, published: Published, folder: Path) -> None:
+        """Download all objects of the result."""
+        place = next(place for place in self._places() if str(place) == published.uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        for item in self.connection.items(place, recursive=True):
+            target = folder / item.key.removeprefix(f"{place.key}/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.name != MARKER:
+                self.connection.download(place, item, target)
+
+    def _places(self) -> tuple[S3Uri, S3Uri]:
+        """The address asked for, and the one that this run alone has."""
+        return self.uri, S3Uri(bucket=self.uri.bucket, key=f"{self.uri.key}-{run_suffix(self.uid)}")
+
+    def _take(self) -> S3Uri:
+        for place in self._places():
+            if self._mark(place):
+                return place
+        first, second = self._places()
+        raise StorageError(f"output.uri {first} and {second} both hold something already: nothing is overwritten")
+
+    def _mark(self, place: S3Uri) -> bool:
+        """Whether the place is this run's: it was, or it was empty and the mark could be written before any other's."""
+        mark = _below(place, MARKER)
+        owner = self.connection.read(mark)
+        if owner is not None:
+            return owner.decode(errors="replace") == self.uid
+        taken = self.connection.items(place, recursive=True)
+        if taken:
+            text = self.connection.read(_below(place, MANIFEST))
+            return text is not None and run_of_manifest(text) == self.uid
+        with self.connection.sentences(place):
+            try:
+                self._put_mark(mark, {"If-None-Match": "*"})
+            except S3Error as error:
+                if error.code == "NotImplemented":
+                    self._put_mark(mark, {})
+                elif error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    raise
+        return self.connection.read(mark) == self.uid.encode()
+
+    def _put_mark(self, mark: S3Uri, condition: dict[str, str]) -> None:
+        # The client's public call takes no conditions.
+        self.connection.client._put_object(mark.bucket, mark.key, self.uid.encode(), headers=dict(condition))
+
+    def _abort_leftovers(self, place: S3Uri) -> None:
+        """End uploads that a killed attempt of this run began: their parts are paid for and seen by nobody."""
+        with self.connection.sentences(place):
+            found = self.connection.client._list_multipart_uploads(place.bucket, prefix=f"{place.key}/")
+            for upload in found.uploads:
+                self.connection.client._abort_multipart_upload(place.bucket, upload.object_name, str(upload.upload_id))
+
+    def _upload_all(self, place: S3Uri, folder: Path, manifest: Manifest) -> None:
+        there = {item.key: item for item in self.connection.items(place, recursive=True)}
+        for entry in manifest.files:
+            target = _below(place, entry.path)
+            self._upload(target, folder / entry.path, entry.sha256, there.get(target.key))
+        target = _below(place, MANIFEST)
+        sha256 = manifest_digest(folder).removeprefix("sha256:")
+        self._upload(target, folder / MANIFEST, sha256, there.get(target.key))
+        self._remove_mark(place)
+
+    def _remove_mark(self, place: S3Uri) -> None:
+        with self.connection.sentences(place):
+            try:
+                self.connection.client.remove_object(place.bucket, _below(place, MARKER).key)
+            except S3Error as error:
+                log.warning("the mark %s stays in %s: %s", MARKER, place, error.code)
+
+    def _upload(self, target: S3Uri, path: Path, sha256: str, there: Item | None) -> None:
+        """Send one file until it reads back as sent; not at all where an earlier attempt's does."""
+        size = path.stat().st_size
+        if there is not None and there.size_bytes == size and self._sha256(target) == sha256:
+            return
+        for _ in range(_UPLOADS):
+            with self.connection.sentences(target):
+                self.connection.client.fput_object(target.bucket, target.key, str(path), part_size=PART_BYTES)
+            if self._sha256(target) == sha256:
+                return
+        raise StorageError(
+            f"output.uri is {self.uri}: {target.key} reads back with another sha256 than it was sent with; "
+            "the next attempt uploads it again",
+            Reason.UPLOAD_FAILED,
+        )
+
+    def _sha256(self, target: S3Uri) -> str:
+        digest = hashlib.sha256()
+        with self.connection.sentences(target):
+            for chunk in _content(self.connection, target):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def _content(connection: Connection, target: S3Uri) -> Iterator[bytes]:
+    response = connection.client.get_object(target.bucket, target.key)
+    try:
+        yield from response.stream(_CHUNK_BYTES)
+    finally:
+        response.close()
+        response.release_conn()
+
+
+def _below(place: S3Uri, name: str) -> S3Uri:
+    return S3Uri(bucket=place.bucket, key=f"{place.key}/{name}")

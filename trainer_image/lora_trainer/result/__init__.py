@@ -1,0 +1,1 @@
+"""What a run leaves: the adapter, its card and curves, merged models, and their verification."""

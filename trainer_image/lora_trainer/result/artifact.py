@@ -1,0 +1,249 @@
+"""A result as a folder: its manifest and its digests.
+
+Standard library only: the supervisor publishes without loading PyTorch.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_trainer.contract import codec
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun
+from lora_trainer.errors import VerificationError, storage_error
+from lora_trainer.result.serving import NOT_JUDGED, Serving
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = "lora-operator.io/adapter/v1"
+MERGED_FOLDER = "merged"
+"""Where the merged model is in a result that also holds the adapter."""
+LOG = "train.log"
+MARKER = ".run"
+"""Names the run that a temporary folder belongs to; never a part of the result."""
+_UNFINISHED = ".manifest"
+"""The manifest while it is written."""
+
+
+class Form(enum.StrEnum):
+    """What a result's folder holds; of both, the adapter is at its root."""
+
+    ADAPTER = "peft"
+    MERGED = "merged"
+    BOTH = "peft+merged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of the result; `path` is relative to its folder."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What training and evaluation measured; the fields are those of the contract's `Results`."""
+
+    steps: int
+    trained_tokens: int
+    train_loss: float
+    eval_loss_before: float
+    eval_loss_after: float
+    eval_loss_before_standard_error: float
+    eval_loss_after_standard_error: float
+    improvement_standard_error: float
+    held_out: bool
+    duration_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    best_step: int | None = None
+    stopped_early: bool = False
+    resumed_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedModel:
+    """How the merged model was checked: `loss` is its loss, `expected` that of the unquantized base model with the
+    adapter beside it, over the same rows: those of the evaluation, or some where the GPU cannot hold either."""
+
+    loss: float
+    expected: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files."""
+
+    version: str = MANIFEST_VERSION
+    format: Form = Form.ADAPTER
+    base_model: str
+    base_revision: str
+    config: TrainConfig
+    resolved: ResolvedRun
+    dataset: DatasetStats
+    measured: Measured
+    serving: Serving = NOT_JUDGED
+    merged: MergedModel | None = None
+    versions: Mapping[str, str]
+    files: tuple[FileEntry, ...]
+
+    def to_json(self) -> str:
+        """Stable text."""
+        return json.dumps(codec.encode(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an adapter. Raises `VerificationError`."""
+    try:
+        return codec.decode(Manifest, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"{folder.name}/{MANIFEST} cannot be read: {error}") from error
+
+
+def file_entries(folder: Path) -> tuple[FileEntry, ...]:
+    """Digest and size of every file below `folder` but the manifest itself."""
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    return tuple(_entry(folder, name) for name in names if name not in (MANIFEST, MARKER, _UNFINISHED))
+
+
+def _entry(folder: Path, name: str) -> FileEntry:
+    with (folder / name).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(path=name, sha256=digest, size_bytes=(folder / name).stat().st_size)
+
+
+def write_sealed(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest over the files that are in `folder` now, everything forced to the disk. Raises `OSError`."""
+    files = file_entries(folder)
+    sync_files(folder / entry.path for entry in files)
+    sealed = dataclasses.replace(manifest, files=files)
+    _replace_manifest(folder, sealed)
+    return sealed
+
+
+def add_log(folder: Path, log: Path) -> None:
+    """Put the run's log as it is now into a finished result. Raises `StorageError`."""
+    if not log.is_file():
+        return
+    try:
+        manifest = read_manifest(folder)
+        (folder / LOG).write_bytes(log.read_bytes())
+        entries = {entry.path: entry for entry in manifest.files} | {LOG: _entry(folder, LOG)}
+        files = tuple(entries[path] for path in sorted(entries))
+        sync_files((folder / LOG,))
+        _replace_manifest(folder, dataclasses.replace(manifest, files=files))
+    except OSError as error:
+        raise storage_error(error, LOG) from error
+
+
+def _replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Whole or not at all."""
+    (folder / _UNFINISHED).write_text(manifest.to_json(), encoding="utf-8")
+    sync_files((folder / _UNFINISHED,))
+    (folder / _UNFINISHED).replace(folder / MANIFEST)
+    sync_folder(folder)
+
+
+def check_digests(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest. Raises `VerificationError` for what is changed, missing or added."""
+    found = {entry.path: entry for entry in file_entries(folder)}
+    for wanted in manifest.files:
+        entry = found.pop(wanted.path, None)
+        if entry is None:
+            raise VerificationError(f"{wanted.path} is missing from the adapter: the manifest lists it")
+        if entry != wanted:
+            raise VerificationError(
+                f"{wanted.path} has sha256 {entry.sha256[:12]}… and {entry.size_bytes} bytes, the manifest says "
+                f"{wanted.sha256[:12]}… and {wanted.size_bytes}: the file was changed or damaged after it was written"
+            )
+    if found:
+        raise VerificationError(f"{', '.join(sorted(found))} is not in the adapter's manifest: it was added later")
+
+
+def is_complete(folder: Path, uid: str) -> bool:
+    """Whether the folder holds a whole result of this run: its manifest, written last, and every file as listed."""
+    if run_of(folder) != uid:
+        return False
+    try:
+        check_digests(folder, read_manifest(folder))
+    except VerificationError:
+        return False
+    return True
+
+
+def run_of(folder: Path) -> str | None:
+    """The uid of the run that a folder's manifest names, whatever else it may hold."""
+    try:
+        return run_of_manifest((folder / MANIFEST).read_bytes())
+    except OSError:
+        return None
+
+
+def run_of_manifest(text: bytes) -> str | None:
+    """The uid of the run that a manifest's text names; None for anything else."""
+    try:
+        return str(json.loads(text)["config"]["run"]["uid"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Force files to the disk: a manifest must never outlive the files that it vouches for."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk."""
+    sync_files((folder,))
+
+
+def loadable(base_model: str, base_revision: str) -> str:
+    """Arguments of `from_pretrained` for a base model, as Python; of a model on a claim only its user has a path."""
+    if base_revision.startswith("sha256:"):
+        return '"path/of/the/base/model"'
+    return f'"{base_model}", revision="{base_revision}"'
+
+
+def make_folder(folder: Path) -> None:
+    """An empty folder for a result; what an attempt left there that was cut short is removed. Raises `StorageError`."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(error, f"the run's folder {folder.name}") from error
+
+
+def manifest_digest(folder: Path) -> str:
+    """`sha256:` of the manifest, which holds the sha256 of every file. Raises `OSError`."""
+    return f"sha256:{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}"
+
+
+def describe(uri: str, digest: str, manifest: Manifest) -> Artifact:
+    """The artifact as the summary reports it. Of both forms the merged model can be served, whatever the adapter is."""
+    merged = manifest.format is not Form.ADAPTER
+    return Artifact(
+        uri=uri,
+        digest=digest,
+        size_bytes=sum(entry.size_bytes for entry in manifest.files),
+        format=manifest.format.value,
+        base_model=manifest.base_model,
+        base_revision=manifest.base_revision,
+        rank=manifest.serving.rank or manifest.config.lora.rank,
+        servable=merged or manifest.serving.servable,
+        serving="" if manifest.format is Form.MERGED else manifest.serving.text,
+    )

@@ -1,0 +1,149 @@
+"""The model card, README.md: base model, data, every hyperparameter, results, how to load and serve.
+
+The tables are generated from the dataclasses themselves, so that no field can be forgotten.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from lora_trainer.contract.uri import HubUri, parse_uri
+from lora_trainer.result.artifact import LOG, MERGED_FOLDER, Form, Manifest, loadable
+from lora_trainer.result.curves import LOSS_CURVE, METRICS
+from lora_trainer.result.hyperparameters import cell, leaves
+from lora_trainer.result.serving import Serving, command, merged_command
+
+_FOLDER = "path/of/this/folder"
+_TRANSFORMERS = "from transformers import AutoModelForCausalLM"
+
+
+def model_card(manifest: Manifest, *, curves: bool) -> str:
+    """The card of a result, in Markdown with the Hub's front matter; `curves` says whether these lie beside it."""
+    config, measured = manifest.config, manifest.measured
+    rows = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
+    gain = measured.eval_loss_before - measured.eval_loss_after
+    sections = (
+        f"---\n{_front_matter(manifest)}---\n\n# {config.run.name}\n",
+        f"{_what(manifest)}\n",
+        "## Results\n",
+        f"| | loss per learned token on {rows}, in nats | standard error |",
+        "|---|---|---|",
+        f"| base model | {measured.eval_loss_before:.4f} | {measured.eval_loss_before_standard_error:.4f} |",
+        f"| fine-tuned | {measured.eval_loss_after:.4f} | {measured.eval_loss_after_standard_error:.4f} |",
+        f"| improvement | {gain:.4f} | {measured.improvement_standard_error:.4f} |\n",
+        *_merged_loss(manifest),
+        *((f"![Loss over the optimizer steps]({LOSS_CURVE})\n",) if curves else ()),
+        "## Load it\n",
+        f"```python\n{_load(manifest)}\n```\n",
+        "## Serve it\n",
+        f"{_serve(manifest)}\n",
+        "## Data\n",
+        f"{_data(manifest)}\n",
+        _table(manifest.dataset, "count"),
+        "## Hyperparameters\n",
+        "What the run was asked for, every field of it:\n",
+        _table(config, "value"),
+        "What it resolved to:\n",
+        _table(manifest.resolved, "value"),
+        "## Measurements\n",
+        _table(measured, "value"),
+        "## Made with\n",
+        _mapping(manifest.versions, "version"),
+        f"{_files(curves=curves)}\n",
+    )
+    return "\n".join(sections)
+
+
+def _data(manifest: Manifest) -> str:
+    resolved = manifest.resolved
+    data = f"`{manifest.config.dataset.uri}`, format {resolved.dataset_format}"
+    return f"{data}, fingerprint `{resolved.dataset_fingerprint}`."
+
+
+def _files(*, curves: bool) -> str:
+    text = "`manifest.json` holds all of this for machines, with the sha256 of each file."
+    if curves:
+        text += f" `{METRICS}` has a line for each optimizer step and each evaluation; `{LOG}` is the log of the run."
+    return text
+
+
+def _front_matter(manifest: Manifest) -> str:
+    """YAML that the Hub accepts: it refuses base models and data sets that are no names of repositories."""
+    config = manifest.config
+    matter: dict[str, Any] = {"library_name": "transformers" if manifest.format is Form.MERGED else "peft"}
+    if isinstance(parse_uri(config.model.uri), HubUri):
+        relation = "finetune" if manifest.format is Form.MERGED else "adapter"
+        matter |= {"base_model": manifest.base_model, "base_model_relation": relation}
+    dataset = parse_uri(config.dataset.uri)
+    if isinstance(dataset, HubUri):
+        matter["datasets"] = [dataset.repo]
+    matter |= {"pipeline_tag": "text-generation", "tags": ["lora", "lora-finetune-operator"]}
+    return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
+
+
+def _what(manifest: Manifest) -> str:
+    lora, base = manifest.config.lora, f"`{manifest.base_model}` at `{manifest.base_revision}`"
+    adapter = f"{lora.variant.value} adapter of rank {manifest.serving.rank}"
+    if manifest.format is Form.MERGED:
+        return f"{base} with a {adapter} merged into its weights."
+    text = f"A {adapter} for {base}."
+    if lora.init.changes_base:
+        text += (
+            f" It was trained from {lora.init.value} at rank {lora.rank} and converted, so that it applies to the "
+            "unchanged base model."
+        )
+    if manifest.format is Form.BOTH:
+        text += f" The folder `{MERGED_FOLDER}` holds the base model with the adapter merged into its weights."
+    return text
+
+
+def _merged_loss(manifest: Manifest) -> tuple[str, ...]:
+    merged = manifest.merged
+    if merged is None:
+        return ()
+    sentence = (
+        f"The merged model, loaded from its files, gives a loss of {merged.loss:.4f}; the unquantized base model with "
+        f"the adapter beside it gives {merged.expected:.4f}.\n"
+    )
+    return (sentence,)
+
+
+def _load(manifest: Manifest) -> str:
+    if manifest.format is Form.MERGED:
+        return f'{_TRANSFORMERS}\n\nmodel = AutoModelForCausalLM.from_pretrained("{_FOLDER}")'
+    return (
+        f"from peft import PeftModel\n{_TRANSFORMERS}\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({loadable(manifest.base_model, manifest.base_revision)})\n"
+        f'model = PeftModel.from_pretrained(base, "{_FOLDER}")'
+    )
+
+
+def _serve(manifest: Manifest) -> str:
+    blocks = []
+    if manifest.format is not Form.MERGED:
+        blocks.append(_serve_adapter(manifest, manifest.serving))
+    if manifest.format is not Form.ADAPTER:
+        folder = _FOLDER if manifest.format is Form.MERGED else f"{_FOLDER}/{MERGED_FOLDER}"
+        blocks.append(f"```sh\n{merged_command(folder)}\n```")
+    return "\n\nOr the merged model:\n\n".join(blocks)
+
+
+def _serve_adapter(manifest: Manifest, serving: Serving) -> str:
+    on_hub = isinstance(parse_uri(manifest.config.model.uri), HubUri)
+    typed = command(
+        serving,
+        base_model=manifest.base_model if on_hub else "path/of/the/base/model",
+        name=manifest.config.run.name,
+        path=_FOLDER,
+    )
+    return f"vLLM cannot serve this adapter: {serving.text}." if typed is None else f"```sh\n{typed}\n```"
+
+
+def _table(value: object, header: str) -> str:
+    return _mapping(dict(leaves(value)), header)
+
+
+def _mapping(values: Mapping[str, object], header: str) -> str:
+    rows = "\n".join(f"| {name} | {cell(value)} |" for name, value in values.items())
+    return f"| | {header} |\n|---|---|\n{rows}\n"

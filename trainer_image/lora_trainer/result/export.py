@@ -1,0 +1,79 @@
+"""The trained adapter to a folder in PEFT's format, with a model card, and the manifest as the last file."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+from lora_trainer.contract.config import Tracker, TrainConfig
+from lora_trainer.contract.release import RELEASE
+from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.errors import storage_error
+from lora_trainer.host.trackers import TENSORBOARD, write_events
+from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.loading import Adapted
+from lora_trainer.places.base import Base
+from lora_trainer.result.artifact import Manifest, Measured, write_sealed
+from lora_trainer.result.card import model_card
+from lora_trainer.result.curves import LOSS_CURVE, METRICS, read_records
+from lora_trainer.result.serving import adapter_serving
+
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+def write_adapter(adapted: Adapted, folder: Path, template: str | None) -> None:
+    """Write weights and configuration; `template` is the chat template where the base model has none of its own."""
+    try:
+        save_adapter(adapted.model, adapted.starts, folder)
+        _sort_config(folder / "adapter_config.json")
+        # safetensors writes for the owner alone; who serves an adapter is rarely who trained it.
+        (folder / "adapter_model.safetensors").chmod(0o644)
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, "the adapter") from error
+    except Exception as error:
+        # safetensors reports a full disk as an error of its own kind, with the system's text inside
+        if "No space left" in str(error):
+            raise storage_error(OSError(28, "No space left on device"), "the adapter") from error
+        raise
+
+
+def _sort_config(path: Path) -> None:
+    """PEFT keeps module names in a set: sorted, equal runs write equal files."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_manifest(
+    folder: Path, *, base: Base, config: TrainConfig, resolved: ResolvedRun, dataset: DatasetStats, measured: Measured
+) -> Manifest:
+    """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
+    manifest = Manifest(
+        base_model=base.name,
+        base_revision=base.revision,
+        config=config,
+        resolved=resolved,
+        dataset=dataset,
+        measured=measured,
+        serving=adapter_serving(folder),
+        versions=versions(),
+        files=(),
+    )
+    try:
+        if config.tracking.kind is Tracker.TENSORBOARD:
+            write_events(read_records(folder / METRICS), folder / TENSORBOARD)
+        (folder / "README.md").write_text(
+            model_card(manifest, curves=(folder / LOSS_CURVE).is_file()), encoding="utf-8"
+        )
+        return write_sealed(folder, manifest)
+    except OSError as error:
+        raise storage_error(error, "the adapter") from error
+
+
+def versions() -> dict[str, str]:
+    """Of this project, Python, and the libraries that compute."""
+    libraries = {library: importlib.metadata.version(library) for library in _LIBRARIES}
+    return {"lora-finetune-operator": RELEASE, "python": platform.python_version(), **libraries}

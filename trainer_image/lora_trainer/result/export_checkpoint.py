@@ -1,0 +1,106 @@
+"""A verified adapter of any checkpoint: what is done of a run that was stopped can be kept."""
+
+import dataclasses
+import logging
+import secrets
+import shutil
+from pathlib import Path
+
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Verification
+from lora_trainer.errors import CheckpointError, ConfigError, storage_error
+from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.loading import Adapted, adapt, load_encoder, load_model
+from lora_trainer.places.base import Base, find_base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.recipe import evaluation_rows, measured_by
+from lora_trainer.result.export import write_adapter, write_manifest
+from lora_trainer.result.verify import verify
+from lora_trainer.training.batches import evaluation_budget
+from lora_trainer.training.checkpoint import read_checkpoint
+from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.listener import Trained
+from lora_trainer.training.loop import mean_loss
+from lora_trainer.training.resume import Saved
+from lora_trainer.training.state import RunRecord, State, put_back, read_record, trainable
+
+log = logging.getLogger(__name__)
+
+
+def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub) -> Verification:
+    """Write the adapter that the run would have published, had it ended at this checkpoint, into a new folder.
+
+    Where the run looked for its best weights, these are taken. Model and data are read where the run had them, on a CPU
+    where there is no GPU. Raises `CheckpointError`, `ConfigError`, `VerificationError` and what reading can raise.
+    """
+    if output.exists():
+        raise ConfigError(f"--output is {output}: it exists already and is not overwritten; name a new folder")
+    saved = Saved(checkpoint=read_checkpoint(checkpoint), record=read_record(checkpoint), own=True)
+    record, state = saved.record, saved.state()
+    config = record.config
+    device = choose_device(dataclasses.replace(config.device, allow_cpu=True), config.training.precision)
+    base = find_base(saved.pinned(config.model.uri), volumes, hub)
+    adapted = _adapted(record, base, device, state)
+    after = _evaluated(record, base, adapted, device, volumes=volumes, hub=hub)
+    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        _write(partial, record, state, base, adapted, device=device, after=after)
+        verification = verify(partial, volumes, hub, anywhere=True)
+        partial.rename(output)
+    except OSError as error:
+        raise storage_error(error, str(output)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return verification
+
+
+def _adapted(record: RunRecord, base: Base, device: Device, state: State) -> Adapted:
+    config = record.config
+    if base.revision != record.base_revision:
+        raise CheckpointError(
+            f"the base model {base.name} is at {base.revision} now, the checkpoint is of {record.base_revision}: "
+            "restore the model that was used",
+            Reason.RESUME_MISMATCH,
+        )
+    loaded = load_model(base, config.quantization, device)
+    adapted = adapt(loaded, config.lora, base, device, config.training.seed, starts=state.starts or None)
+    put_back(trainable(adapted.model), state.best or state.adapter)
+    return adapted
+
+
+def _evaluated(
+    record: RunRecord, base: Base, adapted: Adapted, device: Device, *, volumes: Volumes, hub: Hub
+) -> Evaluation:
+    config = record.config
+    rows, fingerprint = evaluation_rows(config, volumes, hub, base)
+    if fingerprint != record.resolved.dataset_fingerprint:
+        raise CheckpointError(
+            f"the data set {config.dataset.uri} has changed since the checkpoint was saved: restore the data that was "
+            "used",
+            Reason.RESUME_MISMATCH,
+        )
+    budget = evaluation_budget(config.training.micro_batch_size, record.dataset.longest_tokens)
+    return evaluate(adapted.model, adapted.head, rows, device, lambda _rows: None, budget=budget)
+
+
+def _write(
+    folder: Path, record: RunRecord, state: State, base: Base, adapted: Adapted, *, device: Device, after: Evaluation
+) -> None:
+    config, course = record.config, state.course
+    trained = Trained(
+        steps=course.step,
+        tokens=course.tokens,
+        loss=mean_loss(course.losses),
+        seconds=course.seconds,
+        best_step=None if course.best is None else course.best.step,
+    )
+    measured = measured_by(
+        trained, record.before, after, device, held_out=record.held_out, seconds=course.seconds, resumed=None
+    )
+    encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
+    write_adapter(adapted, folder, encoder.template)
+    write_manifest(
+        folder, base=base, config=config, resolved=record.resolved, dataset=record.dataset, measured=measured
+    )

@@ -1,0 +1,208 @@
+"""An adapter merged into its unquantized base model: W + s B A, rounded once, file by file.
+
+The base's safetensors files are copied tensor by tensor. Only the tensor at hand is in memory, in fp32, so a model of
+any size is merged within the memory of its largest tensor. Names, types, shapes and the order in the files stay.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from lora_trainer.errors import VerificationError, storage_error
+from lora_trainer.places.base import model_files
+from lora_trainer.result.serving import scale
+from lora_trainer.result.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
+
+log = logging.getLogger(__name__)
+_PREFIX = "base_model.model."
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The format's names of the types that can be computed in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """W becomes W + `scale` B A; with a magnitude (DoRA) each of its rows is given that length."""
+
+    module: str
+    scale: float
+    transposed: bool
+    magnitude: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """W is replaced by the adapter's tensor of this name."""
+
+    tensor: str
+
+
+Edit = LowRank | Whole
+
+
+def merge_into(adapter: Path, base: Path, target: Path) -> None:
+    """Write the model in the folder `base` with the adapter merged into it to `target`, which may hold other files.
+
+    Raises `VerificationError` where the adapter does not fit the base, `StorageError`.
+    """
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    skeleton = _skeleton(base)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
+            edits = _edits(config, list(tensors.keys()), skeleton)
+            files = _weight_files(base)
+            keys = _keys(edits, files, skeleton)
+            if keys is None:
+                _merge_in_memory(adapter, base, target)
+            else:
+                by_key = {key: edits[name] for name, key in keys.items()}
+                for file in sorted(set(files.values())):
+                    _merge_file(base / file, target / file, by_key, tensors)
+        _copy_small_files(adapter, base, target)
+    except OSError as error:
+        raise storage_error(error, "the merged model") from error
+
+
+def _skeleton(base: Path) -> Any:
+    """The model without its weights: names, kinds and sizes of its modules, and what is tied to what."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - Transformers takes seconds to import
+
+    factory: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return factory.from_config(AutoConfig.from_pretrained(base, local_files_only=True), trust_remote_code=False)
+
+
+def _edits(config: Mapping[str, Any], names: Sequence[str], skeleton: Any) -> dict[str, Edit]:
+    """Parameter of the model to what happens to it. Raises `VerificationError` for one that the model has not."""
+    from transformers.pytorch_utils import Conv1D  # noqa: PLC0415 - as above
+
+    modules = dict(skeleton.named_modules())
+    edits: dict[str, Edit] = {}
+    for name in names:
+        plain = name.removeprefix(_PREFIX)
+        module, low_rank, kind = plain.partition(".lora_")
+        if not low_rank:
+            edits[plain] = Whole(tensor=name)
+        elif kind.startswith("A"):
+            edits[f"{module}.weight"] = LowRank(
+                module=module,
+                scale=scale(config, module),
+                transposed=isinstance(modules.get(module), Conv1D),
+                magnitude=f"{_PREFIX}{module}.lora_magnitude_vector" in names,
+            )
+    known = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
+    unknown = sorted(set(edits) - known)
+    if unknown and not config.get("target_parameters"):
+        raise VerificationError(f"the adapter has weights for {unknown[0]}, which the base model has not")
+    return edits
+
+
+def _weight_files(base: Path) -> dict[str, str]:
+    """Tensor to file, by the index or the header of the one file; empty where the files are laid out otherwise."""
+    if (base / _INDEX).is_file():
+        weights = json.loads((base / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in weights.items()}
+    if (base / _SINGLE).is_file():
+        return dict.fromkeys((entry.name for entry in read_entries(base / _SINGLE)), _SINGLE)
+    return {}
+
+
+def _keys(edits: Mapping[str, Edit], files: Mapping[str, str], skeleton: Any) -> dict[str, str] | None:
+    """Parameter to its name in the files, which may lack the model's prefix.
+
+    None where the files do not say it so: experts that the library stacks when it loads them, or embeddings that are
+    tied in the base and were trained apart from each other.
+    """
+    prefix = f"{skeleton.base_model_prefix}."
+    tied = _tied(skeleton)
+    keys = {}
+    for name in edits:
+        candidates = (name, name.removeprefix(prefix), prefix + name)
+        key = next((candidate for candidate in candidates if candidate in files), None)
+        if key is None or name in tied:
+            return None
+        keys[name] = key
+    return keys
+
+
+def _tied(skeleton: Any) -> set[str]:
+    """Names of the embeddings where input and output share their weights."""
+    source, head = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
+    if head is None or head.weight is not source.weight:
+        return set()
+    return {f"{name}.weight" for name, module in skeleton.named_modules() if module is source or module is head}
+
+
+def _merge_file(source: Path, target: Path, edits: Mapping[str, Edit], tensors: Any) -> None:
+    """Copy a file, its edited tensors changed. The header stays: neither names nor types nor shapes change."""
+    with source.open("rb") as reading, target.open("wb") as writing:
+        header = header_bytes(reading)
+        writing.write(header)
+        for entry in entries_of(header):
+            edit = edits.get(entry.name)
+            if edit is None:
+                writing.writelines(chunks(reading, entry.size_bytes))
+            else:
+                data = bytearray(b"".join(chunks(reading, entry.size_bytes)))
+                writing.write(_edited(data, entry, edit, tensors))
+
+
+def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> memoryview:
+    """The bytes of the tensor whose bytes are `data`, changed."""
+    dtype = _TYPES.get(entry.dtype)
+    if dtype is None:
+        raise VerificationError(
+            f"the base model's {entry.name} has the type {entry.dtype}: nothing can be merged into it"
+        )
+    if isinstance(edit, Whole):
+        new = tensors.get_tensor(edit.tensor)
+        if tuple(new.shape) != entry.shape:
+            raise VerificationError(f"{edit.tensor} has the shape {tuple(new.shape)}, the base model's {entry.shape}")
+    else:
+        new = _low_rank(torch.frombuffer(data, dtype=dtype).reshape(entry.shape), edit, tensors)
+    return memoryview(new.to(dtype).contiguous().view(torch.uint8).numpy()).cast("B")
+
+
+def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor:
+    """W + s B A in fp32, in the layout of `weight`: (outputs, inputs), or transposed as Conv1D has it."""
+    down, up = (tensors.get_tensor(f"{_PREFIX}{edit.module}.lora_{kind}.weight").float() for kind in "AB")
+    merged = weight.float().T if edit.transposed else weight.float()
+    if merged.shape != (up.shape[0], down.shape[1]):
+        raise VerificationError(
+            f"{edit.module} has A {tuple(down.shape)} and B {tuple(up.shape)}, its weight is {tuple(weight.shape)}"
+        )
+    merged = merged.addmm_(up, down, alpha=edit.scale)
+    if edit.magnitude:
+        magnitude = tensors.get_tensor(f"{_PREFIX}{edit.module}.lora_magnitude_vector").float()
+        merged *= (magnitude / torch.linalg.vector_norm(merged, dim=1))[:, None]
+    return merged.T if edit.transposed else merged
+
+
+def _merge_in_memory(adapter: Path, base: Path, target: Path) -> None:
+    """By PEFT, with the whole model in memory, for what the base's files name otherwise than the model does."""
+    from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
+
+    log.info("merging with the whole model in memory: its files name the weights otherwise than the model does")
+    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    merged: Any = PeftModel.from_pretrained(plain, str(adapter)).merge_and_unload(safe_merge=True)
+    merged.save_pretrained(target)
+
+
+def _copy_small_files(adapter: Path, base: Path, target: Path) -> None:
+    """Configuration, tokenizer and chat template; the adapter's template where the base has none."""
+    for name in model_files([path.name for path in base.iterdir() if path.is_file()], str(base)):
+        if not name.endswith(".safetensors") and not (target / name).exists():
+            shutil.copyfile(base / name, target / name)
+    template = "chat_template.jinja"
+    if (adapter / template).is_file() and not (target / template).exists():
+        shutil.copyfile(adapter / template, target / template)

@@ -1,0 +1,88 @@
+"""The stage that makes a verified adapter a result with the merged model, checks that, and seals it."""
+
+import dataclasses
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from lora_trainer.contract.config import Merge
+from lora_trainer.contract.summary import Verification
+from lora_trainer.errors import ConfigError, storage_error
+from lora_trainer.host.trackers import TENSORBOARD
+from lora_trainer.model.device import choose_device
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.artifact import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
+from lora_trainer.result.card import model_card
+from lora_trainer.result.curves import LOSS_CURVE, METRICS
+from lora_trainer.result.merge import merge_into
+from lora_trainer.result.merged import bench_for, merged_model, rounding
+from lora_trainer.result.serving import MERGED
+from lora_trainer.result.verify import TOLERANCES, base_and_rows, judge
+
+log = logging.getLogger(__name__)
+CARD = "README.md"
+
+
+def merge_result(
+    adapter: Path, target: Path, merge: Merge, volumes: Volumes, hub: Hub, *, anywhere: bool = False
+) -> Verification:
+    """Make of the result in `adapter` the one that `merge` asks for, in the empty folder `target`.
+
+    The merged model is loaded from its files and has to give the loss of the unquantized base model with the adapter
+    beside it. `anywhere` checks that on a CPU where the run had a GPU. Raises `VerificationError`, `StorageError`.
+    """
+    manifest = read_manifest(adapter)
+    if manifest.format is Form.MERGED:
+        raise ConfigError(f"{adapter.name} is a merged model already: there is no adapter in it")
+    form = Form.BOTH if merge is Merge.BOTH else Form.MERGED
+    wanted = dataclasses.replace(manifest.config.device, allow_cpu=manifest.config.device.allow_cpu or anywhere)
+    device = choose_device(wanted, manifest.config.training.precision)
+    base, examples = base_and_rows(manifest, volumes, hub)
+    model = merged_model(target, form, base)
+    log.info("merging the adapter into %s at %s", base.name, base.revision)
+    merge_into(adapter, base.folder, model.folder)
+
+    bench = bench_for(base, examples, device)
+    expected = bench.expected(base, adapter, manifest)
+    tolerance = TOLERANCES[rounding(base, bench.device)]
+    verification = judge(bench.loss(model, manifest), expected, tolerance, "merged model")
+    merged = MergedModel(loss=verification.loss, expected=expected, tolerance=tolerance)
+    _seal(adapter, target, dataclasses.replace(manifest, format=form, merged=merged))
+    return verification
+
+
+def merge_by_hand(adapter: Path, output: Path, volumes: Volumes, hub: Hub) -> Verification:
+    """Make the model of a published adapter in the new folder `output`. Raises `ConfigError`, and as `merge_result`."""
+    if output.exists():
+        raise ConfigError(f"--output is {output}: something is there already; name a new folder")
+    try:
+        return merge_result(adapter, output, Merge.MERGED, volumes, hub, anywhere=True)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def _seal(adapter: Path, target: Path, manifest: Manifest) -> None:
+    """Bring the adapter's other files along, all of them or the curves alone, and write card and manifest."""
+    if manifest.format is Form.MERGED:
+        manifest = dataclasses.replace(manifest, serving=dataclasses.replace(MERGED, rank=manifest.serving.rank))
+    try:
+        for entry in manifest.files:
+            curve = entry.path in (LOSS_CURVE, METRICS) or entry.path.startswith(f"{TENSORBOARD}/")
+            if curve or (manifest.format is Form.BOTH and entry.path not in (CARD, LOG)):
+                _bring(adapter / entry.path, target / entry.path)
+        (target / CARD).write_text(model_card(manifest, curves=(target / LOSS_CURVE).is_file()), encoding="utf-8")
+        write_sealed(target, manifest)
+    except OSError as error:
+        raise storage_error(error, "the merged result") from error
+
+
+def _bring(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the volume knows no such thing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,130 @@
+"""A written adapter against the claim that it makes: digests, base model, and the loss, computed without PEFT."""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+
+from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.summary import Verification
+from lora_trainer.data.store import Examples
+from lora_trainer.errors import VerificationError
+from lora_trainer.model.apply import apply_adapter
+from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.loading import load_model
+from lora_trainer.model.sharding import device_bytes, fits_divided, on_cpu, shard, weight_bytes
+from lora_trainer.places.base import Base, find_base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.recipe import evaluation_rows
+from lora_trainer.result.artifact import MANIFEST, Form, Manifest, check_digests, read_manifest
+from lora_trainer.result.merged import Bench, bench_for, merged_model
+from lora_trainer.training.batches import evaluation_budget
+from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.group import join, local_rank
+from lora_trainer.training.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
+"""Largest difference of losses, in nats per token, by compute type.
+
+The sums run in another order than in training: that is about 1e-6 in fp32 and a few 1e-3 where products are rounded to
+16 bits. An adapter of a wrong scale differs by more than either as soon as it learned anything that matters."""
+
+
+def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) -> Verification:
+    """Check the result in `folder`. Raises `VerificationError` where it is not what its manifest says.
+
+    `anywhere` takes a CPU where the run had a GPU; within the run a GPU that is gone by now is a `GpuFaultError`.
+    """
+    manifest = read_manifest(folder)
+    check_digests(folder, manifest)
+    config = manifest.config
+    wanted = dataclasses.replace(config.device, allow_cpu=config.device.allow_cpu or anywhere)
+    device = choose_device(wanted, config.training.precision, local_rank())
+    base, examples = base_and_rows(manifest, volumes, hub)
+    if manifest.format is Form.MERGED:
+        return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
+    with join(device, config.stall_timeout_s) as group:
+        loss = _loss(folder, manifest, base, examples, device=device, group=group)
+    # Verified by hand on another device, the run's own rounding counts, too.
+    tolerance = max(TOLERANCES[device.dtype_name], TOLERANCES.get(manifest.resolved.compute_dtype, 0.0))
+    return judge(loss, manifest.measured.eval_loss_after, tolerance, "adapter")
+
+
+def _loss(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, device: Device, group: Ranks) -> float:
+    """Loss of the base model with the adapter, computed by all processes that there are."""
+    config, place, ranks = manifest.config, device, group
+    if manifest.resolved.sharded:
+        place, ranks = on_cpu(device), _in_lockstep(base, device, group)
+    loaded = load_model(base, config.quantization, place)
+    trained = apply_adapter(loaded, folder, config.lora, place)
+    if trained != manifest.resolved.trainable_parameters:
+        raise VerificationError(
+            f"the adapter holds {trained} parameters, {manifest.resolved.trainable_parameters} were trained"
+        )
+    if ranks.lockstep:
+        place = device
+        shard(loaded.model, device, ranks)
+    budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens)
+    return evaluate(loaded.model, loaded.head, examples, place, lambda rows: None, budget=budget, ranks=ranks).loss
+
+
+def _in_lockstep(base: Base, device: Device, group: Ranks) -> Ranks:
+    """The processes with the model divided over them; without lockstep where even this node's GPUs do not suffice."""
+    size = weight_bytes(base.folder.glob("*.safetensors"), device.dtype, Quantization.NONE)
+    fits = fits_divided(size, device_bytes(device), group.world)
+    if not fits:
+        log.warning("this node's GPUs do not hold the base model: the verification takes the CPU, and long")
+    return dataclasses.replace(group, lockstep=fits)
+
+
+def _verify_merged(folder: Path, manifest: Manifest, base: Base, bench: Bench) -> Verification:
+    if manifest.merged is None:
+        raise VerificationError(f"{folder.name}/{MANIFEST} says nothing of the merged model's loss")
+    loss = bench.loss(merged_model(folder, manifest.format, base), manifest)
+    tolerance = max(manifest.merged.tolerance, TOLERANCES[bench.device.dtype_name])
+    return judge(loss, manifest.merged.loss, tolerance, "merged model")
+
+
+def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base, Examples]:
+    """The base model and the evaluated rows of a run, read afresh. Raises `VerificationError` where either changed."""
+    config = manifest.config
+    base = find_base(_pinned(config.model.uri, manifest.base_revision), volumes, hub)
+    if base.revision != manifest.base_revision:
+        raise VerificationError(
+            f"the base model is at {base.revision} now, the adapter was trained on {manifest.base_revision}: "
+            "restore the model that was used"
+        )
+    examples, fingerprint = evaluation_rows(config, volumes, hub, base)
+    if fingerprint != manifest.resolved.dataset_fingerprint:
+        raise VerificationError(
+            f"the data set {config.dataset.uri} has changed since the run ({fingerprint[:19]}… instead of "
+            f"{manifest.resolved.dataset_fingerprint[:19]}…): restore the data that was used"
+        )
+    return base, examples
+
+
+def _pinned(uri: str, revision: str) -> str:
+    """The model's address at the commit that was used, whatever its branch points to by now."""
+    return f"{uri.partition('@')[0]}@{revision}" if uri.startswith("hf://") else uri
+
+
+def judge(loss: float, claimed: float, tolerance: float, what: str) -> Verification:
+    """Compare a loss with what it has to be; `what` is the written thing. Raises `VerificationError`."""
+    difference = abs(loss - claimed)
+    log.info(
+        "verified the %s: loss %.6f, claimed %.6f, difference %.2e (tolerance %.0e)",
+        what,
+        loss,
+        claimed,
+        difference,
+        tolerance,
+    )
+    if not math.isfinite(loss) or difference > tolerance:
+        raise VerificationError(
+            f"the written {what} gives a loss of {loss:.4f}, the trained model gave {claimed:.4f}: they differ by "
+            f"{difference:.4f}, more than {tolerance}; the {what} is not published, please report this"
+        )
+    return Verification(loss=loss, difference=difference, tolerance=tolerance)

@@ -1,0 +1,1 @@
+"""The optimizer steps, what watches over them, and what survives them."""

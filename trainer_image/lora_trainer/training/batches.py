@@ -1,0 +1,197 @@
+"""Which rows go into which optimizer step, and how a step is cut into micro-batches, packed or padded."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.model.attention import Segments, positions, segments_of
+
+TOKEN_BUDGET = 4096
+"""Most tokens of a micro-batch, padding included, where `training.microBatchSize` is absent."""
+
+CPU_TOKEN_BUDGET = 1024
+"""The same on a CPU, which is as fast with fewer: its caches hold the activations, and memory is saved."""
+
+IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
+"""What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
+
+Rows = npt.NDArray[np.integer[Any]]
+"""Row numbers, or a number for each row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a micro-batch may hold: at most `tokens`, padding included. A row that is longer comes alone.
+
+    `longest` is the longest row that there is. With `packed` the rows are laid one after the other, without padding.
+    """
+
+    tokens: int
+    longest: int
+    packed: bool = False
+
+    @classmethod
+    def of(
+        cls, micro_batch_size: int | None, longest: int, *, packed: bool = False, tokens: int = TOKEN_BUDGET
+    ) -> "Budget":
+        """That of a run: as many tokens as `micro_batch_size` rows of the longest length have, else `tokens`."""
+        return cls(
+            tokens=tokens if micro_batch_size is None else micro_batch_size * longest, longest=longest, packed=packed
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the longest length a micro-batch holds."""
+        return max(1, self.tokens // self.longest)
+
+    def halved(self) -> "Budget | None":
+        """Half of it, for a device whose memory did not suffice; None where the longest row already comes alone."""
+        return replace(self, tokens=self.tokens // 2) if self.rows > 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows on a device: each padded on the right, or all one after the other in a single one, with `segments` then.
+
+    Shapes: `input_ids` (rows, tokens), `position_ids` the same or None where every row begins at 0, `targets` (learned
+    tokens,). `learned` (rows, tokens - 1) marks the positions whose next token is learned; `rows` (learned tokens,)
+    says to which of the given rows each of these belongs.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor | None
+    segments: Segments | None
+    learned: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The model's arguments; a model that cannot pack is never given what it does not know."""
+        if self.segments is None:
+            return {"input_ids": self.input_ids}
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "segments": self.segments}
+
+
+def collate(examples: Sequence[Example], device: torch.device, *, packed: bool = False) -> Batch:
+    """The examples as a batch. Padding is known by position and never by token id: pad and EOS share an id in many
+    models.
+
+    There is no attention mask: a causal model never looks to the right, where the padding is, and without a mask
+    PyTorch takes its fastest attention. Nor is there one over a pack, see `attention`.
+    """
+    return _pack(examples, device) if packed else _pad(examples, device)
+
+
+def _pad(examples: Sequence[Example], device: torch.device) -> Batch:
+    width = max(example.length for example in examples)
+    input_ids = np.zeros((len(examples), width), dtype=np.int64)
+    labels = np.full((len(examples), width), IGNORED, dtype=np.int64)
+    for row, example in enumerate(examples):
+        input_ids[row, : example.length] = example.input_ids
+        labels[row, : example.length] = example.labels
+    following = torch.from_numpy(labels)[:, 1:]
+    learned = following != IGNORED
+    return Batch(
+        input_ids=torch.from_numpy(input_ids).to(device),
+        position_ids=None,
+        segments=None,
+        learned=learned.to(device),
+        targets=following[learned].to(device),
+        rows=learned.nonzero()[:, 0].to(device),
+    )
+
+
+def _pack(examples: Sequence[Example], device: torch.device) -> Batch:
+    lengths = tuple(example.length for example in examples)
+    labels = np.concatenate([example.labels for example in examples])
+    # The first token of a row follows the last of another: it is no prediction of that.
+    labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
+    following = torch.from_numpy(labels)[None, 1:]
+    learned = following != IGNORED
+    rows = torch.from_numpy(np.repeat(np.arange(len(examples)), lengths))[None, 1:]
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate([example.input_ids for example in examples]))[None].to(device),
+        position_ids=positions(lengths, device),
+        segments=segments_of(lengths, device),
+        learned=learned.to(device),
+        targets=following[learned].to(device),
+        rows=rows[learned].to(device),
+    )
+
+
+def step_rows(rows: int, effective: int, total_rows: int, seed: int, start_step: int = 0) -> Iterator[Rows]:
+    """Row numbers of each optimizer step from `start_step` on, counted from 0, up to `total_rows` in all.
+
+    Every pass over the data has an order of its own, which follows from the seed and the number of the pass alone: any
+    step can be the first. Only the order of the pass at hand is in memory.
+    """
+    epoch, order = -1, np.empty(0, dtype=np.int32)
+    for start in range(start_step * effective, total_rows, effective):
+        parts: list[Rows] = []
+        position, end = start, min(start + effective, total_rows)
+        while position < end:
+            if position // rows != epoch:
+                epoch = position // rows
+                order = _order(rows, seed, epoch)
+            offset = position % rows
+            parts.append(order[offset : offset + end - position])
+            position += len(parts[-1])
+        yield np.concatenate(parts)
+
+
+def _order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
+    order = np.arange(rows, dtype=np.int32)
+    np.random.Generator(np.random.PCG64((seed, epoch))).shuffle(order)
+    return order
+
+
+def micro_batches(lengths: Sequence[int] | Rows, budget: Budget) -> list[list[int]]:
+    """Positions in `lengths`, cut into micro-batches. The largest come first: too little memory shows at once."""
+    descending = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return _fill(descending, lengths, budget.tokens) if budget.packed else _cut(descending, lengths, budget.tokens)
+
+
+def _cut(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
+    """Rows of like length together, so that little is padded."""
+    batches: list[list[int]] = []
+    for row in descending:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _fill(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
+    """Best-fit decreasing: each row to the fullest batch that has room for it."""
+    batches: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    for row in descending:
+        length = int(lengths[row])
+        best = bisect_left(room, (length, -1))
+        if best < len(room):
+            left, batch = room.pop(best)
+            batches[batch].append(row)
+        else:
+            left, batch = max(tokens, length), len(batches)
+            batches.append([row])
+        insort(room, (left - length, batch))
+    return sorted(batches, key=lambda batch: -sum(int(lengths[row]) for row in batch))
+
+
+def token_budget(device: torch.device) -> int:
+    """Most tokens of a micro-batch on `device` where the user sets none."""
+    return CPU_TOKEN_BUDGET if device.type == "cpu" else TOKEN_BUDGET
+
+
+def evaluation_budget(micro_batch_size: int | None, longest: int, *, packed: bool = False) -> Budget:
+    """That of an evaluation: no more than a micro-batch of the training where the user limited it to save memory."""
+    budget = Budget.of(micro_batch_size, longest, packed=packed)
+    return replace(budget, tokens=min(TOKEN_BUDGET, budget.tokens))

@@ -1,0 +1,93 @@
+"""Loss over rows with its standard error, and how sure an improvement is."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Example
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import set_training
+from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
+from lora_trainer.training.loss import token_losses
+from lora_trainer.training.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Summed loss in nats and number of learned tokens of each row."""
+
+    sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per learned token."""
+        return sum(self.sums) / sum(self.tokens)
+
+    @property
+    def standard_error(self) -> float:
+        """Of `loss`, over rows."""
+        return ratio_standard_error(self.sums, self.tokens)
+
+
+def improvement_standard_error(before: Evaluation, after: Evaluation) -> float:
+    """Of the difference of two losses over the same rows: paired, since a hard row is hard before and after."""
+    differences = tuple(b - a for b, a in zip(before.sums, after.sums, strict=True))
+    return ratio_standard_error(differences, before.tokens)
+
+
+def ratio_standard_error(sums: Sequence[float], sizes: Sequence[int]) -> float:
+    """Standard error of sum(sums) / sum(sizes) over rows; 0 for a single row.
+
+    The linearised ratio estimator (Cochran, Sampling Techniques, 3rd ed., section 6.4): tokens of one row are not
+    independent, rows are.
+    """
+    rows, total = len(sums), sum(sizes)
+    if rows < 2:
+        return 0.0
+    ratio = sum(sums) / total
+    squares = sum((value - ratio * size) ** 2 for value, size in zip(sums, sizes, strict=True))
+    return math.sqrt(squares * rows / (rows - 1)) / total
+
+
+def evaluate(
+    model: Any,
+    head: nn.Module,
+    examples: Sequence[Example],
+    device: Device,
+    done: Callable[[int], None],
+    *,
+    budget: Budget,
+    ranks: Ranks = ALONE,
+) -> Evaluation:
+    """Loss of every row, in batches within `budget`, shared out over the processes; the same on each.
+
+    `done` is told the number of this process's rows after each batch.
+    """
+    known = examples if isinstance(examples, Examples) else Examples.of(examples)
+    lengths, targets = known.lengths, known.targets
+    mine = ranks.share(range(len(examples)), lengths.tolist())
+    parts = micro_batches([lengths[row] for row in mine], budget)
+    sums: dict[int, float] = {}
+    was_training = model.training
+    set_training(model, on=False)
+    with torch.no_grad():
+        for part in range(ranks.rounds(len(parts))):
+            rows = [mine[position] for position in parts[part]] if part < len(parts) else []
+            batch = collate([examples[row] for row in rows] or [IDLE], device.torch_device, packed=budget.packed)
+            losses = token_losses(model, head, batch, device).double()
+            totals = torch.zeros(max(1, len(rows)), dtype=torch.float64, device=device.torch_device).index_add_(
+                0, batch.rows, losses
+            )
+            sums.update(zip(rows, totals.tolist(), strict=False))
+            done(len(sums))
+    set_training(model, on=was_training)
+    for others in ranks.gather(sums):
+        sums.update(others)
+    counts = tuple(int(count) for count in targets)
+    return Evaluation(sums=tuple(sums[row] for row in range(len(examples))), tokens=counts)

@@ -1,0 +1,155 @@
+"""Several processes that train one adapter: one for each GPU, joined as torchrun's environment says.
+
+There is no `DistributedDataParallel`: only the adapter has gradients, some ten million numbers, which one flat
+all-reduce after the last micro-batch sums in a few milliseconds. Its overlap with the backward pass would gain less
+than its buckets and hooks cost, and its mean over processes would be wrong here: the loss of each process is divided by
+the learned tokens of the whole step, over all processes, so that gradients are to be summed. So one process, several,
+and accumulation all give the same losses, up to the order in which numbers are added.
+
+Small things are told over gloo on the CPU also where gradients go over NCCL: gloo notices at once that a process is
+gone, NCCL may wait for it until the time is over. A step asks for `any` before its gradients are summed, so processes
+meet on the CPU first.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lora_trainer.errors import PeerFailedError, explain
+from lora_trainer.model.device import Device
+from lora_trainer.training.ranks import Ranks
+
+T = TypeVar("T")
+BUCKET_NUMBERS = 2**26
+"""Most numbers that are copied together for an all-reduce, which bounds its memory: 256 MiB in fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group(Ranks):
+    """Two or more processes."""
+
+    def rounds(self, micro_batches: int) -> int:
+        """With `lockstep` every process makes as many passes as the busiest."""
+        if not self.lockstep:
+            return micro_batches
+        most = torch.tensor(micro_batches)
+        with _peers():
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
+
+    def sum(self, value: float) -> float:
+        """See `Ranks`."""
+        total = torch.tensor(value, dtype=torch.float64)
+        with _peers():
+            dist.all_reduce(total)
+        return float(total)
+
+    def any(self, flag: bool) -> bool:
+        """See `Ranks`."""
+        said = torch.tensor(int(flag))
+        with _peers():
+            dist.all_reduce(said, dist.ReduceOp.MAX)
+        return bool(said)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """See `Ranks`. A parameter that has a gradient nowhere keeps none."""
+        for bucket in _buckets(parameters):
+            numbers = torch.cat([_gradient(parameter) for parameter in bucket])
+            present = torch.tensor([parameter.grad is not None for parameter in bucket]).to(numbers)
+            summed = torch.cat([numbers, present])
+            with _peers():
+                dist.all_reduce(summed)
+            found = summed[numbers.numel() :].tolist()
+            parts = torch.split(summed[: numbers.numel()], [parameter.numel() for parameter in bucket])
+            for parameter, part, count in zip(bucket, parts, found, strict=True):
+                parameter.grad = part.view_as(parameter).clone() if count else None
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `Ranks`."""
+        with _peers():
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def broadcast_object(self, value: T) -> T:
+        """See `Ranks`."""
+        holder: list[Any] = [value]
+        with _peers():
+            dist.broadcast_object_list(holder, src=0)
+        received: T = holder[0]
+        return received
+
+    def gather(self, value: T) -> list[T]:
+        """See `Ranks`."""
+        values: list[Any] = [None] * self.world
+        with _peers():
+            dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """See `Ranks`."""
+        self.any(flag=False)
+
+
+def local_rank() -> int:
+    """This process's number on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def join(device: Device, timeout_s: float) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; the group of one where it started none.
+
+    A collective that waits longer than `timeout_s` fails. Raises `PeerFailedError`.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks()
+        return
+    on_gpu = device.torch_device.type == "cuda"
+    with _peers():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device.torch_device if on_gpu else None,
+        )
+    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank())
+    # After an error the process ends without taking leave: the others would be waited for.
+    yield ranks
+    ranks.barrier()
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _peers() -> Iterator[None]:
+    """Turn the errors of a collective into one that says that the cause is elsewhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        known = explain(error)
+        if isinstance(known, PeerFailedError):
+            raise known from error
+        raise
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Neighbours of one type and device, up to `BUCKET_NUMBERS` together; at least one."""
+    for _, same in groupby(parameters, key=lambda parameter: (parameter.dtype, parameter.device)):
+        bucket: list[nn.Parameter] = []
+        for parameter in same:
+            if bucket and sum(one.numel() for one in bucket) + parameter.numel() > BUCKET_NUMBERS:
+                yield bucket
+                bucket = []
+            bucket.append(parameter)
+        yield bucket
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()

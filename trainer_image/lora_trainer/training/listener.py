@@ -1,0 +1,80 @@
+"""What a training tells about itself, and to whom."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.evaluate import Evaluation
+
+SPEED_WINDOW = 20
+"""Over so many steps the speed is a mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One optimizer step that was taken; `number` counts from 1, `tokens` are the step's without padding."""
+
+    number: int
+    total: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    rows: int
+    seconds: float
+    tokens_per_second: float
+    remaining_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What the loop did, all attempts together; `loss` is the mean over the learned tokens of the last tenth of the
+    steps. With `best_step` the model has the weights of the best evaluation, after that step."""
+
+    steps: int
+    tokens: int
+    loss: float
+    seconds: float
+    best_step: int | None = None
+    stopped_early: bool = False
+
+
+class Listener:
+    """Is told what happens in a training, on every process. This one does not care."""
+
+    def stepped(self, step: Step) -> None:
+        """A step was taken."""
+
+    def left_out(self, step: int) -> None:
+        """A step without finite numbers was left out."""
+
+    def evaluating(self, step: int) -> None:
+        """An evaluation begins."""
+
+    def evaluated(self, step: int, result: Evaluation) -> None:
+        """An evaluation ended."""
+
+    def saving(self, step: int) -> None:
+        """A checkpoint is about to be written."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is on the volume, proven."""
+
+    def not_saved(self, step: int) -> None:
+        """A checkpoint could not be written; the training ends."""
+
+    def halved(self, budget: Budget) -> None:
+        """The device's memory did not suffice: micro-batches hold less from now on."""
+
+    def alive(self) -> None:
+        """Another micro-batch begins."""
+
+
+def speed_and_rest(recent: Sequence[Step], tokens: int, seconds: float, left: int) -> tuple[float, float]:
+    """Tokens per second over the last steps, and the seconds that the remaining ones will take at that pace."""
+    # The first step of a process also warms caches and allocators up: it counts only until there is another.
+    steady = list(recent)[1:] if len(recent) < SPEED_WINDOW else list(recent)
+    counted = sum(step.tokens for step in steady) + tokens
+    spent = sum(step.seconds for step in steady) + seconds
+    return counted / max(spent, 1e-9), left * spent / (len(steady) + 1)

@@ -1,0 +1,357 @@
+"""The training loop: optimizer steps, between them evaluations and saves, and an end that loses no step."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from lora_trainer.contract.config import TrainingConfig
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Example
+from lora_trainer.errors import (
+    NonFiniteLossError,
+    PeerFailedError,
+    StorageError,
+    TerminatedError,
+    explain,
+    out_of_memory,
+)
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted, set_training
+from lora_trainer.training.batches import Budget, Rows, step_rows
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.guards import LossGuard
+from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
+from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.training.ranks import Ranks
+from lora_trainer.training.saver import Saver
+from lora_trainer.training.schedule import learning_rate_factor, total_steps, wanted_rows
+from lora_trainer.training.state import (
+    BestSoFar,
+    Course,
+    Point,
+    State,
+    StepLoss,
+    Tensors,
+    are_finite,
+    copy_of,
+    put_back,
+    seed_step,
+    trainable,
+)
+from lora_trainer.training.step import run_step
+from lora_trainer.training.stopping import Interrupted, Stop
+
+log = logging.getLogger(__name__)
+MOST_LOSSES = 1000
+"""Most steps whose losses the reported training loss is a mean of."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Training:
+    """A training in progress. `stop` tells when to end, `saver` keeps states where there is a place for them."""
+
+    adapted: Adapted
+    examples: Examples
+    config: TrainingConfig
+    budget: Budget
+    device: Device
+    ranks: Ranks = field(default_factory=Ranks)
+    listener: Listener = field(default_factory=Listener)
+    stop: Stop = field(default_factory=Stop)
+    saver: Saver | None = None
+    evaluate: Callable[[], Evaluation] | None = None
+    clock: Callable[[], float] = time.monotonic
+    course: Course = field(default_factory=lambda: Course(guard=LossGuard()))
+    best: Tensors | None = None
+    total: int = field(init=False)
+    parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    recent: deque[Step] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
+    interruptible: bool = False
+
+    def __post_init__(self) -> None:
+        self.total = total_steps(self.config, len(self.examples))
+        self.parameters = trainable(self.adapted.model)
+        self.optimizer = make_optimizer(list(self.parameters.values()), self.config, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.torch_device.type, enabled=self.device.dtype == torch.float16)
+
+    def restore(self, state: State, *, weights_only: bool = False) -> None:
+        """Go on from a saved state, or start at step 0 from its weights. Raises `CheckpointError`."""
+        put_back(self.parameters, state.adapter)
+        if weights_only:
+            return
+        self.course, self.best = state.course, state.best
+        self.optimizer.load_state_dict(dict(state.optimizer))
+        self.scaler.load_state_dict(dict(state.scaler))
+        if self.course.budget_tokens is not None:
+            self.budget = dataclasses.replace(self.budget, tokens=min(self.budget.tokens, self.course.budget_tokens))
+        if self.saver is not None:
+            self.saver.begin(self.course.step)
+
+    def state(self) -> State:
+        """All that is needed to go on after the last step."""
+        return State(
+            course=self.course,
+            adapter=copy_of(self.parameters),
+            best=self.best,
+            starts=self.adapted.starts,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+        )
+
+    def run(self) -> Trained:
+        """Train to the end, in place. Raises `NonFiniteLossError`, `CudaOutOfMemoryError`, `StorageError`, and
+        `TerminatedError` once the state is saved of a run that was told to stop."""
+        set_training(self.adapted.model, on=True)
+        with self.stop.deferred(), self._watched_passes():
+            # An attempt that was stopped within an evaluation has saved the step before it.
+            with contextlib.suppress(Interrupted):
+                self._evaluate_if_due()
+            self._end_if_asked()
+            rows_of_steps = step_rows(
+                len(self.examples),
+                self.config.effective_batch_size,
+                wanted_rows(self.config, len(self.examples)),
+                self.config.seed,
+                self.course.step,
+            )
+            for rows in rows_of_steps:
+                if self.course.stopped_early:
+                    break
+                with contextlib.suppress(Interrupted):
+                    self._take(self.course.step + 1, rows)
+                    self._evaluate_if_due()
+                self._end_if_asked()
+                if self.ranks.any(self._save_is_due()):
+                    self._save()
+            self._save()
+            self._end_if_asked()
+        return self._finish()
+
+    @contextlib.contextmanager
+    def _watched_passes(self) -> Iterator[None]:
+        """Before every forward pass: a sign of life, and the place where a request to stop is heard."""
+
+        def look(*_: object) -> None:
+            self.listener.alive()
+            if self.interruptible:
+                self.stop.interrupt()
+
+        handle = self.adapted.model.register_forward_pre_hook(look)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _take(self, number: int, rows: Rows) -> None:
+        """One optimizer step, or one left out for its numbers. Raises `Interrupted` with nothing changed."""
+        started = self.clock()
+        factor = learning_rate_factor(number - 1, self.total, self.config.warmup_ratio, self.config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        targets = int(self.examples.targets[rows].sum())
+        loss = self._gradients(number, rows, targets)
+        self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
+        guard = dataclasses.replace(self.course.guard)
+        taken = guard.may_take(number, loss, norm, self.scaler.get_scale() if self.scaler.is_enabled() else None)
+        if taken:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)
+        if not taken:
+            self.listener.left_out(number)
+            return
+        guard.observe(number, loss)
+        self._tell(rows, loss, norm, factor, self.clock() - started)
+
+    def _gradients(self, number: int, rows: Rows, targets: int) -> float:
+        """Gradients of a step's mean loss per learned token, over all processes; that loss."""
+        lengths = self.examples.lengths[rows]
+        mine = [self.examples[row] for row in self.ranks.share(rows.tolist(), lengths.tolist())]
+        while True:
+            seed_step(self.config.seed, number, self.ranks.rank)
+            share, trouble = self._attempt(mine, targets)
+            if not self.ranks.any(trouble is not None):
+                break
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ranks.any(isinstance(trouble, Interrupted)):
+                raise Interrupted
+            self._halve(number, trouble)
+        self.ranks.sum_gradients(self.parameters.values())
+        return self.ranks.sum(share)
+
+    def _attempt(self, examples: Sequence[Example], targets: int) -> tuple[float, Exception | None]:
+        """This process's share of the loss, or why there is none, without the frames that hold on to memory."""
+        # Where layers are collectives, a process that gives up alone would leave the others waiting.
+        self.interruptible = not self.ranks.lockstep
+        try:
+            share = run_step(
+                self.adapted,
+                examples,
+                targets=targets,
+                budget=self.budget,
+                device=self.device,
+                scaler=self.scaler,
+                ranks=self.ranks,
+            )
+        except Interrupted as error:
+            return 0.0, error.with_traceback(None)
+        except Exception as error:
+            if self.ranks.lockstep or not out_of_memory(error):
+                raise
+            return 0.0, error.with_traceback(None)
+        finally:
+            self.interruptible = False
+        return share, None
+
+    def _halve(self, number: int, trouble: Exception | None) -> None:
+        """Let micro-batches hold half. Raises `CudaOutOfMemoryError` where one row alone was too much."""
+        peak = self.device.peak_memory_bytes()
+        halved = self.budget.halved()
+        if halved is None:
+            if trouble is None:
+                raise PeerFailedError("its memory does not suffice for one example")
+            error = explain(trouble)
+            raise type(error)(
+                f"the memory does not suffice for one example of {self.budget.longest} tokens (peak "
+                f"{peak / 2**30:.2f} GiB): lower training.maxSequenceLength, set training.activationCheckpointing: "
+                "Full or quantization: NF4, or use a device with more memory"
+            )
+        log.warning(
+            "step %d: out of memory (peak %.2f GiB) with %d tokens in a micro-batch: going on with %d, at the same "
+            "effective batch",
+            number,
+            peak / 2**30,
+            self.budget.tokens,
+            halved.tokens,
+        )
+        self.budget = halved
+        self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.listener.halved(halved)
+
+    def _count(self, guard: LossGuard, number: int, rows: Rows, loss: StepLoss | None, started: float) -> None:
+        losses = self.course.losses if loss is None else (*self.course.losses, loss)
+        self.course = dataclasses.replace(
+            self.course,
+            step=number,
+            tokens=self.course.tokens + int(self.examples.lengths[rows].sum()),
+            rows=self.course.rows + len(rows),
+            seconds=self.course.seconds + self.clock() - started,
+            losses=losses[-max(1, min(MOST_LOSSES, self.total // 10)) :],
+            guard=guard,
+        )
+
+    def _tell(self, rows: Rows, loss: float, norm: float, factor: float, seconds: float) -> None:
+        tokens = int(self.examples.lengths[rows].sum())
+        speed, remaining = speed_and_rest(self.recent, tokens, seconds, self.total - self.course.step)
+        step = Step(
+            number=self.course.step,
+            total=self.total,
+            epoch=self.course.rows / len(self.examples),
+            loss=loss,
+            learning_rate=self.config.learning_rate * factor,
+            gradient_norm=norm,
+            tokens=tokens,
+            rows=len(rows),
+            seconds=seconds,
+            tokens_per_second=speed,
+            remaining_seconds=remaining,
+        )
+        self.recent.append(step)
+        self.listener.stepped(step)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate after every `eval_steps` steps, and after the last one where the best is asked for."""
+        step, every, patience = self.course.step, self.config.eval_steps, self.config.early_stopping_patience
+        if self.evaluate is None or every is None or step == 0:
+            return
+        last = step == self.total
+        done = bool(self.course.evaluations) and self.course.evaluations[-1].step == step
+        if done or not (step % every == 0 or last) or (last and patience is None):
+            return
+        self.listener.evaluating(step)
+        self.interruptible = self.ranks.world == 1
+        try:
+            result = self.evaluate()
+        finally:
+            self.interruptible = False
+        evaluations = (*self.course.evaluations, Point(step=step, loss=result.loss))
+        self.course = dataclasses.replace(self.course, evaluations=evaluations)
+        if patience is not None:
+            self._compare(step, result.loss, patience)
+        self.listener.evaluated(step, result)
+
+    def _compare(self, step: int, loss: float, patience: int) -> None:
+        best = self.course.best
+        if self.ranks.broadcast_object(best is None or loss < best.loss):
+            self.course = dataclasses.replace(self.course, best=BestSoFar(step=step, loss=loss, waited=0))
+            self.best = copy_of(self.parameters)
+        elif best is not None:
+            waited = dataclasses.replace(best, waited=best.waited + 1)
+            self.course = dataclasses.replace(self.course, best=waited, stopped_early=waited.waited >= patience)
+
+    def _save_is_due(self) -> bool:
+        # A good state makes no room for one that may be spoilt.
+        due = self.saver is not None and self.saver.is_due(self.course.step) and not self.course.guard.suspicious
+        return due and self.ranks.is_main
+
+    def _save(self) -> None:
+        """Save the state after the last step, unless it is. Raises `StorageError`."""
+        step = self.course.step
+        if self.saver is None or step in {0, self.saver.saved_step}:
+            return
+        if not are_finite(self.parameters):
+            raise NonFiniteLossError(
+                f"the adapter's weights are not finite after step {step} and are not saved: lower training.learningRate"
+            )
+        self.listener.saving(step)
+        if self.ranks.is_main:
+            try:
+                self.saver.save(self.state())
+            except StorageError:
+                self.listener.not_saved(step)
+                raise
+        self.ranks.barrier()
+        self.saver.begin(step)
+        self.listener.saved(step)
+
+    def _end_if_asked(self) -> None:
+        """Raises `TerminatedError`, once the state is saved, where any process was told to stop."""
+        if not self.ranks.any(self.stop.requested):
+            return
+        self._save()
+        saved = self.saver is not None and self.course.step > 0
+        what = f"its state after step {self.course.step} of {self.total} is saved, and the next attempt goes on from it"
+        raise TerminatedError(f"the run was told to stop before its end: {what if saved else 'nothing is saved'}")
+
+    def _finish(self) -> Trained:
+        best = self.course.best
+        if best is not None and self.best is not None and best.step != self.course.step:
+            log.info("the best evaluation was after step %d: taking its weights", best.step)
+            put_back(self.parameters, self.best)
+        return Trained(
+            steps=self.course.step,
+            tokens=self.course.tokens,
+            loss=mean_loss(self.course.losses),
+            seconds=self.course.seconds,
+            best_step=None if best is None else best.step,
+            stopped_early=self.course.stopped_early,
+        )
+
+
+def mean_loss(losses: Sequence[StepLoss]) -> float:
+    """Mean per learned token of some steps; NaN of none."""
+    tokens = sum(loss.targets for loss in losses)
+    return sum(loss.loss * loss.targets for loss in losses) / tokens if tokens else math.nan

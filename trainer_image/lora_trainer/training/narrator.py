@@ -1,0 +1,130 @@
+"""What a training tells: every step to the supervisor and to the run's curves, about one in twenty to the log."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from lora_trainer.contract.progress import Phase
+from lora_trainer.host.logs import duration, fields
+from lora_trainer.host.reports import Counters, Reporter
+from lora_trainer.model.device import Device
+from lora_trainer.result.curves import MetricsFile
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.listener import Listener, Step
+
+log = logging.getLogger(__name__)
+SIGN_OF_LIFE_S = 10.0
+"""Micro-batches within a long step are reported so often at most."""
+
+
+class Narrator(Listener):
+    """Tells a supervisor, the curves and the log."""
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        device: Device,
+        curves: MetricsFile | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reporter = reporter
+        self._curves = curves or MetricsFile(None)
+        self._device = device
+        self._clock = clock
+        self._told_at_s = clock()
+        self._tokens = self._rows = self._left_out = 0
+        self._saves = self._failed_saves = self._halvings = 0
+
+    def stepped(self, step: Step) -> None:
+        """See `Listener`."""
+        self._tokens += step.tokens
+        self._rows += step.rows
+        self._told_at_s = self._clock()
+        self._reporter.progress(
+            counters=self._counters(step),
+            step=step.number,
+            total_steps=step.total,
+            epoch=step.epoch,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            tokens_per_second=step.tokens_per_second,
+            estimated_remaining_seconds=round(step.remaining_seconds),
+            peak_memory_bytes=self._device.peak_memory_bytes(),
+        )
+        self._curves.stepped(step)
+        if step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
+            _log_step(step)
+
+    def left_out(self, step: int) -> None:
+        """See `Listener`."""
+        self._left_out += 1
+        self._reporter.progress(counters=self._counters(), step=step)
+
+    def evaluating(self, step: int) -> None:
+        """See `Listener`."""
+        self._reporter.phase(Phase.EVALUATING)
+
+    def evaluated(self, step: int, result: Evaluation) -> None:
+        """See `Listener`."""
+        self._reporter.progress(phase=Phase.TRAINING, eval_loss=result.loss)
+        self._curves.evaluated(step, result)
+
+    def saving(self, step: int) -> None:
+        """See `Listener`."""
+        self._reporter.phase(Phase.CHECKPOINTING)
+
+    def saved(self, step: int) -> None:
+        """See `Listener`."""
+        self._saves += 1
+        self._reporter.progress(counters=self._counters(), phase=Phase.TRAINING, checkpoint_step=step)
+
+    def not_saved(self, step: int) -> None:
+        """See `Listener`."""
+        self._failed_saves += 1
+        self._reporter.progress(counters=self._counters())
+
+    def alive(self) -> None:
+        """See `Listener`."""
+        if self._clock() - self._told_at_s >= SIGN_OF_LIFE_S:
+            self._told_at_s = self._clock()
+            self._reporter.progress()
+
+    def halved(self, budget: Budget) -> None:
+        """See `Listener`."""
+        self._halvings += 1
+        self._reporter.smaller_micro_batches(budget.rows, self._counters())
+
+    def _counters(self, step: Step | None = None) -> Counters:
+        return Counters(
+            tokens=self._tokens,
+            rows=self._rows,
+            left_out=self._left_out,
+            saves=self._saves,
+            failed_saves=self._failed_saves,
+            halvings=self._halvings,
+            gradient_norm=None if step is None else step.gradient_norm,
+            step_seconds=None if step is None else step.seconds,
+        )
+
+
+def _log_step(step: Step) -> None:
+    log.info(
+        "step %d/%d  loss %.4f  lr %.2e  %.0f tokens/s  %s left",
+        step.number,
+        step.total,
+        step.loss,
+        step.learning_rate,
+        step.tokens_per_second,
+        duration(step.remaining_seconds),
+        extra=fields(
+            step=step.number,
+            total_steps=step.total,
+            epoch=step.epoch,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            gradient_norm=step.gradient_norm,
+            tokens_per_second=step.tokens_per_second,
+            estimated_remaining_seconds=round(step.remaining_seconds),
+        ),
+    )

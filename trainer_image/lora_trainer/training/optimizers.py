@@ -1,0 +1,36 @@
+"""The optimizer that was asked for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_trainer.contract.config import Optimizer, TrainingConfig
+from lora_trainer.model.device import Device
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, device: Device) -> torch.optim.Optimizer:
+    """AdamW with decoupled weight decay (arXiv 1711.05101) over the adapter's parameters.
+
+    PyTorch's fused one, or that of bitsandbytes with 8-bit state (arXiv 2110.02861), which keeps tensors of fewer than
+    4,096 values in fp32. The paged one moves state to main memory where the GPU's does not suffice; a CPU has nothing
+    to page, and gets the other.
+    """
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": BETAS,
+        "eps": EPSILON,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer is Optimizer.ADAMW:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415 - takes seconds to import
+
+    paged = config.optimizer is Optimizer.PAGED_ADAMW_8BIT and device.torch_device.type != "cpu"
+    kind: Any = PagedAdamW8bit if paged else AdamW8bit
+    optimizer: torch.optim.Optimizer = kind(parameters, **settings)
+    return optimizer

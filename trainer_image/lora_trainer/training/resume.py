@@ -1,0 +1,109 @@
+"""Where a training starts: at its own last checkpoint, at that of another run, or at the beginning."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import checkpoint_claim
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.errors import CheckpointError
+from lora_trainer.host.workspace import folders_of_name
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
+from lora_trainer.training.identity import Identity, difference, same_course, weights_difference
+from lora_trainer.training.state import RunRecord, State, read_record, read_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A whole checkpoint to start from. It is this run's own, or of the run that `resumeFrom` names."""
+
+    checkpoint: Checkpoint
+    record: RunRecord
+    own: bool
+
+    def check(self, ours: Identity, total_steps: int) -> bool:
+        """Whether to go on at its step; else only its weights count. Raises `CheckpointError` (`ResumeMismatch`).
+
+        An attempt goes on from its own run's state and needs all deciding fields to be equal. From another run's state
+        one goes on at its step where rows, their order and the optimizer are the same; where only the adapter is of the
+        same kind, its weights are the start of a new training.
+        """
+        saved = self.record.identity
+        found = difference(saved, ours) if self.own else weights_difference(saved, ours)
+        if found is not None:
+            remedy = (
+                "restore the model, the data and the configuration that made it, or start a run of another name"
+                if self.own
+                else "set it as in that run, or start without resumeFrom"
+            )
+            raise CheckpointError(
+                f"the checkpoint {self.checkpoint.folder.name} of {self.record.config.run.name} has {found}: {remedy}",
+                Reason.RESUME_MISMATCH,
+            )
+        goes_on = self.own or same_course(saved, ours)
+        if goes_on and not self.own and self.checkpoint.step >= total_steps:
+            raise CheckpointError(
+                f"resumeFrom.name is {self.record.config.run.name}: its checkpoint is after step "
+                f"{self.checkpoint.step}, and this run has {total_steps} steps in all: raise training.maxSteps or "
+                "training.epochs",
+                Reason.RESUME_MISMATCH,
+            )
+        return goes_on
+
+    def warn_of_changes(self, resolved: ResolvedRun, versions: Mapping[str, str]) -> None:
+        """Log what differs and is no reason to refuse, but makes the result another one in the last digits."""
+        before = self.record
+        changes = [
+            f"{name} {before.versions.get(name, 'absent')} is now {version}"
+            for name, version in versions.items()
+            if before.versions.get(name) != version
+        ]
+        for what in ("device", "compute_dtype", "processes"):
+            old, new = getattr(before.resolved, what), getattr(resolved, what)
+            changes += [f"{what} {old} is now {new}"] if old != new else []
+        if changes:
+            log.warning("going on under other conditions than the state was saved under: %s", "; ".join(changes))
+
+    def progress(self, *, goes_on: bool) -> dict[str, Any]:
+        """What a run's progress says of this start."""
+        step = self.checkpoint.step
+        return {"resumed_step": step, "step": step} if goes_on else {}
+
+    def pinned(self, uri: str) -> str:
+        """The model's address at the commit that the run began with, whatever its branch points to by now."""
+        if not self.own or not uri.startswith("hf://"):
+            return uri
+        return f"{uri.partition('@')[0]}@{self.record.base_revision}"
+
+    def state(self) -> State:
+        """The state itself. Raises `CheckpointError`."""
+        return read_state(self.checkpoint.folder)
+
+
+def find_saved(config: TrainConfig, workspace: Path, own: Checkpoints, volumes: Volumes) -> Saved | None:
+    """The checkpoint to start from, None for a start at the beginning; `own` are those in the run's folder.
+
+    Raises `CheckpointError`.
+    """
+    checkpoint = own.newest()
+    if checkpoint is not None:
+        return Saved(checkpoint=checkpoint, record=read_record(checkpoint.folder), own=True)
+    claim = checkpoint_claim(config)
+    if config.resume_from is None or claim is None:
+        return None
+    folders = [path for path in folders_of_name(config.resume_from, claim, volumes) if path != workspace]
+    found = [checkpoint for folder in folders if (checkpoint := newest_of(folder)[0]) is not None]
+    if not found:
+        raise CheckpointError(
+            f"resumeFrom.name is {config.resume_from}: the claim {claim} holds no checkpoint of a run of that name; "
+            "set checkpoint.volumeClaimName to the claim that does, or start without resumeFrom"
+        )
+    newest = max(found, key=lambda checkpoint: (checkpoint.saved_at, checkpoint.step))
+    return Saved(checkpoint=newest, record=read_record(newest.folder), own=False)

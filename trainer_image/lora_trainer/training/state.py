@@ -1,0 +1,219 @@
+"""The state of a training between two optimizer steps, and its files in a checkpoint.
+
+There is no state of random numbers: everything random in a step follows from the run's seed, the step and the process
+(`seed_step`), the order of the rows likewise (`batches.step_rows`). So a step that is taken again, after a restart or
+with smaller micro-batches, draws what it drew before.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from lora_trainer.contract import codec
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.errors import CheckpointError, one_sentence
+from lora_trainer.model.convert import Start
+from lora_trainer.training.checkpoint import Write
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.guards import LossGuard
+
+_ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.safetensors"
+_OPTIMIZER = "optimizer.pt"
+_STATE, _RUN = "state.json", "run.json"
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """Loss of a step in nats per learned token, and the tokens that it is a mean of."""
+
+    loss: float
+    targets: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """An evaluation on the way."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestSoFar:
+    """The evaluation with the lowest loss, and how many have passed since."""
+
+    step: int
+    loss: float
+    waited: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """Where a training stands after `step` optimizer steps. `seconds` counts all attempts; `losses` are those of
+    the last steps; `budget_tokens` is what a micro-batch may hold, where memory did not suffice for the plan."""
+
+    step: int = 0
+    tokens: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    losses: tuple[StepLoss, ...] = ()
+    guard: LossGuard
+    evaluations: tuple[Point, ...] = ()
+    best: BestSoFar | None = None
+    stopped_early: bool = False
+    budget_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a checkpoint tells of its run: enough to make the adapter of it. `before` is the evaluation of the base
+    model, `identity` as of `lora_trainer.training.identity`."""
+
+    identity: Mapping[str, str]
+    config: TrainConfig
+    resolved: ResolvedRun
+    dataset: DatasetStats
+    held_out: bool
+    base_model: str
+    base_revision: str
+    versions: Mapping[str, str]
+    before: Evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """All that a training needs to go on. `best` are the weights of the best evaluation, `starts` those that PiSSA and
+    OLoRA took out of the base model."""
+
+    course: Course
+    adapter: Tensors
+    best: Tensors | None
+    starts: Mapping[str, Start]
+    optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+
+    @property
+    def size_bytes(self) -> int:
+        """About what its files take."""
+        tensors = [*self.adapter.values(), *(self.best or {}).values(), *_start_tensors(self.starts).values()]
+        tensors += _tensors(self.optimizer)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + 256 * len(tensors) + 2**16
+
+    def files(self, record: RunRecord) -> dict[str, Write]:
+        """The files of its checkpoint."""
+        files: dict[str, Write] = {
+            _RUN: lambda file: file.write(_json(record)),
+            _STATE: lambda file: file.write(_json(self.course)),
+            _ADAPTER: lambda file: file.write(safetensors.torch.save(dict(self.adapter))),
+            _STARTS: lambda file: file.write(safetensors.torch.save(_start_tensors(self.starts))),
+            _OPTIMIZER: lambda file: torch.save({"optimizer": self.optimizer, "scaler": self.scaler}, file),
+        }
+        best = self.best
+        if best is not None:
+            files[_BEST] = lambda file: file.write(safetensors.torch.save(dict(best)))
+        return files
+
+
+def read_record(folder: Path) -> RunRecord:
+    """What a checkpoint tells of its run. Raises `CheckpointError`."""
+    try:
+        return codec.decode(RunRecord, json.loads((folder / _RUN).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def read_state(folder: Path) -> State:
+    """The state in a checkpoint whose digests were found right. Raises `CheckpointError`."""
+    try:
+        course = codec.decode(Course, json.loads((folder / _STATE).read_text(encoding="utf-8")))
+        adapter = safetensors.torch.load_file(folder / _ADAPTER)
+        best = safetensors.torch.load_file(folder / _BEST) if (folder / _BEST).exists() else None
+        rest = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+        starts = _starts(safetensors.torch.load_file(folder / _STARTS))
+    except Exception as error:  # files of a volume: what the readers raise on foreign ones is not bounded
+        raise _unreadable(folder, error) from error
+    return State(
+        course=course, adapter=adapter, best=best, starts=starts, optimizer=rest["optimizer"], scaler=rest["scaler"]
+    )
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {folder.name} cannot be read ({one_sentence(error)[:200]}): remove its folder to go on from "
+        "the one before it, or use the trainer image that wrote it"
+    )
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(codec.encode(value), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _start_tensors(starts: Mapping[str, Start]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, start in starts.items():
+        tensors[f"{name}/down"] = start.down.cpu().contiguous()
+        tensors[f"{name}/up"] = start.up.cpu().contiguous()
+        tensors[f"{name}/scale"] = torch.tensor(start.scale, dtype=torch.float64)
+    return tensors
+
+
+def _starts(tensors: Tensors) -> dict[str, Start]:
+    names = {key.rpartition("/")[0] for key in tensors}
+    return {
+        name: Start(down=tensors[f"{name}/down"], up=tensors[f"{name}/up"], scale=float(tensors[f"{name}/scale"]))
+        for name in sorted(names)
+    }
+
+
+def _tensors(value: object) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in inner for tensor in _tensors(item)]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def copy_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """The parameters' values on the CPU."""
+    return {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in parameters.items()}
+
+
+def put_back(parameters: Mapping[str, nn.Parameter], tensors: Tensors) -> None:
+    """Set the parameters to saved values. Raises `CheckpointError` (`ResumeMismatch`) where they do not fit."""
+    for name in (*parameters, *tensors):
+        ours = tuple(parameters[name].shape) if name in parameters else None
+        saved = tuple(tensors[name].shape) if name in tensors else None
+        if ours != saved:
+            raise CheckpointError(
+                f"the checkpoint's {name} has the shape {saved}, this run's has {ours}: lora.rank and the target "
+                "modules must be those of the run that wrote it",
+                Reason.RESUME_MISMATCH,
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def are_finite(parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Whether all values are numbers."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values())
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make all random numbers of a step a function of the run's seed, the step and the process."""
+    low, high = np.random.SeedSequence((seed, step, rank)).generate_state(2)
+    torch.manual_seed(int(high) << 31 | int(low) >> 1)
