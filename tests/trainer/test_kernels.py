@@ -140,6 +140,25 @@ def test_the_loss_in_pieces_is_the_plain_one(
     torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sure_tokens_have_exact_gradients_in_16_bits(dtype: torch.dtype) -> None:
+    """p - 1 of a token with p = 0.999 is nothing where p is rounded first: it is taken in fp32."""
+    torch.manual_seed(0)
+    weight, targets = torch.randn(300, 64).to(dtype), torch.arange(40)
+    # Hidden states that point to their token, surer and surer.
+    hidden = (weight[targets] * torch.linspace(0.02, 0.2, 40)[:, None]).to(dtype).requires_grad_()
+    found = losses._HeadLoss.apply(hidden, weight, None, targets)
+    torch.autograd.backward(found.sum())
+    logits = nn.functional.linear(hidden.detach(), weight).double()
+    wanted = nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert wanted.min() < 0.002, "some token is nearly certain"
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-3)
+    gradient = (logits.softmax(1) - nn.functional.one_hot(targets, 300)) @ weight.double()
+    assert hidden.grad is not None
+    error = (hidden.grad.double() - gradient).norm(dim=1) / gradient.norm(dim=1)
+    assert error.max() < 0.01
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("Gemma2", {"final_logit_softcapping": 1.5}), ("Granite", {"logits_scaling": 4.0}), ("Cohere", {})],

@@ -103,9 +103,10 @@ class _HeadLoss(torch.autograd.Function):
             total = weights.sum(dim=1, keepdim=True)
             losses[part] = (total.log() + largest - chosen)[:, 0]
             if gradients is not None:
-                # softmax - one-hot, times the weight
-                shares = weights.div_(total).to(weight.dtype)
-                gradients[part] = product(shares, weight.T) - weight[targets[part]]
+                # softmax - one-hot, taken in fp32: in 16 bits little would be left of it where the softmax is near 1.
+                shares = weights.div_(total)
+                shares[torch.arange(len(shares), device=shares.device), targets[part]] -= 1
+                gradients[part] = product(shares.to(weight.dtype), weight.T)
         ctx.save_for_backward(gradients)
         return losses
 
@@ -113,4 +114,4 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, losses: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Each token's gradient by the weight of its loss."""
         (gradients,) = ctx.saved_tensors
-        return gradients * losses[:, None].to(gradients.dtype), None, None, None
+        return (gradients * losses[:, None]).to(gradients.dtype), None, None, None
