@@ -1,13 +1,17 @@
 """Packing: each row of a pack gives what it gives alone, logits and gradients, whatever the architecture."""
 
+import inspect
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn.attention import varlen
 
-from lora_trainer.model.attention import NAME, attend, choose_attention, positions, segments_of
+from lora_trainer.model import attention
+from lora_trainer.model.attention import NAME, attend, choose_attention, has_kernel, positions, segments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +148,67 @@ def test_a_model_that_drops_the_segments_is_not_packed(monkeypatch: pytest.Monke
 def test_sixteen_bits_are_packed_too(dtype: torch.dtype) -> None:
     """Their rounding is not taken for contamination."""
     assert choose_attention(make("Llama", dtype), CPU).packs
+
+
+def kernel_for_packs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *bounds: Any, scale: Any, window_size: Any, **more: Any
+) -> torch.Tensor:
+    """What PyTorch documents of `varlen_attn`, which has no CPU version: shapes (tokens, heads, size), rows between
+    bounds, a window of tokens to the left and to the right."""
+    inspect.signature(varlen.varlen_attn).bind(query, key, value, *bounds, scale=scale, window_size=window_size, **more)
+    assert {query.dtype, key.dtype, value.dtype} <= {torch.bfloat16, torch.float16}
+    (starts, same, longest, _), (left, right) = bounds, window_size
+    assert (starts is same, starts.dtype, right) == (True, torch.int32, 0)
+    assert more["enable_gqa"] or query.shape[1] == key.shape[1]
+    found = []
+    for start, end in itertools.pairwise(starts.tolist()):
+        assert end - start <= longest
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        seen = (distance >= 0) & (distance <= (left if left >= 0 else longest))
+        heads = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        found.append(nn.functional.scaled_dot_product_attention(*heads, seen, scale=scale, enable_gqa=True)[0])
+    return torch.cat(found, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "kernel"),
+    [
+        ("Llama", {"head_dim": 8}, "varlen"),
+        ("Mistral", {"head_dim": 8, "sliding_window": 4}, "varlen"),
+        ("Llama", {"head_dim": 12}, "sdpa"),
+        ("Gemma2", {"head_dim": 8, "attn_logit_softcapping": 2.0}, "sdpa"),
+    ],
+    ids=["plain", "window", "odd heads", "caps"],
+)
+def test_a_gpu_packs_with_its_kernel_or_row_by_row(
+    monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], kernel: str
+) -> None:
+    """Called as PyTorch documents it; a model that it does not suit is packed all the same, and the name is true."""
+    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(varlen, "varlen_attn", kernel_for_packs)
+    found = choose_attention(make(kind, torch.bfloat16, **options), CPU)
+    assert (found.packs, found.kernel) == (True, kernel)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "capability", "has"),
+    [
+        ((128, 128), torch.bfloat16, (8, 0), True),
+        ((256, 256), torch.float16, (9, 0), True),
+        ((128, 128), torch.float32, (9, 0), False),
+        ((128, 128), torch.float16, (7, 5), False),
+        ((128, 128), torch.bfloat16, None, False),
+        ((512, 512), torch.bfloat16, (9, 0), False),
+        ((192, 128), torch.bfloat16, (9, 0), False),
+        ((80, 80), torch.bfloat16, (8, 9), True),
+        ((100, 100), torch.bfloat16, (8, 9), False),
+    ],
+)
+def test_the_kernel_for_packs_is_asked_for_what_it_can(
+    sizes: tuple[int, int], dtype: torch.dtype, capability: tuple[int, int] | None, has: bool
+) -> None:
+    """Not on a T4, a CPU or in fp32, whose rows are computed one after the other instead."""
+    assert has_kernel(*sizes, dtype, capability) is has
 
 
 def test_attention_that_is_not_causal_is_refused() -> None:

@@ -6,7 +6,7 @@ attention of its own; on a GPU one kernel call covers all rows.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 NAME = "isolated"
 """Under which Transformers knows `attend`. It makes no masks for names that it has no mask function for."""
 
+_LARGEST_HEAD = 256
 _PROBE_LENGTHS = (9, 12, 5)
 _ROUNDING = 0.02
 """Most that 16-bit or 8-bit products may differ, relative to the logits' standard deviation."""
@@ -27,10 +28,14 @@ _ROUNDING = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segments:
-    """Where the rows of a pack lie: `lengths` in order, and their bounds on the device, shape (rows + 1,), int32."""
+    """Where the rows of a pack lie: `lengths` in order, and their bounds on the device, shape (rows + 1,), int32.
+
+    `kernels` are told by `attend` what computed them.
+    """
 
     lengths: tuple[int, ...]
     bounds: torch.Tensor
+    kernels: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +73,11 @@ def attend(
     kind = _Kind(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if segments is None:
         return _causal(query, key, value, kind).transpose(1, 2), None
-    if kind.fused and query.device.type == "cuda":
-        return _varlen(query, key, value, segments, kind), None
+    dtype = _compute_type(value)
+    if kind.fused and has_kernel(query.shape[-1], value.shape[-1], dtype, _capability(query.device)):
+        segments.kernels.add("varlen")
+        return _varlen(*(tensor.to(dtype) for tensor in (query, key, value)), segments, kind), None
+    segments.kernels.add("sdpa")
     lengths = list(segments.lengths)
     parts = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
     return torch.cat([_causal(q, k, v, kind).transpose(1, 2) for q, k, v in parts], dim=1), None
@@ -89,14 +97,31 @@ class _Kind:
         return self.softcap is None and self.sinks is None and not self.dropout
 
 
+def has_kernel(query_size: int, value_size: int, dtype: torch.dtype, capability: tuple[int, int] | None) -> bool:
+    """Whether a device of that compute capability, None for a CPU, has a kernel for packs of heads of these sizes.
+
+    The limits are FlashAttention's, which PyTorch calls: 16 bits, GPUs from Ampere on, heads of up to 256.
+    """
+    fits = query_size == value_size and query_size % 8 == 0 and query_size <= _LARGEST_HEAD
+    return fits and dtype in (torch.float16, torch.bfloat16) and capability is not None and capability >= (8, 0)
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def _compute_type(value: torch.Tensor) -> torch.dtype:
+    """Autocast does not know the kernel for packs: rotary embeddings in fp32 may have widened queries and keys."""
+    kind = value.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+
+
 def _varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, kind: _Kind
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - for GPUs alone
 
-    # Autocast does not know this kernel: rotary embeddings in fp32 may have widened queries and keys.
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
-    query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     longest = max(segments.lengths)
     found: Any = varlen_attn(
         query,
@@ -171,8 +196,9 @@ def choose_attention(model: Any, device: torch.device) -> Attention:
     try:
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation == NAME and _agree(list(_rows(model, ids)), alone):
-            packs = not _has_memory(model) and _agree(_packed(model, ids), alone)
-            return Attention(kernel="varlen" if packs and device.type == "cuda" else "sdpa", packs=packs)
+            segments = segments_of(_PROBE_LENGTHS, device)
+            packs = not _has_memory(model) and _agree(_packed(model, ids, segments), alone)
+            return Attention(kernel="+".join(sorted(segments.kernels)) if packs else "sdpa", packs=packs)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         log.debug("isolated attention does not suit this model: %s", error)
     model.set_attn_implementation(before)
@@ -208,13 +234,10 @@ def _rows(model: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
             yield model(input_ids=row, use_cache=False).logits[0].float()
 
 
-def _packed(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+def _packed(model: Any, ids: torch.Tensor, segments: Segments) -> list[torch.Tensor]:
     with torch.no_grad():
         found = model(
-            input_ids=ids,
-            position_ids=positions(_PROBE_LENGTHS, ids.device),
-            use_cache=False,
-            segments=segments_of(_PROBE_LENGTHS, ids.device),
+            input_ids=ids, position_ids=positions(_PROBE_LENGTHS, ids.device), use_cache=False, segments=segments
         )
     return list(torch.split(found.logits[0].float(), list(_PROBE_LENGTHS)))
 
