@@ -204,3 +204,12 @@ def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     config = make_config(dataset={"uri": "pvc://data/train.xlsx"})
     with pytest.raises(DatasetError, match=r"files end in \.jsonl, \.ndjson, \.json, \.csv, \.parquet"):
         locate(config.dataset, Volumes(claims=tmp_path), Hub())
+
+
+@pytest.mark.parametrize("uri", ["hf://org/none", "hf://org/chats@gone"])
+def test_held_out_rows_that_are_not_there_are_told_by_their_own_field(
+    server: HubServer, tmp_path: Path, uri: str
+) -> None:
+    """The address of the training rows is right, and nobody is to look for a mistake in it."""
+    with pytest.raises(NotFoundError, match=f"^dataset.validationUri is {uri}"):
+        hub_files(server, tmp_path, uri="hf://org/chats", validationUri=uri, validationFraction=None)

@@ -23,6 +23,7 @@ from lora_trainer.errors import (
 )
 from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes
 
 TOKEN = "hf_allowed"
@@ -149,11 +150,11 @@ def test_a_hub_that_is_not_there_is_transient(tmp_path: Path) -> None:
     """Nobody listens."""
     hub = Hub(environment={"HF_ENDPOINT": "http://127.0.0.1:9"}, cache=tmp_path, sleep=lambda seconds: None)
     with pytest.raises(TransientError, match="the Hub cannot be reached"):
-        hub.repository(HubUri(repo="org/tiny"), "model")
+        hub.repository(HubUri(repo="org/tiny"), Role.MODEL)
 
 
 def test_a_data_set_that_is_not_there_has_its_own_reason(server: HubServer, tmp_path: Path) -> None:
     """`DatasetNotFound`, and the data set's own token."""
     with pytest.raises(NotFoundError) as caught:
-        client(server, tmp_path, DATASET_HF_TOKEN="hf_other").repository(HubUri(repo="org/none"), "dataset")
+        client(server, tmp_path, DATASET_HF_TOKEN="hf_other").repository(HubUri(repo="org/none"), Role.DATASET)
     assert caught.value.reason is Reason.DATASET_NOT_FOUND

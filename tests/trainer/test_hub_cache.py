@@ -23,6 +23,7 @@ from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
 from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes
 
 WEIGHTS = "model.safetensors"
@@ -89,7 +90,7 @@ def test_runs_that_want_a_file_at_the_same_moment_fetch_it_once(
 
     def fetch() -> None:
         hub = client(server, tmp_path)
-        repository = hub.repository(HubUri(repo="org/tiny"), "model")
+        repository = hub.repository(HubUri(repo="org/tiny"), Role.MODEL)
         together.wait(30)
         hub.download(HubUri(repo="org/tiny"), repository, [WEIGHTS])
 

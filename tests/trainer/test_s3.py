@@ -404,15 +404,15 @@ def test_data_is_an_object_or_the_tables_of_a_folder(proxy: Proxy, tmp_path: Pat
     for key in ("data/rows.jsonl", "data/more.jsonl", "data/README.md"):
         admin.fput_object("models", key, str(rows))
     variables = environment(proxy, tmp_path / "home")
-    one = fetch_data(S3Uri(bucket="models", key="data/rows.jsonl"), tuple, variables)
+    one = fetch_data(S3Uri(bucket="models", key="data/rows.jsonl"), Role.DATASET, tuple, variables)
     assert one.names == ("rows.jsonl",)
     assert (one.folder / "rows.jsonl").read_bytes() == rows.read_bytes()
 
     def tables(found: tuple[str, ...] | list[str]) -> tuple[str, ...]:
         return tuple(name for name in found if name.endswith(".jsonl"))
 
-    both = fetch_data(S3Uri(bucket="models", key="data"), lambda found: tables(list(found)), variables)
+    both = fetch_data(S3Uri(bucket="models", key="data"), Role.DATASET, lambda found: tables(list(found)), variables)
     assert both.names == ("more.jsonl", "rows.jsonl")
     with pytest.raises(NotFoundError) as caught:
-        fetch_data(S3Uri(bucket="models", key="nothing"), tuple, variables)
+        fetch_data(S3Uri(bucket="models", key="nothing"), Role.DATASET, tuple, variables)
     assert caught.value.reason is Reason.DATASET_NOT_FOUND

@@ -10,6 +10,7 @@ from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, par
 from lora_trainer.data.rows import SUFFIXES
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes, plain_files
 
 Files = tuple[tuple[str, Path], ...]
@@ -27,7 +28,7 @@ _WORDS = {
 
 def locate(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Files:
     """The files of the training rows. Raises `TrainerError`."""
-    return _files("dataset.uri", dataset.uri, (dataset.split,), volumes, hub)
+    return _files(Role.DATASET, dataset.uri, (dataset.split,), volumes, hub)
 
 
 def locate_validation(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Files:
@@ -39,68 +40,68 @@ def locate_validation(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Fil
         return ()
     own = () if dataset.validation_uri == dataset.uri else (dataset.split,)
     splits = ("validation", "test", *own)
-    return _files("dataset.validationUri", dataset.validation_uri, splits, volumes, hub)
+    return _files(Role.VALIDATION, dataset.validation_uri, splits, volumes, hub)
 
 
-def _files(field: str, address: str, splits: Sequence[str], volumes: Volumes, hub: Hub) -> Files:
+def _files(role: Role, address: str, splits: Sequence[str], volumes: Volumes, hub: Hub) -> Files:
     uri = parse_uri(address)
     if isinstance(uri, HubUri):
-        return _hub_files(field, uri, splits, hub)
+        return _hub_files(role, uri, splits, hub)
     if isinstance(uri, ConfigMapUri):
         path = volumes.config_map_path(uri)
         if not path.is_file():
-            raise _missing(field, address, f"the ConfigMap has no key {uri.key}: there is no file {path}")
+            raise _missing(role, address, f"the ConfigMap has no key {uri.key}: there is no file {path}")
         return ((uri.key, path),)
     if isinstance(uri, ClaimUri):
-        return _claim_files(field, uri, volumes)
+        return _claim_files(role, uri, volumes)
     if isinstance(uri, S3Uri):
-        return _bucket_files(field, uri, hub)
-    raise ConfigError(f"{field} is {uri}: data is read from hf://, s3://, pvc:// and configmap:// addresses")
+        return _bucket_files(role, uri, hub)
+    raise ConfigError(f"{role.field} is {uri}: data is read from hf://, s3://, pvc:// and configmap:// addresses")
 
 
-def _bucket_files(field: str, uri: S3Uri, hub: Hub) -> Files:
+def _bucket_files(role: Role, uri: S3Uri, hub: Hub) -> Files:
     from lora_trainer.places.s3_source import fetch_data  # noqa: PLC0415 - a quarter second that other runs do not pay
 
     def tables(names: Sequence[str]) -> tuple[str, ...]:
         found = tuple(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
         if not found:
             raise DatasetError(
-                f"{field} is {uri}: it holds no {', '.join(SUFFIXES)} file (found {_some(names)}); "
+                f"{role.field} is {uri}: it holds no {', '.join(SUFFIXES)} file (found {_some(names)}); "
                 "convert it to Parquet or JSONL"
             )
         return found
 
-    fetched = fetch_data(uri, tables, hub.environment)
+    fetched = fetch_data(uri, role, tables, hub.environment)
     return tuple((name, fetched.folder / name) for name in fetched.names)
 
 
-def _hub_files(field: str, uri: HubUri, splits: Sequence[str], hub: Hub) -> Files:
-    repository = hub.repository(uri, "dataset")
-    wanted = choose_split(repository.files, splits, where=f"{field} is {uri}")
+def _hub_files(role: Role, uri: HubUri, splits: Sequence[str], hub: Hub) -> Files:
+    repository = hub.repository(uri, role)
+    wanted = choose_split(repository.files, splits, where=f"{role.field} is {uri}")
     folder = hub.download(uri, repository, wanted)
     return tuple((name, folder / name) for name in wanted)
 
 
-def _claim_files(field: str, uri: ClaimUri, volumes: Volumes) -> Files:
+def _claim_files(role: Role, uri: ClaimUri, volumes: Volumes) -> Files:
     path = volumes.claim_path(uri)
     if volumes.claim_missing(uri):
-        raise _missing(field, str(uri), volumes.not_mounted(uri))
+        raise _missing(role, str(uri), volumes.not_mounted(uri))
     if path.is_dir():
         files = tuple(file for file in plain_files(path, str(uri)) if file.suffix.lower() in SUFFIXES)
         if not files:
-            raise _missing(field, str(uri), f"the folder holds no {', '.join(SUFFIXES)} file")
+            raise _missing(role, str(uri), f"the folder holds no {', '.join(SUFFIXES)} file")
         return tuple((file.name, file) for file in files)
     if not path.exists():
-        raise _missing(field, str(uri), "there is no such file")
+        raise _missing(role, str(uri), "there is no such file")
     if not path.is_file():
-        raise ConfigError(f"{field} is {uri}: must be a file or a folder of files")
+        raise ConfigError(f"{role.field} is {uri}: must be a file or a folder of files")
     if path.suffix.lower() not in SUFFIXES:
         raise DatasetError(f"{uri}: files end in {', '.join(SUFFIXES)}; save the data as JSONL, JSON, CSV or Parquet")
     return ((path.name, path),)
 
 
-def _missing(field: str, address: str, what: str) -> NotFoundError:
-    return NotFoundError(f"{field} is {address}: {what}", Reason.DATASET_NOT_FOUND)
+def _missing(role: Role, address: str, what: str) -> NotFoundError:
+    return NotFoundError(f"{role.field} is {address}: {what}", Reason.DATASET_NOT_FOUND)
 
 
 def choose_split(names: Sequence[str], splits: Sequence[str], *, where: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def find_base(uri_text: str, volumes: Volumes, hub: Hub) -> Base:
     """Locate and, for `hf://`, download. Raises `ConfigError`, `NotFoundError` and the errors of the Hub."""
     uri = parse_uri(uri_text)
     if isinstance(uri, HubUri):
-        repository = hub.repository(uri, "model")
+        repository = hub.repository(uri, Role.MODEL)
         wanted = model_files(repository.files, str(uri))
         folder = hub.download(uri, repository, wanted)
         return _checked(folder, name=uri.repo, revision=repository.commit, address=str(uri))

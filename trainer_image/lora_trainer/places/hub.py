@@ -24,7 +24,7 @@ class Repository:
     """One commit of a repository: `files` are its paths, `large` those of them with a sha256 (large file storage)."""
 
     repo: str
-    kind: str
+    role: Role
     commit: str
     files: tuple[str, ...]
     large: Mapping[str, LargeFile]
@@ -47,23 +47,24 @@ class Hub:
 
         return HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self.token(role))
 
-    def repository(self, uri: HubUri, kind: str) -> Repository:
-        """Resolve the revision to a commit and list the files. `kind` is `model` or `dataset`.
+    def repository(self, uri: HubUri, role: Role) -> Repository:
+        """Resolve the revision to a commit and list the files.
 
         Raises `NotFoundError`, `AccessDeniedError`, `TransientError`.
         """
-        role = Role(kind)
         if self.offline:
             return self._cached_repository(uri, role)
         info = self.call(
             uri,
             role,
-            lambda: self.api(role).repo_info(uri.repo, revision=uri.revision, repo_type=kind, files_metadata=True),
+            lambda: self.api(role).repo_info(
+                uri.repo, revision=uri.revision, repo_type=role.section, files_metadata=True
+            ),
         )
         siblings = info.siblings or ()
         return Repository(
             repo=uri.repo,
-            kind=kind,
+            role=role,
             commit=info.sha or uri.revision,
             files=tuple(sorted(sibling.rfilename for sibling in siblings)),
             large={
@@ -80,7 +81,7 @@ class Hub:
         """
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
 
-        role = Role(repository.kind)
+        role = repository.role
         if self.offline:
             return self._storage(repository.repo, role) / "snapshots" / repository.commit
         self._check_access(uri, repository, wanted[0])
@@ -91,7 +92,7 @@ class Hub:
         def fetch() -> str:
             return snapshot_download(
                 repository.repo,
-                repo_type=repository.kind,
+                repo_type=role.section,
                 revision=repository.commit,
                 allow_patterns=[_literal(name) for name in wanted],
                 token=self.token(role),
@@ -117,8 +118,8 @@ class Hub:
             if not all("!" <= character <= "~" for character in token):
                 # The HTTP client would refuse the header with a message that quotes the token.
                 raise role.denied(
-                    f"{role.value}.secretRef's HF_TOKEN holds characters that no token has, such as a space or a line "
-                    "break: store the token alone"
+                    f"{role.section}.secretRef's HF_TOKEN holds characters that no token has, such as a space or a "
+                    "line break: store the token alone"
                 )
             if token:
                 return token
@@ -142,28 +143,28 @@ class Hub:
 
         endpoint = self.environment.get("HF_ENDPOINT")
         url = hf_hub_url(
-            repository.repo, name, repo_type=repository.kind, revision=repository.commit, endpoint=endpoint
+            repository.repo, name, repo_type=repository.role.section, revision=repository.commit, endpoint=endpoint
         )
-        return get_hf_file_metadata(url, token=self.token(Role(repository.kind)), endpoint=endpoint)
+        return get_hf_file_metadata(url, token=self.token(repository.role), endpoint=endpoint)
 
     def _check_access(self, uri: HubUri, repository: Repository, name: str) -> None:
-        self.call(uri, Role(repository.kind), lambda: self._metadata(repository, name))
+        self.call(uri, repository.role, lambda: self._metadata(repository, name))
 
     def _fetch_large(self, uri: HubUri, repository: Repository, name: str) -> None:
         fetch_large(
-            self._storage(repository.repo, Role(repository.kind)),
+            self._storage(repository.repo, repository.role),
             repository.large[name],
             lambda: self._metadata(repository, name).location,
-            token=self.token(Role(repository.kind)),
+            token=self.token(repository.role),
             endpoint=self.environment.get("HF_ENDPOINT"),
-            what=f"{Role(repository.kind).field} is {uri}: {name}",
+            what=f"{repository.role.field} is {uri}: {name}",
         )
 
     def _storage(self, repo: str, role: Role) -> Path:
         """The repository's folder in the cache, as the client library lays it out."""
         from huggingface_hub import constants  # noqa: PLC0415 - as above
 
-        return (self.cache or Path(constants.HF_HUB_CACHE)) / f"{role.value}s--{repo.replace('/', '--')}"
+        return (self.cache or Path(constants.HF_HUB_CACHE)) / f"{role.section}s--{repo.replace('/', '--')}"
 
     def _cached_repository(self, uri: HubUri, role: Role) -> Repository:
         storage = self._storage(uri.repo, role)
@@ -176,12 +177,12 @@ class Hub:
                 f"{role.field} is {uri}: the Hub may not be asked (HF_HUB_OFFLINE), and its cache holds "
                 f"nothing of it ({storage.parent}); fill the cache claim where the Hub can be reached"
             )
-        return Repository(repo=uri.repo, kind=role.value, commit=commit, files=tuple(files), large={})
+        return Repository(repo=uri.repo, role=role, commit=commit, files=tuple(files), large={})
 
     def _remember(self, uri: HubUri, repository: Repository) -> None:
         """Note which commit the revision is at, for runs that may not ask."""
         if uri.revision != repository.commit:
-            reference = self._storage(uri.repo, Role(repository.kind)) / "refs" / uri.revision
+            reference = self._storage(uri.repo, repository.role) / "refs" / uri.revision
             reference.parent.mkdir(parents=True, exist_ok=True)
             temporary = reference.with_name(f".{reference.name}.{os.getpid()}")
             temporary.write_text(repository.commit, encoding="ascii")

@@ -21,12 +21,12 @@ def explain_hub(error: Exception, uri: HubUri, role: Role) -> TrainerError:
         # To those who may not know of it, the Hub calls a private repository absent: a misspelt name is more likely.
         return role.missing(
             f"{where}: the Hub knows no such repository, revision or file; check the spelling, and for a private one "
-            f"name in {role.value}.secretRef a Secret whose HF_TOKEN may {right} it"
+            f"name in {role.section}.secretRef a Secret whose HF_TOKEN may {right} it"
         )
     if status in (401, 403):
         why = "; " if role is Role.OUTPUT else ", the repository is gated or private; accept its licence, and "
         return role.denied(
-            f"{where}: the Hub answered {status}{why}name in {role.value}.secretRef a Secret whose HF_TOKEN may "
+            f"{where}: the Hub answered {status}{why}name in {role.section}.secretRef a Secret whose HF_TOKEN may "
             f"{right} it"
         )
     if any(type(item).__name__ == "OfflineModeIsEnabled" for item in _chain(error)):

@@ -7,21 +7,27 @@ from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, 
 
 
 class Role(enum.StrEnum):
-    """The section of the resource that an address and its Secret stand in."""
+    """What an address is for; the rows that are held out have an address of their own, and the data set's Secret."""
 
     MODEL = "model"
     DATASET = "dataset"
+    VALIDATION = "validation"
     OUTPUT = "output"
+
+    @property
+    def section(self) -> str:
+        """The section of the resource that the address and its Secret stand in; also a kind of repository of a Hub."""
+        return "dataset" if self is Role.VALIDATION else self.value
 
     @property
     def field(self) -> str:
         """The field, as messages name it."""
-        return f"{self.value}.uri"
+        return "dataset.validationUri" if self is Role.VALIDATION else f"{self.value}.uri"
 
     @property
     def prefix(self) -> str:
         """What the variables of this section's Secret begin with; without them the plain ones count."""
-        return f"{self.value.upper()}_"
+        return f"{self.section.upper()}_"
 
     def denied(self, sentence: str) -> AccessDeniedError:
         """Credentials are missing or do not suffice."""
@@ -37,6 +43,7 @@ class Role(enum.StrEnum):
 _DENIED = {
     Role.MODEL: Reason.MODEL_ACCESS_DENIED,
     Role.DATASET: Reason.DATASET_ACCESS_DENIED,
+    Role.VALIDATION: Reason.DATASET_ACCESS_DENIED,
     Role.OUTPUT: Reason.OUTPUT_ACCESS_DENIED,
 }
 

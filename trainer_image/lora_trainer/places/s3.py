@@ -149,7 +149,7 @@ class Connection:
 
     def _explain_denial(self, error: Exception, uri: S3Uri, code: str) -> TrainerError:
         where = f"{self.role.field} is {uri}"
-        secret = f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret of {self.role.value}.secretRef"
+        secret = f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret of {self.role.section}.secretRef"
         if code in _BAD_CREDENTIALS:
             return self.role.denied(f"{where}: the server does not accept the credentials ({code}); check {secret}")
         whose = "without credentials" if self.anonymous else "with these credentials"
@@ -198,7 +198,7 @@ def _credentials(role: Role, environment: Mapping[str, str]) -> Provider | None:
         access, secret, session = (environment.get(f"{prefix}{name}", "").strip() for name in names)
         if bool(access) != bool(secret):
             lacking = "AWS_SECRET_ACCESS_KEY" if access else "AWS_ACCESS_KEY_ID"
-            raise role.denied(f"{role.value}.secretRef's Secret has no {lacking}: S3 needs both keys of the pair")
+            raise role.denied(f"{role.section}.secretRef's Secret has no {lacking}: S3 needs both keys of the pair")
         if access:
             return StaticProvider(access, secret, session or None)
     if not any(environment.get(name) for name in _IDENTITY):

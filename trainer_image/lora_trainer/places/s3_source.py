@@ -34,12 +34,14 @@ def fetch_folder(
     return _fetch(connection, uri, {name: items[name] for name in choose(sorted(items))}, environment)
 
 
-def fetch_data(uri: S3Uri, choose: Callable[[Sequence[str]], Sequence[str]], environment: Mapping[str, str]) -> Fetched:
+def fetch_data(
+    uri: S3Uri, role: Role, choose: Callable[[Sequence[str]], Sequence[str]], environment: Mapping[str, str]
+) -> Fetched:
     """The object at `uri`, or else those directly below it that `choose` picks. Raises `TrainerError`."""
-    connection = connect(Role.DATASET, environment)
+    connection = connect(role, environment)
     item = connection.item(uri)
     if item is None:
-        return fetch_folder(uri, Role.DATASET, choose, environment)
+        return fetch_folder(uri, role, choose, environment)
     name = PurePosixPath(uri.key).name
     choose((name,))
     return _fetch(connection, uri, {name: item}, environment)
