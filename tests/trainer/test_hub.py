@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lora_trainer.errors import (
     TrainerError,
     TransientError,
 )
+from lora_trainer.places import network
 from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.roles import Role
@@ -158,3 +160,15 @@ def test_a_data_set_that_is_not_there_has_its_own_reason(server: HubServer, tmp_
     with pytest.raises(NotFoundError) as caught:
         client(server, tmp_path, DATASET_HF_TOKEN="hf_other").repository(HubUri(repo="org/none"), Role.DATASET)
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection and is silent, as behind a broken load balancer: the library would wait for ever."""
+    monkeypatch.setattr(network, "READ_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        hub = Hub(environment={"HF_ENDPOINT": endpoint}, cache=tmp_path, sleep=lambda seconds: None)
+        with pytest.raises(TransientError, match="the Hub cannot be reached"):
+            hub.repository(HubUri(repo="org/tiny"), Role.MODEL)
+        with pytest.raises(TransientError, match="the Hub cannot be reached"):
+            hub.call(HubUri(repo="org/tiny"), Role.OUTPUT, hub.api(Role.OUTPUT).whoami)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 from tests.trainer import servers, tiny
 from tests.trainer.runs import TRAINER, Workplace
 from tests.trainer.servers import Proxy
@@ -22,7 +23,9 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
 from lora_trainer.places.base import find_base
+from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.network import ATTEMPTS
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes
 
@@ -265,3 +268,21 @@ def make_certificate(folder: Path) -> Path:
     subprocess.run(command, check=True, capture_output=True)
     (folder / "both.pem").write_text((folder / "key").read_text() + (folder / "crt").read_text())
     return folder / "both.pem"
+
+
+def test_the_tries_of_a_download_do_not_multiply(server: HubServer, tmp_path: Path) -> None:
+    """Four answers that bring nothing are enough, and what a connection has tried four times is not tried again."""
+    server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", cut_after_bytes=0, times=None))
+    with pytest.raises(TransientError, match="cut off after 0 of"):
+        find(client(server, tmp_path))
+    requests = sum(count["requests"] for path, count in server.served().items() if path.endswith(WEIGHTS))
+    assert requests == 2 * ATTEMPTS
+    asked: list[int] = []
+
+    def unreachable(have: int) -> urllib3.BaseHTTPResponse:
+        asked.append(have)
+        raise urllib3.exceptions.MaxRetryError(urllib3.HTTPConnectionPool("127.0.0.1"), "/", None)
+
+    with pytest.raises(urllib3.exceptions.MaxRetryError):
+        fetch_whole(tmp_path / "partial", 10, unreachable, what="a file")
+    assert asked == [0]

@@ -17,7 +17,8 @@ def fetch_whole(
 ) -> None:
     """Complete `partial`, which an earlier attempt may have begun; `open_at` asks for the content from a byte on.
 
-    Raises `TransientError` after several requests in a row that brought nothing, and what `open_at` raises.
+    Raises `TransientError` after several answers in a row that brought nothing, and what `open_at` raises: that has
+    tried its request several times, and is not asked for more.
     """
     have = partial.stat().st_size if partial.is_file() else 0
     if have > size_bytes:
@@ -26,8 +27,9 @@ def fetch_whole(
     partial.touch()
     in_vain = 0
     while have != size_bytes:
+        response = open_at(have)
         with contextlib.suppress(urllib3.exceptions.HTTPError):
-            _append(partial, open_at(have))
+            _append(partial, response)
         before, have = have, partial.stat().st_size
         in_vain = 0 if have > before else in_vain + 1
         if in_vain == ATTEMPTS or have > size_bytes:

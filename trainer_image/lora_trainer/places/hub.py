@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import TransientError
+from lora_trainer.places import network
 from lora_trainer.places.hub_cache import LargeFile, fetch_large
 from lora_trainer.places.hub_errors import explain_hub, retry_after_s
 from lora_trainer.places.network import ATTEMPTS
@@ -45,6 +46,7 @@ class Hub:
         """The library's client with this role's token."""
         from huggingface_hub import HfApi  # noqa: PLC0415 - half a second that runs without a Hub do not pay
 
+        _bound_waits()
         return HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self.token(role))
 
     def repository(self, uri: HubUri, role: Role) -> Repository:
@@ -87,7 +89,7 @@ class Hub:
         self._check_access(uri, repository, wanted[0])
         for name in wanted:
             if name in repository.large:
-                self.call(uri, role, functools.partial(self._fetch_large, uri, repository, name))
+                self._fetch_large(uri, repository, name)
 
         def fetch() -> str:
             return snapshot_download(
@@ -151,14 +153,19 @@ class Hub:
         self.call(uri, repository.role, lambda: self._metadata(repository, name))
 
     def _fetch_large(self, uri: HubUri, repository: Repository, name: str) -> None:
-        fetch_large(
-            self._storage(repository.repo, repository.role),
-            repository.large[name],
-            lambda: self._metadata(repository, name).location,
-            token=self.token(repository.role),
-            endpoint=self.environment.get("HF_ENDPOINT"),
-            what=f"{repository.role.field} is {uri}: {name}",
-        )
+        """Not by way of `call`: each part of it is tried several times already."""
+        role = repository.role
+        try:
+            fetch_large(
+                self._storage(repository.repo, role),
+                repository.large[name],
+                lambda: self.call(uri, role, lambda: self._metadata(repository, name)).location,
+                token=self.token(role),
+                endpoint=self.environment.get("HF_ENDPOINT"),
+                what=f"{role.field} is {uri}: {name}",
+            )
+        except Exception as error:  # as in `call`
+            raise explain_hub(error, uri, role) from error
 
     def _storage(self, repo: str, role: Role) -> Path:
         """The repository's folder in the cache, as the client library lays it out."""
@@ -187,6 +194,23 @@ class Hub:
             temporary = reference.with_name(f".{reference.name}.{os.getpid()}")
             temporary.write_text(repository.commit, encoding="ascii")
             temporary.rename(reference)
+
+
+@functools.cache
+def _bound_waits() -> None:
+    """Give every request of the library a timeout: its own clients wait for ever, some calls even ask for that."""
+    from huggingface_hub import get_session, set_client_factory  # noqa: PLC0415 - as above
+
+    default = get_session()
+    client, hooks = type(default), default.event_hooks
+    bounded = {**hooks, "request": [*hooks["request"], _bound]}
+    set_client_factory(lambda: client(event_hooks=bounded, follow_redirects=True))
+
+
+def _bound(request: Any) -> None:
+    bounds = {"connect": network.CONNECT_S, "read": network.READ_S, "write": network.READ_S, "pool": network.CONNECT_S}
+    asked = {name: seconds for name, seconds in request.extensions["timeout"].items() if seconds is not None}
+    request.extensions = {**request.extensions, "timeout": {**bounds, **asked}}
 
 
 def _literal(name: str) -> str:

@@ -18,6 +18,8 @@ from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.network import http_pool
 
 _STAMPS = ".verified"
+_FETCHES = 2
+"""How often a file is fetched that arrives with other bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +51,14 @@ def fetch_large(
             return
         blob.unlink(missing_ok=True)
         partial = blob.with_name(f".{file.sha256}.partial")
-        fetch_whole(partial, file.size_bytes, lambda have: _open(locate(), have, token, endpoint), what=what)
-        if _sha256(partial) != file.sha256:
+        for _ in range(_FETCHES):
+            fetch_whole(partial, file.size_bytes, lambda have: _open(locate(), have, token, endpoint), what=what)
+            if _sha256(partial) == file.sha256:
+                partial.rename(blob)
+                _stamp(blob)
+                return
             partial.unlink()
-            raise TransientError(f"{what} arrived with other bytes than the sha256 that the Hub names")
-        partial.rename(blob)
-        _stamp(blob)
+        raise TransientError(f"{what} arrived with other bytes than the sha256 that the Hub names")
 
 
 def _open(url: str, have: int, token: str | bool, endpoint: str | None) -> urllib3.BaseHTTPResponse:

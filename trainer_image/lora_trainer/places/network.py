@@ -11,6 +11,8 @@ ATTEMPTS = 4
 """How often a request is tried; the pauses between double, from about a second on."""
 LONGEST_PAUSE_S = 60
 """A server that asks for more (`Retry-After`) is left to the Job's own retries."""
+CONNECT_S, READ_S = 10.0, 60.0
+"""How long a connection, and each silence of a server, may take."""
 RETRIED = (429, 500, 502, 503, 504)
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
@@ -29,7 +31,7 @@ def http_pool(url: str, *, backoff_s: float = 0.5, ca_variable: str | None = Non
         raise_on_status=False,
         retry_after_max=LONGEST_PAUSE_S,
     )
-    timeout = urllib3.Timeout(connect=10, read=60)
+    timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
     variables = _CA_VARIABLES if ca_variable is None else (ca_variable, *_CA_VARIABLES)
     bundle = next((os.environ[name] for name in variables if os.environ.get(name)), certifi.where())
     proxy = _proxy(url)
