@@ -178,3 +178,13 @@ def test_a_manifest_that_an_earlier_release_wrote_is_read(tmp_path: Path) -> Non
     (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     manifest = read_manifest(folder)
     assert (manifest.format, manifest.serving.servable) == (Form.ADAPTER, False)
+
+
+def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
+    """Who may write to the claim could have any file of the pod published, its environment with all tokens for one."""
+    folder, log, secret = write_adapter(tmp_path / "out"), tmp_path / "train.log", tmp_path / "environ"
+    secret.write_text("HF_TOKEN=hf_secret", encoding="utf-8")
+    log.symlink_to(secret)
+    add_log(folder, log)
+    assert not (folder / "train.log").exists()
+    assert is_complete(folder, "uid-1")

@@ -102,3 +102,14 @@ def test_a_full_volume_ends_the_copy_alone(capsys: pytest.CaptureFixture[str]) -
 def test_durations_are_shown_as_people_say_them(seconds: float, shown: str) -> None:
     """Two units, the larger first."""
     assert duration(seconds) == shown
+
+
+def test_a_link_in_the_place_of_the_copy_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may lead to a file of somebody else."""
+    (tmp_path / "other").write_text("theirs", encoding="utf-8")
+    (tmp_path / "train.log").symlink_to(tmp_path / "other")
+    set_up()
+    with copied_to(tmp_path / "train.log"):
+        logging.getLogger("lora_trainer").info("ours")
+    assert (tmp_path / "other").read_text(encoding="utf-8") == "theirs"
+    assert "no train.log: Too many levels of symbolic links" in capsys.readouterr().err

@@ -4,8 +4,10 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,11 @@ def copied_to(path: Path) -> Iterator[None]:
 
 class _Copy(logging.FileHandler):
     """Each record is one write at the file's end. A volume that is full costs the rest of the copy, not the run."""
+
+    def _open(self) -> TextIOWrapper:
+        # A link on the claim could lead to a file of somebody else.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        return TextIOWrapper(os.fdopen(os.open(self.baseFilename, flags, 0o644), "ab"), encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         logging.getLogger().removeHandler(self)

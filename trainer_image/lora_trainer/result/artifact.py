@@ -132,11 +132,12 @@ def write_sealed(folder: Path, manifest: Manifest) -> Manifest:
 
 def add_log(folder: Path, log: Path) -> None:
     """Put the run's log as it is now into a finished result. Raises `StorageError`."""
-    if not log.is_file():
+    # A link on the claim could lead to any file of the pod, and have it published.
+    if log.is_symlink() or not log.is_file():
         return
     try:
         manifest = read_manifest(folder)
-        (folder / LOG).write_bytes(log.read_bytes())
+        shutil.copyfile(log, folder / LOG)
         entries = {entry.path: entry for entry in manifest.files} | {LOG: _entry(folder, LOG)}
         files = tuple(entries[path] for path in sorted(entries))
         sync_files((folder / LOG,))
