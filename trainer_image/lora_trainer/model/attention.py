@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lora_trainer.model.loading import set_training
+from lora_trainer.model.quantize import each_token_alone
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ NAME = "isolated"
 _LARGEST_HEAD = 256
 _PROBE_LENGTHS = (9, 12, 5)
 _ROUNDING = 0.02
-"""Most that 16-bit or 8-bit products may differ, relative to the logits' standard deviation."""
+"""Most that 16-bit products may differ, relative to the logits' standard deviation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +191,11 @@ def choose_attention(model: Any, device: torch.device) -> Attention:
 
     AttentionInterface.register(NAME, attend)
     set_training(model, on=False)
+    with torch.no_grad(), each_token_alone(model):
+        return _chosen(model, device)
+
+
+def _chosen(model: Any, device: torch.device) -> Attention:
     before = model.config._attn_implementation
     ids = _probe(model, device)
     alone = _alone(model, ids, before)
@@ -229,16 +235,12 @@ def _probe(model: Any, device: torch.device) -> torch.Tensor:
 
 
 def _rows(model: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    with torch.no_grad():
-        for row in torch.split(ids, list(_PROBE_LENGTHS), dim=1):
-            yield model(input_ids=row, use_cache=False).logits[0].float()
+    for row in torch.split(ids, list(_PROBE_LENGTHS), dim=1):
+        yield model(input_ids=row, use_cache=False).logits[0].float()
 
 
 def _packed(model: Any, ids: torch.Tensor, segments: Segments) -> list[torch.Tensor]:
-    with torch.no_grad():
-        found = model(
-            input_ids=ids, position_ids=positions(_PROBE_LENGTHS, ids.device), use_cache=False, segments=segments
-        )
+    found = model(input_ids=ids, position_ids=positions(_PROBE_LENGTHS, ids.device), use_cache=False, segments=segments)
     return list(torch.split(found.logits[0].float(), list(_PROBE_LENGTHS)))
 
 
