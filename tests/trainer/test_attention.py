@@ -211,6 +211,35 @@ def test_the_kernel_for_packs_is_asked_for_what_it_can(
     assert has_kernel(*sizes, dtype, capability) is has
 
 
+def test_another_kernels_rounding_is_not_taken_for_contamination(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 it grows with the depth: it comes to a fiftieth of the logits' spread in 30 layers."""
+
+    def other(*given: Any, **more: Any) -> torch.Tensor:
+        found = kernel_for_packs(*given, **more)
+        coarse = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)) * 2**-7
+        return (found.float() * (1 + coarse)).to(found.dtype)
+
+    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(varlen, "varlen_attn", other)
+    deep = make("Llama", torch.bfloat16, num_hidden_layers=24, head_dim=8, initializer_range=0.1)
+    assert choose_attention(deep, CPU).packs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_layer_that_sees_other_rows_is_found_out(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """However little it changes in a deep model: other tokens in the rows before must not change the last row."""
+    deep = make("Llama", dtype, num_hidden_layers=24, head_dim=8, initializer_range=0.1)
+    layer = deep.model.layers[23].self_attn
+    layer.o_proj.weight.data *= 0.4
+    original: Callable[..., Any] = layer.forward
+
+    def forgetful(*args: Any, segments: object = None, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", forgetful)
+    assert not choose_attention(deep, CPU).packs
+
+
 def test_attention_that_is_not_causal_is_refused() -> None:
     """Rather than computed wrongly: the model then keeps its own."""
     module, heads = nn.Module(), torch.zeros(1, 1, 2, 4)
