@@ -165,8 +165,8 @@ def kernel_for_packs(
         assert end - start <= longest
         distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
         seen = (distance >= 0) & (distance <= (left if left >= 0 else longest))
-        heads = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
-        found.append(nn.functional.scaled_dot_product_attention(*heads, seen, scale=scale, enable_gqa=True)[0])
+        q, k, v = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        found.append(nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)[0])
     return torch.cat(found, dim=1).transpose(0, 1)
 
 

@@ -78,7 +78,7 @@ def attend(
     dtype = _compute_type(value)
     if kind.fused and has_kernel(query.shape[-1], value.shape[-1], dtype, _capability(query.device)):
         segments.kernels.add("varlen")
-        return _varlen(*(tensor.to(dtype) for tensor in (query, key, value)), segments, kind), None
+        return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), segments, kind), None
     segments.kernels.add("sdpa")
     lengths = list(segments.lengths)
     parts = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
