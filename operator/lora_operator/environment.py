@@ -30,9 +30,8 @@ def environment(pod: PodRequest, train: TrainConfig, config: OperatorConfig, ren
 
 
 def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
-    values = {"HF_HOME": CACHE_FOLDER, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    if config.cache_claim:
-        values["LORA_CACHE_SHARED"] = "1"
+    grace = {"LORA_GRACE_SECONDS": str(config.termination_grace_s)}
+    values = {"HF_HOME": CACHE_FOLDER, "HF_HUB_DISABLE_TELEMETRY": "1", **grace}
     if config.hub_endpoint:
         # The Hub's chunk store is another host, which a mirror of the Hub does not stand in for.
         values |= {"HF_ENDPOINT": config.hub_endpoint, "HF_HUB_DISABLE_XET": "1"}

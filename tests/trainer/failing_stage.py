@@ -1,11 +1,13 @@
-"""A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be told to stop."""
+"""A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be told to stop,
+and with FAIL=unsaved fails then."""
 
 import os
 import signal
 import sys
 
 from lora_trainer.contract.progress import Phase
-from lora_trainer.errors import DatasetError
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import DatasetError, StorageError
 from lora_trainer.host.guard import guarded
 from lora_trainer.host.launch import end_with_parent
 from lora_trainer.host.reports import Reporter, open_report
@@ -19,12 +21,17 @@ def main() -> int:
     return guarded(lambda: _work(rank, reporter), reporter)
 
 
+def _unsaved(*_: object) -> None:
+    raise StorageError("the checkpoint step-00000012 does not fit", Reason.STORAGE_FULL)
+
+
 def _work(rank: int, reporter: Reporter) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    how = os.environ["FAIL"]
+    signal.signal(signal.SIGTERM, _unsaved if how == "unsaved" and rank == 0 else lambda *_: sys.exit(143))
     reporter.phase(Phase.TRAINING)
-    if rank == 0 or os.environ["FAIL"] == "never":
+    if rank == 0 or how in ("never", "unsaved"):
         signal.pause()
-    if os.environ["FAIL"] == "killed":
+    if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     raise DatasetError("row 17 of train.jsonl has no columns: give it some")
 

@@ -16,7 +16,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.cpus import cpu_threads
-from lora_trainer.host.launch import ONE_PROCESS, Node, Program, this_node, training_program
+from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
 from lora_trainer.host.reports import Failure, Report, first_cause
 from lora_trainer.places.volumes import Volumes
 
@@ -38,12 +38,12 @@ def options(program: Program) -> dict[str, str]:
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_one_gpu_or_none_needs_no_torchrun(gpus: int) -> None:
     """Its import alone would take seconds."""
-    assert training_program(config(gpus), this_node(config(gpus), {}), threads=8) == ONE_PROCESS
+    assert training_program(config(gpus), this_node(config(gpus), {}), threads=8, grace_s=100) == ONE_PROCESS
 
 
 def test_a_node_of_several_gpus_has_a_process_for_each() -> None:
     """They meet on this machine, share its CPUs, and are never started again by torchrun."""
-    program = training_program(config(gpus=4), Node(), threads=10)
+    program = training_program(config(gpus=4), Node(), threads=10, grace_s=100)
     found = options(program)
     assert "--standalone" in program.command
     assert (found["--nproc-per-node"], found["--max-restarts"], found["--local-addr"]) == ("4", "0", "127.0.0.1")
@@ -56,7 +56,7 @@ def test_nodes_meet_at_the_first_one() -> None:
     """Under the number that the Job gave this pod; waiting for each other as long as a step may take."""
     run = config(gpus=0, nodes=3)
     node = this_node(run, POD)
-    program = training_program(run, node, threads=2)
+    program = training_program(run, node, threads=2, grace_s=100)
     found = options(program)
     assert (found["--nnodes"], found["--node-rank"], found["--nproc-per-node"]) == ("3", "1", "1")
     assert (found["--master-addr"], found["--master-port"]) == ("tune-x-1-0.tune-x-1", "29400")
@@ -139,7 +139,7 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Stages whose training is the stand-in."""
-    real = training_program(config(gpus=2), Node(), threads=2)
+    real = training_program(config(gpus=2), Node(), threads=2, grace_s=60)
     program = dataclasses.replace(real, command=(*real.command[:-1], "tests.trainer.failing_stage"))
     root = Path(__file__).parents[2]
     monkeypatch.setenv("FAIL", "never")
@@ -193,3 +193,32 @@ def test_a_request_to_stop_reaches_every_process(watched: Watched) -> None:
         watched.stages.run("train")
     stopper.join()
     assert (caught.value.failure.code, caught.value.failure.reason) == (ExitCode.TERMINATED, Reason.EVICTED)
+
+
+def test_a_stage_may_take_as_long_to_save_as_its_pod_may() -> None:
+    """A longer grace period is there for larger checkpoints: none is killed at the time of the default one."""
+    assert grace_s({}) == 100
+    assert grace_s({"LORA_GRACE_SECONDS": "600"}) == 500
+    program = training_program(config(gpus=2), Node(), threads=2, grace_s=500)
+    assert options(program)["--shutdown-timeout"] == "450"
+    for text in ("0", "-5", "soon"):
+        with pytest.raises(ConfigError, match=f"LORA_GRACE_SECONDS is '{text}'"):
+            grace_s({"LORA_GRACE_SECONDS": text})
+
+
+def test_a_state_that_a_stopped_run_could_not_save_is_told(watched: Watched) -> None:
+    """Not hidden behind the request to stop: steps are lost, and the volume is full."""
+    os.environ["FAIL"] = "unsaved"
+    waiting = threading.Event()
+    watched.stages.take = lambda report: waiting.set() if report.progress is not None else None
+
+    def stop() -> None:
+        waiting.wait(60)
+        watched.stages.stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    stopper.join()
+    assert (caught.value.failure.code, caught.value.failure.reason) == (ExitCode.STORAGE, Reason.STORAGE_FULL)

@@ -47,7 +47,12 @@ def s3(purpose: str, secret: str) -> dict[str, tuple[str, str, bool]]:
     return {f"{purpose}_{key}": (secret, key, optional) for key, optional in S3.items()}
 
 
-ALWAYS = {"HOME": "/tmp", "HF_HOME": "/cache", "HF_HUB_DISABLE_TELEMETRY": "1"}  # noqa: S108 - an emptyDir
+ALWAYS = {
+    "HOME": "/tmp",  # noqa: S108 - an emptyDir
+    "HF_HOME": "/cache",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "LORA_GRACE_SECONDS": "120",
+}
 SECRET = {"secretRef": {"name": "s"}}
 KEYS = [
     ({}, {}),
@@ -96,7 +101,7 @@ def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
     bundle = "/etc/lora-ca/ca.crt"
     expected = {
         **ALWAYS,
-        "LORA_CACHE_SHARED": "1",
+        "LORA_GRACE_SECONDS": "300",
         "HF_ENDPOINT": "http://hub.example",
         "HF_HUB_DISABLE_XET": "1",
         "AWS_ENDPOINT_URL_S3": "https://s3.example",

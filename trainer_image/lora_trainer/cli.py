@@ -22,6 +22,7 @@ from lora_trainer.errors import ConfigError, InternalError, explain, one_sentenc
 from lora_trainer.host import logs
 from lora_trainer.host.child import stage_environment
 from lora_trainer.host.guard import guarded
+from lora_trainer.host.launch import grace_s
 from lora_trainer.host.supervisor import Ending, Settings, Supervisor
 from lora_trainer.local_run import load_manifest, show_summary
 from lora_trainer.places.publishing import publish_folder
@@ -115,12 +116,15 @@ def _run(options: argparse.Namespace) -> int:
         config = _local_config(options.file) if local else TrainConfig.from_json(_read(options.config))
         if local and options.claims != CLAIMS:
             _make_output_claim(config, options.claims)
+        grace = grace_s(os.environ)
     except Exception as error:
         ending = _ended(error)
     else:
         logs.set_up(form=options.log_format, run=codec.encode(config.run))
         port = options.metrics_port if options.metrics_port is not None or local else PORT
-        settings = Settings(volumes=_volumes(options), port=port, work=options.work, log_format=options.log_format)
+        settings = Settings(
+            volumes=_volumes(options), port=port, work=options.work, grace_s=grace, log_format=options.log_format
+        )
         ending = Supervisor(config=config, settings=settings).run()
     _write_summary(ending, options.termination_log)
     if local:

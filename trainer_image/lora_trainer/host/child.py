@@ -23,6 +23,14 @@ STACKS_S = 1.0
 """How long a stage may take to log its stacks before it is killed."""
 
 
+_TOLD_OF_A_STOP = (ExitCode.TERMINATED, ExitCode.STORAGE)
+"""With these a stage that was told to stop says what it saved, or why it could not; all else followed from the stop."""
+
+_STOPPED = Failure(
+    code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message="the run was told to stop before its end"
+)
+
+
 class StageFailedError(Exception):
     """A stage ended otherwise than well."""
 
@@ -71,8 +79,7 @@ class Stages:
         if self.aborted is not None:
             raise StageFailedError(self.aborted)
         if status != 0:
-            self._check_stopping()
-            raise StageFailedError(self.failure or failure_of_status(status))
+            raise StageFailedError(self._cause(status))
 
     def stop(self) -> None:
         """Pass a request to stop on; a stage that does not heed it within the grace is killed."""
@@ -112,10 +119,14 @@ class Stages:
         self.failure = first_cause(self.failure, report.failure)
         self.take(report)
 
+    def _cause(self, status: int) -> Failure:
+        if self.stopping.is_set() and (self.failure is None or self.failure.code not in _TOLD_OF_A_STOP):
+            return _STOPPED
+        return self.failure or failure_of_status(status)
+
     def _check_stopping(self) -> None:
         if self.stopping.is_set():
-            message = "the run was told to stop before its end"
-            raise StageFailedError(Failure(code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message=message))
+            raise StageFailedError(_STOPPED)
 
 
 def stage_environment() -> dict[str, str]:

@@ -15,8 +15,8 @@ from lora_trainer.errors import ConfigError
 
 RENDEZVOUS = "LORA_RENDEZVOUS"
 NODE_INDEX = "JOB_COMPLETION_INDEX"
-SHUTDOWN_S = 90
-"""How long a process may take to save and end after SIGTERM, before torchrun kills it; below a pod's grace period."""
+GRACE = "LORA_GRACE_SECONDS"
+_DEFAULT_GRACE_S = 120
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -68,32 +68,51 @@ def this_node(config: TrainConfig, environment: Mapping[str, str]) -> Node:
     return Node(index=int(index), nodes=nodes, address=address, port=int(port))
 
 
-def training_program(config: TrainConfig, node: Node, threads: int) -> Program:
-    """What a node starts for its part of the training; `threads` are its CPUs."""
+def grace_s(environment: Mapping[str, str]) -> float:
+    """How long a stage may take to save and end after SIGTERM: the pod's grace period, but for the supervisor's share.
+
+    Raises `ConfigError`.
+    """
+    text = environment.get(GRACE, str(_DEFAULT_GRACE_S))
+    if not text.isdigit() or int(text) == 0:
+        raise ConfigError(
+            f"{GRACE} is {text!r}: must be the seconds of the pod's grace period, as the operator sets it"
+        )
+    return int(text) * 5 / 6
+
+
+def training_program(config: TrainConfig, node: Node, threads: int, *, grace_s: float) -> Program:
+    """What a node starts for its part of the training; `threads` are its CPUs, `grace_s` as of the function."""
     if node.nodes == 1:
-        return local_program(config, threads)
+        return local_program(config, threads, grace_s=grace_s)
     # Static ranks: the Job makes a lost pod anew under its old number, which finds its place again.
     place = ("--nnodes", str(node.nodes), "--node-rank", str(node.index))
     meeting = ("--master-addr", node.address, "--master-port", str(node.port))
-    return _torchrun(config, threads, (*place, *meeting, "--rdzv-conf", f"timeout={config.stall_timeout_s}"), {})
+    patience = ("--rdzv-conf", f"timeout={config.stall_timeout_s}")
+    return _torchrun(config, threads, (*place, *meeting, *patience), {}, grace_s)
 
 
-def local_program(config: TrainConfig, threads: int) -> Program:
+def local_program(config: TrainConfig, threads: int, *, grace_s: float) -> Program:
     """What is started for a stage that uses all GPUs of this node and no other's."""
     if _processes(config) == 1:
         return ONE_PROCESS
     # The processes find each other also where the machine's name leads nowhere.
-    return _torchrun(config, threads, ("--standalone", "--local-addr", "127.0.0.1"), {"GLOO_SOCKET_IFNAME": "lo"})
+    network = {"GLOO_SOCKET_IFNAME": "lo"}
+    return _torchrun(config, threads, ("--standalone", "--local-addr", "127.0.0.1"), network, grace_s)
 
 
 def _processes(config: TrainConfig) -> int:
     return max(1, config.device.gpus)
 
 
-def _torchrun(config: TrainConfig, threads: int, meeting: tuple[str, ...], network: Mapping[str, str]) -> Program:
+def _torchrun(
+    config: TrainConfig, threads: int, meeting: tuple[str, ...], network: Mapping[str, str], grace_s: float
+) -> Program:
     here = _processes(config)
+    # torchrun is to end what does not before the supervisor ends torchrun.
+    shutdown = ("--shutdown-timeout", str(max(1, int(grace_s * 0.9))))
     # Never a restart by torchrun: the Job tries again, and counts it.
-    processes = ("--nproc-per-node", str(here), "--max-restarts", "0", "--shutdown-timeout", str(SHUTDOWN_S))
+    processes = ("--nproc-per-node", str(here), "--max-restarts", "0", *shutdown)
     torchrun = (sys.executable, "-P", "-m", "lora_trainer.host.torchrun")
     return Program(
         command=(*torchrun, *meeting, *processes, "--module", "lora_trainer.stage"),

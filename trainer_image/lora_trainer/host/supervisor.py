@@ -115,8 +115,9 @@ class Supervisor:
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             node = this_node(self.config, os.environ)
-            stages.training = training_program(self.config, node, cpu_threads())
-            stages.sharded = local_program(self.config, cpu_threads())
+            grace_s = self.settings.grace_s
+            stages.training = training_program(self.config, node, cpu_threads(), grace_s=grace_s)
+            stages.sharded = local_program(self.config, cpu_threads(), grace_s=grace_s)
             return self._run(stages, temporary) if node.is_main else self._take_part(stages, temporary)
         except StageFailedError as error:
             return self._failed(error.failure)
