@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tests.trainer import templates, tiny
+from tokenizers import processors
 
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.formats import Conversation, PlainText, Sample
@@ -169,6 +170,22 @@ def test_a_blank_at_the_boundary_belongs_where_inference_would_have_it(
     start = next(i for i, label in enumerate(example.labels.tolist()) if label != IGNORED)
     assert example.input_ids[:start].tolist() == encoder.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert encoder.tokenizer.decode(example.input_ids[start:]) == wanted
+
+
+def test_a_base_model_that_begins_texts_with_a_token_has_it_before_conversations() -> None:
+    """Llama, Mistral and Gemma lose much without it; the template written beside the adapter has it, too."""
+    tokenizer = templates.tokenizer(None, "</s>")
+    begin = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    encoder = Encoder(tokenizer, LossOn.COMPLETION, 512, (tokenizer.eos_token_id,))
+    ids = encoder.encode(talk(TURNS)).input_ids.tolist()
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+    served = tokenizer.apply_chat_template(
+        TURNS[:1], chat_template=encoder.template, add_generation_prompt=True, return_dict=False
+    )
+    assert ids[: len(served)] == served
+    assert make_encoder(None, "</s>").encode(talk(TURNS)).input_ids[0] != tokenizer.bos_token_id
 
 
 def test_the_tokens_that_are_cut_are_counted() -> None:

@@ -41,13 +41,17 @@ _Renderings = dict[_Request, str]
 
 
 class Renderer:
-    """Renders samples as a model's chat template does; `template` is the fallback's text for a model without one."""
+    """Renders samples as a model's chat template does; `template` is the fallback's text for a model without one.
 
-    def __init__(self, tokenizer: Any, *, learn_all: bool) -> None:
+    `starts_with_bos` is whether the tokenizer puts a token before every text: then the fallback does so, too.
+    """
+
+    def __init__(self, tokenizer: Any, *, learn_all: bool, starts_with_bos: bool) -> None:
         self._tokenizer = tokenizer
         self._learn_all = learn_all
         self.has_template = bool(tokenizer.chat_template)
-        self.template = None if self.has_template else FALLBACK_TEMPLATE
+        fallback = ("{{ bos_token }}" if starts_with_bos else "") + FALLBACK_TEMPLATE
+        self.template = None if self.has_template else fallback
         self._takes_calls = "tool_calls" in str(self.template or tokenizer.chat_template)
 
     def render(self, samples: Sequence[Sample]) -> list[Text]:

@@ -51,10 +51,10 @@ class Encoder:
         self.loss_on = loss_on
         self.max_length = max_length
         self.stop_ids = frozenset(stop_ids)
-        self._renderer = Renderer(tokenizer, learn_all=loss_on is LossOn.ALL)
+        self.starts_with_bos = _starts_with_bos(tokenizer)
+        self._renderer = Renderer(tokenizer, learn_all=loss_on is LossOn.ALL, starts_with_bos=self.starts_with_bos)
         self.has_template = self._renderer.has_template
         self.template = self._renderer.template
-        self.starts_with_bos = _starts_with_bos(tokenizer)
 
     def encode(self, sample: Sample) -> Example:
         """The example of a sample, cut at the end to the longest length. Raises `DatasetError`."""
