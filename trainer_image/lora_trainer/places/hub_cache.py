@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import urllib3
-from filelock import FileLock
 
 from lora_trainer.errors import TransientError
+from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.network import http_pool
 
@@ -45,12 +45,11 @@ def fetch_large(
     """
     blob = storage / "blobs" / file.sha256
     blob.parent.mkdir(parents=True, exist_ok=True)
-    # The lock of a process that was killed is free: the kernel, or the file server, holds it for the living alone.
-    with FileLock(blob.with_name(f".{file.sha256}.lock")):
+    partial = blob.with_name(f".{file.sha256}.partial")
+    with alone_in_cache(blob.with_name(f".{file.sha256}.lock"), lambda: _size(partial), what=what):
         if _is_intact(blob, file):
             return
         blob.unlink(missing_ok=True)
-        partial = blob.with_name(f".{file.sha256}.partial")
         for _ in range(_FETCHES):
             fetch_whole(partial, file.size_bytes, lambda have: _open(locate(), have, token, endpoint), what=what)
             if _sha256(partial) == file.sha256:
@@ -110,6 +109,13 @@ def _stamp(blob: Path) -> None:
 
 def _stamp_file(blob: Path) -> Path:
     return blob.parent.parent / _STAMPS / blob.name
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _state(blob: Path) -> str:

@@ -1,15 +1,15 @@
 """Models and data of a bucket in the cache: each version once, resumable, safe under concurrent runs."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-
 from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import storage_error
+from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.roles import Role
 from lora_trainer.places.s3 import Connection, Item, connect
 
@@ -63,14 +63,23 @@ def _fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], enviro
     connection.item(S3Uri(bucket=uri.bucket, key=first.key))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock of a process that was killed is free: the kernel, or the file server, holds it for the living alone.
-        with FileLock(folder / ".lock"):
+        what = f"{connection.role.field} is {uri}"
+        with alone_in_cache(folder / ".lock", lambda: _sizes(folder), what=what):
             for name, item in items.items():
                 if not _is_whole(folder / name, item):
                     connection.download(uri, item, folder / name)
     except OSError as error:
         raise storage_error(error, "the cache (HF_HOME)") from error
     return Fetched(folder=folder, revision=f"sha256:{digest}", names=tuple(items))
+
+
+def _sizes(folder: Path) -> list[tuple[str, int]]:
+    sizes = []
+    for path in sorted(folder.iterdir()):
+        # What is complete loses its temporary name.
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append((path.name, path.stat().st_size))
+    return sizes
 
 
 def _is_whole(path: Path, item: Item) -> bool:
