@@ -79,10 +79,10 @@ def test_the_optimizers_know_our_options(monkeypatch: pytest.MonkeyPatch, name: 
     module, _, kind = homes[name].rpartition(".")
     known = set(inspect.signature(getattr(importlib.import_module(module), kind).__init__).parameters)
     given: dict[str, Any] = {}
-    monkeypatch.setattr(homes[name], lambda parameters, **settings: given.update(settings))
+    monkeypatch.setattr(homes[name], lambda groups, **settings: given.update(groups[0], **settings))
     gpu = Device(torch_device=torch.device("cuda", 0), name="a GPU", dtype=torch.bfloat16)
-    make_optimizer([], TrainingConfig(optimizer=name), gpu)
-    assert {"lr", "betas", "eps", "weight_decay"} <= set(given) <= known
+    make_optimizer([torch.nn.Parameter(torch.ones(2, 2))], TrainingConfig(optimizer=name), gpu)
+    assert {"lr", "betas", "eps", "weight_decay"} <= set(given) <= {*known, "params"}
 
 
 def test_transformers_loads_with_our_options(tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:

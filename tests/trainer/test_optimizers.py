@@ -23,7 +23,7 @@ def test_an_optimizer_is_of_its_kind_and_has_the_runs_settings(name: Optimizer) 
     """Learning rate and weight decay; made for a GPU, which it does not touch before its first step."""
     config = TrainingConfig(optimizer=name, learning_rate=0.003, weight_decay=0.25)
     device = Device(torch_device=torch.device("cuda", 0), name="a GPU", dtype=torch.bfloat16)
-    optimizer = make_optimizer([torch.nn.Parameter(torch.ones(4))], config, device)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.ones(2, 2))], config, device)
     assert type(optimizer) is KINDS[name]
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (0.003, 0.25)
@@ -34,13 +34,22 @@ def test_an_optimizer_is_of_its_kind_and_has_the_runs_settings(name: Optimizer) 
 @pytest.mark.parametrize("name", list(Optimizer))
 def test_weight_decay_shrinks_weights_apart_from_the_gradient(cpu: Device, name: Optimizer) -> None:
     """Decoupled: a step of rate 0.1 with decay 0.5 takes 5 % of the weight, and then Adam's 0.1."""
-    parameter = torch.nn.Parameter(torch.full((8192,), 2.0))
+    parameter = torch.nn.Parameter(torch.full((64, 128), 2.0))
     config = TrainingConfig(optimizer=name, learning_rate=0.1, weight_decay=0.5)
     optimizer = make_optimizer([parameter], config, cpu)
-    parameter.grad = torch.ones(8192)
+    parameter.grad = torch.ones(64, 128)
     optimizer.step()
     # bitsandbytes shrinks after the update, PyTorch before it
-    assert float(parameter.detach()[0]) == pytest.approx(2.0 * 0.95 - 0.1, abs=0.006)
+    assert float(parameter.detach()[0, 0]) == pytest.approx(2.0 * 0.95 - 0.1, abs=0.006)
+
+
+@pytest.mark.parametrize("name", list(Optimizer))
+def test_weight_decay_leaves_vectors_alone(cpu: Device, name: Optimizer) -> None:
+    """DoRA's magnitudes, norms and biases: towards 0 they would take the base model's own weights along."""
+    matrix, vector = torch.nn.Parameter(torch.full((2, 2), 2.0)), torch.nn.Parameter(torch.full((4,), 2.0))
+    optimizer = make_optimizer([vector, matrix], TrainingConfig(optimizer=name, weight_decay=0.5), cpu)
+    decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert decays == {id(matrix): 0.5, id(vector): 0.0}
 
 
 @pytest.mark.parametrize("name", [Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT])

@@ -14,23 +14,27 @@ EPSILON = 1e-8
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, device: Device) -> torch.optim.Optimizer:
-    """AdamW with decoupled weight decay (arXiv 1711.05101) over the adapter's parameters.
+    """AdamW with decoupled weight decay (arXiv 1711.05101) over the trained parameters.
 
     PyTorch's fused one, or that of bitsandbytes with 8-bit state (arXiv 2110.02861), which keeps tensors of fewer than
     4,096 values in fp32. The paged one moves state to main memory where the GPU's does not suffice; a CPU has nothing
-    to page, and gets the other.
+    to page, and gets the other. Matrices decay, vectors do not: DoRA's magnitudes, norms and biases are no distances
+    from the base model, and towards 0 they would take it along.
     """
-    settings: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": BETAS,
-        "eps": EPSILON,
-        "weight_decay": config.weight_decay,
-    }
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": BETAS, "eps": EPSILON}
+    groups = [
+        {
+            "params": [parameter for parameter in parameters if parameter.dim() >= 2],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
     if config.optimizer is Optimizer.ADAMW:
-        return torch.optim.AdamW(parameters, fused=True, **settings)
+        return torch.optim.AdamW(groups, fused=True, **settings)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415 - takes seconds to import
 
     paged = config.optimizer is Optimizer.PAGED_ADAMW_8BIT and device.torch_device.type != "cpu"
     kind: Any = PagedAdamW8bit if paged else AdamW8bit
-    optimizer: torch.optim.Optimizer = kind(parameters, **settings)
+    optimizer: torch.optim.Optimizer = kind(groups, **settings)
     return optimizer
