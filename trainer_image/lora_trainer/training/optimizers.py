@@ -22,14 +22,12 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, d
     from the base model, and towards 0 they would take it along.
     """
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": BETAS, "eps": EPSILON}
+    decays = ((True, config.weight_decay), (False, 0.0))
     groups = [
-        {
-            "params": [parameter for parameter in parameters if parameter.dim() >= 2],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
+        {"params": found, "weight_decay": decay}
+        for is_matrix, decay in decays
+        if (found := [parameter for parameter in parameters if (parameter.dim() >= 2) is is_matrix])
     ]
-    groups = [group for group in groups if group["params"]]
     if config.optimizer is Optimizer.ADAMW:
         return torch.optim.AdamW(groups, fused=True, **settings)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415 - takes seconds to import
