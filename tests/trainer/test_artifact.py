@@ -1,7 +1,9 @@
 """An adapter's manifest, and that a changed byte is found."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from lora_trainer.result.artifact import (
     loadable,
     manifest_digest,
     read_manifest,
+    sync_files,
+    sync_folder,
     write_sealed,
 )
 from lora_trainer.result.serving import Serving
@@ -188,3 +192,16 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
     add_log(folder, log)
     assert not (folder / "train.log").exists()
     assert is_complete(folder, "uid-1")
+
+
+def test_a_volume_that_cannot_sync_a_folder_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an SMB share; a file that cannot be synced is an error there, too."""
+
+    def refused(_descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    sync_folder(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync_files([tmp_path / "file"])

@@ -1,5 +1,6 @@
 """The lock of a run's folder: one holder at a time, whoever dies, hangs or comes back."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import StorageError, TransientError
-from lora_trainer.host.lock import Holder, Lock, Timing, check_ticket, held, is_released
+from lora_trainer.host import lock
+from lora_trainer.host.lock import Holder, Lock, Timing, _create, _look, check_ticket, held, is_released
 
 TIMING = Timing(beat_s=0.02, stale_s=60.0, wait_s=100.0, poll_s=1.0)
 CODE = """
@@ -221,3 +223,38 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="the run's folder below cannot be written"):
         take(tmp_path / "file/below", Clock())
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_volume_without_hard_links_has_a_lock_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """SMB shares and buckets that are mounted as volumes: a file that must not exist yet is made by one alone."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refused)
+    with held(tmp_path, holder(), timing=TIMING) as first:
+        assert [path.name for path in tmp_path.iterdir()] == ["lock-00000001"]
+        with pytest.raises(TransientError, match="in use by attempt 1 on pod-a"):
+            take(tmp_path, Clock(), replace(TIMING, wait_s=0))
+        assert _create(tmp_path, 1, holder(3)) is None
+        first.check()
+    assert take(tmp_path, Clock()) == 0
+
+
+def test_a_holder_is_not_given_up_because_the_file_server_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its signs of life hung, too. It is looked at anew once the server answers again."""
+    path = dead_lock(tmp_path)
+    clock, looks = Clock(), 0
+
+    def hanging(found: Path) -> object:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            clock.now += 300
+            os.utime(path, (path.stat().st_mtime - 300,) * 2)
+        return _look(found)
+
+    monkeypatch.setattr(lock, "_look", hanging)
+    timing = replace(TIMING, beat_s=5, wait_s=1000)
+    assert take(tmp_path, clock, timing) == 1 + 300 + 10

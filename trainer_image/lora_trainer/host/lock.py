@@ -1,9 +1,9 @@
 """One writer at a time in a run's folder, also on a network file system and across nodes.
 
 The lock is a file `lock-<generation>` that its holder rewrites every few seconds. Who wants it creates the next
-generation with a hard link, which fails where another was faster (atomic on NFS too), and only then removes the one
-before. A released lock stays as a file that says so: generations only grow, and a holder that was given up as dead and
-comes back finds its file gone.
+generation with a hard link, which fails where another was faster (atomic on NFS too; where there are no hard links, as
+a file that must not exist yet), and only then removes the one before. A released lock stays as a file that says so:
+generations only grow, and a holder that was given up as dead and comes back finds its file gone.
 
 A lock counts as dead where its file stood still for a while, by the file server's own clock and while we looked on, so
 that no node's wrong clock and no hanging file server makes two holders. A holder whose process is gone from our own
@@ -11,6 +11,7 @@ process table is dead at once.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -29,6 +30,8 @@ from lora_trainer.errors import TransientError, storage_error
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"lock-(\d{8})")
 _SIZE = 1024
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,12 +212,15 @@ def _acquire(
     watched: tuple[str, bytes] | None = None
     since, told = started, False
     while True:
+        looked = clock()
         newest = _newest(folder)
         seen = None if newest is None else _look(newest)
+        hung = clock() - looked >= timing.beat_s
         if newest is None or seen is None:
             free, generation = newest is None, 0
         else:
-            if watched != (newest.name, seen.content):
+            # Where the server hung, the holder's signs of life did, too.
+            if watched != (newest.name, seen.content) or hung:
                 watched, since = (newest.name, seen.content), clock()
             free = _is_free(folder, seen, clock() - since, timing)
             generation = _generation(newest)
@@ -293,7 +299,7 @@ def _create(folder: Path, generation: int, holder: Holder) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(_content(holder, 0))
         try:
-            os.link(draft, path)
+            _link(draft, path)
         except FileExistsError:
             return None
         finally:
@@ -305,6 +311,21 @@ def _create(folder: Path, generation: int, holder: Holder) -> Path | None:
     except OSError as error:
         raise storage_error(error, f"the run's folder {folder.name}") from error
     return path
+
+
+def _link(draft: Path, path: Path) -> None:
+    """Give the draft its name, which nobody has yet. Raises `FileExistsError`."""
+    try:
+        os.link(draft, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Not whole from its first moment on, which who looks at it takes for a holder that it cannot read.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(draft.read_bytes())
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def _content(holder: Holder, beats: int, *, released: bool = False) -> bytes:

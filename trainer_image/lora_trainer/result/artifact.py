@@ -5,6 +5,7 @@ Standard library only: the supervisor publishes without loading PyTorch.
 
 import dataclasses
 import enum
+import errno
 import hashlib
 import json
 import os
@@ -203,6 +204,10 @@ def sync_files(paths: Iterable[Path]) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            # An SMB share, and some file systems in user space, know no such thing for a folder.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP) or not path.is_dir():
+                raise
         finally:
             os.close(descriptor)
 
