@@ -1,4 +1,4 @@
-"""What a training tells: every step to the supervisor and to the run's curves, about one in twenty to the log."""
+"""What a training tells: every step to the supervisor and to the run's curves, twenty and one a minute to the log."""
 
 import logging
 import time
@@ -16,6 +16,8 @@ from lora_trainer.training.listener import Listener, Step
 log = logging.getLogger(__name__)
 SIGN_OF_LIFE_S = 10.0
 """Micro-batches within a long step are reported so often at most."""
+LONGEST_SILENCE_S = 60.0
+"""After it the next step has a line in the log, too: a twentieth of a run may be hours."""
 
 
 class Narrator(Listener):
@@ -32,7 +34,7 @@ class Narrator(Listener):
         self._curves = curves or MetricsFile(None)
         self._device = device
         self._clock = clock
-        self._told_at_s = clock()
+        self._told_at_s = self._logged_at_s = clock()
         self._tokens = self._rows = self._left_out = 0
         self._saves = self._failed_saves = self._halvings = 0
 
@@ -53,7 +55,9 @@ class Narrator(Listener):
             peak_memory_bytes=self._device.peak_memory_bytes(),
         )
         self._curves.stepped(step)
-        if step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
+        silent = self._told_at_s - self._logged_at_s >= LONGEST_SILENCE_S
+        if silent or step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
+            self._logged_at_s = self._told_at_s
             _log_step(step)
 
     def left_out(self, step: int) -> None:
