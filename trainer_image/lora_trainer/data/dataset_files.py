@@ -11,7 +11,7 @@ from lora_trainer.data.rows import SUFFIXES
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.roles import Role
-from lora_trainer.places.volumes import Volumes, plain_files
+from lora_trainer.places.volumes import Volumes, plain_files, readable
 
 Files = tuple[tuple[str, Path], ...]
 """The name to show and the path of each file, in the order in which they are read."""
@@ -53,7 +53,11 @@ def _files(role: Role, address: str, splits: Sequence[str], volumes: Volumes, hu
             raise _missing(role, address, f"the ConfigMap has no key {uri.key}: there is no file {path}")
         return ((uri.key, path),)
     if isinstance(uri, ClaimUri):
-        return _claim_files(role, uri, volumes)
+        with readable(f"{role.field} is {uri}"):
+            files = _claim_files(role, uri, volumes)
+            for _, path in files:
+                path.open("rb").close()
+        return files
     if isinstance(uri, S3Uri):
         return _bucket_files(role, uri, hub)
     raise ConfigError(f"{role.field} is {uri}: data is read from hf://, s3://, pvc:// and configmap:// addresses")

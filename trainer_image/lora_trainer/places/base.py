@@ -11,7 +11,7 @@ from lora_trainer.contract.uri import ClaimUri, HubUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.roles import Role
-from lora_trainer.places.volumes import Volumes, plain_files
+from lora_trainer.places.volumes import Volumes, plain_files, readable
 from lora_trainer.result.tensor_files import entries_of, header_bytes
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
@@ -40,6 +40,11 @@ def find_base(uri_text: str, volumes: Volumes, hub: Hub) -> Base:
         return _from_bucket(uri, hub)
     if not isinstance(uri, ClaimUri):
         raise ConfigError(f"model.uri is {uri}: must start with hf://, s3:// or pvc://")
+    with readable(f"model.uri is {uri}"):
+        return _from_claim(uri, volumes)
+
+
+def _from_claim(uri: ClaimUri, volumes: Volumes) -> Base:
     path = volumes.claim_path(uri)
     if not path.is_dir():
         what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else "there is no such folder"

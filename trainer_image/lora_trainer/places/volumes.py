@@ -4,11 +4,13 @@ Volumes hold what users put there. A link on a claim could lead a pod to files o
 claim, so nothing below a claim is followed that is a symbolic link.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, StorageError
 
 CLAIMS = Path("/claims")
 CONFIG_MAPS = Path("/configmaps")
@@ -47,6 +49,19 @@ class Volumes:
     def claim_missing(self, uri: ClaimUri) -> bool:
         """Whether the claim itself is not mounted."""
         return not (self.claims / uri.claim).is_dir()
+
+
+@contextlib.contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn a refusal of what is read inside into a sentence that begins with `what`. Raises `StorageError`."""
+    try:
+        yield
+    except PermissionError as error:
+        name = Path(str(error.filename)).name
+        raise StorageError(
+            f"{what}: {name} cannot be read: {error.strerror}; let user 10001 of the trainer read it (chmod -R a+rX): "
+            "on a claim that is only read, Kubernetes leaves the owners as they are"
+        ) from error
 
 
 def plain_files(folder: Path, address: str) -> tuple[Path, ...]:
