@@ -90,7 +90,7 @@ def test_zero_is_a_value_and_not_an_absence() -> None:
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"model": {}}, "spec.model.uri is missing", "must be set"),
-    ({"model": {"uri": "gpt2"}}, 'spec.model.uri is "gpt2"', "must start with hf://, s3://, pvc://, configmap:// or"),
+    ({"model": {"uri": "gpt2"}}, 'spec.model.uri is "gpt2"', "must start with hf:// or pvc:// or s3://"),
     ({"model": {"uri": "configmap://a/b"}}, 'spec.model.uri is "configmap://a/b"', "must start with hf:// or pvc://"),
     ({"model": {"uri": "hf://gpt2"}}, 'spec.model.uri is "hf://gpt2"', "hf://organisation/name"),
     ({"model": {"uri": "hf://a/b@"}}, 'spec.model.uri is "hf://a/b@"', "after the @"),
@@ -117,6 +117,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"lora": {"rank": 0}}, "spec.lora.rank is 0", "from 1 to 1024"),
     ({"lora": {"rank": True}}, "spec.lora.rank is True", "whole number"),
     ({"lora": {"dropout": 0.1}}, "spec.lora.dropout is 0.1", "quoted decimal number"),
+    ({"training": {"learningRate": 0.0002}}, "spec.training.learningRate is", 'as in learningRate: "0.0002"'),
+    ({"training": {"learningRate": "1e-5"}}, "spec.training.learningRate is", 'as in learningRate: "0.00001"'),
+    ({"training": {"learningRate": "1e-999999"}}, "spec.training.learningRate is", 'as in learningRate: "0.0002"'),
+    ({"training": {"learningRate": "fast"}}, "spec.training.learningRate is", 'as in learningRate: "0.0002"'),
+    ({"training": {"epochs": 3}}, "spec.training.epochs is 3", 'as in epochs: "3"'),
+    ({"training": {"epochs": "all"}}, "spec.training.epochs is", 'as in epochs: "1"'),
+    ({"dataset": {"uri": "data/d.jsonl"}}, "spec.dataset.uri is", "pvc:// or configmap:// or hf:// or s3://"),
     ({"lora": {"dropout": "0." + "1" * 30}}, "spec.lora.dropout is", "quoted decimal number"),
     ({"training": {"learningRate": "2e-4"}}, 'spec.training.learningRate is "2e-4"', "without exponent"),
     ({"lora": {"targetModules": "q_proj"}}, 'spec.lora.targetModules is "q_proj"', "list of at most 64"),

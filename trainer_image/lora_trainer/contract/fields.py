@@ -4,6 +4,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -89,7 +90,10 @@ class Reader:
         if value is None:
             return default
         if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
-            self.complain(key, value, f'must be a quoted decimal number without exponent, {rule}, as in {key}: "0.1"')
+            example = _as_decimal(value) or _as_decimal(default) or "1"
+            self.complain(
+                key, value, f'must be a quoted decimal number without exponent, {rule}, as in {key}: "{example}"'
+            )
             return default
         number = float(value)
         if number < low or number > high or (open_low and number == low) or (open_high and number == high):
@@ -185,6 +189,16 @@ class Reader:
 
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _as_decimal(value: object) -> str | None:
+    """A number without exponent; None for what is none, or would be long."""
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    written = f"{number:f}" if number.is_finite() and abs(number.adjusted()) < 12 else ""
+    return written if _DECIMAL.fullmatch(written) else None
 
 
 def _shown(value: object) -> str:

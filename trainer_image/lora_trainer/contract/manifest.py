@@ -137,13 +137,14 @@ def _secret(section: Reader) -> None:
 
 
 def _check_uri(section: Reader, key: str, text: str, schemes: tuple[type[Uri], ...]) -> None:
+    beginnings = tuple(_SCHEMES[scheme] for scheme in schemes)
+    if not text.startswith(beginnings):
+        section.complain(key, text, f"must start with {' or '.join(beginnings)}")
+        return
     try:
-        uri = parse_uri(text)
+        parse_uri(text)
     except UriError as error:
         section.complain(key, text, str(error))
-        return
-    if not isinstance(uri, schemes):
-        section.complain(key, text, f"must start with {' or '.join(_SCHEMES[scheme] for scheme in schemes)}")
 
 
 _SCHEMES: Mapping[type, str] = {
