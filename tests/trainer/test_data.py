@@ -1,6 +1,7 @@
 """The held-out split, the counts, and where a data set is looked for."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data.dataset import encode, encode_evaluation, encode_once
+from lora_trainer.data.dataset import FEW_ROWS, encode, encode_evaluation, encode_once, tell
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokens import Encoder
@@ -71,6 +72,20 @@ def test_verification_reads_the_very_rows_that_were_evaluated(tmp_path: Path, en
     assert data.held_out
     assert len(data.evaluation) == 8
     assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(40, True), (5 * FEW_ROWS, False)])
+def test_few_held_out_rows_are_warned_of(
+    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture, *, rows: int, warned: bool
+) -> None:
+    """Their loss says little, and the standard error of a single one is unknown."""
+    config, volumes = on_claim(tmp_path, tiny.chats(rows))
+    data = encode(load_samples(config, volumes, Hub()), encoder)
+    with caplog.at_level(logging.INFO):
+        tell(data)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0].startswith(f"Messages: {len(data.training)} training rows")
+    assert [f"only {len(data.evaluation)} rows are held out" in line for line in told[1:]] == [True] * warned
 
 
 def test_prompts_longer_than_the_longest_row_are_refused(tmp_path: Path, tiny_base: Base) -> None:

@@ -84,7 +84,7 @@ def run_training(
         check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens)
         reporter.send(Report(dataset=data.stats))
-        _log_data(data)
+        datasets.tell(data)
 
         ours = identity(config, base.revision, data.fingerprint)
         _agree(ours, group)
@@ -254,22 +254,6 @@ class Evaluator:
         kind = "held-out" if self.data.held_out else "training"
         log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(rows), kind)
         return result
-
-
-def _log_data(data: Data) -> None:
-    stats = data.stats
-    log.info(
-        "%s: %d training rows (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates",
-        data.kind.value,
-        stats.train_samples,
-        stats.train_tokens,
-        stats.target_tokens,
-        stats.validation_samples,
-        stats.truncated_samples,
-        stats.truncated_tokens,
-        stats.skipped_samples,
-        stats.duplicate_samples,
-    )
 
 
 def _resolved(

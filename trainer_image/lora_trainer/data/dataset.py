@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 EVALUATED_TRAINING_ROWS = 64
 """How many training rows stand in for held-out rows where none are held out."""
 
+FEW_ROWS = 20
+"""Losses over fewer held-out rows have standard errors that are themselves uncertain; that of one row is unknown."""
+
 MOST_CUT = 0.5
 """Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
 
@@ -50,6 +53,29 @@ class Data:
     kind: DatasetFormat
     fingerprint: str
     stats: DatasetStats
+
+
+def tell(data: Data) -> None:
+    """Log what there is to train on, and a warning where so few rows are held out that they tell little."""
+    stats = data.stats
+    log.info(
+        "%s: %d training rows (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates",
+        data.kind.value,
+        stats.train_samples,
+        stats.train_tokens,
+        stats.target_tokens,
+        stats.validation_samples,
+        stats.truncated_samples,
+        stats.truncated_tokens,
+        stats.skipped_samples,
+        stats.duplicate_samples,
+    )
+    if data.held_out and stats.validation_samples < FEW_ROWS:
+        log.warning(
+            "only %d rows are held out, so that the losses are uncertain: raise dataset.validationFraction, or set "
+            "dataset.validationUri",
+            stats.validation_samples,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
