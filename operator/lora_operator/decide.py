@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_operator.adjust import adjust, adjusted
 from lora_operator.children import Children, find_children
-from lora_operator.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished
+from lora_operator.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished, previous_condition
 from lora_operator.config import OperatorConfig
 from lora_operator.expiry import expired_objects
 from lora_operator.milestones import checkpoint_saved, needs_preparation, preflight_passed, was_prepared
@@ -202,9 +202,7 @@ def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
     if observed.rejection is not None:
         accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
     status = ongoing_status(case.finetune, accepted, situation, facts, case.now)
-    train = case.request.train if situation.lost_config else None
-    create = (render_config_map(case.finetune, train),) if train else ()
-    plan = Plan(status=status, create=create, events=notices(case.finetune, status))
+    plan = Plan(status=status, create=_made_again(case, job, situation), events=notices(case.finetune, status))
     if situation.running and situation.pod is not None:
         return _with_question(
             plan, situation.pod, next_question_s(progress, config.progress_interval_s, case.now), config
@@ -212,6 +210,21 @@ def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
     if job.suspended:
         return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
     return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True)
+
+
+def _made_again(case: _Case, job: JobView, situation: Situation) -> tuple[Mapping[str, Any], ...]:
+    """What the pods of an attempt need beside their Job, in case that somebody deleted it.
+
+    Nothing tells that a Service is gone, which is not watched. New pods look for each other by it: so it is made again,
+    or found to be there, once for each change of the state of a run whose pods do not all run.
+    """
+    train = case.request.train
+    if train is None or case.observed.rejection is not None:
+        return ()
+    lost = (render_config_map(case.finetune, train),) if situation.lost_config else ()
+    several = job.role is Role.TRAIN and case.request.pod.nodes > 1 and not situation.running
+    changed = previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason
+    return (*lost, render_service(case.finetune, train)) if several and changed else lost
 
 
 def _shown_pod(case: _Case, situation: Situation) -> PodView | None:

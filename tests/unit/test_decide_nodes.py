@@ -113,6 +113,22 @@ def test_retries_of_several_nodes_follow_the_spec() -> None:
     assert [patch.body for patch in plan.patch] == [{"spec": {"backoffLimit": 4}}]
 
 
+def test_a_service_that_was_deleted_is_made_again_before_new_pods_need_it() -> None:
+    """Once for each change of the state: it is not watched, and pods that have met do without it."""
+    job, pods = make_job(spec={"backoffLimit": 6}), (running_pod(index=0), running_pod(index=1))
+    trains = plan_for(TWO, jobs=(job,), pods=pods)
+    assert trains.create == ()
+    failed = make_job(spec={"backoffLimit": 6}, status={"failed": 1})
+    cause = make_summary(Reason.GPU_FAULT, "The GPU fell off the bus").to_message()
+    ended = (ended_pod(72, cause, index=0), running_pod(index=1, deleting=True))
+    restarts = plan_for(with_status(TWO, trains.status), jobs=(failed,), pods=ended)
+    assert told(restarts) == ("Unknown", "Restarting")
+    assert [(obj["kind"], obj["metadata"]["name"]) for obj in restarts.create] == [("Service", job_name())]
+    assert plan_for(with_status(TWO, restarts.status), jobs=(failed,), pods=ended).create == ()
+    alone = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=(ended_pod(72, cause),))
+    assert (told(alone), alone.create) == (("Unknown", "Restarting"), ())
+
+
 def test_the_time_to_live_takes_the_service_too() -> None:
     """It is not watched, so the Job goes last."""
     pods = (ended_pod(0, make_summary().to_message()),)
