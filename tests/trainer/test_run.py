@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -21,6 +22,7 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.host.workspace import FOLDER
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
@@ -90,9 +92,16 @@ def test_a_run_that_was_already_published_is_verified_and_not_trained_again(work
     assert workplace.run("--config", config, "--metrics-port", str(free_port())).status == 0
     manifest = workplace.claims / "adapters/out/manifest.json"
     before = manifest.stat().st_mtime_ns
+    (own,) = (workplace.claims / "adapters" / FOLDER).iterdir()
+    kept = workplace.checkpoints()
+    # What a result that was copied to another place leaves where it grew.
+    shutil.copytree(manifest.parent, own / "staged")
+    shutil.copytree(own / kept[0], own / "step-00000000")
     again = workplace.run("--config", config, "--metrics-port", str(free_port()))
     assert (again.status, again.summary.reason) == (0, Reason.SUCCEEDED)
     assert workplace.adapters() == ["out"]
+    assert not (own / "staged").exists()
+    assert workplace.checkpoints() == kept
     assert manifest.stat().st_mtime_ns == before
     weights = workplace.claims / "adapters/out/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")

@@ -143,7 +143,9 @@ class Supervisor:
                     earlier = sink.published()
                     if earlier is not None:
                         log.info("this run published its result already, at %s", earlier.uri)
-                        return self._report_again(stages, earlier, temporary)
+                        ending = self._report_again(stages, earlier, temporary)
+                        _tidy(workspace, lock)
+                        return ending
                     return self._work(stages, workspace, lock)
             finally:
                 workspace.remove_if_empty()
@@ -193,8 +195,7 @@ class Supervisor:
         add_log(result, workspace.folder / LOG)
         manifest = read_manifest(result)
         self._publish(stages, workspace, result)
-        workspace.discard_staged()
-        Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
+        _tidy(workspace, lock)
         return self._succeeded(manifest)
 
     def _publish(self, stages: Stages, workspace: Workspace, result: Path) -> None:
@@ -298,6 +299,13 @@ class Supervisor:
         if step is None or self.workspace is None or self.workspace.uri is None:
             return None
         return SavedState(uri=f"{self.workspace.uri}/{step_name(step)}", step=step)
+
+
+def _tidy(workspace: Workspace, lock: Lock) -> None:
+    """Leave of a run that has published its result what another may go on from, and no second copy of the result."""
+    lock.check()
+    workspace.discard_staged()
+    Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
 
 
 def _is_remote(config: TrainConfig) -> bool:
