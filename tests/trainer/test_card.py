@@ -25,9 +25,9 @@ def manifest(**changes: Any) -> Manifest:
     return dataclasses.replace(make_manifest("uid-1"), serving=SERVING, **changes)
 
 
-def model_card(manifest: Manifest, *, curves: bool = True) -> str:
+def model_card(manifest: Manifest, *, curves: bool = True, template: bool = False) -> str:
     """The card of a run with its curves."""
-    return card_of(manifest, curves=curves)
+    return card_of(manifest, curves=curves, template=template)
 
 
 def on_hub() -> TrainConfig:
@@ -156,6 +156,13 @@ def test_an_adapter_that_vllm_cannot_serve_says_so() -> None:
     card = model_card(dataclasses.replace(manifest(), serving=judged))
     assert "vLLM cannot serve this adapter: vLLM serves no DoRA adapters; merge it." in card
     assert "vllm serve" not in card
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_template_that_the_base_model_lacks_is_explained(template: bool) -> None:
+    """Without it a server refuses chats, or another one's headings meet the adapter."""
+    card = model_card(manifest(), template=template)
+    assert ("--chat-template path/of/this/folder/chat_template.jinja" in card) is template
 
 
 def test_a_converted_adapter_says_what_it_was_trained_as() -> None:

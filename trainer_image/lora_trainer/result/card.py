@@ -15,11 +15,17 @@ from lora_trainer.result.hyperparameters import cell, leaves
 from lora_trainer.result.serving import Serving, command, merged_command
 
 _FOLDER = "path/of/this/folder"
+TEMPLATE = "chat_template.jinja"
+_ABOUT_TEMPLATE = (
+    f"The base model has no chat template. Conversations were written with that of `{TEMPLATE}`: to serve chats, add "
+    f"`--chat-template {_FOLDER}/{TEMPLATE}`. Plain text, prompts and completions were learned as they stand."
+)
 _TRANSFORMERS = "from transformers import AutoModelForCausalLM"
 
 
-def model_card(manifest: Manifest, *, curves: bool) -> str:
-    """The card of a result, in Markdown with the Hub's front matter; `curves` says whether these lie beside it."""
+def model_card(manifest: Manifest, *, curves: bool, template: bool) -> str:
+    """The card of a result, in Markdown with the Hub's front matter; `curves` says whether these lie beside it, and
+    `template` whether a chat template does, which the base model lacks."""
     config, measured = manifest.config, manifest.measured
     rows = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
     gain = measured.eval_loss_before - measured.eval_loss_after
@@ -38,6 +44,7 @@ def model_card(manifest: Manifest, *, curves: bool) -> str:
         f"```python\n{_load(manifest)}\n```\n",
         "## Serve it\n",
         f"{_serve(manifest)}\n",
+        *((f"{_ABOUT_TEMPLATE}\n",) if template else ()),
         "## Data\n",
         f"{_data(manifest)}\n",
         _table(manifest.dataset, "count"),

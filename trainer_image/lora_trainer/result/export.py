@@ -14,7 +14,7 @@ from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
 from lora_trainer.result.artifact import Manifest, Measured, write_sealed
-from lora_trainer.result.card import model_card
+from lora_trainer.result.card import TEMPLATE, model_card
 from lora_trainer.result.curves import LOSS_CURVE, METRICS, read_records
 from lora_trainer.result.serving import adapter_serving
 
@@ -29,7 +29,7 @@ def write_adapter(adapted: Adapted, folder: Path, template: str | None) -> None:
         # safetensors writes for the owner alone; who serves an adapter is rarely who trained it.
         (folder / "adapter_model.safetensors").chmod(0o644)
         if template is not None:
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+            (folder / TEMPLATE).write_text(template, encoding="utf-8")
     except OSError as error:
         raise storage_error(error, "the adapter") from error
     except Exception as error:
@@ -65,9 +65,8 @@ def write_manifest(
     try:
         if config.tracking.kind is Tracker.TENSORBOARD:
             write_events(read_records(folder / METRICS), folder / TENSORBOARD)
-        (folder / "README.md").write_text(
-            model_card(manifest, curves=(folder / LOSS_CURVE).is_file()), encoding="utf-8"
-        )
+        card = model_card(manifest, curves=(folder / LOSS_CURVE).is_file(), template=(folder / TEMPLATE).is_file())
+        (folder / "README.md").write_text(card, encoding="utf-8")
         return write_sealed(folder, manifest)
     except OSError as error:
         raise storage_error(error, "the adapter") from error

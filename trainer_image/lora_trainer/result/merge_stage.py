@@ -14,7 +14,7 @@ from lora_trainer.model.device import choose_device
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.artifact import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
-from lora_trainer.result.card import model_card
+from lora_trainer.result.card import TEMPLATE, model_card
 from lora_trainer.result.curves import LOSS_CURVE, METRICS
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merged import bench_for, merged_model, rounding
@@ -73,7 +73,10 @@ def _seal(adapter: Path, target: Path, manifest: Manifest) -> None:
             curve = entry.path in (LOSS_CURVE, METRICS) or entry.path.startswith(f"{TENSORBOARD}/")
             if curve or (manifest.format is Form.BOTH and entry.path not in (CARD, LOG)):
                 _bring(adapter / entry.path, target / entry.path)
-        (target / CARD).write_text(model_card(manifest, curves=(target / LOSS_CURVE).is_file()), encoding="utf-8")
+        # A merged model's own template is found by itself.
+        template = manifest.format is Form.BOTH and (target / TEMPLATE).is_file()
+        card = model_card(manifest, curves=(target / LOSS_CURVE).is_file(), template=template)
+        (target / CARD).write_text(card, encoding="utf-8")
         write_sealed(target, manifest)
     except OSError as error:
         raise storage_error(error, "the merged result") from error
