@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.host.logs import JSON, as_told, copied_to, duration, fields, set_up, variables
+from lora_trainer.host.logs import JSON, TEXT, as_told, copied_to, duration, fields, set_up, variables
 
 log = logging.getLogger("lora_trainer.test")
 
@@ -113,3 +113,16 @@ def test_a_link_in_the_place_of_the_copy_is_not_followed(tmp_path: Path, capsys:
         logging.getLogger("lora_trainer").info("ours")
     assert (tmp_path / "other").read_text(encoding="utf-8") == "theirs"
     assert "no train.log: Too many levels of symbolic links" in capsys.readouterr().err
+
+
+def test_what_libraries_log_of_addresses_holds_no_signature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """urllib3 warns of each retry with the whole address, and the copy is published."""
+    for form in (TEXT, JSON):
+        set_up(form=form)
+        with copied_to(tmp_path / "train.log"):
+            logging.getLogger("urllib3.connectionpool").warning(
+                "Retrying (%r) after connection broken by %r: %s", 3, "cut", "/blob?X-Amz-Signature=0123abcd"
+            )
+    shown = capsys.readouterr().err
+    assert shown.count("broken by 'cut': /blob?…") == 2
+    assert "0123abcd" not in shown + (tmp_path / "train.log").read_text(encoding="utf-8")

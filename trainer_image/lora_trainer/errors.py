@@ -19,6 +19,7 @@ TrainerError
 """
 
 import errno
+import re
 
 from lora_trainer.contract.codec import CodecError
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
@@ -28,6 +29,8 @@ from lora_trainer.contract.uri import UriError
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 _COLLECTIVE_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_QUERY = re.compile(r"\?[\w.%-]+=[^\s'\")>]*")
+_PASSWORD = re.compile(r"://[^\s/@]+@")
 _PEER_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -154,9 +157,17 @@ def storage_error(error: OSError, what: str) -> StorageError:
     return StorageError(f"{what} cannot be written: {error.strerror or error}")
 
 
+def discreet(text: str) -> str:
+    """The text without queries of addresses, which may be signatures, and without passwords in them."""
+    return _PASSWORD.sub("://…@", _QUERY.sub("?…", text))
+
+
 def one_sentence(error: BaseException) -> str:
-    """An unexpected exception as one line: its type and its text, never a stack trace."""
-    text = " ".join(str(error).split())
+    """An unexpected exception as one line: its type and its text, never a stack trace.
+
+    It is `discreet`.
+    """
+    text = discreet(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -11,6 +11,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.errors import discreet
+
 TEXT, JSON = "text", "json"
 FORMATS = (TEXT, JSON)
 _FIELDS = "lora_fields"
@@ -23,6 +25,7 @@ def set_up(level: int = logging.INFO, *, form: str = TEXT, run: Mapping[str, Any
     JSON line."""
     root = logging.getLogger()
     stream = logging.StreamHandler(sys.stderr)
+    stream.addFilter(_make_discreet)
     stream.setFormatter(_JsonFormatter(run or {}) if form == JSON else logging.Formatter(_LINE))
     for handler in root.handlers[:]:
         root.removeHandler(handler)
@@ -59,6 +62,7 @@ def copied_to(path: Path) -> Iterator[None]:
         yield
         return
     handler.setFormatter(logging.Formatter(_LINE))
+    handler.addFilter(_make_discreet)
     root.addHandler(handler)
     try:
         yield
@@ -66,6 +70,12 @@ def copied_to(path: Path) -> Iterator[None]:
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()
+
+
+def _make_discreet(record: logging.LogRecord) -> bool:
+    """Libraries log whole addresses, signatures included."""
+    record.msg, record.args = discreet(record.getMessage()), None
+    return True
 
 
 class _Copy(logging.FileHandler):
