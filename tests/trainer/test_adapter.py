@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def test_options_are_checked_without_weights(tmp_path: Path, tiny_folder: Path, 
     check_options(base, make_config(lora={"modulesToSave": ["lm_head"], "variant": "DoRA", "layerIndices": [1]}), cpu)
     with pytest.raises(ConfigError, match="the model has the layers 0 to 1"):
         check_options(base, make_config(lora={"layerIndices": [7]}), cpu)
+
+
+def test_a_run_shows_no_warning_of_the_libraries_about_each_other(tiny_base: Base, cpu: Device) -> None:
+    """PEFT asks Transformers in an old way, which would tell every user of every run to change their code."""
+    loaded = load_model(tiny_base, Quantization.NONE, cpu)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        adapt(loaded, LoraConfig(rank=4, alpha=8), tiny_base, cpu, 1)
+    assert [str(warning.message) for warning in told] == []
 
 
 def test_the_longest_ending_of_a_pattern_counts(tiny_base: Base, cpu: Device) -> None:

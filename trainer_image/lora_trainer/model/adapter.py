@@ -142,8 +142,9 @@ def adapted_names(model: Any) -> set[str]:
 
 @contextmanager
 def _expected_warnings() -> Iterator[None]:
-    """PEFT warns of what was checked here: patterns that fit parameters only."""
+    """PEFT warns of what was checked here, patterns that fit parameters only, and asks Transformers for an old name."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
         yield
 
