@@ -2,6 +2,8 @@
 
 import base64
 import datetime
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.reasons import Reason
 from lora_trainer.data import rows
-from lora_trainer.data.parquet import python_values
+from lora_trainer.data.parquet import python_values, read_parquet
 from lora_trainer.data.readers import read_rows
-from lora_trainer.errors import DatasetError
+from lora_trainer.data.rows import Selection
+from lora_trainer.errors import DatasetError, explain
 
 CALL = {"function": {"name": "weather", "arguments": {"city": "Bern"}}}
 CHATS: list[dict[str, Any]] = [
@@ -152,3 +157,18 @@ def test_a_giant_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write(path, [{"text": "x"}, {"text": "x" * 2000}])
     with pytest.raises(DatasetError, match=r"a\.parquet, row 2: the row has more than .* split it"):
         read(path)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_volume_that_fails_is_no_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Bad data is final, and hours of training would be lost to a file server that failed once."""
+
+    def failing(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(pq, "ParquetFile", failing)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        next(read_parquet("a.parquet", tmp_path / "a.parquet", Selection(), None, 1))
+    known = explain(caught.value)
+    assert (known.code, known.reason) == (ExitCode.STORAGE, Reason.STORAGE_ERROR)
+    assert "look at the claim and its storage" in str(known)

@@ -26,7 +26,9 @@ from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import UriError
 
-_STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+_STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_FAILING_ERRNOS = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
+"""What a volume answers that fails, whether it is read or written."""
 
 _COLLECTIVE_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 _QUERY = re.compile(r"\?[\w.%-]+=[^\s'\")>]*")
@@ -179,6 +181,11 @@ def explain(error: Exception) -> TrainerError:
         return ConfigError(str(error))
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return storage_error(error, str(error.filename or "the volume"))
+    if isinstance(error, OSError) and error.errno in _FAILING_ERRNOS:
+        return StorageError(
+            f"{error.filename or 'a volume'} cannot be read or written: {error.strerror}; look at the claim and its "
+            "storage if this lasts"
+        )
     return _explain_torch(error) or InternalError(one_sentence(error))
 
 

@@ -50,6 +50,8 @@ def _told(name: str, row: int) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the volume failed, not the file; Arrow's own errors have no number
         text = " ".join(str(error).split())[:200]
         if "crypt" in text:
             raise DatasetError(f"{name}: the file is encrypted ({text}); write it without encryption") from error
