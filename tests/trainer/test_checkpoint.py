@@ -1,6 +1,8 @@
 """Checkpoints on a disk: whole or absent, kept until a newer one is proven, and whatever damage does to them."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ import torch
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, StorageError, TransientError
+from lora_trainer.result.artifact import FileEntry
 from lora_trainer.training import checkpoint
 from lora_trainer.training.checkpoint import Checkpoints, newest_of, read_checkpoint
 
@@ -227,3 +230,30 @@ def test_files_are_for_others_to_read(tmp_path: Path) -> None:
     save(Checkpoints(tmp_path, keep=1), 1)
     folder = read_checkpoint(tmp_path / "step-00000001").folder
     assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
+
+
+@pytest.mark.parametrize(
+    ("code", "saved", "step"),
+    [(errno.EIO, (1, 2), 1), (errno.EIO, (2,), None), (errno.ESTALE, (1, 2), None), (errno.EACCES, (1, 2), None)],
+)
+def test_a_volume_that_fails_is_no_damaged_checkpoint(
+    *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, saved: tuple[int, ...], step: int | None
+) -> None:
+    """A retry may read it: no run ends for good, nor loses steps but where a bad block has a checkpoint before it."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number in saved:
+        save(checkpoints, number)
+    real = checkpoint._check_file
+
+    def failing(folder: Path, entry: FileEntry) -> None:
+        if folder.name == "step-00000002":
+            raise OSError(code, os.strerror(code), str(folder / entry.path))
+        real(folder, entry)
+
+    monkeypatch.setattr(checkpoint, "_check_file", failing)
+    if step is not None:
+        assert newest_step(tmp_path) == step
+        return
+    with pytest.raises(StorageError, match=f"step-00000002 cannot be read: {os.strerror(code)}; look at the") as caught:
+        newest_of(tmp_path)
+    assert caught.value.code == 74

@@ -5,6 +5,7 @@ comes last, and only then it gets its name. Standard library only.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -129,24 +130,41 @@ class Checkpoints:
 
 
 def newest_of(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
-    """The newest whole checkpoint in a folder and the damaged ones that are newer. Raises as `Checkpoints.newest`."""
+    """The newest whole checkpoint in a folder and the damaged ones that are newer. Raises as `Checkpoints.newest`, and
+    `StorageError` where the volume fails: a retry may read what is whole."""
     damaged: list[Path] = []
-    first = ""
+    first, failing = "", None
     for candidate in _folders(folder):
         try:
             found = read_checkpoint(candidate)
         except CheckpointError as error:
+            failing = failing or _failure_of_volume(candidate, error)
+            if failing is not None and failing.errno != errno.EIO:
+                break
             log.warning("%s: going back to the one before", error)
             damaged.append(candidate)
             first = first or str(error)
         else:
             return found, damaged
+    if failing is not None:
+        raise StorageError(
+            f"the checkpoint {Path(str(failing.filename)).parent.name} cannot be read: {failing.strerror}; look at the "
+            "claim, its storage, and whether user 10001 of the trainer may read it"
+        )
     if damaged:
         raise CheckpointError(
             f"none of the {len(damaged)} checkpoints in {folder.parent.name}/{folder.name} is whole ({first}): restore "
             "one from a backup, or delete that folder on the checkpoint claim to start from the beginning"
         )
     return None, damaged
+
+
+def _failure_of_volume(folder: Path, error: CheckpointError) -> OSError | None:
+    """The error for which a checkpoint could not be read, unless what is missing is the checkpoint's own damage."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError) or cause.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+        return None
+    return OSError(cause.errno, cause.strerror, str(folder / MANIFEST))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
