@@ -1,6 +1,7 @@
 """Attempts of whole runs: what they go on from, what they refuse, and who may write."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.artifact import read_manifest
 from lora_trainer.result.export_checkpoint import export_checkpoint
+from lora_trainer.training.resume import Saved
 
 TRAINING = {"maxSteps": 6, "effectiveBatchSize": 4, "learningRate": "0.01"}
 
@@ -69,6 +72,25 @@ def refused(attempt: Attempt, code: ExitCode, reason: Reason, *sentences: str) -
     assert (attempt.process.exitcode, failure["reason"]) == (int(code), reason.value), failure
     for sentence in sentences:
         assert sentence in failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("own", "goes_on", "sentence"),
+    [
+        (True, True, "going on after step 4, which an earlier attempt saved"),
+        (False, True, "going on after step 4 of the run tiny, optimizer included"),
+        (False, False, "starting at step 0 from the weights that the run tiny had after step 4"),
+    ],
+)
+def test_the_log_says_where_a_run_goes_on(
+    caplog: pytest.LogCaptureFixture, *, own: bool, goes_on: bool, sentence: str
+) -> None:
+    """Its own state, another run's, or the weights of that alone."""
+    record: Any = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="tiny")))
+    checkpoint: Any = SimpleNamespace(step=4)
+    with caplog.at_level(logging.INFO):
+        Saved(checkpoint=checkpoint, record=record, own=own).tell(goes_on=goes_on)
+    assert [line.getMessage() for line in caplog.records] == [sentence]
 
 
 def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Place) -> None:

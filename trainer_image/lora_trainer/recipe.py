@@ -125,9 +125,7 @@ def run_training(
             evaluate=lambda: evaluation("on the way"),
         )
         if saved and state:
-            saved.warn_of_changes(resolved, record.versions)
-            training.restore(state, weights_only=not goes_on)
-            reporter.progress(**saved.progress(goes_on=goes_on))
+            _go_on(training, saved, state, record, reporter, goes_on=goes_on)
         trained = training.run()
         reporter.phase(Phase.EVALUATING)
         after = evaluation("after training")
@@ -142,6 +140,16 @@ def run_training(
             write_adapter(adapted, folder, encoder.template)
             write_curves(folder)
             write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
+
+
+def _go_on(
+    training: Training, saved: Saved, state: State, record: RunRecord, reporter: Reporter, *, goes_on: bool
+) -> None:
+    """Begin at a saved step, or with `goes_on` false at step 0 with the saved weights."""
+    saved.tell(goes_on=goes_on)
+    saved.warn_of_changes(record.resolved, record.versions)
+    training.restore(state, weights_only=not goes_on)
+    reporter.progress(**saved.progress(goes_on=goes_on))
 
 
 def _record(

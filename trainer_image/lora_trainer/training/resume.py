@@ -57,6 +57,16 @@ class Saved:
             )
         return goes_on
 
+    def tell(self, *, goes_on: bool) -> None:
+        """Log where the training begins."""
+        step, name = self.checkpoint.step, self.record.config.run.name
+        if self.own:
+            log.info("going on after step %d, which an earlier attempt saved", step)
+        elif goes_on:
+            log.info("going on after step %d of the run %s, optimizer included", step, name)
+        else:
+            log.info("starting at step 0 from the weights that the run %s had after step %d", name, step)
+
     def warn_of_changes(self, resolved: ResolvedRun, versions: Mapping[str, str]) -> None:
         """Log what differs and is no reason to refuse, but makes the result another one in the last digits."""
         before = self.record
