@@ -204,6 +204,14 @@ def test_of_many_that_find_a_dead_holder_one_gets_the_lock(tmp_path: Path) -> No
     assert (most, taken) == (1, 8)
 
 
+def test_a_generation_that_came_and_went_is_not_taken_again(tmp_path: Path) -> None:
+    """Between the look at a dead lock and the attempt to follow it, others had the next one and the one after."""
+    (tmp_path / "lock-00000003").write_bytes(b"{}")
+    assert _create(tmp_path, 2, holder()) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["lock-00000003"]
+    assert _create(tmp_path, 4, holder()) == tmp_path / "lock-00000004"
+
+
 def test_a_wait_can_be_given_up(tmp_path: Path) -> None:
     """A run that is told to stop while it waits."""
 

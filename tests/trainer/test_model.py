@@ -253,7 +253,7 @@ def _damaged_generation(folder: Path) -> None:
         (_foreign_code, ConfigError, "model.uri is"),
         (_quantized, ConfigError, "its weights are already quantized"),
         (_incomplete, ConfigError, "its weights are incomplete"),
-        (_damaged, ConfigError, "cannot be"),
+        (_damaged, ConfigError, "its model.safetensors is no safetensors file, or cut off in its header"),
         (_no_tokenizer, ConfigError, "its tokenizer cannot be read"),
         (_index_names_a_pickle, ConfigError, "index.json names the weights 'pytorch_model.bin'"),
         (_index_leads_out, ConfigError, "index.json names the weights '../other/model.safetensors'"),

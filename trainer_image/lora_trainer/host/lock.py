@@ -304,8 +304,13 @@ def _create(folder: Path, generation: int, holder: Holder) -> Path | None:
             return None
         finally:
             draft.unlink(missing_ok=True)
+        locks = _locks(folder)
+        if any(_generation(other) > generation for other in locks):
+            # Looked at long ago: this generation came and went since, and its number was free again.
+            path.unlink(missing_ok=True)
+            return None
         # A holder that was given up must find its file gone before anything here is written.
-        for older in _locks(folder):
+        for older in locks:
             if _generation(older) < generation:
                 older.unlink(missing_ok=True)
     except OSError as error:
