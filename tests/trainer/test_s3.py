@@ -416,3 +416,10 @@ def test_data_is_an_object_or_the_tables_of_a_folder(proxy: Proxy, tmp_path: Pat
     with pytest.raises(NotFoundError) as caught:
         fetch_data(S3Uri(bucket="models", key="nothing"), Role.DATASET, tuple, variables)
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
+
+
+def test_an_address_of_the_server_with_a_password_is_refused_without_showing_it() -> None:
+    """It is in nobody's Secret, but need not be in the status, too."""
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL_S3 is https://…@s3\.example: must be") as caught:
+        connect(Role.OUTPUT, {"AWS_ENDPOINT_URL_S3": "https://ann:geheim@s3.example"})
+    assert "geheim" not in str(caught.value)

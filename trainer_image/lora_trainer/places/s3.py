@@ -20,7 +20,7 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
-from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence
+from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, discreet, one_sentence
 from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.network import http_pool
 from lora_trainer.places.roles import Role
@@ -175,7 +175,7 @@ def connect(role: Role, environment: Mapping[str, str], *, backoff_s: float = 0.
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.username:
         raise ConfigError(
-            f"AWS_ENDPOINT_URL_S3 is {text}: must be http://host:port or https://host:port, without a path"
+            f"AWS_ENDPOINT_URL_S3 is {discreet(text)}: must be http://host:port or https://host:port, without a path"
         )
     credentials = _credentials(role, environment)
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
