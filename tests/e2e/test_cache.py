@@ -58,4 +58,4 @@ def test_a_missing_model_ends_the_run_before_a_training_pod_exists(with_cache: I
     assert "nobody/no-such-model" in message
     jobs = client.get("jobs", f"--namespace={namespace}")["items"]
     assert [job["metadata"]["labels"]["lora-operator.io/role"] for job in jobs] == ["prepare"]
-    assert status(client, namespace, "nobody")["attempt"] == 1
+    assert not status(client, namespace, "nobody").get("jobName")

@@ -138,6 +138,37 @@ def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Wo
     assert "Traceback" not in log
 
 
+def test_a_local_run_that_was_interrupted_goes_on_with_resume(workplace: Workplace) -> None:
+    """Ctrl-C saves, the last line says how to go on, and the same command with --resume finishes that very run."""
+    port = free_port()
+    manifest = workplace.manifest_file(training={"maxSteps": 400})
+    process = workplace.start("-f", manifest, "--metrics-port", str(port))
+    try:
+        reached = _wait_for_step(port).step
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == ExitCode.TERMINATED
+    assert "the same command with --resume goes on from there" in told
+    again = workplace.run("-f", manifest, "--resume")
+    assert again.status == 0, again.log
+    assert again.summary.results is not None
+    assert again.summary.results.resumed_step is not None
+    assert again.summary.results.resumed_step >= reached
+    assert again.summary.results.steps == 400
+    assert workplace.adapters() == ["out"]
+
+
+def test_resume_without_a_saved_run_is_refused(workplace: Workplace) -> None:
+    """A sentence with the claim and the remedy, before anything is loaded."""
+    refused = workplace.run("-f", workplace.manifest_file(), "--resume")
+    assert refused.status == ExitCode.CONFIG_INVALID
+    assert "no run" in refused.summary.message
+    assert "start it without --resume" in refused.summary.message
+
+
 def _wait_for_step(port: int) -> Progress:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:

@@ -1,6 +1,7 @@
 """`lora-trainer`: run a fine-tuning, fetch its inputs, verify and publish results, ask models questions."""
 
 import argparse
+import dataclasses
 import logging
 import os
 import signal
@@ -24,7 +25,7 @@ from lora_trainer.host.child import stage_environment
 from lora_trainer.host.guard import guarded
 from lora_trainer.host.launch import grace_s
 from lora_trainer.host.supervisor import Ending, Settings, Supervisor
-from lora_trainer.local_run import load_manifest, show_summary
+from lora_trainer.local_run import last_uid, load_manifest, show_summary
 from lora_trainer.places.publishing import publish_folder
 from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS, Volumes
 from lora_trainer.result.serving import merged_command
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     inputs = commands.add_parser(
         "prepare", parents=[volumes, log_options], help="fetch model and data into the cache and read every row"
     )
+    run.add_argument("--resume", action="store_true", help="with -f: go on with the last run of this name")
     for parser_of_run in (run, inputs):
         source = parser_of_run.add_mutually_exclusive_group(required=True)
         source.add_argument("--config", type=Path, metavar="FILE", help="the configuration that the operator rendered")
@@ -114,6 +116,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.work is not None and not options.work.is_dir():
             raise ConfigError(f"--work is {options.work}: must be a folder that exists")
         config = _local_config(options.file) if local else TrainConfig.from_json(_read(options.config))
+        if options.resume:
+            config = _last_run(config, options, local=local)
         if local and options.claims != CLAIMS:
             _make_output_claim(config, options.claims)
         grace = grace_s(os.environ)
@@ -173,6 +177,14 @@ def _publish(options: argparse.Namespace) -> int:
 
 def _local_config(path: Path) -> TrainConfig:
     return load_manifest(_read(path), str(path), uid=str(uuid.uuid4()))
+
+
+def _last_run(config: TrainConfig, options: argparse.Namespace, *, local: bool) -> TrainConfig:
+    """The run of this name that was saved last, which every later attempt finds by its uid."""
+    if not local:
+        raise ConfigError("--resume goes with -f: a configuration of the operator names its run itself")
+    uid = last_uid(config, _volumes(options))
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, uid=uid))
 
 
 def _make_output_claim(config: TrainConfig, claims: Path) -> None:

@@ -1,17 +1,21 @@
 """A run without a cluster: the manifest that `kubectl apply` takes, and a summary for a person."""
 
+import json
 from pathlib import PurePosixPath
 
 import yaml
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
+from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, checkpoint_claim, train_config
 from lora_trainer.contract.summary import Artifact, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
+from lora_trainer.host.workspace import folders_of_name
+from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.artifact import MERGED_FOLDER, Form, loadable
 from lora_trainer.result.serving import Serving, command, merged_command
+from lora_trainer.training.checkpoint import RUN_FILE, newest_of
 
 
 def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
@@ -32,11 +36,32 @@ def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
         raise ConfigError(str(error)) from error
 
 
+def last_uid(config: TrainConfig, volumes: Volumes) -> str:
+    """The run of this name that saved its state last on the claim. Raises `ConfigError` where none did."""
+    claim = checkpoint_claim(config)
+    folders = folders_of_name(config.run.name, claim, volumes) if claim is not None else ()
+    found = [checkpoint for folder in folders if (checkpoint := newest_of(folder)[0]) is not None]
+    if not found:
+        where = f"the claim {claim} holds no checkpoint of it" if claim else "its output names no claim for checkpoints"
+        raise ConfigError(f"--resume: no run {config.run.name} was saved ({where}); start it without --resume")
+    newest = max(found, key=lambda checkpoint: (checkpoint.saved_at, checkpoint.step))
+    try:
+        record = json.loads((newest.folder / RUN_FILE).read_text(encoding="utf-8"))
+        return str(record["config"]["run"]["uid"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--resume: {newest.folder / RUN_FILE} does not name its run: start without --resume"
+        ) from error
+
+
 def show_summary(ending: Ending) -> str:
     """What came out of it, in a few lines."""
     summary = ending.summary
     if not summary.succeeded or summary.results is None or summary.artifact is None:
-        return f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
+        ended = f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
+        if summary.checkpoint is None:
+            return ended
+        return f"{ended}\nStep {summary.checkpoint.step} is saved: the same command with --resume goes on from there."
     return "\n".join((*_losses(summary), *_artifact(summary.artifact, ending)))
 
 

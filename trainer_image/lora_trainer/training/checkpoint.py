@@ -25,6 +25,8 @@ from lora_trainer.errors import CheckpointError, StorageError, storage_error
 from lora_trainer.result.artifact import FileEntry, sync_files, sync_folder
 
 log = logging.getLogger(__name__)
+RUN_FILE = "run.json"
+"""What a checkpoint tells of its run, as JSON."""
 VERSION = "lora-operator.io/checkpoint/v1"
 MANIFEST = "manifest.json"
 MARGIN_BYTES = 2**20

@@ -22,13 +22,13 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.errors import CheckpointError, one_sentence
 from lora_trainer.model.convert import Start
-from lora_trainer.training.checkpoint import Write
+from lora_trainer.training.checkpoint import RUN_FILE, Write
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
 
 _ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.safetensors"
 _OPTIMIZER = "optimizer.pt"
-_STATE, _RUN = "state.json", "run.json"
+_STATE = "state.json"
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -112,7 +112,7 @@ class State:
     def files(self, record: RunRecord) -> dict[str, Write]:
         """The files of its checkpoint."""
         files: dict[str, Write] = {
-            _RUN: lambda file: file.write(_json(record)),
+            RUN_FILE: lambda file: file.write(_json(record)),
             _STATE: lambda file: file.write(_json(self.course)),
             _ADAPTER: lambda file: file.write(safetensors.torch.save(dict(self.adapter))),
             _STARTS: lambda file: file.write(safetensors.torch.save(_start_tensors(self.starts))),
@@ -127,7 +127,7 @@ class State:
 def read_record(folder: Path) -> RunRecord:
     """What a checkpoint tells of its run. Raises `CheckpointError`."""
     try:
-        return codec.decode(RunRecord, json.loads((folder / _RUN).read_text(encoding="utf-8")))
+        return codec.decode(RunRecord, json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise _unreadable(folder, error) from error
 
