@@ -1,6 +1,6 @@
 """Our trainer against the plain script of Transformers, PEFT and its Trainer, on the same data, in one invocation.
 
-    .venv/bin/python benchmarks/trainer.py [--seeds 3] [--threads 2] [--model DIR] [--workload short full] [--gpu]
+    .venv/bin/python benchmarks/trainer.py [--seeds 3] [--threads 2] [--model DIR] [--workload short full]
 
 The plain script is what a user would write: rows padded to the longest of their batch, the same attention (sdpa), type
 (fp32 on a CPU), threads, model, rank and modules (16, all linear ones), prompts masked, effective batch 16, at its
@@ -10,8 +10,8 @@ CPU seconds tell more than seconds where others use the machine too; the plain s
 seconds.
 
 `short` are chats with a long tail: log-normal lengths with a mean of a sixth of `--max-length`; half of each row is
-its prompt. `full` are rows that all have `--full-length` tokens. `--gpu` measures our trainer alone, on a model of
-Llama-3-8B's shape with random weights, and gives the share of the GPU's peak at 4 N operations for each token.
+its prompt. `full` are rows that all have `--full-length` tokens. A GPU's share
+of its peak is measured by `benchmarks/trainer_gpu.py`.
 """
 
 import argparse
@@ -36,9 +36,6 @@ EFFECTIVE, RANK, ALPHA, LEARNING_RATE, HELD_OUT = 16, 16, 32, 5e-4, 32
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 SPREAD = 0.9
 IGNORED = -100
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
-"""Dense bf16 operations a second, by the vendor's data sheets."""
-
 WORDS = (
     *[
         "the",
@@ -317,101 +314,6 @@ def compare(workload: str, options: argparse.Namespace) -> None:
     )
 
 
-def gpu_share(shape: dict[str, int], device: Any, *, quantized: bool, tokens: int, steps: int) -> tuple[float, int]:
-    """Tokens a second of our step on random weights of a Llama's shape, and the model's parameters."""
-    import torch  # noqa: PLC0415 - as above
-    import transformers  # noqa: PLC0415
-
-    from lora_trainer.contract.config import LoraConfig, Quantization  # noqa: PLC0415
-    from lora_trainer.data.tokens import Example  # noqa: PLC0415
-    from lora_trainer.model.attention import choose_attention  # noqa: PLC0415
-    from lora_trainer.model.loading import Loaded, adapt, set_training  # noqa: PLC0415
-    from lora_trainer.model.targets import linear_modules  # noqa: PLC0415
-    from lora_trainer.places.base import Base  # noqa: PLC0415
-    from lora_trainer.training.batches import Budget  # noqa: PLC0415
-    from lora_trainer.training.ranks import Ranks  # noqa: PLC0415
-    from lora_trainer.training.step import run_step  # noqa: PLC0415
-
-    library: Any = transformers
-    with device.torch_device:
-        model = library.AutoModelForCausalLM.from_config(library.LlamaConfig(**shape), dtype=device.dtype)
-    head = model.get_output_embeddings()
-    if quantized:
-        quantize(model, head, device)
-    model.requires_grad_(False)
-    base = Base(folder=Path(), name="random", revision="sha256:0", model_type="llama")
-    quantization = Quantization.NF4 if quantized else Quantization.NONE
-    loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
-    adapted = adapt(loaded, LoraConfig(rank=RANK, alpha=ALPHA), base, device, 1)
-    packs = choose_attention(adapted.model, device.torch_device).packs
-    set_training(adapted.model, on=True)
-    ids = np.random.default_rng(1).integers(3, shape["vocab_size"], size=tokens)
-    row = Example(input_ids=ids, labels=ids, truncated=False)
-    budget = Budget(tokens=tokens, longest=tokens, packed=packs)
-    scaler = torch.amp.GradScaler(device.torch_device.type, enabled=False)
-    parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, fused=True)
-    started = 0.0
-    for step in range(steps + 2):
-        if step == 2:
-            # float() of the loss before has waited for the device.
-            started = time.perf_counter()
-        run_step(adapted, [row], targets=row.targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if device.torch_device.type == "cuda":
-        torch.cuda.synchronize()
-    return steps * tokens / (time.perf_counter() - started), adapted.total_parameters
-
-
-def quantize(model: Any, head: Any, device: Any) -> None:
-    """Replace the linear modules by 4-bit ones, as loading a checkpoint does."""
-    import bitsandbytes  # noqa: PLC0415 - as above
-    from torch import nn  # noqa: PLC0415
-
-    library: Any = bitsandbytes
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head:
-                small = library.nn.Linear4bit(
-                    child.in_features,
-                    child.out_features,
-                    bias=False,
-                    compute_dtype=device.dtype,
-                    compress_statistics=True,
-                    quant_type="nf4",
-                )
-                small.weight = library.nn.Params4bit(
-                    child.weight.data.cpu(), requires_grad=False, compress_statistics=True, quant_type="nf4"
-                )
-                setattr(parent, name, small.to(device.torch_device))
-
-
-LLAMA_3_8B = {
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-}
-
-
-def on_gpu(tokens: int, steps: int) -> None:
-    """Print the share of the GPU's peak for bf16 and NF4."""
-    from lora_trainer.contract.config import DeviceConfig, Precision  # noqa: PLC0415 - as above
-    from lora_trainer.model.device import choose_device  # noqa: PLC0415
-
-    device = choose_device(DeviceConfig(gpus=1), Precision.BF16)
-    peak = next((value for name, value in PEAK_FLOPS.items() if name in device.name), None)
-    print(f"{device.name}, Llama-3-8B shape, rank {RANK}, {tokens} tokens for each micro-batch")
-    for quantized in (False, True):
-        speed, parameters = gpu_share(LLAMA_3_8B, device, quantized=quantized, tokens=tokens, steps=steps)
-        share = "unknown peak" if peak is None else f"MFU {4 * parameters * speed / peak:.1%}"
-        print(f"{'NF4' if quantized else 'bf16'}: {speed:.0f} tokens/s, {share}")
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -423,14 +325,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--full-length", type=int, default=256)
-    parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--gpu-tokens", type=int, default=4096)
     options = parser.parse_args()
     if options.job:
         job = Job(**json.loads(options.job))
         print(json.dumps({"ours": ours, "plain": plain, "sweep": sweep}[job.side](job)))
-    elif options.gpu:
-        on_gpu(options.gpu_tokens, steps=10)
     else:
         from hub.model import cache_root, ensure_model  # noqa: PLC0415 - found by the path set above
 

@@ -42,10 +42,10 @@ def test_a_run_whose_pod_is_deleted_goes_on_at_the_step_that_it_had_reached(
     assert ended["results"]["steps"] == STEPS
 
 
-def test_a_run_whose_pod_is_killed_loses_no_more_than_the_distance_of_checkpoints(
+def test_a_run_whose_pod_is_deleted_by_force_loses_no_more_than_the_distance_of_checkpoints(
     installed: Installed, namespace: str
 ) -> None:
-    """Without a grace period nothing can be saved at the end: the last save of every third step is gone on from."""
+    """Without a grace period, in which nothing need be saved at the end: at most the steps since the last save go."""
     flags = ("--grace-period=0", "--force")
     before, ended = _interrupted(installed, namespace, "killed", *flags, checkpoint={"intervalSteps": 3})
     assert verdict(ended)[:2] == ("True", "Succeeded")
