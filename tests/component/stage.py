@@ -317,7 +317,9 @@ class Stage:
         if ip:
             status |= {"podIP": ip, "podIPs": [{"ip": ip}]}
         if conditions is not None:
-            status["conditions"] = conditions
+            written = [condition["type"] for condition in conditions]
+            before = self.api.get(self.path("pods", name))["status"].get("conditions", [])
+            status["conditions"] = [*(c for c in before if c["type"] not in written), *conditions]
         self.api.patch(self.path("pods", name, "status"), {"status": status})
 
 
