@@ -16,6 +16,7 @@ import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from lora_operator import logs
 from lora_operator.api import Api, ApiError, UnreachableError
 from lora_operator.cache import Cache, Key
 from lora_operator.carry_out import TryAgainError
@@ -191,28 +192,44 @@ async def _answering(operator: Operator) -> None:
 
 
 async def _run_worker(operator: Operator) -> None:
-    queue = operator.queue
     while True:
-        key = await queue.take()
+        key = await operator.queue.take()
         began_s = time.monotonic()
-        result = "success"
-        try:
-            wait_s = await operator.reconciler.reconcile(key, failures=queue.failures(key))
-        except (ApiError, UnreachableError, TryAgainError) as error:
-            if isinstance(error, ApiError) and error.code == 401:
-                # Credentials are read at the start, and a service account's every minute: a restart reads all anew.
-                raise OperatorFailedError(f"The API server accepts the credentials no more: {error.message}") from error
-            result = "error" if isinstance(error, ApiError) and not error.is_passing else "retry"
-            delay_s = queue.failed(key, at_least_s=error.retry_after_s if isinstance(error, ApiError) else 0.0)
-            logger.warning("tried again in %.1f s: %s", delay_s, sentence(str(error)), extra={"finetune": key})
-        except Exception:
-            result = "error"
-            delay_s = queue.failed(key)
-            logger.exception("unexpected; tried again in %.1f s", delay_s, extra={"finetune": key})
-        else:
-            queue.done(key, requeue_after_s=wait_s)
+        finetune = operator.cache.finetunes.get(key)
+        with logs.turn(key, finetune.uid if finetune else ""):
+            result = await _take_turn(operator, key)
         operator.metrics.reconciles.labels(result).inc()
         operator.metrics.reconcile_seconds.observe(time.monotonic() - began_s)
+
+
+async def _take_turn(operator: Operator, key: Key) -> str:
+    """Work on one LoRAFineTune, and put it back into the queue where it is to be looked at again; how it went."""
+    queue = operator.queue
+    try:
+        wait_s = await operator.reconciler.reconcile(key, failures=queue.failures(key))
+    except (ApiError, UnreachableError, TryAgainError) as error:
+        refusal = error if isinstance(error, ApiError) else None
+        if refusal is not None and refusal.code == 401:
+            # Credentials are read at the start, and a service account's every minute: a restart reads all anew.
+            raise OperatorFailedError(f"The API server accepts the credentials no more: {refusal.message}") from error
+        delay_s = queue.failed(key, at_least_s=refusal.retry_after_s if refusal else 0.0)
+        fields = logs.about(
+            key,
+            type="retry",
+            code=refusal.code if refusal else None,
+            reason=refusal.reason if refusal else "",
+            retryInSeconds=round(delay_s, 3),
+            failures=queue.failures(key),
+        )
+        logger.warning("tried again in %.1f s: %s", delay_s, sentence(str(error)), extra=fields)
+        return "error" if refusal is not None and not refusal.is_passing else "retry"
+    except Exception:
+        delay_s = queue.failed(key)
+        fields = logs.about(key, type="retry", retryInSeconds=round(delay_s, 3), failures=queue.failures(key))
+        logger.exception("unexpected; tried again in %.1f s", delay_s, extra=fields)
+        return "error"
+    queue.done(key, requeue_after_s=wait_s)
+    return "success"
 
 
 async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:

@@ -1,20 +1,20 @@
 """One turn of one LoRAFineTune: look, decide, write. It reads the cache, except where a plan asks for more."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
-from lora_operator import names
-from lora_operator.api import JOBS, PODS, Api
-from lora_operator.cache import Cache, Key, Scope
+from lora_operator import logs
+from lora_operator.api import JOBS, Api
+from lora_operator.cache import Cache, Key
 from lora_operator.carry_out import Creation, TryAgainError, Writer
 from lora_operator.child_events import ChildEvents
 from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
-from lora_operator.listing import list_into
+from lora_operator.decision_log import DecisionLine
+from lora_operator.look import list_children, look
 from lora_operator.model import FineTune, Observed, Plan, Rejection
-from lora_operator.pods import is_running
 from lora_operator.post_events import EventPoster
 from lora_operator.progress_poll import ProgressPoller
 from lora_operator.transitions import Transition, read_transition, result_of
@@ -74,74 +74,63 @@ class Reconciler:
             observed = await self._observe(key, finetune, rejection, confirmed=confirmed)
             plan = decide(finetune, observed, self._config, self._now())
             if plan.confirm_absence and not confirmed:
-                await self._list_children(key, finetune)
+                await list_children(self._cache, self._api, finetune)
                 confirmed = True
                 continue
-            if rejection is None:
-                creation = await self._create_and_patch(key, finetune, plan, patient=failures >= _PATIENCE_FAILURES)
-                rejection = creation.rejection
-                if rejection is not None:
-                    _log_rejection(key, rejection)
-                if rejection is not None or creation.adopted:
+            with DecisionLine(finetune, plan) as line:
+                if rejection is None:
+                    creation = await self._create_and_patch(
+                        finetune, plan, line, patient=failures >= _PATIENCE_FAILURES
+                    )
+                    rejection = creation.rejection
+                    if rejection is not None:
+                        _log_rejection(finetune, rejection)
+                    if rejection is not None or creation.adopted:
+                        continue
+                if not await self._tell(finetune, observed, plan, line):
+                    rejection, confirmed = None, False
                     continue
-            if not await self._tell(key, finetune, observed, plan):
-                rejection, confirmed = None, False
-                continue
-            wait_s = await self._finish(key, finetune, plan)
+                wait_s = await self._finish(key, finetune, plan, line)
             just_ended = result_of(plan.status) and not result_of(finetune.status)
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
             return 0.0 if just_ended else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
 
     async def _observe(self, key: Key, finetune: FineTune, rejection: Rejection | None, *, confirmed: bool) -> Observed:
-        pods = self._cache.pods.of(key, finetune.uid)
-        return Observed(
-            jobs=self._cache.jobs.of(key, finetune.uid),
-            pods=pods,
-            events=await self._events.latest(key),
-            # Of running pods alone: what a pod said before it failed is not what its successor does.
-            progress=self._poller.latest(pod for pod in pods if is_running(pod)),
-            rejection=rejection,
-            absence_confirmed=confirmed,
-        )
+        events = await self._events.latest(key)
+        told = self._poller.latest
+        return look(self._cache, finetune, events=events, told=told, rejection=rejection, confirmed=confirmed)
 
-    async def _list_children(self, key: Key, finetune: FineTune) -> None:
-        query = {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
-        scope = Scope(owner=key, owner_uid=finetune.uid)
-        for resource, store in ((JOBS, self._cache.jobs), (PODS, self._cache.pods)):
-            await list_into(store, self._api, resource, namespace=finetune.namespace, query=query, scope=scope)
-
-    async def _create_and_patch(self, key: Key, finetune: FineTune, plan: Plan, *, patient: bool) -> Creation:
+    async def _create_and_patch(self, finetune: FineTune, plan: Plan, line: DecisionLine, *, patient: bool) -> Creation:
         """Carry out the first half of a plan, up to the first refusal. An adopted Job tells more than the plan knew."""
         adopted = False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
             if creation.rejection is not None:
                 return creation
-            _log_creation(key, manifest, adopted=creation.adopted)
+            line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
         for patch in plan.patch:
             rejection = await self._writer.patch_job(finetune, patch)
             if rejection is not None:
                 return Creation(rejection=rejection)
+            line.wrote("patched", JOBS.kind, patch.name)
         return Creation(adopted=adopted)
 
-    async def _tell(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> bool:
+    async def _tell(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
         """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""
         if plan.status == finetune.status:
             return True
         if not await self._writer.write_status(finetune, plan.status):
             return False
-        transition = read_transition(finetune, observed, plan.status)
-        if transition.state != transition.state_before:
-            logger.info("%s: %s", transition.state, transition.message, extra=_fields(key, transition))
-        self._observer.observe(transition)
+        line.wrote_status()
+        self._observer.observe(read_transition(finetune, observed, plan.status))
         return True
 
-    async def _finish(self, key: Key, finetune: FineTune, plan: Plan) -> float | None:
+    async def _finish(self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine) -> float | None:
         for target in plan.delete:
             await self._writer.delete(finetune, target)
-            logger.info("deleted %s %s", target.kind, target.name, extra={"finetune": key})
+            line.wrote("deleted", target.kind, target.name)
         for event in plan.events:
             self._poster.post(finetune, event)
         wait_s = plan.requeue_after_s
@@ -158,16 +147,7 @@ class Reconciler:
         return wait_s
 
 
-def _fields(key: Key, transition: Transition) -> dict[str, object]:
-    return {"finetune": key, "attempt": transition.attempt, "reason": transition.state}
-
-
-def _log_rejection(key: Key, rejection: Rejection) -> None:
-    fields = {"finetune": key, "code": rejection.code, "reason": rejection.reason}
+def _log_rejection(finetune: FineTune, rejection: Rejection) -> None:
+    place = (finetune.namespace, finetune.name)
+    fields = logs.about(place, finetune.uid, type="refusal", code=rejection.code, reason=rejection.reason)
     logger.warning("%s %s was refused: %s", rejection.kind, rejection.name, sentence(rejection.message), extra=fields)
-
-
-def _log_creation(key: Key, manifest: Mapping[str, Any], *, adopted: bool) -> None:
-    metadata = manifest["metadata"]
-    fields = {"finetune": key, "attempt": metadata["labels"][names.ATTEMPT_LABEL]}
-    logger.info("%s %s %s", "adopted" if adopted else "created", manifest["kind"], metadata["name"], extra=fields)

@@ -31,10 +31,14 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 def sentence(text: str, limit: int = SENTENCE_LENGTH) -> str:
     """The text on one printable line, without anything that looks like a secret, of at most `limit` characters."""
-    line = printable(text)
+    return clip(masked(printable(text)), limit)
+
+
+def masked(line: str) -> str:
+    """The line without anything that looks like a secret."""
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)
-    return clip(line, limit)
+    return line
 
 
 def printable(text: str) -> str:
