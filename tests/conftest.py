@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import pytest
+from tests.faults.recording import RESULTS, FaultRecorder
 
 from localcluster import client, lifecycle, settings
 from localcluster.client import HACK_CLUSTER, Client, CommandError
@@ -79,6 +80,29 @@ def _namespace(on: Client, request: pytest.FixtureRequest) -> Iterator[str]:
             print(_describe(on, name))
     finally:
         on.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Record on demand: an ordinary run leaves the working tree as it is."""
+    parser.addoption(
+        "--record-faults", action="store_true", help=f"note outcomes of the fault matrix in {RESULTS.name}"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that hears of every test records, not its workers."""
+    if config.getoption("--record-faults") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultRecorder(RESULTS), "fault-recorder")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what takes long to the soak."""
+    if os.environ.get("HYPOTHESIS_PROFILE") == "soak":
+        return
+    long = [item for item in items if item.get_closest_marker("soak")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
 
 
 @pytest.hookimpl(wrapper=True)

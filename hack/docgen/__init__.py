@@ -1,6 +1,7 @@
 """Pages and copies that are made from one source each, so that they cannot disagree with it.
 
 docs/api-reference.md                                   from crds/lorafinetunes.yaml
+docs/faults.md                                          from the fault matrix, the tests' marks and recorded results
 docs/metrics.md                                         from the metrics' registries
 the table of values in docs/install.md                  from the chart's values.yaml and values.schema.json
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from crds/lorafinetunes.yaml

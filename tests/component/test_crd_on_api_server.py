@@ -391,6 +391,7 @@ def test_updates_are_tried_on_every_leaf_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("path", leaves())
+@pytest.mark.fault("C1")
 def test_a_change_of_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
     """Each leaf can be changed if it is one of the four, and else is refused by its own path."""
     update = put(holder(stored, path), path, OTHER[path])
@@ -402,6 +403,7 @@ def test_a_change_of_what_defines_the_run_is_refused(api: Api, stored: Mapping[s
 
 
 @pytest.mark.parametrize("path", optional_parts(defaulted=True))
+@pytest.mark.fault("C1")
 def test_taking_away_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
     """Each optional field is held, whether the API server would put a default in its place or not."""
     update = put(holder(stored, path), path, None)
@@ -413,6 +415,7 @@ def test_taking_away_what_defines_the_run_is_refused(api: Api, stored: Mapping[s
 
 
 @pytest.mark.parametrize("path", optional_parts(defaulted=False))
+@pytest.mark.fault("C1")
 def test_adding_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
     """Each optional field that a bare resource lacks cannot be put in later."""
     value = OTHER.get(path, {"name": "other"})

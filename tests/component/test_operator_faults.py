@@ -11,6 +11,7 @@ import threading
 from functools import partial
 from typing import Any
 
+import pytest
 from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually, gone, now
 
@@ -19,6 +20,7 @@ from lora_operator.names import child_labels, child_name
 from lora_operator.self_check import RIGHTS
 
 
+@pytest.mark.fault("A1")
 def test_a_killed_operator_finds_its_run_again_and_reads_the_verdict_that_it_missed(stage: Stage) -> None:
     """SIGKILL while the pod runs; the pod ends meanwhile; the next operator makes no second Job and tells the truth."""
     first = stage.start()
@@ -40,6 +42,7 @@ def test_a_killed_operator_finds_its_run_again_and_reads_the_verdict_that_it_mis
     assert third.metric('lora_operator_api_requests_total{code="200",verb="update"}') == 0.0
 
 
+@pytest.mark.fault("A1")
 def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage) -> None:
     """The Job exists and the status knows nothing of it: it is adopted as attempt 1."""
     stage.start()
@@ -54,6 +57,7 @@ def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage) -> Non
     assert stage.finetune()["status"]["attempt"] == 1
 
 
+@pytest.mark.fault("A1")
 def test_a_crash_between_config_map_and_job_reuses_the_config_map(stage: Stage) -> None:
     """The ConfigMap of the attempt exists and is ours: it is kept, and the Job is made."""
     stage.start()
@@ -72,6 +76,7 @@ def test_a_crash_between_config_map_and_job_reuses_the_config_map(stage: Stage) 
     assert stage.api.get(stage.path("configmaps", name))["metadata"]["uid"] == before["metadata"]["uid"]
 
 
+@pytest.mark.fault("A4")
 def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage) -> None:
     """NameConflict, no change to the other's object; once it is out of the way the run begins."""
     uid = stage.apply()["metadata"]["uid"]
@@ -86,6 +91,7 @@ def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage) -> None:
     assert stage.wait_job()["metadata"]["ownerReferences"][0]["uid"] == uid
 
 
+@pytest.mark.fault("A14")
 def test_a_quota_on_jobs_is_told_and_waited_for(stage: Stage) -> None:
     """The server's own sentence is in the status and in a Warning; the run begins when the quota is raised."""
     hard = {"count/jobs.batch": "0"}
@@ -102,6 +108,7 @@ def test_a_quota_on_jobs_is_told_and_waited_for(stage: Stage) -> None:
     stage.wait_condition("Accepted", status="True")
 
 
+@pytest.mark.fault("B13")
 def test_a_quota_on_pods_is_told_from_the_jobs_events(stage: Stage) -> None:
     """The Job exists, its pod may not: the Job controller's Event becomes the reason."""
     stage.api.post(stage.path("resourcequotas"), {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})
@@ -112,6 +119,7 @@ def test_a_quota_on_pods_is_told_from_the_jobs_events(stage: Stage) -> None:
     stage.wait_condition("PodsReady", status="False", reason="QuotaExceeded")
 
 
+@pytest.mark.fault("A13")
 def test_a_missing_right_ends_the_start_with_its_name(stage: Stage) -> None:
     """One sentence with the verb, the kind, the place and the remedy, and no stack trace."""
     rights = tuple(right for right in RIGHTS if str(right) not in ("create jobs.batch", "list events"))
@@ -139,6 +147,7 @@ def test_credentials_that_are_accepted_no_more_end_the_process(stage: Stage) -> 
     assert "accepts the credentials no more" in operator.text()
 
 
+@pytest.mark.fault("A2")
 def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> None:
     """SIGKILL of the API server; afterwards a new resource gets its Job from the same operator process."""
     operator = stage.start()
@@ -151,6 +160,7 @@ def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> 
     assert operator.process.poll() is None
 
 
+@pytest.mark.fault("A5")
 def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -> None:
     """The Job vanishes from etcd while the API server is dead: a restarted server never tells of it."""
     stage.start(resyncIntervalSeconds=2)
@@ -165,6 +175,7 @@ def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -
     stage.wait_job(attempt=2)
 
 
+@pytest.mark.fault("A3")
 def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage: Stage) -> None:
     """Labels flip and a condition of somebody else comes while the run goes on: 409s are decided anew."""
     operator = stage.start()
@@ -227,6 +238,7 @@ def test_sigterm_ends_the_operator_well(stage: Stage) -> None:
     assert "Traceback" not in operator.text()
 
 
+@pytest.mark.fault("A6", "A7")
 def test_a_watch_without_a_sign_of_life_ends_the_process(stage: Stage) -> None:
     """Crash-only: exit status 1 and the watch's name; a cluster starts it again."""
     # Nothing happens here, so a watch is silent until the first bookmark, which comes after a minute.

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually
 
@@ -117,6 +118,7 @@ def test_a_running_pods_progress_reaches_the_status(stage: Stage) -> None:
     assert 0 < operator.metric(series) < 1
 
 
+@pytest.mark.fault("C14")
 def test_hostile_answers_are_no_progress_and_hold_nobody_up(stage: Stage) -> None:
     """All at once: those runs have no progress and end as their pods do, a good one's comes, memory is bounded."""
 
@@ -145,6 +147,7 @@ def test_hostile_answers_are_no_progress_and_hold_nobody_up(stage: Stage) -> Non
         stage.wait_condition("Complete", status="True", name="endless")
 
 
+@pytest.mark.fault("C14")
 def test_a_redirect_is_not_followed(stage: Stage) -> None:
     """A pod cannot send the operator elsewhere."""
     visits: list[str] = []
@@ -163,6 +166,7 @@ def test_a_redirect_is_not_followed(stage: Stage) -> None:
     assert visits == []
 
 
+@pytest.mark.fault("C14")
 def test_the_metadata_service_is_never_asked(stage: Stage) -> None:
     """A pod that claims a link-local address is not asked at all."""
     operator = stage.start()

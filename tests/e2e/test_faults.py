@@ -9,6 +9,7 @@ from tests.e2e.support import CLAIM, LONG, condition, finetune, pods, rows, stat
 from localcluster.client import CommandError
 
 
+@pytest.mark.fault("C5")
 def test_a_broken_row_ends_the_run_with_file_and_line(installed: Installed, namespace: str) -> None:
     """The third line is no JSON: DatasetInvalid, no retry, the place in the message."""
     client = installed.client
@@ -23,6 +24,7 @@ def test_a_broken_row_ends_the_run_with_file_and_line(installed: Installed, name
     assert len(pods(client, namespace)) == 1
 
 
+@pytest.mark.fault("C6")
 def test_a_missing_model_ends_the_run_with_its_name(installed: Installed, namespace: str) -> None:
     """The Hub has no such repository."""
     client = installed.client
@@ -32,6 +34,7 @@ def test_a_missing_model_ends_the_run_with_its_name(installed: Installed, namesp
     assert "nobody/no-such-model" in message
 
 
+@pytest.mark.fault("B15")
 def test_a_missing_secret_is_named_and_the_run_goes_on_once_it_exists(installed: Installed, namespace: str) -> None:
     """PodsReady says SecretNotFound; creating the Secret is enough, and its value shows nowhere."""
     client = installed.client
@@ -48,6 +51,7 @@ def test_a_missing_secret_is_named_and_the_run_goes_on_once_it_exists(installed:
     assert token not in everything + logs + installed.operator_logs()
 
 
+@pytest.mark.fault("B16")
 def test_a_missing_claim_is_named_and_the_run_goes_on_once_it_exists(installed: Installed, namespace: str) -> None:
     """PodsReady says VolumeNotReady with the claim's name; creating the claim is enough."""
     client = installed.client
@@ -58,6 +62,7 @@ def test_a_missing_claim_is_named_and_the_run_goes_on_once_it_exists(installed: 
     assert verdict(wait_end(client, namespace, "homeless"))[:2] == ("True", "Succeeded")
 
 
+@pytest.mark.fault("B15")
 def test_a_missing_config_map_is_named(installed: Installed, namespace: str) -> None:
     """The data set's ConfigMap does not exist: the message names it, then the run goes on."""
     client = installed.client
@@ -66,6 +71,7 @@ def test_a_missing_config_map_is_named(installed: Installed, namespace: str) -> 
     assert "rows" in missing["message"]
 
 
+@pytest.mark.fault("B12")
 def test_a_gpu_that_no_node_has_is_waited_for(installed: Installed, namespace: str) -> None:
     """Unschedulable in the scheduler's words; when the node offers a GPU the run starts, and says it is on the CPU."""
     client = installed.client
@@ -89,6 +95,7 @@ def test_what_the_schema_forbids_is_refused_at_apply(installed: Installed, names
         installed.client.apply(finetune("zero", lora={"rank": 0}), namespace=namespace)
 
 
+@pytest.mark.fault("C2")
 def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespace: str) -> None:
     """The pod gets SIGTERM and is gone; the claim stays."""
     client = installed.client
@@ -116,6 +123,7 @@ def test_a_suspended_run_frees_its_pod_and_resumes(installed: Installed, namespa
     assert verdict(wait_end(client, namespace, "pausing"))[:2] == ("True", "Succeeded")
 
 
+@pytest.mark.fault("A1")
 def test_killing_the_operator_does_not_touch_a_running_pod(installed: Installed, namespace: str) -> None:
     """The operator's pod is deleted without grace while a run trains: same pod, same verdict."""
     client = installed.client

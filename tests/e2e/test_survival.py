@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import pytest
 from tests.e2e.conftest import Installed
 from tests.e2e.support import CLAIM, finetune, pods, rows, status, verdict, wait_end, wait_reason
 
@@ -32,6 +33,7 @@ def _interrupted(installed: Installed, namespace: str, name: str, *flags: str, *
     return before, wait_end(client, namespace, name)
 
 
+@pytest.mark.fault("B2")
 def test_a_run_whose_pod_is_deleted_goes_on_at_the_step_that_it_had_reached(
     installed: Installed, namespace: str
 ) -> None:
@@ -42,6 +44,7 @@ def test_a_run_whose_pod_is_deleted_goes_on_at_the_step_that_it_had_reached(
     assert ended["results"]["steps"] == STEPS
 
 
+@pytest.mark.fault("B20")
 def test_a_run_whose_pod_is_deleted_by_force_loses_no_more_than_the_distance_of_checkpoints(
     installed: Installed, namespace: str
 ) -> None:

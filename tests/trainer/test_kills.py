@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 
+import pytest
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Place, finish, start
 
@@ -39,6 +40,7 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
         assert time.monotonic() < deadline, "the condition did not come"
 
 
+@pytest.mark.fault("C10")
 def test_killed_at_random_moments_a_run_resumes_each_time_and_gives_the_same_adapter(workplace: Workplace) -> None:
     """At most the interval is lost, whatever the moment: loading, steps, saves, evaluations, export."""
     calm = place_of(workplace, "calm")
@@ -67,6 +69,7 @@ def test_killed_at_random_moments_a_run_resumes_each_time_and_gives_the_same_ada
     assert adapter(place) == adapter(calm)
 
 
+@pytest.mark.fault("B2")
 def test_sigterm_loses_no_step(workplace: Workplace) -> None:
     """143 with the state after the last whole step saved, far from the next interval; the adapter is the same."""
     calm = place_of(workplace, "calm")
