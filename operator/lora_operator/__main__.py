@@ -11,8 +11,9 @@ from lora_operator import logs
 from lora_operator.api import ApiError, UnreachableError
 from lora_operator.config import load_config
 from lora_operator.login import LoginError
-from lora_operator.operate import OperatorFailedError, operate
+from lora_operator.operate import operate
 from lora_operator.self_check import SelfCheckError
+from lora_operator.supervision import OperatorFailedError
 from lora_trainer.contract.codec import CodecError
 
 logger = logging.getLogger("lora_operator")

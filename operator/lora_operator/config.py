@@ -33,6 +33,11 @@ class OperatorConfig:
     resync_interval_s       how often everything is listed anew
     watch_stale_s           a watch without any sign of life for so long ends the process
     retry_base_s, -max_s    delays between attempts at a reconcile that failed
+    leader_election         of several operators with the same Lease one works, and the others stand by
+    lease_name, -namespace  of that Lease; an empty namespace means the operator's own
+    lease_duration_s        a Lease that was not renewed for so long is taken over
+    renew_deadline_s        a leader that could not renew its Lease for so long ends its process
+    retry_period_s          how often the Lease is renewed, or looked at by those that stand by
     """
 
     trainer_image: str
@@ -66,6 +71,12 @@ class OperatorConfig:
     watch_stale_s: float = 150.0
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
+    leader_election: bool = False
+    lease_name: str = "lora-operator"
+    lease_namespace: str = ""
+    lease_duration_s: int = 15
+    renew_deadline_s: float = 10.0
+    retry_period_s: float = 2.0
     workers: int = 16
     http_port: int = 8080
     log_level: str = "INFO"
@@ -89,6 +100,10 @@ def load_config(path: Path) -> OperatorConfig:
         rule = _broken_rule(name, getattr(config, name))
         if rule:
             raise codec.CodecError(f"{path.name}.{yaml_name(name)} is {getattr(config, name)!r}: must be {rule}")
+    for shorter, longer in _ORDERED:
+        if getattr(config, shorter) >= getattr(config, longer):
+            rule = f"below {yaml_name(longer)}, which is {getattr(config, longer)!r}"
+            raise codec.CodecError(f"{path.name}.{yaml_name(shorter)} is {getattr(config, shorter)!r}: must be {rule}")
     return config
 
 
@@ -122,7 +137,8 @@ _CHOICES = {
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "log_format": ("text", "json"),
 }
-_REQUIRED = ("trainer_image", "default_cpu", "default_memory", "prepare_cpu", "prepare_memory")
+_ORDERED = (("retry_period_s", "renew_deadline_s"), ("renew_deadline_s", "lease_duration_s"))
+_REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "prepare_cpu", "prepare_memory")
 
 
 def _field_name(key: str) -> str:

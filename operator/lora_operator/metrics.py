@@ -46,6 +46,11 @@ class Metrics:
         self.queue_depth = Gauge(
             "lora_operator_queue_depth", "LoRAFineTunes that wait for a worker.", registry=registry
         )
+        self.leader = Gauge(
+            "lora_operator_leader",
+            "1 for the process that works on runs: with leader election one of several, without it each that is ready.",
+            registry=registry,
+        )
         self.watch_last_event = Gauge(
             "lora_operator_watch_last_event_timestamp_seconds",
             "When a watch last brought an event or a bookmark, the one of the namespace that has been silent longest; "

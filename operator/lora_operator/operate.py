@@ -7,43 +7,40 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
 
 import aiohttp
 import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from lora_operator import logs
-from lora_operator.api import Api, ApiError, UnreachableError
+from lora_operator.api import Api, UnreachableError
 from lora_operator.cache import Cache, Key
-from lora_operator.carry_out import TryAgainError
 from lora_operator.child_events import ChildEvents
 from lora_operator.config import OperatorConfig
 from lora_operator.health import make_application, serving
+from lora_operator.kueue import Kueue
+from lora_operator.lease import Election
 from lora_operator.liveness import WatchLiveness, count_requests
 from lora_operator.login import load_configuration, watch_session
 from lora_operator.metrics import Metrics
 from lora_operator.object_metrics import ObjectCollector
+from lora_operator.own_pod import own_identity, own_namespace
 from lora_operator.post_events import EventPoster
 from lora_operator.progress_poll import ProgressPoller
 from lora_operator.reconcile import Reconciler
 from lora_operator.resync import Resync
-from lora_operator.self_check import check
+from lora_operator.self_check import SelfCheckError, check, check_kueue, check_lease
+from lora_operator.supervision import OperatorFailedError, run_together
 from lora_operator.watch import operator_settings, register
-from lora_operator.wording import sentence
 from lora_operator.work_queue import WorkQueue
+from lora_operator.workers import run_worker
 
 logger = logging.getLogger(__name__)
 
 WATCHDOG_INTERVAL_S = 1.0
 _STOP_S = 5.0
-
-
-class OperatorFailedError(Exception):
-    """A part that must run has ended, or a watch is deaf: the process ends, and whoever runs it starts it again."""
 
 
 class Operator:
@@ -57,6 +54,7 @@ class Operator:
         self.metrics = metrics
         self.registry = registry
         self.api = Api(client)
+        self.kueue = Kueue()
         self.liveness = WatchLiveness(config.namespaces, clock=time.monotonic, wall_clock=time.time)
         # Jitter needs no secrecy.
         self.queue: WorkQueue[Key] = WorkQueue(
@@ -74,6 +72,7 @@ class Operator:
         self.resync = Resync(
             self.api,
             self.cache,
+            self.kueue,
             namespaces=config.namespaces,
             interval_s=config.resync_interval_s,
             wake=self.queue.add,
@@ -81,6 +80,7 @@ class Operator:
         self.reconciler = Reconciler(
             api=self.api,
             cache=self.cache,
+            kueue=self.kueue,
             config=config,
             poller=self.poller,
             events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic),
@@ -88,7 +88,9 @@ class Operator:
             observer=metrics,
             now=_now,
         )
+        self.election = self._make_election()
         self.filled = False
+        self.working = False
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
@@ -103,6 +105,33 @@ class Operator:
             return "The first list of the cluster is not complete"
         return "" if self.liveness.all_heard else "Not every watch has begun"
 
+    def leading(self) -> bool:
+        """Whether this process is the one that works on runs."""
+        return self.working and (self.election is None or self.election.leading)
+
+    def _make_election(self) -> Election | None:
+        config = self.config
+        if not config.leader_election:
+            return None
+        namespace = config.lease_namespace or own_namespace()
+        if not namespace:
+            raise SelfCheckError(
+                "leaseNamespace is empty and this process is in no pod, so that nothing says where the Lease is: set it"
+            )
+        return Election(
+            self.api,
+            namespace=namespace,
+            name=config.lease_name,
+            identity=own_identity(),
+            duration_s=config.lease_duration_s,
+            renew_deadline_s=config.renew_deadline_s,
+            retry_s=config.retry_period_s,
+            clock=time.monotonic,
+            sleep=asyncio.sleep,
+            random=random.Random().random,  # noqa: S311 - jitter is no secret
+            now=_now,
+        )
+
 
 @contextlib.asynccontextmanager
 async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aiohttp.TraceConfig]]:
@@ -113,8 +142,9 @@ async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aio
     configuration = await load_configuration([counting])
     async with ApiClient(configuration) as client:
         operator = Operator(config, client, metrics, registry)
-        metrics.queue_depth.set_function(lambda: len(operator.queue))
-        registry.register(ObjectCollector(operator.cache.finetunes))
+        # Of a process that stands by, every run waits: that says nothing.
+        metrics.queue_depth.set_function(lambda: len(operator.queue) if operator.working else 0)
+        metrics.leader.set_function(lambda: float(operator.leading()))
         yield operator, counting
 
 
@@ -131,6 +161,7 @@ async def operate(config: OperatorConfig) -> None:
             stopping.cancel()
             if not working.done():
                 logger.info("stopping")
+                await _wind_down(operator)
                 working.cancel()
                 await asyncio.wait({working}, timeout=_STOP_S)
             elif not working.cancelled():
@@ -143,34 +174,48 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
         operator.queue.add(key)
     operator.filled = True
     parts = {
-        "timers": operator.queue.run_timers(),
-        "event poster": operator.poster.run(),
         "resync": operator.resync.run(lambda: _after_resync(operator)),
         "watchdog": _watch_over(operator),
         "watches": _run_kopf(operator, counting, stop),
-        **{f"worker {number}": _run_worker(operator) for number in range(operator.config.workers)},
+        "lead": _lead(operator),
     }
+    await run_together(parts)
+
+
+async def _lead(operator: Operator) -> None:
+    """Work on runs, with leader election as long as the lease is held; until then everything waits in the queue."""
+    election = operator.election
+    if election is not None:
+        await election.acquire()
+    operator.working = True
+    # Of two processes that tell of the same runs, sums would count each run twice.
+    operator.registry.register(ObjectCollector(operator.cache.finetunes))
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
+    queue, reconciler = operator.queue, operator.reconciler
+    parts = {
+        "timers": queue.run_timers(),
+        "event poster": operator.poster.run(),
+        **({"lease": election.keep()} if election is not None else {}),
+        **{
+            f"worker {number}": run_worker(queue, operator.cache, reconciler, operator.metrics)
+            for number in range(operator.config.workers)
+        },
+    }
     try:
-        await _run_together(parts)
+        await run_together(parts)
     finally:
         await operator.poller.close()
+        if election is not None:
+            await election.release()
 
 
-async def _run_together(parts: dict[str, Coroutine[Any, Any, None]]) -> None:
-    """Run parts that never end by themselves; the first that does ends all, with the reason."""
-    tasks = {asyncio.create_task(part, name=name) for name, part in parts.items()}
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        ended = done.pop()
-        error = None if ended.cancelled() else ended.exception()
-        if isinstance(error, OperatorFailedError):
-            raise error
-        raise OperatorFailedError(f"The {ended.get_name()} ended: {error or 'without a reason'}") from error
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _wind_down(operator: Operator) -> None:
+    """Take no more work, and finish what was begun: its writes and their Events, within reason."""
+    operator.queue.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_STOP_S):
+            await operator.queue.idle()
+            await operator.poster.drained()
 
 
 async def _answering(operator: Operator) -> None:
@@ -180,6 +225,9 @@ async def _answering(operator: Operator) -> None:
     while True:
         try:
             await check(operator.api, operator.config.namespaces)
+            if operator.election is not None:
+                await check_lease(operator.api, operator.election.namespace, operator.election.name)
+            await _look_for_kueue(operator)
         except UnreachableError as error:
             if time.monotonic() > deadline_s:
                 raise OperatorFailedError(f"The API server does not answer: {error}") from error
@@ -191,45 +239,12 @@ async def _answering(operator: Operator) -> None:
             return
 
 
-async def _run_worker(operator: Operator) -> None:
-    while True:
-        key = await operator.queue.take()
-        began_s = time.monotonic()
-        finetune = operator.cache.finetunes.get(key)
-        with logs.turn(key, finetune.uid if finetune else ""):
-            result = await _take_turn(operator, key)
-        operator.metrics.reconciles.labels(result).inc()
-        operator.metrics.reconcile_seconds.observe(time.monotonic() - began_s)
-
-
-async def _take_turn(operator: Operator, key: Key) -> str:
-    """Work on one LoRAFineTune, and put it back into the queue where it is to be looked at again; how it went."""
-    queue = operator.queue
-    try:
-        wait_s = await operator.reconciler.reconcile(key, failures=queue.failures(key))
-    except (ApiError, UnreachableError, TryAgainError) as error:
-        refusal = error if isinstance(error, ApiError) else None
-        if refusal is not None and refusal.code == 401:
-            # Credentials are read at the start, and a service account's every minute: a restart reads all anew.
-            raise OperatorFailedError(f"The API server accepts the credentials no more: {refusal.message}") from error
-        delay_s = queue.failed(key, at_least_s=refusal.retry_after_s if refusal else 0.0)
-        fields = logs.about(
-            key,
-            type="retry",
-            code=refusal.code if refusal else None,
-            reason=refusal.reason if refusal else "",
-            retryInSeconds=round(delay_s, 3),
-            failures=queue.failures(key),
-        )
-        logger.warning("tried again in %.1f s: %s", delay_s, sentence(str(error)), extra=fields)
-        return "error" if refusal is not None and not refusal.is_passing else "retry"
-    except Exception:
-        delay_s = queue.failed(key)
-        fields = logs.about(key, type="retry", retryInSeconds=round(delay_s, 3), failures=queue.failures(key))
-        logger.exception("unexpected; tried again in %.1f s", delay_s, extra=fields)
-        return "error"
-    queue.done(key, requeue_after_s=wait_s)
-    return "success"
+async def _look_for_kueue(operator: Operator) -> None:
+    kueue = operator.kueue
+    await kueue.discover(operator.api)
+    if kueue.served:
+        await check_kueue(operator.api, operator.config.namespaces)
+        operator.liveness.expect(kueue.workloads)
 
 
 async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
@@ -240,7 +255,7 @@ async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asy
         return await watch_session(configuration, operator.liveness.response_class(), counting)
 
     registry = kopf.OperatorRegistry()
-    register(registry, operator.cache, operator.queue.add, log_in)
+    register(registry, operator.cache, operator.kueue, operator.queue.add, log_in)
     ours = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=registry,

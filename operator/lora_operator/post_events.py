@@ -40,6 +40,12 @@ class EventPoster:
                 await self._api.create(EVENTS, namespace, event)
             except (ApiError, UnreachableError) as error:
                 logger.debug("an Event was not posted: %s", error)
+            finally:
+                self._backlog.task_done()
+
+    async def drained(self) -> None:
+        """Wait until all that was taken in is posted, while `run` goes on."""
+        await self._backlog.join()
 
     def _render(self, finetune: FineTune, record: EventRecord) -> Object:
         now = instant(self._now())

@@ -1,10 +1,22 @@
 """Before the first watch: is the definition installed, and may the operator do what it does? A no is one sentence."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lora_operator.api import CONFIG_MAPS, EVENTS, FINETUNES, JOBS, PODS, SERVICES, Api, ApiError, Resource
+from lora_operator.api import (
+    CONFIG_MAPS,
+    EVENTS,
+    FINETUNES,
+    JOBS,
+    LEASES,
+    PODS,
+    SERVICES,
+    WORKLOADS,
+    Api,
+    ApiError,
+    Resource,
+)
 
 
 class SelfCheckError(Exception):
@@ -36,22 +48,49 @@ RIGHTS = (
     *_rights(CONFIG_MAPS, "get", "create", "delete"),
     *_rights(SERVICES, "get", "create", "delete"),
     *_rights(EVENTS, "list", "create"),
+    *_rights(WORKLOADS, "list", "watch", "patch"),
 )
-"""Every right that the operator uses."""
+"""Every right that the operator uses; those on Kueue's kind only where the cluster has it."""
+
+
+LEASE_RIGHTS = _rights(LEASES, "get", "create", "update")
+"""Every right that leader election uses, in the namespace of the Lease."""
 
 
 async def check(api: Api, namespaces: Iterable[str]) -> None:
     """Raise `SelfCheckError` where the definition or a right is missing, `UnreachableError` where nothing answers."""
     await _check_definition(api)
+    await _check_rights(api, namespaces, [right for right in RIGHTS if right.resource is not WORKLOADS])
+
+
+async def check_kueue(api: Api, namespaces: Iterable[str]) -> None:
+    """The same for the rights on Kueue's Workloads, in a cluster that has them."""
+    await _check_rights(api, namespaces, [right for right in RIGHTS if right.resource is WORKLOADS])
+
+
+async def _check_rights(api: Api, namespaces: Iterable[str], rights: Sequence[Right]) -> None:
     for namespace in list(namespaces) or [""]:
-        allowed = await asyncio.gather(*(_is_allowed(api, right, namespace) for right in RIGHTS))
-        missing = [str(right) for right, yes in zip(RIGHTS, allowed, strict=True) if not yes]
+        allowed = await asyncio.gather(*(_is_allowed(api, right, namespace) for right in rights))
+        missing = [str(right) for right, yes in zip(rights, allowed, strict=True) if not yes]
         if missing:
             where = f"in namespace {namespace}" if namespace else "in the whole cluster"
             raise SelfCheckError(
                 f"The operator may not {', '.join(missing)} {where}: "
                 "grant its service account these rights, as the chart does with rbac.create=true"
             )
+
+
+async def check_lease(api: Api, namespace: str, name: str) -> None:
+    """Raise `SelfCheckError` where a right on the Lease is missing, `UnreachableError` where nothing answers."""
+    # A Lease that does not exist yet has no name by which a role could allow to create it.
+    named = {right: "" if right.verb == "create" else name for right in LEASE_RIGHTS}
+    allowed = await asyncio.gather(*(_is_allowed(api, right, namespace, named[right]) for right in LEASE_RIGHTS))
+    missing = [str(right) for right, yes in zip(LEASE_RIGHTS, allowed, strict=True) if not yes]
+    if missing:
+        raise SelfCheckError(
+            f"Leader election may not {', '.join(missing)} in namespace {namespace} for the Lease {name}: grant the "
+            "operator's service account these rights, as the chart does with rbac.create=true and replicas above 1"
+        )
 
 
 async def _check_definition(api: Api) -> None:
@@ -74,7 +113,7 @@ async def _check_definition(api: Api) -> None:
         )
 
 
-async def _is_allowed(api: Api, right: Right, namespace: str) -> bool:
+async def _is_allowed(api: Api, right: Right, namespace: str, name: str = "") -> bool:
     attributes = {
         "verb": right.verb,
         "group": right.resource.group,
@@ -82,6 +121,7 @@ async def _is_allowed(api: Api, right: Right, namespace: str) -> bool:
         "resource": right.resource.plural,
         "subresource": right.subresource,
         "namespace": namespace,
+        "name": name,
     }
     review = {
         "apiVersion": "authorization.k8s.io/v1",

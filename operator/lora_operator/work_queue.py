@@ -39,7 +39,9 @@ class WorkQueue(Generic[K]):
         self._due: dict[K, float] = {}
         self._timers: list[tuple[float, int, K]] = []
         self._count = 0
+        self._closed = False
         self._added = asyncio.Event()
+        self._released = asyncio.Event()
         self._timer_set = asyncio.Event()
 
     def __len__(self) -> int:
@@ -71,7 +73,7 @@ class WorkQueue(Generic[K]):
 
     async def take(self) -> K:
         """Wait for a key and hold it until `done`."""
-        while not self._ready:
+        while self._closed or not self._ready:
             self._added.clear()
             await self._added.wait()
         key = self._ready.popleft()
@@ -79,6 +81,16 @@ class WorkQueue(Generic[K]):
         self._due.pop(key, None)
         self._active.add(key)
         return key
+
+    def close(self) -> None:
+        """Hand out no more keys: whoever waits for one waits until it is cancelled."""
+        self._closed = True
+
+    async def idle(self) -> None:
+        """Wait until no worker holds a key."""
+        while self._active:
+            self._released.clear()
+            await self._released.wait()
 
     def done(self, key: K, *, requeue_after_s: float | None = None) -> None:
         """Let go of a key whose work went well."""
@@ -129,6 +141,7 @@ class WorkQueue(Generic[K]):
 
     def _release(self, key: K) -> None:
         self._active.discard(key)
+        self._released.set()
         if key in self._again:
             self._again.discard(key)
             self.add(key)
