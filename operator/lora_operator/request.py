@@ -27,6 +27,7 @@ class Policy:
     suspend: bool = False
     max_retries: int = DEFAULT_MAX_RETRIES
     active_deadline_s: int | None = None
+    pending_timeout_s: int | None = None
     ttl_s: int | None = None
 
 
@@ -93,6 +94,7 @@ def _policy(spec: Reader) -> Policy:
         suspend=spec.boolean("suspend", False),
         max_retries=DEFAULT_MAX_RETRIES if retries is None else retries,
         active_deadline_s=spec.integer("activeDeadlineSeconds", None, 1, LONGEST_S),
+        pending_timeout_s=spec.integer("pendingTimeoutSeconds", None, 1, LONGEST_S),
         ttl_s=spec.integer("ttlSecondsAfterFinished", None, 0, LONGEST_S),
     )
 

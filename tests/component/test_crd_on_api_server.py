@@ -27,7 +27,13 @@ DEFINITION = REPOSITORY / "crds/lorafinetunes.yaml"
 BAD = Path(__file__).parent / "crd_bad"
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 IDENTITY = ("lora-operator.io", "v1alpha1")
-MUTABLE = {"spec.suspend", "spec.maxRetries", "spec.activeDeadlineSeconds", "spec.ttlSecondsAfterFinished"}
+MUTABLE = {
+    "spec.suspend",
+    "spec.maxRetries",
+    "spec.activeDeadlineSeconds",
+    "spec.pendingTimeoutSeconds",
+    "spec.ttlSecondsAfterFinished",
+}
 
 # For each leaf of spec, another value that is as valid as the one in examples/every-field.yaml or in ALTERNATIVE.
 OTHER: Mapping[str, Any] = {
@@ -96,6 +102,7 @@ OTHER: Mapping[str, Any] = {
     "spec.suspend": True,
     "spec.maxRetries": 1,
     "spec.activeDeadlineSeconds": 90000,
+    "spec.pendingTimeoutSeconds": 60,
     "spec.ttlSecondsAfterFinished": 1,
 }
 # A second object holds the other field of each exclusive pair, and what every-field.yaml sets to its default.

@@ -315,12 +315,19 @@ def with_value(path: tuple[str, ...], value: object) -> dict[str, Any]:
     return manifest
 
 
+OF_THE_OPERATOR = {
+    "scheduling",
+    "maxRetries",
+    "activeDeadlineSeconds",
+    "pendingTimeoutSeconds",
+    "ttlSecondsAfterFinished",
+}
 EDGES = [
     pytest.param(path, value, id=f"{'.'.join(path)}={value}")
     for path, field in leaves(SPEC)
     for value in (field.get("minimum"), field.get("maximum"), *field.get("enum", ()))
     if value is not None
-    and path[0] not in {"scheduling", "maxRetries", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
+    and path[0] not in OF_THE_OPERATOR
 ]
 
 

@@ -20,6 +20,7 @@ from tests.unit.test_render import FULL, SITE, everything
 from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
 from lora_operator.model import FineTune, Observed
+from lora_operator.request import read_policy
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 
@@ -102,10 +103,11 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "suspend": (True, PLAIN),
     "maxRetries": (1, PLAIN),
     "activeDeadlineSeconds": (600, PLAIN),
+    "pendingTimeoutSeconds": (60, PLAIN),
     "ttlSecondsAfterFinished": (0, PLAIN),
 }
 # What the operator alone acts on, after the objects were rendered or without them.
-OF_THE_OPERATOR = {"ttlSecondsAfterFinished"}
+OF_THE_OPERATOR = {"pendingTimeoutSeconds", "ttlSecondsAfterFinished"}
 # Who a run is and how it is run are not the user's to say: the resource's metadata, the release and the operator's
 # configuration are.
 NOT_OF_THE_SPEC = {
@@ -169,9 +171,8 @@ def test_a_change_of_a_leaf_changes_the_run_or_its_objects(path: str) -> None:
     """What a user writes never goes unread."""
     value, spec = CASES[path]
     if path in OF_THE_OPERATOR:
-        observed = Observed(jobs=(finished_job(),))
-        plans = [decide(ended(each), observed, CONFIG, NOW) for each in (spec, changed(spec, path, value))]
-        assert plans[0].delete != plans[1].delete
+        policies = [read_policy(make_finetune(spec=each).manifest) for each in (spec, changed(spec, path, value))]
+        assert policies[0] != policies[1]
         return
     before, after = (everything(each, CONFIG) for each in (spec, changed(spec, path, value)))
     assert before != after

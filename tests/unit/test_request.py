@@ -39,6 +39,7 @@ BAD = [
     ({"suspend": "yes"}, 'spec.suspend is "yes"', "true or false"),
     ({"maxRetries": 21}, "spec.maxRetries is 21", "from 0 to 20"),
     ({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds is 0", "from 1 to"),
+    ({"pendingTimeoutSeconds": 0}, "spec.pendingTimeoutSeconds is 0", "from 1 to"),
     ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished is -1", "from 0 to"),
 ]
 

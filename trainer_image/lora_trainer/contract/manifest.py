@@ -37,7 +37,14 @@ _SPLIT = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,63}")
 MODEL_SCHEMES: tuple[type[Uri], ...] = (HubUri, ClaimUri, S3Uri)
 DATASET_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, ConfigMapUri, HubUri, S3Uri)
 OUTPUT_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, S3Uri, HubUri, OciUri)
-_SECTIONS_OF_THE_CLUSTER = ("scheduling", "suspend", "maxRetries", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+_SECTIONS_OF_THE_CLUSTER = (
+    "scheduling",
+    "suspend",
+    "maxRetries",
+    "activeDeadlineSeconds",
+    "pendingTimeoutSeconds",
+    "ttlSecondsAfterFinished",
+)
 
 
 class ManifestError(ValueError):
