@@ -18,9 +18,11 @@ _SECRETS = (
         r"\1 ***",
     ),
     (re.compile(r"(?i)(://)[^/@\s:]+:[^/@\s]+@"), r"\1***@"),
+    # Not what container runtimes say: "failed to fetch anonymous token: unexpected status", "https://hub/token: 401".
     (
         re.compile(
-            r"(?i)\b([\w-]*(?:token|password|passwd|secret[_-]?(?:access[_-]?)?key|api[_-]?key))([\"']?\s*[=:]\s*[\"']?)[^\s,;\"'}]+"
+            r"(?i)\b([\w-]*(?:token|password|passwd|secret[_-]?(?:access[_-]?)?key|api[_-]?key))([\"']?\s*[=:]\s*[\"']?)"
+            r"(?!unexpected status\b|[1-5][0-9]{2} )[^\s,;\"'}]+"
         ),
         r"\1\2***",
     ),

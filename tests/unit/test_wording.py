@@ -32,6 +32,8 @@ def test_ordinary_text_stays_as_it_is() -> None:
     """Words like token in a sentence are no secrets."""
     text = "the model has 32 tokens; see https://hub.example/docs: token budget"
     assert sentence(text) == text
+    text = "failed to fetch anonymous token: unexpected status from GET request to https://hub.example/token: 401 No"
+    assert sentence(text) == text
 
 
 @given(st.text(st.characters(), max_size=40), st.integers(2, 30))

@@ -1,0 +1,130 @@
+"""One LoRAFineTune among others of the same stage: many rows share one operator and one namespace."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tests.component.documents import Object
+from tests.component.stage import Stage, eventually
+
+from lora_operator.names import ATTEMPT_LABEL, NAME_LABEL, ROLE_LABEL, Role
+from lora_operator.observe import parse_pod
+from lora_operator.pods import has_ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The run by that name, what the user sees of it, and its Jobs and pods."""
+
+    stage: Stage
+    name: str
+
+    # -- what the user does and sees
+
+    @property
+    def status(self) -> Object:
+        """The whole status."""
+        status: Object = self.stage.finetune(self.name).get("status", {})
+        return status
+
+    def change(self, **spec: Any) -> None:
+        """Change fields of the spec."""
+        self.stage.change(self.name, **spec)
+
+    def condition(self, kind: str) -> Object:
+        """One condition."""
+        return self.stage.condition(kind, self.name)
+
+    def wait(self, kind: str, status: str = "", reason: str = "") -> Object:
+        """Wait for a condition with this status and reason."""
+        return self.stage.wait_condition(kind, status=status, reason=reason, name=self.name)
+
+    def wait_told(self, kind: str, text: str, *, reason: str = "") -> str:
+        """Wait until a condition says this, for this reason; its whole sentence."""
+
+        def look() -> str | None:
+            seen = self.condition(kind)
+            good = text in seen.get("message", "") and reason in ("", seen["reason"])
+            return str(seen["message"]) if good else None
+
+        return eventually(look, f"{self.name}'s {kind} says {text!r}")
+
+    def wait_state(self, reason: str) -> str:
+        """Wait for the STATE of `kubectl get`; its sentence."""
+        return str(self.wait("Complete", reason=reason)["message"])
+
+    def wait_event(self, reason: str, kind: str = "Warning") -> str:
+        """Wait for an Event about this run; its sentence."""
+
+        def look() -> str | None:
+            found = (e for e in self.stage.objects("events") if e["involvedObject"]["name"] == self.name)
+            return next((str(e["message"]) for e in found if (e["type"], e["reason"]) == (kind, reason)), None)
+
+        return eventually(look, f"{self.name} has an Event {reason}")
+
+    def wait_retries(self, **counts: int) -> None:
+        """Wait until the status counts these retries by cause, and no others."""
+
+        def look() -> bool:
+            told = self.status.get("retries", {})
+            return {k: v for k, v in told.items() if isinstance(v, int) and v} == counts
+
+        eventually(look, f"{self.name} counts {counts}, as {self.status.get('retries')} does not")
+
+    # -- its children
+
+    def _mine(self, plural: str, role: Role) -> list[Object]:
+        def ours(labels: dict[str, str]) -> bool:
+            return labels.get(NAME_LABEL) == self.name and labels.get(ROLE_LABEL) == role.value
+
+        return [item for item in self.stage.objects(plural) if ours(item["metadata"].get("labels", {}))]
+
+    @property
+    def jobs(self) -> list[Object]:
+        """The Jobs that train."""
+        return self._mine("jobs", Role.TRAIN)
+
+    @property
+    def pods(self) -> list[Object]:
+        """The pods that train or have trained, by name."""
+        return sorted(self._mine("pods", Role.TRAIN), key=lambda pod: str(pod["metadata"]["name"]))
+
+    def job(self, attempt: int = 1) -> Object:
+        """Wait for the Job of an attempt."""
+
+        def look() -> Object | None:
+            return next((j for j in self.jobs if j["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt)), None)
+
+        return eventually(look, f"{self.name} has a Job for attempt {attempt}")
+
+    def pod(self, *, other_than: "Object | None" = None) -> Object:
+        """Wait for a living pod, not `other_than`."""
+        not_this = other_than["metadata"]["uid"] if other_than else ""
+
+        def look() -> Object | None:
+            living = (pod for pod in self.pods if not has_ended(parse_pod(pod)))
+            return next((pod for pod in living if pod["metadata"]["uid"] != not_this), None)
+
+        return eventually(look, f"{self.name} has a living pod")
+
+    def running_pod(self, *, other_than: "Object | None" = None) -> Object:
+        """Wait for a living pod, let its trainer start, and wait until the user sees that."""
+        pod = self.pod(other_than=other_than)
+        self.stage.run_pod(pod)
+        self.wait("PodsReady", "True")
+        return pod
+
+    def pods_of_this_moment(self) -> list[str]:
+        """The uids of all its pods, to compare with later."""
+        return [str(pod["metadata"]["uid"]) for pod in self.pods]
+
+
+def begin(stage: Stage, name: str, **spec: Any) -> Run:
+    """Create a LoRAFineTune."""
+    stage.apply(name, **spec)
+    return Run(stage=stage, name=name)
+
+
+def free_of_claims(**spec: Any) -> Object:
+    """A spec whose pods need no PersistentVolumeClaim: only nodes stand between them and running."""
+    addresses = {"dataset": {"uri": "hf://acme/chats"}, "output": {"uri": "s3://results/tone"}}
+    return {**addresses, **spec}
