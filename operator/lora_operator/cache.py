@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from lora_operator import names
-from lora_operator.observe import parse_finetune, parse_job, parse_pod
+from lora_operator.observe import parse_finetune, parse_job, parse_pod, parse_workload, pod_template_labels
 
 if TYPE_CHECKING:
-    from lora_operator.model import FineTune, JobView, PodView
+    from lora_operator.model import FineTune, JobView, PodView, WorkloadView
 
 T = TypeVar("T")
 OwnerOf = Callable[[Mapping[str, Any]], tuple[str, str]]
@@ -53,6 +53,7 @@ class Store(Generic[T]):
     """All objects of one kind, by place and by owner. An older version never replaces a newer one."""
 
     def __init__(self, parse: Callable[[Mapping[str, Any]], T], owner_of: OwnerOf) -> None:
+        """`owner_of` gives no name for an object that is nobody's here: it is not kept."""
         self._parse = parse
         self._owner_of = owner_of
         self._entries: dict[Key, Entry[T]] = {}
@@ -76,6 +77,8 @@ class Store(Generic[T]):
 
     def put(self, document: Mapping[str, Any]) -> Key | None:
         """Take in an object; return its owner if that was news, None if this version or a newer one is known."""
+        if not self._owner_of(document)[0]:
+            return None
         entry = self._entry(document)
         known = self._entries.get(entry.place)
         if known is not None and known.uid == entry.uid and not _is_newer(entry.version, known.version):
@@ -171,12 +174,13 @@ class Listing(Generic[T]):
 
 
 class Cache:
-    """LoRAFineTunes, and the Jobs and Pods that carry our label."""
+    """LoRAFineTunes, the Jobs and Pods that carry our label, and Kueue's Workloads of those Jobs."""
 
     def __init__(self) -> None:
         self.finetunes: Store[FineTune] = Store(parse_finetune, _itself)
         self.jobs: Store[JobView] = Store(parse_job, _by_labels)
         self.pods: Store[PodView] = Store(parse_pod, _by_labels)
+        self.workloads: Store[WorkloadView] = Store(parse_workload, _by_pod_template)
 
 
 def _place(document: Mapping[str, Any]) -> Key:
@@ -192,6 +196,13 @@ def _itself(document: Mapping[str, Any]) -> tuple[str, str]:
 def _by_labels(document: Mapping[str, Any]) -> tuple[str, str]:
     labels = document["metadata"].get("labels") or {}
     return str(labels.get(names.NAME_LABEL, "")), str(labels.get(names.UID_LABEL, ""))
+
+
+def _by_pod_template(document: Mapping[str, Any]) -> tuple[str, str]:
+    """A Workload has none of its Job's labels, but its pod template, which has them; somebody else's has no owner."""
+    labels = pod_template_labels(document)
+    ours = labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY
+    return (str(labels.get(names.NAME_LABEL, "")), str(labels.get(names.UID_LABEL, ""))) if ours else ("", "")
 
 
 def _is_newer(version: str, than: str) -> bool:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.api import BY_KIND, CONFIG_MAPS, FINETUNES, JOBS, Api, ApiError, Object
+from lora_operator.api import BY_KIND, CONFIG_MAPS, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object
 from lora_operator.cache import Cache, Key
-from lora_operator.model import FineTune, JobPatch, ObjectRef, Rejection
+from lora_operator.kueue import Kueue
+from lora_operator.model import FineTune, ObjectRef, Patch, Rejection
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
 # a terminating namespace), method not allowed by a webhook, unprocessable.
@@ -28,9 +29,10 @@ class Creation:
 class Writer:
     """The operator's writes to the cluster; what the server answers goes into the cache at once."""
 
-    def __init__(self, api: Api, cache: Cache) -> None:
+    def __init__(self, api: Api, cache: Cache, kueue: Kueue) -> None:
         self._api = api
         self._cache = cache
+        self._kueue = kueue
 
     async def create(self, finetune: FineTune, manifest: Mapping[str, Any], *, patient: bool) -> Creation:
         """Create a ConfigMap, a Service or a Job, or adopt the one that an interrupted attempt left.
@@ -71,17 +73,18 @@ class Writer:
         self._remember(kind, stored)
         return Creation(adopted=True)
 
-    async def patch_job(self, finetune: FineTune, patch: JobPatch) -> Rejection | None:
-        """Change a Job; say if it was refused. A Job that is gone is forgotten, and looked for at the next turn."""
+    async def patch(self, finetune: FineTune, patch: Patch) -> Rejection | None:
+        """Change a Job or its Workload; say if it was refused. One that is gone is looked for at the next turn."""
+        resource = self._kueue.workloads if patch.kind == WORKLOADS.kind else JOBS
         try:
-            stored = await self._api.merge_patch(JOBS, finetune.namespace, patch.name, patch.body)
+            stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
         except ApiError as error:
             if error.code == 404:
-                raise TryAgainError(f"Job {patch.name} is gone") from error
+                raise TryAgainError(f"{patch.kind} {patch.name} is gone") from error
             if error.code in _REFUSALS:
-                return _rejection("Job", patch.name, error)
+                return _rejection(patch.kind, patch.name, error)
             raise
-        self._cache.jobs.put(stored)
+        self._remember(patch.kind, without_managed_fields(stored))
         return None
 
     async def write_status(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
@@ -129,6 +132,8 @@ class Writer:
     def _remember(self, kind: str, stored: Object) -> None:
         if kind == JOBS.kind:
             self._cache.jobs.put(stored)
+        elif kind == WORKLOADS.kind:
+            self._cache.workloads.put(stored)
 
 
 def without_managed_fields(document: Object) -> Object:

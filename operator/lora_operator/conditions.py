@@ -22,6 +22,7 @@ class Type(enum.StrEnum):
     """Types of condition that the operator writes, in the order in which they stand in the status."""
 
     ACCEPTED = "Accepted"
+    QUOTA_RESERVED = "QuotaReserved"
     PREFLIGHT_PASSED = "PreflightPassed"
     PODS_READY = "PodsReady"
     CHECKPOINT_SAVED = "CheckpointSaved"

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import aiohttp
 
-from lora_operator.api import FINETUNES, JOBS, PODS
+from lora_operator.api import FINETUNES, JOBS, PODS, Resource
 from lora_operator.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -27,10 +27,16 @@ class WatchLiveness:
     ) -> None:
         self._clock = clock
         self._wall_clock = wall_clock
-        places: list[str | None] = list(namespaces) or [None]
-        self._resources = {resource.path(place): resource.plural for resource in WATCHED for place in places}
+        self._places: list[str | None] = list(namespaces) or [None]
+        self._resources: dict[str, str] = {}
+        for resource in WATCHED:
+            self.expect(resource)
         self._heard: dict[str, tuple[float, float]] = {}
         self._began_s = clock()
+
+    def expect(self, resource: Resource) -> None:
+        """Another kind is watched."""
+        self._resources |= {resource.path(place): resource.plural for place in self._places}
 
     def heard(self, path: str) -> None:
         """A watch gave a sign of life."""

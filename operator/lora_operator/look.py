@@ -17,15 +17,21 @@ def look(
     *,
     events: tuple[EventView, ...],
     told: Callable[[Iterable[PodView]], Progress | None],
+    kueue: bool = False,
     rejection: Rejection | None = None,
     confirmed: bool = False,
 ) -> Observed:
-    """What the cache holds of a resource's children, with their Events and what running pods have told."""
+    """What the cache holds of a resource's children, with their Events and what running pods have told.
+
+    `kueue`: the cluster has Kueue, and the cache follows its Workloads.
+    """
     key = Key(finetune.namespace, finetune.name)
     pods = cache.pods.of(key, finetune.uid)
     return Observed(
         jobs=cache.jobs.of(key, finetune.uid),
         pods=pods,
+        kueue=kueue,
+        workloads=cache.workloads.of(key, finetune.uid),
         events=events,
         # Of running pods alone: what a pod said before it failed is not what its successor does.
         progress=told(pod for pod in pods if is_running(pod)),

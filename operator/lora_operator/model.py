@@ -49,7 +49,9 @@ class ConditionView:
 class JobView:
     """A Job that carries our label. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
 
-    `attempt` is, for a Job that prepares, that of the training which follows.
+    `attempt` is, for a Job that prepares, that of the training which follows; `retries_before` is what was used up of
+    `maxRetries` before it. `queue` is Kueue's LocalQueue, which then
+    owns `suspended`; empty for none.
     """
 
     name: str
@@ -68,6 +70,23 @@ class JobView:
     completed_at: datetime | None
     deleting: bool
     role: Role = Role.TRAIN
+    queue: str = ""
+    retries_before: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadView:
+    """Kueue's record of one of our Jobs, by which it grants quota. `active` False: not admitted, whatever is free.
+
+    `suspend_intent` is what we last asked for in behalf of `spec.suspend`, None where we never did.
+    """
+
+    name: str
+    uid: str
+    job_uid: str
+    active: bool
+    suspend_intent: bool | None
+    conditions: tuple[ConditionView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +106,8 @@ class ContainerView:
 class PodView:
     """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of its Job, 0 if unknown.
 
-    `index` is the number of its node among those that train together; 0 leads and reports.
+    `index` is the number of its node among those that train together; 0 leads and reports. `claims` are the names of
+    the PersistentVolumeClaims of a pod that waits for a node.
     """
 
     name: str
@@ -105,6 +125,7 @@ class PodView:
     attempt: int = 0
     index: int = 0
     role: Role = Role.TRAIN
+    claims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +157,15 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Everything that is known of a FineTune's children. `absence_confirmed`: Jobs and Pods were just listed live."""
+    """Everything that is known of a FineTune's children. `absence_confirmed`: Jobs and Pods were just listed live.
+
+    `kueue`: the cluster has Kueue, so that `workloads` are known.
+    """
 
     jobs: tuple[JobView, ...] = ()
     pods: tuple[PodView, ...] = ()
+    kueue: bool = False
+    workloads: tuple[WorkloadView, ...] = ()
     events: tuple[EventView, ...] = ()
     progress: Progress | None = None
     rejection: Rejection | None = None
@@ -147,9 +173,10 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobPatch:
-    """A merge patch of one Job."""
+class Patch:
+    """A merge patch of one Job, or of Kueue's Workload of one."""
 
+    kind: str = "Job"
     name: str
     body: Mapping[str, Any]
 
@@ -179,15 +206,17 @@ class Plan:
     `status` is the whole status; equal to the present one means no write. `confirm_absence` asks the shell to list Jobs
     and Pods live and decide again: nothing is created, and no verdict given, on a cache that may be behind.
     `watch_events` asks for the children's Events at the next look. `ask_progress` names the pod that is asked for its
-    progress, once; the answer goes into `Observed.progress` of another look.
+    progress, once; the answer goes into `Observed.progress` of another look. `due_in_s` is when something falls due on
+    time, however patient the rest is.
     """
 
     create: tuple[Mapping[str, Any], ...] = ()
-    patch: tuple[JobPatch, ...] = ()
+    patch: tuple[Patch, ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     delete: tuple[ObjectRef, ...] = ()
     events: tuple[EventRecord, ...] = ()
     requeue_after_s: float | None = None
+    due_in_s: float | None = None
     confirm_absence: bool = False
     watch_events: bool = False
     ask_progress: PodView | None = None

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lora_operator import names
-from lora_operator.model import ConditionView, ContainerView, EventView, FineTune, JobView, PodView
+from lora_operator.model import ConditionView, ContainerView, EventView, FineTune, JobView, PodView, WorkloadView
 from lora_operator.wording import parse_instant
 
 _NEVER = datetime.fromtimestamp(0, UTC)
@@ -31,7 +31,6 @@ def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
 def parse_job(obj: Mapping[str, Any]) -> JobView:
     """A Job that carries our labels."""
     metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
-    intent = _map(metadata, "annotations").get(names.SUSPEND_ANNOTATION)
     backoff_limit = _integer(spec, "backoffLimit")
     return JobView(
         name=_text(metadata, "name"),
@@ -39,7 +38,7 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         owner_uid=_controller(metadata).get("uid", ""),
         attempt=_attempt(metadata),
         suspended=spec.get("suspend") is True,
-        suspend_intent={"true": True, "false": False}.get(str(intent)),
+        suspend_intent=_suspend_intent(metadata),
         backoff_limit=6 if backoff_limit is None else backoff_limit,
         active_deadline_s=_integer(spec, "activeDeadlineSeconds"),
         active=_integer(status, "active") or 0,
@@ -50,6 +49,22 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         completed_at=_time(status, "completionTime"),
         deleting=metadata.get("deletionTimestamp") is not None,
         role=_role(metadata),
+        queue=_text(_map(metadata, "labels"), names.QUEUE_LABEL),
+        retries_before=_retries_before(metadata),
+    )
+
+
+def parse_workload(obj: Mapping[str, Any]) -> WorkloadView:
+    """A Workload that Kueue made for a Job."""
+    metadata = _map(obj, "metadata")
+    owner = _controller(metadata)
+    return WorkloadView(
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
+        job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
+        active=_map(obj, "spec").get("active") is not False,
+        suspend_intent=_suspend_intent(metadata),
+        conditions=_conditions(_map(obj, "status")),
     )
 
 
@@ -73,7 +88,14 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         attempt=_attempt(metadata),
         index=_index(metadata),
         role=_role(metadata),
+        claims=() if _text(spec, "nodeName") else _claims(spec),
     )
+
+
+def pod_template_labels(workload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Labels of the pods that a Workload stands for."""
+    pod_set = next(iter(_maps(_map(workload, "spec"), "podSets")), {})
+    return _map(_map(_map(pod_set, "template"), "metadata"), "labels")
 
 
 def parse_event(obj: Mapping[str, Any]) -> EventView:
@@ -92,6 +114,11 @@ def parse_event(obj: Mapping[str, Any]) -> EventView:
         message=_text(obj, "message") or _text(obj, "note"),
         last_seen=next((moment for moment in times if moment is not None), None),
     )
+
+
+def _claims(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    claims = (_map(volume, "persistentVolumeClaim") for volume in _maps(spec, "volumes"))
+    return tuple(dict.fromkeys(name for claim in claims if (name := _text(claim, "claimName"))))
 
 
 def _conditions(status: Mapping[str, Any]) -> tuple[ConditionView, ...]:
@@ -129,6 +156,17 @@ def _controller(metadata: Mapping[str, Any]) -> dict[str, str]:
         if owner.get("controller") is True:
             return {"kind": _text(owner, "kind"), "uid": _text(owner, "uid")}
     return {}
+
+
+def _suspend_intent(metadata: Mapping[str, Any]) -> bool | None:
+    intent = _map(metadata, "annotations").get(names.SUSPEND_ANNOTATION)
+    return {"true": True, "false": False}.get(str(intent))
+
+
+def _retries_before(metadata: Mapping[str, Any]) -> int:
+    """0 for a Job of an operator that gave each Job all retries."""
+    number = _text(_map(metadata, "annotations"), names.RETRIES_ANNOTATION)
+    return int(number) if _INDEX.fullmatch(number) else 0
 
 
 def _attempt(metadata: Mapping[str, Any]) -> int:

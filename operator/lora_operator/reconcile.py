@@ -13,6 +13,7 @@ from lora_operator.child_events import ChildEvents
 from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
 from lora_operator.decision_log import DecisionLine
+from lora_operator.kueue import Kueue
 from lora_operator.look import list_children, look
 from lora_operator.model import FineTune, Observed, Plan, Rejection
 from lora_operator.post_events import EventPoster
@@ -41,6 +42,7 @@ class Reconciler:
         *,
         api: Api,
         cache: Cache,
+        kueue: Kueue,
         config: OperatorConfig,
         poller: ProgressPoller,
         events: ChildEvents,
@@ -50,13 +52,14 @@ class Reconciler:
     ) -> None:
         self._api = api
         self._cache = cache
+        self._kueue = kueue
         self._config = config
         self._poller = poller
         self._events = events
         self._poster = poster
         self._observer = observer
         self._now = now
-        self._writer = Writer(api, cache)
+        self._writer = Writer(api, cache, kueue)
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
@@ -99,7 +102,15 @@ class Reconciler:
     async def _observe(self, key: Key, finetune: FineTune, rejection: Rejection | None, *, confirmed: bool) -> Observed:
         events = await self._events.latest(key)
         told = self._poller.latest
-        return look(self._cache, finetune, events=events, told=told, rejection=rejection, confirmed=confirmed)
+        return look(
+            self._cache,
+            finetune,
+            events=events,
+            told=told,
+            kueue=self._kueue.served,
+            rejection=rejection,
+            confirmed=confirmed,
+        )
 
     async def _create_and_patch(self, finetune: FineTune, plan: Plan, line: DecisionLine, *, patient: bool) -> Creation:
         """Carry out the first half of a plan, up to the first refusal. An adopted Job tells more than the plan knew."""
@@ -111,10 +122,10 @@ class Reconciler:
             line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
         for patch in plan.patch:
-            rejection = await self._writer.patch_job(finetune, patch)
+            rejection = await self._writer.patch(finetune, patch)
             if rejection is not None:
                 return Creation(rejection=rejection)
-            line.wrote("patched", JOBS.kind, patch.name)
+            line.wrote("patched", patch.kind, patch.name)
         return Creation(adopted=adopted)
 
     async def _tell(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
@@ -144,6 +155,8 @@ class Reconciler:
         if plan.ask_progress is not None:
             due_s = self._poller.ask(key, plan.ask_progress)
             wait_s = due_s if wait_s is None else min(wait_s, due_s)
+        if plan.due_in_s is not None:
+            wait_s = plan.due_in_s if wait_s is None else min(wait_s, plan.due_in_s)
         return wait_s
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from lora_operator.api import FINETUNES, JOBS, PODS, Api, ApiError, Resource, UnreachableError
 from lora_operator.cache import Cache, Key, Scope, Store
+from lora_operator.kueue import Kueue
 from lora_operator.listing import list_into
+from lora_operator.supervision import OperatorFailedError
 from lora_operator.watch import SELECTOR
 
 logger = logging.getLogger(__name__)
@@ -20,26 +22,41 @@ class Resync:
     """Replaces the cache by lists, and wakes those LoRAFineTunes that this brought news of."""
 
     def __init__(
-        self, api: Api, cache: Cache, *, namespaces: Iterable[str], interval_s: float, wake: Callable[[Key], None]
+        self,
+        api: Api,
+        cache: Cache,
+        kueue: Kueue,
+        *,
+        namespaces: Iterable[str],
+        interval_s: float,
+        wake: Callable[[Key], None],
     ) -> None:
         self._api = api
         self._cache = cache
+        self._kueue = kueue
         self._namespaces: list[str | None] = list(namespaces) or [None]
         self._interval_s = interval_s
         self._wake = wake
 
     async def fill(self) -> set[Key]:
-        """List all three kinds; return the LoRAFineTunes with news. Raises `ApiError` or `UnreachableError`."""
+        """List all kinds; return the LoRAFineTunes with news. Raises `ApiError` or `UnreachableError`."""
         changed = await self._list(FINETUNES, self._cache.finetunes, {})
         for resource, store in ((JOBS, self._cache.jobs), (PODS, self._cache.pods)):
             changed |= await self._list(resource, store, {"labelSelector": SELECTOR})
+        if self._kueue.served:
+            changed |= await self._list(self._kueue.workloads, self._cache.workloads, {})
         return changed
 
     async def run(self, after: Callable[[], None]) -> None:
-        """Resync every interval, forever; call `after` each time that it worked."""
+        """Resync every interval, forever; call `after` each time that it worked.
+
+        Raises `OperatorFailedError` when Kueue came, went or was exchanged: its watch is begun at the start alone.
+        """
         while True:
             await asyncio.sleep(self._interval_s)
             try:
+                if await self._kueue.has_changed(self._api):
+                    raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
                 changed = await self.fill()
             except (ApiError, UnreachableError) as error:
                 logger.warning("the resync failed and is tried again in %.0f s: %s", self._interval_s, error)

@@ -9,6 +9,7 @@ from lora_operator import names
 from lora_operator.api import CHUNK_SIZE, CONNECT_TIMEOUT_S, FINETUNES, JOBS, PODS, REQUEST_TIMEOUT_S, Resource
 from lora_operator.cache import Cache, Key, Store
 from lora_operator.carry_out import without_managed_fields
+from lora_operator.kueue import Kueue
 
 SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 
@@ -54,7 +55,9 @@ def operator_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def register(registry: kopf.OperatorRegistry, cache: Cache, enqueue: Callable[[Key], None], login: Login) -> None:
+def register(
+    registry: kopf.OperatorRegistry, cache: Cache, kueue: Kueue, enqueue: Callable[[Key], None], login: Login
+) -> None:
     """Register the login and one handler for each kind. They run in kopf's tasks, where an exception would be lost."""
 
     @kopf.on.login(registry=registry)
@@ -64,6 +67,8 @@ def register(registry: kopf.OperatorRegistry, cache: Cache, enqueue: Callable[[K
     _follow(registry, FINETUNES, cache.finetunes, enqueue)
     _follow(registry, JOBS, cache.jobs, enqueue)
     _follow(registry, PODS, cache.pods, enqueue)
+    if kueue.served:
+        _follow(registry, kueue.workloads, cache.workloads, enqueue)
 
 
 def _follow(

@@ -9,7 +9,8 @@ from tests.unit.builders import NAME, NAMESPACE, UID, make_finetune
 from lora_operator.api import Api, ApiError, Resource
 from lora_operator.cache import Cache, Key
 from lora_operator.carry_out import TryAgainError, Writer
-from lora_operator.model import JobPatch, ObjectRef
+from lora_operator.kueue import Kueue
+from lora_operator.model import ObjectRef, Patch
 from lora_operator.names import child_labels
 
 FINETUNE = make_finetune()
@@ -58,7 +59,7 @@ class ScriptedApi:
 def make_writer(api: ScriptedApi) -> tuple[Writer, Cache]:
     cache = Cache()
     cache.finetunes.put(FINETUNE.manifest)
-    return Writer(cast("Api", api), cache), cache
+    return Writer(cast("Api", api), cache, Kueue()), cache
 
 
 EXISTS = ApiError(409, "AlreadyExists", 'jobs.batch "j" already exists')
@@ -141,7 +142,7 @@ async def test_a_job_that_went_before_its_patch_is_looked_for_again() -> None:
     """The cache was behind."""
     writer, _ = make_writer(ScriptedApi(patch=NOT_FOUND))
     with pytest.raises(TryAgainError):
-        await writer.patch_job(FINETUNE, JobPatch(name="j", body={}))
+        await writer.patch(FINETUNE, Patch(name="j", body={}))
 
 
 async def test_a_status_that_somebody_overtook_is_read_again() -> None:

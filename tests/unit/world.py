@@ -10,9 +10,10 @@ from tests.unit.builders import CONFIG, NOW, condition_object, make_manifest
 
 from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
-from lora_operator.model import EventRecord, FineTune, JobPatch, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Rejection
 from lora_operator.names import INDEX_LABEL, ROLE_LABEL, Role
 from lora_operator.observe import parse_finetune, parse_job, parse_pod
+from lora_operator.states import contradictions
 from lora_operator.wording import instant
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class World:
             self._create(copy.deepcopy(dict(obj)))
         for patch in plan.patch:
             self._patch(patch)
+        assert contradictions(self.status, plan.status) == []
         self.finetune["status"] = copy.deepcopy(dict(plan.status))
         for ref in plan.delete:
             if ref.kind == "Job" and ref.name in self.jobs:
@@ -148,7 +150,7 @@ class World:
         self.jobs[name] = obj
         self.created_jobs += 1
 
-    def _patch(self, patch: JobPatch) -> None:
+    def _patch(self, patch: Patch) -> None:
         job = self.jobs.get(patch.name)
         if job is None:
             return

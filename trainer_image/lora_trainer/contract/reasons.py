@@ -8,6 +8,9 @@ class Reason(enum.StrEnum):
 
     PENDING = "Pending"
     ACCEPTED = "Accepted"
+    QUEUED = "Queued"
+    PREEMPTED = "Preempted"
+    QUOTA_RESERVED = "QuotaReserved"
     SUSPENDED_BY_USER = "SuspendedByUser"
     SUSPENDED_EXTERNALLY = "SuspendedExternally"
     NOT_SUSPENDED = "NotSuspended"
