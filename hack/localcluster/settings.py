@@ -15,6 +15,10 @@ KUBERNETES_VERSION = "1.34.4"
 HELM_VERSION = "3.22.0"
 COREDNS_VERSION = "1.12.4"
 VERSITYGW_VERSION = "1.8.0"
+KUEUE_VERSION = "0.17.0"
+JOBSET_VERSION = "0.10.1"
+KUBEFLOW_TRAINER_VERSION = "2.1.0"
+KWOK_VERSION = "0.7.0"
 
 NODE_NAME = "node-1"
 # Addresses exist in the cluster's own network namespace only, so they cannot collide with the host's.

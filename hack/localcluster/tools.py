@@ -98,6 +98,31 @@ VERSITYGW = Tool(
     packages=("github.com/versity/versitygw/cmd/versitygw",),
 )
 """An S3 server over a folder: no part of the cluster, the tests' bucket."""
+KUEUE = Tool(
+    name="kueue",
+    module="sigs.k8s.io/kueue",
+    version=settings.KUEUE_VERSION,
+    packages=("sigs.k8s.io/kueue/cmd/kueue",),
+)
+JOBSET = Tool(
+    name="jobset",
+    module="sigs.k8s.io/jobset",
+    version=settings.JOBSET_VERSION,
+    packages=("sigs.k8s.io/jobset",),
+)
+KUBEFLOW_TRAINER = Tool(
+    name="trainer",
+    module="github.com/kubeflow/trainer/v2",
+    version=settings.KUBEFLOW_TRAINER_VERSION,
+    packages=("github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",),
+)
+KWOK = Tool(
+    name="kwok",
+    module="sigs.k8s.io/kwok",
+    version=settings.KWOK_VERSION,
+    packages=("sigs.k8s.io/kwok/cmd/kwok",),
+)
+"""Plays nodes and their kubelets: a process on the host, beside any cluster."""
 
 
 def available() -> dict[str, Tool]:
