@@ -118,6 +118,8 @@ class Election:
                 self._renewed_s = None
                 raise LeaseLostError(f"The Lease {self._place} is held by {self._holder} now")
             await self._sleep(self._retry_s)
+            if not self.leading:
+                raise TimeoutError
 
     async def _attempt(self) -> bool:
         """Take or renew the lease; whether it is held now. An API server in trouble is no answer."""

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import yaml
 from tests.component.documents import Object, finetune
+from tests.faults.proxy import FaultProxy
 
 from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
@@ -66,6 +67,7 @@ class OperatorProcess:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    account: str
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask the operator's own HTTP server; 0 while it does not answer."""
@@ -129,19 +131,33 @@ class Stage:
     folder: Path
     node: str
     operators: list[OperatorProcess] = field(default_factory=list)
+    proxies: list[FaultProxy] = field(default_factory=list)
 
     # -- the operator
 
-    def start(self, *, rights: tuple[Right, ...] = RIGHTS, wait: bool = True, **changes: Any) -> OperatorProcess:
-        """Start an operator that watches this namespace, with exactly these rights."""
+    def start(
+        self,
+        *,
+        rights: tuple[Right, ...] = RIGHTS,
+        elsewhere: Mapping[str, tuple[Right, ...]] | None = None,
+        wait: bool = True,
+        proxy: FaultProxy | None = None,
+        **changes: Any,
+    ) -> OperatorProcess:
+        """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
+
+        With a proxy it reaches the API server through that alone.
+        """
+        granted = {self.namespace: rights, **(elsewhere or {})}
         port = _free_port()
         number = len(self.operators)
         config = self.folder / f"config-{number}.yaml"
-        config.write_text(yaml.safe_dump({**QUICK, "namespaces": [self.namespace], "httpPort": port, **changes}))
+        config.write_text(yaml.safe_dump({**QUICK, "namespaces": [*granted], "httpPort": port, **changes}))
         log = self.folder / f"operator-{number}.log"
+        account, kubeconfig = self._make_account(granted, proxy)
         environment = {
             **os.environ,
-            "KUBECONFIG": str(self._kubeconfig(rights)),
+            "KUBECONFIG": str(kubeconfig),
             "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
             "PYTHONWARNINGS": "error::RuntimeWarning",
         }
@@ -153,7 +169,7 @@ class Stage:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
-        operator = OperatorProcess(process=process, port=port, log=log)
+        operator = OperatorProcess(process=process, port=port, log=log, account=account)
         self.operators.append(operator)
         if wait:
             operator.wait_ready()
@@ -164,25 +180,45 @@ class Stage:
         for operator in self.operators:
             if operator.process.poll() is None:
                 operator.kill()
+        for proxy in self.proxies:
+            proxy.close()
 
-    def _kubeconfig(self, rights: tuple[Right, ...]) -> Path:
-        """A service account with these rights in this namespace, and a kubeconfig with a token for it."""
+    def proxy(self) -> FaultProxy:
+        """A proxy to the API server; it ends with the stage."""
+        proxy = FaultProxy(f"https://127.0.0.1:{self.api.port}", self.api.ca_file).start()
+        self.proxies.append(proxy)
+        return proxy
+
+    def grant(self, operator: OperatorProcess, rights: tuple[Right, ...], namespace: str = "") -> None:
+        """From now on the operator has these rights and no others in a namespace, this one if none is named."""
+        self._bind(operator.account, namespace or self.namespace, rights)
+
+    def _make_account(self, granted: Mapping[str, tuple[Right, ...]], proxy: FaultProxy | None) -> tuple[str, Path]:
+        """A service account with these rights by namespace, and a kubeconfig with a token for it."""
         name = f"operator-{uuid.uuid4().hex[:8]}"
-        finalizers = {"apiGroups": ["lora-operator.io"], "resources": ["lorafinetunes/finalizers"], "verbs": ["update"]}
-        core, rbac = f"/api/v1/namespaces/{self.namespace}", "/apis/rbac.authorization.k8s.io/v1/namespaces"
+        core = f"/api/v1/namespaces/{self.namespace}"
         self.api.post(f"{core}/serviceaccounts", {"metadata": {"name": name}})
-        rules = [finalizers, *map(_rule, rights)]
-        self.api.post(f"{rbac}/{self.namespace}/roles", {"metadata": {"name": name}, "rules": rules})
-        subject = {"kind": "ServiceAccount", "name": name, "namespace": self.namespace}
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
-        binding = {"metadata": {"name": name}, "subjects": [subject], "roleRef": role}
-        self.api.post(f"{rbac}/{self.namespace}/rolebindings", binding)
+        for namespace, rights in granted.items():
+            self._bind(name, namespace, rights)
         request = self.api.post(f"{core}/serviceaccounts/{name}/token", {"spec": {"expirationSeconds": 3600}})
         config = yaml.safe_load(self.cluster.kubeconfig.read_text())
         config["users"][0]["user"] = {"token": request["status"]["token"]}
+        if proxy is not None:
+            config["clusters"][0]["cluster"] = {"server": proxy.url}
         path = self.folder / f"{name}.kubeconfig"
         path.write_text(yaml.safe_dump(config))
-        return path
+        return name, path
+
+    def _bind(self, account: str, namespace: str, rights: tuple[Right, ...]) -> None:
+        finalizers = {"apiGroups": ["lora-operator.io"], "resources": ["lorafinetunes/finalizers"], "verbs": ["update"]}
+        group = "rbac.authorization.k8s.io"
+        path = f"/apis/{group}/v1/namespaces/{namespace}"
+        head = {"apiVersion": f"{group}/v1", "metadata": {"name": account}}
+        rules = [finalizers, *map(_rule, rights)]
+        self.api.apply(f"{path}/roles/{account}", {**head, "kind": "Role", "rules": rules})
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": self.namespace}
+        binding = {"subjects": [subject], "roleRef": {"apiGroup": group, "kind": "Role", "name": account}}
+        self.api.apply(f"{path}/rolebindings/{account}", {**head, "kind": "RoleBinding", **binding})
 
     # -- LoRAFineTunes
 

@@ -40,6 +40,16 @@ def test_every_setting_has_its_yaml_name(tmp_path: Path) -> None:
         ("trainerImage: a\nworkers: 0\n", r"config\.yaml\.workers is 0: must be above 0"),
         ("trainerImage: a\nwatchStaleSeconds: -1\n", "watchStaleSeconds is -1.0: must be above 0"),
         ("trainerImage: a\nretryBaseSeconds: .nan\n", "retryBaseSeconds is nan: must be above 0"),
+        ("trainerImage: a\nleaseDurationSeconds: 0\n", "leaseDurationSeconds is 0: must be above 0"),
+        ("trainerImage: a\nleaseName: ''\n", "leaseName is '': must be set"),
+        (
+            "trainerImage: a\nrenewDeadlineSeconds: 15\n",
+            "renewDeadlineSeconds is 15.0: must be below leaseDurationSeconds, which is 15",
+        ),
+        (
+            "trainerImage: a\nretryPeriodSeconds: 12\n",
+            "retryPeriodSeconds is 12.0: must be below renewDeadlineSeconds, which is 10.0",
+        ),
         ("trainerImage: a\nhttpPort: 70000\n", "httpPort is 70000: must be from 1 to 65535"),
         ("trainerImage: a\nlogLevel: VERBOSE\n", "logLevel is 'VERBOSE': must be one of DEBUG, INFO"),
         ("trainerImage: a\nlogFormat: xml\n", "logFormat is 'xml': must be one of text, json"),

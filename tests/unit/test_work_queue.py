@@ -150,3 +150,21 @@ async def test_a_failure_may_ask_for_a_longer_pause_than_its_backoff() -> None:
 def test_backoff_doubles_up_to_its_limit_with_jitter_of_half(failures: int, chance: float, expected: float) -> None:
     """Between half and all of the exponential delay, whatever the number of failures."""
     assert backoff_s(failures, base_s=1, max_s=60, random=lambda: chance) == expected
+
+
+async def test_a_queue_that_is_closed_hands_out_nothing_and_tells_when_the_workers_are_done() -> None:
+    """The end in order: no new work, and what was begun is finished."""
+    queue = make_queue(Clock())
+    queue.add("a")
+    key = await queue.take()
+    queue.add("b")
+    queue.close()
+    taking, idle = asyncio.create_task(queue.take()), asyncio.create_task(queue.idle())
+    queue.add("c")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (taking.done(), idle.done()) == (False, False)
+    queue.done(key)
+    await idle
+    assert not taking.done()
+    taking.cancel()
