@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from docgen import api_reference, chart_values, fault_matrix, metrics_reference, schema
+from docgen import api_reference, chart_values, fault_matrix, metrics_reference, schema, states_page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = Path("helm/lora-finetune-operator")
@@ -34,11 +34,13 @@ def outputs() -> dict[Path, str]:
     """Every generated file with the text that it should have."""
     definition = REPOSITORY / DEFINITION
     example = _read(Path("examples/minimal.yaml"))
-    install = Path("docs/install.md")
+    install, operator = Path("docs/install.md"), Path("docs/operator.md")
     values = yaml.safe_load(_read(CHART / "values.yaml"))
     values_schema = json.loads(_read(CHART / "values.schema.json"))
     return {
         Path("docs/faults.md"): fault_matrix.render(),
+        Path("docs/states.md"): states_page.render(),
+        operator: states_page.insert(_read(operator)),
         Path("docs/metrics.md"): metrics_reference.render(),
         Path("docs/api-reference.md"): api_reference.render(schema.load(definition), example),
         CHART / "files/lorafinetunes.yaml": definition.read_text(encoding="utf-8"),

@@ -14,7 +14,7 @@ from docgen.text import table
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _HEAD = """\
-<!-- Generated from tests/faults/matrix.py, results.yaml there and the tests' marks: change them and run `make docs`. -->
+<!-- Generated from tests/faults/matrix.py, results.yaml there and the tests' marks: change them, and `make docs`. -->
 # What must survive what
 
 Everything that runs in a cluster dies at some time. This page lists the faults that the operator and the trainer are
