@@ -5,23 +5,11 @@ from typing import Any
 
 from lora_operator.conditions import Type, previous_condition
 from lora_operator.model import EventRecord, FineTune
+from lora_operator.states import is_good_news
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import clip
 
 EVENT_LENGTH = 1000
-_GOOD = {
-    Reason.PENDING,
-    Reason.SUSPENDED_BY_USER,
-    Reason.SUSPENDED_EXTERNALLY,
-    Reason.STARTING,
-    Reason.PREPARING,
-    Reason.LOADING_MODEL,
-    Reason.TRAINING,
-    Reason.CHECKPOINTING,
-    Reason.EVALUATING,
-    Reason.PUBLISHING,
-    Reason.SUCCEEDED,
-}
 
 
 def notices(finetune: FineTune, status: Mapping[str, Any]) -> tuple[EventRecord, ...]:
@@ -33,8 +21,7 @@ def notices(finetune: FineTune, status: Mapping[str, Any]) -> tuple[EventRecord,
     state = _condition(status, Type.COMPLETE)
     before = previous_condition(finetune, Type.COMPLETE).get("reason") or Reason.PENDING.value
     if state and state["reason"] != before:
-        good = state["reason"] in [reason.value for reason in _GOOD]
-        records.append(_record("Normal" if good else "Warning", state))
+        records.append(_record("Normal" if is_good_news(state["reason"]) else "Warning", state))
     return tuple(records)
 
 

@@ -54,7 +54,7 @@ def test_every_reason_is_used_by_somebody() -> None:
     used: set[str] = set()
     for folder in (ROOT / "operator", ROOT / "trainer_image"):
         for path in folder.rglob("*.py"):
-            if path.name != "reasons.py":
+            if path.name not in {"reasons.py", "states.py", "vocabulary.py"}:
                 used |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     phases = {"STARTING", "LOADING_MODEL", "TRAINING", "EVALUATING", "PUBLISHING"}
     assert {reason.name for reason in Reason} - used - phases == set()
