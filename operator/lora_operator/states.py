@@ -197,8 +197,8 @@ CONDITIONS: Mapping[Type, tuple[Case, ...]] = {
         ),
         Case(
             status="False",
-            meaning="The run waits in its queue, or lost its place; only with a queue",
-            reasons=frozenset({Reason.QUEUED, Reason.PREEMPTED, Reason.PENDING, Reason.SUSPENDED_BY_USER}),
+            meaning="It waits for its queue, lost its place there, or holds no quota any more; only with a queue",
+            reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
         ),
     ),
     Type.PREFLIGHT_PASSED: (

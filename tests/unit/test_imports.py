@@ -27,7 +27,20 @@ PURE = (
         "pod_template",
         "pods",
     ),
-    *("progress", "render", "request", "results", "situation", "status", "trouble", "verdict", "volumes", "wording"),
+    *(
+        "progress",
+        "render",
+        "request",
+        "results",
+        "situation",
+        "states",
+        "status",
+        "trouble",
+        "verdict",
+        "vocabulary",
+        "volumes",
+        "wording",
+    ),
 )
 
 
