@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lora_operator.config import OperatorConfig, load_config, yaml_name
-from lora_operator.self_check import RIGHTS
+from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
 from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,8 +117,49 @@ def test_there_is_one_operator_that_is_replaced_and_probed(render: Render) -> No
         "startupProbe": {"path": "/healthz", "port": "http"},
     }
     assert container["ports"] == [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]
-    (env,) = container["env"]
-    assert (env["name"], env["valueFrom"]) == ("POD_NAMESPACE", {"fieldRef": {"fieldPath": "metadata.namespace"}})
+    paths = {env["name"]: env["valueFrom"]["fieldRef"]["fieldPath"] for env in container["env"]}
+    assert paths == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
+
+
+def test_several_operators_elect_a_leader_and_are_spread_and_replaced_one_by_one(render: Render) -> None:
+    """With replicas above 1: a Lease and the rights on it, a budget for drains, and an overlap in upgrades."""
+    objects = render(replicas=2)
+    deployment = only(objects, "Deployment")["spec"]
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    settings = yaml.safe_load(settings_of(objects))
+    lease = (settings["leaderElection"], settings["leaseNamespace"], settings["leaseName"])
+    assert lease == (True, "lora-system", "lora")
+    role = only(objects, "Role", "lora-leader-election")
+    assert role["metadata"]["namespace"] == "lora-system"
+    granted = {verb: rule.get("resourceNames") for rule in role["rules"] for verb in rule["verbs"]}
+    assert granted == {"create": None, "get": ["lora"], "update": ["lora"]}
+    assert set(granted) == {right.verb for right in LEASE_RIGHTS}
+    assert only(objects, "RoleBinding", "lora-leader-election")["subjects"][0]["name"] == "lora"
+    budget = only(objects, "PodDisruptionBudget")["spec"]
+    (spread,) = pod_of(objects)["topologySpreadConstraints"]
+    assert (budget["maxUnavailable"], spread["whenUnsatisfiable"]) == (1, "ScheduleAnyway")
+    assert budget["selector"] == spread["labelSelector"] == deployment["selector"]
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_one_operator_has_no_lease_and_needs_none(render: Render, replicas: int) -> None:
+    """Nothing of the election is there, the right on Leases included."""
+    objects = render(replicas=replicas)
+    assert only(objects, "Deployment")["spec"]["replicas"] == replicas
+    assert yaml.safe_load(settings_of(objects))["leaderElection"] is False
+    assert not [o for o in objects if o["kind"] in ("Role", "RoleBinding", "PodDisruptionBudget")]
+    assert "topologySpreadConstraints" not in pod_of(objects)
+
+
+def test_durations_of_the_election_that_contradict_each_other_are_refused(helm: Any) -> None:
+    """Which value, which rule, and the other value; a leader must stop before its Lease runs out."""
+    done = helm.template({"config": {"renewDeadlineSeconds": 15}})
+    assert done.returncode != 0
+    assert "config.renewDeadlineSeconds is 15: must be below config.leaseDurationSeconds, which is 15" in done.stderr
 
 
 def test_labels_select_the_pod(render: Render) -> None:
@@ -146,6 +187,7 @@ def test_rights_are_these_and_no_others(render: Render) -> None:
         "configmaps",
         "services",
         "events",
+        "workloads",
     }
     assert not [verbs for verbs in granted.values() if "*" in verbs]
     binding = only(objects, "ClusterRoleBinding")
@@ -236,7 +278,11 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
             "prepareCPU": "500m",
             "prepareMemory": "1Gi",
             "stallTimeoutSeconds": 900,
+            "leaseDurationSeconds": 30,
+            "renewDeadlineSeconds": 20,
+            "retryPeriodSeconds": 5,
         },
+        replicas=2,
         logLevel="DEBUG",
         logFormat="text",
     )
@@ -266,16 +312,27 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         prepare_cpu="500m",
         prepare_memory="1Gi",
         stall_timeout_s=900,
+        leader_election=True,
+        lease_name="lora",
+        lease_namespace="lora-system",
+        lease_duration_s=30,
+        renew_deadline_s=20.0,
+        retry_period_s=5.0,
         log_level="DEBUG",
         log_format="text",
     )
 
 
 def test_defaults_of_the_chart_are_those_of_the_operator(render: Render, tmp_path: Path) -> None:
-    """Only the form of the log differs: machines read it in a cluster."""
+    """Only the form of the log differs, which machines read in a cluster, and the Lease is named after the release."""
     file = tmp_path / "config.yaml"
     file.write_text(settings_of(render()))
-    assert load_config(file) == OperatorConfig(trainer_image="registry.example.com/trainer:0.1.0", log_format="json")
+    assert load_config(file) == OperatorConfig(
+        trainer_image="registry.example.com/trainer:0.1.0",
+        log_format="json",
+        lease_name="lora",
+        lease_namespace="lora-system",
+    )
 
 
 def test_the_pod_reads_the_configuration_file_from_where_it_is_mounted(render: Render) -> None:
@@ -398,6 +455,9 @@ def test_a_misspelt_value_is_refused_by_name(helm: Any) -> None:
         ({"config": {"cacheClaim": "pvc://models"}}, "cacheClaim"),
         ({"config": {"ociPlainHTTPRegistries": ["http://registry:5000"]}}, "ociPlainHTTPRegistries"),
         ({"config": {"stallTimeoutSeconds": 0}}, "stallTimeoutSeconds"),
+        ({"config": {"leaseDurationSeconds": 0}}, "leaseDurationSeconds"),
+        ({"replicas": -1}, "replicas"),
+        ({"replicas": 2.5}, "replicas"),
         ({"config": {"progressIntervalSeconds": 0}}, "progressIntervalSeconds"),
         ({"watch": {"namespaces": ["Team A"]}}, "namespaces"),
         ({"image": {"digest": "sha256:short"}}, "digest"),

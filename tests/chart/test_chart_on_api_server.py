@@ -37,7 +37,7 @@ class Target:
     def uninstall(self) -> None:
         self.client.helm("uninstall", RELEASE, f"--namespace={self.system}", "--ignore-not-found")
 
-    def may(self, verb: str, what: str, namespace: str) -> bool:
+    def may(self, verb: str, what: str, namespace: str, *, name: str = "") -> bool:
         """Whether the operator has a right; `what` is group/resource or group/resource/subresource."""
         group, resource, subresource = (*what.split("/"), "")[:3]
         attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
@@ -46,7 +46,7 @@ class Target:
             "kind": "SubjectAccessReview",
             "spec": {
                 "user": f"system:serviceaccount:{self.system}:{RELEASE}",
-                "resourceAttributes": {**attributes, "namespace": namespace},
+                "resourceAttributes": {**attributes, "namespace": namespace, "name": name},
             },
         }
         answer = json.loads(self.client.kubectl("create", "-f", "-", "--output=json", stdin=json.dumps(review)))
@@ -143,3 +143,18 @@ def test_the_pod_passes_the_restricted_pod_security_standard(target: Target) -> 
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
     dry_run = ("create", "--dry-run=server", f"--namespace={target.system}", "-f", "-")
     assert "pod/probe created" in target.client.kubectl(*dry_run, stdin=json.dumps(pod))
+
+
+def test_several_operators_may_elect_a_leader_in_their_own_namespace_and_nowhere_else(target: Target) -> None:
+    """The API server takes the Deployment and its budget, and allows this Lease alone."""
+    target.install("--set=replicas=2")
+    budget = target.client.get("poddisruptionbudget", RELEASE, f"--namespace={target.system}")
+    deployment = target.client.get("deployment", RELEASE, f"--namespace={target.system}")
+    assert budget["spec"]["selector"] == deployment["spec"]["selector"]
+    lease = "coordination.k8s.io/leases"
+    assert target.may("create", lease, target.system)
+    assert target.may("update", lease, target.system, name=RELEASE)
+    assert not target.may("update", lease, target.system, name="another")
+    assert not target.may("create", lease, target.team)
+    target.install("--set=replicas=1")
+    assert not target.may("create", lease, target.system)

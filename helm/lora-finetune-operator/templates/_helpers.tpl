@@ -41,8 +41,20 @@ app.kubernetes.io/part-of: lora-operator
 {{- end -}}
 {{- end -}}
 
+{{/* Not empty where the operators elect a leader. */}}
+{{- define "lora-operator.elects" -}}
+{{- if gt (int .Values.replicas) 1 }}true{{ end -}}
+{{- end -}}
+
 {{/* The operator's configuration file. */}}
 {{- define "lora-operator.config" -}}
+{{- with .Values.config -}}
+{{- range $shorter, $longer := dict "retryPeriodSeconds" "renewDeadlineSeconds" "renewDeadlineSeconds" "leaseDurationSeconds" -}}
+{{- if ge (float64 (index $.Values.config $shorter)) (float64 (index $.Values.config $longer)) -}}
+{{- fail (printf "config.%s is %v: must be below config.%s, which is %v" $shorter (index $.Values.config $shorter) $longer (index $.Values.config $longer)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $pullSecrets := list -}}
 {{- range .Values.imagePullSecrets }}{{ $pullSecrets = append $pullSecrets .name }}{{ end -}}
 {{- $config := deepCopy .Values.config -}}
@@ -51,6 +63,9 @@ app.kubernetes.io/part-of: lora-operator
 {{- $_ := set $config "imagePullSecrets" $pullSecrets -}}
 {{- $_ := set $config "trainerServiceAccountName" .Values.trainer.serviceAccountName -}}
 {{- $_ := set $config "namespaces" .Values.watch.namespaces -}}
+{{- $_ := set $config "leaderElection" (include "lora-operator.elects" . | eq "true") -}}
+{{- $_ := set $config "leaseName" (include "lora-operator.fullname" .) -}}
+{{- $_ := set $config "leaseNamespace" .Release.Namespace -}}
 {{- $_ := set $config "httpPort" 8080 -}}
 {{- $_ := set $config "logLevel" .Values.logLevel -}}
 {{- $_ := set $config "logFormat" .Values.logFormat -}}
@@ -85,4 +100,8 @@ app.kubernetes.io/part-of: lora-operator
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]
+# Kueue's, where the cluster has it: why a run waits for quota, and that one that is suspended gives its quota back.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list, watch, patch]
 {{- end -}}
