@@ -31,6 +31,7 @@ class OperatorConfig:
     progress_interval_s     how often a running pod is asked for its progress, and the status written
     pending_check_s         how often a pod that does not start is looked at, its events included
     resync_interval_s       how often everything is listed anew
+    watch_inactivity_s      a watch that is silent for so long is begun anew; the API server speaks once a minute
     watch_stale_s           a watch without any sign of life for so long ends the process
     retry_base_s, -max_s    delays between attempts at a reconcile that failed
     leader_election         of several operators with the same Lease one works, and the others stand by
@@ -68,6 +69,7 @@ class OperatorConfig:
     progress_timeout_s: float = 2.0
     pending_check_s: float = 10.0
     resync_interval_s: float = 300.0
+    watch_inactivity_s: float = 70.0
     watch_stale_s: float = 150.0
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0

@@ -259,7 +259,7 @@ async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asy
     ours = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=registry,
-        settings=operator_settings(),
+        settings=operator_settings(inactivity_s=operator.config.watch_inactivity_s),
         clusterwide=not operator.config.namespaces,
         namespaces=operator.config.namespaces,
     )

@@ -29,8 +29,11 @@ class _NoDiffBase(kopf.DiffBaseStorage):
         return None
 
 
-def operator_settings() -> kopf.OperatorSettings:
-    """Settings under which kopf watches, recovers within seconds, and writes nothing of its own."""
+def operator_settings(*, inactivity_s: float) -> kopf.OperatorSettings:
+    """Settings under which kopf watches, recovers within seconds, and writes nothing of its own.
+
+    A watch that is silent for `inactivity_s` is begun anew.
+    """
     settings = kopf.OperatorSettings()
     settings.persistence.diffbase_storage = _NoDiffBase()
     settings.posting.enabled = False
@@ -42,7 +45,7 @@ def operator_settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = REQUEST_TIMEOUT_S
     settings.networking.connect_timeout = CONNECT_TIMEOUT_S
     # The API server sends a bookmark every minute, so a stream that is silent for longer is dead.
-    settings.watching.inactivity_timeout = 70
+    settings.watching.inactivity_timeout = inactivity_s
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 610
     settings.watching.connect_timeout = CONNECT_TIMEOUT_S

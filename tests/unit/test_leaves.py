@@ -217,7 +217,16 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
         *("namespaces", "progress_interval_s", "progress_timeout_s", "pending_check_s", "resync_interval_s"),
         *("leader_election", "lease_name", "lease_namespace"),
         *("lease_duration_s", "renew_deadline_s", "retry_period_s"),
-        *("watch_stale_s", "retry_base_s", "retry_max_s", "workers", "http_port", "log_level", "log_format"),
+        *(
+            "watch_inactivity_s",
+            "watch_stale_s",
+            "retry_base_s",
+            "retry_max_s",
+            "workers",
+            "http_port",
+            "log_level",
+            "log_format",
+        ),
     }
     others: dict[str, Any] = {"image_pull_policy": "Never", "oci_plain_http_registries": ("a:1",)}
     value = getattr(SITE, name)
