@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PROFILE = "control-plane"
 
 
-def up(places: Places, console: Console) -> None:
-    """Start it, or leave it as it is if it runs and answers."""
+def up(places: Places, console: Console, *, controller_requests_per_second: int | None = None) -> None:
+    """Start it, or leave it as it is if it runs and answers. The controllers' rate is for those who wait for them."""
     packages.ensure(packages.CONTROL_PLANE, console, places.cache / "packages.log")
     binaries = tools.ensure(tools.kubernetes(), places.cache, console)
     record = lifecycle.load_record(places)
@@ -38,7 +38,7 @@ def up(places: Places, console: Console) -> None:
         plan = (
             components.etcd(places.state / "etcd", chosen),
             components.apiserver(binaries, places.pki, chosen, node=False),
-            components.controller_manager(binaries, places.pki),
+            components.controller_manager(binaries, places.pki, requests_per_second=controller_requests_per_second),
             components.scheduler(binaries, places.pki),
         )
         lifecycle.start_supervisor(places, plan, api_port=chosen.api, node_network=False)

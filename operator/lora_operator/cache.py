@@ -79,10 +79,12 @@ class Store(Generic[T]):
         """Take in an object; return its owner if that was news, None if this version or a newer one is known."""
         if not self._owner_of(document)[0]:
             return None
-        entry = self._entry(document)
-        known = self._entries.get(entry.place)
-        if known is not None and known.uid == entry.uid and not _is_newer(entry.version, known.version):
+        # Compared before it is read: each list and each write of ours is told again by a watch.
+        metadata = document["metadata"]
+        known = self._entries.get(_place(document))
+        if known is not None and known.uid == metadata.get("uid") and not _is_newer(_version(metadata), known.version):
             return None
+        entry = self._entry(document)
         self._insert(entry)
         return entry.owner
 
@@ -131,7 +133,7 @@ class Store(Generic[T]):
             owner=Key(place.namespace, owner_name),
             owner_uid=owner_uid,
             uid=str(metadata.get("uid", "")),
-            version=str(metadata.get("resourceVersion", "")),
+            version=_version(metadata),
             view=self._parse(document),
         )
 
@@ -186,6 +188,10 @@ class Cache:
 def _place(document: Mapping[str, Any]) -> Key:
     metadata = document["metadata"]
     return Key(str(metadata.get("namespace", "")), str(metadata["name"]))
+
+
+def _version(metadata: Mapping[str, Any]) -> str:
+    return str(metadata.get("resourceVersion", ""))
 
 
 def _itself(document: Mapping[str, Any]) -> tuple[str, str]:

@@ -40,16 +40,17 @@ class ChildEvents:
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
 
-    def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float:
+    def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float | None:
         """From the next look on, read the Events of those children that Events alone can explain.
 
-        Returns the seconds after which there may be something new to read.
+        Returns the seconds after which there may be something new to read; None where no Event explains anything, and
+        all that the resource waits for is told by a watch: a queue of a thousand pods without a node costs nothing.
         """
         watched = self._watched.setdefault(key, _Watched(since_s=self._clock()))
         uids = tuple(_unexplained(jobs, pods))
         if uids != watched.uids:
             watched.uids, watched.read_at_s = uids, None
-        return self._pause_s(self._clock() - watched.since_s) if uids else max(self._interval_s, LONGEST_INTERVAL_S)
+        return self._pause_s(self._clock() - watched.since_s) if uids else None
 
     def forget(self, key: Key) -> None:
         """The resource waits no more."""

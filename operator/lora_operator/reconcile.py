@@ -149,7 +149,7 @@ class Reconciler:
             jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
             news_s = self._events.watch(key, jobs, pods)
             # All else that a waiting run waits for comes by a watch.
-            wait_s = None if wait_s is None else max(wait_s, news_s)
+            wait_s = None if wait_s is None or news_s is None else max(wait_s, news_s)
         else:
             self._events.forget(key)
         if plan.ask_progress is not None:

@@ -87,6 +87,12 @@ async def test_only_who_cannot_be_explained_otherwise_is_asked_about(
     assert [event.about_uid for event in found] == api.asked == asked
 
 
+def test_a_pod_that_waits_for_a_node_is_looked_at_again_only_when_a_watch_tells_of_it(events: ChildEvents) -> None:
+    """A thousand of them cost nothing; a Job without a pod is looked at after a while."""
+    assert events.watch(KEY, [make_job()], [make_pod(name="a", node="")]) is None
+    assert events.watch(KEY, [make_job()], []) == pytest.approx(9)
+
+
 async def test_events_are_read_again_after_the_interval_and_the_less_often_the_longer(
     events: ChildEvents, api: EventsApi, clock: Clock
 ) -> None:

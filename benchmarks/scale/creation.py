@@ -1,0 +1,79 @@
+"""How long from the creation of a resource until the Job that it asks for exists, at a pace or as fast as it goes."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.scale.connections import Connection, Connections, Object, Watch, dump
+from benchmarks.scale.machine import percentile
+
+from localcluster.api import Api
+
+CONNECTIONS = 8
+_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What is created and where its Job is seen: the manifest by name, and the name that a Job belongs to."""
+
+    path: str
+    manifest: Callable[[str], Object]
+    jobs_path: str
+    owner_of: Callable[[Object], str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
+    """Seconds from each creation to its Job, from the first creation to the last Job, and the pace of the creations."""
+
+    latencies_s: Sequence[float]
+    last_job_s: float
+    creations_per_second: float
+
+    def __str__(self) -> str:
+        p50, p99, longest = (percentile(self.latencies_s, share) for share in (0.5, 0.99, 1.0))
+        return (
+            f"p50 {p50:.3f} s, p99 {p99:.3f} s, max {longest:.3f} s; last Job {self.last_job_s:.1f} s after the first "
+            f"creation, {self.creations_per_second:.0f} creations/s"
+        )
+
+
+def create(api: Api, kind: Kind, names: Sequence[str], rate: float | None) -> Creation:
+    """Create resources, `rate` a second or as fast as the API server takes them, and wait for their Jobs.
+
+    Both moments are of this process' monotonic clock: just before the request is sent, and when a watch tells of the
+    Job; what the API server takes for both is in it, as a user would see it.
+    """
+    connections = Connections(api, CONNECTIONS)
+    try:
+        with Watch(api, kind.jobs_path, kind.owner_of, names_only=True) as jobs:
+            sent = _send(connections, kind, names, rate)
+            jobs.wait(len(names), _TIMEOUT_S)
+            return _creation(sent, jobs.seen)
+    finally:
+        connections.close()
+
+
+def _send(connections: Connections, kind: Kind, names: Sequence[str], rate: float | None) -> dict[str, float]:
+    bodies = [dump(kind.manifest(name)) for name in names]
+    sent: dict[str, float] = {}
+    begin_s = time.monotonic() + 0.5
+
+    def send(connection: Connection, number: int) -> None:
+        due_s = begin_s + (number / rate if rate else 0)
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        sent[names[number]] = time.monotonic()
+        connection.send("POST", kind.path, bodies[number])
+
+    connections.run(send, len(names))
+    return sent
+
+
+def _creation(sent: Mapping[str, float], seen: Mapping[str, float]) -> Creation:
+    first_s = min(sent.values())
+    return Creation(
+        latencies_s=[seen[name] - sent[name] for name in sent],
+        last_job_s=max(seen[name] for name in sent) - first_s,
+        creations_per_second=(len(sent) - 1) / (max(sent.values()) - first_s),
+    )

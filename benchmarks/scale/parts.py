@@ -1,0 +1,279 @@
+"""The parts of the benchmark. Each has a control plane of its own, says what it does, and returns rows of the table."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.scale.connections import Connection, Connections, Object, Watch
+from benchmarks.scale.creation import CONNECTIONS, create
+from benchmarks.scale.fleet import (
+    STRATEGIC,
+    Ending,
+    add_finished,
+    ended,
+    finetunes,
+    finetunes_path,
+    finish_one,
+    make_namespaces,
+    pods_of_runs,
+    running,
+)
+from benchmarks.scale.machine import MIB, idle_ticks, percentile
+from benchmarks.scale.processes import Operator, a_control_plane, an_operator, wait_until
+from benchmarks.scale.server import write_percentile_s
+
+from localcluster.api import Api
+from lora_trainer.contract.reasons import Reason
+
+# Kubernetes' own 20 requests a second would take minutes to give 1,000 Jobs their pods; creation is measured with it.
+_CONTROLLER_RATE = 300
+_TEAMS = [f"team-{number}" for number in range(10)]
+_ENDINGS = (
+    Ending(exit_code=70, reason=Reason.NON_FINITE_LOSS),
+    Ending(exit_code=65, reason=Reason.DATASET_INVALID),
+    Ending(exit_code=71, reason=Reason.CUDA_OUT_OF_MEMORY),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of the table; `busy` is how busy the whole machine was meanwhile, from 0 to 1."""
+
+    what: str
+    wanted: str
+    measured: str
+    busy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What a fleet of so many resources means: how fast a new one gets its Job, and what the operator holds."""
+
+    resources: int
+    p50_s: float
+    p99_s: float
+    ready_s: float
+    resident_bytes: int
+
+
+class Busy:
+    """How busy the machine was since this was made."""
+
+    def __init__(self) -> None:
+        self._idle, self._all = idle_ticks()
+
+    def share(self) -> float:
+        """From 0 to 1."""
+        idle, ticks = idle_ticks()
+        return 1 - (idle - self._idle) / max(1, ticks - self._all)
+
+
+def creation(rate: float | None, count: int, wanted: str) -> Row:
+    """(a) Creations, until each has its Job."""
+    with a_control_plane() as plane, an_operator(plane.kubeconfig) as operator:
+        make_namespaces(plane.api, ["bench"])
+        busy, before = Busy(), operator.usage()
+        done = create(plane.api, finetunes("bench"), [f"run-{number:05}" for number in range(count)], rate)
+        after = operator.usage()
+        pace = f"at {rate:g}/s" if rate else "as fast as the API server takes them"
+        return Row(
+            what=f"apply to Job, {count} {pace}",
+            wanted=wanted,
+            measured=f"{done}; {after.cpu_s - before.cpu_s:.1f} CPU s of the operator",
+            busy=busy.share(),
+        )
+
+
+def fleet(finished: int, active: int, rest_s: float) -> tuple[list[Row], list[Point]]:
+    """(b) A cluster that fills up with finished resources, and then the whole fleet: cold start, memory, rest."""
+    with a_control_plane(controller_requests_per_second=_CONTROLLER_RATE) as plane:
+        api = plane.api
+        make_namespaces(api, _TEAMS)
+        points: list[Point] = []
+        with an_operator(plane.kubeconfig):
+            like = finish_one(api, _TEAMS[0])
+        made, steps = 0, 5
+        for step in range(steps):
+            target = finished * step // (steps - 1)
+            for number, team in enumerate(_TEAMS):
+                names = [f"done-{i:05}" for i in range(made, target) if i % len(_TEAMS) == number]
+                if names:
+                    add_finished(api, like, team, names)
+            made = target
+            with an_operator(plane.kubeconfig) as operator:
+                _settle(operator, made)
+                count = active // steps
+                names = [f"wait-{step}-{number:05}" for number in range(count)]
+                done = create(api, finetunes(_TEAMS[step]), names, 20)
+                points.append(
+                    Point(
+                        resources=made + count * (step + 1),
+                        p50_s=percentile(done.latencies_s, 0.5),
+                        p99_s=percentile(done.latencies_s, 0.99),
+                        ready_s=operator.ready_s,
+                        resident_bytes=operator.usage().resident_bytes,
+                    )
+                )
+                _settle(operator, made)
+        return _whole_fleet(plane.kubeconfig, api, finished, active, rest_s), points
+
+
+def _whole_fleet(kubeconfig: Path, api: Api, finished: int, active: int, rest_s: float) -> list[Row]:
+    busy = Busy()
+    total = f"{active:,} waiting and {finished:,} finished"
+    with an_operator(kubeconfig) as operator:
+        _settle(operator, finished + active)
+        start = operator.writes()
+        cold = Row(
+            what=f"cold start over {total}",
+            wanted="ready <= 8 s, 0 writes",
+            measured=f"ready after {operator.ready_s:.1f} s, {start:.0f} writes, {operator.usage().cpu_s:.1f} CPU s",
+            busy=busy.share(),
+        )
+        busy, before, first = Busy(), operator.requests(), operator.usage()
+        time.sleep(rest_s)
+        last, after = operator.usage(), operator.requests()
+        reads = sum(after.values()) - sum(before.values())
+        share = (last.cpu_s - first.cpu_s) / rest_s
+        rest = Row(
+            what=f"at rest for {rest_s:.0f} s, {total}",
+            wanted="0 writes, <= 1 % of a core",
+            measured=f"{operator.writes() - start:.0f} writes, {100 * share:.2f} % of a core, {reads:.0f} requests",
+            busy=busy.share(),
+        )
+        memory = Row(
+            what=f"memory with {total}",
+            wanted="<= 200 MiB",
+            measured=f"{last.resident_bytes / MIB:.0f} MiB at rest, {last.peak_bytes / MIB:.0f} MiB at most",
+            busy=busy.share(),
+        )
+        return [cold, memory, rest]
+
+
+def mass_failure(count: int) -> list[Row]:
+    """(c) Runs that all fail at once."""
+    namespace = "bench"
+    with a_control_plane(controller_requests_per_second=_CONTROLLER_RATE) as plane, an_operator(plane.kubeconfig) as op:
+        api = plane.api
+        make_namespaces(api, [namespace])
+        names = [f"run-{number:05}" for number in range(count)]
+        create(api, finetunes(namespace), names, None)
+        wait_until(lambda: len(pods_of_runs(api, namespace)) == count, "every run has a pod")
+        pods = pods_of_runs(api, namespace)
+        with _connections(api) as connections:
+            with Watch(api, finetunes_path(namespace), _running_run, names_only=False) as watch:
+                _play(connections, namespace, {pods[name]: running("127.0.0.1") for name in names})
+                watch.wait(count, 300)
+            _settle(op, 0)
+            writes_before, server_before, busy, cost = op.writes(), _server_metrics(api), Busy(), op.usage()
+            failures = {pods[name]: ended(_ENDINGS[number % len(_ENDINGS)]) for number, name in enumerate(names)}
+            with (
+                Watch(api, f"/apis/batch/v1/namespaces/{namespace}/jobs", _failed_job, names_only=False) as jobs,
+                Watch(api, finetunes_path(namespace), _failed_run, names_only=False) as runs,
+            ):
+                begin_s = time.monotonic()
+                _play(connections, namespace, failures)
+                played_s = time.monotonic() - begin_s
+                runs.wait(count, 300)
+        told_s = max(runs.seen.values()) - begin_s
+        lags = [runs.seen[name] - jobs.seen[name] for name in names]
+        used, share = op.usage().cpu_s - cost.cpu_s, busy.share()
+        p99_s = write_percentile_s(server_before, _server_metrics(api), "lorafinetunes", 0.99)
+        _settle(op, 0)
+        rows = _failures(api, namespace, names)
+        return [
+            Row(
+                what=f"mass failure of {count:,} runs",
+                wanted="all Failed with the right reason",
+                measured=(
+                    f"{rows.right} of {count} right, the last after {told_s:.1f} s ({played_s:.1f} s of them to play "
+                    f"the failures); Job failed to run Failed: p50 {percentile(lags, 0.5):.2f} s, "
+                    f"p99 {percentile(lags, 0.99):.2f} s; {used:.1f} CPU s of the operator; "
+                    f"status writes p99 {p99_s:.2f} s"
+                ),
+                busy=share,
+            ),
+            Row(
+                what="writes of a whole run beside progress, Events included",
+                wanted="<= 12",
+                measured=(
+                    f"{op.writes() / count:.2f} from creation to Failed, {(op.writes() - writes_before) / count:.2f} "
+                    f"of them for the end; {rows.events / count:.2f} Events a run"
+                ),
+                busy=share,
+            ),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failures:
+    right: int
+    events: int
+
+
+def _failures(api: Api, namespace: str, names: list[str]) -> _Failures:
+    items = api.get(f"{finetunes_path(namespace)}")["items"]
+    seen = {item["metadata"]["name"]: _condition(item, "Failed").get("reason") for item in items}
+    wanted = {name: _ENDINGS[number % len(_ENDINGS)].reason.value for number, name in enumerate(names)}
+    query = "fieldSelector=involvedObject.kind%3DLoRAFineTune"
+    events = api.get(f"/api/v1/namespaces/{namespace}/events?{query}")["items"]
+    return _Failures(right=sum(seen[name] == wanted[name] for name in names), events=len(events))
+
+
+def _play(connections: Connections, namespace: str, statuses: dict[str, Object]) -> None:
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    patches = [(f"{path}/{name}/status", {"status": status}) for name, status in statuses.items()]
+    connections.send_all("PATCH", patches, STRATEGIC)
+
+
+def _server_metrics(api: Api) -> str:
+    """The API server's own metrics."""
+    connection = Connection(api)
+    try:
+        return connection.send("GET", "/metrics").decode()
+    finally:
+        connection.close()
+
+
+def _condition(document: Object, kind: str) -> Object:
+    conditions = document.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] == kind), {})
+
+
+def _running_run(document: Object) -> str | None:
+    return str(document["metadata"]["name"]) if _condition(document, "PodsReady").get("status") == "True" else None
+
+
+def _failed_run(document: Object) -> str | None:
+    return str(document["metadata"]["name"]) if _condition(document, "Failed").get("status") == "True" else None
+
+
+def _failed_job(document: Object) -> str | None:
+    failed = _condition(document, "Failed").get("status") == "True"
+    return str(document["metadata"]["labels"]["lora-operator.io/name"]) if failed else None
+
+
+def _settle(operator: Operator, turns: int) -> None:
+    """Wait until it has looked at so many resources, and has then written nothing for a while."""
+    wait_until(lambda: operator.turns() >= turns, "every resource was looked at")
+    last, quiet = -1.0, 0
+
+    def settled() -> bool:
+        nonlocal last, quiet
+        now = operator.writes()
+        quiet = quiet + 1 if now == last else 0
+        last = now
+        return quiet >= 5
+
+    wait_until(settled, "the operator has nothing to do", interval_s=1)
+
+
+@contextmanager
+def _connections(api: Api) -> Iterator[Connections]:
+    connections = Connections(api, CONNECTIONS)
+    try:
+        yield connections
+    finally:
+        connections.close()

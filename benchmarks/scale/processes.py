@@ -1,0 +1,154 @@
+"""The control plane and the operator that are measured, each a process of its own, and taken down afterwards."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.scale.machine import Usage, usage
+
+from localcluster import control_plane, lifecycle, node, ports, settings
+from localcluster.api import Api
+from localcluster.client import CommandError, local
+from localcluster.console import Console
+from localcluster.processes import locked
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAME = "bench-scale"
+IMAGE = "registry.example/lora-trainer:bench"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPlane:
+    """An API server with the definition, and how to reach it."""
+
+    api: Api
+    kubeconfig: Path
+
+
+@contextmanager
+def a_control_plane(*, controller_requests_per_second: int | None = None) -> Iterator[ControlPlane]:
+    """A control plane without a node, so that no pod ever runs; taken down afterwards."""
+    console, places = Console(), settings.places(NAME)
+    with locked(places.lock, waiting=console.say):
+        node.down(places)
+        control_plane.up(places, console, controller_requests_per_second=controller_requests_per_second)
+    try:
+        client = local(NAME)
+        client.kubectl("apply", "--server-side", f"--filename={REPOSITORY / 'crds/lorafinetunes.yaml'}")
+        wait_until(lambda: _serves(NAME), "the API server serves LoRAFineTunes")
+        record = lifecycle.load_record(places)
+        assert record is not None
+        yield ControlPlane(api=lifecycle.api(places, record.api_port), kubeconfig=client.kubeconfig)
+    finally:
+        with locked(places.lock, waiting=console.say):
+            node.down(places)
+            places.lock.unlink()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """A running operator. `ready_s` is how long it took from the start of its process until it was ready."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    ready_s: float
+    log: Path
+
+    def usage(self) -> Usage:
+        """What it has cost so far."""
+        return usage(self.process.pid)
+
+    def metrics(self) -> dict[str, float]:
+        """All series by name and labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as response:
+            lines = response.read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    def requests(self) -> dict[str, float]:
+        """Requests to the API server so far, by verb."""
+        sums: dict[str, float] = {}
+        for series, value in self.metrics().items():
+            match = re.match(r'lora_operator_api_requests_total\{.*verb="(\w+)"', series)
+            if match:
+                sums[match[1]] = sums.get(match[1], 0.0) + value
+        return sums
+
+    def writes(self) -> float:
+        """Requests that change something, so far."""
+        return sum(value for verb, value in self.requests().items() if verb in ("create", "update", "patch", "delete"))
+
+    def turns(self) -> float:
+        """Reconciles so far."""
+        metrics = self.metrics()
+        return sum(value for series, value in metrics.items() if series.startswith("lora_operator_reconcile_total"))
+
+
+@contextmanager
+def an_operator(kubeconfig: Path, **changes: object) -> Iterator[Operator]:
+    """An operator with its production settings, once it is ready; stopped afterwards."""
+    (port,) = ports.choose(1, random.Random())  # noqa: S311 - a port number is no secret
+    with tempfile.TemporaryDirectory() as folder:
+        config, log = Path(folder, "config.yaml"), Path(folder, "operator.log")
+        config.write_text(json.dumps({"trainerImage": IMAGE, "httpPort": port, **changes}))
+        environment = {
+            **lifecycle.python_environment(),
+            "KUBECONFIG": str(kubeconfig),
+            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
+        }
+        began_s = time.monotonic()
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lora_operator", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        try:
+
+            def ready() -> bool:
+                if process.poll() is not None:
+                    raise SystemExit(f"the operator ended:\n{log.read_text()}")
+                return _is_ready(port)
+
+            wait_until(ready, "the operator is ready", interval_s=0.05)
+            yield Operator(process=process, port=port, ready_s=time.monotonic() - began_s, log=log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, interval_s: float = 0.2, timeout_s: float = 300) -> None:
+    """Wait for a condition. Raises SystemExit after the timeout."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end_s:
+            raise SystemExit(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(interval_s)
+
+
+def _serves(name: str) -> bool:
+    try:
+        local(name).kubectl("get", "lorafinetunes")
+    except CommandError:
+        return False
+    return True
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.HTTPError, OSError):
+        return False
