@@ -10,6 +10,8 @@ from lora_operator.names import ATTEMPT_LABEL, NAME_LABEL, ROLE_LABEL, Role
 from lora_operator.observe import parse_pod
 from lora_operator.pods import has_ended
 
+LOOKS = 'lora_operator_reconcile_total{result="success"}'
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -69,6 +71,27 @@ class Run:
             return {k: v for k, v in told.items() if isinstance(v, int) and v} == counts
 
         eventually(look, f"{self.name} counts {counts}, as {self.status.get('retries')} does not")
+
+    def be_looked_at(self, *, writes: bool = True) -> None:
+        """Have the operator look at this run anew, and wait until it has; with `writes` that shows in the status.
+
+        Without, it shows in the metrics alone, so it must be the only run of its operator that anything happens to.
+        """
+        if writes:
+            later = {"ttlSecondsAfterFinished": self.stage.finetune(self.name)["metadata"]["generation"] + 10_000}
+            self.change(**later)
+            eventually(self._is_told_of, f"{self.name} was looked at")
+            return
+        operator = self.stage.operators[-1]
+        for nudge in range(3):
+            looked = operator.metric(LOOKS)
+            annotations = {"metadata": {"annotations": {"nudge": f"{looked}-{nudge}"}}}
+            self.stage.api.patch(self.stage.path("lorafinetunes", self.name), annotations)
+            eventually(lambda before=looked: operator.metric(LOOKS) > before, f"{self.name} was looked at")
+
+    def _is_told_of(self) -> bool:
+        now = self.stage.finetune(self.name)
+        return bool(now["status"].get("observedGeneration") == now["metadata"]["generation"])
 
     # -- its children
 
