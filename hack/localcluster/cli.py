@@ -11,7 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from localcluster import control_plane, images, lifecycle, node, packages, ports, settings, status, targets, tools
+from localcluster import (
+    addons,
+    control_plane,
+    images,
+    lifecycle,
+    node,
+    packages,
+    ports,
+    settings,
+    status,
+    targets,
+    tools,
+)
 from localcluster.api import ApiError
 from localcluster.client import uses_own_cluster
 from localcluster.console import Console
@@ -72,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_builds(commands)
     gpus = _command(commands, "gpus", _gpus, "let the node offer N nvidia.com/gpu, with no device behind them")
     gpus.add_argument("count", type=int)
+    addon = _command(commands, "addon", _addon, "build a controller from its Go module and install it by its chart")
+    addon.add_argument("addons", nargs="+", choices=list(addons.ADDONS), metavar="ADDON", help=", ".join(addons.ADDONS))
+    addon.add_argument("--remove", action="store_true", help="uninstall instead, with all objects of its kinds")
     forward = _command(commands, "forward", _forward, "lead a port of 127.0.0.1 into the cluster until it ends")
     forward.add_argument("local_port", type=int)
     forward.add_argument("target", help="NAMESPACE/service/NAME:PORT, NAMESPACE/pod/NAME:PORT or ADDRESS:PORT")
@@ -171,11 +186,8 @@ def _images(options: argparse.Namespace, console: Console) -> None:
             )
         references = images.build_for_registry(names, prefix, places.cache, console)
     else:
-        registry_port = _record(places).registry_port
-        if registry_port is None:
-            raise ClusterError(f"Cluster {places.name} has no registry: it has only a control plane.")
         builder = images.LocalBuilder(cache=places.cache, console=console)
-        references = images.provide_all(names, builder, registry_port)
+        references = images.provide_all(names, builder, _registry_port(places))
     if options.json:
         print(json.dumps(references, indent=2))
     else:
@@ -240,6 +252,24 @@ def _gpus(options: argparse.Namespace, console: Console) -> None:
         f"{settings.NODE_NAME} offers {options.count} nvidia.com/gpu. They are not real: pods that ask for them are"
         " scheduled, and find no GPU."
     )
+
+
+def _addon(options: argparse.Namespace, console: Console) -> None:
+    _require_local(options)
+    places = settings.places(options.name)
+    registry_port = _registry_port(places)
+    for name in options.addons:
+        if options.remove:
+            addons.remove(name, places, console)
+        else:
+            addons.install(name, places, console, registry_port)
+
+
+def _registry_port(places: Places) -> int:
+    port = _record(places).registry_port
+    if port is None:
+        raise ClusterError(f"Cluster {places.name} has no registry: it has only a control plane.")
+    return port
 
 
 def _forward(options: argparse.Namespace, console: Console) -> None:

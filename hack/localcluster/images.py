@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
 import shutil
 import subprocess
@@ -35,6 +36,8 @@ _BASE_RECIPE = (
 # Seen by pip while it runs, and never part of an image: a secret leaves no trace, and the folder is in every base.
 _PIP_CONFIGURATION = Path("/etc/pip.conf")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+# zstd packs several times faster than the default gzip, and the node unpacks it faster too.
+_PACKING = ("--compression-format=zstd", "--compression-level=1")
 _ACCEPT = "application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -83,16 +86,32 @@ class LocalBuilder:
         log = self.folder / f"{image.repository}-push.log"
         with self.console.step(f"push {image.repository}:{image_tag} to the registry", log=log):
             source = f"localhost/{image.repository}:{image_tag}"
-            # zstd packs several times faster than the default gzip, and the node unpacks it faster too.
-            packing = ("--compression-format=zstd", "--compression-level=1")
-            self._buildah(("push", *packing, "--tls-verify=false", source, target), log)
+            self._buildah(("push", *_PACKING, "--tls-verify=false", source, target), log)
 
-    def prepare(self) -> None:
-        """Check root, install the programs that are missing, make the base image, clear up after a killed build."""
+    def push_program(self, binary: Path, path: str, name: str, registry_port: int) -> None:
+        """Push an image from scratch with one static program, which leaves nothing in the storage."""
+        self._make_folders()
+        log = self.folder / f"{name.partition(':')[0]}.log"
+        with self.console.step(f"push image {name} to the registry", log=log):
+            log.unlink(missing_ok=True)
+            container = self._buildah(("from", "--quiet", "scratch"), log)
+            self._buildah(("copy", "--quiet", container, str(binary), path), log)
+            entry = ("--entrypoint", json.dumps([path]), "--user", "65532:65532")
+            self._buildah(("config", *entry, container), log)
+            self._buildah(("commit", "--quiet", "--rm", container, f"localhost/{name}"), log)
+            target = f"docker://127.0.0.1:{registry_port}/{name}"
+            self._buildah(("push", *_PACKING, "--tls-verify=false", f"localhost/{name}", target), log)
+            self._buildah(("rmi", f"localhost/{name}"), log)
+
+    def _make_folders(self) -> None:
         if os.geteuid() != 0:
             raise ClusterError("Building images needs root here: run it with sudo.")
         for name in ("storage", "run", "tmp"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def prepare(self) -> None:
+        """Check root, install the programs that are missing, make the base image, clear up after a killed build."""
+        self._make_folders()
         log = self.folder / "lora-base.log"
         # A build that was killed leaves a container with all that it had downloaded.
         self._buildah(("rm", "--all"), log)
@@ -182,6 +201,16 @@ def provide_all(names: Sequence[str], builder: LocalBuilder, registry_port: int)
         for name in missing:
             builder.push(IMAGES[name], tags[name], registry_port)
     return {name: f"{settings.IMAGE_PREFIX}/{IMAGES[name].repository}:{tags[name]}" for name in names}
+
+
+def provide_program(binary: Path, path: str, name: str, builder: LocalBuilder, registry_port: int) -> None:
+    """See to it that the cluster's registry has the image `name`, with one static program in it, at `path`."""
+    repository, _, image_tag = name.partition(":")
+    if in_registry(registry_port, repository, image_tag):
+        return
+    packages.ensure(packages.IMAGES, builder.console, builder.cache / "packages.log")
+    with locked(builder.folder / "lock", waiting=builder.console.say):
+        builder.push_program(binary, path, name, registry_port)
 
 
 def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: Console) -> dict[str, str]:

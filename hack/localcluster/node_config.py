@@ -68,6 +68,8 @@ kind: KubeletConfiguration
 cgroupDriver: cgroupfs
 cgroupRoot: /{cgroup(places)}
 failSwapOn: false
+# How soon a pod sees that a Secret or a ConfigMap changed; controllers that make their own certificates wait for it.
+syncFrequency: 5s
 failCgroupV1: false
 address: {settings.NODE_IP}
 authentication:

@@ -155,6 +155,13 @@ def ensure(tool: Tool, cache: Path, console: Console) -> Path:
     return done
 
 
+def module_folder(tool: Tool, cache: Path) -> Path:
+    """The sources of the tool's Go module, read-only, in Go's module cache: charts lie there too."""
+    log = folder(tool, cache).with_name(f"{tool.name}-module.log")
+    described = _go(["mod", "download", "-json", f"{tool.module}@v{tool.version}"], log.parent, log)
+    return Path(json.loads(described)["Dir"])
+
+
 def check_go() -> None:
     """Raise ClusterError unless a Go toolchain is found."""
     if shutil.which("go") is None:
