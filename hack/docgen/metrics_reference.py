@@ -93,6 +93,7 @@ def _sampled(metric: Metric) -> list[str]:
 
 
 _LABELS = {
+    "lora_operator_left_out_namespace": ("namespace",),
     "lorafinetune_finished": ("namespace", "result", "reason"),
     "lorafinetune_restarts": ("namespace", "cause"),
 }

@@ -34,6 +34,14 @@ class WatchLiveness:
         self._heard: dict[str, tuple[float, float]] = {}
         self._began_s = clock()
 
+    def leave_out(self, namespaces: Iterable[str]) -> None:
+        """These are not watched."""
+        left = set(namespaces)
+        self._places = [place for place in self._places if place not in left]
+        self._resources = {}
+        for resource in WATCHED:
+            self.expect(resource)
+
     def expect(self, resource: Resource) -> None:
         """Another kind is watched."""
         self._resources |= {resource.path(place): resource.plural for place in self._places}

@@ -51,6 +51,12 @@ class Metrics:
             "1 for the process that works on runs: with leader election one of several, without it each that is ready.",
             registry=registry,
         )
+        self.left_out_namespaces = Gauge(
+            "lora_operator_left_out_namespace",
+            "1 for each listed namespace that is not looked after, because a right to list or watch is missing there.",
+            ["namespace"],
+            registry=registry,
+        )
         self.watch_last_event = Gauge(
             "lora_operator_watch_last_event_timestamp_seconds",
             "When a watch last brought an event or a bookmark, the one of the namespace that has been silent longest; "
@@ -100,6 +106,11 @@ class Metrics:
             self.finished.labels(namespace, ending.result, ending.reason).inc()
             if ending.duration_s is not None:
                 self.run_seconds.labels(ending.result).observe(ending.duration_s)
+
+    def left_out(self, namespaces: "Iterable[str]") -> None:
+        """Show the namespaces that are not looked after."""
+        for namespace in namespaces:
+            self.left_out_namespaces.labels(namespace).set(1)
 
     def watch_heard(self, times: "Iterable[tuple[str, float]]") -> None:
         """Set when each resource's watch was last heard, in seconds since 1970."""

@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import aiohttp
@@ -15,7 +15,7 @@ import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from lora_operator.api import Api, UnreachableError
+from lora_operator.api import Api, ApiError, UnreachableError
 from lora_operator.cache import Cache, Key
 from lora_operator.child_events import ChildEvents
 from lora_operator.config import OperatorConfig
@@ -31,7 +31,14 @@ from lora_operator.post_events import EventPoster
 from lora_operator.progress_poll import ProgressPoller
 from lora_operator.reconcile import Reconciler
 from lora_operator.resync import Resync
-from lora_operator.self_check import SelfCheckError, check, check_kueue, check_lease
+from lora_operator.self_check import (
+    SelfCheckError,
+    can_look_after,
+    check_definition,
+    check_lease,
+    check_rights,
+    rights_used,
+)
 from lora_operator.supervision import OperatorFailedError, run_together
 from lora_operator.watch import operator_settings, register
 from lora_operator.work_queue import WorkQueue
@@ -40,6 +47,7 @@ from lora_operator.workers import run_worker
 logger = logging.getLogger(__name__)
 
 WATCHDOG_INTERVAL_S = 1.0
+REVIEW_INTERVAL_S = 30.0
 _STOP_S = 5.0
 
 
@@ -89,6 +97,8 @@ class Operator:
             now=_now,
         )
         self.election = self._make_election()
+        self.namespaces: Sequence[str] = config.namespaces
+        self.left_out: Sequence[str] = ()
         self.filled = False
         self.working = False
 
@@ -178,6 +188,7 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
         "watchdog": _watch_over(operator),
         "watches": _run_kopf(operator, counting, stop),
         "lead": _lead(operator),
+        **({"namespaces": _wait_for_namespaces(operator)} if operator.left_out else {}),
     }
     await run_together(parts)
 
@@ -224,10 +235,10 @@ async def _answering(operator: Operator) -> None:
     told = False
     while True:
         try:
-            await check(operator.api, operator.config.namespaces)
+            await check_definition(operator.api)
+            await _find_out(operator)
             if operator.election is not None:
                 await check_lease(operator.api, operator.election.namespace, operator.election.name)
-            await _look_for_kueue(operator)
         except UnreachableError as error:
             if time.monotonic() > deadline_s:
                 raise OperatorFailedError(f"The API server does not answer: {error}") from error
@@ -239,12 +250,29 @@ async def _answering(operator: Operator) -> None:
             return
 
 
-async def _look_for_kueue(operator: Operator) -> None:
-    kueue = operator.kueue
+async def _find_out(operator: Operator) -> None:
+    """Whether there is Kueue, and which namespaces can be looked after."""
+    kueue, config = operator.kueue, operator.config
     await kueue.discover(operator.api)
+    rights = rights_used(kueue=kueue.served)
+    operator.left_out = await check_rights(operator.api, config.namespaces, rights)
+    operator.namespaces = [namespace for namespace in config.namespaces if namespace not in operator.left_out]
+    operator.resync.leave_out(operator.left_out)
+    operator.liveness.leave_out(operator.left_out)
+    operator.metrics.left_out(operator.left_out)
     if kueue.served:
-        await check_kueue(operator.api, operator.config.namespaces)
         operator.liveness.expect(kueue.workloads)
+
+
+async def _wait_for_namespaces(operator: Operator) -> None:
+    """End the process, by raising, when a namespace that was left out can be looked after: a restart takes it up."""
+    rights = rights_used(kueue=operator.kueue.served)
+    while True:
+        await asyncio.sleep(min(operator.config.resync_interval_s, REVIEW_INTERVAL_S))
+        for namespace in operator.left_out:
+            with contextlib.suppress(ApiError, UnreachableError):
+                if await can_look_after(operator.api, namespace, rights):
+                    raise OperatorFailedError(f"Namespace {namespace} can be looked after now: a restart takes it up")
 
 
 async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
@@ -260,8 +288,8 @@ async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asy
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=operator_settings(inactivity_s=operator.config.watch_inactivity_s),
-        clusterwide=not operator.config.namespaces,
-        namespaces=operator.config.namespaces,
+        clusterwide=not operator.namespaces,
+        namespaces=operator.namespaces,
     )
     # kopf has taken the signals, but would wait for the workers' tasks, which are not its own.
     _stop_on_signal(stop)

@@ -38,6 +38,11 @@ class Resync:
         self._interval_s = interval_s
         self._wake = wake
 
+    def leave_out(self, namespaces: Iterable[str]) -> None:
+        """These are not listed."""
+        left = set(namespaces)
+        self._namespaces = [namespace for namespace in self._namespaces if namespace not in left]
+
     async def fill(self) -> set[Key]:
         """List all kinds; return the LoRAFineTunes with news. Raises `ApiError` or `UnreachableError`."""
         changed = await self._list(FINETUNES, self._cache.finetunes, {})
@@ -70,5 +75,11 @@ class Resync:
         changed: set[Key] = set()
         for namespace in self._namespaces:
             scope = Scope(namespace=namespace)
-            changed |= await list_into(store, self._api, resource, namespace=namespace, query=query, scope=scope)
+            try:
+                changed |= await list_into(store, self._api, resource, namespace=namespace, query=query, scope=scope)
+            except ApiError as error:
+                if error.code != 403 or len(self._namespaces) == 1:
+                    raise
+                # A watch that is refused, too, ends the process; until then the others are not held up.
+                logger.error("%s in namespace %s cannot be listed: %s", resource.plural, namespace, error.message)
         return changed

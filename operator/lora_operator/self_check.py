@@ -1,7 +1,8 @@
 """Before the first watch: is the definition installed, and may the operator do what it does? A no is one sentence."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_operator.api import (
@@ -17,6 +18,10 @@ from lora_operator.api import (
     ApiError,
     Resource,
 )
+
+logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 3
 
 
 class SelfCheckError(Exception):
@@ -57,27 +62,57 @@ LEASE_RIGHTS = _rights(LEASES, "get", "create", "update")
 """Every right that leader election uses, in the namespace of the Lease."""
 
 
-async def check(api: Api, namespaces: Iterable[str]) -> None:
-    """Raise `SelfCheckError` where the definition or a right is missing, `UnreachableError` where nothing answers."""
-    await _check_definition(api)
-    await _check_rights(api, namespaces, [right for right in RIGHTS if right.resource is not WORKLOADS])
+def rights_used(*, kueue: bool) -> tuple[Right, ...]:
+    """The rights that the operator uses in a cluster with or without Kueue."""
+    return tuple(right for right in RIGHTS if kueue or right.resource is not WORKLOADS)
 
 
-async def check_kueue(api: Api, namespaces: Iterable[str]) -> None:
-    """The same for the rights on Kueue's Workloads, in a cluster that has them."""
-    await _check_rights(api, namespaces, [right for right in RIGHTS if right.resource is WORKLOADS])
+async def check_rights(api: Api, namespaces: Sequence[str], rights: Sequence[Right]) -> list[str]:
+    """Look for these rights in each of the namespaces, or in the whole cluster if none is named.
 
-
-async def _check_rights(api: Api, namespaces: Iterable[str], rights: Sequence[Right]) -> None:
-    for namespace in list(namespaces) or [""]:
-        allowed = await asyncio.gather(*(_is_allowed(api, right, namespace) for right in rights))
-        missing = [str(right) for right, yes in zip(rights, allowed, strict=True) if not yes]
+    Returns the namespaces that cannot be looked after, because a right to list or watch is missing there. Any other
+    right that is missing in some namespaces is told in the log, and by each run that needs it. Raises `SelfCheckError`
+    where no namespace has all of them: that is a mistake of the installation rather than of a namespace.
+    """
+    shortages = {}
+    for namespace in namespaces or [""]:
+        missing = await _missing(api, rights, namespace)
         if missing:
-            where = f"in namespace {namespace}" if namespace else "in the whole cluster"
-            raise SelfCheckError(
-                f"The operator may not {', '.join(missing)} {where}: "
-                "grant its service account these rights, as the chart does with rbac.create=true"
-            )
+            shortages[namespace] = missing
+    if len(shortages) == len(namespaces or [""]):
+        raise SelfCheckError(_shortage(shortages))
+    for namespace, missing in shortages.items():
+        logger.error("%s", _shortage({namespace: missing}))
+    return [namespace for namespace, missing in shortages.items() if any(map(_is_sight, missing))]
+
+
+async def can_look_after(api: Api, namespace: str, rights: Sequence[Right]) -> bool:
+    """Whether no right to list or watch is missing in a namespace."""
+    return not await _missing(api, list(filter(_is_sight, rights)), namespace)
+
+
+def _is_sight(right: Right) -> bool:
+    """Whether it is one of those without which the operator does not see what goes on in a namespace."""
+    return right.verb in ("list", "watch") and right.resource is not EVENTS
+
+
+async def _missing(api: Api, rights: Sequence[Right], namespace: str) -> list[Right]:
+    allowed = await asyncio.gather(*(_is_allowed(api, right, namespace) for right in rights))
+    return [right for right, yes in zip(rights, allowed, strict=True) if not yes]
+
+
+def _shortage(shortages: Mapping[str, Sequence[Right]]) -> str:
+    """One sentence, which names a few namespaces of many."""
+    named = list(shortages.items())[:_MOST_NAMED]
+    lacks = [f"{', '.join(map(str, rights))} {_where(namespace)}" for namespace, rights in named]
+    others = f"; and in {len(shortages) - len(named)} more namespaces" if len(shortages) > len(named) else ""
+    remedy = "grant its service account these rights, as the chart does with rbac.create=true"
+    or_else = ", or take a namespace that is gone from the list" if "" not in shortages else ""
+    return f"The operator may not {'; '.join(lacks)}{others}: {remedy}{or_else}"
+
+
+def _where(namespace: str) -> str:
+    return f"in namespace {namespace}" if namespace else "in the whole cluster"
 
 
 async def check_lease(api: Api, namespace: str, name: str) -> None:
@@ -93,7 +128,8 @@ async def check_lease(api: Api, namespace: str, name: str) -> None:
         )
 
 
-async def _check_definition(api: Api) -> None:
+async def check_definition(api: Api) -> None:
+    """Raise `SelfCheckError` where the cluster does not know the definition, or the operator's credentials."""
     path = f"/apis/{FINETUNES.group}/{FINETUNES.version}"
     try:
         answer = await api.request("GET", path)

@@ -6,17 +6,35 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.api import Api, ApiError
-from lora_operator.self_check import RIGHTS, SelfCheckError, check
+from lora_operator.self_check import (
+    LEASE_RIGHTS,
+    RIGHTS,
+    SelfCheckError,
+    can_look_after,
+    check_definition,
+    check_lease,
+    check_rights,
+    rights_used,
+)
 
 
 class TableApi:
     """Knows the definition or not, and denies some rights."""
 
-    def __init__(self, *, definition: bool = True, denied: tuple[tuple[str, str], ...] = (), code: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        definition: bool = True,
+        denied: tuple[tuple[str, str], ...] = (),
+        denied_in: tuple[str, ...] = (),
+        code: int = 0,
+    ) -> None:
         self.definition = definition
         self.denied = denied
+        self.denied_in = denied_in
         self.code = code
         self.namespaces: set[str] = set()
+        self.named: set[tuple[str, str]] = set()
 
     async def request(self, method: str, path: str, *, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         if self.code:
@@ -26,12 +44,16 @@ class TableApi:
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
             return {"resources": [{"name": "lorafinetunes"}]}
         attributes = body["spec"]["resourceAttributes"]
-        self.namespaces.add(attributes.get("namespace", ""))
-        return {"status": {"allowed": (attributes["verb"], attributes["resource"]) not in self.denied}}
+        namespace = attributes.get("namespace", "")
+        self.namespaces.add(namespace)
+        self.named.add((attributes["verb"], attributes.get("name", "")))
+        denied = (attributes["verb"], attributes["resource"]) in self.denied
+        return {"status": {"allowed": not (denied and namespace in (self.denied_in or (namespace,)))}}
 
 
-async def run(api: TableApi, *namespaces: str) -> None:
-    await check(cast("Api", api), namespaces)
+async def run(api: TableApi, *namespaces: str) -> list[str]:
+    await check_definition(cast("Api", api))
+    return await check_rights(cast("Api", api), namespaces, rights_used(kueue=False))
 
 
 async def test_a_cluster_that_allows_everything_passes() -> None:
@@ -57,6 +79,44 @@ async def test_missing_rights_are_named_all_at_once() -> None:
         await run(api)
 
 
+async def test_a_namespace_that_cannot_be_seen_is_left_out_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A team's namespace that is gone, or not there yet, stops nobody else."""
+    api = TableApi(denied=(("list", "pods"), ("create", "jobs")), denied_in=("b",))
+    assert await run(api, "a", "b") == ["b"]
+    assert "may not create jobs.batch, list pods in namespace b: grant" in caplog.text
+    assert "take a namespace that is gone from the list" in caplog.text
+    assert not await can_look_after(cast("Api", api), "b", RIGHTS)
+    assert await can_look_after(cast("Api", api), "a", RIGHTS)
+
+
+async def test_a_namespace_in_which_a_write_is_missing_is_looked_after_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its runs say Forbidden, which they could not if nobody looked at them."""
+    assert await run(TableApi(denied=(("create", "jobs"),), denied_in=("b",)), "a", "b") == []
+    assert "may not create jobs.batch in namespace b" in caplog.text
+
+
+async def test_of_many_namespaces_a_few_are_named() -> None:
+    """A sentence stays one."""
+    names = [f"team-{number}" for number in range(100)]
+    with pytest.raises(SelfCheckError) as told:
+        await run(TableApi(denied=(("create", "jobs"),)), *names)
+    assert "in namespace team-2; and in 97 more namespaces: grant" in str(told.value)
+
+
+async def test_rights_on_the_lease_are_asked_for_by_its_name() -> None:
+    """As the role grants them; only its creation has no name yet."""
+    api = TableApi()
+    await check_lease(cast("Api", api), "lora-system", "lora")
+    assert api.named == {("get", "lora"), ("create", ""), ("update", "lora")}
+    assert api.namespaces == {"lora-system"}
+    with pytest.raises(SelfCheckError, match=r"may not update leases\.coordination\.k8s\.io in namespace lora-system"):
+        await check_lease(cast("Api", TableApi(denied=(("update", "leases"),))), "lora-system", "lora")
+
+
 async def test_refused_credentials_are_told_from_a_missing_definition() -> None:
     """401 has another remedy."""
     with pytest.raises(SelfCheckError, match="does not accept the operator's credentials"):
@@ -65,5 +125,7 @@ async def test_refused_credentials_are_told_from_a_missing_definition() -> None:
 
 def test_no_right_touches_secrets_or_is_a_wildcard() -> None:
     """The operator is a deputy and stays narrow."""
-    assert all(right.resource.plural != "secrets" and right.verb != "*" for right in RIGHTS)
-    assert len({str(right) for right in RIGHTS}) == len(RIGHTS)
+    every = (*RIGHTS, *LEASE_RIGHTS)
+    assert all(right.resource.plural not in ("secrets", "nodes") and right.verb != "*" for right in every)
+    assert not [right for right in every if right.subresource == "exec"]
+    assert len({str(right) for right in every}) == len(every)
