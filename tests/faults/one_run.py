@@ -1,10 +1,11 @@
 """One LoRAFineTune among others of the same stage: many rows share one operator and one namespace."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tests.component.documents import Object
-from tests.component.stage import Stage, eventually
+from tests.component.stage import OperatorProcess, Stage, eventually
 
 from lora_operator.names import ATTEMPT_LABEL, NAME_LABEL, ROLE_LABEL, Role
 from lora_operator.observe import parse_pod
@@ -87,7 +88,7 @@ class Run:
             looked = operator.metric(LOOKS)
             annotations = {"metadata": {"annotations": {"nudge": f"{looked}-{nudge}"}}}
             self.stage.api.patch(self.stage.path("lorafinetunes", self.name), annotations)
-            eventually(lambda before=looked: operator.metric(LOOKS) > before, f"{self.name} was looked at")
+            eventually(partial(_more_looks, operator, looked), f"{self.name} was looked at")
 
     def _is_told_of(self) -> bool:
         now = self.stage.finetune(self.name)
@@ -139,6 +140,10 @@ class Run:
     def pods_of_this_moment(self) -> list[str]:
         """The uids of all its pods, to compare with later."""
         return [str(pod["metadata"]["uid"]) for pod in self.pods]
+
+
+def _more_looks(operator: OperatorProcess, than: float) -> bool:
+    return operator.metric(LOOKS) > than
 
 
 def begin(stage: Stage, name: str, **spec: Any) -> Run:

@@ -1,0 +1,205 @@
+"""C2 to C13: what becomes of a run by what it holds, how its trainer ends, and what its user does to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from tests.component.cluster_acts import finish_deletion, make_claim
+from tests.component.documents import succeeded
+from tests.component.stage import Stage, eventually, gone
+from tests.faults.one_run import Run, begin
+
+from lora_operator.names import UID_LABEL
+from lora_operator.observe import parse_pod
+from lora_operator.pods import has_ended
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import SavedState, Summary
+
+SAVED = SavedState(uri="pvc://adapters/tone/checkpoints", step=800)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How the trainer ends, with its exit code and sentence; `maxRetries` where another pod would follow."""
+
+    code: int
+    reason: Reason
+    says: str
+    retries: int = 3
+
+    @property
+    def message(self) -> str:
+        """The termination message."""
+        return Summary(reason=self.reason, message=self.says, checkpoint=SAVED).to_message()
+
+
+UPLOAD = "s3://results/tone: part 3 failed 5 times; nothing is lost: the next attempt uploads the same result"
+ENDS: Mapping[str, End] = {
+    "c5-line": End(code=65, reason=Reason.DATASET_INVALID, says="chats.jsonl, line 17: missing field 'output': add it"),
+    "c5-missing": End(
+        code=66, reason=Reason.DATASET_NOT_FOUND, says="pvc://data/chats.jsonl: no such file: correct it"
+    ),
+    "c5-denied": End(code=77, reason=Reason.DATASET_ACCESS_DENIED, says="hf://acme/chats is private: name a token"),
+    "c6-missing": End(code=66, reason=Reason.MODEL_NOT_FOUND, says="hf://acme/modle is not on the Hub: correct it"),
+    "c6-gated": End(code=77, reason=Reason.MODEL_ACCESS_DENIED, says="hf://acme/model is gated: accept its licence"),
+    "c6-kind": End(
+        code=64, reason=Reason.CONFIG_INVALID, says="hf://acme/model is a T5: only causal models are trained"
+    ),
+    "c8-loss": End(code=70, reason=Reason.NON_FINITE_LOSS, says="step 812: the loss is NaN: lower learningRate"),
+    "c8-up": End(
+        code=70, reason=Reason.LOSS_DIVERGED, says="step 900: the loss has risen for 100 steps: lower learningRate"
+    ),
+    "c9": End(
+        code=74, reason=Reason.STORAGE_FULL, says="pvc://adapters needs 12 MiB more: enlarge the claim", retries=0
+    ),
+    "c10": End(code=78, reason=Reason.CHECKPOINT_INVALID, says="no checkpoint of 3 is whole: step-400 lacks a file"),
+    "c11": End(code=74, reason=Reason.UPLOAD_FAILED, says=UPLOAD, retries=0),
+    "c12": End(code=78, reason=Reason.RESUME_MISMATCH, says="lora.rank was 16 and is 32: create a fresh run"),
+    "c13": End(code=77, reason=Reason.OUTPUT_ACCESS_DENIED, says="hf://acme/tone: 401: publish again with a new token"),
+}
+ROWS = [pytest.param(name, marks=pytest.mark.fault(name.partition("-")[0].upper())) for name in ENDS]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_the_trainer_says_at_its_end_is_the_verdict(shared: Stage, name: str) -> None:
+    """At once, in conditions, Event and STATE, without another pod; the last checkpoint is where it was told to be."""
+    end = ENDS[name]
+    run = begin(shared, name, maxRetries=end.retries)
+    pod = run.running_pod()
+    shared.end_pod(pod, end.code, end.message)
+    verdict = run.wait("Failed", "True", end.reason.value)
+    assert end.says in verdict["message"]
+    for kind in ("Complete", "ArtifactPublished"):
+        condition = run.condition(kind)
+        assert (condition["status"], condition["reason"]) == ("False", end.reason.value)
+    assert (run.condition("CheckpointSaved")["status"], run.status["checkpoint"]["step"]) == ("True", 800)
+    assert end.says in run.wait_event(end.reason.value)
+    assert run.pods_of_this_moment() == [pod["metadata"]["uid"]]
+    assert "artifact" not in run.status
+
+
+@pytest.mark.fault("C7", "C9", "C11")
+def test_what_passes_is_tried_again_in_the_same_job(shared: Stage) -> None:
+    """A network, a full volume, a bucket: the state says what failed and that a retry follows."""
+    away = End(code=75, reason=Reason.RESTARTING, says="https://hub.example answered 503 five times")
+    ends = {"c7-again": away, "c9-again": ENDS["c9"], "c11-again": ENDS["c11"]}
+    runs = {name: begin(shared, name) for name in ends}
+    firsts = {name: run.running_pod() for name, run in runs.items()}
+    for name, end in ends.items():
+        shared.end_pod(firsts[name], end.code, end.message)
+        told = runs[name].wait_event("Restarting")
+        assert end.says in told
+        assert "retry 1 of 3 follows" in told
+        assert runs[name].condition("ArtifactPublished")["status"] == "Unknown"
+    for name, run in runs.items():
+        second = run.running_pod(other_than=firsts[name])
+        shared.end_pod(second, 0, succeeded())
+        run.wait("Complete", "True")
+        run.wait_retries(error=1)
+        assert len(run.jobs) == 1
+
+
+@pytest.mark.fault("C16")
+def test_a_finished_run_tells_what_it_was_made_from(shared: Stage) -> None:
+    """Revision, fingerprint, seed, image and every value that was used; equal specs give equal configurations."""
+    one, other = begin(shared, "c16-one", training={"seed": 7}), begin(shared, "c16-other", training={"seed": 7})
+    for run in (one, other):
+        shared.end_pod(run.running_pod(), 0, succeeded())
+        run.wait("Complete", "True")
+    resolved = one.status["resolved"]
+    assert resolved == other.status["resolved"]
+    assert resolved["seed"] == 7
+    assert resolved["modelRevision"] == "a" * 40
+    assert resolved["datasetFingerprint"] == "sha256:" + "b" * 64
+    assert resolved["image"] == "registry.example/lora-trainer:test"
+    assert one.status["artifact"]["digest"].startswith("sha256:")
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("policy", ["Foreground", "Background", "Orphan"])
+def test_a_resource_that_is_deleted_leaves_in_time_and_takes_nothing_of_its_users_along(
+    shared: Stage, policy: str
+) -> None:
+    """The pod gets its grace period to save in, and claims stay; with --cascade=orphan the Job stays, as was asked."""
+    claim = f"adapters-{policy.lower()}"
+    make_claim(shared, claim)
+    run = begin(shared, f"c2-{policy.lower()}", output={"uri": f"pvc://{claim}/tone"})
+    pod = run.running_pod()
+    job, path = run.job(), shared.path("lorafinetunes", run.name)
+    shared.api.delete(f"{path}?propagationPolicy={policy}")
+    if policy == "Foreground":
+        eventually(lambda: shared.finetune(run.name)["metadata"].get("deletionTimestamp"), "it waits for its children")
+    else:
+        eventually(partial(gone, shared.api, path), "the resource is gone")
+    if policy == "Orphan":
+        eventually(lambda: "ownerReferences" not in run.job()["metadata"], "the Job belongs to nobody")
+        assert not run.pods[0]["metadata"].get("deletionTimestamp")
+        shared.api.delete(shared.path("jobs", job["metadata"]["name"]) + "?propagationPolicy=Background")
+    stopping = eventually(lambda: next((p for p in run.pods if p["metadata"].get("deletionTimestamp")), None), "told")
+    assert stopping["metadata"]["deletionGracePeriodSeconds"] == 120
+    finish_deletion(shared, pod)
+    eventually(lambda: not run.pods and not run.jobs and gone(shared.api, path), "everything is gone")
+    assert shared.api.get(shared.path("persistentvolumeclaims", claim))["metadata"].get("deletionTimestamp") is None
+
+
+@pytest.mark.fault("C3")
+def test_a_resource_made_again_under_its_name_is_a_run_of_its_own(stage: Stage) -> None:
+    """Twenty times, with two operators killed on the way: each has at most one Job, and the last one is left alone."""
+    stage.start()
+    suffixes = set()
+    for number in range(20):
+        uid = stage.apply("c3")["metadata"]["uid"]
+        if number in (6, 13):
+            stage.operators[-1].kill()
+            stage.start()
+        if number % 3 == 0:
+            suffixes.add(eventually(partial(_job_of, stage, uid), "it has a Job"))
+        if number < 19:
+            policy = "Foreground" if number % 2 else "Background"
+            path = stage.path("lorafinetunes", "c3")
+            stage.api.delete(f"{path}?propagationPolicy={policy}")
+            eventually(partial(gone, stage.api, path), "the old one is gone")
+    last = Run(stage=stage, name="c3")
+    suffixes.add(eventually(partial(_job_of, stage, uid), "the last one has a Job"))
+    assert len(suffixes) == 8
+    last.wait("Accepted", "True")
+    eventually(lambda: len(stage.objects("jobs")) == 1, "the Jobs of the others are gone")
+    (job,) = last.jobs
+    assert job["metadata"]["labels"][UID_LABEL] == uid
+    assert last.status["attempt"] == 1
+    assert last.status["jobName"] == job["metadata"]["name"]
+    assert len(last.pods) == 1
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.parametrize("toggles", [50, 51])
+def test_of_many_toggles_of_suspend_the_last_one_holds(stage: Stage, toggles: int) -> None:
+    """As fast as the API server takes them: one Job, never two living pods, and then what was said last."""
+    stage.start()
+    run = begin(stage, "c4")
+    first = run.running_pod()
+    uid = run.job()["metadata"]["uid"]
+    for number in range(1, toggles + 1):
+        run.change(suspend=number % 2 == 1)
+        assert len([pod for pod in run.pods if not has_ended(parse_pod(pod))]) <= 1
+    held = toggles % 2 == 1
+    run.wait("Suspended", "True" if held else "False")
+    finish_deletion(stage, first)
+    if held:
+        eventually(lambda: not run.pods, "no pod is left")
+    else:
+        run.running_pod(other_than=first)
+    run.be_looked_at()
+    assert run.condition("Suspended")["reason"] == ("SuspendedByUser" if held else "NotSuspended")
+    (job,) = run.jobs
+    assert (job["metadata"]["uid"], job["spec"]["suspend"]) == (uid, held)
+    assert run.status["attempt"] == 1
+    run.wait_retries()
+
+
+def _job_of(stage: Stage, uid: str) -> str | None:
+    """Name of the only Job of that resource, none while it has none."""
+    names = [j["metadata"]["name"] for j in stage.objects("jobs") if j["metadata"]["labels"][UID_LABEL] == uid]
+    assert len(names) <= 1
+    return names[0] if names else None
