@@ -8,9 +8,9 @@ from typing import Any
 
 from lora_operator import names
 from lora_operator.config import OperatorConfig
-from lora_operator.model import EventView, FineTune, JobView, PodView
+from lora_operator.model import EventView, FineTune, JobView, PodView, WorkloadView
 from lora_operator.names import Role
-from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
+from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
 from lora_operator.wording import instant
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
@@ -92,6 +92,7 @@ def make_job_object(
     annotations: Mapping[str, str] | None = None,
     deleting: bool = False,
     role: Role = Role.TRAIN,
+    queue: str = "",
 ) -> Object:
     """A Job as the operator made it for an attempt."""
     prepares = role is Role.PREPARE
@@ -106,6 +107,8 @@ def make_job_object(
     }
     if deleting:
         metadata["deletionTimestamp"] = instant(NOW)
+    if queue:
+        metadata["labels"][names.QUEUE_LABEL] = queue
     return {
         "metadata": metadata,
         "spec": {"suspend": False, "backoffLimit": 3, **(spec or {})},
@@ -116,6 +119,32 @@ def make_job_object(
 def make_job(**changes: Any) -> JobView:
     """The same, read."""
     return parse_job(make_job_object(**changes))
+
+
+def make_workload_object(
+    *conditions: Object, job_uid: str = "job-1", active: bool = True, intent: str | None = None
+) -> Object:
+    """Kueue's Workload of a Job."""
+    return {
+        "metadata": {
+            "name": f"job-{job_uid}",
+            "namespace": NAMESPACE,
+            "uid": f"uid-of-workload-{job_uid}",
+            "resourceVersion": "3",
+            "annotations": {} if intent is None else {names.SUSPEND_ANNOTATION: intent},
+            "ownerReferences": [{"kind": "Job", "uid": job_uid, "controller": True}],
+        },
+        "spec": {
+            "active": active,
+            "podSets": [{"template": {"metadata": {"labels": names.child_labels(NAME, UID, 1)}}}],
+        },
+        "status": {"conditions": list(conditions)},
+    }
+
+
+def make_workload(*conditions: Object, **changes: Any) -> WorkloadView:
+    """The same, read."""
+    return parse_workload(make_workload_object(*conditions, **changes))
 
 
 def finished_job(

@@ -427,13 +427,6 @@ def test_a_suspension_by_somebody_else_is_told_and_not_fought() -> None:
     assert plan.requeue_after_s is None
 
 
-def test_a_queue_is_named_where_there_is_one() -> None:
-    """So that one knows whom to ask."""
-    finetune = make_finetune(metadata={"labels": {"kueue.x-k8s.io/queue-name": "gpus"}})
-    plan = plan_for(finetune, jobs=(make_job(spec={"suspend": True}),))
-    assert "queue gpus admits it" in condition(plan, "Suspended")["message"]
-
-
 def test_retries_and_deadline_follow_the_spec() -> None:
     """Also where the deadline is taken away."""
     finetune = make_finetune(spec={"maxRetries": 0})
@@ -573,10 +566,12 @@ def test_a_failed_run_keeps_what_it_reached() -> None:
 
 
 def test_a_verdict_stands_whatever_is_observed_later() -> None:
-    """A Job that comes back, fails or vanishes changes nothing."""
+    """A Job that comes back is stopped; one that fails or vanishes changes nothing."""
     done = finished()
     for jobs in ((), (make_job(),), (finished_job("Failed", reason="BackoffLimitExceeded"),)):
-        assert plan_for(done, jobs=jobs, pods=(ended_pod(1),), absence_confirmed=True) == Plan(status=done.status)
+        plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),), absence_confirmed=True)
+        assert dataclasses.replace(plan, delete=()) == Plan(status=done.status)
+        assert [ref.kind for ref in plan.delete] == (["ConfigMap", "Job"] if make_job() in jobs else [])
 
 
 def test_a_finished_resource_speaks_of_its_present_generation() -> None:

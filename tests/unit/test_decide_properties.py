@@ -223,7 +223,7 @@ def test_no_world_is_too_odd_to_decide_on(
     check_status(plan.status)
     told = [condition["type"] for condition in plan.status["conditions"]]
     assert told == [kind for kind in Type if kind.value in told]
-    assert set(Type) - set(told) <= {Type.PREFLIGHT_PASSED, Type.CHECKPOINT_SAVED}
+    assert set(Type) - set(told) <= {Type.QUOTA_RESERVED, Type.PREFLIGHT_PASSED, Type.CHECKPOINT_SAVED}
 
 
 @given(JSON)

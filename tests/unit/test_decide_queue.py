@@ -1,0 +1,229 @@
+"""A run in a queue of Kueue: what its conditions say, and how it is held and let go, for each state of its Workload."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    SHARED,
+    Object,
+    condition_object,
+    finished_job,
+    make_finetune,
+    make_job,
+    make_workload,
+    minutes_ago,
+    running_pod,
+    with_status,
+)
+
+from lora_operator.config import OperatorConfig
+from lora_operator.decide import decide
+from lora_operator.model import FineTune, Observed, Patch, Plan
+from lora_operator.names import QUEUE_LABEL, SUSPEND_ANNOTATION, Role
+from lora_operator.wording import instant
+
+LABELS = {"labels": {QUEUE_LABEL: "gpus"}}
+NO_ROOM = (
+    "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor any, 1 more needed"
+)
+PENDING = condition_object("QuotaReserved", "False", since=minutes_ago(20), reason="Pending", message=NO_ROOM)
+MISSING = condition_object(
+    "QuotaReserved", "False", since=minutes_ago(20), reason="Inadmissible", message="LocalQueue gpus doesn't exist"
+)
+GRANTED = condition_object(
+    "QuotaReserved", since=minutes_ago(20), reason="QuotaReserved", message="Quota reserved in ClusterQueue all"
+)
+
+
+def evicted(reason: str, message: str = "", status: str = "True") -> Object:
+    """Kueue took the quota back, or did so once."""
+    return condition_object("Evicted", status, since=minutes_ago(5), reason=reason, message=message)
+
+
+def run(status: Object | None = None, **spec: Any) -> FineTune:
+    """A run in the queue `gpus`."""
+    return make_finetune(spec=spec, status=status, metadata=LABELS)
+
+
+def plan_for(
+    finetune: FineTune, *, workloads: tuple[Any, ...] = (), config: OperatorConfig = CONFIG, **observed: Any
+) -> Plan:
+    """The plan at `NOW` in a cluster with Kueue."""
+    values = {"kueue": True, "workloads": workloads, **observed}
+    plan = decide(finetune, Observed(**values), config, NOW)
+    again = decide(with_status(finetune, plan.status), Observed(**values), config, NOW)
+    assert again.status == plan.status, "what was written is not to be written again"
+    return plan
+
+
+def told(plan: Plan, kind: str) -> tuple[str, str, str]:
+    """Status, reason and message of a condition of the planned status."""
+    found = next(c for c in plan.status["conditions"] if c["type"] == kind)
+    return found["status"], found["reason"], found["message"]
+
+
+def held_job(**changes: Any) -> Any:
+    """A Job that Kueue holds."""
+    return make_job(queue="gpus", spec={"suspend": True}, status={"startTime": None}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("workload", "state", "says", "quota"),
+    [
+        (make_workload(PENDING), "Queued", f"Waiting for quota in queue gpus: {NO_ROOM}", NO_ROOM),
+        (make_workload(), "Queued", "Kueue has not looked at it yet", "Kueue has not looked at it yet"),
+        (make_workload(MISSING), "Queued", "doesn't exist: create it", "LocalQueue gpus doesn't exist: create it"),
+        (
+            make_workload(PENDING, evicted("Preempted", "Preempted to accommodate a workload (UID: 7)")),
+            "Preempted",
+            "Preempted to accommodate a workload (UID: 7). Waiting for quota in queue gpus: couldn't assign",
+            NO_ROOM,
+        ),
+        (
+            make_workload(PENDING, evicted("ClusterQueueStopped", "The ClusterQueue is stopped")),
+            "Queued",
+            "The ClusterQueue is stopped. Waiting for quota",
+            NO_ROOM,
+        ),
+        (make_workload(PENDING, evicted("Preempted", status="False")), "Queued", "Waiting for quota", NO_ROOM),
+        (
+            make_workload(PENDING, evicted("Deactivated", "The workload is deactivated"), active=False),
+            "SuspendedExternally",
+            "was deactivated, but not by spec.suspend of this LoRAFineTune (The workload is deactivated)",
+            NO_ROOM,
+        ),
+        (
+            make_workload(PENDING, job_uid="job-of-another"),
+            "Queued",
+            "Waiting for Kueue to put Job",
+            "Kueue's controller",
+        ),
+    ],
+)
+def test_a_job_that_kueue_holds_says_why_in_kueues_words(workload: Any, state: str, says: str, quota: str) -> None:
+    """The state, the suspension and the quota, each in its condition; nothing is written to Job or Workload."""
+    plan = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
+    assert told(plan, "Complete")[:2] == ("Unknown", state)
+    assert told(plan, "Suspended")[:2] == ("True", state)
+    assert says in told(plan, "Suspended")[2]
+    assert told(plan, "QuotaReserved")[:2] == ("False", state)
+    assert quota in told(plan, "QuotaReserved")[2]
+    assert (plan.create, plan.patch) == ((), ())
+
+
+def test_quota_that_is_granted_is_told_before_the_job_starts_and_while_it_runs() -> None:
+    """Kueue lifts the suspension a moment later."""
+    workload = make_workload(GRANTED)
+    soon = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
+    assert told(soon, "QuotaReserved") == ("True", "QuotaReserved", "Quota reserved in ClusterQueue all")
+    assert told(soon, "Suspended")[1] == "Queued"
+    assert "Kueue has yet to start the Job" in told(soon, "Suspended")[2]
+    running = plan_for(run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(workload,))
+    assert told(running, "QuotaReserved")[0] == "True"
+    assert told(running, "Suspended")[:2] == ("False", "NotSuspended")
+    quota = next(c for c in running.status["conditions"] if c["type"] == "QuotaReserved")
+    assert quota["lastTransitionTime"] == instant(minutes_ago(20))
+
+
+def test_a_queue_without_kueue_says_what_to_do() -> None:
+    """Nobody would ever admit the Job."""
+    plan = plan_for(run(), jobs=(held_job(),), kueue=False)
+    status, reason, message = told(plan, "QuotaReserved")
+    assert (status, reason) == ("False", "Queued")
+    assert "this cluster has no Kueue: install Kueue, or create a new LoRAFineTune without the label" in message
+    assert told(plan, "Suspended")[1] == "Queued"
+
+
+def test_a_run_in_no_queue_has_no_condition_about_quota() -> None:
+    """The absence tells it from one that waits."""
+    plan = plan_for(make_finetune(), jobs=(make_job(),), workloads=(make_workload(PENDING),))
+    assert "QuotaReserved" not in [c["type"] for c in plan.status["conditions"]]
+
+
+def test_suspend_deactivates_the_workload_and_leaves_the_job_alone() -> None:
+    """A suspended Job of a queue would be resumed by Kueue at once; an inactive Workload gives its quota back."""
+    job, pod, workload = make_job(queue="gpus"), running_pod(), make_workload(GRANTED)
+    plan = plan_for(run(suspend=True), jobs=(job,), pods=(pod,), workloads=(workload,))
+    body = {"metadata": {"annotations": {SUSPEND_ANNOTATION: "true"}}, "spec": {"active": False}}
+    assert plan.patch == (Patch(kind="Workload", name="job-job-1", body=body),)
+    assert told(plan, "Suspended") == ("False", "NotSuspended", "The run is not suspended")
+    applied = make_workload(PENDING, evicted("Deactivated"), active=False, intent="true")
+    after = plan_for(run(suspend=True), jobs=(held_job(),), workloads=(applied,))
+    assert after.patch == ()
+    assert told(after, "Suspended")[:2] == ("True", "SuspendedByUser")
+    assert told(after, "QuotaReserved")[:2] == ("False", "SuspendedByUser")
+
+
+def test_resuming_puts_the_workload_back_into_its_queue() -> None:
+    """It is active again, and waits for quota like any other."""
+    workload = make_workload(
+        PENDING, evicted("Deactivated", "The workload is deactivated"), active=False, intent="true"
+    )
+    plan = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
+    body = {"metadata": {"annotations": {SUSPEND_ANNOTATION: "false"}}, "spec": {"active": True}}
+    assert plan.patch == (Patch(kind="Workload", name="job-job-1", body=body),)
+    assert told(plan, "Suspended")[:2] == ("True", "Queued")
+
+
+def test_somebody_elses_deactivation_is_not_undone() -> None:
+    """Nor is a resumption against the user's wish: it was applied once, and is told."""
+    ours = make_workload(PENDING, active=False, intent="false")
+    assert plan_for(run(), jobs=(held_job(),), workloads=(ours,)).patch == ()
+    undone = make_workload(GRANTED, active=True, intent="true")
+    plan = plan_for(run(suspend=True), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(undone,))
+    assert plan.patch == ()
+    assert "somebody else resumed the Job" in told(plan, "Suspended")[2]
+
+
+def test_a_workload_that_kueue_made_anew_is_held_again() -> None:
+    """The wish that was noted on the old one is gone with it."""
+    plan = plan_for(run(suspend=True), jobs=(held_job(),), workloads=(make_workload(PENDING),))
+    assert [patch.kind for patch in plan.patch] == ["Workload"]
+
+
+def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
+    """Kueue might admit the Job before its Workload could be deactivated."""
+    plan = plan_for(run(suspend=True))
+    assert (plan.create, plan.requeue_after_s) == ((), None)
+    assert told(plan, "Suspended") == (
+        "True",
+        "SuspendedByUser",
+        "Suspended by spec.suspend: set it to false to go on",
+    )
+    assert told(plan, "QuotaReserved") == ("False", "SuspendedByUser", "The run holds no quota of queue gpus")
+    resumed = plan_for(with_status(run(), plan.status))
+    assert [manifest["kind"] for manifest in resumed.create] == ["ConfigMap", "Job"]
+    assert resumed.create[1]["spec"]["suspend"] is True
+    assert told(resumed, "Complete")[1] == "Queued"
+
+
+def test_the_training_job_waits_where_a_run_was_suspended_during_its_preparation() -> None:
+    """The Job that fetches is looked after until it ends; the next one is not made before the run is resumed."""
+    going = make_job(queue="gpus", role=Role.PREPARE)
+    workload = make_workload(GRANTED, job_uid="prepare-1")
+    plan = plan_for(run(suspend=True), jobs=(going,), workloads=(workload,), config=SHARED)
+    assert [(patch.kind, patch.name) for patch in plan.patch] == [("Workload", "job-prepare-1")]
+    over = dataclasses.replace(finished_job(role=Role.PREPARE), queue="gpus")
+    plan = plan_for(run(suspend=True), jobs=(over,), config=SHARED)
+    assert (plan.create, told(plan, "Complete")[1]) == ((), "SuspendedByUser")
+
+
+def test_a_job_that_was_made_before_the_label_stays_out_of_the_queue() -> None:
+    """The label on the Job counts: a later one on the resource changes nothing for it."""
+    plan = plan_for(run(suspend=True), jobs=(make_job(),), pods=(running_pod(),))
+    assert [(patch.kind, patch.body["spec"]) for patch in plan.patch] == [("Job", {"suspend": True})]
+    assert "QuotaReserved" not in [c["type"] for c in plan.status["conditions"]]
+
+
+def test_a_run_that_has_ended_holds_no_quota() -> None:
+    """Kueue gives it to the next one when the Job ends."""
+    before = plan_for(run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(make_workload(GRANTED),))
+    job = dataclasses.replace(finished_job("Failed", reason="BackoffLimitExceeded"), queue="gpus")
+    observed = Observed(kueue=True, jobs=(job,), workloads=(make_workload(GRANTED),), absence_confirmed=True)
+    plan = decide(with_status(run(), before.status), observed, CONFIG, NOW)
+    status, reason, message = told(plan, "QuotaReserved")
+    assert (status, message) == ("False", "The run holds no quota of queue gpus")
+    assert reason == told(plan, "Failed")[1]

@@ -1,0 +1,217 @@
+"""What the shell does about Kueue: asking for it, keeping the Workloads of our Jobs, patching and watching them."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import kopf
+import pytest
+from tests.unit.builders import (
+    NAME,
+    NAMESPACE,
+    UID,
+    Object,
+    condition_object,
+    make_finetune,
+    make_workload_object,
+)
+
+from lora_operator.api import WORKLOADS, Api, ApiError, Chunk, Resource
+from lora_operator.cache import Cache, Key, Scope
+from lora_operator.carry_out import TryAgainError, Writer
+from lora_operator.kueue import Kueue
+from lora_operator.liveness import WATCHED, WatchLiveness
+from lora_operator.look import look
+from lora_operator.model import Patch
+from lora_operator.resync import Resync
+from lora_operator.self_check import rights_used
+from lora_operator.supervision import OperatorFailedError
+from lora_operator.watch import register
+
+KEY = Key(NAMESPACE, NAME)
+GROUP = "/apis/kueue.x-k8s.io"
+
+
+class Discovery:
+    """An API server that serves Kueue in these versions; `kinds` are the plurals that each has."""
+
+    def __init__(self, *versions: str, kinds: tuple[str, ...] = ("localqueues", "workloads")) -> None:
+        self.versions = versions
+        self.kinds = kinds
+        self.listed: list[tuple[str, str]] = []
+        self.patched: list[tuple[str, str]] = []
+
+    async def request(self, method: str, path: str) -> Object:
+        if path == GROUP and self.versions:
+            return {"versions": [{"groupVersion": f"kueue.x-k8s.io/{v}", "version": v} for v in self.versions]}
+        if path.removeprefix(f"{GROUP}/") in self.versions:
+            return {"resources": [{"name": kind} for kind in self.kinds]}
+        raise ApiError(404, "NotFound", "the server could not find the requested resource")
+
+    async def list_chunks(self, resource: Resource, namespace: str | None, query: Mapping[str, str]) -> Any:
+        self.listed.append((resource.plural, resource.version))
+        documents = [make_workload_object()] if resource.plural == "workloads" else []
+        yield Chunk(documents=documents, version="9")
+
+    async def merge_patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        self.patched.append((resource.api_version, name))
+        stored = make_workload_object(active=body["spec"]["active"])
+        return {**stored, "metadata": {**stored["metadata"], "resourceVersion": "8", "managedFields": [{}]}}
+
+
+async def found(server: Discovery) -> Kueue:
+    """What discovery says of it."""
+    kueue = Kueue()
+    await kueue.discover(cast("Api", server))
+    return kueue
+
+
+def make_resync(server: Discovery, cache: Cache, kueue: Kueue) -> Resync:
+    return Resync(cast("Api", server), cache, kueue, namespaces=(), interval_s=0.001, wake=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("server", "served", "version"),
+    [
+        (Discovery(), False, "v1beta2"),
+        (Discovery("v1beta2", "v1beta1"), True, "v1beta2"),
+        (Discovery("v1beta1"), True, "v1beta1"),
+        (Discovery("v1alpha1"), False, "v1beta2"),
+        (Discovery("v1beta2", kinds=("localqueues",)), False, "v1beta2"),
+    ],
+    ids=["none", "new", "old", "too old", "half installed"],
+)
+async def test_kueue_is_found_in_the_newest_version_that_both_know(
+    server: Discovery, served: bool, version: str
+) -> None:
+    """A group alone is not enough: its Workloads must be there."""
+    kueue = await found(server)
+    assert (kueue.served, kueue.workloads.version) == (served, version)
+    assert not await kueue.has_changed(cast("Api", server))
+
+
+async def test_an_api_server_in_trouble_is_not_taken_for_one_without_kueue() -> None:
+    """Only a 404 says that there is none."""
+
+    class Broken:
+        async def request(self, method: str, path: str) -> Object:
+            raise ApiError(503, "ServiceUnavailable", "etcd is down")
+
+    with pytest.raises(ApiError):
+        await Kueue().discover(cast("Api", Broken()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((), ("v1beta2",)), (("v1beta2",), ()), (("v1beta1",), ("v1beta2", "v1beta1"))]
+)
+async def test_a_kueue_that_comes_goes_or_is_exchanged_ends_the_process(
+    before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    """Whoever runs the operator starts it again, and the next start watches what there is."""
+    server = Discovery(*before)
+    resync = make_resync(server, Cache(), await found(server))
+    server.versions = after
+    with pytest.raises(OperatorFailedError, match="Kueue was installed, removed or exchanged"):
+        await resync.run(lambda: None)
+
+
+@pytest.mark.parametrize("versions", [(), ("v1beta1",)])
+async def test_workloads_are_listed_only_where_they_are_served(versions: tuple[str, ...]) -> None:
+    """In the version that is served."""
+    server, cache = Discovery(*versions), Cache()
+    await make_resync(server, cache, await found(server)).fill()
+    listed = [version for plural, version in server.listed if plural == "workloads"]
+    assert (listed, len(cache.workloads)) == (list(versions), len(versions))
+
+
+@pytest.mark.parametrize("versions", [(), ("v1beta2",)])
+async def test_workloads_are_watched_only_where_they_are_served(versions: tuple[str, ...]) -> None:
+    """A watch of a kind that does not exist would never be heard."""
+    registry = kopf.OperatorRegistry()
+
+    async def log_in() -> kopf.AiohttpSession:
+        raise AssertionError("nobody logs in")
+
+    register(registry, Cache(), await found(Discovery(*versions)), lambda _: None, log_in)
+    groups = [handler.selector.group for handler in registry._watching.get_all_handlers() if handler.selector]
+    assert ("kueue.x-k8s.io" in groups) == bool(versions)
+
+
+def test_a_watch_of_workloads_must_be_heard_like_the_others() -> None:
+    """Otherwise a deaf one would go unnoticed."""
+    liveness = WatchLiveness((), clock=lambda: 0.0, wall_clock=lambda: 0.0)
+    liveness.expect(WORKLOADS)
+    for resource in WATCHED:
+        liveness.heard(resource.path(None))
+    assert not liveness.all_heard
+    liveness.heard(WORKLOADS.path(None))
+    assert liveness.all_heard
+
+
+def test_rights_on_workloads_are_asked_for_only_where_the_cluster_has_them() -> None:
+    """To list, to watch and to patch: nothing else."""
+    more = set(rights_used(kueue=True)) - set(rights_used(kueue=False))
+    assert sorted(map(str, more)) == [f"{verb} workloads.kueue.x-k8s.io" for verb in ("list", "patch", "watch")]
+
+
+def test_only_workloads_of_our_jobs_are_kept() -> None:
+    """A cluster may have thousands of others; ours are known by the labels of their pods."""
+    workloads = Cache().workloads
+    assert workloads.put(make_workload_object()) == KEY
+    assert [view.job_uid for view in workloads.of(KEY, UID)] == ["job-1"]
+    assert workloads.of(KEY, "another") == ()
+    for labels in ({}, {"app.kubernetes.io/managed-by": "Helm", "lora-operator.io/name": NAME}, None):
+        foreign = make_workload_object(job_uid="foreign")
+        foreign["spec"]["podSets"][0]["template"]["metadata"] = {} if labels is None else {"labels": labels}
+        assert workloads.put(foreign) is None
+        assert workloads.remove(foreign) is None
+    assert len(workloads) == 1
+
+
+def test_an_odd_workload_belongs_to_nobody() -> None:
+    """Nothing that a server says ends the operator."""
+    workloads = Cache().workloads
+    specs: tuple[Object, ...] = ({}, {"podSets": []}, {"podSets": [7]}, {"podSets": [{"template": None}]})
+    for spec in specs:
+        odd: Object = {"metadata": {"name": "w", "namespace": "n", "uid": "u", "resourceVersion": "1"}, "spec": spec}
+        assert workloads.put(odd) is None
+    assert len(workloads) == 0
+
+
+def test_a_look_at_a_run_shows_its_workloads_and_whether_there_is_kueue() -> None:
+    """As decisions and `explain` need it."""
+    cache = Cache()
+    cache.workloads.put(make_workload_object(condition_object("QuotaReserved")))
+    observed = look(cache, make_finetune(), events=(), told=lambda _: None, kueue=True)
+    assert (observed.kueue, [w.name for w in observed.workloads]) == (True, ["job-job-1"])
+
+
+async def test_a_workload_is_patched_in_the_version_that_is_served_and_remembered_at_once() -> None:
+    """The next decision sees it, whatever the watch does."""
+    server, cache = Discovery("v1beta1"), Cache()
+    writer = Writer(cast("Api", server), cache, await found(server))
+    patch = Patch(kind="Workload", name="job-job-1", body={"spec": {"active": False}})
+    assert await writer.patch(make_finetune(), patch) is None
+    assert server.patched == [("kueue.x-k8s.io/v1beta1", "job-job-1")]
+    assert [view.active for view in cache.workloads.of(KEY, UID)] == [False]
+
+
+async def test_a_workload_that_went_before_its_patch_is_looked_for_again() -> None:
+    """Kueue makes another when a Job changes."""
+
+    class Gone(Discovery):
+        async def merge_patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+            raise ApiError(404, "NotFound", "not found")
+
+    server = Gone("v1beta2")
+    writer = Writer(cast("Api", server), Cache(), await found(server))
+    with pytest.raises(TryAgainError, match="Workload w is gone"):
+        await writer.patch(make_finetune(), Patch(kind="Workload", name="w", body={"spec": {"active": False}}))
+
+
+def test_a_list_of_workloads_forgets_those_that_are_gone() -> None:
+    """As with every other kind."""
+    workloads = Cache().workloads
+    workloads.put(make_workload_object())
+    with workloads.listing() as listing:
+        assert listing.finish("9", Scope(namespace=NAMESPACE)) == {KEY}
+    assert len(workloads) == 0
