@@ -13,7 +13,8 @@ class Children:
 
     `expected`: a Job was made before, so a missing one was deleted. `orphans` are living pods whose Job is gone.
     `foreign`: the next attempt's name is taken by a Job that belongs to someone else. All of these train; `preparing`
-    is the Job that fetches model and data for the next attempt, or did so for the present one.
+    is the Job that fetches model and data for the next attempt, or did so for the present one. `jobs` are all of the
+    run that are there, of both kinds.
     """
 
     attempt: int
@@ -24,6 +25,7 @@ class Children:
     foreign: bool
     preparing: JobView | None = None
     preparing_pods: tuple[PodView, ...] = ()
+    jobs: tuple[JobView, ...] = ()
 
     @property
     def next_attempt(self) -> int:
@@ -53,6 +55,7 @@ def find_children(finetune: FineTune, observed: Observed) -> Children:
         foreign=any(other.name == next_name and other.owner_uid != finetune.uid for other in observed.jobs),
         preparing=preparing,
         preparing_pods=tuple(pod for pod in observed.pods if preparing and pod.job_uid == preparing.uid),
+        jobs=tuple(mine),
     )
 
 

@@ -5,67 +5,45 @@ and tells the same status. `now` only times what comes later, and dates what has
 """
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from lora_operator.adjust import adjust, adjusted
-from lora_operator.children import Children, find_children
+from lora_operator.advice import advise
+from lora_operator.case import Case, read_case
+from lora_operator.children import Children
 from lora_operator.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished, previous_condition
 from lora_operator.config import OperatorConfig
 from lora_operator.expiry import expired_objects
+from lora_operator.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
+from lora_operator.jobs import ending_of
 from lora_operator.milestones import checkpoint_saved, needs_preparation, preflight_passed, was_prepared
-from lora_operator.model import EventRecord, FineTune, JobView, Observed, Plan, PodView
-from lora_operator.names import Role, child_name
+from lora_operator.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView
+from lora_operator.names import QUEUE_LABEL, Role
 from lora_operator.notices import notices, recreated
 from lora_operator.observe import parse_job
 from lora_operator.pods import is_running, leader_first
 from lora_operator.progress import follow_progress, next_question_s
+from lora_operator.quota import Place, held, hold, no_quota, place_of, quota_reserved, waits_for_user
 from lora_operator.render import pods_of, render_config_map, render_job, render_prepare_job, render_service
-from lora_operator.request import Request, read_request
 from lora_operator.results import resolved_by_spec
-from lora_operator.situation import Scene, Situation, assess, awaiting_orphan
+from lora_operator.situation import Scene, Situation, assess, awaiting_orphan, held_by_user
 from lora_operator.status import Facts, Status, final_status, ongoing_status, refreshed_status
 from lora_operator.trouble import name_conflict, trouble_of_rejection
-from lora_operator.verdict import Verdict, deleted_too_often, judge, judge_preparation, proven_success
+from lora_operator.verdict import (
+    Verdict,
+    deadline_exceeded,
+    deleted_too_often,
+    judge,
+    judge_preparation,
+    proven_success,
+)
 from lora_operator.wording import block_of, sentence
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import RunOptions
 from lora_trainer.contract.reasons import Reason
 
 _LONGEST_PROBLEMS = MESSAGE_LENGTH - 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
-    """All that a decision looks at. `request` is read as for the attempt that is present or, without a Job, next."""
-
-    finetune: FineTune
-    observed: Observed
-    config: OperatorConfig
-    now: datetime
-    children: Children
-    request: Request
-
-    def memory(self, role: Role) -> str:
-        """The memory limit of a pod that trains or prepares."""
-        if role is Role.PREPARE:
-            return self.config.prepare_memory
-        return self.request.pod.memory or self.config.default_memory
-
-    @property
-    def next_name(self) -> str:
-        """Name of the ConfigMap and the training Job of the attempt that the request is read for."""
-        children = self.children
-        attempt = children.attempt if children.job else children.next_attempt
-        return child_name(self.finetune.name, self.finetune.uid, attempt)
-
-    @property
-    def job_name(self) -> str:
-        """Name of the present attempt's Job; empty before the first."""
-        attempt = self.children.attempt
-        return child_name(self.finetune.name, self.finetune.uid, attempt) if attempt else ""
 
 
 def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
@@ -74,23 +52,17 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
         return Plan(status=finetune.status)  # the children have an owner reference, and go with the resource
     if is_finished(finetune):
         return _after_the_end(finetune, observed, now)
-    children = find_children(finetune, observed)
-    attempt = children.attempt if children.job else children.next_attempt
-    options = RunOptions(
-        uid=finetune.uid, attempt=attempt, allow_cpu=config.allow_cpu, stall_timeout_s=config.stall_timeout_s
-    )
-    request = read_request(finetune.manifest, options)
-    case = _Case(finetune=finetune, observed=observed, config=config, now=now, children=children, request=request)
-    return _follow(case, children.job) if children.job else _begin(case)
+    case = read_case(finetune, observed, config, now)
+    return _follow(case, case.children.job) if case.children.job else _begin(case)
 
 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
-    """The verdict stands. What is left is the time to live of the Job."""
+    """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
     expired, left_s = expired_objects(finetune, observed, now)
     return Plan(status=refreshed_status(finetune), delete=expired, requeue_after_s=left_s)
 
 
-def _begin(case: _Case) -> Plan:
+def _begin(case: Case) -> Plan:
     """There is no Job. It may have been deleted, even when its work was done; its pod may live on."""
     children = case.children
     if case.observed.rejection is not None:
@@ -105,114 +77,164 @@ def _begin(case: _Case) -> Plan:
     return _start(case)
 
 
-def _start(case: _Case) -> Plan:
+def _start(case: Case) -> Plan:
     """A Job is to be made, unless something stands against it."""
     children, request = case.children, case.request
-    if children.attempt > request.policy.max_retries:
-        return _end(case, deleted_too_often(case.job_name, children.attempt, request.policy.max_retries))
+    verdict = _spent_up(case)
+    if verdict is not None:
+        return _end_surely(case, verdict)
     if request.train is None:
         return _invalid(case)
     if children.foreign:
         return _refused(case, name_conflict("Job", case.next_name))
+    if waits_for_user(request) and not _is_preparing(children):
+        return dataclasses.replace(_await(case, Situation(state=held_by_user())), requeue_after_s=None)
     if needs_preparation(request.train, case.config) and not was_prepared(case.finetune):
         return _prepare(case, request.train)
     return _create(case, request.train)
 
 
-def _prepare(case: _Case, train: TrainConfig) -> Plan:
+def _spent_up(case: Case) -> Verdict | None:
+    """The end of a run that has no retry or no second left for another Job."""
+    deletions, policy = case.deleted_jobs, case.request.policy
+    if deletions and case.used.retries > policy.max_retries:
+        return deleted_too_often(case.job_name, deletions, case.used.retries - deletions, policy.max_retries)
+    if has_no_time_left(case):
+        return deadline_exceeded(policy, case.children.pods, case.memory(Role.TRAIN))
+    return None
+
+
+def _is_preparing(children: Children) -> bool:
+    job = children.preparing
+    return job is not None and ending_of(job) is None
+
+
+def _prepare(case: Case, train: TrainConfig) -> Plan:
     """Model and data are fetched first, so that no GPU waits for a download. The training Job follows a success."""
     children = case.children
     job = children.preparing
     if job is None:
-        rendered = render_prepare_job(case.finetune, case.request, train, case.config)
-        fresh = dataclasses.replace(case, children=dataclasses.replace(children, preparing=parse_job(rendered)))
-        plan = _watch(fresh, parse_job(rendered))
+        rendered = render_prepare_job(case.finetune, case.request, train, case.config, case.used)
+        job = parse_job(rendered)
+        plan = _watch_new(dataclasses.replace(case, children=dataclasses.replace(children, preparing=job)), job)
         return dataclasses.replace(plan, create=(render_config_map(case.finetune, train), rendered), watch_events=False)
-    verdict = judge_preparation(job, children.preparing_pods, case.memory(Role.PREPARE))
+    verdict = judge_preparation(job, children.preparing_pods, case.memory(Role.PREPARE), case.request.policy)
     if verdict is None:
-        return _adjust_and_watch(case, job)
-    if verdict.succeeded:
-        return _create(case, train)
-    unsure = verdict.on_absence and not case.observed.absence_confirmed
-    return _look_again(case) if unsure else _end(case, verdict)
+        return _go_on(case, job)
+    return _create(case, train) if verdict.succeeded else _end_surely(case, verdict)
 
 
-def _follow(case: _Case, job: JobView) -> Plan:
+def _follow(case: Case, job: JobView) -> Plan:
     """There is a Job. Tell what it does, and how it ended once it has."""
-    verdict = judge(job, case.children.pods, case.memory(Role.TRAIN))
+    verdict = judge(job, case.children.pods, case.memory(Role.TRAIN), case.request.policy)
+    return _go_on(case, job) if verdict is None else _end_surely(case, verdict)
+
+
+def _go_on(case: Case, job: JobView) -> Plan:
+    """The Job goes on, unless the run has come to an end that Kubernetes knows nothing of."""
+    patches: tuple[Patch, ...] = ()
+    place = place_of(job, case.observed)
+    if not job.deleting and not case.observed.rejection:
+        job, place, patches = _adjust(case, job, place)
+    scene = _scene(case, job, place)
+    situation = assess(scene)
+    verdict = give_up(case, scene, situation)
     if verdict is not None:
-        unsure = verdict.on_absence and not case.observed.absence_confirmed
-        return _look_again(case) if unsure else _end(case, verdict)
-    return _adjust_and_watch(case, job)
+        return _end_surely(case, verdict)
+    return dataclasses.replace(_watch(case, scene, situation), patch=patches)
 
 
-def _adjust_and_watch(case: _Case, job: JobView) -> Plan:
-    pods = pods_of(job.role, case.request.pod)
-    patch = None if job.deleting or case.observed.rejection else adjust(job, case.request.policy, pods)
-    plan = _watch(case, adjusted(job, patch) if patch else job)
-    return dataclasses.replace(plan, patch=(patch,) if patch else ())
+def _adjust(case: Case, job: JobView, place: Place | None) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
+    """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue."""
+    policy, patches = case.request.policy, list[Patch]()
+    if patch := adjust(job, policy, pods_of(job.role, case.request.pod), case.spent.run_s):
+        job = adjusted(job, patch)
+        patches.append(patch)
+    if place is not None and (patch := hold(place, policy)):
+        place = held(place, patch)
+        patches.append(patch)
+    return job, place, tuple(patches)
 
 
-def _create(case: _Case, train: TrainConfig) -> Plan:
+def _create(case: Case, train: TrainConfig) -> Plan:
     """The first attempt, or the next one where the Job of the last was deleted."""
     finetune, children = case.finetune, case.children
-    rendered = render_job(finetune, case.request, train, case.config)
+    rendered = render_job(finetune, case.request, train, case.config, case.used)
     job = parse_job(rendered)
     events: tuple[EventRecord, ...] = ()
     if children.expected:
         events = (recreated(job.name, job.attempt, case.job_name),)
     fresh = dataclasses.replace(children, attempt=job.attempt, job=job, pods=())
-    plan = _watch(
-        dataclasses.replace(case, children=fresh), job, resolved=resolved_by_spec(train, case.config.trainer_image)
-    )
+    resolved = resolved_by_spec(train, case.config.trainer_image)
+    plan = _watch_new(dataclasses.replace(case, children=fresh), job, resolved)
     service = (render_service(finetune, train),) if case.request.pod.nodes > 1 else ()
     create = (render_config_map(finetune, train), *service, rendered)
     return dataclasses.replace(plan, create=create, events=(*events, *plan.events), watch_events=False)
 
 
-def _watch(case: _Case, job: JobView, resolved: Status | None = None) -> Plan:
-    """The status of a run that goes on, and when to look again. `job` trains or prepares."""
-    observed, config, trains = case.observed, case.config, job.role is Role.TRAIN
-    pods = case.children.pods if trains else case.children.preparing_pods
-    running = next((pod for pod in leader_first(pods) if is_running(pod)), None)
-    running = running if trains and not job.suspended else None
-    progress = follow_progress(case.finetune, running, observed.progress, case.now)
-    scene = Scene(
+def _watch_new(case: Case, job: JobView, resolved: Status | None = None) -> Plan:
+    """The first status of a Job that is being made."""
+    scene = _scene(case, job, place_of(job, case.observed))
+    return _watch(case, scene, assess(scene), resolved)
+
+
+def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
+    """What the situation of a Job that trains or prepares is read from; `place` is its in a queue."""
+    pods = case.children.pods if job.role is Role.TRAIN else case.children.preparing_pods
+    return Scene(
         request=case.request,
         config_map=case.next_name,
         nodes=pods_of(job.role, case.request.pod),
         job=job,
         pods=pods,
-        events=observed.events,
-        progress=progress,
+        events=case.observed.events,
+        progress=follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now),
         memory=case.memory(job.role),
+        place=place,
     )
-    situation = assess(scene)
+
+
+def _teller(job: JobView, pods: Sequence[PodView]) -> PodView | None:
+    """The pod whose progress is the run's."""
+    running = next((pod for pod in leader_first(pods) if is_running(pod)), None)
+    return running if job.role is Role.TRAIN and not job.suspended else None
+
+
+def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | None = None) -> Plan:
+    """The status of a run that goes on, and when to look again."""
+    observed, config, job, place = case.observed, case.config, scene.job, scene.place
+    trains = job.role is Role.TRAIN
+    told = observed.progress if _teller(job, scene.pods) else None
     facts = Facts(
-        milestones=_milestones(case, situation.state, progress),
+        milestones=(
+            *_milestones(case, situation.state, scene.progress),
+            *((quota_reserved(place, situation.state),) if place else ()),
+        ),
         attempt=job.attempt if trains else case.children.attempt,
         job_name=job.name if trains else case.job_name,
         job=job,
+        resumed_by_others=place.resumed_by_others if place else job.suspend_intent is True and not job.suspended,
         pod=_shown_pod(case, situation) if trains else None,
         resolved=resolved or _resolved(case),
-        found_out=observed.progress.resolved if observed.progress and running else None,
-        progress=progress,
+        found_out=told.resolved if told else None,
+        progress=dict(scene.progress),
     )
     accepted = _accepted(job.name)
     if observed.rejection is not None:
         accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
-    status = ongoing_status(case.finetune, accepted, situation, facts, case.now)
+    status = ongoing_status(case.finetune, accepted, situation, _counted(case, facts, situation.state), case.now)
     plan = Plan(status=status, create=_made_again(case, job, situation), events=notices(case.finetune, status))
     if situation.running and situation.pod is not None:
         return _with_question(
-            plan, situation.pod, next_question_s(progress, config.progress_interval_s, case.now), config
+            plan, situation.pod, next_question_s(scene.progress, config.progress_interval_s, case.now), config
         )
     if job.suspended:
         return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
-    return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True)
+    due_s = pending_left_s(case, job, scene.pods, situation)
+    return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
 
 
-def _made_again(case: _Case, job: JobView, situation: Situation) -> tuple[Mapping[str, Any], ...]:
+def _made_again(case: Case, job: JobView, situation: Situation) -> tuple[Mapping[str, Any], ...]:
     """What the pods of an attempt need beside their Job, in case that somebody deleted it.
 
     Nothing tells that a Service is gone, which is not watched. New pods look for each other by it: so it is made again,
@@ -227,7 +249,7 @@ def _made_again(case: _Case, job: JobView, situation: Situation) -> tuple[Mappin
     return (*lost, render_service(case.finetune, train)) if several and changed else lost
 
 
-def _shown_pod(case: _Case, situation: Situation) -> PodView | None:
+def _shown_pod(case: Case, situation: Situation) -> PodView | None:
     """The pod for kubectl logs: of several nodes always the one that leads, whichever the state is about."""
     if case.request.pod.nodes == 1:
         return situation.pod
@@ -240,71 +262,94 @@ def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConf
     return dataclasses.replace(plan, requeue_after_s=config.progress_interval_s, ask_progress=pod)
 
 
-def _end(case: _Case, verdict: Verdict) -> Plan:
+def _end_surely(case: Case, verdict: Verdict) -> Plan:
+    """The run is over, after a live look where something weighed in that the cache may not have seen."""
+    unsure = verdict.on_absence and not case.observed.absence_confirmed
+    return _look_again(case) if unsure else _end(case, verdict)
+
+
+def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Plan:
     """The run is over: the last status."""
     children = case.children
     pods = leader_first(children.pods)
     progress = block_of(case.finetune.status, "progress")
     facts = Facts(
-        milestones=_milestones(case, verdict.finding, progress, verdict),
+        milestones=(*_milestones(case, verdict.finding, progress, verdict), *_without_quota(case, verdict.finding)),
         attempt=children.attempt,
         job_name=case.job_name,
         job=children.job or children.preparing,
         pod=pods[0] if pods else None,
         resolved=_resolved(case),
     )
-    status = final_status(case.finetune, _accepted(case.job_name), verdict, facts, case.now)
+    counted = _counted(case, facts, verdict.finding)
+    status = final_status(case.finetune, accepted or _accepted(case.job_name), verdict, counted, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
 
 
-def _invalid(case: _Case) -> Plan:
+def _invalid(case: Case) -> Plan:
     """The spec breaks a rule, and cannot change any more: the run has failed before it began."""
     message = "; ".join(str(problem) for problem in case.request.problems)
     remedy = "create a new LoRAFineTune with a corrected spec"
     finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{sentence(message, _LONGEST_PROBLEMS)}: {remedy}")
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    facts = Facts(attempt=case.children.attempt, job_name=case.job_name)
+    facts = _counted(case, Facts(attempt=case.children.attempt, job_name=case.job_name), finding)
     status = final_status(case.finetune, accepted, Verdict(succeeded=False, finding=finding), facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
 
 
-def _refused(case: _Case, finding: Finding) -> Plan:
-    """The API server takes no Job from us: say why, and try again after a while."""
+def _refused(case: Case, finding: Finding) -> Plan:
+    """The API server takes no Job from us: say why, and try again after a while, but not longer than the user waits."""
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    plan = _await(case, Situation(state=finding), accepted)
+    situation, job, pods = Situation(state=finding), case.children.preparing, case.children.preparing_pods
+    verdict = waited_too_long(case, job, pods, situation)
+    if verdict is not None:
+        return _end(case, verdict, accepted)
+    plan = _await(case, situation, accepted)
     patient = finding.reason is Reason.NAME_CONFLICT
-    return dataclasses.replace(
-        plan, requeue_after_s=case.config.resync_interval_s if patient else case.config.retry_max_s
-    )
+    again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
+    return dataclasses.replace(plan, requeue_after_s=again_s, due_in_s=pending_left_s(case, job, pods, situation))
 
 
-def _await(case: _Case, situation: Situation, accepted: Condition | None = None) -> Plan:
+def _await(case: Case, situation: Situation, accepted: Condition | None = None) -> Plan:
     """No Job is there, and none is made for now."""
     progress = follow_progress(case.finetune, None, None, case.now)
     facts = Facts(
-        milestones=_milestones(case, situation.state, progress),
+        milestones=(*_milestones(case, situation.state, progress), *_without_quota(case, situation.state)),
         attempt=case.children.attempt,
         job_name=case.job_name,
         pod=situation.pod,
         progress=progress,
     )
+    facts = _counted(case, facts, situation.state)
     status = ongoing_status(case.finetune, accepted or _accepted(case.job_name), situation, facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
 
 
-def _look_again(case: _Case) -> Plan:
+def _look_again(case: Case) -> Plan:
     """The cache may be behind the cluster, and what follows cannot be taken back."""
     return Plan(status=case.finetune.status, confirm_absence=True)
 
 
+def _counted(case: Case, facts: Facts, state: Finding) -> Facts:
+    """With what was counted over all attempts, and the advice that follows."""
+    return dataclasses.replace(facts, spent=case.spent, retries=case.retries, advice=advise(case, state))
+
+
 def _milestones(
-    case: _Case, state: Finding, progress: Mapping[str, Any], verdict: Verdict | None = None
+    case: Case, state: Finding, progress: Mapping[str, Any], verdict: Verdict | None = None
 ) -> tuple[Condition, ...]:
-    preflight = preflight_passed(case.finetune, case.children, case.config, state)
+    preflight = preflight_passed(case.finetune, case.children, case.config, case.request.policy, state)
     if preflight is not None and preflight.holds is None and verdict is not None:
         preflight = dataclasses.replace(preflight, holds=False)
     checkpoint = checkpoint_saved(case.finetune, case.request.train, progress, verdict)
     return tuple(condition for condition in (preflight, checkpoint) if condition is not None)
+
+
+def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
+    """The condition QuotaReserved where no Job goes on; nothing for a run that is in no queue."""
+    job = case.children.job or case.children.preparing
+    queue = job.queue if job else case.request.pod.queue_labels.get(QUEUE_LABEL)
+    return (no_quota(state, queue),) if queue else ()
 
 
 def _accepted(job_name: str) -> Condition:
@@ -312,7 +357,7 @@ def _accepted(job_name: str) -> Condition:
     return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
 
 
-def _resolved(case: _Case) -> Status:
+def _resolved(case: Case) -> Status:
     """What was resolved stays; it is made up for only where a crash came before the first status."""
     before = block_of(case.finetune.status, "resolved")
     train = case.request.train

@@ -7,6 +7,7 @@ from lora_operator.children import Children
 from lora_operator.conditions import Condition, Finding, Type, previous_condition
 from lora_operator.config import OperatorConfig
 from lora_operator.model import FineTune
+from lora_operator.request import Policy
 from lora_operator.verdict import Verdict, judge_preparation
 from lora_operator.wording import parse_instant, sentence
 from lora_trainer.contract.config import TrainConfig
@@ -27,7 +28,7 @@ def was_prepared(finetune: FineTune) -> bool:
 
 
 def preflight_passed(
-    finetune: FineTune, children: Children, config: OperatorConfig, state: Finding
+    finetune: FineTune, children: Children, config: OperatorConfig, policy: Policy, state: Finding
 ) -> Condition | None:
     """The condition PreflightPassed of a run that has not failed in it; None where nothing is fetched beforehand."""
     if was_prepared(finetune):
@@ -36,7 +37,7 @@ def preflight_passed(
     job = children.preparing
     if job is None:
         return None
-    verdict = judge_preparation(job, children.preparing_pods, config.prepare_memory)
+    verdict = judge_preparation(job, children.preparing_pods, config.prepare_memory, policy)
     if verdict is not None and verdict.succeeded:
         return Condition(type=Type.PREFLIGHT_PASSED, holds=True, finding=verdict.finding)
     return Condition(type=Type.PREFLIGHT_PASSED, holds=None, finding=state)

@@ -4,6 +4,7 @@ nodes. Pure: the same resource gives the same bytes."""
 from typing import Any
 
 from lora_operator import names
+from lora_operator.budget import Used, backoff_limit, seconds_left
 from lora_operator.config import OperatorConfig
 from lora_operator.environment import RENDEZVOUS_PORT
 from lora_operator.model import FineTune
@@ -11,10 +12,11 @@ from lora_operator.names import Role
 from lora_operator.pod_template import CONFIG_KEY, pod_spec
 from lora_operator.request import PodRequest, Policy, Request
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import FINAL
+from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 Manifest = dict[str, Any]
+_NOTHING = Used()
 
 
 def render_config_map(finetune: FineTune, train: TrainConfig) -> Manifest:
@@ -44,8 +46,13 @@ def render_service(finetune: FineTune, train: TrainConfig) -> Manifest:
     }
 
 
-def render_job(finetune: FineTune, request: Request, train: TrainConfig, config: OperatorConfig) -> Manifest:
-    """The training Job of the attempt that `train` names. Indexed, so that names and hostnames are known beforehand."""
+def render_job(
+    finetune: FineTune, request: Request, train: TrainConfig, config: OperatorConfig, used: Used = _NOTHING
+) -> Manifest:
+    """The training Job of the attempt that `train` names. Indexed, so that names and hostnames are known beforehand.
+
+    `used` is what the run used up before.
+    """
     metadata = _metadata(finetune, train.run.attempt)
     nodes = request.pod.nodes
     kind: Manifest = {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
@@ -53,10 +60,13 @@ def render_job(finetune: FineTune, request: Request, train: TrainConfig, config:
         # Node 0 publishes. A node that was lost after the training finds nobody to train with: it need not come back.
         kind["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     template = pod_spec(Role.TRAIN, request.pod, train, metadata["name"], config)
-    return _job(request, Role.TRAIN, metadata, kind, template)
+    metadata["annotations"] = _remembered(used)
+    return _job(request, metadata, kind | _limits(request.policy, used, nodes), template)
 
 
-def render_prepare_job(finetune: FineTune, request: Request, train: TrainConfig, config: OperatorConfig) -> Manifest:
+def render_prepare_job(
+    finetune: FineTune, request: Request, train: TrainConfig, config: OperatorConfig, used: Used = _NOTHING
+) -> Manifest:
     """The Job that fetches model and data into the cache before GPUs are asked for. It reads the same ConfigMap."""
     attempt = train.run.attempt
     metadata = _metadata(finetune, attempt, Role.PREPARE)
@@ -64,12 +74,8 @@ def render_prepare_job(finetune: FineTune, request: Request, train: TrainConfig,
     metadata["name"] = names.prepare_name(finetune.name, finetune.uid, attempt)
     kind: Manifest = {"completions": 1, "parallelism": 1}
     template = pod_spec(Role.PREPARE, request.pod, train, config_map, config)
-    return _job(request, Role.PREPARE, metadata, kind, template)
-
-
-def backoff_limit(policy: Policy, pods: int) -> int:
-    """Failed pods that a Job bears. Where several train together, one failure ends all of them and each one counts."""
-    return policy.max_retries * pods
+    metadata["annotations"] = _remembered(used)
+    return _job(request, metadata, kind | _limits(request.policy, used, 1), template)
 
 
 def suspend_annotation(intent: bool) -> dict[str, str]:
@@ -82,14 +88,24 @@ def pods_of(role: Role, pod: PodRequest) -> int:
     return pod.nodes if role is Role.TRAIN else 1
 
 
-def _job(request: Request, role: Role, metadata: Manifest, kind: Manifest, template: Manifest) -> Manifest:
+def _remembered(used: Used) -> dict[str, str]:
+    """What a later change of `maxRetries` must know of the time before the Job."""
+    return {names.RETRIES_ANNOTATION: str(used.retries)}
+
+
+def _limits(policy: Policy, used: Used, pods: int) -> Manifest:
+    deadline_s = seconds_left(policy, used)
+    deadline = {} if deadline_s is None else {"activeDeadlineSeconds": deadline_s}
+    return {"backoffLimit": backoff_limit(policy, used, pods), **deadline}
+
+
+def _job(request: Request, metadata: Manifest, kind: Manifest, template: Manifest) -> Manifest:
     policy, pod = request.policy, request.pod
     labels = metadata["labels"]
     metadata["labels"] = {**labels, **pod.queue_labels}
-    metadata["annotations"] = suspend_annotation(policy.suspend)
+    metadata["annotations"] |= suspend_annotation(policy.suspend)
     spec: Manifest = {
         **kind,
-        "backoffLimit": backoff_limit(policy, pods_of(role, pod)),
         # A queue admits the Job by lifting the suspension; without one nothing holds it but the user's own wish.
         "suspend": policy.suspend or names.QUEUE_LABEL in pod.queue_labels,
         # A new pod is made only when the old one has ended: two must never write the same output.
@@ -97,8 +113,6 @@ def _job(request: Request, role: Role, metadata: Manifest, kind: Manifest, templ
         "podFailurePolicy": _pod_failure_policy(),
         "template": {"metadata": {"labels": labels}, "spec": template},
     }
-    if policy.active_deadline_s is not None:
-        spec["activeDeadlineSeconds"] = policy.active_deadline_s
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
@@ -121,10 +135,14 @@ def _metadata(finetune: FineTune, attempt: int, role: Role = Role.TRAIN) -> Mani
 
 
 def _pod_failure_policy() -> Manifest:
-    final = {"containerName": names.TRAINER_CONTAINER, "operator": "In", "values": [int(code) for code in FINAL]}
+    codes = {"containerName": names.TRAINER_CONTAINER, "operator": "In"}
+    final = {**codes, "values": [int(code) for code in FINAL]}
+    told_to_stop = {**codes, "values": [int(ExitCode.TERMINATED)]}
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             {"action": "FailJob", "onExitCodes": final},
+            # A pod that somebody deleted saves and ends so; what else sends it so far is counted by the operator.
+            {"action": "Ignore", "onExitCodes": told_to_stop},
         ]
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_operator.conditions import Finding
 from lora_operator.model import EventView, JobView, PodView
-from lora_operator.names import QUEUE_LABEL, Role
+from lora_operator.names import Role
 from lora_operator.pods import (
     condition_of,
     failures_of,
@@ -18,6 +18,7 @@ from lora_operator.pods import (
     newest_first,
     was_disrupted,
 )
+from lora_operator.quota import Place, waiting
 from lora_operator.request import Request
 from lora_operator.trouble import trouble_of_job, trouble_of_pod
 from lora_trainer.contract.exit_codes import FINAL
@@ -50,7 +51,8 @@ class Situation:
 class Scene:
     """What a situation is read from. `progress` is the progress block of the status, as it will be written.
 
-    `config_map` is that of the attempt, `nodes` the number of pods that the Job has at a time.
+    `config_map` is that of the attempt, `nodes` the number of pods that the Job has at a time, `place` the Job's in a
+    queue.
     """
 
     request: Request
@@ -61,6 +63,7 @@ class Scene:
     events: Sequence[EventView]
     progress: Mapping[str, Any]
     memory: str
+    place: Place | None = None
 
 
 def assess(scene: Scene) -> Situation:
@@ -100,6 +103,12 @@ def _telling(scene: Scene, living: Sequence[PodView]) -> PodView | None:
     return next(iter(living), None)
 
 
+def held_by_user() -> Finding:
+    """The user wants the run to wait."""
+    message = "Suspended by spec.suspend: set it to false to go on"
+    return Finding(reason=Reason.SUSPENDED_BY_USER, message=message)
+
+
 def awaiting_orphan(pod: PodView) -> Situation:
     """The Job is gone but its pod lives on: two must never write the same output, so the next attempt waits."""
     message = (
@@ -116,14 +125,11 @@ def _suspended(scene: Scene, living: PodView | None) -> Finding:
     since = next((c.since for c in scene.job.conditions if c.type == "Suspended" and c.status == "True"), None)
     end = f"; pod {living.name} is being stopped" if living else ""
     if scene.request.policy.suspend:
-        message = f"Suspended by spec.suspend: set it to false to go on{end}"
-        return Finding(reason=Reason.SUSPENDED_BY_USER, message=message, since=since)
-    queue = scene.request.pod.queue_labels.get(QUEUE_LABEL)
-    who = (
-        f"queue {queue} admits it"
-        if queue
-        else f"whoever suspended it sets spec.suspend of Job {scene.job.name} to false"
-    )
+        return dataclasses.replace(held_by_user(), message=f"{held_by_user().message}{end}", since=since)
+    if scene.place is not None:
+        finding = waiting(scene.place)
+        return dataclasses.replace(finding, message=f"{finding.message}{end}", since=finding.since or since)
+    who = f"whoever suspended it sets spec.suspend of Job {scene.job.name} to false"
     message = f"The Job is suspended, but not by spec.suspend of this LoRAFineTune: it goes on when {who}{end}"
     return Finding(reason=Reason.SUSPENDED_EXTERNALLY, message=message, since=since)
 

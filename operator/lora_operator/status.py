@@ -10,7 +10,9 @@ from lora_operator.conditions import Condition, Finding, Type, refresh_condition
 from lora_operator.model import FineTune, JobView, PodView
 from lora_operator.progress import close_progress
 from lora_operator.results import artifact_block, checkpoint_block, dataset_block, resolved_by_run, results_block
+from lora_operator.retries import Retries, retries_block
 from lora_operator.situation import Situation
+from lora_operator.spent_time import SpentTime, time_block
 from lora_operator.verdict import Verdict
 from lora_operator.wording import block_of, instant, parse_instant
 from lora_trainer.contract.reasons import Reason
@@ -24,24 +26,28 @@ _RESUMED_BY_OTHERS = Finding(
     "then to true to hold it again",
 )
 _NOT_YET_PUBLISHED = Finding(reason=Reason.PENDING, message="The result is published when the training is done")
-_SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}
+_SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY, Reason.QUEUED, Reason.PREEMPTED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a status tells besides its state. None and empty mean: as before.
 
-    `milestones` are further conditions.
+    `milestones` are further conditions. `resumed_by_others`: the user's suspension was applied, and then undone.
     """
 
     milestones: tuple[Condition, ...] = ()
     attempt: int = 0
     job_name: str = ""
     job: JobView | None = None
+    resumed_by_others: bool = False
     pod: PodView | None = None
     resolved: Status = dataclasses.field(default_factory=dict)
     found_out: ResolvedRun | None = None
     progress: Status = dataclasses.field(default_factory=dict)
+    spent: SpentTime = dataclasses.field(default_factory=SpentTime)
+    retries: Retries = dataclasses.field(default_factory=Retries)
+    advice: list[Status] = dataclasses.field(default_factory=list)
 
 
 def ongoing_status(
@@ -86,6 +92,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     )
     summary = verdict.summary
     facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
+    facts = dataclasses.replace(facts, spent=facts.spent.ended_at(end))
     status = _assemble(finetune, conditions, facts, now)
     status["completionTime"] = instant(end)
     blocks = {
@@ -122,14 +129,16 @@ def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts,
         "podName": facts.pod.name if facts.pod else _text(before.get("podName")),
         "resolved": resolved,
         "progress": facts.progress,
+        "retries": retries_block(facts.retries),
+        "advice": facts.advice,
     }
-    return {key: value for key, value in status.items() if value not in ("", {}, 0) or key == "observedGeneration"}
+    known = {key: value for key, value in status.items() if value not in ("", {}, [], 0) or key == "observedGeneration"}
+    return known | time_block(facts.spent)
 
 
 def _free(finetune: FineTune, facts: Facts) -> Finding:
-    """Why the run is not held, though the user may have wished it: the wish was applied, and then undone."""
-    undone = facts.job is not None and facts.job.suspend_intent is True and not facts.job.suspended
-    return _RESUMED_BY_OTHERS if undone and finetune.spec.get("suspend") is True else NOT_SUSPENDED
+    """Why the run is not held, though the user may have wished it."""
+    return _RESUMED_BY_OTHERS if facts.resumed_by_others and finetune.spec.get("suspend") is True else NOT_SUSPENDED
 
 
 def _publishes(state: Finding) -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lora_operator.conditions import Finding
+from lora_operator.jobs import ending_of
 from lora_operator.model import ConditionView, JobView, PodView
 from lora_operator.pods import failures_of, newest_first, summary_of
+from lora_operator.request import Policy
 from lora_operator.wording import last_line, sentence
 from lora_trainer.contract.exit_codes import reason_of
 from lora_trainer.contract.reasons import Reason
@@ -27,9 +29,9 @@ class Verdict:
     on_absence: bool = False
 
 
-def judge(job: JobView, pods: Sequence[PodView], memory: str) -> Verdict | None:
+def judge(job: JobView, pods: Sequence[PodView], memory: str, policy: Policy) -> Verdict | None:
     """The verdict on a finished Job and its pods; None while the Job goes on. `memory` is the pods' limit."""
-    ending = _ending(job)
+    ending = ending_of(job)
     if ending is None:
         return None
     ended_at = job.completed_at or ending.since
@@ -37,15 +39,15 @@ def judge(job: JobView, pods: Sequence[PodView], memory: str) -> Verdict | None:
     if verdict is None and ending.type == "Complete":
         verdict = _complete_without_proof(pods)
     if verdict is None:
-        verdict = _failed(job, ending, pods, memory)
+        verdict = _failed(job, ending, pods, memory, policy)
     return dataclasses.replace(
         verdict, finding=dataclasses.replace(verdict.finding, since=ended_at or verdict.finding.since)
     )
 
 
-def judge_preparation(job: JobView, pods: Sequence[PodView], memory: str) -> Verdict | None:
+def judge_preparation(job: JobView, pods: Sequence[PodView], memory: str, policy: Policy) -> Verdict | None:
     """The verdict on the Job that fetches model and data; None while it goes on. It leaves nothing that needs proof."""
-    ending = _ending(job)
+    ending = ending_of(job)
     if ending is None:
         return None
     if ending.type == "Complete":
@@ -54,7 +56,7 @@ def judge_preparation(job: JobView, pods: Sequence[PodView], memory: str) -> Ver
         message = sentence(told) or f"Job {job.name} has fetched model and data into the cache"
         finding = Finding(reason=Reason.PREPARED, message=message)
         return Verdict(succeeded=True, finding=finding)
-    verdict = _failed(job, ending, pods, memory)
+    verdict = _failed(job, ending, pods, memory, policy)
     since = job.completed_at or ending.since or verdict.finding.since
     return dataclasses.replace(verdict, finding=dataclasses.replace(verdict.finding, since=since))
 
@@ -69,18 +71,41 @@ def proven_success(pods: Iterable[PodView]) -> Verdict | None:
     return None
 
 
-def deleted_too_often(job_name: str, deletions: int, max_retries: int) -> Verdict:
-    """The end of a run whose Job was deleted more often than `maxRetries` allows."""
-    times = "once" if deletions == 1 else f"{deletions} times"
+def deadline_exceeded(policy: Policy, pods: Iterable[PodView], memory: str) -> Verdict:
+    """The end of a run that was active for longer than it may be."""
+    failures = failures_of(pods, memory)
+    limit = "" if policy.active_deadline_s is None else f" ({policy.active_deadline_s} s)"
+    # The pod that the deadline stopped was told to stop, which is no failure of its own.
+    before = next((failure for _, failure in failures if failure.reason is not Reason.EVICTED), None)
     message = (
-        f"The run's Job was deleted {times}, the last one being {job_name}, and maxRetries is {max_retries}: "
+        f"The run was active for longer than spec.activeDeadlineSeconds{limit}{_and_before(before)}: "
+        "create a new LoRAFineTune with a later deadline or without one"
+    )
+    finding = Finding(reason=Reason.DEADLINE_EXCEEDED, message=sentence(message))
+    summary = summary_of(failures[0][0]) if failures else None
+    return Verdict(succeeded=False, finding=finding, summary=summary, on_absence=True)
+
+
+def out_of_retries(pods: Iterable[PodView], memory: str, max_retries: int) -> Verdict:
+    """The end of a run that the operator gives up, for failures that its Job would try again without end."""
+    failures = failures_of(pods, memory)
+    summary = summary_of(failures[0][0]) if failures else None
+    last = failures[0][1] if failures else Finding(reason=Reason.BACKOFF_LIMIT_EXCEEDED, message="Its pods ended early")
+    reason = Reason.BACKOFF_LIMIT_EXCEEDED if last.reason in _UNSPECIFIC else last.reason
+    message = f"{last.message} (more failures than the {max_retries} of maxRetries)"
+    finding = dataclasses.replace(last, reason=reason, message=sentence(message))
+    return Verdict(succeeded=False, finding=finding, summary=summary, on_absence=True)
+
+
+def deleted_too_often(job_name: str, deletions: int, failures: int, max_retries: int) -> Verdict:
+    """The end of a run whose Job was deleted, when nothing is left of `maxRetries`, of which failures took a part."""
+    times = "once" if deletions == 1 else f"{deletions} times"
+    failed = "" if not failures else ", after 1 failure" if failures == 1 else f", after {failures} failures"
+    message = (
+        f"The run's Job was deleted {times}, the last one being {job_name}{failed}, and maxRetries is {max_retries}: "
         "create a new LoRAFineTune to run again; to pause a run, set spec.suspend to true instead"
     )
     return Verdict(succeeded=False, finding=Finding(reason=Reason.BACKOFF_LIMIT_EXCEEDED, message=message))
-
-
-def _ending(job: JobView) -> ConditionView | None:
-    return next((c for c in job.conditions if c.type in {"Complete", "Failed"} and c.status == "True"), None)
 
 
 def _complete_without_proof(pods: Sequence[PodView]) -> Verdict:
@@ -102,20 +127,12 @@ def _complete_without_proof(pods: Sequence[PodView]) -> Verdict:
     )
 
 
-def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory: str) -> Verdict:
+def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory: str, policy: Policy) -> Verdict:
     failures = failures_of(pods, memory)
     last = failures[0][1] if failures else _failure_told_by_the_job(ending)
     summary = summary_of(failures[0][0]) if failures else None
     if ending.reason == "DeadlineExceeded":
-        seconds = "" if job.active_deadline_s is None else f" ({job.active_deadline_s} s)"
-        # The pod that the deadline stopped was told to stop, which is no failure of its own.
-        before = next((failure for _, failure in failures if failure.reason is not Reason.EVICTED), None)
-        finding = Finding(
-            reason=Reason.DEADLINE_EXCEEDED,
-            message=f"The run took longer than spec.activeDeadlineSeconds{seconds}{_and_before(before)}: "
-            "create a new LoRAFineTune with a later deadline or without one",
-        )
-        return Verdict(succeeded=False, finding=finding, summary=summary, on_absence=not failures)
+        return dataclasses.replace(deadline_exceeded(policy, pods, memory), on_absence=not failures)
     if last is None:
         last = Finding(
             reason=Reason.RESULT_UNKNOWN,

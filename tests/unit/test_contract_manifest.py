@@ -326,8 +326,7 @@ EDGES = [
     pytest.param(path, value, id=f"{'.'.join(path)}={value}")
     for path, field in leaves(SPEC)
     for value in (field.get("minimum"), field.get("maximum"), *field.get("enum", ()))
-    if value is not None
-    and path[0] not in OF_THE_OPERATOR
+    if value is not None and path[0] not in OF_THE_OPERATOR
 ]
 
 

@@ -20,7 +20,6 @@ from tests.unit.test_render import FULL, SITE, everything
 from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
 from lora_operator.model import FineTune, Observed
-from lora_operator.request import read_policy
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 
@@ -171,8 +170,13 @@ def test_a_change_of_a_leaf_changes_the_run_or_its_objects(path: str) -> None:
     """What a user writes never goes unread."""
     value, spec = CASES[path]
     if path in OF_THE_OPERATOR:
-        policies = [read_policy(make_finetune(spec=each).manifest) for each in (spec, changed(spec, path, value))]
-        assert policies[0] != policies[1]
+        finished_run = path == "ttlSecondsAfterFinished"
+        observed = Observed(jobs=(finished_job() if finished_run else make_job(),))
+        runs = [
+            ended(each) if finished_run else make_finetune(spec=each) for each in (spec, changed(spec, path, value))
+        ]
+        plans = [decide(run, observed, CONFIG, NOW) for run in runs]
+        assert plans[0] != plans[1]
         return
     before, after = (everything(each, CONFIG) for each in (spec, changed(spec, path, value)))
     assert before != after

@@ -18,7 +18,7 @@ from lora_operator.model import FineTune
 from lora_operator.render import render_config_map, render_job, render_prepare_job, render_service
 from lora_operator.request import Request, read_request
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import FINAL
+from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.manifest import RunOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -215,13 +215,14 @@ def test_names_fit_a_hostname_whatever_the_resource_is_called() -> None:
 
 
 def test_the_pod_failure_policy_is_the_contract_on_exit_codes() -> None:
-    """What is final for the trainer is final for the Job, and an eviction is nobody's failure."""
+    """What is final for the trainer is final for the Job; an eviction, or being told to stop, is nobody's failure."""
     _, job = rendered({}, CONFIG)
-    ignore, fail = job["spec"]["podFailurePolicy"]["rules"]
+    ignore, fail, stopped = job["spec"]["podFailurePolicy"]["rules"]
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert fail["action"] == "FailJob"
     assert fail["onExitCodes"]["values"] == sorted(int(code) for code in FINAL)
     assert fail["onExitCodes"]["containerName"] == container(job)["name"]
+    assert (stopped["action"], stopped["onExitCodes"]["values"]) == ("Ignore", [ExitCode.TERMINATED])
 
 
 def test_the_pod_meets_the_restricted_pod_security_standard() -> None:
@@ -270,7 +271,7 @@ def test_a_queued_job_is_born_suspended_and_carries_the_queue_labels() -> None:
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low", "team": "a"}
     _, job = rendered({}, CONFIG, labels=labels)
     assert job["spec"]["suspend"] is True
-    assert job["metadata"]["annotations"] == {"lora-operator.io/suspend": "false"}
+    assert job["metadata"]["annotations"]["lora-operator.io/suspend"] == "false"
     assert job["metadata"]["labels"].items() >= {"kueue.x-k8s.io/queue-name": "gpus"}.items()
     assert "team" not in job["metadata"]["labels"]
     assert "kueue.x-k8s.io/queue-name" not in job["spec"]["template"]["metadata"]["labels"]

@@ -13,11 +13,13 @@ from tests.unit.builders import (
 )
 
 from lora_operator.model import JobView, PodView
+from lora_operator.request import Policy
 from lora_operator.verdict import Verdict, judge, proven_success
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary
 
+POLICY = Policy(active_deadline_s=60)
 TRACEBACK = """Traceback (most recent call last):
   File "/app/lora_trainer/cli.py", line 3, in <module>
     main()
@@ -27,7 +29,7 @@ RuntimeError: the token hf_abcdefghijklmnop was refused
 
 def verdict(job: JobView, *pods: PodView) -> Verdict:
     """The verdict on a Job that has ended."""
-    found = judge(job, pods, "16Gi")
+    found = judge(job, pods, "16Gi", POLICY)
     assert found is not None
     return found
 
@@ -39,10 +41,10 @@ def failed(*pods: PodView, reason: str = "PodFailurePolicy", message: str = "", 
 
 def test_there_is_no_verdict_while_the_job_goes_on() -> None:
     """Also where a pod has ended already, and where the Job is about to fail."""
-    assert judge(make_job(), (ended_pod(0, make_summary().to_message()),), "1Gi") is None
+    assert judge(make_job(), (ended_pod(0, make_summary().to_message()),), "1Gi", POLICY) is None
     about_to = make_job(status={"conditions": [condition_object("FailureTarget")]})
-    assert judge(about_to, (), "1Gi") is None
-    assert judge(make_job(status={"conditions": [condition_object("Complete", "False")]}), (), "1Gi") is None
+    assert judge(about_to, (), "1Gi", POLICY) is None
+    assert judge(make_job(status={"conditions": [condition_object("Complete", "False")]}), (), "1Gi", POLICY) is None
 
 
 def test_a_summary_of_a_verified_adapter_is_success() -> None:

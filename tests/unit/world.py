@@ -193,6 +193,8 @@ class World:
         """Make the pods that a Job lacks, and stop those of one that is suspended or over."""
         for name, job in self.jobs.items():
             pods = self.pods_of(job)
+            if not self.is_over(job):
+                self._note_suspension(job)
             if job["spec"]["suspend"] or self.is_over(job):
                 for pod in pods:
                     if self.state_of(pod) != "ended":
@@ -201,6 +203,14 @@ class World:
             there = {index_of(pod) for pod in pods if self.state_of(pod) != "ended" or succeeded(pod)}
             for index in set(range(job["spec"]["parallelism"])) - there:
                 self._make_pod(name, job, index)
+
+    def _note_suspension(self, job: Object) -> None:
+        """A resumed Job starts anew, as its `activeDeadlineSeconds` does."""
+        held = any(c["type"] == "Suspended" for c in job["status"].get("conditions", []))
+        if job["spec"]["suspend"] and not held:
+            job["status"]["conditions"] = [condition_object("Suspended", since=self.now)]
+        elif held and not job["spec"]["suspend"]:
+            job["status"] |= {"conditions": [], "startTime": instant(self.now)}
 
     def _make_pod(self, job_name: str, job: Object, index: int) -> None:
         job["status"].setdefault("startTime", instant(self.now))

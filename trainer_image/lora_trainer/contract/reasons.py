@@ -68,6 +68,7 @@ class Reason(enum.StrEnum):
     GPU_FAULT = "GPUFault"
     NODE_LOST = "NodeLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    PENDING_TIMEOUT = "PendingTimeout"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     RESULT_UNKNOWN = "ResultUnknown"
     INTERNAL_ERROR = "InternalError"
