@@ -47,10 +47,21 @@ class ChildEvents:
         all that the resource waits for is told by a watch: a queue of a thousand pods without a node costs nothing.
         """
         watched = self._watched.setdefault(key, _Watched(since_s=self._clock()))
-        uids = tuple(_unexplained(jobs, pods))
+        uids = tuple(unexplained(jobs, pods))
         if uids != watched.uids:
             watched.uids, watched.read_at_s = uids, None
         return self._pause_s(self._clock() - watched.since_s) if uids else None
+
+    def has_read(self, key: Key) -> bool:
+        """Whether the Events of the resource's children were asked for since it began to wait."""
+        watched = self._watched.get(key)
+        return watched is not None and watched.read_at_s is not None
+
+    def read_anew(self, key: Key) -> None:
+        """Let the next look ask for them, however lately that was done."""
+        watched = self._watched.get(key)
+        if watched is not None:
+            watched.read_at_s = None
 
     def forget(self, key: Key) -> None:
         """The resource waits no more."""
@@ -65,7 +76,7 @@ class ChildEvents:
         if watched.read_at_s is None or now - watched.read_at_s >= self._pause_s(now - watched.since_s):
             watched.read_at_s = now
             try:
-                watched.events = await self._read(key, watched.uids)
+                watched.events = await read_events(self._api, key.namespace, watched.uids)
             except (ApiError, UnreachableError) as error:
                 logger.debug("no Events of the children of %s: %s", key, error)
         return watched.events
@@ -75,16 +86,18 @@ class ChildEvents:
         soonest_s = 0.9 * self._interval_s
         return max(soonest_s, min(waited_s / 4, LONGEST_INTERVAL_S))
 
-    async def _read(self, key: Key, uids: Iterable[str]) -> tuple[EventView, ...]:
-        events: list[EventView] = []
-        for uid in uids:
-            query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": str(MOST_EVENTS)}
-            answer = await self._api.request("GET", EVENTS.path(key.namespace), query=query)
-            events += map(parse_event, answer.get("items") or ())
-        return tuple(events)
+
+async def read_events(api: Api, namespace: str, uids: Iterable[str]) -> tuple[EventView, ...]:
+    """The Events about these objects. Raises `ApiError` or `UnreachableError`."""
+    events: list[EventView] = []
+    for uid in uids:
+        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": str(MOST_EVENTS)}
+        answer = await api.request("GET", EVENTS.path(namespace), query=query)
+        events += map(parse_event, answer.get("items") or ())
+    return tuple(events)
 
 
-def _unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:
+def unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:
     """A Job without a pod, and pods that a node has and does not start; the scheduler writes into the pod itself."""
     living = [pod for pod in newest_first(pods) if not has_ended(pod)]
     if living:

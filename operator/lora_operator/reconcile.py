@@ -18,12 +18,13 @@ from lora_operator.look import list_children, look
 from lora_operator.model import FineTune, Observed, Plan, Rejection
 from lora_operator.post_events import EventPoster
 from lora_operator.progress_poll import ProgressPoller
-from lora_operator.transitions import Transition, read_transition, result_of
+from lora_operator.transitions import Transition, condition, read_transition, result_of
 from lora_operator.wording import sentence
+from lora_trainer.contract.reasons import Reason
 
 logger = logging.getLogger(__name__)
 
-_MOST_ROUNDS = 6
+_MOST_ROUNDS = 8
 _PATIENCE_FAILURES = 2
 
 
@@ -60,6 +61,7 @@ class Reconciler:
         self._observer = observer
         self._now = now
         self._writer = Writer(api, cache, kueue)
+        self._written: dict[Key, FineTune] = {}
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
@@ -68,11 +70,12 @@ class Reconciler:
         `TryAgainError` where it is to be tried again.
         """
         rejection: Rejection | None = None
-        confirmed = False
+        confirmed = current = False
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
             if finetune is None:
                 self._events.forget(key)
+                self._written.pop(key, None)
                 return None
             observed = await self._observe(key, finetune, rejection, confirmed=confirmed)
             plan = decide(finetune, observed, self._config, self._now())
@@ -80,6 +83,20 @@ class Reconciler:
                 await list_children(self._cache, self._api, finetune)
                 confirmed = True
                 continue
+            if not confirmed and self._is_disputed(key, finetune, plan):
+                self._events.read_anew(key)
+                await list_children(self._cache, self._api, finetune)
+                confirmed = True
+                continue
+            if self._needs_events(key, finetune, plan):
+                self._watch_events(key, finetune)
+                continue
+            if plan.patch and not current:
+                # The wish may have changed again: a watch that lags would undo what a second operator did, in turns.
+                await self._writer.refresh(finetune)
+                current = True
+                if self._cache.finetunes.get(key) is not finetune:
+                    continue
             with DecisionLine(finetune, plan) as line:
                 if rejection is None:
                     creation = await self._create_and_patch(
@@ -91,9 +108,9 @@ class Reconciler:
                     if rejection is not None or creation.adopted:
                         continue
                 if not await self._tell(finetune, observed, plan, line):
-                    rejection, confirmed = None, False
+                    rejection, confirmed, current = None, False, False
                     continue
-                wait_s = await self._finish(key, finetune, plan, line)
+                wait_s = line.next_look_s = await self._finish(key, finetune, plan, line)
             just_ended = result_of(plan.status) and not result_of(finetune.status)
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
             return 0.0 if just_ended else wait_s
@@ -111,6 +128,27 @@ class Reconciler:
             rejection=rejection,
             confirmed=confirmed,
         )
+
+    def _is_disputed(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
+        """Whether somebody else, such as a second operator, has put another status in the place of ours.
+
+        One of the two is behind the cluster. Who only wrote again would be answered by the other, without an end.
+        """
+        ours = self._written.get(key)
+        if ours is None or ours.uid != finetune.uid or plan.status == finetune.status:
+            return False
+        return ours.status != finetune.status
+
+    def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
+        """Whether Events that this process has not read yet may be what the stored reason for waiting was told by."""
+        if not plan.watch_events or self._events.has_read(key):
+            return False
+        before, after = (condition(status, "Complete").get("reason") for status in (finetune.status, plan.status))
+        return before not in (after, Reason.PENDING)
+
+    def _watch_events(self, key: Key, finetune: FineTune) -> float | None:
+        jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
+        return self._events.watch(key, jobs, pods)
 
     async def _create_and_patch(self, finetune: FineTune, plan: Plan, line: DecisionLine, *, patient: bool) -> Creation:
         """Carry out the first half of a plan, up to the first refusal. An adopted Job tells more than the plan knew."""
@@ -135,8 +173,17 @@ class Reconciler:
         if not await self._writer.write_status(finetune, plan.status):
             return False
         line.wrote_status()
+        self._remember(Key(finetune.namespace, finetune.name))
         self._observer.observe(read_transition(finetune, observed, plan.status))
         return True
+
+    def _remember(self, key: Key) -> None:
+        """Keep the status just written, as the API server has stored it, for as long as the run goes on."""
+        stored = self._cache.finetunes.get(key)
+        if stored is None or result_of(stored.status):
+            self._written.pop(key, None)
+        else:
+            self._written[key] = stored
 
     async def _finish(self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine) -> float | None:
         for target in plan.delete:
@@ -146,8 +193,7 @@ class Reconciler:
             self._poster.post(finetune, event)
         wait_s = plan.requeue_after_s
         if plan.watch_events:
-            jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
-            news_s = self._events.watch(key, jobs, pods)
+            news_s = self._watch_events(key, finetune)
             # All else that a waiting run waits for comes by a watch.
             wait_s = None if wait_s is None or news_s is None else max(wait_s, news_s)
         else:

@@ -1,0 +1,126 @@
+"""What must hold at any time, whatever happened: checked on what is stored, one look after the other.
+
+The names I1 to I10 are those of the fault matrix's invariants.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
+
+from lora_operator.names import ATTEMPT_LABEL, INDEX_LABEL, MANAGED_BY, MANAGED_BY_LABEL, ROLE_LABEL, Role
+
+Object = dict[str, Any]
+CHILDREN = ("jobs", "pods", "configmaps", "services")
+KINDS = ("lorafinetunes", *CHILDREN, "events")
+
+
+class Witness:
+    """Remembers what it saw, and objects to what must not follow."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._verdicts: dict[str, Object] = {}
+        self._attempts: dict[str, int] = {}
+        self._retries: dict[str, Object] = {}
+        self._budget: dict[str, int] = {}
+        self._jobs: dict[tuple[str, str, str], str] = {}
+        self._read: set[tuple[str, str]] = set()
+
+    def look(self, seen: Mapping[str, Sequence[Object]]) -> None:
+        """Look at everything there is, by kind."""
+        self._one_writer(seen["pods"])
+        for job in seen["jobs"]:
+            self._one_job(job)
+        for run in seen["lorafinetunes"]:
+            self._keeps_its_word(run)
+            assert run["metadata"]["annotations"]["team"] == "red", "a user's annotation is gone"
+        self._no_secrets(seen)
+
+    def _one_writer(self, pods: Iterable[Object]) -> None:
+        """I1: no two living pods of a run that write the same output."""
+        living = Counter(
+            (run_uid(pod), pod["metadata"]["labels"].get(INDEX_LABEL))
+            for pod in pods
+            if run_uid(pod) and not is_over(pod) and pod["metadata"]["labels"].get(ROLE_LABEL) == Role.TRAIN.value
+        )
+        twice = [key for key, count in living.items() if count > 1]
+        assert not twice, f"I1: two living pods write one output: {twice}"
+
+    def _one_job(self, job: Object) -> None:
+        """I4: one Job for each attempt of a run, ever."""
+        labels = job["metadata"].get("labels") or {}
+        if labels.get(MANAGED_BY_LABEL) != MANAGED_BY:
+            return
+        key = (run_uid(job), labels[ROLE_LABEL], labels[ATTEMPT_LABEL])
+        uid = job["metadata"]["uid"]
+        assert self._jobs.setdefault(key, uid) == uid, f"I4: a second Job for {key}"
+
+    def _keeps_its_word(self, run: Object) -> None:
+        """I3, I7, I8: a verdict stays, a success is proven, counts never go back."""
+        uid, status = run["metadata"]["uid"], run.get("status", {})
+        told = {condition["type"]: condition for condition in status.get("conditions", ())}
+        ended = {kind: told[kind]["status"] for kind in ("Complete", "Failed") if kind in told}
+        if "True" in ended.values():
+            assert sorted(ended.values()) == ["False", "True"], f"I3: half a verdict: {ended}"
+            assert self._verdicts.setdefault(uid, _timeless(status)) == _timeless(status), "I3: a verdict changed"
+        else:
+            assert uid not in self._verdicts, "I3: a verdict was taken back"
+        if ended.get("Complete") == "True":
+            assert uid in self._life.proven, "I7: complete without a verified adapter"
+            assert status["artifact"]["uri"], "I7: complete without an adapter"
+        attempt = status.get("attempt", 0)
+        assert attempt >= self._attempts.get(uid, 0), "I8: attempts went back"
+        self._attempts[uid] = attempt
+        counts = {key: value for key, value in status.get("retries", {}).items() if isinstance(value, int)}
+        before = self._retries.get(uid, {})
+        assert all(counts.get(key, 0) >= value for key, value in before.items()), f"I8: {before} became {counts}"
+        self._retries[uid] = counts
+        self._budget[uid] = max(self._budget.get(uid, 0), run["spec"].get("maxRetries", 3))
+        assert attempt <= self._budget[uid] + 1, f"I8: attempt {attempt} with maxRetries {self._budget[uid]}"
+
+    def _no_secrets(self, seen: Mapping[str, Sequence[Object]]) -> None:
+        """I6: nothing secret in what the operator writes."""
+        written = {
+            (document["metadata"]["uid"], document["metadata"]["resourceVersion"]): document
+            for plural, documents in seen.items()
+            for document in documents
+            if plural != "pods" and (plural != "events" or document["involvedObject"].get("kind") == "LoRAFineTune")
+        }
+        for key in written.keys() - self._read:
+            self._read.add(key)
+            document = written[key]
+            check_text(json.dumps(document.get("status", document) if "spec" in document else document))
+
+    def at_rest(self, seen: Mapping[str, Sequence[Object]]) -> None:
+        """I5 and I10, when nothing moves any more: what is deleted has left nothing, and what waits says why."""
+        self.look(seen)
+        runs = {run["metadata"]["uid"] for run in seen["lorafinetunes"]}
+        for plural in CHILDREN:
+            for child in seen[plural]:
+                uid = run_uid(child)
+                left = bool(uid) and uid not in runs and uid not in self._life.orphaned
+                assert not left, f"I5: {plural} {child['metadata']['name']} outlived its run"
+        for run in seen["lorafinetunes"]:
+            if "deletionTimestamp" in run["metadata"]:
+                continue
+            for condition in run["status"]["conditions"]:
+                text = f"I10: {run['metadata']['name']}: {condition}"
+                assert condition["reason"], text
+                assert condition["message"] not in ("", "Waiting for the operator"), text
+                assert condition["observedGeneration"] == run["metadata"]["generation"], text
+
+
+def check_text(text: str) -> None:
+    """I6: no secret in a text that the operator wrote."""
+    for secret in (SECRET, PASSWORD):
+        assert secret not in text, f"I6: a secret, in {text[max(0, text.find(secret) - 200) :][:300]}"
+
+
+def _timeless(status: Object) -> Object:
+    """The verdict and all that was told with it, but for the generation that it speaks of."""
+    kept = {key: value for key, value in status.items() if key not in {"observedGeneration", "conditions"}}
+    kept["conditions"] = [{k: v for k, v in c.items() if k != "observedGeneration"} for c in status["conditions"]]
+    return kept

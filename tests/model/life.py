@@ -1,0 +1,320 @@
+"""Users, nodes and whoever else has hands in a cluster, as random acts on any API server, real or in memory."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from tests.component.documents import failed, finetune, succeeded
+
+from localcluster.api import ApiError
+from lora_operator.names import MANAGED_BY, MANAGED_BY_LABEL
+from lora_operator.wording import instant
+from lora_trainer.contract.reasons import Reason
+
+Object = dict[str, Any]
+T = TypeVar("T")
+SECRET = "hf_" + "Zq7" * 9
+PASSWORD = "s3cr3t" * 4
+NAMES = ("tone", "mood")
+KUBE = {"lorafinetunes": "/apis/lora-operator.io/v1alpha1", "jobs": "/apis/batch/v1"}
+TALK = (
+    "",
+    f"Traceback (most recent call last):\nOSError: token={SECRET} was refused",
+    f"cannot reach https://user:{PASSWORD}@mirror.example/models",
+    f"503 from the Hub with Authorization: Bearer {SECRET}",
+)
+
+
+class Client(Protocol):
+    """The few calls that an actor needs; each raises `ApiError` for a refusal."""
+
+    def get(self, path: str) -> Object: ...
+
+    def post(self, path: str, body: Object) -> Object: ...
+
+    def patch(self, path: str, body: Object) -> Object: ...
+
+    def delete(self, path: str) -> Object: ...
+
+
+class Chance(Protocol):
+    """Where the choices come from."""
+
+    def pick(self, among: Sequence[T]) -> T: ...
+
+    def number(self, low: int, high: int) -> int: ...
+
+
+@dataclass(kw_only=True)
+class Life:
+    """What may happen in one namespace. Every act does something, or nothing where there is nothing to do it to."""
+
+    client: Client
+    namespace: str
+    chance: Chance
+    now: Callable[[], datetime]
+    node: str
+    forced: set[str] = field(default_factory=set)
+    orphaned: set[str] = field(default_factory=set)
+    proven: set[str] = field(default_factory=set)
+
+    # -- what there is
+
+    def path(self, plural: str, name: str = "", subresource: str = "", query: str = "") -> str:
+        """URL path of objects of the namespace."""
+        parts = [KUBE.get(plural, "/api/v1"), "namespaces", self.namespace, plural, *filter(None, (name, subresource))]
+        return "/".join(parts) + (f"?{query}" if query else "")
+
+    def objects(self, plural: str) -> list[Object]:
+        """All objects of a kind."""
+        items: list[Object] = self.client.get(self.path(plural))["items"]
+        return items
+
+    def do(self, act: "Callable[[Life], None]") -> None:
+        """Act; who comes too late for what is gone or changed meanwhile, or may not, does nothing."""
+        with contextlib.suppress(ApiError):
+            act(self)
+
+    def _some(self, objects: Sequence[Object]) -> list[Object]:
+        """One of them, or none where there is none."""
+        return [self.chance.pick(objects)] if objects else []
+
+    def _pods(self, *states: str) -> list[Object]:
+        return [pod for pod in self.objects("pods") if state_of(pod) in states]
+
+    # -- users
+
+    def create(self) -> None:
+        """Apply a run, under a name that may have been used before."""
+        pick, number = self.chance.pick, self.chance.number
+        spec: Object = {"maxRetries": number(0, 2)}
+        spec |= pick(({}, {}, {"ttlSecondsAfterFinished": 60}, {"activeDeadlineSeconds": 600}, {"suspend": True}))
+        spec |= pick(({}, {}, {}, {"resources": {"nodes": 2}}))
+        document = finetune(pick(NAMES), **spec)
+        document["metadata"]["annotations"] = {"team": "red"}
+        self.client.post(self.path("lorafinetunes"), document)
+
+    def edit(self) -> None:
+        """Change what may be changed."""
+        pick = self.chance.pick
+        for run in self._some(self.objects("lorafinetunes")):
+            spec = pick(
+                (
+                    {"suspend": True},
+                    {"suspend": False},
+                    {"maxRetries": self.chance.number(0, 3)},
+                    {"ttlSecondsAfterFinished": pick((0, 60, None))},
+                    {"activeDeadlineSeconds": pick((900, None))},
+                )
+            )
+            self.client.patch(self.path("lorafinetunes", run["metadata"]["name"]), {"spec": spec})
+
+    def label(self) -> None:
+        """Change labels and annotations, which are the users' own."""
+        for run in self._some(self.objects("lorafinetunes")):
+            mark = {"labels": {"stage": self.chance.pick(("a", "b"))}, "annotations": {"note": self.chance.pick("xyz")}}
+            self.client.patch(self.path("lorafinetunes", run["metadata"]["name"]), {"metadata": mark})
+
+    def delete(self) -> None:
+        """Delete a run, in one of the three ways."""
+        for run in self._some(self.objects("lorafinetunes")):
+            policy = self.chance.pick(("Background", "Background", "Foreground", "Orphan"))
+            if policy == "Orphan":
+                self.orphaned.add(run["metadata"]["uid"])
+            query = f"propagationPolicy={policy}"
+            self.client.delete(self.path("lorafinetunes", run["metadata"]["name"], query=query))
+
+    def delete_job(self) -> None:
+        """Delete a Job by hand."""
+        for job in self._some(self.objects("jobs")):
+            policy = self.chance.pick(("Background", "Background", "Foreground", "Orphan"))
+            if policy == "Orphan":
+                self.orphaned.add(run_uid(job))
+            self.client.delete(self.path("jobs", job["metadata"]["name"], query=f"propagationPolicy={policy}"))
+
+    def suspend_job(self) -> None:
+        """Suspend or resume a Job by hand, as a queue does."""
+        for job in self._some(self.objects("jobs")):
+            wish = {"spec": {"suspend": not job["spec"].get("suspend", False)}}
+            self.client.patch(self.path("jobs", job["metadata"]["name"]), wish)
+
+    def delete_child(self) -> None:
+        """Delete a ConfigMap or a Service of a run."""
+        children = [
+            (plural, child)
+            for plural in ("configmaps", "services")
+            for child in self.objects(plural)
+            if (child["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
+        ]
+        if children:
+            plural, child = self.chance.pick(children)
+            self.client.delete(self.path(plural, child["metadata"]["name"]))
+
+    def delete_pod(self) -> None:
+        """Delete a pod, which gets its time to stop."""
+        for pod in self._some(self._pods("waiting", "running")):
+            self.client.delete(self.path("pods", pod["metadata"]["name"]))
+
+    def force_delete_pod(self) -> None:
+        """Remove a pod from the API without waiting for its node: its trainer may live on, as the user was told."""
+        for pod in self._some(self._pods("waiting", "running")):
+            name = pod["metadata"]["name"]
+            self.forced.add(pod["metadata"]["uid"])
+            self.client.patch(self.path("pods", name), {"metadata": {"finalizers": None}})
+            self.client.delete(self.path("pods", name, query="gracePeriodSeconds=0"))
+
+    # -- nodes
+
+    def start_pod(self) -> None:
+        """A node takes a pod, and the trainer starts; or it cannot."""
+        for pod in self._some([pod for pod in self._pods("waiting") if "deletionTimestamp" not in pod["metadata"]]):
+            if self.chance.number(0, 3):
+                ready = {"type": "Ready", "status": "True", "lastTransitionTime": self._time()}
+                self._write(pod, "Running", {"running": {"startedAt": self._time()}}, conditions=[ready])
+                return
+            reason = self.chance.pick(("ImagePullBackOff", "CreateContainerConfigError", "ContainerCreating"))
+            self._write(pod, "Pending", {"waiting": {"reason": reason, "message": self.chance.pick(TALK)}})
+
+    def succeed(self) -> None:
+        """A trainer ends with 0; its summary tells of a verified adapter, or there is none."""
+        for pod in self._some(self._pods("running")):
+            proof = self.chance.number(0, 4) > 0
+            if proof:
+                self.proven.add(run_uid(pod))
+            self._end(pod, 0, succeeded() if proof else self.chance.pick(TALK))
+
+    def fail(self) -> None:
+        """A trainer fails, by any exit code, with or without a word."""
+        for pod in self._some(self._pods("running")):
+            code = self.chance.pick((1, 64, 65, 66, 70, 71, 72, 74, 75, 77, 78, 137, 143))
+            told = failed(Reason.DATASET_INVALID, f"line 3 is no JSON: {self.chance.pick(TALK)}")
+            reason = "OOMKilled" if code == 137 and self.chance.number(0, 1) else "Error"
+            self._end(pod, code, self.chance.pick((*TALK, told)), reason=reason)
+
+    def disrupt(self) -> None:
+        """The cluster takes a pod away: drained, preempted, tainted, or short of disk."""
+        for pod in self._some(self._pods("waiting", "running")):
+            reasons = (
+                "EvictionByEvictionAPI",
+                "PreemptionByScheduler",
+                "DeletionByTaintManager",
+                "TerminationByKubelet",
+            )
+            reason = self.chance.pick(reasons)
+            known = [c for c in pod["status"].get("conditions", []) if c["type"] != "DisruptionTarget"]
+            mark = {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": self._time()}
+            path = self.path("pods", pod["metadata"]["name"], "status")
+            self.client.patch(path, {"status": {"conditions": [*known, mark]}})
+            self.client.delete(self.path("pods", pod["metadata"]["name"]))
+
+    def stop_pod(self) -> None:
+        """A trainer that was told to stop does so: it saved, it was killed, or it took that for its end."""
+        for pod in self._some([pod for pod in self._stopping() if state_of(pod) in {"waiting", "running"}]):
+            if state_of(pod) == "waiting":
+                self._finish(pod)
+                return
+            self._end(pod, self.chance.pick((143, 143, 137, 0, 1)), self.chance.pick(TALK))
+
+    def _stopping(self) -> list[Object]:
+        return [pod for pod in self.objects("pods") if "deletionTimestamp" in pod["metadata"]]
+
+    def stop_all(self) -> None:
+        """Every trainer that was told to stop does so."""
+        for pod in self._stopping():
+            with contextlib.suppress(ApiError):
+                if state_of(pod) == "running":
+                    self._end(pod, 143, "")
+                else:
+                    self._finish(pod)
+
+    def silence_node(self) -> None:
+        """A node is heard of no more, or again."""
+        for pod in self._some(self._pods("running")):
+            others = [c for c in pod["status"].get("conditions", []) if c["type"] != "Ready"]
+            status = self.chance.pick(("Unknown", "True"))
+            ready = {"type": "Ready", "status": status, "lastTransitionTime": self._time()}
+            path = self.path("pods", pod["metadata"]["name"], "status")
+            self.client.patch(path, {"status": {"conditions": [*others, ready]}})
+
+    # -- the kubelet's writes
+
+    def _end(self, pod: Object, code: int, message: str, *, reason: str = "Error") -> None:
+        ended = {
+            "exitCode": code,
+            "reason": reason if code else "Completed",
+            "message": message,
+            "startedAt": self._time(),
+            "finishedAt": self._time(),
+        }
+        self._write(pod, "Failed" if code else "Succeeded", {"terminated": ended})
+        if "deletionTimestamp" in pod["metadata"]:
+            self._finish(pod)
+
+    def _finish(self, pod: Object) -> None:
+        """The node is done with a pod that was deleted."""
+        if not is_over(pod) and state_of(pod) == "waiting":
+            self.client.patch(self.path("pods", pod["metadata"]["name"], "status"), {"status": {"phase": "Failed"}})
+        self.client.delete(self.path("pods", pod["metadata"]["name"], query="gracePeriodSeconds=0"))
+
+    def _write(self, pod: Object, phase: str, state: Object, conditions: Sequence[Object] | None = None) -> None:
+        name = pod["metadata"]["name"]
+        if not pod["spec"].get("nodeName"):
+            target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
+            self.client.post(self.path("pods", name, "binding"), {"metadata": {"name": name}, "target": target})
+        container = {
+            "name": "trainer",
+            "image": "registry.example/lora-trainer:test",
+            "imageID": "",
+            "ready": "running" in state,
+            "restartCount": 0,
+            "state": state,
+        }
+        status: Object = {"phase": phase, "containerStatuses": [container]}
+        if conditions is not None:
+            known = [c for c in pod["status"].get("conditions", []) if c["type"] != "Ready"]
+            ip = f"127.82.0.{int(pod['metadata']['uid'][-2:], 16) % 250 + 1}"
+            status |= {"conditions": [*known, *conditions], "podIP": ip, "podIPs": [{"ip": ip}]}
+        self.client.patch(self.path("pods", name, "status"), {"status": status})
+
+    def _time(self) -> str:
+        return instant(self.now())
+
+
+def state_of(pod: Mapping[str, Any]) -> str:
+    """waiting, running or ended."""
+    if is_over(pod):
+        return "ended"
+    states = [item["state"] for item in pod["status"].get("containerStatuses", ()) if item["name"] == "trainer"]
+    return "running" if states and "running" in states[0] else "waiting"
+
+
+def is_over(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod has reached its last phase."""
+    return pod["status"].get("phase") in {"Succeeded", "Failed"}
+
+
+def run_uid(document: Mapping[str, Any]) -> str:
+    """The uid of the LoRAFineTune that a child belongs to."""
+    return str((document["metadata"].get("labels") or {}).get("lora-operator.io/uid", ""))
+
+
+ACTS: tuple[Callable[[Life], None], ...] = (
+    Life.create,
+    Life.edit,
+    Life.label,
+    Life.delete,
+    Life.delete_job,
+    Life.suspend_job,
+    Life.delete_child,
+    Life.delete_pod,
+    Life.force_delete_pod,
+    Life.start_pod,
+    Life.succeed,
+    Life.fail,
+    Life.disrupt,
+    Life.stop_pod,
+    Life.silence_node,
+)
+"""Everything that can happen."""

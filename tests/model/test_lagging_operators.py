@@ -1,0 +1,91 @@
+"""What the random life of the cluster has found, each as a short story of its own."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import pytest
+from tests.model.life import Object
+from tests.model.world import World
+
+T = TypeVar("T")
+QUOTA = 'pods "x" is forbidden: exceeded quota: gpus'
+
+
+class First:
+    """Chooses the first of everything."""
+
+    def pick(self, among: Sequence[T]) -> T:
+        """The first."""
+        return among[0]
+
+    def number(self, low: int, _high: int) -> int:
+        """The lowest."""
+        return low
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A cluster with one operator and a run whose Job has just been made."""
+    world = World(First())
+    world.start_operator()
+    world.life.create()
+    world.settle()
+    yield world
+    world.close()
+
+
+def _job(world: World) -> Object:
+    (job,) = world.server.all("jobs")
+    return job
+
+
+def test_two_operators_do_not_overwrite_each_others_status_when_the_watch_of_one_lags(world: World) -> None:
+    """One sees the Job suspended and the other does not: the one that is behind looks at the cluster, and agrees."""
+    world.controllers.catch_up()
+    world.settle()
+    world.start_operator()
+    world.settle()
+    world.operators[0].deaf.add("jobs")
+    world.life.suspend_job()
+    world.settle()
+    writes = len([request for request in world.network.requests if request.writes])
+    world.pass_time(60)
+    assert len([request for request in world.network.requests if request.writes]) == writes
+    (run,) = world.server.all("lorafinetunes")
+    assert {c["reason"] for c in run["status"]["conditions"] if c["type"] == "Complete"} == {"SuspendedExternally"}
+
+
+def test_an_operator_that_lags_does_not_take_back_what_another_did_to_a_job(world: World) -> None:
+    """It reads the LoRAFineTune anew before it changes the Job."""
+    world.controllers.catch_up()
+    world.start_operator()
+    world.settle()
+    world.operators[0].deaf.add("lorafinetunes")
+    world.life.edit()
+    world.settle()
+    world.pass_time(60)
+    assert _job(world)["spec"]["suspend"] is True
+    patches = [request for request in world.network.requests if request.method == "PATCH"]
+    assert len(patches) == 1, patches
+
+
+def test_a_restart_does_not_take_back_a_reason_that_events_told(world: World) -> None:
+    """The new process reads the Events before it says anything else of a run that waits."""
+    world.controllers.refuses_pods = QUOTA
+    world.controllers.catch_up()
+    world.pass_time(60)
+    (run,) = world.server.all("lorafinetunes")
+    assert {c["reason"] for c in run["status"]["conditions"] if c["type"] == "Complete"} == {"QuotaExceeded"}
+    world.restart_at_rest()
+
+
+def test_two_operators_agree_on_a_reason_that_events_told(world: World) -> None:
+    """Only one of them has read the Events when the status changes."""
+    world.start_operator()
+    world.settle()
+    world.controllers.refuses_pods = QUOTA
+    world.controllers.catch_up()
+    world.pass_time(60)
+    writes = len([request for request in world.network.requests if request.writes])
+    world.pass_time(600)
+    assert len([request for request in world.network.requests if request.writes]) == writes

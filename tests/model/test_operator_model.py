@@ -1,0 +1,178 @@
+"""The real shell of the operator in a cluster in memory, in which anything may happen in any order."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.model.life import ACTS, Life
+from tests.model.operators import WATCHED, Fault
+from tests.model.world import World
+
+T = TypeVar("T")
+
+
+class Drawn:
+    """Choices that hypothesis makes, and can make smaller."""
+
+    def __init__(self) -> None:
+        self.data: st.DataObject | None = None
+
+    def pick(self, among: Sequence[T]) -> T:
+        """One of them."""
+        return among[self.number(0, len(among) - 1)]
+
+    def number(self, low: int, high: int) -> int:
+        """From low to high."""
+        assert self.data is not None
+        return self.data.draw(st.integers(low, high))
+
+
+class ClusterLife(RuleBasedStateMachine):
+    """Users, nodes, controllers, the network and the operators act; after each act everything must hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chance = Drawn()
+        self.world = World(self.chance)
+
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """An operator runs, and somebody applies a run."""
+        self.chance.data = data
+        self.world.start_operator()
+        self.world.settle()
+        self.world.life.create()
+
+    @rule(data=st.data(), act=st.sampled_from(ACTS))
+    def act(self, data: st.DataObject, act: Callable[[Life], None]) -> None:
+        """Somebody does something, and the operators hear of it or not."""
+        self.chance.data = data
+        self.world.life.do(act)
+        self.world.settle()
+
+    @rule()
+    def controllers(self) -> None:
+        """The cluster's controllers catch up."""
+        self.world.controllers.catch_up()
+        self.world.settle()
+
+    @rule()
+    def jobs_first(self) -> None:
+        """The Job controller looks once, and the garbage collector is late."""
+        self.world.controllers.sync_jobs()
+        self.world.settle()
+
+    @rule()
+    def live(self) -> None:
+        """Everything goes its way for a while: pods are made, those that must stop do."""
+        self.world.controllers.catch_up()
+        self.world.settle()
+        self.world.life.stop_all()
+        self.world.controllers.catch_up()
+        self.world.settle()
+
+    @rule(seconds=st.sampled_from([1, 12, 61, 301, 700]))
+    def wait(self, seconds: int) -> None:
+        """Time passes."""
+        self.world.pass_time(seconds)
+
+    @rule(fault=st.sampled_from(Fault), method=st.sampled_from(["", "", "POST", "PUT", "PATCH", "DELETE", "GET"]))
+    def fault(self, fault: Fault, method: str) -> None:
+        """The next request that fits goes wrong."""
+        self.world.network.faults.append((fault, method))
+
+    @rule(data=st.data(), act=st.sampled_from(ACTS))
+    def meanwhile(self, data: st.DataObject, act: Callable[[Life], None]) -> None:
+        """Something happens between an operator's look and its next write."""
+        chance = self.chance
+
+        def happen() -> None:
+            chance.data = data
+            self.world.life.do(act)
+
+        self.world.network.meanwhile = happen
+        self.world.network.faults.append((Fault.MEANWHILE, ""))
+        self.world.settle()
+        self.world.network.meanwhile = lambda: None
+
+    @rule()
+    def crash(self) -> None:
+        """An operator is killed, and one is started if none is left."""
+        self.world.operators[0].kill()
+        self.world.settle()
+
+    @rule(skew_s=st.sampled_from([0, 0, -7200, 7200]))
+    def start_another(self, skew_s: int) -> None:
+        """Two operators at once, one of them perhaps with a wrong clock."""
+        if len(self.world.operators) < 2:
+            self.world.start_operator(skew_s)
+            self.world.settle()
+
+    @rule(plural=st.sampled_from(WATCHED))
+    def lag(self, plural: str) -> None:
+        """A watch of an operator falls behind."""
+        self.world.operators[0].deaf.add(plural)
+
+    @rule(plural=st.sampled_from(WATCHED), most=st.sampled_from([1, 3, 1000]))
+    def hear(self, plural: str, most: int) -> None:
+        """Some of what was kept back arrives, kind by kind in any order."""
+        self.world.operators[0].hear(plural, most)
+        self.world.settle()
+
+    @rule(plural=st.sampled_from(WATCHED), relisted=st.booleans())
+    def miss(self, plural: str, relisted: bool) -> None:
+        """What was kept back is lost, and the watch goes on or begins anew."""
+        operator = self.world.operators[0]
+        operator.deaf.discard(plural)
+        operator.relist(plural) if relisted else operator.miss(plural)
+        self.world.settle()
+
+    @rule(back=st.integers(1, 30))
+    def hear_old_news(self, back: int) -> None:
+        """An old event comes again."""
+        old = self.world.server.log[-back:][:1]
+        for happening in old:
+            if happening.plural in WATCHED:
+                self.world.operators[0].take_in(happening.plural, happening.type, happening.document)
+        self.world.settle()
+
+    @rule(refusal=st.sampled_from(["", "", 'pods "x" is forbidden: exceeded quota: gpus']))
+    def quota(self, refusal: str) -> None:
+        """The namespace's quota is used up, or is not any more."""
+        self.world.controllers.refuses_pods = refusal
+
+    @rule(step=st.integers(-1, 400))
+    def report(self, step: int) -> None:
+        """Trainers answer, or do not."""
+        self.world.report(step)
+
+    @rule()
+    def restart_at_rest(self) -> None:
+        """An operator that is started again at rest writes nothing."""
+        self.world.restart_at_rest()
+
+    @invariant()
+    def everything_holds(self) -> None:
+        """The invariants."""
+        self.world.check()
+
+    def teardown(self) -> None:
+        """In the end everything comes to rest."""
+        try:
+            self.world.come_to_rest()
+            self.world.check_rest()
+        finally:
+            self.world.close()
+
+
+TestClusterLife = ClusterLife.TestCase
+_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+TestClusterLife.settings = settings(
+    max_examples=5000 if _SOAK else 60,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)

@@ -1,0 +1,219 @@
+"""A whole cluster in memory: API server, controllers, users and nodes, and operators that may die, lag and be many."""
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from tests.model.controllers import NODE, Controllers
+from tests.model.invariants import KINDS, Witness, check_text
+from tests.model.life import Chance, Life, Object
+from tests.model.operators import BEGINNING, WATCHED, ModelOperator, Network, Request
+from tests.model.server import Server
+from tests.model.virtual_loop import VirtualLoop
+
+from localcluster.api import ApiError as ClientError
+from lora_operator.api import ApiError
+from lora_operator.config import OperatorConfig
+from lora_operator.logs import TextFormatter
+from lora_trainer.contract.progress import Phase, Progress
+
+NAMESPACE = "team-a"
+# Longer than any deadline and time to live, and than the clock of an operator may be slow.
+_LONG_S = 3 * 3600
+CONFIG = OperatorConfig(trainer_image="registry.example/lora-trainer:test", workers=2)
+_LOGGER = logging.getLogger("lora_operator")
+
+
+class ModelClient:
+    """The server, for users and nodes."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def get(self, path: str) -> Object:
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Object) -> Object:
+        return self._ask("POST", path, body)
+
+    def patch(self, path: str, body: Object) -> Object:
+        return self._ask("PATCH", path, body)
+
+    def delete(self, path: str) -> Object:
+        return self._ask("DELETE", path, None)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Object:
+        try:
+            return self._server.handle(method, path, body)
+        except ApiError as error:
+            raise ClientError(error.code, error.message) from error
+
+
+class _Log(logging.Handler):
+    """Reads every line that the operators log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.setFormatter(TextFormatter())
+        self.lines: list[str] = []
+        self.unexpected: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        self.lines.append(line)
+        if record.levelno >= logging.ERROR:
+            self.unexpected.append(line)
+
+
+class World:
+    """One cluster and its operators."""
+
+    def __init__(self, chance: Chance, config: OperatorConfig = CONFIG) -> None:
+        self.loop = VirtualLoop()
+        self.config = config
+        self.server = Server(self.now)
+        self.controllers = Controllers(self.server, self.now)
+        self.network = Network(self.server, self.loop)
+        self.life = Life(client=ModelClient(self.server), namespace=NAMESPACE, chance=chance, now=self.now, node=NODE)
+        self.witness = Witness(self.life)
+        self.operators: list[ModelOperator] = []
+        self.started = 0
+        self.progress: Progress | None = None
+        self.seen_requests = 0
+        self._seen_version = 0
+        self.log = _Log()
+        _LOGGER.addHandler(self.log)
+        _LOGGER.setLevel(logging.INFO)
+
+    def close(self) -> None:
+        """End everything."""
+        for operator in self.operators:
+            operator.kill()
+        self.loop.settle()
+        self.loop.close()
+        _LOGGER.removeHandler(self.log)
+        _LOGGER.setLevel(logging.NOTSET)
+
+    def now(self) -> datetime:
+        """The cluster's time."""
+        return BEGINNING + timedelta(seconds=self.loop.time())
+
+    # -- operators
+
+    def start_operator(self, skew_s: float = 0.0) -> ModelOperator:
+        """One more operator."""
+        self.started += 1
+        operator = ModelOperator(self.started, self.network, self.config, self._answer, skew_s=skew_s)
+        self.operators.append(operator)
+        operator.start()
+        return operator
+
+    def keep_one_running(self) -> None:
+        """Whoever died is started again, as the cluster does."""
+        self.operators = [operator for operator in self.operators if operator.alive]
+        if not self.operators:
+            self.start_operator()
+
+    def _answer(self, ip: str) -> Progress:
+        if self.progress is None:
+            raise ConnectionError(f"nobody answers at {ip}")
+        return self.progress
+
+    # -- time
+
+    def settle(self) -> None:
+        """Let everybody do what can be done at once."""
+        self.loop.settle()
+        self.keep_one_running()
+        self.loop.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        """The clock goes on."""
+        self.loop.advance(seconds)
+        self.keep_one_running()
+        self.loop.settle()
+
+    def come_to_rest(self) -> None:
+        """No more faults, acts or lost events: everything reaches a fixed point, and nobody writes any more."""
+        self.network.faults.clear()
+        self.controllers.refuses_pods = ""
+        self._let_hear()
+        self.keep_one_running()
+        quiet = False
+        for _ in range(20):
+            version, requests = self.server.version, len(self.network.requests)
+            self.life.stop_all()
+            self.controllers.catch_up()
+            self.pass_time(_LONG_S)
+            was_quiet, quiet = quiet, self.server.version == version
+            if was_quiet and quiet:
+                wrote = [request for request in self.network.requests[requests:] if request.writes]
+                assert not wrote, f"at rest, and yet it writes: {wrote[0]}"
+                return
+        raise AssertionError(f"no fixed point; the last writes: {self._last_writes()}")
+
+    def _let_hear(self) -> None:
+        for operator in self.operators:
+            operator.deaf.clear()
+            for plural in WATCHED:
+                operator.hear(plural)
+
+    def _last_writes(self) -> list[Request]:
+        return [request for request in self.network.requests if request.writes][-4:]
+
+    # -- checks
+
+    def check(self) -> None:
+        """Everything that must hold at any time."""
+        if self.server.version != self._seen_version:
+            self._seen_version = self.server.version
+            self.witness.look(self._everything())
+        requests = self.network.requests[self.seen_requests :]
+        self.seen_requests = len(self.network.requests)
+        for request in requests:
+            self._is_proper(request)
+        assert not self.log.unexpected, self.log.unexpected[0]
+        check_text("\n".join(self.log.lines))
+        self.log.lines.clear()
+
+    def check_rest(self) -> None:
+        """Everything that must hold when nothing moves any more."""
+        self.check()
+        self.witness.at_rest(self._everything())
+
+    def _everything(self) -> dict[str, list[Object]]:
+        return {plural: list(self.server.all(plural)) for plural in KINDS}
+
+    def _is_proper(self, request: Request) -> None:
+        """I2: the operator deletes and changes nothing but what is its own."""
+        plural = request.path.split("/namespaces/")[-1].split("/")[1] if "/namespaces/" in request.path else ""
+        if request.method == "DELETE" and not request.error:
+            assert plural in {"jobs", "configmaps", "services"}, f"I2: deleted {request.path}"
+            owners = request.answer["metadata"].get("ownerReferences", ())
+            assert any(owner["kind"] == "LoRAFineTune" for owner in owners), f"I2: deleted {request.path}"
+            assert request.body is not None
+            assert request.body["preconditions"]["uid"], f"I2: deleted {request.path} by name alone"
+        elif request.method in {"PUT", "PATCH"}:
+            status = plural == "lorafinetunes" and request.path.endswith("/status") and request.method == "PUT"
+            assert status or (plural == "jobs" and request.method == "PATCH"), f"I2: changed {request.path}"
+
+    def restart_at_rest(self) -> None:
+        """I9: when nothing happens, an operator that is started again writes nothing at all."""
+        self.network.faults.clear()
+        for operator in self.operators:
+            for plural in WATCHED:
+                operator.deaf.discard(plural)
+                operator.hear(plural)
+        self.pass_time(self.config.resync_interval_s + self.config.retry_max_s + 1)
+        self.check()
+        for operator in self.operators:
+            operator.kill()
+        requests = len(self.network.requests)
+        self.settle()
+        wrote = [request for request in self.network.requests[requests:] if request.writes]
+        assert not wrote, f"I9: a restart writes: {wrote[0]}"
+
+    def report(self, step: int) -> None:
+        """What running trainers answer from now on; a negative step is no answer."""
+        self.progress = Progress(phase=Phase.TRAINING, step=step, total_steps=400, loss=1.5) if step >= 0 else None
