@@ -17,10 +17,13 @@ COPY operator/lora_operator /app/lora_operator
 # Of the trainer only what both sides share; it needs nothing but the standard library.
 COPY trainer_image/lora_trainer/__init__.py /app/lora_trainer/__init__.py
 COPY trainer_image/lora_trainer/contract /app/lora_trainer/contract
-# Compiled here, since nothing can be written at run time; unchecked, since nothing changes either.
+# Compiled here, since nothing can be written at run time; unchecked, since nothing changes either. The command is for
+# kubectl exec: lora-operator explain NAMESPACE/NAME.
 RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
     && echo 'lora:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd \
-    && echo 'lora:x:10001:' >> /etc/group
+    && echo 'lora:x:10001:' >> /etc/group \
+    && printf '#!/bin/sh\nexec python -m lora_operator "$@"\n' > /usr/local/bin/lora-operator \
+    && chmod 755 /usr/local/bin/lora-operator
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/app \
     PYTHONSAFEPATH=1 \

@@ -3,13 +3,16 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_operator import logs
 from lora_operator.api import ApiError, UnreachableError
-from lora_operator.config import load_config
+from lora_operator.config import OperatorConfig, load_config
+from lora_operator.explain_command import FORMS, ExplainError, explain, parse_place
 from lora_operator.login import LoginError
 from lora_operator.operate import operate
 from lora_operator.self_check import SelfCheckError
@@ -18,16 +21,31 @@ from lora_trainer.contract.codec import CodecError
 
 logger = logging.getLogger("lora_operator")
 
+CONFIG_VARIABLE = "LORA_OPERATOR_CONFIG"
+MOUNTED_CONFIG = Path("/etc/lora-operator/config.yaml")
+"""Where the chart mounts the settings."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the operator; return 0 after SIGTERM, 2 for a configuration it cannot read, 1 for everything else."""
-    parser = argparse.ArgumentParser(prog="lora-operator", description="Run LoRAFineTune resources as Jobs.")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of settings")
+    """Run the operator, or explain one LoRAFineTune.
+
+    Returns 0 after SIGTERM or an explanation, 2 for arguments or a configuration that cannot be read, 1 for everything
+    else.
+    """
+    parser = _parser()
     options = parser.parse_args(arguments)
+    path: Path = options.config or _default_config()
+    explains = options.command == "explain"
     try:
-        config = load_config(options.config)
+        # On somebody's laptop there are no settings; they matter for Jobs that are still to be made.
+        bare = explains and options.config is None and not path.exists()
+        config = OperatorConfig(trainer_image="unknown") if bare else load_config(path)
     except (CodecError, OSError) as error:
         parser.exit(2, f"lora-operator: {error}\n")
+    return _explain(options, config, bare=bare) if explains else _operate(config)
+
+
+def _operate(config: OperatorConfig) -> int:
     logs.configure(config.log_level, config.log_format)
     try:
         asyncio.run(operate(config))
@@ -35,6 +53,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.critical("%s", error)
         return 1
     return 0
+
+
+def _explain(options: argparse.Namespace, config: OperatorConfig, *, bare: bool) -> int:
+    remedy = f"give the operator's own with --config or {CONFIG_VARIABLE}, or run this command in its pod"
+    notes = [f"Decided with default settings: {remedy}"]
+    try:
+        place = parse_place(options.place)
+        asyncio.run(explain(place, config, options.output, now=_now, notes=notes if bare else ()))
+    except ExplainError as error:
+        sys.stderr.write(f"lora-operator: {error}\n")
+        return 1
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    text = "Run LoRAFineTune resources as Jobs, or explain one."
+    parser = argparse.ArgumentParser(prog="lora-operator", description=text)
+    settings = f"YAML file of settings (default: ${CONFIG_VARIABLE}, else {MOUNTED_CONFIG})"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=settings)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    what = "say what the operator sees of one LoRAFineTune, what it decides now, and why it waits; changes nothing"
+    command = commands.add_parser("explain", help=what, description=what[0].upper() + what[1:])
+    command.add_argument("place", metavar="NAMESPACE/NAME")
+    command.add_argument("--output", "-o", choices=sorted(FORMS), default="text", help="form of the answer")
+    command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=settings)
+    return parser
+
+
+def _default_config() -> Path:
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named) if named else MOUNTED_CONFIG
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class DecisionLine:
         self._plan = plan
         self._wrote: list[str] = []
         self._told = False
+        self.next_look_s: float | None = None
+        """When the run is looked at again, told by whoever carries the plan out."""
 
     def wrote(self, verb: str, kind: str, name: str) -> None:
         """A child was created, adopted, patched or deleted."""
@@ -55,7 +57,7 @@ class DecisionLine:
             previous=was if self._told and was != reason else "",
             result=result_of(status) if self._told and not result_of(before) else "",
             wrote=self._wrote,
-            nextLookSeconds=self._plan.requeue_after_s,
+            nextLookSeconds=None if self.next_look_s is None else round(self.next_look_s, 1),
         )
         logger.log(level, "%s: %s", reason or "No state yet", self._sentence(state), extra=fields)
 

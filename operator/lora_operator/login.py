@@ -38,7 +38,9 @@ async def load_configuration(trace_configs: "Sequence[aiohttp.TraceConfig]" = ()
         if _in_a_pod():
             kube_config.load_incluster_config(configuration)
         else:
-            await kube_config.load_kube_config(client_configuration=configuration)
+            # The client looks at the variable once, when it is imported.
+            file = os.environ.get("KUBECONFIG")
+            await kube_config.load_kube_config(config_file=file, client_configuration=configuration)
     except (kube_config.ConfigException, OSError) as error:
         remedy = "run in a pod with a service account, or set KUBECONFIG to a kubeconfig file"
         raise LoginError(f"There is no way to reach a Kubernetes API server ({error}): {remedy}") from error

@@ -68,6 +68,7 @@ class OperatorProcess:
     port: int
     log: Path
     account: str
+    user: str
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask the operator's own HTTP server; 0 while it does not answer."""
@@ -146,13 +147,16 @@ class Stage:
     ) -> OperatorProcess:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
 
+        The namespace "" there stands for the whole cluster, which it then watches.
         With a proxy it reaches the API server through that alone.
         """
         granted = {self.namespace: rights, **(elsewhere or {})}
         port = _free_port()
         number = len(self.operators)
         config = self.folder / f"config-{number}.yaml"
-        config.write_text(yaml.safe_dump({**QUICK, "namespaces": [*granted], "httpPort": port, **changes}))
+        config.write_text(
+            yaml.safe_dump({**QUICK, "namespaces": [] if "" in granted else [*granted], "httpPort": port, **changes})
+        )
         log = self.folder / f"operator-{number}.log"
         account, kubeconfig = self._make_account(granted, proxy)
         environment = {
@@ -169,7 +173,13 @@ class Stage:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
-        operator = OperatorProcess(process=process, port=port, log=log, account=account)
+        operator = OperatorProcess(
+            process=process,
+            port=port,
+            log=log,
+            account=account,
+            user=f"system:serviceaccount:{self.namespace}:{account}",
+        )
         self.operators.append(operator)
         if wait:
             operator.wait_ready()
@@ -193,6 +203,10 @@ class Stage:
         """From now on the operator has these rights and no others in a namespace, this one if none is named."""
         self._bind(operator.account, namespace or self.namespace, rights)
 
+    def kubeconfig(self, rights: tuple[Right, ...], proxy: FaultProxy | None = None) -> Path:
+        """A kubeconfig for an account of its own that has these rights in this namespace."""
+        return self._make_account({self.namespace: rights}, proxy)[1]
+
     def _make_account(self, granted: Mapping[str, tuple[Right, ...]], proxy: FaultProxy | None) -> tuple[str, Path]:
         """A service account with these rights by namespace, and a kubeconfig with a token for it."""
         name = f"operator-{uuid.uuid4().hex[:8]}"
@@ -211,14 +225,15 @@ class Stage:
 
     def _bind(self, account: str, namespace: str, rights: tuple[Right, ...]) -> None:
         finalizers = {"apiGroups": ["lora-operator.io"], "resources": ["lorafinetunes/finalizers"], "verbs": ["update"]}
-        group = "rbac.authorization.k8s.io"
-        path = f"/apis/{group}/v1/namespaces/{namespace}"
+        group, cluster = "rbac.authorization.k8s.io", "" if namespace else "cluster"
+        path = f"/apis/{group}/v1" + (f"/namespaces/{namespace}" if namespace else "")
+        role_kind, binding_kind = ("Role", "RoleBinding") if namespace else ("ClusterRole", "ClusterRoleBinding")
         head = {"apiVersion": f"{group}/v1", "metadata": {"name": account}}
         rules = [finalizers, *map(_rule, rights)]
-        self.api.apply(f"{path}/roles/{account}", {**head, "kind": "Role", "rules": rules})
+        self.api.apply(f"{path}/{cluster}roles/{account}", {**head, "kind": role_kind, "rules": rules})
         subject = {"kind": "ServiceAccount", "name": account, "namespace": self.namespace}
-        binding = {"subjects": [subject], "roleRef": {"apiGroup": group, "kind": "Role", "name": account}}
-        self.api.apply(f"{path}/rolebindings/{account}", {**head, "kind": "RoleBinding", **binding})
+        binding = {"subjects": [subject], "roleRef": {"apiGroup": group, "kind": role_kind, "name": account}}
+        self.api.apply(f"{path}/{cluster}rolebindings/{account}", {**head, "kind": binding_kind, **binding})
 
     # -- LoRAFineTunes
 

@@ -1,0 +1,137 @@
+"""`lora-operator explain` on a real API server, as somebody who may only read."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import yaml
+from tests.component.documents import failed
+from tests.component.stage import QUICK, Stage
+from tests.faults.proxy import FaultProxy
+
+from lora_operator.__main__ import main
+from lora_operator.api import EVENTS, FINETUNES, JOBS, PODS
+from lora_operator.self_check import Right
+from lora_trainer.contract.reasons import Reason
+
+READ = (
+    Right(verb="get", resource=FINETUNES),
+    *(Right(verb="list", resource=resource) for resource in (JOBS, PODS, EVENTS)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How the command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Ask(Protocol):
+    """Runs the command as an account with these rights, with the settings of a file or with none."""
+
+    def __call__(
+        self,
+        *arguments: str,
+        rights: tuple[Right, ...] = READ,
+        proxy: FaultProxy | None = None,
+        config: Path | None = None,
+    ) -> Answer:
+        """`explain` with these arguments."""
+
+
+@pytest.fixture
+def ask(stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """The command in this process, which spares the start of another."""
+
+    def run(
+        *arguments: str,
+        rights: tuple[Right, ...] = READ,
+        proxy: FaultProxy | None = None,
+        config: Path | None = None,
+    ) -> Answer:
+        monkeypatch.setenv("KUBECONFIG", str(stage.kubeconfig(rights, proxy)))
+        monkeypatch.setenv("LORA_OPERATOR_CONFIG", str(config or stage.folder / "none.yaml"))
+        code = main(["explain", *arguments])
+        printed = capsys.readouterr()
+        return Answer(code=code, out=printed.out, err=printed.err)
+
+    return run
+
+
+@pytest.fixture
+def settings(stage: Stage) -> Path:
+    """The settings as the chart mounts them."""
+    file = stage.folder / "settings.yaml"
+    file.write_text(yaml.safe_dump({**QUICK, "namespaces": [stage.namespace]}))
+    return file
+
+
+def test_a_run_that_waits_is_explained_with_reading_rights_and_get_requests_alone(
+    stage: Stage, ask: Ask, settings: Path
+) -> None:
+    """The cause with its remedy, what was seen, and nothing that is still to be done: the operator has done it."""
+    stage.start()
+    stage.apply(maxRetries=2)
+    waits = stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    proxy = stage.proxy()
+    before = stage.finetune()
+    answer = ask(f"{stage.namespace}/tone", proxy=proxy, config=settings)
+    assert (answer.code, answer.err) == (0, "")
+    assert "State: VolumeNotReady" in answer.out
+    assert waits["message"] in answer.out
+    assert "maxRetries 2" in answer.out
+    assert "What to do: Create or repair the claim" in answer.out
+    assert f"Job/{before['status']['jobName']}: train, attempt 1" in answer.out
+    assert "It would write (this command writes nothing)\n  nothing\n" in answer.out
+    assert {call.method for call in proxy.made()} == {"GET"}
+    assert len(proxy.made()) <= 8
+    assert stage.finetune() == before
+
+
+def test_what_no_operator_has_done_yet_is_planned_and_not_done(stage: Stage, ask: Ask, settings: Path) -> None:
+    """Before its first turn a run would get a ConfigMap, a Job and a status."""
+    before = stage.apply()
+    answer = ask(f"{stage.namespace}/tone", "--output=json", config=settings)
+    told = json.loads(answer.out)
+    assert [name.partition("/")[0] for name in told["plans"]["create"]] == ["ConfigMap", "Job"]
+    assert any(line.startswith("conditions.Accepted: Unknown Pending") for line in told["plans"]["status"])
+    assert told["resource"]["state"] == told["decides"]["state"] == "Pending"
+    assert any("No operator has written a status yet" in note for note in told["notes"])
+    assert stage.objects("jobs") == []
+    assert stage.finetune()["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+
+
+def test_a_run_that_has_ended_says_so_on_a_laptop_without_settings(stage: Stage, ask: Ask) -> None:
+    """As YAML; a verdict is explained with its reason's remedy."""
+    stage.start()
+    stage.apply()
+    pod = stage.wait_pod(stage.wait_job())
+    stage.run_pod(pod)
+    stage.end_pod(pod, 65, failed(Reason.DATASET_INVALID, "line 17 has no field 'output': add it"))
+    stage.wait_condition("Failed", status="True", reason="DatasetInvalid")
+    told = yaml.safe_load(ask(f"{stage.namespace}/tone", "-o", "yaml").out)
+    assert told["decides"]["verdict"] == "failed"
+    assert told["decides"]["why"].startswith("The run has ended, and its verdict never changes: line 17 has no field")
+    assert told["plans"]["create"] == told["plans"]["status"] == []
+    assert told["sees"]["pods"][0]["trainer"] == "ended with exit code 65 Error"
+    assert "default settings" in told["notes"][0]
+
+
+def test_every_failure_is_one_sentence_with_the_remedy(stage: Stage, ask: Ask) -> None:
+    """Status 1, nothing on standard output, and no traceback."""
+    stage.apply()
+    cases = {
+        f"There is no LoRAFineTune {stage.namespace}/other: kubectl get lft": (f"{stage.namespace}/other", READ),
+        "You lack a right (pods is forbidden": (f"{stage.namespace}/tone", READ[:2]),
+        "'tone' is not NAMESPACE/NAME: give": ("tone", READ),
+    }
+    for sentence, (place, rights) in cases.items():
+        answer = ask(place, rights=rights)
+        assert (answer.code, answer.out) == (1, "")
+        assert answer.err.startswith(f"lora-operator: {sentence}")
+        assert answer.err.count("\n") == 1

@@ -1,0 +1,100 @@
+"""The log of a real operator: what a run leaves in it, line by line."""
+
+import itertools
+import json
+from collections import Counter
+from typing import Any
+
+from tests.component.documents import failed, succeeded
+from tests.component.stage import OperatorProcess, Stage, eventually
+
+from lora_operator.logs import FIELDS
+from lora_trainer.contract.reasons import Reason
+
+Line = dict[str, Any]
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
+STANDARD = {"time", "level", "logger", "message", "exception"}
+
+
+def lines(operator: OperatorProcess, kind: str = "", level: str = "") -> list[Line]:
+    """The lines of a type and a level; every line is one JSON object with known fields."""
+    found: list[Line] = [json.loads(text) for text in operator.text().splitlines()]
+    assert all(line.keys() <= {*STANDARD, *FIELDS} for line in found)
+    return [line for line in found if kind in ("", line.get("type")) and level in ("", line["level"])]
+
+
+def writes_told(decisions: list[Line]) -> Counter[str]:
+    """How often each verb is told to have been written."""
+    return Counter(what.split()[0] for line in decisions for what in line["wrote"])
+
+
+def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage: Stage) -> None:
+    """All writes are in the log and nothing else is at INFO; each line names run and turn, and the last one its end."""
+    proxy = stage.proxy()
+    operator = stage.start(logFormat="json", progressIntervalSeconds=3600, proxy=proxy)
+    uid = stage.apply()["metadata"]["uid"]
+    job = stage.wait_job()
+    first = stage.wait_pod(job)
+    stage.run_pod(first)
+    stage.wait_condition("PodsReady", status="True")
+    stage.end_pod(first, 1, failed(Reason.INTERNAL_ERROR, f"the Hub refused the token {TOKEN}"))
+    second = stage.wait_pod(job, other_than=first["metadata"]["uid"])
+    stage.run_pod(second)
+    stage.wait_condition("PodsReady", status="True")
+    stage.end_pod(second, 0, succeeded())
+    stage.wait_condition("Complete", status="True")
+    eventually(lambda: [line for line in lines(operator) if line.get("result")], "the end is in the log")
+
+    decisions = lines(operator, "decision", "INFO")
+    assert all(line["wrote"] for line in decisions)
+    told = writes_told(decisions)
+    done = Counter(call.what for call in proxy.made(about="tone") if call.code in (200, 201))
+    assert told == {
+        "status": done["update lorafinetunes/status"],
+        "created": done["create configmaps"] + done["create jobs"],
+    }
+    assert told["created"] == 2
+    for line in decisions:
+        assert (line["namespace"], line["name"], line["uid"]) == (stage.namespace, "tone", uid)
+        assert line["attempt"] == 1
+        assert line["turn"]
+    assert [line for line in decisions if line.get("result")] == [decisions[-1]]
+    assert (decisions[-1]["result"], decisions[-1]["reason"]) == ("succeeded", "Succeeded")
+    states = [line["reason"] for line in decisions if "previous" in line]
+    assert states[0] in {"Pending", "VolumeNotReady"}
+    assert "Restarting" in states
+    # Each change is told once: what one line leaves is what the next one finds.
+    for before, after in itertools.pairwise(decisions):
+        assert after.get("previous", after["reason"]) == before["reason"]
+    assert TOKEN not in operator.text()
+    assert "hf_***" in operator.text()
+
+
+def test_a_decision_without_an_effect_is_told_at_debug_alone(stage: Stage) -> None:
+    """A label of the user wakes the operator, and changes nothing."""
+    operator = stage.start(logFormat="json")
+    stage.apply()
+    stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    before = len(lines(operator, level="INFO"))
+    stage.api.patch(stage.path("lorafinetunes", "tone"), {"metadata": {"labels": {"team": "a"}}})
+
+    def quiet() -> list[Line]:
+        return [line for line in lines(operator, "decision", "DEBUG") if not line.get("wrote")]
+
+    woken = eventually(quiet, "a decision without an effect")
+    assert woken[-1]["reason"] in {"Pending", "VolumeNotReady"}
+    assert len(lines(operator, level="INFO")) == before
+
+
+def test_refusals_and_retries_have_their_code_and_their_turn(stage: Stage) -> None:
+    """A quota refuses the Job with 403; a server in trouble is tried again, with how often and when."""
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+    stage.api.post(stage.path("resourcequotas"), quota)
+    operator = stage.start(logFormat="json")
+    stage.apply()
+    stage.wait_condition("Accepted", status="False", reason="QuotaExceeded")
+    refusal = eventually(lambda: lines(operator, "refusal"), "the refusal is in the log")[0]
+    assert (refusal["level"], refusal["code"], refusal["name"]) == ("WARNING", 403, "tone")
+    followed = [line for line in lines(operator, "decision") if line["turn"] == refusal["turn"]]
+    assert followed[-1]["reason"] == "QuotaExceeded"
+    assert followed[-1]["wrote"] == ["status"]
