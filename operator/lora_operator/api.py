@@ -1,6 +1,7 @@
 """Requests to the API server: dicts in, dicts out, a deadline on each, and one exception for every refusal."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -16,6 +17,9 @@ Object = dict[str, Any]
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 LONGEST_WAIT_S = 300
+# A busy server is asked again from here, as Go's client does it; who asks for more time is left to the caller.
+LONGEST_PAUSE_S = 5.0
+MOST_PAUSES = 5
 CHUNK_SIZE = 500
 MERGE_PATCH = "application/merge-patch+json"
 
@@ -90,8 +94,9 @@ class Chunk:
 class Api:
     """A thin layer over the official client, whose typed objects would cost half as much CPU again."""
 
-    def __init__(self, client: ApiClient) -> None:
+    def __init__(self, client: ApiClient, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._client = client
+        self._sleep = sleep
         self._timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
 
     async def request(
@@ -103,7 +108,27 @@ class Api:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        """Send one request. Raises `ApiError` for an answer that is no success, `UnreachableError` for no answer."""
+        """Send one request, and again where a busy server asks for it: it has done nothing then.
+
+        Raises `ApiError` for an answer that is no success, `UnreachableError` for no answer.
+        """
+        for _ in range(MOST_PAUSES):
+            try:
+                return await self._send(method, path, query, body, content_type)
+            except ApiError as error:
+                if error.code != 429 or not 0 < error.retry_after_s <= LONGEST_PAUSE_S:
+                    raise
+                await self._sleep(error.retry_after_s)
+        return await self._send(method, path, query, body, content_type)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+    ) -> Object:
         configuration = self._client.configuration
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT}
         token = await authorization(configuration)

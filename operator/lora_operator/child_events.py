@@ -1,5 +1,6 @@
 """Kubernetes Events about the children of resources that wait: where the cluster says why a pod does not come up."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 MOST_OBJECTS = 2
 MOST_EVENTS = 50
 LONGEST_INTERVAL_S = 50.0
+PATIENCE_S = 3.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,9 +78,10 @@ class ChildEvents:
         if watched.read_at_s is None or now - watched.read_at_s >= self._pause_s(now - watched.since_s):
             watched.read_at_s = now
             try:
-                watched.events = await read_events(self._api, key.namespace, watched.uids)
-            except (ApiError, UnreachableError) as error:
-                logger.debug("no Events of the children of %s: %s", key, error)
+                async with asyncio.timeout(PATIENCE_S):
+                    watched.events = await read_events(self._api, key.namespace, watched.uids)
+            except (ApiError, UnreachableError, TimeoutError) as error:
+                logger.debug("no Events of the children of %s: %s", key, str(error) or "no answer in time")
         return watched.events
 
     def _pause_s(self, waited_s: float) -> float:

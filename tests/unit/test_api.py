@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from kubernetes.aio.client import Configuration
 
-from lora_operator.api import LONGEST_WAIT_S, PODS, Api, ApiError
+from lora_operator.api import LONGEST_WAIT_S, MOST_PAUSES, PODS, Api, ApiError
 
 if TYPE_CHECKING:
     from kubernetes.aio.client.api_client import ApiClient
@@ -24,14 +24,19 @@ class Answer:
 
 
 class ScriptedClient:
-    """Gives the same answer to every request."""
+    """Gives these answers in turn, and the last one for ever."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self.configuration = Configuration(host="https://server.example")
-        self._answer = answer
+        self.asked = 0
+        self._answers = answers
 
     async def call_api(self, *_: Any, **__: Any) -> Answer:
-        return self._answer
+        self.asked += 1
+        return self._answers[min(self.asked, len(self._answers)) - 1]
+
+
+BUSY = Answer(429, b'{"reason": "TooManyRequests"}', {"Retry-After": "2"})
 
 
 async def refusal(status: int, body: bytes = b"{}", **headers: str) -> ApiError:
@@ -52,6 +57,26 @@ async def test_a_server_that_asks_for_time_gets_it_within_reason(header: dict[st
     assert (error.code, error.reason, error.message) == (429, "TooManyRequests", "slow down")
     assert error.retry_after_s == wait_s
     assert error.is_passing
+
+
+@pytest.mark.parametrize(("busy", "asked"), [(MOST_PAUSES, MOST_PAUSES + 1), (MOST_PAUSES + 1, MOST_PAUSES + 1)])
+async def test_a_busy_server_is_asked_again_after_the_time_that_it_names(busy: int, asked: int) -> None:
+    """So often and no more: then the caller is told."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    client = ScriptedClient(*[BUSY] * busy, Answer(200, b'{"kind": "Pod"}', {}))
+    api = Api(cast("ApiClient", client), sleep=sleep)
+    if busy <= MOST_PAUSES:
+        assert await api.get(PODS, "team-a", "x") == {"kind": "Pod"}
+    else:
+        with pytest.raises(ApiError) as caught:
+            await api.get(PODS, "team-a", "x")
+        assert (caught.value.code, caught.value.retry_after_s) == (429, 2)
+    assert client.asked == asked
+    assert slept == [2] * MOST_PAUSES
 
 
 async def test_an_answer_that_is_no_document_is_told_as_it_is() -> None:

@@ -1,5 +1,6 @@
 """When and of whom Kubernetes Events are read: a list of them is dear, and a queue may be long."""
 
+import asyncio
 import itertools
 from collections.abc import Mapping
 from typing import Any, cast
@@ -21,10 +22,13 @@ class EventsApi:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.down = False
+        self.hangs = False
 
     async def request(self, method: str, path: str, *, query: Mapping[str, str]) -> dict[str, Any]:
         if self.down:
             raise ApiError(500, "InternalError", "down")
+        if self.hangs:
+            await asyncio.Event().wait()
         uid = query["fieldSelector"].removeprefix("involvedObject.uid=")
         self.asked.append(uid)
         return {
@@ -129,3 +133,15 @@ async def test_what_was_read_stays_while_the_api_does_not_answer(
     api.down = True
     clock.now_s = 20.0
     assert await events.latest(KEY) == first
+
+
+async def test_an_api_that_never_answers_holds_nobody_up(
+    events: ChildEvents, api: EventsApi, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before stays, and the turn goes on."""
+    monkeypatch.setattr("lora_operator.child_events.PATIENCE_S", 0.01)
+    events.watch(KEY, [make_job()], [])
+    first = await events.latest(KEY)
+    api.hangs = True
+    clock.now_s = 20.0
+    assert await asyncio.wait_for(events.latest(KEY), 10) == first

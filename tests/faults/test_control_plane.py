@@ -1,0 +1,265 @@
+"""Faults of the API server and of the way to it: every run ends as it would have, and nothing is made twice."""
+
+from collections import defaultdict
+from functools import partial
+from itertools import count
+from typing import Any
+
+import pytest
+from tests.component.documents import succeeded
+from tests.component.stage import Stage, eventually, gone
+from tests.faults.calls import Call
+from tests.faults.injections import (
+    Answer,
+    Cut,
+    Delay,
+    Freeze,
+    HalfDocument,
+    LostAnswer,
+    RequestFault,
+    Reset,
+    Rule,
+    StreamFault,
+    WatchError,
+)
+from tests.faults.kubelet import Kept
+from tests.faults.one_run import Run
+from tests.faults.outage import keep_away, wait_api_server
+
+# Generous for a restart of the operator on a busy machine, and far below what the watchdog allows in production.
+SOON_S = 30.0
+STREAM_FAULTS: tuple[StreamFault, ...] = (
+    WatchError(code=410, reason="Expired"),
+    WatchError(code=500, reason="InternalError"),
+    WatchError(code=403, reason="Forbidden"),
+    WatchError(code=429, reason="TooManyRequests"),
+    Cut(),
+    HalfDocument(),
+    Reset(),
+)
+REQUEST_FAULTS: tuple[RequestFault, ...] = (
+    Answer(code=429, reason="TooManyRequests", retry_after_s=1),
+    Answer(code=500, reason="InternalError"),
+    Answer(code=403, reason="Forbidden"),
+    Answer(code=410, reason="Expired"),
+    Reset(),
+)
+
+
+def _uids(objects: list[dict[str, Any]]) -> set[str]:
+    return {item["metadata"]["uid"] for item in objects}
+
+
+@pytest.mark.fault("A2")
+@pytest.mark.parametrize(
+    "seconds", [5, pytest.param(30, marks=pytest.mark.soak), pytest.param(120, marks=pytest.mark.soak)]
+)
+def test_an_outage_of_the_api_server_harms_no_run_in_whatever_state(stage: Stage, seconds: float) -> None:
+    """Runs that wait, run, are suspended and have ended: afterwards each goes on with the pod that it had."""
+    operator = stage.start()
+    runs = {name: Run(stage=stage, name=name) for name in ("waits", "runs", "suspended", "ended")}
+    for name in runs:
+        stage.apply(name, suspend=name == "suspended")
+    for name in ("runs", "ended"):
+        stage.run_pod(runs[name].pod())
+        runs[name].wait("PodsReady", "True")
+    runs["suspended"].wait("Suspended", "True")
+    stage.end_pod(runs["ended"].pod(), 0, succeeded())
+    ended = runs["ended"].wait("Complete", "True")
+    before = _uids(runs["waits"].pods) | _uids(runs["runs"].pods), _uids(stage.objects("jobs"))
+
+    keep_away(stage, seconds)
+    wait_api_server(stage)
+
+    assert (_uids(runs["waits"].pods) | _uids(runs["runs"].pods), _uids(stage.objects("jobs"))) == before
+    runs["suspended"].change(suspend=False)
+    for name in ("waits", "suspended"):
+        stage.run_pod(runs[name].pod())
+    for name in ("waits", "runs", "suspended"):
+        runs[name].wait("PodsReady", "True")
+        stage.end_pod(runs[name].pod(), 0, succeeded())
+        runs[name].wait("Complete", "True")
+    assert runs["ended"].condition("Complete") == ended
+    assert _uids(stage.objects("jobs")) == before[1]
+    assert operator.process.poll() is None
+
+
+@pytest.mark.fault("A3")
+def test_a_status_write_whose_answer_is_lost_is_decided_anew(stage: Stage) -> None:
+    """The server wrote it and nobody heard: the next write is a conflict with one's own, and the end is the same."""
+    proxy = stage.proxy()
+    stage.start(proxy=proxy)
+    lost = proxy.add(Rule(fault=LostAnswer(), what="update lorafinetunes/status", every=2))
+    stage.apply()
+    run = Run(stage=stage, name="tone")
+    stage.run_pod(run.pod())
+    run.wait("PodsReady", "True")
+    stage.end_pod(run.pod(), 0, succeeded())
+    run.wait("Complete", "True")
+    assert lost.hits >= 2
+    assert len(run.jobs) == 1
+
+
+@pytest.mark.fault("A5")
+def test_a_job_that_is_deleted_while_its_watch_is_told_410_is_made_again(stage: Stage) -> None:
+    """The new list of the watch does not tell of deletions; the resync does."""
+    proxy = stage.proxy()
+    stage.start(proxy=proxy, resyncIntervalSeconds=1)
+    stage.apply()
+    run = Run(stage=stage, name="tone")
+    job = run.job()
+    run.pod()
+    run.wait("Accepted", "True")
+    deaf = [True]
+    proxy.lose(lambda call, _: deaf[0] and call.resource in ("jobs", "pods"))
+    path = stage.path("jobs", job["metadata"]["name"])
+    stage.api.delete(path + "?propagationPolicy=Background")
+    eventually(partial(gone, stage.api, path), "the Job is gone")
+    assert proxy.inject(WatchError(code=410, reason="Expired"), "watch jobs") == 1
+    deaf[0] = False
+    assert run.job(2)["metadata"]["uid"] != job["metadata"]["uid"]
+
+
+@pytest.mark.fault("A6")
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("lorafinetunes", "jobs", "pods"),
+        *(pytest.param((kind,), marks=pytest.mark.soak) for kind in ("lorafinetunes", "jobs", "pods")),
+    ],
+    ids="-".join,
+)
+def test_whatever_breaks_a_watch_the_operator_hears_again_soon(stage: Stage, kinds: tuple[str, ...]) -> None:
+    """In the stream and at its opening; an operator that ends is started again, as a kubelet does."""
+    proxy = stage.proxy()
+    kept = Kept(stage, proxy=proxy)
+    for number, fault in enumerate((*STREAM_FAULTS, *REQUEST_FAULTS)):
+        broken = str(fault)
+        rules = []
+        if isinstance(fault, StreamFault):
+            for kind in kinds:
+                what = f"watch {kind}"
+                kept.eventually(partial(proxy.watching, what), f"{kind} are watched")
+                assert proxy.inject(fault, what) == 1, broken
+        else:
+            for kind in kinds:
+                rules.append(proxy.add(Rule(fault=fault, what=f"watch {kind}", times=2)))
+                proxy.inject(Cut(), f"watch {kind}")
+        run = Run(stage=stage, name=f"tone-{number}")
+        stage.apply(run.name)
+        kept.eventually(partial(_jobs, run), f"a new resource gets its Job after {broken}", deadline_s=SOON_S)
+        stage.end_pod(run.pod(), 0, succeeded())
+        complete = partial(_is_complete, run)
+        kept.eventually(complete, f"the end of its pod is heard of after {broken}", deadline_s=SOON_S)
+        for rule in rules:
+            rule.lift()
+    assert {name: len(jobs) for name, jobs in _jobs_by_run(stage).items() if len(jobs) > 1} == {}
+
+
+@pytest.mark.fault("A7")
+def test_a_frozen_watch_is_begun_anew_and_misses_nothing(stage: Stage) -> None:
+    """No byte comes: after the patience with a silent watch another one tells what happened, deletions too."""
+    proxy = stage.proxy()
+    operator = stage.start(proxy=proxy, watchInactivitySeconds=3)
+    run, other = Run(stage=stage, name="tone"), Run(stage=stage, name="other")
+    stage.apply(run.name)
+    job = run.job()
+    run.wait("Accepted", "True")
+    eventually(lambda: proxy.watching() >= 3, "all is watched")
+    proxy.inject(Freeze())
+    stage.apply(other.name)
+    stage.api.delete(stage.path("jobs", job["metadata"]["name"]) + "?propagationPolicy=Background")
+    other.job()
+    run.job(2)
+    stage.end_pod(other.pod(), 0, succeeded())
+    other.wait("Complete", "True")
+    assert operator.process.poll() is None
+
+
+@pytest.mark.fault("A9")
+def test_lost_events_change_nothing_about_the_end(stage: Stage) -> None:
+    """Every third event of every watch is lost: a short resync brings each run to where it would have come."""
+    proxy = stage.proxy()
+    numbers: dict[str, count[int]] = defaultdict(count)
+    lost: list[str] = []
+
+    def lose(call: Call, event: dict[str, Any]) -> bool:
+        if event["type"] == "BOOKMARK" or next(numbers[call.resource]) % 3:
+            return False
+        lost.append(event["type"])
+        return True
+
+    stage.start(proxy=proxy, resyncIntervalSeconds=1)
+    proxy.lose(lose)
+    runs = [Run(stage=stage, name=f"tone-{number}") for number in range(4)]
+    for run in runs:
+        stage.apply(run.name)
+    runs[0].change(suspend=True)
+    runs[0].wait("Suspended", "True")
+    runs[0].change(suspend=False)
+    runs[0].wait("Suspended", "False")
+    stage.api.delete(stage.path("jobs", runs[1].job()["metadata"]["name"]) + "?propagationPolicy=Background")
+    runs[1].job(2)
+    for run in runs:
+        stage.run_pod(run.pod())
+        run.wait("PodsReady", "True")
+    for run in runs:
+        stage.end_pod(run.pod(), 0, succeeded())
+        run.wait("Complete", "True", "Succeeded")
+    assert {name: len(jobs) for name, jobs in _jobs_by_run(stage).items()} == {run.name: 1 for run in runs}
+    assert len(lost) >= 10
+
+
+@pytest.mark.fault("A12")
+def test_an_overloaded_api_server_is_given_the_time_that_it_asks_for(stage: Stage) -> None:
+    """Every third request is answered with 429, from the start on: all runs end, and nobody comes again too early."""
+    proxy = stage.proxy()
+    busy = Answer(code=429, reason="TooManyRequests", retry_after_s=1)
+    proxy.add(Rule(fault=busy, every=3))
+    kept = Kept(stage, proxy=proxy)
+    assert kept.restarts == 0
+    runs = [Run(stage=stage, name=f"tone-{number}") for number in range(4)]
+    for run in runs:
+        stage.apply(run.name)
+    for run in runs:
+        stage.end_pod(run.pod(), 0, succeeded())
+    for run in runs:
+        kept.eventually(partial(_is_complete, run), f"{run.name} is complete")
+    assert kept.restarts == 0
+    assert len([call for call in proxy.made() if call.code == 429]) >= 10
+    refused = 'lora_operator_api_requests_total{code="429",verb="'
+    assert any(series.startswith(refused) and value for series, value in kept.operator.metrics().items())
+
+
+@pytest.mark.fault("A19")
+@pytest.mark.parametrize("fault", [Answer(code=500, reason="InternalError"), Reset(), Delay(seconds=60)], ids=repr)
+def test_without_events_the_conditions_are_right(stage: Stage, fault: RequestFault) -> None:
+    """Events that can be neither read nor written, or not in time, hold nothing up."""
+    proxy = stage.proxy()
+    proxy.add(Rule(fault=fault, what="* events"))
+    stage.start(proxy=proxy)
+    run, held = Run(stage=stage, name="tone"), Run(stage=stage, name="held")
+    stage.apply(run.name)
+    stage.apply(held.name)
+    stage.wait_pod_state(held.pod(), "ImagePullBackOff", "Back-off pulling image")
+    held.wait("PodsReady", "False", "ImagePullBackOff")
+    stage.run_pod(run.pod())
+    run.wait("PodsReady", "True")
+    stage.end_pod(run.pod(), 0, succeeded())
+    run.wait("Complete", "True")
+    assert [event for event in stage.objects("events") if event["involvedObject"]["kind"] == "LoRAFineTune"] == []
+
+
+def _jobs(run: Run) -> list[dict[str, Any]]:
+    return run.jobs
+
+
+def _is_complete(run: Run) -> bool:
+    return bool(run.condition("Complete").get("status") == "True")
+
+
+def _jobs_by_run(stage: Stage) -> dict[str, list[dict[str, Any]]]:
+    jobs = defaultdict(list)
+    for job in stage.objects("jobs"):
+        jobs[job["metadata"]["labels"]["lora-operator.io/name"]].append(job)
+    return dict(jobs)
