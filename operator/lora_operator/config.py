@@ -139,7 +139,12 @@ _CHOICES = {
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "log_format": ("text", "json"),
 }
-_ORDERED = (("retry_period_s", "renew_deadline_s"), ("renew_deadline_s", "lease_duration_s"))
+_ORDERED = (
+    ("retry_period_s", "renew_deadline_s"),
+    ("renew_deadline_s", "lease_duration_s"),
+    # Else a watch that is only quiet ends the process before it is begun anew.
+    ("watch_inactivity_s", "watch_stale_s"),
+)
 _REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "prepare_cpu", "prepare_memory")
 
 

@@ -24,7 +24,7 @@ from lora_operator.names import QUEUE_LABEL, Role
 from lora_operator.notices import notices, recreated
 from lora_operator.observe import parse_job
 from lora_operator.pods import is_running, leader_first
-from lora_operator.progress import follow_progress, next_question_s
+from lora_operator.progress import follow_progress, next_question_s, stalled_since
 from lora_operator.quota import Place, held, hold, no_quota, place_of, quota_reserved, waits_for_user
 from lora_operator.render import pods_of, render_config_map, render_job, render_prepare_job, render_service
 from lora_operator.results import resolved_by_spec
@@ -181,6 +181,7 @@ def _watch_new(case: Case, job: JobView, resolved: Status | None = None) -> Plan
 def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
     """What the situation of a Job that trains or prepares is read from; `place` is its in a queue."""
     pods = case.children.pods if job.role is Role.TRAIN else case.children.preparing_pods
+    progress = follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now)
     return Scene(
         request=case.request,
         config_map=case.next_name,
@@ -188,9 +189,10 @@ def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
         job=job,
         pods=pods,
         events=case.observed.events,
-        progress=follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now),
+        progress=progress,
         memory=case.memory(job.role),
         place=place,
+        stalled_since=stalled_since(progress, case.config.stall_timeout_s, case.now),
     )
 
 
@@ -237,14 +239,15 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
 def _made_again(case: Case, job: JobView, situation: Situation) -> tuple[Mapping[str, Any], ...]:
     """What the pods of an attempt need beside their Job, in case that somebody deleted it.
 
-    Nothing tells that a Service is gone, which is not watched. New pods look for each other by it: so it is made again,
-    or found to be there, once for each change of the state of a run whose pods do not all run.
+    Nothing tells that a Service is gone, which is not watched. Pods look for each other by it when they begin: so it is
+    made again, or found to be there, at each change of the state until all of them have met.
     """
     train = case.request.train
     if train is None or case.observed.rejection is not None:
         return ()
     lost = (render_config_map(case.finetune, train),) if situation.lost_config else ()
-    several = job.role is Role.TRAIN and case.request.pod.nodes > 1 and not situation.running
+    meeting = not situation.running or situation.state.reason is Reason.STARTING
+    several = job.role is Role.TRAIN and case.request.pod.nodes > 1 and meeting
     changed = previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason
     return (*lost, render_service(case.finetune, train)) if several and changed else lost
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lora_operator.config import OperatorConfig
+from lora_operator.names import Role
 from lora_operator.request import PodRequest
 from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.uri import HubUri, OciUri, S3Uri, Uri, parse_uri
@@ -21,12 +22,14 @@ _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_
 Manifest = dict[str, Any]
 
 
-def environment(pod: PodRequest, train: TrainConfig, config: OperatorConfig, rendezvous: str = "") -> list[Manifest]:
-    """All variables of a run's container. `rendezvous` is host:port where several nodes meet."""
+def environment(
+    role: Role, pod: PodRequest, train: TrainConfig, config: OperatorConfig, rendezvous: str = ""
+) -> list[Manifest]:
+    """All variables of a container that trains or prepares. `rendezvous` is host:port where several nodes meet."""
     plain = {"HOME": "/tmp", **_services(train, config)}  # noqa: S108 - an emptyDir
     if rendezvous:
         plain["LORA_RENDEZVOUS"] = rendezvous
-    return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(pod, train))
+    return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(role, pod, train))
 
 
 def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
@@ -55,11 +58,16 @@ def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
     return values | {name: value for name, value in optional.items() if value}
 
 
-def _secrets(pod: PodRequest, train: TrainConfig) -> Iterator[Manifest]:
-    """Each purpose has its own variables: a run may read with one token and write with another."""
+def _secrets(role: Role, pod: PodRequest, train: TrainConfig) -> Iterator[Manifest]:
+    """Each purpose has its own variables: a run may read with one token and write with another.
+
+    A pod that only fetches model and data can neither write the result nor speak to a tracker.
+    """
     data = [train.dataset.uri, *([train.dataset.validation_uri] if train.dataset.validation_uri else [])]
     yield from _access("MODEL", pod.model_secret, [train.model.uri])
     yield from _access("DATASET", pod.dataset_secret, data)
+    if role is Role.PREPARE:
+        return
     yield from _access("OUTPUT", pod.output_secret, [train.output.uri])
     if pod.tracking_secret and train.tracking.kind is Tracker.WANDB:
         yield _reference("WANDB_API_KEY", pod.tracking_secret, "WANDB_API_KEY")

@@ -22,7 +22,7 @@ def pod_spec(role: Role, pod: PodRequest, train: TrainConfig, name: str, config:
     """Spec of the pod. `name` is that of the attempt's ConfigMap, which its training Job and its Service share."""
     sources, mounts = as_manifests(volumes(role, pod, train, name, config))
     rendezvous = f"{name}-0.{name}:{RENDEZVOUS_PORT}" if role is Role.TRAIN and pod.nodes > 1 else ""
-    variables = environment(pod, train, config, rendezvous)
+    variables = environment(role, pod, train, config, rendezvous)
     spec: Manifest = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,

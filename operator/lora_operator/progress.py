@@ -57,6 +57,12 @@ def close_progress(finetune: FineTune, results: Results | None) -> Block:
     }
 
 
+def stalled_since(block: Mapping[str, Any], timeout_s: float, now: datetime) -> datetime | None:
+    """When the trainer last told something new, where that is longer ago than it may take for a step."""
+    told = parse_instant(block.get("lastUpdateTime"))
+    return told if told is not None and now - told > timedelta(seconds=timeout_s) else None
+
+
 def next_question_s(block: Mapping[str, Any], interval_s: float, now: datetime) -> float:
     """Seconds until the trainer is to be asked again; 0 for now. Every answer is a write, so they are rationed."""
     told = parse_instant(block.get("lastUpdateTime"))
@@ -71,15 +77,17 @@ def whole(value: int) -> int:
 
 
 def _block(progress: Progress) -> Block:
-    step, total = whole(progress.step), progress.total_steps
+    total = whole(progress.total_steps or 0)
+    # No step lies behind the last one, whatever a trainer says.
+    most = total or LARGEST
+    step = min(whole(progress.step), most)
     block: Block = {"phase": progress.phase.value}
-    if total is not None and total > 0:
-        total = whole(total)
-        block |= {"totalSteps": total, "steps": f"{step}/{total}", "percentage": min(100 * step // total, 100)}
+    if total:
+        block |= {"totalSteps": total, "steps": f"{step}/{total}", "percentage": 100 * step // total}
     if progress.phase not in _BEFORE_THE_FIRST_STEP:
         block["step"] = step
     steps = {"checkpointStep": progress.checkpoint_step, "resumedStep": progress.resumed_step}
-    block |= {key: whole(value) for key, value in steps.items() if value is not None}
+    block |= {key: min(whole(value), most) for key, value in steps.items() if value is not None}
     fractions = {
         "epoch": (progress.epoch, ".2f"),
         "loss": (progress.loss, ".4f"),

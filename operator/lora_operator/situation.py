@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from lora_operator.conditions import Finding
@@ -21,6 +22,7 @@ from lora_operator.pods import (
 from lora_operator.quota import Place, waiting
 from lora_operator.request import Request
 from lora_operator.trouble import trouble_of_job, trouble_of_pod
+from lora_operator.wording import instant
 from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
@@ -52,7 +54,7 @@ class Scene:
     """What a situation is read from. `progress` is the progress block of the status, as it will be written.
 
     `config_map` is that of the attempt, `nodes` the number of pods that the Job has at a time, `place` the Job's in a
-    queue.
+    queue. `stalled_since`: a training that should have taken a step for long has told of none since then.
     """
 
     request: Request
@@ -64,6 +66,7 @@ class Scene:
     progress: Mapping[str, Any]
     memory: str
     place: Place | None = None
+    stalled_since: datetime | None = None
 
 
 def assess(scene: Scene) -> Situation:
@@ -214,6 +217,12 @@ def _starting(pod: PodView) -> Finding:
 
 def _running(scene: Scene, failures: Sequence[Finding]) -> Finding:
     phase = _phase(scene.progress)
+    if scene.stalled_since is not None and phase is Phase.TRAINING:
+        message = (
+            f"The trainer has told of no step since {instant(scene.stalled_since)}: it should end itself and go on "
+            "from its last checkpoint; if it does not, delete its pod"
+        )
+        return Finding(reason=Reason.STALLED, message=message + _after(failures))
     return Finding(reason=Reason(phase.value), message=_doing(phase, scene) + _after(failures))
 
 

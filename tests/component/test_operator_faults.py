@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually, gone, now
+from tests.faults.injections import Freeze, Hold, Rule
 
 from localcluster import lifecycle, settings
 from lora_operator.names import child_labels, child_name
@@ -241,8 +242,10 @@ def test_sigterm_ends_the_operator_well(stage: Stage) -> None:
 @pytest.mark.fault("A6", "A7")
 def test_a_watch_without_a_sign_of_life_ends_the_process(stage: Stage) -> None:
     """Crash-only: exit status 1 and the watch's name; a cluster starts it again."""
-    # Nothing happens here, so a watch is silent until the first bookmark, which comes after a minute.
-    operator = stage.start(watchStaleSeconds=2, wait=False)
+    proxy = stage.proxy()
+    operator = stage.start(proxy=proxy, watchInactivitySeconds=1, watchStaleSeconds=3)
+    proxy.add(Rule(what="watch jobs", fault=Hold(answered=False)))
+    proxy.inject(Freeze(), "watch jobs")
     assert operator.process.wait(timeout=60) == 1
     assert "has brought neither event nor bookmark" in operator.text()
 

@@ -39,6 +39,10 @@ def test_every_setting_has_its_yaml_name(tmp_path: Path) -> None:
         ("trainerImage: a\nworkers: true\n", "workers"),
         ("trainerImage: a\nworkers: 0\n", r"config\.yaml\.workers is 0: must be above 0"),
         ("trainerImage: a\nwatchStaleSeconds: -1\n", "watchStaleSeconds is -1.0: must be above 0"),
+        (
+            "trainerImage: a\nwatchStaleSeconds: 60\n",
+            "watchInactivitySeconds is 70.0: must be below watchStaleSeconds, which is 60.0",
+        ),
         ("trainerImage: a\nretryBaseSeconds: .nan\n", "retryBaseSeconds is nan: must be above 0"),
         ("trainerImage: a\nleaseDurationSeconds: 0\n", "leaseDurationSeconds is 0: must be above 0"),
         ("trainerImage: a\nleaseName: ''\n", "leaseName is '': must be set"),

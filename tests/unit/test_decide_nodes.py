@@ -116,8 +116,12 @@ def test_retries_of_several_nodes_follow_the_spec() -> None:
 def test_a_service_that_was_deleted_is_made_again_before_new_pods_need_it() -> None:
     """Once for each change of the state: it is not watched, and pods that have met do without it."""
     job, pods = make_job(spec={"backoffLimit": 6}), (running_pod(index=0), running_pod(index=1))
-    trains = plan_for(TWO, jobs=(job,), pods=pods)
-    assert trains.create == ()
+    starts = plan_for(TWO, jobs=(job,), pods=pods)
+    assert [obj["kind"] for obj in starts.create] == ["Service"]
+    assert plan_for(with_status(TWO, starts.status), jobs=(job,), pods=pods).create == ()
+    training = Progress(phase=Phase.TRAINING, step=1, total_steps=9)
+    trains = plan_for(with_status(TWO, starts.status), jobs=(job,), pods=pods, progress=training)
+    assert (told(trains), trains.create) == (("Unknown", "Training"), ())
     failed = make_job(spec={"backoffLimit": 6}, status={"failed": 1})
     cause = make_summary(Reason.GPU_FAULT, "The GPU fell off the bus").to_message()
     ended = (ended_pod(72, cause, index=0), running_pod(index=1, deleting=True))

@@ -160,8 +160,11 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     results = make_results(best_step=350, resumed_step=100)
     pods = (ended_pod(0, make_summary(checkpoint=saved, results=results).to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
+    no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
+    killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
     plans = [
         running,
+        decide(no_claim, killed, CONFIG, NOW),
         *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
     ]
     written: dict[str, set[str]] = {"": set()}
@@ -173,7 +176,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
                 written.setdefault(key, set()).update(value)
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
-    for key in ("resolved", "dataset", "progress", "results", "artifact", "checkpoint"):
+    for key in ("resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries"):
         assert written[key] == set(schema[key]["properties"]), key
 
 
