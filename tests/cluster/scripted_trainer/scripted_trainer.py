@@ -7,7 +7,9 @@ with one key:
     {"progress": {"phase": "Training", "step": 3, "total_steps": 10}}   what /progress answers from now on
     {"sleep": 1.5}                      seconds
     {"wait_for": "go"}                  until /tmp/go exists: `kubectl exec POD -- touch /tmp/go`
-    {"on_term": "ignore"}               what SIGTERM does: an exit status (143 from the start), or "ignore"
+    {"resume": {"phase": "Training"}}   as progress, from the step that an earlier start has saved, else from 0
+    {"on_term": "ignore"}               what SIGTERM does: an exit status (143 from the start), "ignore", or "save":
+                                        keep the step of the last progress beside the output, and end with 143
     {"message": "text"}                 a termination message that may be anything
     {"fail": {"reason": "DatasetInvalid", "message": "...", "code": 65}}
     {"exit": 1}                         without a message
@@ -95,23 +97,42 @@ def script(config: TrainConfig) -> list[dict[str, Any]]:
 
 def count_start(config: TrainConfig) -> int:
     """Which start of the run this is, from 1; the count lies beside the output."""
-    output = parse_uri(config.output.uri)
-    if not isinstance(output, ClaimUri):
+    file = beside_output(config, "starts")
+    if file is None:
         return 1
-    file = CLAIMS / output.claim / f".starts-{config.run.uid}"
     count = int(file.read_text()) + 1 if file.exists() else 1
     file.write_text(str(count))
     return count
 
 
+def beside_output(config: TrainConfig, what: str) -> Path | None:
+    """A file of this run on the output's claim; None where the output goes elsewhere."""
+    output = parse_uri(config.output.uri)
+    return CLAIMS / output.claim / f".{what}-{config.run.uid}" if isinstance(output, ClaimUri) else None
+
+
+def save_and_end(config: TrainConfig, server: Server) -> None:
+    """What the trainer does when it is told to stop."""
+    file = beside_output(config, "step")
+    if file is not None:
+        file.write_text(str(server.progress.step or 0))
+    os._exit(143)
+
+
 def act(verb: str, value: Any, config: TrainConfig, server: Server) -> None:
     if verb == "progress":
         server.progress = Progress.from_json(json.dumps({"updated_at": time.time(), **value}))
+    elif verb == "resume":
+        file = beside_output(config, "step")
+        step = int(file.read_text()) if file is not None and file.exists() else 0
+        act("progress", {**value, "step": step}, config, server)
     elif verb == "sleep":
         time.sleep(value)
     elif verb == "wait_for":
         while not (SIGNALS / value).exists():
             time.sleep(_POLL_S)
+    elif verb == "on_term" and value == "save":
+        signal.signal(signal.SIGTERM, lambda *_: save_and_end(config, server))
     elif verb == "on_term":
         signal.signal(signal.SIGTERM, signal.SIG_IGN if value == "ignore" else lambda *_: os._exit(value))
     elif verb == "message":

@@ -1,0 +1,292 @@
+"""Runs in a queue of Kueue, for real: its controller from its own chart, quota for two GPUs, and five runs."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tests.component.stage import eventually
+
+from demoflow import run as demo_run
+from demoflow.cluster import Images
+from localcluster import addons
+from localcluster.client import HACK_CLUSTER, Client, output
+
+Object = dict[str, Any]
+QUOTA_GPUS = 2
+_SETTINGS = ("--set=config.progressIntervalSeconds=1", "--set=config.pendingCheckSeconds=1")
+_SCRIPT = [
+    {"on_term": "save"},
+    {"resume": {"phase": "Training", "total_steps": 10}},
+    {"wait_for": "four"},
+    {"progress": {"phase": "Training", "step": 4, "total_steps": 10}},
+    {"wait_for": "end"},
+]
+
+
+@pytest.fixture(scope="module")
+def kueue(cluster: Client) -> Iterator[None]:
+    """Kueue, removed afterwards where it was not there before."""
+    ours = "kueue" not in addons.releases(cluster)
+    output([str(HACK_CLUSTER), "addon", "kueue"], timeout_s=1800)
+    yield
+    if ours:
+        output([str(HACK_CLUSTER), "addon", "--remove", "kueue"], timeout_s=300)
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: Client, kueue: None) -> Iterator[None]:
+    """The chart with a trainer that follows scripts; afterwards uninstalled, or as it was."""
+    of_the_demo = demo_run.RELEASE in addons.releases(cluster)
+    references = cluster.images("operator", "test-trainer")
+    images = Images(operator=references["operator"], trainer=references["test-trainer"], hub=None)
+    demo_run.install_chart(cluster, images, "", *_SETTINGS, timeout_s=180)
+    yield
+    command = "rollback" if of_the_demo else "uninstall"
+    cluster.helm(command, demo_run.RELEASE, f"--namespace={demo_run.RELEASE_NAMESPACE}", "--wait")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """A namespace with a queue whose quota allows two GPUs, on a node that offers more."""
+
+    cluster: Client
+    namespace: str
+
+    def run(self, name: str, *, priority: str = "", **spec: Any) -> None:
+        """Create a run that trains until it is told to go on."""
+        labels = {"kueue.x-k8s.io/queue-name": "gpus"}
+        if priority:
+            labels["kueue.x-k8s.io/priority-class"] = f"{self.namespace}-{priority}"
+        self.cluster.apply(
+            {
+                "apiVersion": "lora-operator.io/v1alpha1",
+                "kind": "LoRAFineTune",
+                "metadata": {"name": name, "labels": labels},
+                "spec": {
+                    "model": {"uri": "hf://acme/base"},
+                    "dataset": {"uri": "configmap://script/script.json"},
+                    "output": {"uri": f"pvc://adapters/{name}"},
+                    "resources": {"gpus": 1, "cpu": "50m", "memory": "64Mi"},
+                    **spec,
+                },
+            },
+            namespace=self.namespace,
+        )
+
+    def ask(self, *arguments: str) -> Object:
+        """`kubectl get` in the namespace."""
+        return self.cluster.get(*arguments, f"--namespace={self.namespace}")
+
+    def kubectl(self, *arguments: str) -> str:
+        """kubectl in the namespace."""
+        return self.cluster.kubectl(f"--namespace={self.namespace}", *arguments)
+
+    def pods_as_served(self, query: str = "") -> str:
+        """The API server's own answer about the pods of the namespace."""
+        return self.cluster.kubectl("get", f"--raw=/api/v1/namespaces/{self.namespace}/pods{query}")
+
+    def states(self) -> dict[str, str]:
+        """The state of each run, as `kubectl get` shows it."""
+        runs = self.ask("lorafinetunes")["items"]
+        return {run["metadata"]["name"]: _condition(run, "Complete").get("reason", "") for run in runs}
+
+    def those(self, state: str) -> list[str]:
+        """Names of the runs in a state."""
+        return sorted(name for name, found in self.states().items() if found == state)
+
+    def wait_states(self, what: str, **numbers: int) -> None:
+        """Wait until so many runs are in each of these states."""
+        self.wait(lambda: all(len(self.those(state)) == number for state, number in numbers.items()), what)
+
+    def wait(self, look: Callable[[], bool], what: str) -> None:
+        """Wait; a failure shows the states."""
+        try:
+            eventually(look, what)
+        except AssertionError as error:
+            error.add_note(str(self.states()))
+            raise
+
+    def condition(self, name: str, kind: str) -> Object:
+        """A condition of a run."""
+        return _condition(self.ask("lorafinetune", name), kind)
+
+    def status(self, name: str) -> Object:
+        """The status of a run."""
+        status: Object = self.ask("lorafinetune", name)["status"]
+        return status
+
+    def step(self, name: str) -> int:
+        """The step that a run has taken, as its status tells."""
+        return int(str(self.status(name).get("progress", {}).get("steps", "0/")).partition("/")[0])
+
+    def tell(self, name: str, word: str) -> None:
+        """Let the script of a run's living pod go on."""
+        self.kubectl("exec", self.status(name)["podName"], "--", "touch", f"/tmp/{word}")  # noqa: S108
+
+    def suspend(self, name: str, *, value: bool) -> None:
+        """Change `spec.suspend`."""
+        self.kubectl("patch", "lorafinetune", name, "--type=merge", "--patch", json.dumps({"spec": {"suspend": value}}))
+
+
+@pytest.fixture
+def team(cluster: Client, operator: None, namespace: str) -> Iterator[Team]:
+    """The queue and all that a run needs; Kueue lets its objects go only when nothing uses them any more."""
+    output([str(HACK_CLUSTER), "gpus", str(4 * QUOTA_GPUS)])
+    script = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}}
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "adapters"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    cluster.apply(
+        {**script, "data": {"script.json": json.dumps(_SCRIPT)}}, claim, *_queue(namespace), namespace=namespace
+    )
+    yield Team(cluster=cluster, namespace=namespace)
+    cluster.kubectl("delete", "lorafinetunes", "--all", f"--namespace={namespace}", "--cascade=foreground")
+    cluster.kubectl("delete", "localqueue", "gpus", f"--namespace={namespace}")
+    for kind, name in (
+        ("clusterqueue", namespace),
+        ("resourceflavor", namespace),
+        ("workloadpriorityclass", f"{namespace}-low"),
+        ("workloadpriorityclass", f"{namespace}-high"),
+    ):
+        cluster.kubectl("delete", kind, name)
+    output([str(HACK_CLUSTER), "gpus", "0"])
+
+
+def _queue(namespace: str) -> list[Object]:
+    """What an administrator makes: all of it is named after the namespace, except for the queue in it."""
+    quotas = {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": str(QUOTA_GPUS)}
+    resources = [{"name": name, "nominalQuota": quota} for name, quota in quotas.items()]
+    group = {"coveredResources": list(quotas), "flavors": [{"name": namespace, "resources": resources}]}
+    spec = {
+        "namespaceSelector": {},
+        "resourceGroups": [group],
+        "preemption": {"withinClusterQueue": "LowerPriority"},
+    }
+    kueue = {"apiVersion": "kueue.x-k8s.io/v1beta2"}
+    classes: list[Object] = [
+        {**kueue, "kind": "WorkloadPriorityClass", "metadata": {"name": f"{namespace}-{name}"}, "value": value}
+        for name, value in (("low", 1), ("high", 1000))
+    ]
+    return [
+        {**kueue, "kind": "ResourceFlavor", "metadata": {"name": namespace}},
+        {**kueue, "kind": "ClusterQueue", "metadata": {"name": namespace}, "spec": spec},
+        {**kueue, "kind": "LocalQueue", "metadata": {"name": "gpus"}, "spec": {"clusterQueue": namespace}},
+        *classes,
+    ]
+
+
+def _condition(run: Object, kind: str) -> Object:
+    conditions = run.get("status", {}).get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == kind), {})
+
+
+def test_of_five_runs_two_train_and_three_wait_until_quota_is_free(team: Team) -> None:
+    """They say so in the queue's own words; an end frees quota, and so does a deletion."""
+    names = [f"run-{number}" for number in range(5)]
+    for name in names:
+        team.run(name)
+    team.wait_states("two train and three wait", Training=QUOTA_GPUS, Queued=3)
+    for name in team.those("Queued"):
+        quota, suspended = team.condition(name, "QuotaReserved"), team.condition(name, "Suspended")
+        assert (quota["status"], quota["reason"]) == ("False", "Queued")
+        assert "insufficient unused quota for nvidia.com/gpu" in quota["message"]
+        assert (suspended["status"], suspended["reason"]) == ("True", "Queued")
+        assert "podName" not in team.status(name)
+    for name in team.those("Training"):
+        assert team.condition(name, "QuotaReserved")["status"] == "True"
+        assert team.condition(name, "Suspended")["status"] == "False"
+    assert len(team.ask("pods")["items"]) == QUOTA_GPUS
+
+    ends, goes = team.those("Training")
+    team.tell(ends, "four")
+    team.tell(ends, "end")
+    team.wait_states("the next one trains", Training=QUOTA_GPUS, Queued=2, Succeeded=1)
+    assert team.condition(ends, "QuotaReserved")["status"] == "False"
+    team.kubectl("delete", "lorafinetune", goes)
+    team.wait_states("and the next one", Training=QUOTA_GPUS, Queued=1, Succeeded=1)
+
+
+def test_suspend_frees_the_quota_and_resuming_waits_for_it_again(team: Team) -> None:
+    """The Workload is deactivated: a Job that is suspended would be resumed by Kueue at once."""
+    for name in ("a", "b"):
+        team.run(name)
+    team.wait_states("two train", Training=2)
+    team.run("c")
+    team.wait_states("one waits", Queued=1)
+    team.tell("a", "four")
+    team.suspend("a", value=True)
+    team.wait(lambda: team.states() == {"a": "SuspendedByUser", "b": "Training", "c": "Training"}, "c has a's quota")
+    quota = team.condition("a", "QuotaReserved")
+    assert (quota["status"], quota["reason"]) == ("False", "SuspendedByUser")
+    assert team.condition("a", "Suspended")["status"] == "True"
+
+    team.run("d", suspend=True)
+    team.wait(lambda: team.states()["d"] == "SuspendedByUser", "d is held before it has begun")
+    assert "jobName" not in team.status("d")
+    team.suspend("a", value=False)
+    team.wait(lambda: team.states()["a"] == "Queued", "a is in the queue again")
+    team.kubectl("delete", "lorafinetune", "b")
+    team.wait(lambda: team.states()["a"] == "Training", "a trains again")
+    team.wait(lambda: team.step("a") == 4, "a goes on where it was")
+    assert team.status("a")["attempt"] == 1
+    assert team.status("a").get("retries", {}).get("preempted", 0) == 0
+    team.suspend("d", value=False)
+    team.wait(lambda: team.states()["d"] == "Queued", "d has a Job, which waits")
+
+
+@pytest.mark.fault("B3")
+def test_a_preempted_run_saves_waits_in_its_queue_and_goes_on_from_its_checkpoint(team: Team) -> None:
+    """A run of higher priority takes the quota; what was done is kept, and no retry is used up."""
+    team.run("low", priority="low", maxRetries=0)
+    team.run("other", priority="low", maxRetries=0)
+    team.wait_states("both train", Training=2)
+    team.tell("low", "four")
+    team.tell("other", "four")
+    team.wait(lambda: {team.step("low"), team.step("other")} == {4}, "both have taken four steps")
+    began = json.loads(team.pods_as_served())["metadata"]["resourceVersion"]
+    team.run("high", priority="high")
+    team.wait_states("one of them gives way", Preempted=1)
+    (victim,) = team.those("Preempted")
+    suspended, quota = team.condition(victim, "Suspended"), team.condition(victim, "QuotaReserved")
+    assert (suspended["status"], suspended["reason"]) == ("True", "Preempted")
+    assert "Preempted to accommodate a workload" in suspended["message"]
+    assert (quota["status"], quota["reason"]) == ("False", "Preempted")
+    team.wait(lambda: team.states()["high"] == "Training", "the important one trains")
+    assert 143 in _exit_codes(team, began)
+    assert team.status(victim)["retries"]["preempted"] == 1
+
+    team.tell("high", "four")
+    team.tell("high", "end")
+    team.wait(lambda: team.states()[victim] == "Training", "it trains again")
+    team.wait(lambda: team.step(victim) == 4, "it goes on where it was")
+    team.tell(victim, "four")
+    team.tell(victim, "end")
+    team.wait(lambda: team.states()[victim] == "Succeeded", "it ends well")
+    assert team.status(victim)["attempt"] == 1
+    assert team.status(victim)["retries"]["error"] == 0
+
+
+def _exit_codes(team: Team, since: str) -> set[int]:
+    """Exit codes of the trainers that have ended since a version of the list of pods, of pods that are gone too."""
+    answer = team.pods_as_served(f"?watch=1&resourceVersion={since}&timeoutSeconds=1")
+    events = [json.loads(line) for line in answer.splitlines()]
+    found = (event["object"]["status"].get("containerStatuses", []) for event in events)
+    states = (container["state"] for containers in found for container in containers)
+    return {state["terminated"]["exitCode"] for state in states if "terminated" in state}
+
+
+def test_a_queue_that_does_not_exist_is_named_and_creating_it_is_enough(team: Team) -> None:
+    """The run need not be made again."""
+    team.kubectl("delete", "localqueue", "gpus")
+    team.run("lost")
+    missing = "LocalQueue gpus doesn't exist: create it"
+    team.wait(lambda: missing in team.condition("lost", "QuotaReserved").get("message", ""), "it says so")
+    assert team.condition("lost", "Suspended")["reason"] == "Queued"
+    queue = next(item for item in _queue(team.namespace) if item["kind"] == "LocalQueue")
+    team.cluster.apply(queue, namespace=team.namespace)
+    team.wait_states("it trains", Training=1)
