@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from lora_operator.api import EVENTS, FINETUNES, Api, ApiError, Object, UnreachableError
 from lora_operator.login import USER_AGENT
@@ -14,6 +13,7 @@ from lora_operator.wording import instant
 logger = logging.getLogger(__name__)
 
 LONGEST_BACKLOG = 1000
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class EventPoster:
@@ -24,13 +24,20 @@ class EventPoster:
         self._now = now
         self._instance = instance
         self._backlog: asyncio.Queue[tuple[str, Object]] = asyncio.Queue(LONGEST_BACKLOG)
+        self._latest_ns = 0
+        self._lost = 0
 
     def post(self, finetune: FineTune, record: EventRecord) -> None:
         """Take an event into the backlog."""
-        try:
-            self._backlog.put_nowait((finetune.namespace, self._render(finetune, record)))
-        except asyncio.QueueFull:
-            logger.warning("too many Events wait: one is lost", extra={"reason": record.reason})
+        if self._backlog.full():
+            if not self._lost:
+                logger.warning("%d Events wait to be posted: what comes now is lost", LONGEST_BACKLOG)
+            self._lost += 1
+            return
+        if self._lost:
+            logger.warning("%d Events were lost, since too many waited", self._lost)
+            self._lost = 0
+        self._backlog.put_nowait((finetune.namespace, self._render(finetune, record)))
 
     async def run(self) -> None:
         """Post events, forever, each at most once."""
@@ -47,12 +54,18 @@ class EventPoster:
         """Wait until all that was taken in is posted, while `run` goes on."""
         await self._backlog.join()
 
+    def _number(self) -> str:
+        """Grows from event to event: `kubectl describe` keeps those of one second in the order of their names."""
+        microseconds = (self._now() - _EPOCH) // timedelta(microseconds=1)
+        self._latest_ns = max(1000 * microseconds, self._latest_ns + 1)
+        return f"{self._latest_ns:x}"
+
     def _render(self, finetune: FineTune, record: EventRecord) -> Object:
         now = instant(self._now())
         return {
             "apiVersion": EVENTS.api_version,
             "kind": EVENTS.kind,
-            "metadata": {"name": f"{finetune.name}.{secrets.token_hex(8)}", "namespace": finetune.namespace},
+            "metadata": {"name": f"{finetune.name}.{self._number()}", "namespace": finetune.namespace},
             "involvedObject": {
                 "apiVersion": FINETUNES.api_version,
                 "kind": FINETUNES.kind,

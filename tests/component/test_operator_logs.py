@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from tests.component.documents import failed, succeeded
+from tests.component.documents import failed
 from tests.component.stage import OperatorProcess, Stage, eventually
 
 from lora_operator.logs import FIELDS
@@ -33,16 +33,13 @@ def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage:
     proxy = stage.proxy()
     operator = stage.start(logFormat="json", progressIntervalSeconds=3600, proxy=proxy)
     uid = stage.apply()["metadata"]["uid"]
-    job = stage.wait_job()
-    first = stage.wait_pod(job)
-    stage.run_pod(first)
+    pod = stage.wait_pod(stage.wait_job())
+    stage.run_pod(pod)
     stage.wait_condition("PodsReady", status="True")
-    stage.end_pod(first, 1, failed(Reason.INTERNAL_ERROR, f"the Hub refused the token {TOKEN}"))
-    second = stage.wait_pod(job, other_than=first["metadata"]["uid"])
-    stage.run_pod(second)
-    stage.wait_condition("PodsReady", status="True")
-    stage.end_pod(second, 0, succeeded())
-    stage.wait_condition("Complete", status="True")
+    stage.change(maxRetries=1)
+    eventually(lambda: proxy.made("patch jobs"), "the Job is changed as the resource is")
+    stage.end_pod(pod, 65, failed(Reason.DATASET_INVALID, f"the Hub refused the token {TOKEN}"))
+    stage.wait_condition("Failed", status="True", reason="DatasetInvalid")
     eventually(lambda: [line for line in lines(operator) if line.get("result")], "the end is in the log")
 
     decisions = lines(operator, "decision", "INFO")
@@ -52,6 +49,7 @@ def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage:
     assert told == {
         "status": done["update lorafinetunes/status"],
         "created": done["create configmaps"] + done["create jobs"],
+        "patched": done["patch jobs"],
     }
     assert told["created"] == 2
     for line in decisions:
@@ -59,10 +57,10 @@ def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage:
         assert line["attempt"] == 1
         assert line["turn"]
     assert [line for line in decisions if line.get("result")] == [decisions[-1]]
-    assert (decisions[-1]["result"], decisions[-1]["reason"]) == ("succeeded", "Succeeded")
+    assert (decisions[-1]["result"], decisions[-1]["reason"]) == ("failed", "DatasetInvalid")
     states = [line["reason"] for line in decisions if "previous" in line]
     assert states[0] in {"Pending", "VolumeNotReady"}
-    assert "Restarting" in states
+    assert "Starting" in states
     # Each change is told once: what one line leaves is what the next one finds.
     for before, after in itertools.pairwise(decisions):
         assert after.get("previous", after["reason"]) == before["reason"]

@@ -1,0 +1,154 @@
+"""What kubectl does with a LoRAFineTune is what it does with a Job: on a real API server, with the real kubectl."""
+
+import itertools
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from tests.component.documents import failed, succeeded
+from tests.component.stage import Stage, eventually, gone
+
+from lora_operator.names import Role
+from lora_trainer.contract.reasons import Reason
+
+Object = dict[str, Any]
+
+
+def kubectl(stage: Stage, *arguments: str) -> str:
+    """Run kubectl in the stage's namespace."""
+    return stage.cluster.kubectl(*arguments, f"--namespace={stage.namespace}")
+
+
+def started(stage: Stage, name: str) -> Object:
+    """A run whose trainer runs; its pod."""
+    stage.apply(name)
+
+    def look() -> Object | None:
+        jobs = [j for j in stage.jobs_that(Role.TRAIN) if j["metadata"]["labels"]["lora-operator.io/name"] == name]
+        return jobs[0] if jobs else None
+
+    pod = stage.wait_pod(eventually(look, f"the Job of {name}"))
+    stage.run_pod(pod)
+    stage.wait_condition("PodsReady", status="True", name=name)
+    return pod
+
+
+def told(stage: Stage, name: str) -> list[Object]:
+    """The Events about a run, in the order in which kubectl shows them."""
+    ours = [e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
+    found = [e for e in ours if e["involvedObject"]["name"] == name]
+    return sorted(found, key=lambda e: (e["lastTimestamp"], e["metadata"]["name"]))
+
+
+def test_waiting_for_complete_and_for_the_completion_time_ends_as_for_a_job(stage: Stage) -> None:
+    """On success both end; on failure the completion time does; the columns and the manual are there."""
+    stage.start()
+    waits = ("wait", "--timeout=60s")
+    with ThreadPoolExecutor() as pool:
+        good, bad = started(stage, "good"), started(stage, "bad")
+        complete = pool.submit(kubectl, stage, *waits, "lft/good", "--for=condition=Complete")
+        ended = pool.submit(kubectl, stage, *waits, "lft/good", "lft/bad", "--for=jsonpath={.status.completionTime}")
+        has_failed = pool.submit(kubectl, stage, *waits, "lft/bad", "--for=condition=Failed")
+        stage.end_pod(good, 0, succeeded())
+        stage.end_pod(bad, 65, failed(Reason.DATASET_INVALID, "line 17 has no field 'output': add it"))
+        assert complete.result() == "lorafinetune.lora-operator.io/good condition met\n"
+        assert ended.result().count("condition met") == 2
+        assert has_failed.result() == "lorafinetune.lora-operator.io/bad condition met\n"
+    rows = [line.split() for line in kubectl(stage, "get", "lft").splitlines()]
+    assert rows[0] == ["NAME", "STATE", "MODEL", "RANK", "QUANT", "STEP", "LOSS", "ETA", "AGE"]
+    assert {row[0]: row[1] for row in rows[1:]} == {"good": "Succeeded", "bad": "DatasetInvalid"}
+    wide = kubectl(stage, "get", "lft", "-o", "wide").splitlines()
+    assert len(wide[0].split()) > len(rows[0])
+    assert "pvc://adapters/tone/tone-abcde" in wide[2]
+    manual = kubectl(stage, "explain", "lft.spec.suspend")
+    assert "FIELD: suspend <boolean>" in manual
+
+
+def test_describe_tells_the_conditions_and_the_story_in_order(stage: Stage) -> None:
+    """Of a run that had to be tried again: each state once for each time that it came."""
+    stage.start()
+    first = started(stage, "tone")
+    stage.end_pod(first, 1, failed(Reason.INTERNAL_ERROR, "no luck"))
+    job = stage.wait_job()
+    second = stage.wait_pod(job, other_than=first["metadata"]["uid"])
+    stage.run_pod(second)
+    stage.wait_condition("PodsReady", status="True")
+    stage.end_pod(second, 0, succeeded())
+    stage.wait_event("Normal", "Succeeded")
+    text = kubectl(stage, "describe", "lft", "tone")
+    conditions, _, events = text.partition("\nEvents:\n")
+    for kind in ("Accepted", "PodsReady", "Suspended", "ArtifactPublished", "Complete", "Failed"):
+        assert f"Type:                  {kind}\n" in conditions
+    story = [line.split()[1] for line in events.splitlines() if line.startswith(("  Normal", "  Warning"))]
+    assert story[0] == "Accepted"
+    assert story[-1] == "Succeeded"
+    order = [story.index("Starting"), story.index("Restarting"), len(story) - 1 - story[::-1].index("Starting")]
+    assert order == sorted(set(order))
+    assert all(before != after for before, after in itertools.pairwise(story))
+
+
+def test_events_come_with_changes_alone_whatever_is_listed_and_restarted(stage: Stage) -> None:
+    """A run through restarts and resyncs has each Event once, and none is added at rest."""
+    often_s = 0.3
+    operator = stage.start(resyncIntervalSeconds=often_s)
+    pod = started(stage, "tone")
+    stage.wait_event("Normal", "Starting")
+    operator.kill()
+    operator = stage.start(resyncIntervalSeconds=often_s)
+    stage.end_pod(pod, 0, succeeded())
+    stage.wait_event("Normal", "Succeeded")
+    operator.kill()
+    before = told(stage, "tone")
+    proxy = stage.proxy()
+    stage.start(resyncIntervalSeconds=often_s, proxy=proxy)
+    eventually(lambda: len(proxy.made("list jobs")) >= 6, "everything was listed over and over")
+    after = told(stage, "tone")
+    assert [event["metadata"]["name"] for event in after] == [event["metadata"]["name"] for event in before]
+    assert proxy.made("create *", about="tone") == proxy.made("update *", about="tone") == []
+    counts = Counter((event["reason"], event["message"]) for event in after)
+    assert set(counts.values()) == {1}, counts
+    assert all(event["count"] == 1 for event in after)
+
+
+@pytest.mark.parametrize("cascade", ["foreground", "background"])
+def test_deletion_takes_everything_with_it_and_nothing_comes_back(stage: Stage, cascade: str) -> None:
+    """In the foreground the resource goes last; the operator makes no new Job for one that is going."""
+    proxy = stage.proxy()
+    stage.start(proxy=proxy)
+    stage.apply()
+    job = stage.wait_job()
+    stage.wait_pod(job)
+    stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    kubectl(stage, "delete", "lft", "tone", f"--cascade={cascade}", "--timeout=60s")
+    assert gone(stage.api, stage.path("lorafinetunes", "tone"))
+    if cascade == "foreground":
+        assert stage.objects("jobs") == []
+    eventually(lambda: not stage.objects("jobs") + stage.objects("pods"), "neither Job nor pod is left")
+    config_map = stage.path("configmaps", job["metadata"]["name"])
+    eventually(lambda: gone(stage.api, config_map), "the ConfigMap is gone")
+    assert len(proxy.made("create jobs")) == 1
+    assert proxy.made("delete *") == []
+
+
+def test_orphans_are_left_to_whoever_wanted_them(stage: Stage) -> None:
+    """As with a Job and its pods: the Job stays and goes on, and the operator does not touch it any more."""
+    proxy = stage.proxy()
+    stage.start(proxy=proxy)
+    stage.apply()
+    job = stage.wait_job()
+    pod = stage.wait_pod(job)
+    stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    kubectl(stage, "delete", "lft", "tone", "--cascade=orphan", "--timeout=60s")
+    before = len(proxy.made("* jobs"))
+    stage.run_pod(pod)
+
+    def left() -> Object | None:
+        (found,) = stage.objects("jobs")
+        return found if found["status"].get("ready") == 1 else None
+
+    kept = eventually(left, "the Job goes on")
+    assert kept["metadata"]["uid"] == job["metadata"]["uid"]
+    assert not kept["metadata"].get("ownerReferences")
+    writes = [call for call in proxy.made("* jobs")[before:] if call.mutates]
+    assert writes == []
