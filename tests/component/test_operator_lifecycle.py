@@ -1,0 +1,122 @@
+"""What limits a run over all its Jobs and pods: its active time, its waiting time, and its retries."""
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pytest
+from tests.component.cluster_acts import set_condition
+from tests.component.stage import Stage, eventually, gone
+
+from lora_operator.wording import parse_instant
+
+
+def status(stage: Stage) -> dict[str, Any]:
+    """The status as it is now."""
+    found: dict[str, Any] = stage.finetune()["status"]
+    return found
+
+
+def active_for(stage: Stage, seconds: float) -> bool:
+    """Whether the run has been active for so long since it was started or resumed."""
+    since = parse_instant(status(stage).get("activeSince"))
+    return since is not None and (datetime.now(UTC) - since).total_seconds() >= seconds
+
+
+@pytest.mark.fault("B17", "B18")
+def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: Stage) -> None:
+    """Kubernetes would count anew after each; the Job's own deadline gets what is left."""
+    stage.start()
+    stage.apply(activeDeadlineSeconds=6)
+    job = stage.wait_job()
+    path = stage.path("jobs", job["metadata"]["name"])
+    for _ in range(3):
+        eventually(partial(active_for, stage, 1.1), "the run has been active for a second")
+        before = status(stage).get("runSeconds", 0)
+        stage.change(suspend=True)
+        eventually(lambda: "activeSince" not in status(stage), "the time is not counted any more")
+        spent = status(stage)["runSeconds"]
+        assert spent > before
+        eventually(
+            lambda spent=spent: stage.api.get(path)["spec"]["activeDeadlineSeconds"] == max(1, 6 - spent),
+            "the Job has the rest of the time",
+        )
+        stage.change(suspend=False)
+    verdict = stage.wait_condition("Failed", status="True", reason="DeadlineExceeded")
+    assert "spec.activeDeadlineSeconds (6 s)" in verdict["message"]
+    final = status(stage)
+    assert 6 <= final["runSeconds"] <= 9
+    assert "activeSince" not in final
+    assert "retries" not in final
+
+
+@pytest.mark.fault("B12", "B21")
+def test_a_run_that_waits_too_long_ends_with_what_it_waited_for_and_its_job_is_stopped(stage: Stage) -> None:
+    """The limit can be set later; the verdict is stored before anything is deleted; the quota is free again."""
+    stage.start()
+    stage.apply()
+    job = stage.wait_job()
+    pod = stage.wait_pod(job)
+    stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    stage.change(pendingTimeoutSeconds=2)
+    verdict = stage.wait_condition("Failed", status="True", reason="PendingTimeout")
+    assert "spec.pendingTimeoutSeconds (2 s)" in verdict["message"]
+    assert "VolumeNotReady" in verdict["message"]
+    for plural, name in (("jobs", job["metadata"]["name"]), ("pods", pod["metadata"]["name"])):
+        eventually(partial(gone, stage.api, stage.path(plural, name)), f"{name} is gone")
+    assert stage.condition("Failed") == verdict
+    assert status(stage)["attempt"] == 1
+
+
+@pytest.mark.fault("B11")
+def test_an_image_with_an_impossible_name_ends_the_run_at_once(stage: Stage) -> None:
+    """No waiting mends it."""
+    stage.start()
+    stage.apply()
+    job = stage.wait_job()
+    pod = stage.wait_pod(job)
+    stage.wait_pod_state(pod, "InvalidImageName", 'Failed to apply default image tag "x:y:z"')
+    stage.wait_condition("Failed", status="True", reason="InvalidImage")
+    eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
+
+
+@pytest.mark.fault("B1", "B17")
+def test_retries_are_counted_over_a_deleted_job(stage: Stage) -> None:
+    """One failure and one deletion use up two of two: the next Job gets none, and its first failure is the last."""
+    stage.start()
+    stage.apply(maxRetries=2)
+    job = stage.wait_job()
+    pod = stage.wait_pod(job)
+    stage.run_pod(pod)
+    stage.end_pod(pod, 75, "the Hub did not answer")
+    eventually(lambda: status(stage).get("retries", {}).get("error") == 1, "the failure is counted")
+    stage.api.delete(stage.path("jobs", job["metadata"]["name"]) + "?propagationPolicy=Background")
+    again = stage.wait_job(attempt=2)
+    assert again["spec"]["backoffLimit"] == 0
+    last = stage.wait_pod(again)
+    stage.run_pod(last)
+    stage.end_pod(last, 75, "the Hub did not answer again")
+    stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
+    assert status(stage)["retries"]["error"] == 2
+    assert status(stage)["attempt"] == 2
+
+
+@pytest.mark.fault("B2", "B17")
+def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage) -> None:
+    """The Job ignores each such end and would go on; the operator counts them, and stops it."""
+    stage.start()
+    stage.apply(maxRetries=1)
+    job = stage.wait_job()
+    uid = ""
+    for number in (1, 2):
+        pod = stage.wait_pod(job, other_than=uid)
+        uid = pod["metadata"]["uid"]
+        stage.run_pod(pod)
+        told = "The node was low on resource: ephemeral-storage"
+        set_condition(stage, pod, "DisruptionTarget", "True", reason="TerminationByKubelet", message=told)
+        stage.end_pod(pod, 143)
+        eventually(lambda number=number: status(stage).get("retries", {}).get("error") == number, "it is counted")
+    verdict = stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
+    assert "ephemeral-storage" in verdict["message"]
+    assert [advice["code"] for advice in status(stage)["advice"]] == ["NodePressure"]
+    eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
