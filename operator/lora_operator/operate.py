@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http
 import logging
 import random
 import signal
@@ -9,19 +10,21 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from lora_operator.api import Api, ApiError, UnreachableError
-from lora_operator.cache import Cache, Key
+from lora_operator.api import FINETUNES, JOBS, PODS, Api, ApiError, Resource, UnreachableError
+from lora_operator.cache import Cache, Key, Store
 from lora_operator.child_events import ChildEvents
 from lora_operator.config import OperatorConfig
 from lora_operator.health import make_application, serving
 from lora_operator.kueue import Kueue
 from lora_operator.lease import Election
+from lora_operator.list_intake import ListIntake
 from lora_operator.liveness import WatchLiveness, count_requests
 from lora_operator.login import load_configuration, watch_session
 from lora_operator.metrics import Metrics
@@ -32,6 +35,7 @@ from lora_operator.progress_poll import ProgressPoller
 from lora_operator.reconcile import Reconciler
 from lora_operator.resync import Resync
 from lora_operator.self_check import (
+    NoDefinitionError,
     SelfCheckError,
     can_look_after,
     check_definition,
@@ -39,7 +43,7 @@ from lora_operator.self_check import (
     check_rights,
     rights_used,
 )
-from lora_operator.supervision import OperatorFailedError, run_together
+from lora_operator.supervision import OperatorFailedError, end_within, run_together
 from lora_operator.watch import operator_settings, register
 from lora_operator.work_queue import WorkQueue
 from lora_operator.workers import run_worker
@@ -49,6 +53,7 @@ logger = logging.getLogger(__name__)
 WATCHDOG_INTERVAL_S = 1.0
 REVIEW_INTERVAL_S = 30.0
 _STOP_S = 5.0
+_DEFINITION_S = 5.0
 
 
 class Operator:
@@ -99,12 +104,15 @@ class Operator:
         self.election = self._make_election()
         self.namespaces: Sequence[str] = config.namespaces
         self.left_out: Sequence[str] = ()
+        self.hindrance = ""
         self.filled = False
         self.working = False
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
         silence_s, path = self.liveness.silent_for_s()
+        if self.hindrance:
+            return ""
         if silence_s > self.config.watch_stale_s:
             return f"The watch of {path} has brought neither event nor bookmark for {silence_s:.0f} s"
         return ""
@@ -112,8 +120,20 @@ class Operator:
     def unready(self) -> str:
         """Why runs are not looked after yet; empty where they are."""
         if not self.filled:
-            return "The first list of the cluster is not complete"
+            return self.hindrance or "The first list of the cluster is not complete"
         return "" if self.liveness.all_heard else "Not every watch has begun"
+
+    def intake(self) -> ListIntake:
+        """What takes the lists of kopf's watches."""
+        cache, kueue = self.cache, self.kueue
+        stores: list[tuple[Resource, Store[Any]]] = [
+            (FINETUNES, cache.finetunes),
+            (JOBS, cache.jobs),
+            (PODS, cache.pods),
+        ]
+        if kueue.served:
+            stores.append((kueue.workloads, cache.workloads))
+        return ListIntake(stores, namespaces=self.namespaces, wake=self.queue.add)
 
     def leading(self) -> bool:
         """Whether this process is the one that works on runs."""
@@ -175,14 +195,16 @@ async def operate(config: OperatorConfig) -> None:
                 working.cancel()
                 await asyncio.wait({working}, timeout=_STOP_S)
             elif not working.cancelled():
+                failure = working.exception()
+                if failure is not None:
+                    end_within(_STOP_S, failure)
                 working.result()
 
 
 async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
-    await _answering(operator)
-    for key in await operator.resync.fill():
+    for key in await _first_list(operator):
         operator.queue.add(key)
-    operator.filled = True
+    operator.hindrance, operator.filled = "", True
     parts = {
         "resync": operator.resync.run(lambda: _after_resync(operator)),
         "watchdog": _watch_over(operator),
@@ -229,8 +251,8 @@ async def _wind_down(operator: Operator) -> None:
             await operator.poster.drained()
 
 
-async def _answering(operator: Operator) -> None:
-    """Check the cluster, once it answers; an API server may be later than its operator."""
+async def _first_list(operator: Operator) -> set[Key]:
+    """Check the cluster and list it, once it answers; an API server may be later than its operator, or busy."""
     deadline_s = time.monotonic() + operator.config.watch_stale_s
     told = False
     while True:
@@ -239,15 +261,21 @@ async def _answering(operator: Operator) -> None:
             await _find_out(operator)
             if operator.election is not None:
                 await check_lease(operator.api, operator.election.namespace, operator.election.name)
-        except UnreachableError as error:
+            return await operator.resync.fill()
+        except NoDefinitionError as error:
+            if not operator.hindrance:
+                logger.error("waiting: %s", error)
+            operator.hindrance = str(error)
+            await asyncio.sleep(min(operator.config.retry_max_s, _DEFINITION_S))
+        except (ApiError, UnreachableError) as error:
+            if isinstance(error, ApiError) and not error.is_passing:
+                raise
             if time.monotonic() > deadline_s:
                 raise OperatorFailedError(f"The API server does not answer: {error}") from error
             if not told:
                 logger.warning("waiting for the API server: %s", error)
                 told = True
             await asyncio.sleep(operator.config.retry_base_s)
-        else:
-            return
 
 
 async def _find_out(operator: Operator) -> None:
@@ -278,13 +306,13 @@ async def _wait_for_namespaces(operator: Operator) -> None:
 async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
     """Run kopf's watches until one fails for good."""
 
+    response_class = operator.intake().response_class(operator.liveness.response_class())
+
     async def log_in() -> kopf.AiohttpSession:
-        configuration = await load_configuration()
-        return await watch_session(configuration, operator.liveness.response_class(), counting)
+        return await watch_session(await load_configuration(), response_class, counting)
 
     registry = kopf.OperatorRegistry()
     register(registry, operator.cache, operator.kueue, operator.queue.add, log_in)
-    ours = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=operator_settings(inactivity_s=operator.config.watch_inactivity_s),
@@ -293,7 +321,18 @@ async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asy
     )
     # kopf has taken the signals, but would wait for the workers' tasks, which are not its own.
     _stop_on_signal(stop)
-    await kopf.run_tasks(tasks, ignored=ours)
+    try:
+        # Not by kopf.run_tasks, which in the end cancels every task that began after it: the workers, whose end would
+        # then be told instead of the reason.
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if getattr(task.exception(), "status", None) == http.HTTPStatus.NOT_FOUND:
+                await check_definition(operator.api)
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _watch_over(operator: Operator) -> None:

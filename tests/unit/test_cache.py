@@ -1,5 +1,6 @@
 """The cache: versions, owners, and lists that race with watches."""
 
+import tracemalloc
 from typing import Any
 
 from lora_operator.cache import Cache, Key, Scope
@@ -128,3 +129,49 @@ def test_a_resource_is_its_own_owner_and_is_kept_without_labels() -> None:
     found = finetunes.get(OWNER)
     assert found is not None
     assert found.uid == "u1"
+
+
+def test_a_finished_resource_is_the_same_however_it_is_kept() -> None:
+    """Packed away: found by its place, among all, and by a list; a later version replaces it."""
+    finetunes = Cache().finetunes
+    done = {"type": "Complete", "status": "True", "reason": "Succeeded", "message": "ü" * 1000}
+    metadata = {"namespace": "team", "name": "tone", "uid": "u1", "resourceVersion": "3", "labels": {"a": "b"}}
+    document = {"metadata": metadata, "spec": {"suspend": False}, "status": {"conditions": [done]}}
+    finetunes.put(document)
+    found = finetunes.get(OWNER)
+    assert found is not None
+    assert found.manifest == document
+    assert list(finetunes) == [found]
+    assert finetunes.put(document) is None
+    assert finetunes.put({**document, "metadata": {**metadata, "resourceVersion": "4"}}) == OWNER
+
+
+def test_a_thousand_finished_resources_take_little_memory() -> None:
+    """They stay for years, with long messages: some 2 KB each, not the 14 KB of their documents."""
+    finetunes = Cache().finetunes
+
+    def document(number: int) -> dict[str, Any]:
+        metadata = {"namespace": "team", "name": f"tone-{number}", "uid": f"u{number}", "resourceVersion": "3"}
+        message = f"Pod tone-{number}-0 has done its work and ended well, and the verified result lies where it shall"
+        kinds = ("Complete", "Failed", "Accepted", "PodsReady", "Suspended", "ArtifactPublished")
+        conditions = [{"type": kind, "status": "True", "reason": "Succeeded", "message": message} for kind in kinds]
+        return {"metadata": metadata, "spec": {"model": {"uri": "hf://a/b"}}, "status": {"conditions": conditions}}
+
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            finetunes.put(document(number))
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_finished_resource_with_a_number_beyond_64_bits_is_kept_as_it_is() -> None:
+    """A foreign writer left it."""
+    finetunes = Cache().finetunes
+    done = {"type": "Failed", "status": "True"}
+    metadata = {"namespace": "team", "name": "tone", "uid": "u1", "resourceVersion": "3"}
+    finetunes.put({"metadata": metadata, "status": {"conditions": [done], "odd": 2**70}})
+    found = finetunes.get(OWNER)
+    assert found is not None
+    assert found.status["odd"] == 2**70

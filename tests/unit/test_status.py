@@ -225,6 +225,12 @@ def test_a_percentage_is_between_0_and_100_or_absent(step: int, total: int | Non
     assert follow(Progress(phase=Phase.TRAINING, step=step, total_steps=total)).get("percentage") == percentage
 
 
+def test_no_step_lies_behind_the_last_one() -> None:
+    """Whatever a trainer says of where it is, what it saved and where it went on."""
+    block = follow(Progress(phase=Phase.TRAINING, step=99, total_steps=40, checkpoint_step=98, resumed_step=97))
+    assert [block[key] for key in ("step", "steps", "checkpointStep", "resumedStep")] == [40, "40/40", 40, 40]
+
+
 def test_steps_are_not_told_before_the_training_begins() -> None:
     """An empty column says more than a 0."""
     assert "step" not in follow(Progress(phase=Phase.LOADING_MODEL))
