@@ -28,6 +28,10 @@ class SelfCheckError(Exception):
     """The operator cannot work here; the text is one sentence that names what is missing and the remedy."""
 
 
+class NoDefinitionError(SelfCheckError):
+    """The cluster does not know LoRAFineTunes, not yet or no more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Right:
     """One verb on one kind of object, or on a subresource of it."""
@@ -129,7 +133,8 @@ async def check_lease(api: Api, namespace: str, name: str) -> None:
 
 
 async def check_definition(api: Api) -> None:
-    """Raise `SelfCheckError` where the cluster does not know the definition, or the operator's credentials."""
+    """Raise `NoDefinitionError` where the cluster does not know the definition, `SelfCheckError` where it does not
+    know the operator's credentials."""
     path = f"/apis/{FINETUNES.group}/{FINETUNES.version}"
     try:
         answer = await api.request("GET", path)
@@ -143,7 +148,7 @@ async def check_definition(api: Api) -> None:
             raise
         answer = {}
     if all(entry.get("name") != FINETUNES.plural for entry in answer.get("resources") or ()):
-        raise SelfCheckError(
+        raise NoDefinitionError(
             f"The cluster does not know {FINETUNES.plural}.{FINETUNES.group} in version {FINETUNES.version}: "
             "apply crds/lorafinetunes.yaml, or install the chart with crds.install=true"
         )

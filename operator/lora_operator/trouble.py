@@ -29,6 +29,7 @@ _VOLUME_WORDS = (
 _MISSING_OBJECT = re.compile(r'(secrets?|configmaps?) "([^"]+)" not found', re.IGNORECASE)
 _MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:[^/\s]+/)?(\S+)", re.IGNORECASE)
 _MISSING_PATH = re.compile(r"references non-existent (secret|config) key: (\S+)", re.IGNORECASE)
+_MISSING_PULL_SECRETS = re.compile(r"image pull secrets \(([^)]+)\)")
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
 
@@ -39,7 +40,7 @@ def trouble_of_pod(pod: PodView, events: Iterable[EventView]) -> Finding | None:
     lost = _unreachable(pod)
     if lost is not None or is_running(pod):
         return lost or _disrupted(pod)
-    return _disrupted(pod) or _unscheduled(pod) or _waiting(pod) or _told_by_events(pod, events)
+    return _disrupted(pod) or _unscheduled(pod) or _waiting(pod, events) or _told_by_events(pod, events)
 
 
 def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[EventView]) -> Finding | None:
@@ -95,6 +96,11 @@ _REFUSALS = (
         "give the operator's ServiceAccount this right, for instance by installing its chart again",
     ),
     (
+        r"usage per (Container|Pod) is|request ratio per (Container|Pod) is",
+        Reason.ADMISSION_DENIED,
+        "create a new LoRAFineTune with spec.resources within these limits, or have the namespace's LimitRange changed",
+    ),
+    (
         r"being terminated",
         Reason.ADMISSION_DENIED,
         "the namespace is being deleted, and this LoRAFineTune with it",
@@ -141,15 +147,18 @@ def _unscheduled(pod: PodView) -> Finding | None:
         return _missing_claim(pod, claim[1], scheduled.since)
     if any(word in scheduled.message.lower() for word in _VOLUME_WORDS):
         remedy = "look at the claim with kubectl describe pvc: it is not bound, or to a volume out of reach"
-        return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for a volume: {told}", remedy, scheduled.since)
+        which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
+        return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {told}", remedy, scheduled.since)
     remedy = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
     return _finding(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {told}", remedy, scheduled.since)
 
 
-def _waiting(pod: PodView) -> Finding | None:
+def _waiting(pod: PodView, events: Iterable[EventView]) -> Finding | None:
     why, told = pod.trainer.waiting_reason, pod.trainer.waiting_message
     if why in _PULL_REASONS:
-        remedy = "check the name, the registry and the pull secrets in the operator's configuration"
+        remedy = _missing_pull_secrets(pod, events) or (
+            "check the name, the registry and the pull secrets in the operator's configuration"
+        )
         return _finding(
             Reason.IMAGE_PULL_BACK_OFF, f"The trainer's image cannot be pulled: {last_line(told) or why}", remedy
         )
@@ -161,6 +170,13 @@ def _waiting(pod: PodView) -> Finding | None:
         message = f"Pod {pod.name} cannot start its container: {last_line(told) or why}"
         return _missing_object(pod, told) or _finding(Reason.CONTAINER_NOT_STARTED, message, remedy)
     return None
+
+
+def _missing_pull_secrets(pod: PodView, events: Iterable[EventView]) -> str:
+    """What to do about pull secrets that the kubelet does not find; empty where it misses none."""
+    event = _newest(e for e in events if e.about_uid == pod.uid and e.reason == "FailedToRetrieveImagePullSecret")
+    names = _MISSING_PULL_SECRETS.search(event.message) if event else None
+    return f"create Secret {names[1]} in this namespace, which the operator's configuration names" if names else ""
 
 
 def _told_by_events(pod: PodView, events: Iterable[EventView]) -> Finding | None:
