@@ -1,0 +1,194 @@
+"""How often pods of a run ended early, by cause, each once; and what that leaves of the retries."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.builders import condition_object, ended_pod, finished_job, make_job, make_pod, make_summary, running_pod
+
+from lora_operator.budget import Used, backoff_limit, is_spent, seconds_left
+from lora_operator.model import JobView, PodView
+from lora_operator.names import Role
+from lora_operator.request import Policy
+from lora_operator.retries import MOST_COUNTED, Cause, Retries, cause_of, count_pods, retries_block, stored_retries
+from lora_trainer.contract.exit_codes import FINAL
+from lora_trainer.contract.reasons import Reason
+
+PEER = make_summary(Reason.PEER_FAILED, "Node 0 failed").to_message()
+GOING = (make_job(),)
+SUSPENDED = (make_job(spec={"suspend": True}),)
+RESUMED = (make_job(status={"startTime": "2026-03-01T11:30:00Z"}),)
+
+
+def disrupted(reason: str, code: int = 143, **changes: Any) -> PodView:
+    """A pod that the cluster took away."""
+    return ended_pod(code, conditions=(condition_object("DisruptionTarget", reason=reason),), **changes)
+
+
+CASES: dict[str, tuple[PodView, tuple[JobView, ...], Cause | None]] = {
+    "a pod that runs": (running_pod(), GOING, None),
+    "a pod that did its work": (ended_pod(0), GOING, None),
+    "a preemption": (disrupted("PreemptionByScheduler"), GOING, Cause.PREEMPTED),
+    "a drain": (disrupted("EvictionByEvictionAPI", deleting=True), GOING, Cause.PREEMPTED),
+    "an unheard-of disruption": (disrupted("DeletionByRobot"), GOING, Cause.PREEMPTED),
+    "a tainted node": (disrupted("DeletionByTaintManager"), GOING, Cause.NODE_LOST),
+    "a node that is gone": (disrupted("DeletionByPodGC"), GOING, Cause.NODE_LOST),
+    "a node short of disk": (disrupted("TerminationByKubelet", 137), GOING, Cause.ERROR),
+    "a container that its node lost": (ended_pod(137, reason="ContainerStatusUnknown"), GOING, Cause.NODE_LOST),
+    "too little memory": (ended_pod(137, reason="OOMKilled"), GOING, Cause.OUT_OF_MEMORY),
+    "a deleted pod": (ended_pod(143, deleting=True), GOING, Cause.PREEMPTED),
+    "a deleted pod that did not stop in time": (ended_pod(137, deleting=True), GOING, Cause.PREEMPTED),
+    "a pod deleted before it began": (make_pod(phase="Failed", deleting=True), GOING, Cause.PREEMPTED),
+    "a liveness probe": (ended_pod(143), GOING, Cause.ERROR),
+    "a transient error": (ended_pod(75), GOING, Cause.ERROR),
+    "an error while it is deleted": (ended_pod(1, deleting=True), GOING, Cause.ERROR),
+    "a GPU fault": (ended_pod(72), GOING, Cause.ERROR),
+    "a failure before the container ran": (make_pod(phase="Failed", reason="OutOfcpu"), GOING, Cause.ERROR),
+    "a suspension": (ended_pod(143, deleting=True), SUSPENDED, None),
+    "a suspension that is over": (ended_pod(143, deleting=True), RESUMED, None),
+    "an error before a suspension": (ended_pod(75), SUSPENDED, Cause.ERROR),
+    "a deadline": (ended_pod(143, deleting=True), (finished_job("Failed", reason="DeadlineExceeded"),), None),
+    "a Job that gives up": (
+        ended_pod(143, deleting=True),
+        (make_job(status={"conditions": [condition_object("FailureTarget")]}),),
+        None,
+    ),
+    "a deleted Job": (ended_pod(143, deleting=True), (), None),
+    "a Job that is being deleted": (ended_pod(143, deleting=True), (make_job(deleting=True),), None),
+    "a pod that prepares": (ended_pod(75, role=Role.PREPARE), GOING, Cause.ERROR),
+    **{f"exit code {int(code)}": (ended_pod(code), GOING, None) for code in FINAL},
+}
+
+
+@pytest.mark.parametrize(("pod", "jobs", "cause"), CASES.values(), ids=CASES)
+def test_each_end_has_its_cause(pod: PodView, jobs: tuple[JobView, ...], cause: Cause | None) -> None:
+    """And is counted under it, once."""
+    assert cause_of(pod, jobs) is cause
+    found = count_pods(Retries(), jobs, (pod,))
+    assert {cause: number for cause, number in found.counts.items() if number} == ({cause: 1} if cause else {})
+    assert found.counted == ((pod.uid,) if cause else ())
+    assert count_pods(found, jobs, (pod,)) is found
+    assert stored_retries(retries_block(found)) == stored_retries(copy.deepcopy(retries_block(found)))
+
+
+ENDS = st.sampled_from(
+    [
+        ended_pod(75),
+        ended_pod(137, reason="OOMKilled"),
+        disrupted("PreemptionByScheduler"),
+        ended_pod(65),
+        running_pod(),
+        ended_pod(0),
+    ]
+)
+
+
+@given(st.lists(ENDS, max_size=9), st.data())
+def test_the_count_does_not_depend_on_how_often_and_when_pods_are_seen(
+    ends: list[PodView], data: st.DataObject
+) -> None:
+    """Pods come into sight one after the other, in any order and portions, and stay in sight."""
+    pods = [make_named(pod, number) for number, pod in enumerate(ends)]
+    at_once = count_pods(Retries(), GOING, pods)
+    retries, seen = Retries(), list[PodView]()
+    for pod in data.draw(st.permutations(pods)):
+        seen.append(pod)
+        if data.draw(st.booleans()):
+            retries = stored_retries(retries_block(count_pods(retries, GOING, seen)))
+    retries = count_pods(retries, GOING, seen)
+    assert [retries.of(cause) for cause in Cause] == [at_once.of(cause) for cause in Cause]
+    assert set(retries.counted) == set(at_once.counted)
+
+
+def make_named(pod: PodView, number: int) -> PodView:
+    """The pod under a name and a uid of its own."""
+    return dataclasses.replace(pod, name=f"pod-{number}", uid=f"uid-{number}")
+
+
+def test_uids_of_pods_that_are_gone_are_forgotten_when_another_is_counted() -> None:
+    """So that the list stays short, and a pod alone that goes is no reason to write."""
+    first, second = make_named(ended_pod(75), 1), make_named(ended_pod(75), 2)
+    one = count_pods(Retries(), GOING, (first,))
+    assert count_pods(one, GOING, ()) is one
+    two = count_pods(one, GOING, (second,))
+    assert (two.of(Cause.ERROR), two.counted) == (2, ("uid-2",))
+
+
+def test_more_pods_than_the_list_holds_are_counted_up_to_its_length() -> None:
+    """Never one twice: its Job bounds them anyway."""
+    pods = [make_named(ended_pod(75), number) for number in range(MOST_COUNTED + 9)]
+    found = count_pods(Retries(), GOING, pods)
+    assert found.of(Cause.ERROR) == MOST_COUNTED
+    assert count_pods(found, GOING, pods) is found
+
+
+def test_of_several_nodes_the_pod_that_failed_counts_and_those_that_followed_do_not() -> None:
+    """In whichever order their ends are seen."""
+    cause, follower = ended_pod(72, index=1), ended_pod(75, PEER, index=0)
+    for seen in ((cause, follower), (follower, cause)):
+        assert count_pods(Retries(), GOING, seen).counts == {Cause.ERROR: 1}
+    early = count_pods(Retries(), GOING, (follower, running_pod(index=1)))
+    assert early == Retries()
+    later = count_pods(early, GOING, (follower, cause))
+    assert (later.counts, set(later.counted)) == ({Cause.ERROR: 1}, {cause.uid, follower.uid})
+
+
+def test_of_several_nodes_that_only_blame_each_other_one_counts() -> None:
+    """Somebody failed, after all."""
+    pods = tuple(ended_pod(75, PEER, index=index) for index in range(3))
+    assert count_pods(Retries(), GOING, pods).counts == {Cause.ERROR: 1}
+
+
+def test_a_preempted_node_takes_no_retry_from_the_others() -> None:
+    """Its peers end with it."""
+    pods = (disrupted("PreemptionByScheduler", index=1), ended_pod(75, PEER, index=0))
+    found = count_pods(Retries(), GOING, pods)
+    assert found.counts == {Cause.PREEMPTED: 1}
+    assert found.used(0, 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "deleted", "nodes", "used"),
+    [
+        ({}, 0, 1, 0),
+        ({Cause.ERROR: 2, Cause.OUT_OF_MEMORY: 1}, 0, 1, 3),
+        ({Cause.PREEMPTED: 9, Cause.NODE_LOST: 9}, 0, 1, 0),
+        ({Cause.ERROR: 1}, 2, 1, 3),
+        ({Cause.ERROR: 3}, 0, 2, 2),
+    ],
+)
+def test_errors_memory_and_deleted_jobs_use_up_retries(
+    counts: dict[Cause, int], deleted: int, nodes: int, used: int
+) -> None:
+    """Preemptions and lost nodes do not; of several nodes a round counts as one."""
+    assert Retries(counts=counts).used(deleted, nodes) == used
+
+
+@pytest.mark.parametrize(
+    ("block", "counts"),
+    [
+        (None, {}),
+        ("many", {}),
+        ({"error": "3"}, {}),
+        ({"error": True, "preempted": -1}, {}),
+        ({"error": 3, "counted": [1, "a"]}, {Cause.ERROR: 3}),
+    ],
+)
+def test_an_odd_block_reads_as_far_as_it_makes_sense(block: Any, counts: dict[Cause, int]) -> None:
+    """Foreign writers are no reason to fail."""
+    found = stored_retries({"retries": block})
+    assert {cause: number for cause, number in found.counts.items() if number} == counts
+    assert found.counted == (("a",) if counts else ())
+
+
+def test_a_job_gets_what_is_left_of_retries_and_time() -> None:
+    """Never less than a second, which Kubernetes asks for, and never fewer than no retries."""
+    policy, used = Policy(max_retries=3, active_deadline_s=600), Used(retries=2, run_s=450)
+    assert (backoff_limit(policy, used, 1), backoff_limit(policy, used, 4)) == (1, 4)
+    assert (seconds_left(policy, used), is_spent(policy, used)) == (150, False)
+    over = Used(retries=5, run_s=700)
+    assert (backoff_limit(policy, over, 1), seconds_left(policy, over), is_spent(policy, over)) == (0, 1, True)
+    assert (seconds_left(Policy(), over), is_spent(Policy(), over)) == (None, False)
