@@ -3,14 +3,13 @@
 Pure: from what was read to a document of plain values, for machines, and from that to text, for people.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from lora_operator.case import read_case
 from lora_operator.conditions import Type, is_finished, previous_condition
-from lora_operator.config import OperatorConfig, yaml_name
+from lora_operator.config import OperatorConfig
 from lora_operator.model import ConditionView, EventView, FineTune, JobView, Observed, Plan, PodView, WorkloadView
 from lora_operator.pods import newest_first
 from lora_operator.transitions import condition, result_of
@@ -68,10 +67,13 @@ def _resource(finetune: FineTune, now: datetime) -> Document:
 def _policy(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Document:
     """What bounds the run, and how much of it is used up."""
     case = read_case(finetune, observed, config, now)
-    limits = {yaml_name(name): value for name, value in dataclasses.asdict(case.request.policy).items()}
-    queue = case.request.pod.queue_labels
+    policy, queue = case.request.policy, case.request.pod.queue_labels
     return {
-        **limits,
+        "suspend": policy.suspend,
+        "maxRetries": policy.max_retries,
+        "activeDeadlineSeconds": policy.active_deadline_s,
+        "pendingTimeoutSeconds": policy.pending_timeout_s,
+        "ttlSecondsAfterFinished": policy.ttl_s,
         "usedRetries": case.used.retries,
         "runSeconds": case.used.run_s,
         **({"queue": dict(queue)} if queue else {}),
@@ -294,7 +296,7 @@ def _plans(plans: Document) -> Iterator[str]:
     seconds = plans["nextLookSeconds"]
     if plans["asksForProgress"]:
         yield f"It asks pod {plans['asksForProgress']} for its progress"
-    yield "Next look: " + ("" if seconds is None else f"in {seconds:.0f} s, or ") + "as soon as something changes"
+    yield "Next look: " + ("" if seconds is None else f"in {seconds:g} s, or ") + "as soon as something changes"
 
 
 def _more(document: Document) -> Iterator[str]:

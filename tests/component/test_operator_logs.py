@@ -49,7 +49,7 @@ def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage:
     assert told == {
         "status": done["update lorafinetunes/status"],
         "created": done["create configmaps"] + done["create jobs"],
-        "patched": done["patch jobs"],
+        "patched": len(proxy.made("patch jobs")),
     }
     assert told["created"] == 2
     for line in decisions:
@@ -59,7 +59,6 @@ def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage:
     assert [line for line in decisions if line.get("result")] == [decisions[-1]]
     assert (decisions[-1]["result"], decisions[-1]["reason"]) == ("failed", "DatasetInvalid")
     states = [line["reason"] for line in decisions if "previous" in line]
-    assert states[0] in {"Pending", "VolumeNotReady"}
     assert "Starting" in states
     # Each change is told once: what one line leaves is what the next one finds.
     for before, after in itertools.pairwise(decisions):
@@ -73,6 +72,11 @@ def test_a_decision_without_an_effect_is_told_at_debug_alone(stage: Stage) -> No
     operator = stage.start(logFormat="json")
     stage.apply()
     stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+
+    def waits() -> list[Line]:
+        return [line for line in lines(operator, "decision", "INFO") if line["reason"] == "VolumeNotReady"]
+
+    eventually(waits, "the decision is in the log")
     before = len(lines(operator, level="INFO"))
     stage.api.patch(stage.path("lorafinetunes", "tone"), {"metadata": {"labels": {"team": "a"}}})
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from lora_operator.config import OperatorConfig, yaml_name
+from lora_operator.logs import FIELDS
 from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text()
@@ -29,3 +30,19 @@ def test_every_right_that_the_operator_checks_is_in_the_table_and_no_other() -> 
         if match:
             listed |= {f"{verb} {match[1]}" for verb in match[2].split(", ")}
     assert listed == {str(right) for right in (*RIGHTS, *LEASE_RIGHTS)}
+
+
+def test_every_field_of_the_log_is_explained_as_in_the_code() -> None:
+    """By the same words, in the same order."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", section("Logs"), re.MULTILINE)
+    assert rows == list(FIELDS.items())
+
+
+def test_the_questions_ask_for_fields_that_there_are() -> None:
+    """A query for a field by another name finds nothing, at night."""
+    queries = re.findall(r"jq -\w+ '(.+?)'", section("Logs"))
+    assert len(queries) >= 8
+    for query in queries:
+        asked = set(re.findall(r"(?<![\w\]])\.([a-zA-Z]+)", query))
+        assert asked
+        assert asked <= {*FIELDS, "time", "message", "level"}, query
