@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from docgen.text import code, table
 from lora_operator.conditions import Type
-from lora_operator.states import CONDITIONS, ENDS, STATES, STEPS, Case, Group
+from lora_operator.states import CONDITIONS, ENDS, STATES, STEPS, USUAL_WAY, Case, Group
 from lora_operator.vocabulary import VOCABULARY
 from lora_trainer.contract.reasons import Reason
 
@@ -25,8 +25,8 @@ about one run, and why that one waits ([operations](operations.md#why-does-this-
 """
 _STEPS_NOTE = """
 The arrows between the boxes are all that there are: the tests hold every step that they see against this table. The
-operator may have slept over what lies between two states, and within a box the state may change in any order. A run
-that has *Succeeded* or *Failed* never changes its state again.
+operator may have slept over what lies between two states. Within a box the state may change in any order; in Running
+the arrows are the usual way. A run that has *Succeeded* or *Failed* never changes its state again.
 
 """
 _BOX_ROWS = {
@@ -79,6 +79,8 @@ def _diagram() -> str:
         lines.append(f"    state {group.value} {{")
         shown = [group] if group is Group.FAILING else _ordered(STATES[group])
         lines += [f"        {_node(group, name)}" for name in shown]
+        way = USUAL_WAY if group is Group.RUNNING else ()
+        lines += [f"        {group.value}_{before.value} --> {group.value}_{after.value}" for before, after in way]
         lines.append("    }")
     lines += [f"    {_end(a)} --> {b.value}: {why}" for a, steps in STEPS.items() for b, why in steps.items()]
     lines += [f"    {group.value} --> [*]" for group in Group if group in ENDS]

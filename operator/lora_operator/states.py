@@ -154,6 +154,19 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
 }
 """From which group a run may come into which, and what does it. The operator may have slept over what lay between."""
 
+USUAL_WAY: tuple[tuple[Reason, Reason], ...] = (
+    (Reason.STARTING, Reason.PREPARING),
+    (Reason.PREPARING, Reason.LOADING_MODEL),
+    (Reason.LOADING_MODEL, Reason.TRAINING),
+    (Reason.TRAINING, Reason.EVALUATING),
+    (Reason.EVALUATING, Reason.TRAINING),
+    (Reason.TRAINING, Reason.CHECKPOINTING),
+    (Reason.CHECKPOINTING, Reason.TRAINING),
+    (Reason.TRAINING, Reason.STALLED),
+    (Reason.EVALUATING, Reason.PUBLISHING),
+)
+"""How a training that goes well goes through the states of Running; asked now and then, it may seem to skip some."""
+
 _ONGOING = frozenset().union(*(STATES[group] for group in Group if group not in ENDS))
 _REFUSED = frozenset(
     {

@@ -15,6 +15,8 @@ from tests.unit.builders import (
     make_job,
     make_pod,
     make_summary,
+    make_workload,
+    minutes_ago,
     running_pod,
     waiting_pod,
     with_status,
@@ -23,9 +25,21 @@ from tests.unit.builders import (
 from docgen import states_page
 from lora_operator.decide import decide
 from lora_operator.model import JobView, Observed, PodView, Rejection
-from lora_operator.states import CONDITIONS, ENDS, STATES, STEPS, Group, contradictions, group_of, is_good_news
+from lora_operator.names import QUEUE_LABEL
+from lora_operator.states import (
+    CONDITIONS,
+    ENDS,
+    STATES,
+    STEPS,
+    USUAL_WAY,
+    Group,
+    contradictions,
+    group_of,
+    is_good_news,
+)
 from lora_operator.transitions import condition
 from lora_operator.vocabulary import VOCABULARY
+from lora_operator.wording import instant
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -52,6 +66,23 @@ def running(phase: Phase) -> Status:
     told = with_status(make_finetune(), waiting(pod))
     observed = Observed(jobs=(make_job(),), pods=(pod,), progress=Progress(phase=phase, step=1, total_steps=4))
     return dict(decide(told, observed, CONFIG, NOW).status)
+
+
+def queued(*conditions: Status) -> Status:
+    """The status of a run that Kueue holds in its queue."""
+    held = make_job(queue="gpus", spec=SUSPENDED, status={"startTime": None})
+    finetune = make_finetune(metadata={"labels": {QUEUE_LABEL: "gpus"}})
+    observed = Observed(jobs=(held,), kueue=True, workloads=(make_workload(*conditions),))
+    return dict(decide(finetune, observed, CONFIG, NOW).status)
+
+
+def stalled() -> Status:
+    """The status of a run whose trainer has told of no step for hours."""
+    pod = running_pod()
+    progress = {"phase": "Training", "step": 1, "totalSteps": 4, "lastUpdateTime": instant(minutes_ago(300))}
+    status = {**waiting(pod), "podName": pod.name, "progress": progress}
+    observed = Observed(jobs=(make_job(),), pods=(pod,))
+    return dict(decide(make_finetune(status=status), observed, CONFIG, NOW).status)
 
 
 def suspended(spec: Status) -> Status:
@@ -100,6 +131,9 @@ REACH: dict[Reason, Callable[[], Status]] = {
     Reason.NODE_UNREACHABLE: lambda: waiting(running_pod(conditions=(condition_object("Ready", "False"),))),
     Reason.SUSPENDED_BY_USER: lambda: suspended(SUSPENDED),
     Reason.SUSPENDED_EXTERNALLY: lambda: suspended({}),
+    Reason.QUEUED: queued,
+    Reason.PREEMPTED: lambda: queued(condition_object("Evicted", reason="Preempted", message="for another")),
+    Reason.STALLED: stalled,
     Reason.EVICTED: lambda: waiting(ended_pod(143, conditions=(condition_object("DisruptionTarget"),))),
     Reason.RESTARTING: lambda: waiting(ended_pod(1), job=make_job(status={"failed": 1})),
     Reason.INVALID_IMAGE: lambda: waiting(waiting_pod("InvalidImageName", "couldn't parse image name")),
@@ -136,9 +170,8 @@ def test_each_end_is_reached(reason: Reason) -> None:
 
 def test_every_state_of_the_table_is_reached_here() -> None:
     """None is in the table for nothing."""
-    elsewhere = {Reason.QUEUED, Reason.PREEMPTED, Reason.STALLED}
     ongoing = frozenset().union(*(STATES[group] for group in Group if group not in {*ENDS, Group.FAILING}))
-    assert set(REACH) - {Reason.INVALID_IMAGE} == ongoing - elsewhere
+    assert set(REACH) - {Reason.INVALID_IMAGE} == ongoing
 
 
 def test_a_verdict_is_followed_by_nothing() -> None:
@@ -187,6 +220,7 @@ def test_the_page_has_an_arrow_for_each_step_and_a_row_for_each_state() -> None:
     for before, steps in STEPS.items():
         for after, why in steps.items():
             assert f"    {before or '[*]'} --> {after}: {why}\n" in page
+    assert {reason for step in USUAL_WAY for reason in step} == STATES[Group.RUNNING]
     for group in Group:
         for reason in STATES[group] if group is not Group.FAILING else ():
             assert f"| `{reason.value}` | {group.value} |" in page
