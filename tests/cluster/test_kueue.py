@@ -1,17 +1,20 @@
 """Runs in a queue of Kueue, for real: its controller from its own chart, quota for two GPUs, and five runs."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import yaml
 from tests.component.stage import eventually
 
 from demoflow import run as demo_run
 from demoflow.cluster import Images
 from localcluster import addons
 from localcluster.client import HACK_CLUSTER, Client, output
+from localcluster.settings import REPOSITORY
 
 Object = dict[str, Any]
 QUOTA_GPUS = 2
@@ -158,26 +161,22 @@ def team(cluster: Client, operator: None, namespace: str) -> Iterator[Team]:
 
 
 def _queue(namespace: str) -> list[Object]:
-    """What an administrator makes: all of it is named after the namespace, except for the queue in it."""
-    quotas = {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": str(QUOTA_GPUS)}
-    resources = [{"name": name, "nominalQuota": quota} for name, quota in quotas.items()]
-    group = {"coveredResources": list(quotas), "flavors": [{"name": namespace, "resources": resources}]}
-    spec = {
-        "namespaceSelector": {},
-        "resourceGroups": [group],
-        "preemption": {"withinClusterQueue": "LowerPriority"},
-    }
-    kueue = {"apiVersion": "kueue.x-k8s.io/v1beta2"}
-    classes: list[Object] = [
-        {**kueue, "kind": "WorkloadPriorityClass", "metadata": {"name": f"{namespace}-{name}"}, "value": value}
-        for name, value in (("low", 1), ("high", 1000))
-    ]
-    return [
-        {**kueue, "kind": "ResourceFlavor", "metadata": {"name": namespace}},
-        {**kueue, "kind": "ClusterQueue", "metadata": {"name": namespace}, "spec": spec},
-        {**kueue, "kind": "LocalQueue", "metadata": {"name": "gpus"}, "spec": {"clusterQueue": namespace}},
-        *classes,
-    ]
+    """What an administrator makes, by the page: named after the namespace, except for the queue in it."""
+    page = (REPOSITORY / "docs" / "kueue.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    objects = [document for block in blocks for document in yaml.safe_load_all(block)]
+    made: dict[str, list[Object]] = {}
+    for document in objects:
+        made.setdefault(document["kind"], []).append(document)
+    (flavor,), (whole,), (queue,) = made["ResourceFlavor"], made["ClusterQueue"], made["LocalQueue"]
+    flavor["metadata"]["name"] = whole["metadata"]["name"] = queue["spec"]["clusterQueue"] = namespace
+    ((quota,),) = (group["flavors"] for group in whole["spec"]["resourceGroups"])
+    quota["name"] = namespace
+    (gpus,) = (resource for resource in quota["resources"] if resource["name"] == "nvidia.com/gpu")
+    gpus["nominalQuota"] = QUOTA_GPUS
+    for priority in made["WorkloadPriorityClass"]:
+        priority["metadata"]["name"] = f"{namespace}-{priority['metadata']['name']}"
+    return [flavor, whole, *made["WorkloadPriorityClass"], queue]
 
 
 def _condition(run: Object, kind: str) -> Object:
