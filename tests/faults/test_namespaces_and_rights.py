@@ -1,0 +1,198 @@
+"""Many namespaces, few rights: what is missing is named and holds up nobody else, and a namespace that ends may end."""
+
+import contextlib
+import dataclasses
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from tests.component.documents import succeeded
+from tests.component.stage import OperatorProcess, Stage, eventually, gone
+
+from localcluster.api import ApiError
+from lora_operator.self_check import RIGHTS, Right, rights_used
+
+USED = rights_used(kueue=False)
+GONE_S = 120.0
+# The namespace controller comes back when half of its pods' grace is over.
+SOON = {"terminationGraceSeconds": 1}
+
+
+@contextmanager
+def namespaces(stage: Stage, count: int) -> Iterator[list[Stage]]:
+    """More namespaces, each as a stage with the same operators."""
+    names = [f"{stage.namespace}-{uuid.uuid4().hex[:6]}" for _ in range(count)]
+    for name in names:
+        stage.api.post("/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        yield [dataclasses.replace(stage, namespace=name) for name in names]
+    finally:
+        stage.end()
+        for name in names:
+            with contextlib.suppress(ApiError):
+                stage.api.delete(f"/api/v1/namespaces/{name}")
+
+
+def without(*names: str) -> tuple[Right, ...]:
+    """All rights but these."""
+    left = tuple(right for right in RIGHTS if str(right) not in names)
+    assert len(left) == len(RIGHTS) - len(names)
+    return left
+
+
+@pytest.mark.fault("A13")
+def test_each_right_that_is_missing_in_a_namespace_is_named_at_the_start_and_stops_no_other(stage: Stage) -> None:
+    """One namespace lacks one right each: the log names them all, and where the operator is blind the metric shows."""
+    with namespaces(stage, len(USED)) as places:
+        lacks = dict(zip((place.namespace for place in places), USED, strict=True))
+        operator = stage.start(elsewhere={name: without(str(right)) for name, right in lacks.items()})
+        text = operator.text()
+        assert [name for name, right in lacks.items() if f"may not {right} in namespace {name}:" not in text] == []
+        shown = {s for s in operator.metrics() if s.startswith("lora_operator_left_out_namespace")}
+        blind = {
+            name
+            for name, right in lacks.items()
+            if right.verb in ("list", "watch") and right.resource.plural in ("lorafinetunes", "jobs", "pods")
+        }
+        assert shown == {f'lora_operator_left_out_namespace{{namespace="{name}"}}' for name in blind}
+        assert len(blind) == 6
+        stage.apply()
+        stage.wait_condition("Accepted", status="True")
+        # What is missing there stands in the way of nothing that this run needs.
+        other = next(place for place in places if str(lacks[place.namespace]) == "delete services")
+        other.apply()
+        other.wait_condition("Accepted", status="True")
+
+
+@pytest.mark.fault("A13")
+def test_a_right_that_is_withdrawn_is_in_the_condition_and_the_run_begins_when_it_is_back(stage: Stage) -> None:
+    """The sentence names verb and kind; the other namespace does not notice."""
+    with namespaces(stage, 1) as (other,):
+        operator = stage.start(elsewhere={other.namespace: RIGHTS})
+        stage.grant(operator, without("create jobs.batch"), other.namespace)
+        eventually(lambda: not may_create_jobs(other, operator), "the right is gone")
+        other.apply()
+        refused = other.wait_condition("Accepted", status="False", reason="Forbidden")
+        assert 'cannot create resource "jobs"' in refused["message"]
+        assert "ServiceAccount" in refused["message"]
+        other.wait_event("Warning", "Forbidden")
+        stage.apply()
+        stage.wait_condition("Accepted", status="True")
+        assert other.objects("jobs") == []
+        stage.grant(operator, RIGHTS, other.namespace)
+        other.wait_condition("Accepted", status="True")
+        assert len(other.objects("jobs")) == 1
+
+
+@pytest.mark.fault("A13")
+def test_a_listed_namespace_that_does_not_exist_yet_is_taken_up_when_it_does(stage: Stage) -> None:
+    """The others are served meanwhile; then the process ends for a restart, which looks after both."""
+    name = f"{stage.namespace}-later"
+    operator = stage.start(namespaces=[stage.namespace, name], resyncIntervalSeconds=0.5)
+    assert f"in namespace {name}: grant" in operator.text()
+    stage.apply()
+    stage.wait_condition("Accepted", status="True")
+    later = dataclasses.replace(stage, namespace=name)
+    stage.api.post("/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        stage.grant(operator, RIGHTS, name)
+        assert operator.process.wait(timeout=60) == 1
+        assert f"Namespace {name} can be looked after now" in operator.text()
+        stage.start(elsewhere={name: RIGHTS})
+        later.apply()
+        later.wait_condition("Accepted", status="True")
+    finally:
+        stage.end()
+        stage.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.mark.fault("A20")
+@pytest.mark.parametrize("up", [True, False], ids=["operator up", "operator down"])
+def test_a_namespace_ends_with_runs_in_every_state(stage: Stage, up: bool) -> None:
+    """Waiting, running, suspended and finished runs hold nothing up; one of the same name begins anew."""
+    with namespaces(stage, 1) as (place,):
+        operator = stage.start(elsewhere={"": RIGHTS}, **SOON)
+        runs_in_every_state(place)
+        if not up:
+            operator.kill()
+        end_namespace(place)
+        if not up:
+            operator = stage.start(elsewhere={"": RIGHTS}, **SOON)
+        assert_quiet(operator)
+        stage.api.post("/api/v1/namespaces", {"metadata": {"name": place.namespace}})
+        place.apply("running")
+        place.wait_condition("Accepted", status="True", name="running")
+        assert place.finetune("running")["status"]["attempt"] == 1
+
+
+@pytest.mark.fault("A20")
+def test_a_listed_namespace_ends_while_its_rights_go_with_it(stage: Stage) -> None:
+    """Its Role is deleted with it, at any moment: the operator looks after the others and does not insist."""
+    with namespaces(stage, 1) as (place,):
+        operator = stage.start(elsewhere={place.namespace: RIGHTS}, **SOON)
+        runs_in_every_state(place)
+        end_namespace(place)
+        stage.apply()
+        stage.wait_condition("Accepted", status="True")
+        assert_quiet(operator)
+
+
+def runs_in_every_state(place: Stage) -> None:
+    """One run waits, one trains, one is suspended and one is done."""
+    for name in ("waiting", "running", "finished"):
+        place.apply(name)
+    place.apply("suspended", suspend=True)
+    for name in ("waiting", "running", "finished"):
+        place.wait_condition("Accepted", status="True", name=name)
+    pods = eventually(lambda: pods_by_run(place) if len(pods_by_run(place)) == 3 else None, "three pods")
+    place.run_pod(pods["running"])
+    place.end_pod(pods["finished"], 0, succeeded())
+    place.wait_condition("PodsReady", status="True", name="running")
+    place.wait_condition("Complete", status="True", name="finished")
+    place.wait_condition("Suspended", status="True", name="suspended")
+
+
+def pods_by_run(place: Stage) -> dict[str, dict[str, object]]:
+    return {pod["metadata"]["labels"]["lora-operator.io/name"]: pod for pod in place.objects("pods")}
+
+
+def end_namespace(place: Stage) -> None:
+    """Delete the namespace, and wait until it is gone."""
+    path = f"/api/v1/namespaces/{place.namespace}"
+    place.api.delete(path)
+
+    def ended() -> bool:
+        finish_pods(place)
+        return gone(place.api, path)
+
+    try:
+        eventually(ended, "the namespace is gone", deadline_s=GONE_S)
+    except AssertionError as error:
+        error.add_note(json.dumps(place.api.get(path)["status"], indent=1))
+        raise
+
+
+def finish_pods(place: Stage) -> None:
+    """The kubelet's part: a pod that is being deleted is gone when its container has stopped."""
+    for pod in place.objects("pods"):
+        if pod["metadata"].get("deletionTimestamp"):
+            with contextlib.suppress(ApiError):
+                place.end_pod(pod, 143)
+                place.api.delete(place.path("pods", pod["metadata"]["name"]) + "?gracePeriodSeconds=0")
+
+
+def assert_quiet(operator: OperatorProcess) -> None:
+    """A few refusals are in the nature of an end; a loop would have many, and an exception is never right."""
+    assert operator.process.poll() is None
+    assert operator.metric('lora_operator_reconcile_total{result="error"}') <= 20
+    assert "Traceback" not in operator.text()
+
+
+def may_create_jobs(place: Stage, operator: OperatorProcess) -> bool:
+    """What the API server says of the operator's service account."""
+    attributes = {"verb": "create", "group": "batch", "resource": "jobs", "namespace": place.namespace}
+    review = {"spec": {"user": operator.user, "resourceAttributes": attributes}}
+    answer = place.api.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    return bool(answer["status"]["allowed"])
