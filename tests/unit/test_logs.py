@@ -1,5 +1,6 @@
 """Log lines for people and for machines."""
 
+import asyncio
 import io
 import json
 import logging
@@ -52,3 +53,59 @@ def test_libraries_speak_from_warning_on(stream: io.StringIO) -> None:
     assert "chatter" not in stream.getvalue()
     assert "trouble" in stream.getvalue()
     assert "detail" in stream.getvalue()
+
+
+def test_all_lines_of_a_turn_carry_its_run_and_number_also_those_of_its_tasks(stream: io.StringIO) -> None:
+    """So that one turn can be read out of a log that sixteen workers write."""
+    logs.configure("DEBUG", "json", stream)
+    logger = logging.getLogger("lora_operator.x")
+
+    async def task() -> None:
+        logger.debug("asked")
+
+    async def work() -> None:
+        for name in ("a", "b"):
+            with logs.turn(Key("team", name), f"uid-of-{name}"):
+                logger.info("begun")
+                await asyncio.create_task(task())
+        logger.info("done")
+
+    asyncio.run(work())
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.get("name") for line in lines] == ["a", "a", "b", "b", None]
+    assert [line.get("uid") for line in lines] == ["uid-of-a", "uid-of-a", "uid-of-b", "uid-of-b", None]
+    turns = [line.get("turn") for line in lines]
+    assert (turns[0], turns[2], turns[4]) == (turns[1], turns[3], None)
+    assert turns[0] != turns[2]
+    assert turns[0].partition("-")[0] == turns[2].partition("-")[0]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_holds_a_secret_whoever_wrote_it(stream: io.StringIO, form: str) -> None:
+    """Message, reason and traceback, of the operator and of libraries."""
+    logs.configure("INFO", form, stream)
+    token = "hf_abcdefghijklmnop"
+    try:
+        raise ValueError(f"https://user:{token}@hub.example refused")
+    except ValueError:
+        logging.getLogger("lora_operator.x").exception("Bearer %s", "eyJhbGciOi.JIUzI1NiIs", extra={"reason": token})
+    logging.getLogger("kopf").warning("token=%s", token)
+    assert token not in stream.getvalue()
+    assert "eyJhbGciOi" not in stream.getvalue()
+    assert stream.getvalue().count("***") >= 4
+
+
+def test_a_text_line_stays_one_line_and_quotes_what_is_no_word(stream: io.StringIO) -> None:
+    """A trainer's words must not look like a line of the operator's."""
+    logs.configure("INFO", "text", stream)
+    fields = logs.about(Key("team", "tone"), "u", type="decision", wrote=["created Job/a", "status"], code=403)
+    logging.getLogger("lora_operator.x").info("said\n2026 INFO team/other all is well", extra=fields)
+    (line,) = stream.getvalue().splitlines()
+    end = ' team/tone said 2026 INFO team/other all is well type=decision uid=u wrote="created Job/a, status" code=403'
+    assert line.endswith(end)
+
+
+def test_a_field_that_no_page_knows_is_refused() -> None:
+    """Names of fields are stable: a new one is first explained."""
+    with pytest.raises(KeyError, match="colour"):
+        logs.about(Key("team", "tone"), colour="red")

@@ -1,0 +1,162 @@
+"""What `lora-operator explain` says of what it was told, and of what it cannot be told."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    condition_object,
+    ended_pod,
+    finished_job,
+    make_event,
+    make_finetune,
+    make_job,
+    make_pod,
+    make_summary,
+    make_workload,
+    minutes_ago,
+    with_status,
+)
+
+from lora_operator import explain_command
+from lora_operator.api import ApiError, UnreachableError
+from lora_operator.cache import Key
+from lora_operator.config import OperatorConfig
+from lora_operator.decide import decide
+from lora_operator.explain import Document, describe, render
+from lora_operator.explain_command import ExplainError, ReadOnlyApi, explain, parse_place
+from lora_operator.login import LoginError
+from lora_operator.model import FineTune, Observed
+from lora_trainer.contract.reasons import Reason
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client.api_client import ApiClient
+
+PLACE = Key("team-a", "support-tone")
+
+
+def explained(finetune: FineTune, observed: Observed | None = None, config: OperatorConfig = CONFIG) -> Document:
+    """The explanation of a run at `NOW`."""
+    seen = dataclasses.replace(observed or Observed(), absence_confirmed=True)
+    return describe(finetune, seen, decide(finetune, seen, config, NOW), config=config, now=NOW)
+
+
+def test_children_are_shown_with_their_ages_and_what_they_say() -> None:
+    """Jobs, pods, workloads and Events, and the policy with what is used up of it."""
+    unscheduled = condition_object("PodScheduled", "False", since=minutes_ago(5), reason="Unschedulable", message="0/1")
+    pod = make_pod(node="", conditions=(unscheduled,))
+    event = make_event(pod.uid, "FailedScheduling", "0/1 nodes are available", seen_at=minutes_ago(3))
+    workload = make_workload(condition_object("QuotaReserved", since=minutes_ago(50), reason="QuotaReserved"))
+    observed = Observed(jobs=(make_job(),), pods=(pod,), workloads=(workload,), events=(event,))
+    document = explained(make_finetune(spec={"maxRetries": 5, "activeDeadlineSeconds": 7200}), observed)
+    assert document["policy"] | {"maxRetries": 5, "activeDeadlineSeconds": 7200} == document["policy"]
+    text = render(document)
+    for line in (
+        "maxRetries 5, activeDeadlineSeconds 7200, pendingTimeoutSeconds unlimited",
+        "State: Unschedulable",
+        "What to do: Add a node that fits",
+        f"Job/{make_job().name}: train, attempt 1, 59m0s old, 0 active, 0 failed of 3",
+        f"Pod/{pod.name}: train, 57m0s old, Pending, node none, trainer not started",
+        "    PodScheduled=False Unschedulable for 5m0s",
+        "    QuotaReserved=True QuotaReserved for 50m0s",
+        f"Event 3m0s ago about Pod/{pod.name}: Warning FailedScheduling: 0/1 nodes are available",
+    ):
+        assert line in text
+
+
+def test_planned_writes_are_shown_and_a_status_as_its_differences() -> None:
+    """A field each, and a condition as one."""
+    document = explained(make_finetune())
+    kinds = [name.partition("/")[0] for name in document["plans"]["create"]]
+    assert kinds == ["ConfigMap", "Job"]
+    assert "attempt: nothing -> 1" in document["plans"]["status"]
+    assert any(
+        line.startswith("conditions.Accepted: nothing -> True Accepted (") for line in document["plans"]["status"]
+    )
+    assert "No operator has written a status yet" in document["notes"][0]
+    assert "  create  Job/" in render(document)
+
+
+def test_a_run_at_rest_has_nothing_to_be_written() -> None:
+    """The status is the one that is stored."""
+    observed = Observed(jobs=(make_job(),), absence_confirmed=True)
+    plan = decide(make_finetune(), observed, CONFIG, NOW)
+    document = explained(with_status(make_finetune(), plan.status), observed)
+    assert document["plans"]["status"] == document["plans"]["create"] == document["notes"] == []
+    assert "(this command writes nothing)\n  nothing\n" in render(document)
+
+
+def test_an_ended_run_says_that_its_verdict_stands() -> None:
+    """And what is cleaned up."""
+    pod = ended_pod(65, make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message())
+    observed = Observed(jobs=(finished_job("Failed", failed=1),), pods=(pod,), absence_confirmed=True)
+    finetune = make_finetune(spec={"ttlSecondsAfterFinished": 60})
+    ended = with_status(finetune, decide(finetune, observed, CONFIG, NOW).status)
+    document = explained(ended, observed)
+    assert document["decides"]["verdict"] == "failed"
+    assert document["decides"]["why"] == (
+        "The run has ended, and its verdict never changes: line 3 is no JSON; "
+        "what is left of its attempt is cleaned up now"
+    )
+    assert document["plans"]["delete"]
+
+
+def test_a_namespace_that_the_operator_does_not_watch_is_named() -> None:
+    """The most common reason for a run that nothing happens to."""
+    document = explained(make_finetune(), config=dataclasses.replace(CONFIG, namespaces=("team-b",)))
+    assert document["notes"][0].startswith("The operator with this configuration does not watch namespace team-a: add")
+
+
+@pytest.mark.parametrize("text", ["tone", "team/", "/tone", "Team/tone", "a/b/c", "team/tone extra", ""])
+def test_what_is_no_place_is_refused_with_an_example(text: str) -> None:
+    """Before anything is asked."""
+    with pytest.raises(ExplainError, match="is not NAMESPACE/NAME: give the namespace and the name, as in"):
+        parse_place(text)
+
+
+def test_a_place_is_a_namespace_and_a_name() -> None:
+    """As kubectl get --all-namespaces shows them."""
+    assert parse_place("team-a/support-tone") == PLACE
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ApiError(404, "NotFound", 'lorafinetunes.lora-operator.io "support-tone" not found'), "There is no LoRAFine"),
+        (ApiError(404, "NotFound", "the server could not find the requested resource"), "The cluster does not know"),
+        (ApiError(401, "Unauthorized", "Unauthorized"), "The API server does not accept these credentials"),
+        (ApiError(403, "Forbidden", "pods is forbidden"), "You lack a right (pods is forbidden): ask for get and list"),
+        (ApiError(500, "InternalError", "etcd"), "The API server refused to answer: 500 InternalError: etcd"),
+        (UnreachableError("GET /x: refused"), "The API server does not answer (GET /x: refused): check"),
+        (LoginError("There is no way: set KUBECONFIG"), "There is no way: set KUBECONFIG"),
+    ],
+)
+async def test_every_failure_is_a_sentence(error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the cluster answers, or does not."""
+
+    async def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(explain_command, "load_configuration", fail)
+    with pytest.raises(ExplainError) as caught:
+        await explain(PLACE, CONFIG, "text", now=lambda: NOW)
+    assert str(caught.value).startswith(sentence)
+
+
+class NoClient:
+    """A client that must not be asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for")
+
+
+@pytest.mark.parametrize(
+    ("method", "body"), [("POST", {}), ("PUT", {}), ("PATCH", {}), ("DELETE", None), ("GET", {"spec": {}})]
+)
+async def test_nothing_can_be_written_by_accident(method: str, body: Mapping[str, Any] | None) -> None:
+    """The request never leaves the process."""
+    with pytest.raises(ValueError, match=f"explain only reads, and this is {method} /api"):
+        await ReadOnlyApi(cast("ApiClient", NoClient())).request(method, "/api", body=body)

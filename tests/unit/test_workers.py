@@ -1,0 +1,85 @@
+"""What a worker does, and says, when a turn fails."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lora_operator.api import ApiError, UnreachableError
+from lora_operator.cache import Cache, Key
+from lora_operator.carry_out import TryAgainError
+from lora_operator.metrics import Metrics
+from lora_operator.supervision import OperatorFailedError
+from lora_operator.work_queue import WorkQueue
+from lora_operator.workers import run_worker
+
+if TYPE_CHECKING:
+    from lora_operator.reconcile import Reconciler
+
+KEY = Key("team", "tone")
+
+
+class Failing:
+    """A reconciler whose turns fail one after the other, as told; then it is done."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.done = asyncio.Event()
+
+    async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
+        """One turn."""
+        if self.errors:
+            raise self.errors.pop(0)
+        self.done.set()
+        return None
+
+
+async def work(reconciler: Failing) -> CollectorRegistry:
+    """Let a worker go on until the turn that goes well."""
+    registry = CollectorRegistry()
+    queue: WorkQueue[Key] = WorkQueue(base_s=0.001, max_s=0.001, random=lambda: 1.0)
+    queue.add(KEY)
+    worker = asyncio.create_task(run_worker(queue, Cache(), cast("Reconciler", reconciler), Metrics(registry)))
+    timers = asyncio.create_task(queue.run_timers())
+    waiting = asyncio.create_task(reconciler.done.wait())
+    await asyncio.wait({worker, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    tasks = [worker, timers, waiting]
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    if isinstance(results[0], OperatorFailedError):
+        raise results[0]
+    return registry
+
+
+async def test_each_failure_is_one_line_with_its_code_how_often_and_when_it_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Refused, unreachable, in between, and unforeseen; all are tried again."""
+    errors = (
+        ApiError(500, "InternalError", "etcd is away"),
+        UnreachableError("no answer"),
+        TryAgainError("busy"),
+        RuntimeError("a bug"),
+    )
+    with caplog.at_level(logging.WARNING, "lora_operator"):
+        registry = await work(Failing(*errors))
+    told: list[Any] = list(caplog.records)
+    assert [(r.type, r.code if hasattr(r, "code") else None, r.failures) for r in told] == [
+        ("retry", 500, 1),
+        ("retry", None, 2),
+        ("retry", None, 3),
+        ("retry", None, 4),
+    ]
+    assert all(r.retryInSeconds == 0.001 and r.finetune == KEY for r in told)
+    assert [r.levelname for r in told] == ["WARNING", "WARNING", "WARNING", "ERROR"]
+    total = "lora_operator_reconcile_total"
+    assert [registry.get_sample_value(total, {"result": result}) for result in ("retry", "error")] == [3, 1]
+
+
+async def test_credentials_that_are_refused_end_the_process() -> None:
+    """A restart reads them anew."""
+    with pytest.raises(OperatorFailedError, match="accepts the credentials no more: expired"):
+        await work(Failing(ApiError(401, "Unauthorized", "expired")))
