@@ -193,6 +193,7 @@ def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
         memory=case.memory(job.role),
         place=place,
         stalled_since=stalled_since(progress, case.config.stall_timeout_s, case.now),
+        retries=case.used.retries,
     )
 
 

@@ -17,7 +17,6 @@ from lora_operator.pods import (
     is_running,
     leader_first,
     newest_first,
-    was_disrupted,
 )
 from lora_operator.quota import Place, waiting
 from lora_operator.request import Request
@@ -54,7 +53,8 @@ class Scene:
     """What a situation is read from. `progress` is the progress block of the status, as it will be written.
 
     `config_map` is that of the attempt, `nodes` the number of pods that the Job has at a time, `place` the Job's in a
-    queue. `stalled_since`: a training that should have taken a step for long has told of none since then.
+    queue. `stalled_since`: a training that should have taken a step for long has told of none since then. `retries` is
+    what is used up of `maxRetries`.
     """
 
     request: Request
@@ -67,6 +67,7 @@ class Scene:
     memory: str
     place: Place | None = None
     stalled_since: datetime | None = None
+    retries: int = 0
 
 
 def assess(scene: Scene) -> Situation:
@@ -193,12 +194,11 @@ def _restarting(scene: Scene, failure: Finding) -> Finding:
 
 
 def _failures(scene: Scene) -> int:
-    """Failures that count against maxRetries, those of all nodes as one.
+    """What counts against maxRetries, the failures of all nodes as one.
 
-    The Job may count one a little later than its pod tells it.
+    The Job may count one a little later than its pod tells it, or know of one whose pod is gone.
     """
-    seen = [pod for pod, _ in failures_of(scene.pods, scene.memory) if not was_disrupted(pod)]
-    return math.ceil(max(scene.job.failed, len(seen)) / scene.nodes)
+    return max(scene.retries, scene.job.retries_before + math.ceil(scene.job.failed / scene.nodes))
 
 
 def _name(failure: Finding) -> str:

@@ -99,12 +99,11 @@ def _close_unseen(
     since = spent.active_since
     if since is None:
         return spent
-    mine = [pod for pod in pods if pod.created_at >= since]
     known = {job.uid for job in jobs}
-    if any(pod.job_uid not in known and not has_ended(pod) for pod in mine):
+    if any(pod.job_uid not in known and not has_ended(pod) for pod in pods):
         return spent  # the pod of a deleted Job still runs
     stops = [c.since for c in map(suspension_of, jobs) if c is not None and c.since is not None]
-    ends = [moment for moment in (*stops, *(pod.trainer.finished_at for pod in mine)) if moment and moment >= since]
+    ends = (*stops, *(pod.trainer.finished_at for pod in pods if pod.trainer.finished_at))
     end = max(ends, default=since)
     later = [period.start for period in periods if period.start > since]
     return spent.ended_at(min([end, *later]))

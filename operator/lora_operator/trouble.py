@@ -132,9 +132,8 @@ def _disrupted(pod: PodView) -> Finding | None:
     disruption = condition_of(pod, "DisruptionTarget")
     why = last_line(disruption.message) or disruption.reason
     message = f"The cluster is taking pod {pod.name} away ({why})"
-    return _finding(
-        Reason.EVICTED, message, "a new pod follows, and this does not count against maxRetries", disruption.since
-    )
+    counts = "and this counts" if disruption.reason == "TerminationByKubelet" else "and this does not count"
+    return _finding(Reason.EVICTED, message, f"a new pod follows, {counts} against maxRetries", disruption.since)
 
 
 def _unscheduled(pod: PodView) -> Finding | None:

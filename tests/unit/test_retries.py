@@ -130,6 +130,8 @@ def test_of_several_nodes_the_pod_that_failed_counts_and_those_that_followed_do_
     cause, follower = ended_pod(72, index=1), ended_pod(75, PEER, index=0)
     for seen in ((cause, follower), (follower, cause)):
         assert count_pods(Retries(), GOING, seen).counts == {Cause.ERROR: 1}
+        replaced = count_pods(Retries(), GOING, (*seen, running_pod(index=1, name="again")))
+        assert set(replaced.counted) == {cause.uid, follower.uid}
     early = count_pods(Retries(), GOING, (follower, running_pod(index=1)))
     assert early == Retries()
     later = count_pods(early, GOING, (follower, cause))

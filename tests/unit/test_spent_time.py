@@ -43,6 +43,12 @@ CASES = {
     "a suspension": (BEGUN, (job(2, suspended=5),), (), spent(180, until=5)),
     "the same suspension later": (spent(180, until=5), (job(2, suspended=5),), (), spent(180, until=5)),
     "a suspension whose start was never seen": (spent(), (job(2, suspended=5),), (), spent(180, until=5)),
+    "a start that another clock put before the last end": (
+        spent(180, since=4, until=5),
+        (job(4, suspended=6),),
+        (),
+        spent(300, until=6),
+    ),
     "a resumption": (spent(180, until=5), (job(9),), (), spent(180, since=9, until=5)),
     "a suspension after a resumption": (
         spent(180, since=9, until=5),
