@@ -77,15 +77,3 @@ def test_a_restart_does_not_take_back_a_reason_that_events_told(world: World) ->
     (run,) = world.server.all("lorafinetunes")
     assert {c["reason"] for c in run["status"]["conditions"] if c["type"] == "Complete"} == {"QuotaExceeded"}
     world.restart_at_rest()
-
-
-def test_two_operators_agree_on_a_reason_that_events_told(world: World) -> None:
-    """Only one of them has read the Events when the status changes."""
-    world.start_operator()
-    world.settle()
-    world.controllers.refuses_pods = QUOTA
-    world.controllers.catch_up()
-    world.pass_time(60)
-    writes = len([request for request in world.network.requests if request.writes])
-    world.pass_time(600)
-    assert len([request for request in world.network.requests if request.writes]) == writes
