@@ -102,6 +102,8 @@ def _close_unseen(
     known = {job.uid for job in jobs}
     if any(pod.job_uid not in known and not has_ended(pod) for pod in pods):
         return spent  # the pod of a deleted Job still runs
+    if any(job.suspended and job.started_at is None and suspension_of(job) is None for job in jobs):
+        return spent  # Kueue takes the start away before the Job says when it was suspended
     stops = [c.since for c in map(suspension_of, jobs) if c is not None and c.since is not None]
     ends = (*stops, *(pod.trainer.finished_at for pod in pods if pod.trainer.finished_at))
     end = max(ends, default=since)

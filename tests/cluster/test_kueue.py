@@ -120,6 +120,10 @@ class Team:
         status: Object = self.ask("lorafinetune", name)["status"]
         return status
 
+    def preemptions(self, name: str) -> int:
+        """How often another run took a run's quota, as its status tells."""
+        return int(self.status(name).get("retries", {}).get("preempted", 0))
+
     def step(self, name: str) -> int:
         """The step that a run has taken, as its status tells."""
         return int(str(self.status(name).get("progress", {}).get("steps", "0/")).partition("/")[0])
@@ -233,7 +237,7 @@ def test_suspend_frees_the_quota_and_resuming_waits_for_it_again(team: Team) -> 
     team.wait(lambda: team.states()["a"] == "Training", "a trains again")
     team.wait(lambda: team.step("a") == 4, "a goes on where it was")
     assert team.status("a")["attempt"] == 1
-    assert team.status("a").get("retries", {}).get("preempted", 0) == 0
+    assert team.preemptions("a") == 0
     team.suspend("d", value=False)
     team.wait(lambda: team.states()["d"] == "Queued", "d has a Job, which waits")
 
@@ -257,7 +261,7 @@ def test_a_preempted_run_saves_waits_in_its_queue_and_goes_on_from_its_checkpoin
     assert (quota["status"], quota["reason"]) == ("False", "Preempted")
     team.wait(lambda: team.states()["high"] == "Training", "the important one trains")
     assert 143 in _exit_codes(team, began)
-    assert team.status(victim)["retries"]["preempted"] == 1
+    team.wait(lambda: team.preemptions(victim) == 1, "it is counted")
 
     team.tell("high", "four")
     team.tell("high", "end")
@@ -267,7 +271,7 @@ def test_a_preempted_run_saves_waits_in_its_queue_and_goes_on_from_its_checkpoin
     team.tell(victim, "end")
     team.wait(lambda: team.states()[victim] == "Succeeded", "it ends well")
     assert team.status(victim)["attempt"] == 1
-    assert team.status(victim)["retries"]["error"] == 0
+    assert (team.preemptions(victim), team.status(victim)["retries"]["error"]) == (1, 0)
 
 
 def _exit_codes(team: Team, since: str) -> set[int]:

@@ -218,6 +218,28 @@ def test_a_job_that_was_made_before_the_label_stays_out_of_the_queue() -> None:
     assert "QuotaReserved" not in [c["type"] for c in plan.status["conditions"]]
 
 
+def test_a_preemption_counts_once_whichever_of_its_traces_comes_first() -> None:
+    """Kueue suspends the Job and takes its start away, and only then the Job says that it is suspended."""
+    running = plan_for(
+        run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(make_workload(GRANTED),)
+    )
+    workload = make_workload(PENDING, evicted("Preempted", "Preempted to accommodate a workload"))
+    before = with_status(run(), running.status)
+    soon = plan_for(before, jobs=(held_job(),), workloads=(workload,))
+    assert "retries" not in soon.status
+    suspended = make_job(
+        queue="gpus",
+        spec={"suspend": True},
+        status={"startTime": None, "conditions": [condition_object("Suspended", since=minutes_ago(5))]},
+    )
+    for known in (before, with_status(run(), soon.status)):
+        then = plan_for(known, jobs=(suspended,), workloads=(workload,))
+        assert then.status["retries"]["preempted"] == 1
+        assert then.status["runSeconds"] == 53 * 60
+        later = plan_for(with_status(run(), then.status), jobs=(suspended,), workloads=(workload,))
+        assert later.status["retries"]["preempted"] == 1
+
+
 def test_a_run_that_has_ended_holds_no_quota() -> None:
     """Kueue gives it to the next one when the Job ends."""
     before = plan_for(run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(make_workload(GRANTED),))

@@ -36,6 +36,7 @@ def spent(run_s: int = 0, since: float | None = None, until: float | None = None
 
 
 BEGUN = spent(since=2)
+HELD = {"suspend": True}
 CASES = {
     "a Job that has not started": (spent(), (job(None),), (), spent()),
     "a Job that has started": (spent(), (job(2),), (), BEGUN),
@@ -48,6 +49,13 @@ CASES = {
         (job(4, suspended=6),),
         (),
         spent(300, until=6),
+    ),
+    "a suspension by Kueue, which takes the start away at once": (BEGUN, (job(None, spec=HELD),), (), BEGUN),
+    "the same a moment later, when the Job says since when": (
+        BEGUN,
+        (job(None, suspended=5, spec=HELD),),
+        (),
+        spent(180, until=5),
     ),
     "a resumption": (spent(180, until=5), (job(9),), (), spent(180, since=9, until=5)),
     "a suspension after a resumption": (
