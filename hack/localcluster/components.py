@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from localcluster import settings
+from localcluster.pki import FRONT_PROXY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +76,14 @@ def apiserver(binaries: Path, pki: Path, ports: Ports, *, node: bool) -> Compone
             f"--kubelet-client-certificate={pki}/apiserver-kubelet-client.crt",
             f"--kubelet-client-key={pki}/apiserver-kubelet-client.key",
             f"--kubelet-certificate-authority={pki}/ca.crt",
+            # Without them an API that an add-on serves stays unavailable, and namespaces can then not be deleted.
+            f"--proxy-client-cert-file={pki}/front-proxy-client.crt",
+            f"--proxy-client-key-file={pki}/front-proxy-client.key",
+            f"--requestheader-client-ca-file={pki}/ca.crt",
+            f"--requestheader-allowed-names={FRONT_PROXY}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         ]
     else:
         argv += [

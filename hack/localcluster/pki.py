@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DAYS = "3650"
+# As whom the API server passes requests on to those that serve further APIs, such as Kueue's of pending workloads.
+FRONT_PROXY = "front-proxy-client"
 _NODE_USER = f"system:node:{settings.NODE_NAME}"
 # file name of the kubeconfig -> (user, group)
 USERS = {
@@ -46,6 +48,7 @@ def ensure(directory: Path) -> None:
         f"DNS:localhost,IP:127.0.0.1,IP:{settings.KUBERNETES_SERVICE_IP},IP:{settings.NODE_IP}",
     )
     _certificate(work, "apiserver-kubelet-client", "/O=system:masters/CN=apiserver-kubelet-client", "DNS:apiserver")
+    _certificate(work, "front-proxy-client", f"/CN={FRONT_PROXY}", f"DNS:{FRONT_PROXY}")
     _certificate(work, "kubelet", f"/O=system:nodes/CN={_NODE_USER}", f"DNS:{settings.NODE_NAME},IP:{settings.NODE_IP}")
     _openssl(work, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "service-account.key")
     _openssl(work, "ec", "-in", "service-account.key", "-pubout", "-out", "service-account.pub")
