@@ -1,0 +1,242 @@
+"""When the operator itself ends a run whose Job would go on, and what becomes of the Job."""
+
+import dataclasses
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    SHARED,
+    condition_object,
+    ended_pod,
+    finished_job,
+    make_finetune,
+    make_job,
+    make_pod,
+    make_summary,
+    minutes_ago,
+    running_pod,
+    waiting_pod,
+    with_status,
+)
+from tests.unit.test_decide import condition, plan_for, told
+
+from lora_operator.config import OperatorConfig
+from lora_operator.decide import decide
+from lora_operator.model import FineTune, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.names import Role
+from lora_operator.wording import instant
+from lora_trainer.contract.progress import Phase, Progress
+
+PULL = 'Failed to pull image "registry.example/lora-trainer:1.0": not found'
+IMPATIENT = make_finetune(spec={"pendingTimeoutSeconds": 600})
+
+
+def look(
+    finetune: FineTune,
+    *,
+    jobs: tuple[JobView, ...] = (),
+    pods: tuple[PodView, ...] = (),
+    config: OperatorConfig = CONFIG,
+    **observed: Any,
+) -> Plan:
+    """The plan after a live look, which such an end always takes."""
+    return decide(finetune, Observed(jobs=jobs, pods=pods, absence_confirmed=True, **observed), config, NOW)
+
+
+def job_since(minutes: float, **changes: Any) -> JobView:
+    """A Job that has been started or resumed so many minutes ago."""
+    return make_job(status={"startTime": instant(minutes_ago(minutes))}, **changes)
+
+
+def ready_since(minutes: float, status: str = "False") -> FineTune:
+    """The impatient run, whose condition PodsReady has been as it is for so long."""
+    stored = {"attempt": 1, "conditions": [condition_object("PodsReady", status, since=minutes_ago(minutes))]}
+    return with_status(IMPATIENT, stored)
+
+
+WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] = {
+    "since its Job has started": (IMPATIENT, job_since(4), (), 360),
+    "since its pods ceased to run": (ready_since(3), job_since(50), (), 420),
+    "since it was resumed": (ready_since(50), job_since(2), (make_pod(),), 480),
+    "since its last pod ended": (ready_since(50), job_since(50), (ended_pod(75), make_pod(name="next")), -60),
+    "since now, where it has just run": (ready_since(50, "True"), job_since(50), (make_pod(),), 600),
+    "not while its pods run": (ready_since(50), job_since(50), (running_pod(),), None),
+    "not while it is suspended": (ready_since(50), job_since(50, spec={"suspend": True}), (), None),
+    "not while its Job is being deleted": (ready_since(50), job_since(50, deleting=True), (), None),
+    "too long": (ready_since(50), job_since(10), (waiting_pod("ErrImagePull", PULL),), 0),
+}
+
+
+@pytest.mark.parametrize(("finetune", "job", "pods", "left_s"), WAITING.values(), ids=WAITING)
+def test_a_run_waits(finetune: FineTune, job: JobView, pods: tuple[PodView, ...], left_s: float | None) -> None:
+    """For no longer than pendingTimeoutSeconds, and to the second."""
+    plan = look(finetune, jobs=(job,), pods=pods)
+    if left_s is None or left_s > 0:
+        assert told(plan)[0] == "Unknown"
+        assert plan.due_in_s == left_s
+        return
+    assert told(plan, "Failed") == ("True", "PendingTimeout")
+    assert plan.status["completionTime"] == instant(NOW + timedelta(seconds=left_s))
+
+
+def test_the_end_of_a_wait_tells_the_last_reason_and_comes_after_a_live_look() -> None:
+    """The cache may not have seen yet that the pod runs."""
+    job, pod = job_since(10), waiting_pod("ErrImagePull", PULL)
+    assert plan_for(IMPATIENT, jobs=(job,), pods=(pod,)).confirm_absence
+    message = condition(look(IMPATIENT, jobs=(job,), pods=(pod,)), "Failed")["message"]
+    assert "spec.pendingTimeoutSeconds (600 s)" in message
+    assert "ImagePullBackOff" in message
+    assert PULL in message
+
+
+def test_a_run_whose_job_is_refused_waits_no_longer_either() -> None:
+    """It stays not accepted, with the server's words."""
+    refusal = Rejection(kind="Job", name="x", code=403, reason="Forbidden", message="exceeded quota: gpus")
+    early = with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(9))]})
+    plan = look(early, rejection=refusal)
+    assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 60)
+    plan = look(
+        with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(11))]}),
+        rejection=refusal,
+    )
+    assert told(plan, "Failed") == ("True", "PendingTimeout")
+    assert "exceeded quota: gpus" in condition(plan, "Failed")["message"]
+    assert told(plan, "Accepted") == ("False", "QuotaExceeded")
+    held = with_status(make_finetune(spec={"pendingTimeoutSeconds": 600, "suspend": True}), early.status)
+    assert look(held, rejection=refusal).due_in_s is None
+
+
+def test_a_pod_that_fetches_model_and_data_does_not_wait() -> None:
+    """However long it takes; one that cannot begin does."""
+    spec = {"pendingTimeoutSeconds": 600}
+    job = make_job(role=Role.PREPARE)
+    at_work = look(make_finetune(spec=spec), jobs=(job,), pods=(running_pod(role=Role.PREPARE),), config=SHARED)
+    assert (told(at_work), at_work.due_in_s) == (("Unknown", "Preparing"), None)
+    stuck = look(make_finetune(spec=spec), jobs=(job,), pods=(make_pod(role=Role.PREPARE),), config=SHARED)
+    assert told(stuck, "Failed") == ("True", "PendingTimeout")
+
+
+def test_an_image_with_an_impossible_name_is_final() -> None:
+    """A pull that fails may succeed later; a name cannot."""
+    pods = (waiting_pod("InvalidImageName", 'couldn\'t parse image name "x:y:z"'),)
+    plan = look(make_finetune(), jobs=(make_job(),), pods=pods)
+    assert told(plan, "Failed") == ("True", "InvalidImage")
+    assert told(look(make_finetune(), jobs=(make_job(),), pods=(waiting_pod("ErrImagePull"),)))[0] == "Unknown"
+
+
+def evicted(number: int) -> PodView:
+    """A pod that its node evicted, which the Job does not count."""
+    reason = condition_object("DisruptionTarget", reason="TerminationByKubelet", message="low on disk")
+    pod = ended_pod(137, conditions=(reason,), created_at=minutes_ago(50 - number))
+    return dataclasses.replace(pod, name=f"pod-{number}", uid=f"uid-{number}")
+
+
+def test_ends_that_the_job_ignores_are_bounded_by_the_operator() -> None:
+    """One more than maxRetries ends the run, as it would with failures that the Job counts."""
+    finetune, job = make_finetune(spec={"maxRetries": 2}), make_job(spec={"backoffLimit": 2})
+    pods = tuple(map(evicted, range(3)))
+    assert told(look(finetune, jobs=(job,), pods=pods[:2])) == ("Unknown", "Evicted")
+    plan = look(finetune, jobs=(job,), pods=pods)
+    assert told(plan, "Failed") == ("True", "BackoffLimitExceeded")
+    assert "maxRetries" in condition(plan, "Failed")["message"]
+    assert plan.status["retries"]["error"] == 3
+    assert told(look(finetune, jobs=(job,), pods=(*pods, running_pod())))[0] == "Unknown", "it may yet succeed"
+
+
+def test_what_the_job_counts_itself_is_left_to_the_job() -> None:
+    """It ends in a moment, with its own words."""
+    job = make_job(spec={"backoffLimit": 0})
+    for pod in (ended_pod(75), ended_pod(65)):
+        assert told(look(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(pod,)))[0] == "Unknown"
+
+
+def test_no_job_is_made_or_resumed_for_which_no_time_is_left() -> None:
+    """The deadline holds over all attempts; what is held by the user waits, for it may be raised."""
+    spec = {"activeDeadlineSeconds": 600}
+    spent = {"attempt": 1, "runSeconds": 600, "activeUntil": instant(minutes_ago(20))}
+    finetune = with_status(make_finetune(spec=spec), spent)
+    held = make_job(
+        spec={"suspend": True},
+        status={"conditions": [condition_object("Suspended", since=minutes_ago(20))]},
+        annotations={"lora-operator.io/suspend": "true"},
+    )
+    for jobs in ((), (held,)):
+        plan = look(finetune, jobs=jobs)
+        assert (plan.create, plan.patch) == ((), ())
+        assert told(plan, "Failed") == ("True", "DeadlineExceeded")
+    waits = look(with_status(make_finetune(spec={**spec, "suspend": True}), spent), jobs=(held,))
+    assert told(waits) == ("Unknown", "SuspendedByUser")
+    raised = look(with_status(make_finetune(spec={"activeDeadlineSeconds": 900}), spent), jobs=(held,))
+    assert raised.patch[0].body["spec"] == {"suspend": False, "activeDeadlineSeconds": 300}
+
+
+def test_the_training_gets_what_the_preparation_left_of_retries_and_time() -> None:
+    """Both are the run's."""
+    spec = {"activeDeadlineSeconds": 7200, "maxRetries": 3}
+    done = dataclasses.replace(finished_job(role=Role.PREPARE), failed=1)
+    pods = (ended_pod(75, role=Role.PREPARE, name="first"), ended_pod(0, role=Role.PREPARE))
+    plan = look(make_finetune(spec=spec), jobs=(done,), pods=pods, config=SHARED)
+    job = next(obj for obj in plan.create if obj["kind"] == "Job")
+    assert job["spec"]["backoffLimit"] == 2
+    assert job["metadata"]["annotations"]["lora-operator.io/retries-before"] == "1"
+    assert job["spec"]["activeDeadlineSeconds"] == 7200 - plan.status["runSeconds"] == 7200 - 48 * 60
+
+
+def test_a_suspension_by_a_queue_counts_as_a_preemption_once() -> None:
+    """One by the user does not."""
+    stored = {"attempt": 1, "activeSince": instant(minutes_ago(58))}
+    conditions = {"conditions": [condition_object("Suspended", since=minutes_ago(5))]}
+    job = make_job(spec={"suspend": True}, status=conditions)
+    plan = look(with_status(make_finetune(), stored), jobs=(job,))
+    assert plan.status["retries"]["preempted"] == 1
+    again = look(with_status(make_finetune(), plan.status), jobs=(job,))
+    assert again.status == plan.status
+    asked = make_job(spec={"suspend": True}, status=conditions, annotations={"lora-operator.io/suspend": "true"})
+    by_user = look(with_status(make_finetune(spec={"suspend": True}), stored), jobs=(asked,))
+    assert "retries" not in by_user.status
+
+
+def test_a_job_that_was_given_up_is_stopped_once_the_verdict_is_stored() -> None:
+    """With what only its pods read, and by its uid; one that ends by itself stays for its logs."""
+    job = job_since(11)
+    verdict = look(IMPATIENT, jobs=(job,))
+    assert verdict.delete == ()
+    done = with_status(IMPATIENT, verdict.status)
+    plan = look(done, jobs=(job,))
+    assert [(ref.kind, ref.uid) for ref in plan.delete] == [("ConfigMap", ""), ("Job", job.uid)]
+    assert plan.status == verdict.status
+    ending = make_job(status={"conditions": [condition_object("FailureTarget")]})
+    for other in (finished_job("Failed"), ending, make_job(deleting=True), make_job(owner_uid="somebody-else")):
+        assert look(done, jobs=(other,)).delete == ()
+
+
+def test_a_training_that_stands_still_says_so_and_is_asked_on() -> None:
+    """Since when; the trainer ends itself, and a step ends the state."""
+    told_at = minutes_ago(31)
+    progress = {"phase": "Training", "step": 7, "totalSteps": 9, "steps": "7/9", "lastUpdateTime": instant(told_at)}
+    finetune = with_status(make_finetune(), {"attempt": 1, "podName": running_pod().name, "progress": progress})
+    still = look(finetune, jobs=(make_job(),), pods=(running_pod(),))
+    assert told(still) == ("Unknown", "Stalled")
+    assert instant(told_at) in condition(still, "Complete")["message"]
+    assert told(still, "PodsReady")[0] == "True"
+    assert still.ask_progress == running_pod()
+    goes_on = look(
+        finetune,
+        jobs=(make_job(),),
+        pods=(running_pod(),),
+        progress=Progress(phase=Phase.TRAINING, step=8, total_steps=9),
+    )
+    assert told(goes_on) == ("Unknown", "Training")
+    busy = with_status(finetune, {**finetune.status, "progress": {**progress, "phase": "LoadingModel"}})
+    assert told(look(busy, jobs=(make_job(),), pods=(running_pod(),))) == ("Unknown", "LoadingModel")
+
+
+def test_a_success_closes_the_count_of_time() -> None:
+    """At the end of the Job, whenever it is read."""
+    pods = (ended_pod(0, make_summary().to_message()),)
+    plan = look(make_finetune(), jobs=(finished_job(),), pods=pods)
+    assert plan.status["runSeconds"] == 48 * 60
+    assert "activeSince" not in plan.status
