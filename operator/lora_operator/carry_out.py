@@ -8,6 +8,7 @@ from lora_operator.api import BY_KIND, CONFIG_MAPS, FINETUNES, JOBS, WORKLOADS, 
 from lora_operator.cache import Cache, Key
 from lora_operator.kueue import Kueue
 from lora_operator.model import FineTune, ObjectRef, Patch, Rejection
+from lora_operator.omissions import Omissions
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
 # a terminating namespace), method not allowed by a webhook, unprocessable.
@@ -33,6 +34,7 @@ class Writer:
         self._api = api
         self._cache = cache
         self._kueue = kueue
+        self._omissions = Omissions()
 
     async def create(self, finetune: FineTune, manifest: Mapping[str, Any], *, patient: bool) -> Creation:
         """Create a ConfigMap, a Service or a Job, or adopt the one that an interrupted attempt left.
@@ -100,8 +102,13 @@ class Writer:
                 self._cache.finetunes.remove(finetune.manifest)
                 return False
             raise
+        self._omissions.note(finetune.uid, status, stored)
         self._cache.finetunes.put(without_managed_fields(stored))
         return True
+
+    def is_written(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
+        """Whether the status is stored, or as much of it as the definition in the cluster knows."""
+        return status == finetune.status or self._omissions.covers(finetune, status)
 
     async def refresh(self, finetune: FineTune) -> None:
         """Read the resource anew into the cache."""

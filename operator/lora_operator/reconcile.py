@@ -168,7 +168,7 @@ class Reconciler:
 
     async def _tell(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
         """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""
-        if plan.status == finetune.status:
+        if self._writer.is_written(finetune, plan.status):
             return True
         if not await self._writer.write_status(finetune, plan.status):
             return False

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -96,7 +96,9 @@ class Run:
 
     # -- its children
 
-    def _mine(self, plural: str, role: Role) -> list[Object]:
+    def children(self, plural: str, role: Role = Role.TRAIN) -> list[Object]:
+        """Its objects of a kind."""
+
         def ours(labels: dict[str, str]) -> bool:
             return labels.get(NAME_LABEL) == self.name and labels.get(ROLE_LABEL) == role.value
 
@@ -105,12 +107,12 @@ class Run:
     @property
     def jobs(self) -> list[Object]:
         """The Jobs that train."""
-        return self._mine("jobs", Role.TRAIN)
+        return self.children("jobs")
 
     @property
     def pods(self) -> list[Object]:
         """The pods that train or have trained, by name."""
-        return sorted(self._mine("pods", Role.TRAIN), key=lambda pod: str(pod["metadata"]["name"]))
+        return sorted(self.children("pods"), key=lambda pod: str(pod["metadata"]["name"]))
 
     def job(self, attempt: int = 1) -> Object:
         """Wait for the Job of an attempt."""

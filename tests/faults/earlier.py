@@ -1,0 +1,81 @@
+"""What an operator of the release before left behind, and the definition that it knew.
+
+Both were recorded from that release on a control plane: the definition without descriptions, the runs with their
+statuses and the objects that were rendered for them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tests.component.documents import Object
+from tests.component.stage import REPOSITORY, Stage, eventually
+from tests.faults.one_run import Run
+
+from localcluster.api import ApiError
+from localcluster.client import Client
+from lora_trainer.contract.names import run_suffix
+
+RECORDED = Path(__file__).with_name("earlier_release")
+EARLIER_DEFINITION = RECORDED / "definition.yaml"
+DEFINITION = REPOSITORY / "crds" / "lorafinetunes.yaml"
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/lorafinetunes.lora-operator.io"
+_PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs"}
+
+
+def install_definition(control_plane: Client, stage: Stage, file: Path) -> None:
+    """Have the API server serve LoRAFineTunes by this definition, as `kubectl apply --server-side` does."""
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={file}")
+    wanted = "pendingTimeoutSeconds" in file.read_text()
+    eventually(lambda: _knows_pending_timeout(stage) is wanted, "the API server serves the definition")
+
+
+def _knows_pending_timeout(stage: Stage) -> bool | None:
+    """Whether a field that the earlier definition lacks is kept; None while nothing is served."""
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/c"}, "output": {"uri": "pvc://d/e"}}
+    probe = {"apiVersion": "lora-operator.io/v1alpha1", "kind": "LoRAFineTune", "metadata": {"name": "probe"}}
+    try:
+        path = stage.path("lorafinetunes") + "?dryRun=All"
+        stored = stage.api.post(path, {**probe, "spec": {**spec, "pendingTimeoutSeconds": 60}})
+    except ApiError as error:
+        if error.status in (404, 429, 503):
+            return None
+        raise
+    return "pendingTimeoutSeconds" in stored["spec"]
+
+
+def restore(stage: Stage) -> dict[str, Run]:
+    """Make the recorded runs again, as the earlier operator would have left them in this namespace; by name.
+
+    Their Jobs make pods, and the statuses name those. What the pods do is left to the caller.
+    """
+    recorded = yaml.safe_load((RECORDED / "runs.yaml").read_text())
+    return {name: _restore(stage, name, objects) for name, objects in recorded.items()}
+
+
+def _restore(stage: Stage, name: str, objects: Object) -> Run:
+    wanted, children = objects["finetune"], objects["children"]
+    uid = wanted["metadata"].pop("uid")
+    made = stage.api.post(stage.path("lorafinetunes"), {k: v for k, v in wanted.items() if k != "status"})
+    replacements = {
+        uid: made["metadata"]["uid"],
+        f"-{run_suffix(uid)}-": f"-{run_suffix(made['metadata']['uid'])}-",
+        "recorded": stage.namespace,
+    }
+    for child in children:
+        stage.api.post(stage.path(_PLURALS[child["kind"]]), _replaced(child, replacements))
+    run, status = Run(stage=stage, name=name), wanted["status"]
+    if "podName" in status:
+        # An index beyond 0 does not lead; the names of pods end with letters of chance.
+        leader = f"-0-{status['podName'].rpartition('-')[2]}"
+        pod = eventually(lambda: next((p for p in run.pods if "-0-" in p["metadata"]["name"]), None), "its pod is made")
+        replacements[leader] = f"-0-{pod['metadata']['name'].rpartition('-')[2]}"
+    stage.api.patch(stage.path("lorafinetunes", name, "status"), {"status": _replaced(status, replacements)})
+    return run
+
+
+def _replaced(document: Any, replacements: dict[str, str]) -> Any:
+    text = yaml.safe_dump(document, width=10_000)
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    return yaml.safe_load(text)
