@@ -58,10 +58,10 @@ ENDS: Mapping[str, End] = {
     "c12": End(code=78, reason=Reason.RESUME_MISMATCH, says="lora.rank was 16 and is 32: create a fresh run"),
     "c13": End(code=77, reason=Reason.OUTPUT_ACCESS_DENIED, says="hf://acme/tone: 401: publish again with a new token"),
 }
-ROWS = [pytest.param(name, marks=pytest.mark.fault(name.partition("-")[0].upper())) for name in ENDS]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.fault("C5", "C6", "C8", "C9", "C10", "C11", "C12", "C13")
+@pytest.mark.parametrize("name", ENDS)
 def test_what_the_trainer_says_at_its_end_is_the_verdict(shared: Stage, name: str) -> None:
     """At once, in conditions, Event and STATE, without another pod; the last checkpoint is where it was told to be."""
     end = ENDS[name]
