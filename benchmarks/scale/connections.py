@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import ssl
 import threading
 import time
@@ -49,10 +50,13 @@ class Connection:
         while line := answer.readline():
             yield orjson.loads(line)
 
-    def close(self) -> None:
-        """Hang up; a watch in another thread ends with an error."""
+    def hang_up(self) -> None:
+        """End the watch that another thread reads: that thread sees an end or an error."""
         if self._connection.sock is not None:
-            self._connection.sock.close()
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the connection back; no other thread may use it."""
         self._connection.close()
 
 
@@ -107,6 +111,7 @@ class Watch:
         self._path = path
         self._names_only = names_only
         self._version = ""
+        self._hung_up = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -116,8 +121,10 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._hung_up = True
+        self._connection.hang_up()
+        self._thread.join()
         self._connection.close()
-        self._thread.join(timeout=10)
 
     def wait(self, count: int, timeout_s: float) -> None:
         """Wait until so many objects were seen. Raises SystemExit after the timeout."""
@@ -130,7 +137,8 @@ class Watch:
             for event in self._connection.events(self._path, self._version, names_only=self._names_only):
                 self._note(event)
         except (OSError, ValueError, AttributeError, http.client.HTTPException):
-            return  # hung up
+            if not self._hung_up:
+                raise
 
     def _note(self, event: Object) -> None:
         now_s = time.monotonic()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import http
 import logging
 import random
@@ -180,6 +181,8 @@ async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aio
 
 async def operate(config: OperatorConfig) -> None:
     """Run until SIGTERM or SIGINT. Raises where the operator cannot start or go on; the text is for a person."""
+    # Lists make and drop documents by the hundred, which Python's own threshold takes for garbage: twice the CPU.
+    gc.set_threshold(50_000, 20, 50)
     stop = asyncio.Event()
     _stop_on_signal(stop)
     async with _operator(config) as (operator, counting):
@@ -204,6 +207,9 @@ async def operate(config: OperatorConfig) -> None:
 async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
     for key in await _first_list(operator):
         operator.queue.add(key)
+    # What was listed stays: the garbage collector need not walk over all of it again and again.
+    gc.collect()
+    gc.freeze()
     operator.hindrance, operator.filled = "", True
     parts = {
         "resync": operator.resync.run(lambda: _after_resync(operator)),
@@ -312,7 +318,7 @@ async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asy
         return await watch_session(await load_configuration(), response_class, counting)
 
     registry = kopf.OperatorRegistry()
-    register(registry, operator.cache, operator.kueue, operator.queue.add, log_in)
+    register(registry, operator.cache, operator.kueue, operator.queue, log_in)
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=operator_settings(inactivity_s=operator.config.watch_inactivity_s),

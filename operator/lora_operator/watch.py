@@ -10,8 +10,12 @@ from lora_operator.api import CHUNK_SIZE, CONNECT_TIMEOUT_S, FINETUNES, JOBS, PO
 from lora_operator.cache import Cache, Key, Store
 from lora_operator.carry_out import without_managed_fields
 from lora_operator.kueue import Kueue
+from lora_operator.work_queue import WorkQueue
 
 SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+
+# A new Job, its pod and what the scheduler says of that come within a moment: one look and one write tell of all.
+SETTLE_S = 0.1
 
 Login = Callable[[], Awaitable[kopf.AiohttpSession]]
 
@@ -58,20 +62,21 @@ def operator_settings(*, inactivity_s: float) -> kopf.OperatorSettings:
     return settings
 
 
-def register(
-    registry: kopf.OperatorRegistry, cache: Cache, kueue: Kueue, enqueue: Callable[[Key], None], login: Login
-) -> None:
+def register(registry: kopf.OperatorRegistry, cache: Cache, kueue: Kueue, queue: WorkQueue[Key], login: Login) -> None:
     """Register the login and one handler for each kind. They run in kopf's tasks, where an exception would be lost."""
+
+    def soon(key: Key) -> None:
+        queue.add_after(key, SETTLE_S)
 
     @kopf.on.login(registry=registry)
     async def log_in(**_: Any) -> kopf.AiohttpSession:
         return await login()
 
-    _follow(registry, FINETUNES, cache.finetunes, enqueue)
-    _follow(registry, JOBS, cache.jobs, enqueue)
-    _follow(registry, PODS, cache.pods, enqueue)
+    _follow(registry, FINETUNES, cache.finetunes, queue.add)
+    _follow(registry, JOBS, cache.jobs, soon)
+    _follow(registry, PODS, cache.pods, soon)
     if kueue.served:
-        _follow(registry, kueue.workloads, cache.workloads, enqueue)
+        _follow(registry, kueue.workloads, cache.workloads, soon)
 
 
 def _follow(

@@ -26,6 +26,7 @@ from lora_operator.resync import Resync
 from lora_operator.self_check import rights_used
 from lora_operator.supervision import OperatorFailedError
 from lora_operator.watch import register
+from lora_operator.work_queue import WorkQueue
 
 KEY = Key(NAMESPACE, NAME)
 GROUP = "/apis/kueue.x-k8s.io"
@@ -131,7 +132,8 @@ async def test_workloads_are_watched_only_where_they_are_served(versions: tuple[
     async def log_in() -> kopf.AiohttpSession:
         raise AssertionError("nobody logs in")
 
-    register(registry, Cache(), await found(Discovery(*versions)), lambda _: None, log_in)
+    queue: WorkQueue[Key] = WorkQueue(base_s=1, max_s=1, random=lambda: 0.5)
+    register(registry, Cache(), await found(Discovery(*versions)), queue, log_in)
     groups = [handler.selector.group for handler in registry._watching.get_all_handlers() if handler.selector]
     assert ("kueue.x-k8s.io" in groups) == bool(versions)
 
