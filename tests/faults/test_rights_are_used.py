@@ -1,0 +1,125 @@
+"""Rights and calls are one list: a tour of all that the operator does asks for each right that it has, and no other."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.component.documents import finetune, succeeded
+from tests.component.stage import OperatorProcess, Stage, eventually, gone
+from tests.faults.injections import Answer, LostAnswer, Rule
+from tests.faults.proxy import FaultProxy
+
+from lora_operator.names import Role
+from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
+
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+WORKLOADS = "workloads.kueue.x-k8s.io"
+
+
+@pytest.fixture
+def kueue(stage: Stage) -> Iterator[None]:
+    """Kueue's kind as far as the operator can tell: served, and without a controller."""
+    kept = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1beta2", "served": True, "storage": True, "schema": {"openAPIV3Schema": kept}}
+    names = {"plural": "workloads", "singular": "workload", "kind": "Workload", "listKind": "WorkloadList"}
+    spec = {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [version]}
+    stage.api.post(DEFINITIONS, {"metadata": {"name": WORKLOADS, "annotations": approved()}, "spec": spec})
+    eventually(lambda: stage.api.exists(workloads(stage)), "Workloads are served")
+    yield
+    # Another operator of this session must not take the cluster for one with Kueue.
+    for operator in stage.operators:
+        operator.kill()
+    stage.api.delete(f"{DEFINITIONS}/{WORKLOADS}")
+    eventually(lambda: gone(stage.api, workloads(stage)), "Workloads are served no more")
+
+
+def approved() -> dict[str, str]:
+    """What the API server wants of definitions in groups of the Kubernetes project."""
+    return {"api-approved.kubernetes.io": "unapproved, for a test"}
+
+
+def workloads(stage: Stage) -> str:
+    return f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{stage.namespace}/workloads"
+
+
+@pytest.mark.fault("A13")
+def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage, kueue: None) -> None:
+    """Also for those that only a crash, a conflict, a queue or several nodes make it use."""
+    proxy = stage.proxy()
+    # What it made and heard nothing of it looks at, as after a crash; a conflict makes it read the resource anew.
+    for kind in ("configmaps", "services", "jobs"):
+        proxy.add(Rule(fault=LostAnswer(), what=f"create {kind}", times=1))
+    proxy.lose(lambda call, _: call.what in ("watch jobs", "watch pods") and len(proxy.made("create jobs")) < 2)
+    proxy.add(Rule(fault=Answer(code=409, reason="Conflict"), what="update lorafinetunes/status", times=1))
+    operator = stage.start(
+        rights=(*RIGHTS, *LEASE_RIGHTS),
+        proxy=proxy,
+        leaderElection=True,
+        leaseNamespace=stage.namespace,
+        retryPeriodSeconds=0.3,
+    )
+    train_on_two_nodes(stage)
+    queue(stage)
+    wanted = {str(right) for right in (*RIGHTS, *LEASE_RIGHTS)}
+    eventually(lambda: wanted <= used(proxy), f"all is used; left: {sorted(wanted - used(proxy))}")
+    eventually(lambda: operator_rests(operator), "the operator rests")
+    assert used(proxy) == wanted
+
+
+def used(proxy: FaultProxy) -> set[str]:
+    """Rights that requests needed so far; to ask about one's own rights needs none, nor does discovery."""
+    calls = [call for call in proxy.made() if call.resource]
+    assert {call.resource for call in calls if call.group == "authorization.k8s.io"} == {"selfsubjectaccessreviews"}
+    return {call.right for call in calls if call.group != "authorization.k8s.io"}
+
+
+def operator_rests(operator: OperatorProcess) -> bool:
+    return operator.metric("lora_operator_queue_depth") == 0.0
+
+
+def train_on_two_nodes(stage: Stage) -> None:
+    """Waits for its pods, is suspended and resumed, trains, and is cleared away when its time is over."""
+    stage.apply("two", resources={"nodes": 2}, ttlSecondsAfterFinished=1)
+    job = stage.wait_job()
+    stage.wait_condition("Accepted", status="True", name="two")
+    stage.wait_pods(job, 2)
+    stage.change("two", suspend=True)
+    stage.wait_condition("Suspended", status="True", name="two")
+    stage.change("two", suspend=False)
+    stage.wait_condition("Suspended", status="False", name="two")
+    for pod in living_pods(stage, job):
+        stage.end_pod(pod, 0, succeeded())
+    stage.wait_condition("Complete", status="True", name="two")
+    eventually(lambda: stage.jobs_that(Role.TRAIN) == [], "the Job is cleared away")
+
+
+def living_pods(stage: Stage, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The two pods that came after the suspension."""
+
+    def look() -> list[dict[str, Any]] | None:
+        ours = (
+            p for p in stage.objects("pods") if p["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+        )
+        pods = [pod for pod in ours if not pod["metadata"].get("deletionTimestamp")]
+        return pods if len(pods) == 2 else None
+
+    return eventually(look, "two pods live")
+
+
+def queue(stage: Stage) -> None:
+    """Its Job stands in a queue: what is suspended then is Kueue's Workload."""
+    manifest = finetune("queued")
+    manifest["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    stage.api.post(stage.path("lorafinetunes"), manifest)
+    job = stage.wait_job()
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
+    workload = {
+        "apiVersion": "kueue.x-k8s.io/v1beta2",
+        "kind": "Workload",
+        "metadata": {"name": "job-queued", "ownerReferences": [{**owner, "controller": True}]},
+        "spec": {"active": True, "podSets": [{"name": "main", "count": 1, "template": job["spec"]["template"]}]},
+    }
+    stage.api.post(workloads(stage), workload)
+    stage.change("queued", suspend=True)
+    path = f"{workloads(stage)}/job-queued"
+    eventually(lambda: stage.api.get(path)["spec"]["active"] is False, "the Workload is not active")
