@@ -60,7 +60,9 @@ def test_nothing_but_progress_and_nothing_at_all_are_told_at_debug(caplog: pytes
 
 def test_what_was_written_before_a_request_failed_is_told_without_the_rest(caplog: pytest.LogCaptureFixture) -> None:
     """The state was not changed, as far as anybody can read."""
-    finetune, plan = running(1)
+    before = with_status(make_finetune(), decide(make_finetune(), Observed(), CONFIG, NOW).status)
+    finetune, plan = running(1, before)
+    assert line_of(caplog, finetune, plan, "j", "status").previous == "Pending"
     record = line_of(caplog, finetune, plan, "j", cut=True)
     assert record.levelname == "INFO"
     assert record.wrote == ["created Job/j"]

@@ -174,6 +174,21 @@ def test_every_state_of_the_table_is_reached_here() -> None:
     assert set(REACH) - {Reason.INVALID_IMAGE} == ongoing
 
 
+def test_every_reason_is_a_state_or_says_something_of_another_condition() -> None:
+    """None is forgotten in the table of states."""
+    details = {
+        Reason.ACCEPTED,
+        Reason.QUOTA_RESERVED,
+        Reason.NOT_SUSPENDED,
+        Reason.JOB_RECREATED,
+        Reason.CHECKPOINT_SAVED,
+        Reason.NO_CHECKPOINT_CLAIM,
+        Reason.PREPARED,
+        Reason.POD_RUNNING,
+    }
+    assert set(Reason) - details == frozenset().union(*STATES.values())
+
+
 def test_a_verdict_is_followed_by_nothing() -> None:
     """Neither by another verdict nor by going on; and the check can tell."""
     done, failed, on = ended(Reason.SUCCEEDED), ended(Reason.OOM_KILLED), waiting(running_pod())
