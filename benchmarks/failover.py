@@ -4,7 +4,7 @@
 
 Starts a control plane of its own (etcd, API server, controller manager, scheduler; no node), creates `--resources`
 suspended LoRAFineTunes, and starts two operators with leader election and its default settings. In each round it ends
-the leader, by SIGKILL or by SIGTERM, creates a LoRAFineTune in the same moment, and takes the time until that has a Job:
+the leader, by SIGKILL or by SIGTERM, creates a LoRAFineTune at once, and takes the time until that has a Job:
 what a user waits for. The last lines are rows for docs/benchmarks.md.
 """
 

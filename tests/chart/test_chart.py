@@ -195,6 +195,48 @@ def test_rights_are_these_and_no_others(render: Render) -> None:
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "lora", "namespace": "lora-system"}]
 
 
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"replicas": 2},
+    {"watch": {"namespaces": ["team-a", "team-b"]}},
+    {"watch": {"namespaces": ["team-a", "lora-system"]}, "replicas": 3},
+    {"replicas": 2, "serviceAccount": {"create": False, "name": "given"}},
+    {"fullnameOverride": "tuner", "replicas": 2, "watch": {"namespaces": ["team-a"]}},
+    {"rbac": {"create": False}, "replicas": 2},
+]
+
+
+@pytest.mark.fault("A13")
+@pytest.mark.parametrize("values", VARIANTS, ids=json.dumps)
+def test_whatever_the_values_the_operators_account_is_granted_its_list_and_nothing_more(
+    render: Render, values: dict[str, Any]
+) -> None:
+    """Every role that a binding gives to the service account, taken together by where it holds."""
+    objects = render(**values)
+    account = pod_of(objects)["serviceAccountName"]
+    granted: dict[str, dict[tuple[str, str], set[str]]] = {}
+    for binding in (o for o in objects if o["kind"] in ("RoleBinding", "ClusterRoleBinding")):
+        (subject,) = binding["subjects"]
+        assert (subject["name"], subject["namespace"]) == (account, "lora-system")
+        where = binding["metadata"].get("namespace", "")
+        (role,) = (
+            o
+            for o in objects
+            if (o["kind"], o["metadata"]["name"]) == (binding["roleRef"]["kind"], binding["roleRef"]["name"])
+            and o["metadata"].get("namespace", "") == where
+        )
+        for rule in role["rules"]:
+            for what in ((group, name) for group in rule["apiGroups"] for name in rule["resources"]):
+                granted.setdefault(where, {}).setdefault(what, set()).update(rule["verbs"])
+    wanted: dict[str, dict[tuple[str, str], set[str]]] = {}
+    if values.get("rbac", {}).get("create", True):
+        wanted = {place: used_rights() for place in values.get("watch", {}).get("namespaces", [""])}
+        if values.get("replicas", 1) > 1:
+            lease = {("coordination.k8s.io", "leases"): {right.verb for right in LEASE_RIGHTS}}
+            wanted["lora-system"] = {**wanted.get("lora-system", {}), **lease}
+    assert granted == wanted
+
+
 def test_the_page_on_installing_lists_the_rights(render: Render) -> None:
     """The table in docs/install.md is what the role grants."""
     page = (REPOSITORY / "docs/install.md").read_text()
