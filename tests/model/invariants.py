@@ -11,6 +11,7 @@ from typing import Any
 from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
 
 from lora_operator.names import ATTEMPT_LABEL, INDEX_LABEL, MANAGED_BY, MANAGED_BY_LABEL, ROLE_LABEL, Role
+from lora_operator.states import contradictions
 
 Object = dict[str, Any]
 CHILDREN = ("jobs", "pods", "configmaps", "services")
@@ -23,6 +24,7 @@ class Witness:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._verdicts: dict[str, Object] = {}
+        self._told: dict[str, Object] = {}
         self._attempts: dict[str, int] = {}
         self._retries: dict[str, Object] = {}
         self._budget: dict[str, int] = {}
@@ -59,8 +61,10 @@ class Witness:
         assert self._jobs.setdefault(key, uid) == uid, f"I4: a second Job for {key}"
 
     def _keeps_its_word(self, run: Object) -> None:
-        """I3, I7, I8: a verdict stays, a success is proven, counts never go back."""
+        """I3, I7, I8: a verdict stays, a success is proven, counts never go back; the tables of states hold."""
         uid, status = run["metadata"]["uid"], run.get("status", {})
+        assert contradictions(self._told.get(uid, {}), status) == []
+        self._told[uid] = status
         told = {condition["type"]: condition for condition in status.get("conditions", ())}
         ended = {kind: told[kind]["status"] for kind in ("Complete", "Failed") if kind in told}
         if "True" in ended.values():
