@@ -1,57 +1,81 @@
 """How the operator does with a fleet: creation, cold start, memory, rest, and runs that all fail at once.
 
-    .venv/bin/python benchmarks/operator_scale.py [--parts creation fleet failure] [--record]
+    .venv/bin/python benchmarks/operator_scale.py [--parts creation fleet failure kubeflow] [--record]
 
 Each part starts a control plane of its own (etcd, API server, controllers, scheduler; no node: pods wait, or their life
 is played by writing their status) and one operator process with its production settings.
+
+creation   LoRAFineTunes at 20/s, at 100/s and as fast as the API server takes them: the time until each has its Job
+fleet      a cluster that fills up with finished runs, their Jobs and pods: latency, memory, cold start, and rest
+failure    1,000 running runs that all fail at once: the time until each says so, and what it costs
+kubeflow   the same creations against Kubeflow Trainer with JobSet, and this operator beside it; needs root
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / folder) for folder in ("hack", "operator", "trainer_image", ".")]
 
-from benchmarks.scale import parts  # noqa: E402 - found by the path set above
+from benchmarks.scale import kubeflow, parts  # noqa: E402 - found by the path set above
+from benchmarks.scale.kubeflow import Load  # noqa: E402 - as above
 from benchmarks.scale.machine import description  # noqa: E402 - as above
+from benchmarks.scale.record import record  # noqa: E402 - as above
+from benchmarks.scale.rows import Point, Row  # noqa: E402 - as above
 
-PARTS = ("creation", "fleet", "failure")
+PARTS = ("creation", "fleet", "failure", "kubeflow")
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
 
 def main() -> int:
-    """Measure, print, and take everything down."""
+    """Measure, print as soon as it is known, record where that is asked for, and take everything down."""
+    options = _options()
+    rows: list[Row] = []
+    points: list[Point] = []
+    print(description(), flush=True)
+    for found in _measure(options):
+        print(found, flush=True)
+        if isinstance(found, Row):
+            rows.append(found)
+        else:
+            points.append(found)
+    if options.record:
+        record(PAGE, rows, points, description(), datetime.now(UTC).date())
+    return 0
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--scale", type=float, default=1.0, help="share of all numbers of resources, for a quick look")
     parser.add_argument("--rest", type=float, default=60, help="seconds to watch the operator at rest")
-    options = parser.parse_args()
+    parser.add_argument("--record", action="store_true", help="put the results into docs/benchmarks.md")
+    return parser.parse_args()
 
-    def n(count: int) -> int:
+
+def _measure(options: argparse.Namespace) -> Iterator[Row | Point]:
+    def share_of(count: int) -> int:
         return max(10, int(count * options.scale))
 
-    rows: list[parts.Row] = []
-    points: list[parts.Point] = []
-
-    def show(row: parts.Row) -> None:
-        rows.append(row)
-        print(f"{row.what}: {row.measured} (wanted: {row.wanted}; machine {100 * row.busy:.0f} % busy)", flush=True)
-
-    print(description(), flush=True)
     if "creation" in options.parts:
-        show(parts.creation(20, n(400), "p50 <= 0.02 s, p99 <= 0.1 s"))
-        show(parts.creation(100, n(1000), "p99 <= 0.5 s, last Job <= 12 s"))
-        show(parts.creation(None, n(1000), "last Job <= 8 s"))
+        yield parts.creation(20, share_of(400), "p50 <= 0.02 s, p99 <= 0.1 s")
+        yield parts.creation(100, share_of(1000), "p99 <= 0.5 s, last Job <= 12 s")
+        yield parts.creation(None, share_of(1000), "last Job <= 8 s")
     if "fleet" in options.parts:
-        found, points = parts.fleet(n(5000), n(1000), options.rest)
-        for row in found:
-            show(row)
-        for point in points:
-            print(point)
+        yield from parts.fleet(share_of(5000), share_of(1000), options.rest)
     if "failure" in options.parts:
-        for row in parts.mass_failure(n(1000)):
-            show(row)
-    return 0
+        yield from parts.mass_failure(share_of(1000))
+    if "kubeflow" in options.parts:
+        yield from kubeflow.compare(
+            [
+                Load(count=share_of(400), rate=20),
+                Load(count=share_of(1000), rate=100),
+                Load(count=share_of(1000), rate=None),
+            ]
+        )
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from functools import partial
 from benchmarks.scale.connections import MERGE_PATCH, Connections, Object
 from benchmarks.scale.creation import CONNECTIONS, Kind
 from benchmarks.scale.processes import IMAGE, wait_until
+from tests.component.documents import failed, succeeded
 
 from localcluster.api import Api
 from lora_operator.names import NAME_LABEL, UID_LABEL, child_name
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, Summary
 
 GROUP = "/apis/lora-operator.io/v1alpha1"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -69,18 +69,7 @@ class Ending:
     @property
     def message(self) -> str:
         """What the trainer writes at its end."""
-        artifact = Artifact(
-            uri="pvc://adapters/seed/seed-abcde",
-            digest="sha256:" + "c" * 64,
-            size_bytes=4096,
-            format="peft",
-            base_model="hf://acme/model",
-            base_revision="a" * 40,
-            rank=16,
-            servable=True,
-        )
-        done = artifact if self.exit_code == 0 else None
-        return Summary(reason=self.reason, message=f"Played: {self.reason.value}", artifact=done).to_message()
+        return failed(self.reason, f"Played: {self.reason.value}") if self.exit_code else succeeded()
 
 
 SUCCESS = Ending(exit_code=0, reason=Reason.SUCCEEDED)

@@ -40,10 +40,22 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def idle_ticks() -> tuple[int, int]:
+def _idle_ticks() -> tuple[int, int]:
     """Idle and all ticks of all cores since the start of the machine."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     return fields[3] + fields[4], sum(fields[:8])
+
+
+class Busy:
+    """How busy the machine was since this was made."""
+
+    def __init__(self) -> None:
+        self._idle, self._all = _idle_ticks()
+
+    def share(self) -> float:
+        """From 0 to 1."""
+        idle, ticks = _idle_ticks()
+        return 1 - (idle - self._idle) / max(1, ticks - self._all)
 
 
 def description() -> str:

@@ -20,8 +20,9 @@ from benchmarks.scale.fleet import (
     pods_of_runs,
     running,
 )
-from benchmarks.scale.machine import MIB, idle_ticks, percentile
+from benchmarks.scale.machine import MIB, Busy, percentile
 from benchmarks.scale.processes import Operator, a_control_plane, an_operator, wait_until
+from benchmarks.scale.rows import Point, Row
 from benchmarks.scale.server import write_percentile_s
 
 from localcluster.api import Api
@@ -35,39 +36,6 @@ _ENDINGS = (
     Ending(exit_code=65, reason=Reason.DATASET_INVALID),
     Ending(exit_code=71, reason=Reason.CUDA_OUT_OF_MEMORY),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A row of the table; `busy` is how busy the whole machine was meanwhile, from 0 to 1."""
-
-    what: str
-    wanted: str
-    measured: str
-    busy: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """What a fleet of so many resources means: how fast a new one gets its Job, and what the operator holds."""
-
-    resources: int
-    p50_s: float
-    p99_s: float
-    ready_s: float
-    resident_bytes: int
-
-
-class Busy:
-    """How busy the machine was since this was made."""
-
-    def __init__(self) -> None:
-        self._idle, self._all = idle_ticks()
-
-    def share(self) -> float:
-        """From 0 to 1."""
-        idle, ticks = idle_ticks()
-        return 1 - (idle - self._idle) / max(1, ticks - self._all)
 
 
 def creation(rate: float | None, count: int, wanted: str) -> Row:
@@ -86,13 +54,14 @@ def creation(rate: float | None, count: int, wanted: str) -> Row:
         )
 
 
-def fleet(finished: int, active: int, rest_s: float) -> tuple[list[Row], list[Point]]:
+def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
     """(b) A cluster that fills up with finished resources, and then the whole fleet: cold start, memory, rest."""
     with a_control_plane(controller_requests_per_second=_CONTROLLER_RATE) as plane:
         api = plane.api
         make_namespaces(api, _TEAMS)
-        points: list[Point] = []
-        with an_operator(plane.kubeconfig):
+        with an_operator(plane.kubeconfig) as operator:
+            # An operator asks for its rights by POST, which stores nothing.
+            questions = operator.writes()
             like = finish_one(api, _TEAMS[0])
         made, steps = 0, 5
         for step in range(steps):
@@ -107,49 +76,42 @@ def fleet(finished: int, active: int, rest_s: float) -> tuple[list[Row], list[Po
                 count = active // steps
                 names = [f"wait-{step}-{number:05}" for number in range(count)]
                 done = create(api, finetunes(_TEAMS[step]), names, 20)
-                points.append(
-                    Point(
-                        resources=made + count * (step + 1),
-                        p50_s=percentile(done.latencies_s, 0.5),
-                        p99_s=percentile(done.latencies_s, 0.99),
-                        ready_s=operator.ready_s,
-                        resident_bytes=operator.usage().resident_bytes,
-                    )
-                )
                 _settle(operator, made)
-        return _whole_fleet(plane.kubeconfig, api, finished, active, rest_s), points
+                yield Point(
+                    resources=made + count * (step + 1),
+                    p50_s=percentile(done.latencies_s, 0.5),
+                    p99_s=percentile(done.latencies_s, 0.99),
+                    ready_s=operator.ready_s,
+                    resident_bytes=operator.usage().resident_bytes,
+                )
+        yield from _whole_fleet(plane.kubeconfig, questions, finished, active, rest_s)
 
 
-def _whole_fleet(kubeconfig: Path, api: Api, finished: int, active: int, rest_s: float) -> list[Row]:
+def _whole_fleet(kubeconfig: Path, questions: float, finished: int, active: int, rest_s: float) -> Iterator[Row]:
     busy = Busy()
     total = f"{active:,} waiting and {finished:,} finished"
     with an_operator(kubeconfig) as operator:
         _settle(operator, finished + active)
-        start = operator.writes()
-        cold = Row(
-            what=f"cold start over {total}",
-            wanted="ready <= 8 s, 0 writes",
-            measured=f"ready after {operator.ready_s:.1f} s, {start:.0f} writes, {operator.usage().cpu_s:.1f} CPU s",
-            busy=busy.share(),
-        )
+        start, cost = operator.writes(), operator.usage()
+        told = f"ready after {operator.ready_s:.1f} s, {start - questions:.0f} writes, {cost.cpu_s:.1f} CPU s"
+        yield Row(what=f"cold start over {total}", wanted="ready <= 8 s, 0 writes", measured=told, busy=busy.share())
         busy, before, first = Busy(), operator.requests(), operator.usage()
         time.sleep(rest_s)
-        last, after = operator.usage(), operator.requests()
+        last, after, share = operator.usage(), operator.requests(), busy.share()
         reads = sum(after.values()) - sum(before.values())
-        share = (last.cpu_s - first.cpu_s) / rest_s
-        rest = Row(
-            what=f"at rest for {rest_s:.0f} s, {total}",
-            wanted="0 writes, <= 1 % of a core",
-            measured=f"{operator.writes() - start:.0f} writes, {100 * share:.2f} % of a core, {reads:.0f} requests",
-            busy=busy.share(),
+        cpu = 100 * (last.cpu_s - first.cpu_s) / rest_s
+        told = f"{operator.writes() - start:.0f} writes, {cpu:.2f} % of a core, {reads:.0f} requests"
+        yield Row(
+            what=f"at rest for {rest_s:.0f} s, {total}", wanted="0 writes, <= 1 % of a core", measured=told, busy=share
         )
-        memory = Row(
-            what=f"memory with {total}",
-            wanted="<= 200 MiB",
-            measured=f"{last.resident_bytes / MIB:.0f} MiB at rest, {last.peak_bytes / MIB:.0f} MiB at most",
-            busy=busy.share(),
+        told = f"{last.resident_bytes / MIB:.0f} MiB at rest, {last.peak_bytes / MIB:.0f} MiB at most"
+        yield Row(what=f"memory with {total}", wanted="<= 200 MiB", measured=told, busy=share)
+        busy, begin_s, first = Busy(), time.monotonic(), operator.usage()
+        series = len(operator.metrics())
+        told = (
+            f"{series:,} series in {time.monotonic() - begin_s:.2f} s, {operator.usage().cpu_s - first.cpu_s:.2f} CPU s"
         )
-        return [cold, memory, rest]
+        yield Row(what=f"one scrape of /metrics, {total}", wanted="", measured=told, busy=busy.share())
 
 
 def mass_failure(count: int) -> list[Row]:
@@ -158,7 +120,7 @@ def mass_failure(count: int) -> list[Row]:
     with a_control_plane(controller_requests_per_second=_CONTROLLER_RATE) as plane, an_operator(plane.kubeconfig) as op:
         api = plane.api
         make_namespaces(api, [namespace])
-        names = [f"run-{number:05}" for number in range(count)]
+        names, questions = [f"run-{number:05}" for number in range(count)], op.writes()
         create(api, finetunes(namespace), names, None)
         wait_until(lambda: len(pods_of_runs(api, namespace)) == count, "every run has a pod")
         pods = pods_of_runs(api, namespace)
@@ -182,13 +144,14 @@ def mass_failure(count: int) -> list[Row]:
         used, share = op.usage().cpu_s - cost.cpu_s, busy.share()
         p99_s = write_percentile_s(server_before, _server_metrics(api), "lorafinetunes", 0.99)
         _settle(op, 0)
-        rows = _failures(api, namespace, names)
+        found = _failures(api, namespace, names)
+        for_all, for_the_end = ((op.writes() - earlier) / count for earlier in (questions, writes_before))
         return [
             Row(
                 what=f"mass failure of {count:,} runs",
                 wanted="all Failed with the right reason",
                 measured=(
-                    f"{rows.right} of {count} right, the last after {told_s:.1f} s ({played_s:.1f} s of them to play "
+                    f"{found.right} of {count} right, the last after {told_s:.1f} s ({played_s:.1f} s of them to play "
                     f"the failures); Job failed to run Failed: p50 {percentile(lags, 0.5):.2f} s, "
                     f"p99 {percentile(lags, 0.99):.2f} s; {used:.1f} CPU s of the operator; "
                     f"status writes p99 {p99_s:.2f} s"
@@ -199,8 +162,8 @@ def mass_failure(count: int) -> list[Row]:
                 what="writes of a whole run beside progress, Events included",
                 wanted="<= 12",
                 measured=(
-                    f"{op.writes() / count:.2f} from creation to Failed, {(op.writes() - writes_before) / count:.2f} "
-                    f"of them for the end; {rows.events / count:.2f} Events a run"
+                    f"{for_all:.2f} from creation to Failed, {for_the_end:.2f} of them for the end; "
+                    f"{found.events / count:.2f} Events a run"
                 ),
                 busy=share,
             ),

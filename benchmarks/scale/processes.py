@@ -1,6 +1,7 @@
 """The control plane and the operator that are measured, each a process of its own, and taken down afterwards."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -10,16 +11,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.scale.machine import Usage, usage
 
 from localcluster import control_plane, lifecycle, node, ports, settings
 from localcluster.api import Api
-from localcluster.client import CommandError, local
+from localcluster.client import Client, CommandError, local
 from localcluster.console import Console
 from localcluster.processes import locked
 
@@ -44,9 +46,7 @@ def a_control_plane(*, controller_requests_per_second: int | None = None) -> Ite
         node.down(places)
         control_plane.up(places, console, controller_requests_per_second=controller_requests_per_second)
     try:
-        client = local(NAME)
-        client.kubectl("apply", "--server-side", f"--filename={REPOSITORY / 'crds/lorafinetunes.yaml'}")
-        wait_until(lambda: _serves(NAME), "the API server serves LoRAFineTunes")
+        client = define(NAME)
         record = lifecycle.load_record(places)
         assert record is not None
         yield ControlPlane(api=lifecycle.api(places, record.api_port), kubeconfig=client.kubeconfig)
@@ -95,21 +95,36 @@ class Operator:
 
 
 @contextmanager
-def an_operator(kubeconfig: Path, **changes: object) -> Iterator[Operator]:
+def an_operator(kubeconfig: Path, **changes: Any) -> Iterator[Operator]:
     """An operator with its production settings, once it is ready; stopped afterwards."""
     (port,) = ports.choose(1, random.Random())  # noqa: S311 - a port number is no secret
+    began_s = time.monotonic()
+    with operator_in(kubeconfig, httpPort=port, **changes) as (process, log):
+
+        def ready() -> bool:
+            _require_alive(process, log)
+            return _is_ready(port)
+
+        wait_until(ready, "the operator is ready", interval_s=0.05)
+        yield Operator(process=process, port=port, ready_s=time.monotonic() - began_s, log=log)
+
+
+@contextmanager
+def operator_in(
+    kubeconfig: Path, *, prefix: Sequence[str] = (), **changes: Any
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """An operator's process, once it says that it works, and its log; `prefix` puts it where its API server is."""
     with tempfile.TemporaryDirectory() as folder:
         config, log = Path(folder, "config.yaml"), Path(folder, "operator.log")
-        config.write_text(json.dumps({"trainerImage": IMAGE, "httpPort": port, **changes}))
+        config.write_text(json.dumps({"trainerImage": IMAGE, **changes}))
         environment = {
-            **lifecycle.python_environment(),
+            **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
         }
-        began_s = time.monotonic()
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lora_operator", "--config", str(config)],
+                [*prefix, sys.executable, "-m", "lora_operator", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -117,16 +132,28 @@ def an_operator(kubeconfig: Path, **changes: object) -> Iterator[Operator]:
             )
         try:
 
-            def ready() -> bool:
-                if process.poll() is not None:
-                    raise SystemExit(f"the operator ended:\n{log.read_text()}")
-                return _is_ready(port)
+            def works() -> bool:
+                _require_alive(process, log)
+                return "ready to work" in log.read_text()
 
-            wait_until(ready, "the operator is ready", interval_s=0.05)
-            yield Operator(process=process, port=port, ready_s=time.monotonic() - began_s, log=log)
+            wait_until(works, "the operator works", interval_s=0.05)
+            yield process, log
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
+
+
+def define(name: str) -> Client:
+    """Have an API server know LoRAFineTunes."""
+    client = local(name)
+    client.kubectl("apply", "--server-side", f"--filename={REPOSITORY / 'crds/lorafinetunes.yaml'}")
+    wait_until(lambda: _serves(name), "the API server serves LoRAFineTunes")
+    return client
+
+
+def _require_alive(process: subprocess.Popen[bytes], log: Path) -> None:
+    if process.poll() is not None:
+        raise SystemExit(f"the operator ended:\n{log.read_text()}")
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, interval_s: float = 0.2, timeout_s: float = 300) -> None:
