@@ -45,6 +45,7 @@ from lora_operator.self_check import (
     rights_used,
 )
 from lora_operator.supervision import OperatorFailedError, end_within, run_together
+from lora_operator.transitions import result_of
 from lora_operator.watch import operator_settings, register
 from lora_operator.work_queue import WorkQueue
 from lora_operator.workers import run_worker
@@ -140,6 +141,13 @@ class Operator:
         """Whether this process is the one that works on runs."""
         return self.working and (self.election is None or self.election.leading)
 
+    def patience(self, key: Key) -> int:
+        """How well a run can wait when all are to be looked at: least one that is new, best one that has ended."""
+        finetune = self.cache.finetunes.get(key)
+        if finetune is None or result_of(finetune.status):
+            return 2
+        return 1 if finetune.status.get("jobName") else 0
+
     def _make_election(self) -> Election | None:
         config = self.config
         if not config.leader_election:
@@ -231,6 +239,7 @@ async def _lead(operator: Operator) -> None:
     operator.registry.register(ObjectCollector(operator.cache.finetunes))
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
+    queue.sort(operator.patience)
     parts = {
         "timers": queue.run_timers(),
         "event poster": operator.poster.run(),

@@ -71,6 +71,10 @@ class WorkQueue(Generic[K]):
         heapq.heappush(self._timers, (due, self._count, key))
         self._timer_set.set()
 
+    def sort(self, rank: Callable[[K], int]) -> None:
+        """Hand out those that wait by rank, the lowest first; of one rank in the order in which they came."""
+        self._ready = deque(sorted(self._ready, key=rank))
+
     async def take(self) -> K:
         """Wait for a key and hold it until `done`."""
         while self._closed or not self._ready:

@@ -152,6 +152,15 @@ def test_backoff_doubles_up_to_its_limit_with_jitter_of_half(failures: int, chan
     assert backoff_s(failures, base_s=1, max_s=60, random=lambda: chance) == expected
 
 
+async def test_keys_that_wait_are_handed_out_by_rank_and_of_one_rank_in_their_order() -> None:
+    """What is urgent first, when everything is to be looked at."""
+    queue = make_queue(Clock())
+    for key in ("done-1", "new-1", "done-2", "new-2"):
+        queue.add(key)
+    queue.sort(lambda key: key.startswith("done"))
+    assert [await queue.take() for _ in range(4)] == ["new-1", "new-2", "done-1", "done-2"]
+
+
 async def test_a_queue_that_is_closed_hands_out_nothing_and_tells_when_the_workers_are_done() -> None:
     """The end in order: no new work, and what was begun is finished."""
     queue = make_queue(Clock())
