@@ -79,7 +79,8 @@ def test_a_run_waits(finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
         assert plan.due_in_s == left_s
         return
     assert told(plan, "Failed") == ("True", "PendingTimeout")
-    assert plan.status["completionTime"] == instant(NOW + timedelta(seconds=left_s))
+    assert plan.status["completionTime"] == plan.status["activeUntil"] == instant(NOW + timedelta(seconds=left_s))
+    assert "activeSince" not in plan.status
 
 
 def test_the_end_of_a_wait_tells_the_last_reason_and_comes_after_a_live_look() -> None:
@@ -144,6 +145,8 @@ def test_ends_that_the_job_ignores_are_bounded_by_the_operator() -> None:
     assert "maxRetries" in condition(plan, "Failed")["message"]
     assert plan.status["retries"]["error"] == 3
     assert told(look(finetune, jobs=(job,), pods=(*pods, running_pod())))[0] == "Unknown", "it may yet succeed"
+    ending = make_job(spec={"backoffLimit": 2}, status={"conditions": [condition_object("FailureTarget")]})
+    assert told(look(finetune, jobs=(ending,), pods=pods))[0] == "Unknown", "the Job will say how it ended"
 
 
 def test_what_the_job_counts_itself_is_left_to_the_job() -> None:
@@ -171,11 +174,18 @@ def test_no_job_is_made_or_resumed_for_which_no_time_is_left() -> None:
     assert told(waits) == ("Unknown", "SuspendedByUser")
     raised = look(with_status(make_finetune(spec={"activeDeadlineSeconds": 900}), spent), jobs=(held,))
     assert raised.patch[0].body["spec"] == {"suspend": False, "activeDeadlineSeconds": 300}
+    going = look(finetune, jobs=(job_since(10),), pods=(running_pod(),))
+    assert told(going)[0] == "Unknown", "Kubernetes ends what is active"
+    assert going.patch[0].body["spec"] == {"activeDeadlineSeconds": 1}
 
 
 def test_the_training_gets_what_the_preparation_left_of_retries_and_time() -> None:
-    """Both are the run's."""
+    """Both are the run's, and so is what an earlier preparation took whose Job was deleted."""
     spec = {"activeDeadlineSeconds": 7200, "maxRetries": 3}
+    before = {"runSeconds": 200, "activeUntil": instant(minutes_ago(59)), "retries": {"error": 2}}
+    anew = look(with_status(make_finetune(spec=spec), before), config=SHARED)
+    limits = {"backoffLimit": 1, "activeDeadlineSeconds": 7000}
+    assert limits.items() <= anew.create[1]["spec"].items()
     done = dataclasses.replace(finished_job(role=Role.PREPARE), failed=1)
     pods = (ended_pod(75, role=Role.PREPARE, name="first"), ended_pod(0, role=Role.PREPARE))
     plan = look(make_finetune(spec=spec), jobs=(done,), pods=pods, config=SHARED)
