@@ -48,7 +48,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.EVICTED: Explanation(
         "The cluster took the pod away: a drain, a preemption, a node short of memory or disk.",
-        "Nothing; a new pod follows, and it does not count as a retry.",
+        "Nothing; a new pod follows. It counts as a retry only where the node was short.",
     ),
     Reason.NODE_UNREACHABLE: Explanation(
         "The pod's node is silent, so the pod may still be writing.",
@@ -68,7 +68,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.INVALID_IMAGE: Explanation(
         "The trainer's image has an impossible name.",
-        "Correct it in the chart's values.",
+        "Correct it in the chart's values, and create a new resource.",
     ),
     Reason.SECRET_NOT_FOUND: Explanation(
         "A Secret of a `secretRef`, or a key that its use needs, does not exist.",

@@ -28,6 +28,7 @@ from lora_operator.decide import decide
 from lora_operator.model import Observed, Rejection
 from lora_operator.names import Role
 from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
+from lora_operator.retries import Cause
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 
@@ -51,6 +52,9 @@ class Life(RuleBasedStateMachine):
         self.verdict: dict[str, Any] | None = None
         self.prepared = False
         self.snapshot: Observed | None = None
+        self.counts: dict[Cause, int] = {}
+        self.run_s = 0
+        self.endings = 0
 
     @initialize(
         retries=st.integers(0, 2),
@@ -93,6 +97,7 @@ class Life(RuleBasedStateMachine):
         """A trainer fails, or is taken away."""
         pod = data.draw(st.sampled_from(self.world.living_pods()))
         self.world.finish(pod, code, message, disrupted=disrupted)
+        self.endings += 1
 
     @precondition(lambda self: self.world.living_pods())
     @rule(message=MESSAGES)
@@ -117,11 +122,18 @@ class Life(RuleBasedStateMachine):
     def suspend_job(self, data: st.DataObject, value: bool) -> None:
         """A queue suspends or admits a Job."""
         self.world.suspend_job(data.draw(st.sampled_from(list(self.world.jobs))), value)
+        self.endings += value
 
-    @rule(suspend=st.booleans(), retries=st.integers(0, 2), deadline=st.sampled_from([None, 600]))
-    def edit(self, suspend: bool, retries: int, deadline: int | None) -> None:
+    @rule(
+        suspend=st.booleans(),
+        retries=st.integers(0, 2),
+        deadline=st.sampled_from([None, 600]),
+        pending=st.sampled_from([None, None, 300]),
+    )
+    def edit(self, suspend: bool, retries: int, deadline: int | None, pending: int | None) -> None:
         """The user changes what may be changed."""
-        self.world.edit(suspend=suspend, maxRetries=retries, activeDeadlineSeconds=deadline)
+        limits = {"activeDeadlineSeconds": deadline, "pendingTimeoutSeconds": pending}
+        self.world.edit(suspend=suspend, maxRetries=retries, **limits)
 
     @rule(step=st.integers(-5, 500), phase=st.sampled_from(Phase), told=st.booleans())
     def report(self, step: int, phase: Phase, told: bool) -> None:
@@ -167,7 +179,21 @@ class Life(RuleBasedStateMachine):
             assert told["PreflightPassed"] == "True", "a GPU is asked for before model and data are there"
         assert not self.prepared or told["PreflightPassed"] == "True", "what was fetched is fetched no more"
         self.prepared = told.get("PreflightPassed") == "True"
+        self._counts_only_rise()
         self._remember_verdict()
+
+    def _counts_only_rise(self) -> None:
+        """Time and retries that were counted stay counted, and one pod is never counted twice."""
+        world = self.world
+        retries = world.status.get("retries", {})
+        counts = {cause: retries.get(cause.value, 0) for cause in Cause}
+        assert all(counts[cause] >= number for cause, number in self.counts.items())
+        assert sum(counts.values()) <= self.endings, "more ends than pods that ended and suspensions"
+        assert world.status.get("runSeconds", 0) >= self.run_s
+        assert world.status.get("runSeconds", 0) <= (world.now - NOW).total_seconds()
+        self.counts, self.run_s = counts, world.status.get("runSeconds", 0)
+        if world.condition("Complete")[0] != "Unknown":
+            assert all(world.is_over(job) for job in world.jobs.values()), "a Job goes on without a run"
 
     def _remember_verdict(self) -> None:
         world = self.world
