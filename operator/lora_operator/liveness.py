@@ -27,7 +27,8 @@ class WatchLiveness:
     ) -> None:
         self._clock = clock
         self._wall_clock = wall_clock
-        self._places: list[str | None] = list(namespaces) or [None]
+        self._everywhere: list[str | None] = list(namespaces) or [None]
+        self._places = self._everywhere
         self._resources: dict[str, str] = {}
         for resource in WATCHED:
             self.expect(resource)
@@ -35,9 +36,9 @@ class WatchLiveness:
         self._began_s = clock()
 
     def leave_out(self, namespaces: Iterable[str]) -> None:
-        """These are not watched."""
+        """Of all namespaces these are not watched."""
         left = set(namespaces)
-        self._places = [place for place in self._places if place not in left]
+        self._places = [place for place in self._everywhere if place not in left]
         self._resources = {}
         for resource in WATCHED:
             self.expect(resource)

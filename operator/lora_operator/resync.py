@@ -34,14 +34,15 @@ class Resync:
         self._api = api
         self._cache = cache
         self._kueue = kueue
-        self._namespaces: list[str | None] = list(namespaces) or [None]
+        self._places: list[str | None] = list(namespaces) or [None]
+        self._namespaces = self._places
         self._interval_s = interval_s
         self._wake = wake
 
     def leave_out(self, namespaces: Iterable[str]) -> None:
-        """These are not listed."""
+        """Of all namespaces these are not listed."""
         left = set(namespaces)
-        self._namespaces = [namespace for namespace in self._namespaces if namespace not in left]
+        self._namespaces = [place for place in self._places if place not in left]
 
     async def fill(self) -> set[Key]:
         """List all kinds; return the LoRAFineTunes with news. Raises `ApiError` or `UnreachableError`."""
