@@ -329,6 +329,12 @@ class Stage:
 
     # -- the kubelet's part
 
+    def bind_pod(self, pod: Object) -> None:
+        """It has a node, as the scheduler says."""
+        name = pod["metadata"]["name"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
+        self.api.post(self.path("pods", name, "binding"), {"metadata": {"name": name}, "target": target})
+
     def run_pod(self, pod: Object, *, ip: str = "127.82.0.1") -> None:
         """The trainer has started."""
         ready = {"type": "Ready", "status": "True", "lastTransitionTime": now()}
@@ -354,8 +360,7 @@ class Stage:
     ) -> None:
         name = pod["metadata"]["name"]
         if not self.api.get(self.path("pods", name))["spec"].get("nodeName"):
-            target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
-            self.api.post(self.path("pods", name, "binding"), {"metadata": {"name": name}, "target": target})
+            self.bind_pod(pod)
         container = {
             "name": "trainer",
             "image": IMAGE,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,14 +16,17 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete
 
 @dataclass(kw_only=True)
 class Call:
-    """One request, and what became of it. `code` is the answer's status, 0 while there is none or never was."""
+    """One request, and what became of it. `code` is the answer's status, 0 while there is none or never was.
+
+    `at_s` is the monotonic time at which it came.
+    """
 
     method: str
     path: str
     query: Mapping[str, str]
     body: Any = None
     code: int = 0
-    answered: Any = field(default=None, repr=False)
+    at_s: float = field(default_factory=time.monotonic, repr=False)
 
     def _part(self, name: str) -> str:
         match = _PATH.fullmatch(self.path)
@@ -85,12 +89,10 @@ class Call:
 
     @property
     def about(self) -> str:
-        """Name of the LoRAFineTune that a change is made for, told by its labels or its object; empty where unknown."""
-        if self.resource == "lorafinetunes":
-            return self.name
+        """Name of the LoRAFineTune that a change is made for; of a child without labels its own, which begins so."""
         if self.resource == "events":
             return str((self.body or {}).get("involvedObject", {}).get("name", ""))
-        return str((self._metadata().get("labels") or {}).get("lora-operator.io/name", ""))
+        return str((self._metadata().get("labels") or {}).get("lora-operator.io/name", self.name))
 
     def _metadata(self) -> Mapping[str, Any]:
         metadata = self.body.get("metadata") if isinstance(self.body, dict) else None

@@ -80,13 +80,14 @@ RequestFault = Answer | Instead | Delay | Hold | LostAnswer | Reset
 class Rule:
     """A fault for calls like `what` (`create jobs`, `watch *`, `*`) and, for changes, `about` one LoRAFineTune.
 
-    `skip` calls are let through first, then every `every`-th is hit, `times` in all; None is for ever. A fault of
-    streams hits a watch as soon as it begins.
+    `skip` calls are let through first, then every `every`-th is hit, `times` in all; None is for ever. `where` may look
+    closer. A fault of streams hits a watch as soon as it begins.
     """
 
     fault: RequestFault | StreamFault
     what: str = "*"
     about: str = "*"
+    where: Callable[[Call], bool] = lambda _: True
     skip: int = 0
     every: int = 1
     times: int | None = None
@@ -103,6 +104,8 @@ class Rule:
         if self._lifted or not (fnmatchcase(call.what, self.what) and fnmatchcase(call.about, self.about)):
             return False
         if isinstance(self.fault, StreamFault) and not isinstance(self.fault, Reset) and not call.is_watch:
+            return False
+        if not self.where(call):
             return False
         self._seen += 1
         if self.times is not None and self.hits >= self.times:

@@ -1,0 +1,155 @@
+"""Runs that are played side by side: what user and kubelet do, step by step, each when the status shows the last one.
+
+A play is a generator that yields what it waits for. Many plays need one list of each kind per look.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.component.documents import Object, failed, succeeded
+from tests.component.stage import Stage
+
+from lora_operator.names import NAME_LABEL, ROLE_LABEL, Role
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.reasons import Reason
+
+Awaited = Callable[[], Any]
+NOTHING_TO_FETCH = {"model": {"uri": "pvc://models/base"}}
+
+
+@dataclass(kw_only=True)
+class Player:
+    """One LoRAFineTune, what the last look saw of it, and how far its play has come."""
+
+    stage: Stage
+    name: str
+    play: "Play"
+    finetune: Object = field(default_factory=dict)
+    jobs: list[Object] = field(default_factory=list)
+    pods: list[Object] = field(default_factory=list)
+    over: bool = False
+    _steps: Iterator[Awaited] | None = None
+    _awaited: Awaited | None = None
+
+    def step(self) -> None:
+        """Go on as far as what was seen allows."""
+        if self._steps is None:
+            self._steps = self.play(self)
+        while not self.over and (self._awaited is None or self._awaited()):
+            self._awaited = next(self._steps, None)
+            self.over = self._awaited is None
+
+    # -- what is waited for
+
+    def shows(self, kind: str, status: str, reason: str = "") -> Awaited:
+        """A condition."""
+
+        def look() -> bool:
+            conditions = self.finetune.get("status", {}).get("conditions", [])
+            found = next((c for c in conditions if c["type"] == kind), {"status": "", "reason": ""})
+            return found["status"] == status and reason in ("", found["reason"])
+
+        return look
+
+    def tells(self, reason: str) -> Awaited:
+        """The state of a run that goes on."""
+        return self.shows("Complete", "Unknown", reason)
+
+    def living(self, role: Role = Role.TRAIN) -> Object:
+        """Its pod that has not ended; empty where there is none."""
+        pods = (p for p in self.pods if p["status"].get("phase") not in ("Succeeded", "Failed"))
+        ours = (p for p in pods if p["metadata"]["labels"][ROLE_LABEL] == role.value)
+        return next((p for p in ours if not p["metadata"].get("deletionTimestamp")), {})
+
+    def job(self, role: Role = Role.TRAIN) -> Object:
+        """Its newest Job; empty where there is none."""
+        ours = [j for j in self.jobs if j["metadata"]["labels"][ROLE_LABEL] == role.value]
+        return max(ours, key=lambda job: str(job["metadata"]["name"]), default={})
+
+    # -- what is done
+
+    def run(self, role: Role = Role.TRAIN) -> Iterator[Awaited]:
+        """Wait for the pod, give it a node, start it, each after the status has told the last."""
+        waits = self.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
+        yield lambda: self.living(role)
+        yield waits
+        pod = self.living(role)
+        self.stage.bind_pod(pod)
+        yield lambda: not waits()
+        self.stage.run_pod(pod)
+        yield self.shows("PodsReady", "True") if role is Role.TRAIN else self.tells(Reason.PREPARING)
+
+    def end(self, exit_code: int, message: str = "", role: Role = Role.TRAIN) -> None:
+        """Its pod ends."""
+        self.stage.end_pod(self.living(role), exit_code, message)
+
+
+Play = Callable[[Player], Iterator[Awaited]]
+
+
+def plain(player: Player) -> Iterator[Awaited]:
+    """From the resource to the verified adapter."""
+    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    yield from player.run()
+    player.end(0, succeeded())
+    yield player.shows("Complete", "True")
+
+
+def prepared(player: Player) -> Iterator[Awaited]:
+    """With a Job that fetches the model first."""
+    player.stage.apply(player.name)
+    yield from player.run(Role.PREPARE)
+    player.end(0, succeeded(), Role.PREPARE)
+    yield player.job
+    yield from player.run()
+    player.end(0, succeeded())
+    yield player.shows("Complete", "True")
+
+
+def retried(player: Player) -> Iterator[Awaited]:
+    """The first pod is killed for want of memory, the second one ends well."""
+    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    yield from player.run()
+    player.end(137)
+    yield lambda: not player.living()
+    yield from player.run()
+    player.end(0, succeeded())
+    yield player.shows("Complete", "True")
+
+
+def expired(player: Player) -> Iterator[Awaited]:
+    """Its Job goes as soon as the verdict is stored."""
+    player.stage.apply(player.name, ttlSecondsAfterFinished=0, **NOTHING_TO_FETCH)
+    yield from player.run()
+    player.end(ExitCode.DATASET_INVALID, failed(Reason.DATASET_INVALID, "line 17: no field 'output'"))
+    yield player.shows("Failed", "True")
+    yield lambda: not player.jobs
+
+
+def recreated(player: Player) -> Iterator[Awaited]:
+    """Its Job is deleted by hand, and then it is suspended and resumed."""
+    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    yield player.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
+    first = player.job()["metadata"]["name"]
+    player.stage.api.delete(player.stage.path("jobs", first) + "?propagationPolicy=Background")
+    yield lambda: player.job().get("metadata", {}).get("name", first) != first
+    yield player.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
+    player.stage.change(player.name, suspend=True)
+    yield player.shows("Suspended", "True")
+    player.stage.change(player.name, suspend=False)
+    yield player.shows("Suspended", "False")
+    yield from player.run()
+    player.end(0, succeeded())
+    yield player.shows("Complete", "True")
+
+
+def look(stage: Stage, players: list[Player]) -> None:
+    """List everything once, and let every play go on as far as it can."""
+    finetunes = {item["metadata"]["name"]: item for item in stage.objects("lorafinetunes")}
+    jobs, pods = stage.objects("jobs"), stage.objects("pods")
+    for player in players:
+        player.finetune = finetunes.get(player.name, {})
+        player.jobs = [job for job in jobs if job["metadata"]["labels"][NAME_LABEL] == player.name]
+        player.pods = [pod for pod in pods if pod["metadata"]["labels"][NAME_LABEL] == player.name]
+        player.step()
