@@ -29,7 +29,7 @@ class Addon:
 
     `program` is where the image has the binary, which the first chart runs. In `values`, of the first chart, `{image}`
     and `{tag}` stand for the image. `definitions` is a folder of those that no chart has; `needs` is what must be
-    installed before.
+    installed before. Objects of `kinds` can go only while the controller runs, which holds them by finalizers.
     """
 
     tool: Tool
@@ -39,6 +39,7 @@ class Addon:
     values: tuple[str, ...]
     definitions: str = ""
     needs: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 _ADDONS = (
@@ -56,6 +57,7 @@ _ADDONS = (
             "controllerManager.readinessProbe.initialDelaySeconds=1",
             "controllerManager.readinessProbe.periodSeconds=1",
         ),
+        kinds=("localqueues", "clusterqueues", "resourceflavors"),
     ),
     Addon(
         tool=tools.JOBSET,
@@ -76,6 +78,7 @@ _ADDONS = (
         namespace="kubeflow-system",
         values=("image.registry=", "image.repository={image}", "image.tag={tag}", "jobset.install=false"),
         needs=("jobset",),
+        kinds=("trainjobs", "trainingruntimes", "clustertrainingruntimes"),
     ),
     Addon(
         tool=tools.KWOK,
@@ -115,10 +118,15 @@ def install(name: str, places: Places, console: Console, registry_port: int) -> 
 
 
 def remove(name: str, places: Places, console: Console) -> None:
-    """Uninstall the charts, and with them their definitions and all objects of these; an absent one is left so."""
+    """Uninstall the charts, and before them what needs the controller for its end; an absent one is left so.
+
+    Raises ClusterError where something still uses it.
+    """
     addon = ADDONS[name]
     kubernetes = client.local(places.name)
     with console.step(f"remove {name}"):
+        if Path(addon.charts[0]).name in releases(kubernetes):
+            _delete_objects(addon, kubernetes)
         for chart in reversed(addon.charts):
             release = Path(chart).name
             kubernetes.helm("uninstall", release, f"--namespace={addon.namespace}", "--ignore-not-found", "--wait")
@@ -127,6 +135,21 @@ def remove(name: str, places: Places, console: Console) -> None:
 def releases(kubernetes: client.Client) -> list[str]:
     """Names of all releases of the cluster."""
     return kubernetes.helm("list", "--all-namespaces", "--short").split()
+
+
+def _delete_objects(addon: Addon, kubernetes: client.Client) -> None:
+    for kind in addon.kinds:
+        try:
+            kubernetes.kubectl("delete", kind, "--all", "--all-namespaces", "--timeout=60s", timeout_s=90)
+        except CommandError as error:
+            raise ClusterError(
+                f"Not all {kind} could be deleted, so {addon.tool.name} stays: end what uses them first ({error})."
+            ) from error
+
+
+def without_dependencies(chart: str) -> str:
+    """The text of a Chart.yaml with nothing to fetch."""
+    return _DEPENDENCIES.sub("", chart)
 
 
 def _install(chart: Path, namespace: str, values: list[str], kubernetes: client.Client) -> None:
@@ -138,7 +161,7 @@ def _install(chart: Path, namespace: str, values: list[str], kubernetes: client.
             if path.is_dir():
                 path.chmod(0o755)
         metadata = copy / "Chart.yaml"
-        metadata.write_text(_DEPENDENCIES.sub("", metadata.read_text()))
+        metadata.write_text(without_dependencies(metadata.read_text()))
         (copy / "Chart.lock").unlink(missing_ok=True)
         flags = [f"--namespace={namespace}", "--create-namespace", "--wait", f"--timeout={_TIMEOUT_S}s"]
         flags += [f"--set={value}" for value in values]

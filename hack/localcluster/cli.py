@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     gpus.add_argument("count", type=int)
     addon = _command(commands, "addon", _addon, "build a controller from its Go module and install it by its chart")
     addon.add_argument("addons", nargs="+", choices=list(addons.ADDONS), metavar="ADDON", help=", ".join(addons.ADDONS))
-    addon.add_argument("--remove", action="store_true", help="uninstall instead, with all objects of its kinds")
+    addon.add_argument("--remove", action="store_true", help="uninstall instead")
     forward = _command(commands, "forward", _forward, "lead a port of 127.0.0.1 into the cluster until it ends")
     forward.add_argument("local_port", type=int)
     forward.add_argument("target", help="NAMESPACE/service/NAME:PORT, NAMESPACE/pod/NAME:PORT or ADDRESS:PORT")

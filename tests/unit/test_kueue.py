@@ -1,5 +1,6 @@
 """What the shell does about Kueue: asking for it, keeping the Workloads of our Jobs, patching and watching them."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -112,7 +113,8 @@ async def test_a_kueue_that_comes_goes_or_is_exchanged_ends_the_process(
     resync = make_resync(server, Cache(), await found(server))
     server.versions = after
     with pytest.raises(OperatorFailedError, match="Kueue was installed, removed or exchanged"):
-        await resync.run(lambda: None)
+        async with asyncio.timeout(10):
+            await resync.run(lambda: None)
 
 
 @pytest.mark.parametrize("versions", [(), ("v1beta1",)])

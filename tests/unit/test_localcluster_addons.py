@@ -1,0 +1,64 @@
+"""What else is installed into the local cluster: from which modules, in which order, and by charts that ask nobody."""
+
+import pytest
+import yaml
+
+from localcluster import addons, cli, settings
+from localcluster.client import Client
+from localcluster.console import Console
+from localcluster.errors import ClusterError
+
+CHART = """\
+apiVersion: v2
+name: kubeflow-trainer
+dependencies:
+- name: jobset
+  repository: oci://registry.example/jobset/charts
+  version: 0.10.1
+  condition: jobset.install
+
+keywords:
+- kubernetes
+"""
+
+
+def test_each_add_on_is_built_at_the_version_that_is_pinned() -> None:
+    """And from the module of its name."""
+    pinned = {name: (addon.tool.module, addon.tool.version) for name, addon in addons.ADDONS.items()}
+    assert pinned == {
+        "kueue": ("sigs.k8s.io/kueue", settings.KUEUE_VERSION),
+        "jobset": ("sigs.k8s.io/jobset", settings.JOBSET_VERSION),
+        "trainer": ("github.com/kubeflow/trainer/v2", settings.KUBEFLOW_TRAINER_VERSION),
+        "kwok": ("sigs.k8s.io/kwok", settings.KWOK_VERSION),
+    }
+    for addon in addons.ADDONS.values():
+        assert "{image}" in "".join(addon.values)
+        assert "{tag}" in "".join(addon.values)
+
+
+def test_a_chart_is_installed_without_those_that_it_would_fetch() -> None:
+    """They come from the internet; here each is an add-on of its own."""
+    assert yaml.safe_load(addons.without_dependencies(CHART)) == {
+        "apiVersion": "v2",
+        "name": "kubeflow-trainer",
+        "keywords": ["kubernetes"],
+    }
+    assert addons.without_dependencies("name: kueue\n") == "name: kueue\n"
+
+
+def test_an_add_on_that_needs_another_says_so_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence has the command."""
+
+    def helm(self: Client, *arguments: str, stdin: str | None = None, timeout_s: float = 300) -> str:
+        return "kueue\n"
+
+    monkeypatch.setattr(Client, "helm", helm)
+    with pytest.raises(ClusterError, match="trainer needs jobset: install it first with `hack/cluster addon jobset`"):
+        addons.install("trainer", settings.places("none"), Console(), 5000)
+
+
+def test_an_unknown_add_on_is_refused_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the parser, before the cluster is looked at."""
+    with pytest.raises(SystemExit):
+        cli.main(["addon", "istio"])
+    assert "'kueue', 'jobset', 'trainer', 'kwok'" in capsys.readouterr().err
