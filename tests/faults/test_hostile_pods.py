@@ -127,3 +127,53 @@ def _peak_bytes(operator: OperatorProcess) -> int:
 def _kernel_says(operator: OperatorProcess, field: str) -> int:
     lines = Path(f"/proc/{operator.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+_RUNS = 100
+# The Job controller itself sends 20 requests a second, and needs three for each run.
+_PATIENCE_S = 120
+_MOST_WRITES = 12
+_MOST_EVENTS = 5
+_ENDINGS = (
+    (ExitCode.NON_FINITE_LOSS, Reason.NON_FINITE_LOSS),
+    (ExitCode.DATASET_INVALID, Reason.DATASET_INVALID),
+    (ExitCode.CUDA_OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY),
+)
+
+
+@pytest.mark.fault("C17")
+def test_a_hundred_runs_that_fail_at_once_are_all_told_rightly_and_bounded_in_writes(stage: Stage) -> None:
+    """Each with its own reason, in the metrics too, with at most twelve writes a run, Events among them."""
+    operator = stage.start(logLevel="INFO")
+    questions = operator.writes()
+    endings = {f"run-{number:03}": _ENDINGS[number % len(_ENDINGS)] for number in range(_RUNS)}
+    for name in endings:
+        stage.apply(name)
+    pods = eventually(partial(_pods_of, stage, _RUNS), "every run has a pod")
+    for name, (code, reason) in endings.items():
+        stage.end_pod(pods[name], code, failed(reason, f"{name} cannot go on"))
+
+    def told() -> dict[str, Object] | None:
+        found = {item["metadata"]["name"]: _failed(item) for item in stage.objects("lorafinetunes")}
+        return found if all(condition["status"] == "True" for condition in found.values()) else None
+
+    conditions = eventually(told, "all runs have failed", deadline_s=_PATIENCE_S)
+    assert {name: conditions[name]["reason"] for name in endings} == {n: r.value for n, (_, r) in endings.items()}
+    assert all(name in conditions[name]["message"] for name in endings)
+    eventually(lambda: _counted(stage, operator) == _RUNS, "all are counted by their reason")
+    assert operator.writes() - questions <= _MOST_WRITES * _RUNS
+    events = [e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
+    assert len(events) <= _MOST_EVENTS * _RUNS
+
+
+def _failed(item: Object) -> Object:
+    conditions = item.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] == "Failed"), {"status": ""})
+
+
+def _counted(stage: Stage, operator: OperatorProcess) -> float:
+    labels = f'namespace="{stage.namespace}"'
+    return sum(
+        operator.metric(f'lorafinetune_finished_total{{{labels},reason="{reason.value}",result="failed"}}')
+        for _, reason in _ENDINGS
+    )
