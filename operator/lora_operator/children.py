@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lora_operator.jobs import ending_of
 from lora_operator.model import FineTune, JobView, Observed, PodView
 from lora_operator.names import Role, child_name
 from lora_operator.pods import has_ended, newest_first
@@ -14,7 +15,8 @@ class Children:
     `expected`: a Job was made before, so a missing one was deleted. `orphans` are living pods whose Job is gone.
     `foreign`: the next attempt's name is taken by a Job that belongs to someone else. All of these train; `preparing`
     is the Job that fetches model and data for the next attempt, or did so for the present one. `jobs` are all of the
-    run that are there, of both kinds.
+    run that are there, of both kinds. `superseded` are Jobs of earlier attempts that have not ended: a request of an
+    operator that was cut off, say, may make one long after another operator has gone on.
     """
 
     attempt: int
@@ -26,6 +28,7 @@ class Children:
     preparing: JobView | None = None
     preparing_pods: tuple[PodView, ...] = ()
     jobs: tuple[JobView, ...] = ()
+    superseded: tuple[JobView, ...] = ()
 
     @property
     def next_attempt(self) -> int:
@@ -56,6 +59,7 @@ def find_children(finetune: FineTune, observed: Observed) -> Children:
         preparing=preparing,
         preparing_pods=tuple(pod for pod in observed.pods if preparing and pod.job_uid == preparing.uid),
         jobs=tuple(mine),
+        superseded=tuple(job for job in own if job.attempt < attempt and ending_of(job) is None),
     )
 
 

@@ -19,7 +19,7 @@ from lora_operator.expiry import expired_objects
 from lora_operator.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
 from lora_operator.jobs import ending_of
 from lora_operator.milestones import checkpoint_saved, needs_preparation, preflight_passed, was_prepared
-from lora_operator.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView
+from lora_operator.model import EventRecord, FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView
 from lora_operator.names import QUEUE_LABEL, Role
 from lora_operator.notices import notices, recreated
 from lora_operator.observe import parse_job
@@ -28,7 +28,7 @@ from lora_operator.progress import follow_progress, next_question_s, stalled_sin
 from lora_operator.quota import Place, held, hold, no_quota, place_of, quota_reserved, waits_for_user
 from lora_operator.render import pods_of, render_config_map, render_job, render_prepare_job, render_service
 from lora_operator.results import resolved_by_spec
-from lora_operator.situation import Scene, Situation, assess, awaiting_orphan, held_by_user
+from lora_operator.situation import Scene, Situation, assess, awaiting_orphan, awaiting_superseded, held_by_user
 from lora_operator.status import Facts, Status, final_status, ongoing_status, refreshed_status
 from lora_operator.trouble import name_conflict, trouble_of_rejection
 from lora_operator.verdict import (
@@ -53,7 +53,9 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     if is_finished(finetune):
         return _after_the_end(finetune, observed, now)
     case = read_case(finetune, observed, config, now)
-    return _follow(case, case.children.job) if case.children.job else _begin(case)
+    plan = _follow(case, case.children.job) if case.children.job else _begin(case)
+    stale = (ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in case.children.superseded if not job.deleting)
+    return dataclasses.replace(plan, delete=(*plan.delete, *stale))
 
 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
@@ -74,6 +76,8 @@ def _begin(case: Case) -> Plan:
         return _end(case, proof)
     if children.orphans:
         return _await(case, awaiting_orphan(children.orphans[0]))
+    if children.superseded:
+        return _await(case, awaiting_superseded(children.superseded[0]))
     return _start(case)
 
 

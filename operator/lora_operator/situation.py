@@ -122,6 +122,12 @@ def awaiting_orphan(pod: PodView) -> Situation:
     return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=pod)
 
 
+def awaiting_superseded(job: JobView) -> Situation:
+    """A Job of an earlier attempt turned up late: it is stopped, before anything else writes the same output."""
+    message = f"Job {job.name} of an earlier attempt is being stopped; a new attempt follows"
+    return Situation(state=Finding(reason=Reason.RESTARTING, message=message))
+
+
 _AWAITING_POD = Finding(reason=Reason.PENDING, message="Waiting for the cluster to create the pod")
 
 

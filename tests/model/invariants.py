@@ -29,36 +29,49 @@ class Witness:
         self._retries: dict[str, Object] = {}
         self._budget: dict[str, int] = {}
         self._jobs: dict[tuple[str, str, str], str] = {}
+        self._late: set[str] = set()
         self._read: set[tuple[str, str]] = set()
 
     def look(self, seen: Mapping[str, Sequence[Object]]) -> None:
         """Look at everything there is, by kind."""
-        self._one_writer(seen["pods"])
+        attempts = {run["metadata"]["uid"]: run.get("status", {}).get("attempt", 0) for run in seen["lorafinetunes"]}
         for job in seen["jobs"]:
-            self._one_job(job)
+            self._one_job(job, attempts.get(run_uid(job), 0))
+        self._one_writer(seen["pods"])
         for run in seen["lorafinetunes"]:
             self._keeps_its_word(run)
             assert run["metadata"]["annotations"]["team"] == "red", "a user's annotation is gone"
         self._no_secrets(seen)
 
     def _one_writer(self, pods: Iterable[Object]) -> None:
-        """I1: no two living pods of a run that write the same output."""
+        """I1: no two living pods of a run that write the same output.
+
+        But for a Job that came too late, whose operator was cut off in the middle of its request: it is stopped.
+        """
         living = Counter(
             (run_uid(pod), pod["metadata"]["labels"].get(INDEX_LABEL))
             for pod in pods
-            if run_uid(pod) and not is_over(pod) and pod["metadata"]["labels"].get(ROLE_LABEL) == Role.TRAIN.value
+            if run_uid(pod)
+            and not is_over(pod)
+            and pod["metadata"]["labels"].get(ROLE_LABEL) == Role.TRAIN.value
+            and not self._late.intersection(owner["uid"] for owner in pod["metadata"].get("ownerReferences", ()))
         )
         twice = [key for key, count in living.items() if count > 1]
         assert not twice, f"I1: two living pods write one output: {twice}"
 
-    def _one_job(self, job: Object) -> None:
-        """I4: one Job for each attempt of a run, ever."""
+    def _one_job(self, job: Object, attempt: int) -> None:
+        """I4: one Job for each attempt of a run, and another one only where somebody deleted that by hand."""
         labels = job["metadata"].get("labels") or {}
         if labels.get(MANAGED_BY_LABEL) != MANAGED_BY:
             return
         key = (run_uid(job), labels[ROLE_LABEL], labels[ATTEMPT_LABEL])
         uid = job["metadata"]["uid"]
-        assert self._jobs.setdefault(key, uid) == uid, f"I4: a second Job for {key}"
+        before = self._jobs.get(key, uid)
+        assert before == uid or before in self._life.deleted, f"I4: a second Job for {key}"
+        if before != uid or key not in self._jobs:
+            self._jobs[key] = uid
+            if labels[ROLE_LABEL] == Role.TRAIN.value and int(labels[ATTEMPT_LABEL]) < attempt:
+                self._late.add(uid)
 
     def _keeps_its_word(self, run: Object) -> None:
         """I3, I7, I8: a verdict stays, a success is proven, counts never go back; the tables of states hold."""
@@ -107,6 +120,10 @@ class Witness:
                 uid = run_uid(child)
                 left = bool(uid) and uid not in runs and uid not in self._life.orphaned
                 assert not left, f"I5: {plural} {child['metadata']['name']} outlived its run"
+        late = [
+            job["metadata"]["name"] for job in seen["jobs"] if job["metadata"]["uid"] in self._late and goes_on(job)
+        ]
+        assert not late, f"I1: Jobs of earlier attempts live on: {late}"
         for run in seen["lorafinetunes"]:
             if "deletionTimestamp" in run["metadata"]:
                 continue
@@ -115,6 +132,12 @@ class Witness:
                 assert condition["reason"], text
                 assert condition["message"] not in ("", "Waiting for the operator"), text
                 assert condition["observedGeneration"] == run["metadata"]["generation"], text
+
+
+def goes_on(job: Object) -> bool:
+    """Whether a Job has not ended."""
+    conditions = job.get("status", {}).get("conditions", ())
+    return not any(c["type"] in {"Complete", "Failed"} and c["status"] == "True" for c in conditions)
 
 
 def check_text(text: str) -> None:

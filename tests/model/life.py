@@ -59,6 +59,7 @@ class Life:
     forced: set[str] = field(default_factory=set)
     orphaned: set[str] = field(default_factory=set)
     proven: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
 
     # -- what there is
 
@@ -130,6 +131,7 @@ class Life:
         """Delete a Job by hand."""
         for job in self._some(self.objects("jobs")):
             policy = self.chance.pick(("Background", "Background", "Foreground", "Orphan"))
+            self.deleted.add(job["metadata"]["uid"])
             if policy == "Orphan":
                 self.orphaned.add(run_uid(job))
             self.client.delete(self.path("jobs", job["metadata"]["name"], query=f"propagationPolicy={policy}"))

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import pytest
+from tests.component.documents import finetune
 from tests.model.life import Object
+from tests.model.operators import Fault
 from tests.model.world import World
 
 T = TypeVar("T")
@@ -77,3 +79,25 @@ def test_a_restart_does_not_take_back_a_reason_that_events_told(world: World) ->
     (run,) = world.server.all("lorafinetunes")
     assert {c["reason"] for c in run["status"]["conditions"] if c["type"] == "Complete"} == {"QuotaExceeded"}
     world.restart_at_rest()
+
+
+def test_a_job_that_an_operator_makes_too_late_is_stopped() -> None:
+    """Its request hangs; meanwhile another operator makes the Job, which a user deletes, and goes on with the next."""
+    world = World(First())
+    try:
+        world.start_operator()
+        world.settle()
+        world.network.faults += [(Fault.MEANWHILE, "POST"), (Fault.SLOW, "POST")]
+        world.life.client.post(world.life.path("lorafinetunes"), finetune(maxRetries=2))
+        world.loop.settle()
+        world.start_operator()
+        world.settle()
+        world.life.delete_job()
+        world.settle()
+        assert [job["metadata"]["labels"]["lora-operator.io/attempt"] for job in world.server.all("jobs")] == ["2"]
+        world.pass_time(60)
+        made = [r.answer["metadata"]["name"] for r in world.network.requests if r.path.endswith("/jobs") and r.writes]
+        assert len(made) == 3, "the first operator never made its Job"
+        assert [job["metadata"]["labels"]["lora-operator.io/attempt"] for job in world.server.all("jobs")] == ["2"]
+    finally:
+        world.close()

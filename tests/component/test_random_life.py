@@ -1,0 +1,120 @@
+"""The same random acts as in the cluster in memory, against a real API server and real operator processes."""
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from random import Random
+from typing import TypeVar
+
+from tests.component.documents import Object
+from tests.component.stage import OperatorProcess, Stage, eventually
+from tests.model.invariants import KINDS, Witness, check_text
+from tests.model.life import ACTS, Life
+
+from localcluster.api import ApiError
+
+T = TypeVar("T")
+SEED = int(os.environ.get("RANDOM_LIFE_SEED", "0"))
+DURATION_S = float(os.environ.get("RANDOM_LIFE_SECONDS", "50"))
+# The operators look at what waits every half second, and list everything anew every five.
+QUIET_S = 6.0
+
+
+class Dice:
+    """Choices by chance, the same for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)  # noqa: S311 - to be repeated, not to be secret
+
+    def pick(self, among: Sequence[T]) -> T:
+        """One of them."""
+        return among[self._random.randrange(len(among))]
+
+    def number(self, low: int, high: int) -> int:
+        """From low to high."""
+        return self._random.randint(low, high)
+
+
+class RandomLife:
+    """Acts and operator kills on a stage, with a look at everything after each."""
+
+    def __init__(self, stage: Stage, seed: int) -> None:
+        self.stage = stage
+        self.dice = Dice(seed)
+        self.life = Life(
+            client=stage.api,
+            namespace=stage.namespace,
+            chance=self.dice,
+            now=lambda: datetime.now(UTC),
+            node=stage.node,
+        )
+        self.witness = Witness(self.life)
+        self.acts: list[str] = []
+        self.start()
+
+    def see(self) -> dict[str, list[Object]]:
+        """Everything there is. Children first: a run's status is never older than the children that it tells of."""
+        return {kind: self.life.objects(kind) for kind in reversed(KINDS)}
+
+    def step(self) -> None:
+        """One act, and sometimes the death or birth of an operator."""
+        chance = self.dice.number(0, 39)
+        living = self.living()
+        if chance == 0 and living:
+            self.acts.append("kill")
+            self.dice.pick(living).kill()
+        if len(living) < 1 or (chance == 1 and len(living) < 2):
+            self.acts.append("start")
+            self.start()
+        act = self.dice.pick(ACTS)
+        self.acts.append(act.__name__)
+        self.life.do(act)
+        self.witness.look(self.see())
+
+    def start(self) -> None:
+        """One more operator, which lists everything anew every five seconds."""
+        self.stage.start(resyncIntervalSeconds=5)
+
+    def living(self) -> list[OperatorProcess]:
+        """Operators that run; none has ended by itself."""
+        for operator in self.stage.operators:
+            assert operator.process.poll() in (None, -9), operator.text()[-4000:]
+        return [operator for operator in self.stage.operators if operator.process.poll() is None]
+
+    def come_to_rest(self) -> None:
+        """No more acts: everything reaches a fixed point, and nobody writes any more."""
+        last: tuple[object, float] = (None, 0.0)
+
+        def quiet() -> bool:
+            nonlocal last
+            self.life.stop_all()
+            seen = [
+                (document["metadata"]["uid"], document["metadata"]["resourceVersion"])
+                for documents in self.see().values()
+                for document in documents
+            ]
+            if seen != last[0]:
+                last = (seen, time.monotonic())
+            return time.monotonic() - last[1] > QUIET_S
+
+        eventually(quiet, "everything has come to rest", deadline_s=120)
+        self.witness.at_rest(self.see())
+        for operator in self.stage.operators:
+            text = operator.text()
+            check_text(text)
+            assert "Traceback" not in text, text[text.find("Traceback") - 1000 :][:4000]
+
+
+def test_no_random_life_breaks_an_invariant_on_a_real_api_server(stage: Stage) -> None:
+    """Acts of users and nodes, SIGKILLs and second operators, until the time is up; then everything comes to rest."""
+    seed = SEED or int(time.time())
+    life = RandomLife(stage, seed)
+    end = time.monotonic() + DURATION_S
+    try:
+        while time.monotonic() < end:
+            life.step()
+        life.come_to_rest()
+    except (AssertionError, ApiError) as error:
+        error.add_note(f"RANDOM_LIFE_SEED={seed}, after {len(life.acts)} acts, the last of them: {life.acts[-25:]}")
+        raise
