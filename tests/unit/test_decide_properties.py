@@ -17,6 +17,7 @@ from tests.unit.builders import (
     make_pod_object,
     make_resolved,
     make_summary,
+    make_workload_object,
 )
 from tests.unit.junk import JSON, damaged
 from tests.unit.status_schema import check_status
@@ -27,7 +28,7 @@ from lora_operator.config import OperatorConfig
 from lora_operator.decide import decide
 from lora_operator.model import Observed, Rejection
 from lora_operator.names import Role
-from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
+from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
 from lora_operator.retries import Cause
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -230,8 +231,10 @@ def test_no_world_is_too_odd_to_decide_on(
     }
     state = data.draw(st.sampled_from([ended, {"running": {}}, {"waiting": {"reason": "ErrImagePull"}}]))
     conditions = [condition_object("Failed", reason="BackoffLimitExceeded")] if data.draw(st.booleans()) else []
-    job = make_job_object(status={"conditions": conditions}, role=role)
+    job = make_job_object(status={"conditions": conditions}, role=role, queue=data.draw(st.sampled_from(["", "gpus"])))
     pod = make_pod_object(state=state, conditions=(condition_object("PodScheduled", "False"),), role=role)
+    said = (condition_object("QuotaReserved", "False", message="no room"), condition_object("Evicted"))
+    workload = make_workload_object(*said, active=data.draw(st.booleans()))
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "exceeded quota"}
     rejection = None
     if code is not None:
@@ -240,6 +243,8 @@ def test_no_world_is_too_odd_to_decide_on(
         jobs=tuple(parse_job(data.draw(damaged(job))) for _ in range(data.draw(st.integers(0, 2)))),
         pods=tuple(parse_pod(data.draw(damaged(pod))) for _ in range(data.draw(st.integers(0, 2)))),
         events=(parse_event(data.draw(damaged(event))),),
+        kueue=data.draw(st.booleans()),
+        workloads=tuple(parse_workload(data.draw(damaged(workload))) for _ in range(data.draw(st.integers(0, 2)))),
         rejection=rejection,
         absence_confirmed=True,
     )
