@@ -11,6 +11,7 @@ import orjson
 from kubernetes.aio.client.api_client import ApiClient
 
 from lora_operator.login import USER_AGENT, authorization
+from lora_operator.server_clock import ServerClock
 
 Object = dict[str, Any]
 
@@ -98,6 +99,7 @@ class Api:
     def __init__(self, client: ApiClient, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._client = client
         self._sleep = sleep
+        self.clock = ServerClock()
         self._timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
 
     async def request(
@@ -141,6 +143,7 @@ class Api:
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
+        self.clock.saw(response.headers.get("Date"))
         if not 200 <= response.status < 300:
             raise _api_error(response.status, data, response.headers.get("Retry-After"))
         document: Object = orjson.loads(data) if data else {}

@@ -4,7 +4,6 @@ import asyncio
 import random
 import socket
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes.aio.client.api_client import ApiClient
@@ -25,6 +24,7 @@ from lora_operator.progress_poll import ProgressPoller
 from lora_operator.reconcile import Reconciler
 from lora_operator.resync import Resync
 from lora_operator.self_check import SelfCheckError
+from lora_operator.server_clock import wall_clock
 from lora_operator.transitions import result_of
 from lora_operator.work_queue import WorkQueue
 
@@ -54,7 +54,7 @@ class Operator:
             wake=self.queue.add,
             clock=time.monotonic,
         )
-        self.poster = EventPoster(self.api, now=_now, instance=socket.gethostname())
+        self.poster = EventPoster(self.api, now=self.api.clock.now, instance=socket.gethostname())
         self.resync = Resync(
             self.api,
             self.cache,
@@ -72,7 +72,7 @@ class Operator:
             events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic),
             poster=self.poster,
             observer=metrics,
-            now=_now,
+            now=self.api.clock.now,
         )
         self.election = self._make_election()
         self.namespaces: tuple[str, ...] = config.namespaces
@@ -139,9 +139,5 @@ class Operator:
             clock=time.monotonic,
             sleep=asyncio.sleep,
             random=random.Random().random,  # noqa: S311 - jitter is no secret
-            now=_now,
+            now=wall_clock,
         )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
