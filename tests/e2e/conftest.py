@@ -48,6 +48,11 @@ class Installed:
         """Everything that the operator has logged since its pod started."""
         return self.client.kubectl("logs", _OPERATOR, self._namespace, "--tail=-1")
 
+    def explain(self, namespace: str, name: str) -> str:
+        """What the operator's pod says of a run."""
+        command = ("lora-operator", "explain", f"{namespace}/{name}")
+        return self.client.kubectl("exec", _OPERATOR, self._namespace, "--", *command)
+
     def operator_metrics(self) -> str:
         """The operator's /metrics, through the API server's proxy."""
         pod = self.client.get("pods", _SELECTOR, self._namespace)["items"][0]["metadata"]["name"]

@@ -70,6 +70,16 @@ def test_peft_loads_the_adapter_from_the_volume(
     assert "Fair winds" not in answers[0].base
 
 
+def test_the_operators_pod_explains_the_run_in_one_line_of_typing(
+    installed: Installed, finished: dict[str, Any], module_namespace: str
+) -> None:
+    """With its own settings and rights; nothing is left to be done."""
+    told = installed.explain(module_namespace, finished["metadata"]["name"])
+    assert "State: Succeeded (succeeded)" in told
+    assert "It would write (this command writes nothing)\n  nothing\n" in told
+    assert "Notes" not in told
+
+
 def test_the_columns_show_state_and_adapter(
     installed: Installed, finished: dict[str, Any], module_namespace: str
 ) -> None:
