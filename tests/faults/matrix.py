@@ -111,13 +111,14 @@ ROWS = (
     Row(
         id="A15",
         fault="The definition is upgraded, and rolled back, while runs go on",
-        seen="Nothing",
+        seen="Nothing; fields that the older one lacks are not stored, which the operator's log says once",
         kept="The running pods; statuses can still be written",
     ),
     Row(
         id="A16",
         fault="The definition is deleted, and installed again",
-        seen="The resources and their Jobs are gone, as Kubernetes has it; the operator waits, and works afterwards",
+        seen="The resources and their Jobs are gone, as Kubernetes has it; the operator ends once with the reason, waits "
+        "for the definition, unready with the remedy, and works afterwards",
         kept="What lies on volumes and in buckets",
     ),
     Row(
@@ -171,7 +172,8 @@ ROWS = (
     Row(
         id="B5",
         fault="The kernel kills the trainer for want of memory (exit code 137)",
-        seen="Reason `OOMKilled` with the container's limit and the field that raises it",
+        seen="State `Restarting` with `OOMKilled`, the container's limit and the field that raises it; `Failed OOMKilled` "
+        "without a retry left",
         kept="The checkpoint",
     ),
     Row(
@@ -195,7 +197,7 @@ ROWS = (
     Row(
         id="B9",
         fault="A GPU fails (exit code 72)",
-        seen="Reason `GPUFault` with the device's word, and a retry",
+        seen="State `Restarting` with `GPUFault` and the device's word, and a retry; `Failed GPUFault` without one left",
         kept="The checkpoint",
     ),
     Row(
@@ -207,7 +209,8 @@ ROWS = (
     Row(
         id="B11",
         fault="The trainer's image cannot be pulled, or its name is none",
-        seen="`PodsReady=False ImagePullBackOff` with the image; `Failed InvalidImage` for a name that is none",
+        seen="`PodsReady=False ImagePullBackOff` with the image, and the pull secret where that is missing; "
+        "`Failed InvalidImage` for a name that is none",
         kept="The run begins once the image is there",
     ),
     Row(
@@ -255,13 +258,14 @@ ROWS = (
     Row(
         id="B19",
         fault="The Job vanishes before the operator has read its result",
-        seen="The verdict from what is left, or `Failed ResultUnknown`; never a wait without an end",
+        seen="The verdict from a pod that is left; with none left another attempt, Warning `JobRecreated`, which finds and "
+        "verifies what was published; never a wait without an end",
         kept="The verdict",
     ),
     Row(
         id="B20",
         fault="A pod is deleted by force and its container lives on",
-        seen="Reason `OutputLocked`: the second trainer waits, or ends with 75 and is tried again",
+        seen="State `Restarting` with `OutputLocked`: the second trainer waits, or ends with 75 and is tried again",
         kept="One writer of an output at a time",
     ),
     Row(
