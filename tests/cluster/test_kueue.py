@@ -216,8 +216,8 @@ def test_of_five_runs_two_train_and_three_wait_until_quota_is_free(team: Team) -
 
 def test_suspend_frees_the_quota_and_resuming_waits_for_it_again(team: Team) -> None:
     """The Workload is deactivated: a Job that is suspended would be resumed by Kueue at once."""
-    for name in ("a", "b"):
-        team.run(name)
+    team.run("a", activeDeadlineSeconds=3600)
+    team.run("b")
     team.wait_states("two train", Training=2)
     team.run("c")
     team.wait_states("one waits", Queued=1)
@@ -238,6 +238,8 @@ def test_suspend_frees_the_quota_and_resuming_waits_for_it_again(team: Team) -> 
     team.wait(lambda: team.step("a") == 4, "a goes on where it was")
     assert team.status("a")["attempt"] == 1
     assert team.preemptions("a") == 0
+    left_s = team.ask("job", team.status("a")["jobName"])["spec"]["activeDeadlineSeconds"]
+    assert left_s == 3600 - team.status("a")["runSeconds"] < 3600
     team.suspend("d", value=False)
     team.wait(lambda: team.states()["d"] == "Queued", "d has a Job, which waits")
 
