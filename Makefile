@@ -65,7 +65,7 @@ soak: everything
 
 bench: everything
 	@$(BIN)/python benchmarks/footprint.py
-	@$(BIN)/python benchmarks/apply_to_job.py
+	@$(BIN)/python benchmarks/operator_scale.py --record
 
 docs: venv
 	@$(BIN)/python hack/docs

@@ -9,44 +9,56 @@ from benchmarks.scale.machine import MIB
 from benchmarks.scale.rows import Point, Row
 from matplotlib import pyplot as plt
 
-BEGIN = "<!-- operator-scale: begin -->"
-END = "<!-- operator-scale: end -->"
 PLOT = "benchmarks-scale.svg"
 
 
-def record(page: Path, rows: Sequence[Row], points: Sequence[Point], machine: str, day: date) -> None:
-    """Put the table into the page, and the plot beside it where there are points."""
-    text = page.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{_section(rows, points, machine, day)}{END}{after}")
+def record(page: Path, part: str, found: Sequence[Row | Point], machine: str, day: date) -> None:
+    """Put what a part found between its markers on the page, and the plot beside it where there are points.
+
+    Raises ValueError where the page has no such markers.
+    """
+    begin, end = markers(part)
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    rows = [item for item in found if isinstance(item, Row)]
+    points = [item for item in found if isinstance(item, Point)]
+    text = "\n".join([f"Measured on {day.isoformat()} on {machine}.", "", *_rows(rows), *_points(points)])
+    page.write_text(f"{before}{begin}\n{text}{end}{after}")
     if points:
         draw(page.with_name(PLOT), points)
 
 
-def _section(rows: Sequence[Row], points: Sequence[Point], machine: str, day: date) -> str:
-    lines = [
-        f"Measured on {day.isoformat()} on {machine}. The last column is how busy the whole machine was meanwhile.",
+def markers(part: str) -> tuple[str, str]:
+    """What stands on the page around a part."""
+    return f"<!-- operator_scale.py {part}: begin -->", f"<!-- operator_scale.py {part}: end -->"
+
+
+def _rows(rows: Sequence[Row]) -> list[str]:
+    lines = [f"| {row.what} | {row.wanted} | {row.measured} | {100 * row.busy:.0f} % |" for row in rows]
+    return ["| what | wanted | measured | machine busy |", "|---|---|---|---|", *lines, ""]
+
+
+def _points(points: Sequence[Point]) -> list[str]:
+    if not points:
+        return []
+    cells = [
+        (
+            f"{p.resources:,}",
+            *(f"{seconds:.3f} s" for seconds in (p.p50_s, p.p99_s)),
+            f"{p.ready_s:.1f} s",
+            f"{p.resident_bytes / MIB:.0f} MiB",
+        )
+        for p in points
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [
+        f"![Latency and memory over the number of resources]({PLOT})",
         "",
-        "| what | wanted | measured | busy |",
-        "|---|---|---|---|",
-        *(f"| {row.what} | {row.wanted} | {row.measured} | {100 * row.busy:.0f} % |" for row in rows),
+        "| LoRAFineTunes | apply to Job, p50 | p99 | ready after | memory |",
+        "|---|---|---|---|---|",
+        *lines,
         "",
     ]
-    if points:
-        lines += [
-            f"![Latency and memory over the number of resources]({PLOT})",
-            "",
-            "| resources | apply to Job, p50 | p99 | ready after | memory |",
-            "|---|---|---|---|---|",
-            *(
-                f"| {p.resources:,} | {p.p50_s:.3f} s | {p.p99_s:.3f} s | {p.ready_s:.1f} s | "
-                f"{p.resident_bytes / MIB:.0f} MiB |"
-                for p in points
-            ),
-            "",
-        ]
-    return "\n".join(lines)
 
 
 def draw(file: Path, points: Sequence[Point]) -> None:
