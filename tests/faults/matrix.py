@@ -117,8 +117,8 @@ ROWS = (
     Row(
         id="A16",
         fault="The definition is deleted, and installed again",
-        seen="The resources and their Jobs are gone, as Kubernetes has it; the operator ends once with the reason, waits "
-        "for the definition, unready with the remedy, and works afterwards",
+        seen="The resources and their Jobs are gone, as Kubernetes has it; the operator ends once with the reason, "
+        "waits for the definition, unready with the remedy, and works afterwards",
         kept="What lies on volumes and in buckets",
     ),
     Row(
@@ -172,8 +172,8 @@ ROWS = (
     Row(
         id="B5",
         fault="The kernel kills the trainer for want of memory (exit code 137)",
-        seen="State `Restarting` with `OOMKilled`, the container's limit and the field that raises it; `Failed OOMKilled` "
-        "without a retry left",
+        seen="State `Restarting` with `OOMKilled`, the container's limit and the field that raises it; "
+        "`Failed OOMKilled` without a retry left",
         kept="The checkpoint",
     ),
     Row(
@@ -197,7 +197,7 @@ ROWS = (
     Row(
         id="B9",
         fault="A GPU fails (exit code 72)",
-        seen="State `Restarting` with `GPUFault` and the device's word, and a retry; `Failed GPUFault` without one left",
+        seen="State `Restarting` with `GPUFault` and the device's word; `Failed GPUFault` without a retry left",
         kept="The checkpoint",
     ),
     Row(
@@ -258,8 +258,8 @@ ROWS = (
     Row(
         id="B19",
         fault="The Job vanishes before the operator has read its result",
-        seen="The verdict from a pod that is left; with none left another attempt, Warning `JobRecreated`, which finds and "
-        "verifies what was published; never a wait without an end",
+        seen="The verdict from a pod that is left; with none left another attempt, Warning `JobRecreated`, which finds "
+        "and verifies what was published; never a wait without an end",
         kept="The verdict",
     ),
     Row(
