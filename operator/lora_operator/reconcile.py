@@ -18,6 +18,7 @@ from lora_operator.look import list_children, look
 from lora_operator.model import FineTune, Observed, Plan, Rejection
 from lora_operator.post_events import EventPoster
 from lora_operator.progress_poll import ProgressPoller
+from lora_operator.rivals import Rivals
 from lora_operator.transitions import Transition, condition, read_transition, result_of
 from lora_operator.wording import sentence
 from lora_trainer.contract.reasons import Reason
@@ -61,7 +62,7 @@ class Reconciler:
         self._observer = observer
         self._now = now
         self._writer = Writer(api, cache, kueue)
-        self._written: dict[Key, FineTune] = {}
+        self._rivals = Rivals(now)
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
@@ -75,7 +76,7 @@ class Reconciler:
             finetune = self._cache.finetunes.get(key)
             if finetune is None:
                 self._events.forget(key)
-                self._written.pop(key, None)
+                self._rivals.forget(key)
                 return None
             observed = await self._observe(key, finetune, rejection, confirmed=confirmed)
             plan = decide(finetune, observed, self._config, self._now())
@@ -83,7 +84,7 @@ class Reconciler:
                 await list_children(self._cache, self._api, finetune)
                 confirmed = True
                 continue
-            if not confirmed and self._is_disputed(key, finetune, plan):
+            if not confirmed and self._rivals.dispute(key, finetune, plan.status):
                 self._events.read_anew(key)
                 await list_children(self._cache, self._api, finetune)
                 confirmed = True
@@ -129,16 +130,6 @@ class Reconciler:
             confirmed=confirmed,
         )
 
-    def _is_disputed(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
-        """Whether somebody else, such as a second operator, has put another status in the place of ours.
-
-        One of the two is behind the cluster. Who only wrote again would be answered by the other, without an end.
-        """
-        ours = self._written.get(key)
-        if ours is None or ours.uid != finetune.uid or plan.status == finetune.status:
-            return False
-        return ours.status != finetune.status
-
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
         """Whether Events that this process has not read yet may be what the stored reason for waiting was told by."""
         if not plan.watch_events or self._events.has_read(key):
@@ -173,17 +164,10 @@ class Reconciler:
         if not await self._writer.write_status(finetune, plan.status):
             return False
         line.wrote_status()
-        self._remember(Key(finetune.namespace, finetune.name))
+        key = Key(finetune.namespace, finetune.name)
+        self._rivals.wrote(key, finetune, self._cache.finetunes.get(key))
         self._observer.observe(read_transition(finetune, observed, plan.status))
         return True
-
-    def _remember(self, key: Key) -> None:
-        """Keep the status just written, as the API server has stored it, for as long as the run goes on."""
-        stored = self._cache.finetunes.get(key)
-        if stored is None or result_of(stored.status):
-            self._written.pop(key, None)
-        else:
-            self._written[key] = stored
 
     async def _finish(self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine) -> float | None:
         for target in plan.delete:

@@ -25,6 +25,14 @@ class First:
         return low
 
 
+class Lucky(First):
+    """Chooses the first of everything, and the highest number: pods start."""
+
+    def number(self, _low: int, high: int) -> int:
+        """The highest."""
+        return high
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     """A cluster with one operator and a run whose Job has just been made."""
@@ -101,3 +109,18 @@ def test_a_job_that_an_operator_makes_too_late_is_stopped() -> None:
         assert [job["metadata"]["labels"]["lora-operator.io/attempt"] for job in world.server.all("jobs")] == ["2"]
     finally:
         world.close()
+
+
+def test_two_operators_that_cannot_agree_leave_longer_and_longer_pauses(world: World) -> None:
+    """The clock of one is wrong by two hours, and with it how long a node has been silent."""
+    world.life.chance = Lucky()
+    world.controllers.catch_up()
+    world.life.start_pod()
+    world.start_operator(skew_s=7200)
+    world.settle()
+    world.life.silence_node()
+    world.settle()
+    writes = len([request for request in world.network.requests if request.method == "PUT"])
+    world.pass_time(600)
+    wrote = len([request for request in world.network.requests if request.method == "PUT"]) - writes
+    assert wrote <= 40, f"{wrote} writes in ten minutes"
