@@ -5,7 +5,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 from tests.component.documents import failed, succeeded
 from tests.component.stage import Stage, eventually, gone
 
@@ -111,19 +110,44 @@ def test_events_come_with_changes_alone_whatever_is_listed_and_restarted(stage: 
     assert all(event["count"] == 1 for event in after)
 
 
-@pytest.mark.parametrize("cascade", ["foreground", "background"])
-def test_deletion_takes_everything_with_it_and_nothing_comes_back(stage: Stage, cascade: str) -> None:
-    """In the foreground the resource goes last; the operator makes no new Job for one that is going."""
-    proxy = stage.proxy()
-    stage.start(proxy=proxy)
+def waiting(stage: Stage) -> tuple[Object, Object]:
+    """The Job and the pod of a run that waits for its volume."""
     stage.apply()
     job = stage.wait_job()
-    stage.wait_pod(job)
+    pod = stage.wait_pod(job)
     stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
-    kubectl(stage, "delete", "lft", "tone", f"--cascade={cascade}", "--timeout=60s")
+    return job, pod
+
+
+def test_deletion_in_the_foreground_ends_when_job_and_pods_are_gone(stage: Stage) -> None:
+    """Until then the resource stays, and the operator neither writes nor makes anything for one that is going."""
+    proxy = stage.proxy()
+    operator = stage.start(proxy=proxy)
+    _, pod = waiting(stage)
+    path = stage.path("pods", pod["metadata"]["name"])
+    stage.api.patch(path, {"metadata": {"finalizers": ["tests.example/hold"]}})
+    turns = 'lora_operator_reconcile_total{result="success"}'
+    with ThreadPoolExecutor() as pool:
+        deletion = pool.submit(kubectl, stage, "delete", "lft", "tone", "--cascade=foreground", "--timeout=60s")
+        eventually(lambda: stage.objects("jobs")[0]["metadata"].get("deletionTimestamp"), "the Job is going")
+        before, turns_before = len(proxy.made()), operator.metric(turns)
+        stage.api.patch(stage.path("lorafinetunes", "tone"), {"metadata": {"labels": {"wake": "up"}}})
+        eventually(lambda: operator.metric(turns) > turns_before, "the operator has looked at it")
+        assert stage.finetune()["metadata"]["deletionTimestamp"]
+        assert not deletion.done()
+        stage.api.patch(path, {"metadata": {"finalizers": None}})
+        deletion.result()
+    assert stage.objects("jobs") == stage.objects("pods") == []
+    assert [call.what for call in proxy.made()[before:] if call.mutates] == []
+
+
+def test_deletion_in_the_background_takes_everything_with_it(stage: Stage) -> None:
+    """The resource goes at once, its Job, pods and ConfigMap soon; the operator deletes nothing itself."""
+    proxy = stage.proxy()
+    stage.start(proxy=proxy)
+    job, _ = waiting(stage)
+    kubectl(stage, "delete", "lft", "tone", "--cascade=background", "--timeout=60s")
     assert gone(stage.api, stage.path("lorafinetunes", "tone"))
-    if cascade == "foreground":
-        assert stage.objects("jobs") == []
     eventually(lambda: not stage.objects("jobs") + stage.objects("pods"), "neither Job nor pod is left")
     config_map = stage.path("configmaps", job["metadata"]["name"])
     eventually(lambda: gone(stage.api, config_map), "the ConfigMap is gone")
@@ -135,10 +159,7 @@ def test_orphans_are_left_to_whoever_wanted_them(stage: Stage) -> None:
     """As with a Job and its pods: the Job stays and goes on, and the operator does not touch it any more."""
     proxy = stage.proxy()
     stage.start(proxy=proxy)
-    stage.apply()
-    job = stage.wait_job()
-    pod = stage.wait_pod(job)
-    stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    job, pod = waiting(stage)
     kubectl(stage, "delete", "lft", "tone", "--cascade=orphan", "--timeout=60s")
     before = len(proxy.made("* jobs"))
     stage.run_pod(pod)
