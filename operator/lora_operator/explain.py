@@ -153,7 +153,12 @@ def _decision(finetune: FineTune, plan: Plan) -> Document:
         "why": _why(finetune, plan, str(state.get("message", ""))),
         "meaning": known.meaning if known else "",
         "remedy": known.remedy if known else "",
+        "advice": [str(entry.get("message")) for entry in _maps(plan.status.get("advice"))],
     }
+
+
+def _maps(value: object) -> list[Mapping[str, Any]]:
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def _why(finetune: FineTune, plan: Plan, message: str) -> str:
@@ -191,12 +196,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str 
 
 
 def _by_type(conditions: object) -> dict[str, str]:
-    listed = conditions if isinstance(conditions, list | tuple) else ()
-    return {
-        str(c.get("type")): f"{c.get('status')} {c.get('reason')} ({c.get('message')})"
-        for c in listed
-        if isinstance(c, Mapping)
-    }
+    return {str(c.get("type")): f"{c.get('status')} {c.get('reason')} ({c.get('message')})" for c in _maps(conditions)}
 
 
 def _shown(value: object) -> str:
@@ -243,6 +243,7 @@ def _head(document: Document) -> Iterator[str]:
     yield from (f"  {text}" for text in (decides["why"], decides["meaning"]) if text)
     if decides["remedy"]:
         yield f"  What to do: {decides['remedy']}"
+    yield from (f"  Advice: {text}" for text in decides["advice"])
     if resource["state"] != decides["state"]:
         yield f"  The status still says {resource['state'] or 'nothing'}."
     yield ""

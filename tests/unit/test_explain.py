@@ -104,6 +104,14 @@ def test_an_ended_run_says_that_its_verdict_stands() -> None:
     assert document["plans"]["delete"]
 
 
+def test_the_advice_of_the_status_is_repeated() -> None:
+    """A run whose result goes to no claim, and that names none for checkpoints."""
+    document = explained(make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}), Observed(jobs=(make_job(),)))
+    assert len(document["decides"]["advice"]) == 1
+    assert "spec.checkpoint.volumeClaimName" in document["decides"]["advice"][0]
+    assert f"  Advice: {document['decides']['advice'][0]}\n" in render(document)
+
+
 def test_a_namespace_that_the_operator_does_not_watch_is_named() -> None:
     """The most common reason for a run that nothing happens to."""
     document = explained(make_finetune(), config=dataclasses.replace(CONFIG, namespaces=("team-b",)))
