@@ -124,11 +124,11 @@ def measure(api: Api, pair: Pair, what: signal.Signals, number: int) -> float:
     # Anywhere between two renewals.
     time.sleep(2 + 2 * number / 5)
     name = f"{what.name.lower()}-{number}"
-    before = len(api.get(JOBS)["items"])
     leader.process.send_signal(what)
     began_s = time.monotonic()
     api.post(FINETUNES, finetune(name))
-    wait(lambda: len(api.get(JOBS)["items"]) > before, "the run has a Job", interval_s=0.05)
+    mine = f"{JOBS}?labelSelector=lora-operator.io/name%3D{name}"
+    wait(lambda: bool(api.get(mine)["items"]), "the run has a Job", interval_s=0.05)
     taken_s = time.monotonic() - began_s
     leader.process.wait(timeout=60)
     print(f"{what.name}: {taken_s:.1f} s", flush=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually
-from tests.faults.injections import Hold, Rule
+from tests.faults.injections import Delay, Hold, Rule
 
 from lora_operator.names import ATTEMPT_LABEL, NAME_LABEL
 from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
@@ -80,6 +80,27 @@ def test_a_leader_that_is_told_to_stop_hands_over_without_waiting_for_the_lease_
     stage.end_pod(pod, 0, succeeded())
     stage.wait_condition("Complete", status="True")
     assert len(stage.objects("jobs")) == 1
+
+
+@pytest.mark.fault("A10")
+def test_an_operator_that_is_told_to_stop_finishes_what_it_has_begun_and_gives_the_lease_back_last(
+    stage: Stage,
+) -> None:
+    """SIGTERM in the middle of a write: the Job, the status that tells of it, the Event, and only then the Lease."""
+    proxy = stage.proxy()
+    operator = start_candidate(stage, proxy=proxy)
+    eventually(lambda: leads(operator), "it leads")
+    proxy.add(Rule(fault=Delay(seconds=3), what="create jobs"))
+    stage.apply()
+    eventually(lambda: proxy.made("create jobs"), "the Job is on its way")
+    assert stage.objects("jobs") == []
+    assert operator.stop() == 0
+    assert len(stage.objects("jobs")) == 1
+    assert stage.condition("Accepted")["status"] == "True"
+    assert lease(stage)["holderIdentity"] == ""
+    calls = [call.what for call in proxy.calls if call.mutates]
+    order = ["create jobs", "update lorafinetunes/status", "create events", "update leases"]
+    assert sorted(order, key=lambda what: len(calls) - calls[::-1].index(what)) == order
 
 
 @pytest.mark.fault("A11")
