@@ -70,10 +70,11 @@ def test_what_a_new_list_does_not_hold_is_forgotten_at_its_end(
     assert woken == [Key("team", "b")]
 
 
-def test_a_list_that_was_cut_removes_nothing(intake: ListIntake, cache: Cache) -> None:
-    """Not even when the next one ends, which holds all."""
+def test_a_list_that_was_cut_comes_to_nothing(intake: ListIntake, cache: Cache) -> None:
+    """It removes nothing, and what it held is no reason for the next one to keep that."""
     intake.take(ALL, {}, chunk(finetune("a"), finetune("b")))
-    intake.take(ALL, {}, chunk(version="20", more="next"))
+    intake.take(ALL, {}, chunk(finetune("c"), version="20", more="next"))
+    assert names(cache) == ["a", "b", "c"]
     intake.take(ALL, {}, chunk(finetune("a"), finetune("b"), version="21"))
     assert names(cache) == ["a", "b"]
 
