@@ -38,7 +38,9 @@ IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "/usr/lib/podman/net
 PROMETHEUS = {"prometheus": "prometheus", "promtool": "prometheus"}
 # Without a cluster, too: what the trainer's tests start on 127.0.0.1.
 SERVERS = {"docker-registry": "docker-registry", "openssl": "openssl"}
-EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS}
+# A process with a wrong clock.
+CLOCKS = {"faketime": "faketime"}
+EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS, **CLOCKS}
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = "#!/bin/sh\n# Written by hack/cluster: no service starts while it installs packages.\nexit 101\n"

@@ -143,6 +143,7 @@ class Stage:
         elsewhere: Mapping[str, tuple[Right, ...]] | None = None,
         wait: bool = True,
         proxy: FaultProxy | None = None,
+        environment: Mapping[str, str] | None = None,
         **changes: Any,
     ) -> OperatorProcess:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
@@ -159,11 +160,12 @@ class Stage:
         )
         log = self.folder / f"operator-{number}.log"
         account, kubeconfig = self._make_account(granted, proxy)
-        environment = {
+        variables = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
             "PYTHONWARNINGS": "error::RuntimeWarning",
+            **(environment or {}),
         }
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -171,7 +173,7 @@ class Stage:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=variables,
             )
         operator = OperatorProcess(
             process=process,

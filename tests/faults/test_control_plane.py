@@ -1,8 +1,10 @@
 """Faults of the API server and of the way to it: every run ends as it would have, and nothing is made twice."""
 
 from collections import defaultdict
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from tests.faults.injections import (
     WatchError,
 )
 from tests.faults.kubelet import Kept
-from tests.faults.one_run import Run
+from tests.faults.one_run import Run, begin
 from tests.faults.outage import keep_away, wait_api_server
 
 # Generous for a restart of the operator on a busy machine, and far below what the watchdog allows in production.
@@ -248,6 +250,31 @@ def test_without_events_the_conditions_are_right(stage: Stage, fault: RequestFau
     stage.end_pod(run.pod(), 0, succeeded())
     run.wait("Complete", "True")
     assert [event for event in stage.objects("events") if event["involvedObject"]["kind"] == "LoRAFineTune"] == []
+
+
+@pytest.mark.fault("A18")
+@pytest.mark.parametrize("skew_hours", [2, -2])
+def test_an_operator_whose_clock_is_wrong_fires_no_deadline_and_tells_the_right_time(
+    stage: Stage, skew_hours: int
+) -> None:
+    """Two hours ahead or behind: neither patience nor deadline nor time to live are over, and no age is negative."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    clock = {"LD_PRELOAD": str(library), "FAKETIME": f"{skew_hours:+}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    # Without TLS: the certificates of this young control plane are not valid yet two hours ago.
+    operator = stage.start(proxy=stage.proxy(), environment=clock)
+    run = begin(stage, "tone", pendingTimeoutSeconds=3600, activeDeadlineSeconds=3600, ttlSecondsAfterFinished=3600)
+    stage.wait_pod_state(run.pod(), "ImagePullBackOff", "Back-off pulling image")
+    run.wait("PodsReady", "False", "ImagePullBackOff")
+    run.running_pod()
+    stage.end_pod(run.pod(), 0, succeeded())
+    run.wait("Complete", "True")
+    run.be_looked_at()
+    assert len(run.jobs) == 1
+    times = [run.status["startTime"], run.status["completionTime"]]
+    times += [condition["lastTransitionTime"] for condition in run.status["conditions"]]
+    now = datetime.now(UTC)
+    assert all(timedelta(minutes=-1) < now - datetime.fromisoformat(time) < timedelta(minutes=10) for time in times)
+    assert {name: value for name, value in operator.metrics().items() if value < 0} == {}
 
 
 def _jobs(run: Run) -> list[dict[str, Any]]:
