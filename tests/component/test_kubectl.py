@@ -34,10 +34,10 @@ def started(stage: Stage, name: str) -> Object:
 
 
 def told(stage: Stage, name: str) -> list[Object]:
-    """The Events about a run, in the order in which kubectl shows them."""
+    """The Events about a run in the order of their names, which is the one in which they came."""
     ours = [e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
     found = [e for e in ours if e["involvedObject"]["name"] == name]
-    return sorted(found, key=lambda e: (e["lastTimestamp"], e["metadata"]["name"]))
+    return sorted(found, key=lambda e: str(e["metadata"]["name"]))
 
 
 def test_waiting_for_complete_and_for_the_completion_time_ends_as_for_a_job(stage: Stage) -> None:
@@ -80,6 +80,7 @@ def test_describe_tells_the_conditions_and_the_story_in_order(stage: Stage) -> N
     for kind in ("Accepted", "PodsReady", "Suspended", "ArtifactPublished", "Complete", "Failed"):
         assert f"Type:                  {kind}\n" in conditions
     story = [line.split()[1] for line in events.splitlines() if line.startswith(("  Normal", "  Warning"))]
+    assert story == [event["reason"] for event in told(stage, "tone")]
     assert story[0] == "Accepted"
     assert story[-1] == "Succeeded"
     order = [story.index("Starting"), story.index("Restarting"), len(story) - 1 - story[::-1].index("Starting")]
