@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # On somebody's laptop there are no settings; they matter for Jobs that are still to be made.
         bare = explains and options.config is None and not path.exists()
         config = OperatorConfig(trainer_image="unknown") if bare else load_config(path)
+    except FileNotFoundError:
+        parser.exit(2, f"lora-operator: There is no {path}: name the settings by --config or {CONFIG_VARIABLE}\n")
     except (CodecError, OSError) as error:
         parser.exit(2, f"lora-operator: {error}\n")
     return _explain(options, config, bare=bare) if explains else _operate(config)
