@@ -5,8 +5,6 @@ import contextlib
 import http.client
 import itertools
 import json
-import os
-import signal
 import threading
 from functools import partial
 from typing import Any
@@ -14,9 +12,10 @@ from typing import Any
 import pytest
 from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually, gone, now
+from tests.faults.outage import kill_api_server, wait_api_server
 from tests.faults.injections import Freeze, Hold, Rule
 
-from localcluster import lifecycle, settings
+from localcluster import settings
 from lora_operator.names import child_labels, child_name
 from lora_operator.self_check import RIGHTS
 
@@ -153,8 +152,8 @@ def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> 
     """SIGKILL of the API server; afterwards a new resource gets its Job from the same operator process."""
     operator = stage.start()
     stage.apply("before")
-    _kill_api_server(stage)
-    _wait_api_server(stage)
+    kill_api_server(stage)
+    wait_api_server(stage)
     stage.apply("after")
     eventually(lambda: len(stage.objects("jobs")) == 2, "both have a Job")
     stage.wait_condition("Accepted", status="True", name="after")
@@ -170,9 +169,9 @@ def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -
     stage.wait_condition("Accepted", status="True")
     for pod in stage.objects("pods"):
         stage.api.patch(stage.path("pods", pod["metadata"]["name"]), {"metadata": {"finalizers": None}})
-    _kill_api_server(stage)
+    kill_api_server(stage)
     _delete_from_etcd(stage, f"/registry/jobs/{stage.namespace}/{job['metadata']['name']}")
-    _wait_api_server(stage)
+    wait_api_server(stage)
     stage.wait_job(attempt=2)
 
 
@@ -282,17 +281,6 @@ def _ended_or_jobs(stage: Stage, operator: OperatorProcess, count: int) -> str:
 def _pods_of_both(stage: Stage) -> dict[str, Any] | None:
     pods = {pod["metadata"]["labels"]["lora-operator.io/name"]: pod for pod in stage.objects("pods")}
     return pods if len(pods) == 2 else None
-
-
-def _kill_api_server(stage: Stage) -> None:
-    pid = lifecycle.component_states(settings.places(stage.cluster.name or ""))["kube-apiserver"]["pid"]
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not stage.api.ready(), "the API server is gone")
-
-
-def _wait_api_server(stage: Stage) -> None:
-    eventually(stage.api.ready, "the API server is back")
 
 
 def _delete_from_etcd(stage: Stage, key: str) -> None:

@@ -20,7 +20,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instead:
-    """Another document than the server's; where it is None the server answers."""
+    """Another document than the server's, or a refusal; where it is None the server answers."""
 
     document: Callable[[Call], Any]
 

@@ -155,16 +155,12 @@ class FaultProxy:
         self.calls.append(call)
         rule = next((rule for rule in self._rules if rule.takes(call)), None)
         fault = rule.fault if rule else None
-        if isinstance(fault, Answer):
-            call.code = fault.code
-            headers = {} if fault.retry_after_s is None else {"Retry-After": str(fault.retry_after_s)}
-            document = status_document(fault.code, fault.reason, fault.message)
-            return web.json_response(document, status=fault.code, headers=headers)
-        if isinstance(fault, Instead):
-            document = fault.document(call)
-            if document is not None:
-                call.code = 200
-                return web.json_response(document)
+        told = fault.document(call) if isinstance(fault, Instead) else fault
+        if isinstance(told, Answer):
+            return _refuse(call, told)
+        if isinstance(fault, Instead) and told is not None:
+            call.code = 200
+            return web.json_response(told)
         if isinstance(fault, Reset) and not call.is_watch:
             return _reset(request)
         if isinstance(fault, Delay):
@@ -256,6 +252,14 @@ async def _break(request: web.Request, response: web.StreamResponse, fault: Stre
     with contextlib.suppress(ConnectionError):
         await response.write_eof()
     return response
+
+
+def _refuse(call: Call, answer: Answer) -> web.Response:
+    """A Status, as the API server refuses with."""
+    call.code = answer.code
+    headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
+    document = status_document(answer.code, answer.reason, answer.message)
+    return web.json_response(document, status=answer.code, headers=headers)
 
 
 def _reset(request: web.Request, response: web.StreamResponse | None = None) -> web.StreamResponse:

@@ -1,0 +1,88 @@
+"""An API server that answers from the past, as one of several may do after the others went on."""
+
+import time
+from typing import Any
+
+import pytest
+from tests.component.documents import Object, succeeded
+from tests.component.stage import Stage, eventually
+from tests.faults.calls import Call
+from tests.faults.injections import Answer, Freeze, Instead, Rule
+from tests.faults.one_run import begin
+
+KINDS = ("lorafinetunes", "jobs", "pods", "configmaps")
+
+
+class Past:
+    """All objects of a namespace as they were at one moment."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._lists: dict[str, Object] = {kind: stage.api.get(stage.path(kind)) for kind in KINDS}
+
+    def answer(self, call: Call) -> Object | Answer | None:
+        """To a list or to the reading of one object."""
+        if call.resource not in KINDS or call.verb not in ("list", "get"):
+            return None
+        whole = self._lists[call.resource]
+        if call.verb == "list":
+            labels = dict(pair.split("=") for pair in filter(None, call.query.get("labelSelector", "").split(",")))
+            items = [item for item in whole["items"] if labels.items() <= item["metadata"].get("labels", {}).items()]
+            return {**whole, "items": items}
+        found = (item for item in whole["items"] if item["metadata"]["name"] == call.name)
+        gone = Answer(code=404, reason="NotFound", message=f'{call.resource} "{call.name}" not found')
+        return next(found, gone)
+
+
+@pytest.mark.fault("A8")
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.soak)])
+def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(stage: Stage, seconds: float) -> None:
+    """The next operator reads of runs without their Jobs, with a Job that is gone, and without their end."""
+    proxy = stage.proxy()
+    started: dict[str, Any] = {"proxy": proxy, "watchInactivitySeconds": 3, "resyncIntervalSeconds": 1}
+    first = stage.start(**started)
+    old, ended = begin(stage, "old"), begin(stage, "ended")
+    ended.running_pod()
+    old.wait("PodsReady", "False", "VolumeNotReady")
+    first.kill()
+    new = begin(stage, "new")
+    past = Past(stage)
+
+    second = stage.start(**started)
+    stage.api.delete(stage.path("jobs", old.job()["metadata"]["name"]) + "?propagationPolicy=Background")
+    old.job(2)
+    eventually(lambda: old.status.get("attempt") == 2, "the second attempt is told")
+    stage.end_pod(ended.pod(), 0, succeeded())
+    verdict = ended.wait("Complete", "True")
+    new.wait("Accepted", "True")
+    second.kill()
+    jobs = _uids(stage.objects("jobs"))
+
+    stale = proxy.add(Rule(fault=Instead(document=past.answer), where=lambda call: not call.is_watch))
+    silent = proxy.add(Rule(fault=Freeze(), what="watch *"))
+    since = len(proxy.calls)
+    stage.start(wait=False, **started)
+    eventually(lambda: len(proxy.calls) > since + 50, "the third operator works on what it is told")
+    _let_pass(seconds)
+    assert _uids(stage.objects("jobs")) == jobs
+    stale.lift()
+    silent.lift()
+
+    for run in (old, new):
+        run.running_pod()
+        stage.end_pod(run.pod(), 0, succeeded())
+        run.wait("Complete", "True")
+    assert ended.condition("Complete") == verdict
+    assert old.status["attempt"] == 2
+    assert _uids(stage.objects("jobs")) == jobs
+    late = [call for call in proxy.calls[since:] if call.verb == "delete" and call.code == 200]
+    assert late == []
+
+
+def _uids(objects: list[dict[str, Any]]) -> set[str]:
+    return {item["metadata"]["uid"] for item in objects}
+
+
+def _let_pass(seconds: float) -> None:
+    """The length of the fault, as that of an outage."""
+    end = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() >= end, "the time has passed", deadline_s=seconds + 60)
