@@ -85,7 +85,8 @@ class Store(Generic[T]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[T]:
-        return (self._view(entry) for entry in self._entries.values())
+        """All objects of this moment; another thread may go through them."""
+        return (self._view(entry) for entry in list(self._entries.values()))
 
     def get(self, place: Key) -> T | None:
         """The object at a place."""

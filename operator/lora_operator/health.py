@@ -1,5 +1,6 @@
 """The operator's own HTTP endpoints: /healthz, /readyz and /metrics."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ def make_application(registry: CollectorRegistry, *, healthy: Probe, ready: Prob
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+        # Of thousands of resources it takes a second or two, in which runs are not to wait.
+        body = await asyncio.to_thread(encode, registry)
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     application = web.Application()
     application.add_routes(

@@ -1,11 +1,13 @@
 """One set of series for each LoRAFineTune, read from the cache at each scrape and gone with the resource."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from lora_operator.model import FineTune
 from lora_operator.names import QUEUE_LABEL
@@ -14,6 +16,7 @@ from lora_operator.wording import block_of, parse_instant
 
 _STATUSES = ("True", "False", "Unknown")
 _IDENTITY = ("namespace", "name")
+_CONDITION = "lorafinetune_status_condition"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +28,21 @@ class _Value:
     read: Callable[[FineTune], float | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """All that the series of one resource say: far less than the resource itself."""
+
+    place: tuple[str, str]
+    facts: Mapping[str, str]
+    conditions: tuple[tuple[str, str], ...]
+    numbers: tuple[float | None, ...]
+
+
 class ObjectCollector(Collector):
-    """Reads LoRAFineTunes as they are known now."""
+    """Reads LoRAFineTunes as they are known now.
+
+    A cluster may hold thousands of finished ones: a sample is made when it is written, and none is kept.
+    """
 
     def __init__(self, finetunes: Iterable[FineTune]) -> None:
         self._finetunes = finetunes
@@ -37,47 +53,58 @@ class ObjectCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The families with a sample for each resource."""
-        return _families(tuple(self._finetunes))
+        return _families(tuple(map(_read, self._finetunes)))
 
 
-def _families(finetunes: Iterable[FineTune]) -> Iterator[Metric]:
-    yield _info(finetunes)
-    yield _conditions(finetunes)
-    for value in _VALUES:
-        family = GaugeMetricFamily(value.name, value.help, labels=_IDENTITY)
-        for finetune in finetunes:
-            number = value.read(finetune)
-            if number is not None:
-                family.add_metric((finetune.namespace, finetune.name), number)
-        yield family
-
-
-def _info(finetunes: Iterable[FineTune]) -> Metric:
-    family = InfoMetricFamily("lorafinetune", "What is trained and how; queue is empty without one.", labels=_IDENTITY)
-    for finetune in finetunes:
-        metadata = _map(finetune.manifest, "metadata")
-        facts = {
+def _read(finetune: FineTune) -> _Row:
+    conditions = finetune.status.get("conditions")
+    listed = conditions if isinstance(conditions, list) else ()
+    return _Row(
+        place=(finetune.namespace, finetune.name),
+        facts={
             "base_model": _text(_map(finetune.spec, "model").get("uri")),
             "quantization": _text(finetune.spec.get("quantization")) or "None",
-            "queue": _text(_map(metadata, "labels").get(QUEUE_LABEL)),
-        }
-        family.add_metric((finetune.namespace, finetune.name), facts)
-    return family
-
-
-def _conditions(finetunes: Iterable[FineTune]) -> Metric:
-    family = GaugeMetricFamily(
-        "lorafinetune_status_condition",
-        "1 for the status (True, False or Unknown) that a condition has, 0 for the two others.",
-        labels=(*_IDENTITY, "condition", "status"),
+            "queue": _text(_map(_map(finetune.manifest, "metadata"), "labels").get(QUEUE_LABEL)),
+        },
+        conditions=tuple((sys.intern(_text(c.get("type"))), sys.intern(_text(c.get("status")))) for c in listed),
+        numbers=tuple(value.read(finetune) for value in _VALUES),
     )
-    for finetune in finetunes:
-        conditions = finetune.status.get("conditions")
-        for condition in conditions if isinstance(conditions, list) else ():
-            for status in _STATUSES:
-                labels = (finetune.namespace, finetune.name, _text(condition.get("type")), status)
-                family.add_metric(labels, float(condition.get("status") == status))
+
+
+def _families(rows: Sequence[_Row]) -> Iterator[Metric]:
+    info = InfoMetricFamily("lorafinetune", "What is trained and how; queue is empty without one.", labels=_IDENTITY)
+    yield _with(info, (Sample("lorafinetune_info", {**_identity(row), **row.facts}, 1.0) for row in rows))
+    conditions = GaugeMetricFamily(
+        _CONDITION, "1 for the status (True, False or Unknown) that a condition has, 0 for the two others."
+    )
+    yield _with(conditions, _condition_samples(rows))
+    for number, value in enumerate(_VALUES):
+        yield _with(GaugeMetricFamily(value.name, value.help), _number_samples(rows, number, value.name))
+
+
+def _with(family: Metric, samples: Iterator[Sample]) -> Metric:
+    # What writes a family goes through its samples once.
+    family.samples = cast("list[Sample]", samples)
     return family
+
+
+def _identity(row: _Row) -> dict[str, str]:
+    return dict(zip(_IDENTITY, row.place, strict=True))
+
+
+def _condition_samples(rows: Iterable[_Row]) -> Iterator[Sample]:
+    for row in rows:
+        for kind, status in row.conditions:
+            for each in _STATUSES:
+                labels = {**_identity(row), "condition": kind, "status": each}
+                yield Sample(_CONDITION, labels, float(status == each))
+
+
+def _number_samples(rows: Iterable[_Row], number: int, name: str) -> Iterator[Sample]:
+    for row in rows:
+        value = row.numbers[number]
+        if value is not None:
+            yield Sample(name, _identity(row), value)
 
 
 def _requested_gpus(finetune: FineTune) -> float | None:

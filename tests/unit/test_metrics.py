@@ -1,6 +1,7 @@
 """The operator's metrics: names, first values, and one set of series for each resource."""
 
-from prometheus_client import CollectorRegistry
+import pytest
+from prometheus_client import CollectorRegistry, exposition
 from tests.unit.builders import CREATED, NAME, NAMESPACE, condition_object, make_finetune, minutes_ago
 
 from lora_operator.metrics import Metrics
@@ -88,3 +89,16 @@ def test_an_odd_status_costs_its_own_series_only() -> None:
     registry = registry_of(odd)
     assert registry.get_sample_value("lorafinetune_progress_ratio", WHO) is None
     assert registry.get_sample_value("lorafinetune_attempts", WHO) == 0.0
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text"])
+def test_each_format_has_all_series_at_every_scrape(accept: str) -> None:
+    """Samples are made while they are written: none may be missing from the second scrape."""
+    finetunes = [make_finetune(status={"conditions": [condition_object("Complete", "True")]}) for _ in range(3)]
+    registry = registry_of(*finetunes)
+    encode, _ = exposition.choose_encoder(accept)
+    first, second = encode(registry).decode(), encode(registry).decode()
+    assert first == second
+    assert first.count("lorafinetune_info{") == 3
+    assert first.count('lorafinetune_status_condition{condition="Complete"') == 9
+    assert first.count("lorafinetune_created_timestamp_seconds{") == 3
