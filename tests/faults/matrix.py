@@ -99,7 +99,10 @@ ROWS = (
     Row(
         id="A13",
         fault="A right is missing",
-        seen="The operator names it and ends at start; later it is `Accepted=False Forbidden` with verb and kind",
+        seen=(
+            "The operator names it at start, and ends if it is missing everywhere; "
+            "a run that needs it is `Accepted=False Forbidden` with verb and kind, and other namespaces go on"
+        ),
         kept="The run begins once the right is there",
     ),
     Row(
@@ -160,7 +163,7 @@ ROWS = (
     Row(
         id="B3",
         fault="The scheduler or Kueue takes the node away for a more important workload",
-        seen="Condition `Suspended` with reason `Preempted` and the queue's message, then the run goes on",
+        seen="`Suspended=True Preempted` with the queue's message, then the run goes on",
         kept="The progress up to the last checkpoint",
     ),
     Row(

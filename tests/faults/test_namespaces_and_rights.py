@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from tests.component.documents import succeeded
@@ -17,7 +18,7 @@ from lora_operator.self_check import RIGHTS, Right, rights_used
 USED = rights_used(kueue=False)
 GONE_S = 120.0
 # The namespace controller comes back when half of its pods' grace is over.
-SOON = {"terminationGraceSeconds": 1}
+SOON: dict[str, Any] = {"terminationGraceSeconds": 1}
 
 
 @contextmanager
@@ -109,34 +110,28 @@ def test_a_listed_namespace_that_does_not_exist_yet_is_taken_up_when_it_does(sta
 
 
 @pytest.mark.fault("A20")
-@pytest.mark.parametrize("up", [True, False], ids=["operator up", "operator down"])
-def test_a_namespace_ends_with_runs_in_every_state(stage: Stage, up: bool) -> None:
-    """Waiting, running, suspended and finished runs hold nothing up; one of the same name begins anew."""
-    with namespaces(stage, 1) as (place,):
-        operator = stage.start(elsewhere={"": RIGHTS}, **SOON)
-        runs_in_every_state(place)
-        if not up:
-            operator.kill()
-        end_namespace(place)
-        if not up:
-            operator = stage.start(elsewhere={"": RIGHTS}, **SOON)
-        assert_quiet(operator)
-        stage.api.post("/api/v1/namespaces", {"metadata": {"name": place.namespace}})
-        place.apply("running")
-        place.wait_condition("Accepted", status="True", name="running")
-        assert place.finetune("running")["status"]["attempt"] == 1
+def test_namespaces_end_with_runs_in_every_state_whether_an_operator_looks_on_or_not(stage: Stage) -> None:
+    """One operator keeps its rights, one loses its Role with the namespace, one is dead: nothing is held up.
 
-
-@pytest.mark.fault("A20")
-def test_a_listed_namespace_ends_while_its_rights_go_with_it(stage: Stage) -> None:
-    """Its Role is deleted with it, at any moment: the operator looks after the others and does not insist."""
-    with namespaces(stage, 1) as (place,):
-        operator = stage.start(elsewhere={place.namespace: RIGHTS}, **SOON)
-        runs_in_every_state(place)
-        end_namespace(place)
+    What is waiting, running, suspended and finished goes, no operator insists, and a namespace of the same name begins
+    anew.
+    """
+    with namespaces(stage, 3) as (kept, lost, alone):
+        keeps = stage.start(elsewhere={"": RIGHTS}, namespaces=[kept.namespace], **SOON)
+        loses = stage.start(elsewhere={lost.namespace: RIGHTS}, **SOON)
+        dies = stage.start(elsewhere={"": RIGHTS}, namespaces=[alone.namespace], **SOON)
+        for place in (kept, lost, alone):
+            runs_in_every_state(place)
+        dies.kill()
+        end_namespaces(kept, lost, alone)
+        for operator in (keeps, loses):
+            assert_quiet(operator)
+        stage.api.post("/api/v1/namespaces", {"metadata": {"name": kept.namespace}})
+        kept.apply("running")
+        kept.wait_condition("Accepted", status="True", name="running")
+        assert kept.finetune("running")["status"]["attempt"] == 1
         stage.apply()
         stage.wait_condition("Accepted", status="True")
-        assert_quiet(operator)
 
 
 def runs_in_every_state(place: Stage) -> None:
@@ -158,19 +153,24 @@ def pods_by_run(place: Stage) -> dict[str, dict[str, object]]:
     return {pod["metadata"]["labels"]["lora-operator.io/name"]: pod for pod in place.objects("pods")}
 
 
-def end_namespace(place: Stage) -> None:
-    """Delete the namespace, and wait until it is gone."""
-    path = f"/api/v1/namespaces/{place.namespace}"
-    place.api.delete(path)
+def end_namespaces(*places: Stage) -> None:
+    """Delete the namespaces, and wait until they are gone."""
+    paths = {place.namespace: f"/api/v1/namespaces/{place.namespace}" for place in places}
+    for place in places:
+        place.api.delete(paths[place.namespace])
 
     def ended() -> bool:
-        finish_pods(place)
-        return gone(place.api, path)
+        left = [place for place in places if not gone(place.api, paths[place.namespace])]
+        for place in left:
+            finish_pods(place)
+        return not left
 
     try:
-        eventually(ended, "the namespace is gone", deadline_s=GONE_S)
+        eventually(ended, "the namespaces are gone", deadline_s=GONE_S)
     except AssertionError as error:
-        error.add_note(json.dumps(place.api.get(path)["status"], indent=1))
+        for path in paths.values():
+            if not gone(places[0].api, path):
+                error.add_note(json.dumps(places[0].api.get(path)["status"], indent=1))
         raise
 
 
