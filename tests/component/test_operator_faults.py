@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually, gone, now
-from tests.faults.outage import kill_api_server, wait_api_server
 from tests.faults.injections import Freeze, Hold, Rule
+from tests.faults.outage import kill_api_server, wait_api_server
 
 from localcluster import settings
 from lora_operator.names import child_labels, child_name

@@ -34,6 +34,12 @@ def test_every_mark_names_a_row() -> None:
     assert {test.name: unknown for test in TESTS if (unknown := set(test.rows) - rows)} == {}
 
 
+def test_every_row_is_proven_or_says_why_it_is_not() -> None:
+    """A fault that nobody has tried is a promise that nobody can keep."""
+    proven = {row for test in TESTS for row in test.rows}
+    assert [row.id for row in ROWS if row.id not in proven and not row.untested] == []
+
+
 def test_the_words_of_the_matrix_are_those_of_the_conditions() -> None:
     """What is said of a status can be found in one."""
     known = {reason.value for reason in Reason}
