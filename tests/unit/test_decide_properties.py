@@ -60,17 +60,15 @@ class Life(RuleBasedStateMachine):
     @initialize(
         retries=st.integers(0, 2),
         queue=st.booleans(),
-        ttl=st.sampled_from([None, 60]),
+        limits=st.sampled_from([{}, {"ttlSecondsAfterFinished": 60}, {"pendingTimeoutSeconds": 120}]),
         valid=st.integers(0, 9),
         cache=st.booleans(),
         nodes=st.integers(1, 2),
     )
-    def create(self, retries: int, queue: bool, ttl: int | None, valid: int, *, cache: bool, nodes: int) -> None:
+    def create(self, retries: int, queue: bool, limits: dict[str, int], valid: int, *, cache: bool, nodes: int) -> None:
         """A user applies a LoRAFineTune, for one node or two; one in ten is invalid; there is a cache or not."""
         self.world.config = SHARED if cache else CONFIG
-        self.world.edit(
-            maxRetries=retries, resources={"nodes": nodes}, **({"ttlSecondsAfterFinished": ttl} if ttl else {})
-        )
+        self.world.edit(maxRetries=retries, resources={"nodes": nodes}, **limits)
         if queue:
             self.world.finetune["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
         if valid == 0:
@@ -129,7 +127,7 @@ class Life(RuleBasedStateMachine):
         suspend=st.booleans(),
         retries=st.integers(0, 2),
         deadline=st.sampled_from([None, 600]),
-        pending=st.sampled_from([None, None, 300]),
+        pending=st.sampled_from([None, 120]),
     )
     def edit(self, suspend: bool, retries: int, deadline: int | None, pending: int | None) -> None:
         """The user changes what may be changed."""
