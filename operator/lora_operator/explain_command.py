@@ -95,16 +95,25 @@ async def _read_and_describe(
     cache, kueue = Cache(), Kueue()
     await list_children(cache, api, finetune)
     await kueue.discover(api)
-    if kueue.served:
-        namespace = finetune.namespace
-        scope = Scope(namespace=namespace)
-        await list_into(cache.workloads, api, kueue.workloads, namespace=namespace, query={}, scope=scope)
+    unread = await _list_workloads(api, cache, kueue, finetune.namespace) if kueue.served else []
     events, missing = await _events(api, cache, finetune)
     # The children were just listed, so that nothing needs to be confirmed; a pod's progress is as the status has it.
     observed = look(cache, finetune, events=events, told=lambda _: None, kueue=kueue.served, confirmed=True)
     moment = now()
     plan = decide(finetune, observed, config, moment)
-    return describe(finetune, observed, plan, config=config, now=moment, notes=[*notes, *missing])
+    return describe(finetune, observed, plan, config=config, now=moment, notes=[*notes, *unread, *missing])
+
+
+async def _list_workloads(api: Api, cache: Cache, kueue: Kueue, namespace: str) -> list[str]:
+    """Read Kueue's Workloads into the cache; a note where they may not be read."""
+    scope = Scope(namespace=namespace)
+    try:
+        await list_into(cache.workloads, api, kueue.workloads, namespace=namespace, query={}, scope=scope)
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return [f"Kueue's Workloads cannot be read, so what its queue says is missing: {error.message}"]
+    return []
 
 
 async def _events(api: Api, cache: Cache, finetune: FineTune) -> tuple[tuple[EventView, ...], list[str]]:
@@ -114,6 +123,8 @@ async def _events(api: Api, cache: Cache, finetune: FineTune) -> tuple[tuple[Eve
     try:
         return await read_events(api, finetune.namespace, uids), []
     except ApiError as error:
+        if error.code != 403:
+            raise
         return (), [f"The Events of the children cannot be read, so a reason may be missing: {error.message}"]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from kubernetes.aio.client.configuration import Configuration
 from tests.unit.builders import (
     CONFIG,
     NOW,
@@ -14,6 +15,7 @@ from tests.unit.builders import (
     make_event,
     make_finetune,
     make_job,
+    make_job_object,
     make_pod,
     make_summary,
     make_workload,
@@ -30,6 +32,7 @@ from lora_operator.explain import Document, describe, render
 from lora_operator.explain_command import ExplainError, ReadOnlyApi, explain, parse_place
 from lora_operator.login import LoginError
 from lora_operator.model import FineTune, Observed
+from lora_operator.names import QUEUE_LABEL
 from lora_trainer.contract.reasons import Reason
 
 if TYPE_CHECKING:
@@ -152,6 +155,48 @@ async def test_every_failure_is_a_sentence(error: Exception, sentence: str, monk
     with pytest.raises(ExplainError) as caught:
         await explain(PLACE, CONFIG, "text", now=lambda: NOW)
     assert str(caught.value).startswith(sentence)
+
+
+class Shelf:
+    """Answers of an API server by path; what is not there may not be read."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        self.answers = answers
+
+    async def request(self, method: str, path: str, **_: Any) -> Any:
+        """The answer that lies there."""
+        assert method == "GET"
+        if path not in self.answers:
+            raise ApiError(403, "Forbidden", f"{path.rpartition('/')[2]} is forbidden")
+        return self.answers[path]
+
+
+async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They only explain; the rest is explained without them."""
+    manifest = make_finetune(metadata={"labels": {QUEUE_LABEL: "gpus"}}).manifest
+    kueue = "/apis/kueue.x-k8s.io"
+    shelf = Shelf(
+        {
+            "/apis/lora-operator.io/v1alpha1/namespaces/team-a/lorafinetunes/support-tone": manifest,
+            "/apis/batch/v1/namespaces/team-a/jobs": {"items": [make_job_object(queue="gpus", spec={"suspend": True})]},
+            "/api/v1/namespaces/team-a/pods": {"items": []},
+            kueue: {"versions": [{"version": "v1beta2"}]},
+            f"{kueue}/v1beta2": {"resources": [{"name": "workloads"}]},
+        }
+    )
+
+    async def configuration() -> Configuration:
+        return Configuration()
+
+    monkeypatch.setattr(explain_command, "load_configuration", configuration)
+    monkeypatch.setattr(ReadOnlyApi, "request", shelf.request)
+    await explain(PLACE, CONFIG, "text", now=lambda: NOW)
+    told = capsys.readouterr().out
+    assert "State: Queued" in told
+    assert "Kueue's Workloads cannot be read, so what its queue says is missing: workloads is forbidden" in told
+    assert "The Events of the children cannot be read, so a reason may be missing: events is forbidden" in told
 
 
 class NoClient:
