@@ -12,6 +12,7 @@ kubeflow   the same creations against Kubeflow Trainer with JobSet, and this ope
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ PAGE = REPOSITORY / "docs" / "benchmarks.md"
 def main() -> int:
     """Measure, print as soon as it is known, record where that is asked for, and take everything down."""
     options = _options()
+    # What was started is taken down then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(description(), flush=True)
     for part in options.parts:
         found: list[Row | Point] = []
