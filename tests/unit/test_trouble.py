@@ -7,12 +7,14 @@ from tests.unit.builders import (
     make_event,
     make_job,
     make_pod,
+    make_pod_object,
     minutes_ago,
     running_pod,
     waiting_pod,
 )
 
 from lora_operator.model import EventView, PodView, Rejection
+from lora_operator.observe import parse_pod
 from lora_operator.trouble import classify_refusal, trouble_of_job, trouble_of_pod, trouble_of_rejection
 from lora_trainer.contract.reasons import Reason
 
@@ -203,6 +205,29 @@ def test_events_tell_what_the_pod_itself_does_not(case: str) -> None:
     assert words in found.message
 
 
+def test_a_pull_secret_that_the_kubelet_does_not_find_is_named() -> None:
+    """The container says that it was denied, an Event alone says for want of what."""
+    pod = waiting_pod("ErrImagePull", "401 Unauthorized")
+    told = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
+    found = trouble_of_pod(pod, (make_event(pod.uid, "FailedToRetrieveImagePullSecret", told),))
+    assert found is not None
+    assert found.reason is Reason.IMAGE_PULL_BACK_OFF
+    assert "401 Unauthorized: create Secret regcred in this namespace" in found.message
+
+
+def test_a_pod_whose_claim_is_unbound_names_its_claims() -> None:
+    """The scheduler does not say which of them it is."""
+    unbound = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    condition = condition_object("PodScheduled", "False", reason="Unschedulable", message=unbound)
+    document = make_pod_object(node="", conditions=(condition,))
+    claims = ({"persistentVolumeClaim": {"claimName": name}} for name in ("data", "adapters", "data"))
+    document["spec"]["volumes"] = [{"emptyDir": {}}, *claims]
+    found = trouble_of_pod(parse_pod(document), ())
+    assert found is not None
+    assert found.reason is Reason.VOLUME_NOT_READY
+    assert "its claims (data, adapters)" in found.message
+
+
 def test_the_newest_event_counts() -> None:
     """What was wrong before may be right by now."""
     pod, events = creating(("FailedMount", 'secret "a" not found'), ("FailedMount", 'configmap "b" not found'))
@@ -225,6 +250,13 @@ def test_a_job_that_made_its_pod_after_all_has_no_trouble() -> None:
     found = trouble_of_job(make_job(), (ended_pod(75, created_at=minutes_ago(40)),), (event,))
     assert found is not None
     assert (found.reason, found.since) == (Reason.QUOTA_EXCEEDED, minutes_ago(30))
+
+
+def test_a_limit_range_is_told_with_the_field_that_can_keep_it() -> None:
+    """Its rule says what is too much, and not where that was asked for."""
+    _, remedy = classify_refusal("maximum memory usage per Container is 1Gi, but limit is 8Gi")
+    assert "spec.resources" in remedy
+    assert "LimitRange" in remedy
 
 
 REFUSALS = {
