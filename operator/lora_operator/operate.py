@@ -50,7 +50,7 @@ async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aio
 async def operate(config: OperatorConfig) -> None:
     """Run until SIGTERM or SIGINT. Raises where the operator cannot start or go on; the text is for a person."""
     # Lists make and drop documents by the hundred, which Python's own threshold takes for garbage: twice the CPU.
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(10_000, 20, 50)
     stop = asyncio.Event()
     _stop_on_signal(stop)
     async with _operator(config) as (operator, counting):

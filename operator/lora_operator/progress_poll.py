@@ -1,12 +1,14 @@
 """Asking running pods for their progress, beside the reconciles: nobody waits for an answer, and none can do harm."""
 
 import asyncio
+import http.client
+import io
 import ipaddress
 import logging
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-import aiohttp
+from typing import cast
 
 from lora_operator.cache import Key
 from lora_operator.model import PodView
@@ -16,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 PATH = "/progress"
 MOST_AT_ONCE = 32
+MOST_BYTES = MAX_BYTES + 4096
+"""Of a whole answer, its headers included."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,31 +102,51 @@ class ProgressPoller:
             self._wake(key)
 
     async def _fetch(self, ip: str) -> Progress:
-        url = f"http://{_host(ip)}:{self._port}{PATH}"
-        # A session for each question: no cookie, proxy, credential or connection of one pod ever meets another.
-        async with (
-            aiohttp.ClientSession(trust_env=False, auto_decompress=False, max_line_size=1024) as session,
-            session.get(url, allow_redirects=False) as response,
-        ):
-            if response.status != 200:
-                raise ValueError(f"the answer is {response.status}")
-            return Progress.from_json(await _read(response.content))
+        data = await _ask(_address(ip), self._port)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"the answer has more than {MOST_BYTES} bytes")
+        response = http.client.HTTPResponse(cast("socket.socket", _Received(data)))
+        response.begin()
+        if response.status != 200:
+            raise ValueError(f"the answer is {response.status}")
+        return Progress.from_json(response.read())
 
 
-async def _read(stream: aiohttp.StreamReader) -> bytes:
-    """At most one byte more than the contract allows, which is enough to tell that there is too much."""
-    data = b""
-    while len(data) <= MAX_BYTES:
-        part = await stream.read(MAX_BYTES + 1 - len(data))
-        if not part:
-            break
-        data += part
-    return data
+class _Received:
+    """An answer that was received, in place of the socket that `http.client` reads answers from."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _: str) -> io.BytesIO:
+        """The answer from its beginning."""
+        return io.BytesIO(self._data)
 
 
-def _host(ip: str) -> str:
-    """The pod's address for a URL. Raises ValueError where it is none of a pod, such as a cloud's metadata service."""
+async def _ask(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bytes:
+    """All that a pod answers, up to one byte more than is allowed, which is enough to tell that there is too much.
+
+    HTTP clients buffer hundreds of KiB for each connection, and go on as long as headers or interim answers come: with
+    fifty hostile pods that is the operator's memory. So no more is ever taken from the socket than what is allowed.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as connection:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, (str(address), port))
+        # HTTP/1.0, as the end of the connection is then the end of the answer.
+        await loop.sock_sendall(connection, f"GET {PATH} HTTP/1.0\r\nAccept: application/json\r\n\r\n".encode())
+        data = b""
+        while len(data) <= MOST_BYTES:
+            part = await loop.sock_recv(connection, MOST_BYTES + 1 - len(data))
+            if not part:
+                break
+            data += part
+        return data
+
+
+def _address(ip: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The pod's address. Raises ValueError where it is none of a pod, such as a cloud's metadata service."""
     address = ipaddress.ip_address(ip)
     if address.is_link_local or address.is_multicast or address.is_unspecified:
         raise ValueError(f"{ip} is not the address of a pod")
-    return f"[{address}]" if address.version == 6 else str(address)
+    return address

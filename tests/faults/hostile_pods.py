@@ -162,7 +162,7 @@ NOISE: Mapping[str, Talk] = {
     "endless-answers": partial(flood, head="", again=b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{]" * 4096),
     "huge": partial(flood, head=_LONG, again=_MIB),
     "huge-length": partial(answer, body=progress(), length=10**30),
-    "negative-length": partial(answer, body=progress(), length=-1),
+    "not-chunked": partial(answer, body=progress(), head=f"{_OK}Transfer-Encoding: chunked"),
     "short-length": partial(answer, body=progress(), length=10),
     "long-length": partial(answer, body=progress(), length=4000),
     "too-long": partial(answer, body=progress() + b" " * 4096),

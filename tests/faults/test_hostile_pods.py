@@ -55,7 +55,7 @@ def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(stage: 
     assert {name: absurd for name in LIES if (absurd := _absurd(statuses[name]))} == {}
     assert {name: _state(statuses[name]) for name in hostile} == dict.fromkeys(hostile, ("Unknown", "Unknown"))
     # Neither its log nor its metrics: a flood of them reaches nobody here.
-    assert pods.requests == {"GET /progress HTTP/1.1"}
+    assert pods.requests == {"GET /progress HTTP/1.0"}
     assert _peak_bytes(operator) - before < _MOST_GROWTH
     assert "Traceback" not in operator.text()
 
