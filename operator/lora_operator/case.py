@@ -71,7 +71,8 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
     stored = stored_time(finetune.status)
     spent = follow_time(stored, children.jobs, observed.pods)
     retries = count_pods(stored_retries(finetune.status), children.jobs, observed.pods)
-    if stored.active_since and spent.active_since is None and _was_taken_by_a_queue(children, request):
+    stopped = stored.active_since and spent.active_since is None and spent.active_until != stored.active_until
+    if stopped and _was_taken_by_a_queue(children, request):
         retries = retries.with_one_more(Cause.PREEMPTED)
     return Case(
         finetune=finetune,

@@ -58,15 +58,17 @@ def follow_time(before: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodVi
     jobs, pods = tuple(jobs), tuple(pods)
     periods = sorted(filter(None, map(_period, jobs)), key=lambda period: period.start)
     spent = before
-    if before.active_since not in [None, *(period.start for period in periods)]:
-        spent = _close_unseen(before, jobs, pods, periods)
+    if before.active_since is not None:
+        told = any(period.covers(before.active_since) for period in periods)
+        closed = dataclasses.replace(before, active_since=None)
+        spent = closed if told else _close_unseen(before, jobs, pods, periods)
     for period in periods:
-        # What began before the end of the last one that was counted has been counted with it.
-        known = spent.active_until is not None and period.start < spent.active_until
+        # What is before the end of the last period has been counted, even if a stale cache shows it again.
+        start = max(period.start, spent.active_until or period.start)
         if period.end is None:
-            spent = dataclasses.replace(spent, active_since=period.start)
-        elif period.start == before.active_since or not known:
-            spent = dataclasses.replace(spent, active_since=period.start).ended_at(period.end)
+            return dataclasses.replace(spent, active_since=start)
+        if period.end > start:
+            spent = dataclasses.replace(spent, active_since=start).ended_at(period.end)
     return spent
 
 
@@ -76,6 +78,10 @@ class _Period:
 
     start: datetime
     end: datetime | None
+
+    def covers(self, moment: datetime) -> bool:
+        """Whether the Job was active then."""
+        return self.start <= moment and (self.end is None or moment <= self.end)
 
 
 def _period(job: JobView) -> _Period | None:

@@ -48,7 +48,7 @@ CASES = {
         spent(180, since=4, until=5),
         (job(4, suspended=6),),
         (),
-        spent(300, until=6),
+        spent(240, until=6),
     ),
     "a suspension by Kueue, which takes the start away at once": (BEGUN, (job(None, spec=HELD),), (), BEGUN),
     "the same a moment later, when the Job says since when": (
@@ -57,6 +57,8 @@ CASES = {
         (),
         spent(180, until=5),
     ),
+    "an old view of a period that is over": (spent(180, until=5), (job(2),), (), spent(180, since=5, until=5)),
+    "the present view after that": (spent(180, since=5, until=5), (job(2, suspended=5),), (), spent(180, until=5)),
     "a resumption": (spent(180, until=5), (job(9),), (), spent(180, since=9, until=5)),
     "a suspension after a resumption": (
         spent(180, since=9, until=5),
