@@ -1,53 +1,22 @@
 """The chart as it renders, without a cluster."""
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.chart.objects import Render, only, pod_of, settings_of
 
 from lora_operator.config import OperatorConfig, load_config, yaml_name
-from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.self_check import LEASE_RIGHTS
 from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm/lora-finetune-operator"
-# Owner references that block deletion ask for this right; the operator itself never uses it.
-FINALIZERS = {("lora-operator.io", "lorafinetunes/finalizers"): {"update"}}
-Manifest = dict[str, Any]
-Render = Callable[..., list[Manifest]]
-
-
-def only(objects: list[Manifest], kind: str, name: str | None = None) -> Manifest:
-    (found,) = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
-    return found
-
-
-def used_rights() -> dict[tuple[str, str], set[str]]:
-    """What the operator's own list says that it uses, and the right that its owner references need."""
-    used: dict[tuple[str, str], set[str]] = dict(FINALIZERS)
-    for right in RIGHTS:
-        plural = right.resource.plural + (f"/{right.subresource}" if right.subresource else "")
-        used.setdefault((right.resource.group, plural), set()).add(right.verb)
-    return used
-
-
-def pod_of(objects: list[Manifest]) -> Manifest:
-    return dict(only(objects, "Deployment")["spec"]["template"]["spec"])
-
-
-def rights(role: Manifest) -> dict[tuple[str, str], set[str]]:
-    return {
-        (group, resource): set(rule["verbs"])
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-    }
 
 
 def test_lint_is_clean_when_it_is_strict(helm: Any) -> None:
@@ -173,102 +142,6 @@ def test_labels_select_the_pod(render: Render) -> None:
     assert "team" not in spec["selector"]["matchLabels"]
 
 
-def test_rights_are_these_and_no_others(render: Render) -> None:
-    """Exactly what the operator uses: no wildcard, no Secrets, no exec, no nodes."""
-    objects = render()
-    granted = rights(only(objects, "ClusterRole", "lora"))
-    assert granted == used_rights()
-    assert {resource for _, resource in granted} == {
-        "lorafinetunes",
-        "lorafinetunes/status",
-        "lorafinetunes/finalizers",
-        "jobs",
-        "pods",
-        "configmaps",
-        "services",
-        "events",
-        "workloads",
-    }
-    assert not [verbs for verbs in granted.values() if "*" in verbs]
-    binding = only(objects, "ClusterRoleBinding")
-    assert binding["roleRef"]["name"] == "lora"
-    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "lora", "namespace": "lora-system"}]
-
-
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"replicas": 2},
-    {"watch": {"namespaces": ["team-a", "team-b"]}},
-    {"watch": {"namespaces": ["team-a", "lora-system"]}, "replicas": 3},
-    {"replicas": 2, "serviceAccount": {"create": False, "name": "given"}},
-    {"fullnameOverride": "tuner", "replicas": 2, "watch": {"namespaces": ["team-a"]}},
-    {"rbac": {"create": False}, "replicas": 2},
-]
-
-
-@pytest.mark.fault("A13")
-@pytest.mark.parametrize("values", VARIANTS, ids=json.dumps)
-def test_whatever_the_values_the_operators_account_is_granted_its_list_and_nothing_more(
-    render: Render, values: dict[str, Any]
-) -> None:
-    """Every role that a binding gives to the service account, taken together by where it holds."""
-    objects = render(**values)
-    account = pod_of(objects)["serviceAccountName"]
-    granted: dict[str, dict[tuple[str, str], set[str]]] = {}
-    for binding in (o for o in objects if o["kind"] in ("RoleBinding", "ClusterRoleBinding")):
-        (subject,) = binding["subjects"]
-        assert (subject["name"], subject["namespace"]) == (account, "lora-system")
-        where = binding["metadata"].get("namespace", "")
-        (role,) = (
-            o
-            for o in objects
-            if (o["kind"], o["metadata"]["name"]) == (binding["roleRef"]["kind"], binding["roleRef"]["name"])
-            and o["metadata"].get("namespace", "") == where
-        )
-        for rule in role["rules"]:
-            for what in ((group, name) for group in rule["apiGroups"] for name in rule["resources"]):
-                granted.setdefault(where, {}).setdefault(what, set()).update(rule["verbs"])
-    wanted: dict[str, dict[tuple[str, str], set[str]]] = {}
-    if values.get("rbac", {}).get("create", True):
-        wanted = {place: used_rights() for place in values.get("watch", {}).get("namespaces", [""])}
-        if values.get("replicas", 1) > 1:
-            lease = {("coordination.k8s.io", "leases"): {right.verb for right in LEASE_RIGHTS}}
-            wanted["lora-system"] = {**wanted.get("lora-system", {}), **lease}
-    assert granted == wanted
-
-
-def test_the_page_on_installing_lists_the_rights(render: Render) -> None:
-    """The table in docs/install.md is what the role grants."""
-    page = (REPOSITORY / "docs/install.md").read_text()
-    rows = re.findall(r"^\| `([a-z/]+)` \| ([a-z, ]+) \|", page, flags=re.MULTILINE)
-    granted = rights(only(render(), "ClusterRole", "lora"))
-    assert {name: set(verbs.split(", ")) for name, verbs in rows} == {name: v for (_, name), v in granted.items()}
-
-
-def test_listed_namespaces_get_a_role_each_and_the_cluster_none(render: Render) -> None:
-    """With a list the operator has no right outside of it."""
-    objects = render(watch={"namespaces": ["team-a", "team-b"]}, rbac={"aggregate": False})
-    assert not [o for o in objects if o["kind"].startswith("Cluster")]
-    roles = [o for o in objects if o["kind"] == "Role"]
-    assert {role["metadata"]["namespace"] for role in roles} == {"team-a", "team-b"}
-    assert all(rights(role) == used_rights() for role in roles)
-    bindings = [o for o in objects if o["kind"] == "RoleBinding"]
-    assert {b["metadata"]["namespace"] for b in bindings} == {"team-a", "team-b"}
-    assert all(b["subjects"][0]["namespace"] == "lora-system" for b in bindings)
-
-
-def test_people_get_their_rights_through_the_roles_of_the_cluster(render: Render) -> None:
-    """Viewers read LoRAFineTunes, editors write them, and nobody but the operator writes the status."""
-    objects = render()
-    view, edit = only(objects, "ClusterRole", "lora-view"), only(objects, "ClusterRole", "lora-edit")
-    assert all(verbs == {"get", "list", "watch"} for verbs in rights(view).values())
-    assert set(rights(edit)) == {("lora-operator.io", "lorafinetunes")}
-    aggregated = "rbac.authorization.k8s.io/aggregate-to-"
-    assert {aggregated + role for role in ("view", "edit", "admin")} <= set(view["metadata"]["labels"])
-    assert aggregated + "view" not in edit["metadata"]["labels"]
-    assert not [o for o in render(rbac={"aggregate": False}) if o["metadata"]["name"] in ("lora-view", "lora-edit")]
-
-
 def test_the_definition_is_the_one_in_crds(helm: Any, render: Render) -> None:
     """Its spec stands in the chart byte for byte."""
     text = (REPOSITORY / "crds/lorafinetunes.yaml").read_text()
@@ -283,10 +156,6 @@ def test_the_definition_is_kept_unless_told_otherwise(render: Render) -> None:
     assert only(render(), "CustomResourceDefinition")["metadata"]["annotations"] == keep
     assert "annotations" not in only(render(crds={"keep": False}), "CustomResourceDefinition")["metadata"]
     assert not [o for o in render(crds={"install": False}) if o["kind"] == "CustomResourceDefinition"]
-
-
-def settings_of(objects: list[Manifest]) -> str:
-    return str(only(objects, "ConfigMap")["data"]["config.yaml"])
 
 
 def test_the_configuration_file_has_exactly_the_keys_of_the_operator(render: Render) -> None:

@@ -1,0 +1,20 @@
+"""Looking at what the chart has rendered."""
+
+from collections.abc import Callable
+from typing import Any
+
+Manifest = dict[str, Any]
+Render = Callable[..., list[Manifest]]
+
+
+def only(objects: list[Manifest], kind: str, name: str | None = None) -> Manifest:
+    (found,) = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
+    return found
+
+
+def pod_of(objects: list[Manifest]) -> Manifest:
+    return dict(only(objects, "Deployment")["spec"]["template"]["spec"])
+
+
+def settings_of(objects: list[Manifest]) -> str:
+    return str(only(objects, "ConfigMap")["data"]["config.yaml"])

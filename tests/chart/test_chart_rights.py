@@ -1,0 +1,129 @@
+"""The rights that the chart grants, for every variant of its values: the operator's own list, and nothing more."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.chart.objects import Manifest, Render, only, pod_of
+
+from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Owner references that block deletion ask for this right; the operator itself never uses it.
+FINALIZERS = {("lora-operator.io", "lorafinetunes/finalizers"): {"update"}}
+
+
+def used_rights() -> dict[tuple[str, str], set[str]]:
+    """What the operator's own list says that it uses, and the right that its owner references need."""
+    used: dict[tuple[str, str], set[str]] = dict(FINALIZERS)
+    for right in RIGHTS:
+        plural = right.resource.plural + (f"/{right.subresource}" if right.subresource else "")
+        used.setdefault((right.resource.group, plural), set()).add(right.verb)
+    return used
+
+
+def rights(role: Manifest) -> dict[tuple[str, str], set[str]]:
+    return {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def test_rights_are_these_and_no_others(render: Render) -> None:
+    """Exactly what the operator uses: no wildcard, no Secrets, no exec, no nodes."""
+    objects = render()
+    granted = rights(only(objects, "ClusterRole", "lora"))
+    assert granted == used_rights()
+    assert {resource for _, resource in granted} == {
+        "lorafinetunes",
+        "lorafinetunes/status",
+        "lorafinetunes/finalizers",
+        "jobs",
+        "pods",
+        "configmaps",
+        "services",
+        "events",
+        "workloads",
+    }
+    assert not [verbs for verbs in granted.values() if "*" in verbs]
+    binding = only(objects, "ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == "lora"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "lora", "namespace": "lora-system"}]
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"replicas": 2},
+    {"watch": {"namespaces": ["team-a", "team-b"]}},
+    {"watch": {"namespaces": ["team-a", "lora-system"]}, "replicas": 3},
+    {"replicas": 2, "serviceAccount": {"create": False, "name": "given"}},
+    {"fullnameOverride": "tuner", "replicas": 2, "watch": {"namespaces": ["team-a"]}},
+    {"rbac": {"create": False}, "replicas": 2},
+]
+
+
+@pytest.mark.fault("A13")
+@pytest.mark.parametrize("values", VARIANTS, ids=json.dumps)
+def test_whatever_the_values_the_operators_account_is_granted_its_list_and_nothing_more(
+    render: Render, values: dict[str, Any]
+) -> None:
+    """Every role that a binding gives to the service account, taken together by where it holds."""
+    objects = render(**values)
+    account = pod_of(objects)["serviceAccountName"]
+    granted: dict[str, dict[tuple[str, str], set[str]]] = {}
+    for binding in (o for o in objects if o["kind"] in ("RoleBinding", "ClusterRoleBinding")):
+        (subject,) = binding["subjects"]
+        assert (subject["name"], subject["namespace"]) == (account, "lora-system")
+        where = binding["metadata"].get("namespace", "")
+        (role,) = (
+            o
+            for o in objects
+            if (o["kind"], o["metadata"]["name"]) == (binding["roleRef"]["kind"], binding["roleRef"]["name"])
+            and o["metadata"].get("namespace", "") == where
+        )
+        for rule in role["rules"]:
+            for what in ((group, name) for group in rule["apiGroups"] for name in rule["resources"]):
+                granted.setdefault(where, {}).setdefault(what, set()).update(rule["verbs"])
+    wanted: dict[str, dict[tuple[str, str], set[str]]] = {}
+    if values.get("rbac", {}).get("create", True):
+        wanted = {place: used_rights() for place in values.get("watch", {}).get("namespaces", [""])}
+        if values.get("replicas", 1) > 1:
+            lease = {("coordination.k8s.io", "leases"): {right.verb for right in LEASE_RIGHTS}}
+            wanted["lora-system"] = {**wanted.get("lora-system", {}), **lease}
+    assert granted == wanted
+
+
+def test_the_page_on_installing_lists_the_rights(render: Render) -> None:
+    """The table in docs/install.md is what the role grants."""
+    page = (REPOSITORY / "docs/install.md").read_text()
+    rows = re.findall(r"^\| `([a-z/]+)` \| ([a-z, ]+) \|", page, flags=re.MULTILINE)
+    granted = rights(only(render(), "ClusterRole", "lora"))
+    assert {name: set(verbs.split(", ")) for name, verbs in rows} == {name: v for (_, name), v in granted.items()}
+
+
+def test_listed_namespaces_get_a_role_each_and_the_cluster_none(render: Render) -> None:
+    """With a list the operator has no right outside of it."""
+    objects = render(watch={"namespaces": ["team-a", "team-b"]}, rbac={"aggregate": False})
+    assert not [o for o in objects if o["kind"].startswith("Cluster")]
+    roles = [o for o in objects if o["kind"] == "Role"]
+    assert {role["metadata"]["namespace"] for role in roles} == {"team-a", "team-b"}
+    assert all(rights(role) == used_rights() for role in roles)
+    bindings = [o for o in objects if o["kind"] == "RoleBinding"]
+    assert {b["metadata"]["namespace"] for b in bindings} == {"team-a", "team-b"}
+    assert all(b["subjects"][0]["namespace"] == "lora-system" for b in bindings)
+
+
+def test_people_get_their_rights_through_the_roles_of_the_cluster(render: Render) -> None:
+    """Viewers read LoRAFineTunes, editors write them, and nobody but the operator writes the status."""
+    objects = render()
+    view, edit = only(objects, "ClusterRole", "lora-view"), only(objects, "ClusterRole", "lora-edit")
+    assert all(verbs == {"get", "list", "watch"} for verbs in rights(view).values())
+    assert set(rights(edit)) == {("lora-operator.io", "lorafinetunes")}
+    aggregated = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {aggregated + role for role in ("view", "edit", "admin")} <= set(view["metadata"]["labels"])
+    assert aggregated + "view" not in edit["metadata"]["labels"]
+    assert not [o for o in render(rbac={"aggregate": False}) if o["metadata"]["name"] in ("lora-view", "lora-edit")]
