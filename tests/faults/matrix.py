@@ -51,7 +51,7 @@ ROWS = (
     Row(
         id="A5",
         fault="A watch is told 410 Gone, or etcd was compacted, while a Job is deleted",
-        seen="Nothing but a delay up to the resync",
+        seen="Nothing: the list with which a watch begins anew shows what is gone, and else the resync does",
         kept="No Job that is gone is believed to be there",
     ),
     Row(

@@ -104,9 +104,9 @@ def test_a_status_write_whose_answer_is_lost_is_decided_anew(stage: Stage) -> No
 
 @pytest.mark.fault("A5")
 def test_a_job_that_is_deleted_while_its_watch_is_told_410_is_made_again(stage: Stage) -> None:
-    """The new list of the watch does not tell of deletions; the resync does."""
+    """The list with which the watch begins anew shows that it is gone, long before the resync would."""
     proxy = stage.proxy()
-    stage.start(proxy=proxy, resyncIntervalSeconds=1)
+    stage.start(proxy=proxy)
     stage.apply()
     run = Run(stage=stage, name="tone")
     job = run.job()
