@@ -70,6 +70,7 @@ def test_what_the_trainer_says_at_its_end_is_the_verdict(shared: Stage, name: st
     shared.end_pod(pod, end.code, end.message)
     verdict = run.wait("Failed", "True", end.reason.value)
     assert end.says in verdict["message"]
+    assert "{" not in verdict["message"], "it is the sentence of the summary, not its text"
     for kind in ("Complete", "ArtifactPublished"):
         condition = run.condition(kind)
         assert (condition["status"], condition["reason"]) == ("False", end.reason.value)
