@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
         plan = world.settle()
         assert world.most_living_jobs <= 1
         assert plan.events == ()
-        if world.refusal is None:
+        if world.refusal is None and (plan.due_in_s is None or plan.due_in_s > 1):
             later = world.now + timedelta(seconds=1)
             again = decide(world.view(), world.observed(confirmed=True), world.config, later)
             assert again.status == world.status
