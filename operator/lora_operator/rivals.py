@@ -39,7 +39,7 @@ class Rivals:
         word = self._words.get(key)
         if word is None or status == finetune.status or not _is_replaced(word, finetune):
             return False
-        pause_s = min(2.0**word.disputes, LONGEST_PAUSE_S) if word.disputes else 0.0
+        pause_s = min(2.0 ** min(word.disputes, 10), LONGEST_PAUSE_S) if word.disputes else 0.0
         if (self._now() - word.at).total_seconds() < pause_s:
             raise TryAgainError("somebody else writes another status of this run: is there a second operator?")
         return True

@@ -185,7 +185,9 @@ class Controllers:
 
     def _make_pods(self, job: Object, status: Object, pods: Iterable[Object]) -> None:
         """A pod for each index that has none; one that is still stopping keeps its successor away."""
-        there = {labels_of(pod).get(INDEX_LABEL, "0") for pod in pods if not is_over(pod)}
+        patient = job["spec"].get("podReplacementPolicy") == "Failed"
+        living = [pod for pod in pods if not is_over(pod) and (patient or "deletionTimestamp" not in pod["metadata"])]
+        there = {labels_of(pod).get(INDEX_LABEL, "0") for pod in living}
         there |= set(status["succeededIndexes"])
         for index in map(str, range(job["spec"]["parallelism"])):
             if index in there:

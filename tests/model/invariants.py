@@ -36,7 +36,9 @@ class Witness:
         """Look at everything there is, by kind."""
         attempts = {run["metadata"]["uid"]: run.get("status", {}).get("attempt", 0) for run in seen["lorafinetunes"]}
         for job in seen["jobs"]:
-            self._one_job(job, attempts.get(run_uid(job), 0))
+            # What old news of a run that is gone makes anew, the garbage collector takes away.
+            if run_uid(job) in attempts:
+                self._one_job(job, attempts[run_uid(job)])
         self._one_writer(seen["pods"])
         for run in seen["lorafinetunes"]:
             self._keeps_its_word(run)

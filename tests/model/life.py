@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from tests.component.documents import failed, finetune, succeeded
 
 from localcluster.api import ApiError
-from lora_operator.names import MANAGED_BY, MANAGED_BY_LABEL
+from lora_operator.names import MANAGED_BY, MANAGED_BY_LABEL, child_name
 from lora_operator.wording import instant
 from lora_trainer.contract.reasons import Reason
 
@@ -142,6 +142,25 @@ class Life:
             wish = {"spec": {"suspend": not job["spec"].get("suspend", False)}}
             self.client.patch(self.path("jobs", job["metadata"]["name"]), wish)
 
+    def plant(self) -> None:
+        """Take the name that the next attempt's Job or ConfigMap would have, for something else."""
+        for run in self._some(self.objects("lorafinetunes")):
+            metadata = run["metadata"]
+            attempt = run.get("status", {}).get("attempt", 0) + 1
+            name = {"metadata": {"name": child_name(metadata["name"], metadata["uid"], attempt)}}
+            if self.chance.number(0, 1):
+                self.client.post(self.path("configmaps"), {**name, "data": {"mine": "yes"}})
+                return
+            template = {
+                "metadata": {"labels": {"team": "red"}},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "containers": [{"name": "other", "image": "registry.example/other"}],
+                },
+            }
+            spec = {"suspend": True, "completions": 1, "parallelism": 1, "backoffLimit": 0, "template": template}
+            self.client.post(self.path("jobs"), {**name, "spec": spec})
+
     def delete_child(self) -> None:
         """Delete a ConfigMap or a Service of a run."""
         children = [
@@ -182,7 +201,7 @@ class Life:
     def succeed(self) -> None:
         """A trainer ends with 0; its summary tells of a verified adapter, or there is none."""
         for pod in self._some(self._pods("running")):
-            proof = self.chance.number(0, 4) > 0
+            proof = self.chance.number(0, 2) > 0
             if proof:
                 self.proven.add(run_uid(pod))
             self._end(pod, 0, succeeded() if proof else self.chance.pick(TALK))
@@ -309,14 +328,15 @@ ACTS: tuple[Callable[[Life], None], ...] = (
     Life.delete,
     Life.delete_job,
     Life.suspend_job,
+    Life.plant,
     Life.delete_child,
     Life.delete_pod,
     Life.force_delete_pod,
-    Life.start_pod,
-    Life.succeed,
-    Life.fail,
+    *[Life.start_pod] * 4,
+    *[Life.succeed] * 2,
+    *[Life.fail] * 2,
     Life.disrupt,
     Life.stop_pod,
     Life.silence_node,
 )
-"""Everything that can happen."""
+"""Everything that can happen, the more often the more follows from it."""

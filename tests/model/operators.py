@@ -168,6 +168,7 @@ class ModelOperator:
     ) -> None:
         loop = network.loop
         self.number = number
+        self.skew_s = skew_s
         self.network = network
         self.alive = True
         self.cache = Cache()

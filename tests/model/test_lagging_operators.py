@@ -124,3 +124,5 @@ def test_two_operators_that_cannot_agree_leave_longer_and_longer_pauses(world: W
     world.pass_time(600)
     wrote = len([request for request in world.network.requests if request.method == "PUT"]) - writes
     assert wrote <= 40, f"{wrote} writes in ten minutes"
+    world.pass_time(2 * 86400)
+    world.check()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.model.life import ACTS, Life
@@ -171,7 +171,11 @@ class ClusterLife(RuleBasedStateMachine):
 TestClusterLife = ClusterLife.TestCase
 _SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 TestClusterLife.settings = settings(
-    max_examples=5000 if _SOAK else 60,
+    max_examples=5000 if _SOAK else 120,
+    derandomize=not _SOAK,
+    database=None,
+    # Where time is short, a failure is told as it was found, and not made smaller for minutes.
+    phases=tuple(Phase) if _SOAK else (Phase.generate,),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

@@ -1,7 +1,8 @@
 """A whole cluster in memory: API server, controllers, users and nodes, and operators that may die, lag and be many."""
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -139,6 +140,9 @@ class World:
         self.network.faults.clear()
         self.controllers.refuses_pods = ""
         self._let_hear()
+        for operator in self.operators:
+            if operator.skew_s:
+                operator.kill()  # two clocks never agree on how long something has lasted
         self.keep_one_running()
         quiet = False
         for _ in range(20):
@@ -148,10 +152,15 @@ class World:
             self.pass_time(_LONG_S)
             was_quiet, quiet = quiet, self.server.version == version
             if was_quiet and quiet:
-                wrote = [request for request in self.network.requests[requests:] if request.writes]
-                assert not wrote, f"at rest, and yet it writes: {wrote[0]}"
+                self._tries_seldom(self.network.requests[requests:])
                 return
         raise AssertionError(f"no fixed point; the last writes: {self._last_writes()}")
+
+    def _tries_seldom(self, requests: Sequence[Request]) -> None:
+        """What was refused is tried again now and then, and nothing else."""
+        tries = Counter((request.operator, request.path) for request in requests if request.writes)
+        often = {key: count for key, count in tries.items() if count > 2 * _LONG_S / self.config.retry_max_s}
+        assert not often, f"at rest, and yet it writes: {often}"
 
     def _let_hear(self) -> None:
         for operator in self.operators:
@@ -188,15 +197,18 @@ class World:
     def _is_proper(self, request: Request) -> None:
         """I2: the operator deletes and changes nothing but what is its own."""
         plural = request.path.split("/namespaces/")[-1].split("/")[1] if "/namespaces/" in request.path else ""
-        if request.method == "DELETE" and not request.error:
+        if request.error or request.method in {"GET", "POST"}:
+            return
+        owners = request.answer["metadata"].get("ownerReferences", ())
+        ours = any(owner["kind"] == "LoRAFineTune" for owner in owners)
+        if request.method == "DELETE":
             assert plural in {"jobs", "configmaps", "services"}, f"I2: deleted {request.path}"
-            owners = request.answer["metadata"].get("ownerReferences", ())
-            assert any(owner["kind"] == "LoRAFineTune" for owner in owners), f"I2: deleted {request.path}"
+            assert ours, f"I2: deleted {request.path}"
             assert request.body is not None
             assert request.body["preconditions"]["uid"], f"I2: deleted {request.path} by name alone"
-        elif request.method in {"PUT", "PATCH"}:
-            status = plural == "lorafinetunes" and request.path.endswith("/status") and request.method == "PUT"
-            assert status or (plural == "jobs" and request.method == "PATCH"), f"I2: changed {request.path}"
+            return
+        status = plural == "lorafinetunes" and request.path.endswith("/status") and request.method == "PUT"
+        assert status or (plural == "jobs" and request.method == "PATCH" and ours), f"I2: changed {request.path}"
 
     def restart_at_rest(self) -> None:
         """I9: when nothing happens, an operator that is started again writes nothing at all."""
@@ -211,7 +223,7 @@ class World:
             operator.kill()
         requests = len(self.network.requests)
         self.settle()
-        wrote = [request for request in self.network.requests[requests:] if request.writes]
+        wrote = [request for request in self.network.requests[requests:] if request.writes and not request.error]
         assert not wrote, f"I9: a restart writes: {wrote[0]}"
 
     def report(self, step: int) -> None:
