@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from tests.component.stage import eventually
 
 from demoflow import run as demo_run
 from demoflow.cluster import Images
-from localcluster import addons, client, lifecycle, settings
-from localcluster.client import Client
+from localcluster import addons, client, lifecycle, processes, settings
+from localcluster.client import Client, CommandError
 
 Object = dict[str, Any]
 _SETTINGS = ("--set=config.progressIntervalSeconds=1", "--set=config.pendingCheckSeconds=1")
@@ -45,10 +46,11 @@ def test_a_kubelet_that_is_killed_and_started_again_costs_a_run_nothing(
     cluster.apply(_script(), _claim(), _finetune(), namespace=namespace)
     pod = eventually(lambda: _training_pod(cluster, namespace), "the run trains", deadline_s=120)
     before = _kubelet()
+    assert before is not None
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: _kubelet() not in (0, before), "the kubelet is started again", deadline_s=120)
+    eventually(lambda: _kubelet() not in (None, before), "the kubelet is started again", deadline_s=120)
     name = pod["metadata"]["name"]
-    cluster.kubectl("exec", name, f"--namespace={namespace}", "--", "touch", "/tmp/end")  # noqa: S108
+    eventually(lambda: _tell_end(cluster, namespace, name), "the new kubelet reaches the container", deadline_s=60)
     cluster.wait("lft/alone", "condition=Complete", namespace=namespace, timeout_s=120)
     status = cluster.get("lorafinetune", "alone", f"--namespace={namespace}")["status"]
     assert (status["podName"], status["attempt"], status.get("retries", {})) == (name, 1, {})
@@ -57,10 +59,29 @@ def test_a_kubelet_that_is_killed_and_started_again_costs_a_run_nothing(
     assert ended["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
-def _kubelet() -> int:
-    """Process id of the kubelet; 0 while there is none."""
-    state = lifecycle.component_states(settings.places(settings.DEFAULT_NAME)).get("kubelet", {})
-    return int(state.get("pid") or 0)
+def _kubelet() -> int | None:
+    """Process id of the kubelet as this process sees it, which is not in the cluster's namespaces; None while there is
+    none."""
+    supervisor = processes.load(lifecycle.supervisor_file(settings.places(settings.DEFAULT_NAME)))
+    assert supervisor is not None
+    within = [inner for outer in processes.children(supervisor.pid) for inner in processes.children(outer.pid)]
+    components = [component.pid for parent in within for component in processes.children(parent.pid)]
+    return next((pid for pid in components if _command(pid) == "kubelet"), None)
+
+
+def _tell_end(cluster: Client, namespace: str, pod: str) -> bool:
+    try:
+        cluster.kubectl("exec", pod, f"--namespace={namespace}", "--", "touch", "/tmp/end")  # noqa: S108
+    except CommandError:
+        return False
+    return True
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _training_pod(cluster: Client, namespace: str) -> Object | None:
