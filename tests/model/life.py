@@ -23,6 +23,7 @@ TALK = (
     "",
     f"Traceback (most recent call last):\nOSError: token={SECRET} was refused",
     f"cannot reach https://user:{PASSWORD}@mirror.example/models",
+    f"the Hub does not know {SECRET}",
     f"503 from the Hub with Authorization: Bearer {SECRET}",
 )
 
