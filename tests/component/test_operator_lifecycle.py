@@ -37,10 +37,7 @@ def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: S
         eventually(lambda: "activeSince" not in status(stage), "the time is not counted any more")
         spent = status(stage)["runSeconds"]
         assert spent > before
-        eventually(
-            lambda spent=spent: stage.api.get(path)["spec"]["activeDeadlineSeconds"] == max(1, 6 - spent),
-            "the Job has the rest of the time",
-        )
+        eventually(partial(_has_deadline, stage, path, max(1, 6 - spent)), "the Job has the rest of the time")
         stage.change(suspend=False)
     verdict = stage.wait_condition("Failed", status="True", reason="DeadlineExceeded")
     assert "spec.activeDeadlineSeconds (6 s)" in verdict["message"]
@@ -115,8 +112,16 @@ def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage) -> N
         told = "The node was low on resource: ephemeral-storage"
         set_condition(stage, pod, "DisruptionTarget", "True", reason="TerminationByKubelet", message=told)
         stage.end_pod(pod, 143)
-        eventually(lambda number=number: status(stage).get("retries", {}).get("error") == number, "it is counted")
+        eventually(partial(_has_counted, stage, number), "it is counted")
     verdict = stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
     assert "ephemeral-storage" in verdict["message"]
     assert [advice["code"] for advice in status(stage)["advice"]] == ["NodePressure"]
     eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
+
+
+def _has_deadline(stage: Stage, path: str, seconds: int) -> bool:
+    return bool(stage.api.get(path)["spec"]["activeDeadlineSeconds"] == seconds)
+
+
+def _has_counted(stage: Stage, number: int) -> bool:
+    return bool(status(stage).get("retries", {}).get("error") == number)

@@ -108,9 +108,9 @@ async def test_the_first_candidate_creates_the_lease_and_leads() -> None:
     """The Lease says who, since when and for how long."""
     server, clock = LeaseServer(), Clock()
     first = candidate(server, clock, "a")
-    assert not first.leading
+    before = first.leading
     await first.acquire()
-    assert first.leading
+    assert (before, first.leading) == (False, True)
     assert server.lease is not None
     spec = server.lease["spec"]
     assert (spec["holderIdentity"], spec["leaseDurationSeconds"], spec["leaseTransitions"]) == ("a", 15, 0)
