@@ -2,8 +2,8 @@
 
 docs/api-reference.md                                   from crds/lorafinetunes.yaml
 docs/faults.md                                          from the fault matrix, the tests' marks and recorded results
-docs/states.md                                          from operator/lora_operator/states.py and vocabulary.py
-the table of reasons in docs/operator.md                from operator/lora_operator/vocabulary.py
+docs/states.md                                          from operator/lora_operator/decision/states.py and vocabulary.py
+the table of reasons in docs/operator.md                from operator/lora_operator/decision/vocabulary.py
 docs/metrics.md                                         from the metrics' registries
 the table of values in docs/install.md                  from the chart's values.yaml and values.schema.json
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from crds/lorafinetunes.yaml

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lora_operator import logs
-from lora_operator.api import ApiError, UnreachableError
-from lora_operator.config import OperatorConfig, load_config
-from lora_operator.explain_command import FORMS, ExplainError, explain, parse_place
-from lora_operator.login import LoginError
-from lora_operator.operate import operate
-from lora_operator.self_check import SelfCheckError
-from lora_operator.supervision import OperatorFailedError
+from lora_operator.cluster.api import ApiError, UnreachableError
+from lora_operator.cluster.login import LoginError
+from lora_operator.running import logs
+from lora_operator.running.explain_command import FORMS, ExplainError, explain, parse_place
+from lora_operator.running.operate import operate
+from lora_operator.running.self_check import SelfCheckError
+from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.views.config import OperatorConfig, load_config
 from lora_trainer.contract.codec import CodecError
 
 logger = logging.getLogger("lora_operator")

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from tests.chart.objects import Render, only, pod_of, settings_of
 
-from lora_operator.config import OperatorConfig, load_config, yaml_name
-from lora_operator.self_check import LEASE_RIGHTS
+from lora_operator.running.self_check import LEASE_RIGHTS
+from lora_operator.views.config import OperatorConfig, load_config, yaml_name
 from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]

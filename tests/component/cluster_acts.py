@@ -10,7 +10,7 @@ from typing import Any
 from tests.component.documents import Object
 from tests.component.stage import Stage, now
 
-from lora_operator.wording import instant
+from lora_operator.views.wording import instant
 
 
 def post_event(stage: Stage, about: Object, reason: str, message: str, *, in_s: int = 0) -> None:

@@ -28,8 +28,8 @@ from tests.faults.proxy import FaultProxy
 from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
 from localcluster.client import Client
-from lora_operator.names import ATTEMPT_LABEL, ROLE_LABEL, Role
-from lora_operator.self_check import RIGHTS, Right
+from lora_operator.running.self_check import RIGHTS, Right
+from lora_operator.views.names import ATTEMPT_LABEL, ROLE_LABEL, Role
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/lora-trainer:test"

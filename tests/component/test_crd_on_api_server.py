@@ -18,7 +18,7 @@ from kubernetes.client.exceptions import ApiException
 from docgen.schema import Field, load, walk
 from localcluster.client import Client, CommandError
 from localcluster.processes import wait_until
-from lora_operator import results
+from lora_operator.decision import results
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
 

@@ -12,8 +12,8 @@ from tests.component.stage import QUICK, Stage
 from tests.faults.proxy import FaultProxy
 
 from lora_operator.__main__ import main
-from lora_operator.api import EVENTS, FINETUNES, JOBS, PODS
-from lora_operator.self_check import Right
+from lora_operator.cluster.api import EVENTS, FINETUNES, JOBS, PODS
+from lora_operator.running.self_check import Right
 from lora_trainer.contract.reasons import Reason
 
 READ = (

@@ -8,7 +8,7 @@ from typing import Any
 from tests.component.documents import failed, succeeded
 from tests.component.stage import Stage, eventually, gone
 
-from lora_operator.names import Role
+from lora_operator.views.names import Role
 from lora_trainer.contract.reasons import Reason
 
 Object = dict[str, Any]

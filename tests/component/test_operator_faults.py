@@ -16,8 +16,8 @@ from tests.faults.injections import Freeze, Hold, Rule
 from tests.faults.outage import kill_api_server, wait_api_server
 
 from localcluster import settings
-from lora_operator.names import child_labels, child_name
-from lora_operator.self_check import RIGHTS
+from lora_operator.running.self_check import RIGHTS
+from lora_operator.views.names import child_labels, child_name
 
 
 @pytest.mark.fault("A1")

@@ -8,7 +8,7 @@ import pytest
 from tests.component.documents import finetune
 from tests.component.stage import Stage, eventually, gone, now
 
-from lora_operator.self_check import RIGHTS
+from lora_operator.running.self_check import RIGHTS
 
 Object = dict[str, Any]
 DEFINITION = "workloads.kueue.x-k8s.io"

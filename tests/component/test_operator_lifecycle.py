@@ -8,7 +8,7 @@ import pytest
 from tests.component.cluster_acts import set_condition
 from tests.component.stage import Stage, eventually, gone
 
-from lora_operator.wording import parse_instant
+from lora_operator.views.wording import parse_instant
 
 
 def status(stage: Stage) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from tests.component.documents import failed
 from tests.component.stage import OperatorProcess, Stage, eventually
 
-from lora_operator.logs import FIELDS
+from lora_operator.running.logs import FIELDS
 from lora_trainer.contract.reasons import Reason
 
 Line = dict[str, Any]

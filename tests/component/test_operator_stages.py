@@ -5,7 +5,7 @@ from functools import partial
 from tests.component.documents import failed, succeeded
 from tests.component.stage import Stage, eventually, gone
 
-from lora_operator.names import Role
+from lora_operator.views.names import Role
 from lora_trainer.contract.reasons import Reason
 
 CLAIM = "models"

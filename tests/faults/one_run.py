@@ -7,9 +7,9 @@ from typing import Any
 from tests.component.documents import Object
 from tests.component.stage import OperatorProcess, Stage, eventually
 
-from lora_operator.names import ATTEMPT_LABEL, NAME_LABEL, ROLE_LABEL, Role
-from lora_operator.observe import parse_pod
-from lora_operator.pods import has_ended
+from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL, ROLE_LABEL, Role
+from lora_operator.views.observe import parse_pod
+from lora_operator.views.pods import has_ended
 
 LOOKS = 'lora_operator_reconcile_total{result="success"}'
 

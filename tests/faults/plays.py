@@ -10,7 +10,7 @@ from typing import Any
 from tests.component.documents import Object, failed, succeeded
 from tests.component.stage import Stage
 
-from lora_operator.names import NAME_LABEL, ROLE_LABEL, Role
+from lora_operator.views.names import NAME_LABEL, ROLE_LABEL, Role
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 

@@ -10,7 +10,7 @@ from tests.component.documents import Object, failed, succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually
 from tests.faults.hostile_pods import LIES, NOISE, Pods, answer, played_pods, progress
 
-from lora_operator.names import NAME_LABEL
+from lora_operator.views.names import NAME_LABEL
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 

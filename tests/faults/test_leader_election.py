@@ -8,8 +8,8 @@ from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually
 from tests.faults.injections import Delay, Hold, Rule
 
-from lora_operator.names import ATTEMPT_LABEL, NAME_LABEL
-from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL
 
 TAKE_OVER_S = 20.0
 # Everything as short as it may be: these tests are about who leads, not about how long a Lease lasts.

@@ -13,7 +13,7 @@ from tests.component.documents import succeeded
 from tests.component.stage import OperatorProcess, Stage, eventually, gone
 
 from localcluster.api import ApiError
-from lora_operator.self_check import RIGHTS, Right, rights_used
+from lora_operator.running.self_check import RIGHTS, Right, rights_used
 
 USED = rights_used(kueue=False)
 GONE_S = 120.0

@@ -9,8 +9,8 @@ from tests.component.stage import OperatorProcess, Stage, eventually, gone
 from tests.faults.injections import Answer, LostAnswer, Rule
 from tests.faults.proxy import FaultProxy
 
-from lora_operator.names import Role
-from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.views.names import Role
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 WORKLOADS = "workloads.kueue.x-k8s.io"

@@ -10,9 +10,9 @@ from tests.component.documents import succeeded
 from tests.component.stage import Stage, eventually, gone
 from tests.faults.one_run import Run, begin
 
-from lora_operator.names import UID_LABEL
-from lora_operator.observe import parse_pod
-from lora_operator.pods import has_ended
+from lora_operator.views.names import UID_LABEL
+from lora_operator.views.observe import parse_pod
+from lora_operator.views.pods import has_ended
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import SavedState, Summary
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tests.model.server import FOREGROUND, ORPHAN, TRACKING, Object, Server, labels_of
 
-from lora_operator.names import INDEX_LABEL
-from lora_operator.wording import instant, parse_instant
+from lora_operator.views.names import INDEX_LABEL
+from lora_operator.views.wording import instant, parse_instant
 
 NODE = "node-1"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
 
-from lora_operator.names import ATTEMPT_LABEL, INDEX_LABEL, MANAGED_BY, MANAGED_BY_LABEL, ROLE_LABEL, Role
-from lora_operator.states import contradictions
+from lora_operator.decision.states import contradictions
+from lora_operator.views.names import ATTEMPT_LABEL, INDEX_LABEL, MANAGED_BY, MANAGED_BY_LABEL, ROLE_LABEL, Role
 
 Object = dict[str, Any]
 CHILDREN = ("jobs", "pods", "configmaps", "services")

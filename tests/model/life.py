@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 from tests.component.documents import failed, finetune, succeeded
 
 from localcluster.api import ApiError
-from lora_operator.names import MANAGED_BY, MANAGED_BY_LABEL, child_name
-from lora_operator.wording import instant
+from lora_operator.views.names import MANAGED_BY, MANAGED_BY_LABEL, child_name
+from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
 
 Object = dict[str, Any]

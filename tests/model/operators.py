@@ -12,20 +12,20 @@ from prometheus_client import CollectorRegistry
 from tests.model.server import Happening, Object, Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
 
-from lora_operator import names
-from lora_operator.api import Api, ApiError, UnreachableError
-from lora_operator.cache import Cache, Key, Store
-from lora_operator.child_events import ChildEvents
-from lora_operator.config import OperatorConfig
-from lora_operator.kueue import Kueue
-from lora_operator.metrics import Metrics
-from lora_operator.post_events import EventPoster
-from lora_operator.progress_poll import ProgressPoller
-from lora_operator.reconcile import Reconciler
-from lora_operator.resync import Resync
-from lora_operator.supervision import OperatorFailedError, run_together
-from lora_operator.work_queue import WorkQueue
-from lora_operator.workers import run_worker
+from lora_operator.cluster.api import Api, ApiError, UnreachableError
+from lora_operator.cluster.cache import Cache, Key, Store
+from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.post_events import EventPoster
+from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.reconcile import Reconciler
+from lora_operator.running.resync import Resync
+from lora_operator.running.supervision import OperatorFailedError, run_together
+from lora_operator.running.work_queue import WorkQueue
+from lora_operator.running.workers import run_worker
+from lora_operator.views import names
+from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)

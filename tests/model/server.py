@@ -18,8 +18,8 @@ import orjson
 import yaml
 from tests.unit.status_schema import check_status
 
-from lora_operator.api import ApiError
-from lora_operator.wording import instant
+from lora_operator.cluster.api import ApiError
+from lora_operator.views.wording import instant
 
 Object = dict[str, Any]
 _CRD = Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml"

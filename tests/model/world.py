@@ -14,9 +14,9 @@ from tests.model.server import Server
 from tests.model.virtual_loop import VirtualLoop
 
 from localcluster.api import ApiError as ClientError
-from lora_operator.api import ApiError
-from lora_operator.config import OperatorConfig
-from lora_operator.logs import TextFormatter
+from lora_operator.cluster.api import ApiError
+from lora_operator.running.logs import TextFormatter
+from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.progress import Phase, Progress
 
 NAMESPACE = "team-a"

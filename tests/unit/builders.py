@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lora_operator import names
-from lora_operator.config import OperatorConfig
-from lora_operator.model import EventView, FineTune, JobView, PodView, WorkloadView
-from lora_operator.names import Role
-from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
-from lora_operator.wording import instant
+from lora_operator.views import names
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import EventView, FineTune, JobView, PodView, WorkloadView
+from lora_operator.views.names import Role
+from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
+from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
 

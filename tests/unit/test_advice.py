@@ -16,8 +16,8 @@ from tests.unit.builders import (
 from tests.unit.status_schema import check_status
 from tests.unit.test_decide import plan_for
 
-from lora_operator.advice import Code
-from lora_operator.model import PodView
+from lora_operator.decision.advice import Code
+from lora_operator.views.model import PodView
 from lora_trainer.contract.reasons import Reason
 
 GPU = make_summary(Reason.GPU_FAULT, "CUDA error: the GPU fell off the bus").to_message()

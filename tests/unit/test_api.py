@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from kubernetes.aio.client import Configuration
 
-from lora_operator.api import LONGEST_WAIT_S, MOST_PAUSES, PODS, Api, ApiError
+from lora_operator.cluster.api import LONGEST_WAIT_S, MOST_PAUSES, PODS, Api, ApiError
 
 if TYPE_CHECKING:
     from kubernetes.aio.client.api_client import ApiClient

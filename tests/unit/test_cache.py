@@ -3,8 +3,8 @@
 import tracemalloc
 from typing import Any
 
-from lora_operator.cache import Cache, Key, Scope
-from lora_operator.names import child_labels
+from lora_operator.cluster.cache import Cache, Key, Scope
+from lora_operator.views.names import child_labels
 
 OWNER = Key("team", "tone")
 ALL = Scope()

@@ -6,12 +6,12 @@ from typing import Any, cast
 import pytest
 from tests.unit.builders import NAME, NAMESPACE, UID, make_finetune
 
-from lora_operator.api import Api, ApiError, Resource
-from lora_operator.cache import Cache, Key
-from lora_operator.carry_out import TryAgainError, Writer
-from lora_operator.kueue import Kueue
-from lora_operator.model import ObjectRef, Patch
-from lora_operator.names import child_labels
+from lora_operator.cluster.api import Api, ApiError, Resource
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.carry_out import TryAgainError, Writer
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.views.model import ObjectRef, Patch
+from lora_operator.views.names import child_labels
 
 FINETUNE = make_finetune()
 KEY = Key(NAMESPACE, NAME)

@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 from tests.unit.builders import ended_pod, make_job, make_pod
 
-from lora_operator.api import Api, ApiError
-from lora_operator.cache import Key
-from lora_operator.child_events import ChildEvents
-from lora_operator.model import PodView
+from lora_operator.cluster.api import Api, ApiError
+from lora_operator.cluster.cache import Key
+from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.views.model import PodView
 
 KEY = Key("team", "tone")
 
@@ -139,7 +139,7 @@ async def test_an_api_that_never_answers_holds_nobody_up(
     events: ChildEvents, api: EventsApi, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read before stays, and the turn goes on."""
-    monkeypatch.setattr("lora_operator.child_events.PATIENCE_S", 0.01)
+    monkeypatch.setattr("lora_operator.cluster.child_events.PATIENCE_S", 0.01)
     events.watch(KEY, [make_job()], [])
     first = await events.latest(KEY)
     api.hangs = True

@@ -26,9 +26,9 @@ from tests.unit.builders import (
 )
 from tests.unit.world import World
 
-from lora_operator.decide import decide
-from lora_operator.model import FineTune, JobView, Observed, Plan, PodView, Rejection
-from lora_operator.wording import instant
+from lora_operator.decision.decide import decide
+from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 

@@ -21,9 +21,9 @@ from tests.unit.builders import (
 )
 from tests.unit.test_decide import condition, plan_for, told
 
-from lora_operator.decide import decide
-from lora_operator.model import Observed
-from lora_operator.wording import instant
+from lora_operator.decision.decide import decide
+from lora_operator.views.model import Observed
+from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import SavedState

@@ -23,13 +23,13 @@ from tests.unit.junk import JSON, damaged
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
-from lora_operator.conditions import Type
-from lora_operator.config import OperatorConfig
-from lora_operator.decide import decide
-from lora_operator.model import Observed, Rejection
-from lora_operator.names import Role
-from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
-from lora_operator.retries import Cause
+from lora_operator.decision.decide import decide
+from lora_operator.decision.retries import Cause
+from lora_operator.views.conditions import Type
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import Observed, Rejection
+from lora_operator.views.names import Role
+from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 

@@ -19,11 +19,11 @@ from tests.unit.builders import (
     with_status,
 )
 
-from lora_operator.config import OperatorConfig
-from lora_operator.decide import decide
-from lora_operator.model import FineTune, Observed, Patch, Plan
-from lora_operator.names import QUEUE_LABEL, SUSPEND_ANNOTATION, Role
-from lora_operator.wording import instant
+from lora_operator.decision.decide import decide
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import FineTune, Observed, Patch, Plan
+from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION, Role
+from lora_operator.views.wording import instant
 
 LABELS = {"labels": {QUEUE_LABEL: "gpus"}}
 NO_ROOM = (

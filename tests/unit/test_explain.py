@@ -23,16 +23,16 @@ from tests.unit.builders import (
     with_status,
 )
 
-from lora_operator import explain_command
-from lora_operator.api import ApiError, UnreachableError
-from lora_operator.cache import Key
-from lora_operator.config import OperatorConfig
-from lora_operator.decide import decide
-from lora_operator.explain import Document, describe, render
-from lora_operator.explain_command import ExplainError, ReadOnlyApi, explain, parse_place
-from lora_operator.login import LoginError
-from lora_operator.model import FineTune, Observed
-from lora_operator.names import QUEUE_LABEL
+from lora_operator.cluster.api import ApiError, UnreachableError
+from lora_operator.cluster.cache import Key
+from lora_operator.cluster.login import LoginError
+from lora_operator.decision.decide import decide
+from lora_operator.running import explain_command
+from lora_operator.running.explain import Document, describe, render
+from lora_operator.running.explain_command import ExplainError, ReadOnlyApi, explain, parse_place
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import FineTune, Observed
+from lora_operator.views.names import QUEUE_LABEL
 from lora_trainer.contract.reasons import Reason
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ from tests.unit.builders import (
 )
 from tests.unit.test_decide import condition, plan_for, told
 
-from lora_operator.config import OperatorConfig
-from lora_operator.decide import decide
-from lora_operator.model import FineTune, JobView, Observed, Plan, PodView, Rejection
-from lora_operator.names import Role
-from lora_operator.wording import instant
+from lora_operator.decision.decide import decide
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.views.names import Role
+from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 
 PULL = 'Failed to pull image "registry.example/lora-trainer:1.0": not found'

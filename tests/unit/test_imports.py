@@ -11,45 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"lora_operator": ROOT / "operator", "lora_trainer": ROOT / "trainer_image"}
-PURE = (
-    *(
-        "adjust",
-        "advice",
-        "budget",
-        "case",
-        "children",
-        "conditions",
-        "decide",
-        "environment",
-        "expiry",
-        "give_up",
-        "jobs",
-        "milestones",
-        "model",
-        "names",
-        "notices",
-        "observe",
-        "pod_template",
-        "pods",
-    ),
-    *(
-        "progress",
-        "quota",
-        "render",
-        "request",
-        "results",
-        "retries",
-        "situation",
-        "spent_time",
-        "states",
-        "status",
-        "trouble",
-        "verdict",
-        "vocabulary",
-        "volumes",
-        "wording",
-    ),
-)
+# Each layer of the operator with the layers that it may import from; the first three are the pure core.
+LAYERS = {
+    "views": {"views"},
+    "rendering": {"views", "rendering"},
+    "decision": {"views", "rendering", "decision"},
+    "cluster": {"views", "cluster"},
+    "running": {"views", "rendering", "decision", "cluster", "running"},
+}
+PURE = ("views", "rendering", "decision")
+READS_A_FILE = "lora_operator.views.config"
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -123,10 +94,29 @@ def test_importing_the_contract_loads_no_library() -> None:
     assert loaded - {name.split(".")[0] for name in bare.stdout.split()} == {"lora_trainer"}
 
 
-@pytest.mark.parametrize("name", PURE)
+def layers() -> list[tuple[str, str]]:
+    """Every module of the operator's layers by its dotted name, with its layer."""
+    return [(name, name.split(".")[1]) for name in modules("lora_operator") if name.count(".") > 1]
+
+
+def test_every_module_of_the_operator_is_in_a_layer() -> None:
+    """Beside the command line nothing lies outside."""
+    assert {layer for _, layer in layers()} == set(LAYERS)
+    outside = {name for name in modules("lora_operator") if name.count(".") == 1}
+    assert outside == {"lora_operator.__main__", *(f"lora_operator.{layer}" for layer in LAYERS)}
+
+
+@pytest.mark.parametrize(("name", "layer"), layers())
+def test_a_layer_imports_from_those_below_it_alone(name: str, layer: str) -> None:
+    """So no circle of packages can form, and the core stays free of the shell."""
+    own = {i.split(".")[1] for i in imports(modules("lora_operator")[name]) if i.startswith("lora_operator.")}
+    assert own <= LAYERS[layer]
+
+
+@pytest.mark.parametrize("name", [name for name, layer in layers() if layer in PURE and name != READS_A_FILE])
 def test_a_deciding_module_has_neither_clock_nor_client(name: str) -> None:
     """What it is told is all that it knows."""
-    path = PACKAGES["lora_operator"] / "lora_operator" / f"{name}.py"
+    path = modules("lora_operator")[name]
     allowed = {
         "lora_operator",
         "lora_trainer",
@@ -144,8 +134,6 @@ def test_a_deciding_module_has_neither_clock_nor_client(name: str) -> None:
     text = path.read_text()
     for word in ("datetime.now", "utcnow", "date.today", "open(", "print("):
         assert word not in text
-    own = {i.split(".")[1] for i in imports(path) if i.startswith("lora_operator.")}
-    assert own <= {*PURE, "config"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -16,18 +16,18 @@ from tests.unit.builders import (
     make_workload_object,
 )
 
-from lora_operator.api import WORKLOADS, Api, ApiError, Chunk, Resource
-from lora_operator.cache import Cache, Key, Scope
-from lora_operator.carry_out import TryAgainError, Writer
-from lora_operator.kueue import Kueue
-from lora_operator.liveness import WATCHED, WatchLiveness
-from lora_operator.look import look
-from lora_operator.model import Patch
-from lora_operator.resync import Resync
-from lora_operator.self_check import rights_used
-from lora_operator.supervision import OperatorFailedError
-from lora_operator.watch import register
-from lora_operator.work_queue import WorkQueue
+from lora_operator.cluster.api import WORKLOADS, Api, ApiError, Chunk, Resource
+from lora_operator.cluster.cache import Cache, Key, Scope
+from lora_operator.cluster.carry_out import TryAgainError, Writer
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.look import look
+from lora_operator.running.liveness import WATCHED, WatchLiveness
+from lora_operator.running.resync import Resync
+from lora_operator.running.self_check import rights_used
+from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.running.watch import register
+from lora_operator.running.work_queue import WorkQueue
+from lora_operator.views.model import Patch
 
 KEY = Key(NAMESPACE, NAME)
 GROUP = "/apis/kueue.x-k8s.io"

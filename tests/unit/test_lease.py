@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from lora_operator.api import Api, ApiError, Resource, UnreachableError
-from lora_operator.lease import Election, LeaseLostError
+from lora_operator.cluster.api import Api, ApiError, Resource, UnreachableError
+from lora_operator.cluster.lease import Election, LeaseLostError
 
 Object = dict[str, Any]
 

@@ -17,9 +17,9 @@ from tests.unit.test_contract_manifest import SPEC
 from tests.unit.test_decide import finished
 from tests.unit.test_render import FULL, SITE, everything
 
-from lora_operator.config import OperatorConfig
-from lora_operator.decide import decide
-from lora_operator.model import FineTune, Observed
+from lora_operator.decision.decide import decide
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 

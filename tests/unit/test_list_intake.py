@@ -7,9 +7,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from lora_operator.api import FINETUNES, JOBS
-from lora_operator.cache import Cache, Key
-from lora_operator.list_intake import ListIntake
+from lora_operator.cluster.api import FINETUNES, JOBS
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.list_intake import ListIntake
 
 ALL = FINETUNES.path(None)
 TEAM = FINETUNES.path("team")

@@ -6,8 +6,8 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from lora_operator.liveness import WatchLiveness, count_requests
-from lora_operator.metrics import Metrics
+from lora_operator.running.liveness import WatchLiveness, count_requests
+from lora_operator.running.metrics import Metrics
 
 JOBS = "/apis/batch/v1/jobs"
 

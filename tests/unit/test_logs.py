@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import kopf
 import pytest
 
-from lora_operator import logs
-from lora_operator.cache import Key
+from lora_operator.cluster.cache import Key
+from lora_operator.running import logs
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 from prometheus_client import CollectorRegistry, exposition
 from tests.unit.builders import CREATED, NAME, NAMESPACE, condition_object, make_finetune, minutes_ago
 
-from lora_operator.metrics import Metrics
-from lora_operator.model import FineTune
-from lora_operator.object_metrics import ObjectCollector
-from lora_operator.wording import instant
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.object_metrics import ObjectCollector
+from lora_operator.views.model import FineTune
+from lora_operator.views.wording import instant
 
 WHO = {"namespace": NAMESPACE, "name": NAME}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from lora_operator.metrics import Metrics
+from lora_operator.running.metrics import Metrics
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/metrics.md"
 

@@ -19,8 +19,8 @@ from tests.unit.builders import (
 )
 from tests.unit.junk import JSON, damaged
 
-from lora_operator.model import ConditionView, ContainerView
-from lora_operator.observe import parse_event, parse_finetune, parse_job, parse_pod
+from lora_operator.views.model import ConditionView, ContainerView
+from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod
 
 FULL_POD = make_pod_object(
     state={"terminated": {"exitCode": 1}}, conditions=(condition_object("Ready"),), deleting=True

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.unit.builders import make_finetune
 
-from lora_operator.omissions import Omissions
+from lora_operator.cluster.omissions import Omissions
 
 WRITTEN = {"attempt": 1, "retries": {"error": 1}}
 

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from lora_operator.config import OperatorConfig, yaml_name
-from lora_operator.logs import FIELDS
-from lora_operator.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.running.logs import FIELDS
+from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.views.config import OperatorConfig, yaml_name
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text()
 

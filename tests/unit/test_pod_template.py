@@ -7,8 +7,8 @@ import pytest
 from tests.unit.builders import CONFIG, job_name
 from tests.unit.test_render import FULL, SITE, container, everything, rendered, understood
 
-from lora_operator.config import OperatorConfig
-from lora_operator.render import render_prepare_job, render_service
+from lora_operator.rendering.render import render_prepare_job, render_service
+from lora_operator.views.config import OperatorConfig
 
 SHARED = dataclasses.replace(CONFIG, cache_claim="models")
 S3 = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from tests.unit.builders import make_finetune
 
-from lora_operator.api import Api, ApiError, Resource
-from lora_operator.model import EventRecord
-from lora_operator.post_events import LONGEST_BACKLOG, EventPoster
+from lora_operator.cluster.api import Api, ApiError, Resource
+from lora_operator.cluster.post_events import LONGEST_BACKLOG, EventPoster
+from lora_operator.views.model import EventRecord
 
 
 class Board:

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from tests.unit.builders import running_pod
 
-from lora_operator.cache import Key
-from lora_operator.model import PodView
-from lora_operator.progress_poll import ProgressPoller
+from lora_operator.cluster.cache import Key
+from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.views.model import PodView
 
 KEY = Key("team", "tone")
 

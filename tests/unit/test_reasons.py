@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from lora_operator.conditions import Type
+from lora_operator.views.conditions import Type
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from tests.unit.builders import CONFIG, UID, make_finetune
 
-from lora_operator import names
-from lora_operator.config import OperatorConfig
-from lora_operator.model import FineTune
-from lora_operator.render import render_config_map, render_job, render_prepare_job, render_service
-from lora_operator.request import Request, read_request
+from lora_operator.rendering.render import render_config_map, render_job, render_prepare_job, render_service
+from lora_operator.views import names
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import FineTune
+from lora_operator.views.request import Request, read_request
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.manifest import RunOptions

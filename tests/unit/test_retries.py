@@ -9,11 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import condition_object, ended_pod, finished_job, make_job, make_pod, make_summary, running_pod
 
-from lora_operator.budget import Used, backoff_limit, is_spent, seconds_left
-from lora_operator.model import JobView, PodView
-from lora_operator.names import Role
-from lora_operator.request import Policy
-from lora_operator.retries import MOST_COUNTED, Cause, Retries, cause_of, count_pods, retries_block, stored_retries
+from lora_operator.decision.retries import (
+    MOST_COUNTED,
+    Cause,
+    Retries,
+    cause_of,
+    count_pods,
+    retries_block,
+    stored_retries,
+)
+from lora_operator.views.budget import Used, backoff_limit, is_spent, seconds_left
+from lora_operator.views.model import JobView, PodView
+from lora_operator.views.names import Role
+from lora_operator.views.request import Policy
 from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
 

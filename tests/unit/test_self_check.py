@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from lora_operator.api import Api, ApiError
-from lora_operator.self_check import (
+from lora_operator.cluster.api import Api, ApiError
+from lora_operator.running.self_check import (
     LEASE_RIGHTS,
     RIGHTS,
     SelfCheckError,

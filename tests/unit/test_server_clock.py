@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lora_operator.server_clock import ServerClock
+from lora_operator.cluster.server_clock import ServerClock
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 

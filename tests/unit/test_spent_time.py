@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import NOW, condition_object, ended_pod, finished_job, make_job, minutes_ago, running_pod
 
-from lora_operator.model import JobView
-from lora_operator.names import Role
-from lora_operator.spent_time import SpentTime, follow_time, stored_time, time_block
-from lora_operator.wording import instant
+from lora_operator.decision.spent_time import SpentTime, follow_time, stored_time, time_block
+from lora_operator.views.model import JobView
+from lora_operator.views.names import Role
+from lora_operator.views.wording import instant
 
 
 def at(minutes: float) -> datetime:

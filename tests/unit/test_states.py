@@ -23,10 +23,8 @@ from tests.unit.builders import (
 )
 
 from docgen import states_page
-from lora_operator.decide import decide
-from lora_operator.model import JobView, Observed, PodView, Rejection
-from lora_operator.names import QUEUE_LABEL
-from lora_operator.states import (
+from lora_operator.decision.decide import decide
+from lora_operator.decision.states import (
     CONDITIONS,
     ENDS,
     STATES,
@@ -37,9 +35,11 @@ from lora_operator.states import (
     group_of,
     is_good_news,
 )
-from lora_operator.transitions import condition
-from lora_operator.vocabulary import VOCABULARY
-from lora_operator.wording import instant
+from lora_operator.decision.vocabulary import VOCABULARY
+from lora_operator.running.transitions import condition
+from lora_operator.views.model import JobView, Observed, PodView, Rejection
+from lora_operator.views.names import QUEUE_LABEL
+from lora_operator.views.wording import instant
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason

@@ -19,12 +19,12 @@ from tests.unit.builders import (
 )
 from tests.unit.status_schema import check_status, status_schema
 
-from lora_operator.config import OperatorConfig
-from lora_operator.decide import decide
-from lora_operator.model import FineTune, Observed
-from lora_operator.progress import close_progress, follow_progress, next_question_s
-from lora_operator.results import resolved_by_spec
-from lora_operator.wording import instant
+from lora_operator.decision.decide import decide
+from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
+from lora_operator.decision.results import resolved_by_spec
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import FineTune, Observed
+from lora_operator.views.wording import instant
 from lora_trainer.contract.config import (
     DatasetConfig,
     DeviceConfig,

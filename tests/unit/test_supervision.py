@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from lora_operator import supervision
+from lora_operator.running import supervision
 
 
 def test_a_process_that_does_not_end_by_itself_is_ended_with_its_reason(

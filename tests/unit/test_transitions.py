@@ -5,9 +5,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from tests.unit.builders import NAMESPACE, condition_object, ended_pod, make_finetune
 
-from lora_operator.metrics import Metrics
-from lora_operator.model import Observed
-from lora_operator.transitions import read_transition
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.transitions import read_transition
+from lora_operator.views.model import Observed
 
 STARTED = "2026-03-01T11:10:00Z"
 ENDED = "2026-03-01T11:40:00Z"

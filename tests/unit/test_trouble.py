@@ -13,9 +13,9 @@ from tests.unit.builders import (
     waiting_pod,
 )
 
-from lora_operator.model import EventView, PodView, Rejection
-from lora_operator.observe import parse_pod
-from lora_operator.trouble import classify_refusal, trouble_of_job, trouble_of_pod, trouble_of_rejection
+from lora_operator.decision.trouble import classify_refusal, trouble_of_job, trouble_of_pod, trouble_of_rejection
+from lora_operator.views.model import EventView, PodView, Rejection
+from lora_operator.views.observe import parse_pod
 from lora_trainer.contract.reasons import Reason
 
 

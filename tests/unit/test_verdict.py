@@ -12,9 +12,9 @@ from tests.unit.builders import (
     running_pod,
 )
 
-from lora_operator.model import JobView, PodView
-from lora_operator.request import Policy
-from lora_operator.verdict import Verdict, judge, proven_success
+from lora_operator.decision.verdict import Verdict, judge, proven_success
+from lora_operator.views.model import JobView, PodView
+from lora_operator.views.request import Policy
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_operator.wording import block_of, byte_size, decimal, duration, instant, last_line, parse_instant, sentence
+from lora_operator.views.wording import (
+    block_of,
+    byte_size,
+    decimal,
+    duration,
+    instant,
+    last_line,
+    parse_instant,
+    sentence,
+)
 
 SECRETS = [
     "HTTP 401 for hf_AbCdEfGhIjKlMnOpQrStUvWxYz123456",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lora_operator.work_queue import WorkQueue, backoff_s
+from lora_operator.running.work_queue import WorkQueue, backoff_s
 
 
 class Clock:

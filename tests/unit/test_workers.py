@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lora_operator.api import ApiError, UnreachableError
-from lora_operator.cache import Cache, Key
-from lora_operator.carry_out import TryAgainError
-from lora_operator.metrics import Metrics
-from lora_operator.supervision import OperatorFailedError
-from lora_operator.work_queue import WorkQueue
-from lora_operator.workers import run_worker
+from lora_operator.cluster.api import ApiError, UnreachableError
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.carry_out import TryAgainError
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.running.work_queue import WorkQueue
+from lora_operator.running.workers import run_worker
 
 if TYPE_CHECKING:
-    from lora_operator.reconcile import Reconciler
+    from lora_operator.running.reconcile import Reconciler
 
 KEY = Key("team", "tone")
 

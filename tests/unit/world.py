@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from tests.unit.builders import CONFIG, NOW, condition_object, make_manifest
 
-from lora_operator.config import OperatorConfig
-from lora_operator.decide import decide
-from lora_operator.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Rejection
-from lora_operator.names import INDEX_LABEL, ROLE_LABEL, Role
-from lora_operator.observe import parse_finetune, parse_job, parse_pod
-from lora_operator.states import contradictions
-from lora_operator.wording import instant
+from lora_operator.decision.decide import decide
+from lora_operator.decision.states import contradictions
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Rejection
+from lora_operator.views.names import INDEX_LABEL, ROLE_LABEL, Role
+from lora_operator.views.observe import parse_finetune, parse_job, parse_pod
+from lora_operator.views.wording import instant
 
 if TYPE_CHECKING:
     from lora_trainer.contract.progress import Progress

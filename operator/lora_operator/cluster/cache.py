@@ -1,0 +1,263 @@
+"""What the operator knows of the cluster: plain dictionaries, fed by watches, by resyncs and by its own writes."""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+import orjson
+
+from lora_operator.views import names
+from lora_operator.views.conditions import is_finished
+from lora_operator.views.observe import parse_finetune, parse_job, parse_pod, parse_workload, pod_template_labels
+
+if TYPE_CHECKING:
+    from lora_operator.views.model import FineTune, JobView, PodView, WorkloadView
+
+T = TypeVar("T")
+OwnerOf = Callable[[Mapping[str, Any]], tuple[str, str]]
+"""Name and uid of the LoRAFineTune that a document belongs to."""
+
+
+class Key(NamedTuple):
+    """A LoRAFineTune's place in the cluster; what the work queue holds."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry(Generic[T]):
+    """One object: its place, its LoRAFineTune and the uid of that, its own uid, its version and the view of it.
+
+    The view is there itself or packed.
+    """
+
+    place: Key
+    owner: Key
+    owner_uid: str
+    uid: str
+    version: str
+    view: T | None
+    packed: bytes = b""
+
+
+class Packing(Protocol[T]):
+    """How views that are seldom looked at are kept small."""
+
+    def pack(self, view: T) -> bytes:
+        """The view as bytes; empty for one that is not to be packed."""
+
+    def unpack(self, packed: bytes) -> T:
+        """The view again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a list covers: the objects of one namespace, of one LoRAFineTune by its uid, or, without either, all."""
+
+    namespace: str | None = None
+    owner: Key | None = None
+    owner_uid: str | None = None
+
+    def covers(self, entry: "Entry[Any]") -> bool:
+        """Whether the list would have held it."""
+        in_namespace = self.namespace is None or entry.place.namespace == self.namespace
+        return in_namespace and (self.owner_uid is None or entry.owner_uid == self.owner_uid)
+
+
+class Store(Generic[T]):
+    """All objects of one kind, by place and by owner. An older version never replaces a newer one."""
+
+    def __init__(
+        self, parse: Callable[[Mapping[str, Any]], T], owner_of: OwnerOf, packing: Packing[T] | None = None
+    ) -> None:
+        """`owner_of` gives no name for an object that is nobody's here: it is not kept."""
+        self._parse = parse
+        self._packing = packing
+        self._owner_of = owner_of
+        self._entries: dict[Key, Entry[T]] = {}
+        self._by_owner: dict[Key, set[Key]] = {}
+        self._graves: list[set[str]] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[T]:
+        """All objects of this moment; another thread may go through them."""
+        return (self._view(entry) for entry in list(self._entries.values()))
+
+    def get(self, place: Key) -> T | None:
+        """The object at a place."""
+        entry = self._entries.get(place)
+        return self._view(entry) if entry else None
+
+    def of(self, owner: Key, owner_uid: str) -> tuple[T, ...]:
+        """The objects of a LoRAFineTune, by name; not those of an earlier one that had the same name."""
+        return tuple(self._view(entry) for entry in self._owned_by(owner) if entry.owner_uid == owner_uid)
+
+    def put(self, document: Mapping[str, Any]) -> Key | None:
+        """Take in an object; return its owner if that was news, None if this version or a newer one is known."""
+        if not self._owner_of(document)[0]:
+            return None
+        # Compared before it is read: each list and each write of ours is told again by a watch.
+        metadata = document["metadata"]
+        known = self._entries.get(_place(document))
+        if known is not None and known.uid == metadata.get("uid") and not _is_newer(_version(metadata), known.version):
+            return None
+        entry = self._entry(document)
+        self._insert(entry)
+        return entry.owner
+
+    def remove(self, document: Mapping[str, Any]) -> Key | None:
+        """Forget an object; return its owner if it was known. Another object by the same name stays."""
+        entry = self._entry(document)
+        for graves in self._graves:
+            graves.add(entry.uid)
+        known = self._entries.get(entry.place)
+        if known is None or known.uid != entry.uid:
+            return None
+        self._delete(known)
+        return known.owner
+
+    @contextmanager
+    def listing(self) -> Iterator["Listing[T]"]:
+        """Around a list request: what is deleted meanwhile does not come back with the answer."""
+        graves: set[str] = set()
+        self._graves.append(graves)
+        try:
+            yield Listing(self, graves)
+        finally:
+            self._graves = [other for other in self._graves if other is not graves]
+
+    def prune(self, version: str, listed: set[str], scope: Scope) -> set[Key]:
+        """Forget what a list as of `version` does not hold, unless it is newer; return the owners with news."""
+        entries = self._entries.values() if scope.owner is None else self._owned_by(scope.owner)
+        gone = [
+            entry
+            for entry in entries
+            if entry.uid not in listed and not _is_newer(entry.version, version) and scope.covers(entry)
+        ]
+        for entry in gone:
+            self._delete(entry)
+        return {entry.owner for entry in gone}
+
+    def _owned_by(self, owner: Key) -> list[Entry[T]]:
+        return [self._entries[place] for place in sorted(self._by_owner.get(owner, ()))]
+
+    def _entry(self, document: Mapping[str, Any]) -> Entry[T]:
+        metadata = document["metadata"]
+        place = _place(document)
+        owner_name, owner_uid = self._owner_of(document)
+        view = self._parse(document)
+        packed = self._packing.pack(view) if self._packing else b""
+        return Entry(
+            place=place,
+            owner=Key(place.namespace, owner_name),
+            owner_uid=owner_uid,
+            uid=str(metadata.get("uid", "")),
+            version=_version(metadata),
+            view=None if packed else view,
+            packed=packed,
+        )
+
+    def _view(self, entry: Entry[T]) -> T:
+        if self._packing is not None and entry.packed:
+            return self._packing.unpack(entry.packed)
+        return cast("T", entry.view)
+
+    def _insert(self, entry: Entry[T]) -> None:
+        known = self._entries.get(entry.place)
+        if known is not None:
+            self._delete(known)
+        self._entries[entry.place] = entry
+        self._by_owner.setdefault(entry.owner, set()).add(entry.place)
+
+    def _delete(self, entry: Entry[T]) -> None:
+        del self._entries[entry.place]
+        places = self._by_owner[entry.owner]
+        places.discard(entry.place)
+        if not places:
+            del self._by_owner[entry.owner]
+
+
+class Listing(Generic[T]):
+    """A list on its way into a store, chunk by chunk."""
+
+    def __init__(self, store: Store[T], graves: set[str]) -> None:
+        self._store = store
+        self._graves = graves
+        self._listed: set[str] = set()
+        self._changed: set[Key] = set()
+
+    def take(self, documents: Iterable[Mapping[str, Any]]) -> None:
+        """Take in a chunk."""
+        for document in documents:
+            uid = str(document["metadata"].get("uid", ""))
+            self._listed.add(uid)
+            news = None if uid in self._graves else self._store.put(document)
+            if news is not None:
+                self._changed.add(news)
+
+    def finish(self, version: str, scope: Scope) -> set[Key]:
+        """The list of all that `scope` covers is complete; return the owners with news."""
+        return self._changed | self._store.prune(version, self._listed, scope)
+
+
+class Cache:
+    """LoRAFineTunes, the Jobs and Pods that carry our label, and Kueue's Workloads of those Jobs."""
+
+    def __init__(self) -> None:
+        self.finetunes: Store[FineTune] = Store(parse_finetune, _itself, _PackedWhenFinished())
+        self.jobs: Store[JobView] = Store(parse_job, _by_labels)
+        self.pods: Store[PodView] = Store(parse_pod, _by_labels)
+        self.workloads: Store[WorkloadView] = Store(parse_workload, _by_pod_template)
+
+
+class _PackedWhenFinished:
+    """A finished run is seldom looked at: so it takes a tenth of the memory, and some 50 us to be read again."""
+
+    def pack(self, view: "FineTune") -> bytes:
+        if not is_finished(view):
+            return b""
+        try:
+            return zlib.compress(orjson.dumps(view.manifest), level=1)
+        except TypeError:
+            return b""  # a number beyond 64 bits, which a foreign writer left
+
+    def unpack(self, packed: bytes) -> "FineTune":
+        return parse_finetune(orjson.loads(zlib.decompress(packed)))
+
+
+def _place(document: Mapping[str, Any]) -> Key:
+    metadata = document["metadata"]
+    return Key(str(metadata.get("namespace", "")), str(metadata["name"]))
+
+
+def _version(metadata: Mapping[str, Any]) -> str:
+    return str(metadata.get("resourceVersion", ""))
+
+
+def _itself(document: Mapping[str, Any]) -> tuple[str, str]:
+    metadata = document["metadata"]
+    return str(metadata["name"]), str(metadata.get("uid", ""))
+
+
+def _by_labels(document: Mapping[str, Any]) -> tuple[str, str]:
+    labels = document["metadata"].get("labels") or {}
+    return str(labels.get(names.NAME_LABEL, "")), str(labels.get(names.UID_LABEL, ""))
+
+
+def _by_pod_template(document: Mapping[str, Any]) -> tuple[str, str]:
+    """A Workload has none of its Job's labels, but its pod template, which has them; somebody else's has no owner."""
+    labels = pod_template_labels(document)
+    ours = labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY
+    return (str(labels.get(names.NAME_LABEL, "")), str(labels.get(names.UID_LABEL, ""))) if ours else ("", "")
+
+
+def _is_newer(version: str, than: str) -> bool:
+    """Resource versions of one kind grow; a server whose versions are no numbers is believed in the order it speaks."""
+    if version.isdecimal() and than.isdecimal():
+        return int(version) > int(than)
+    return version != than

@@ -1,0 +1,163 @@
+"""Carrying out the writes of a plan, one at a time; each can be repeated after a crash before or after it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_operator.cluster.api import BY_KIND, CONFIG_MAPS, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.omissions import Omissions
+from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
+
+# What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
+# a terminating namespace), method not allowed by a webhook, unprocessable.
+_REFUSALS = frozenset({400, 403, 405, 406, 413, 415, 422})
+
+
+class TryAgainError(Exception):
+    """The cluster is in the middle of something; the work is to be tried again after a while."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
+    """How it went: refused, or there already, left by an attempt that was interrupted. Neither: made."""
+
+    rejection: Rejection | None = None
+    adopted: bool = False
+
+
+class Writer:
+    """The operator's writes to the cluster; what the server answers goes into the cache at once."""
+
+    def __init__(self, api: Api, cache: Cache, kueue: Kueue) -> None:
+        self._api = api
+        self._cache = cache
+        self._kueue = kueue
+        self._omissions = Omissions()
+
+    async def create(self, finetune: FineTune, manifest: Mapping[str, Any], *, patient: bool) -> Creation:
+        """Create a ConfigMap, a Service or a Job, or adopt the one that an interrupted attempt left.
+
+        `patient`: a server error is taken for a refusal, because it has come several times in a row.
+        """
+        resource = BY_KIND[manifest["kind"]]
+        name = manifest["metadata"]["name"]
+        try:
+            stored = await self._api.create(resource, finetune.namespace, manifest)
+        except ApiError as error:
+            if error.code == 409 and error.reason == "AlreadyExists":
+                return await self._adopt(finetune, resource.kind, name, manifest)
+            if error.code in _REFUSALS or (error.code >= 500 and patient):
+                return Creation(rejection=_rejection(resource.kind, name, error))
+            raise
+        self._remember(resource.kind, stored)
+        return Creation()
+
+    async def _adopt(self, finetune: FineTune, kind: str, name: str, wanted: Mapping[str, Any]) -> Creation:
+        try:
+            stored = await self._api.get(BY_KIND[kind], finetune.namespace, name)
+        except ApiError as error:
+            if error.code == 404:
+                raise TryAgainError(f"{kind} {name} existed and was deleted a moment later") from error
+            raise
+        if _controller_uid(stored) != finetune.uid:
+            message = f"{kind} {name} exists and belongs to somebody else"
+            return Creation(
+                rejection=Rejection(kind=kind, name=name, code=409, reason="AlreadyExists", message=message)
+            )
+        if stored["metadata"].get("deletionTimestamp"):
+            raise TryAgainError(f"{kind} {name} is being deleted")
+        if stored.get("data") != wanted.get("data"):
+            # An operator of another release rendered it, and was interrupted before the Job that reads it.
+            await self._api.delete(CONFIG_MAPS, finetune.namespace, name, str(stored["metadata"]["uid"]))
+            raise TryAgainError(f"{kind} {name} was rendered by another release, and is made again")
+        self._remember(kind, stored)
+        return Creation(adopted=True)
+
+    async def patch(self, finetune: FineTune, patch: Patch) -> Rejection | None:
+        """Change a Job or its Workload; say if it was refused. One that is gone is looked for at the next turn."""
+        resource = self._kueue.workloads if patch.kind == WORKLOADS.kind else JOBS
+        try:
+            stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
+        except ApiError as error:
+            if error.code == 404:
+                raise TryAgainError(f"{patch.kind} {patch.name} is gone") from error
+            if error.code in _REFUSALS:
+                return _rejection(patch.kind, patch.name, error)
+            raise
+        self._remember(patch.kind, without_managed_fields(stored))
+        return None
+
+    async def write_status(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
+        """Write the whole status; False if the resource changed or went meanwhile, as the cache then says."""
+        document = {**finetune.manifest, "status": status}
+        try:
+            stored = await self._api.replace_status(FINETUNES, finetune.namespace, finetune.name, document)
+        except ApiError as error:
+            if error.code == 409:
+                await self.refresh(finetune)
+                return False
+            if error.code == 404:
+                self._cache.finetunes.remove(finetune.manifest)
+                return False
+            raise
+        self._omissions.note(finetune.uid, status, stored)
+        self._cache.finetunes.put(without_managed_fields(stored))
+        return True
+
+    def is_written(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
+        """Whether the status is stored, or as much of it as the definition in the cluster knows."""
+        return status == finetune.status or self._omissions.covers(finetune, status)
+
+    async def refresh(self, finetune: FineTune) -> None:
+        """Read the resource anew into the cache."""
+        try:
+            stored = await self._api.get(FINETUNES, finetune.namespace, finetune.name)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            self._cache.finetunes.remove(finetune.manifest)
+        else:
+            self._cache.finetunes.put(without_managed_fields(stored))
+
+    async def delete(self, finetune: FineTune, target: ObjectRef) -> None:
+        """Delete a child. One that was named without its uid is looked at first: it must be this resource's own."""
+        uid = target.uid or await self._own_uid(finetune, target)
+        if uid:
+            await self._api.delete(BY_KIND[target.kind], finetune.namespace, target.name, uid)
+
+    async def _own_uid(self, finetune: FineTune, target: ObjectRef) -> str:
+        try:
+            stored = await self._api.get(BY_KIND[target.kind], finetune.namespace, target.name)
+        except ApiError as error:
+            if error.code == 404:
+                return ""
+            raise
+        return str(stored["metadata"]["uid"]) if _controller_uid(stored) == finetune.uid else ""
+
+    def _remember(self, kind: str, stored: Object) -> None:
+        if kind == JOBS.kind:
+            self._cache.jobs.put(stored)
+        elif kind == WORKLOADS.kind:
+            self._cache.workloads.put(stored)
+
+
+def without_managed_fields(document: Object) -> Object:
+    """The document without the field that is often half of it and that nobody here reads."""
+    document["metadata"].pop("managedFields", None)
+    return document
+
+
+def key_of(finetune: FineTune) -> Key:
+    """The key under which a resource is cached and queued."""
+    return Key(finetune.namespace, finetune.name)
+
+
+def _rejection(kind: str, name: str, error: ApiError) -> Rejection:
+    return Rejection(kind=kind, name=name, code=error.code, reason=error.reason, message=error.message)
+
+
+def _controller_uid(document: Mapping[str, Any]) -> str:
+    owners = document["metadata"].get("ownerReferences") or ()
+    return next((str(owner.get("uid", "")) for owner in owners if owner.get("controller")), "")

@@ -1,0 +1,23 @@
+"""A list request into a store, chunk by chunk."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_operator.cluster.api import Api, Resource
+from lora_operator.cluster.cache import Key, Scope, Store
+from lora_operator.cluster.carry_out import without_managed_fields
+
+
+async def list_into(
+    store: Store[Any], api: Api, resource: Resource, *, namespace: str | None, query: Mapping[str, str], scope: Scope
+) -> set[Key]:
+    """Make the store what the list says, within the scope; return the owners with news.
+
+    Raises `ApiError` or `UnreachableError`; the store then holds what has come so far, and has lost nothing.
+    """
+    version = ""
+    with store.listing() as listing:
+        async for chunk in api.list_chunks(resource, namespace, query):
+            listing.take(without_managed_fields(document) for document in chunk.documents)
+            version = chunk.version
+        return listing.finish(version, scope)

@@ -1,0 +1,152 @@
+"""Asking running pods for their progress, beside the reconciles: nobody waits for an answer, and none can do harm."""
+
+import asyncio
+import http.client
+import io
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from lora_operator.cluster.cache import Key
+from lora_operator.views.model import PodView
+from lora_trainer.contract.progress import MAX_BYTES, PORT, Progress
+
+logger = logging.getLogger(__name__)
+
+PATH = "/progress"
+MOST_AT_ONCE = 32
+MOST_BYTES = MAX_BYTES + 4096
+"""Of a whole answer, its headers included."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pod:
+    """What is known of one pod. `asked_at_s` is of the monotonic clock; `progress` is None while it is not known."""
+
+    asked_at_s: float
+    progress: Progress | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class ProgressPoller:
+    """Asks each pod at most once in `interval_s`, and keeps its last answer by the pod's uid.
+
+    A pod that answers late, too long, not at all or nonsense has no progress: its run goes on all the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval_s: float,
+        timeout_s: float,
+        wake: Callable[[Key], None],
+        clock: Callable[[], float],
+        port: int = PORT,
+    ) -> None:
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._wake = wake
+        self._clock = clock
+        self._port = port
+        self._pods: dict[str, _Pod] = {}
+        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+
+    def ask(self, key: Key, pod: PodView) -> float:
+        """Start to ask a pod, unless it was asked lately; return the seconds until it can be asked again."""
+        now = self._clock()
+        known = self._pods.get(pod.uid)
+        # Nine tenths, so that a turn that comes when it was due is never taken for one that came early.
+        if known is not None and now - known.asked_at_s < 0.9 * self._interval_s:
+            return known.asked_at_s + self._interval_s - now
+        if known is not None and known.task is not None and not known.task.done():
+            return self._interval_s
+        state = known or _Pod(asked_at_s=now)
+        state.asked_at_s = now
+        self._pods[pod.uid] = state
+        state.task = asyncio.create_task(self._poll(key, pod, state))
+        return self._interval_s
+
+    def latest(self, pods: Iterable[PodView]) -> Progress | None:
+        """The last answer of the newest of these pods that gave one."""
+        for pod in sorted(pods, key=lambda pod: pod.created_at, reverse=True):
+            known = self._pods.get(pod.uid)
+            if known is not None and known.progress is not None:
+                return known.progress
+        return None
+
+    def keep_only(self, uids: set[str]) -> None:
+        """Forget the pods that are gone."""
+        for uid in [uid for uid in self._pods if uid not in uids]:
+            task = self._pods.pop(uid).task
+            if task is not None:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Stop asking."""
+        self.keep_only(set())
+
+    async def _poll(self, key: Key, pod: PodView, state: _Pod) -> None:
+        before = state.progress
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    state.progress = await self._fetch(pod.ip)
+            except Exception as error:  # whatever a pod answers, and however a parser takes it, it is no news
+                state.progress = None
+                why = str(error)[:200] or type(error).__name__
+                logger.debug("no progress from pod %s: %s", pod.name, why, extra={"finetune": key})
+        if state.progress is not None or before is not None:
+            self._wake(key)
+
+    async def _fetch(self, ip: str) -> Progress:
+        data = await _ask(_address(ip), self._port)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"the answer has more than {MOST_BYTES} bytes")
+        response = http.client.HTTPResponse(cast("socket.socket", _Received(data)))
+        response.begin()
+        if response.status != 200:
+            raise ValueError(f"the answer is {response.status}")
+        return Progress.from_json(response.read())
+
+
+class _Received:
+    """An answer that was received, in place of the socket that `http.client` reads answers from."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _: str) -> io.BytesIO:
+        """The answer from its beginning."""
+        return io.BytesIO(self._data)
+
+
+async def _ask(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bytes:
+    """All that a pod answers, up to one byte more than is allowed, which is enough to tell that there is too much.
+
+    HTTP clients buffer hundreds of KiB for each connection, and go on as long as headers or interim answers come: with
+    fifty hostile pods that is the operator's memory. So no more is ever taken from the socket than what is allowed.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as connection:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, (str(address), port))
+        # HTTP/1.0, as the end of the connection is then the end of the answer.
+        await loop.sock_sendall(connection, f"GET {PATH} HTTP/1.0\r\nAccept: application/json\r\n\r\n".encode())
+        data = b""
+        while len(data) <= MOST_BYTES:
+            part = await loop.sock_recv(connection, MOST_BYTES + 1 - len(data))
+            if not part:
+                break
+            data += part
+        return data
+
+
+def _address(ip: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The pod's address. Raises ValueError where it is none of a pod, such as a cloud's metadata service."""
+    address = ipaddress.ip_address(ip)
+    if address.is_link_local or address.is_multicast or address.is_unspecified:
+        raise ValueError(f"{ip} is not the address of a pod")
+    return address

@@ -1,0 +1,117 @@
+"""What would make a run, or the next one, go better. Advice informs; it never decides."""
+
+import enum
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from lora_operator.decision.case import Case
+from lora_operator.decision.retries import Cause
+from lora_operator.views.conditions import Finding
+from lora_operator.views.model import PodView
+from lora_operator.views.names import Role
+from lora_operator.views.pods import condition_of, failure_of, newest_first
+from lora_operator.views.wording import last_line, sentence
+from lora_trainer.contract.config import Merge, TrainConfig, Variant
+from lora_trainer.contract.manifest import checkpoint_claim
+from lora_trainer.contract.reasons import Reason
+
+MANY_PREEMPTIONS = 3
+PATIENCE_WITH_A_NODE = timedelta(minutes=5)
+
+
+class Code(enum.StrEnum):
+    """What advice is about, in the order in which it stands in the status."""
+
+    NO_CHECKPOINT_CLAIM = "NoCheckpointClaim"
+    MORE_MEMORY = "MoreMemory"
+    NODE_SILENT = "NodeSilent"
+    NODE_PRESSURE = "NodePressure"
+    GPU_FAULT = "GPUFault"
+    OFTEN_PREEMPTED = "OftenPreempted"
+    SERVE_MERGED = "ServeMerged"
+
+
+def advise(case: Case, state: Finding) -> list[dict[str, Any]]:
+    """The list for the status, at most one for each code; empty where there is nothing to say."""
+    train = case.request.train
+    found = [
+        *(_of_the_spec(train) if train else ()),
+        *_of_memory(case, state),
+        *_of_a_silent_node(case, state),
+        *_of_pods(newest_first(case.observed.pods)),
+        *_of_preemptions(case),
+    ]
+    order = list(Code)
+    return sorted(found, key=lambda advice: order.index(Code(advice["code"])))
+
+
+def _of_the_spec(train: TrainConfig) -> Iterable[dict[str, Any]]:
+    if checkpoint_claim(train) is None:
+        message = (
+            "A restart loses what the run has done: name a claim in spec.checkpoint.volumeClaimName of the next one"
+        )
+        yield _advice(
+            Code.NO_CHECKPOINT_CLAIM, message, f"The result goes to {train.output.uri}, and no claim is named"
+        )
+    if train.lora.variant is Variant.DORA and train.output.merge is Merge.ADAPTER:
+        message = (
+            "vLLM does not serve DoRA adapters unmerged: set spec.output.merge to Both where it shall serve this one"
+        )
+        evidence = "spec.lora.variant is DoRA and spec.output.merge is Adapter"
+        yield _advice(Code.SERVE_MERGED, message, evidence, severity="Info")
+
+
+def _of_memory(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
+    killed = case.retries.of(Cause.OUT_OF_MEMORY)
+    if not killed and state.reason is not Reason.OOM_KILLED:
+        return
+    message = (
+        "Raise spec.resources.memory in a new LoRAFineTune, or prepareMemory in the operator's configuration if it was "
+        "a pod that only fetches model and data"
+    )
+    pods = "1 pod was" if killed == 1 else f"{killed} pods were"
+    evidence = f"{pods} killed for memory; a pod that trains has {case.memory(Role.TRAIN)}"
+    yield _advice(Code.MORE_MEMORY, message, evidence if killed else state.message)
+
+
+def _of_a_silent_node(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
+    silent = state.reason is Reason.NODE_UNREACHABLE and state.since is not None
+    if silent and state.since and case.now - state.since >= PATIENCE_WITH_A_NODE:
+        message = (
+            "Look at the node. If it is gone for good, delete it or taint it node.kubernetes.io/out-of-service: only "
+            "then does Kubernetes let go of the pod and of its volume, and the run goes on elsewhere"
+        )
+        yield _advice(Code.NODE_SILENT, message, state.message)
+
+
+def _of_pods(pods: Iterable[PodView]) -> Iterable[dict[str, Any]]:
+    told: set[Code] = set()
+    for pod in pods:
+        disruption, failure = condition_of(pod, "DisruptionTarget"), failure_of(pod, "")
+        if disruption.reason == "TerminationByKubelet" and Code.NODE_PRESSURE not in told:
+            told.add(Code.NODE_PRESSURE)
+            message = (
+                "A node evicted the pod to free its memory or disk: ask for as much as the run needs in "
+                "spec.resources.memory of a new LoRAFineTune, or have the node's disk enlarged"
+            )
+            evidence = f"Pod {pod.name} on node {pod.node}: {last_line(disruption.message or pod.message)}"
+            yield _advice(Code.NODE_PRESSURE, message, evidence)
+        if failure is not None and failure.reason is Reason.GPU_FAULT and Code.GPU_FAULT not in told:
+            told.add(Code.GPU_FAULT)
+            message = "Have the node's GPU and driver checked, and the node cordoned until then"
+            yield _advice(Code.GPU_FAULT, message, f"Pod {pod.name} on node {pod.node}: {failure.message}")
+
+
+def _of_preemptions(case: Case) -> Iterable[dict[str, Any]]:
+    times = case.retries.of(Cause.PREEMPTED)
+    if times >= MANY_PREEMPTIONS:
+        message = (
+            "Each time the work since the last checkpoint is done again: a higher priority, a quieter queue or a "
+            "shorter spec.checkpoint.intervalSeconds helps the next run"
+        )
+        yield _advice(Code.OFTEN_PREEMPTED, message, f"The run was preempted, drained or deleted {times} times")
+
+
+def _advice(code: Code, message: str, evidence: str, severity: str = "Warning") -> dict[str, Any]:
+    return {"code": code.value, "severity": severity, "message": message, "evidence": sentence(evidence)}

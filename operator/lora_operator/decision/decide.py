@@ -1,0 +1,379 @@
+"""What is to be done about a LoRAFineTune: the specification of the operator, as one pure function.
+
+Total: it answers whatever is observed, however odd. Idempotent: once its plan is carried out it asks for nothing more,
+and tells the same status. `now` only times what comes later, and dates what has no date of its own.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from lora_operator.decision.adjust import adjust, adjusted
+from lora_operator.decision.advice import advise
+from lora_operator.decision.case import Case, read_case
+from lora_operator.decision.children import Children
+from lora_operator.decision.expiry import expired_objects
+from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
+from lora_operator.decision.milestones import checkpoint_saved, needs_preparation, preflight_passed, was_prepared
+from lora_operator.decision.notices import notices, recreated
+from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
+from lora_operator.decision.quota import Place, held, hold, no_quota, place_of, quota_reserved, waits_for_user
+from lora_operator.decision.results import resolved_by_spec
+from lora_operator.decision.situation import (
+    Scene,
+    Situation,
+    assess,
+    awaiting_orphan,
+    awaiting_superseded,
+    held_by_user,
+)
+from lora_operator.decision.status import Facts, Status, final_status, ongoing_status, refreshed_status
+from lora_operator.decision.trouble import name_conflict, trouble_of_rejection
+from lora_operator.decision.verdict import (
+    Verdict,
+    deadline_exceeded,
+    deleted_too_often,
+    judge,
+    judge_preparation,
+    proven_success,
+)
+from lora_operator.rendering.render import pods_of, render_config_map, render_job, render_prepare_job, render_service
+from lora_operator.views.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished, previous_condition
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.jobs import ending_of
+from lora_operator.views.model import EventRecord, FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView
+from lora_operator.views.names import QUEUE_LABEL, Role
+from lora_operator.views.observe import parse_job
+from lora_operator.views.pods import is_running, leader_first
+from lora_operator.views.wording import block_of, sentence
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.reasons import Reason
+
+_LONGEST_PROBLEMS = MESSAGE_LENGTH - 200
+
+
+def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
+    """The plan for one resource, given all that is known of its children."""
+    if finetune.deleting:
+        return Plan(status=finetune.status)  # the children have an owner reference, and go with the resource
+    if is_finished(finetune):
+        return _after_the_end(finetune, observed, now)
+    case = read_case(finetune, observed, config, now)
+    plan = _follow(case, case.children.job) if case.children.job else _begin(case)
+    stale = (ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in case.children.superseded if not job.deleting)
+    return dataclasses.replace(plan, delete=(*plan.delete, *stale))
+
+
+def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
+    """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
+    expired, left_s = expired_objects(finetune, observed, now)
+    return Plan(status=refreshed_status(finetune), delete=expired, requeue_after_s=left_s)
+
+
+def _begin(case: Case) -> Plan:
+    """There is no Job. It may have been deleted, even when its work was done; its pod may live on."""
+    children = case.children
+    if case.observed.rejection is not None:
+        return _refused(case, trouble_of_rejection(case.observed.rejection))
+    if (children.expected or children.orphans) and not case.observed.absence_confirmed:
+        return _look_again(case)
+    proof = proven_success(children.pods)
+    if proof is not None:
+        return _end(case, proof)
+    if children.orphans:
+        return _await(case, awaiting_orphan(children.orphans[0]))
+    if children.superseded:
+        return _await(case, awaiting_superseded(children.superseded[0]))
+    return _start(case)
+
+
+def _start(case: Case) -> Plan:
+    """A Job is to be made, unless something stands against it."""
+    children, request = case.children, case.request
+    verdict = _spent_up(case)
+    if verdict is not None:
+        return _end_surely(case, verdict)
+    if request.train is None:
+        return _invalid(case)
+    if children.foreign:
+        return _refused(case, name_conflict("Job", case.next_name))
+    if waits_for_user(request) and not _is_preparing(children):
+        return dataclasses.replace(_await(case, Situation(state=held_by_user())), requeue_after_s=None)
+    if needs_preparation(request.train, case.config) and not was_prepared(case.finetune):
+        return _prepare(case, request.train)
+    return _create(case, request.train)
+
+
+def _spent_up(case: Case) -> Verdict | None:
+    """The end of a run that has no retry or no second left for another Job."""
+    deletions, policy = case.deleted_jobs, case.request.policy
+    if deletions and case.used.retries > policy.max_retries:
+        return deleted_too_often(case.job_name, deletions, case.used.retries - deletions, policy.max_retries)
+    if has_no_time_left(case):
+        return deadline_exceeded(policy, case.children.pods, case.memory(Role.TRAIN))
+    return None
+
+
+def _is_preparing(children: Children) -> bool:
+    job = children.preparing
+    return job is not None and ending_of(job) is None
+
+
+def _prepare(case: Case, train: TrainConfig) -> Plan:
+    """Model and data are fetched first, so that no GPU waits for a download. The training Job follows a success."""
+    children = case.children
+    job = children.preparing
+    if job is None:
+        rendered = render_prepare_job(case.finetune, case.request, train, case.config, case.used)
+        job = parse_job(rendered)
+        plan = _watch_new(dataclasses.replace(case, children=dataclasses.replace(children, preparing=job)), job)
+        return dataclasses.replace(plan, create=(render_config_map(case.finetune, train), rendered), watch_events=False)
+    verdict = judge_preparation(job, children.preparing_pods, case.memory(Role.PREPARE), case.request.policy)
+    if verdict is None:
+        return _go_on(case, job)
+    return _create(case, train) if verdict.succeeded else _end_surely(case, verdict)
+
+
+def _follow(case: Case, job: JobView) -> Plan:
+    """There is a Job. Tell what it does, and how it ended once it has."""
+    verdict = judge(job, case.children.pods, case.memory(Role.TRAIN), case.request.policy)
+    return _go_on(case, job) if verdict is None else _end_surely(case, verdict)
+
+
+def _go_on(case: Case, job: JobView) -> Plan:
+    """The Job goes on, unless the run has come to an end that Kubernetes knows nothing of."""
+    patches: tuple[Patch, ...] = ()
+    place = place_of(job, case.observed)
+    if not job.deleting and not case.observed.rejection:
+        job, place, patches = _adjust(case, job, place)
+    scene = _scene(case, job, place)
+    situation = assess(scene)
+    verdict = give_up(case, scene, situation)
+    if verdict is not None:
+        return _end_surely(case, verdict)
+    return dataclasses.replace(_watch(case, scene, situation), patch=patches)
+
+
+def _adjust(case: Case, job: JobView, place: Place | None) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
+    """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue."""
+    policy, patches = case.request.policy, list[Patch]()
+    if patch := adjust(job, policy, pods_of(job.role, case.request.pod), case.spent.run_s):
+        job = adjusted(job, patch)
+        patches.append(patch)
+    if place is not None and (patch := hold(place, policy)):
+        place = held(place, patch)
+        patches.append(patch)
+    return job, place, tuple(patches)
+
+
+def _create(case: Case, train: TrainConfig) -> Plan:
+    """The first attempt, or the next one where the Job of the last was deleted."""
+    finetune, children = case.finetune, case.children
+    rendered = render_job(finetune, case.request, train, case.config, case.used)
+    job = parse_job(rendered)
+    events: tuple[EventRecord, ...] = ()
+    if children.expected:
+        events = (recreated(job.name, job.attempt, case.job_name),)
+    fresh = dataclasses.replace(children, attempt=job.attempt, job=job, pods=())
+    resolved = resolved_by_spec(train, case.config.trainer_image)
+    plan = _watch_new(dataclasses.replace(case, children=fresh), job, resolved)
+    service = (render_service(finetune, train),) if case.request.pod.nodes > 1 else ()
+    create = (render_config_map(finetune, train), *service, rendered)
+    return dataclasses.replace(plan, create=create, events=(*events, *plan.events), watch_events=False)
+
+
+def _watch_new(case: Case, job: JobView, resolved: Status | None = None) -> Plan:
+    """The first status of a Job that is being made."""
+    scene = _scene(case, job, place_of(job, case.observed))
+    return _watch(case, scene, assess(scene), resolved)
+
+
+def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
+    """What the situation of a Job that trains or prepares is read from; `place` is its in a queue."""
+    pods = case.children.pods if job.role is Role.TRAIN else case.children.preparing_pods
+    progress = follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now)
+    return Scene(
+        request=case.request,
+        config_map=case.next_name,
+        nodes=pods_of(job.role, case.request.pod),
+        job=job,
+        pods=pods,
+        events=case.observed.events,
+        progress=progress,
+        memory=case.memory(job.role),
+        place=place,
+        stalled_since=stalled_since(progress, case.config.stall_timeout_s, case.now),
+        retries=case.used.retries,
+    )
+
+
+def _teller(job: JobView, pods: Sequence[PodView]) -> PodView | None:
+    """The pod whose progress is the run's."""
+    running = next((pod for pod in leader_first(pods) if is_running(pod)), None)
+    return running if job.role is Role.TRAIN and not job.suspended else None
+
+
+def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | None = None) -> Plan:
+    """The status of a run that goes on, and when to look again."""
+    observed, config, job, place = case.observed, case.config, scene.job, scene.place
+    trains = job.role is Role.TRAIN
+    told = observed.progress if _teller(job, scene.pods) else None
+    facts = Facts(
+        milestones=(
+            *_milestones(case, situation.state, scene.progress),
+            *((quota_reserved(place, situation.state),) if place else ()),
+        ),
+        attempt=job.attempt if trains else case.children.attempt,
+        job_name=job.name if trains else case.job_name,
+        job=job,
+        resumed_by_others=place.resumed_by_others if place else job.suspend_intent is True and not job.suspended,
+        pod=_shown_pod(case, situation) if trains else None,
+        resolved=resolved or _resolved(case),
+        found_out=told.resolved if told else None,
+        progress=dict(scene.progress),
+    )
+    accepted = _accepted(job.name)
+    if observed.rejection is not None:
+        accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
+    status = ongoing_status(case.finetune, accepted, situation, _counted(case, facts, situation.state), case.now)
+    plan = Plan(status=status, create=_made_again(case, job, situation), events=notices(case.finetune, status))
+    if situation.running and situation.pod is not None:
+        return _with_question(
+            plan, situation.pod, next_question_s(scene.progress, config.progress_interval_s, case.now), config
+        )
+    if job.suspended:
+        return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
+    due_s = pending_left_s(case, job, scene.pods, situation)
+    return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
+
+
+def _made_again(case: Case, job: JobView, situation: Situation) -> tuple[Mapping[str, Any], ...]:
+    """What the pods of an attempt need beside their Job, in case that somebody deleted it.
+
+    Nothing tells that a Service is gone, which is not watched. Pods look for each other by it when they begin: so it is
+    made again, or found to be there, at each change of the state until all of them have met.
+    """
+    train = case.request.train
+    if train is None or case.observed.rejection is not None:
+        return ()
+    lost = (render_config_map(case.finetune, train),) if situation.lost_config else ()
+    meeting = not situation.running or situation.state.reason is Reason.STARTING
+    several = job.role is Role.TRAIN and case.request.pod.nodes > 1 and meeting
+    changed = previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason
+    return (*lost, render_service(case.finetune, train)) if several and changed else lost
+
+
+def _shown_pod(case: Case, situation: Situation) -> PodView | None:
+    """The pod for kubectl logs: of several nodes always the one that leads, whichever the state is about."""
+    if case.request.pod.nodes == 1:
+        return situation.pod
+    return next((pod for pod in leader_first(case.children.pods) if pod.index == 0), None)
+
+
+def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConfig) -> Plan:
+    if wait_s > 0:
+        return dataclasses.replace(plan, requeue_after_s=wait_s)
+    return dataclasses.replace(plan, requeue_after_s=config.progress_interval_s, ask_progress=pod)
+
+
+def _end_surely(case: Case, verdict: Verdict) -> Plan:
+    """The run is over, after a live look where something weighed in that the cache may not have seen."""
+    unsure = verdict.on_absence and not case.observed.absence_confirmed
+    return _look_again(case) if unsure else _end(case, verdict)
+
+
+def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Plan:
+    """The run is over: the last status."""
+    children = case.children
+    pods = leader_first(children.pods)
+    progress = block_of(case.finetune.status, "progress")
+    facts = Facts(
+        milestones=(*_milestones(case, verdict.finding, progress, verdict), *_without_quota(case, verdict.finding)),
+        attempt=children.attempt,
+        job_name=case.job_name,
+        job=children.job or children.preparing,
+        pod=pods[0] if pods else None,
+        resolved=_resolved(case),
+    )
+    counted = _counted(case, facts, verdict.finding)
+    status = final_status(case.finetune, accepted or _accepted(case.job_name), verdict, counted, case.now)
+    return Plan(status=status, events=notices(case.finetune, status))
+
+
+def _invalid(case: Case) -> Plan:
+    """The spec breaks a rule, and cannot change any more: the run has failed before it began."""
+    message = "; ".join(str(problem) for problem in case.request.problems)
+    remedy = "create a new LoRAFineTune with a corrected spec"
+    finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{sentence(message, _LONGEST_PROBLEMS)}: {remedy}")
+    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
+    facts = _counted(case, Facts(attempt=case.children.attempt, job_name=case.job_name), finding)
+    status = final_status(case.finetune, accepted, Verdict(succeeded=False, finding=finding), facts, case.now)
+    return Plan(status=status, events=notices(case.finetune, status))
+
+
+def _refused(case: Case, finding: Finding) -> Plan:
+    """The API server takes no Job from us: say why, and try again after a while, but not longer than the user waits."""
+    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
+    situation, job, pods = Situation(state=finding), case.children.preparing, case.children.preparing_pods
+    verdict = waited_too_long(case, job, pods, situation)
+    if verdict is not None:
+        return _end(case, verdict, accepted)
+    plan = _await(case, situation, accepted)
+    patient = finding.reason is Reason.NAME_CONFLICT
+    again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
+    return dataclasses.replace(plan, requeue_after_s=again_s, due_in_s=pending_left_s(case, job, pods, situation))
+
+
+def _await(case: Case, situation: Situation, accepted: Condition | None = None) -> Plan:
+    """No Job is there, and none is made for now."""
+    progress = follow_progress(case.finetune, None, None, case.now)
+    facts = Facts(
+        milestones=(*_milestones(case, situation.state, progress), *_without_quota(case, situation.state)),
+        attempt=case.children.attempt,
+        job_name=case.job_name,
+        pod=situation.pod,
+        progress=progress,
+    )
+    facts = _counted(case, facts, situation.state)
+    status = ongoing_status(case.finetune, accepted or _accepted(case.job_name), situation, facts, case.now)
+    return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
+
+
+def _look_again(case: Case) -> Plan:
+    """The cache may be behind the cluster, and what follows cannot be taken back."""
+    return Plan(status=case.finetune.status, confirm_absence=True)
+
+
+def _counted(case: Case, facts: Facts, state: Finding) -> Facts:
+    """With what was counted over all attempts, and the advice that follows."""
+    return dataclasses.replace(facts, spent=case.spent, retries=case.retries, advice=advise(case, state))
+
+
+def _milestones(
+    case: Case, state: Finding, progress: Mapping[str, Any], verdict: Verdict | None = None
+) -> tuple[Condition, ...]:
+    preflight = preflight_passed(case.finetune, case.children, case.config, case.request.policy, state)
+    if preflight is not None and preflight.holds is None and verdict is not None:
+        preflight = dataclasses.replace(preflight, holds=False)
+    checkpoint = checkpoint_saved(case.finetune, case.request.train, progress, verdict)
+    return tuple(condition for condition in (preflight, checkpoint) if condition is not None)
+
+
+def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
+    """The condition QuotaReserved where no Job goes on; nothing for a run that is in no queue."""
+    job = case.children.job or case.children.preparing
+    queue = job.queue if job else case.request.pod.queue_labels.get(QUEUE_LABEL)
+    return (no_quota(state, queue),) if queue else ()
+
+
+def _accepted(job_name: str) -> Condition:
+    finding = Finding(reason=Reason.ACCEPTED, message=f"The spec is valid; Job {job_name} runs it")
+    return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
+
+
+def _resolved(case: Case) -> Status:
+    """What was resolved stays; it is made up for only where a crash came before the first status."""
+    before = block_of(case.finetune.status, "resolved")
+    train = case.request.train
+    return before or (resolved_by_spec(train, case.config.trainer_image) if train else {})

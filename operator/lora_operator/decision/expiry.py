@@ -1,0 +1,41 @@
+"""After the end: a Job that still goes on is stopped, and one that is old enough is removed.
+
+The resource, its status, the result and the checkpoints stay.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+
+from lora_operator.views.jobs import is_ending
+from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed
+from lora_operator.views.names import child_name
+from lora_operator.views.request import read_nodes, read_policy
+from lora_operator.views.wording import parse_instant
+
+
+def expired_objects(
+    finetune: FineTune, observed: Observed, now: datetime
+) -> tuple[tuple[ObjectRef, ...], float | None]:
+    """What is to be deleted now, or the seconds until something is. Only where the verdict is stored already."""
+    jobs = [job for job in observed.jobs if job.owner_uid == finetune.uid and not job.deleting]
+    ttl_s = read_policy(finetune.manifest).ttl_s
+    ended_at = parse_instant(finetune.status.get("completionTime"))
+    left_s = None
+    if ttl_s is not None and ended_at is not None and jobs:
+        left_s = (ended_at + timedelta(seconds=ttl_s) - now).total_seconds()
+    if left_s is not None and left_s <= 0:
+        return tuple(_with_their_objects(finetune, jobs)), None
+    # The operator gave these up; pods that run on would hold their GPUs, and write what nobody looks at.
+    going_on = [job for job in jobs if not is_ending(job)]
+    return tuple(_with_their_objects(finetune, going_on)), left_s
+
+
+def _with_their_objects(finetune: FineTune, jobs: Iterable[JobView]) -> Iterator[ObjectRef]:
+    """These Jobs and, before them, what only their pods read: it is not watched, and a Job is what reminds us of it."""
+    jobs = list(jobs)
+    kinds = ("ConfigMap", "Service") if read_nodes(finetune.manifest) > 1 else ("ConfigMap",)
+    for attempt in range(1, max((job.attempt for job in jobs), default=0) + 1):
+        for kind in kinds:
+            yield ObjectRef(kind=kind, name=child_name(finetune.name, finetune.uid, attempt), uid="")
+    for job in jobs:
+        yield ObjectRef(kind="Job", name=job.name, uid=job.uid)

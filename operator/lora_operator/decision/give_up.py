@@ -1,0 +1,101 @@
+"""When the operator itself ends a run whose Job would go on: the verdict is stored first, then the Job is stopped.
+
+None is given without a live look at the Job and its pods, since what is stopped cannot be taken back.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from lora_operator.decision.case import Case
+from lora_operator.decision.retries import ignored_by_job
+from lora_operator.decision.situation import Scene, Situation
+from lora_operator.decision.verdict import Verdict, deadline_exceeded, out_of_retries
+from lora_operator.views.budget import is_spent
+from lora_operator.views.conditions import Finding, Type, previous_condition
+from lora_operator.views.jobs import is_ending
+from lora_operator.views.model import JobView, PodView
+from lora_operator.views.names import Role
+from lora_operator.views.pods import failures_of, is_running
+from lora_operator.views.wording import parse_instant, sentence
+from lora_trainer.contract.exit_codes import FINAL
+from lora_trainer.contract.reasons import Reason
+
+_BEGINNING = datetime.fromtimestamp(0, UTC)
+
+
+def give_up(case: Case, scene: Scene, situation: Situation) -> Verdict | None:
+    """The end of a run that has a Job; None for one that is to go on."""
+    job = scene.job
+    if job.deleting or is_ending(job):
+        return None
+    if situation.state.reason is Reason.INVALID_IMAGE:
+        return Verdict(succeeded=False, finding=situation.state, on_absence=True)
+    if _has_used_up_its_retries(case, scene, situation):
+        return out_of_retries(scene.pods, scene.memory, case.request.policy.max_retries)
+    if has_no_time_left(case):
+        return deadline_exceeded(case.request.policy, scene.pods, scene.memory)
+    return waited_too_long(case, job, scene.pods, situation)
+
+
+def has_no_time_left(case: Case) -> bool:
+    """Whether a run that is not active now has nothing left of its deadline to go on in."""
+    policy = case.request.policy
+    return case.spent.active_since is None and not policy.suspend and is_spent(policy, case.used)
+
+
+def waited_too_long(case: Case, job: JobView | None, pods: Sequence[PodView], situation: Situation) -> Verdict | None:
+    """The end of a run that waited longer than `pendingTimeoutSeconds`, with what it waited for."""
+    left_s = pending_left_s(case, job, pods, situation)
+    timeout_s = case.request.policy.pending_timeout_s
+    if left_s is None or left_s > 0 or timeout_s is None:
+        return None
+    state = situation.state
+    message = (
+        f"The run waited longer than spec.pendingTimeoutSeconds ({timeout_s} s) without all its pods running, at last "
+        f"with {state.reason.value} ({state.message}): put that right and create a new LoRAFineTune"
+    )
+    since = _waiting_since(case, job, pods) + timedelta(seconds=timeout_s)
+    finding = Finding(reason=Reason.PENDING_TIMEOUT, message=sentence(message), since=since)
+    return Verdict(succeeded=False, finding=finding, on_absence=True)
+
+
+def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], situation: Situation) -> float | None:
+    """Seconds that the run may yet wait for its pods; None where nothing limits that, or where it does not wait."""
+    policy = case.request.policy
+    if policy.pending_timeout_s is None or policy.suspend or situation.running:
+        return None
+    if job is not None and (job.suspended or job.deleting or is_ending(job) or _prepares(job, pods)):
+        return None
+    due = _waiting_since(case, job, pods) + timedelta(seconds=policy.pending_timeout_s)
+    return (due - case.now).total_seconds()
+
+
+def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> datetime:
+    """Since when not all pods run, the time before the Job and that in a queue not included."""
+    moments = [pod.trainer.finished_at for pod in pods]
+    if job is not None:
+        moments.append(job.started_at or job.created_at)
+    ready = previous_condition(case.finetune, Type.PODS_READY)
+    if ready.get("status") == "False":
+        moments.append(parse_instant(ready.get("lastTransitionTime")))
+    elif ready or job is None:
+        moments.append(case.now)
+    return max(moment for moment in [*moments, _BEGINNING] if moment is not None)
+
+
+def _prepares(job: JobView, pods: Sequence[PodView]) -> bool:
+    return job.role is Role.PREPARE and any(is_running(pod) for pod in pods)
+
+
+def _has_used_up_its_retries(case: Case, scene: Scene, situation: Situation) -> bool:
+    """Whether pods ended early too often, of which the Job itself counts only some.
+
+    A run whose pods all run goes on: what they do may yet succeed.
+    """
+    job, pods = scene.job, scene.pods
+    if situation.running or job.suspended or case.used.retries <= case.request.policy.max_retries:
+        return False
+    failed = [pod for pod, _ in failures_of(pods, scene.memory)]
+    by_the_job = max(job.failed, sum(not ignored_by_job(pod) for pod in failed))
+    job_will_say = by_the_job > job.backoff_limit or any(pod.trainer.exit_code in FINAL for pod in failed)
+    return bool(failed) and not job_will_say

@@ -1,0 +1,149 @@
+"""The blocks of the status that say what a run used and achieved: resolved, dataset, results, artifact, checkpoint."""
+
+from decimal import Decimal
+from typing import Any
+
+from lora_operator.decision.progress import whole
+from lora_operator.views.wording import decimal, printable
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, clip
+
+LARGEST_INT32 = 2**31 - 1
+MOST_MODULES = 256
+Block = dict[str, Any]
+
+
+def resolved_by_spec(train: TrainConfig, image: str) -> Block:
+    """Every value that the spec and its defaults fixed; a later change of a default leaves it."""
+    lora, training = train.lora, train.training
+    block: Block = {
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "dropout": _number(lora.dropout),
+        "scaling": lora.scaling.value,
+        "variant": lora.variant.value,
+        "init": lora.init.value,
+        "quantization": train.quantization.value,
+        "learningRate": _number(training.learning_rate),
+        "schedule": training.schedule.value,
+        "warmupRatio": _number(training.warmup_ratio),
+        "effectiveBatchSize": training.effective_batch_size,
+        "maxSequenceLength": training.max_sequence_length,
+        "lossOn": training.loss_on.value,
+        "optimizer": training.optimizer.value,
+        "weightDecay": _number(training.weight_decay),
+        "maxGradNorm": _number(training.max_grad_norm),
+        "precision": training.precision.value,
+        "seed": training.seed,
+        "validationFraction": _number(train.dataset.validation_fraction),
+        "image": clip(image, 512),
+    }
+    length = {
+        "epochs": training.epochs and _number(training.epochs),
+        "maxSteps": training.max_steps,
+        "evalSteps": training.eval_steps,
+    }
+    return block | {key: value for key, value in length.items() if value is not None}
+
+
+def resolved_by_run(run: ResolvedRun) -> Block:
+    """What only the trainer could find out."""
+    return {
+        "device": _text(run.device, 128),
+        "computeDtype": _text(run.compute_dtype, 32),
+        "modelType": _text(run.model_type, 128),
+        "modelRevision": _text(run.model_revision, 256),
+        "datasetFormat": _text(run.dataset_format, 64),
+        "datasetFingerprint": _text(run.dataset_fingerprint, 256),
+        "targetModules": [_text(name, 253) for name in run.target_modules[:MOST_MODULES]],
+        "trainableParameters": whole(run.trainable_parameters),
+        "totalParameters": whole(run.total_parameters),
+        "microBatchSize": _int32(run.micro_batch_size),
+        "gradientAccumulationSteps": _int32(run.gradient_accumulation_steps),
+        "quantization": _text(run.quantization, 32),
+        "packing": run.packing,
+        "attention": _text(run.attention, 64),
+        "optimizer": _text(run.optimizer, 64),
+        "activationCheckpointing": run.activation_checkpointing,
+        "processes": _int32(run.processes),
+        "sharded": run.sharded,
+    }
+
+
+def dataset_block(stats: DatasetStats) -> Block:
+    """What was found in the data set."""
+    return {
+        "trainSamples": whole(stats.train_samples),
+        "validationSamples": whole(stats.validation_samples),
+        "trainTokens": whole(stats.train_tokens),
+        "targetTokens": whole(stats.target_tokens),
+        "longestTokens": whole(stats.longest_tokens),
+        "truncatedSamples": whole(stats.truncated_samples),
+        "truncatedTokens": whole(stats.truncated_tokens),
+        "skippedSamples": whole(stats.skipped_samples),
+        "duplicateSamples": whole(stats.duplicate_samples),
+    }
+
+
+def results_block(results: Results) -> Block:
+    """What the run achieved; losses in nats per target token."""
+    optional = {"bestStep": results.best_step, "resumedStep": results.resumed_step}
+    return {
+        **{key: whole(step) for key, step in optional.items() if step is not None},
+        "stoppedEarly": results.stopped_early,
+        "steps": whole(results.steps),
+        "trainedTokens": whole(results.trained_tokens),
+        "trainLoss": decimal(results.train_loss, ".4f"),
+        "evalLossBefore": decimal(results.eval_loss_before, ".4f"),
+        "evalLossBeforeStandardError": decimal(results.eval_loss_before_standard_error, ".4f"),
+        "evalLossAfter": decimal(results.eval_loss_after, ".4f"),
+        "evalLossAfterStandardError": decimal(results.eval_loss_after_standard_error, ".4f"),
+        "improvementStandardError": decimal(results.improvement_standard_error, ".4f"),
+        "heldOut": results.held_out,
+        "durationSeconds": _seconds(results.duration_seconds),
+        "tokensPerSecond": decimal(results.tokens_per_second, ".1f"),
+        "peakMemoryBytes": whole(results.peak_memory_bytes),
+        "verification": {
+            "loss": decimal(results.verification.loss, ".4f"),
+            "difference": decimal(results.verification.difference, ".3g"),
+            "tolerance": decimal(results.verification.tolerance, ".3g"),
+        },
+    }
+
+
+def artifact_block(artifact: Artifact) -> Block:
+    """The verified adapter."""
+    return {
+        "uri": _text(artifact.uri, 1024),
+        "digest": _text(artifact.digest, 256),
+        "sizeBytes": whole(artifact.size_bytes),
+        "format": _text(artifact.format, 64),
+        "baseModel": _text(artifact.base_model, 512),
+        "baseRevision": _text(artifact.base_revision, 256),
+        "rank": _int32(artifact.rank),
+        "servable": artifact.servable,
+        **({"serving": _text(artifact.serving, 1024)} if artifact.serving else {}),
+    }
+
+
+def checkpoint_block(saved: SavedState) -> Block:
+    """The last valid checkpoint that a run left."""
+    return {"uri": _text(saved.uri, 1024), "step": whole(saved.step)}
+
+
+def _number(value: float) -> str:
+    """Plain notation, as one writes it in the spec: 0.0002, 1, 0.5; an exponent only where it would be very long."""
+    plain = format(Decimal(repr(value)).normalize(), "f")
+    return plain if len(plain) <= 32 else repr(value)
+
+
+def _seconds(value: float) -> int:
+    return whole(round(value)) if 0 <= value < 2**62 else 0
+
+
+def _int32(value: int) -> int:
+    return min(max(value, 0), LARGEST_INT32)
+
+
+def _text(value: str, limit: int) -> str:
+    return clip(printable(value), limit)

@@ -1,0 +1,175 @@
+"""How often a pod of a run ended early in a way that is tried again, by cause, and what that leaves of `maxRetries`.
+
+Every pod counts once, whenever and however often it is looked at: the uids of counted pods that may still be seen are
+kept in the status.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_operator.views.jobs import is_ending, suspension_of
+from lora_operator.views.model import JobView, PodView
+from lora_operator.views.pods import condition_of, failure_of, has_ended, newest_first, was_disrupted
+from lora_trainer.contract.exit_codes import FINAL, ExitCode
+from lora_trainer.contract.reasons import Reason
+
+MOST_COUNTED = 256
+_LARGEST = 2**31 - 1
+
+
+class Cause(enum.StrEnum):
+    """Why a pod ended early; each is a field of `status.retries`."""
+
+    PREEMPTED = "preempted"
+    OUT_OF_MEMORY = "outOfMemory"
+    NODE_LOST = "nodeLost"
+    ERROR = "error"
+
+
+# Reasons of the condition DisruptionTarget; all others, such as PreemptionByScheduler and EvictionByEvictionAPI, take a
+# pod away for the sake of others. A node short of memory or disk evicts with TerminationByKubelet, and a new pod there
+# may meet the same: so that one is an error, whose number is bounded.
+_DISRUPTIONS = {
+    "TerminationByKubelet": Cause.ERROR,
+    "DeletionByTaintManager": Cause.NODE_LOST,
+    "DeletionByPodGC": Cause.NODE_LOST,
+}
+_COUNTING = (Cause.ERROR, Cause.OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """Pods by cause. `counted` are uids of those that are in these numbers, or were found to belong to none."""
+
+    counts: Mapping[Cause, int] = field(default_factory=dict)
+    counted: tuple[str, ...] = ()
+
+    def of(self, cause: Cause) -> int:
+        """The number of one cause."""
+        return self.counts.get(cause, 0)
+
+    def with_one_more(self, cause: Cause) -> "Retries":
+        """After another pod, or another suspension by a queue."""
+        return dataclasses.replace(self, counts={**self.counts, cause: min(self.of(cause) + 1, _LARGEST)})
+
+    def used(self, deleted_jobs: int, nodes: int) -> int:
+        """What is used up of `maxRetries`: of pods that train together the failures of one round count as one."""
+        return deleted_jobs + math.ceil(sum(map(self.of, _COUNTING)) / nodes)
+
+
+def stored_retries(status: Mapping[str, Any]) -> Retries:
+    """As a status tells it; what is odd reads as absent."""
+    block = status.get("retries")
+    block = block if isinstance(block, Mapping) else {}
+    counts = {cause: _number(block.get(cause.value)) for cause in Cause}
+    counted = block.get("counted")
+    uids = [uid for uid in counted if isinstance(uid, str)] if isinstance(counted, list) else []
+    return Retries(counts=counts, counted=tuple(uids[:MOST_COUNTED]))
+
+
+def retries_block(retries: Retries) -> dict[str, Any]:
+    """The block of the status; empty where no pod ended early."""
+    numbers = {cause.value: retries.of(cause) for cause in Cause}
+    if not any(numbers.values()) and not retries.counted:
+        return {}
+    return {**numbers, **({"counted": list(retries.counted)} if retries.counted else {})}
+
+
+def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]) -> Retries:
+    """With the pods that failed since. `jobs` are all of the run that are there."""
+    jobs, pods = tuple(jobs), tuple(pods)
+    retries = before
+    done: list[str] = []
+    for pod in reversed(newest_first(pods)):
+        if pod.uid in before.counted or not pod.uid or len(pod.uid) > 64:
+            continue
+        known = [uid for uid in before.counted if any(other.uid == uid for other in pods)]
+        if len(known) + len(done) >= MOST_COUNTED:
+            break
+        cause = cause_of(pod, jobs)
+        if cause is None or _waits_for_peers(pod, pods):
+            continue
+        done.append(pod.uid)
+        if not _follows_from_a_peer(pod, pods):
+            retries = retries.with_one_more(cause)
+    if not done:
+        return before
+    there = {pod.uid for pod in pods}
+    return dataclasses.replace(retries, counted=(*(uid for uid in before.counted if uid in there), *done))
+
+
+def cause_of(pod: PodView, jobs: Sequence[JobView]) -> Cause | None:
+    """Why a pod ended early; None for one that lives, did its work, failed for good, or was stopped with its Job."""
+    failure = failure_of(pod, "")
+    if failure is None or pod.trainer.exit_code in FINAL:
+        return None
+    if was_disrupted(pod):
+        return _DISRUPTIONS.get(condition_of(pod, "DisruptionTarget").reason, Cause.PREEMPTED)
+    if failure.reason is Reason.OOM_KILLED:
+        return Cause.OUT_OF_MEMORY
+    if failure.reason is Reason.NODE_LOST:
+        return Cause.NODE_LOST
+    if pod.deleting and (failure.reason is Reason.EVICTED or pod.trainer.exit_code is None):
+        return None if _stopped_with_its_job(pod, jobs) else Cause.PREEMPTED
+    return Cause.ERROR
+
+
+def ignored_by_job(pod: PodView) -> bool:
+    """Whether the Job's pod failure policy leaves this end out of its own count."""
+    return was_disrupted(pod) or pod.trainer.exit_code == ExitCode.TERMINATED
+
+
+def _stopped_with_its_job(pod: PodView, jobs: Iterable[JobView]) -> bool:
+    """Whether the pod was told to stop because its Job was suspended, ended or deleted."""
+    job = next((job for job in jobs if job.uid == pod.job_uid), None)
+    if job is None or job.deleting or job.suspended or suspension_of(job) is not None or is_ending(job):
+        return True
+    # It is of a time before the last suspension.
+    return job.started_at is not None and pod.created_at < job.started_at
+
+
+def _peers(pod: PodView, pods: Iterable[PodView]) -> list[PodView]:
+    """Pods of other nodes that were there when this one was."""
+    return [
+        other
+        for other in pods
+        if other.job_uid == pod.job_uid
+        and other.index != pod.index
+        and _began_before_the_end(other, pod)
+        and _began_before_the_end(pod, other)
+    ]
+
+
+def _began_before_the_end(pod: PodView, other: PodView) -> bool:
+    return other.trainer.finished_at is None or pod.created_at <= other.trainer.finished_at
+
+
+def _is_a_consequence(pod: PodView) -> bool:
+    failure = failure_of(pod, "")
+    return failure is not None and failure.reason is Reason.PEER_FAILED and not was_disrupted(pod)
+
+
+def _waits_for_peers(pod: PodView, pods: Iterable[PodView]) -> bool:
+    """Whether the pod that is to blame may yet be told: this one ended because another did."""
+    if not _is_a_consequence(pod):
+        return False
+    peers = _peers(pod, pods)
+    blamed = any(has_ended(peer) and not _is_a_consequence(peer) for peer in peers)
+    return not blamed and any(not has_ended(peer) for peer in peers)
+
+
+def _follows_from_a_peer(pod: PodView, pods: Iterable[PodView]) -> bool:
+    """Whether another pod of the same round is counted in this one's place."""
+    if not _is_a_consequence(pod):
+        return False
+    peers = _peers(pod, pods)
+    blamed = any(has_ended(peer) and not _is_a_consequence(peer) for peer in peers)
+    return blamed or any(peer.index < pod.index for peer in peers)
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST else 0

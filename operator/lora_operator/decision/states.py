@@ -1,0 +1,317 @@
+"""The states of a run and the steps between them, and what each condition may say: the one home of both tables.
+
+STATE is the reason of the condition `Complete`. Events take from here whether a state is good news, docs/states.md is
+drawn from it, and the tests hold whatever a model world does to a LoRAFineTune against it.
+"""
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_operator.views.conditions import Type
+from lora_trainer.contract.reasons import Reason
+
+
+class Group(enum.StrEnum):
+    """What states have in common. A reason may be in two: `OOMKilled` may be failing, and then failed."""
+
+    WAITING = "Waiting"
+    HELD = "Held"
+    RUNNING = "Running"
+    RETRYING = "Retrying"
+    FAILING = "Failing"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+ENDS = frozenset({Group.SUCCEEDED, Group.FAILED})
+
+_PASSING = frozenset(
+    {
+        Reason.UNSCHEDULABLE,
+        Reason.QUOTA_EXCEEDED,
+        Reason.IMAGE_PULL_BACK_OFF,
+        Reason.SECRET_NOT_FOUND,
+        Reason.CONFIG_MAP_NOT_FOUND,
+        Reason.VOLUME_NOT_READY,
+        Reason.CONTAINER_NOT_STARTED,
+        Reason.ADMISSION_DENIED,
+        Reason.FORBIDDEN,
+        Reason.POD_SECURITY_VIOLATION,
+        Reason.NAME_CONFLICT,
+        Reason.NODE_UNREACHABLE,
+    }
+)
+"""Something stands against the run, and the run goes on by itself once it is put right."""
+
+_FINAL = frozenset(
+    {
+        Reason.INVALID_IMAGE,
+        Reason.CONFIG_INVALID,
+        Reason.DATASET_INVALID,
+        Reason.DATASET_NOT_FOUND,
+        Reason.DATASET_ACCESS_DENIED,
+        Reason.MODEL_NOT_FOUND,
+        Reason.MODEL_ACCESS_DENIED,
+        Reason.OUTPUT_ACCESS_DENIED,
+        Reason.NON_FINITE_LOSS,
+        Reason.LOSS_DIVERGED,
+        Reason.CUDA_OUT_OF_MEMORY,
+        Reason.OOM_KILLED,
+        Reason.STORAGE_FULL,
+        Reason.STORAGE_ERROR,
+        Reason.UPLOAD_FAILED,
+        Reason.CHECKPOINT_INVALID,
+        Reason.RESUME_MISMATCH,
+        Reason.VERIFICATION_FAILED,
+        Reason.GPU_FAULT,
+        Reason.NODE_LOST,
+        Reason.OUTPUT_LOCKED,
+        Reason.STALLED,
+        Reason.PEER_FAILED,
+        Reason.EVICTED,
+        Reason.RESTARTING,
+        Reason.DEADLINE_EXCEEDED,
+        Reason.PENDING_TIMEOUT,
+        Reason.BACKOFF_LIMIT_EXCEEDED,
+        Reason.RESULT_UNKNOWN,
+        Reason.INTERNAL_ERROR,
+    }
+)
+"""With one of them a run may end; what a trainer tells of its last failure is among them."""
+
+STATES: Mapping[Group, frozenset[Reason]] = {
+    Group.WAITING: frozenset({Reason.PENDING}) | _PASSING,
+    Group.HELD: frozenset({Reason.QUEUED, Reason.PREEMPTED, Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}),
+    Group.RUNNING: frozenset(
+        {
+            Reason.STARTING,
+            Reason.PREPARING,
+            Reason.LOADING_MODEL,
+            Reason.TRAINING,
+            Reason.EVALUATING,
+            Reason.CHECKPOINTING,
+            Reason.PUBLISHING,
+            Reason.STALLED,
+        }
+    ),
+    Group.RETRYING: frozenset({Reason.RESTARTING, Reason.EVICTED}),
+    Group.FAILING: _FINAL - {Reason.RESTARTING, Reason.EVICTED},
+    Group.SUCCEEDED: frozenset({Reason.SUCCEEDED}),
+    Group.FAILED: _FINAL,
+}
+"""The reasons that STATE may have. Failing: the last pod has failed, and its Job has not said so yet."""
+
+STEPS: Mapping[Group | None, Mapping[Group, str]] = {
+    None: {
+        Group.WAITING: "applied",
+        Group.HELD: "applied with a queue, or suspended",
+        Group.FAILED: "the spec breaks a rule",
+    },
+    Group.WAITING: {
+        Group.RUNNING: "all pods run",
+        Group.HELD: "suspended, or not admitted",
+        Group.RETRYING: "the pod is lost before it ran",
+        Group.FAILING: "a failure that is not tried again",
+        Group.SUCCEEDED: "as from Running, unseen",
+        Group.FAILED: "pendingTimeoutSeconds, or maxRetries used up",
+    },
+    Group.HELD: {
+        Group.WAITING: "resumed, or admitted",
+        Group.RUNNING: "resumed, and its pods run already",
+        Group.RETRYING: "resumed, after a failure",
+        Group.FAILING: "resumed, after the last failure",
+        Group.SUCCEEDED: "the pod had done its work",
+        Group.FAILED: "the pod had failed for good",
+    },
+    Group.RUNNING: {
+        Group.WAITING: "its Job was deleted, or a node fell silent",
+        Group.HELD: "suspended, or preempted",
+        Group.RETRYING: "a failure worth a retry, or the cluster took the pod",
+        Group.FAILING: "a failure that is final, or one too many",
+        Group.SUCCEEDED: "the adapter is verified and published",
+        Group.FAILED: "activeDeadlineSeconds",
+    },
+    Group.RETRYING: {
+        Group.WAITING: "a new pod is made",
+        Group.HELD: "suspended, or not admitted again",
+        Group.RUNNING: "the new pod runs",
+        Group.FAILING: "the new pod fails for good",
+        Group.SUCCEEDED: "as from Running, unseen",
+        Group.FAILED: "maxRetries used up",
+    },
+    Group.FAILING: {
+        Group.WAITING: "maxRetries was raised, or the Job deleted",
+        Group.HELD: "suspended",
+        Group.RUNNING: "maxRetries was raised, unseen",
+        Group.RETRYING: "maxRetries was raised",
+        Group.SUCCEEDED: "another pod had done the work",
+        Group.FAILED: "its Job says so",
+    },
+    Group.SUCCEEDED: {},
+    Group.FAILED: {},
+}
+"""From which group a run may come into which, and what does it. The operator may have slept over what lay between."""
+
+USUAL_WAY: tuple[tuple[Reason, Reason], ...] = (
+    (Reason.STARTING, Reason.PREPARING),
+    (Reason.PREPARING, Reason.LOADING_MODEL),
+    (Reason.LOADING_MODEL, Reason.TRAINING),
+    (Reason.TRAINING, Reason.EVALUATING),
+    (Reason.EVALUATING, Reason.TRAINING),
+    (Reason.TRAINING, Reason.CHECKPOINTING),
+    (Reason.CHECKPOINTING, Reason.TRAINING),
+    (Reason.TRAINING, Reason.STALLED),
+    (Reason.EVALUATING, Reason.PUBLISHING),
+)
+"""How a training that goes well goes through the states of Running; asked now and then, it may seem to skip some."""
+
+_ONGOING = frozenset().union(*(STATES[group] for group in Group if group not in ENDS))
+_REFUSED = frozenset(
+    {
+        Reason.ADMISSION_DENIED,
+        Reason.FORBIDDEN,
+        Reason.NAME_CONFLICT,
+        Reason.POD_SECURITY_VIOLATION,
+        Reason.QUOTA_EXCEEDED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One status of one condition, what it means, and the reasons that it may have."""
+
+    status: str
+    meaning: str
+    reasons: frozenset[Reason]
+
+
+CONDITIONS: Mapping[Type, tuple[Case, ...]] = {
+    Type.ACCEPTED: (
+        Case(status="Unknown", meaning="No operator has seen the resource yet", reasons=frozenset({Reason.PENDING})),
+        Case(
+            status="True",
+            meaning="The spec is valid and the cluster took the Job",
+            reasons=frozenset({Reason.ACCEPTED}),
+        ),
+        Case(
+            status="False",
+            meaning="A rule is broken, or the API server refuses the Job",
+            reasons=_REFUSED | {Reason.CONFIG_INVALID},
+        ),
+    ),
+    Type.QUOTA_RESERVED: (
+        Case(
+            status="True",
+            meaning="The queue has reserved what the run needs",
+            reasons=frozenset({Reason.QUOTA_RESERVED}),
+        ),
+        Case(
+            status="False",
+            meaning="It waits for its queue, lost its place there, or holds no quota any more; only with a queue",
+            reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
+        ),
+    ),
+    Type.PREFLIGHT_PASSED: (
+        Case(
+            status="Unknown",
+            meaning="Model and data are being fetched; absent where nothing is fetched beforehand",
+            reasons=_ONGOING,
+        ),
+        Case(status="True", meaning="Model and data are in the cache", reasons=frozenset({Reason.PREPARED})),
+        Case(status="False", meaning="Fetching them failed", reasons=STATES[Group.FAILED]),
+    ),
+    Type.PODS_READY: (
+        Case(status="True", meaning="The trainer runs, on every node", reasons=frozenset({Reason.POD_RUNNING})),
+        Case(
+            status="False",
+            meaning="It does not run: yet, for the moment, or any more",
+            reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
+        ),
+    ),
+    Type.CHECKPOINT_SAVED: (
+        Case(status="True", meaning="A valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
+        Case(
+            status="False",
+            meaning="There is none: yet, or for want of a claim, or because the run ended before it",
+            reasons=STATES[Group.FAILED] | {Reason.PENDING, Reason.NO_CHECKPOINT_CLAIM, Reason.SUCCEEDED},
+        ),
+    ),
+    Type.SUSPENDED: (
+        Case(
+            status="True",
+            meaning="The run is held, by spec.suspend, by its queue or by somebody else",
+            reasons=STATES[Group.HELD],
+        ),
+        Case(status="False", meaning="Nothing holds it", reasons=frozenset({Reason.NOT_SUSPENDED})),
+    ),
+    Type.ARTIFACT_PUBLISHED: (
+        Case(
+            status="Unknown",
+            meaning="The run goes on",
+            reasons=frozenset({Reason.PENDING, Reason.PUBLISHING}),
+        ),
+        Case(
+            status="True",
+            meaning="The verified adapter lies at status.artifact.uri",
+            reasons=frozenset({Reason.SUCCEEDED}),
+        ),
+        Case(status="False", meaning="There will be none", reasons=STATES[Group.FAILED]),
+    ),
+    Type.COMPLETE: (
+        Case(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
+        Case(status="True", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
+        Case(status="False", meaning="The run failed", reasons=STATES[Group.FAILED]),
+    ),
+    Type.FAILED: (
+        Case(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
+        Case(status="False", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
+        Case(status="True", meaning="The run failed", reasons=STATES[Group.FAILED]),
+    ),
+}
+"""What each condition may say."""
+
+
+def is_good_news(reason: str) -> bool:
+    """Whether a state is worth a Normal Event: nobody has to do anything about it, and nothing was lost."""
+    return reason in _GOOD
+
+
+_GOOD = (
+    STATES[Group.HELD] - {Reason.PREEMPTED} | STATES[Group.RUNNING] - {Reason.STALLED} | STATES[Group.SUCCEEDED]
+) | {Reason.PENDING}
+
+
+def group_of(status: Mapping[str, Any]) -> Group | None:
+    """The group of the state that a status is in; None for a status without a state, or with an unknown one."""
+    state = next((c for c in _conditions(status) if c.get("type") == Type.COMPLETE.value), {})
+    held = state.get("status")
+    groups = [g for g in Group if (g in ENDS) == (held in ("True", "False")) and state.get("reason") in STATES[g]]
+    return groups[0] if groups else None
+
+
+def contradictions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What the tables do not foresee in the step from one status to the next, a sentence each; none where all is well.
+
+    A status without a state, which a foreign writer may have left too, is the beginning, like the definition's default.
+    """
+    found = [
+        f"{c['type']}={c['status']} with {c['reason']} is not in the table of conditions"
+        for c in _conditions(after)
+        if c["type"] in CONDITIONS and not any(_covers(case, c) for case in CONDITIONS[Type(c["type"])])
+    ]
+    was, now = group_of(before), group_of(after)
+    allowed = STEPS[was] if was else {Group.WAITING, *STEPS[None], *STEPS[Group.WAITING]}
+    if now is not None and now is not was and now not in allowed:
+        found.append(f"{was or 'the beginning'} to {now} is not in the table of steps")
+    return found
+
+
+def _covers(case: Case, condition: Mapping[str, Any]) -> bool:
+    return case.status == condition["status"] and condition["reason"] in case.reasons
+
+
+def _conditions(status: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return (c for c in status.get("conditions") or () if isinstance(c, Mapping))

@@ -1,0 +1,160 @@
+"""The whole status, made anew from what is known; what is known no more stays as it was told before."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from lora_operator.decision.progress import close_progress
+from lora_operator.decision.results import (
+    artifact_block,
+    checkpoint_block,
+    dataset_block,
+    resolved_by_run,
+    results_block,
+)
+from lora_operator.decision.retries import Retries, retries_block
+from lora_operator.decision.situation import Situation
+from lora_operator.decision.spent_time import SpentTime, time_block
+from lora_operator.decision.verdict import Verdict
+from lora_operator.views.conditions import Condition, Finding, Type, refresh_conditions, write_conditions
+from lora_operator.views.model import FineTune, JobView, PodView
+from lora_operator.views.wording import block_of, instant, parse_instant
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import ResolvedRun
+
+Status = dict[str, Any]
+NOT_SUSPENDED = Finding(reason=Reason.NOT_SUSPENDED, message="The run is not suspended")
+_RESUMED_BY_OTHERS = Finding(
+    reason=Reason.NOT_SUSPENDED,
+    message="spec.suspend is true, but somebody else resumed the Job, such as its queue: set spec.suspend to false and "
+    "then to true to hold it again",
+)
+_NOT_YET_PUBLISHED = Finding(reason=Reason.PENDING, message="The result is published when the training is done")
+_SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY, Reason.QUEUED, Reason.PREEMPTED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a status tells besides its state. None and empty mean: as before.
+
+    `milestones` are further conditions. `resumed_by_others`: the user's suspension was applied, and then undone.
+    """
+
+    milestones: tuple[Condition, ...] = ()
+    attempt: int = 0
+    job_name: str = ""
+    job: JobView | None = None
+    resumed_by_others: bool = False
+    pod: PodView | None = None
+    resolved: Status = dataclasses.field(default_factory=dict)
+    found_out: ResolvedRun | None = None
+    progress: Status = dataclasses.field(default_factory=dict)
+    spent: SpentTime = dataclasses.field(default_factory=SpentTime)
+    retries: Retries = dataclasses.field(default_factory=Retries)
+    advice: list[Status] = dataclasses.field(default_factory=list)
+
+
+def ongoing_status(
+    finetune: FineTune, accepted: Condition, situation: Situation, facts: Facts, now: datetime
+) -> Status:
+    """The status of a run that has not ended. Its state is the reason of Complete and Failed, which are Unknown."""
+    state = situation.state
+    ready = situation.ready_since if situation.running else state
+    suspended = state.reason in _SUSPENSIONS
+    publishing = (
+        dataclasses.replace(_NOT_YET_PUBLISHED, reason=state.reason) if _publishes(state) else _NOT_YET_PUBLISHED
+    )
+    conditions = (
+        accepted,
+        Condition(type=Type.PODS_READY, holds=situation.running, finding=ready),
+        Condition(type=Type.SUSPENDED, holds=suspended, finding=state if suspended else _free(finetune, facts)),
+        Condition(type=Type.ARTIFACT_PUBLISHED, holds=None, finding=publishing),
+        Condition(type=Type.COMPLETE, holds=None, finding=_timeless(state)),
+        Condition(type=Type.FAILED, holds=None, finding=_timeless(state)),
+        *facts.milestones,
+    )
+    return _assemble(finetune, conditions, facts, now)
+
+
+def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, facts: Facts, now: datetime) -> Status:
+    """The status of a run that has ended, well or badly; it is the last one."""
+    end = verdict.finding.since or now
+    finding = dataclasses.replace(verdict.finding, since=end)
+    done = verdict.succeeded
+    published = finding
+    if verdict.summary is not None and verdict.summary.artifact is not None and done:
+        published = dataclasses.replace(finding, message=f"The verified result lies at {verdict.summary.artifact.uri}")
+    over = finding if not done else dataclasses.replace(finding, message="The pod has done its work and ended")
+    conditions = (
+        accepted,
+        Condition(type=Type.PODS_READY, holds=False, finding=over),
+        Condition(type=Type.SUSPENDED, holds=False, finding=NOT_SUSPENDED),
+        Condition(type=Type.ARTIFACT_PUBLISHED, holds=done, finding=published),
+        Condition(type=Type.COMPLETE, holds=done, finding=finding),
+        Condition(type=Type.FAILED, holds=not done, finding=finding),
+        *facts.milestones,
+    )
+    summary = verdict.summary
+    facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
+    facts = dataclasses.replace(facts, spent=facts.spent.ended_at(end))
+    status = _assemble(finetune, conditions, facts, now)
+    status["completionTime"] = instant(end)
+    blocks = {
+        "progress": close_progress(finetune, summary.results if summary and done else None),
+        "dataset": dataset_block(summary.dataset) if summary and summary.dataset else {},
+        "results": results_block(summary.results) if summary and summary.results else {},
+        "artifact": artifact_block(summary.artifact) if summary and summary.artifact and done else {},
+        "checkpoint": checkpoint_block(summary.checkpoint) if summary and summary.checkpoint else {},
+    }
+    return {key: value for key, value in {**status, **blocks}.items() if value != {}}
+
+
+def refreshed_status(finetune: FineTune) -> Status:
+    """A finished run's status, which changes no more except for the generation that it speaks of."""
+    return {
+        **finetune.status,
+        "observedGeneration": finetune.generation,
+        "conditions": refresh_conditions(finetune),
+    }
+
+
+def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts, now: datetime) -> Status:
+    before = finetune.status
+    resolved = {**(facts.resolved or block_of(before, "resolved"))}
+    if facts.found_out is not None:
+        resolved |= resolved_by_run(facts.found_out)
+    started = parse_instant(before.get("startTime")) or (facts.job.started_at if facts.job else None)
+    status: Status = {
+        "observedGeneration": finetune.generation,
+        "conditions": write_conditions(finetune, conditions, now),
+        "attempt": facts.attempt,
+        "startTime": instant(started) if started else "",
+        "jobName": facts.job_name,
+        "podName": facts.pod.name if facts.pod else _text(before.get("podName")),
+        "resolved": resolved,
+        "progress": facts.progress,
+        "retries": retries_block(facts.retries),
+        "advice": facts.advice,
+    }
+    known = {key: value for key, value in status.items() if value not in ("", {}, [], 0) or key == "observedGeneration"}
+    return known | time_block(facts.spent)
+
+
+def _free(finetune: FineTune, facts: Facts) -> Finding:
+    """Why the run is not held, though the user may have wished it."""
+    return _RESUMED_BY_OTHERS if facts.resumed_by_others and finetune.spec.get("suspend") is True else NOT_SUSPENDED
+
+
+def _publishes(state: Finding) -> bool:
+    return state.reason is Reason.PUBLISHING
+
+
+def _timeless(state: Finding) -> Finding:
+    """Complete and Failed turned Unknown when the run began, not when its present state did."""
+    return dataclasses.replace(state, since=None)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,227 @@
+"""What keeps a run from going on, in the words of the vocabulary, with the name of the object and the remedy.
+
+Sources: conditions of the pod, the reason for which its container waits, Events about the pod and its Job, and what the
+API server answers when it refuses an object.
+"""
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from lora_operator.views.conditions import Finding
+from lora_operator.views.model import EventView, JobView, PodView, Rejection
+from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted
+from lora_operator.views.wording import last_line, sentence
+from lora_trainer.contract.reasons import Reason
+
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
+_PULL_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError"}
+_CREATE_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CreatePodSandboxError"}
+_REASONS_OF_THE_KUBELET = {"ContainersNotReady", "ReadinessGatesNotReady", "PodCompleted", "PodFailed"}
+_VOLUME_EVENTS = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
+_VOLUME_WORDS = (
+    "persistentvolumeclaim",
+    "persistent volume",
+    "volume node affinity",
+    "volume binding",
+    "volumes to bind",
+)
+_MISSING_OBJECT = re.compile(r'(secrets?|configmaps?) "([^"]+)" not found', re.IGNORECASE)
+_MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:[^/\s]+/)?(\S+)", re.IGNORECASE)
+_MISSING_PATH = re.compile(r"references non-existent (secret|config) key: (\S+)", re.IGNORECASE)
+_MISSING_PULL_SECRETS = re.compile(r"image pull secrets \(([^)]+)\)")
+_MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+
+
+def trouble_of_pod(pod: PodView, events: Iterable[EventView]) -> Finding | None:
+    """What is wrong with a pod that should run; None for one that runs, has ended, or is on its way."""
+    if has_ended(pod):
+        return None
+    lost = _unreachable(pod)
+    if lost is not None or is_running(pod):
+        return lost or _disrupted(pod)
+    return _disrupted(pod) or _unscheduled(pod) or _waiting(pod, events) or _told_by_events(pod, events)
+
+
+def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[EventView]) -> Finding | None:
+    """Why a Job that has no living pod cannot make one: quota, admission, pod security."""
+    made = max((pod.created_at for pod in pods), default=_LONG_AGO)
+    event = _newest(e for e in events if e.about_uid == job.uid and e.reason == "FailedCreate")
+    if event is None or (event.last_seen or _LONG_AGO) < made:
+        return None
+    reason, remedy = classify_refusal(event.message)
+    return _finding(reason, f"The Job cannot create its pod: {last_line(event.message, 600)}", remedy, event.last_seen)
+
+
+def trouble_of_rejection(rejection: Rejection) -> Finding:
+    """Why the API server refused what the operator wanted to write."""
+    if rejection.code == 409:
+        return name_conflict(rejection.kind, rejection.name)
+    reason, remedy = classify_refusal(rejection.message)
+    told = last_line(rejection.message, 600) or f"{rejection.code} {rejection.reason}"
+    return _finding(reason, f"The API server refused {rejection.kind} {rejection.name}: {told}", remedy)
+
+
+def name_conflict(kind: str, name: str) -> Finding:
+    """Somebody else's object has the name that this run's object must have; it is left alone."""
+    message = (
+        f"{kind} {name} exists and does not belong to this LoRAFineTune: it is left untouched; "
+        "delete or rename it, or create the LoRAFineTune under another name"
+    )
+    return Finding(reason=Reason.NAME_CONFLICT, message=message)
+
+
+def classify_refusal(message: str) -> tuple[Reason, str]:
+    """Reason and remedy for the text with which the API server refuses an object."""
+    for pattern, reason, remedy in _REFUSALS:
+        if re.search(pattern, message, re.IGNORECASE):
+            return reason, remedy
+    return Reason.ADMISSION_DENIED, "correct what it names, or ask whoever runs the cluster"
+
+
+_REFUSALS = (
+    (
+        r"exceeded quota|failed quota",
+        Reason.QUOTA_EXCEEDED,
+        "free some of the namespace's ResourceQuota or have it raised",
+    ),
+    (
+        r"violates PodSecurity",
+        Reason.POD_SECURITY_VIOLATION,
+        "the namespace must allow what the message names, or the operator's configuration must do without it",
+    ),
+    (
+        r'User "[^"]*" cannot|cannot (create|patch|delete|get|list) resource',
+        Reason.FORBIDDEN,
+        "give the operator's ServiceAccount this right, for instance by installing its chart again",
+    ),
+    (
+        r"usage per (Container|Pod) is|request ratio per (Container|Pod) is",
+        Reason.ADMISSION_DENIED,
+        "create a new LoRAFineTune with spec.resources within these limits, or have the namespace's LimitRange changed",
+    ),
+    (
+        r"being terminated",
+        Reason.ADMISSION_DENIED,
+        "the namespace is being deleted, and this LoRAFineTune with it",
+    ),
+)
+
+
+def _unreachable(pod: PodView) -> Finding | None:
+    """A node that is silent cannot say that its container stopped, so the pod still counts as the output's writer."""
+    ready = condition_of(pod, "Ready")
+    if pod.deleting and pod.reason != "NodeLost" and not _was_tainted(pod):
+        return None
+    # A node that is lost leaves the reason as it was; a kubelet that is there gives one, for another container say.
+    unready = is_running(pod) and ready.status in {"False", "Unknown"} and ready.reason not in _REASONS_OF_THE_KUBELET
+    if not unready and pod.phase != "Unknown" and pod.reason != "NodeLost":
+        return None
+    message = f"Node {pod.node or '(unknown)'} does not answer, so pod {pod.name} may still be writing"
+    remedy = "the run goes on when the node is back; if it is gone for good, delete the node or taint it out-of-service"
+    return _finding(Reason.NODE_UNREACHABLE, message, remedy, ready.since)
+
+
+def _was_tainted(pod: PodView) -> bool:
+    return was_disrupted(pod) and condition_of(pod, "DisruptionTarget").reason == "DeletionByTaintManager"
+
+
+def _disrupted(pod: PodView) -> Finding | None:
+    if not was_disrupted(pod):
+        return None
+    disruption = condition_of(pod, "DisruptionTarget")
+    why = last_line(disruption.message) or disruption.reason
+    message = f"The cluster is taking pod {pod.name} away ({why})"
+    counts = "and this counts" if disruption.reason == "TerminationByKubelet" else "and this does not count"
+    return _finding(Reason.EVICTED, message, f"a new pod follows, {counts} against maxRetries", disruption.since)
+
+
+def _unscheduled(pod: PodView) -> Finding | None:
+    scheduled = condition_of(pod, "PodScheduled")
+    if scheduled.status != "False" or scheduled.reason == "SchedulingGated":
+        return None
+    told = last_line(scheduled.message, 600)
+    claim = _MISSING_CLAIM.search(scheduled.message)
+    if claim:
+        return _missing_claim(pod, claim[1], scheduled.since)
+    if any(word in scheduled.message.lower() for word in _VOLUME_WORDS):
+        remedy = "look at the claim with kubectl describe pvc: it is not bound, or to a volume out of reach"
+        which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
+        return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {told}", remedy, scheduled.since)
+    remedy = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
+    return _finding(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {told}", remedy, scheduled.since)
+
+
+def _waiting(pod: PodView, events: Iterable[EventView]) -> Finding | None:
+    why, told = pod.trainer.waiting_reason, pod.trainer.waiting_message
+    if why in _PULL_REASONS:
+        remedy = _missing_pull_secrets(pod, events) or (
+            "check the name, the registry and the pull secrets in the operator's configuration"
+        )
+        return _finding(
+            Reason.IMAGE_PULL_BACK_OFF, f"The trainer's image cannot be pulled: {last_line(told) or why}", remedy
+        )
+    if why == "InvalidImageName":
+        remedy = "correct the trainer's image in the operator's configuration"
+        return _finding(Reason.INVALID_IMAGE, f"The trainer's image has an invalid name: {last_line(told)}", remedy)
+    if why in _CREATE_REASONS:
+        remedy = "ask whoever runs the cluster"
+        message = f"Pod {pod.name} cannot start its container: {last_line(told) or why}"
+        return _missing_object(pod, told) or _finding(Reason.CONTAINER_NOT_STARTED, message, remedy)
+    return None
+
+
+def _missing_pull_secrets(pod: PodView, events: Iterable[EventView]) -> str:
+    """What to do about pull secrets that the kubelet does not find; empty where it misses none."""
+    event = _newest(e for e in events if e.about_uid == pod.uid and e.reason == "FailedToRetrieveImagePullSecret")
+    names = _MISSING_PULL_SECRETS.search(event.message) if event else None
+    return f"create Secret {names[1]} in this namespace, which the operator's configuration names" if names else ""
+
+
+def _told_by_events(pod: PodView, events: Iterable[EventView]) -> Finding | None:
+    event = _newest(
+        e for e in events if e.about_uid == pod.uid and e.reason in {*_VOLUME_EVENTS, "FailedCreatePodSandBox"}
+    )
+    if event is None:
+        return None
+    told = last_line(event.message, 600)
+    if event.reason not in _VOLUME_EVENTS:
+        message = f"Node {pod.node} cannot set up pod {pod.name}: {told}"
+        return _finding(Reason.CONTAINER_NOT_STARTED, message, "ask whoever runs the cluster", event.last_seen)
+    claim = _MISSING_CLAIM.search(event.message)
+    if claim:
+        return _missing_claim(pod, claim[1], event.last_seen)
+    remedy = "look at the claim with kubectl describe pvc and at the pod with kubectl describe pod"
+    message = f"A volume of pod {pod.name} cannot be mounted: {told}"
+    return _missing_object(pod, event.message) or _finding(Reason.VOLUME_NOT_READY, message, remedy, event.last_seen)
+
+
+def _missing_claim(pod: PodView, claim: str, since: datetime | None) -> Finding:
+    message = f"Pod {pod.name} needs PersistentVolumeClaim {claim}, which does not exist in this namespace"
+    return _finding(Reason.VOLUME_NOT_READY, message, "create it, and the run goes on", since)
+
+
+def _missing_object(pod: PodView, told: str) -> Finding | None:
+    key, path, whole = _MISSING_KEY.search(told), _MISSING_PATH.search(told), _MISSING_OBJECT.search(told)
+    if key:
+        kind, what = key[2], f"key {key[1]} in {_kind(key[2])} {key[3]}, which does not have it"
+    elif path:
+        kind, what = path[1], f"key {path[2]} in a {_kind(path[1])}, which does not have it"
+    elif whole:
+        kind, what = whole[1], f"{_kind(whole[1])} {whole[2]}, which does not exist in this namespace"
+    else:
+        return None
+    reason = Reason.SECRET_NOT_FOUND if _kind(kind) == "Secret" else Reason.CONFIG_MAP_NOT_FOUND
+    return _finding(reason, f"Pod {pod.name} needs {what}", "create it, and the run goes on")
+
+
+def _kind(word: str) -> str:
+    return "Secret" if word.lower().startswith("secret") else "ConfigMap"
+
+
+def _newest(events: Iterable[EventView]) -> EventView | None:
+    return max(events, key=lambda event: event.last_seen or _LONG_AGO, default=None)
+
+
+def _finding(reason: Reason, message: str, remedy: str, since: datetime | None = None) -> Finding:
+    return Finding(reason=reason, message=sentence(f"{message.rstrip('.')}: {remedy}"), since=since)

@@ -1,0 +1,1 @@
+"""The objects of a run as manifests: pure, the same input gives the same bytes."""

@@ -1,0 +1,129 @@
+"""The volumes of a trainer's pod and where they are mounted: each claim once, writable only where the run writes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_operator.rendering.environment import CA_FOLDER, CA_KEY, CACHE_FOLDER
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.names import Role
+from lora_operator.views.request import PodRequest
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import checkpoint_claim
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
+
+CONFIG_FOLDER = "/etc/lora"
+CLAIMS_FOLDER = "/claims"
+CONFIG_MAPS_FOLDER = "/configmaps"
+SHARED_MEMORY = "1Gi"
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume and its place in the container."""
+
+    name: str
+    source: Manifest
+    path: str
+    writable: bool = False
+
+
+def volumes(
+    role: Role, pod: PodRequest, train: TrainConfig, config_map: str, config: OperatorConfig
+) -> tuple[Volume, ...]:
+    """All volumes of a pod of a run. `config_map` holds the run's configuration.
+
+    The pod that only fetches gets no claim to write to: it may run on another node, and a volume that its first pod
+    binds to a node or a zone would be out of reach of the GPUs.
+    """
+    claims = _claims(train, writes=role is Role.TRAIN)
+    memory = {"medium": "Memory", "sizeLimit": pod.shared_memory or SHARED_MEMORY}
+    return (
+        Volume(name="config", source={"configMap": {"name": config_map}}, path=CONFIG_FOLDER),
+        Volume(name="tmp", source={"emptyDir": {}}, path="/tmp", writable=True),  # noqa: S108 - an emptyDir
+        *_cache(claims, config),
+        Volume(name="shared-memory", source={"emptyDir": memory}, path="/dev/shm", writable=True),  # noqa: S108 - as above
+        *_claim_volumes(claims, config),
+        *_data_config_maps(train),
+        *_ca_bundle(config),
+    )
+
+
+def as_manifests(volumes: tuple[Volume, ...]) -> tuple[list[Manifest], list[Manifest]]:
+    """`volumes` of the pod, each once, and `volumeMounts` of the container."""
+    sources = {volume.name: {"name": volume.name, **volume.source} for volume in volumes}
+    mounts = [
+        {"name": volume.name, "mountPath": volume.path, **({} if volume.writable else {"readOnly": True})}
+        for volume in volumes
+    ]
+    return list(sources.values()), mounts
+
+
+def _cache(claims: Mapping[str, bool], config: OperatorConfig) -> Iterator[Volume]:
+    """Models and data from afar: on the namespace's claim for them, or for the life of the pod."""
+    if not config.cache_claim:
+        yield Volume(name="cache", source={"emptyDir": {}}, path=CACHE_FOLDER, writable=True)
+        return
+    yield Volume(
+        name=_names(claims, config)[config.cache_claim],
+        source=_claim(config.cache_claim, writable=True),
+        path=CACHE_FOLDER,
+        writable=True,
+    )
+
+
+def _claim_volumes(claims: Mapping[str, bool], config: OperatorConfig) -> Iterator[Volume]:
+    volume_names = _names(claims, config)
+    for claim, writable in claims.items():
+        # One volume for each claim: a pod that names a claim in two volumes may wait for the second for ever.
+        source = _claim(claim, writable=writable or claim == config.cache_claim)
+        yield Volume(name=volume_names[claim], source=source, path=f"{CLAIMS_FOLDER}/{claim}", writable=writable)
+
+
+def _names(claims: Mapping[str, bool], config: OperatorConfig) -> Mapping[str, str]:
+    names = {claim: f"claim-{index}" for index, claim in enumerate(claims)}
+    return {config.cache_claim: "cache", **names} if config.cache_claim else names
+
+
+def _claim(name: str, *, writable: bool) -> Manifest:
+    """What is only read is also attached so, which a claim that is ReadOnlyMany insists on."""
+    return {"persistentVolumeClaim": {"claimName": name, **({} if writable else {"readOnly": True})}}
+
+
+def _claims(train: TrainConfig, *, writes: bool) -> Mapping[str, bool]:
+    """Claims of the run, each once, in the order model, data, output, checkpoints; True where the run may write."""
+    claims: dict[str, bool] = {}
+    for address in (train.model.uri, train.dataset.uri, train.dataset.validation_uri):
+        uri = parse_uri(address) if address else None
+        if isinstance(uri, ClaimUri):
+            claims[uri.claim] = False
+    output = parse_uri(train.output.uri) if writes else None
+    for claim in (output.claim if isinstance(output, ClaimUri) else None, checkpoint_claim(train) if writes else None):
+        if claim is not None:
+            claims[claim] = True
+    return claims
+
+
+def _data_config_maps(train: TrainConfig) -> Iterator[Volume]:
+    """The keys that the run reads, and no other; both sets of rows may lie in one ConfigMap."""
+    keys: dict[str, list[str]] = {}
+    for address in (train.dataset.uri, train.dataset.validation_uri):
+        uri = parse_uri(address) if address else None
+        if isinstance(uri, ConfigMapUri) and uri.key not in keys.setdefault(uri.name, []):
+            keys[uri.name].append(uri.key)
+    for index, (name, wanted) in enumerate(keys.items()):
+        items = [{"key": key, "path": key} for key in wanted]
+        source = {"configMap": {"name": name, "items": items}}
+        yield Volume(name="dataset" if index == 0 else "validation", source=source, path=f"{CONFIG_MAPS_FOLDER}/{name}")
+
+
+def _ca_bundle(config: OperatorConfig) -> Iterator[Volume]:
+    if config.ca_bundle_config_map:
+        items = [{"key": CA_KEY, "path": CA_KEY}]
+        yield Volume(
+            name="ca-bundle",
+            source={"configMap": {"name": config.ca_bundle_config_map, "items": items}},
+            path=CA_FOLDER,
+        )

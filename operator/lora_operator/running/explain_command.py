@@ -1,0 +1,145 @@
+"""`lora-operator explain NAMESPACE/NAME`: reads one LoRAFineTune and its children, and prints what would be decided.
+
+It sends nothing but GET requests, so whoever may read these objects may ask, and the operator's work is not touched.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import yaml
+from kubernetes.aio.client.api_client import ApiClient
+
+from lora_operator.cluster.api import FINETUNES, Api, ApiError, Object, UnreachableError
+from lora_operator.cluster.cache import Cache, Key, Scope
+from lora_operator.cluster.child_events import read_events, unexplained
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.listing import list_into
+from lora_operator.cluster.login import LoginError, load_configuration
+from lora_operator.cluster.look import list_children, look
+from lora_operator.decision.decide import decide
+from lora_operator.running.explain import Document, describe, render
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import EventView, FineTune
+from lora_operator.views.observe import parse_finetune
+
+_PLACE = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)")
+FORMS: Mapping[str, Callable[[Document], str]] = {
+    "text": render,
+    "json": lambda document: json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n",
+    "yaml": lambda document: yaml.safe_dump(document, sort_keys=False, allow_unicode=True),
+}
+
+
+class ExplainError(Exception):
+    """It cannot be explained; the text is one sentence with the remedy."""
+
+
+class ReadOnlyApi(Api):
+    """Refuses every request that could change something, whatever the caller intends."""
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        """Send a GET request. Raises `ValueError` for any other."""
+        if method != "GET" or body is not None:
+            raise ValueError(f"explain only reads, and this is {method} {path}")
+        return await super().request(method, path, query=query, content_type=content_type)
+
+
+def parse_place(text: str) -> Key:
+    """NAMESPACE/NAME. Raises `ExplainError` for anything else."""
+    match = _PLACE.fullmatch(text)
+    if match is None:
+        raise ExplainError(
+            f"{text!r} is not NAMESPACE/NAME: give the namespace and the name, as in team-a/support-tone"
+        )
+    return Key(match[1], match[3])
+
+
+async def explain(
+    place: Key,
+    config: OperatorConfig,
+    form: str,
+    *,
+    now: Callable[[], datetime],
+    notes: Sequence[str] = (),
+) -> None:
+    """Print the explanation in the form text, json or yaml. Raises `ExplainError`."""
+    try:
+        configuration = await load_configuration()
+        async with ApiClient(configuration) as client:
+            document = await _read_and_describe(ReadOnlyApi(client), place, config, now, notes)
+    except LoginError as error:
+        raise ExplainError(str(error)) from error
+    except UnreachableError as error:
+        raise ExplainError(f"The API server does not answer ({error}): check the kubeconfig and the network") from error
+    except ApiError as error:
+        raise ExplainError(_sentence(error, place)) from error
+    sys.stdout.write(FORMS[form](document))
+
+
+async def _read_and_describe(
+    api: Api, place: Key, config: OperatorConfig, now: Callable[[], datetime], notes: Sequence[str]
+) -> Document:
+    finetune = parse_finetune(await api.get(FINETUNES, place.namespace, place.name))
+    cache, kueue = Cache(), Kueue()
+    await list_children(cache, api, finetune)
+    await kueue.discover(api)
+    unread = await _list_workloads(api, cache, kueue, finetune.namespace) if kueue.served else []
+    events, missing = await _events(api, cache, finetune)
+    # The children were just listed, so that nothing needs to be confirmed; a pod's progress is as the status has it.
+    observed = look(cache, finetune, events=events, told=lambda _: None, kueue=kueue.served, confirmed=True)
+    moment = now()
+    plan = decide(finetune, observed, config, moment)
+    return describe(finetune, observed, plan, config=config, now=moment, notes=[*notes, *unread, *missing])
+
+
+async def _list_workloads(api: Api, cache: Cache, kueue: Kueue, namespace: str) -> list[str]:
+    """Read Kueue's Workloads into the cache; a note where they may not be read."""
+    scope = Scope(namespace=namespace)
+    try:
+        await list_into(cache.workloads, api, kueue.workloads, namespace=namespace, query={}, scope=scope)
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return [f"Kueue's Workloads cannot be read, so what its queue says is missing: {error.message}"]
+    return []
+
+
+async def _events(api: Api, cache: Cache, finetune: FineTune) -> tuple[tuple[EventView, ...], list[str]]:
+    """The children's Events, and a note where they may not be read: they only explain."""
+    key = Key(finetune.namespace, finetune.name)
+    uids = unexplained(cache.jobs.of(key, finetune.uid), cache.pods.of(key, finetune.uid))
+    try:
+        return await read_events(api, finetune.namespace, uids), []
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return (), [f"The Events of the children cannot be read, so a reason may be missing: {error.message}"]
+
+
+def _sentence(error: ApiError, place: Key) -> str:
+    if error.code == 401:
+        return f"The API server does not accept these credentials ({error.message}): log in again"
+    if error.code == 403:
+        return f"You lack a right ({error.message}): ask for get and list on lorafinetunes, jobs, pods and events"
+    if error.code == 404 and f'"{place.name}"' in error.message:
+        return (
+            f"There is no LoRAFineTune {place.namespace}/{place.name}: kubectl get lft -n {place.namespace} lists them"
+        )
+    if error.code == 404:
+        return (
+            f"The cluster does not know {FINETUNES.plural}.{FINETUNES.group} in version {FINETUNES.version}: "
+            "is this the right cluster, and is the chart installed?"
+        )
+    return f"The API server refused to answer: {error}"

@@ -1,0 +1,127 @@
+"""Hearing the watches: each answer, event and bookmark is a sign of life, and silence for too long is not.
+
+kopf drops bookmarks before any handler sees them. What it cannot drop are the bytes that it reads, so the session that
+it is given has responses that tell when bytes arrive.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import aiohttp
+
+from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Resource
+from lora_operator.running.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+WATCHED = (FINETUNES, JOBS, PODS)
+
+
+class WatchLiveness:
+    """When each watch was last heard. A watch is named by the URL path of what it watches."""
+
+    def __init__(
+        self, namespaces: Iterable[str], *, clock: Callable[[], float], wall_clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._everywhere: list[str | None] = list(namespaces) or [None]
+        self._places = self._everywhere
+        self._resources: dict[str, str] = {}
+        for resource in WATCHED:
+            self.expect(resource)
+        self._heard: dict[str, tuple[float, float]] = {}
+        self._began_s = clock()
+
+    def leave_out(self, namespaces: Iterable[str]) -> None:
+        """Of all namespaces these are not watched."""
+        left = set(namespaces)
+        self._places = [place for place in self._everywhere if place not in left]
+        self._resources = {}
+        for resource in WATCHED:
+            self.expect(resource)
+
+    def expect(self, resource: Resource) -> None:
+        """Another kind is watched."""
+        self._resources |= {resource.path(place): resource.plural for place in self._places}
+
+    def heard(self, path: str) -> None:
+        """A watch gave a sign of life."""
+        if path in self._resources:
+            self._heard[path] = (self._clock(), self._wall_clock())
+
+    @property
+    def all_heard(self) -> bool:
+        """Whether every watch has been heard at least once."""
+        return len(self._heard) == len(self._resources)
+
+    def silent_for_s(self) -> tuple[float, str]:
+        """Seconds of silence of the watch that has been silent longest, and its path."""
+        now = self._clock()
+        silences = ((now - self._heard.get(path, (self._began_s, 0.0))[0], path) for path in self._resources)
+        return max(silences)
+
+    def last_heard(self) -> list[tuple[str, float]]:
+        """For each resource the wall clock's time when its most silent watch was last heard; 0 for never."""
+        oldest: dict[str, float] = {}
+        for path, resource in self._resources.items():
+            timestamp_s = self._heard.get(path, (0.0, 0.0))[1]
+            oldest[resource] = min(oldest.get(resource, timestamp_s), timestamp_s)
+        return list(oldest.items())
+
+    def response_class(self) -> type[aiohttp.ClientResponse]:
+        """A response that tells of each arrival of bytes of a watch."""
+        heard = self.heard
+
+        class AudibleResponse(aiohttp.ClientResponse):
+            async def start(self, connection: Any) -> aiohttp.ClientResponse:
+                await super().start(connection)
+                if self.status == 200 and "watch" in self.url.query:
+                    path = self.url.path
+                    logger.debug("watching %s", self.url.raw_path_qs)
+                    heard(path)
+                    self.content = cast("aiohttp.StreamReader", _AudibleStream(self.content, lambda: heard(path)))
+                return self
+
+        return AudibleResponse
+
+
+class _AudibleStream:
+    """A stream of which each chunk that is read is announced; all else is the stream's own."""
+
+    def __init__(self, stream: aiohttp.StreamReader, announce: Callable[[], None]) -> None:
+        self._stream = stream
+        self._announce = announce
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        async for chunk in self._stream.iter_chunked(size):
+            self._announce()
+            yield chunk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def count_requests(metrics: Metrics) -> aiohttp.TraceConfig:
+    """Counts every request of a session, kopf's own among them."""
+
+    async def answered(_: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestEndParams) -> None:
+        metrics.requests.labels(_verb(end.method, end.url.query_string), str(end.response.status)).inc()
+
+    async def unanswered(
+        _: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestExceptionParams
+    ) -> None:
+        metrics.requests.labels(_verb(end.method, end.url.query_string), "error").inc()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(answered)
+    trace.on_request_exception.append(unanswered)
+    return trace
+
+
+def _verb(method: str, query: str) -> str:
+    if "watch=true" in query:
+        return "watch"
+    return {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(method.upper(), "get")

@@ -1,0 +1,155 @@
+"""Log lines with stable fields, as text or as JSON; docs/operations.md is their reference.
+
+What is logged within a turn, the work on one LoRAFineTune from its take out of the queue on, carries the run and the
+number of the turn without being told. No line holds anything that looks like a secret, whoever wrote it.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import orjson
+
+from lora_operator.cluster.cache import Key
+from lora_operator.views.wording import masked, printable
+
+FIELDS = {
+    "type": "What kind of line it is: `decision`, `refusal`, `retry`; absent for what is about the process.",
+    "namespace": "Namespace of the LoRAFineTune.",
+    "name": "Name of the LoRAFineTune.",
+    "uid": "Its uid, which tells apart two that had the same name one after the other.",
+    "turn": "The same for all lines of one turn; what comes before the dash is the same for all of one process.",
+    "attempt": "Attempt of the run.",
+    "reason": "A word of the vocabulary: of a decision the state that it leaves the run in, of a refusal the server's.",
+    "previous": "State before the decision, where it changed it.",
+    "result": "`succeeded` or `failed`, on the one line of a run that is its end.",
+    "wrote": "What a decision wrote, in order: `created Job/x`, `adopted`, `patched`, `deleted`, `status`.",
+    "nextLookSeconds": "When the run is looked at again if nothing happens before; absent where only news wakes it.",
+    "code": "HTTP status of an API server's refusal, or of the answer that a retry follows.",
+    "retryInSeconds": "How long a retry waits.",
+    "failures": "How often in a row the turn has failed.",
+}
+"""The fields of a line beside `time`, `level`, `logger`, `message` and `exception`, in the order of the text form."""
+
+_PLAIN = re.compile(r"[^\s\"=]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    number: str
+    key: Key
+    uid: str
+
+
+_turn: ContextVar[_Turn | None] = ContextVar("turn", default=None)
+_process = secrets.token_hex(2)
+_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def turn(key: Key, uid: str) -> Iterator[None]:
+    """Give all lines that are logged within, and by tasks that are started within, a run and a number of their own."""
+    token = _turn.set(_Turn(number=f"{_process}-{next(_numbers)}", key=key, uid=uid))
+    try:
+        yield
+    finally:
+        _turn.reset(token)
+
+
+def configure(level: str, form: str, stream: TextIO = sys.stderr) -> None:
+    """Send everything to the stream, as `form` (text or json) says. Libraries speak from WARNING on."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(_without_traces_of_kopf)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("lora_operator").setLevel(level)
+
+
+def _without_traces_of_kopf(record: logging.LogRecord) -> bool:
+    """Drop the stack trace of what kopf itself raised: its message tells the error, such as 404 for a watch."""
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("kopf."):
+        record.exc_info = None
+    return True
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """The line's own fields before those of its turn; one without a value is left out."""
+    told: dict[str, Any] = {name: getattr(record, name, None) for name in FIELDS if name != "name"}
+    key = getattr(record, "finetune", None)
+    current = _turn.get()
+    if current is not None:
+        key = key or current.key
+        told["turn"] = current.number
+        told["uid"] = told["uid"] or (current.uid if key == current.key else None)
+    if key is not None:
+        told["namespace"], told["name"] = key
+    if isinstance(told["reason"], str):
+        told["reason"] = _clean(told["reason"])  # a server's word: all other fields are ours
+    return {name: told[name] for name in FIELDS if told.get(name) not in (None, "", [])}
+
+
+def _clean(text: str) -> str:
+    return masked(printable(text))
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO default/tone Training: Step 3/40 type=decision attempt=1 reason=Training`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _fields(record)
+        place = f"{fields.pop('namespace')}/{fields.pop('name')} " if "name" in fields else ""
+        tail = "".join(f" {name}={_plain(value)}" for name, value in fields.items())
+        line = f"{_time(record)} {record.levelname} {place}{_clean(record.getMessage())}{tail}"
+        return f"{line}\n{_masked_lines(self.formatException(record.exc_info))}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object to a line: time, level, logger, message, and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": _clean(record.getMessage()),
+            **_fields(record),
+        }
+        if record.exc_info:
+            document["exception"] = _masked_lines(self.formatException(record.exc_info))
+        return orjson.dumps(document, default=str).decode()
+
+
+def _plain(value: Any) -> str:
+    """A value as logfmt writes it: bare where it is one word, else quoted."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
+def _masked_lines(text: str) -> str:
+    return "\n".join(masked(line) for line in text.splitlines())
+
+
+def about(finetune: tuple[str, str], uid: str = "", **fields: Any) -> Mapping[str, Any]:
+    """The `extra` of a line about a run. Raises KeyError for a field that docs/operations.md does not know."""
+    unknown = fields.keys() - FIELDS.keys()
+    if unknown:
+        raise KeyError(", ".join(sorted(unknown)))
+    return {"finetune": finetune, "uid": uid, **fields}

@@ -1,0 +1,129 @@
+"""The operator's own metrics: their registry, their names, and how they are counted."""
+
+import platform
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from lora_operator.running.transitions import Transition
+from lora_trainer.contract.release import RELEASE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RESOURCES = ("lorafinetunes", "jobs", "pods")
+OUTCOMES = ("success", "retry", "error")
+VERBS = ("get", "watch", "create", "update", "patch", "delete")
+_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 86400, 7 * 86400)
+_RECONCILE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """Counters, gauges and histograms; each series is there with 0 where its labels are known beforehand."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.reconciles = Counter(
+            "lora_operator_reconcile",
+            "Turns of a LoRAFineTune: success; retry where the API server could not be reached, was in trouble or in "
+            "the middle of something; error where it refused what the operator must be able to do, or something "
+            "unexpected happened.",
+            ["result"],
+            registry=registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "lora_operator_reconcile_duration_seconds",
+            "Duration of a turn of a LoRAFineTune, its requests to the API server included.",
+            buckets=_RECONCILE_SECONDS,
+            registry=registry,
+        )
+        self.requests = Counter(
+            "lora_operator_api_requests",
+            "Requests to the API server by what they do (get includes lists) and HTTP status; "
+            "code is error where no answer came.",
+            ["verb", "code"],
+            registry=registry,
+        )
+        self.queue_depth = Gauge(
+            "lora_operator_queue_depth", "LoRAFineTunes that wait for a worker.", registry=registry
+        )
+        self.leader = Gauge(
+            "lora_operator_leader",
+            "1 for the process that works on runs: with leader election one of several, without it each that is ready.",
+            registry=registry,
+        )
+        self.left_out_namespaces = Gauge(
+            "lora_operator_left_out_namespace",
+            "1 for each listed namespace that is not looked after, because a right to list or watch is missing there.",
+            ["namespace"],
+            registry=registry,
+        )
+        self.watch_last_event = Gauge(
+            "lora_operator_watch_last_event_timestamp_seconds",
+            "When a watch last brought an event or a bookmark, the one of the namespace that has been silent longest; "
+            "0 before the first.",
+            ["resource"],
+            registry=registry,
+        )
+        build = Info("lora_operator_build", "Version of the operator.", registry=registry)
+        build.info({"version": RELEASE, "python": platform.python_version()})
+        self.finished = Counter(
+            "lorafinetune_finished",
+            "Runs that ended while this operator looked on, by result (succeeded or failed) and reason.",
+            ["namespace", "result", "reason"],
+            registry=registry,
+        )
+        self.restarts = Counter(
+            "lorafinetune_restarts",
+            "Pods that took the place of an earlier one of the same run, by the reason for which that one ended.",
+            ["namespace", "cause"],
+            registry=registry,
+        )
+        self.run_seconds = Histogram(
+            "lorafinetune_run_duration_seconds",
+            "Time from the first start of a run to its end.",
+            ["result"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.wait_seconds = Histogram(
+            "lorafinetune_queue_wait_seconds",
+            "Time from the creation of a LoRAFineTune to the first start of its Job, which a queue or spec.suspend "
+            "delays; the pod's own wait for a node comes on top.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._start_at_zero()
+
+    def observe(self, transition: Transition) -> None:
+        """Count what a status that was just written says for the first time."""
+        namespace = transition.key.namespace
+        if transition.waited_s is not None:
+            self.wait_seconds.observe(transition.waited_s)
+        if transition.restart_cause is not None:
+            self.restarts.labels(namespace, transition.restart_cause).inc()
+        if transition.ending is not None:
+            ending = transition.ending
+            self.finished.labels(namespace, ending.result, ending.reason).inc()
+            if ending.duration_s is not None:
+                self.run_seconds.labels(ending.result).observe(ending.duration_s)
+
+    def left_out(self, namespaces: "Iterable[str]") -> None:
+        """Show the namespaces that are not looked after."""
+        for namespace in namespaces:
+            self.left_out_namespaces.labels(namespace).set(1)
+
+    def watch_heard(self, times: "Iterable[tuple[str, float]]") -> None:
+        """Set when each resource's watch was last heard, in seconds since 1970."""
+        for resource, timestamp_s in times:
+            self.watch_last_event.labels(resource).set(timestamp_s)
+
+    def _start_at_zero(self) -> None:
+        for outcome in OUTCOMES:
+            self.reconciles.labels(outcome)
+        for verb in VERBS:
+            self.requests.labels(verb, "201" if verb == "create" else "200")
+            self.requests.labels(verb, "error")
+        for resource in RESOURCES:
+            self.watch_last_event.labels(resource)
+        for result in ("succeeded", "failed"):
+            self.run_seconds.labels(result)

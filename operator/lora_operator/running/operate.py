@@ -1,0 +1,178 @@
+"""The running operator: its parts run side by side, are watched over, and are stopped in order."""
+
+import asyncio
+import contextlib
+import gc
+import http
+import logging
+import signal
+from collections.abc import AsyncIterator
+
+import aiohttp
+import kopf
+from kubernetes.aio.client.api_client import ApiClient
+from prometheus_client import CollectorRegistry, disable_created_metrics
+
+from lora_operator.cluster.login import load_configuration, watch_session
+from lora_operator.running.first_list import first_list, wait_for_namespaces
+from lora_operator.running.health import make_application, serving
+from lora_operator.running.liveness import count_requests
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.object_metrics import ObjectCollector
+from lora_operator.running.parts import Operator
+from lora_operator.running.self_check import check_definition
+from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
+from lora_operator.running.watch import operator_settings, register
+from lora_operator.running.workers import run_worker
+from lora_operator.views.config import OperatorConfig
+
+logger = logging.getLogger(__name__)
+
+WATCHDOG_INTERVAL_S = 1.0
+_STOP_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aiohttp.TraceConfig]]:
+    disable_created_metrics()
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    counting = count_requests(metrics)
+    configuration = await load_configuration([counting])
+    async with ApiClient(configuration) as client:
+        operator = Operator(config, client, metrics, registry)
+        # Of a process that stands by, every run waits: that says nothing.
+        metrics.queue_depth.set_function(lambda: len(operator.queue) if operator.working else 0)
+        metrics.leader.set_function(lambda: float(operator.leading()))
+        yield operator, counting
+
+
+async def operate(config: OperatorConfig) -> None:
+    """Run until SIGTERM or SIGINT. Raises where the operator cannot start or go on; the text is for a person."""
+    # Lists make and drop documents by the hundred, which Python's own threshold takes for garbage: twice the CPU.
+    gc.set_threshold(10_000, 20, 50)
+    stop = asyncio.Event()
+    _stop_on_signal(stop)
+    async with _operator(config) as (operator, counting):
+        application = make_application(operator.registry, healthy=operator.trouble, ready=operator.unready)
+        async with serving(application, config.http_port):
+            working = asyncio.create_task(_work(operator, counting, stop), name="operator")
+            stopping = asyncio.create_task(stop.wait(), name="stop")
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if not working.done():
+                logger.info("stopping")
+                await _wind_down(operator)
+                working.cancel()
+                await asyncio.wait({working}, timeout=_STOP_S)
+            elif not working.cancelled():
+                failure = working.exception()
+                if failure is not None:
+                    end_within(_STOP_S, failure)
+                working.result()
+
+
+async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
+    for key in await first_list(operator):
+        operator.queue.add(key)
+    # What was listed stays: the garbage collector need not walk over all of it again and again.
+    gc.collect()
+    gc.freeze()
+    operator.hindrance, operator.filled = "", True
+    parts = {
+        "resync": operator.resync.run(lambda: _after_resync(operator)),
+        "watchdog": _watch_over(operator),
+        "watches": _run_kopf(operator, counting, stop),
+        "lead": _lead(operator),
+        **({"namespaces": wait_for_namespaces(operator)} if operator.left_out else {}),
+    }
+    await run_together(parts)
+
+
+async def _lead(operator: Operator) -> None:
+    """Work on runs, with leader election as long as the lease is held; until then everything waits in the queue."""
+    election = operator.election
+    if election is not None:
+        await election.acquire()
+    operator.working = True
+    # Of two processes that tell of the same runs, sums would count each run twice.
+    operator.registry.register(ObjectCollector(operator.cache.finetunes))
+    logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
+    queue, reconciler = operator.queue, operator.reconciler
+    queue.sort(operator.patience)
+    parts = {
+        "timers": queue.run_timers(),
+        "event poster": operator.poster.run(),
+        **({"lease": election.keep()} if election is not None else {}),
+        **{
+            f"worker {number}": run_worker(queue, operator.cache, reconciler, operator.metrics)
+            for number in range(operator.config.workers)
+        },
+    }
+    try:
+        await run_together(parts)
+    finally:
+        await operator.poller.close()
+        if election is not None:
+            await election.release()
+
+
+async def _wind_down(operator: Operator) -> None:
+    """Take no more work, and finish what was begun: its writes and their Events, within reason."""
+    operator.queue.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_STOP_S):
+            await operator.queue.idle()
+            await operator.poster.drained()
+
+
+async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
+    """Run kopf's watches until one fails for good."""
+
+    response_class = operator.intake().response_class(operator.liveness.response_class())
+
+    async def log_in() -> kopf.AiohttpSession:
+        return await watch_session(await load_configuration(), response_class, counting)
+
+    registry = kopf.OperatorRegistry()
+    register(registry, operator.cache, operator.kueue, operator.queue, log_in)
+    tasks = await kopf.spawn_tasks(
+        registry=registry,
+        settings=operator_settings(inactivity_s=operator.config.watch_inactivity_s),
+        clusterwide=not operator.namespaces,
+        namespaces=operator.namespaces,
+    )
+    # kopf has taken the signals, but would wait for the workers' tasks, which are not its own.
+    _stop_on_signal(stop)
+    try:
+        # Not by kopf.run_tasks, which in the end cancels every task that began after it: the workers, whose end would
+        # then be told instead of the reason.
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if getattr(task.exception(), "status", None) == http.HTTPStatus.NOT_FOUND:
+                await check_definition(operator.api)
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch_over(operator: Operator) -> None:
+    """End the process, by raising, when a watch is deaf."""
+    while True:
+        await asyncio.sleep(WATCHDOG_INTERVAL_S)
+        operator.metrics.watch_heard(operator.liveness.last_heard())
+        trouble = operator.trouble()
+        if trouble:
+            raise OperatorFailedError(trouble)
+
+
+def _after_resync(operator: Operator) -> None:
+    operator.poller.keep_only({pod.uid for pod in operator.cache.pods})
+
+
+def _stop_on_signal(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)

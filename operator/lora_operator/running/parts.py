@@ -1,0 +1,143 @@
+"""The parts of an operator, made and wired together; nothing of it runs yet."""
+
+import asyncio
+import random
+import socket
+import time
+from typing import Any
+
+from kubernetes.aio.client.api_client import ApiClient
+from prometheus_client import CollectorRegistry
+
+from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, Resource
+from lora_operator.cluster.cache import Cache, Key, Store
+from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.lease import Election
+from lora_operator.cluster.list_intake import ListIntake
+from lora_operator.cluster.post_events import EventPoster
+from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.cluster.server_clock import wall_clock
+from lora_operator.running.liveness import WatchLiveness
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.own_pod import own_identity, own_namespace
+from lora_operator.running.reconcile import Reconciler
+from lora_operator.running.resync import Resync
+from lora_operator.running.self_check import SelfCheckError
+from lora_operator.running.transitions import result_of
+from lora_operator.running.work_queue import WorkQueue
+from lora_operator.views.config import OperatorConfig
+
+
+class Operator:
+    """All parts of one operator process."""
+
+    def __init__(
+        self, config: OperatorConfig, client: ApiClient, metrics: Metrics, registry: CollectorRegistry
+    ) -> None:
+        self.config = config
+        self.cache = Cache()
+        self.metrics = metrics
+        self.registry = registry
+        self.api = Api(client)
+        self.kueue = Kueue()
+        self.liveness = WatchLiveness(config.namespaces, clock=time.monotonic, wall_clock=time.time)
+        # Jitter needs no secrecy.
+        self.queue: WorkQueue[Key] = WorkQueue(
+            base_s=config.retry_base_s,
+            max_s=config.retry_max_s,
+            random=random.Random().random,  # noqa: S311 - jitter is no secret
+        )
+        self.poller = ProgressPoller(
+            interval_s=config.progress_interval_s,
+            timeout_s=config.progress_timeout_s,
+            wake=self.queue.add,
+            clock=time.monotonic,
+        )
+        self.poster = EventPoster(self.api, now=self.api.clock.now, instance=socket.gethostname())
+        self.resync = Resync(
+            self.api,
+            self.cache,
+            self.kueue,
+            namespaces=config.namespaces,
+            interval_s=config.resync_interval_s,
+            wake=self.queue.add,
+        )
+        self.reconciler = Reconciler(
+            api=self.api,
+            cache=self.cache,
+            kueue=self.kueue,
+            config=config,
+            poller=self.poller,
+            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic),
+            poster=self.poster,
+            observer=metrics,
+            now=self.api.clock.now,
+        )
+        self.election = self._make_election()
+        self.namespaces: tuple[str, ...] = config.namespaces
+        self.left_out: tuple[str, ...] = ()
+        self.hindrance = ""
+        self.filled = False
+        self.working = False
+
+    def trouble(self) -> str:
+        """Why the process is of no use any more; empty where all is well."""
+        silence_s, path = self.liveness.silent_for_s()
+        if self.hindrance:
+            return ""
+        if silence_s > self.config.watch_stale_s:
+            return f"The watch of {path} has brought neither event nor bookmark for {silence_s:.0f} s"
+        return ""
+
+    def unready(self) -> str:
+        """Why runs are not looked after yet; empty where they are."""
+        if not self.filled:
+            return self.hindrance or "The first list of the cluster is not complete"
+        return "" if self.liveness.all_heard else "Not every watch has begun"
+
+    def intake(self) -> ListIntake:
+        """What takes the lists of kopf's watches."""
+        cache, kueue = self.cache, self.kueue
+        stores: list[tuple[Resource, Store[Any]]] = [
+            (FINETUNES, cache.finetunes),
+            (JOBS, cache.jobs),
+            (PODS, cache.pods),
+        ]
+        if kueue.served:
+            stores.append((kueue.workloads, cache.workloads))
+        return ListIntake(stores, namespaces=self.namespaces, wake=self.queue.add)
+
+    def leading(self) -> bool:
+        """Whether this process is the one that works on runs."""
+        return self.working and (self.election is None or self.election.leading)
+
+    def patience(self, key: Key) -> int:
+        """How well a run can wait when all are to be looked at: least one that is new, best one that has ended."""
+        finetune = self.cache.finetunes.get(key)
+        if finetune is None or result_of(finetune.status):
+            return 2
+        return 1 if finetune.status.get("jobName") else 0
+
+    def _make_election(self) -> Election | None:
+        config = self.config
+        if not config.leader_election:
+            return None
+        namespace = config.lease_namespace or own_namespace()
+        if not namespace:
+            raise SelfCheckError(
+                "leaseNamespace is empty and this process is in no pod, so that nothing says where the Lease is: set it"
+            )
+        return Election(
+            self.api,
+            namespace=namespace,
+            name=config.lease_name,
+            identity=own_identity(),
+            duration_s=config.lease_duration_s,
+            renew_deadline_s=config.renew_deadline_s,
+            retry_s=config.retry_period_s,
+            clock=time.monotonic,
+            sleep=asyncio.sleep,
+            random=random.Random().random,  # noqa: S311 - jitter is no secret
+            now=wall_clock,
+        )

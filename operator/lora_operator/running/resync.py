@@ -1,0 +1,86 @@
+"""Listing everything anew: at start, before anything is decided, and every few minutes, as a watch may miss things.
+
+An object that was deleted while the API server was away is never reported to a watch; a list shows that it is gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Resource, UnreachableError
+from lora_operator.cluster.cache import Cache, Key, Scope, Store
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.listing import list_into
+from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.running.watch import SELECTOR
+
+logger = logging.getLogger(__name__)
+
+
+class Resync:
+    """Replaces the cache by lists, and wakes those LoRAFineTunes that this brought news of."""
+
+    def __init__(
+        self,
+        api: Api,
+        cache: Cache,
+        kueue: Kueue,
+        *,
+        namespaces: Iterable[str],
+        interval_s: float,
+        wake: Callable[[Key], None],
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._kueue = kueue
+        self._places: list[str | None] = list(namespaces) or [None]
+        self._namespaces = self._places
+        self._interval_s = interval_s
+        self._wake = wake
+
+    def leave_out(self, namespaces: Iterable[str]) -> None:
+        """Of all namespaces these are not listed."""
+        left = set(namespaces)
+        self._namespaces = [place for place in self._places if place not in left]
+
+    async def fill(self) -> set[Key]:
+        """List all kinds; return the LoRAFineTunes with news. Raises `ApiError` or `UnreachableError`."""
+        changed = await self._list(FINETUNES, self._cache.finetunes, {})
+        for resource, store in ((JOBS, self._cache.jobs), (PODS, self._cache.pods)):
+            changed |= await self._list(resource, store, {"labelSelector": SELECTOR})
+        if self._kueue.served:
+            changed |= await self._list(self._kueue.workloads, self._cache.workloads, {})
+        return changed
+
+    async def run(self, after: Callable[[], None]) -> None:
+        """Resync every interval, forever; call `after` each time that it worked.
+
+        Raises `OperatorFailedError` when Kueue came, went or was exchanged: its watch is begun at the start alone.
+        """
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                if await self._kueue.has_changed(self._api):
+                    raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
+                changed = await self.fill()
+            except (ApiError, UnreachableError) as error:
+                logger.warning("the resync failed and is tried again in %.0f s: %s", self._interval_s, error)
+                continue
+            for key in changed:
+                logger.debug("the resync found what no watch had told", extra={"finetune": key})
+                self._wake(key)
+            after()
+
+    async def _list(self, resource: Resource, store: Store[Any], query: dict[str, str]) -> set[Key]:
+        changed: set[Key] = set()
+        for namespace in self._namespaces:
+            scope = Scope(namespace=namespace)
+            try:
+                changed |= await list_into(store, self._api, resource, namespace=namespace, query=query, scope=scope)
+            except ApiError as error:
+                if error.code != 403 or len(self._namespaces) == 1:
+                    raise
+                # A watch that is refused, too, ends the process; until then the others are not held up.
+                logger.error("%s in namespace %s cannot be listed: %s", resource.plural, namespace, error.message)
+        return changed

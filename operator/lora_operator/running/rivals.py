@@ -1,0 +1,62 @@
+"""A second operator at work on the same runs, without leader election: noticed by its writes, and never raced with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from lora_operator.cluster.cache import Key
+from lora_operator.cluster.carry_out import TryAgainError
+from lora_operator.running.transitions import result_of
+from lora_operator.views.model import FineTune
+
+LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Word:
+    """What this process wrote last of a run, and how often in a row somebody else had put another in its place."""
+
+    uid: str
+    status: Mapping[str, Any]
+    at: datetime
+    disputes: int = 0
+
+
+class Rivals:
+    """Remembers the statuses that this process wrote, of runs that go on."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._words: dict[Key, _Word] = {}
+
+    def dispute(self, key: Key, finetune: FineTune, status: Mapping[str, Any]) -> bool:
+        """Whether somebody else put another status in the place of ours, and `status` would replace that in turn.
+
+        One of the two is behind the cluster. Who only wrote again would be answered by the other, without an end. So
+        each answer takes twice as long as the one before: raises `TryAgainError` where it is too early.
+        """
+        word = self._words.get(key)
+        if word is None or status == finetune.status or not _is_replaced(word, finetune):
+            return False
+        pause_s = min(2.0 ** min(word.disputes, 10), LONGEST_PAUSE_S) if word.disputes else 0.0
+        if (self._now() - word.at).total_seconds() < pause_s:
+            raise TryAgainError("somebody else writes another status of this run: is there a second operator?")
+        return True
+
+    def wrote(self, key: Key, before: FineTune, stored: FineTune | None) -> None:
+        """A status was written in the place of the one `before`; None where the run is gone."""
+        if stored is None or result_of(stored.status):
+            self.forget(key)
+            return
+        word = self._words.get(key)
+        disputes = word.disputes + 1 if word is not None and _is_replaced(word, before) else 0
+        self._words[key] = _Word(uid=stored.uid, status=stored.status, at=self._now(), disputes=disputes)
+
+    def forget(self, key: Key) -> None:
+        """The run is over, or gone."""
+        self._words.pop(key, None)
+
+
+def _is_replaced(word: _Word, finetune: FineTune) -> bool:
+    return word.uid == finetune.uid and word.status != finetune.status

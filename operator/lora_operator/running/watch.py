@@ -1,0 +1,90 @@
+"""kopf's part: login, lists and watches. Its handlers put what they see into the cache and the queue, nothing more."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import kopf
+
+from lora_operator.cluster.api import CHUNK_SIZE, CONNECT_TIMEOUT_S, FINETUNES, JOBS, PODS, REQUEST_TIMEOUT_S, Resource
+from lora_operator.cluster.cache import Cache, Key, Store
+from lora_operator.cluster.carry_out import without_managed_fields
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.running.work_queue import WorkQueue
+from lora_operator.views import names
+
+SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+
+# A new Job, its pod and what the scheduler says of that come within a moment: one look and one write tell of all.
+SETTLE_S = 0.1
+
+Login = Callable[[], Awaitable[kopf.AiohttpSession]]
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """kopf copies each object to compare it with an earlier state. Nobody here asks for the difference."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        return None
+
+
+def operator_settings(*, inactivity_s: float) -> kopf.OperatorSettings:
+    """Settings under which kopf watches, recovers within seconds, and writes nothing of its own.
+
+    A watch that is silent for `inactivity_s` is begun anew.
+    """
+    settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = _NoDiffBase()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    # Without it kopf wants rights on CRDs and namespaces.
+    settings.scanning.disabled = True
+    # Sooner than kopf's own 54 s and more: after an outage the operator is blind for 3 s at most.
+    settings.networking.error_backoffs = (0.5, 1, 2, 3, 3)
+    settings.networking.request_timeout = REQUEST_TIMEOUT_S
+    settings.networking.connect_timeout = CONNECT_TIMEOUT_S
+    # The API server sends a bookmark every minute, so a stream that is silent for longer is dead.
+    settings.watching.inactivity_timeout = inactivity_s
+    settings.watching.server_timeout = 600
+    settings.watching.client_timeout = 610
+    settings.watching.connect_timeout = CONNECT_TIMEOUT_S
+    settings.watching.chunk_size = CHUNK_SIZE
+    settings.queueing.idle_timeout = 0.2
+    settings.queueing.worker_limit = None
+    settings.process.ultimate_exiting_timeout = 20
+    for resource in (JOBS, PODS):
+        settings.watching.label_selectors[resource.group, resource.version, resource.plural] = SELECTOR
+    return settings
+
+
+def register(registry: kopf.OperatorRegistry, cache: Cache, kueue: Kueue, queue: WorkQueue[Key], login: Login) -> None:
+    """Register the login and one handler for each kind. They run in kopf's tasks, where an exception would be lost."""
+
+    def soon(key: Key) -> None:
+        queue.add_after(key, SETTLE_S)
+
+    @kopf.on.login(registry=registry)
+    async def log_in(**_: Any) -> kopf.AiohttpSession:
+        return await login()
+
+    _follow(registry, FINETUNES, cache.finetunes, queue.add)
+    _follow(registry, JOBS, cache.jobs, soon)
+    _follow(registry, PODS, cache.pods, soon)
+    if kueue.served:
+        _follow(registry, kueue.workloads, cache.workloads, soon)
+
+
+def _follow(
+    registry: kopf.OperatorRegistry, resource: Resource, store: Store[Any], enqueue: Callable[[Key], None]
+) -> None:
+    @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, id=f"follow-{resource.plural}")
+    async def follow(event: kopf.RawEvent, **_: Any) -> None:
+        document = without_managed_fields(dict(event["object"]))
+        owner = store.remove(document) if event["type"] == "DELETED" else store.put(document)
+        if owner is not None:
+            enqueue(owner)

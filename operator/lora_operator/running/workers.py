@@ -1,0 +1,57 @@
+"""The workers: each takes a key from the queue, has it reconciled, and puts it back with the delay that it asks for."""
+
+import logging
+import time
+
+from lora_operator.cluster.api import ApiError, UnreachableError
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.carry_out import TryAgainError
+from lora_operator.running import logs
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.reconcile import Reconciler
+from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.running.work_queue import WorkQueue
+from lora_operator.views.wording import sentence
+
+logger = logging.getLogger(__name__)
+
+
+async def run_worker(queue: WorkQueue[Key], cache: Cache, reconciler: Reconciler, metrics: Metrics) -> None:
+    """Work on one key after the other, forever. Raises `OperatorFailedError` where the credentials are refused."""
+    while True:
+        key = await queue.take()
+        began_s = time.monotonic()
+        finetune = cache.finetunes.get(key)
+        with logs.turn(key, finetune.uid if finetune else ""):
+            result = await _take_turn(queue, reconciler, key)
+        metrics.reconciles.labels(result).inc()
+        metrics.reconcile_seconds.observe(time.monotonic() - began_s)
+
+
+async def _take_turn(queue: WorkQueue[Key], reconciler: Reconciler, key: Key) -> str:
+    """Work on one LoRAFineTune, and put it back into the queue where it is to be looked at again; how it went."""
+    try:
+        wait_s = await reconciler.reconcile(key, failures=queue.failures(key))
+    except (ApiError, UnreachableError, TryAgainError) as error:
+        refusal = error if isinstance(error, ApiError) else None
+        if refusal is not None and refusal.code == 401:
+            # Credentials are read at the start, and a service account's every minute: a restart reads all anew.
+            raise OperatorFailedError(f"The API server accepts the credentials no more: {refusal.message}") from error
+        delay_s = queue.failed(key, at_least_s=refusal.retry_after_s if refusal else 0.0)
+        fields = logs.about(
+            key,
+            type="retry",
+            code=refusal.code if refusal else None,
+            reason=refusal.reason if refusal else "",
+            retryInSeconds=round(delay_s, 3),
+            failures=queue.failures(key),
+        )
+        logger.warning("tried again in %.1f s: %s", delay_s, sentence(str(error)), extra=fields)
+        return "error" if refusal is not None and not refusal.is_passing else "retry"
+    except Exception:
+        delay_s = queue.failed(key)
+        fields = logs.about(key, type="retry", retryInSeconds=round(delay_s, 3), failures=queue.failures(key))
+        logger.exception("unexpected; tried again in %.1f s", delay_s, extra=fields)
+        return "error"
+    queue.done(key, requeue_after_s=wait_s)
+    return "success"

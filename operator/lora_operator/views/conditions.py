@@ -1,0 +1,107 @@
+"""The conditions of a LoRAFineTune: the terminal pair Complete and Failed, and those that give details.
+
+A condition's lastTransitionTime moves only when its status does, so that writing the same state twice changes nothing.
+"""
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from lora_operator.views.model import FineTune
+from lora_operator.views.wording import instant, parse_instant
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import clip
+
+MESSAGE_LENGTH = 4096
+MOST_CONDITIONS = 16
+
+
+class Type(enum.StrEnum):
+    """Types of condition that the operator writes, in the order in which they stand in the status."""
+
+    ACCEPTED = "Accepted"
+    QUOTA_RESERVED = "QuotaReserved"
+    PREFLIGHT_PASSED = "PreflightPassed"
+    PODS_READY = "PodsReady"
+    CHECKPOINT_SAVED = "CheckpointSaved"
+    SUSPENDED = "Suspended"
+    ARTIFACT_PUBLISHED = "ArtifactPublished"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Why something is as it is: a word, a sentence, and since when where the cause knows that itself."""
+
+    reason: Reason
+    message: str
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One condition; `holds` is None for Unknown."""
+
+    type: Type
+    holds: bool | None
+    finding: Finding
+
+
+def previous_condition(finetune: FineTune, kind: Type) -> Mapping[str, Any]:
+    """The condition as it stands in the present status; empty where there is none."""
+    return next((c for c in _listed(finetune.status) if c.get("type") == kind.value), {})
+
+
+def is_finished(finetune: FineTune) -> bool:
+    """Whether a verdict is stored. It is final: nothing that is observed later changes it."""
+    return any(previous_condition(finetune, kind).get("status") == "True" for kind in (Type.COMPLETE, Type.FAILED))
+
+
+def write_conditions(finetune: FineTune, conditions: Iterable[Condition], now: datetime) -> list[dict[str, Any]]:
+    """The list for the status: ours in their order, then those of other writers as they are."""
+    order = list(Type)
+    ours = [_written(finetune, c, now) for c in sorted(conditions, key=lambda c: order.index(c.type))]
+    foreign = [dict(c) for c in _listed(finetune.status) if not _is_ours(c)]
+    return (ours + foreign)[:MOST_CONDITIONS]
+
+
+def refresh_conditions(finetune: FineTune) -> list[dict[str, Any]]:
+    """The present conditions with ours speaking of the present generation, which `kubectl wait` looks at."""
+    return [
+        {**c, "observedGeneration": finetune.generation} if _is_ours(c) else dict(c) for c in _listed(finetune.status)
+    ]
+
+
+def _written(finetune: FineTune, condition: Condition, now: datetime) -> dict[str, Any]:
+    status = {True: "True", False: "False", None: "Unknown"}[condition.holds]
+    before = previous_condition(finetune, condition.type)
+    changed_at = parse_instant(before.get("lastTransitionTime"))
+    if changed_at is None:  # never written, or by the CRD's default alone: so it has been since the beginning
+        since = condition.finding.since or _created_at(finetune) or now
+    else:
+        since = changed_at if before.get("status") == status else condition.finding.since or now
+    return {
+        "type": condition.type.value,
+        "status": status,
+        "observedGeneration": finetune.generation,
+        "lastTransitionTime": instant(since),
+        "reason": condition.finding.reason.value,
+        "message": clip(condition.finding.message, MESSAGE_LENGTH),
+    }
+
+
+def _created_at(finetune: FineTune) -> datetime | None:
+    metadata = finetune.manifest.get("metadata")
+    return parse_instant(metadata.get("creationTimestamp")) if isinstance(metadata, Mapping) else None
+
+
+def _is_ours(condition: Mapping[str, Any]) -> bool:
+    return condition.get("type") in [kind.value for kind in Type]
+
+
+def _listed(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    conditions = status.get("conditions")
+    return [c for c in conditions if isinstance(c, Mapping)] if isinstance(conditions, list) else []

@@ -1,0 +1,28 @@
+"""What a Job tells of itself: whether it has ended, is about to, or holds its pods back."""
+
+from lora_operator.views.model import ConditionView, JobView
+
+_ENDED = ("Complete", "Failed")
+_ENDING = (*_ENDED, "SuccessCriteriaMet", "FailureTarget")
+
+
+def ending_of(job: JobView) -> ConditionView | None:
+    """The condition by which the Job says that it has ended, well or badly, with all its pods."""
+    return _true(job, _ENDED)
+
+
+def is_ending(job: JobView) -> bool:
+    """Whether the Job has ended or will do so by itself, once it has stopped the pods that still run."""
+    return _true(job, _ENDING) is not None
+
+
+def suspension_of(job: JobView) -> ConditionView | None:
+    """The condition by which the Job says that it was suspended and has told its pods to stop.
+
+    `JobView.suspended` is the wish; this is its fulfilment, which comes a moment later and has a time.
+    """
+    return _true(job, ("Suspended",))
+
+
+def _true(job: JobView, kinds: tuple[str, ...]) -> ConditionView | None:
+    return next((c for c in job.conditions if c.type in kinds and c.status == "True"), None)

@@ -1,0 +1,222 @@
+"""What the operator decides on and what it decides: plain frozen data, no client types, no clock."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from lora_operator.views.names import Role
+from lora_trainer.contract.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTune:
+    """One LoRAFineTune. `manifest` is the object as the API server holds it, without managedFields."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+    deleting: bool
+    manifest: Mapping[str, Any]
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The spec; empty where a foreign writer left none."""
+        spec = self.manifest.get("spec")
+        return spec if isinstance(spec, Mapping) else {}
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """The status as last written, by us or by the CRD's default."""
+        status = self.manifest.get("status")
+        return status if isinstance(status, Mapping) else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConditionView:
+    """A condition of a Job or a Pod."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A Job that carries our label. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
+
+    `attempt` is, for a Job that prepares, that of the training which follows; `retries_before` is what was used up of
+    `maxRetries` before it. `queue` is Kueue's LocalQueue, which then
+    owns `suspended`; empty for none.
+    """
+
+    name: str
+    uid: str
+    owner_uid: str
+    attempt: int
+    suspended: bool
+    suspend_intent: bool | None
+    backoff_limit: int
+    active_deadline_s: int | None
+    active: int
+    failed: int
+    conditions: tuple[ConditionView, ...]
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    deleting: bool
+    role: Role = Role.TRAIN
+    queue: str = ""
+    retries_before: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadView:
+    """Kueue's record of one of our Jobs, by which it grants quota. `active` False: not admitted, whatever is free.
+
+    `suspend_intent` is what we last asked for in behalf of `spec.suspend`, None where we never did.
+    """
+
+    name: str
+    uid: str
+    job_uid: str
+    active: bool
+    suspend_intent: bool | None
+    conditions: tuple[ConditionView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerView:
+    """State of the trainer's container; `exit_code` and `termination_message` are set once it has ended."""
+
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    running: bool = False
+    exit_code: int | None = None
+    termination_reason: str = ""
+    termination_message: str = ""
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodView:
+    """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of its Job, 0 if unknown.
+
+    `index` is the number of its node among those that train together; 0 leads and reports. `claims` are the names of
+    the PersistentVolumeClaims of a pod that waits for a node.
+    """
+
+    name: str
+    uid: str
+    job_uid: str
+    phase: str
+    reason: str
+    message: str
+    node: str
+    ip: str
+    created_at: datetime
+    deleting: bool
+    conditions: tuple[ConditionView, ...]
+    trainer: ContainerView
+    attempt: int = 0
+    index: int = 0
+    role: Role = Role.TRAIN
+    claims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """A Kubernetes Event about one of our Jobs or Pods, newest state of a repeated one."""
+
+    about_uid: str
+    type: str
+    reason: str
+    message: str
+    last_seen: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """The API server refused what the last plan wanted to create or patch. `message` is the server's own text.
+
+    The shell decides again with it at once; that plan creates and patches nothing, says in the status what is wrong,
+    and asks to be looked at again after a while, then without the rejection. A 409 is a name that somebody else's
+    object has.
+    """
+
+    kind: str
+    name: str
+    code: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Everything that is known of a FineTune's children. `absence_confirmed`: Jobs and Pods were just listed live.
+
+    `kueue`: the cluster has Kueue, so that `workloads` are known.
+    """
+
+    jobs: tuple[JobView, ...] = ()
+    pods: tuple[PodView, ...] = ()
+    kueue: bool = False
+    workloads: tuple[WorkloadView, ...] = ()
+    events: tuple[EventView, ...] = ()
+    progress: Progress | None = None
+    rejection: Rejection | None = None
+    absence_confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """A merge patch of one Job, or of Kueue's Workload of one."""
+
+    kind: str = "Job"
+    name: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """An object to delete, with the uid it must have; without one (a ConfigMap, which is not watched) by name alone."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """An Event to post about the FineTune after its status was written. `type` is Normal or Warning."""
+
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be done now, in this order: create, patch, status, delete, events.
+
+    `status` is the whole status; equal to the present one means no write. `confirm_absence` asks the shell to list Jobs
+    and Pods live and decide again: nothing is created, and no verdict given, on a cache that may be behind.
+    `watch_events` asks for the children's Events at the next look. `ask_progress` names the pod that is asked for its
+    progress, once; the answer goes into `Observed.progress` of another look. `due_in_s` is when something falls due on
+    time, however patient the rest is.
+    """
+
+    create: tuple[Mapping[str, Any], ...] = ()
+    patch: tuple[Patch, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    delete: tuple[ObjectRef, ...] = ()
+    events: tuple[EventRecord, ...] = ()
+    requeue_after_s: float | None = None
+    due_in_s: float | None = None
+    confirm_absence: bool = False
+    watch_events: bool = False
+    ask_progress: PodView | None = None

@@ -1,0 +1,209 @@
+"""From API objects to views. Nothing here raises: an odd object reads as an empty one, its odd fields as absent."""
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from lora_operator.views import names
+from lora_operator.views.model import ConditionView, ContainerView, EventView, FineTune, JobView, PodView, WorkloadView
+from lora_operator.views.wording import parse_instant
+
+_NEVER = datetime.fromtimestamp(0, UTC)
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,3}")
+_INDEX = re.compile(r"[0-9]{1,4}")
+
+
+def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
+    """A LoRAFineTune, its manifest without managedFields."""
+    metadata = {key: value for key, value in _map(obj, "metadata").items() if key != "managedFields"}
+    return FineTune(
+        namespace=_text(metadata, "namespace") or "default",
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
+        generation=_integer(metadata, "generation") or 0,
+        resource_version=_text(metadata, "resourceVersion"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        manifest={**obj, "metadata": metadata} if isinstance(obj, Mapping) else {"metadata": metadata},
+    )
+
+
+def parse_job(obj: Mapping[str, Any]) -> JobView:
+    """A Job that carries our labels."""
+    metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
+    backoff_limit = _integer(spec, "backoffLimit")
+    return JobView(
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
+        owner_uid=_controller(metadata).get("uid", ""),
+        attempt=_attempt(metadata),
+        suspended=spec.get("suspend") is True,
+        suspend_intent=_suspend_intent(metadata),
+        backoff_limit=6 if backoff_limit is None else backoff_limit,
+        active_deadline_s=_integer(spec, "activeDeadlineSeconds"),
+        active=_integer(status, "active") or 0,
+        failed=_integer(status, "failed") or 0,
+        conditions=_conditions(status),
+        created_at=_time(metadata, "creationTimestamp") or _NEVER,
+        started_at=_time(status, "startTime"),
+        completed_at=_time(status, "completionTime"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        role=_role(metadata),
+        queue=_text(_map(metadata, "labels"), names.QUEUE_LABEL),
+        retries_before=_retries_before(metadata),
+    )
+
+
+def parse_workload(obj: Mapping[str, Any]) -> WorkloadView:
+    """A Workload that Kueue made for a Job."""
+    metadata = _map(obj, "metadata")
+    owner = _controller(metadata)
+    return WorkloadView(
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
+        job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
+        active=_map(obj, "spec").get("active") is not False,
+        suspend_intent=_suspend_intent(metadata),
+        conditions=_conditions(_map(obj, "status")),
+    )
+
+
+def parse_pod(obj: Mapping[str, Any]) -> PodView:
+    """A Pod that carries our labels."""
+    metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
+    owner = _controller(metadata)
+    return PodView(
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
+        job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
+        phase=_text(status, "phase"),
+        reason=_text(status, "reason"),
+        message=_text(status, "message"),
+        node=_text(spec, "nodeName"),
+        ip=_text(status, "podIP"),
+        created_at=_time(metadata, "creationTimestamp") or _NEVER,
+        deleting=metadata.get("deletionTimestamp") is not None,
+        conditions=_conditions(status),
+        trainer=_container(status),
+        attempt=_attempt(metadata),
+        index=_index(metadata),
+        role=_role(metadata),
+        claims=() if _text(spec, "nodeName") else _claims(spec),
+    )
+
+
+def pod_template_labels(workload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Labels of the pods that a Workload stands for."""
+    pod_set = next(iter(_maps(_map(workload, "spec"), "podSets")), {})
+    return _map(_map(_map(pod_set, "template"), "metadata"), "labels")
+
+
+def parse_event(obj: Mapping[str, Any]) -> EventView:
+    """An Event of either API, core/v1 or events.k8s.io/v1."""
+    about = _map(obj, "involvedObject") or _map(obj, "regarding")
+    times = (
+        _time(_map(obj, "series"), "lastObservedTime"),
+        _time(obj, "lastTimestamp") or _time(obj, "deprecatedLastTimestamp"),
+        _time(obj, "eventTime"),
+        _time(_map(obj, "metadata"), "creationTimestamp"),
+    )
+    return EventView(
+        about_uid=_text(about, "uid"),
+        type=_text(obj, "type"),
+        reason=_text(obj, "reason"),
+        message=_text(obj, "message") or _text(obj, "note"),
+        last_seen=next((moment for moment in times if moment is not None), None),
+    )
+
+
+def _claims(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    claims = (_map(volume, "persistentVolumeClaim") for volume in _maps(spec, "volumes"))
+    return tuple(dict.fromkeys(name for claim in claims if (name := _text(claim, "claimName"))))
+
+
+def _conditions(status: Mapping[str, Any]) -> tuple[ConditionView, ...]:
+    return tuple(
+        ConditionView(
+            type=_text(item, "type"),
+            status=_text(item, "status"),
+            reason=_text(item, "reason"),
+            message=_text(item, "message"),
+            since=_time(item, "lastTransitionTime"),
+        )
+        for item in _maps(status, "conditions")
+    )
+
+
+def _container(status: Mapping[str, Any]) -> ContainerView:
+    for item in _maps(status, "containerStatuses"):
+        if item.get("name") == names.TRAINER_CONTAINER:
+            state = _map(item, "state")
+            waiting, ended = _map(state, "waiting"), _map(state, "terminated")
+            return ContainerView(
+                waiting_reason=_text(waiting, "reason"),
+                waiting_message=_text(waiting, "message"),
+                running="running" in state,
+                exit_code=_integer(ended, "exitCode"),
+                termination_reason=_text(ended, "reason"),
+                termination_message=_text(ended, "message"),
+                finished_at=_time(ended, "finishedAt"),
+            )
+    return ContainerView()
+
+
+def _controller(metadata: Mapping[str, Any]) -> dict[str, str]:
+    for owner in _maps(metadata, "ownerReferences"):
+        if owner.get("controller") is True:
+            return {"kind": _text(owner, "kind"), "uid": _text(owner, "uid")}
+    return {}
+
+
+def _suspend_intent(metadata: Mapping[str, Any]) -> bool | None:
+    intent = _map(metadata, "annotations").get(names.SUSPEND_ANNOTATION)
+    return {"true": True, "false": False}.get(str(intent))
+
+
+def _retries_before(metadata: Mapping[str, Any]) -> int:
+    """0 for a Job of an operator that gave each Job all retries."""
+    number = _text(_map(metadata, "annotations"), names.RETRIES_ANNOTATION)
+    return int(number) if _INDEX.fullmatch(number) else 0
+
+
+def _attempt(metadata: Mapping[str, Any]) -> int:
+    label = _text(_map(metadata, "labels"), names.ATTEMPT_LABEL)
+    return int(label) if _ATTEMPT.fullmatch(label) else 0
+
+
+def _index(metadata: Mapping[str, Any]) -> int:
+    label = _text(_map(metadata, "labels"), names.INDEX_LABEL)
+    return int(label) if _INDEX.fullmatch(label) else 0
+
+
+def _role(metadata: Mapping[str, Any]) -> names.Role:
+    """A Job of an operator that knew no roles trains."""
+    prepares = _text(_map(metadata, "labels"), names.ROLE_LABEL) == names.Role.PREPARE.value
+    return names.Role.PREPARE if prepares else names.Role.TRAIN
+
+
+def _map(document: object, key: str) -> Mapping[str, Any]:
+    value = document.get(key) if isinstance(document, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _maps(document: Mapping[str, Any], key: str) -> Iterable[Mapping[str, Any]]:
+    items = document.get(key)
+    return (item for item in items if isinstance(item, Mapping)) if isinstance(items, list) else ()
+
+
+def _text(document: object, key: str) -> str:
+    value = document.get(key) if isinstance(document, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+def _integer(document: Mapping[str, Any], key: str) -> int | None:
+    value = document.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _time(document: object, key: str) -> datetime | None:
+    return parse_instant(document.get(key)) if isinstance(document, Mapping) else None

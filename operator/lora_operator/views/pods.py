@@ -1,0 +1,122 @@
+"""What a pod tells of itself: whether it lives, runs, was disrupted, what it left behind and how it failed."""
+
+from collections.abc import Iterable
+
+from lora_operator.views.conditions import Finding
+from lora_operator.views.model import ConditionView, PodView
+from lora_operator.views.names import Role
+from lora_operator.views.wording import last_line, sentence
+from lora_trainer.contract.codec import CodecError
+from lora_trainer.contract.exit_codes import ExitCode, reason_of
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Summary
+
+
+def has_ended(pod: PodView) -> bool:
+    """Whether the trainer has stopped for good; a pod is never restarted in place."""
+    return pod.phase in {"Succeeded", "Failed"} or pod.trainer.exit_code is not None
+
+
+def is_running(pod: PodView) -> bool:
+    """Whether the trainer runs, as far as the node has told."""
+    return pod.trainer.running and not has_ended(pod)
+
+
+def was_disrupted(pod: PodView) -> bool:
+    """Whether the cluster took the pod away: drained, preempted, evicted. Such an end does not count as a failure."""
+    return condition_of(pod, "DisruptionTarget").status == "True"
+
+
+def condition_of(pod: PodView, kind: str) -> ConditionView:
+    """The pod's condition of that type; an empty one where it has none."""
+    return next((c for c in pod.conditions if c.type == kind), ConditionView(type=kind, status=""))
+
+
+def newest_first(pods: Iterable[PodView]) -> list[PodView]:
+    """Latest creation first, and by name where two are of the same second."""
+    return sorted(pods, key=lambda pod: (pod.created_at, pod.name), reverse=True)
+
+
+def leader_first(pods: Iterable[PodView]) -> list[PodView]:
+    """Newest first, those of node 0 before the others: it reports for all nodes."""
+    return sorted(newest_first(pods), key=lambda pod: pod.index != 0)
+
+
+def summary_of(pod: PodView) -> Summary | None:
+    """What the trainer wrote at its end; None where it wrote nothing or the message is but a tail of its log."""
+    try:
+        return Summary.from_message(pod.trainer.termination_message)
+    except CodecError:
+        return None
+
+
+def failures_of(pods: Iterable[PodView], memory: str) -> list[tuple[PodView, Finding]]:
+    """Ended pods and how they failed, newest first; of several nodes the cause comes before what followed from it."""
+    failed = [(pod, failure) for pod in newest_first(pods) if (failure := failure_of(pod, memory)) is not None]
+    if not any(pod.index for pod, _ in failed):
+        return failed
+    return sorted(failed, key=lambda pair: pair[1].reason in {Reason.PEER_FAILED, Reason.EVICTED})
+
+
+def failure_of(pod: PodView, memory: str) -> Finding | None:
+    """How an ended pod failed; None for one that lives or whose trainer ended with 0. `memory` is its limit."""
+    code = pod.trainer.exit_code
+    if not has_ended(pod) or code == ExitCode.OK or (code is None and pod.phase == "Succeeded"):
+        return None
+    reason, message = _cause(pod, code, memory)
+    return Finding(reason=reason, message=sentence(message), since=pod.trainer.finished_at)
+
+
+def _cause(pod: PodView, code: int | None, memory: str) -> tuple[Reason, str]:
+    summary = summary_of(pod)
+    if was_disrupted(pod) and (summary is None or code == ExitCode.TERMINATED):
+        why = condition_of(pod, "DisruptionTarget").message or pod.message
+        return Reason.EVICTED, f"The cluster took pod {pod.name} away" + (f": {last_line(why)}" if why else "")
+    if summary is not None and summary.reason is not Reason.SUCCEEDED:
+        return summary.reason, summary.message
+    if code is None:
+        return _cause_of_the_node(pod)
+    # 137 is SIGKILL, and memory is only one reason to send it; the kubelet also makes it up for a container it lost.
+    if pod.trainer.termination_reason == "ContainerStatusUnknown":
+        told = last_line(pod.trainer.termination_message) or "the node did not say why"
+        return Reason.NODE_LOST, f"Node {pod.node or '(unknown)'} lost the container of pod {pod.name}: {told}"
+    if pod.deleting and code == ExitCode.KERNEL_OUT_OF_MEMORY and pod.trainer.termination_reason != "OOMKilled":
+        return Reason.EVICTED, f"Pod {pod.name} was deleted and killed, since it did not stop in time"
+    reason = Reason.OOM_KILLED if pod.trainer.termination_reason == "OOMKilled" else reason_of(code)
+    said = last_line(pod.trainer.termination_message)
+    meaning = _MEANINGS.get(reason, f"The trainer ended with exit code {code}")
+    if reason is Reason.OOM_KILLED:
+        remedy = (
+            "have prepareMemory raised in the operator's configuration"
+            if pod.role is Role.PREPARE
+            else "create a new LoRAFineTune with more in spec.resources.memory"
+        )
+        meaning = f"The trainer needed more than its {memory} of main memory: {remedy}"
+    return reason, f"{meaning}; it last said: {said}" if said else meaning
+
+
+def _cause_of_the_node(pod: PodView) -> tuple[Reason, str]:
+    reason = {"NodeLost": Reason.NODE_LOST, "Evicted": Reason.EVICTED}.get(pod.reason, Reason.INTERNAL_ERROR)
+    told = last_line(f"{pod.reason} {pod.message}") or "the node did not say why"
+    return reason, f"Pod {pod.name} failed before its trainer told how it ended: {told}"
+
+
+_MEANINGS = {
+    Reason.CONFIG_INVALID: "The trainer refused its configuration",
+    Reason.DATASET_INVALID: "The data set cannot be used",
+    Reason.MODEL_NOT_FOUND: "The model or the data set was not found",
+    Reason.NON_FINITE_LOSS: (
+        "The loss became infinite or not a number: create a new LoRAFineTune with a lower spec.training.learningRate"
+    ),
+    Reason.CUDA_OUT_OF_MEMORY: (
+        "The GPU's memory is too small: create a new LoRAFineTune with a lower spec.training.maxSequenceLength, "
+        "microBatchSize 1 or quantization NF4"
+    ),
+    Reason.GPU_FAULT: "The GPU failed or was not there: check the node's GPU and its device plugin",
+    Reason.STORAGE_FULL: "A volume could not be written: check its free space and its permissions",
+    Reason.RESTARTING: "A network or a service failed for a while",
+    Reason.MODEL_ACCESS_DENIED: "Access to model or data set was denied: check the token in the Secret of secretRef",
+    Reason.CHECKPOINT_INVALID: "No checkpoint can be resumed from",
+    Reason.EVICTED: "The trainer was told to stop before its work was done",
+    Reason.INTERNAL_ERROR: "The trainer failed unexpectedly",
+}

@@ -1,0 +1,154 @@
+"""What a LoRAFineTune asks of the cluster and of the operator, as opposed to the trainer; with every rule it can break.
+
+The API server enforces the same at apply. The rules stand here too because a resource may be older than a rule.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_operator.views.names import QUEUE_LABELS
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.fields import Problem, Reader
+from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
+
+# As Kubernetes reads it; the group is the number without its scale.
+_QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2}|[numkMGTPE]|[KMGTPE]i)?")
+_TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
+DEFAULT_MAX_RETRIES = 3
+LONGEST_S = 365 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The fields that may change while a run goes on. Durations are seconds; None means no limit."""
+
+    suspend: bool = False
+    max_retries: int = DEFAULT_MAX_RETRIES
+    active_deadline_s: int | None = None
+    pending_timeout_s: int | None = None
+    ttl_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRequest:
+    """What each training pod asks of its node and which Secrets it reads.
+
+    `cpu`, `memory` and `shared_memory` are quantities, None for the operator's default.
+    """
+
+    gpus: int = 1
+    nodes: int = 1
+    gpu_resource_name: str = "nvidia.com/gpu"
+    cpu: str | None = None
+    memory: str | None = None
+    shared_memory: str | None = None
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    priority_class_name: str | None = None
+    model_secret: str | None = None
+    dataset_secret: str | None = None
+    output_secret: str | None = None
+    tracking_secret: str | None = None
+    queue_labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A LoRAFineTune understood: `train` is None where `problems` is not empty."""
+
+    policy: Policy
+    pod: PodRequest
+    train: TrainConfig | None
+    problems: tuple[Problem, ...]
+
+
+def read_request(manifest: Mapping[str, Any], options: RunOptions) -> Request:
+    """Read a whole resource; everything that is wrong with it is in `problems`, a sentence each."""
+    problems: list[Problem] = []
+    train = None
+    try:
+        train = train_config(manifest, options)
+    except ManifestError as error:
+        problems.extend(error.problems)
+    spec = Reader(path="spec", document=_map(manifest.get("spec")), problems=problems)
+    policy, pod = _policy(spec), _pod(spec, _map(manifest.get("metadata")))
+    return Request(policy=policy, pod=pod, train=None if problems else train, problems=tuple(problems))
+
+
+def read_policy(manifest: Mapping[str, Any]) -> Policy:
+    """The fields that may change, alone; what is wrong among them reads as its default."""
+    return _policy(Reader(path="spec", document=_map(manifest.get("spec")), problems=[]))
+
+
+def read_nodes(manifest: Mapping[str, Any]) -> int:
+    """How many pods train together; 1 where the field is absent or wrong."""
+    spec = Reader(path="spec", document=_map(manifest.get("spec")), problems=[])
+    return spec.child("resources").integer("nodes", 1, 1, 64) or 1
+
+
+def _policy(spec: Reader) -> Policy:
+    retries = spec.integer("maxRetries", DEFAULT_MAX_RETRIES, 0, 20)
+    return Policy(
+        suspend=spec.boolean("suspend", False),
+        max_retries=DEFAULT_MAX_RETRIES if retries is None else retries,
+        active_deadline_s=spec.integer("activeDeadlineSeconds", None, 1, LONGEST_S),
+        pending_timeout_s=spec.integer("pendingTimeoutSeconds", None, 1, LONGEST_S),
+        ttl_s=spec.integer("ttlSecondsAfterFinished", None, 0, LONGEST_S),
+    )
+
+
+def _pod(spec: Reader, metadata: Mapping[str, Any]) -> PodRequest:
+    # The contract reads these fields as well, so it is the one to complain about them.
+    shared = Reader(path="spec", document=spec.document, problems=[])
+    gpus = shared.child("resources").integer("gpus", 1, 0, 64)
+    resources = Reader(path="spec.resources", document=shared.child("resources").document, problems=spec.problems)
+    scheduling = spec.child("scheduling")
+    labels = _map(metadata.get("labels"))
+    return PodRequest(
+        gpus=1 if gpus is None else gpus,
+        nodes=read_nodes({"spec": spec.document}),
+        gpu_resource_name=resources.text("gpuResourceName", longest=253) or "nvidia.com/gpu",
+        cpu=_quantity(resources, "cpu", 'must be an amount of CPU above 0, as in 4 or "500m"'),
+        memory=_quantity(resources, "memory", 'must be an amount of memory above 0, as in "16Gi"'),
+        shared_memory=_quantity(resources, "sharedMemory", 'must be an amount of memory above 0, as in "2Gi"'),
+        node_selector=scheduling.strings("nodeSelector"),
+        tolerations=_tolerations(scheduling),
+        priority_class_name=scheduling.text("priorityClassName", longest=253),
+        model_secret=_secret(shared, "model"),
+        dataset_secret=_secret(shared, "dataset"),
+        output_secret=_secret(shared, "output"),
+        tracking_secret=_secret(shared, "tracking"),
+        queue_labels={key: labels[key] for key in QUEUE_LABELS if isinstance(labels.get(key), str)},
+    )
+
+
+def _secret(spec: Reader, section: str) -> str | None:
+    return spec.child(section).child("secretRef").text("name", longest=253)
+
+
+def _quantity(section: Reader, key: str, rule: str) -> str | None:
+    value = section.get(key)
+    if value is None:
+        return None
+    text = str(value)
+    amount = _QUANTITY.fullmatch(text)
+    if isinstance(value, bool) or amount is None or not re.search(r"[1-9]", amount[1]):
+        section.complain(key, value, rule)
+        return None
+    return text
+
+
+def _tolerations(section: Reader) -> tuple[Mapping[str, Any], ...]:
+    value = section.get("tolerations")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > 32 or not all(isinstance(item, Mapping) for item in value):
+        section.complain("tolerations", value, "must be a list of at most 32 tolerations, as in the spec of a pod")
+        return ()
+    return tuple({key: item[key] for key in _TOLERATION_KEYS if key in item} for item in value)
+
+
+def _map(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
