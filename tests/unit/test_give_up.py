@@ -26,7 +26,7 @@ from tests.unit.test_decide import condition, plan_for, told
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Rejection
-from lora_operator.views.names import Role
+from lora_operator.views.names import SUSPEND_ANNOTATION, Role
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 
@@ -57,12 +57,34 @@ def ready_since(minutes: float, status: str = "False") -> FineTune:
     return with_status(IMPATIENT, stored)
 
 
+def held_since(minutes: float, status: str = "True") -> FineTune:
+    """The impatient run, none of whose pods runs, and whose condition Suspended has been as it is for so long."""
+    kinds = {"PodsReady": "False", "Suspended": status}
+    conditions = [condition_object(kind, value, since=minutes_ago(minutes)) for kind, value in kinds.items()]
+    return with_status(IMPATIENT, {"attempt": 1, "conditions": conditions})
+
+
+def held_job(minutes: float, *, suspend: bool, **changes: Any) -> JobView:
+    """A Job that says that it has been suspended for so long. It was never started, or Kueue reset its start."""
+    status = {"startTime": None, "conditions": [condition_object("Suspended", since=minutes_ago(minutes))]}
+    intent = {SUSPEND_ANNOTATION: str(suspend).lower()}
+    return make_job(spec={"suspend": suspend}, status=status, annotations=intent, **changes)
+
+
 WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] = {
     "since its Job has started": (IMPATIENT, job_since(4), (), 360),
     "since its pods ceased to run": (ready_since(3), job_since(50), (), 420),
     "since it was resumed": (ready_since(50), job_since(2), (make_pod(),), 480),
     "since its last pod ended": (ready_since(50), job_since(50), (ended_pod(75), make_pod(name="next")), -60),
     "since now, where it has just run": (ready_since(50, "True"), job_since(50), (make_pod(),), 600),
+    "since now, where the user resumes it": (held_since(50), held_job(50, suspend=True), (), 600),
+    "since now, where its queue has just admitted it": (
+        held_since(50),
+        held_job(50, suspend=False, queue="q"),
+        (),
+        600,
+    ),
+    "since now, where only its Job tells that it was held": (ready_since(50), held_job(50, suspend=False), (), 600),
     "not while its pods run": (ready_since(50), job_since(50), (running_pod(),), None),
     "not while it is suspended": (ready_since(50), job_since(50, spec={"suspend": True}), (), None),
     "not while its Job is being deleted": (ready_since(50), job_since(50, deleting=True), (), None),
@@ -108,6 +130,15 @@ def test_a_run_whose_job_is_refused_waits_no_longer_either() -> None:
     assert told(plan, "Accepted") == ("False", "QuotaExceeded")
     held = with_status(make_finetune(spec={"pendingTimeoutSeconds": 600, "suspend": True}), early.status)
     assert look(held, rejection=refusal).due_in_s is None
+
+
+def test_a_run_that_was_held_without_a_job_waits_from_its_resumption_on() -> None:
+    """A quota that refuses its Job does not end it for the time that its user held it."""
+    refusal = Rejection(kind="Job", name="x", code=403, reason="Forbidden", message="exceeded quota: gpus")
+    plan = look(held_since(50), rejection=refusal)
+    assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 600)
+    plan = look(held_since(4, "False"), rejection=refusal)
+    assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 360)
 
 
 def test_a_pod_that_fetches_model_and_data_does_not_wait() -> None:

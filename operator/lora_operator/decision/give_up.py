@@ -12,7 +12,7 @@ from lora_operator.decision.situation import Scene, Situation
 from lora_operator.decision.verdict import Verdict, deadline_exceeded, out_of_retries
 from lora_operator.views.budget import is_spent
 from lora_operator.views.conditions import Finding, Type, previous_condition
-from lora_operator.views.jobs import is_ending
+from lora_operator.views.jobs import is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.names import Role
 from lora_operator.views.pods import failures_of, is_running
@@ -71,10 +71,15 @@ def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], sit
 
 
 def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> datetime:
-    """Since when not all pods run, the time before the Job and that in a queue not included."""
+    """Since when not all pods run, the time before the Job, suspended and in a queue not included."""
     moments = [pod.trainer.finished_at for pod in pods]
     if job is not None:
         moments.append(job.started_at or job.created_at)
+    held = previous_condition(case.finetune, Type.SUSPENDED)
+    if held.get("status") == "True" or (job is not None and suspension_of(job) is not None):
+        moments.append(case.now)  # let go just now, of which neither the status nor the Job's start tells yet
+    elif held.get("status") == "False":
+        moments.append(parse_instant(held.get("lastTransitionTime")))
     ready = previous_condition(case.finetune, Type.PODS_READY)
     if ready.get("status") == "False":
         moments.append(parse_instant(ready.get("lastTransitionTime")))
