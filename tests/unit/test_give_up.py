@@ -246,6 +246,8 @@ def test_a_job_that_was_given_up_is_stopped_once_the_verdict_is_stored() -> None
     verdict = look(IMPATIENT, jobs=(job,))
     assert verdict.delete == ()
     done = with_status(IMPATIENT, verdict.status)
+    behind = plan_for(done, jobs=(job,))
+    assert (behind.delete, behind.confirm_absence) == ((), True), "the Job may have ended by itself meanwhile"
     plan = look(done, jobs=(job,))
     assert [(ref.kind, ref.uid) for ref in plan.delete] == [("ConfigMap", ""), ("Job", job.uid)]
     assert plan.status == verdict.status

@@ -13,7 +13,7 @@ from lora_operator.decision.adjust import adjust, adjusted
 from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
 from lora_operator.decision.children import Children
-from lora_operator.decision.expiry import expired_objects
+from lora_operator.decision.expiry import expired_objects, is_to_be_stopped
 from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
 from lora_operator.decision.milestones import checkpoint_saved, needs_preparation, preflight_passed, was_prepared
 from lora_operator.decision.notices import notices, recreated
@@ -67,6 +67,8 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
     """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
+    if is_to_be_stopped(finetune, observed) and not observed.absence_confirmed:
+        return Plan(status=finetune.status, confirm_absence=True)  # one that has ended keeps its pods and their logs
     expired, left_s = expired_objects(finetune, observed, now)
     return Plan(status=refreshed_status(finetune), delete=expired, requeue_after_s=left_s)
 

@@ -17,7 +17,7 @@ def expired_objects(
     finetune: FineTune, observed: Observed, now: datetime
 ) -> tuple[tuple[ObjectRef, ...], float | None]:
     """What is to be deleted now, or the seconds until something is. Only where the verdict is stored already."""
-    jobs = [job for job in observed.jobs if job.owner_uid == finetune.uid and not job.deleting]
+    jobs = _own(finetune, observed)
     ttl_s = read_policy(finetune.manifest).ttl_s
     ended_at = parse_instant(finetune.status.get("completionTime"))
     left_s = None
@@ -26,8 +26,20 @@ def expired_objects(
     if left_s is not None and left_s <= 0:
         return tuple(_with_their_objects(finetune, jobs)), None
     # The operator gave these up; pods that run on would hold their GPUs, and write what nobody looks at.
-    going_on = [job for job in jobs if not is_ending(job)]
-    return tuple(_with_their_objects(finetune, going_on)), left_s
+    return tuple(_with_their_objects(finetune, _going_on(jobs))), left_s
+
+
+def is_to_be_stopped(finetune: FineTune, observed: Observed) -> bool:
+    """Whether a Job seems to go on after the run's end; a cache that is behind may not know yet that it has ended."""
+    return bool(_going_on(_own(finetune, observed)))
+
+
+def _own(finetune: FineTune, observed: Observed) -> list[JobView]:
+    return [job for job in observed.jobs if job.owner_uid == finetune.uid and not job.deleting]
+
+
+def _going_on(jobs: Iterable[JobView]) -> list[JobView]:
+    return [job for job in jobs if not is_ending(job)]
 
 
 def _with_their_objects(finetune: FineTune, jobs: Iterable[JobView]) -> Iterator[ObjectRef]:
