@@ -334,6 +334,16 @@ def test_no_retry_is_promised_where_none_is_left(counted: int) -> None:
     assert ("A new pod follows" in condition(plan, "Complete")["message"]) == (counted == 0)
 
 
+@pytest.mark.parametrize("retries", [0, 3])
+def test_a_failure_that_takes_no_retry_promises_a_pod_and_no_number(retries: int) -> None:
+    """The node lost the container, and the Job has not counted it."""
+    lost = ended_pod(137, reason="ContainerStatusUnknown")
+    plan = plan_for(make_finetune(spec={"maxRetries": retries}), jobs=(make_job(),), pods=(lost,))
+    assert told(plan) == ("Unknown", "Restarting")
+    assert condition(plan, "Complete")["message"].endswith(". Now a new pod follows")
+    assert plan.status["retries"]["nodeLost"] == 1
+
+
 def test_a_retry_that_waits_still_tells_the_last_failure() -> None:
     """Until it runs, the failure is the news."""
     pods = (ended_pod(75, "ConnectionError: reset"), make_pod(name="second", created_at=minutes_ago(2)))

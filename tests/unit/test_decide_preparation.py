@@ -125,6 +125,7 @@ def test_a_failure_that_is_final_is_the_runs_verdict_with_the_trainers_sentence(
     assert told(plan, "Failed") == ("True", "ModelNotFound")
     assert told(plan, "PreflightPassed") == ("False", "ModelNotFound")
     assert condition(plan, "Failed")["message"] == sentence
+    assert condition(plan, "Accepted")["message"] == f"The spec is valid; Job {job.name} runs it"
     assert plan.create == ()
     assert plan.status["completionTime"] == instant(minutes_ago(10))
 

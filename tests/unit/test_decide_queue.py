@@ -194,6 +194,7 @@ def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
         "Suspended by spec.suspend: set it to false to go on",
     )
     assert told(plan, "QuotaReserved") == ("False", "SuspendedByUser", "The run holds no quota of queue gpus")
+    assert told(plan, "Accepted") == ("True", "Accepted", "The spec is valid; its Job is not made yet")
     resumed = plan_for(with_status(run(), plan.status))
     assert [manifest["kind"] for manifest in resumed.create] == ["ConfigMap", "Job"]
     assert resumed.create[1]["spec"]["suspend"] is True

@@ -121,10 +121,9 @@ def test_a_run_whose_job_is_refused_waits_no_longer_either() -> None:
     early = with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(9))]})
     plan = look(early, rejection=refusal)
     assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 60)
-    plan = look(
-        with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(11))]}),
-        rejection=refusal,
-    )
+    late = with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(11))]})
+    assert decide(late, Observed(rejection=refusal), CONFIG, NOW).confirm_absence, "the Job may be there by now"
+    plan = look(late, rejection=refusal)
     assert told(plan, "Failed") == ("True", "PendingTimeout")
     assert "exceeded quota: gpus" in condition(plan, "Failed")["message"]
     assert told(plan, "Accepted") == ("False", "QuotaExceeded")

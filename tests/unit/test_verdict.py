@@ -163,8 +163,16 @@ def test_retries_that_never_helped_end_as_such_with_the_last_error(code: int) ->
     found = failed(*pods, reason="BackoffLimitExceeded", count=4)
     assert found.finding.reason is Reason.BACKOFF_LIMIT_EXCEEDED
     assert "error 3" in found.finding.message
-    assert "the last of 4 failures" in found.finding.message
+    assert found.finding.message.endswith("(the last of 4 failures, maxRetries is 3)")
     assert not found.on_absence
+
+
+def test_a_single_failure_without_a_retry_tells_why_it_is_not_tried_again() -> None:
+    """The limit that ended the run is in the sentence."""
+    found = failed(ended_pod(75, "ConnectionError: reset"), reason="BackoffLimitExceeded")
+    assert found.finding.message.endswith("ConnectionError: reset (maxRetries is 3)")
+    final = failed(ended_pod(65, "line 3"), reason="PodFailurePolicy")
+    assert "maxRetries" not in final.finding.message
 
 
 def test_retries_that_end_with_a_telling_failure_end_with_that() -> None:

@@ -192,7 +192,7 @@ def _watch_new(case: Case, job: JobView, resolved: Status | None = None) -> Plan
 
 
 def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
-    """What the situation of a Job that trains or prepares is read from; `place` is its in a queue."""
+    """What the situation of a Job that trains or prepares is read from; `place` is the Job's in a queue."""
     pods = case.children.pods if job.role is Role.TRAIN else case.children.preparing_pods
     progress = follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now)
     return Scene(
@@ -238,7 +238,7 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
     accepted = _accepted(job.name)
     if observed.rejection is not None:
         accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
-    status = ongoing_status(case.finetune, accepted, situation, _counted(case, facts, situation.state), case.now)
+    status = ongoing_status(case.finetune, accepted, situation, _with_counts(case, facts, situation.state), case.now)
     plan = Plan(status=status, create=_made_again(case, job, situation), events=notices(case.finetune, status))
     if situation.running and situation.pod is not None:
         return _with_question(
@@ -279,27 +279,28 @@ def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConf
     return dataclasses.replace(plan, requeue_after_s=config.progress_interval_s, ask_progress=pod)
 
 
-def _end_surely(case: Case, verdict: Verdict) -> Plan:
+def _end_surely(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Plan:
     """The run is over, after a live look where something weighed in that the cache may not have seen."""
     unsure = verdict.on_absence and not case.observed.absence_confirmed
-    return _look_again(case) if unsure else _end(case, verdict)
+    return _look_again(case) if unsure else _end(case, verdict, accepted)
 
 
 def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Plan:
     """The run is over: the last status."""
-    children = case.children
-    pods = leader_first(children.pods)
+    job = case.children.job or case.children.preparing
+    pods = leader_first(case.children.pods)
     progress = block_of(case.finetune.status, "progress")
     facts = Facts(
         milestones=(*_milestones(case, verdict.finding, progress, verdict), *_without_quota(case, verdict.finding)),
-        attempt=children.attempt,
+        attempt=case.children.attempt,
         job_name=case.job_name,
-        job=children.job or children.preparing,
+        job=job,
         pod=pods[0] if pods else None,
         resolved=_resolved(case),
     )
-    counted = _counted(case, facts, verdict.finding)
-    status = final_status(case.finetune, accepted or _accepted(case.job_name), verdict, counted, case.now)
+    counted = _with_counts(case, facts, verdict.finding)
+    accepted = accepted or _accepted(job.name if job else case.job_name)
+    status = final_status(case.finetune, accepted, verdict, counted, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
 
 
@@ -309,7 +310,7 @@ def _invalid(case: Case) -> Plan:
     remedy = "create a new LoRAFineTune with a corrected spec"
     finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{sentence(message, _LONGEST_PROBLEMS)}: {remedy}")
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    facts = _counted(case, Facts(attempt=case.children.attempt, job_name=case.job_name), finding)
+    facts = _with_counts(case, Facts(attempt=case.children.attempt, job_name=case.job_name), finding)
     status = final_status(case.finetune, accepted, Verdict(succeeded=False, finding=finding), facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
 
@@ -320,7 +321,7 @@ def _refused(case: Case, finding: Finding) -> Plan:
     situation, job, pods = Situation(state=finding), case.children.preparing, case.children.preparing_pods
     verdict = waited_too_long(case, job, pods, situation)
     if verdict is not None:
-        return _end(case, verdict, accepted)
+        return _end_surely(case, verdict, accepted)
     plan = _await(case, situation, accepted)
     patient = finding.reason is Reason.NAME_CONFLICT
     again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
@@ -337,7 +338,7 @@ def _await(case: Case, situation: Situation, accepted: Condition | None = None) 
         pod=situation.pod,
         progress=progress,
     )
-    facts = _counted(case, facts, situation.state)
+    facts = _with_counts(case, facts, situation.state)
     status = ongoing_status(case.finetune, accepted or _accepted(case.job_name), situation, facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
 
@@ -347,7 +348,7 @@ def _look_again(case: Case) -> Plan:
     return Plan(status=case.finetune.status, confirm_absence=True)
 
 
-def _counted(case: Case, facts: Facts, state: Finding) -> Facts:
+def _with_counts(case: Case, facts: Facts, state: Finding) -> Facts:
     """With what was counted over all attempts, and the advice that follows."""
     return dataclasses.replace(facts, spent=case.spent, retries=case.retries, advice=advise(case, state))
 
@@ -370,7 +371,8 @@ def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
 
 
 def _accepted(job_name: str) -> Condition:
-    finding = Finding(reason=Reason.ACCEPTED, message=f"The spec is valid; Job {job_name} runs it")
+    runs = f"Job {job_name} runs it" if job_name else "its Job is not made yet"
+    finding = Finding(reason=Reason.ACCEPTED, message=f"The spec is valid; {runs}")
     return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
 
 

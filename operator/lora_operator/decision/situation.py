@@ -193,10 +193,10 @@ def _running_nodes(scene: Scene) -> int:
 def _restarting(scene: Scene, failure: Finding) -> Finding:
     if failure.reason is Reason.EVICTED:
         return dataclasses.replace(failure, message=f"{failure.message}. A new pod follows")
-    retry = f"retry {max(_failures(scene), 1)} of {scene.request.policy.max_retries} follows"
-    return Finding(
-        reason=Reason.RESTARTING, message=f"{_name(failure)}: {failure.message}. Now {retry}", since=failure.since
-    )
+    used = _failures(scene)
+    next_pod = f"retry {used} of {scene.request.policy.max_retries}" if used else "a new pod"
+    message = f"{_name(failure)}: {failure.message}. Now {next_pod} follows"
+    return Finding(reason=Reason.RESTARTING, message=message, since=failure.since)
 
 
 def _failures(scene: Scene) -> int:

@@ -139,11 +139,14 @@ def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory
             message=f"The Job failed ({last_line(ending.message) or 'without a message'}) and its pods are gone: "
             "create a new LoRAFineTune to run again",
         )
-    if ending.reason == "BackoffLimitExceeded" and last.reason in _UNSPECIFIC:
-        last = dataclasses.replace(last, reason=Reason.BACKOFF_LIMIT_EXCEEDED)
     counted = max(job.failed, 1)
-    if counted > 1:
-        last = dataclasses.replace(last, message=sentence(f"{last.message} (the last of {counted} failures)"))
+    told = [f"the last of {counted} failures"] if counted > 1 else []
+    if ending.reason == "BackoffLimitExceeded":
+        told.append(f"maxRetries is {policy.max_retries}")
+        if last.reason in _UNSPECIFIC:
+            last = dataclasses.replace(last, reason=Reason.BACKOFF_LIMIT_EXCEEDED)
+    if told:
+        last = dataclasses.replace(last, message=sentence(f"{last.message} ({', '.join(told)})"))
     return Verdict(succeeded=False, finding=last, summary=summary, on_absence=len(failures) < counted)
 
 

@@ -50,8 +50,7 @@ class JobView:
     """A Job that carries our label. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
 
     `attempt` is, for a Job that prepares, that of the training which follows; `retries_before` is what was used up of
-    `maxRetries` before it. `queue` is Kueue's LocalQueue, which then
-    owns `suspended`; empty for none.
+    `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
     """
 
     name: str

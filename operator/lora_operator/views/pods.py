@@ -118,5 +118,5 @@ _MEANINGS = {
     Reason.MODEL_ACCESS_DENIED: "Access to model or data set was denied: check the token in the Secret of secretRef",
     Reason.CHECKPOINT_INVALID: "No checkpoint can be resumed from",
     Reason.EVICTED: "The trainer was told to stop before its work was done",
-    Reason.INTERNAL_ERROR: "The trainer failed unexpectedly",
+    Reason.INTERNAL_ERROR: "The trainer failed unexpectedly: look at its pod's log",
 }
