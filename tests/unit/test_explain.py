@@ -70,6 +70,16 @@ def test_children_are_shown_with_their_ages_and_what_they_say() -> None:
         assert line in text
 
 
+@pytest.mark.parametrize("job_uid", ["", "job-of-before"])
+def test_a_pod_whose_job_is_gone_is_shown_as_an_orphan(job_uid: str) -> None:
+    """Also while its owner reference still names that Job."""
+    orphan = make_pod(job_uid=job_uid)
+    assert explained(make_finetune(), Observed(pods=(orphan,)))["sees"]["pods"][0]["orphan"]
+    assert ", orphan" in render(explained(make_finetune(), Observed(pods=(orphan,))))
+    of_a_job = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(make_pod(),)))
+    assert not of_a_job["sees"]["pods"][0]["orphan"]
+
+
 def test_planned_writes_are_shown_and_a_status_as_its_differences() -> None:
     """A field each, and a condition as one."""
     document = explained(make_finetune())

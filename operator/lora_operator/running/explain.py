@@ -36,7 +36,7 @@ def describe(
         "policy": _policy(finetune, observed, config, now),
         "sees": {
             "jobs": [_job(job, now) for job in observed.jobs],
-            "pods": [_pod(pod, now) for pod in newest_first(observed.pods)],
+            "pods": [_pod(pod, observed, now) for pod in newest_first(observed.pods)],
             "workloads": [_workload(workload, now) for workload in observed.workloads],
             "events": [_event(event, observed, now) for event in observed.events],
         },
@@ -95,7 +95,7 @@ def _job(job: JobView, now: datetime) -> Document:
     }
 
 
-def _pod(pod: PodView, now: datetime) -> Document:
+def _pod(pod: PodView, observed: Observed, now: datetime) -> Document:
     return {
         "name": pod.name,
         "role": pod.role.value,
@@ -106,7 +106,7 @@ def _pod(pod: PodView, now: datetime) -> Document:
         "node": pod.node,
         "trainer": _trainer(pod),
         "deleting": pod.deleting,
-        "orphan": not pod.job_uid,
+        "orphan": pod.job_uid not in {job.uid for job in observed.jobs},
         "conditions": [_condition(c, now) for c in pod.conditions],
     }
 
