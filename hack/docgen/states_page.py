@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from docgen.text import code, table
-from lora_operator.decision.states import CONDITIONS, ENDS, STATES, STEPS, USUAL_WAY, Case, Group
+from lora_operator.decision.states import CONDITIONS, ENDS, STATES, STEPS, USUAL_WAY, Group, Statement
 from lora_operator.decision.vocabulary import VOCABULARY
 from lora_operator.views.conditions import Type
 from lora_trainer.contract.reasons import Reason
@@ -118,12 +118,12 @@ def _conditions() -> str:
     return "\n## Conditions\n" + "".join(_condition(kind, cases) for kind, cases in CONDITIONS.items())
 
 
-def _condition(kind: Type, cases: Iterable[Case]) -> str:
+def _condition(kind: Type, cases: Iterable[Statement]) -> str:
     rows = [row for case in cases for row in _rows(kind, case)]
     return f"\n### {kind.value}\n\n" + table(["type", "status", "reason", "it means", "what to do"], rows)
 
 
-def _rows(kind: Type, case: Case) -> Iterator[list[str]]:
+def _rows(kind: Type, case: Statement) -> Iterator[list[str]]:
     """One for each reason where they are few; else one, which names the box that they are in."""
     head = [code(kind.value), code(case.status)]
     if len(case.reasons) <= _SMALL:

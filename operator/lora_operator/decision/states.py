@@ -180,7 +180,7 @@ _REFUSED = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Statement:
     """One status of one condition, what it means, and the reasons that it may have."""
 
     status: str
@@ -188,87 +188,89 @@ class Case:
     reasons: frozenset[Reason]
 
 
-CONDITIONS: Mapping[Type, tuple[Case, ...]] = {
+CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
     Type.ACCEPTED: (
-        Case(status="Unknown", meaning="No operator has seen the resource yet", reasons=frozenset({Reason.PENDING})),
-        Case(
+        Statement(
+            status="Unknown", meaning="No operator has seen the resource yet", reasons=frozenset({Reason.PENDING})
+        ),
+        Statement(
             status="True",
             meaning="The spec is valid and the cluster took the Job",
             reasons=frozenset({Reason.ACCEPTED}),
         ),
-        Case(
+        Statement(
             status="False",
             meaning="A rule is broken, or the API server refuses the Job",
             reasons=_REFUSED | {Reason.CONFIG_INVALID},
         ),
     ),
     Type.QUOTA_RESERVED: (
-        Case(
+        Statement(
             status="True",
             meaning="The queue has reserved what the run needs",
             reasons=frozenset({Reason.QUOTA_RESERVED}),
         ),
-        Case(
+        Statement(
             status="False",
             meaning="It waits for its queue, lost its place there, or holds no quota any more; only with a queue",
             reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
         ),
     ),
     Type.PREFLIGHT_PASSED: (
-        Case(
+        Statement(
             status="Unknown",
             meaning="Model and data are being fetched; absent where nothing is fetched beforehand",
             reasons=_ONGOING,
         ),
-        Case(status="True", meaning="Model and data are in the cache", reasons=frozenset({Reason.PREPARED})),
-        Case(status="False", meaning="Fetching them failed", reasons=STATES[Group.FAILED]),
+        Statement(status="True", meaning="Model and data are in the cache", reasons=frozenset({Reason.PREPARED})),
+        Statement(status="False", meaning="Fetching them failed", reasons=STATES[Group.FAILED]),
     ),
     Type.PODS_READY: (
-        Case(status="True", meaning="The trainer runs, on every node", reasons=frozenset({Reason.POD_RUNNING})),
-        Case(
+        Statement(status="True", meaning="The trainer runs, on every node", reasons=frozenset({Reason.POD_RUNNING})),
+        Statement(
             status="False",
             meaning="It does not run: yet, for the moment, or any more",
             reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
         ),
     ),
     Type.CHECKPOINT_SAVED: (
-        Case(status="True", meaning="A valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
-        Case(
+        Statement(status="True", meaning="A valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
+        Statement(
             status="False",
             meaning="There is none: yet, or for want of a claim, or because the run ended before it",
             reasons=STATES[Group.FAILED] | {Reason.PENDING, Reason.NO_CHECKPOINT_CLAIM, Reason.SUCCEEDED},
         ),
     ),
     Type.SUSPENDED: (
-        Case(
+        Statement(
             status="True",
             meaning="The run is held, by spec.suspend, by its queue or by somebody else",
             reasons=STATES[Group.HELD],
         ),
-        Case(status="False", meaning="Nothing holds it", reasons=frozenset({Reason.NOT_SUSPENDED})),
+        Statement(status="False", meaning="Nothing holds it", reasons=frozenset({Reason.NOT_SUSPENDED})),
     ),
     Type.ARTIFACT_PUBLISHED: (
-        Case(
+        Statement(
             status="Unknown",
             meaning="The run goes on",
             reasons=frozenset({Reason.PENDING, Reason.PUBLISHING}),
         ),
-        Case(
+        Statement(
             status="True",
             meaning="The verified adapter lies at status.artifact.uri",
             reasons=frozenset({Reason.SUCCEEDED}),
         ),
-        Case(status="False", meaning="There will be none", reasons=STATES[Group.FAILED]),
+        Statement(status="False", meaning="There will be none", reasons=STATES[Group.FAILED]),
     ),
     Type.COMPLETE: (
-        Case(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
-        Case(status="True", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
-        Case(status="False", meaning="The run failed", reasons=STATES[Group.FAILED]),
+        Statement(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
+        Statement(status="True", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
+        Statement(status="False", meaning="The run failed", reasons=STATES[Group.FAILED]),
     ),
     Type.FAILED: (
-        Case(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
-        Case(status="False", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
-        Case(status="True", meaning="The run failed", reasons=STATES[Group.FAILED]),
+        Statement(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
+        Statement(status="False", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
+        Statement(status="True", meaning="The run failed", reasons=STATES[Group.FAILED]),
     ),
 }
 """What each condition may say."""
@@ -309,7 +311,7 @@ def contradictions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     return found
 
 
-def _covers(case: Case, condition: Mapping[str, Any]) -> bool:
+def _covers(case: Statement, condition: Mapping[str, Any]) -> bool:
     return case.status == condition["status"] and condition["reason"] in case.reasons
 
 

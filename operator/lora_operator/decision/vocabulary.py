@@ -48,7 +48,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.EVICTED: Explanation(
         "The cluster took the pod away: a drain, a preemption, a node short of memory or disk.",
-        "Nothing; a new pod follows. It counts as a retry only where the node was short.",
+        "Nothing while the run goes on: a new pod follows, and counts as a retry only where the node was short.",
     ),
     Reason.NODE_UNREACHABLE: Explanation(
         "The pod's node is silent, so the pod may still be writing.",
@@ -147,12 +147,13 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Nothing.",
     ),
     Reason.OUTPUT_LOCKED: Explanation(
-        "Another pod of this run still writes its checkpoints, so this one waits and is tried again.",
-        "Nothing; if it lasts, look for a pod on a node that does not answer.",
+        "Another pod of this run still writes its checkpoints, so this one is tried again while there are retries.",
+        "Nothing; if it lasts or ends the run, look for a pod on a node that does not answer.",
     ),
     Reason.STALLED: Explanation(
-        "The training took no step for `stallTimeoutSeconds`; it is stopped and goes on from the last checkpoint.",
-        "Nothing, unless it repeats: then look at the node, its GPU and its network.",
+        "The training took no step for `stallTimeoutSeconds`; it is tried again from the last checkpoint while there "
+        "are retries.",
+        "Nothing, unless it repeats or ends the run: then look at the node, its GPU and its network.",
     ),
     Reason.PEER_FAILED: Explanation(
         "Another process or node of the run failed, and this one ended with it.",
@@ -163,8 +164,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Nothing.",
     ),
     Reason.RESTARTING: Explanation(
-        "A pod failed or was deleted, and another follows; the message tells the failure.",
-        "Nothing, unless it repeats.",
+        "A pod failed or was deleted, and another follows while there are retries; the message tells the failure.",
+        "Nothing, unless it repeats or ends the run: then put right what the message tells.",
     ),
     Reason.SUCCEEDED: Explanation(
         "The adapter is published and verified.",
