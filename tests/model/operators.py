@@ -22,6 +22,7 @@ from lora_operator.running.metrics import Metrics
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import Resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
+from lora_operator.running.urgency import rank_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.running.workers import run_worker
 from lora_operator.views import names
@@ -186,6 +187,7 @@ class ModelOperator:
             max_s=config.retry_max_s,
             clock=loop.time,
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
+            rank=lambda key: rank_of(self.cache, key),
         )
         self.poller = ModelPoller(
             interval_s=config.progress_interval_s, timeout_s=2.0, wake=self.queue.add, clock=loop.time
@@ -210,6 +212,8 @@ class ModelOperator:
             poster=self.poster,
             observer=METRICS,
             now=now,
+            # Every other operator behaves as in a flood of new runs, and writes the first status a turn later.
+            hurried=lambda: number % 2 == 1,
         )
         self.workers = config.workers
 

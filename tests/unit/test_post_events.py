@@ -70,7 +70,7 @@ async def test_a_flood_is_cut_off_and_told_in_two_lines(caplog: pytest.LogCaptur
         await post_all(poster)
     assert len(board.events) == LONGEST_BACKLOG + 1
     assert [entry.getMessage() for entry in caplog.records] == [
-        "1000 Events wait to be posted: what comes now is lost",
+        f"{LONGEST_BACKLOG} Events wait to be posted: what comes now is lost",
         "500 Events were lost, since too many waited",
     ]
 
@@ -83,3 +83,15 @@ async def test_a_refused_event_is_dropped_and_the_next_one_posted() -> None:
         poster.post(make_finetune(), record(number))
     await post_all(poster)
     assert [event["message"] for event in board.events] == ["number 0", "number 1", "number 2"]
+
+
+async def test_events_give_way_to_runs_that_wait_for_their_first_job() -> None:
+    """They tell of what was done, and can wait; but not for ever."""
+    board, busy = Board(), [True, True, False]
+    moment = datetime(2026, 3, 1, tzinfo=UTC)
+    poster = EventPoster(
+        cast("Api", board), now=lambda: moment, instance="operator-0", hurried=lambda: busy.pop(0) if busy else False
+    )
+    poster.post(make_finetune(), record(1))
+    await post_all(poster)
+    assert (len(board.events), busy) == (1, [])

@@ -32,8 +32,10 @@ class Clock:
             await asyncio.sleep(0)
 
 
-def make_queue(clock: Clock, random: Callable[[], float] = lambda: 1.0) -> WorkQueue[str]:
-    return WorkQueue(base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random)
+def make_queue(
+    clock: Clock, random: Callable[[], float] = lambda: 1.0, rank: Callable[[str], int] = lambda _: 0
+) -> WorkQueue[str]:
+    return WorkQueue(base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random, rank=rank)
 
 
 async def test_a_key_that_is_added_twice_is_taken_once() -> None:
@@ -152,13 +154,34 @@ def test_backoff_doubles_up_to_its_limit_with_jitter_of_half(failures: int, chan
     assert backoff_s(failures, base_s=1, max_s=60, random=lambda: chance) == expected
 
 
-async def test_keys_that_wait_are_handed_out_by_rank_and_of_one_rank_in_their_order() -> None:
-    """What is urgent first, when everything is to be looked at."""
-    queue = make_queue(Clock())
-    for key in ("done-1", "new-1", "done-2", "new-2"):
+async def test_keys_are_handed_out_by_rank_and_of_one_rank_in_their_order() -> None:
+    """What is urgent first, however late it comes."""
+    queue = make_queue(Clock(), rank=lambda key: int(key[0]))
+    for key in ("2-a", "0-a", "2-b", "0-b", "1-a"):
         queue.add(key)
-    queue.sort(lambda key: key.startswith("done"))
-    assert [await queue.take() for _ in range(4)] == ["new-1", "new-2", "done-1", "done-2"]
+    assert (queue.is_waiting(0), queue.is_waiting(3), len(queue)) == (True, False, 5)
+    assert [await queue.take() for _ in range(5)] == ["0-a", "0-b", "1-a", "2-a", "2-b"]
+    assert not queue.is_waiting(0)
+
+
+async def test_a_flood_of_urgent_keys_starves_nobody() -> None:
+    """Every eighth turn is for those that can wait best."""
+    queue = make_queue(Clock(), rank=lambda key: 0 if key.startswith("new") else 2)
+    queue.add("old")
+    for number in range(20):
+        queue.add(f"new-{number}")
+    assert "old" in [await queue.take() for _ in range(8)]
+
+
+async def test_keys_that_wait_can_be_ranked_anew() -> None:
+    """An operator that takes over may have heard of a run long ago."""
+    ranks = {"a": 0, "b": 1}
+    queue = make_queue(Clock(), rank=lambda key: ranks[key])
+    queue.add("a")
+    queue.add("b")
+    ranks.update(a=2)
+    queue.rank_anew()
+    assert [await queue.take(), await queue.take()] == ["b", "a"]
 
 
 async def test_a_queue_that_is_closed_hands_out_nothing_and_tells_when_the_workers_are_done() -> None:

@@ -12,14 +12,27 @@ from lora_operator.views.wording import instant
 
 logger = logging.getLogger(__name__)
 
-LONGEST_BACKLOG = 1000
+LONGEST_BACKLOG = 5000
+LONGEST_PAUSE_S = 5.0
+_PAUSE_S = 0.05
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class EventPoster:
-    """Posts from a bounded backlog, so that a slow or refusing API never holds a run up; what does not fit is lost."""
+    """Posts from a bounded backlog, so that a slow or refusing API never holds a run up; what does not fit is lost.
 
-    def __init__(self, api: Api, *, now: Callable[[], datetime], instance: str) -> None:
+    While it is `hurried`, since runs wait for their first Job, an Event waits, too, up to `LONGEST_PAUSE_S`.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        now: Callable[[], datetime],
+        instance: str,
+        hurried: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._hurried = hurried
         self._api = api
         self._now = now
         self._instance = instance
@@ -43,12 +56,19 @@ class EventPoster:
         """Post events, forever, each at most once."""
         while True:
             namespace, event = await self._backlog.get()
+            await self._give_way()
             try:
                 await self._api.create(EVENTS, namespace, event)
             except (ApiError, UnreachableError) as error:
                 logger.debug("an Event was not posted: %s", error)
             finally:
                 self._backlog.task_done()
+
+    async def _give_way(self) -> None:
+        waited_s = 0.0
+        while self._hurried() and waited_s < LONGEST_PAUSE_S:
+            await asyncio.sleep(_PAUSE_S)
+            waited_s += _PAUSE_S
 
     async def drained(self) -> None:
         """Wait until all that was taken in is posted, while `run` goes on."""

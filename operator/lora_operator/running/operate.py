@@ -99,7 +99,7 @@ async def _lead(operator: Operator) -> None:
     operator.registry.register(ObjectCollector(operator.cache.finetunes))
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
-    queue.sort(operator.patience)
+    queue.rank_anew()
     parts = {
         "timers": queue.run_timers(),
         "event poster": operator.poster.run(),

@@ -24,7 +24,7 @@ from lora_operator.running.own_pod import own_identity, own_namespace
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import Resync
 from lora_operator.running.self_check import SelfCheckError
-from lora_operator.running.transitions import result_of
+from lora_operator.running.urgency import NEW, rank_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.config import OperatorConfig
 
@@ -47,6 +47,7 @@ class Operator:
             base_s=config.retry_base_s,
             max_s=config.retry_max_s,
             random=random.Random().random,  # noqa: S311 - jitter is no secret
+            rank=lambda key: rank_of(self.cache, key),
         )
         self.poller = ProgressPoller(
             interval_s=config.progress_interval_s,
@@ -54,7 +55,9 @@ class Operator:
             wake=self.queue.add,
             clock=time.monotonic,
         )
-        self.poster = EventPoster(self.api, now=self.api.clock.now, instance=socket.gethostname())
+        self.poster = EventPoster(
+            self.api, now=self.api.clock.now, instance=socket.gethostname(), hurried=self._hurried
+        )
         self.resync = Resync(
             self.api,
             self.cache,
@@ -73,6 +76,7 @@ class Operator:
             poster=self.poster,
             observer=metrics,
             now=self.api.clock.now,
+            hurried=self._hurried,
         )
         self.election = self._make_election()
         self.namespaces: tuple[str, ...] = config.namespaces
@@ -112,12 +116,8 @@ class Operator:
         """Whether this process is the one that works on runs."""
         return self.working and (self.election is None or self.election.leading)
 
-    def patience(self, key: Key) -> int:
-        """How well a run can wait when all are to be looked at: least one that is new, best one that has ended."""
-        finetune = self.cache.finetunes.get(key)
-        if finetune is None or result_of(finetune.status):
-            return 2
-        return 1 if finetune.status.get("jobName") else 0
+    def _hurried(self) -> bool:
+        return self.queue.is_waiting(NEW)
 
     def _make_election(self) -> Election | None:
         config = self.config

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from lora_operator.cluster.api import JOBS, Api
 from lora_operator.cluster.cache import Cache, Key
-from lora_operator.cluster.carry_out import Creation, TryAgainError, Writer
+from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.look import list_children, look
@@ -36,6 +37,15 @@ class TransitionObserver(Protocol):
         """A status was written that differs from the one before."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Turn:
+    """What has been found out in a turn: a refusal, that the children, and that the resource itself, were read live."""
+
+    rejection: Rejection | None = None
+    confirmed: bool = False
+    current: bool = False
+
+
 class Reconciler:
     """Turns what is known of a resource into writes. It holds nothing that a restart would lose."""
 
@@ -51,7 +61,9 @@ class Reconciler:
         poster: EventPoster,
         observer: TransitionObserver,
         now: Callable[[], datetime],
+        hurried: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._hurried = hurried
         self._api = api
         self._cache = cache
         self._kueue = kueue
@@ -67,49 +79,31 @@ class Reconciler:
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
 
-        `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
+        `failures` is how often in a row the turn has failed before. Where others wait for their first Job, a run that
+        has just got its own leaves its status to another turn. Raises `ApiError`, `UnreachableError` or
         `TryAgainError` where it is to be tried again.
         """
-        rejection: Rejection | None = None
-        confirmed = current = False
+        turn = _Turn()
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
             if finetune is None:
                 self._events.forget(key)
                 self._rivals.forget(key)
                 return None
-            observed = await self._observe(key, finetune, rejection, confirmed=confirmed)
+            observed = await self._observe(key, finetune, turn)
             plan = decide(finetune, observed, self._config, self._now())
-            if plan.confirm_absence and not confirmed:
-                await list_children(self._cache, self._api, finetune)
-                confirmed = True
+            if await self._looks_closer(key, finetune, plan, turn):
                 continue
-            if not confirmed and self._rivals.dispute(key, finetune, plan.status):
-                self._events.read_anew(key)
-                await list_children(self._cache, self._api, finetune)
-                confirmed = True
-                continue
-            if self._needs_events(key, finetune, plan):
-                self._watch_events(key, finetune)
-                continue
-            if plan.patch and not current:
-                # The wish may have changed again: a watch that lags would undo what a second operator did, in turns.
-                await self._writer.refresh(finetune)
-                current = True
-                if self._cache.finetunes.get(key) is not finetune:
-                    continue
             with DecisionLine(finetune, plan) as line:
-                if rejection is None:
-                    creation = await self._create_and_patch(
-                        finetune, plan, line, patient=failures >= _PATIENCE_FAILURES
-                    )
-                    rejection = creation.rejection
-                    if rejection is not None:
-                        _log_rejection(finetune, rejection)
-                    if rejection is not None or creation.adopted:
+                if turn.rejection is None:
+                    patient = failures >= _PATIENCE_FAILURES
+                    if not await self._create_and_patch(finetune, plan, turn, line, patient=patient):
                         continue
+                    if _is_first_job(finetune, plan) and self._hurried():
+                        # As after a crash at this point: the next turn finds the Job, and writes the same status.
+                        return 0.0
                 if not await self._tell(finetune, observed, plan, line):
-                    rejection, confirmed, current = None, False, False
+                    turn = _Turn()
                     continue
                 wait_s = line.next_look_s = await self._finish(key, finetune, plan, line)
             just_ended = result_of(plan.status) and not result_of(finetune.status)
@@ -117,7 +111,26 @@ class Reconciler:
             return 0.0 if just_ended else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
 
-    async def _observe(self, key: Key, finetune: FineTune, rejection: Rejection | None, *, confirmed: bool) -> Observed:
+    async def _looks_closer(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
+        """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""
+        disputed = not turn.confirmed and self._rivals.dispute(key, finetune, plan.status)
+        if (plan.confirm_absence and not turn.confirmed) or disputed:
+            if not plan.confirm_absence:
+                self._events.read_anew(key)
+            await list_children(self._cache, self._api, finetune)
+            turn.confirmed = True
+            return True
+        if self._needs_events(key, finetune, plan):
+            self._watch_events(key, finetune)
+            return True
+        if plan.patch and not turn.current:
+            # The wish may have changed again: a watch that lags would undo what a second operator did, in turns.
+            await self._writer.refresh(finetune)
+            turn.current = True
+            return self._cache.finetunes.get(key) is not finetune
+        return False
+
+    async def _observe(self, key: Key, finetune: FineTune, turn: _Turn) -> Observed:
         events = await self._events.latest(key)
         told = self._poller.latest
         return look(
@@ -126,8 +139,8 @@ class Reconciler:
             events=events,
             told=told,
             kueue=self._kueue.served,
-            rejection=rejection,
-            confirmed=confirmed,
+            rejection=turn.rejection,
+            confirmed=turn.confirmed,
         )
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
@@ -141,21 +154,23 @@ class Reconciler:
         jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
         return self._events.watch(key, jobs, pods)
 
-    async def _create_and_patch(self, finetune: FineTune, plan: Plan, line: DecisionLine, *, patient: bool) -> Creation:
-        """Carry out the first half of a plan, up to the first refusal. An adopted Job tells more than the plan knew."""
+    async def _create_and_patch(
+        self, finetune: FineTune, plan: Plan, turn: _Turn, line: DecisionLine, *, patient: bool
+    ) -> bool:
+        """Carry out the first half of a plan; False if it was refused, or a Job adopted that tells more than was seen."""
         adopted = False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
             if creation.rejection is not None:
-                return creation
+                return _refused(finetune, turn, creation.rejection)
             line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
         for patch in plan.patch:
             rejection = await self._writer.patch(finetune, patch)
             if rejection is not None:
-                return Creation(rejection=rejection)
+                return _refused(finetune, turn, rejection)
             line.wrote("patched", patch.kind, patch.name)
-        return Creation(adopted=adopted)
+        return not adopted
 
     async def _tell(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
         """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""
@@ -190,7 +205,13 @@ class Reconciler:
         return wait_s
 
 
-def _log_rejection(finetune: FineTune, rejection: Rejection) -> None:
+def _is_first_job(finetune: FineTune, plan: Plan) -> bool:
+    return bool(plan.create) and not finetune.status.get("jobName")
+
+
+def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:
+    turn.rejection = rejection
     place = (finetune.namespace, finetune.name)
     fields = logs.about(place, finetune.uid, type="refusal", code=rejection.code, reason=rejection.reason)
     logger.warning("%s %s was refused: %s", rejection.kind, rejection.name, sentence(rejection.message), extra=fields)
+    return False

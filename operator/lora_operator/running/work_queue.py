@@ -9,12 +9,17 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K")
 
+_PATIENCE_TURNS = 8
+
 
 class WorkQueue(Generic[K]):
     """Keys that want work. Everything happens in one event loop, so nothing here needs a lock.
 
     A key that is added while a worker has it comes round again when that worker is done: no change is missed, and no
     two workers hold the same key. Of an immediate wish and a timer, and of two timers, the earlier wins.
+
+    Keys are handed out by their rank when they were added, the lowest first, and of one rank in the order in which they
+    came. Every eighth turn goes to the highest rank that waits, so that a flood of low ones starves nobody.
     """
 
     def __init__(
@@ -25,13 +30,16 @@ class WorkQueue(Generic[K]):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float],
+        rank: Callable[[K], int] = lambda _: 0,
     ) -> None:
+        self._rank = rank
+        self._turns = 0
         self._base_s = base_s
         self._max_s = max_s
         self._clock = clock
         self._sleep = sleep
         self._random = random
-        self._ready: deque[K] = deque()
+        self._ready: dict[int, deque[K]] = {}
         self._queued: set[K] = set()
         self._active: set[K] = set()
         self._again: set[K] = set()
@@ -46,7 +54,7 @@ class WorkQueue(Generic[K]):
 
     def __len__(self) -> int:
         """Keys that wait for a worker; those with a timer do not count."""
-        return len(self._ready)
+        return len(self._queued)
 
     def add(self, key: K) -> None:
         """Want work on the key now."""
@@ -55,7 +63,7 @@ class WorkQueue(Generic[K]):
             self._again.add(key)
         elif key not in self._queued:
             self._queued.add(key)
-            self._ready.append(key)
+            self._line_up(key)
             self._added.set()
 
     def add_after(self, key: K, delay_s: float) -> None:
@@ -71,16 +79,23 @@ class WorkQueue(Generic[K]):
         heapq.heappush(self._timers, (due, self._count, key))
         self._timer_set.set()
 
-    def sort(self, rank: Callable[[K], int]) -> None:
-        """Hand out those that wait by rank, the lowest first; of one rank in the order in which they came."""
-        self._ready = deque(sorted(self._ready, key=rank))
+    def is_waiting(self, rank: int) -> bool:
+        """Whether a key of that rank waits for a worker."""
+        return rank in self._ready
+
+    def rank_anew(self) -> None:
+        """Give those that wait the rank that they have by now."""
+        waiting = [key for rank in sorted(self._ready) for key in self._ready[rank]]
+        self._ready.clear()
+        for key in waiting:
+            self._line_up(key)
 
     async def take(self) -> K:
         """Wait for a key and hold it until `done`."""
-        while self._closed or not self._ready:
+        while self._closed or not self._queued:
             self._added.clear()
             await self._added.wait()
-        key = self._ready.popleft()
+        key = self._next()
         self._queued.discard(key)
         self._due.pop(key, None)
         self._active.add(key)
@@ -142,6 +157,18 @@ class WorkQueue(Generic[K]):
             if current:
                 self.add(key)
         return None
+
+    def _line_up(self, key: K) -> None:
+        self._ready.setdefault(self._rank(key), deque()).append(key)
+
+    def _next(self) -> K:
+        self._turns += 1
+        rank = max(self._ready) if self._turns % _PATIENCE_TURNS == 0 else min(self._ready)
+        line = self._ready[rank]
+        key = line.popleft()
+        if not line:
+            del self._ready[rank]
+        return key
 
     def _release(self, key: K) -> None:
         self._active.discard(key)

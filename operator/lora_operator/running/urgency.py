@@ -1,0 +1,16 @@
+"""Who is looked at first when many wait: a run without its Job, and last one that has ended."""
+
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.running.transitions import result_of
+
+NEW = 0
+GOING_ON = 1
+ENDED = 2
+
+
+def rank_of(cache: Cache, key: Key) -> int:
+    """The rank of a run in the queue, the most urgent one being 0."""
+    finetune = cache.finetunes.get(key)
+    if finetune is None or result_of(finetune.status):
+        return ENDED
+    return GOING_ON if finetune.status.get("jobName") or cache.jobs.of(key, finetune.uid) else NEW
