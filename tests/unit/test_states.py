@@ -1,6 +1,7 @@
 """The tables of states and conditions, held against what is decided; World.apply holds each step of the model world."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ REACH: dict[Reason, Callable[[], Status]] = {
     Reason.EVICTED: lambda: waiting(ended_pod(143, conditions=(condition_object("DisruptionTarget"),))),
     Reason.RESTARTING: lambda: waiting(ended_pod(1), job=make_job(status={"failed": 1})),
     Reason.INVALID_IMAGE: lambda: waiting(waiting_pod("InvalidImageName", "couldn't parse image name")),
-    **{Reason(phase.value): lambda phase=phase: running(phase) for phase in Phase},  # type: ignore[misc]
+    **{Reason(phase.value): partial(running, phase) for phase in Phase},
 }
 """How a run comes into each state that is no end."""
 
