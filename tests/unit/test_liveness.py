@@ -40,6 +40,16 @@ def test_silence_is_that_of_the_watch_that_has_been_silent_longest() -> None:
     assert liveness.silent_for_s()[0] == 0.0
 
 
+def test_a_wait_before_the_watches_begin_is_no_silence() -> None:
+    """The definition may be installed an hour after the operator, and a watch takes its time to begin."""
+    clock = Clock()
+    liveness = make_liveness(clock)
+    clock.now_s += 3600
+    liveness.begin()
+    clock.now_s += 3
+    assert liveness.silent_for_s()[0] == 3.0
+
+
 def test_each_namespace_has_its_own_watch_and_the_metric_shows_the_oldest() -> None:
     """A resource is as fresh as its most silent namespace."""
     clock = Clock()

@@ -47,6 +47,10 @@ class WatchLiveness:
         """Another kind is watched."""
         self._resources |= {resource.path(place): resource.plural for place in self._places}
 
+    def begin(self) -> None:
+        """The watches begin now: what went before, such as the wait for the definition, was no silence of theirs."""
+        self._began_s = self._clock()
+
     def heard(self, path: str) -> None:
         """A watch gave a sign of life."""
         if path in self._resources:

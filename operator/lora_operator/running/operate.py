@@ -78,6 +78,7 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
     # What was listed stays: the garbage collector need not walk over all of it again and again.
     gc.collect()
     gc.freeze()
+    operator.liveness.begin()
     operator.hindrance, operator.filled = "", True
     parts = {
         "resync": operator.resync.run(lambda: _after_resync(operator)),
