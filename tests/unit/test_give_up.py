@@ -150,6 +150,18 @@ def test_a_pod_that_fetches_model_and_data_does_not_wait() -> None:
     assert told(stuck, "Failed") == ("True", "PendingTimeout")
 
 
+def test_the_time_in_which_a_pod_fetched_is_not_that_of_its_successor() -> None:
+    """Of a pod that was drained nothing is left that tells how long it was at work."""
+    drained = {"retries": {"preempted": 1}}
+    finetune, job = with_status(IMPATIENT, drained), make_job(role=Role.PREPARE)
+    between = look(finetune, jobs=(job,), config=SHARED)
+    assert (told(between), between.due_in_s) == (("Unknown", "Pending"), None)
+    successor = make_pod(role=Role.PREPARE, name="next", created_at=minutes_ago(2))
+    plan = look(finetune, jobs=(job,), pods=(successor,), config=SHARED)
+    assert (told(plan), plan.due_in_s) == (("Unknown", "Pending"), 480)
+    assert told(look(IMPATIENT, jobs=(job,), config=SHARED), "Failed") == ("True", "PendingTimeout"), "never had one"
+
+
 def test_an_image_with_an_impossible_name_is_final() -> None:
     """A pull that fails may succeed later; a name cannot."""
     pods = (waiting_pod("InvalidImageName", 'couldn\'t parse image name "x:y:z"'),)

@@ -64,7 +64,7 @@ def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], sit
     policy = case.request.policy
     if policy.pending_timeout_s is None or policy.suspend or situation.running:
         return None
-    if job is not None and (job.suspended or job.deleting or is_ending(job) or _prepares(job, pods)):
+    if job is not None and (job.suspended or job.deleting or is_ending(job) or _prepares(case, job, pods)):
         return None
     due = _waiting_since(case, job, pods) + timedelta(seconds=policy.pending_timeout_s)
     return (due - case.now).total_seconds()
@@ -75,6 +75,8 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     moments = [pod.trainer.finished_at for pod in pods]
     if job is not None:
         moments.append(job.started_at or job.created_at)
+        # No condition tells when a pod that fetched model and data ceased to run, and one that was drained is gone.
+        moments.extend(pod.created_at for pod in pods if pod.role is Role.PREPARE)
     held = previous_condition(case.finetune, Type.SUSPENDED)
     if held.get("status") == "True" or (job is not None and suspension_of(job) is not None):
         moments.append(case.now)  # let go just now, of which neither the status nor the Job's start tells yet
@@ -88,8 +90,10 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     return max(moment for moment in [*moments, _BEGINNING] if moment is not None)
 
 
-def _prepares(job: JobView, pods: Sequence[PodView]) -> bool:
-    return job.role is Role.PREPARE and any(is_running(pod) for pod in pods)
+def _prepares(case: Case, job: JobView, pods: Sequence[PodView]) -> bool:
+    """Whether model and data are fetched, or were by a pod that is gone and whose successor is yet to be made."""
+    succeeds = not pods and any(case.retries.counts.values())
+    return job.role is Role.PREPARE and (succeeds or any(is_running(pod) for pod in pods))
 
 
 def _has_used_up_its_retries(case: Case, scene: Scene, situation: Situation) -> bool:

@@ -157,7 +157,7 @@ class Reconciler:
     async def _create_and_patch(
         self, finetune: FineTune, plan: Plan, turn: _Turn, line: DecisionLine, *, patient: bool
     ) -> bool:
-        """Carry out the first half of a plan; False if it was refused, or a Job adopted that tells more than was seen."""
+        """Carry out the first half of a plan; False if it was refused, or a Job adopted that tells more than known."""
         adopted = False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
