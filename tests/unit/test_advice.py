@@ -13,8 +13,8 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
+from tests.unit.plans import plan_for
 from tests.unit.status_schema import check_status
-from tests.unit.test_decide import plan_for
 
 from lora_operator.decision.advice import Code
 from lora_operator.views.model import PodView

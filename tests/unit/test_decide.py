@@ -1,17 +1,14 @@
-"""What the operator does about a LoRAFineTune, from its creation to its end."""
+"""What the operator does about a LoRAFineTune from its creation on, while it runs."""
 
 import dataclasses
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from tests.unit.builders import (
     CONFIG,
     NOW,
-    UID,
     condition_object,
     ended_pod,
-    finished_job,
     job_name,
     make_event,
     make_finetune,
@@ -24,47 +21,12 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
-from tests.unit.world import World
+from tests.unit.plans import condition, plan_for, told
 
 from lora_operator.decision.decide import decide
-from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.views.model import Observed, Plan, PodView, Rejection
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
-
-ATTEMPTED = {"attempt": 1, "jobName": job_name()}
-
-
-def plan_for(
-    finetune: FineTune, *, jobs: tuple[JobView, ...] = (), pods: tuple[PodView, ...] = (), **observed: Any
-) -> Plan:
-    """The plan at `NOW`."""
-    return decide(finetune, Observed(jobs=jobs, pods=pods, **observed), CONFIG, NOW)
-
-
-def condition(plan: Plan, kind: str) -> dict[str, Any]:
-    """A condition of the planned status."""
-    found: dict[str, Any] = next(c for c in plan.status["conditions"] if c["type"] == kind)
-    return found
-
-
-def told(plan: Plan, kind: str = "Complete") -> tuple[str, str]:
-    """Status and reason of a condition; by default of the one that is shown as STATE."""
-    found = condition(plan, kind)
-    return found["status"], found["reason"]
-
-
-def finished(finetune: FineTune | None = None, **changes: Any) -> FineTune:
-    """A resource whose success is stored."""
-    done = with_status(
-        finetune or make_finetune(**changes),
-        plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),)).status,
-    )
-    assert done.status["completionTime"]
-    return done
-
-
-# The beginning
 
 
 def test_a_new_resource_gets_a_config_map_and_then_a_job() -> None:
@@ -174,9 +136,6 @@ def test_a_refused_change_of_a_suspended_job_is_tried_again() -> None:
     rejection = Rejection(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
     plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),), rejection=rejection)
     assert plan.requeue_after_s == CONFIG.retry_max_s
-
-
-# The run
 
 
 def test_a_running_pod_is_asked_for_its_progress() -> None:
@@ -365,285 +324,3 @@ def test_conditions_of_other_writers_stay() -> None:
     plan = plan_for(make_finetune(status={"conditions": [foreign]}), jobs=(make_job(),))
     assert plan.status["conditions"][-1] == foreign
     assert len(plan.status["conditions"]) == 8
-
-
-# Suspension and the other changes
-
-
-def test_the_users_wish_to_suspend_reaches_the_job_once() -> None:
-    """With the note of it, in one patch."""
-    plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(make_job(),), pods=(running_pod(),))
-    (patch,) = plan.patch
-    assert patch.body == {
-        "metadata": {"annotations": {"lora-operator.io/suspend": "true"}},
-        "spec": {"suspend": True},
-    }
-    assert told(plan, "Suspended") == ("True", "SuspendedByUser")
-    assert told(plan, "PodsReady") == ("False", "SuspendedByUser")
-    assert "is being stopped" in condition(plan, "Suspended")["message"]
-    assert plan.ask_progress is None
-
-
-def test_a_job_that_somebody_else_resumed_against_the_users_wish_is_told_as_such() -> None:
-    """The operator does not fight a queue over it, and does not keep quiet about it either."""
-    resumed = make_job(annotations={"lora-operator.io/suspend": "true"})
-    plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(resumed,), pods=(running_pod(),))
-    assert plan.patch == ()
-    assert told(plan, "Suspended") == ("False", "NotSuspended")
-    assert "spec.suspend is true, but somebody else resumed the Job" in condition(plan, "Suspended")["message"]
-    plain = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
-    assert condition(plain, "Suspended")["message"] == "The run is not suspended"
-
-
-def test_a_resource_created_suspended_has_a_suspended_job() -> None:
-    """Which needs no patch."""
-    world = World({"suspend": True})
-    world.settle()
-    (job,) = world.jobs.values()
-    assert job["spec"]["suspend"] is True
-    assert world.condition("Suspended") == ("True", "SuspendedByUser")
-
-
-def test_resuming_lifts_the_suspension() -> None:
-    """Back and forth, the run goes on."""
-    world = World()
-    world.settle()
-    for suspend, state in (
-        (True, "SuspendedByUser"),
-        (False, "Pending"),
-        (True, "SuspendedByUser"),
-        (False, "Pending"),
-    ):
-        world.edit(suspend=suspend)
-        world.settle()
-        (job,) = world.jobs.values()
-        assert job["spec"]["suspend"] is suspend
-        assert world.condition("Complete") == ("Unknown", state)
-
-
-def test_a_run_keeps_its_first_start_when_it_is_resumed() -> None:
-    """Kubernetes gives the Job a new start time then."""
-    first = plan_for(make_finetune(), jobs=(make_job(),))
-    resumed = make_job(status={"startTime": instant(minutes_ago(5))})
-    plan = plan_for(with_status(make_finetune(), first.status), jobs=(resumed,))
-    assert plan.status["startTime"] == instant(minutes_ago(58))
-
-
-def test_a_suspension_by_somebody_else_is_told_and_not_fought() -> None:
-    """No write goes to a Job that a queue holds."""
-    plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),))
-    assert plan.patch == ()
-    assert told(plan, "Suspended") == ("True", "SuspendedExternally")
-    assert plan.requeue_after_s is None
-
-
-def test_retries_and_deadline_follow_the_spec() -> None:
-    """Also where the deadline is taken away."""
-    finetune = make_finetune(spec={"maxRetries": 0})
-    plan = plan_for(finetune, jobs=(make_job(spec={"activeDeadlineSeconds": 60}),))
-    assert [patch.body for patch in plan.patch] == [{"spec": {"backoffLimit": 0, "activeDeadlineSeconds": None}}]
-
-
-def test_a_job_that_is_being_deleted_is_waited_for_and_not_patched() -> None:
-    """Its pod may still write."""
-    finetune = make_finetune(spec={"maxRetries": 1}, status=ATTEMPTED)
-    plan = plan_for(finetune, jobs=(make_job(deleting=True),), pods=(running_pod(),))
-    assert (plan.create, plan.patch) == ((), ())
-    assert told(plan) == ("Unknown", "Restarting")
-
-
-# A Job that vanishes
-
-
-def test_a_missing_job_is_looked_for_before_another_is_made() -> None:
-    """The cache may be behind."""
-    plan = plan_for(make_finetune(status=ATTEMPTED))
-    assert plan.confirm_absence
-    assert plan.create == ()
-    assert plan.status == ATTEMPTED
-
-
-def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
-    """With an Event that says so."""
-    plan = plan_for(make_finetune(status=ATTEMPTED), absence_confirmed=True)
-    assert [obj["metadata"]["name"] for obj in plan.create] == [job_name(2), job_name(2)]
-    assert (plan.status["attempt"], plan.status["jobName"]) == (2, job_name(2))
-    assert plan.events[0].reason == "JobRecreated"
-    assert job_name(1) in plan.events[0].message
-
-
-def test_the_next_attempt_starts_with_a_clean_slate() -> None:
-    """A pod of the deleted Job that has failed neither holds the new Job up nor tells its state."""
-    pods = (ended_pod(75, "ConnectionError: reset", job_uid=""),)
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
-    assert len(plan.create) == 2
-    assert told(plan) == ("Unknown", "Pending")
-
-
-def test_the_number_of_attempts_survives_in_the_jobs_alone() -> None:
-    """The status may be older than the Job."""
-    plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(make_job(attempt=2),))
-    assert plan.create == ()
-    assert plan.status["attempt"] == 2
-
-
-@pytest.mark.parametrize(("retries", "attempt", "ends"), [(0, 1, True), (1, 1, False), (3, 4, True), (3, 3, False)])
-def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: bool) -> None:
-    """More Jobs than 1 + maxRetries are never made."""
-    finetune = make_finetune(spec={"maxRetries": retries}, status={"attempt": attempt, "jobName": job_name(attempt)})
-    plan = plan_for(finetune, absence_confirmed=True)
-    assert (told(plan, "Failed") == ("True", "BackoffLimitExceeded")) is ends
-    assert (plan.create == ()) is ends
-
-
-def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
-    """Two must never write the same output."""
-    pods = (running_pod(job_uid=""),)
-    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).confirm_absence
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
-    assert plan.create == ()
-    assert told(plan) == ("Unknown", "Restarting")
-    assert f"kubectl delete pod {pods[0].name}" in condition(plan, "PodsReady")["message"]
-    assert plan.requeue_after_s == CONFIG.pending_check_s
-
-
-def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
-    """Its pod's summary proves the success."""
-    pods = (ended_pod(0, make_summary().to_message(), job_uid=""),)
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
-    assert told(plan) == ("True", "Succeeded")
-    assert plan.status["completionTime"] == instant(minutes_ago(11))
-
-
-# The end
-
-
-def test_a_verified_adapter_makes_the_run_complete() -> None:
-    """With everything that one wants to know of it."""
-    plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),))
-    assert told(plan, "Complete") == ("True", "Succeeded")
-    assert told(plan, "Failed") == ("False", "Succeeded")
-    assert told(plan, "ArtifactPublished") == ("True", "Succeeded")
-    assert told(plan, "PodsReady") == ("False", "Succeeded")
-    assert told(plan, "Accepted") == ("True", "Accepted")
-    assert plan.status["completionTime"] == instant(minutes_ago(10))
-    assert condition(plan, "Complete")["lastTransitionTime"] == instant(minutes_ago(10))
-    assert plan.status["artifact"]["uri"] == "pvc://adapters/support-tone/run-abcde"
-    assert "pvc://adapters/support-tone/run-abcde" in condition(plan, "ArtifactPublished")["message"]
-    assert plan.status["results"]["evalLossAfter"] == "1.4568"
-    assert plan.status["dataset"]["trainSamples"] == 200
-    assert plan.status["progress"] == {
-        "step": 400,
-        "totalSteps": 400,
-        "steps": "400/400",
-        "percentage": 100,
-        "loss": "1.2346",
-        "evalLoss": "1.4568",
-        "tokensPerSecond": "442.7",
-        "peakMemoryBytes": 20_079_050_752,
-        "peakMemory": "18.7 GiB",
-    }
-    assert [(event.type, event.reason) for event in plan.events] == [("Normal", "Accepted"), ("Normal", "Succeeded")]
-
-
-def test_exit_code_0_without_a_summary_is_never_complete() -> None:
-    """A trainer that was stopped may return 0; nobody has verified anything."""
-    plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, "saved a checkpoint"),))
-    assert told(plan, "Failed") == ("True", "ResultUnknown")
-    assert told(plan, "ArtifactPublished") == ("False", "ResultUnknown")
-    assert "look at the pod's log" in condition(plan, "Failed")["message"]
-
-
-def test_a_finished_job_without_its_pod_is_looked_at_twice() -> None:
-    """The pod may not have reached the cache yet, and a verdict is for ever."""
-    assert plan_for(make_finetune(), jobs=(finished_job(),)).confirm_absence
-    plan = plan_for(make_finetune(), jobs=(finished_job(),), absence_confirmed=True)
-    assert told(plan, "Failed") == ("True", "ResultUnknown")
-
-
-def test_a_failed_run_keeps_what_it_reached() -> None:
-    """Steps and losses stay; the time to go does not."""
-    progress = Progress(phase=Phase.TRAINING, step=12, total_steps=400, loss=2.0, estimated_remaining_seconds=9)
-    before = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
-    message = make_summary(Reason.NON_FINITE_LOSS, "The loss was NaN at step 12").to_message()
-    job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
-    plan = plan_for(with_status(make_finetune(), before.status), jobs=(job,), pods=(ended_pod(70, message),))
-    assert told(plan) == ("False", "NonFiniteLoss")
-    assert condition(plan, "Failed")["message"] == "The loss was NaN at step 12"
-    assert plan.status["progress"]["steps"] == "12/400"
-    assert "eta" not in plan.status["progress"]
-    assert "artifact" not in plan.status
-
-
-def test_a_verdict_stands_whatever_is_observed_later() -> None:
-    """A Job that comes back is stopped; one that fails or vanishes changes nothing."""
-    done = finished()
-    for jobs in ((), (make_job(),), (finished_job("Failed", reason="BackoffLimitExceeded"),)):
-        plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),), absence_confirmed=True)
-        assert dataclasses.replace(plan, delete=()) == Plan(status=done.status)
-        assert [ref.kind for ref in plan.delete] == (["ConfigMap", "Job"] if make_job() in jobs else [])
-
-
-def test_a_finished_resource_speaks_of_its_present_generation() -> None:
-    """kubectl wait would hang otherwise."""
-    done = finished()
-    edited = dataclasses.replace(done, generation=9)
-    plan = plan_for(edited)
-    assert plan.status["observedGeneration"] == 9
-    assert {c["observedGeneration"] for c in plan.status["conditions"]} == {9}
-    assert [c["lastTransitionTime"] for c in plan.status["conditions"]] == [
-        c["lastTransitionTime"] for c in done.status["conditions"]
-    ]
-
-
-def test_without_a_time_to_live_a_finished_job_stays() -> None:
-    """Nothing is planned at all."""
-    assert plan_for(finished(), jobs=(finished_job(),)) == Plan(status=finished().status)
-
-
-def test_before_its_time_a_finished_job_stays() -> None:
-    """And the operator comes back when it is due."""
-    plan = plan_for(finished(spec={"ttlSecondsAfterFinished": 900}), jobs=(finished_job(),))
-    assert (plan.delete, plan.requeue_after_s) == ((), 300.0)
-
-
-def test_after_its_time_a_finished_job_goes_with_its_config_map() -> None:
-    """By uid where there is one; the resource and its status stay."""
-    done = finished(spec={"ttlSecondsAfterFinished": 600})
-    plan = plan_for(done, jobs=(finished_job(),))
-    assert [(ref.kind, ref.name, ref.uid) for ref in plan.delete] == [
-        ("ConfigMap", job_name(), ""),
-        ("Job", job_name(), "job-1"),
-    ]
-    assert plan.status == done.status
-    assert plan_for(done) == Plan(status=done.status)
-
-
-def test_a_time_to_live_never_deletes_a_job_of_somebody_else() -> None:
-    """Nor one that is being deleted anyway."""
-    done = finished(spec={"ttlSecondsAfterFinished": 0})
-    assert plan_for(done, jobs=(finished_job(owner_uid="other"), finished_job(deleting=True))).delete == ()
-
-
-def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
-    """One for each change of the state, none twice."""
-    world = World()
-    world.settle()
-    world.job_controller()
-    world.settle()
-    (pod,) = world.living_pods()
-    world.start(pod)
-    for phase in Phase:
-        world.progress = Progress(phase=phase, step=1, total_steps=1)
-        world.pass_time(20)
-        world.settle()
-    world.finish(pod, 0, make_summary().to_message())
-    world.settle()
-    world.pass_time(3600)
-    world.settle()
-    assert [event.reason for event in world.events] == [
-        *("Accepted", "Starting", "Preparing", "LoadingModel", "Training", "Checkpointing", "Evaluating"),
-        *("Publishing", "Succeeded"),
-    ]
-    assert world.created_jobs == 1
-    assert world.view().uid == UID

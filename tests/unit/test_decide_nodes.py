@@ -19,7 +19,7 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
-from tests.unit.test_decide import condition, plan_for, told
+from tests.unit.plans import condition, plan_for, told
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed

@@ -19,7 +19,7 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
-from tests.unit.test_decide import condition, told
+from tests.unit.plans import condition, told
 from tests.unit.world import World
 
 from lora_operator.decision.decide import decide

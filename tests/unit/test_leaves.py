@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.unit.builders import CONFIG, NOW, UID, finished_job, make_finetune, make_job, with_status
+from tests.unit.plans import finished
 from tests.unit.test_contract_manifest import SPEC
-from tests.unit.test_decide import finished
 from tests.unit.test_render import FULL, SITE, everything
 
 from lora_operator.decision.decide import decide

@@ -1,0 +1,48 @@
+"""What tests ask of a plan, and what they read from it."""
+
+from typing import Any
+
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    ended_pod,
+    finished_job,
+    job_name,
+    make_finetune,
+    make_summary,
+    with_status,
+)
+
+from lora_operator.decision.decide import decide
+from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
+
+ATTEMPTED = {"attempt": 1, "jobName": job_name()}
+
+
+def plan_for(
+    finetune: FineTune, *, jobs: tuple[JobView, ...] = (), pods: tuple[PodView, ...] = (), **observed: Any
+) -> Plan:
+    """The plan at `NOW`."""
+    return decide(finetune, Observed(jobs=jobs, pods=pods, **observed), CONFIG, NOW)
+
+
+def condition(plan: Plan, kind: str) -> dict[str, Any]:
+    """A condition of the planned status."""
+    found: dict[str, Any] = next(c for c in plan.status["conditions"] if c["type"] == kind)
+    return found
+
+
+def told(plan: Plan, kind: str = "Complete") -> tuple[str, str]:
+    """Status and reason of a condition; by default of the one that is shown as STATE."""
+    found = condition(plan, kind)
+    return found["status"], found["reason"]
+
+
+def finished(finetune: FineTune | None = None, **changes: Any) -> FineTune:
+    """A resource whose success is stored."""
+    done = with_status(
+        finetune or make_finetune(**changes),
+        plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),)).status,
+    )
+    assert done.status["completionTime"]
+    return done

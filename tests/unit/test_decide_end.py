@@ -1,0 +1,216 @@
+"""What the operator does where a Job vanishes, and when a run has ended."""
+
+import dataclasses
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    UID,
+    ended_pod,
+    finished_job,
+    job_name,
+    make_finetune,
+    make_job,
+    make_summary,
+    minutes_ago,
+    running_pod,
+    with_status,
+)
+from tests.unit.plans import ATTEMPTED, condition, finished, plan_for, told
+from tests.unit.world import World
+
+from lora_operator.views.model import Plan
+from lora_operator.views.wording import instant
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+
+
+def test_a_missing_job_is_looked_for_before_another_is_made() -> None:
+    """The cache may be behind."""
+    plan = plan_for(make_finetune(status=ATTEMPTED))
+    assert plan.confirm_absence
+    assert plan.create == ()
+    assert plan.status == ATTEMPTED
+
+
+def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
+    """With an Event that says so."""
+    plan = plan_for(make_finetune(status=ATTEMPTED), absence_confirmed=True)
+    assert [obj["metadata"]["name"] for obj in plan.create] == [job_name(2), job_name(2)]
+    assert (plan.status["attempt"], plan.status["jobName"]) == (2, job_name(2))
+    assert plan.events[0].reason == "JobRecreated"
+    assert job_name(1) in plan.events[0].message
+
+
+def test_the_next_attempt_starts_with_a_clean_slate() -> None:
+    """A pod of the deleted Job that has failed neither holds the new Job up nor tells its state."""
+    pods = (ended_pod(75, "ConnectionError: reset", job_uid=""),)
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    assert len(plan.create) == 2
+    assert told(plan) == ("Unknown", "Pending")
+
+
+def test_the_number_of_attempts_survives_in_the_jobs_alone() -> None:
+    """The status may be older than the Job."""
+    plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(make_job(attempt=2),))
+    assert plan.create == ()
+    assert plan.status["attempt"] == 2
+
+
+@pytest.mark.parametrize(("retries", "attempt", "ends"), [(0, 1, True), (1, 1, False), (3, 4, True), (3, 3, False)])
+def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: bool) -> None:
+    """More Jobs than 1 + maxRetries are never made."""
+    finetune = make_finetune(spec={"maxRetries": retries}, status={"attempt": attempt, "jobName": job_name(attempt)})
+    plan = plan_for(finetune, absence_confirmed=True)
+    assert (told(plan, "Failed") == ("True", "BackoffLimitExceeded")) is ends
+    assert (plan.create == ()) is ends
+
+
+def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
+    """Two must never write the same output."""
+    pods = (running_pod(job_uid=""),)
+    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).confirm_absence
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    assert plan.create == ()
+    assert told(plan) == ("Unknown", "Restarting")
+    assert f"kubectl delete pod {pods[0].name}" in condition(plan, "PodsReady")["message"]
+    assert plan.requeue_after_s == CONFIG.pending_check_s
+
+
+def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
+    """Its pod's summary proves the success."""
+    pods = (ended_pod(0, make_summary().to_message(), job_uid=""),)
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    assert told(plan) == ("True", "Succeeded")
+    assert plan.status["completionTime"] == instant(minutes_ago(11))
+
+
+def test_a_verified_adapter_makes_the_run_complete() -> None:
+    """With everything that one wants to know of it."""
+    plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),))
+    assert told(plan, "Complete") == ("True", "Succeeded")
+    assert told(plan, "Failed") == ("False", "Succeeded")
+    assert told(plan, "ArtifactPublished") == ("True", "Succeeded")
+    assert told(plan, "PodsReady") == ("False", "Succeeded")
+    assert told(plan, "Accepted") == ("True", "Accepted")
+    assert plan.status["completionTime"] == instant(minutes_ago(10))
+    assert condition(plan, "Complete")["lastTransitionTime"] == instant(minutes_ago(10))
+    assert plan.status["artifact"]["uri"] == "pvc://adapters/support-tone/run-abcde"
+    assert "pvc://adapters/support-tone/run-abcde" in condition(plan, "ArtifactPublished")["message"]
+    assert plan.status["results"]["evalLossAfter"] == "1.4568"
+    assert plan.status["dataset"]["trainSamples"] == 200
+    assert plan.status["progress"] == {
+        "step": 400,
+        "totalSteps": 400,
+        "steps": "400/400",
+        "percentage": 100,
+        "loss": "1.2346",
+        "evalLoss": "1.4568",
+        "tokensPerSecond": "442.7",
+        "peakMemoryBytes": 20_079_050_752,
+        "peakMemory": "18.7 GiB",
+    }
+    assert [(event.type, event.reason) for event in plan.events] == [("Normal", "Accepted"), ("Normal", "Succeeded")]
+
+
+def test_exit_code_0_without_a_summary_is_never_complete() -> None:
+    """A trainer that was stopped may return 0; nobody has verified anything."""
+    plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, "saved a checkpoint"),))
+    assert told(plan, "Failed") == ("True", "ResultUnknown")
+    assert told(plan, "ArtifactPublished") == ("False", "ResultUnknown")
+    assert "look at the pod's log" in condition(plan, "Failed")["message"]
+
+
+def test_a_finished_job_without_its_pod_is_looked_at_twice() -> None:
+    """The pod may not have reached the cache yet, and a verdict is for ever."""
+    assert plan_for(make_finetune(), jobs=(finished_job(),)).confirm_absence
+    plan = plan_for(make_finetune(), jobs=(finished_job(),), absence_confirmed=True)
+    assert told(plan, "Failed") == ("True", "ResultUnknown")
+
+
+def test_a_failed_run_keeps_what_it_reached() -> None:
+    """Steps and losses stay; the time to go does not."""
+    progress = Progress(phase=Phase.TRAINING, step=12, total_steps=400, loss=2.0, estimated_remaining_seconds=9)
+    before = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
+    message = make_summary(Reason.NON_FINITE_LOSS, "The loss was NaN at step 12").to_message()
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
+    plan = plan_for(with_status(make_finetune(), before.status), jobs=(job,), pods=(ended_pod(70, message),))
+    assert told(plan) == ("False", "NonFiniteLoss")
+    assert condition(plan, "Failed")["message"] == "The loss was NaN at step 12"
+    assert plan.status["progress"]["steps"] == "12/400"
+    assert "eta" not in plan.status["progress"]
+    assert "artifact" not in plan.status
+
+
+def test_a_verdict_stands_whatever_is_observed_later() -> None:
+    """A Job that comes back is stopped; one that fails or vanishes changes nothing."""
+    done = finished()
+    for jobs in ((), (make_job(),), (finished_job("Failed", reason="BackoffLimitExceeded"),)):
+        plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),), absence_confirmed=True)
+        assert dataclasses.replace(plan, delete=()) == Plan(status=done.status)
+        assert [ref.kind for ref in plan.delete] == (["ConfigMap", "Job"] if make_job() in jobs else [])
+
+
+def test_a_finished_resource_speaks_of_its_present_generation() -> None:
+    """kubectl wait would hang otherwise."""
+    done = finished()
+    edited = dataclasses.replace(done, generation=9)
+    plan = plan_for(edited)
+    assert plan.status["observedGeneration"] == 9
+    assert {c["observedGeneration"] for c in plan.status["conditions"]} == {9}
+    assert [c["lastTransitionTime"] for c in plan.status["conditions"]] == [
+        c["lastTransitionTime"] for c in done.status["conditions"]
+    ]
+
+
+def test_without_a_time_to_live_a_finished_job_stays() -> None:
+    """Nothing is planned at all."""
+    assert plan_for(finished(), jobs=(finished_job(),)) == Plan(status=finished().status)
+
+
+def test_before_its_time_a_finished_job_stays() -> None:
+    """And the operator comes back when it is due."""
+    plan = plan_for(finished(spec={"ttlSecondsAfterFinished": 900}), jobs=(finished_job(),))
+    assert (plan.delete, plan.requeue_after_s) == ((), 300.0)
+
+
+def test_after_its_time_a_finished_job_goes_with_its_config_map() -> None:
+    """By uid where there is one; the resource and its status stay."""
+    done = finished(spec={"ttlSecondsAfterFinished": 600})
+    plan = plan_for(done, jobs=(finished_job(),))
+    assert [(ref.kind, ref.name, ref.uid) for ref in plan.delete] == [
+        ("ConfigMap", job_name(), ""),
+        ("Job", job_name(), "job-1"),
+    ]
+    assert plan.status == done.status
+    assert plan_for(done) == Plan(status=done.status)
+
+
+def test_a_time_to_live_never_deletes_a_job_of_somebody_else() -> None:
+    """Nor one that is being deleted anyway."""
+    done = finished(spec={"ttlSecondsAfterFinished": 0})
+    assert plan_for(done, jobs=(finished_job(owner_uid="other"), finished_job(deleting=True))).delete == ()
+
+
+def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
+    """One for each change of the state, none twice."""
+    world = World()
+    world.settle()
+    world.job_controller()
+    world.settle()
+    (pod,) = world.living_pods()
+    world.start(pod)
+    for phase in Phase:
+        world.progress = Progress(phase=phase, step=1, total_steps=1)
+        world.pass_time(20)
+        world.settle()
+    world.finish(pod, 0, make_summary().to_message())
+    world.settle()
+    world.pass_time(3600)
+    world.settle()
+    assert [event.reason for event in world.events] == [
+        *("Accepted", "Starting", "Preparing", "LoadingModel", "Training", "Checkpointing", "Evaluating"),
+        *("Publishing", "Succeeded"),
+    ]
+    assert world.created_jobs == 1
+    assert world.view().uid == UID
