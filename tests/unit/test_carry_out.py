@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
-from tests.unit.builders import NAME, NAMESPACE, UID, make_finetune
+from tests.unit.builders import NAME, NAMESPACE, UID, condition_object, make_finetune
 
-from lora_operator.cluster.api import Api, ApiError, Resource
+from lora_operator.cluster.api import JOBS, Api, ApiError, Resource
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.views.model import ObjectRef, Patch
-from lora_operator.views.names import child_labels
+from lora_operator.views.names import child_labels, child_name, prepare_name
 
 FINETUNE = make_finetune()
 KEY = Key(NAMESPACE, NAME)
@@ -30,6 +30,7 @@ class ScriptedApi:
 
     def __init__(self, **answers: Object | ApiError) -> None:
         self.answers = answers
+        self.jobs: dict[str, Object | ApiError] = {}
         self.deleted: list[str] = []
 
     def _answer(self, call: str) -> Object:
@@ -42,7 +43,10 @@ class ScriptedApi:
         return self._answer("create")
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
-        return self._answer("get")
+        answer = self.jobs[name] if resource is JOBS and name in self.jobs else self.answers["get"]
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
 
     async def merge_patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
         return self._answer("patch")
@@ -101,16 +105,35 @@ async def test_an_object_that_is_just_going_is_waited_for(found: Object | ApiErr
         await writer.create(FINETUNE, job(), patient=False)
 
 
-async def test_a_config_map_that_another_release_rendered_is_made_again() -> None:
+def config_map(text: str) -> Object:
+    return {**job(child_name(NAME, UID, 1)), "kind": "ConfigMap", "data": {"config.json": text}}
+
+
+def ended(name: str) -> Object:
+    return {**job(name), "status": {"conditions": [condition_object("Complete")]}}
+
+
+@pytest.mark.parametrize("of_it", [NOT_FOUND, ended(prepare_name(NAME, UID, 1))], ids=["no Job", "one that ended"])
+async def test_a_config_map_that_another_release_rendered_is_made_again(of_it: Object | ApiError) -> None:
     """Its Job would hand the trainer a configuration that it cannot read; one with the same content is adopted."""
-    stored = {**job("c"), "kind": "ConfigMap", "data": {"config.json": "old"}}
-    api = ScriptedApi(create=EXISTS, get=stored)
+    api = ScriptedApi(create=EXISTS, get=config_map("old"))
+    api.jobs = {child_name(NAME, UID, 1): NOT_FOUND, prepare_name(NAME, UID, 1): of_it}
     writer, _ = make_writer(api)
     with pytest.raises(TryAgainError, match="rendered by another release"):
-        await writer.create(FINETUNE, {**stored, "data": {"config.json": "new"}}, patient=False)
+        await writer.create(FINETUNE, config_map("new"), patient=False)
     assert api.deleted == ["u"]
-    assert (await writer.create(FINETUNE, stored, patient=False)).adopted
+    assert (await writer.create(FINETUNE, config_map("old"), patient=False)).adopted
     assert api.deleted == ["u"]
+
+
+@pytest.mark.parametrize("name", [child_name(NAME, UID, 1), prepare_name(NAME, UID, 1)], ids=["trains", "prepares"])
+async def test_a_config_map_that_the_pods_of_a_job_read_is_never_taken_from_them(name: str) -> None:
+    """The release before made both a moment ago, and the cache of its successor is behind."""
+    api = ScriptedApi(create=EXISTS, get=config_map("old"))
+    api.jobs = {child_name(NAME, UID, 1): NOT_FOUND, prepare_name(NAME, UID, 1): NOT_FOUND, name: job(name)}
+    writer, _ = make_writer(api)
+    assert (await writer.create(FINETUNE, config_map("new"), patient=False)).adopted
+    assert api.deleted == []
 
 
 async def test_a_refusal_carries_the_servers_own_words() -> None:

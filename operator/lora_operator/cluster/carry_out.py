@@ -8,7 +8,10 @@ from lora_operator.cluster.api import BY_KIND, CONFIG_MAPS, FINETUNES, JOBS, WOR
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.omissions import Omissions
+from lora_operator.views import names
+from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
+from lora_operator.views.observe import parse_job
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
 # a terminating namespace), method not allowed by a webhook, unprocessable.
@@ -68,12 +71,27 @@ class Writer:
             )
         if stored["metadata"].get("deletionTimestamp"):
             raise TryAgainError(f"{kind} {name} is being deleted")
-        if stored.get("data") != wanted.get("data"):
+        if stored.get("data") != wanted.get("data") and not await self._is_read(finetune, wanted):
             # An operator of another release rendered it, and was interrupted before the Job that reads it.
             await self._api.delete(CONFIG_MAPS, finetune.namespace, name, str(stored["metadata"]["uid"]))
             raise TryAgainError(f"{kind} {name} was rendered by another release, and is made again")
         self._remember(kind, stored)
         return Creation(adopted=True)
+
+    async def _is_read(self, finetune: FineTune, config_map: Mapping[str, Any]) -> bool:
+        """Whether a Job goes on whose pods read it: a cache that is behind does not know of that Job yet."""
+        name = str(config_map["metadata"]["name"])
+        attempt = int(config_map["metadata"]["labels"][names.ATTEMPT_LABEL])
+        for job_name in (name, names.prepare_name(finetune.name, finetune.uid, attempt)):
+            try:
+                job = parse_job(await self._api.get(JOBS, finetune.namespace, job_name))
+            except ApiError as error:
+                if error.code != 404:
+                    raise
+            else:
+                if job.owner_uid == finetune.uid and ending_of(job) is None:
+                    return True
+        return False
 
     async def patch(self, finetune: FineTune, patch: Patch) -> Rejection | None:
         """Change a Job or its Workload; say if it was refused. One that is gone is looked for at the next turn."""
