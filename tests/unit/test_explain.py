@@ -47,6 +47,14 @@ def explained(finetune: FineTune, observed: Observed | None = None, config: Oper
     return describe(finetune, seen, decide(finetune, seen, config, NOW), config=config, now=NOW)
 
 
+def test_what_an_event_says_is_one_line_without_a_secret() -> None:
+    """A kubelet quotes what a registry answered, and a terminal obeys control characters."""
+    pod = make_pod()
+    event = make_event(pod.uid, "Failed", "401 from https://me:hunter2@hub.example\n\x1b[2J", seen_at=minutes_ago(3))
+    text = render(explained(make_finetune(), Observed(jobs=(make_job(),), pods=(pod,), events=(event,))))
+    assert "Warning Failed: 401 from https://***@hub.example [2J" in text
+
+
 def test_children_are_shown_with_their_ages_and_what_they_say() -> None:
     """Jobs, pods, workloads and Events, and the policy with what is used up of it."""
     unscheduled = condition_object("PodScheduled", "False", since=minutes_ago(5), reason="Unschedulable", message="0/1")

@@ -14,7 +14,7 @@ from lora_operator.views.conditions import Type, is_finished, previous_condition
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import ConditionView, EventView, FineTune, JobView, Observed, Plan, PodView, WorkloadView
 from lora_operator.views.pods import newest_first
-from lora_operator.views.wording import block_of, duration, parse_instant
+from lora_operator.views.wording import block_of, duration, parse_instant, sentence
 from lora_trainer.contract.reasons import Reason
 
 Document = dict[str, Any]
@@ -139,7 +139,7 @@ def _event(event: EventView, observed: Observed, now: datetime) -> Document:
         "type": event.type,
         "reason": event.reason,
         "about": names.get(event.about_uid, event.about_uid),
-        "message": event.message,
+        "message": sentence(event.message),
     }
 
 
