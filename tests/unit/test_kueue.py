@@ -27,7 +27,7 @@ from lora_operator.running.self_check import rights_used
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.watch import register
 from lora_operator.running.work_queue import WorkQueue
-from lora_operator.views.model import Patch
+from lora_operator.views.model import Patch, Told
 
 KEY = Key(NAMESPACE, NAME)
 GROUP = "/apis/kueue.x-k8s.io"
@@ -185,7 +185,7 @@ def test_a_look_at_a_run_shows_its_workloads_and_whether_there_is_kueue() -> Non
     """As decisions and `explain` need it."""
     cache = Cache()
     cache.workloads.put(make_workload_object(condition_object("QuotaReserved")))
-    observed = look(cache, make_finetune(), events=(), told=lambda _: None, kueue=True)
+    observed = look(cache, make_finetune(), events=(), told=lambda _: Told(), kueue=True)
     assert (observed.kueue, [w.name for w in observed.workloads]) == (True, ["job-job-1"])
 
 

@@ -6,9 +6,8 @@ from lora_operator.cluster.api import JOBS, PODS, Api
 from lora_operator.cluster.cache import Cache, Key, Scope
 from lora_operator.cluster.listing import list_into
 from lora_operator.views import names
-from lora_operator.views.model import EventView, FineTune, Observed, PodView, Rejection
+from lora_operator.views.model import EventView, FineTune, Observed, PodView, Rejection, Told
 from lora_operator.views.pods import is_running
-from lora_trainer.contract.progress import Progress
 
 
 def look(
@@ -16,7 +15,7 @@ def look(
     finetune: FineTune,
     *,
     events: tuple[EventView, ...],
-    told: Callable[[Iterable[PodView]], Progress | None],
+    told: Callable[[Iterable[PodView]], Told],
     kueue: bool = False,
     rejection: Rejection | None = None,
     confirmed: bool = False,
@@ -27,14 +26,16 @@ def look(
     """
     key = Key(finetune.namespace, finetune.name)
     pods = cache.pods.of(key, finetune.uid)
+    # Of running pods alone: what a pod said before it failed is not what its successor does.
+    news = told(pod for pod in pods if is_running(pod))
     return Observed(
         jobs=cache.jobs.of(key, finetune.uid),
         pods=pods,
         kueue=kueue,
         workloads=cache.workloads.of(key, finetune.uid),
         events=events,
-        # Of running pods alone: what a pod said before it failed is not what its successor does.
-        progress=told(pod for pod in pods if is_running(pod)),
+        progress=news.progress,
+        asked=news.asked,
         rejection=rejection,
         absence_confirmed=confirmed,
     )

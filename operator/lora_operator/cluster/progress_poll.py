@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from lora_operator.cluster.cache import Key
-from lora_operator.views.model import PodView
+from lora_operator.views.model import PodView, Told
 from lora_trainer.contract.progress import MAX_BYTES, PORT, Progress
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,13 @@ MOST_BYTES = MAX_BYTES + 4096
 
 @dataclass(slots=True, kw_only=True)
 class _Pod:
-    """What is known of one pod. `asked_at_s` is of the monotonic clock; `progress` is None while it is not known."""
+    """What is known of one pod. `asked_at_s` is of the monotonic clock; `progress` is None while it is not known.
+
+    `asked`: a question has come to its end, with an answer or without.
+    """
 
     asked_at_s: float
+    asked: bool = False
     progress: Progress | None = None
     task: asyncio.Task[None] | None = None
 
@@ -69,13 +73,12 @@ class ProgressPoller:
         state.task = asyncio.create_task(self._poll(key, pod, state))
         return self._interval_s
 
-    def latest(self, pods: Iterable[PodView]) -> Progress | None:
+    def latest(self, pods: Iterable[PodView]) -> Told:
         """The last answer of the newest of these pods that gave one."""
-        for pod in sorted(pods, key=lambda pod: pod.created_at, reverse=True):
-            known = self._pods.get(pod.uid)
-            if known is not None and known.progress is not None:
-                return known.progress
-        return None
+        newest = sorted(pods, key=lambda pod: pod.created_at, reverse=True)
+        known = [self._pods[pod.uid] for pod in newest if pod.uid in self._pods]
+        progress = next((state.progress for state in known if state.progress is not None), None)
+        return Told(progress=progress, asked=any(state.asked for state in known))
 
     def keep_only(self, uids: set[str]) -> None:
         """Forget the pods that are gone."""
@@ -98,6 +101,7 @@ class ProgressPoller:
                 state.progress = None
                 why = str(error)[:200] or type(error).__name__
                 logger.debug("no progress from pod %s: %s", pod.name, why, extra={"finetune": key})
+        state.asked = True
         if state.progress is not None or before is not None:
             self._wake(key)
 

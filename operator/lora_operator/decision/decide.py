@@ -195,6 +195,7 @@ def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
     """What the situation of a Job that trains or prepares is read from; `place` is the Job's in a queue."""
     pods = case.children.pods if job.role is Role.TRAIN else case.children.preparing_pods
     progress = follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now)
+    silent_since = stalled_since(progress, case.config.stall_timeout_s, case.now)
     return Scene(
         request=case.request,
         config_map=case.next_name,
@@ -205,7 +206,7 @@ def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
         progress=progress,
         memory=case.memory(job.role),
         place=place,
-        stalled_since=stalled_since(progress, case.config.stall_timeout_s, case.now),
+        stalled_since=silent_since if case.observed.asked else None,
         retries=case.used.retries,
     )
 

@@ -23,7 +23,7 @@ from lora_operator.cluster.look import list_children, look
 from lora_operator.decision.decide import decide
 from lora_operator.running.explain import Document, describe, render
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import EventView, FineTune
+from lora_operator.views.model import EventView, FineTune, Told
 from lora_operator.views.observe import parse_finetune
 
 _PLACE = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)")
@@ -98,7 +98,7 @@ async def _read_and_describe(
     unread = await _list_workloads(api, cache, kueue, finetune.namespace) if kueue.served else []
     events, missing = await _events(api, cache, finetune)
     # The children were just listed, so that nothing needs to be confirmed; a pod's progress is as the status has it.
-    observed = look(cache, finetune, events=events, told=lambda _: None, kueue=kueue.served, confirmed=True)
+    observed = look(cache, finetune, events=events, told=lambda _: Told(), kueue=kueue.served, confirmed=True)
     moment = now()
     plan = decide(finetune, observed, config, moment)
     return describe(finetune, observed, plan, config=config, now=moment, notes=[*notes, *unread, *missing])

@@ -155,10 +155,18 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a running trainer answered last. `asked`: it had its time to, so that nothing told is its silence."""
+
+    progress: Progress | None = None
+    asked: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """Everything that is known of a FineTune's children. `absence_confirmed`: Jobs and Pods were just listed live.
 
-    `kueue`: the cluster has Kueue, so that `workloads` are known.
+    `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Told`.
     """
 
     jobs: tuple[JobView, ...] = ()
@@ -167,6 +175,7 @@ class Observed:
     workloads: tuple[WorkloadView, ...] = ()
     events: tuple[EventView, ...] = ()
     progress: Progress | None = None
+    asked: bool = True
     rejection: Rejection | None = None
     absence_confirmed: bool = False
 
