@@ -279,6 +279,8 @@ def test_a_training_that_stands_still_says_so_and_is_asked_on() -> None:
     assert still.ask_progress == running_pod()
     fresh = look(finetune, jobs=(make_job(),), pods=(running_pod(),), asked=False)
     assert told(fresh) == ("Unknown", "Training"), "an operator that was away has nobody's silence to tell of"
+    stored = with_status(finetune, still.status)
+    assert look(stored, jobs=(make_job(),), pods=(running_pod(),), asked=False).status == still.status
     goes_on = look(
         finetune,
         jobs=(make_job(),),

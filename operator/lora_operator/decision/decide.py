@@ -196,6 +196,8 @@ def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
     pods = case.children.pods if job.role is Role.TRAIN else case.children.preparing_pods
     progress = follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now)
     silent_since = stalled_since(progress, case.config.stall_timeout_s, case.now)
+    # Before its first answer an operator that was away knows nothing new: what was told of the run stands.
+    known = case.observed.asked or previous_condition(case.finetune, Type.COMPLETE).get("reason") == Reason.STALLED
     return Scene(
         request=case.request,
         config_map=case.next_name,
@@ -206,7 +208,7 @@ def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
         progress=progress,
         memory=case.memory(job.role),
         place=place,
-        stalled_since=silent_since if case.observed.asked else None,
+        stalled_since=silent_since if known else None,
         retries=case.used.retries,
     )
 
