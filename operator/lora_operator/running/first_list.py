@@ -39,6 +39,7 @@ async def first_list(operator: Operator) -> set[Key]:
             if not operator.hindrance:
                 logger.error("waiting: %s", error)
             operator.hindrance = str(error)
+            deadline_s = time.monotonic() + operator.config.watch_stale_s  # the API server has answered
             await asyncio.sleep(min(operator.config.retry_max_s, _DEFINITION_S))
         except (ApiError, UnreachableError) as error:
             if isinstance(error, ApiError) and not error.is_passing:
