@@ -165,7 +165,18 @@ async def test_a_job_that_went_before_its_patch_is_looked_for_again() -> None:
     """The cache was behind."""
     writer, _ = make_writer(ScriptedApi(patch=NOT_FOUND))
     with pytest.raises(TryAgainError):
-        await writer.patch(FINETUNE, Patch(name="j", body={}))
+        await writer.patch(FINETUNE, Patch(name="j", body={}), patient=False)
+
+
+async def test_a_server_error_of_a_patch_is_told_once_patience_is_over() -> None:
+    """A webhook that does not answer would hold the status up for as long as it is away."""
+    away = ApiError(500, "InternalError", 'failed calling webhook "mjob.kb.io"')
+    writer, _ = make_writer(ScriptedApi(patch=away))
+    with pytest.raises(ApiError):
+        await writer.patch(FINETUNE, Patch(name="j", body={}), patient=False)
+    rejection = await writer.patch(FINETUNE, Patch(name="j", body={}), patient=True)
+    assert rejection is not None
+    assert (rejection.kind, rejection.name, rejection.code) == ("Job", "j", 500)
 
 
 async def test_a_status_that_somebody_overtook_is_read_again() -> None:

@@ -194,7 +194,7 @@ async def test_a_workload_is_patched_in_the_version_that_is_served_and_remembere
     server, cache = Discovery("v1beta1"), Cache()
     writer = Writer(cast("Api", server), cache, await found(server))
     patch = Patch(kind="Workload", name="job-job-1", body={"spec": {"active": False}})
-    assert await writer.patch(make_finetune(), patch) is None
+    assert await writer.patch(make_finetune(), patch, patient=False) is None
     assert server.patched == [("kueue.x-k8s.io/v1beta1", "job-job-1")]
     assert [view.active for view in cache.workloads.of(KEY, UID)] == [False]
 
@@ -209,7 +209,9 @@ async def test_a_workload_that_went_before_its_patch_is_looked_for_again() -> No
     server = Gone("v1beta2")
     writer = Writer(cast("Api", server), Cache(), await found(server))
     with pytest.raises(TryAgainError, match="Workload w is gone"):
-        await writer.patch(make_finetune(), Patch(kind="Workload", name="w", body={"spec": {"active": False}}))
+        await writer.patch(
+            make_finetune(), Patch(kind="Workload", name="w", body={"spec": {"active": False}}), patient=False
+        )
 
 
 def test_a_list_of_workloads_forgets_those_that_are_gone() -> None:

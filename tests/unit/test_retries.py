@@ -157,24 +157,30 @@ def test_a_preempted_node_takes_no_retry_from_the_others() -> None:
     pods = (disrupted("PreemptionByScheduler", index=1), ended_pod(75, PEER, index=0))
     found = count_pods(Retries(), GOING, pods)
     assert found.counts == {Cause.PREEMPTED: 1}
-    assert found.used(0, 2) == 0
+    assert found.used(0) == 0
+
+
+def test_nodes_that_fail_each_by_themselves_take_one_retry_together() -> None:
+    """All of them lost the network: one new round follows, whether they are seen at once or one after the other."""
+    pods = tuple(ended_pod(75, index=index) for index in range(4))
+    found = count_pods(Retries(), GOING, pods)
+    assert (found.counts, len(found.counted)) == ({Cause.ERROR: 1}, 4)
+    first = count_pods(Retries(), GOING, (pods[3], *(running_pod(index=index) for index in range(3))))
+    assert count_pods(first, GOING, pods).counts == {Cause.ERROR: 1}
 
 
 @pytest.mark.parametrize(
-    ("counts", "deleted", "nodes", "used"),
+    ("counts", "deleted", "used"),
     [
-        ({}, 0, 1, 0),
-        ({Cause.ERROR: 2, Cause.OUT_OF_MEMORY: 1}, 0, 1, 3),
-        ({Cause.PREEMPTED: 9, Cause.NODE_LOST: 9}, 0, 1, 0),
-        ({Cause.ERROR: 1}, 2, 1, 3),
-        ({Cause.ERROR: 3}, 0, 2, 2),
+        ({}, 0, 0),
+        ({Cause.ERROR: 2, Cause.OUT_OF_MEMORY: 1}, 0, 3),
+        ({Cause.PREEMPTED: 9, Cause.NODE_LOST: 9}, 0, 0),
+        ({Cause.ERROR: 1}, 2, 3),
     ],
 )
-def test_errors_memory_and_deleted_jobs_use_up_retries(
-    counts: dict[Cause, int], deleted: int, nodes: int, used: int
-) -> None:
-    """Preemptions and lost nodes do not; of several nodes a round counts as one."""
-    assert Retries(counts=counts).used(deleted, nodes) == used
+def test_errors_memory_and_deleted_jobs_use_up_retries(counts: dict[Cause, int], deleted: int, used: int) -> None:
+    """Preemptions and lost nodes do not."""
+    assert Retries(counts=counts).used(deleted) == used
 
 
 @pytest.mark.parametrize(

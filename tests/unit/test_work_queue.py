@@ -173,6 +173,35 @@ async def test_a_flood_of_urgent_keys_starves_nobody() -> None:
     assert "old" in [await queue.take() for _ in range(8)]
 
 
+async def test_every_rank_has_its_turn_in_a_flood() -> None:
+    """Those in the middle as well as those that can wait best."""
+    queue = make_queue(Clock(), rank=lambda key: int(key[0]))
+    for key in ("1-a", "2-a", *(f"0-{number}" for number in range(20))):
+        queue.add(key)
+    assert {"1-a", "2-a"} <= {await queue.take() for _ in range(16)}
+
+
+async def test_a_key_that_becomes_urgent_while_it_waits_moves_forward() -> None:
+    """A Job may be heard of before its run is; once the run is known, it is new."""
+    ranks = {"late": 2, "other": 1}
+    queue = make_queue(Clock(), rank=lambda key: ranks[key])
+    queue.add("late")
+    queue.add("other")
+    ranks.update(late=0)
+    queue.add("late")
+    assert len(queue) == 2
+    assert [await queue.take(), await queue.take()] == ["late", "other"]
+
+
+async def test_nothing_is_urgent_once_the_queue_is_closed() -> None:
+    """What gives way to urgent keys would wait for ever."""
+    queue = make_queue(Clock())
+    queue.add("a")
+    assert queue.is_waiting(0)
+    queue.close()
+    assert not queue.is_waiting(0)
+
+
 async def test_keys_that_wait_can_be_ranked_anew() -> None:
     """An operator that takes over may have heard of a run long ago."""
     ranks = {"a": 0, "b": 1}

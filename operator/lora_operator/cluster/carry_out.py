@@ -93,15 +93,18 @@ class Writer:
                     return True
         return False
 
-    async def patch(self, finetune: FineTune, patch: Patch) -> Rejection | None:
-        """Change a Job or its Workload; say if it was refused. One that is gone is looked for at the next turn."""
+    async def patch(self, finetune: FineTune, patch: Patch, *, patient: bool) -> Rejection | None:
+        """Change a Job or its Workload; say if it was refused. One that is gone is looked for at the next turn.
+
+        `patient`: as for `create`; a webhook that does not answer makes a server error of every change.
+        """
         resource = self._kueue.workloads if patch.kind == WORKLOADS.kind else JOBS
         try:
             stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
         except ApiError as error:
             if error.code == 404:
                 raise TryAgainError(f"{patch.kind} {patch.name} is gone") from error
-            if error.code in _REFUSALS:
+            if error.code in _REFUSALS or (error.code >= 500 and patient):
                 return _rejection(patch.kind, patch.name, error)
             raise
         self._remember(patch.kind, without_managed_fields(stored))

@@ -56,7 +56,7 @@ class Case:
     @property
     def used(self) -> Used:
         """What is used up of the run's retries and of its time, the present period of activity not included."""
-        retries = self.retries.used(self.deleted_jobs, self.request.pod.nodes)
+        retries = self.retries.used(self.deleted_jobs)
         return Used(retries=retries, run_s=self.spent.run_s)
 
 

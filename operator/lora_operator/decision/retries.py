@@ -1,13 +1,12 @@
 """How often a pod of a run ended early in a way that is tried again, by cause, and what that leaves of `maxRetries`.
 
 Every pod counts once, whenever and however often it is looked at: the uids of counted pods that may still be seen are
-kept in the status.
+kept in the status. Of pods that train together one counts for each round.
 """
 
 import dataclasses
 import enum
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +55,9 @@ class Retries:
         """After another pod, or another suspension by a queue."""
         return dataclasses.replace(self, counts={**self.counts, cause: min(self.of(cause) + 1, _LARGEST)})
 
-    def used(self, deleted_jobs: int, nodes: int) -> int:
-        """What is used up of `maxRetries`: of pods that train together the failures of one round count as one."""
-        return deleted_jobs + math.ceil(sum(map(self.of, _COUNTING)) / nodes)
+    def used(self, deleted_jobs: int) -> int:
+        """What is used up of `maxRetries`."""
+        return deleted_jobs + sum(map(self.of, _COUNTING))
 
 
 def stored_retries(status: Mapping[str, Any]) -> Retries:
@@ -93,9 +92,9 @@ def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]
         cause = cause_of(pod, jobs)
         if cause is None or _waits_for_peers(pod, pods):
             continue
-        done.append(pod.uid)
-        if not _follows_from_a_peer(pod, pods):
+        if not _follows_from_a_peer(pod, pods) and not _is_told_by_a_peer(pod, pods, {*known, *done}):
             retries = retries.with_one_more(cause)
+        done.append(pod.uid)
     if not done:
         return before
     there = {pod.uid for pod in pods}
@@ -169,6 +168,12 @@ def _follows_from_a_peer(pod: PodView, pods: Iterable[PodView]) -> bool:
     peers = _peers(pod, pods)
     blamed = any(has_ended(peer) and not _is_a_consequence(peer) for peer in peers)
     return blamed or any(peer.index < pod.index for peer in peers)
+
+
+def _is_told_by_a_peer(pod: PodView, pods: Iterable[PodView], counted: Set[str]) -> bool:
+    """Whether the round has its cause already: where each node lost the network, one retry follows for all."""
+    told = (peer for peer in _peers(pod, pods) if peer.uid in counted)
+    return any(has_ended(peer) and not _is_a_consequence(peer) for peer in told)
 
 
 def _number(value: object) -> int:

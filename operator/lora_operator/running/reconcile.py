@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from lora_operator.cluster.api import JOBS, Api
+from lora_operator.cluster.api import JOBS, Api, ApiError
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.child_events import ChildEvents
@@ -166,7 +166,7 @@ class Reconciler:
             line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
         for patch in plan.patch:
-            rejection = await self._writer.patch(finetune, patch)
+            rejection = await self._writer.patch(finetune, patch, patient=patient)
             if rejection is not None:
                 return _refused(finetune, turn, rejection)
             line.wrote("patched", patch.kind, patch.name)
@@ -184,12 +184,24 @@ class Reconciler:
         self._observer.observe(read_transition(finetune, observed, plan.status))
         return True
 
-    async def _finish(self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine) -> float | None:
+    async def _delete(self, finetune: FineTune, plan: Plan, line: DecisionLine) -> ApiError | None:
+        """Delete what the plan names; one that is refused keeps no other, least of all a Job that holds GPUs."""
+        failure: ApiError | None = None
         for target in plan.delete:
-            await self._writer.delete(finetune, target)
-            line.wrote("deleted", target.kind, target.name)
+            try:
+                await self._writer.delete(finetune, target)
+            except ApiError as error:
+                failure = failure or error
+            else:
+                line.wrote("deleted", target.kind, target.name)
+        return failure
+
+    async def _finish(self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine) -> float | None:
+        failure = await self._delete(finetune, plan, line)
         for event in plan.events:
             self._poster.post(finetune, event)
+        if failure is not None:
+            raise failure
         wait_s = plan.requeue_after_s
         if plan.watch_events:
             news_s = self._watch_events(key, finetune)
@@ -206,7 +218,8 @@ class Reconciler:
 
 
 def _is_first_job(finetune: FineTune, plan: Plan) -> bool:
-    return bool(plan.create) and not finetune.status.get("jobName")
+    makes_a_job = any(manifest["kind"] == JOBS.kind for manifest in plan.create)
+    return makes_a_job and not finetune.status.get("jobName")
 
 
 def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:

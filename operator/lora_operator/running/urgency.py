@@ -1,4 +1,4 @@
-"""Who is looked at first when many wait: a run without its Job, and last one that has ended."""
+"""Who is looked at first when many wait: a run that nobody has looked at, and last one that has ended."""
 
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.running.transitions import result_of
@@ -13,4 +13,5 @@ def rank_of(cache: Cache, key: Key) -> int:
     finetune = cache.finetunes.get(key)
     if finetune is None or result_of(finetune.status):
         return ENDED
-    return GOING_ON if finetune.status.get("jobName") or cache.jobs.of(key, finetune.uid) else NEW
+    seen = "observedGeneration" in finetune.status or cache.jobs.of(key, finetune.uid)
+    return GOING_ON if seen else NEW

@@ -3,7 +3,6 @@
 import asyncio
 import heapq
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -18,8 +17,9 @@ class WorkQueue(Generic[K]):
     A key that is added while a worker has it comes round again when that worker is done: no change is missed, and no
     two workers hold the same key. Of an immediate wish and a timer, and of two timers, the earlier wins.
 
-    Keys are handed out by their rank when they were added, the lowest first, and of one rank in the order in which they
-    came. Every eighth turn goes to the highest rank that waits, so that a flood of low ones starves nobody.
+    Keys are handed out by the lowest rank that they had when they were added, the lowest first, and of one rank in the
+    order in which they came. Every eighth turn goes to the higher ranks in turn, so that a flood of low ones starves
+    nobody.
     """
 
     def __init__(
@@ -39,8 +39,9 @@ class WorkQueue(Generic[K]):
         self._clock = clock
         self._sleep = sleep
         self._random = random
-        self._ready: dict[int, deque[K]] = {}
-        self._queued: set[K] = set()
+        # The keys of each line are those of a dictionary, which keeps their order and lets one leave from the middle.
+        self._ready: dict[int, dict[K, None]] = {}
+        self._queued: dict[K, int] = {}
         self._active: set[K] = set()
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
@@ -61,9 +62,10 @@ class WorkQueue(Generic[K]):
         self._due.pop(key, None)
         if key in self._active:
             self._again.add(key)
-        elif key not in self._queued:
-            self._queued.add(key)
-            self._line_up(key)
+        else:
+            rank = self._rank(key)
+            if rank < self._queued.get(key, rank + 1):
+                self._line_up(key, rank)
             self._added.set()
 
     def add_after(self, key: K, delay_s: float) -> None:
@@ -80,15 +82,16 @@ class WorkQueue(Generic[K]):
         self._timer_set.set()
 
     def is_waiting(self, rank: int) -> bool:
-        """Whether a key of that rank waits for a worker."""
-        return rank in self._ready
+        """Whether a key of that rank waits for a worker; none does once the queue is closed."""
+        return rank in self._ready and not self._closed
 
     def rank_anew(self) -> None:
         """Give those that wait the rank that they have by now."""
-        waiting = [key for rank in sorted(self._ready) for key in self._ready[rank]]
+        waiting = list(self._queued)
+        self._queued.clear()
         self._ready.clear()
         for key in waiting:
-            self._line_up(key)
+            self._line_up(key, self._rank(key))
 
     async def take(self) -> K:
         """Wait for a key and hold it until `done`."""
@@ -96,7 +99,6 @@ class WorkQueue(Generic[K]):
             self._added.clear()
             await self._added.wait()
         key = self._next()
-        self._queued.discard(key)
         self._due.pop(key, None)
         self._active.add(key)
         return key
@@ -158,16 +160,27 @@ class WorkQueue(Generic[K]):
                 self.add(key)
         return None
 
-    def _line_up(self, key: K) -> None:
-        self._ready.setdefault(self._rank(key), deque()).append(key)
+    def _line_up(self, key: K, rank: int) -> None:
+        former = self._queued.get(key)
+        if former is not None:
+            self._leave(key, former)
+        self._queued[key] = rank
+        self._ready.setdefault(rank, {})[key] = None
+
+    def _leave(self, key: K, rank: int) -> None:
+        del self._queued[key]
+        line = self._ready[rank]
+        del line[key]
+        if not line:
+            del self._ready[rank]
 
     def _next(self) -> K:
         self._turns += 1
-        rank = max(self._ready) if self._turns % _PATIENCE_TURNS == 0 else min(self._ready)
-        line = self._ready[rank]
-        key = line.popleft()
-        if not line:
-            del self._ready[rank]
+        ranks = sorted(self._ready)
+        patient, number = divmod(self._turns, _PATIENCE_TURNS)
+        rank = ranks[0] if number or len(ranks) == 1 else ranks[1 + patient % (len(ranks) - 1)]
+        key = next(iter(self._ready[rank]))
+        self._leave(key, rank)
         return key
 
     def _release(self, key: K) -> None:
