@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_operator.cluster.api import ApiError, UnreachableError
@@ -62,7 +61,7 @@ def _explain(options: argparse.Namespace, config: OperatorConfig, *, bare: bool)
     notes = [f"Decided with default settings: {remedy}"]
     try:
         place = parse_place(options.place)
-        asyncio.run(explain(place, config, options.output, now=_now, notes=notes if bare else ()))
+        asyncio.run(explain(place, config, options.output, notes=notes if bare else ()))
     except ExplainError as error:
         sys.stderr.write(f"lora-operator: {error}\n")
         return 1
@@ -88,10 +87,6 @@ def _parser() -> argparse.ArgumentParser:
 def _default_config() -> Path:
     named = os.environ.get(CONFIG_VARIABLE)
     return Path(named) if named else MOUNTED_CONFIG
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ async def test_every_failure_is_a_sentence(error: Exception, sentence: str, monk
 
     monkeypatch.setattr(explain_command, "load_configuration", fail)
     with pytest.raises(ExplainError) as caught:
-        await explain(PLACE, CONFIG, "text", now=lambda: NOW)
+        await explain(PLACE, CONFIG, "text")
     assert str(caught.value).startswith(sentence)
 
 
@@ -210,7 +210,7 @@ async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
 
     monkeypatch.setattr(explain_command, "load_configuration", configuration)
     monkeypatch.setattr(ReadOnlyApi, "request", shelf.request)
-    await explain(PLACE, CONFIG, "text", now=lambda: NOW)
+    await explain(PLACE, CONFIG, "text")
     told = capsys.readouterr().out
     assert "State: Queued" in told
     assert "Kueue's Workloads cannot be read, so what its queue says is missing: workloads is forbidden" in told

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import yaml
@@ -71,14 +70,13 @@ async def explain(
     config: OperatorConfig,
     form: str,
     *,
-    now: Callable[[], datetime],
     notes: Sequence[str] = (),
 ) -> None:
     """Print the explanation in the form text, json or yaml. Raises `ExplainError`."""
     try:
         configuration = await load_configuration()
         async with ApiClient(configuration) as client:
-            document = await _read_and_describe(ReadOnlyApi(client), place, config, now, notes)
+            document = await _read_and_describe(ReadOnlyApi(client), place, config, notes)
     except LoginError as error:
         raise ExplainError(str(error)) from error
     except UnreachableError as error:
@@ -88,9 +86,7 @@ async def explain(
     sys.stdout.write(FORMS[form](document))
 
 
-async def _read_and_describe(
-    api: Api, place: Key, config: OperatorConfig, now: Callable[[], datetime], notes: Sequence[str]
-) -> Document:
+async def _read_and_describe(api: Api, place: Key, config: OperatorConfig, notes: Sequence[str]) -> Document:
     finetune = parse_finetune(await api.get(FINETUNES, place.namespace, place.name))
     cache, kueue = Cache(), Kueue()
     await list_children(cache, api, finetune)
@@ -99,7 +95,7 @@ async def _read_and_describe(
     events, missing = await _events(api, cache, finetune)
     # The children were just listed, so that nothing needs to be confirmed; a pod's progress is as the status has it.
     observed = look(cache, finetune, events=events, told=lambda _: Told(), kueue=kueue.served, confirmed=True)
-    moment = now()
+    moment = api.clock.now()
     plan = decide(finetune, observed, config, moment)
     return describe(finetune, observed, plan, config=config, now=moment, notes=[*notes, *unread, *missing])
 
