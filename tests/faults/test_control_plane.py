@@ -140,9 +140,8 @@ def test_whatever_breaks_a_watch_the_operator_hears_again_soon(stage: Stage, kin
         rules = []
         if isinstance(fault, StreamFault):
             for kind in kinds:
-                what = f"watch {kind}"
-                kept.eventually(partial(proxy.watching, what), f"{kind} are watched")
-                assert proxy.inject(fault, what) == 1, broken
+                # The operator may just be ending, of what was done to the watch before.
+                kept.eventually(partial(proxy.inject, fault, f"watch {kind}"), f"a watch of {kind} meets {broken}")
         else:
             for kind in kinds:
                 rules.append(proxy.add(Rule(fault=fault, what=f"watch {kind}", times=2)))
