@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_builds(commands: _Commands) -> None:
     build = _command(commands, "build", _build, "build Kubernetes and the images at the same time; start nothing")
     _add_images(build)
-    _command(commands, "servers", _servers, "build the S3 server and Kueue, and install the registry that tests talk to")
+    _command(commands, "servers", _servers, "build the S3 server, Kueue and the registry that tests talk to")
     pushed = _command(commands, "images", _images, "build the images and push them to the registry")
     _add_images(pushed)
     pushed.add_argument("--json", action="store_true", help="print the references as JSON")
