@@ -27,14 +27,14 @@ import pyarrow.parquet as pq
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY / "trainer_image")]
 
-from hub.model import cache_root, ensure_model  # noqa: E402 - found by the path set above
-from lora_trainer.contract.manifest import RunOptions, train_config  # noqa: E402
-from lora_trainer.data.dataset import encode  # noqa: E402
-from lora_trainer.data.survey import load_samples  # noqa: E402
-from lora_trainer.model.loading import load_encoder  # noqa: E402
-from lora_trainer.places.base import open_folder  # noqa: E402
-from lora_trainer.places.hub import Hub  # noqa: E402
-from lora_trainer.places.volumes import Volumes  # noqa: E402
+from hub.model import cache_root, ensure_model
+from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.data.dataset import encode
+from lora_trainer.data.survey import load_samples
+from lora_trainer.model.loading import load_encoder
+from lora_trainer.places.base import open_folder
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
 
 _GROUP_ROWS = 100_000
 _SAMPLE_S = 1.0

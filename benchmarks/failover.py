@@ -28,9 +28,9 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY)]
 
-from localcluster import lifecycle, settings  # noqa: E402 - found by the path set above
-from localcluster.api import Api  # noqa: E402 - as above
-from localcluster.client import HACK_CLUSTER, Client, CommandError, local  # noqa: E402 - as above
+from localcluster import lifecycle, settings
+from localcluster.api import Api
+from localcluster.client import HACK_CLUSTER, Client, CommandError, local
 
 NAME = "bench-failover"
 NAMESPACE = "default"

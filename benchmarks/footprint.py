@@ -21,8 +21,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "hack"))
 
-from localcluster.client import HACK_CLUSTER, local  # noqa: E402 - found by the path set above
-from localcluster.settings import DEFAULT_NAME, REGISTRY_PORT  # noqa: E402
+from localcluster.client import HACK_CLUSTER, local
+from localcluster.settings import DEFAULT_NAME, REGISTRY_PORT
 
 EDITED = REPOSITORY / "trainer_image" / "lora_trainer" / "__init__.py"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"

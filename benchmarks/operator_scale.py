@@ -21,11 +21,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / folder) for folder in ("hack", "operator", "trainer_image", ".")]
 
-from benchmarks.scale import kubeflow, parts  # noqa: E402 - found by the path set above
-from benchmarks.scale.kubeflow import Load  # noqa: E402 - as above
-from benchmarks.scale.machine import description  # noqa: E402 - as above
-from benchmarks.scale.record import record  # noqa: E402 - as above
-from benchmarks.scale.rows import Point, Row  # noqa: E402 - as above
+from benchmarks.scale import kubeflow, parts
+from benchmarks.scale.kubeflow import Load
+from benchmarks.scale.machine import description
+from benchmarks.scale.record import record
+from benchmarks.scale.rows import Point, Row
 
 PARTS = ("creation", "fleet", "failure", "kubeflow")
 PAGE = REPOSITORY / "docs" / "benchmarks.md"

@@ -24,7 +24,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "hack"))
 
-from hub.model import cache_root, ensure_model  # noqa: E402 - found by the path set above
+from hub.model import cache_root, ensure_model
 
 PARTS = {
     "device ": "processes started, data read, PyTorch and PEFT imported",
