@@ -37,7 +37,7 @@ from lora_operator.decision.states import (
     is_good_news,
 )
 from lora_operator.decision.vocabulary import VOCABULARY
-from lora_operator.running.transitions import condition
+from lora_operator.views.conditions import condition_in
 from lora_operator.views.model import JobView, Observed, PodView, Rejection
 from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.wording import instant
@@ -153,7 +153,7 @@ def test_every_reason_is_explained_in_the_order_of_the_vocabulary() -> None:
 def test_each_state_that_goes_on_is_reached(reason: Reason) -> None:
     """And its conditions are those of the table."""
     status = REACH[reason]()
-    assert condition(status, "Complete")["reason"] == reason.value
+    assert condition_in(status, "Complete")["reason"] == reason.value
     assert group_of(status) not in (None, *ENDS) or reason is Reason.INVALID_IMAGE
     assert contradictions({}, status) == []
 
@@ -162,7 +162,7 @@ def test_each_state_that_goes_on_is_reached(reason: Reason) -> None:
 def test_each_end_is_reached(reason: Reason) -> None:
     """A trainer's last word, or where it is no cause of its own, what the Job says."""
     status = ended(reason)
-    told = condition(status, "Complete")
+    told = condition_in(status, "Complete")
     assert told["status"] == ("True" if reason is Reason.SUCCEEDED else "False")
     unspecific = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR}
     assert told["reason"] == (Reason.BACKOFF_LIMIT_EXCEEDED if reason in unspecific else reason).value

@@ -1,10 +1,10 @@
 """Events: one for every change of the state that `kubectl get` shows, so that `kubectl describe` tells the story."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.decision.states import is_good_news
-from lora_operator.views.conditions import Type, previous_condition
+from lora_operator.views.conditions import Type, condition_in, previous_condition
 from lora_operator.views.model import EventRecord, FineTune
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import clip
@@ -15,10 +15,10 @@ EVENT_LENGTH = 1000
 def notices(finetune: FineTune, status: Mapping[str, Any]) -> tuple[EventRecord, ...]:
     """The Events that the step from the present status to `status` is worth."""
     records: list[EventRecord] = []
-    accepted = _condition(status, Type.ACCEPTED)
+    accepted = condition_in(status, Type.ACCEPTED)
     if accepted.get("status") == "True" and previous_condition(finetune, Type.ACCEPTED).get("status") != "True":
         records.append(_record("Normal", accepted))
-    state = _condition(status, Type.COMPLETE)
+    state = condition_in(status, Type.COMPLETE)
     before = previous_condition(finetune, Type.COMPLETE).get("reason") or Reason.PENDING.value
     if state and state["reason"] != before:
         records.append(_record("Normal" if is_good_news(state["reason"]) else "Warning", state))
@@ -29,11 +29,6 @@ def recreated(name: str, attempt: int, lost: str) -> EventRecord:
     """Job `lost` was deleted, and Job `name` takes its place."""
     message = f"Job {lost or 'of the last attempt'} was deleted before it was done: Job {name} is attempt {attempt}"
     return EventRecord(type="Warning", reason=Reason.JOB_RECREATED.value, message=clip(message, EVENT_LENGTH))
-
-
-def _condition(status: Mapping[str, Any], kind: Type) -> Mapping[str, Any]:
-    found: Iterable[Mapping[str, Any]] = status.get("conditions", ())
-    return next((condition for condition in found if condition.get("type") == kind.value), {})
 
 
 def _record(kind: str, condition: Mapping[str, Any]) -> EventRecord:

@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from lora_operator.running import logs
-from lora_operator.running.transitions import condition, result_of
+from lora_operator.running.transitions import result_of
+from lora_operator.views.conditions import condition_in
 from lora_operator.views.model import FineTune, Plan
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class DecisionLine:
         if not logger.isEnabledFor(level):
             return
         before, status = self._finetune.status, self._plan.status
-        state, was = condition(status, "Complete"), condition(before, "Complete").get("reason", "")
+        state, was = condition_in(status, "Complete"), condition_in(before, "Complete").get("reason", "")
         reason = state.get("reason", "")
         fields = logs.about(
             (self._finetune.namespace, self._finetune.name),

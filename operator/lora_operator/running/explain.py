@@ -9,8 +9,8 @@ from typing import Any
 
 from lora_operator.decision.case import read_case
 from lora_operator.decision.vocabulary import VOCABULARY
-from lora_operator.running.transitions import condition, result_of
-from lora_operator.views.conditions import Type, is_finished, previous_condition
+from lora_operator.running.transitions import result_of
+from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import ConditionView, EventView, FineTune, JobView, Observed, Plan, PodView, WorkloadView
 from lora_operator.views.pods import newest_first
@@ -144,7 +144,7 @@ def _event(event: EventView, observed: Observed, now: datetime) -> Document:
 
 
 def _decision(finetune: FineTune, plan: Plan) -> Document:
-    state = condition(plan.status, "Complete")
+    state = condition_in(plan.status, "Complete")
     reason = str(state.get("reason", ""))
     known = VOCABULARY[Reason(reason)] if reason in set(Reason) else None
     return {

@@ -18,7 +18,8 @@ from lora_operator.decision.decide import decide
 from lora_operator.running import logs
 from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.rivals import Rivals
-from lora_operator.running.transitions import Transition, condition, read_transition, result_of
+from lora_operator.running.transitions import Transition, read_transition, result_of
+from lora_operator.views.conditions import condition_in
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan, Rejection
 from lora_operator.views.wording import sentence
@@ -147,7 +148,7 @@ class Reconciler:
         """Whether Events that this process has not read yet may be what the stored reason for waiting was told by."""
         if not plan.watch_events or self._events.has_read(key):
             return False
-        before, after = (condition(status, "Complete").get("reason") for status in (finetune.status, plan.status))
+        before, after = (condition_in(status, "Complete").get("reason") for status in (finetune.status, plan.status))
         return before not in (after, Reason.PENDING)
 
     def _watch_events(self, key: Key, finetune: FineTune) -> float | None:

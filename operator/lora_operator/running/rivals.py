@@ -7,8 +7,8 @@ from typing import Any
 
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
-from lora_operator.running.transitions import condition, result_of
-from lora_operator.views.conditions import Type
+from lora_operator.running.transitions import result_of
+from lora_operator.views.conditions import Type, condition_in
 from lora_operator.views.model import FineTune
 
 LONGEST_PAUSE_S = 60.0
@@ -65,5 +65,5 @@ def _is_replaced(word: _Word, finetune: FineTune) -> bool:
 
 def _our_part(status: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without the conditions that other controllers add, which they may change as often as they like."""
-    ours = [entry for kind in Type if (entry := condition(status, kind.value))]
+    ours = [entry for kind in Type if (entry := condition_in(status, kind.value))]
     return {**status, "conditions": ours}

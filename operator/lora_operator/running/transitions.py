@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_operator.cluster.cache import Key
+from lora_operator.views.conditions import condition_in
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.pods import failure_of
 from lora_operator.views.wording import parse_instant
@@ -41,11 +42,11 @@ class Transition:
 
 def read_transition(before: FineTune, observed: Observed, status: Mapping[str, Any]) -> Transition:
     """Compare a resource, as it was when its status was written, with that status."""
-    state = condition(status, "Complete")
+    state = condition_in(status, "Complete")
     return Transition(
         key=Key(before.namespace, before.name),
         attempt=int(status.get("attempt", 0)),
-        state_before=str(condition(before.status, "Complete").get("reason", "")),
+        state_before=str(condition_in(before.status, "Complete").get("reason", "")),
         state=str(state.get("reason", "")),
         message=str(state.get("message", "")),
         ending=None if result_of(before.status) else _ending(status),
@@ -56,16 +57,9 @@ def read_transition(before: FineTune, observed: Observed, status: Mapping[str, A
 
 def result_of(status: Mapping[str, Any]) -> str:
     """`succeeded` or `failed`; empty for a run that has not ended."""
-    if condition(status, "Complete").get("status") == "True":
+    if condition_in(status, "Complete").get("status") == "True":
         return "succeeded"
-    return "failed" if condition(status, "Failed").get("status") == "True" else ""
-
-
-def condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """The condition of that type; an empty one where there is none."""
-    conditions = status.get("conditions")
-    found = conditions if isinstance(conditions, list | tuple) else ()
-    return next((c for c in found if isinstance(c, Mapping) and c.get("type") == kind), {})
+    return "failed" if condition_in(status, "Failed").get("status") == "True" else ""
 
 
 def _ending(status: Mapping[str, Any]) -> Ending | None:
@@ -74,7 +68,7 @@ def _ending(status: Mapping[str, Any]) -> Ending | None:
         return None
     started, ended = parse_instant(status.get("startTime")), parse_instant(status.get("completionTime"))
     duration_s = max(0.0, (ended - started).total_seconds()) if started and ended else None
-    return Ending(result=result, reason=str(condition(status, "Failed").get("reason", "")), duration_s=duration_s)
+    return Ending(result=result, reason=str(condition_in(status, "Failed").get("reason", "")), duration_s=duration_s)
 
 
 def _waited_s(before: FineTune, status: Mapping[str, Any]) -> float | None:

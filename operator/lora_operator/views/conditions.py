@@ -52,7 +52,12 @@ class Condition:
 
 def previous_condition(finetune: FineTune, kind: Type) -> Mapping[str, Any]:
     """The condition as it stands in the present status; empty where there is none."""
-    return next((c for c in _listed(finetune.status) if c.get("type") == kind.value), {})
+    return condition_in(finetune.status, kind)
+
+
+def condition_in(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of that type in a status; an empty one where there is none."""
+    return next((c for c in _listed(status) if c.get("type") == kind), {})
 
 
 def is_finished(finetune: FineTune) -> bool:
