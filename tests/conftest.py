@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 # The name under which this process, and no other that lives, runs a control plane.
-_CONTROL_PLANE = re.compile(r"tests-(\d+)")
+_CONTROL_PLANE = re.compile(r"tests-(\d+)(-[a-z]+)?")
 _FAILED = pytest.StashKey[bool]()
 _USED: list[TextIO] = []
 
@@ -48,7 +48,13 @@ def cluster() -> Client:
 def control_plane() -> Iterator[Client]:
     """An API server, controllers and a scheduler of this process alone, without a node: pods never run."""
     _end_leftover_control_planes()
-    name = f"tests-{os.getpid()}"
+    with own_control_plane(f"tests-{os.getpid()}") as started:
+        yield started
+
+
+@contextlib.contextmanager
+def own_control_plane(name: str) -> Iterator[Client]:
+    """A control plane under a name that begins with `tests-` and the number of this process; it ends with the block."""
     try:
         _hack_cluster("up", "--profile=control-plane", f"--name={name}")
         yield client.local(name)

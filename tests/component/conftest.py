@@ -12,6 +12,11 @@ from localcluster.client import Client, CommandError
 @pytest.fixture(scope="session")
 def definition(control_plane: Client) -> None:
     """The LoRAFineTune definition, known to the API server."""
+    serve_definition(control_plane)
+
+
+def serve_definition(control_plane: Client) -> None:
+    """Apply the definition and wait until the API server serves its kind."""
     control_plane.kubectl(
         "apply", "--server-side", "--force-conflicts", f"--filename={REPOSITORY}/crds/lorafinetunes.yaml"
     )

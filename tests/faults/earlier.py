@@ -4,6 +4,8 @@ Both were recorded from that release on a control plane: the definition without 
 statuses and the objects that were rendered for them.
 """
 
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ RECORDED = Path(__file__).with_name("earlier_release")
 EARLIER_DEFINITION = RECORDED / "definition.yaml"
 DEFINITION = REPOSITORY / "crds" / "lorafinetunes.yaml"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/lorafinetunes.lora-operator.io"
+_TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs"}
 
 
@@ -47,10 +50,17 @@ def _knows_pending_timeout(stage: Stage) -> bool | None:
 def restore(stage: Stage) -> dict[str, Run]:
     """Make the recorded runs again, as the earlier operator would have left them in this namespace; by name.
 
-    Their Jobs make pods, and the statuses name those. What the pods do is left to the caller.
+    Their Jobs make pods, and the statuses name those. What the pods do is left to the caller. The last of the recorded
+    times is the present one: with the true ones every time to live and every deadline would have passed.
     """
-    recorded = yaml.safe_load((RECORDED / "runs.yaml").read_text())
+    recorded = yaml.safe_load(_as_of_now((RECORDED / "runs.yaml").read_text()))
     return {name: _restore(stage, name, objects) for name, objects in recorded.items()}
+
+
+def _as_of_now(text: str) -> str:
+    times = {found: datetime.fromisoformat(found) for found in _TIME.findall(text)}
+    passed = datetime.now(UTC) - max(times.values())
+    return _TIME.sub(lambda match: f"{times[match[0]] + passed:%Y-%m-%dT%H:%M:%SZ}", text)
 
 
 def _restore(stage: Stage, name: str, objects: Object) -> Run:

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+import torch.distributed
+
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import DatasetError, StorageError
@@ -21,6 +23,12 @@ def main() -> int:
     return guarded(lambda: _work(rank, reporter), reporter)
 
 
+def _meet() -> None:
+    """Wait until both processes have reported, so that neither is told to stop before."""
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()
+
+
 def _unsaved(*_: object) -> None:
     raise StorageError("the checkpoint step-00000012 does not fit", Reason.STORAGE_FULL)
 
@@ -29,6 +37,7 @@ def _work(rank: int, reporter: Reporter) -> None:
     how = os.environ["FAIL"]
     signal.signal(signal.SIGTERM, _unsaved if how == "unsaved" and rank == 0 else lambda *_: sys.exit(143))
     reporter.phase(Phase.TRAINING)
+    _meet()
     if rank == 0 or how in ("never", "unsaved"):
         signal.pause()
     if how == "killed":
