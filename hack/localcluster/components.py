@@ -32,12 +32,14 @@ class Ports:
     etcd_peer: int = 12380
 
 
-def etcd(data: Path, ports: Ports) -> Component:
+def etcd(binary: Path, state: Path, ports: Ports) -> Component:
+    """Its data lie in a folder of the version: etcd cannot read those of one that is two minor versions older."""
+    minor = settings.ETCD_VERSION.rpartition(".")[0]
     client = f"http://127.0.0.1:{ports.etcd_client}"
     peer = f"http://127.0.0.1:{ports.etcd_peer}"
     argv = (
-        "etcd",
-        f"--data-dir={data}",
+        str(binary),
+        f"--data-dir={state}/etcd-{minor}",
         f"--listen-client-urls={client}",
         f"--advertise-client-urls={client}",
         f"--listen-peer-urls={peer}",

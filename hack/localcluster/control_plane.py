@@ -24,6 +24,7 @@ def up(places: Places, console: Console, *, controller_requests_per_second: int 
     """Start it, or leave it as it is if it runs and answers. The controllers' rate is for those who wait for them."""
     packages.ensure(packages.CONTROL_PLANE, console, places.cache / "packages.log")
     binaries = tools.ensure(tools.kubernetes(), places.cache, console)
+    etcd = tools.ensure(tools.ETCD, places.cache, console) / tools.ETCD.commands[0]
     record = lifecycle.load_record(places)
     if record is not None and record.kubernetes == binaries.name and _answers(places, record):
         return
@@ -36,7 +37,7 @@ def up(places: Places, console: Console, *, controller_requests_per_second: int 
         lifecycle.write_kubeconfigs(places, inside_port=chosen.api, host_port=chosen.api)
         Record(profile=PROFILE, kubernetes=binaries.name, api_port=chosen.api).save(places)
         plan = (
-            components.etcd(places.state / "etcd", chosen),
+            components.etcd(etcd, places.state, chosen),
             components.apiserver(binaries, places.pki, chosen, node=False),
             components.controller_manager(binaries, places.pki, requests_per_second=controller_requests_per_second),
             components.scheduler(binaries, places.pki),

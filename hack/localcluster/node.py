@@ -42,8 +42,8 @@ _NODE_PATH = f"/api/v1/nodes/{settings.NODE_NAME}"
 _INSIDE = components.Ports()
 
 
-def prepare(places: Places, console: Console) -> tuple[Path, Path]:
-    """Check the machine and make what can be made before anything runs; returns Kubernetes' and CoreDNS' folders."""
+def prepare(places: Places, console: Console) -> tuple[Path, Path, Path]:
+    """Check the machine and make what can be made before anything runs; returns Kubernetes' folder, etcd and CoreDNS."""
     if os.geteuid() != 0:
         raise ClusterError(
             "The cluster needs root for its namespaces and mounts: run it with sudo, or use a cluster of your own"
@@ -63,12 +63,13 @@ def prepare(places: Places, console: Console) -> tuple[Path, Path]:
     for tool in needed:
         tools.ensure(tool, places.cache, console)
     pause.ensure(places.cache)
-    return tools.folder(tools.kubernetes(), places.cache), tools.folder(tools.COREDNS, places.cache)
+    etcd, coredns = (tools.folder(tool, places.cache) / tool.commands[0] for tool in (tools.ETCD, tools.COREDNS))
+    return tools.folder(tools.kubernetes(), places.cache), etcd, coredns
 
 
 def up(places: Places, console: Console, *, api_port: int, registry_port: int) -> None:
     """Start what does not run or does not answer; what runs well is left alone."""
-    kubernetes, coredns = prepare(places, console)
+    kubernetes, etcd, coredns = prepare(places, console)
     record = lifecycle.load_record(places)
     if record is not None and record.kubernetes == kubernetes.name and _healthy(places, record):
         _complete(places, lifecycle.api(places, record.api_port))
@@ -82,11 +83,11 @@ def up(places: Places, console: Console, *, api_port: int, registry_port: int) -
         _write_files(places, record)
         _make_cgroup(places)
         plan = (
-            components.etcd(places.state / "etcd", _INSIDE),
+            components.etcd(etcd, places.state, _INSIDE),
             components.apiserver(kubernetes, places.pki, _INSIDE, node=True),
             components.controller_manager(kubernetes, places.pki),
             components.scheduler(kubernetes, places.pki),
-            *components.node(kubernetes, coredns / "coredns", sys.executable, places),
+            *components.node(kubernetes, coredns, sys.executable, places),
         )
         lifecycle.start_supervisor(places, plan, api_port=_INSIDE.api, node_network=True, prefix=_namespaces())
         _ensure_forwarder(places, record)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from localcluster.console import Console
 
 # program -> Debian package
-CONTROL_PLANE = {"etcd": "etcd-server", "openssl": "openssl"}
+CONTROL_PLANE = {"openssl": "openssl"}
 NODE = {
     **CONTROL_PLANE,
     "containerd": "containerd",

@@ -1,4 +1,4 @@
-"""Kubernetes, Helm and CoreDNS, built from Go modules once per version."""
+"""Kubernetes, etcd, Helm and CoreDNS, built from Go modules once per version."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ _KUBERNETES_COMMANDS = (
     "kubectl",
     "kube-proxy",
 )
+_MAJOR_VERSION = re.compile(r"/v[0-9]+$")
 _STAGING_MODULE = re.compile(r"^\t(k8s\.io/[a-z-]+) v0\.0\.0$", re.MULTILINE)
 
 
@@ -51,7 +52,8 @@ class Tool:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        return tuple(package.rsplit("/", 1)[-1] for package in self.packages)
+        """Names of the binaries: Go passes over a major version at the end of a package's path."""
+        return tuple(_MAJOR_VERSION.sub("", package).rsplit("/", 1)[-1] for package in self.packages)
 
 
 def kubernetes(version: str = settings.KUBERNETES_VERSION) -> Tool:
@@ -85,6 +87,12 @@ def helm(version: str = settings.HELM_VERSION) -> Tool:
 
 
 HELM = helm()
+ETCD = Tool(
+    name="etcd",
+    module="go.etcd.io/etcd/server/v3",
+    version=settings.ETCD_VERSION,
+    packages=("go.etcd.io/etcd/server/v3",),
+)
 COREDNS = Tool(
     name="coredns",
     module="github.com/coredns/coredns",
@@ -126,7 +134,7 @@ KWOK = Tool(
 
 
 def available() -> dict[str, Tool]:
-    return {tool.name: tool for tool in (kubernetes(), HELM, COREDNS)}
+    return {tool.name: tool for tool in (kubernetes(), ETCD, HELM, COREDNS)}
 
 
 def folder(tool: Tool, cache: Path) -> Path:

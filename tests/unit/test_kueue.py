@@ -25,7 +25,7 @@ from lora_operator.running.liveness import WATCHED, WatchLiveness
 from lora_operator.running.resync import Resync
 from lora_operator.running.self_check import rights_used
 from lora_operator.running.supervision import OperatorFailedError
-from lora_operator.running.watch import register
+from lora_operator.running.watch import register, sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.model import Patch, Told
 
@@ -135,7 +135,8 @@ async def test_workloads_are_watched_only_where_they_are_served(versions: tuple[
         raise AssertionError("nobody logs in")
 
     queue: WorkQueue[Key] = WorkQueue(base_s=1, max_s=1, random=lambda: 0.5)
-    register(registry, Cache(), await found(Discovery(*versions)), queue, log_in)
+    sources = sources_of(Cache(), await found(Discovery(*versions)), queue)
+    register(registry, [source.resource for source in sources], log_in)
     groups = [handler.selector.group for handler in registry._watching.get_all_handlers() if handler.selector]
     assert ("kueue.x-k8s.io" in groups) == bool(versions)
 

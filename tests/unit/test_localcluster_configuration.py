@@ -99,7 +99,7 @@ def test_a_control_plane_without_namespaces_listens_on_loopback_alone() -> None:
     assert "--bind-address=127.0.0.1" in server
     assert "--secure-port=1" in server
     assert "--etcd-servers=http://127.0.0.1:2" in server
-    assert "--listen-client-urls=http://127.0.0.1:2" in components.etcd(Path("/d"), ports).argv
+    assert "--listen-client-urls=http://127.0.0.1:2" in components.etcd(Path("/e"), Path("/d"), ports).argv
     for part in (components.controller_manager(BINARIES, PLACES.pki), components.scheduler(BINARIES, PLACES.pki)):
         assert "--secure-port=0" in part.argv
         assert part.needs_api

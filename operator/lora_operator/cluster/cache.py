@@ -93,6 +93,11 @@ class Store(Generic[T]):
         entry = self._entries.get(place)
         return self._view(entry) if entry else None
 
+    def is_packed(self, place: Key) -> bool:
+        """Whether the object at a place is one that is seldom looked at."""
+        entry = self._entries.get(place)
+        return entry is not None and bool(entry.packed)
+
     def of(self, owner: Key, owner_uid: str) -> tuple[T, ...]:
         """The objects of a LoRAFineTune, by name; not those of an earlier one that had the same name."""
         return tuple(self._view(entry) for entry in self._owned_by(owner) if entry.owner_uid == owner_uid)

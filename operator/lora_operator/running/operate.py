@@ -14,15 +14,15 @@ from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from lora_operator.cluster.login import load_configuration, watch_session
-from lora_operator.running.first_list import first_list, wait_for_namespaces
 from lora_operator.running.health import make_application, serving
 from lora_operator.running.liveness import count_requests
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.parts import Operator
+from lora_operator.running.prepare import prepare, wait_for_namespaces
 from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
-from lora_operator.running.watch import operator_settings, register
+from lora_operator.running.watch import operator_settings, register, sources_of
 from lora_operator.running.workers import run_worker
 from lora_operator.views.config import OperatorConfig
 
@@ -73,13 +73,8 @@ async def operate(config: OperatorConfig) -> None:
 
 
 async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
-    for key in await first_list(operator):
-        operator.queue.add(key)
-    # What was listed stays: the garbage collector need not walk over all of it again and again.
-    gc.collect()
-    gc.freeze()
+    await prepare(operator)
     operator.liveness.begin()
-    operator.hindrance, operator.filled = "", True
     parts = {
         "resync": operator.resync.run(lambda: _after_resync(operator)),
         "watchdog": _watch_over(operator),
@@ -92,6 +87,10 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
 
 async def _lead(operator: Operator) -> None:
     """Work on runs, with leader election as long as the lease is held; until then everything waits in the queue."""
+    await operator.listed.wait()
+    # What was listed stays: the garbage collector need not walk over all of it again and again.
+    gc.collect()
+    gc.freeze()
     election = operator.election
     if election is not None:
         await election.acquire()
@@ -129,14 +128,14 @@ async def _wind_down(operator: Operator) -> None:
 
 async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
     """Run kopf's watches until one fails for good."""
-
-    response_class = operator.intake().response_class(operator.liveness.response_class())
+    sources = sources_of(operator.cache, operator.kueue, operator.queue)
+    response_class = operator.intake(sources).response_class(operator.liveness.response_class())
 
     async def log_in() -> kopf.AiohttpSession:
         return await watch_session(await load_configuration(), response_class, counting)
 
     registry = kopf.OperatorRegistry()
-    register(registry, operator.cache, operator.kueue, operator.queue, log_in)
+    register(registry, [source.resource for source in sources], log_in)
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=operator_settings(inactivity_s=operator.config.watch_inactivity_s),

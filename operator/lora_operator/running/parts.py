@@ -4,17 +4,17 @@ import asyncio
 import random
 import socket
 import time
-from typing import Any
+from collections.abc import Sequence
 
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry
 
-from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, Resource
-from lora_operator.cluster.cache import Cache, Key, Store
+from lora_operator.cluster.api import Api
+from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.intake import Intake, Source
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.lease import Election
-from lora_operator.cluster.list_intake import ListIntake
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.server_clock import wall_clock
@@ -82,7 +82,7 @@ class Operator:
         self.namespaces: tuple[str, ...] = config.namespaces
         self.left_out: tuple[str, ...] = ()
         self.hindrance = ""
-        self.filled = False
+        self.listed = asyncio.Event()
         self.working = False
 
     def trouble(self) -> str:
@@ -96,21 +96,20 @@ class Operator:
 
     def unready(self) -> str:
         """Why runs are not looked after yet; empty where they are."""
-        if not self.filled:
+        if not self.listed.is_set():
             return self.hindrance or "The first list of the cluster is not complete"
         return "" if self.liveness.all_heard else "Not every watch has begun"
 
-    def intake(self) -> ListIntake:
-        """What takes the lists of kopf's watches."""
-        cache, kueue = self.cache, self.kueue
-        stores: list[tuple[Resource, Store[Any]]] = [
-            (FINETUNES, cache.finetunes),
-            (JOBS, cache.jobs),
-            (PODS, cache.pods),
-        ]
-        if kueue.served:
-            stores.append((kueue.workloads, cache.workloads))
-        return ListIntake(stores, namespaces=self.namespaces, wake=self.queue.add)
+    def intake(self, sources: Sequence[Source]) -> Intake:
+        """What takes the lists and events of kopf's watches."""
+
+        def took() -> None:
+            self.liveness.begin()  # long lists are no silence
+            if intake.complete:
+                self.listed.set()
+
+        intake = Intake(sources, namespaces=self.namespaces, wake=self.queue.add, took=took)
+        return intake
 
     def leading(self) -> bool:
         """Whether this process is the one that works on runs."""

@@ -10,6 +10,8 @@ ENDED = 2
 
 def rank_of(cache: Cache, key: Key) -> int:
     """The rank of a run in the queue, the most urgent one being 0."""
+    if cache.finetunes.is_packed(key):
+        return ENDED
     finetune = cache.finetunes.get(key)
     if finetune is None or result_of(finetune.status):
         return ENDED

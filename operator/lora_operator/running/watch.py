@@ -1,13 +1,13 @@
-"""kopf's part: login, lists and watches. Its handlers put what they see into the cache and the queue, nothing more."""
+"""kopf's part: login, lists and watches, which it begins anew as needed. What they bring is taken by `Intake`."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import kopf
 
 from lora_operator.cluster.api import CHUNK_SIZE, CONNECT_TIMEOUT_S, FINETUNES, JOBS, PODS, REQUEST_TIMEOUT_S, Resource
-from lora_operator.cluster.cache import Cache, Key, Store
-from lora_operator.cluster.carry_out import without_managed_fields
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.intake import Source
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views import names
@@ -62,29 +62,33 @@ def operator_settings(*, inactivity_s: float) -> kopf.OperatorSettings:
     return settings
 
 
-def register(registry: kopf.OperatorRegistry, cache: Cache, kueue: Kueue, queue: WorkQueue[Key], login: Login) -> None:
-    """Register the login and one handler for each kind. They run in kopf's tasks, where an exception would be lost."""
+def sources_of(cache: Cache, kueue: Kueue, queue: WorkQueue[Key]) -> list[Source]:
+    """The kinds that are followed, where they are kept, and whom their events wake."""
 
     def soon(key: Key) -> None:
         queue.add_after(key, SETTLE_S)
+
+    sources = [
+        Source(resource=FINETUNES, store=cache.finetunes, wake=queue.add),
+        Source(resource=JOBS, store=cache.jobs, wake=soon),
+        Source(resource=PODS, store=cache.pods, wake=soon),
+    ]
+    if kueue.served:
+        sources.append(Source(resource=kueue.workloads, store=cache.workloads, wake=soon))
+    return sources
+
+
+def register(registry: kopf.OperatorRegistry, resources: Iterable[Resource], login: Login) -> None:
+    """Register the login and, so that kopf follows the kinds, a handler for each."""
 
     @kopf.on.login(registry=registry)
     async def log_in(**_: Any) -> kopf.AiohttpSession:
         return await login()
 
-    _follow(registry, FINETUNES, cache.finetunes, queue.add)
-    _follow(registry, JOBS, cache.jobs, soon)
-    _follow(registry, PODS, cache.pods, soon)
-    if kueue.served:
-        _follow(registry, kueue.workloads, cache.workloads, soon)
+    for resource in resources:
+        name = f"follow-{resource.plural}"
+        kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, id=name)(_never_called)
 
 
-def _follow(
-    registry: kopf.OperatorRegistry, resource: Resource, store: Store[Any], enqueue: Callable[[Key], None]
-) -> None:
-    @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, id=f"follow-{resource.plural}")
-    async def follow(event: kopf.RawEvent, **_: Any) -> None:
-        document = without_managed_fields(dict(event["object"]))
-        owner = store.remove(document) if event["type"] == "DELETED" else store.put(document)
-        if owner is not None:
-            enqueue(owner)
+async def _never_called(event: kopf.RawEvent, **_: Any) -> None:
+    raise AssertionError(f"an event was not taken in: {event['type']}")

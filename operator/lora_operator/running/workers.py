@@ -1,5 +1,6 @@
 """The workers: each takes a key from the queue, has it reconciled, and puts it back with the delay that it asks for."""
 
+import asyncio
 import logging
 import time
 
@@ -26,6 +27,7 @@ async def run_worker(queue: WorkQueue[Key], cache: Cache, reconciler: Reconciler
             result = await _take_turn(queue, reconciler, key)
         metrics.reconciles.labels(result).inc()
         metrics.reconcile_seconds.observe(time.monotonic() - began_s)
+        await asyncio.sleep(0)  # thousands of turns that wait for nothing would keep watches and probes waiting
 
 
 async def _take_turn(queue: WorkQueue[Key], reconciler: Reconciler, key: Key) -> str:

@@ -1,4 +1,4 @@
-"""Before the first watch: what the cluster has and allows, which namespaces can be looked after, and what is there."""
+"""Before the first list: what the cluster has and allows, and which namespaces can be looked after."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import logging
 import time
 
 from lora_operator.cluster.api import ApiError, UnreachableError
-from lora_operator.cluster.cache import Key
 from lora_operator.running.parts import Operator
 from lora_operator.running.self_check import (
     NoDefinitionError,
@@ -24,8 +23,8 @@ REVIEW_INTERVAL_S = 30.0
 _DEFINITION_S = 5.0
 
 
-async def first_list(operator: Operator) -> set[Key]:
-    """Check the cluster and list it, once it answers; an API server may be later than its operator, or busy."""
+async def prepare(operator: Operator) -> None:
+    """Check the cluster, once it answers; an API server may be later than its operator, or busy."""
     deadline_s = time.monotonic() + operator.config.watch_stale_s
     told = False
     while True:
@@ -34,7 +33,8 @@ async def first_list(operator: Operator) -> set[Key]:
             await _find_out(operator)
             if operator.election is not None:
                 await check_lease(operator.api, operator.election.namespace, operator.election.name)
-            return await operator.resync.fill()
+            operator.hindrance = ""
+            return
         except NoDefinitionError as error:
             if not operator.hindrance:
                 logger.error("waiting: %s", error)

@@ -1,4 +1,4 @@
-"""The wait before the first list: for the definition without an end, for an API server that is silent with one."""
+"""The wait before anything is listed: for the definition without an end, for an API server that is silent with one."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -8,8 +8,8 @@ import pytest
 from tests.unit.builders import CONFIG
 
 from lora_operator.cluster.api import UnreachableError
-from lora_operator.running import first_list as module
-from lora_operator.running.first_list import first_list
+from lora_operator.running import prepare as module
+from lora_operator.running.prepare import prepare
 from lora_operator.running.self_check import NoDefinitionError
 from lora_operator.running.supervision import OperatorFailedError
 
@@ -26,8 +26,7 @@ class Wait:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Exception | None) -> None:
         self.now_s, self.answers = 100.0, list(answers)
         config = dataclasses.replace(CONFIG, watch_stale_s=150.0)
-        resync = SimpleNamespace(fill=self.fill)
-        self.operator = SimpleNamespace(config=config, api=None, hindrance="", election=None, resync=resync)
+        self.operator = SimpleNamespace(config=config, api=None, hindrance="", election=None)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
         monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=self.sleep))
         monkeypatch.setattr(module, "check_definition", self.check)
@@ -41,11 +40,8 @@ class Wait:
     async def sleep(self, _: float) -> None:
         self.now_s += 60
 
-    async def fill(self) -> set[object]:
-        return set()
-
     async def end(self) -> None:
-        await first_list(cast("Operator", self.operator))
+        await prepare(cast("Operator", self.operator))
 
 
 async def test_a_silent_moment_after_a_long_wait_for_the_definition_ends_nothing(
