@@ -40,16 +40,20 @@ def test_a_resource_says_what_it_trains_and_how() -> None:
     assert registry.get_sample_value("lorafinetune_created_timestamp_seconds", WHO) == CREATED.timestamp()
 
 
-def test_a_condition_has_one_series_for_each_status() -> None:
-    """Exactly one of the three is 1."""
-    registry = registry_of(make_finetune(status={"conditions": [condition_object("Complete", "False")]}))
+def test_a_condition_has_the_series_of_its_status_alone() -> None:
+    """Two thirds of all series would be zeros else; a status that Kubernetes does not know has none."""
+    conditions = [condition_object("Complete", "False"), condition_object("Accepted", "Maybe")]
+    registry = registry_of(make_finetune(status={"conditions": conditions}))
+    assert [s.labels["condition"] for m in registry.collect() for s in m.samples if "condition" in s.labels] == [
+        "Complete"
+    ]
     values = {
         status: registry.get_sample_value(
             "lorafinetune_status_condition", {**WHO, "condition": "Complete", "status": status}
         )
         for status in ("True", "False", "Unknown")
     }
-    assert values == {"True": 0.0, "False": 1.0, "Unknown": 0.0}
+    assert values == {"True": None, "False": 1.0, "Unknown": None}
 
 
 def test_numbers_that_are_not_known_have_no_series() -> None:
@@ -100,5 +104,5 @@ def test_each_format_has_all_series_at_every_scrape(accept: str) -> None:
     first, second = encode(registry).decode(), encode(registry).decode()
     assert first == second
     assert first.count("lorafinetune_info{") == 3
-    assert first.count('lorafinetune_status_condition{condition="Complete"') == 9
+    assert first.count('lorafinetune_status_condition{condition="Complete"') == 3
     assert first.count("lorafinetune_created_timestamp_seconds{") == 3

@@ -41,7 +41,8 @@ class _Row:
 class ObjectCollector(Collector):
     """Reads LoRAFineTunes as they are known now.
 
-    A cluster may hold thousands of finished ones: a sample is made when it is written, and none is kept.
+    A cluster may hold thousands of finished ones: a sample is made when it is written, and none is kept. For the same
+    reason a condition has one series, not one for each status that it could have.
     """
 
     def __init__(self, finetunes: Iterable[FineTune]) -> None:
@@ -75,7 +76,7 @@ def _families(rows: Sequence[_Row]) -> Iterator[Metric]:
     info = InfoMetricFamily("lorafinetune", "What is trained and how; queue is empty without one.", labels=_IDENTITY)
     yield _with(info, (Sample("lorafinetune_info", {**_identity(row), **row.facts}, 1.0) for row in rows))
     conditions = GaugeMetricFamily(
-        _CONDITION, "1 for the status (True, False or Unknown) that a condition has, 0 for the two others."
+        _CONDITION, "1 for the status that a condition has, True, False or Unknown; no series for the two others."
     )
     yield _with(conditions, _condition_samples(rows))
     for number, value in enumerate(_VALUES):
@@ -95,9 +96,8 @@ def _identity(row: _Row) -> dict[str, str]:
 def _condition_samples(rows: Iterable[_Row]) -> Iterator[Sample]:
     for row in rows:
         for kind, status in row.conditions:
-            for each in _STATUSES:
-                labels = {**_identity(row), "condition": kind, "status": each}
-                yield Sample(_CONDITION, labels, float(status == each))
+            if status in _STATUSES:
+                yield Sample(_CONDITION, {**_identity(row), "condition": kind, "status": status}, 1.0)
 
 
 def _number_samples(rows: Iterable[_Row], number: int, name: str) -> Iterator[Sample]:
