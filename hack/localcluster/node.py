@@ -43,7 +43,10 @@ _INSIDE = components.Ports()
 
 
 def prepare(places: Places, console: Console) -> tuple[Path, Path, Path]:
-    """Check the machine and make what can be made before anything runs; returns Kubernetes' folder, etcd and CoreDNS."""
+    """Check the machine and make what can be made before anything runs.
+
+    Returns the folder of Kubernetes' binaries, and those of etcd and CoreDNS.
+    """
     if os.geteuid() != 0:
         raise ClusterError(
             "The cluster needs root for its namespaces and mounts: run it with sudo, or use a cluster of your own"
