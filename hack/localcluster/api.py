@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 import ssl
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Object = dict[str, Any]
+
+_BUSY_S = 10.0
 
 
 class ApiError(Exception):
@@ -76,8 +80,18 @@ class Api:
             connection.close()
 
     def _json(self, method: str, path: str, body: Object | None, *, content_type: str = "application/json") -> Object:
-        answer: Object = json.loads(self._send(method, path, body, content_type=content_type, timeout_s=30))
-        return answer
+        """Send, and again where the server asks for it: it does so while it fills the cache of a kind that is new."""
+        end_s = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                answer = self._send(method, path, body, content_type=content_type, timeout_s=30)
+                break
+            except ApiError as error:
+                if error.status != http.HTTPStatus.TOO_MANY_REQUESTS or time.monotonic() > end_s:
+                    raise
+            time.sleep(0.2)
+        document: Object = json.loads(answer)
+        return document
 
     def _send(
         self, method: str, path: str, body: Object | None, *, content_type: str = "application/json", timeout_s: float

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -295,3 +296,28 @@ def test_a_queue_that_does_not_exist_is_named_and_creating_it_is_enough(team: Te
     queue = next(item for item in _queue(team.namespace) if item["kind"] == "LocalQueue")
     team.cluster.apply(queue, namespace=team.namespace)
     team.wait_states("it trains", Training=1)
+
+
+def test_a_wait_in_the_queue_is_not_limited_and_one_for_a_node_with_its_quota_is(team: Team) -> None:
+    """`pendingTimeoutSeconds` begins with the admission; the run that fails gives its quota to the next one."""
+    for name in ("a", "b"):
+        team.run(name)
+    team.wait_states("two train", Training=2)
+    team.run("patient", pendingTimeoutSeconds=5)
+    team.wait_states("one waits", Queued=1)
+    queued_at = time.monotonic()
+    team.wait(lambda: time.monotonic() > queued_at + 10, "it has waited twice as long as it may for its pods")
+    assert team.states()["patient"] == "Queued"
+
+    # A node whose device plugin has gone: the quota is there, the GPU is not.
+    output([str(HACK_CLUSTER), "gpus", "0"])
+    team.kubectl("delete", "lorafinetune", "a")
+    team.wait(lambda: team.states()["patient"] == "PendingTimeout", "it gets the quota, no node, and gives up")
+    failed = team.condition("patient", "Failed")
+    assert (failed["status"], failed["reason"]) == ("True", "PendingTimeout")
+    assert "Unschedulable" in failed["message"]
+    assert "Insufficient nvidia.com/gpu" in failed["message"]
+    assert team.condition("patient", "QuotaReserved")["status"] == "False"
+    output([str(HACK_CLUSTER), "gpus", str(4 * QUOTA_GPUS)])
+    team.run("next")
+    team.wait(lambda: team.states()["next"] == "Training", "the next one has its quota")

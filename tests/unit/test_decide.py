@@ -299,7 +299,7 @@ def test_a_failure_that_takes_no_retry_promises_a_pod_and_no_number(retries: int
     lost = ended_pod(137, reason="ContainerStatusUnknown")
     plan = plan_for(make_finetune(spec={"maxRetries": retries}), jobs=(make_job(),), pods=(lost,))
     assert told(plan) == ("Unknown", "Restarting")
-    assert condition(plan, "Complete")["message"].endswith(". Now a new pod follows")
+    assert condition(plan, "Complete")["message"].endswith(". Now a new pod follows, with the same spec")
     assert plan.status["retries"]["nodeLost"] == 1
 
 

@@ -33,6 +33,7 @@ from lora_operator.running.explain_command import ExplainError, ReadOnlyApi, exp
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.names import QUEUE_LABEL
+from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def test_children_are_shown_with_their_ages_and_what_they_say() -> None:
     text = render(document)
     for line in (
         "maxRetries 5, activeDeadlineSeconds 7200, pendingTimeoutSeconds unlimited",
+        "usedRetries 0, retries preempted=0 outOfMemory=0 nodeLost=0 error=0",
+        "runSeconds 3480, secondsUntilDeadline 3720",
         "State: Unschedulable",
         "What to do: Add a node that fits",
         f"Job/{make_job().name}: train, attempt 1, 59m0s old, 0 active, 0 failed of 3",
@@ -76,6 +79,24 @@ def test_children_are_shown_with_their_ages_and_what_they_say() -> None:
         f"Event 3m0s ago about Pod/{pod.name}: Warning FailedScheduling: 0/1 nodes are available",
     ):
         assert line in text
+
+
+def test_what_is_used_up_includes_the_present_time_and_each_cause() -> None:
+    """The status closes a period at its end; whoever asks now wants to know what is left now."""
+    status = {
+        "attempt": 1,
+        "runSeconds": 600,
+        "activeSince": instant(minutes_ago(10)),
+        "activeUntil": instant(minutes_ago(20)),
+        "retries": {"preempted": 2, "outOfMemory": 1},
+    }
+    job = make_job(status={"active": 1, "startTime": instant(minutes_ago(10))})
+    finetune = make_finetune(spec={"activeDeadlineSeconds": 7200}, status=status)
+    policy = explained(finetune, Observed(jobs=(job,)))["policy"]
+    assert (policy["runSeconds"], policy["secondsUntilDeadline"]) == (1200, 6000)
+    assert policy["retries"] == {"preempted": 2, "outOfMemory": 1, "nodeLost": 0, "error": 0}
+    assert policy["usedRetries"] == 1
+    assert "secondsUntilDeadline" not in explained(make_finetune(), Observed(jobs=(job,)))["policy"]
 
 
 @pytest.mark.parametrize("job_uid", ["", "job-of-before"])

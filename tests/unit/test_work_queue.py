@@ -139,11 +139,33 @@ async def test_a_waiting_worker_gets_a_key_that_is_added_later() -> None:
 
 async def test_a_failure_may_ask_for_a_longer_pause_than_its_backoff() -> None:
     """A server that names the seconds is obeyed; one that names few shortens nothing."""
-    queue = make_queue(Clock())
+    clock = Clock()
+    queue = make_queue(clock)
     queue.add("a")
     assert queue.failed(await queue.take(), at_least_s=7) == 7
+    clock.now_s += 7
     queue.add("a")
     assert queue.failed(await queue.take(), at_least_s=0.1) == 2
+
+
+async def test_news_shorten_a_backoff_but_no_pause_that_a_server_asked_for() -> None:
+    """An event during the work, or after it, is looked at when the server is ready for it."""
+    clock = Clock()
+    queue = make_queue(clock)
+    timers = asyncio.create_task(queue.run_timers())
+    queue.add("a")
+    key = await queue.take()
+    queue.add("a")
+    queue.failed(key, at_least_s=7)
+    queue.add("a")
+    await clock.turn(6.9)
+    assert len(queue) == 0
+    await clock.turn(0.2)
+    assert len(queue) == 1
+    queue.failed(await queue.take())
+    queue.add("a")
+    assert len(queue) == 1
+    timers.cancel()
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def _restarting(scene: Scene, failure: Finding) -> Finding:
         return dataclasses.replace(failure, message=f"{failure.message}. A new pod follows")
     used = _failures(scene)
     next_pod = f"retry {used} of {scene.request.policy.max_retries}" if used else "a new pod"
-    message = f"{_name(failure)}: {failure.message}. Now {next_pod} follows"
+    message = f"{_name(failure)}: {failure.message}. Now {next_pod} follows, with the same spec"
     return Finding(reason=Reason.RESTARTING, message=message, since=failure.since)
 
 

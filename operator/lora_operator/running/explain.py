@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.decision.case import read_case
+from lora_operator.decision.retries import Cause
 from lora_operator.decision.vocabulary import VOCABULARY
 from lora_operator.running.transitions import result_of
 from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition
@@ -68,6 +69,8 @@ def _policy(finetune: FineTune, observed: Observed, config: OperatorConfig, now:
     """What bounds the run, and how much of it is used up."""
     case = read_case(finetune, observed, config, now)
     policy, queue = case.request.policy, case.request.pod.queue_labels
+    spent_s = case.spent.ended_at(now).run_s
+    limit_s = policy.active_deadline_s
     return {
         "suspend": policy.suspend,
         "maxRetries": policy.max_retries,
@@ -75,7 +78,9 @@ def _policy(finetune: FineTune, observed: Observed, config: OperatorConfig, now:
         "pendingTimeoutSeconds": policy.pending_timeout_s,
         "ttlSecondsAfterFinished": policy.ttl_s,
         "usedRetries": case.used.retries,
-        "runSeconds": case.used.run_s,
+        "retries": {cause.value: case.retries.of(cause) for cause in Cause},
+        "runSeconds": spent_s,
+        **({} if limit_s is None else {"secondsUntilDeadline": max(0, limit_s - spent_s)}),
         **({"queue": dict(queue)} if queue else {}),
     }
 

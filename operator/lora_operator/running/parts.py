@@ -104,7 +104,8 @@ class Operator:
         """What takes the lists and events of kopf's watches."""
 
         def took() -> None:
-            self.liveness.begin()  # long lists are no silence
+            if not self.listed.is_set():
+                self.liveness.begin()  # long lists are no silence
             if intake.complete:
                 self.listed.set()
 

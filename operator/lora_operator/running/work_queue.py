@@ -17,6 +17,8 @@ class WorkQueue(Generic[K]):
     A key that is added while a worker has it comes round again when that worker is done: no change is missed, and no
     two workers hold the same key. Of an immediate wish and a timer, and of two timers, the earlier wins.
 
+    A wait that somebody else asked for, such as a busy server, is kept whatever happens meanwhile.
+
     Keys are handed out by the lowest rank that they had when they were added, the lowest first, and of one rank in the
     order in which they came. Every eighth turn goes to the higher ranks in turn, so that a flood of low ones starves
     nobody.
@@ -46,6 +48,7 @@ class WorkQueue(Generic[K]):
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
         self._due: dict[K, float] = {}
+        self._not_before: dict[K, float] = {}
         self._timers: list[tuple[float, int, K]] = []
         self._count = 0
         self._closed = False
@@ -58,7 +61,12 @@ class WorkQueue(Generic[K]):
         return len(self._queued)
 
     def add(self, key: K) -> None:
-        """Want work on the key now."""
+        """Want work on the key now, or as soon as the wait is over that somebody asked for."""
+        held_s = self._not_before.get(key, 0.0) - self._clock()
+        if held_s > 0 and key not in self._active:
+            self.add_after(key, held_s)
+            return
+        self._not_before.pop(key, None)
         self._due.pop(key, None)
         if key in self._active:
             self._again.add(key)
@@ -121,10 +129,15 @@ class WorkQueue(Generic[K]):
             self.add_after(key, requeue_after_s)
 
     def failed(self, key: K, *, at_least_s: float = 0.0) -> float:
-        """Let go of a key whose work failed and return the seconds until its next turn, `at_least_s` of them."""
+        """Let go of a key whose work failed and return the seconds until its next turn, `at_least_s` of them.
+
+        News shorten the wait, but not that part of it.
+        """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay_s = max(at_least_s, backoff_s(failures, base_s=self._base_s, max_s=self._max_s, random=self._random))
+        if at_least_s > 0:
+            self._not_before[key] = self._clock() + at_least_s
         self._release(key)
         self.add_after(key, delay_s)
         return delay_s
