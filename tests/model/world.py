@@ -140,10 +140,7 @@ class World:
         self.network.faults.clear()
         self.controllers.refuses_pods = ""
         self._let_hear()
-        for operator in self.operators:
-            if operator.skew_s:
-                operator.kill()  # two clocks never agree on how long something has lasted
-        self.keep_one_running()
+        self._end_wrong_clocks()
         quiet = False
         for _ in range(20):
             version, requests = self.server.version, len(self.network.requests)
@@ -155,6 +152,13 @@ class World:
                 self._tries_seldom(self.network.requests[requests:])
                 return
         raise AssertionError(f"no fixed point; the last writes: {self._last_writes()}")
+
+    def _end_wrong_clocks(self) -> None:
+        """Two clocks never agree on how long something has lasted, and tell different things by turns."""
+        for operator in self.operators:
+            if operator.skew_s:
+                operator.kill()
+        self.keep_one_running()
 
     def _tries_seldom(self, requests: Sequence[Request]) -> None:
         """What was refused is tried again now and then, and nothing else."""
@@ -213,10 +217,8 @@ class World:
     def restart_at_rest(self) -> None:
         """I9: when nothing happens, an operator that is started again writes nothing at all."""
         self.network.faults.clear()
-        for operator in self.operators:
-            for plural in WATCHED:
-                operator.deaf.discard(plural)
-                operator.hear(plural)
+        self._let_hear()
+        self._end_wrong_clocks()
         self.pass_time(self.config.resync_interval_s + self.config.retry_max_s + 1)
         self.check()
         for operator in self.operators:
