@@ -23,12 +23,6 @@ def main() -> int:
     return guarded(lambda: _work(rank, reporter), reporter)
 
 
-def _meet() -> None:
-    """Wait until both processes have reported, so that neither is told to stop before."""
-    torch.distributed.init_process_group("gloo")
-    torch.distributed.barrier()
-
-
 def _unsaved(*_: object) -> None:
     raise StorageError("the checkpoint step-00000012 does not fit", Reason.STORAGE_FULL)
 
@@ -36,8 +30,12 @@ def _unsaved(*_: object) -> None:
 def _work(rank: int, reporter: Reporter) -> None:
     how = os.environ["FAIL"]
     signal.signal(signal.SIGTERM, _unsaved if how == "unsaved" and rank == 0 else lambda *_: sys.exit(143))
+    # Neither is told to stop, or to fail, in the middle of its start.
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()
     reporter.phase(Phase.TRAINING)
-    _meet()
+    if how in ("error", "killed"):
+        torch.distributed.barrier()  # the failure of one ends the other, which has reported by then
     if rank == 0 or how in ("never", "unsaved"):
         signal.pause()
     if how == "killed":
