@@ -132,14 +132,14 @@ class Server:
     def _list(self, plural: str, namespace: str, query: Mapping[str, str]) -> Object:
         """All at once: the pages of a list are the client's affair, and tested there."""
         wanted = [clause.partition("=") for clause in query.get("labelSelector", "").split(",") if clause]
-        field, _, value = query.get("fieldSelector", "").partition("=")
+        fields = [clause.partition("=") for clause in query.get("fieldSelector", "").split(",") if clause]
         items = [
             document
             for place, document in sorted(self.objects.items(), key=lambda item: (item[0].namespace, item[0].name))
             if place.plural == plural
             and namespace in ("", place.namespace)
             and all(labels_of(document).get(key) == wish for key, _, wish in wanted)
-            and (not field or _field(document, field) == value)
+            and all(_field(document, path) == value for path, _, value in fields)
         ]
         return {"metadata": {"resourceVersion": str(self.version)}, "items": items}
 

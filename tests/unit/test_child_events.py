@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from tests.unit.builders import ended_pod, make_job, make_pod
@@ -16,24 +16,37 @@ from lora_operator.views.model import PodView
 KEY = Key("team", "tone")
 
 
-class EventsApi:
-    """One Event about whoever is asked for; every question is noted."""
+class EventsApi(Api):
+    """One Event about each object that is asked for, or about each Job of a namespace; every question is noted."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.jobs = ["job-1"]
         self.down = False
         self.hangs = False
 
-    async def request(self, method: str, path: str, *, query: Mapping[str, str]) -> dict[str, Any]:
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
         if self.down:
             raise ApiError(500, "InternalError", "down")
         if self.hangs:
             await asyncio.Event().wait()
-        uid = query["fieldSelector"].removeprefix("involvedObject.uid=")
-        self.asked.append(uid)
-        return {
-            "items": [{"involvedObject": {"uid": uid}, "reason": "FailedMount", "message": f"no {len(self.asked)}"}]
-        }
+        await asyncio.sleep(0)
+        selector = (query or {})["fieldSelector"]
+        self.asked.append(selector.removeprefix("involvedObject."))
+        uids = self.jobs if selector.startswith("involvedObject.kind=Job,") else [selector.partition("=")[2]]
+        said = f"no {len(self.asked)}"
+        return {"items": [{"involvedObject": {"uid": uid}, "reason": "FailedCreate", "message": said} for uid in uids]}
+
+
+JOBS_LIST = "kind=Job,reason=FailedCreate"
 
 
 class Clock:
@@ -60,14 +73,17 @@ def api() -> EventsApi:
 @pytest.fixture
 def events(api: EventsApi, clock: Clock) -> ChildEvents:
     """Reads every 10 s at the soonest."""
-    return ChildEvents(cast("Api", api), interval_s=10, clock=clock)
+    return ChildEvents(api, interval_s=10, clock=clock)
 
 
-async def test_nothing_is_read_for_a_resource_that_did_not_ask(events: ChildEvents, api: EventsApi) -> None:
+async def test_nothing_is_read_for_a_resource_that_did_not_ask(
+    events: ChildEvents, api: EventsApi, clock: Clock
+) -> None:
     """Nor after it has asked and been forgotten."""
     assert await events.latest(KEY) == ()
     events.watch(KEY, [make_job()], [])
     events.forget(KEY)
+    clock.now_s = 20.0
     assert await events.latest(KEY) == ()
     assert api.asked == []
 
@@ -75,20 +91,59 @@ async def test_nothing_is_read_for_a_resource_that_did_not_ask(events: ChildEven
 @pytest.mark.parametrize(
     ("pods", "asked"),
     [
-        ((), ["job-1"]),
-        ((ended_pod(137),), ["job-1"]),
-        ((make_pod(name="a"),), ["uid-of-a"]),
+        ((), [JOBS_LIST]),
+        ((ended_pod(137),), [JOBS_LIST]),
+        ((make_pod(name="a"),), ["uid=uid-of-a"]),
         ((make_pod(name="a", node=""),), []),
     ],
     ids=["no pod", "an ended pod", "a pod on a node", "a pod without a node"],
 )
 async def test_only_who_cannot_be_explained_otherwise_is_asked_about(
-    events: ChildEvents, api: EventsApi, pods: tuple[PodView, ...], asked: list[str]
+    events: ChildEvents, api: EventsApi, clock: Clock, pods: tuple[PodView, ...], asked: list[str]
 ) -> None:
-    """The Job where it has no pod, the pod where a node has it, nobody where the scheduler has said why."""
+    """The Job where it has no pod, the pod where a node has it, nobody where the scheduler has said why.
+
+    And nobody at once: most of what has just been made comes up by itself.
+    """
     events.watch(KEY, [make_job()], pods)
+    assert await events.latest(KEY) == ()
+    assert not events.has_read(KEY)
+    clock.now_s = 9.0
     found = await events.latest(KEY)
-    assert [event.about_uid for event in found] == api.asked == asked
+    assert api.asked == asked
+    assert len(found) == len(asked)
+    assert all(event.about_uid in ("job-1", "uid-of-a") for event in found)
+
+
+async def test_a_thousand_jobs_without_a_pod_share_one_list(events: ChildEvents, api: EventsApi, clock: Clock) -> None:
+    """A quota holds them all up; each is told what was said of its own Job, and a list serves half an interval."""
+    api.jobs = [f"job-{number}" for number in range(1000)]
+    keys = [Key("team", f"run-{number}") for number in range(1000)]
+    for number, key in enumerate(keys):
+        events.watch(key, [make_job(uid=f"job-{number}")], [])
+    clock.now_s = 9.0
+    found = await asyncio.gather(*map(events.latest, keys))
+    assert api.asked == [JOBS_LIST]
+    assert [[event.about_uid for event in told] for told in found] == [[f"job-{number}"] for number in range(1000)]
+    late = Key("team", "late")
+    for moment, lists in ((13.9, 1), (14.0, 2)):
+        events.watch(late, [make_job(uid="job-1")], [])
+        clock.now_s = moment
+        events.read_anew(late)
+        await events.latest(late)
+        assert len(api.asked) == lists
+    clock.now_s = 30.0
+    await asyncio.gather(*map(events.latest, [Key("other", "run"), keys[0]]))
+    assert len(api.asked) == 3
+
+
+async def test_a_look_that_must_know_reads_at_once(events: ChildEvents, api: EventsApi) -> None:
+    """After a restart the stored reason may have been told by Events alone."""
+    events.watch(KEY, [make_job()], [make_pod(name="a")])
+    events.read_anew(KEY)
+    assert [event.about_uid for event in await events.latest(KEY)] == ["uid-of-a"]
+    assert events.has_read(KEY)
+    assert api.asked == ["uid=uid-of-a"]
 
 
 def test_a_pod_that_waits_for_a_node_is_looked_at_again_only_when_a_watch_tells_of_it(events: ChildEvents) -> None:
@@ -115,13 +170,19 @@ async def test_events_are_read_again_after_the_interval_and_the_less_often_the_l
     assert gaps[-1] == 50
 
 
-async def test_other_children_are_read_at_once(events: ChildEvents, api: EventsApi) -> None:
-    """The new pod's trouble does not wait for the old one's turn."""
+async def test_other_children_do_not_wait_for_the_turn_of_those_before(
+    events: ChildEvents, api: EventsApi, clock: Clock
+) -> None:
+    """The run has waited long for its Job's pod, and is asked about seldom; the pod that came is new."""
     events.watch(KEY, [make_job()], [])
+    for moment in (9.0, 400.0):
+        clock.now_s = moment
+        await events.latest(KEY)
+    assert events.watch(KEY, [make_job()], [make_pod(name="a")]) == pytest.approx(9)
+    assert not events.has_read(KEY)
+    clock.now_s = 409.0
     await events.latest(KEY)
-    events.watch(KEY, [make_job()], [make_pod(name="a")])
-    await events.latest(KEY)
-    assert api.asked == ["job-1", "uid-of-a"]
+    assert api.asked == [JOBS_LIST, JOBS_LIST, "uid=uid-of-a"]
 
 
 async def test_what_was_read_stays_while_the_api_does_not_answer(
@@ -129,7 +190,9 @@ async def test_what_was_read_stays_while_the_api_does_not_answer(
 ) -> None:
     """They explain; a failure to read them stops nothing."""
     events.watch(KEY, [make_job()], [])
+    clock.now_s = 9.0
     first = await events.latest(KEY)
+    assert first
     api.down = True
     clock.now_s = 20.0
     assert await events.latest(KEY) == first
@@ -141,7 +204,9 @@ async def test_an_api_that_never_answers_holds_nobody_up(
     """What was read before stays, and the turn goes on."""
     monkeypatch.setattr("lora_operator.cluster.child_events.PATIENCE_S", 0.01)
     events.watch(KEY, [make_job()], [])
+    clock.now_s = 9.0
     first = await events.latest(KEY)
+    assert first
     api.hangs = True
     clock.now_s = 20.0
     assert await asyncio.wait_for(events.latest(KEY), 10) == first

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lora_operator.cluster.api import EVENTS, Api, ApiError, UnreachableError
+from lora_operator.cluster.api import EVENTS, JOBS, Api, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
+from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView
 from lora_operator.views.names import Role
 from lora_operator.views.observe import parse_event
@@ -18,22 +19,36 @@ MOST_OBJECTS = 2
 MOST_EVENTS = 50
 LONGEST_INTERVAL_S = 50.0
 PATIENCE_S = 3.0
+_SOON_S = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
 class _Watched:
-    """A resource whose children's Events are read. Times are of the monotonic clock."""
+    """A resource whose children's Events are read: of a Job that has no pod, or of pods. Times are monotonic."""
 
     since_s: float
+    due_s: float = 0.0
     uids: tuple[str, ...] = ()
-    read_at_s: float | None = None
+    of_job: bool = False
+    is_read: bool = False
     events: tuple[EventView, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Refusals:
+    """What Jobs of a namespace were told when they wanted pods, by the Job's uid, as of `read_at_s`."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    read_at_s: float | None = None
+    by_job: dict[str, tuple[EventView, ...]] = field(default_factory=dict)
 
 
 class ChildEvents:
     """Reads Events for those resources only whose last plan asked for them, and the less often the longer they wait.
 
-    A list of Events costs the API server a walk over all Events of the namespace, and a queue may be long.
+    A list of Events costs the API server a walk over all Events of the namespace, and a queue may be long. So nothing
+    is read of what has just been made, which mostly comes up by itself; and Jobs without a pod, of which a quota may
+    hold up a thousand, share one list for each namespace.
     """
 
     def __init__(self, api: Api, *, interval_s: float, clock: Callable[[], float]) -> None:
@@ -41,29 +56,32 @@ class ChildEvents:
         self._interval_s = interval_s
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
+        self._refusals: dict[str, _Refusals] = {}
 
     def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float | None:
-        """From the next look on, read the Events of those children that Events alone can explain.
+        """From now on, read the Events of those children that Events alone can explain.
 
-        Returns the seconds after which there may be something new to read; None where no Event explains anything, and
-        all that the resource waits for is told by a watch: a queue of a thousand pods without a node costs nothing.
+        Returns the seconds after which there is something to read; None where no Event explains anything, and all that
+        the resource waits for is told by a watch: a queue of a thousand pods without a node costs nothing.
         """
-        watched = self._watched.setdefault(key, _Watched(since_s=self._clock()))
+        now, pods = self._clock(), tuple(pods)
+        watched = self._watched.setdefault(key, _Watched(since_s=now))
         uids = tuple(unexplained(jobs, pods))
         if uids != watched.uids:
-            watched.uids, watched.read_at_s = uids, None
-        return self._pause_s(self._clock() - watched.since_s) if uids else None
+            watched.uids, watched.of_job = uids, all(has_ended(pod) for pod in pods)
+            watched.due_s, watched.is_read = now + self._pause_s(0), False
+        return max(watched.due_s - now, _SOON_S) if uids else None
 
     def has_read(self, key: Key) -> bool:
         """Whether the Events of the resource's children were asked for since it began to wait."""
         watched = self._watched.get(key)
-        return watched is not None and watched.read_at_s is not None
+        return watched is not None and watched.is_read
 
     def read_anew(self, key: Key) -> None:
         """Let the next look ask for them, however lately that was done."""
         watched = self._watched.get(key)
         if watched is not None:
-            watched.read_at_s = None
+            watched.due_s = self._clock()
 
     def forget(self, key: Key) -> None:
         """The resource waits no more."""
@@ -75,19 +93,44 @@ class ChildEvents:
         if watched is None:
             return ()
         now = self._clock()
-        if watched.read_at_s is None or now - watched.read_at_s >= self._pause_s(now - watched.since_s):
-            watched.read_at_s = now
+        if watched.uids and now >= watched.due_s:
+            watched.is_read, watched.due_s = True, now + self._pause_s(now - watched.since_s)
             try:
                 async with asyncio.timeout(PATIENCE_S):
-                    watched.events = await read_events(self._api, key.namespace, watched.uids)
+                    watched.events = await self._read(key.namespace, watched)
             except (ApiError, UnreachableError, TimeoutError) as error:
                 logger.debug("no Events of the children of %s: %s", key, str(error) or "no answer in time")
         return watched.events
+
+    async def _read(self, namespace: str, watched: _Watched) -> tuple[EventView, ...]:
+        if not watched.of_job:
+            return await read_events(self._api, namespace, watched.uids)
+        refusals = await self._latest_refusals(namespace)
+        return tuple(event for uid in watched.uids for event in refusals.get(uid, ()))
+
+    async def _latest_refusals(self, namespace: str) -> dict[str, tuple[EventView, ...]]:
+        """Of a list that is at most half an interval old. Raises `ApiError` or `UnreachableError`."""
+        known = self._refusals.setdefault(namespace, _Refusals())
+        async with known.lock:
+            now = self._clock()
+            if known.read_at_s is None or now - known.read_at_s >= self._interval_s / 2:
+                known.by_job = await _list_refusals(self._api, namespace)
+                known.read_at_s = now
+            return known.by_job
 
     def _pause_s(self, waited_s: float) -> float:
         # A little less than the interval, so that a look that comes on time is never taken for one that came early.
         soonest_s = 0.9 * self._interval_s
         return max(soonest_s, min(waited_s / 4, LONGEST_INTERVAL_S))
+
+
+async def _list_refusals(api: Api, namespace: str) -> dict[str, tuple[EventView, ...]]:
+    found: dict[str, list[EventView]] = {}
+    query = {"fieldSelector": f"involvedObject.kind={JOBS.kind},reason={FAILED_CREATE}"}
+    async for chunk in api.list_chunks(EVENTS, namespace, query):
+        for event in map(parse_event, chunk.documents):
+            found.setdefault(event.about_uid, []).append(event)
+    return {uid: tuple(events) for uid, events in found.items()}
 
 
 async def read_events(api: Api, namespace: str, uids: Iterable[str]) -> tuple[EventView, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from lora_operator.views.conditions import Finding
+from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView, Rejection
 from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted
 from lora_operator.views.wording import last_line, sentence
@@ -32,6 +33,20 @@ _MISSING_PATH = re.compile(r"references non-existent (secret|config) key: (\S+)"
 _MISSING_PULL_SECRETS = re.compile(r"image pull secrets \(([^)]+)\)")
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
+# Reasons that Events alone may have told: the pod or the Job itself says nothing of them.
+TOLD_BY_EVENTS = frozenset(
+    {
+        Reason.ADMISSION_DENIED,
+        Reason.CONFIG_MAP_NOT_FOUND,
+        Reason.CONTAINER_NOT_STARTED,
+        Reason.FORBIDDEN,
+        Reason.POD_SECURITY_VIOLATION,
+        Reason.QUOTA_EXCEEDED,
+        Reason.SECRET_NOT_FOUND,
+        Reason.VOLUME_NOT_READY,
+    }
+)
+
 
 def trouble_of_pod(pod: PodView, events: Iterable[EventView]) -> Finding | None:
     """What is wrong with a pod that should run; None for one that runs, has ended, or is on its way."""
@@ -46,7 +61,7 @@ def trouble_of_pod(pod: PodView, events: Iterable[EventView]) -> Finding | None:
 def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[EventView]) -> Finding | None:
     """Why a Job that has no living pod cannot make one: quota, admission, pod security."""
     made = max((pod.created_at for pod in pods), default=_LONG_AGO)
-    event = _newest(e for e in events if e.about_uid == job.uid and e.reason == "FailedCreate")
+    event = _newest(e for e in events if e.about_uid == job.uid and e.reason == FAILED_CREATE)
     if event is None or (event.last_seen or _LONG_AGO) < made:
         return None
     reason, remedy = classify_refusal(event.message)

@@ -15,6 +15,7 @@ from lora_operator.cluster.look import list_children, look
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.decision.decide import decide
+from lora_operator.decision.trouble import TOLD_BY_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.rivals import Rivals
@@ -23,7 +24,6 @@ from lora_operator.views.conditions import condition_in
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan, Rejection
 from lora_operator.views.wording import sentence
-from lora_trainer.contract.reasons import Reason
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,7 @@ class Reconciler:
             return True
         if self._needs_events(key, finetune, plan):
             self._watch_events(key, finetune)
+            self._events.read_anew(key)
             return True
         if plan.patch and not turn.current:
             # The wish may have changed again: a watch that lags would undo what a second operator did, in turns.
@@ -149,7 +150,7 @@ class Reconciler:
         if not plan.watch_events or self._events.has_read(key):
             return False
         before, after = (condition_in(status, "Complete").get("reason") for status in (finetune.status, plan.status))
-        return before not in (after, Reason.PENDING)
+        return before != after and before in TOLD_BY_EVENTS
 
     def _watch_events(self, key: Key, finetune: FineTune) -> float | None:
         jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)

@@ -2,6 +2,9 @@
 
 from lora_operator.views.model import ConditionView, JobView
 
+FAILED_CREATE = "FailedCreate"
+"""Reason of the Event by which the Job controller says that the cluster refuses a pod."""
+
 _ENDED = ("Complete", "Failed")
 _ENDING = (*_ENDED, "SuccessCriteriaMet", "FailureTarget")
 
