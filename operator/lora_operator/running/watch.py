@@ -14,8 +14,10 @@ from lora_operator.views import names
 
 SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 
-# A new Job, its pod and what the scheduler says of that come within a moment: one look and one write tell of all.
+# A new Job, its pod and what the scheduler says of that come within a moment: one look and one write tell of all. After
+# a pod's news its Job's follow, the later the busier the Job controller is, and those end the wait.
 SETTLE_S = 0.1
+POD_SETTLE_S = 0.5
 
 Login = Callable[[], Awaitable[kopf.AiohttpSession]]
 
@@ -68,10 +70,13 @@ def sources_of(cache: Cache, kueue: Kueue, queue: WorkQueue[Key]) -> list[Source
     def soon(key: Key) -> None:
         queue.add_after(key, SETTLE_S)
 
+    def after_the_job(key: Key) -> None:
+        queue.add_after(key, POD_SETTLE_S)
+
     sources = [
         Source(resource=FINETUNES, store=cache.finetunes, wake=queue.add),
         Source(resource=JOBS, store=cache.jobs, wake=soon),
-        Source(resource=PODS, store=cache.pods, wake=soon),
+        Source(resource=PODS, store=cache.pods, wake=after_the_job),
     ]
     if kueue.served:
         sources.append(Source(resource=kueue.workloads, store=cache.workloads, wake=soon))
