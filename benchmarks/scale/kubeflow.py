@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scale.connections import Object
-from benchmarks.scale.creation import Kind, create
+from benchmarks.scale.creation import WARM_UP, Kind, create
 from benchmarks.scale.fleet import finetunes, make_namespaces
 from benchmarks.scale.machine import Busy
 from benchmarks.scale.processes import REPOSITORY, define, operator_in, wait_until
@@ -66,7 +66,10 @@ class Load:
 
 
 def compare(loads: list[Load]) -> Iterator[Row]:
-    """Each load first for Kubeflow Trainer and then for this operator, with time in between for the pods to be made."""
+    """Each load first for Kubeflow Trainer and then for this operator, with time in between for the pods to be made.
+
+    A few creations of each kind go before, which are not counted.
+    """
     with _full_cluster() as cluster:
         places = settings.places(NAME)
         record = lifecycle.load_record(places)
@@ -76,13 +79,15 @@ def compare(loads: list[Load]) -> Iterator[Row]:
         define(NAME)
         inside = (str(HACK_CLUSTER), "exec", f"--name={NAME}", "--")
         with operator_in(places.pki / "admin.conf", prefix=inside):
-            for number, load in enumerate(loads):
+            for number, load in enumerate([Load(count=WARM_UP, rate=20), *loads]):
                 for who, kind in (("Kubeflow Trainer", _trainjobs), ("this operator", finetunes)):
                     namespace = f"{'kubeflow' if kind is _trainjobs else 'lora'}-{number}"
                     make_namespaces(api, [namespace])
                     busy = Busy()
                     done = create(api, kind(namespace), [f"run-{i:05}" for i in range(load.count)], load.rate)
-                    yield Row(what=f"{who}: apply to Job, {load}", wanted="", measured=str(done), busy=busy.share())
+                    if number > 0:
+                        what = f"{who}: apply to Job, {load}"
+                        yield Row(what=what, wanted="", measured=str(done), busy=busy.share())
                     _wait_for_pods(api, namespace, load.count)
 
 

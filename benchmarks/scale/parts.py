@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scale.connections import Connection, Connections, Object, Watch
-from benchmarks.scale.creation import CONNECTIONS, create
+from benchmarks.scale.creation import CONNECTIONS, WARM_UP, create
 from benchmarks.scale.fleet import (
     STRATEGIC,
     Ending,
@@ -30,7 +30,6 @@ from lora_trainer.contract.reasons import Reason
 
 # Kubernetes' own 20 requests a second would take minutes to give 1,000 Jobs their pods; creation is measured with it.
 _CONTROLLER_RATE = 300
-_WARM_UP = 60
 _REST_S = 5
 _TEAMS = [f"team-{number}" for number in range(10)]
 _ENDINGS = (
@@ -44,8 +43,7 @@ def creation(rate: float | None, count: int, wanted: str) -> Row:
     """(a) Creations, until each has its Job."""
     with a_control_plane() as plane, an_operator(plane.kubeconfig) as operator:
         make_namespaces(plane.api, ["bench", "warm"])
-        # A control plane of some seconds compiles rules and fills caches at its first objects.
-        create(plane.api, finetunes("warm"), [f"run-{number:05}" for number in range(_WARM_UP)], 20)
+        create(plane.api, finetunes("warm"), [f"run-{number:05}" for number in range(WARM_UP)], 20)
         time.sleep(_REST_S)
         busy, before = Busy(), operator.usage()
         done = create(plane.api, finetunes("bench"), [f"run-{number:05}" for number in range(count)], rate)
