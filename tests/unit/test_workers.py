@@ -83,3 +83,16 @@ async def test_credentials_that_are_refused_end_the_process() -> None:
     """A restart reads them anew."""
     with pytest.raises(OperatorFailedError, match="accepts the credentials no more: expired"):
         await work(Failing(ApiError(401, "Unauthorized", "expired")))
+
+
+async def test_thousands_of_turns_that_wait_for_nothing_leave_the_loop_to_others() -> None:
+    """After a start over finished runs watches and probes would not be served for seconds."""
+    queue: WorkQueue[Key] = WorkQueue(base_s=1, max_s=1, random=lambda: 1.0)
+    for number in range(1000):
+        queue.add(Key("team", f"done-{number}"))
+    reconciler, metrics = cast("Reconciler", Failing()), Metrics(CollectorRegistry())
+    worker = asyncio.create_task(run_worker(queue, Cache(), reconciler, metrics))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(queue) > 900
+    worker.cancel()
