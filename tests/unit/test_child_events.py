@@ -137,6 +137,26 @@ async def test_a_thousand_jobs_without_a_pod_share_one_list(events: ChildEvents,
     assert len(api.asked) == 3
 
 
+async def test_what_the_jobs_of_a_namespace_were_told_goes_with_the_last_run_that_waits_there(
+    events: ChildEvents, api: EventsApi, clock: Clock
+) -> None:
+    """Namespaces come and go for years; as long as one run waits, the list is kept for it."""
+    keys = [Key("team", name) for name in "abc"]
+    for key in keys:
+        events.watch(key, [make_job()], [])
+    clock.now_s = 9.0
+    await events.latest(keys[0])
+    events.forget(keys[0])
+    await events.latest(keys[1])
+    assert len(api.asked) == 1
+    events.forget(keys[1])
+    events.forget(keys[2])
+    events.watch(keys[0], [make_job()], [])
+    events.read_anew(keys[0])
+    await events.latest(keys[0])
+    assert len(api.asked) == 2
+
+
 async def test_a_look_that_must_know_reads_at_once(events: ChildEvents, api: EventsApi) -> None:
     """After a restart the stored reason may have been told by Events alone."""
     events.watch(KEY, [make_job()], [make_pod(name="a")])

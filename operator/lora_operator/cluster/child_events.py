@@ -84,8 +84,9 @@ class ChildEvents:
             watched.due_s = self._clock()
 
     def forget(self, key: Key) -> None:
-        """The resource waits no more."""
-        self._watched.pop(key, None)
+        """The resource waits no more; what its namespace's Jobs were told goes with the last one that waits there."""
+        if self._watched.pop(key, None) and all(other.namespace != key.namespace for other in self._watched):
+            self._refusals.pop(key.namespace, None)
 
     async def latest(self, key: Key) -> tuple[EventView, ...]:
         """The Events, read anew where it is time. Without an answer the old ones stay: they only explain."""
