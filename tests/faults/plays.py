@@ -3,8 +3,11 @@
 A play is a generator that yields what it waits for. Many plays need one list of each kind per look.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
 from tests.component.documents import Object, failed, succeeded
@@ -39,6 +42,15 @@ class Player:
         while not self.over and (self._awaited is None or self._awaited()):
             self._awaited = next(self._steps, None)
             self.over = self._awaited is None
+
+    def stuck(self) -> str:
+        """What the play waits for, by its lines from the outer to the inner one, and what the last look saw."""
+        lines, steps = [], self._steps
+        while isinstance(steps, GeneratorType) and steps.gi_frame is not None:
+            lines.append(steps.gi_frame.f_lineno)
+            steps = steps.gi_yieldfrom
+        seen = {"finetune": self.finetune, "jobs": self.jobs, "pods": self.pods}
+        return f"{self.name} waits at {lines} of {Path(__file__).name}\n{json.dumps(seen, indent=1)}"
 
     # -- what is waited for
 

@@ -63,6 +63,23 @@ class Theatre:
         """A run of its own."""
         return Player(stage=self.stage, name=f"{play.__name__}-{next(self._numbers):03}", play=play)
 
+    def play(self, players: Iterable[Player], what: str) -> None:
+        """Go on until all plays are over; fails with what those that are not wait for."""
+        players = list(players)
+        try:
+            eventually(partial(self.all_over, players), what, deadline_s=PATIENCE_S)
+        except AssertionError as error:
+            for player in players:
+                if not player.over:
+                    error.add_note(player.stuck())
+                    error.add_note("".join(f"{line}\n" for line in self.lines() if player.name in line))
+            error.add_note(self.operator.text()[-4000:])
+            raise
+
+    def lines(self) -> list[str]:
+        """What all operators of this stage said, one after the other."""
+        return [line for operator in self.stage.operators for line in operator.text().splitlines()]
+
     def writes(self, player: Player) -> list[Call]:
         """What the operator wrote for a run."""
         return [call for call in self.proxy.made(about=f"{player.name}*") if call.mutates]
@@ -94,7 +111,7 @@ def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(stag
     points: list[Point] = []
     pairs = {play: (theatre.player(play), theatre.player(play)) for play in PLAYS}
     everybody = [player for pair in pairs.values() for player in pair]
-    eventually(partial(theatre.all_over, everybody), "the golden runs are over", deadline_s=PATIENCE_S)
+    theatre.play(everybody, "the golden runs are over")
     for play, (first, second) in pairs.items():
         _expect(partial(_chronicle, theatre, second), partial(_chronicle, theatre, first), play.__name__)
         golden[play] = theatre.end_state(first)
@@ -178,8 +195,7 @@ def _crash_at(theatre: Theatre, points: list[Point], golden: dict[Play, Object])
     for rule in rules.values():
         rule.lift()
     theatre.start()
-    over = partial(theatre.all_over, list(players.values()))
-    eventually(over, "the plays are over in spite of the crash", deadline_s=PATIENCE_S)
+    theatre.play(players.values(), "the plays are over in spite of the crash")
     for point, player in players.items():
         _expect(partial(theatre.end_state, player), partial(golden.__getitem__, point.play), point)
     return passed_by

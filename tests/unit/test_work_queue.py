@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_operator.running.work_queue import WorkQueue, backoff_s
 
@@ -166,6 +168,59 @@ async def test_news_shorten_a_backoff_but_no_pause_that_a_server_asked_for() -> 
     queue.add("a")
     assert len(queue) == 1
     timers.cancel()
+
+
+async def test_a_timer_that_ends_within_a_pause_is_due_when_the_pause_is_over() -> None:
+    """A pod's news came during the work, and a server then asked for seconds: the key is neither early nor lost."""
+    clock = Clock()
+    queue = make_queue(clock)
+    timers = asyncio.create_task(queue.run_timers())
+    queue.add("a")
+    key = await queue.take()
+    queue.add_after("a", 0.5)
+    queue.failed(key, at_least_s=7)
+    await clock.turn(6.9)
+    assert len(queue) == 0
+    await clock.turn(0.2)
+    assert len(queue) == 1
+    timers.cancel()
+
+
+WISHES = st.sampled_from([None, 0.0, 0.5, 8.0])
+ENDS = st.tuples(st.sampled_from(["done", "failed"]), st.sampled_from([0.0, 0.5, 7.0]))
+
+
+@settings(max_examples=max(500, settings().max_examples))
+@given(st.lists(st.tuples(WISHES, ENDS, st.sampled_from([0.1, 1.0, 9.0])), max_size=6))
+def test_no_wish_is_ever_lost(turns: list[tuple[float | None, tuple[str, float], float]]) -> None:
+    """Whatever is asked for while a worker has the key or has not: it comes again, and not before a pause is over."""
+    asyncio.run(_take_turns(turns))
+
+
+async def _take_turns(turns: list[tuple[float | None, tuple[str, float], float]]) -> None:
+    clock = Clock()
+    queue = make_queue(clock)
+    timers = asyncio.create_task(queue.run_timers())
+    queue.add("a")
+    wanted, pause_ends_s = True, 0.0
+    for wish_s, (end, number), pass_s in [*turns, *[(None, ("done", 0.0), 10.0)] * 9]:
+        has_it = len(queue) > 0
+        if has_it:
+            await queue.take()
+            assert clock.now_s >= pause_ends_s
+            wanted, pause_ends_s = False, 0.0
+        if wish_s is not None:
+            queue.add_after("a", wish_s)
+            wanted = True
+        if has_it and end == "done":
+            queue.done("a", requeue_after_s=number or None)
+            wanted = wanted or number > 0
+        elif has_it:
+            queue.failed("a", at_least_s=number)
+            wanted, pause_ends_s = True, clock.now_s + number
+        await clock.turn(pass_s)
+    timers.cancel()
+    assert not wanted
 
 
 @pytest.mark.parametrize(

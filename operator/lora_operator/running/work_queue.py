@@ -170,6 +170,7 @@ class WorkQueue(Generic[K]):
                 return due - now
             heapq.heappop(self._timers)
             if current:
+                del self._due[key]  # a key that is held back is given another timer, which this one must not forestall
                 self.add(key)
         return None
 
