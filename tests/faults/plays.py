@@ -79,6 +79,11 @@ class Player:
         ours = [j for j in self.jobs if j["metadata"]["labels"][ROLE_LABEL] == role.value]
         return max(ours, key=lambda job: str(job["metadata"]["name"]), default={})
 
+    def job_condition(self, kind: str) -> str:
+        """The status of a condition of its newest Job."""
+        conditions = self.job().get("status", {}).get("conditions", [])
+        return next((f"{c['status']}" for c in conditions if c["type"] == kind), "")
+
     # -- what is done
 
     def run(self, role: Role = Role.TRAIN) -> Iterator[Awaited]:
@@ -149,6 +154,8 @@ def recreated(player: Player) -> Iterator[Awaited]:
     yield player.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
     player.stage.change(player.name, suspend=True)
     yield player.shows("Suspended", "True")
+    # A Job controller that lags would still delete the pod when it has a node, where no kubelet ends it.
+    yield lambda: player.job_condition("Suspended") == "True" and not player.pods
     player.stage.change(player.name, suspend=False)
     yield player.shows("Suspended", "False")
     yield from player.run()
