@@ -122,11 +122,12 @@ def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(stag
         known = Counter(_says(call, second.name) for call in theatre.writes(second))
         points += [p for p in _points(play, theatre.writes(first), first.name) if p.ordinal <= known[p.says]]
     groups = _groups(points if SOAK else _new_ones(points))
-    late = [point for group in groups for point in _crash_at(theatre, group, golden)]
-    passed_by = _crash_at(theatre, late, golden) if late else []
+    missed = [point for group in groups for point in _crash_at(theatre, group, golden)]
     total = sum(map(len, groups))
-    print(f"{total} points in {len(groups)} crashes; passed by: {[point.says for point in passed_by]}")
-    assert len(passed_by) <= total / 10
+    if len(missed) > total / 10:
+        missed = _crash_at(theatre, missed, golden)  # on a machine that was too busy
+    print(f"{total} points in {len(groups)} crashes; missed: {[point.says for point in missed]}")
+    assert len(missed) <= total / 10
 
 
 def _chronicle(theatre: Theatre, player: Player) -> Object:
