@@ -226,7 +226,8 @@ class ModelOperator:
     async def _live(self) -> None:
         try:
             await self.kueue.discover(self.api)
-            for key in await self.resync.fill():
+            await self.resync.fill(set())
+            for key in self.cache.finetunes.places():
                 self.queue.add(key)
             for plural in WATCHED:
                 self.relist(plural)

@@ -68,8 +68,8 @@ def test_a_list_removes_what_it_does_not_hold() -> None:
     jobs.put(job("b", uid="j2", version="2"))
     with jobs.listing() as listing:
         listing.take([job("b", uid="j2", version="2")])
-        changed = listing.finish("10", ALL)
-    assert changed == {OWNER}
+        listing.finish("10", ALL)
+        assert listing.changed == {OWNER}
     assert [view.uid for view in jobs.of(OWNER, "u1")] == ["j2"]
 
 
@@ -78,7 +78,8 @@ def test_a_list_does_not_remove_what_is_newer_than_it() -> None:
     jobs = Cache().jobs
     with jobs.listing() as listing:
         jobs.put(job(version="11"))
-        assert listing.finish("10", ALL) == set()
+        listing.finish("10", ALL)
+        assert not listing.changed
     assert len(jobs) == 1
 
 
@@ -93,13 +94,74 @@ def test_a_list_does_not_bring_back_what_was_deleted_meanwhile() -> None:
     assert len(jobs) == 0
 
 
-def test_an_interrupted_list_removes_nothing() -> None:
-    """Half a list is no proof of absence."""
+def test_an_interrupted_list_removes_nothing_and_says_what_it_brought() -> None:
+    """Half a list is no proof of absence, and what it held is no news to the next one."""
     jobs = Cache().jobs
     jobs.put(job("a", uid="j1"))
     with jobs.listing() as listing:
         listing.take([job("b", uid="j2")])
     assert len(jobs) == 2
+    assert listing.changed == {OWNER}
+
+
+def test_an_answer_that_a_deletion_has_overtaken_brings_nothing_back() -> None:
+    """The watch told of the deletion before the answer to our own creation was read."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    jobs.remove(job(version="7"))
+    assert jobs.put(job(version="5")) is None
+    assert len(jobs) == 0
+
+
+def test_an_object_that_takes_our_label_off_and_on_again_is_back() -> None:
+    """To a watch with a selector this looks like a deletion, and the uid stays."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    jobs.remove(job(version="7"))
+    assert jobs.put(job(version="8")) == OWNER
+
+
+def test_an_answer_about_an_earlier_object_does_not_replace_the_new_one() -> None:
+    """Deleted and created again by the same name while a write to the old one was on its way."""
+    jobs = Cache().jobs
+    jobs.put(job(uid="new", version="9"))
+    assert jobs.put(job(uid="old", version="7")) is None
+    assert [view.uid for view in jobs] == ["new"]
+
+
+def test_what_one_list_removed_another_older_one_does_not_bring_back() -> None:
+    """Two lists of a kind cross: a watch that begins anew, and a resync."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    with jobs.listing() as older:
+        with jobs.listing() as newer:
+            newer.finish("10", ALL)
+        older.take([job(version="5")])
+        older.finish("8", ALL)
+    assert len(jobs) == 0
+
+
+def test_what_the_server_does_not_find_is_forgotten() -> None:
+    """Whatever it was: a later one by that name is another object, or a newer version."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    jobs.vacate(Key("team", "job"))
+    jobs.vacate(Key("team", "never there"))
+    assert jobs.put(job(version="5")) is None
+    assert jobs.put(job(uid="j2", version="6")) == OWNER
+
+
+def test_of_what_was_removed_only_so_much_is_remembered() -> None:
+    """A cluster removes pods for as long as it lives; all of them are remembered only while a list is under way."""
+    jobs = Cache().jobs
+    with jobs.listing() as listing:
+        for number in range(1500):
+            jobs.remove(job(uid=f"j{number}", version="7"))
+        listing.take([job(uid="j0", version="6")])
+        assert len(jobs) == 0
+    jobs.remove(job(uid="last", version="7"))
+    assert jobs.put(job(uid="j1499", version="6")) is None
+    assert jobs.put(job(uid="j0", version="6")) == OWNER, "forgotten"
 
 
 def test_a_list_of_one_owner_leaves_the_others_alone() -> None:

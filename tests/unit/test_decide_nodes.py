@@ -22,7 +22,7 @@ from tests.unit.builders import (
 from tests.unit.plans import condition, plan_for, told
 
 from lora_operator.decision.decide import decide
-from lora_operator.views.model import Observed
+from lora_operator.views.model import Observed, Rejection
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -131,6 +131,17 @@ def test_a_service_that_was_deleted_is_made_again_before_new_pods_need_it() -> N
     assert plan_for(with_status(TWO, restarts.status), jobs=(failed,), pods=ended).create == ()
     alone = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=(ended_pod(72, cause),))
     assert (told(alone), alone.create) == (("Unknown", "Restarting"), ())
+
+
+def test_a_service_that_was_refused_is_tried_again() -> None:
+    """The state has been told meanwhile, and does not change before the pods find each other."""
+    job, pods = make_job(spec={"backoffLimit": 6}), (running_pod(index=0), running_pod(index=1))
+    refusal = Rejection(kind="Service", name=job_name(), code=403, reason="Forbidden", message="exceeded quota")
+    refused = plan_for(TWO, jobs=(job,), pods=pods, rejection=refusal)
+    assert (condition(refused, "Accepted")["status"], refused.create) == ("False", ())
+    again = plan_for(with_status(TWO, refused.status), jobs=(job,), pods=pods)
+    assert [obj["kind"] for obj in again.create] == ["Service"]
+    assert condition(again, "Accepted")["status"] == "True"
 
 
 def test_the_time_to_live_takes_the_service_too() -> None:

@@ -76,13 +76,25 @@ def test_what_a_new_list_does_not_hold_is_forgotten_at_its_end(intake: Intake, c
     assert woken == [Key("team", "b")]
 
 
-def test_a_list_that_was_cut_comes_to_nothing(intake: Intake, cache: Cache) -> None:
-    """It removes nothing, and what it held is no reason for the next one to keep that."""
+def test_a_list_that_was_cut_removes_nothing(intake: Intake, cache: Cache) -> None:
+    """And what it held is no reason for the next one to keep that."""
     intake.take_list(ALL, {}, chunk(finetune("a"), finetune("b")))
     intake.take_list(ALL, {}, chunk(finetune("c"), version="20", more="next"))
     assert names(cache) == ["a", "b", "c"]
     intake.take_list(ALL, {}, chunk(finetune("a"), finetune("b"), version="21"))
     assert names(cache) == ["a", "b"]
+
+
+def test_what_a_list_brought_that_was_cut_wakes_all_the_same(intake: Intake, woken: list[Key]) -> None:
+    """To the list that follows it is no news, and a new run that nobody is told of would never be looked at."""
+    intake.take_list(ALL, {}, chunk(finetune("a"), more="next"))
+    intake.take_list(ALL, {}, chunk(finetune("a"), version="11", more="next"))
+    intake.take_list(ALL, {"continue": "next"}, chunk(finetune("b"), version="11"))
+    assert sorted(woken) == [Key("team", "a"), Key("team", "b")]
+    woken.clear()
+    intake.take_list(ALL, {}, chunk(finetune("c"), version="20", more="next"))
+    intake.take_list(ALL, {}, chunk(finetune("c"), version="21", more="next"))
+    assert woken == [Key("team", "c")]
 
 
 def test_what_was_deleted_between_two_chunks_does_not_come_back(intake: Intake, cache: Cache) -> None:

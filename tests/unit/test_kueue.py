@@ -26,7 +26,6 @@ from lora_operator.running.resync import Resync
 from lora_operator.running.self_check import rights_used
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.watch import register, sources_of
-from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.model import Patch, Told
 
 KEY = Key(NAMESPACE, NAME)
@@ -121,7 +120,7 @@ async def test_a_kueue_that_comes_goes_or_is_exchanged_ends_the_process(
 async def test_workloads_are_listed_only_where_they_are_served(versions: tuple[str, ...]) -> None:
     """In the version that is served."""
     server, cache = Discovery(*versions), Cache()
-    await make_resync(server, cache, await found(server)).fill()
+    await make_resync(server, cache, await found(server)).fill(set())
     listed = [version for plural, version in server.listed if plural == "workloads"]
     assert (listed, len(cache.workloads)) == (list(versions), len(versions))
 
@@ -134,8 +133,7 @@ async def test_workloads_are_watched_only_where_they_are_served(versions: tuple[
     async def log_in() -> kopf.AiohttpSession:
         raise AssertionError("nobody logs in")
 
-    queue: WorkQueue[Key] = WorkQueue(base_s=1, max_s=1, random=lambda: 0.5)
-    sources = sources_of(Cache(), await found(Discovery(*versions)), queue)
+    sources = sources_of(Cache(), await found(Discovery(*versions)), lambda key, after_s: None)
     register(registry, [source.resource for source in sources], log_in)
     groups = [handler.selector.group for handler in registry._watching.get_all_handlers() if handler.selector]
     assert ("kueue.x-k8s.io" in groups) == bool(versions)
@@ -220,5 +218,6 @@ def test_a_list_of_workloads_forgets_those_that_are_gone() -> None:
     workloads = Cache().workloads
     workloads.put(make_workload_object())
     with workloads.listing() as listing:
-        assert listing.finish("9", Scope(namespace=NAMESPACE)) == {KEY}
+        listing.finish("9", Scope(namespace=NAMESPACE))
+        assert listing.changed == {KEY}
     assert len(workloads) == 0

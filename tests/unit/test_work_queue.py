@@ -279,17 +279,6 @@ async def test_nothing_is_urgent_once_the_queue_is_closed() -> None:
     assert not queue.is_waiting(0)
 
 
-async def test_keys_that_wait_can_be_ranked_anew() -> None:
-    """An operator that takes over may have heard of a run long ago."""
-    ranks = {"a": 0, "b": 1}
-    queue = make_queue(Clock(), rank=lambda key: ranks[key])
-    queue.add("a")
-    queue.add("b")
-    ranks.update(a=2)
-    queue.rank_anew()
-    assert [await queue.take(), await queue.take()] == ["b", "a"]
-
-
 async def test_a_queue_that_is_closed_hands_out_nothing_and_tells_when_the_workers_are_done() -> None:
     """The end in order: no new work, and what was begun is finished."""
     queue = make_queue(Clock())

@@ -67,8 +67,15 @@ class Scope:
         return in_namespace and (self.owner_uid is None or entry.owner_uid == self.owner_uid)
 
 
+_MOST_REMOVED = 1000
+
+
 class Store(Generic[T]):
-    """All objects of one kind, by place and by owner. An older version never replaces a newer one."""
+    """All objects of one kind, by place and by owner.
+
+    An older version never replaces a newer one, nor brings back what was removed: an answer to a request of ours, or a
+    list that takes seconds, may be overtaken by the watch. Of what was removed, the last ones are remembered.
+    """
 
     def __init__(
         self, parse: Callable[[Mapping[str, Any]], T], owner_of: OwnerOf, packing: Packing[T] | None = None
@@ -79,7 +86,8 @@ class Store(Generic[T]):
         self._owner_of = owner_of
         self._entries: dict[Key, Entry[T]] = {}
         self._by_owner: dict[Key, set[Key]] = {}
-        self._graves: list[set[str]] = []
+        self._removed: dict[str, str] = {}
+        self._listings = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -87,6 +95,10 @@ class Store(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         """All objects of this moment; another thread may go through them."""
         return (self._view(entry) for entry in list(self._entries.values()))
+
+    def places(self) -> tuple[Key, ...]:
+        """Where there is an object at this moment."""
+        return tuple(self._entries)
 
     def get(self, place: Key) -> T | None:
         """The object at a place."""
@@ -109,7 +121,8 @@ class Store(Generic[T]):
         # Compared before it is read: each list and each write of ours is told again by a watch.
         metadata = document["metadata"]
         known = self._entries.get(_place(document))
-        if known is not None and known.uid == metadata.get("uid") and not _is_newer(_version(metadata), known.version):
+        latest = known.version if known is not None else self._removed.get(str(metadata.get("uid", "")))
+        if latest is not None and not _is_newer(_version(metadata), latest):
             return None
         entry = self._entry(document)
         self._insert(entry)
@@ -117,24 +130,30 @@ class Store(Generic[T]):
 
     def remove(self, document: Mapping[str, Any]) -> Key | None:
         """Forget an object; return its owner if it was known. Another object by the same name stays."""
-        entry = self._entry(document)
-        for graves in self._graves:
-            graves.add(entry.uid)
-        known = self._entries.get(entry.place)
-        if known is None or known.uid != entry.uid:
+        metadata = document["metadata"]
+        uid = str(metadata.get("uid", ""))
+        self._bury(uid, _version(metadata))
+        known = self._entries.get(_place(document))
+        if known is None or known.uid != uid:
             return None
         self._delete(known)
         return known.owner
 
+    def vacate(self, place: Key) -> None:
+        """Forget what was at a place, of which the server says that nothing is there."""
+        known = self._entries.get(place)
+        if known is not None:
+            self._bury(known.uid, known.version)
+            self._delete(known)
+
     @contextmanager
     def listing(self) -> Iterator["Listing[T]"]:
-        """Around a list request: what is deleted meanwhile does not come back with the answer."""
-        graves: set[str] = set()
-        self._graves.append(graves)
+        """Around a list request: whatever is removed meanwhile is remembered, and does not come back with it."""
+        self._listings += 1
         try:
-            yield Listing(self, graves)
+            yield Listing(self)
         finally:
-            self._graves = [other for other in self._graves if other is not graves]
+            self._listings -= 1
 
     def prune(self, version: str, listed: set[str], scope: Scope) -> set[Key]:
         """Forget what a list as of `version` does not hold, unless it is newer; return the owners with news."""
@@ -145,6 +164,7 @@ class Store(Generic[T]):
             if entry.uid not in listed and not _is_newer(entry.version, version) and scope.covers(entry)
         ]
         for entry in gone:
+            self._bury(entry.uid, version)
             self._delete(entry)
         return {entry.owner for entry in gone}
 
@@ -179,6 +199,12 @@ class Store(Generic[T]):
         self._entries[entry.place] = entry
         self._by_owner.setdefault(entry.owner, set()).add(entry.place)
 
+    def _bury(self, uid: str, version: str) -> None:
+        self._removed.pop(uid, None)
+        self._removed[uid] = version
+        while len(self._removed) > _MOST_REMOVED and not self._listings:
+            del self._removed[next(iter(self._removed))]
+
     def _delete(self, entry: Entry[T]) -> None:
         del self._entries[entry.place]
         places = self._by_owner[entry.owner]
@@ -190,24 +216,23 @@ class Store(Generic[T]):
 class Listing(Generic[T]):
     """A list on its way into a store, chunk by chunk."""
 
-    def __init__(self, store: Store[T], graves: set[str]) -> None:
+    def __init__(self, store: Store[T]) -> None:
         self._store = store
-        self._graves = graves
         self._listed: set[str] = set()
-        self._changed: set[Key] = set()
+        self.changed: set[Key] = set()
+        """The owners with news so far: nobody else is told of those, even where the list comes to nothing."""
 
     def take(self, documents: Iterable[Mapping[str, Any]]) -> None:
         """Take in a chunk."""
         for document in documents:
-            uid = str(document["metadata"].get("uid", ""))
-            self._listed.add(uid)
-            news = None if uid in self._graves else self._store.put(document)
+            self._listed.add(str(document["metadata"].get("uid", "")))
+            news = self._store.put(document)
             if news is not None:
-                self._changed.add(news)
+                self.changed.add(news)
 
-    def finish(self, version: str, scope: Scope) -> set[Key]:
-        """The list of all that `scope` covers is complete; return the owners with news."""
-        return self._changed | self._store.prune(version, self._listed, scope)
+    def finish(self, version: str, scope: Scope) -> None:
+        """The list of all that `scope` covers is complete."""
+        self.changed |= self._store.prune(version, self._listed, scope)
 
 
 class Cache:

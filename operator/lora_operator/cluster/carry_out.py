@@ -103,6 +103,8 @@ class Writer:
             stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
         except ApiError as error:
             if error.code == 404:
+                store = self._cache.workloads if patch.kind == WORKLOADS.kind else self._cache.jobs
+                store.vacate(Key(finetune.namespace, patch.name))
                 raise TryAgainError(f"{patch.kind} {patch.name} is gone") from error
             if error.code in _REFUSALS or (error.code >= 500 and patient):
                 return _rejection(patch.kind, patch.name, error)

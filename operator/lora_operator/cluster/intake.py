@@ -77,13 +77,15 @@ class Intake:
         """Take in an answer, one chunk of a list; return what is left of it for kopf."""
         place, metadata = self._places[path], answer.get("metadata") or {}
         if place.listing is None or "continue" not in query:
-            place.stack.close()  # a list that was cut has come to nothing
+            place.stack.close()
+            if place.listing is not None:
+                self._tell(place.listing.changed)  # the list was cut, and what it brought will be no news again
             place.listing = place.stack.enter_context(place.source.store.listing())
         place.listing.take(without_managed_fields(document) for document in answer.get("items") or ())
         if not metadata.get("continue"):
-            changed = place.listing.finish(str(metadata.get("resourceVersion", "")), place.scope)
+            place.listing.finish(str(metadata.get("resourceVersion", "")), place.scope)
             place.stack.close()
-            place.listing, place.listed = None, True
+            changed, place.listing, place.listed = place.listing.changed, None, True
             self._tell(changed)
         self._took()
         return {**answer, "items": []}

@@ -9,15 +9,26 @@ from lora_operator.cluster.carry_out import without_managed_fields
 
 
 async def list_into(
-    store: Store[Any], api: Api, resource: Resource, *, namespace: str | None, query: Mapping[str, str], scope: Scope
-) -> set[Key]:
-    """Make the store what the list says, within the scope; return the owners with news.
+    store: Store[Any],
+    api: Api,
+    resource: Resource,
+    *,
+    namespace: str | None,
+    query: Mapping[str, str],
+    scope: Scope,
+    news: set[Key] | None = None,
+) -> None:
+    """Make the store what the list says, within the scope; add the owners with news to `news`.
 
-    Raises `ApiError` or `UnreachableError`; the store then holds what has come so far, and has lost nothing.
+    Raises `ApiError` or `UnreachableError`; the store and `news` then hold what has come so far, and have lost nothing.
     """
     version = ""
     with store.listing() as listing:
-        async for chunk in api.list_chunks(resource, namespace, query):
-            listing.take(without_managed_fields(document) for document in chunk.documents)
-            version = chunk.version
-        return listing.finish(version, scope)
+        try:
+            async for chunk in api.list_chunks(resource, namespace, query):
+                listing.take(without_managed_fields(document) for document in chunk.documents)
+                version = chunk.version
+            listing.finish(version, scope)
+        finally:
+            if news is not None:
+                news |= listing.changed

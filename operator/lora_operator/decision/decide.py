@@ -250,6 +250,8 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
     if job.suspended:
         return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
     due_s = pending_left_s(case, job, scene.pods, situation)
+    if observed.rejection is not None:  # which nothing takes back but another try
+        due_s = config.retry_max_s if due_s is None else min(due_s, config.retry_max_s)
     return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
 
 
@@ -265,7 +267,8 @@ def _made_again(case: Case, job: JobView, situation: Situation) -> tuple[Mapping
     lost = (render_config_map(case.finetune, train),) if situation.lost_config else ()
     meeting = not situation.running or situation.state.reason is Reason.STARTING
     several = job.role is Role.TRAIN and case.request.pod.nodes > 1 and meeting
-    changed = previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason
+    refused = previous_condition(case.finetune, Type.ACCEPTED).get("status") == "False"
+    changed = refused or previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason
     return (*lost, render_service(case.finetune, train)) if several and changed else lost
 
 

@@ -41,8 +41,7 @@ async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aio
     configuration = await load_configuration([counting])
     async with ApiClient(configuration) as client:
         operator = Operator(config, client, metrics, registry)
-        # Of a process that stands by, every run waits: that says nothing.
-        metrics.queue_depth.set_function(lambda: len(operator.queue) if operator.working else 0)
+        metrics.queue_depth.set_function(lambda: len(operator.queue))
         metrics.leader.set_function(lambda: float(operator.leading()))
         yield operator, counting
 
@@ -86,7 +85,7 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
 
 
 async def _lead(operator: Operator) -> None:
-    """Work on runs, with leader election as long as the lease is held; until then everything waits in the queue."""
+    """Work on runs, with leader election as long as the lease is held."""
     await operator.listed.wait()
     # What was listed stays: the garbage collector need not walk over all of it again and again.
     gc.collect()
@@ -94,12 +93,11 @@ async def _lead(operator: Operator) -> None:
     election = operator.election
     if election is not None:
         await election.acquire()
-    operator.working = True
+    operator.begin_work()
     # Of two processes that tell of the same runs, sums would count each run twice.
     operator.registry.register(ObjectCollector(operator.cache.finetunes))
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
-    queue.rank_anew()
     parts = {
         "timers": queue.run_timers(),
         "event poster": operator.poster.run(),
@@ -128,7 +126,7 @@ async def _wind_down(operator: Operator) -> None:
 
 async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
     """Run kopf's watches until one fails for good."""
-    sources = sources_of(operator.cache, operator.kueue, operator.queue)
+    sources = sources_of(operator.cache, operator.kueue, operator.wake)
     response_class = operator.intake(sources).response_class(operator.liveness.response_class())
 
     async def log_in() -> kopf.AiohttpSession:

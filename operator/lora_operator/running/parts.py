@@ -52,7 +52,7 @@ class Operator:
         self.poller = ProgressPoller(
             interval_s=config.progress_interval_s,
             timeout_s=config.progress_timeout_s,
-            wake=self.queue.add,
+            wake=self.wake,
             clock=time.monotonic,
         )
         self.poster = EventPoster(
@@ -64,7 +64,7 @@ class Operator:
             self.kueue,
             namespaces=config.namespaces,
             interval_s=config.resync_interval_s,
-            wake=self.queue.add,
+            wake=self.wake,
         )
         self.reconciler = Reconciler(
             api=self.api,
@@ -109,8 +109,19 @@ class Operator:
             if intake.complete:
                 self.listed.set()
 
-        intake = Intake(sources, namespaces=self.namespaces, wake=self.queue.add, took=took)
+        intake = Intake(sources, namespaces=self.namespaces, wake=self.wake, took=took)
         return intake
+
+    def wake(self, key: Key, after_s: float = 0) -> None:
+        """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
+        if self.working:
+            self.queue.add_after(key, after_s)
+
+    def begin_work(self) -> None:
+        """Have all runs looked at, and from now on those that there is news of."""
+        self.working = True
+        for key in self.cache.finetunes.places():
+            self.wake(key)
 
     def leading(self) -> bool:
         """Whether this process is the one that works on runs."""

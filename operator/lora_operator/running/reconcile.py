@@ -121,8 +121,7 @@ class Reconciler:
             await list_children(self._cache, self._api, finetune)
             turn.confirmed = True
             return True
-        if self._needs_events(key, finetune, plan):
-            self._watch_events(key, finetune)
+        if self._needs_events(key, finetune, plan) and self._watch_events(key, finetune) is not None:
             self._events.read_anew(key)
             return True
         if plan.patch and not turn.current:
@@ -159,7 +158,11 @@ class Reconciler:
     async def _create_and_patch(
         self, finetune: FineTune, plan: Plan, turn: _Turn, line: DecisionLine, *, patient: bool
     ) -> bool:
-        """Carry out the first half of a plan; False if it was refused, or a Job adopted that tells more than known."""
+        """Carry out the first half of a plan; False if all is to be decided anew.
+
+        So it is where a write was refused, and where a Job was adopted or changed: the server's answer may tell more of
+        it than was known, and the watch that follows is no news then.
+        """
         adopted = False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
@@ -172,7 +175,7 @@ class Reconciler:
             if rejection is not None:
                 return _refused(finetune, turn, rejection)
             line.wrote("patched", patch.kind, patch.name)
-        return not adopted
+        return not adopted and not plan.patch
 
     async def _tell(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
         """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""

@@ -44,14 +44,16 @@ class Resync:
         left = set(namespaces)
         self._namespaces = [place for place in self._places if place not in left]
 
-    async def fill(self) -> set[Key]:
-        """List all kinds; return the LoRAFineTunes with news. Raises `ApiError` or `UnreachableError`."""
-        changed = await self._list(FINETUNES, self._cache.finetunes, {})
+    async def fill(self, news: set[Key]) -> None:
+        """List all kinds; add the LoRAFineTunes with news to `news`, also those that came before a failure.
+
+        Raises `ApiError` or `UnreachableError`.
+        """
+        await self._list(FINETUNES, self._cache.finetunes, {}, news)
         for resource, store in ((JOBS, self._cache.jobs), (PODS, self._cache.pods)):
-            changed |= await self._list(resource, store, {"labelSelector": SELECTOR})
+            await self._list(resource, store, {"labelSelector": SELECTOR}, news)
         if self._kueue.served:
-            changed |= await self._list(self._kueue.workloads, self._cache.workloads, {})
-        return changed
+            await self._list(self._kueue.workloads, self._cache.workloads, {}, news)
 
     async def run(self, after: Callable[[], None]) -> None:
         """Resync every interval, forever; call `after` each time that it worked.
@@ -60,27 +62,26 @@ class Resync:
         """
         while True:
             await asyncio.sleep(self._interval_s)
+            news: set[Key] = set()
             try:
                 if await self._kueue.has_changed(self._api):
                     raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
-                changed = await self.fill()
+                await self.fill(news)
             except (ApiError, UnreachableError) as error:
                 logger.warning("the resync failed and is tried again in %.0f s: %s", self._interval_s, error)
-                continue
-            for key in changed:
+            else:
+                after()
+            for key in news:
                 logger.debug("the resync found what no watch had told", extra={"finetune": key})
                 self._wake(key)
-            after()
 
-    async def _list(self, resource: Resource, store: Store[Any], query: dict[str, str]) -> set[Key]:
-        changed: set[Key] = set()
+    async def _list(self, resource: Resource, store: Store[Any], query: dict[str, str], news: set[Key]) -> None:
         for namespace in self._namespaces:
             scope = Scope(namespace=namespace)
             try:
-                changed |= await list_into(store, self._api, resource, namespace=namespace, query=query, scope=scope)
+                await list_into(store, self._api, resource, namespace=namespace, query=query, scope=scope, news=news)
             except ApiError as error:
                 if error.code != 403 or len(self._namespaces) == 1:
                     raise
                 # A watch that is refused, too, ends the process; until then the others are not held up.
                 logger.error("%s in namespace %s cannot be listed: %s", resource.plural, namespace, error.message)
-        return changed

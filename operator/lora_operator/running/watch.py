@@ -9,7 +9,6 @@ from lora_operator.cluster.api import CHUNK_SIZE, CONNECT_TIMEOUT_S, FINETUNES, 
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.intake import Source
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views import names
 
 SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
@@ -64,17 +63,20 @@ def operator_settings(*, inactivity_s: float) -> kopf.OperatorSettings:
     return settings
 
 
-def sources_of(cache: Cache, kueue: Kueue, queue: WorkQueue[Key]) -> list[Source]:
-    """The kinds that are followed, where they are kept, and whom their events wake."""
+def sources_of(cache: Cache, kueue: Kueue, wake: Callable[[Key, float], None]) -> list[Source]:
+    """The kinds that are followed, where they are kept, and whom their events wake, after how many seconds."""
+
+    def at_once(key: Key) -> None:
+        wake(key, 0)
 
     def soon(key: Key) -> None:
-        queue.add_after(key, SETTLE_S)
+        wake(key, SETTLE_S)
 
     def after_the_job(key: Key) -> None:
-        queue.add_after(key, POD_SETTLE_S)
+        wake(key, POD_SETTLE_S)
 
     sources = [
-        Source(resource=FINETUNES, store=cache.finetunes, wake=queue.add),
+        Source(resource=FINETUNES, store=cache.finetunes, wake=at_once),
         Source(resource=JOBS, store=cache.jobs, wake=soon),
         Source(resource=PODS, store=cache.pods, wake=after_the_job),
     ]

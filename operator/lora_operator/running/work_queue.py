@@ -93,14 +93,6 @@ class WorkQueue(Generic[K]):
         """Whether a key of that rank waits for a worker; none does once the queue is closed."""
         return rank in self._ready and not self._closed
 
-    def rank_anew(self) -> None:
-        """Give those that wait the rank that they have by now."""
-        waiting = list(self._queued)
-        self._queued.clear()
-        self._ready.clear()
-        for key in waiting:
-            self._line_up(key, self._rank(key))
-
     async def take(self) -> K:
         """Wait for a key and hold it until `done`."""
         while self._closed or not self._queued:

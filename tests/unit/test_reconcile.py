@@ -1,0 +1,168 @@
+"""Turns of one run against an API server in memory: what is read and written, and when it is looked at next."""
+
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.unit.builders import (
+    CONFIG,
+    NAME,
+    NAMESPACE,
+    NOW,
+    condition_object,
+    job_name,
+    make_job_object,
+    make_manifest,
+    make_pod_object,
+)
+
+from lora_operator.cluster.api import FINETUNES, JOBS, Api, ApiError
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.carry_out import TryAgainError
+from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.post_events import EventPoster
+from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.reconcile import Reconciler
+from lora_operator.views.names import SUSPEND_ANNOTATION
+
+KEY = Key(NAMESPACE, NAME)
+Object = dict[str, Any]
+
+
+class Server(Api):
+    """Stores the resource, answers patches of Jobs as the test says, and lists the Job that it answered with."""
+
+    def __init__(self, manifest: Object) -> None:
+        self.finetune = manifest
+        self.patched: Object | ApiError = ApiError(500, "InternalError", "no answer was put down")
+        self.asked: list[str] = []
+
+    async def request(
+        self, method: str, path: str, query: Any = None, body: Any = None, content_type: str = ""
+    ) -> dict[str, Any]:
+        """What the API server would answer."""
+        self.asked.append(f"{method} {path}")
+        if method == "PUT":
+            version = str(int(self.finetune["metadata"].get("resourceVersion", "1")) + 1)
+            self.finetune = {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
+            return self.finetune
+        if method == "PATCH":
+            if isinstance(self.patched, ApiError):
+                raise self.patched
+            return self.patched
+        if path == FINETUNES.path(NAMESPACE, NAME):
+            return self.finetune
+        jobs = [self.patched] if isinstance(self.patched, dict) and path == JOBS.path(NAMESPACE) else []
+        return {"items": jobs, "metadata": {"resourceVersion": "50"}}
+
+    def patches(self) -> int:
+        """How often a Job was to be changed."""
+        return sum(line.startswith("PATCH") for line in self.asked)
+
+
+class World:
+    """A run with its Job and its pod, and the reconciler that looks after it."""
+
+    def __init__(self, *, spec: Object | None = None, status: Object | None = None) -> None:
+        manifest = make_manifest(spec=spec, status=status)
+        self.server, self.cache = Server(manifest), Cache()
+        self.cache.finetunes.put(manifest)
+        self.tell_job()
+        self.reconciler = Reconciler(
+            api=self.server,
+            cache=self.cache,
+            kueue=Kueue(),
+            config=CONFIG,
+            poller=ProgressPoller(interval_s=15, timeout_s=1, wake=lambda _: None, clock=lambda: 0.0),
+            events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
+            poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
+            observer=Metrics(CollectorRegistry()),
+            now=lambda: NOW,
+        )
+
+    def tell_job(self, version: str = "20", **changes: Any) -> Object:
+        """The watch brings the Job."""
+        job = make_job_object(**changes)
+        job["metadata"]["resourceVersion"] = version
+        self.cache.jobs.put(job)
+        return job
+
+    def tell_pod(self, message: str, version: str) -> None:
+        """The watch brings the pod, which has no node, and what the scheduler says of that."""
+        scheduled = condition_object("PodScheduled", "False", reason="Unschedulable", message=message)
+        pod = make_pod_object(node="", conditions=(scheduled,))
+        pod["metadata"]["resourceVersion"] = version
+        self.cache.pods.put(pod)
+
+    def condition(self, kind: str) -> Object:
+        """As it is stored."""
+        conditions: list[Object] = self.server.finetune["status"]["conditions"]
+        return next(c for c in conditions if c["type"] == kind)
+
+    async def turn(self) -> float | None:
+        """One turn; the seconds until the next look."""
+        return await self.reconciler.reconcile(KEY)
+
+
+async def test_a_pod_that_gets_another_reason_to_wait_tells_it_though_there_are_no_events_to_read() -> None:
+    """Its claim was made, and now all GPUs are taken: what the status said before came from the pod itself."""
+    world = World()
+    world.tell_pod('persistentvolumeclaim "adapters" not found', "21")
+    await world.turn()
+    assert world.condition("Complete")["reason"] == "VolumeNotReady"
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "22")
+    await world.turn()
+    assert world.condition("Complete")["reason"] == "Unschedulable"
+
+
+async def test_what_an_earlier_process_was_told_by_events_ends_when_a_pod_without_a_node_is_there() -> None:
+    """A quota held the Job up; now its pod waits for a node, of which there are no Events to read."""
+    stored = {
+        "conditions": [condition_object("Complete", "Unknown", reason="QuotaExceeded", message="no quota")],
+        "attempt": 1,
+        "jobName": job_name(),
+    }
+    world = World(status=stored)
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    await world.turn()
+    assert world.condition("Complete")["reason"] == "Unschedulable"
+
+
+async def test_a_refused_patch_of_a_run_that_waits_for_a_node_is_tried_again() -> None:
+    """Whatever refused it, a webhook for instance, tells nobody when it would take it."""
+    world = World(spec={"suspend": True})
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    world.server.patched = ApiError(403, "Forbidden", "admission webhook x denied the request: no")
+    wait_s = await world.turn()
+    assert world.condition("Accepted")["status"] == "False"
+    assert wait_s is not None
+    assert 0 < wait_s <= CONFIG.retry_max_s
+
+
+async def test_what_the_answer_to_a_patch_tells_of_the_job_counts_at_once() -> None:
+    """The Job had completed meanwhile: the watch that will say so brings no news any more."""
+    world = World(spec={"suspend": True})
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    done = make_job_object(
+        spec={"suspend": True},
+        annotations={SUSPEND_ANNOTATION: "true"},
+        status={"conditions": [condition_object("Failed", reason="BackoffLimitExceeded", message="all pods failed")]},
+    )
+    done["metadata"]["resourceVersion"] = "30"
+    world.server.patched = done
+    await world.turn()
+    assert world.server.patches() == 1
+    assert world.condition("Failed")["status"] == "True"
+
+
+async def test_a_job_that_is_gone_is_looked_for_and_not_patched_again() -> None:
+    """Its deletion is never told where a watch missed it."""
+    world = World(spec={"suspend": True}, status={"attempt": 1, "jobName": job_name()})
+    world.server.patched = ApiError(404, "NotFound", "jobs not found")
+    with pytest.raises(TryAgainError, match="is gone"):
+        await world.turn()
+    await world.turn()
+    assert world.server.patches() == 1
+    assert f"GET {JOBS.path(NAMESPACE)}" in world.server.asked
