@@ -59,7 +59,7 @@ test: servers
 soak: everything
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) tests/unit tests/golden --timeout=3000
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests/model --timeout=7200
-	@RANDOM_LIFE_SECONDS=1800 $(PYTEST) -q tests/component/test_random_life.py --timeout=3000
+	@RANDOM_LIFE_SEED=0 RANDOM_LIFE_SECONDS=1800 $(PYTEST) -q tests/component/test_random_life.py --timeout=3000
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests/faults --timeout=3000
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests/trainer/test_kills.py --timeout=3000
 	@for round in 1 2 3; do $(PYTEST) -q tests/component tests/cluster tests/e2e || exit 1; done

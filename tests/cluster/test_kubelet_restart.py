@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.component.stage import eventually
+from tests.component.patience import eventually
 
 from demoflow import run as demo_run
 from demoflow.cluster import Images
@@ -44,14 +44,14 @@ def test_a_kubelet_that_is_killed_and_started_again_costs_a_run_nothing(
     if client.uses_own_cluster():
         pytest.fail("This test kills a kubelet: run it without CLUSTER=current.")
     cluster.apply(_script(), _claim(), _finetune(), namespace=namespace)
-    pod = eventually(lambda: _training_pod(cluster, namespace), "the run trains", deadline_s=120)
+    pod = eventually(lambda: _training_pod(cluster, namespace), "the run trains", deadline_s=300)
     before = _kubelet()
     assert before is not None
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: _kubelet() not in (None, before), "the kubelet is started again", deadline_s=120)
+    eventually(lambda: _kubelet() not in (None, before), "the kubelet is started again", deadline_s=300)
     name = pod["metadata"]["name"]
-    eventually(lambda: _tell_end(cluster, namespace, name), "the new kubelet reaches the container", deadline_s=60)
-    cluster.wait("lft/alone", "condition=Complete", namespace=namespace, timeout_s=120)
+    eventually(lambda: _tell_end(cluster, namespace, name), "the new kubelet reaches the container", deadline_s=300)
+    cluster.wait("lft/alone", "condition=Complete", namespace=namespace, timeout_s=300)
     status = cluster.get("lorafinetune", "alone", f"--namespace={namespace}")["status"]
     assert (status["podName"], status["attempt"], status.get("retries", {})) == (name, 1, {})
     ended = cluster.get("pod", name, f"--namespace={namespace}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.component.stage import eventually
+from tests.component.patience import eventually
 
 from demoflow import run as demo_run
 from demoflow.cluster import Images

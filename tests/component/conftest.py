@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.component.stage import REPOSITORY, Stage, eventually, make_stage
+from tests.component.patience import eventually
+from tests.component.stage import REPOSITORY, Stage, make_stage
 
 from localcluster.client import Client, CommandError
 

@@ -5,24 +5,21 @@ The Job controller makes the pods; the tests write into their status what a kube
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
+from tests.component.accounts import Accounts
 from tests.component.documents import Object, finetune
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
 from tests.faults.proxy import FaultProxy
 
 from localcluster import lifecycle, settings
@@ -33,8 +30,6 @@ from lora_operator.views.names import ATTEMPT_LABEL, ROLE_LABEL, Role
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/lora-trainer:test"
-DEADLINE_S = 60.0
-T = TypeVar("T")
 
 # Everything that is patient in production is quick here; what a test is about it sets itself.
 QUICK: Mapping[str, Any] = {
@@ -49,79 +44,6 @@ QUICK: Mapping[str, Any] = {
 }
 
 
-def eventually(look: Callable[[], T | None], what: str, *, deadline_s: float = DEADLINE_S) -> T:
-    """What `look` returns once it is true; fails with `what` and the last answer after the deadline."""
-    end = time.monotonic() + deadline_s
-    while True:
-        seen = look()
-        if seen:
-            return seen
-        assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}; last seen: {seen!r}"
-        time.sleep(0.05)
-
-
-@dataclass(kw_only=True)
-class OperatorProcess:
-    """One operator process and what it says."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-    account: str
-    user: str
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Ask the operator's own HTTP server; 0 while it does not answer."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def wait_ready(self) -> None:
-        """Wait until it looks after runs."""
-
-        def ready() -> bool:
-            assert self.process.poll() is None, f"the operator ended with {self.process.returncode}:\n{self.text()}"
-            return self.get("/readyz")[0] == 200
-
-        eventually(ready, "the operator is ready")
-
-    def metric(self, series: str) -> float:
-        """Value of one series, given as it is exposed; 0 where it is not."""
-        return self.metrics().get(series, 0.0)
-
-    def metrics(self) -> dict[str, float]:
-        """All series by name and labels."""
-        lines = self.get("/metrics")[1].splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-
-    def writes(self) -> float:
-        """Requests to the API server that change something, so far."""
-        return sum(
-            value
-            for series, value in self.metrics().items()
-            if series.startswith("lora_operator_api_requests_total")
-            and re.search('verb="(create|update|patch|delete)"', series)
-        )
-
-    def text(self) -> str:
-        """The log so far."""
-        return self.log.read_text()
-
-    def kill(self) -> None:
-        """SIGKILL: no goodbye."""
-        self.process.kill()
-        self.process.wait(timeout=30)
-
-    def stop(self) -> int:
-        """SIGTERM, as the kubelet sends it; the exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
-
-
 @dataclass(kw_only=True)
 class Stage:
     """One namespace, the operators that watch it, and what there is in it."""
@@ -131,6 +53,7 @@ class Stage:
     namespace: str
     folder: Path
     node: str
+    accounts: Accounts
     operators: list[OperatorProcess] = field(default_factory=list)
     proxies: list[FaultProxy] = field(default_factory=list)
 
@@ -159,7 +82,7 @@ class Stage:
             yaml.safe_dump({**QUICK, "namespaces": [] if "" in granted else [*granted], "httpPort": port, **changes})
         )
         log = self.folder / f"operator-{number}.log"
-        account, kubeconfig = self._make_account(granted, proxy)
+        account, kubeconfig = self.accounts.make(granted, proxy)
         variables = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
@@ -215,39 +138,11 @@ class Stage:
 
     def grant(self, operator: OperatorProcess, rights: tuple[Right, ...], namespace: str = "") -> None:
         """From now on the operator has these rights and no others in a namespace, this one if none is named."""
-        self._bind(operator.account, namespace or self.namespace, rights)
+        self.accounts.bind(operator.account, namespace or self.namespace, rights)
 
     def kubeconfig(self, rights: tuple[Right, ...], proxy: FaultProxy | None = None) -> Path:
         """A kubeconfig for an account of its own that has these rights in this namespace."""
-        return self._make_account({self.namespace: rights}, proxy)[1]
-
-    def _make_account(self, granted: Mapping[str, tuple[Right, ...]], proxy: FaultProxy | None) -> tuple[str, Path]:
-        """A service account with these rights by namespace, and a kubeconfig with a token for it."""
-        name = f"operator-{uuid.uuid4().hex[:8]}"
-        core = f"/api/v1/namespaces/{self.namespace}"
-        self.api.post(f"{core}/serviceaccounts", {"metadata": {"name": name}})
-        for namespace, rights in granted.items():
-            self._bind(name, namespace, rights)
-        request = self.api.post(f"{core}/serviceaccounts/{name}/token", {"spec": {"expirationSeconds": 3600}})
-        config = yaml.safe_load(self.cluster.kubeconfig.read_text())
-        config["users"][0]["user"] = {"token": request["status"]["token"]}
-        if proxy is not None:
-            config["clusters"][0]["cluster"] = {"server": proxy.url}
-        path = self.folder / f"{name}.kubeconfig"
-        path.write_text(yaml.safe_dump(config))
-        return name, path
-
-    def _bind(self, account: str, namespace: str, rights: tuple[Right, ...]) -> None:
-        finalizers = {"apiGroups": ["lora-operator.io"], "resources": ["lorafinetunes/finalizers"], "verbs": ["update"]}
-        group, cluster = "rbac.authorization.k8s.io", "" if namespace else "cluster"
-        path = f"/apis/{group}/v1" + (f"/namespaces/{namespace}" if namespace else "")
-        role_kind, binding_kind = ("Role", "RoleBinding") if namespace else ("ClusterRole", "ClusterRoleBinding")
-        head = {"apiVersion": f"{group}/v1", "metadata": {"name": account}}
-        rules = [finalizers, *map(_rule, rights)]
-        self.api.apply(f"{path}/{cluster}roles/{account}", {**head, "kind": role_kind, "rules": rules})
-        subject = {"kind": "ServiceAccount", "name": account, "namespace": self.namespace}
-        binding = {"subjects": [subject], "roleRef": {"apiGroup": group, "kind": role_kind, "name": account}}
-        self.api.apply(f"{path}/{cluster}rolebindings/{account}", {**head, "kind": binding_kind, **binding})
+        return self.accounts.make({self.namespace: rights}, proxy)[1]
 
     # -- LoRAFineTunes
 
@@ -328,13 +223,29 @@ class Stage:
 
         return eventually(look, f"the Job has {count} pods")
 
+    def wait_held(self, job: Object) -> None:
+        """Wait until the Job controller has carried a suspension out.
+
+        It may lag behind the operator, and delete a pod that has got a node meanwhile, where no kubelet ends it.
+        """
+        uid, path = job["metadata"]["uid"], self.path("jobs", job["metadata"]["name"])
+
+        def look() -> bool:
+            conditions = self.api.get(path)["status"].get("conditions", [])
+            held = any(c["type"] == "Suspended" and c["status"] == "True" for c in conditions)
+            owned = (p for p in self.objects("pods") if any(o["uid"] == uid for o in p["metadata"]["ownerReferences"]))
+            return held and not any(p["status"].get("phase") not in ("Failed", "Succeeded") for p in owned)
+
+        eventually(look, "the Job is held and has no pod")
+
     def wait_pod(self, job: Object, *, other_than: str = "") -> Object:
         """Wait for a living pod of a Job, not the one with the uid `other_than`."""
 
         def look() -> Object | None:
             for pod in self.objects("pods"):
                 owned = any(o["uid"] == job["metadata"]["uid"] for o in pod["metadata"].get("ownerReferences", []))
-                living = pod["status"].get("phase") not in ("Failed", "Succeeded")
+                ending = pod["metadata"].get("deletionTimestamp")
+                living = not ending and pod["status"].get("phase") not in ("Failed", "Succeeded")
                 if owned and living and pod["metadata"]["uid"] != other_than:
                     return pod
             return None
@@ -344,10 +255,15 @@ class Stage:
     # -- the kubelet's part
 
     def bind_pod(self, pod: Object) -> None:
-        """It has a node, as the scheduler says."""
+        """It has a node, as the scheduler says, whose first word on the pod would otherwise come later than this."""
         name = pod["metadata"]["name"]
+        eventually(lambda: self._has_been_looked_at(name), "the scheduler has looked at the pod")
         target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
         self.api.post(self.path("pods", name, "binding"), {"metadata": {"name": name}, "target": target})
+
+    def _has_been_looked_at(self, name: str) -> bool:
+        conditions = self.api.get(self.path("pods", name))["status"].get("conditions", [])
+        return any(condition["type"] == "PodScheduled" for condition in conditions)
 
     def run_pod(self, pod: Object, *, ip: str = "127.82.0.1") -> None:
         """The trainer has started."""
@@ -399,7 +315,10 @@ def make_stage(cluster: Client, namespace: str, folder: Path) -> Iterator[Stage]
     record = lifecycle.load_record(settings.places(cluster.name or ""))
     assert record is not None
     api = lifecycle.api(settings.places(cluster.name or ""), record.api_port)
-    stage = Stage(cluster=cluster, api=api, namespace=namespace, folder=folder, node=f"node-{namespace}")
+    accounts = Accounts(api=api, kubeconfig=cluster.kubeconfig, namespace=namespace, folder=folder)
+    stage = Stage(
+        cluster=cluster, api=api, namespace=namespace, folder=folder, node=f"node-{namespace}", accounts=accounts
+    )
     # Pods are bound to it by hand: it takes nothing from the scheduler, and keeps its pods from the garbage collector.
     api.post("/api/v1/nodes", {"metadata": {"name": stage.node}, "spec": {"unschedulable": True}})
     try:
@@ -424,11 +343,6 @@ def gone(api: Api, path: str) -> bool:
             raise
         return True
     return False
-
-
-def _rule(right: Right) -> Object:
-    resource = right.resource.plural + (f"/{right.subresource}" if right.subresource else "")
-    return {"apiGroups": [right.resource.group], "resources": [resource], "verbs": [right.verb]}
 
 
 def _free_port() -> int:

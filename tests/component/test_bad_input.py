@@ -10,7 +10,9 @@ import pytest
 import yaml
 from tests.component.documents import finetune, succeeded
 from tests.component.generated import REPOSITORY, Generator, loose, present, set_field
-from tests.component.stage import OperatorProcess, Stage, eventually, gone
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 
 from localcluster.api import ApiError
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import pytest
 import yaml
 from tests.component.documents import failed
+from tests.component.patience import eventually
 from tests.component.stage import QUICK, Stage
 from tests.faults.proxy import FaultProxy
 
@@ -78,6 +79,7 @@ def test_a_run_that_waits_is_explained_with_reading_rights_and_get_requests_alon
     stage.start()
     stage.apply(maxRetries=2)
     waits = stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    eventually(lambda: stage.finetune()["status"].get("startTime"), "the Job controller has begun")
     proxy = stage.proxy()
     before = stage.finetune()
     answer = ask(f"{stage.namespace}/tone", proxy=proxy, config=settings)

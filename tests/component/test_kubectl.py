@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.component.documents import failed, succeeded
-from tests.component.stage import Stage, eventually, gone
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 
 from lora_operator.views.names import Role
 from lora_trainer.contract.reasons import Reason

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from tests.component.documents import finetune
-from tests.component.stage import Stage, eventually, gone, now
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone, now
 
 from lora_operator.running.self_check import RIGHTS
 

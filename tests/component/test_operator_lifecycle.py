@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from tests.component.cluster_acts import set_condition
-from tests.component.stage import Stage, eventually, gone
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 
 from lora_operator.views.wording import parse_instant
 
@@ -27,7 +28,7 @@ def active_for(stage: Stage, seconds: float) -> bool:
 def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: Stage) -> None:
     """Kubernetes would count anew after each; the Job's own deadline gets what is left."""
     stage.start()
-    stage.apply(activeDeadlineSeconds=6)
+    stage.apply(activeDeadlineSeconds=12)
     job = stage.wait_job()
     path = stage.path("jobs", job["metadata"]["name"])
     for _ in range(3):
@@ -37,12 +38,12 @@ def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: S
         eventually(lambda: "activeSince" not in status(stage), "the time is not counted any more")
         spent = status(stage)["runSeconds"]
         assert spent > before
-        eventually(partial(_has_deadline, stage, path, max(1, 6 - spent)), "the Job has the rest of the time")
+        eventually(partial(_has_deadline, stage, path, max(1, 12 - spent)), "the Job has the rest of the time")
         stage.change(suspend=False)
     verdict = stage.wait_condition("Failed", status="True", reason="DeadlineExceeded")
-    assert "spec.activeDeadlineSeconds (6 s)" in verdict["message"]
+    assert "spec.activeDeadlineSeconds (12 s)" in verdict["message"]
     final = status(stage)
-    assert 6 <= final["runSeconds"] <= 9
+    assert 12 <= final["runSeconds"] <= 15
     assert "activeSince" not in final
     assert "retries" not in final
 

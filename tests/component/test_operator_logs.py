@@ -6,7 +6,9 @@ from collections import Counter
 from typing import Any
 
 from tests.component.documents import failed
-from tests.component.stage import OperatorProcess, Stage, eventually
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 
 from lora_operator.running.logs import FIELDS
 from lora_trainer.contract.reasons import Reason
@@ -72,6 +74,7 @@ def test_a_decision_without_an_effect_is_told_at_debug_alone(stage: Stage) -> No
     operator = stage.start(logFormat="json")
     stage.apply()
     stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    eventually(lambda: stage.finetune()["status"].get("startTime"), "the Job controller has begun")
 
     def waits() -> list[Line]:
         return [line for line in lines(operator, "decision", "INFO") if line["reason"] == "VolumeNotReady"]
@@ -97,6 +100,10 @@ def test_refusals_and_retries_have_their_code_and_their_turn(stage: Stage) -> No
     stage.wait_condition("Accepted", status="False", reason="QuotaExceeded")
     refusal = eventually(lambda: lines(operator, "refusal"), "the refusal is in the log")[0]
     assert (refusal["level"], refusal["code"], refusal["name"]) == ("WARNING", 403, "tone")
-    followed = [line for line in lines(operator, "decision") if line["turn"] == refusal["turn"]]
+
+    def of_this_turn() -> list[Line]:
+        return [line for line in lines(operator, "decision") if line["turn"] == refusal["turn"]]
+
+    followed = eventually(of_this_turn, "the decision is in the log")
     assert followed[-1]["reason"] == "QuotaExceeded"
     assert followed[-1]["wrote"] == ["status"]

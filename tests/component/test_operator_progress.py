@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from tests.component.documents import succeeded
-from tests.component.stage import OperatorProcess, Stage, eventually
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 
 from lora_trainer.contract.progress import PORT, Phase, Progress
 

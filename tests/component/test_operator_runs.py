@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 from tests.component.documents import failed, succeeded
-from tests.component.stage import Stage, eventually, gone
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 
 from lora_trainer.contract.reasons import Reason
 

@@ -72,7 +72,7 @@ class Installed:
     def ask(self, namespace: str, artifact_uri: str) -> list[Answer]:
         """The demo's questions to the base model and to the adapter, in a pod of the trainer's image."""
         return demo_ask.ask(
-            self.client, self.images.trainer, artifact_uri, self.endpoint, namespace=namespace, timeout_s=300
+            self.client, self.images.trainer, artifact_uri, self.endpoint, namespace=namespace, timeout_s=900
         )
 
 

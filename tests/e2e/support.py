@@ -61,7 +61,7 @@ def condition(client: Client, namespace: str, name: str, kind: str) -> dict[str,
 
 
 def wait_reason(
-    client: Client, namespace: str, name: str, kind: str, reason: str, *, timeout_s: int = 90
+    client: Client, namespace: str, name: str, kind: str, reason: str, *, timeout_s: int = 300
 ) -> dict[str, Any]:
     """Wait until a condition has a reason; returns the condition."""
     until = f'jsonpath={{.status.conditions[?(@.type=="{kind}")].reason}}={reason}'
@@ -69,7 +69,7 @@ def wait_reason(
     return condition(client, namespace, name, kind)
 
 
-def wait_end(client: Client, namespace: str, name: str, timeout_s: int = 240) -> dict[str, Any]:
+def wait_end(client: Client, namespace: str, name: str, timeout_s: int = 900) -> dict[str, Any]:
     """Wait until the run has ended, well or badly; returns its status."""
     client.wait(f"lft/{name}", "jsonpath={.status.completionTime}", namespace=namespace, timeout_s=timeout_s)
     return status(client, namespace, name)

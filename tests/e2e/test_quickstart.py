@@ -21,7 +21,7 @@ def finished(installed: Installed, module_namespace: str) -> dict[str, Any]:
     client = installed.client
     files = [f"--filename={EXAMPLES / name}" for name in ("quickstart-inputs.yaml", "quickstart.yaml")]
     client.kubectl("apply", *files, f"--namespace={module_namespace}")
-    wait_end(client, module_namespace, "support-tone", timeout_s=480)
+    wait_end(client, module_namespace, "support-tone")
     return client.get("lft", "support-tone", f"--namespace={module_namespace}")
 
 
@@ -122,7 +122,7 @@ def test_a_quantized_run_completes(installed: Installed, namespace: str) -> None
     """NF4 trains, is verified against the quantized base, and says so."""
     client = installed.client
     client.apply(CLAIM, rows(), finetune("small", quantization="NF4"), namespace=namespace)
-    ended = wait_end(client, namespace, "small", timeout_s=400)
+    ended = wait_end(client, namespace, "small")
     assert verdict(ended)[:2] == ("True", "Succeeded")
     assert ended["resolved"]["quantization"] == "NF4"
 

@@ -28,7 +28,7 @@ def test_two_pods_train_one_adapter(installed: Installed, namespace: str) -> Non
     """The first publishes, the other takes part; both have ended, and the status tells of two processes."""
     client = installed.client
     client.apply(SHARED, rows(), finetune("pair", resources=NODES), namespace=namespace)
-    ended = wait_end(client, namespace, "pair", timeout_s=480)
+    ended = wait_end(client, namespace, "pair", timeout_s=1200)
     assert verdict(ended)[:2] == ("True", "Succeeded")
     assert ended["resolved"]["processes"] == 2
     assert ended["artifact"]["uri"] == "pvc://adapters/pair"
@@ -53,12 +53,12 @@ def test_two_pods_go_on_from_the_checkpoint_when_one_is_lost(installed: Installe
         "maxRetries": 2,
     }
     client.apply(SHARED, rows(), finetune("torn", **spec), namespace=namespace)
-    wait_reason(client, namespace, "torn", "Complete", "Training", timeout_s=300)
-    client.wait("lft/torn", "jsonpath={.status.progress.checkpointStep}", namespace=namespace, timeout_s=180)
+    wait_reason(client, namespace, "torn", "Complete", "Training", timeout_s=900)
+    client.wait("lft/torn", "jsonpath={.status.progress.checkpointStep}", namespace=namespace, timeout_s=600)
     first = by_index(client, namespace)
     lost = first["1"]["metadata"]["name"]
     client.kubectl("delete", "pod", lost, "--grace-period=0", "--force", f"--namespace={namespace}")
-    ended = wait_end(client, namespace, "torn", timeout_s=480)
+    ended = wait_end(client, namespace, "torn", timeout_s=1200)
     assert verdict(ended)[:2] == ("True", "Succeeded")
     assert ended["results"]["steps"] == 30
     assert ended["results"]["resumedStep"] >= 2

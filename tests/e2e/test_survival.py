@@ -13,7 +13,7 @@ STEPS = 30
 TRAINING = {"maxSteps": STEPS, "effectiveBatchSize": 2, "maxSequenceLength": 128}
 
 
-def _wait_step(client: Client, namespace: str, name: str, step: int, timeout_s: float = 180) -> int:
+def _wait_step(client: Client, namespace: str, name: str, step: int, timeout_s: float = 600) -> int:
     """Wait until the status tells at least that step; the step that it tells."""
     deadline = time.monotonic() + timeout_s
     while True:

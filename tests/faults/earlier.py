@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 from tests.component.documents import Object
-from tests.component.stage import REPOSITORY, Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import REPOSITORY, Stage
 from tests.faults.one_run import Run
 
 from localcluster.api import ApiError

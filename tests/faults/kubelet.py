@@ -1,9 +1,13 @@
 """An operator that is started again whenever it ends, as a kubelet does it."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.component.stage import OperatorProcess, Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
+
+if TYPE_CHECKING:
+    from tests.component.operator_process import OperatorProcess
 
 T = TypeVar("T")
 

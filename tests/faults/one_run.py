@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any
 
 from tests.component.documents import Object
-from tests.component.stage import OperatorProcess, Stage, eventually
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 
 from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL, ROLE_LABEL, Role
 from lora_operator.views.observe import parse_pod
@@ -127,7 +129,8 @@ class Run:
         not_this = other_than["metadata"]["uid"] if other_than else ""
 
         def look() -> Object | None:
-            living = (pod for pod in self.pods if not has_ended(parse_pod(pod)))
+            views = ((pod, parse_pod(pod)) for pod in self.pods)
+            living = (pod for pod, view in views if not has_ended(view) and not view.deleting)
             return next((pod for pod in living if pod["metadata"]["uid"] != not_this), None)
 
         return eventually(look, f"{self.name} has a living pod")

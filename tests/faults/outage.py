@@ -5,7 +5,8 @@ import signal
 import time
 from contextlib import suppress
 
-from tests.component.stage import Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 
 from localcluster import lifecycle, settings
 

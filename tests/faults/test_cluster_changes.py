@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.component.documents import Object, succeeded
-from tests.component.stage import Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults.earlier import restore
 from tests.faults.one_run import Run, begin
 
@@ -117,6 +118,7 @@ def test_the_runs_that_the_release_before_left_are_taken_over_as_they_are(stage:
     runs = restore(stage)
     first = runs["retried"].pod()
     stage.end_pod(first, 137, reason="OOMKilled")
+    eventually(lambda: len(runs["nodes"].pods) == 2, "both nodes have a pod")
     for number, name in enumerate(("running", "again", "nodes")):
         for pod in runs[name].pods:
             stage.run_pod(pod, ip=f"127.82.17.{number + 1}")

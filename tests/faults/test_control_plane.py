@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.component.documents import succeeded
-from tests.component.stage import Stage, eventually, gone
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 from tests.faults.calls import Call
 from tests.faults.injections import (
     Answer,
@@ -29,7 +30,7 @@ from tests.faults.one_run import Run, begin
 from tests.faults.outage import keep_away, wait_api_server
 
 # Generous for a restart of the operator on a busy machine, and far below what the watchdog allows in production.
-SOON_S = 30.0
+SOON_S = 90.0
 STREAM_FAULTS: tuple[StreamFault, ...] = (
     WatchError(code=410, reason="Expired"),
     WatchError(code=500, reason="InternalError"),
@@ -197,6 +198,7 @@ def test_lost_events_change_nothing_about_the_end(stage: Stage) -> None:
         stage.apply(run.name)
     runs[0].change(suspend=True)
     runs[0].wait("Suspended", "True")
+    stage.wait_held(runs[0].job())
     runs[0].change(suspend=False)
     runs[0].wait("Suspended", "False")
     stage.api.delete(stage.path("jobs", runs[1].job()["metadata"]["name"]) + "?propagationPolicy=Background")

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.component.documents import Object
-from tests.component.stage import OperatorProcess, Stage, eventually
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults import plays
 from tests.faults.calls import Call
 from tests.faults.injections import Hold, Rule
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 PLAYS: tuple[Play, ...] = (plays.plain, plays.prepared, plays.retried, plays.expired, plays.recreated)
 MOST_AT_ONCE = 40
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 LONGEST_HOLD_S = 0.8 * REQUEST_TIMEOUT_S
 
 
@@ -222,6 +224,6 @@ def _hold(point: Point, name: str) -> Rule:
 def _expect(seen: Callable[[], Object], wanted: Callable[[], Object], where: object) -> None:
     """Both become the same once what goes on has ended."""
     try:
-        eventually(lambda: seen() == wanted(), "the runs end alike", deadline_s=20)
+        eventually(lambda: seen() == wanted(), "the runs end alike", deadline_s=120)
     except AssertionError:
         assert seen() == wanted(), where

@@ -8,7 +8,8 @@ import pytest
 from tests.component.cluster_acts import make_claim
 from tests.component.conftest import serve_definition
 from tests.component.documents import succeeded
-from tests.component.stage import Stage, eventually, gone
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 from tests.conftest import own_control_plane
 from tests.faults.earlier import CRD, DEFINITION, EARLIER_DEFINITION, install_definition
 from tests.faults.one_run import Run, begin

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.component.documents import Object, failed, succeeded
-from tests.component.stage import OperatorProcess, Stage, eventually
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults.hostile_pods import LIES, NOISE, Pods, answer, played_pods, progress
 
 from lora_operator.views.names import NAME_LABEL

@@ -3,7 +3,8 @@
 import pytest
 from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import Object, succeeded
-from tests.component.stage import Stage, eventually, gone
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 from tests.faults.one_run import Run, begin
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 from tests.component.documents import succeeded
-from tests.component.stage import OperatorProcess, Stage, eventually, gone
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 
 from localcluster.api import ApiError
 from lora_operator.running.self_check import RIGHTS, Right, rights_used
 
 USED = rights_used(kueue=False)
-GONE_S = 120.0
+GONE_S = 300.0
 # The namespace controller comes back when half of its pods' grace is over.
 SOON: dict[str, Any] = {"terminationGraceSeconds": 1}
 

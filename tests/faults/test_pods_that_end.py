@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 from tests.component.cluster_acts import disrupt, evict, finish_deletion, lose_node
 from tests.component.documents import Object, failed, succeeded
-from tests.component.stage import Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults.one_run import Run, begin
 
 from lora_trainer.contract.reasons import Reason
@@ -216,13 +217,13 @@ def test_a_run_whose_every_pod_fails_ends_with_the_last_error(
 @pytest.mark.fault("B17")
 def test_a_run_that_takes_too_long_is_stopped_and_says_so(shared: Stage) -> None:
     """The Job's own deadline: the pod gets its grace period, and the verdict names the field."""
-    run = begin(shared, "b17-late", activeDeadlineSeconds=2)
+    run = begin(shared, "b17-late", activeDeadlineSeconds=8)
     pod = run.running_pod()
     late = eventually(lambda: next((p for p in run.pods if p["metadata"].get("deletionTimestamp")), None), "it is told")
     assert late["metadata"]["deletionGracePeriodSeconds"] == 120
     assert run.condition("Failed")["status"] == "Unknown"
     finish_deletion(shared, pod)
     verdict = run.wait("Failed", "True", "DeadlineExceeded")
-    assert "spec.activeDeadlineSeconds (2 s)" in verdict["message"]
+    assert "spec.activeDeadlineSeconds (8 s)" in verdict["message"]
     assert run.status["completionTime"]
     assert run.condition("ArtifactPublished")["status"] == "False"

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from tests.component.cluster_acts import make_claim, post_event
-from tests.component.stage import Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults.one_run import Run, begin, free_of_claims
 
 IMAGE = "registry.example/lora-trainer:test"
@@ -229,7 +230,7 @@ def test_of_several_nodes_the_one_that_is_missing_is_told_and_the_others_do_not_
     verdict = run.wait("Failed", "True", "PendingTimeout")
     assert "3 of 4 pods run" in verdict["message"]
     eventually(lambda: not run.jobs, "the Job is gone, and with it the three pods that held GPUs")
-    assert all(pod["metadata"].get("deletionTimestamp") for pod in run.pods)
+    eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are told to end")
 
 
 def _at_most(memory: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.component.stage import Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults.injections import (
     Answer,
     Cut,

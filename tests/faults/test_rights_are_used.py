@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from tests.component.documents import finetune, succeeded
-from tests.component.stage import OperatorProcess, Stage, eventually, gone
+from tests.component.operator_process import OperatorProcess
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 from tests.faults.injections import Answer, LostAnswer, Rule
 from tests.faults.proxy import FaultProxy
 
@@ -85,6 +87,7 @@ def train_on_two_nodes(stage: Stage) -> None:
     stage.wait_pods(job, 2)
     stage.change("two", suspend=True)
     stage.wait_condition("Suspended", status="True", name="two")
+    stage.wait_held(job)
     stage.change("two", suspend=False)
     stage.wait_condition("Suspended", status="False", name="two")
     # The success of the first node's pod is that of the Job, which then stops the other.

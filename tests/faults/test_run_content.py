@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 from tests.component.cluster_acts import finish_deletion, make_claim
 from tests.component.documents import succeeded
-from tests.component.stage import Stage, eventually, gone
+from tests.component.patience import eventually
+from tests.component.stage import Stage, gone
 from tests.faults.one_run import Run, begin
 
 from lora_operator.views.names import UID_LABEL
@@ -170,7 +171,8 @@ def test_a_resource_made_again_under_its_name_is_a_run_of_its_own(stage: Stage) 
     assert job["metadata"]["labels"][UID_LABEL] == uid
     assert last.status["attempt"] == 1
     assert last.status["jobName"] == job["metadata"]["name"]
-    assert len(last.pods) == 1
+    # Those of the others go after their Jobs, and this one's comes after its Job.
+    eventually(lambda: [p["metadata"]["labels"][UID_LABEL] for p in last.pods] == [uid], "it has the only pod")
 
 
 @pytest.mark.fault("C4")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from tests.component.documents import Object, succeeded
-from tests.component.stage import Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults.calls import Call
 from tests.faults.injections import Answer, Freeze, Instead, Rule
 from tests.faults.one_run import begin

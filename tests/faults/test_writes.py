@@ -1,7 +1,8 @@
 """What a run costs the API server."""
 
 from tests.component.documents import succeeded
-from tests.component.stage import Stage, eventually
+from tests.component.patience import eventually
+from tests.component.stage import Stage
 from tests.faults.one_run import begin, free_of_claims
 
 MOST_WRITES = 12

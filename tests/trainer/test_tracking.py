@@ -39,7 +39,7 @@ def train(folder: Path, first: int = 1, last: int = 3) -> None:
     metrics.add(last, eval_loss=0.5, eval_loss_standard_error=0.25)
 
 
-def run(kind: Tracker, folder: Path, last_words_s: float = 60.0, **environment: str) -> None:
+def run(kind: Tracker, folder: Path, last_words_s: float = 240.0, **environment: str) -> None:
     """A whole training, followed by the tracker's own process."""
     config = config_for(kind)
     (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
@@ -328,7 +328,7 @@ def silent() -> Iterator[socket.socket]:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        server.settimeout(60)
+        server.settimeout(240)
         yield server
 
 
@@ -345,7 +345,7 @@ def test_a_server_that_hangs_costs_a_run_nothing(
         train(tmp_path)
         connection, _ = silent.accept()
     with connection:
-        connection.settimeout(60)
+        connection.settimeout(240)
         while connection.recv(65536):
             pass
     assert f"{kind.value} did not take the end of the curve within" in caplog.text
