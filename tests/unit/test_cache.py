@@ -3,6 +3,8 @@
 import tracemalloc
 from typing import Any
 
+import pytest
+
 from lora_operator.cluster.cache import Cache, Key, Scope
 from lora_operator.views.names import child_labels
 
@@ -67,7 +69,7 @@ def test_a_list_removes_what_it_does_not_hold() -> None:
     jobs.put(job("a", uid="j1", version="1"))
     jobs.put(job("b", uid="j2", version="2"))
     with jobs.listing() as listing:
-        listing.take([job("b", uid="j2", version="2")])
+        listing.take([job("b", uid="j2", version="2")], "10")
         listing.finish("10", ALL)
         assert listing.changed == {OWNER}
     assert [view.uid for view in jobs.of(OWNER, "u1")] == ["j2"]
@@ -89,7 +91,7 @@ def test_a_list_does_not_bring_back_what_was_deleted_meanwhile() -> None:
     jobs.put(job(version="1"))
     with jobs.listing() as listing:
         jobs.remove(job(version="12"))
-        listing.take([job(version="1")])
+        listing.take([job(version="1")], "10")
         listing.finish("10", ALL)
     assert len(jobs) == 0
 
@@ -99,7 +101,7 @@ def test_an_interrupted_list_removes_nothing_and_says_what_it_brought() -> None:
     jobs = Cache().jobs
     jobs.put(job("a", uid="j1"))
     with jobs.listing() as listing:
-        listing.take([job("b", uid="j2")])
+        listing.take([job("b", uid="j2")], "10")
     assert len(jobs) == 2
     assert listing.changed == {OWNER}
 
@@ -136,17 +138,60 @@ def test_what_one_list_removed_another_older_one_does_not_bring_back() -> None:
     with jobs.listing() as older:
         with jobs.listing() as newer:
             newer.finish("10", ALL)
-        older.take([job(version="5")])
+        older.take([job(version="5")], "8")
         older.finish("8", ALL)
     assert len(jobs) == 0
+
+
+@pytest.mark.parametrize(("version", "found"), [("8", True), ("6", False)])
+def test_a_list_that_began_later_finds_what_a_watch_with_a_selector_told_as_deleted(version: str, found: bool) -> None:
+    """Somebody changed the label that we select by; a list of a cache that is behind proves nothing."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    jobs.remove(job(version="7"))
+    with jobs.listing() as listing:
+        listing.take([job(version="7")], version)
+        listing.finish(version, ALL)
+    assert (len(jobs) == 1) == found
+
+
+def test_what_an_earlier_list_did_not_hold_a_later_one_finds() -> None:
+    """The resync lists by label, and the look at one run by its uid."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    with jobs.listing() as listing:
+        listing.finish("10", ALL)
+    with jobs.listing() as listing:
+        listing.take([job(version="5")], "11")
+        assert listing.changed == {OWNER}
+
+
+def test_an_object_that_has_lost_its_label_is_nobodys() -> None:
+    """Its former owner is told; what another object by the same name was is gone as well."""
+    jobs = Cache().jobs
+    for uid in ("j1", "other"):
+        jobs.put(job(version="5"))
+        bare = job(uid=uid, version="7")
+        del bare["metadata"]["labels"]
+        assert jobs.put(bare) == OWNER
+        assert len(jobs) == 0
+        jobs = Cache().jobs
+
+
+def test_an_object_that_was_not_found_may_have_a_successor_already() -> None:
+    """The watch told of it before the answer to a request to the earlier one was read."""
+    jobs = Cache().jobs
+    jobs.put(job(uid="new", version="9"))
+    jobs.vacate(Key("team", "job"), "old")
+    assert [view.uid for view in jobs] == ["new"]
 
 
 def test_what_the_server_does_not_find_is_forgotten() -> None:
     """Whatever it was: a later one by that name is another object, or a newer version."""
     jobs = Cache().jobs
     jobs.put(job(version="5"))
-    jobs.vacate(Key("team", "job"))
-    jobs.vacate(Key("team", "never there"))
+    jobs.vacate(Key("team", "job"), "j1")
+    jobs.vacate(Key("team", "never there"), "")
     assert jobs.put(job(version="5")) is None
     assert jobs.put(job(uid="j2", version="6")) == OWNER
 
@@ -157,7 +202,7 @@ def test_of_what_was_removed_only_so_much_is_remembered() -> None:
     with jobs.listing() as listing:
         for number in range(1500):
             jobs.remove(job(uid=f"j{number}", version="7"))
-        listing.take([job(uid="j0", version="6")])
+        listing.take([job(uid="j0", version="6")], "10")
         assert len(jobs) == 0
     jobs.remove(job(uid="last", version="7"))
     assert jobs.put(job(uid="j1499", version="6")) is None

@@ -202,3 +202,11 @@ def test_progress_leaves_out_what_was_resolved_where_it_would_not_fit() -> None:
     text = progress.to_json()
     assert len(text) <= MAX_PROGRESS_BYTES
     assert Progress.from_json(text) == Progress(phase=Phase.TRAINING, step=3)
+
+
+def test_a_summary_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
+    """After a rollback of the operator a pod of the newer trainer publishes: its success is not lost."""
+    document = json.loads(make_summary().to_message())
+    document["artifact"]["registry"] = {"a": [1]}
+    document["novelty"] = 1
+    assert Summary.from_message(json.dumps(document)) == Summary.from_message(make_summary().to_message())

@@ -1,16 +1,19 @@
 """What the operator does where a Job vanishes, and when a run has ended."""
 
 import dataclasses
+from datetime import timedelta
 
 import pytest
 from tests.unit.builders import (
     CONFIG,
+    NOW,
     UID,
     ended_pod,
     finished_job,
     job_name,
     make_finetune,
     make_job,
+    make_pod,
     make_summary,
     minutes_ago,
     running_pod,
@@ -214,3 +217,16 @@ def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
     ]
     assert world.created_jobs == 1
     assert world.view().uid == UID
+
+
+def test_a_run_does_not_end_in_the_future() -> None:
+    """The clock of a node may be hours ahead, and the time to live counts from here."""
+    ahead = {"exitCode": 0, "reason": "Completed", "message": make_summary().to_message()}
+    pod = make_pod(
+        phase="Succeeded",
+        state={"terminated": {**ahead, "finishedAt": instant(NOW + timedelta(hours=5))}},
+        job_uid="gone",
+    )
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), absence_confirmed=True)
+    assert told(plan) == ("True", "Succeeded")
+    assert plan.status["completionTime"] == instant(NOW)

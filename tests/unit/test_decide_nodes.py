@@ -102,7 +102,7 @@ def test_the_verdict_on_several_nodes_is_that_of_the_node_that_failed(code: int)
     for code_of_peer, message in ((143, ""), (75, make_summary(Reason.PEER_FAILED, "a peer failed").to_message())):
         peer = ended_pod(code_of_peer, message, index=1, created_at=minutes_ago(50))
         job = finished_job("Failed", reason="PodFailurePolicy", failed=2)
-        plan = plan_for(TWO, jobs=(job,), pods=(peer, cause))
+        plan = plan_for(TWO, jobs=(job,), pods=(peer, cause), absence_confirmed=True)
         assert told(plan, "Failed") == ("True", reason.value)
 
 

@@ -250,3 +250,15 @@ def test_a_run_that_has_ended_holds_no_quota() -> None:
     status, reason, message = told(plan, "QuotaReserved")
     assert (status, message) == ("False", "The run holds no quota of queue gpus")
     assert reason == told(plan, "Failed")[1]
+
+
+def test_what_kueue_says_is_told_on_one_line_and_without_secrets() -> None:
+    """Provisioning errors of a cloud come through its conditions."""
+    said = "line 1\nthe cloud said: token=abcdef0123456789abcdef\x07"
+    workload = make_workload(condition_object("QuotaReserved", "False", message=said))
+    plan = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
+    for kind in ("Complete", "QuotaReserved"):
+        message = told(plan, kind)[2]
+        assert "line 1 the cloud said" in message
+        assert "abcdef" not in message
+        assert message.isprintable()

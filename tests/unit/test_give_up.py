@@ -21,7 +21,7 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
-from tests.unit.plans import condition, plan_for, told
+from tests.unit.plans import ATTEMPTED, condition, plan_for, told
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
@@ -298,3 +298,37 @@ def test_a_success_closes_the_count_of_time() -> None:
     plan = look(make_finetune(), jobs=(finished_job(),), pods=pods)
     assert plan.status["runSeconds"] == 48 * 60
     assert "activeSince" not in plan.status
+
+
+PROVEN = ended_pod(0, make_summary().to_message(), name="published")
+
+
+@pytest.mark.parametrize(
+    ("finetune", "job", "pods"),
+    [
+        (with_status(IMPATIENT, ready_since(30).status), make_job(), ()),
+        (make_finetune(status=ATTEMPTED), make_job(), tuple(evicted(number) for number in range(4))),
+        (
+            make_finetune(
+                spec={"activeDeadlineSeconds": 600},
+                status={**ATTEMPTED, "runSeconds": 700, "activeUntil": instant(minutes_ago(10))},
+            ),
+            held_job(10, suspend=True),
+            (),
+        ),
+    ],
+)
+def test_a_run_whose_pod_has_published_is_not_given_up(
+    finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
+) -> None:
+    """Neither for a wait, nor for failures before, nor for want of time: its Job has yet to say so."""
+    given_up = plan_for(finetune, jobs=(job,), pods=pods, absence_confirmed=True)
+    goes_on = plan_for(finetune, jobs=(job,), pods=(*pods, PROVEN), absence_confirmed=True)
+    assert told(given_up, "Failed")[0] == "True"
+    assert told(goes_on, "Failed")[0] == "Unknown"
+
+
+def test_a_proof_counts_before_it_goes_with_a_job_that_is_being_deleted() -> None:
+    """Somebody deletes the Job in the foreground in the very second in which its pod has published."""
+    plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(make_job(deleting=True),), pods=(PROVEN,))
+    assert told(plan) == ("True", "Succeeded")

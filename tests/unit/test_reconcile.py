@@ -25,18 +25,19 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.views.names import SUSPEND_ANNOTATION
+from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION
 
 KEY = Key(NAMESPACE, NAME)
 Object = dict[str, Any]
 
 
 class Server(Api):
-    """Stores the resource, answers patches of Jobs as the test says, and lists the Job that it answered with."""
+    """Stores the resource, answers patches of Jobs as the test says, and knows the Job that it answered with."""
 
     def __init__(self, manifest: Object) -> None:
         self.finetune = manifest
         self.patched: Object | ApiError = ApiError(500, "InternalError", "no answer was put down")
+        self.refused = ""
         self.asked: list[str] = []
 
     async def request(
@@ -54,8 +55,17 @@ class Server(Api):
             return self.patched
         if path == FINETUNES.path(NAMESPACE, NAME):
             return self.finetune
-        jobs = [self.patched] if isinstance(self.patched, dict) and path == JOBS.path(NAMESPACE) else []
-        return {"items": jobs, "metadata": {"resourceVersion": "50"}}
+        if method == "POST":
+            if self.refused and path.endswith(self.refused):
+                raise ApiError(403, "Forbidden", f"{self.refused} is forbidden: exceeded quota")
+            return {**body, "metadata": {**body["metadata"], "uid": "new", "resourceVersion": "90"}}
+        jobs = [self.patched] if isinstance(self.patched, dict) else []
+        if path.startswith(JOBS.path(NAMESPACE) + "/"):
+            found = [job for job in jobs if path.endswith("/" + job["metadata"]["name"])]
+            if not found:
+                raise ApiError(404, "NotFound", "jobs not found")
+            return found[0]
+        return {"items": jobs if path == JOBS.path(NAMESPACE) else [], "metadata": {"resourceVersion": "50"}}
 
     def patches(self) -> int:
         """How often a Job was to be changed."""
@@ -166,3 +176,52 @@ async def test_a_job_that_is_gone_is_looked_for_and_not_patched_again() -> None:
     await world.turn()
     assert world.server.patches() == 1
     assert f"GET {JOBS.path(NAMESPACE)}" in world.server.asked
+
+
+async def test_a_change_that_the_cluster_undoes_does_not_keep_the_status_from_being_told() -> None:
+    """A mutating policy puts the Job back at each update: it is tried once more, and the run is told of as ever."""
+    world = World(spec={"suspend": True})
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    world.server.patched = make_job_object()
+    world.server.patched["metadata"]["resourceVersion"] = "30"
+    await world.turn()
+    assert world.server.patches() == 2
+    assert world.condition("Suspended")["status"] == "True"
+
+
+async def test_no_job_is_made_for_a_run_whose_end_another_operator_has_told() -> None:
+    """The Job went with the end, and this process' watch of the runs is behind: it looks, and makes none."""
+    world = World(status={"attempt": 1, "jobName": job_name()})
+    (job,) = world.cache.jobs
+    world.cache.jobs.vacate(Key(NAMESPACE, job.name), job.uid)
+    ended = {"conditions": [condition_object("Complete", reason="Succeeded")], "attempt": 1, "jobName": job_name()}
+    world.server.finetune = make_manifest(status=ended)
+    world.server.finetune["metadata"]["resourceVersion"] = "9"
+    await world.turn()
+    assert not [line for line in world.server.asked if line.startswith("POST")]
+
+
+@pytest.mark.parametrize("labels", [{}, {MANAGED_BY_LABEL: "Helm"}])
+async def test_a_job_that_has_lost_labels_is_not_made_a_second_time(labels: dict[str, str]) -> None:
+    """Neither our watch nor our lists show it: it is the run's by its owner and by the name in the status."""
+    world = World(status={"attempt": 1, "jobName": job_name()})
+    job = make_job_object()
+    job["metadata"] = {**job["metadata"], "resourceVersion": "30", "labels": labels}
+    world.cache.jobs.remove(job)
+    world.server.patched = job
+    await world.turn()
+    assert not [line for line in world.server.asked if line.startswith("POST")]
+    assert world.condition("Complete")["reason"] == "Pending"
+
+
+async def test_a_service_that_is_refused_holds_no_suspension_up() -> None:
+    """Several nodes, and no room in the quota of Services: what the user wishes for is done first."""
+    stored = {"attempt": 1, "jobName": job_name(), "conditions": [condition_object("Accepted", "False")]}
+    world = World(spec={"suspend": True, "resources": {"nodes": 2}}, status=stored)
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    held = make_job_object(spec={"suspend": True, "backoffLimit": 6}, annotations={SUSPEND_ANNOTATION: "true"})
+    held["metadata"]["resourceVersion"] = "30"
+    world.server.patched, world.server.refused = held, "/services"
+    await world.turn()
+    assert world.server.patches() == 1
+    assert world.condition("Suspended")["status"] == "True"

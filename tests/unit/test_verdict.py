@@ -164,7 +164,8 @@ def test_retries_that_never_helped_end_as_such_with_the_last_error(code: int) ->
     assert found.finding.reason is Reason.BACKOFF_LIMIT_EXCEEDED
     assert "error 3" in found.finding.message
     assert found.finding.message.endswith("(the last of 4 failures, maxRetries is 3)")
-    assert not found.on_absence
+    # Its pod failure policy leaves 143 out of the Job's count: the four that it counted have not been seen then.
+    assert found.on_absence == (code == 143)
 
 
 def test_a_single_failure_without_a_retry_tells_why_it_is_not_tried_again() -> None:
@@ -251,3 +252,13 @@ def test_a_trainer_that_failed_by_itself_before_it_was_evicted_tells_its_own_rea
     message = make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message()
     found = failed(ended_pod(65, message, conditions=(condition_object("DisruptionTarget"),)))
     assert found.finding.reason is Reason.DATASET_INVALID
+
+
+@pytest.mark.parametrize(
+    "job", [finished_job(), finished_job("Failed", reason="DeadlineExceeded", message="too long", failed=1)]
+)
+def test_a_pod_that_seems_to_live_after_its_job_has_ended_is_looked_at_again(job: JobView) -> None:
+    """Jobs and pods come by different watches: it may have published, which the verdict must not miss."""
+    peer = ended_pod(0 if job.failed == 0 else 75, "", name="peer", created_at=minutes_ago(50))
+    assert verdict(job, peer, running_pod(name="behind")).on_absence
+    assert not verdict(job, peer).on_absence

@@ -70,11 +70,19 @@ class Scope:
 _MOST_REMOVED = 1000
 
 
+class _Removal(NamedTuple):
+    """As of which version an object was known to be gone, and which removal of its store that was."""
+
+    version: str
+    number: int
+
+
 class Store(Generic[T]):
     """All objects of one kind, by place and by owner.
 
     An older version never replaces a newer one, nor brings back what was removed: an answer to a request of ours, or a
-    list that takes seconds, may be overtaken by the watch. Of what was removed, the last ones are remembered.
+    list that takes seconds, may be overtaken by the watch. Of what was removed, the last ones are remembered. A list
+    that began later knows better: to a watch with a selector, an object that has lost a label is deleted.
     """
 
     def __init__(
@@ -86,7 +94,9 @@ class Store(Generic[T]):
         self._owner_of = owner_of
         self._entries: dict[Key, Entry[T]] = {}
         self._by_owner: dict[Key, set[Key]] = {}
-        self._removed: dict[str, str] = {}
+        self._removed: dict[str, _Removal] = {}
+        self.removals = 0
+        """How often something was removed."""
         self._listings = 0
 
     def __len__(self) -> int:
@@ -116,14 +126,16 @@ class Store(Generic[T]):
 
     def put(self, document: Mapping[str, Any]) -> Key | None:
         """Take in an object; return its owner if that was news, None if this version or a newer one is known."""
-        if not self._owner_of(document)[0]:
-            return None
         # Compared before it is read: each list and each write of ours is told again by a watch.
         metadata = document["metadata"]
         known = self._entries.get(_place(document))
-        latest = known.version if known is not None else self._removed.get(str(metadata.get("uid", "")))
-        if latest is not None and not _is_newer(_version(metadata), latest):
+        former = known or self._removed.get(str(metadata.get("uid", "")))
+        if former is not None and not _is_newer(_version(metadata), former.version):
             return None
+        if not self._owner_of(document)[0]:
+            if known is not None:  # it has lost its labels, or is another object
+                self._delete(known)
+            return known.owner if known is not None else None
         entry = self._entry(document)
         self._insert(entry)
         return entry.owner
@@ -139,10 +151,15 @@ class Store(Generic[T]):
         self._delete(known)
         return known.owner
 
-    def vacate(self, place: Key) -> None:
-        """Forget what was at a place, of which the server says that nothing is there."""
+    def uid_at(self, place: Key) -> str:
+        """The uid of the object at a place; empty where there is none."""
+        entry = self._entries.get(place)
+        return entry.uid if entry else ""
+
+    def vacate(self, place: Key, uid: str) -> None:
+        """Forget the object with this uid, of which the server says that it is not at this place."""
         known = self._entries.get(place)
-        if known is not None:
+        if known is not None and known.uid == uid:
             self._bury(known.uid, known.version)
             self._delete(known)
 
@@ -151,9 +168,18 @@ class Store(Generic[T]):
         """Around a list request: whatever is removed meanwhile is remembered, and does not come back with it."""
         self._listings += 1
         try:
-            yield Listing(self)
+            yield Listing(self, self.removals)
         finally:
             self._listings -= 1
+
+    def dig_up(self, uid: str, *, before: int, version: str = "") -> None:
+        """Take a removal back, if it was among the first `before` and a read that began after those found the object.
+
+        `version` is that of a list, which may be of a cache that is behind; what was read by name is of the moment.
+        """
+        removal = self._removed.get(uid)
+        if removal is not None and removal.number <= before and not (version and _is_newer(removal.version, version)):
+            del self._removed[uid]
 
     def prune(self, version: str, listed: set[str], scope: Scope) -> set[Key]:
         """Forget what a list as of `version` does not hold, unless it is newer; return the owners with news."""
@@ -200,8 +226,9 @@ class Store(Generic[T]):
         self._by_owner.setdefault(entry.owner, set()).add(entry.place)
 
     def _bury(self, uid: str, version: str) -> None:
+        self.removals += 1
         self._removed.pop(uid, None)
-        self._removed[uid] = version
+        self._removed[uid] = _Removal(version, self.removals)
         while len(self._removed) > _MOST_REMOVED and not self._listings:
             del self._removed[next(iter(self._removed))]
 
@@ -216,16 +243,20 @@ class Store(Generic[T]):
 class Listing(Generic[T]):
     """A list on its way into a store, chunk by chunk."""
 
-    def __init__(self, store: Store[T]) -> None:
+    def __init__(self, store: Store[T], removals: int) -> None:
+        """`removals` are those before the request."""
         self._store = store
+        self._removals = removals
         self._listed: set[str] = set()
         self.changed: set[Key] = set()
         """The owners with news so far: nobody else is told of those, even where the list comes to nothing."""
 
-    def take(self, documents: Iterable[Mapping[str, Any]]) -> None:
-        """Take in a chunk."""
+    def take(self, documents: Iterable[Mapping[str, Any]], version: str) -> None:
+        """Take in a chunk of a list as of `version`."""
         for document in documents:
-            self._listed.add(str(document["metadata"].get("uid", "")))
+            uid = str(document["metadata"].get("uid", ""))
+            self._listed.add(uid)
+            self._store.dig_up(uid, before=self._removals, version=version)
             news = self._store.put(document)
             if news is not None:
                 self.changed.add(news)

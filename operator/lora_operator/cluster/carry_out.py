@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_operator.cluster.api import BY_KIND, CONFIG_MAPS, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.cache import Cache, Key, Store
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.omissions import Omissions
 from lora_operator.views import names
@@ -99,12 +99,14 @@ class Writer:
         `patient`: as for `create`; a webhook that does not answer makes a server error of every change.
         """
         resource = self._kueue.workloads if patch.kind == WORKLOADS.kind else JOBS
+        store: Store[Any] = self._cache.workloads if patch.kind == WORKLOADS.kind else self._cache.jobs
+        place = Key(finetune.namespace, patch.name)
+        uid = store.uid_at(place)
         try:
             stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
         except ApiError as error:
             if error.code == 404:
-                store = self._cache.workloads if patch.kind == WORKLOADS.kind else self._cache.jobs
-                store.vacate(Key(finetune.namespace, patch.name))
+                store.vacate(place, uid)
                 raise TryAgainError(f"{patch.kind} {patch.name} is gone") from error
             if error.code in _REFUSALS or (error.code >= 500 and patient):
                 return _rejection(patch.kind, patch.name, error)

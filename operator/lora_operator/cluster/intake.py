@@ -81,9 +81,10 @@ class Intake:
             if place.listing is not None:
                 self._tell(place.listing.changed)  # the list was cut, and what it brought will be no news again
             place.listing = place.stack.enter_context(place.source.store.listing())
-        place.listing.take(without_managed_fields(document) for document in answer.get("items") or ())
+        version = str(metadata.get("resourceVersion", ""))
+        place.listing.take((without_managed_fields(document) for document in answer.get("items") or ()), version)
         if not metadata.get("continue"):
-            place.listing.finish(str(metadata.get("resourceVersion", "")), place.scope)
+            place.listing.finish(version, place.scope)
             place.stack.close()
             changed, place.listing, place.listed = place.listing.changed, None, True
             self._tell(changed)

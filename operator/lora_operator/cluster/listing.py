@@ -26,8 +26,8 @@ async def list_into(
     with store.listing() as listing:
         try:
             async for chunk in api.list_chunks(resource, namespace, query):
-                listing.take(without_managed_fields(document) for document in chunk.documents)
                 version = chunk.version
+                listing.take((without_managed_fields(document) for document in chunk.documents), version)
             listing.finish(version, scope)
         finally:
             if news is not None:

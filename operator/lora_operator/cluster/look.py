@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
-from lora_operator.cluster.api import JOBS, PODS, Api
+from lora_operator.cluster.api import JOBS, PODS, Api, ApiError
 from lora_operator.cluster.cache import Cache, Key, Scope
 from lora_operator.cluster.listing import list_into
 from lora_operator.views import names
 from lora_operator.views.model import EventView, FineTune, Observed, PodView, Rejection, Told
+from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import is_running
 
 
@@ -47,3 +48,23 @@ async def list_children(cache: Cache, api: Api, finetune: FineTune) -> None:
     scope = Scope(owner=Key(finetune.namespace, finetune.name), owner_uid=finetune.uid)
     for resource, store in ((JOBS, cache.jobs), (PODS, cache.pods)):
         await list_into(store, api, resource, namespace=finetune.namespace, query=query, scope=scope)
+    await _find_unlabelled(cache, api, finetune)
+
+
+async def _find_unlabelled(cache: Cache, api: Api, finetune: FineTune) -> None:
+    """The Job that the status names is the run's even if somebody took its labels off: no second one may be made."""
+    name = finetune.status.get("jobName")
+    if not isinstance(name, str) or not name or cache.jobs.uid_at(Key(finetune.namespace, name)):
+        return
+    removals = cache.jobs.removals
+    try:
+        document = await api.get(JOBS, finetune.namespace, name)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return
+    metadata, attempt = document["metadata"], names.attempt_of(name)
+    if attempt and parse_job(document).owner_uid == finetune.uid:
+        labels = {**(metadata.get("labels") or {}), **names.child_labels(finetune.name, finetune.uid, attempt)}
+        cache.jobs.dig_up(str(metadata["uid"]), before=removals)
+        cache.jobs.put({**document, "metadata": {**metadata, "labels": labels}})

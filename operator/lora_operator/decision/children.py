@@ -45,7 +45,7 @@ def find_children(finetune: FineTune, observed: Observed) -> Children:
     stored = stored if isinstance(stored, int) and not isinstance(stored, bool) and 0 < stored < 10_000 else 0
     attempt = max([stored, *(job.attempt for job in own)])
     job = next((job for job in own if job.attempt == attempt), None)
-    known = {job.uid for job in observed.jobs}
+    known = {job.uid for job in mine}
     next_name = child_name(finetune.name, finetune.uid, attempt + 1)
     number = attempt if job else attempt + 1
     preparing = next((other for other in mine if other.role is Role.PREPARE and other.attempt == number), None)

@@ -151,7 +151,10 @@ def _go_on(case: Case, job: JobView) -> Plan:
         job, place, patches = _adjust(case, job, place)
     scene = _scene(case, job, place)
     situation = assess(scene)
-    verdict = give_up(case, scene, situation)
+    proof = proven_success(scene.pods) if job.role is Role.TRAIN else None
+    if proof is not None and job.deleting:
+        return _end(case, proof)  # the pod that proves it goes with the Job, which will never say that it is done
+    verdict = give_up(case, scene, situation) if proof is None else None
     if verdict is not None:
         return _end_surely(case, verdict)
     return dataclasses.replace(_watch(case, scene, situation), patch=patches)
@@ -265,7 +268,7 @@ def _made_again(case: Case, job: JobView, situation: Situation) -> tuple[Mapping
     if train is None or case.observed.rejection is not None:
         return ()
     lost = (render_config_map(case.finetune, train),) if situation.lost_config else ()
-    meeting = not situation.running or situation.state.reason is Reason.STARTING
+    meeting = not job.suspended and (not situation.running or situation.state.reason is Reason.STARTING)
     several = job.role is Role.TRAIN and case.request.pod.nodes > 1 and meeting
     refused = previous_condition(case.finetune, Type.ACCEPTED).get("status") == "False"
     changed = refused or previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason

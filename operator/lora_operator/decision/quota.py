@@ -12,6 +12,7 @@ from lora_operator.views.conditions import Condition, Finding, Type
 from lora_operator.views.model import ConditionView, JobView, Observed, Patch, WorkloadView
 from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.request import Policy, Request
+from lora_operator.views.wording import sentence
 from lora_trainer.contract.reasons import Reason
 
 _HELD = {Reason.QUEUED, Reason.PREEMPTED, Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}
@@ -72,7 +73,7 @@ def waiting(place: Place) -> Finding:
     evicted = _condition(workload, "Evicted")
     taken = evicted if evicted is not None and evicted.status == "True" else None
     if not workload.active:
-        why = f" ({taken.message.rstrip('.')})" if taken and taken.message else ""
+        why = f" ({_said(taken)})" if taken and taken.message else ""
         message = (
             f"Workload {workload.name} was deactivated, but not by spec.suspend of this LoRAFineTune{why}: it waits in "
             f"queue {place.queue} again when spec.active of the Workload is set to true"
@@ -82,7 +83,7 @@ def waiting(place: Place) -> Finding:
     if taken is None:
         return Finding(reason=Reason.QUEUED, message=what)
     reason = Reason.PREEMPTED if taken.reason == "Preempted" else Reason.QUEUED
-    return Finding(reason=reason, message=f"{taken.message.rstrip('.')}. {what}", since=taken.since)
+    return Finding(reason=reason, message=f"{_said(taken)}. {what}", since=taken.since)
 
 
 def quota_reserved(place: Place, state: Finding) -> Condition:
@@ -90,7 +91,7 @@ def quota_reserved(place: Place, state: Finding) -> Condition:
     granted = _condition(place.workload, "QuotaReserved") if place.workload else None
     since = granted.since if granted else None
     if granted is not None and granted.status == "True":
-        message = granted.message or f"Quota is reserved in queue {place.queue}"
+        message = sentence(granted.message) or f"Quota is reserved in queue {place.queue}"
         finding = Finding(reason=Reason.QUOTA_RESERVED, message=message, since=since)
         return Condition(type=Type.QUOTA_RESERVED, holds=True, finding=finding)
     reason = state.reason if state.reason in _HELD else Reason.QUEUED
@@ -124,9 +125,13 @@ def _pending(workload: WorkloadView) -> str:
     if found is None or not found.message:
         return "Kueue has not looked at it yet"
     if found.status == "True":
-        return f"{found.message.rstrip('.')}; Kueue has yet to start the Job"
+        return f"{_said(found)}; Kueue has yet to start the Job"
     missing = "doesn't exist" in found.message
-    return found.message.rstrip(".") + (": create it, and the run goes on by itself" if missing else "")
+    return _said(found) + (": create it, and the run goes on by itself" if missing else "")
+
+
+def _said(condition: ConditionView) -> str:
+    return sentence(condition.message).rstrip(".")
 
 
 def _condition(workload: WorkloadView, kind: str) -> ConditionView | None:

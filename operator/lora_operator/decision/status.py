@@ -80,7 +80,7 @@ def ongoing_status(
 
 def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, facts: Facts, now: datetime) -> Status:
     """The status of a run that has ended, well or badly; it is the last one."""
-    end = verdict.finding.since or now
+    end = min(verdict.finding.since or now, now)  # a node's clock may be ahead
     finding = dataclasses.replace(verdict.finding, since=end)
     done = verdict.succeeded
     published = finding

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lora_operator.decision.retries import ignored_by_job
 from lora_operator.views.conditions import Finding
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import ConditionView, JobView, PodView
-from lora_operator.views.pods import failures_of, newest_first, summary_of
+from lora_operator.views.pods import failures_of, has_ended, newest_first, summary_of
 from lora_operator.views.request import Policy
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.exit_codes import reason_of
@@ -40,9 +41,10 @@ def judge(job: JobView, pods: Sequence[PodView], memory: str, policy: Policy) ->
         verdict = _complete_without_proof(pods)
     if verdict is None:
         verdict = _failed(job, ending, pods, memory, policy)
-    return dataclasses.replace(
-        verdict, finding=dataclasses.replace(verdict.finding, since=ended_at or verdict.finding.since)
-    )
+    # A Job has ended when its pods have: one that seems to live has done something that is not known yet.
+    unseen = not verdict.succeeded and any(not has_ended(pod) for pod in pods)
+    finding = dataclasses.replace(verdict.finding, since=ended_at or verdict.finding.since)
+    return dataclasses.replace(verdict, finding=finding, on_absence=verdict.on_absence or unseen)
 
 
 def judge_preparation(job: JobView, pods: Sequence[PodView], memory: str, policy: Policy) -> Verdict | None:
@@ -147,7 +149,8 @@ def _failed(job: JobView, ending: ConditionView, pods: Sequence[PodView], memory
             last = dataclasses.replace(last, reason=Reason.BACKOFF_LIMIT_EXCEEDED)
     if told:
         last = dataclasses.replace(last, message=sentence(f"{last.message} ({', '.join(told)})"))
-    return Verdict(succeeded=False, finding=last, summary=summary, on_absence=len(failures) < counted)
+    seen = sum(not ignored_by_job(pod) for pod, _ in failures)
+    return Verdict(succeeded=False, finding=last, summary=summary, on_absence=seen < counted)
 
 
 def _failure_told_by_the_job(ending: ConditionView) -> Finding | None:

@@ -40,11 +40,13 @@ class TransitionObserver(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Turn:
-    """What has been found out in a turn: a refusal, that the children, and that the resource itself, were read live."""
+    """What has been found out and done in a turn: a refusal, that the children, and that the resource itself, were
+    read live, and that a Job was changed."""
 
     rejection: Rejection | None = None
     confirmed: bool = False
     current: bool = False
+    patched: bool = False
 
 
 class Reconciler:
@@ -119,7 +121,9 @@ class Reconciler:
             if not plan.confirm_absence:
                 self._events.read_anew(key)
             await list_children(self._cache, self._api, finetune)
-            turn.confirmed = True
+            # What is missing may have gone with the end of the run, of which another operator has told meanwhile.
+            await self._writer.refresh(finetune)
+            turn.confirmed = turn.current = True
             return True
         if self._needs_events(key, finetune, plan) and self._watch_events(key, finetune) is not None:
             self._events.read_anew(key)
@@ -164,18 +168,22 @@ class Reconciler:
         it than was known, and the watch that follows is no news then.
         """
         adopted = False
+        for patch in plan.patch:
+            rejection = await self._writer.patch(finetune, patch, patient=patient)
+            if rejection is not None:
+                return _refused(finetune, turn, rejection)
+            line.wrote("patched", patch.kind, patch.name)
+        if plan.patch and not turn.patched:
+            # Once a turn: where a policy of the cluster undoes the change, the status is told all the same.
+            turn.patched = True
+            return False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
             if creation.rejection is not None:
                 return _refused(finetune, turn, creation.rejection)
             line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
-        for patch in plan.patch:
-            rejection = await self._writer.patch(finetune, patch, patient=patient)
-            if rejection is not None:
-                return _refused(finetune, turn, rejection)
-            line.wrote("patched", patch.kind, patch.name)
-        return not adopted and not plan.patch
+        return not adopted
 
     async def _tell(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
         """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""

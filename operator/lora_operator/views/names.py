@@ -34,6 +34,12 @@ def child_name(name: str, uid: str, attempt: int) -> str:
     return name[: _LONGEST - _INDEX - len(suffix)] + suffix
 
 
+def attempt_of(job_name: str) -> int:
+    """The attempt whose training Job has this name; 0 where the name is none of that kind."""
+    number = job_name.rpartition("-")[2]
+    return int(number) if number.isdecimal() and len(number) < 6 else 0
+
+
 def prepare_name(name: str, uid: str, attempt: int) -> str:
     """Name of the Job that fetches model and data before that attempt."""
     suffix = f"-{run_suffix(uid)}-{attempt}-{Role.PREPARE.value}"

@@ -143,7 +143,7 @@ class Summary:
 
     @classmethod
     def from_message(cls, text: str) -> "Summary":
-        """Read the text of `to_message`. Raises `codec.CodecError`, also where the text is a log tail, no summary."""
+        """Read the text of `to_message`, of a later release too. Raises `codec.CodecError`, also for a log's tail."""
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -151,7 +151,7 @@ class Summary:
         version = document.get("version") if isinstance(document, dict) else None
         if version != VERSION:
             raise codec.CodecError(f"$.version is {version!r}: must be {VERSION}")
-        return codec.decode(cls, document)
+        return codec.decode(cls, codec.known(cls, document))
 
 
 def clip(text: str, limit: int) -> str:
