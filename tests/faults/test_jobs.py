@@ -1,11 +1,15 @@
 """B1, B19 and B22: Jobs that somebody deletes, that vanish with their results, and that somebody else changes."""
 
+from functools import partial
+
 import pytest
 from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.faults.one_run import Run, begin
+
+from lora_operator.views.names import SUSPEND_ANNOTATION, child_labels
 
 
 def _delete_job(run: Run, policy: str) -> None:
@@ -14,6 +18,10 @@ def _delete_job(run: Run, policy: str) -> None:
     run.stage.api.delete(f"{path}?propagationPolicy={policy}")
     if policy != "Foreground":
         eventually(lambda: gone(run.stage.api, path), "the Job is gone")
+
+
+def _wishes(stage: Stage, path: str, held: str) -> bool:
+    return bool(stage.api.get(path)["metadata"]["annotations"][SUSPEND_ANNOTATION] == held)
 
 
 @pytest.mark.fault("B1")
@@ -132,6 +140,28 @@ def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage:
 
 
 @pytest.mark.fault("B22")
+def test_a_job_that_has_lost_its_labels_is_still_the_runs(stage: Stage) -> None:
+    """No watch shows it any more: no second one is made, not by the next operator either, and the run goes on."""
+    stage.start(resyncIntervalSeconds=1)
+    run = begin(stage, "b22-bare", suspend=True)
+    run.wait("Suspended", "True", "SuspendedByUser")
+    job = run.job()
+    path = stage.path("jobs", job["metadata"]["name"])
+    # A Job without any label gets those of its pod template.
+    stage.api.patch(path, {"metadata": {"labels": {**dict.fromkeys(child_labels("", "", 1)), "team": "search"}}})
+    run.be_looked_at()
+    stage.operators[-1].kill()
+    stage.start(resyncIntervalSeconds=1)
+    run.be_looked_at()
+    run.change(suspend=False)
+    stage.end_pod(run.running_pod(), 0, succeeded())
+    run.wait("Complete", "True", "Succeeded")
+    assert [other["metadata"]["uid"] for other in stage.objects("jobs")] == [job["metadata"]["uid"]]
+    labels = stage.api.get(path)["metadata"]["labels"]
+    assert not labels.keys() & child_labels("", "", 1).keys(), "nobody puts back what others took off"
+
+
+@pytest.mark.fault("B22")
 def test_a_job_that_somebody_suspends_and_changes_is_told_of_and_not_fought_over(stage: Stage) -> None:
     """SuspendedExternally in the status, no write to the Job; its template as others left it when they resume it."""
     operator = stage.start()
@@ -171,6 +201,7 @@ def test_the_users_own_wish_outlives_what_others_do_to_the_job(stage: Stage) -> 
     _writes_at_rest(run)
     assert stage.api.get(path)["spec"]["suspend"] is False
     run.change(suspend=False)
+    eventually(partial(_wishes, stage, path, "false"), "the operator has seen the wish")
     run.change(suspend=True)
     run.wait("Suspended", "True", "SuspendedByUser")
 
