@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tests.component.documents import Object
 from tests.component.operator_process import OperatorProcess
-from tests.component.patience import eventually
+from tests.component.patience import DEADLINE_S, eventually
 from tests.component.stage import Stage
 from tests.model.invariants import KINDS, Witness, check_text
 from tests.model.life import ACTS, Life
@@ -85,6 +85,17 @@ class RandomLife:
             assert operator.process.poll() in (None, -9), operator.text()[-4000:]
         return [operator for operator in self.stage.operators if operator.process.poll() is None]
 
+    def look_at_rest(self) -> None:
+        """All that must hold by now; only what is deleted may take a slow garbage collector some time yet."""
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                return self.witness.at_rest(self.see())
+            except AssertionError as error:
+                if not str(error).startswith("I5:") or time.monotonic() > end:
+                    raise
+            time.sleep(1)
+
     def come_to_rest(self) -> None:
         """No more acts: everything reaches a fixed point, and nobody writes any more."""
         last: tuple[object, float] = (None, 0.0)
@@ -102,11 +113,13 @@ class RandomLife:
             return time.monotonic() - last[1] > QUIET_S
 
         eventually(quiet, "everything has come to rest", deadline_s=120)
-        self.witness.at_rest(self.see())
+        self.look_at_rest()
         for operator in self.stage.operators:
             text = operator.text()
             check_text(text)
-            assert "Traceback" not in text, text[text.find("Traceback") - 1000 :][:4000]
+            # At the beginning of a line: what trainers say may hold that word, too.
+            own = text.find("\nTraceback")
+            assert own < 0, text[max(0, own - 1000) :][:4000]
 
 
 def test_no_random_life_breaks_an_invariant_on_a_real_api_server(stage: Stage) -> None:
