@@ -9,15 +9,17 @@ from tests.unit.builders import (
     NAME,
     NAMESPACE,
     NOW,
+    UID,
     condition_object,
     job_name,
     make_job_object,
     make_manifest,
     make_pod_object,
+    make_summary,
 )
 
 from lora_operator.cluster.api import FINETUNES, JOBS, Api, ApiError
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.cache import Cache, Key, Scope
 from lora_operator.cluster.carry_out import TryAgainError
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
@@ -105,6 +107,15 @@ class World:
         pod = make_pod_object(node="", conditions=(scheduled,))
         pod["metadata"]["resourceVersion"] = version
         self.cache.pods.put(pod)
+
+    def lose_pod(self, last: Object, how: str) -> None:
+        """The pod is gone, with this state at last: the watch says so, or a list does not hold it any more."""
+        if how == "watch":
+            self.cache.pods.remove(last)
+            return
+        self.cache.pods.put(last)
+        with self.cache.pods.listing() as listing:
+            listing.finish("40", Scope(namespace=NAMESPACE))
 
     def condition(self, kind: str) -> Object:
         """As it is stored."""
@@ -225,3 +236,43 @@ async def test_a_service_that_is_refused_holds_no_suspension_up() -> None:
     await world.turn()
     assert world.server.patches() == 1
     assert world.condition("Suspended")["status"] == "True"
+
+
+@pytest.mark.parametrize("gone_with", ["watch", "list"])
+async def test_a_pod_that_ended_and_was_gone_before_anybody_looked_is_counted_once(gone_with: str) -> None:
+    """A drain: the kubelet told its end and let the object go within the moment that the operator waits for its Job."""
+    world = World()
+    world.cache.pods.put(_pod("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
+    await world.turn()
+    world.lose_pod(_drained("7"), gone_with)
+    await world.turn()
+    assert world.server.finetune["status"]["retries"]["preempted"] == 1
+    await world.turn()
+    await world.turn()
+    assert world.server.finetune["status"]["retries"]["preempted"] == 1
+
+
+async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:
+    """The pod has published and is deleted by somebody, and the Job controller is late: nothing is trained again."""
+    world = World(status={"attempt": 1, "jobName": job_name()})
+    done = _pod("7", phase="Succeeded", state={"terminated": {"exitCode": 0, "message": make_summary().to_message()}})
+    world.cache.pods.put(_pod("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
+    world.lose_pod(done, "watch")
+    await world.turn()
+    await world.turn()
+    assert world.condition("Complete")["reason"] == "Publishing"
+    world.tell_job("30", status={"conditions": [condition_object("Complete")]})
+    await world.turn()
+    assert (world.condition("Complete")["status"], world.cache.pods.departed(KEY, UID)) == ("True", ())
+
+
+def _pod(version: str, **changes: Any) -> Object:
+    pod = make_pod_object(**changes)
+    pod["metadata"]["resourceVersion"] = version
+    return pod
+
+
+def _drained(version: str) -> Object:
+    target = condition_object("DisruptionTarget", reason="EvictionByEvictionAPI")
+    ended = {"terminated": {"exitCode": 143, "reason": "Error"}}
+    return _pod(version, phase="Failed", state=ended, conditions=(target,), deleting=True)

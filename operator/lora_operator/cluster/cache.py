@@ -11,6 +11,7 @@ import orjson
 from lora_operator.views import names
 from lora_operator.views.conditions import is_finished
 from lora_operator.views.observe import parse_finetune, parse_job, parse_pod, parse_workload, pod_template_labels
+from lora_operator.views.pods import has_ended
 
 if TYPE_CHECKING:
     from lora_operator.views.model import FineTune, JobView, PodView, WorkloadView
@@ -86,9 +87,18 @@ class Store(Generic[T]):
     """
 
     def __init__(
-        self, parse: Callable[[Mapping[str, Any]], T], owner_of: OwnerOf, packing: Packing[T] | None = None
+        self,
+        parse: Callable[[Mapping[str, Any]], T],
+        owner_of: OwnerOf,
+        packing: Packing[T] | None = None,
+        outlives: Callable[[T], bool] = lambda _: False,
     ) -> None:
-        """`owner_of` gives no name for an object that is nobody's here: it is not kept."""
+        """`owner_of` gives no name for an object that is nobody's here: it is not kept.
+
+        Where `outlives` is true of its last state, an object is shown as departed until somebody has read of it.
+        """
+        self._outlives = outlives
+        self._departed: dict[Key, dict[str, tuple[str, T]]] = {}
         self._parse = parse
         self._packing = packing
         self._owner_of = owner_of
@@ -149,7 +159,22 @@ class Store(Generic[T]):
         if known is None or known.uid != uid:
             return None
         self._delete(known)
+        self._depart(known, self._parse(document))
         return known.owner
+
+    def departed(self, owner: Key, owner_uid: str) -> tuple[T, ...]:
+        """The last states of a LoRAFineTune's objects that are gone and that nobody has read of yet."""
+        return tuple(view for uid, view in self._departed.get(owner, {}).values() if uid == owner_uid)
+
+    def let_go(self, owner: Key, uids: Iterable[str] | None = None) -> None:
+        """Of these somebody has read, or of all that the owner had."""
+        departed = self._departed.get(owner)
+        if departed is None:
+            return
+        for uid in list(departed) if uids is None else uids:
+            departed.pop(uid, None)
+        if not departed:
+            del self._departed[owner]
 
     def uid_at(self, place: Key) -> str:
         """The uid of the object at a place; empty where there is none."""
@@ -192,6 +217,7 @@ class Store(Generic[T]):
         for entry in gone:
             self._bury(entry.uid, version)
             self._delete(entry)
+            self._depart(entry, self._view(entry))
         return {entry.owner for entry in gone}
 
     def _owned_by(self, owner: Key) -> list[Entry[T]]:
@@ -222,6 +248,7 @@ class Store(Generic[T]):
         known = self._entries.get(entry.place)
         if known is not None:
             self._delete(known)
+        self.let_go(entry.owner, (entry.uid,))
         self._entries[entry.place] = entry
         self._by_owner.setdefault(entry.owner, set()).add(entry.place)
 
@@ -231,6 +258,13 @@ class Store(Generic[T]):
         self._removed[uid] = _Removal(version, self.removals)
         while len(self._removed) > _MOST_REMOVED and not self._listings:
             del self._removed[next(iter(self._removed))]
+
+    def _depart(self, entry: Entry[T], view: T) -> None:
+        if not self._outlives(view):
+            return
+        self._departed.setdefault(entry.owner, {})[entry.uid] = (entry.owner_uid, view)
+        if len(self._departed) > _MOST_REMOVED:
+            del self._departed[next(iter(self._departed))]
 
     def _delete(self, entry: Entry[T]) -> None:
         del self._entries[entry.place]
@@ -272,7 +306,8 @@ class Cache:
     def __init__(self) -> None:
         self.finetunes: Store[FineTune] = Store(parse_finetune, _itself, _PackedWhenFinished())
         self.jobs: Store[JobView] = Store(parse_job, _by_labels)
-        self.pods: Store[PodView] = Store(parse_pod, _by_labels)
+        # A pod that is deleted ends, and may be gone a moment later: why it ended, and what it proved, is not lost.
+        self.pods: Store[PodView] = Store(parse_pod, _by_labels, outlives=has_ended)
         self.workloads: Store[WorkloadView] = Store(parse_workload, _by_pod_template)
 
 

@@ -26,7 +26,7 @@ def look(
     `kueue`: the cluster has Kueue, and the cache follows its Workloads.
     """
     key = Key(finetune.namespace, finetune.name)
-    pods = cache.pods.of(key, finetune.uid)
+    pods = (*cache.pods.of(key, finetune.uid), *cache.pods.departed(key, finetune.uid))
     # Of running pods alone: what a pod said before it failed is not what its successor does.
     news = told(pod for pod in pods if is_running(pod))
     return Observed(

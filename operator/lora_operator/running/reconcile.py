@@ -16,6 +16,7 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.decision.decide import decide
 from lora_operator.decision.trouble import TOLD_BY_EVENTS
+from lora_operator.decision.verdict import proven_success
 from lora_operator.running import logs
 from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.rivals import Rivals
@@ -90,6 +91,7 @@ class Reconciler:
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
             if finetune is None:
+                self._cache.pods.let_go(key)
                 self._events.forget(key)
                 self._rivals.forget(key)
                 return None
@@ -108,11 +110,17 @@ class Reconciler:
                 if not await self._tell(finetune, observed, plan, line):
                     turn = _Turn()
                     continue
+                self._let_go(key, observed, plan)
                 wait_s = line.next_look_s = await self._finish(key, finetune, plan, line)
             just_ended = result_of(plan.status) and not result_of(finetune.status)
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
             return 0.0 if just_ended else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
+
+    def _let_go(self, key: Key, observed: Observed, plan: Plan) -> None:
+        """Of pods that are gone the status has told; what proves a success is kept until the verdict is."""
+        over = bool(result_of(plan.status))
+        self._cache.pods.let_go(key, (pod.uid for pod in observed.pods if over or proven_success([pod]) is None))
 
     async def _looks_closer(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""
