@@ -12,6 +12,7 @@ from lora_operator.views.model import EventView, FineTune, JobView, PodView, Wor
 from lora_operator.views.names import Role
 from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
 from lora_operator.views.wording import instant
+from lora_trainer.contract.manifest import API_VERSION, KIND
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
 
@@ -82,6 +83,10 @@ def job_name(attempt: int = 1) -> str:
     return names.child_name(NAME, UID, attempt)
 
 
+def _controller(uid: str) -> Object:
+    return {"apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": uid, "controller": True}
+
+
 def make_job_object(
     *,
     attempt: int = 1,
@@ -102,7 +107,7 @@ def make_job_object(
         "uid": uid or (f"prepare-{attempt}" if prepares else f"job-{attempt}"),
         "labels": names.child_labels(NAME, UID, attempt, role),
         "annotations": {names.SUSPEND_ANNOTATION: "false"} if annotations is None else dict(annotations),
-        "ownerReferences": [{"kind": "LoRAFineTune", "uid": owner_uid, "controller": True}],
+        "ownerReferences": [_controller(owner_uid)],
         "creationTimestamp": instant(minutes_ago(59)),
     }
     if deleting:

@@ -5,19 +5,22 @@ from typing import Any
 
 import pytest
 
-from lora_operator.cluster.cache import Cache, Key, Scope
+from lora_operator.cluster.cache import Cache, Key
 from lora_operator.views.names import child_labels
+from lora_trainer.contract.manifest import API_VERSION, KIND
 
 OWNER = Key("team", "tone")
-ALL = Scope()
 
 
 def job(name: str = "job", *, uid: str = "j1", version: str = "1", owner_uid: str = "u1") -> dict[str, Any]:
-    labels = child_labels("tone", owner_uid, 1)
-    return {
-        "metadata": {"namespace": "team", "name": name, "uid": uid, "resourceVersion": version, "labels": labels},
-        "spec": {"suspend": version == "9"},
-    }
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "tone", "uid": owner_uid, "controller": True}
+    metadata = {"namespace": "team", "name": name, "uid": uid, "resourceVersion": version, "ownerReferences": [owner]}
+    return {"metadata": metadata, "spec": {"suspend": version == "9"}}
+
+
+def pod(name: str = "pod", *, uid: str = "p1", version: str = "1", phase: str = "Running") -> dict[str, Any]:
+    metadata = {"namespace": "team", "name": name, "uid": uid, "resourceVersion": version}
+    return {"metadata": {**metadata, "labels": child_labels("tone", "u1", 1)}, "status": {"phase": phase}}
 
 
 def test_an_object_is_news_once() -> None:
@@ -64,50 +67,32 @@ def test_children_of_an_earlier_resource_of_the_same_name_are_not_ours() -> None
 
 
 def test_a_list_removes_what_it_does_not_hold() -> None:
-    """A ghost: deleted while no watch could tell."""
+    """Deleted while no watch could report it."""
     jobs = Cache().jobs
     jobs.put(job("a", uid="j1", version="1"))
     jobs.put(job("b", uid="j2", version="2"))
-    with jobs.listing() as listing:
-        listing.take([job("b", uid="j2", version="2")], "10")
-        listing.finish("10", ALL)
-        assert listing.changed == {OWNER}
+    assert jobs.prune("10", {"j2"}) == {OWNER}
     assert [view.uid for view in jobs.of(OWNER, "u1")] == ["j2"]
 
 
 def test_a_list_does_not_remove_what_is_newer_than_it() -> None:
     """Created by us after the server had made the list."""
     jobs = Cache().jobs
-    with jobs.listing() as listing:
-        jobs.put(job(version="11"))
-        listing.finish("10", ALL)
-        assert not listing.changed
+    jobs.put(job(version="11"))
+    assert jobs.prune("10", set()) == set()
     assert len(jobs) == 1
 
 
-def test_a_list_does_not_bring_back_what_was_deleted_meanwhile() -> None:
-    """The watch told of the deletion between the list's two chunks."""
+def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:
+    """Each namespace is listed by itself."""
     jobs = Cache().jobs
-    jobs.put(job(version="1"))
-    with jobs.listing() as listing:
-        jobs.remove(job(version="12"))
-        listing.take([job(version="1")], "10")
-        listing.finish("10", ALL)
-    assert len(jobs) == 0
-
-
-def test_an_interrupted_list_removes_nothing_and_says_what_it_brought() -> None:
-    """Half a list is no proof of absence, and what it held is no news to the next one."""
-    jobs = Cache().jobs
-    jobs.put(job("a", uid="j1"))
-    with jobs.listing() as listing:
-        listing.take([job("b", uid="j2")], "10")
-    assert len(jobs) == 2
-    assert listing.changed == {OWNER}
+    jobs.put(job())
+    assert jobs.prune("10", set(), "other") == set()
+    assert len(jobs) == 1
 
 
 def test_an_answer_that_a_deletion_has_overtaken_brings_nothing_back() -> None:
-    """The watch told of the deletion before the answer to our own creation was read."""
+    """The watch reported the deletion before the answer to our own creation was read."""
     jobs = Cache().jobs
     jobs.put(job(version="5"))
     jobs.remove(job(version="7"))
@@ -123,6 +108,14 @@ def test_an_object_that_takes_our_label_off_and_on_again_is_back() -> None:
     assert jobs.put(job(version="8")) == OWNER
 
 
+def test_a_watch_that_is_behind_deletes_nothing_that_is_newer() -> None:
+    """The label came back with version 8; a second API server still reports how it went."""
+    jobs = Cache().jobs
+    jobs.put(job(version="8"))
+    assert jobs.remove(job(version="7")) is None
+    assert len(jobs) == 1
+
+
 def test_an_answer_about_an_earlier_object_does_not_replace_the_new_one() -> None:
     """Deleted and created again by the same name while a write to the old one was on its way."""
     jobs = Cache().jobs
@@ -131,101 +124,178 @@ def test_an_answer_about_an_earlier_object_does_not_replace_the_new_one() -> Non
     assert [view.uid for view in jobs] == ["new"]
 
 
+@pytest.mark.parametrize(("as_of", "found"), [("6", False), ("7", True), ("8", True), ("", False)])
+def test_a_read_that_is_not_older_than_the_deletion_finds_what_lost_its_label(as_of: str, found: bool) -> None:
+    """A list as of an earlier version, or an answer of which nobody knows when it was made, proves nothing."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    jobs.remove(job(version="7"))
+    assert (jobs.put(job(version="7"), as_of=as_of) == OWNER) == found
+    assert len(jobs) == found
+
+
 def test_what_one_list_removed_another_older_one_does_not_bring_back() -> None:
     """Two lists of a kind cross: a watch that begins anew, and a resync."""
     jobs = Cache().jobs
     jobs.put(job(version="5"))
-    with jobs.listing() as older:
-        with jobs.listing() as newer:
-            newer.finish("10", ALL)
-        older.take([job(version="5")], "8")
-        older.finish("8", ALL)
-    assert len(jobs) == 0
+    jobs.prune("10", set())
+    assert jobs.put(job(version="5"), as_of="8") is None
+    assert jobs.put(job(version="5"), as_of="11") == OWNER
 
 
-@pytest.mark.parametrize(("version", "found"), [("8", True), ("6", False)])
-def test_a_list_that_began_later_finds_what_a_watch_with_a_selector_told_as_deleted(version: str, found: bool) -> None:
-    """Somebody changed the label that we select by; a list of a cache that is behind proves nothing."""
+def test_the_newest_version_seen_is_that_of_objects_lists_and_bookmarks() -> None:
+    """A read by name that begins now is as of that or of a later one; a list of the past changes nothing."""
     jobs = Cache().jobs
-    jobs.put(job(version="5"))
-    jobs.remove(job(version="7"))
-    with jobs.listing() as listing:
-        listing.take([job(version="7")], version)
-        listing.finish(version, ALL)
-    assert (len(jobs) == 1) == found
+    seen = []
+    for act in (
+        lambda: jobs.put(job(version="5")),
+        lambda: jobs.remove(job("other", uid="j2", version="9")),
+        lambda: jobs.saw("10"),
+        lambda: jobs.prune("8", {"j1"}),
+    ):
+        act()
+        seen.append(jobs.version)
+    assert seen == ["5", "9", "10", "10"]
 
 
-def test_what_an_earlier_list_did_not_hold_a_later_one_finds() -> None:
-    """The resync lists by label, and the look at one run by its uid."""
+def test_a_job_without_labels_is_its_controllers() -> None:
+    """Labels are an index for watches alone; of a Job that somebody else controls they prove nothing."""
     jobs = Cache().jobs
-    jobs.put(job(version="5"))
-    with jobs.listing() as listing:
-        listing.finish("10", ALL)
-    with jobs.listing() as listing:
-        listing.take([job(version="5")], "11")
-        assert listing.changed == {OWNER}
+    assert jobs.put(job()) == OWNER
+    others = job("other", uid="j2", version="2")
+    others["metadata"]["labels"] = child_labels("tone", "u1", 1)
+    for key, value in (("apiVersion", "other.io/v1"), ("kind", "Other"), ("controller", False)):
+        owner = {**job()["metadata"]["ownerReferences"][0], key: value}
+        others["metadata"] = {**others["metadata"], "ownerReferences": [owner]}
+        assert jobs.put(others) is None
+    assert [view.uid for view in jobs] == ["j1"]
 
 
-def test_an_object_that_has_lost_its_label_is_nobodys() -> None:
-    """Its former owner is told; what another object by the same name was is gone as well."""
+def test_an_object_that_names_no_owner_any_more_keeps_the_one_it_had() -> None:
+    """A live read or an answer shows it without its labels; another object in its place is nobody's."""
+    pods = Cache().pods
+    pods.put(pod(version="5"))
+    bare = pod(version="6")
+    del bare["metadata"]["labels"]
+    assert pods.put(bare) == OWNER
+    assert len(pods.of(OWNER, "u1")) == 1
+    bare["metadata"] = {**bare["metadata"], "uid": "other", "resourceVersion": "7"}
+    assert pods.put(bare) == OWNER
+    assert len(pods) == 0
+
+
+def test_a_live_read_says_whose_an_object_is() -> None:
+    """A pod without labels, found by the Job controller's own."""
+    pods = Cache().pods
+    bare = pod()
+    del bare["metadata"]["labels"]
+    assert pods.put(bare) is None
+    assert pods.put(bare, ("tone", "u1")) == OWNER
+    assert len(pods.of(OWNER, "u1")) == 1
+
+
+def test_a_live_list_replaces_what_it_covers() -> None:
+    """Of one owner the objects that are not in it are gone; others, and what is newer, stay."""
     jobs = Cache().jobs
-    for uid in ("j1", "other"):
-        jobs.put(job(version="5"))
-        bare = job(uid=uid, version="7")
-        del bare["metadata"]["labels"]
-        assert jobs.put(bare) == OWNER
-        assert len(jobs) == 0
-        jobs = Cache().jobs
+    for document in (job("a", uid="j1"), job("b", uid="j2"), job("new", uid="j3", version="12")):
+        jobs.put(document)
+    jobs.put(job("other", uid="j4", owner_uid="u2"))
+    jobs.replace(OWNER, "u1", [job("b", uid="j2", version="2"), job("c", uid="j5", version="3")], "10")
+    assert [view.name for view in jobs.of(OWNER, "u1")] == ["b", "c", "new"]
+    jobs.replace(OWNER, "u1", [], "13", covers=lambda view: view.name == "c")
+    assert [view.name for view in jobs.of(OWNER, "u1")] == ["b", "new"]
+    assert [view.name for view in jobs.of(OWNER, "u2")] == ["other"]
+
+
+def test_a_live_list_finds_what_a_watch_with_a_selector_reported_as_deleted() -> None:
+    """And gives it back to its owner, whatever its labels say."""
+    pods = Cache().pods
+    pods.put(pod(version="5"))
+    pods.remove(pod(version="7"))
+    bare = pod(version="7")
+    del bare["metadata"]["labels"]
+    pods.replace(OWNER, "u1", [bare], "9")
+    assert [view.name for view in pods.of(OWNER, "u1")] == ["pod"]
 
 
 def test_an_object_that_was_not_found_may_have_a_successor_already() -> None:
-    """The watch told of it before the answer to a request to the earlier one was read."""
+    """The watch reported it before the answer to a request to the earlier one was read."""
     jobs = Cache().jobs
     jobs.put(job(uid="new", version="9"))
-    jobs.vacate(Key("team", "job"), "old")
+    jobs.mark_deleted(Key("team", "job"), "old")
     assert [view.uid for view in jobs] == ["new"]
 
 
-def test_what_the_server_does_not_find_is_forgotten() -> None:
-    """Whatever it was: a later one by that name is another object, or a newer version."""
+def test_what_the_server_does_not_find_is_deleted() -> None:
+    """A later object by that name is another one, or a newer version."""
     jobs = Cache().jobs
     jobs.put(job(version="5"))
-    jobs.vacate(Key("team", "job"), "j1")
-    jobs.vacate(Key("team", "never there"), "")
+    jobs.mark_deleted(Key("team", "job"), "j1")
+    jobs.mark_deleted(Key("team", "never there"), "")
     assert jobs.put(job(version="5")) is None
     assert jobs.put(job(uid="j2", version="6")) == OWNER
 
 
-def test_of_what_was_removed_only_so_much_is_remembered() -> None:
-    """A cluster removes pods for as long as it lives; all of them are remembered only while a list is under way."""
+@pytest.mark.parametrize("how", ["watch", "list", "404", "successor"])
+def test_a_job_that_is_gone_leaves_a_tombstone(how: str) -> None:
+    """Its last state, until somebody has acknowledged it."""
     jobs = Cache().jobs
-    with jobs.listing() as listing:
-        for number in range(1500):
-            jobs.remove(job(uid=f"j{number}", version="7"))
-        listing.take([job(uid="j0", version="6")], "10")
-        assert len(jobs) == 0
-    jobs.remove(job(uid="last", version="7"))
-    assert jobs.put(job(uid="j1499", version="6")) is None
+    jobs.put(job(version="9"))
+    if how == "watch":
+        jobs.remove(job(version="10"))
+    elif how == "list":
+        jobs.prune("10", set())
+    elif how == "404":
+        jobs.mark_deleted(Key("team", "job"), "j1")
+    else:
+        jobs.put(job(uid="j2", version="10"))
+    assert [view.uid for view in jobs.tombstones(OWNER, "u1")] == ["j1"]
+    assert jobs.tombstones(OWNER, "u2") == ()
+    jobs.acknowledge(OWNER, ["another"])
+    assert len(jobs.tombstones(OWNER, "u1")) == 1
+    jobs.acknowledge(OWNER, ["j1"])
+    assert jobs.tombstones(OWNER, "u1") == ()
+
+
+def test_an_object_that_is_back_has_no_tombstone() -> None:
+    """Its labels were put back."""
+    jobs = Cache().jobs
+    jobs.put(job(version="5"))
+    jobs.remove(job(version="7"))
+    jobs.put(job(version="8"))
+    assert jobs.tombstones(OWNER, "u1") == ()
+
+
+def test_only_pods_that_ended_leave_a_tombstone() -> None:
+    """What a pod proved, or why it failed, is not lost; one that was deleted while it waited says nothing."""
+    pods = Cache().pods
+    for uid, phase in (("p1", "Pending"), ("p2", "Failed")):
+        pods.put(pod(uid, uid=uid))
+        pods.remove(pod(uid, uid=uid, version="2", phase=phase))
+    assert [view.uid for view in pods.tombstones(OWNER, "u1")] == ["p2"]
+    pods.acknowledge(OWNER)
+    assert pods.tombstones(OWNER, "u1") == ()
+
+
+def test_of_what_was_deleted_only_so_much_is_remembered() -> None:
+    """A cluster deletes pods for as long as it lives."""
+    jobs = Cache().jobs
+    for number in range(5001):
+        jobs.remove(job(uid=f"j{number}", version="7"))
+    assert jobs.put(job(uid="j5000", version="6")) is None
     assert jobs.put(job(uid="j0", version="6")) == OWNER, "forgotten"
 
 
-def test_a_list_of_one_owner_leaves_the_others_alone() -> None:
-    """Absence is confirmed for one resource at a time."""
+def test_only_so_many_owners_have_tombstones() -> None:
+    """Nobody acknowledges those of a run that is looked after no more."""
     jobs = Cache().jobs
-    jobs.put(job("a", uid="j1", owner_uid="u1"))
-    jobs.put(job("b", uid="j2", owner_uid="u2"))
-    with jobs.listing() as listing:
-        listing.finish("10", Scope(owner=OWNER, owner_uid="u1"))
-    assert [view.uid for view in jobs] == ["j2"]
-
-
-def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:
-    """Each namespace is listed by itself."""
-    jobs = Cache().jobs
-    jobs.put(job())
-    with jobs.listing() as listing:
-        listing.finish("10", Scope(namespace="other"))
-    assert len(jobs) == 1
+    for number in range(1001):
+        document = job(f"job-{number}", uid=f"j{number}")
+        document["metadata"]["ownerReferences"][0]["name"] = f"tone-{number}"
+        jobs.put(document)
+        jobs.remove(document)
+    assert jobs.tombstones(Key("team", "tone-0"), "u1") == ()
+    assert len(jobs.tombstones(Key("team", "tone-1000"), "u1")) == 1
 
 
 def test_a_resource_is_its_own_owner_and_is_kept_without_labels() -> None:

@@ -12,6 +12,7 @@ from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.views.model import ObjectRef, Patch
 from lora_operator.views.names import child_labels, child_name, prepare_name
+from lora_trainer.contract.manifest import API_VERSION, KIND
 
 FINETUNE = make_finetune()
 KEY = Key(NAMESPACE, NAME)
@@ -19,7 +20,7 @@ Object = dict[str, Any]
 
 
 def job(name: str = "j", *, owner_uid: str = UID, **metadata: Any) -> Object:
-    owners = [{"uid": owner_uid, "controller": True}]
+    owners = [{"apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": owner_uid, "controller": True}]
     labels = child_labels(NAME, UID, 1)
     fixed = {"name": name, "namespace": NAMESPACE, "uid": "u", "labels": labels, "ownerReferences": owners}
     return {"kind": "Job", "metadata": {**fixed, "resourceVersion": "5", **metadata}}

@@ -17,7 +17,7 @@ from tests.unit.builders import (
 )
 
 from lora_operator.cluster.api import WORKLOADS, Api, ApiError, Chunk, Resource
-from lora_operator.cluster.cache import Cache, Key, Scope
+from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.look import look
@@ -217,7 +217,5 @@ def test_a_list_of_workloads_forgets_those_that_are_gone() -> None:
     """As with every other kind."""
     workloads = Cache().workloads
     workloads.put(make_workload_object())
-    with workloads.listing() as listing:
-        listing.finish("9", Scope(namespace=NAMESPACE))
-        assert listing.changed == {KEY}
+    assert workloads.prune("9", set(), NAMESPACE) == {KEY}
     assert len(workloads) == 0

@@ -19,7 +19,7 @@ from tests.unit.builders import (
 )
 
 from lora_operator.cluster.api import FINETUNES, JOBS, Api, ApiError
-from lora_operator.cluster.cache import Cache, Key, Scope
+from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
@@ -27,7 +27,7 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION
+from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION, UID_LABEL
 
 KEY = Key(NAMESPACE, NAME)
 Object = dict[str, Any]
@@ -67,7 +67,8 @@ class Server(Api):
             if not found:
                 raise ApiError(404, "NotFound", "jobs not found")
             return found[0]
-        return {"items": jobs if path == JOBS.path(NAMESPACE) else [], "metadata": {"resourceVersion": "50"}}
+        labelled = [job for job in jobs if UID_LABEL in job["metadata"]["labels"]]
+        return {"items": labelled if path == JOBS.path(NAMESPACE) else [], "metadata": {"resourceVersion": "50"}}
 
     def patches(self) -> int:
         """How often a Job was to be changed."""
@@ -114,8 +115,7 @@ class World:
             self.cache.pods.remove(last)
             return
         self.cache.pods.put(last)
-        with self.cache.pods.listing() as listing:
-            listing.finish("40", Scope(namespace=NAMESPACE))
+        self.cache.pods.prune("40", set(), NAMESPACE)
 
     def condition(self, kind: str) -> Object:
         """As it is stored."""
@@ -204,7 +204,7 @@ async def test_no_job_is_made_for_a_run_whose_end_another_operator_has_told() ->
     """The Job went with the end, and this process' watch of the runs is behind: it looks, and makes none."""
     world = World(status={"attempt": 1, "jobName": job_name()})
     (job,) = world.cache.jobs
-    world.cache.jobs.vacate(Key(NAMESPACE, job.name), job.uid)
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, job.name), job.uid)
     ended = {"conditions": [condition_object("Complete", reason="Succeeded")], "attempt": 1, "jobName": job_name()}
     world.server.finetune = make_manifest(status=ended)
     world.server.finetune["metadata"]["resourceVersion"] = "9"
@@ -263,7 +263,7 @@ async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:
     assert world.condition("Complete")["reason"] == "Publishing"
     world.tell_job("30", status={"conditions": [condition_object("Complete")]})
     await world.turn()
-    assert (world.condition("Complete")["status"], world.cache.pods.departed(KEY, UID)) == ("True", ())
+    assert (world.condition("Complete")["status"], world.cache.pods.tombstones(KEY, UID)) == ("True", ())
 
 
 def _pod(version: str, **changes: Any) -> Object:

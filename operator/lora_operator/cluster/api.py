@@ -12,6 +12,7 @@ from kubernetes.aio.client.api_client import ApiClient
 
 from lora_operator.cluster.login import USER_AGENT, authorization
 from lora_operator.cluster.server_clock import ServerClock
+from lora_operator.views import names
 
 Object = dict[str, Any]
 
@@ -73,7 +74,7 @@ class Resource:
         return "/" + "/".join(parts)
 
 
-FINETUNES = Resource(kind="LoRAFineTune", group="lora-operator.io", version="v1alpha1", plural="lorafinetunes")
+FINETUNES = Resource(kind="LoRAFineTune", group=names.GROUP, version="v1alpha1", plural="lorafinetunes")
 JOBS = Resource(kind="Job", group="batch", version="v1", plural="jobs")
 PODS = Resource(kind="Pod", group="", version="v1", plural="pods")
 CONFIG_MAPS = Resource(kind="ConfigMap", group="", version="v1", plural="configmaps")

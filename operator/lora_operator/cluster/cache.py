@@ -1,8 +1,7 @@
-"""What the operator knows of the cluster: plain dictionaries, fed by watches, by resyncs and by its own writes."""
+"""What the operator knows of the cluster: stores fed by watches, lists, live reads and the operator's own writes."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -10,15 +9,23 @@ import orjson
 
 from lora_operator.views import names
 from lora_operator.views.conditions import is_finished
-from lora_operator.views.observe import parse_finetune, parse_job, parse_pod, parse_workload, pod_template_labels
+from lora_operator.views.observe import (
+    controller_of,
+    parse_finetune,
+    parse_job,
+    parse_pod,
+    parse_workload,
+    pod_template_labels,
+)
 from lora_operator.views.pods import has_ended
 
 if TYPE_CHECKING:
     from lora_operator.views.model import FineTune, JobView, PodView, WorkloadView
 
 T = TypeVar("T")
-OwnerOf = Callable[[Mapping[str, Any]], tuple[str, str]]
-"""Name and uid of the LoRAFineTune that a document belongs to."""
+Owner = tuple[str, str]
+"""Name and uid of a LoRAFineTune."""
+OwnerOf = Callable[[Mapping[str, Any]], Owner]
 
 
 class Key(NamedTuple):
@@ -54,36 +61,17 @@ class Packing(Protocol[T]):
         """The view again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """What a list covers: the objects of one namespace, of one LoRAFineTune by its uid, or, without either, all."""
-
-    namespace: str | None = None
-    owner: Key | None = None
-    owner_uid: str | None = None
-
-    def covers(self, entry: "Entry[Any]") -> bool:
-        """Whether the list would have held it."""
-        in_namespace = self.namespace is None or entry.place.namespace == self.namespace
-        return in_namespace and (self.owner_uid is None or entry.owner_uid == self.owner_uid)
-
-
-_MOST_REMOVED = 1000
-
-
-class _Removal(NamedTuple):
-    """As of which version an object was known to be gone, and which removal of its store that was."""
-
-    version: str
-    number: int
+# Of each kind. A list that takes a minute may be overtaken by as many deletions.
+_MOST_DELETIONS = 5000
+_MOST_TOMBSTONES = 1000
 
 
 class Store(Generic[T]):
     """All objects of one kind, by place and by owner.
 
-    An older version never replaces a newer one, nor brings back what was removed: an answer to a request of ours, or a
-    list that takes seconds, may be overtaken by the watch. Of what was removed, the last ones are remembered. A list
-    that began later knows better: to a watch with a selector, an object that has lost a label is deleted.
+    An older version never replaces a newer one, nor brings back what was deleted: an answer to a request of ours, or a
+    list that takes seconds, may be overtaken by the watch. A read that is not older than the deletion knows better: to
+    a watch with a label selector, an object that has lost its label is deleted.
     """
 
     def __init__(
@@ -91,23 +79,22 @@ class Store(Generic[T]):
         parse: Callable[[Mapping[str, Any]], T],
         owner_of: OwnerOf,
         packing: Packing[T] | None = None,
-        outlives: Callable[[T], bool] = lambda _: False,
+        keeps: Callable[[T], bool] = lambda _: False,
     ) -> None:
         """`owner_of` gives no name for an object that is nobody's here: it is not kept.
 
-        Where `outlives` is true of its last state, an object is shown as departed until somebody has read of it.
+        Where `keeps` is true of its last state, a deleted object leaves a tombstone until somebody has acknowledged it.
         """
-        self._outlives = outlives
-        self._departed: dict[Key, dict[str, tuple[str, T]]] = {}
         self._parse = parse
-        self._packing = packing
         self._owner_of = owner_of
+        self._packing = packing
+        self._keeps = keeps
         self._entries: dict[Key, Entry[T]] = {}
         self._by_owner: dict[Key, set[Key]] = {}
-        self._removed: dict[str, _Removal] = {}
-        self.removals = 0
-        """How often something was removed."""
-        self._listings = 0
+        self._deletions: dict[str, str] = {}  # by uid the version as of which it was known to be gone
+        self._tombstones: dict[Key, dict[str, tuple[str, T]]] = {}
+        self.version = ""
+        """The newest resource version seen of this kind, in an object, a list or a bookmark."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -125,6 +112,11 @@ class Store(Generic[T]):
         entry = self._entries.get(place)
         return self._view(entry) if entry else None
 
+    def uid_at(self, place: Key) -> str:
+        """The uid of the object at a place; empty where there is none."""
+        entry = self._entries.get(place)
+        return entry.uid if entry else ""
+
     def is_packed(self, place: Key) -> bool:
         """Whether the object at a place is one that is seldom looked at."""
         entry = self._entries.get(place)
@@ -134,99 +126,115 @@ class Store(Generic[T]):
         """The objects of a LoRAFineTune, by name; not those of an earlier one that had the same name."""
         return tuple(self._view(entry) for entry in self._owned_by(owner) if entry.owner_uid == owner_uid)
 
-    def put(self, document: Mapping[str, Any]) -> Key | None:
-        """Take in an object; return its owner if that was news, None if this version or a newer one is known."""
-        # Compared before it is read: each list and each write of ours is told again by a watch.
+    def tombstones(self, owner: Key, owner_uid: str) -> tuple[T, ...]:
+        """The last states of a LoRAFineTune's objects that are gone, as far as nobody has acknowledged them."""
+        return tuple(view for uid, view in self._tombstones.get(owner, {}).values() if uid == owner_uid)
+
+    def acknowledge(self, owner: Key, uids: Iterable[str] | None = None) -> None:
+        """Drop the tombstones of these objects, or all that the owner has."""
+        tombstones = self._tombstones.get(owner)
+        if tombstones is None:
+            return
+        for uid in list(tombstones) if uids is None else uids:
+            tombstones.pop(uid, None)
+        if not tombstones:
+            del self._tombstones[owner]
+
+    def saw(self, version: str) -> None:
+        """A list or a bookmark is as of this version."""
+        if _is_newer(version, self.version):
+            self.version = version
+
+    def put(self, document: Mapping[str, Any], owner: Owner | None = None, *, as_of: str = "") -> Key | None:
+        """Take in an object; return its owner if that was news, None if this version or a newer one is known.
+
+        `owner` is the LoRAFineTune's name and uid where a live read has found out whose the object is, whatever its
+        labels say. An object that names no owner any more stays with the one it had. `as_of` is the version of the list
+        that held the object, or for a read by name the store's `version` before it: what was deleted by then is back.
+        """
+        # Compared before it is parsed: each list and each write of ours is repeated by a watch.
         metadata = document["metadata"]
+        uid, version = str(metadata.get("uid", "")), _version(metadata)
+        self.saw(version)
         known = self._entries.get(_place(document))
-        former = known or self._removed.get(str(metadata.get("uid", "")))
-        if former is not None and not _is_newer(_version(metadata), former.version):
+        if known is not None and not _is_newer(version, known.version):
             return None
-        if not self._owner_of(document)[0]:
-            if known is not None:  # it has lost its labels, or is another object
-                self._delete(known)
+        if self._is_deleted(uid, version, as_of):
+            return None
+        name, owner_uid = owner or self._owner_of(document)
+        if known is not None and known.uid != uid:
+            self._drop(known, self._view(known), version)
+        elif known is not None:
+            if not name:
+                name, owner_uid = known.owner.name, known.owner_uid
+            self._delete(known)
+        if not name:
             return known.owner if known is not None else None
-        entry = self._entry(document)
+        entry = self._entry(document, name, owner_uid)
         self._insert(entry)
         return entry.owner
 
     def remove(self, document: Mapping[str, Any]) -> Key | None:
-        """Forget an object; return its owner if it was known. Another object by the same name stays."""
+        """A watch reports an object as deleted; return its owner if it was known. A successor by its name stays."""
         metadata = document["metadata"]
-        uid = str(metadata.get("uid", ""))
-        self._bury(uid, _version(metadata))
+        uid, version = str(metadata.get("uid", "")), _version(metadata)
+        self.saw(version)
         known = self._entries.get(_place(document))
         if known is None or known.uid != uid:
+            self._note_deletion(uid, version)
             return None
-        self._delete(known)
-        self._depart(known, self._parse(document))
+        if _is_older(version, known.version):
+            return None  # it had lost its label for a while, and a watch that is behind reports that
+        self._drop(known, self._parse(document), version)
         return known.owner
 
-    def departed(self, owner: Key, owner_uid: str) -> tuple[T, ...]:
-        """The last states of a LoRAFineTune's objects that are gone and that nobody has read of yet."""
-        return tuple(view for uid, view in self._departed.get(owner, {}).values() if uid == owner_uid)
-
-    def let_go(self, owner: Key, uids: Iterable[str] | None = None) -> None:
-        """Of these somebody has read, or of all that the owner had."""
-        departed = self._departed.get(owner)
-        if departed is None:
-            return
-        for uid in list(departed) if uids is None else uids:
-            departed.pop(uid, None)
-        if not departed:
-            del self._departed[owner]
-
-    def uid_at(self, place: Key) -> str:
-        """The uid of the object at a place; empty where there is none."""
-        entry = self._entries.get(place)
-        return entry.uid if entry else ""
-
-    def vacate(self, place: Key, uid: str) -> None:
-        """Forget the object with this uid, of which the server says that it is not at this place."""
+    def mark_deleted(self, place: Key, uid: str) -> None:
+        """The API server says that the object with this uid is not at this place any more."""
         known = self._entries.get(place)
         if known is not None and known.uid == uid:
-            self._bury(known.uid, known.version)
-            self._delete(known)
+            self._drop(known, self._view(known), self.version)
 
-    @contextmanager
-    def listing(self) -> Iterator["Listing[T]"]:
-        """Around a list request: whatever is removed meanwhile is remembered, and does not come back with it."""
-        self._listings += 1
-        try:
-            yield Listing(self, self.removals)
-        finally:
-            self._listings -= 1
+    def prune(self, version: str, listed: Set[str], namespace: str | None = None) -> set[Key]:
+        """Drop what a list as of `version`, of one namespace or of all, does not hold by its uid, unless it is newer.
 
-    def dig_up(self, uid: str, *, before: int, version: str = "") -> None:
-        """Take a removal back, if it was among the first `before` and a read that began after those found the object.
-
-        `version` is that of a list, which may be of a cache that is behind; what was read by name is of the moment.
+        Returns the owners with news.
         """
-        removal = self._removed.get(uid)
-        if removal is not None and removal.number <= before and not (version and _is_newer(removal.version, version)):
-            del self._removed[uid]
+        self.saw(version)
+        within = [e for e in self._entries.values() if namespace is None or e.place.namespace == namespace]
+        return self._prune(within, version, listed)
 
-    def prune(self, version: str, listed: set[str], scope: Scope) -> set[Key]:
-        """Forget what a list as of `version` does not hold, unless it is newer; return the owners with news."""
-        entries = self._entries.values() if scope.owner is None else self._owned_by(scope.owner)
-        gone = [
-            entry
-            for entry in entries
-            if entry.uid not in listed and not _is_newer(entry.version, version) and scope.covers(entry)
-        ]
+    def replace(
+        self,
+        owner: Key,
+        owner_uid: str,
+        documents: Iterable[Mapping[str, Any]],
+        version: str,
+        covers: Callable[[T], bool] = lambda _: True,
+    ) -> None:
+        """Make the owner's objects for which `covers` holds be exactly those of a live list as of `version`.
+
+        What is newer than the list stays.
+        """
+        self.saw(version)
+        listed = set()
+        for document in documents:
+            listed.add(str(document["metadata"].get("uid", "")))
+            self.put(document, (owner.name, owner_uid), as_of=version)
+        owned = [entry for entry in self._owned_by(owner) if entry.owner_uid == owner_uid]
+        self._prune([entry for entry in owned if covers(self._view(entry))], version, listed)
+
+    def _prune(self, entries: Iterable[Entry[T]], version: str, listed: Set[str]) -> set[Key]:
+        gone = [entry for entry in entries if entry.uid not in listed and not _is_newer(entry.version, version)]
         for entry in gone:
-            self._bury(entry.uid, version)
-            self._delete(entry)
-            self._depart(entry, self._view(entry))
+            self._drop(entry, self._view(entry), version)
         return {entry.owner for entry in gone}
 
     def _owned_by(self, owner: Key) -> list[Entry[T]]:
         return [self._entries[place] for place in sorted(self._by_owner.get(owner, ()))]
 
-    def _entry(self, document: Mapping[str, Any]) -> Entry[T]:
+    def _entry(self, document: Mapping[str, Any], owner_name: str, owner_uid: str) -> Entry[T]:
         metadata = document["metadata"]
         place = _place(document)
-        owner_name, owner_uid = self._owner_of(document)
         view = self._parse(document)
         packed = self._packing.pack(view) if self._packing else b""
         return Entry(
@@ -245,26 +253,10 @@ class Store(Generic[T]):
         return cast("T", entry.view)
 
     def _insert(self, entry: Entry[T]) -> None:
-        known = self._entries.get(entry.place)
-        if known is not None:
-            self._delete(known)
-        self.let_go(entry.owner, (entry.uid,))
+        self._deletions.pop(entry.uid, None)
+        self.acknowledge(entry.owner, (entry.uid,))
         self._entries[entry.place] = entry
         self._by_owner.setdefault(entry.owner, set()).add(entry.place)
-
-    def _bury(self, uid: str, version: str) -> None:
-        self.removals += 1
-        self._removed.pop(uid, None)
-        self._removed[uid] = _Removal(version, self.removals)
-        while len(self._removed) > _MOST_REMOVED and not self._listings:
-            del self._removed[next(iter(self._removed))]
-
-    def _depart(self, entry: Entry[T], view: T) -> None:
-        if not self._outlives(view):
-            return
-        self._departed.setdefault(entry.owner, {})[entry.uid] = (entry.owner_uid, view)
-        if len(self._departed) > _MOST_REMOVED:
-            del self._departed[next(iter(self._departed))]
 
     def _delete(self, entry: Entry[T]) -> None:
         del self._entries[entry.place]
@@ -273,31 +265,26 @@ class Store(Generic[T]):
         if not places:
             del self._by_owner[entry.owner]
 
+    def _drop(self, entry: Entry[T], view: T, as_of: str) -> None:
+        """The object is gone as of a version, and `view` is its last state."""
+        self._delete(entry)
+        self._note_deletion(entry.uid, as_of)
+        if self._keeps(view):
+            self._tombstones.setdefault(entry.owner, {})[entry.uid] = (entry.owner_uid, view)
+            while len(self._tombstones) > _MOST_TOMBSTONES:
+                del self._tombstones[next(iter(self._tombstones))]
 
-class Listing(Generic[T]):
-    """A list on its way into a store, chunk by chunk."""
+    def _note_deletion(self, uid: str, as_of: str) -> None:
+        self._deletions.pop(uid, None)
+        self._deletions[uid] = as_of
+        while len(self._deletions) > _MOST_DELETIONS:
+            del self._deletions[next(iter(self._deletions))]
 
-    def __init__(self, store: Store[T], removals: int) -> None:
-        """`removals` are those before the request."""
-        self._store = store
-        self._removals = removals
-        self._listed: set[str] = set()
-        self.changed: set[Key] = set()
-        """The owners with news so far: nobody else is told of those, even where the list comes to nothing."""
-
-    def take(self, documents: Iterable[Mapping[str, Any]], version: str) -> None:
-        """Take in a chunk of a list as of `version`."""
-        for document in documents:
-            uid = str(document["metadata"].get("uid", ""))
-            self._listed.add(uid)
-            self._store.dig_up(uid, before=self._removals, version=version)
-            news = self._store.put(document)
-            if news is not None:
-                self.changed.add(news)
-
-    def finish(self, version: str, scope: Scope) -> None:
-        """The list of all that `scope` covers is complete."""
-        self.changed |= self._store.prune(version, self._listed, scope)
+    def _is_deleted(self, uid: str, version: str, as_of: str) -> bool:
+        gone = self._deletions.get(uid)
+        if gone is None or _is_newer(version, gone):
+            return False
+        return not as_of or _is_newer(gone, as_of)
 
 
 class Cache:
@@ -305,9 +292,9 @@ class Cache:
 
     def __init__(self) -> None:
         self.finetunes: Store[FineTune] = Store(parse_finetune, _itself, _PackedWhenFinished())
-        self.jobs: Store[JobView] = Store(parse_job, _by_labels)
-        # A pod that is deleted ends, and may be gone a moment later: why it ended, and what it proved, is not lost.
-        self.pods: Store[PodView] = Store(parse_pod, _by_labels, outlives=has_ended)
+        # What a Job that is gone looked like, and why a pod ended and what it proved, is not lost.
+        self.jobs: Store[JobView] = Store(parse_job, controller_of, keeps=lambda _: True)
+        self.pods: Store[PodView] = Store(parse_pod, _by_labels, keeps=has_ended)
         self.workloads: Store[WorkloadView] = Store(parse_workload, _by_pod_template)
 
 
@@ -335,17 +322,17 @@ def _version(metadata: Mapping[str, Any]) -> str:
     return str(metadata.get("resourceVersion", ""))
 
 
-def _itself(document: Mapping[str, Any]) -> tuple[str, str]:
+def _itself(document: Mapping[str, Any]) -> Owner:
     metadata = document["metadata"]
     return str(metadata["name"]), str(metadata.get("uid", ""))
 
 
-def _by_labels(document: Mapping[str, Any]) -> tuple[str, str]:
+def _by_labels(document: Mapping[str, Any]) -> Owner:
     labels = document["metadata"].get("labels") or {}
     return str(labels.get(names.NAME_LABEL, "")), str(labels.get(names.UID_LABEL, ""))
 
 
-def _by_pod_template(document: Mapping[str, Any]) -> tuple[str, str]:
+def _by_pod_template(document: Mapping[str, Any]) -> Owner:
     """A Workload has none of its Job's labels, but its pod template, which has them; somebody else's has no owner."""
     labels = pod_template_labels(document)
     ours = labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY
@@ -357,3 +344,7 @@ def _is_newer(version: str, than: str) -> bool:
     if version.isdecimal() and than.isdecimal():
         return int(version) > int(than)
     return version != than
+
+
+def _is_older(version: str, than: str) -> bool:
+    return version.isdecimal() and than.isdecimal() and int(version) < int(than)

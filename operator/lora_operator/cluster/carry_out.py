@@ -11,7 +11,7 @@ from lora_operator.cluster.omissions import Omissions
 from lora_operator.views import names
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
-from lora_operator.views.observe import parse_job
+from lora_operator.views.observe import controller_of, parse_job
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
 # a terminating namespace), method not allowed by a webhook, unprocessable.
@@ -58,13 +58,14 @@ class Writer:
         return Creation()
 
     async def _adopt(self, finetune: FineTune, kind: str, name: str, wanted: Mapping[str, Any]) -> Creation:
+        before = self._cache.jobs.version
         try:
             stored = await self._api.get(BY_KIND[kind], finetune.namespace, name)
         except ApiError as error:
             if error.code == 404:
                 raise TryAgainError(f"{kind} {name} existed and was deleted a moment later") from error
             raise
-        if _controller_uid(stored) != finetune.uid:
+        if controller_of(stored)[1] != finetune.uid:
             message = f"{kind} {name} exists and belongs to somebody else"
             return Creation(
                 rejection=Rejection(kind=kind, name=name, code=409, reason="AlreadyExists", message=message)
@@ -75,7 +76,7 @@ class Writer:
             # An operator of another release rendered it, and was interrupted before the Job that reads it.
             await self._api.delete(CONFIG_MAPS, finetune.namespace, name, str(stored["metadata"]["uid"]))
             raise TryAgainError(f"{kind} {name} was rendered by another release, and is made again")
-        self._remember(kind, stored)
+        self._remember(kind, stored, as_of=before)
         return Creation(adopted=True)
 
     async def _is_read(self, finetune: FineTune, config_map: Mapping[str, Any]) -> bool:
@@ -106,7 +107,7 @@ class Writer:
             stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
         except ApiError as error:
             if error.code == 404:
-                store.vacate(place, uid)
+                store.mark_deleted(place, uid)
                 raise TryAgainError(f"{patch.kind} {patch.name} is gone") from error
             if error.code in _REFUSALS or (error.code >= 500 and patient):
                 return _rejection(patch.kind, patch.name, error)
@@ -124,7 +125,7 @@ class Writer:
                 await self.refresh(finetune)
                 return False
             if error.code == 404:
-                self._cache.finetunes.remove(finetune.manifest)
+                self._cache.finetunes.mark_deleted(key_of(finetune), finetune.uid)
                 return False
             raise
         self._omissions.note(finetune.uid, status, stored)
@@ -142,7 +143,7 @@ class Writer:
         except ApiError as error:
             if error.code != 404:
                 raise
-            self._cache.finetunes.remove(finetune.manifest)
+            self._cache.finetunes.mark_deleted(key_of(finetune), finetune.uid)
         else:
             self._cache.finetunes.put(without_managed_fields(stored))
 
@@ -159,11 +160,11 @@ class Writer:
             if error.code == 404:
                 return ""
             raise
-        return str(stored["metadata"]["uid"]) if _controller_uid(stored) == finetune.uid else ""
+        return str(stored["metadata"]["uid"]) if controller_of(stored)[1] == finetune.uid else ""
 
-    def _remember(self, kind: str, stored: Object) -> None:
+    def _remember(self, kind: str, stored: Object, *, as_of: str = "") -> None:
         if kind == JOBS.kind:
-            self._cache.jobs.put(stored)
+            self._cache.jobs.put(stored, as_of=as_of)
         elif kind == WORKLOADS.kind:
             self._cache.workloads.put(stored)
 
@@ -181,8 +182,3 @@ def key_of(finetune: FineTune) -> Key:
 
 def _rejection(kind: str, name: str, error: ApiError) -> Rejection:
     return Rejection(kind=kind, name=name, code=error.code, reason=error.reason, message=error.message)
-
-
-def _controller_uid(document: Mapping[str, Any]) -> str:
-    owners = document["metadata"].get("ownerReferences") or ()
-    return next((str(owner.get("uid", "")) for owner in owners if owner.get("controller")), "")

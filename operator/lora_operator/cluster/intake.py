@@ -7,7 +7,6 @@ shown what it needs to go on: that a list is empty, and bookmarks with the versi
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ import aiohttp
 import orjson
 
 from lora_operator.cluster.api import Object, Resource
-from lora_operator.cluster.cache import Key, Listing, Scope, Store
+from lora_operator.cluster.cache import Key, Store
 from lora_operator.cluster.carry_out import without_managed_fields
 
 
@@ -33,10 +32,10 @@ class _Place:
     """Where the lists and events of one URL path go, and the list that is under way there."""
 
     source: Source
-    scope: Scope
+    namespace: str | None
     listed: bool = False
-    listing: Listing[Any] | None = None
-    stack: ExitStack = field(default_factory=ExitStack)
+    uids: set[str] = field(default_factory=set)
+    news: set[Key] = field(default_factory=set)
 
 
 class Intake:
@@ -56,7 +55,7 @@ class Intake:
         """`wake` is for the news of lists; `took` is told of each part of a list."""
         scopes: list[str | None] = list(namespaces) or [None]
         self._places = {
-            source.resource.path(namespace): _Place(source=source, scope=Scope(namespace=namespace))
+            source.resource.path(namespace): _Place(source=source, namespace=namespace)
             for source in sources
             for namespace in scopes
         }
@@ -76,17 +75,19 @@ class Intake:
     def take_list(self, path: str, query: Mapping[str, str], answer: Object) -> Object:
         """Take in an answer, one chunk of a list; return what is left of it for kopf."""
         place, metadata = self._places[path], answer.get("metadata") or {}
-        if place.listing is None or "continue" not in query:
-            place.stack.close()
-            if place.listing is not None:
-                self._tell(place.listing.changed)  # the list was cut, and what it brought will be no news again
-            place.listing = place.stack.enter_context(place.source.store.listing())
+        store = place.source.store
+        if "continue" not in query:
+            self._tell(place.news)  # the list was cut, and what it brought will be no news again
+            place.uids, place.news = set(), set()
         version = str(metadata.get("resourceVersion", ""))
-        place.listing.take((without_managed_fields(document) for document in answer.get("items") or ()), version)
+        for document in answer.get("items") or ():
+            place.uids.add(str(document["metadata"].get("uid", "")))
+            owner = store.put(without_managed_fields(document), as_of=version)
+            if owner is not None:
+                place.news.add(owner)
         if not metadata.get("continue"):
-            place.listing.finish(version, place.scope)
-            place.stack.close()
-            changed, place.listing, place.listed = place.listing.changed, None, True
+            place.news |= store.prune(version, place.uids, place.namespace)
+            changed, place.news, place.listed = place.news, set(), True
             self._tell(changed)
         self._took()
         return {**answer, "items": []}

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.cluster.api import Api, Resource
-from lora_operator.cluster.cache import Key, Scope, Store
-from lora_operator.cluster.carry_out import without_managed_fields
+from lora_operator.cluster.cache import Key, Store
 
 
 async def list_into(
@@ -15,20 +14,20 @@ async def list_into(
     *,
     namespace: str | None,
     query: Mapping[str, str],
-    scope: Scope,
-    news: set[Key] | None = None,
-) -> None:
-    """Make the store what the list says, within the scope; add the owners with news to `news`.
+    news: set[Key],
+) -> str:
+    """Make the store what the list says, within the namespace; add the owners with news to `news`.
 
-    Raises `ApiError` or `UnreachableError`; the store and `news` then hold what has come so far, and have lost nothing.
+    Returns the version of the list. Raises `ApiError` or `UnreachableError`; the store and `news` then hold what has
+    come so far, and have lost nothing.
     """
-    version = ""
-    with store.listing() as listing:
-        try:
-            async for chunk in api.list_chunks(resource, namespace, query):
-                version = chunk.version
-                listing.take((without_managed_fields(document) for document in chunk.documents), version)
-            listing.finish(version, scope)
-        finally:
-            if news is not None:
-                news |= listing.changed
+    version, listed = "", set[str]()
+    async for chunk in api.list_chunks(resource, namespace, query):
+        version = chunk.version
+        for document in chunk.documents:
+            listed.add(str(document["metadata"].get("uid", "")))
+            owner = store.put(document, as_of=version)
+            if owner is not None:
+                news.add(owner)
+    news |= store.prune(version, listed, namespace)
+    return version

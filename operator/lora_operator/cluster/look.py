@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable
 
 from lora_operator.cluster.api import JOBS, PODS, Api, ApiError
-from lora_operator.cluster.cache import Cache, Key, Scope
-from lora_operator.cluster.listing import list_into
+from lora_operator.cluster.cache import Cache, Key
 from lora_operator.views import names
 from lora_operator.views.model import EventView, FineTune, Observed, PodView, Rejection, Told
-from lora_operator.views.observe import parse_job
+from lora_operator.views.observe import controller_of
 from lora_operator.views.pods import is_running
 
 
@@ -26,7 +25,7 @@ def look(
     `kueue`: the cluster has Kueue, and the cache follows its Workloads.
     """
     key = Key(finetune.namespace, finetune.name)
-    pods = (*cache.pods.of(key, finetune.uid), *cache.pods.departed(key, finetune.uid))
+    pods = (*cache.pods.of(key, finetune.uid), *cache.pods.tombstones(key, finetune.uid))
     # Of running pods alone: what a pod said before it failed is not what its successor does.
     news = told(pod for pod in pods if is_running(pod))
     return Observed(
@@ -44,10 +43,11 @@ def look(
 
 async def list_children(cache: Cache, api: Api, finetune: FineTune) -> None:
     """Read the Jobs and pods of a resource anew into the cache. Raises `ApiError` or `UnreachableError`."""
-    query = {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
-    scope = Scope(owner=Key(finetune.namespace, finetune.name), owner_uid=finetune.uid)
+    key, query = Key(finetune.namespace, finetune.name), {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
     for resource, store in ((JOBS, cache.jobs), (PODS, cache.pods)):
-        await list_into(store, api, resource, namespace=finetune.namespace, query=query, scope=scope)
+        chunks = [chunk async for chunk in api.list_chunks(resource, finetune.namespace, query)]
+        documents = [document for chunk in chunks for document in chunk.documents]
+        store.replace(key, finetune.uid, documents, chunks[-1].version)
     await _find_unlabelled(cache, api, finetune)
 
 
@@ -56,7 +56,7 @@ async def _find_unlabelled(cache: Cache, api: Api, finetune: FineTune) -> None:
     name = finetune.status.get("jobName")
     if not isinstance(name, str) or not name or cache.jobs.uid_at(Key(finetune.namespace, name)):
         return
-    removals = cache.jobs.removals
+    before = cache.jobs.version
     try:
         document = await api.get(JOBS, finetune.namespace, name)
     except ApiError as error:
@@ -64,7 +64,6 @@ async def _find_unlabelled(cache: Cache, api: Api, finetune: FineTune) -> None:
             raise
         return
     metadata, attempt = document["metadata"], names.attempt_of(name)
-    if attempt and parse_job(document).owner_uid == finetune.uid:
+    if attempt and controller_of(document)[1] == finetune.uid:
         labels = {**(metadata.get("labels") or {}), **names.child_labels(finetune.name, finetune.uid, attempt)}
-        cache.jobs.dig_up(str(metadata["uid"]), before=removals)
-        cache.jobs.put({**document, "metadata": {**metadata, "labels": labels}})
+        cache.jobs.put({**document, "metadata": {**metadata, "labels": labels}}, as_of=before)

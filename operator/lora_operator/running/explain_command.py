@@ -13,7 +13,7 @@ import yaml
 from kubernetes.aio.client.api_client import ApiClient
 
 from lora_operator.cluster.api import FINETUNES, Api, ApiError, Object, UnreachableError
-from lora_operator.cluster.cache import Cache, Key, Scope
+from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.child_events import read_events, unexplained
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.listing import list_into
@@ -102,9 +102,8 @@ async def _read_and_describe(api: Api, place: Key, config: OperatorConfig, notes
 
 async def _list_workloads(api: Api, cache: Cache, kueue: Kueue, namespace: str) -> list[str]:
     """Read Kueue's Workloads into the cache; a note where they may not be read."""
-    scope = Scope(namespace=namespace)
     try:
-        await list_into(cache.workloads, api, kueue.workloads, namespace=namespace, query={}, scope=scope)
+        await list_into(cache.workloads, api, kueue.workloads, namespace=namespace, query={}, news=set())
     except ApiError as error:
         if error.code != 403:
             raise

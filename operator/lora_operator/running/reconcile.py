@@ -91,7 +91,8 @@ class Reconciler:
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
             if finetune is None:
-                self._cache.pods.let_go(key)
+                self._cache.pods.acknowledge(key)
+                self._cache.jobs.acknowledge(key)
                 self._events.forget(key)
                 self._rivals.forget(key)
                 return None
@@ -110,17 +111,19 @@ class Reconciler:
                 if not await self._tell(finetune, observed, plan, line):
                     turn = _Turn()
                     continue
-                self._let_go(key, observed, plan)
+                self._acknowledge(key, observed, plan)
                 wait_s = line.next_look_s = await self._finish(key, finetune, plan, line)
             just_ended = result_of(plan.status) and not result_of(finetune.status)
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
             return 0.0 if just_ended else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
 
-    def _let_go(self, key: Key, observed: Observed, plan: Plan) -> None:
+    def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> None:
         """Of pods that are gone the status has told; what proves a success is kept until the verdict is."""
         over = bool(result_of(plan.status))
-        self._cache.pods.let_go(key, (pod.uid for pod in observed.pods if over or proven_success([pod]) is None))
+        self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if over or proven_success([pod]) is None))
+        if over:
+            self._cache.jobs.acknowledge(key)
 
     async def _looks_closer(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Resource, UnreachableError
-from lora_operator.cluster.cache import Cache, Key, Scope, Store
+from lora_operator.cluster.cache import Cache, Key, Store
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.listing import list_into
 from lora_operator.running.supervision import OperatorFailedError
@@ -77,9 +77,8 @@ class Resync:
 
     async def _list(self, resource: Resource, store: Store[Any], query: dict[str, str], news: set[Key]) -> None:
         for namespace in self._namespaces:
-            scope = Scope(namespace=namespace)
             try:
-                await list_into(store, self._api, resource, namespace=namespace, query=query, scope=scope, news=news)
+                await list_into(store, self._api, resource, namespace=namespace, query=query, news=news)
             except ApiError as error:
                 if error.code != 403 or len(self._namespaces) == 1:
                     raise

@@ -4,6 +4,7 @@ import enum
 
 from lora_trainer.contract.names import run_suffix
 
+GROUP = "lora-operator.io"
 UID_LABEL = "lora-operator.io/uid"
 NAME_LABEL = "lora-operator.io/name"
 ATTEMPT_LABEL = "lora-operator.io/attempt"

@@ -54,6 +54,13 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
     )
 
 
+def controller_of(obj: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and uid of the LoRAFineTune that is the controller of an object; both empty where none is."""
+    owner = _controller(_map(obj, "metadata"))
+    ours = owner.get("kind") == "LoRAFineTune" and owner["group"] == names.GROUP
+    return (owner["name"], owner["uid"]) if ours else ("", "")
+
+
 def parse_workload(obj: Mapping[str, Any]) -> WorkloadView:
     """A Workload that Kueue made for a Job."""
     metadata = _map(obj, "metadata")
@@ -154,7 +161,8 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
 def _controller(metadata: Mapping[str, Any]) -> dict[str, str]:
     for owner in _maps(metadata, "ownerReferences"):
         if owner.get("controller") is True:
-            return {"kind": _text(owner, "kind"), "uid": _text(owner, "uid")}
+            group = _text(owner, "apiVersion").partition("/")[0]
+            return {"group": group, **{key: _text(owner, key) for key in ("kind", "name", "uid")}}
     return {}
 
 
