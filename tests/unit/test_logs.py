@@ -55,6 +55,18 @@ def test_what_kopf_itself_raises_is_told_without_its_stack(stream: io.StringIO) 
     assert stream.getvalue().endswith("ERROR A watch has failed: LookupError\n")
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_line_is_bounded_whatever_an_error_says(stream: io.StringIO, form: str) -> None:
+    """A tenant may write a MiB into an object, and what cannot be read of it is logged with an error's text."""
+    logs.configure("INFO", form, stream)
+    try:
+        raise ValueError(("x" * 2000 + "\n  y hf_abcdefghijk") * 2**8 + "z" * 2**20)
+    except ValueError as error:
+        logging.getLogger("lora_operator.x").exception("failed: %s", error)
+    assert len(stream.getvalue()) < 24_000
+    assert "abcdefghijk" not in stream.getvalue()
+
+
 def test_libraries_speak_from_warning_on(stream: io.StringIO) -> None:
     """kopf tells of every event that it has handled."""
     logs.configure("DEBUG", "text", stream)

@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import orjson
 
 from lora_operator.cluster.cache import Key
-from lora_operator.views.wording import masked, printable
+from lora_operator.views.wording import sentence
+from lora_trainer.contract.summary import clip
 
 FIELDS = {
     "type": "What kind of line it is: `decision`, `refusal`, `retry`; absent for what is about the process.",
@@ -40,6 +41,11 @@ FIELDS = {
 }
 """The fields of a line beside `time`, `level`, `logger`, `message` and `exception`, in the order of the text form."""
 
+# What somebody wrote into an object may be in an error's text.
+_LONGEST_LINE = 4096
+_LONGEST_TRACE = 16_384
+_MOST_LINES = 200
+_DEEPEST = 20
 _PLAIN = re.compile(r"[^\s\"=]+")
 
 
@@ -103,7 +109,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _clean(text: str) -> str:
-    return masked(printable(text))
+    return sentence(text, _LONGEST_LINE)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -144,7 +150,10 @@ def _plain(value: Any) -> str:
 
 
 def _masked_lines(text: str) -> str:
-    return "\n".join(masked(line) for line in text.splitlines())
+    lines = text.splitlines()
+    indents = (line[: min(_DEEPEST, len(line) - len(line.lstrip()))] for line in lines)
+    cleaned = [f"{indent}{_clean(line)}" for indent, line in zip(indents, lines[:_MOST_LINES], strict=False)]
+    return clip("\n".join(cleaned), _LONGEST_TRACE)
 
 
 def about(finetune: tuple[str, str], uid: str = "", **fields: Any) -> Mapping[str, Any]:

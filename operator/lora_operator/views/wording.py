@@ -9,9 +9,17 @@ from lora_trainer.contract.summary import clip
 
 SENTENCE_LENGTH = 1024
 
+# Each is linear in the length of a line: none begins with a run of letters that could begin anywhere in that run.
 _SECRETS = (
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
+    (re.compile(r"\b(hf_|gh[opsur]_|github_pat_)\w{8,}"), r"\1***"),
+    (re.compile(r"\b(glpat-|xox[abeoprs]-)(?=[-\w]{0,40}[0-9])(?=[-\w]{0,40}[A-Z])[-\w]{10,}"), r"\1***"),
+    (re.compile(r"\b(sk-)(?=[-\w]{0,80}[0-9])(?=[-\w]{0,80}[A-Z])[-\w]{16,}"), r"\1***"),
     (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}"), r"\1***"),
+    # JSON in base64, such as a Docker configuration and a JSON web token.
+    (re.compile(r"\beyJ[-\w+/]{8,}[-\w+/.=]*"), "***"),
+    (re.compile(r"(?i)(\bauth\\?[\"']\s*:\s*\\?[\"'])[^\s\"'\\]+"), r"\1***"),
+    # URLs that are signed: S3's two ways, Google's and Azure's.
+    (re.compile(r"(?i)(\bX-(?:Amz|Goog)-(?:Signature|Credential)=|[?&;](?:Signature|sig)=)[^\s&\"']+"), r"\1***"),
     # Not an English word, as in "basic authentication failed".
     (
         re.compile(r"(?i:\b(bearer|basic)\s+)(?![A-Za-z]?[a-z]{7,18}(?![-A-Za-z0-9._~+/=]))[-A-Za-z0-9._~+/]{8,}=*"),
@@ -21,19 +29,29 @@ _SECRETS = (
     # Not what container runtimes say: "failed to fetch anonymous token: unexpected status", "https://hub/token: 401".
     (
         re.compile(
-            r"(?i)\b([\w-]*(?:token|password|passwd|secret[_-]?(?:access[_-]?)?key|api[_-]?key))([\"']?\s*[=:]\s*[\"']?)"
+            r"(?i)((?:token|password|passwd|secret[_-]?(?:access[_-]?)?key|api[_-]?key)\\?[\"']?\s*[=:]\s*\\?[\"']?)"
             r"(?!unexpected status\b|[1-5][0-9]{2} )[^\s,;\"'}]+"
         ),
-        r"\1\2***",
+        r"\1***",
     ),
 )
+_READ_LIMITS = 8
 _BARE = re.compile(r"[\W_]*")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def sentence(text: str, limit: int = SENTENCE_LENGTH) -> str:
-    """The text on one printable line, without anything that looks like a secret, of at most `limit` characters."""
-    return clip(masked(printable(text)), limit)
+    """The text on one printable line, without anything that looks like a secret, of at most `limit` characters.
+
+    Of a text as long as a server takes, only the first few `limit` characters are read.
+    """
+    begin = text.lstrip()[: _READ_LIMITS * limit]
+    line = masked(printable(begin))
+    if len(line) < limit and len(begin) < len(text.strip()):
+        line = (
+            f"{line.rpartition(' ')[0]} …"  # what was cut may be a secret, of which too little is left to look like one
+        )
+    return clip(line, limit)
 
 
 def masked(line: str) -> str:
@@ -50,8 +68,11 @@ def printable(text: str) -> str:
 
 def last_line(text: str, limit: int = 300) -> str:
     """The last line of a log that says something: of a Python traceback that is the exception."""
-    lines = [line for line in text.splitlines() if not _BARE.fullmatch(line)]
-    return sentence(lines[-1], limit) if lines else ""
+    end = text.rstrip()[-_READ_LIMITS * SENTENCE_LENGTH :]
+    if len(end) < len(text.strip()):
+        end = end.partition("\n")[2] or end.partition(" ")[2]
+    line = next((line for line in reversed(end.splitlines()) if not _BARE.fullmatch(line)), "")
+    return sentence(line, limit)
 
 
 def instant(moment: datetime) -> str:
