@@ -188,6 +188,7 @@ class ModelOperator:
             clock=loop.time,
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
             rank=lambda key: rank_of(self.cache, key),
+            group=lambda key: key.namespace,
         )
         self.poller = ModelPoller(
             interval_s=config.progress_interval_s, timeout_s=2.0, wake=self.queue.add, clock=loop.time

@@ -1,13 +1,15 @@
 """When pods are asked; what they may answer is tested against real sockets elsewhere."""
 
 import asyncio
+import dataclasses
 
 import pytest
 from tests.unit.builders import running_pod
 
 from lora_operator.cluster.cache import Key
-from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.cluster.progress_poll import MOST_AT_ONCE, MOST_OF_NAMESPACE, ProgressPoller
 from lora_operator.views.model import PodView, Told
+from lora_trainer.contract.progress import Phase, Progress
 
 KEY = Key("team", "tone")
 
@@ -39,14 +41,14 @@ def poller(clock: Clock, woken: list[Key], unused_tcp_port: int) -> ProgressPoll
     return ProgressPoller(interval_s=10, timeout_s=1, wake=woken.append, clock=clock, port=unused_tcp_port)
 
 
-def pod(uid: str = "p1") -> PodView:
-    return running_pod(name=uid)
+def pod(uid: str = "p1", ip: str = "") -> PodView:
+    return dataclasses.replace(running_pod(name=uid), ip=ip)
 
 
 async def settle(poller: ProgressPoller) -> None:
     """Wait for the questions that are under way."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    await asyncio.gather(*others)
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def test_a_pod_is_asked_once_in_an_interval(poller: ProgressPoller, clock: Clock) -> None:
@@ -78,4 +80,75 @@ async def test_pods_that_are_gone_are_forgotten_and_asked_no_more(poller: Progre
     poller.ask(KEY, pod("p2"))
     poller.keep_only({pod("p2").uid})
     assert poller.ask(KEY, pod("p1")) == 10
+    await poller.close()
+
+
+class SlowPods(ProgressPoller):
+    """Pods of an address that begins with `slow` answer when they are let, and all others at once."""
+
+    def __init__(self) -> None:
+        super().__init__(interval_s=10, timeout_s=60, wake=lambda _: None, clock=Clock())
+        self.asked: list[str] = []
+        self.let = asyncio.Event()
+
+    async def _fetch(self, ip: str) -> Progress:
+        self.asked.append(ip)
+        if ip.startswith("slow"):
+            await self.let.wait()
+        return Progress(phase=Phase.TRAINING, step=1, updated_at=1.0)
+
+
+async def pass_turns() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_hundreds_of_slow_pods_of_one_namespace_keep_no_other_waiting() -> None:
+    """The slots that are left to others are free at any time."""
+    poller = SlowPods()
+    for number in range(480):
+        poller.ask(Key("hostile", f"run-{number}"), pod(f"h{number}", "slow"))
+    await pass_turns()
+    assert poller.asked == ["slow"] * MOST_OF_NAMESPACE
+    team = pod("p1", "quick")
+    poller.ask(KEY, team)
+    await pass_turns()
+    assert poller.latest([team]).progress is not None
+    poller.let.set()
+    await settle(poller)
+    assert len(poller.asked) == 481
+
+
+async def test_namespaces_of_slow_pods_take_turns_for_the_slots() -> None:
+    """Where several fill all slots, the next that is free goes to the namespace that has waited, not to a flood."""
+    poller = SlowPods()
+    for number in range(400):
+        poller.ask(Key(f"hostile-{number % 4}", f"run-{number}"), pod(f"h{number}", "slow"))
+    await pass_turns()
+    poller.ask(KEY, pod("p1", "quick"))
+    await pass_turns()
+    assert poller.asked == ["slow"] * MOST_AT_ONCE
+    poller.let.set()
+    await settle(poller)
+    assert poller.asked.index("quick") < MOST_AT_ONCE + 5
+    assert len(poller.asked) == 401
+
+
+async def test_a_question_that_is_dropped_while_it_waits_leaves_the_slots_as_they_were() -> None:
+    """Whether it waits for a slot, has just been given one, or holds it."""
+    poller = SlowPods()
+    pods = [pod(f"h{number}", "slow") for number in range(40)]
+    for view in pods[:20]:
+        poller.ask(Key("team", view.name), view)
+    await pass_turns()
+    poller.let.set()
+    poller.keep_only({pods[number].uid for number in (1, 12, 13)})
+    await settle(poller)
+    poller.let.clear()
+    asked = len(poller.asked)
+    for view in pods[20:]:
+        poller.ask(Key("team", view.name), view)
+    await pass_turns()
+    assert len(poller.asked) - asked == MOST_OF_NAMESPACE
     await poller.close()

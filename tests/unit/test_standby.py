@@ -30,3 +30,13 @@ async def test_news_pile_up_nowhere_and_all_runs_are_looked_at_when_the_work_beg
     sources[0].wake(KEY)
     operator.queue.done(KEY)
     assert len(operator.queue) == 1
+
+
+async def test_namespaces_take_turns() -> None:
+    """A namespace with many runs delays another's by a turn."""
+    registry = CollectorRegistry()
+    operator = Operator(CONFIG, cast("ApiClient", None), Metrics(registry), registry)
+    operator.begin_work()
+    for key in (*(Key("flood", str(number)) for number in range(3)), KEY):
+        operator.wake(key)
+    assert [(await operator.queue.take()).namespace for _ in range(4)] == ["flood", NAMESPACE, "flood", "flood"]

@@ -35,9 +35,12 @@ class Clock:
 
 
 def make_queue(
-    clock: Clock, random: Callable[[], float] = lambda: 1.0, rank: Callable[[str], int] = lambda _: 0
+    clock: Clock,
+    random: Callable[[], float] = lambda: 1.0,
+    rank: Callable[[str], int] = lambda _: 0,
+    group: Callable[[str], str] = lambda _: "",
 ) -> WorkQueue[str]:
-    return WorkQueue(base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random, rank=rank)
+    return WorkQueue(base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random, rank=rank, group=group)
 
 
 async def test_a_key_that_is_added_twice_is_taken_once() -> None:
@@ -295,3 +298,49 @@ async def test_a_queue_that_is_closed_hands_out_nothing_and_tells_when_the_worke
     await idle
     assert not taking.done()
     taking.cancel()
+
+
+def namespace_of(key: str) -> str:
+    return key.partition("/")[0]
+
+
+async def test_a_group_with_thousands_of_keys_delays_another_by_one_turn_each() -> None:
+    """One namespace's flood is worked off beside what others add, each in its own order."""
+    queue = make_queue(Clock(), group=namespace_of)
+    for number in range(10_000):
+        queue.add(f"flood/{number}")
+    for key in ("team/a", "team/b", "other/a"):
+        queue.add(key)
+    taken = [await queue.take() for _ in range(6)]
+    assert taken == ["flood/0", "team/a", "other/a", "flood/1", "team/b", "flood/2"]
+    queue.add("team/c")
+    assert "team/c" in [await queue.take() for _ in range(2)]
+
+
+async def test_a_group_that_comes_back_has_not_lost_its_place_to_one_that_never_left() -> None:
+    """Nor has it gained one: its next key waits for one key of each other group."""
+    queue = make_queue(Clock(), group=namespace_of)
+    for key in ("a/1", "a/2", "a/3", "b/1", "b/2"):
+        queue.add(key)
+    assert [await queue.take(), await queue.take()] == ["a/1", "b/1"]
+    queue.add("c/1")
+    assert [await queue.take() for _ in range(4)] == ["a/2", "b/2", "c/1", "a/3"]
+
+
+@given(st.lists(st.sampled_from(["a", "a", "a", "b", "c"]), max_size=40))
+def test_while_a_group_waits_no_other_has_two_turns(groups: list[str]) -> None:
+    """Whatever the order in which keys were added, each group's come in order and the groups in turns."""
+    asyncio.run(_take_all([f"{group}/{number:02}" for number, group in enumerate(groups)]))
+
+
+async def _take_all(keys: list[str]) -> None:
+    queue = make_queue(Clock(), group=namespace_of)
+    for key in keys:
+        queue.add(key)
+    taken = [await queue.take() for _ in keys]
+    assert len(queue) == 0
+    for group in {namespace_of(key) for key in keys}:
+        places = [place for place, key in enumerate(taken) if namespace_of(key) == group]
+        assert [taken[place] for place in places] == [key for key in keys if namespace_of(key) == group]
+        between = [taken[first + 1 : last] for first, last in zip([-1, *places], places, strict=False)]
+        assert all(len({*map(namespace_of, others)}) == len(others) for others in between)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from lora_operator.cluster.cache import Key
+from lora_operator.cluster.fair_slots import FairSlots
 from lora_operator.views.model import PodView, Told
 from lora_trainer.contract.progress import MAX_BYTES, PORT, Progress
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 PATH = "/progress"
 MOST_AT_ONCE = 32
+MOST_OF_NAMESPACE = 8
 MOST_BYTES = MAX_BYTES + 4096
 """Of a whole answer, its headers included."""
 
@@ -38,7 +40,8 @@ class _Pod:
 class ProgressPoller:
     """Asks each pod at most once in `interval_s`, and keeps its last answer by the pod's uid.
 
-    A pod that answers late, too long, not at all or nonsense has no progress: its run goes on all the same.
+    A pod that answers late, too long, not at all or nonsense has no progress: its run goes on all the same. Hundreds of
+    slow ones of one namespace keep no pod of another waiting.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class ProgressPoller:
         self._clock = clock
         self._port = port
         self._pods: dict[str, _Pod] = {}
-        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._slots = FairSlots(most=MOST_AT_ONCE, most_of_group=MOST_OF_NAMESPACE)
 
     def ask(self, key: Key, pod: PodView) -> float:
         """Start to ask a pod, unless it was asked lately; return the seconds until it can be asked again."""
@@ -93,7 +96,7 @@ class ProgressPoller:
 
     async def _poll(self, key: Key, pod: PodView, state: _Pod) -> None:
         before = state.progress
-        async with self._slots:
+        async with self._slots.slot(key.namespace):
             try:
                 async with asyncio.timeout(self._timeout_s):
                     state.progress = await self._fetch(pod.ip)

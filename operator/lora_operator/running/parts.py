@@ -48,6 +48,7 @@ class Operator:
             max_s=config.retry_max_s,
             random=random.Random().random,  # noqa: S311 - jitter is no secret
             rank=lambda key: rank_of(self.cache, key),
+            group=lambda key: key.namespace,
         )
         self.poller = ProgressPoller(
             interval_s=config.progress_interval_s,

@@ -3,7 +3,8 @@
 import asyncio
 import heapq
 import time
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -19,8 +20,9 @@ class WorkQueue(Generic[K]):
 
     A wait that somebody else asked for, such as a busy server, is kept whatever happens meanwhile.
 
-    Keys are handed out by the lowest rank that they had when they were added, the lowest first, and of one rank in the
-    order in which they came. Every eighth turn goes to the higher ranks in turn, so that a flood of low ones starves
+    Keys are handed out by the lowest rank that they had when they were added, the lowest first. Within a rank groups
+    take turns, and a group's keys come in the order in which they were added: a group with thousands of keys delays
+    another's by one turn each. Every eighth turn goes to the higher ranks in turn, so that a flood of low ones starves
     nobody.
     """
 
@@ -33,16 +35,18 @@ class WorkQueue(Generic[K]):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float],
         rank: Callable[[K], int] = lambda _: 0,
+        group: Callable[[K], Hashable] = lambda _: None,
     ) -> None:
         self._rank = rank
+        self._group = group
         self._turns = 0
         self._base_s = base_s
         self._max_s = max_s
         self._clock = clock
         self._sleep = sleep
         self._random = random
-        # The keys of each line are those of a dictionary, which keeps their order and lets one leave from the middle.
-        self._ready: dict[int, dict[K, None]] = {}
+        # By rank, the groups in the order of their turns, each with its keys in theirs.
+        self._ready: dict[int, OrderedDict[Hashable, OrderedDict[K, None]]] = {}
         self._queued: dict[K, int] = {}
         self._active: set[K] = set()
         self._again: set[K] = set()
@@ -171,13 +175,16 @@ class WorkQueue(Generic[K]):
         if former is not None:
             self._leave(key, former)
         self._queued[key] = rank
-        self._ready.setdefault(rank, {})[key] = None
+        groups = self._ready.setdefault(rank, OrderedDict())
+        groups.setdefault(self._group(key), OrderedDict())[key] = None
 
     def _leave(self, key: K, rank: int) -> None:
         del self._queued[key]
-        line = self._ready[rank]
-        del line[key]
-        if not line:
+        groups, group = self._ready[rank], self._group(key)
+        del groups[group][key]
+        if not groups[group]:
+            del groups[group]
+        if not groups:
             del self._ready[rank]
 
     def _next(self) -> K:
@@ -185,7 +192,10 @@ class WorkQueue(Generic[K]):
         ranks = sorted(self._ready)
         patient, number = divmod(self._turns, _PATIENCE_TURNS)
         rank = ranks[0] if number or len(ranks) == 1 else ranks[1 + patient % (len(ranks) - 1)]
-        key = next(iter(self._ready[rank]))
+        groups = self._ready[rank]
+        group = next(iter(groups))
+        groups.move_to_end(group)
+        key = next(iter(groups[group]))
         self._leave(key, rank)
         return key
 
