@@ -10,7 +10,7 @@ from tests.unit.builders import ended_pod, make_job, make_pod
 
 from lora_operator.cluster.api import Api, ApiError
 from lora_operator.cluster.cache import Key
-from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.child_events import MOST_REFUSALS, ChildEvents
 from lora_operator.views.model import PodView
 
 KEY = Key("team", "tone")
@@ -24,6 +24,7 @@ class EventsApi(Api):
         self.jobs = ["job-1"]
         self.down = False
         self.hangs = False
+        self.pages = 1
 
     async def request(
         self,
@@ -43,7 +44,12 @@ class EventsApi(Api):
         self.asked.append(selector.removeprefix("involvedObject."))
         uids = self.jobs if selector.startswith("involvedObject.kind=Job,") else [selector.partition("=")[2]]
         said = f"no {len(self.asked)}"
-        return {"items": [{"involvedObject": {"uid": uid}, "reason": "FailedCreate", "message": said} for uid in uids]}
+        self.pages -= 1
+        metadata = {"continue": "more"} if self.pages > 0 else {}
+        return {
+            "metadata": metadata,
+            "items": [{"involvedObject": {"uid": uid}, "reason": "FailedCreate", "message": said} for uid in uids],
+        }
 
 
 JOBS_LIST = "kind=Job,reason=FailedCreate"
@@ -135,6 +141,16 @@ async def test_a_thousand_jobs_without_a_pod_share_one_list(events: ChildEvents,
     clock.now_s = 30.0
     await asyncio.gather(*map(events.latest, [Key("other", "run"), keys[0]]))
     assert len(api.asked) == 3
+
+
+async def test_a_namespace_full_of_events_costs_a_bounded_list(
+    events: ChildEvents, api: EventsApi, clock: Clock
+) -> None:
+    """Anybody who may create Events may create a hundred thousand."""
+    api.jobs, api.pages = [f"job-{number}" for number in range(200)], 500
+    events.watch(KEY, [make_job(uid="job-7")], [])
+    clock.now_s = 9.0
+    assert len(await events.latest(KEY)) == len(api.asked) == MOST_REFUSALS / 200
 
 
 async def test_what_the_jobs_of_a_namespace_were_told_goes_with_the_last_run_that_waits_there(

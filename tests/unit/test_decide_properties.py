@@ -1,9 +1,13 @@
 """`decide` on a model world in which anything may happen in any order."""
 
 import copy
+import dataclasses
+import json
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,7 +33,15 @@ from lora_operator.views.conditions import Type
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Observed, Rejection
 from lora_operator.views.names import Role
-from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
+from lora_operator.views.observe import (
+    LONGEST_TEXT,
+    MOST_ITEMS,
+    parse_event,
+    parse_finetune,
+    parse_job,
+    parse_pod,
+    parse_workload,
+)
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 
@@ -263,3 +275,65 @@ def test_a_manifest_that_is_no_manifest_fails_with_a_sentence(junk: Any) -> None
     assert (accepted["status"], accepted["reason"]) == ("False", "ConfigInvalid")
     assert "spec" in accepted["message"]
     assert plan.create == ()
+
+
+_FREE_TEXT = {"message", "reason", "note"}
+_CHECKED_BY_THE_SERVER = {"name", "uid", "namespace", "kind", "labels"}
+EVIL = ["x" * 2**20, "a-" * 2**19, "9" * 2**20, "image pull secrets (" * 2**15, "\ud800\x1b[31m\n" * 2**16]
+
+
+def _hostile(document: Any, text: str, keys: set[str] | None, key: str = "") -> Any:
+    """A copy whose strings are `text`, of these keys alone if any are given, with numbers and lists without measure."""
+    if key in _CHECKED_BY_THE_SERVER:
+        return document
+    if isinstance(document, dict):
+        return {name: _hostile(value, text, keys, name) for name, value in document.items()}
+    if isinstance(document, list):
+        return [_hostile(item, text, keys, key) for item in document] * 10_000
+    if isinstance(document, str):
+        return text if keys is None or key in keys else document
+    if isinstance(document, int) and not isinstance(document, bool):
+        return 2**80 if keys is None else document
+    return document
+
+
+@pytest.mark.parametrize("keys", [None, _FREE_TEXT], ids=["every string", "free text"])
+@pytest.mark.parametrize("text", EVIL, ids=["long", "ambiguous", "digits", "open", "unprintable"])
+@pytest.mark.parametrize("state", ["terminated", "waiting"])
+def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | None, state: str) -> None:
+    """Every string a MiB, every list of ten thousand, every number beyond 64 bits: a status that the server takes."""
+    told = {"exitCode": 1, "message": "m", "reason": "ErrImagePull", "finishedAt": "2026-03-01T11:59:00Z"}
+    said = condition_object("PodScheduled", "False", message="m")
+    failed = condition_object("Failed", reason="BackoffLimitExceeded", message="m")
+    pod = make_pod_object(state={state: told}, conditions=(said,))
+    job = make_job_object(status={"conditions": [failed] if state == "terminated" else []})
+    event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "m"}
+    rejection = Rejection(kind="Job", name="x", code=422, reason="", message=text) if keys else None
+    observed = Observed(
+        jobs=(parse_job(_hostile(job, text, keys)),),
+        pods=(parse_pod(_hostile(pod, text, keys)),),
+        events=(parse_event(_hostile(event, text, keys)),),
+        kueue=True,
+        workloads=(parse_workload(_hostile(make_workload_object(said), text, keys)),),
+        rejection=rejection,
+        absence_confirmed=True,
+    )
+    assert sum(map(len, _texts(observed.pods[0]))) < 100 * LONGEST_TEXT
+    assert len(observed.pods[0].conditions) <= MOST_ITEMS
+    for known in (observed, dataclasses.replace(observed, jobs=(), pods=())):
+        plan = decide(parse_finetune(make_manifest()), known, CONFIG, NOW)
+        check_status(plan.status)
+        assert len(json.dumps(plan.status)) < 64 * 1024
+        assert all(len(record.message) <= 1024 for record in plan.events)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a view."""
+    if isinstance(value, str):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _texts(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for item in value[:20]:
+            yield from _texts(item)

@@ -1,4 +1,7 @@
-"""From API objects to views. Nothing here raises: an odd object reads as an empty one, its odd fields as absent."""
+"""From API objects to views. Nothing here raises: an odd object reads as an empty one, its odd fields as absent.
+
+What is read of one is bounded, however long the texts and lists are that somebody stored: no honest writer comes near.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,6 +12,8 @@ from lora_operator.views import names
 from lora_operator.views.model import ConditionView, ContainerView, EventView, FineTune, JobView, PodView, WorkloadView
 from lora_operator.views.wording import parse_instant
 
+LONGEST_TEXT = 8192
+MOST_ITEMS = 100
 _NEVER = datetime.fromtimestamp(0, UTC)
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,3}")
 _INDEX = re.compile(r"[0-9]{1,4}")
@@ -200,12 +205,12 @@ def _map(document: object, key: str) -> Mapping[str, Any]:
 
 def _maps(document: Mapping[str, Any], key: str) -> Iterable[Mapping[str, Any]]:
     items = document.get(key)
-    return (item for item in items if isinstance(item, Mapping)) if isinstance(items, list) else ()
+    return (item for item in items[:MOST_ITEMS] if isinstance(item, Mapping)) if isinstance(items, list) else ()
 
 
 def _text(document: object, key: str) -> str:
     value = document.get(key) if isinstance(document, Mapping) else None
-    return value if isinstance(value, str) else ""
+    return value[:LONGEST_TEXT] if isinstance(value, str) else ""
 
 
 def _integer(document: Mapping[str, Any], key: str) -> int | None:
