@@ -191,7 +191,7 @@ class ModelOperator:
             group=lambda key: key.namespace,
         )
         self.poller = ModelPoller(
-            interval_s=config.progress_interval_s, timeout_s=2.0, wake=self.queue.add, clock=loop.time
+            interval_s=lambda _: config.progress_interval_s, timeout_s=2.0, wake=self.queue.add, clock=loop.time
         )
         self.poller.answers = answers
         self.poster = EventPoster(self.api, now=now, instance=f"operator-{number}")

@@ -38,7 +38,7 @@ def woken() -> list[Key]:
 @pytest.fixture
 def poller(clock: Clock, woken: list[Key], unused_tcp_port: int) -> ProgressPoller:
     """Asks a port where nobody listens."""
-    return ProgressPoller(interval_s=10, timeout_s=1, wake=woken.append, clock=clock, port=unused_tcp_port)
+    return ProgressPoller(interval_s=lambda _: 10, timeout_s=1, wake=woken.append, clock=clock, port=unused_tcp_port)
 
 
 def pod(uid: str = "p1", ip: str = "") -> PodView:
@@ -87,7 +87,7 @@ class SlowPods(ProgressPoller):
     """Pods of an address that begins with `slow` answer when they are let, and all others at once."""
 
     def __init__(self) -> None:
-        super().__init__(interval_s=10, timeout_s=60, wake=lambda _: None, clock=Clock())
+        super().__init__(interval_s=lambda number: max(10, number), timeout_s=60, wake=lambda _: None, clock=Clock())
         self.asked: list[str] = []
         self.let = asyncio.Event()
 
@@ -152,3 +152,14 @@ async def test_a_question_that_is_dropped_while_it_waits_leaves_the_slots_as_the
     await pass_turns()
     assert len(poller.asked) - asked == MOST_OF_NAMESPACE
     await poller.close()
+
+
+async def test_the_interval_follows_the_number_of_pods_that_are_asked() -> None:
+    """Those whose runs have ended count no more."""
+    poller = SlowPods()
+    pods = [pod(f"h{number}", "quick") for number in range(50)]
+    assert [poller.ask(Key("team", view.name), view) for view in pods][:2] == [10, 10]
+    await settle(poller)
+    assert (len(poller), poller.ask(KEY, pods[0])) == (50, 50)
+    poller.forget(view.uid for view in pods[1:])
+    assert (len(poller), poller.ask(KEY, pods[0])) == (1, 10)

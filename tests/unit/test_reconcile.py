@@ -88,7 +88,7 @@ class World:
             cache=self.cache,
             kueue=Kueue(),
             config=CONFIG,
-            poller=ProgressPoller(interval_s=15, timeout_s=1, wake=lambda _: None, clock=lambda: 0.0),
+            poller=ProgressPoller(interval_s=lambda _: 15, timeout_s=1, wake=lambda _: None, clock=lambda: 0.0),
             events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
             observer=Metrics(CollectorRegistry()),

@@ -38,7 +38,9 @@ class _Pod:
 
 
 class ProgressPoller:
-    """Asks each pod at most once in `interval_s`, and keeps its last answer by the pod's uid.
+    """Asks each pod at most once in an interval, and keeps its last answer by the pod's uid.
+
+    The interval is `interval_s` of the number of pods that are asked.
 
     A pod that answers late, too long, not at all or nonsense has no progress: its run goes on all the same. Hundreds of
     slow ones of one namespace keep no pod of another waiting.
@@ -47,7 +49,7 @@ class ProgressPoller:
     def __init__(
         self,
         *,
-        interval_s: float,
+        interval_s: Callable[[int], float],
         timeout_s: float,
         wake: Callable[[Key], None],
         clock: Callable[[], float],
@@ -61,20 +63,24 @@ class ProgressPoller:
         self._pods: dict[str, _Pod] = {}
         self._slots = FairSlots(most=MOST_AT_ONCE, most_of_group=MOST_OF_NAMESPACE)
 
+    def __len__(self) -> int:
+        """The pods that are asked."""
+        return len(self._pods)
+
     def ask(self, key: Key, pod: PodView) -> float:
         """Start to ask a pod, unless it was asked lately; return the seconds until it can be asked again."""
-        now = self._clock()
+        now, interval_s = self._clock(), self._interval_s(len(self._pods))
         known = self._pods.get(pod.uid)
         # Nine tenths, so that a turn that comes when it was due is never taken for one that came early.
-        if known is not None and now - known.asked_at_s < 0.9 * self._interval_s:
-            return known.asked_at_s + self._interval_s - now
+        if known is not None and now - known.asked_at_s < 0.9 * interval_s:
+            return known.asked_at_s + interval_s - now
         if known is not None and known.task is not None and not known.task.done():
-            return self._interval_s
+            return interval_s
         state = known or _Pod(asked_at_s=now)
         state.asked_at_s = now
         self._pods[pod.uid] = state
         state.task = asyncio.create_task(self._poll(key, pod, state))
-        return self._interval_s
+        return interval_s
 
     def latest(self, pods: Iterable[PodView]) -> Told:
         """The last answer of the newest of these pods that gave one."""
@@ -85,10 +91,14 @@ class ProgressPoller:
 
     def keep_only(self, uids: set[str]) -> None:
         """Forget the pods that are gone."""
-        for uid in [uid for uid in self._pods if uid not in uids]:
-            task = self._pods.pop(uid).task
-            if task is not None:
-                task.cancel()
+        self.forget([uid for uid in self._pods if uid not in uids])
+
+    def forget(self, uids: Iterable[str]) -> None:
+        """Forget pods whose run has ended: they are asked no more, and count no more."""
+        for uid in uids:
+            state = self._pods.pop(uid, None)
+            if state is not None and state.task is not None:
+                state.task.cancel()
 
     async def close(self) -> None:
         """Stop asking."""

@@ -1,0 +1,73 @@
+"""How often statuses are written: the more trainings report, the seldomer each, and what is not urgent waits a while.
+
+What waits is not lost with the process: a status follows from what is observed, so the next start writes it.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lora_operator.cluster.cache import Key
+from lora_operator.views.conditions import condition_in
+from lora_operator.views.config import OperatorConfig
+from lora_trainer.contract.reasons import Reason
+
+MOST_PROGRESS_PER_S = 20
+SCHEDULER_S = 1.0
+WORDING_S = 60.0
+_SPREAD = 0.2
+
+
+def shortest_interval_s(config: OperatorConfig, running: int) -> float:
+    """Seconds between two questions to a pod where so many train, each answer being a status that is written.
+
+    It stays well below the time after which a training without news is taken for one that stalls.
+    """
+    return max(config.progress_interval_s, min(running / MOST_PROGRESS_PER_S, config.stall_timeout_s / 4))
+
+
+def paced(config: OperatorConfig, *, running: int, uid: str) -> OperatorConfig:
+    """The settings for the run of that uid. Runs that began at the same moment drift apart, up to a fifth each time."""
+    interval_s = shortest_interval_s(config, running)
+    if interval_s <= config.progress_interval_s:
+        return config
+    chance = zlib.crc32(uid.encode(errors="replace")) / 2**32
+    return dataclasses.replace(config, progress_interval_s=interval_s * (1 + _SPREAD * chance))
+
+
+def delay_s(before: Mapping[str, Any], after: Mapping[str, Any], *, wanted_for_s: float, scheduled: bool) -> float:
+    """Seconds that a status may yet wait for what would change it again; 0 for one that is to be written now.
+
+    The first one waits for the scheduler, which speaks within a moment. Later ones wait where only sentences differ;
+    what counts pods and seconds, or says how the run ended, never does. `scheduled`: the scheduler has spoken.
+    """
+    if "jobName" not in before and condition_in(after, "Complete").get("reason") == Reason.PENDING:
+        return 0.0 if scheduled else max(0.0, SCHEDULER_S - wanted_for_s)
+    return max(0.0, WORDING_S - wanted_for_s) if _facts(before) == _facts(after) else 0.0
+
+
+def _facts(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The status without its sentences."""
+    conditions = status.get("conditions")
+    listed = [c for c in conditions if isinstance(c, Mapping)] if isinstance(conditions, list) else []
+    silent = [{key: value for key, value in condition.items() if key != "message"} for condition in listed]
+    return {**status, "conditions": silent, "advice": None}
+
+
+class Pacing:
+    """Since when each run's status is wanted that is not written yet."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._wanted_s: dict[Key, float] = {}
+
+    def delay_s(self, key: Key, before: Mapping[str, Any], after: Mapping[str, Any], *, scheduled: bool) -> float:
+        """Seconds that this status may yet wait, from the moment on at which one was first wanted."""
+        now_s = self._clock()
+        waited_s = now_s - self._wanted_s.setdefault(key, now_s)
+        return delay_s(before, after, wanted_for_s=waited_s, scheduled=scheduled)
+
+    def forget(self, key: Key) -> None:
+        """The status is as it is wanted, or the run is gone."""
+        self._wanted_s.pop(key, None)

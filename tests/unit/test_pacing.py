@@ -1,0 +1,93 @@
+"""When a status is written at once, and when it waits."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from tests.unit.builders import CONFIG, condition_object
+
+from lora_operator.cluster.cache import Key
+from lora_operator.running.pacing import Pacing, delay_s, paced, shortest_interval_s
+from lora_trainer.contract.reasons import Reason
+
+Status = dict[str, Any]
+
+
+def status(reason: Reason = Reason.PENDING, message: str = "", value: str = "Unknown", **changes: Any) -> Status:
+    condition = condition_object("Complete", value, reason=reason.value, message=message)
+    return {"observedGeneration": 1, "jobName": "tone-1", "attempt": 1, "conditions": [condition], **changes}
+
+
+BEFORE = status(Reason.TRAINING, "Step 3", progress={"step": 3}, retries={"OOMKilled": 1})
+NOTHING: Status = {}
+DEFAULT: Status = {"conditions": [condition_object("Accepted", "Unknown", reason="Pending")]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "waits_s"),
+    [
+        (NOTHING, status(), 1.0),
+        (DEFAULT, status(), 1.0),
+        (NOTHING, status(Reason.QUEUED), 0.0),
+        (NOTHING, status(Reason.UNSCHEDULABLE), 0.0),
+        (NOTHING, status(Reason.CONFIG_INVALID, value="False"), 0.0),
+        (BEFORE, {**BEFORE, "conditions": status(Reason.TRAINING, "Step 4")["conditions"]}, 60.0),
+        (BEFORE, {**BEFORE, "advice": [{"code": "LowMemory"}]}, 60.0),
+        (BEFORE, {**BEFORE, "conditions": status(Reason.EVALUATING)["conditions"]}, 0.0),
+        (BEFORE, {**BEFORE, "conditions": status(Reason.TRAINING, value="False")["conditions"]}, 0.0),
+        (BEFORE, {**BEFORE, "progress": {"step": 4}}, 0.0),
+        (BEFORE, {**BEFORE, "observedGeneration": 2}, 0.0),
+        (BEFORE, {**BEFORE, "retries": {"OOMKilled": 2}}, 0.0),
+        (BEFORE, {**BEFORE, "runSeconds": 5}, 0.0),
+        (BEFORE, {**BEFORE, "attempt": 2, "jobName": "tone-2"}, 0.0),
+        (BEFORE, {**BEFORE, "podName": "tone-1-x"}, 0.0),
+        (BEFORE, {**BEFORE, "conditions": [*BEFORE["conditions"], condition_object("CheckpointSaved")]}, 0.0),
+    ],
+)
+def test_only_sentences_wait_and_the_first_status_for_the_scheduler(
+    before: Status, after: Status, waits_s: float
+) -> None:
+    """What counts, what ended, and each new reason are written at once."""
+    assert delay_s(before, after, wanted_for_s=0, scheduled=False) == waits_s
+    assert delay_s(before, after, wanted_for_s=0.25, scheduled=False) == max(0, waits_s - 0.25)
+    assert delay_s(before, after, wanted_for_s=61, scheduled=False) == 0
+
+
+def test_the_scheduler_s_word_ends_the_wait_for_it() -> None:
+    """A pod that has a node, or finds none, is news enough."""
+    assert delay_s(NOTHING, status(), wanted_for_s=0, scheduled=True) == 0
+
+
+def test_a_wait_begins_when_a_status_is_first_wanted_and_ends_with_its_writing() -> None:
+    """News that change the sentence again and again do not put it off for ever."""
+    now = [100.0]
+    pacing, key = Pacing(lambda: now[0]), Key("team", "tone")
+    sentences = [
+        {**BEFORE, "conditions": status(Reason.TRAINING, message)["conditions"]} for message in ("Step 4", "Step 5")
+    ]
+    assert pacing.delay_s(key, BEFORE, sentences[0], scheduled=True) == 60
+    now[0] += 40
+    assert pacing.delay_s(key, BEFORE, sentences[1], scheduled=True) == 20
+    now[0] += 20
+    assert pacing.delay_s(key, BEFORE, sentences[1], scheduled=True) == 0
+    pacing.forget(key)
+    assert pacing.delay_s(key, BEFORE, sentences[1], scheduled=True) == 60
+
+
+@pytest.mark.parametrize(
+    ("running", "interval_s"), [(0, 15), (1, 15), (300, 15), (400, 20), (1000, 50), (9000, 450), (100_000, 450)]
+)
+def test_all_trainings_together_report_at_most_20_times_a_second(running: int, interval_s: float) -> None:
+    """Below the time after which silence is taken for a stall, though: no training is stopped for being one of many."""
+    config = dataclasses.replace(CONFIG, progress_interval_s=15, stall_timeout_s=1800)
+    assert shortest_interval_s(config, running) == interval_s
+
+
+def test_runs_that_began_together_drift_apart() -> None:
+    """Only where there are many: few are asked as often as is set."""
+    config = dataclasses.replace(CONFIG, progress_interval_s=15, stall_timeout_s=1800)
+    assert paced(config, running=5, uid="a") is config
+    intervals = {paced(config, running=1000, uid=f"uid-{number}").progress_interval_s for number in range(50)}
+    assert 50 <= min(intervals) < 53
+    assert 57 < max(intervals) <= 60
+    assert len(intervals) == 50
