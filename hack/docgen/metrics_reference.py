@@ -35,6 +35,8 @@ what happened while no operator ran is counted when the next one notices it.
 _OBJECTS = """
 ## One set of series for each LoRAFineTune
 
+Absent with `runMetrics: false`, for a Prometheus that cannot hold some 16 series for each of them.
+
 Read from the resource at each scrape, and gone with it. A number that is not known has no series. Final values stay
 here for as long as the resource, while a pod's own series end with the pod.
 

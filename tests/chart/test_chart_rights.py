@@ -106,15 +106,33 @@ def test_the_page_on_installing_lists_the_rights(render: Render) -> None:
 
 
 def test_listed_namespaces_get_a_role_each_and_the_cluster_none(render: Render) -> None:
-    """With a list the operator has no right outside of it."""
-    objects = render(watch={"namespaces": ["team-a", "team-b"]}, rbac={"aggregate": False})
+    """With a list the operator has no right outside of it, and nobody gets one in the whole cluster."""
+    objects = render(watch={"namespaces": ["team-a", "team-b"]})
     assert not [o for o in objects if o["kind"].startswith("Cluster")]
-    roles = [o for o in objects if o["kind"] == "Role"]
+    roles = [o for o in objects if o["kind"] == "Role" and o["metadata"]["name"] == "lora"]
     assert {role["metadata"]["namespace"] for role in roles} == {"team-a", "team-b"}
     assert all(rights(role) == used_rights() for role in roles)
     bindings = [o for o in objects if o["kind"] == "RoleBinding"]
     assert {b["metadata"]["namespace"] for b in bindings} == {"team-a", "team-b"}
     assert all(b["subjects"][0]["namespace"] == "lora-system" for b in bindings)
+
+
+def test_listed_namespaces_have_roles_to_bind_people_to(render: Render) -> None:
+    """The cluster's own roles hold in every namespace: only who asks for it gets them extended."""
+    listed = {"namespaces": ["team-a", "team-b"]}
+    roles = {
+        (o["metadata"]["namespace"], o["metadata"]["name"]): rights(o)
+        for o in render(watch=listed)
+        if o["kind"] == "Role" and o["metadata"]["name"] != "lora"
+    }
+    for namespace in ("team-a", "team-b"):
+        view, edit = roles.pop((namespace, "lora-view")), roles.pop((namespace, "lora-edit"))
+        assert all(verbs == {"get", "list", "watch"} for verbs in view.values())
+        assert set(view) | {("lora-operator.io", "lorafinetunes")} == set(edit)
+    assert roles == {}
+    asked = [o for o in render(watch=listed, rbac={"aggregate": True}) if o["kind"] == "ClusterRole"]
+    assert {o["metadata"]["name"] for o in asked} == {"lora-view", "lora-edit"}
+    assert not [o for o in render(watch=listed, rbac={"create": False}) if o["kind"].endswith(("Role", "Binding"))]
 
 
 def test_people_get_their_rights_through_the_roles_of_the_cluster(render: Render) -> None:

@@ -17,7 +17,6 @@ from lora_operator.cluster.login import load_configuration, watch_session
 from lora_operator.running.health import make_application, serving
 from lora_operator.running.liveness import count_requests
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.parts import Operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
 from lora_operator.running.self_check import check_definition
@@ -94,8 +93,6 @@ async def _lead(operator: Operator) -> None:
     if election is not None:
         await election.acquire()
     operator.begin_work()
-    # Of two processes that tell of the same runs, sums would count each run twice.
-    operator.registry.register(ObjectCollector(operator.cache.finetunes))
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
     parts = {

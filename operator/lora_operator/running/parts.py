@@ -20,9 +20,12 @@ from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.server_clock import wall_clock
 from lora_operator.running.liveness import WatchLiveness
 from lora_operator.running.metrics import Metrics
+from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.own_pod import own_identity, own_namespace
+from lora_operator.running.pacing import shortest_interval_s
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import Resync
+from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.urgency import NEW, rank_of
 from lora_operator.running.work_queue import WorkQueue
@@ -50,8 +53,9 @@ class Operator:
             rank=lambda key: rank_of(self.cache, key),
             group=lambda key: key.namespace,
         )
+        self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
         self.poller = ProgressPoller(
-            interval_s=config.progress_interval_s,
+            interval_s=lambda running: shortest_interval_s(config, running),
             timeout_s=config.progress_timeout_s,
             wake=self.wake,
             clock=time.monotonic,
@@ -116,13 +120,17 @@ class Operator:
     def wake(self, key: Key, after_s: float = 0) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
         if self.working:
+            self.run_limit.update(key)
             self.queue.add_after(key, after_s)
 
     def begin_work(self) -> None:
-        """Have all runs looked at, and from now on those that there is news of."""
+        """Have all runs looked at, and from now on those that there is news of; their series are shown."""
         self.working = True
         for key in self.cache.finetunes.places():
             self.wake(key)
+        if self.config.run_metrics:
+            # Not before: of two processes that report the same runs, sums would count each run twice.
+            self.registry.register(ObjectCollector(self.cache.finetunes))
 
     def leading(self) -> bool:
         """Whether this process is the one that works on runs."""

@@ -28,6 +28,8 @@ class OperatorConfig:
     stall_timeout_s         a training without a step for so long is stopped and started again
     allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
     default_cpu, -memory    requests of a training pod whose resource names none
+    most_unfinished_runs_per_namespace   those beyond wait for an older one to end; 0 is no limit
+    run_metrics             a set of series for each LoRAFineTune, beside those of the operator
     progress_interval_s     how often a running pod is asked for its progress, and the status written
     pending_check_s         how often a pod that does not start is looked at, its events included
     resync_interval_s       how often everything is listed anew
@@ -65,6 +67,8 @@ class OperatorConfig:
     default_cpu: str = "2"
     default_memory: str = "8Gi"
     termination_grace_s: int = 120
+    most_unfinished_runs_per_namespace: int = 0
+    run_metrics: bool = True
     progress_interval_s: float = 15.0
     progress_timeout_s: float = 2.0
     pending_check_s: float = 10.0
@@ -115,6 +119,8 @@ def _broken_rule(name: str, value: object) -> str:
         return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
     if name == "http_port":
         return "" if isinstance(value, int) and 1 <= value <= 65535 else "from 1 to 65535"
+    if name == "most_unfinished_runs_per_namespace":
+        return "" if isinstance(value, int) and value >= 0 else "0 or above"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "" if 0 < value < float("inf") else "above 0"
     return "set" if name in _REQUIRED and value == "" else ""
