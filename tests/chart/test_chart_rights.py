@@ -44,7 +44,6 @@ def test_rights_are_these_and_no_others(render: Render) -> None:
         "lorafinetunes/finalizers",
         "jobs",
         "pods",
-        "configmaps",
         "services",
         "events",
         "workloads",

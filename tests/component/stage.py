@@ -26,7 +26,7 @@ from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
 from localcluster.client import Client
 from lora_operator.running.self_check import RIGHTS, Right
-from lora_operator.views.names import ATTEMPT_LABEL, ROLE_LABEL, Role
+from lora_operator.views.names import ATTEMPT_LABEL, STAGE_LABEL, TRAIN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/lora-trainer:test"
@@ -200,15 +200,15 @@ class Stage:
         items: list[Object] = self.api.get(self.path(plural))["items"]
         return items
 
-    def jobs_that(self, role: Role) -> list[Object]:
+    def jobs_of(self, stage: str) -> list[Object]:
         """The Jobs that train, or those that prepare."""
-        return [j for j in self.objects("jobs") if j["metadata"]["labels"].get(ROLE_LABEL) == role.value]
+        return [j for j in self.objects("jobs") if j["metadata"]["labels"].get(STAGE_LABEL) == stage]
 
-    def wait_job(self, attempt: int = 1, *, role: Role = Role.TRAIN) -> Object:
+    def wait_job(self, attempt: int = 1, *, stage: str = TRAIN) -> Object:
         """Wait for the Job of an attempt that trains, or that prepares it."""
 
         def look() -> Object | None:
-            found = (j for j in self.jobs_that(role) if j["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt))
+            found = (j for j in self.jobs_of(stage) if j["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt))
             return next(found, None)
 
         return eventually(look, f"the Job of attempt {attempt} exists")

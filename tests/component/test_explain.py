@@ -96,11 +96,11 @@ def test_a_run_that_waits_is_explained_with_reading_rights_and_get_requests_alon
 
 
 def test_what_no_operator_has_done_yet_is_planned_and_not_done(stage: Stage, ask: Ask, settings: Path) -> None:
-    """Before its first turn a run would get a ConfigMap, a Job and a status."""
+    """Before its first turn a run would get a Job and a status."""
     before = stage.apply()
     answer = ask(f"{stage.namespace}/tone", "--output=json", config=settings)
     told = json.loads(answer.out)
-    assert [name.partition("/")[0] for name in told["plans"]["create"]] == ["ConfigMap", "Job"]
+    assert [name.partition("/")[0] for name in told["plans"]["create"]] == ["Job"]
     assert any(line.startswith("conditions.Accepted: Unknown Pending") for line in told["plans"]["status"])
     assert told["resource"]["state"] == told["decides"]["state"] == "Pending"
     assert any("No operator has written a status yet" in note for note in told["notes"])

@@ -9,7 +9,7 @@ from tests.component.documents import failed, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 
-from lora_operator.views.names import Role
+from lora_operator.views.names import TRAIN
 from lora_trainer.contract.reasons import Reason
 
 Object = dict[str, Any]
@@ -25,7 +25,7 @@ def started(stage: Stage, name: str) -> Object:
     stage.apply(name)
 
     def look() -> Object | None:
-        jobs = [j for j in stage.jobs_that(Role.TRAIN) if j["metadata"]["labels"]["lora-operator.io/name"] == name]
+        jobs = [j for j in stage.jobs_of(TRAIN) if j["metadata"]["labels"]["lora-operator.io/name"] == name]
         return jobs[0] if jobs else None
 
     pod = stage.wait_pod(eventually(look, f"the Job of {name}"))
@@ -144,15 +144,13 @@ def test_deletion_in_the_foreground_ends_when_job_and_pods_are_gone(stage: Stage
 
 
 def test_deletion_in_the_background_takes_everything_with_it(stage: Stage) -> None:
-    """The resource goes at once, its Job, pods and ConfigMap soon; the operator deletes nothing itself."""
+    """The resource goes at once, its Job and pods soon; the operator deletes nothing itself."""
     proxy = stage.proxy()
     stage.start(proxy=proxy)
-    job, _ = waiting(stage)
+    waiting(stage)
     kubectl(stage, "delete", "lft", "tone", "--cascade=background", "--timeout=60s")
     assert gone(stage.api, stage.path("lorafinetunes", "tone"))
     eventually(lambda: not stage.objects("jobs") + stage.objects("pods"), "neither Job nor pod is left")
-    config_map = stage.path("configmaps", job["metadata"]["name"])
-    eventually(lambda: gone(stage.api, config_map), "the ConfigMap is gone")
     assert len(proxy.made("create jobs")) == 1
     assert proxy.made("delete *") == []
 

@@ -59,25 +59,6 @@ def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage) -> Non
     assert stage.finetune()["status"]["attempt"] == 1
 
 
-@pytest.mark.fault("A1")
-def test_a_crash_between_config_map_and_job_reuses_the_config_map(stage: Stage) -> None:
-    """The ConfigMap of the attempt exists and is ours: it is kept, and the Job is made."""
-    stage.start()
-    stage.apply()
-    name = stage.wait_job()["metadata"]["name"]
-    before = stage.api.get(stage.path("configmaps", name))
-    stage.operators[-1].kill()
-    stage.api.delete(stage.path("jobs", name) + "?propagationPolicy=Background")
-    eventually(lambda: gone(stage.api, stage.path("jobs", name)), "the Job is gone")
-    status = stage.finetune()["status"]
-    stage.api.patch(
-        stage.path("lorafinetunes", "tone", "status"), {"status": {**dict.fromkeys(status), "conditions": []}}
-    )
-    stage.start()
-    assert stage.wait_job()["metadata"]["name"] == name
-    assert stage.api.get(stage.path("configmaps", name))["metadata"]["uid"] == before["metadata"]["uid"]
-
-
 @pytest.mark.fault("A4")
 def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage) -> None:
     """NameConflict, no change to the other's object; once it is out of the way the run begins."""

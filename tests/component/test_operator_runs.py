@@ -11,17 +11,15 @@ from tests.component.stage import Stage, gone
 from lora_trainer.contract.reasons import Reason
 
 
-def test_a_new_resource_gets_a_config_map_and_a_job_that_it_owns(stage: Stage) -> None:
-    """Both carry a controller reference, so that the garbage collector takes them with the resource."""
+def test_a_new_resource_gets_a_job_that_it_owns_and_that_holds_its_configuration(stage: Stage) -> None:
+    """It carries a controller reference, so that the garbage collector takes it with the resource."""
     stage.start()
     uid = stage.apply()["metadata"]["uid"]
     job = stage.wait_job()
-    config_map = stage.api.get(stage.path("configmaps", job["metadata"]["name"]))
-    for child in (job, config_map):
-        (owner,) = child["metadata"]["ownerReferences"]
-        assert (owner["uid"], owner["controller"]) == (uid, True)
-    assert config_map["immutable"] is True
-    assert json.loads(config_map["data"]["config.json"])["run"]["uid"] == uid
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["uid"], owner["controller"]) == (uid, True)
+    pod = stage.wait_pod(job)
+    assert json.loads(pod["metadata"]["annotations"]["lora-operator.io/config"])["run"]["uid"] == uid
     accepted = stage.wait_condition("Accepted", status="True")
     assert accepted["observedGeneration"] == 1
     assert stage.finetune()["status"]["jobName"] == job["metadata"]["name"]
@@ -151,13 +149,12 @@ def test_deleting_the_resource_takes_its_children_with_it(stage: Stage) -> None:
     stage.apply()
     job = stage.wait_job()
     stage.api.delete(stage.path("lorafinetunes", "tone"))
-    for plural in ("jobs", "configmaps"):
-        path = stage.path(plural, job["metadata"]["name"])
-        eventually(partial(gone, stage.api, path), f"{path} is gone")
+    path = stage.path("jobs", job["metadata"]["name"])
+    eventually(partial(gone, stage.api, path), f"{path} is gone")
 
 
 def test_the_time_to_live_takes_the_job_and_leaves_the_verdict(stage: Stage) -> None:
-    """The Job and the ConfigMap go, after the status was written."""
+    """The Job goes, after the status was written."""
     stage.start()
     stage.apply(ttlSecondsAfterFinished=0)
     job = stage.wait_job()
@@ -165,7 +162,6 @@ def test_the_time_to_live_takes_the_job_and_leaves_the_verdict(stage: Stage) -> 
     stage.run_pod(pod)
     stage.end_pod(pod, 0, succeeded())
     stage.wait_condition("Complete", status="True")
-    for plural in ("jobs", "configmaps"):
-        path = stage.path(plural, job["metadata"]["name"])
-        eventually(partial(gone, stage.api, path), f"{path} is gone")
+    path = stage.path("jobs", job["metadata"]["name"])
+    eventually(partial(gone, stage.api, path), f"{path} is gone")
     assert stage.condition("Complete")["status"] == "True"

@@ -6,7 +6,7 @@ from tests.component.documents import failed, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 
-from lora_operator.views.names import Role
+from lora_operator.views.names import TRAIN
 from lora_trainer.contract.reasons import Reason
 
 CLAIM = "models"
@@ -16,13 +16,13 @@ def test_a_cache_is_filled_before_a_gpu_is_asked_for(stage: Stage) -> None:
     """A Job without GPUs first; the training Job when it has succeeded; both stay until the end."""
     stage.start(cacheClaim=CLAIM)
     stage.apply()
-    prepare = stage.wait_job(role=Role.PREPARE)
+    prepare = stage.wait_job(stage="prepare")
     pod = stage.wait_pod(prepare)
     assert "nvidia.com/gpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
     stage.run_pod(pod)
     stage.wait_condition("Complete", status="Unknown", reason="Preparing")
     stage.wait_condition("PreflightPassed", status="Unknown", reason="Preparing")
-    assert stage.jobs_that(Role.TRAIN) == []
+    assert stage.jobs_of(TRAIN) == []
     stage.end_pod(pod, 0)
     training = stage.wait_pod(stage.wait_job())
     stage.wait_condition("PreflightPassed", status="True", reason="Prepared")
@@ -37,13 +37,13 @@ def test_a_model_that_does_not_exist_fails_the_run_before_a_gpu_is_asked_for(sta
     """The verdict has the trainer's sentence, and no training Job was ever made."""
     stage.start(cacheClaim=CLAIM)
     stage.apply()
-    pod = stage.wait_pod(stage.wait_job(role=Role.PREPARE))
+    pod = stage.wait_pod(stage.wait_job(stage="prepare"))
     stage.run_pod(pod)
     stage.end_pod(pod, 66, failed(Reason.MODEL_NOT_FOUND, "spec.model.uri is hf://acme/model: the Hub has no such"))
     verdict = stage.wait_condition("Failed", status="True", reason="ModelNotFound")
     assert "the Hub has no such" in verdict["message"]
     assert stage.condition("PreflightPassed")["status"] == "False"
-    assert stage.jobs_that(Role.TRAIN) == []
+    assert stage.jobs_of(TRAIN) == []
     assert len(stage.objects("pods")) == 1
 
 
@@ -51,7 +51,7 @@ def test_an_operator_that_was_killed_meanwhile_goes_on_with_one_training_job(sta
     """What was fetched while nobody looked is not fetched again."""
     stage.start(cacheClaim=CLAIM)
     stage.apply()
-    prepare = stage.wait_job(role=Role.PREPARE)
+    prepare = stage.wait_job(stage="prepare")
     pod = stage.wait_pod(prepare)
     stage.operators[-1].kill()
     stage.end_pod(pod, 0)
@@ -71,16 +71,16 @@ def test_a_job_that_prepares_is_made_again_when_it_is_deleted_and_held_when_the_
     """Under the same name, and no attempt is counted."""
     stage.start(cacheClaim=CLAIM)
     stage.apply()
-    first = stage.wait_job(role=Role.PREPARE)
+    first = stage.wait_job(stage="prepare")
     stage.wait_condition("Accepted", status="True")
     path = stage.path("jobs", first["metadata"]["name"])
     stage.api.delete(path + "?propagationPolicy=Background")
 
     def again() -> bool:
-        return any(j["metadata"]["uid"] != first["metadata"]["uid"] for j in stage.jobs_that(Role.PREPARE))
+        return any(j["metadata"]["uid"] != first["metadata"]["uid"] for j in stage.jobs_of("prepare"))
 
     eventually(again, "the Job is made again")
-    pod = stage.wait_pod(stage.wait_job(role=Role.PREPARE))
+    pod = stage.wait_pod(stage.wait_job(stage="prepare"))
     stage.change(suspend=True)
     stage.wait_condition("Suspended", status="True", reason="SuspendedByUser")
     eventually(partial(gone, stage.api, stage.path("pods", pod["metadata"]["name"])), "the pod is gone")

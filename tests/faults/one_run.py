@@ -9,7 +9,7 @@ from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 
-from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL, ROLE_LABEL, Role
+from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL, STAGE_LABEL, TRAIN
 from lora_operator.views.observe import parse_pod
 from lora_operator.views.pods import has_ended
 
@@ -98,11 +98,11 @@ class Run:
 
     # -- its children
 
-    def children(self, plural: str, role: Role = Role.TRAIN) -> list[Object]:
+    def children(self, plural: str, stage: str = TRAIN) -> list[Object]:
         """Its objects of a kind."""
 
         def ours(labels: dict[str, str]) -> bool:
-            return labels.get(NAME_LABEL) == self.name and labels.get(ROLE_LABEL) == role.value
+            return labels.get(NAME_LABEL) == self.name and labels.get(STAGE_LABEL) == stage
 
         return [item for item in self.stage.objects(plural) if ours(item["metadata"].get("labels", {}))]
 

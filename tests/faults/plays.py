@@ -13,7 +13,7 @@ from typing import Any
 from tests.component.documents import Object, failed, succeeded
 from tests.component.stage import Stage
 
-from lora_operator.views.names import NAME_LABEL, ROLE_LABEL, Role
+from lora_operator.views.names import NAME_LABEL, STAGE_LABEL, TRAIN
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 
@@ -68,15 +68,15 @@ class Player:
         """The state of a run that goes on."""
         return self.shows("Complete", "Unknown", reason)
 
-    def living(self, role: Role = Role.TRAIN) -> Object:
+    def living(self, stage: str = TRAIN) -> Object:
         """Its pod that has not ended; empty where there is none."""
         pods = (p for p in self.pods if p["status"].get("phase") not in ("Succeeded", "Failed"))
-        ours = (p for p in pods if p["metadata"]["labels"][ROLE_LABEL] == role.value)
+        ours = (p for p in pods if p["metadata"]["labels"][STAGE_LABEL] == stage)
         return next((p for p in ours if not p["metadata"].get("deletionTimestamp")), {})
 
-    def job(self, role: Role = Role.TRAIN) -> Object:
+    def job(self, stage: str = TRAIN) -> Object:
         """Its newest Job; empty where there is none."""
-        ours = [j for j in self.jobs if j["metadata"]["labels"][ROLE_LABEL] == role.value]
+        ours = [j for j in self.jobs if j["metadata"]["labels"][STAGE_LABEL] == stage]
         return max(ours, key=lambda job: str(job["metadata"]["name"]), default={})
 
     def job_condition(self, kind: str) -> str:
@@ -86,20 +86,20 @@ class Player:
 
     # -- what is done
 
-    def run(self, role: Role = Role.TRAIN) -> Iterator[Awaited]:
+    def run(self, stage: str = TRAIN) -> Iterator[Awaited]:
         """Wait for the pod, give it a node, start it, each after the status has told the last."""
         waits = self.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
-        yield lambda: self.living(role)
+        yield lambda: self.living(stage)
         yield waits
-        pod = self.living(role)
+        pod = self.living(stage)
         self.stage.bind_pod(pod)
         yield lambda: not waits()
         self.stage.run_pod(pod)
-        yield self.shows("PodsReady", "True") if role is Role.TRAIN else self.tells(Reason.PREPARING)
+        yield self.shows("PodsReady", "True") if stage == TRAIN else self.tells(Reason.PREPARING)
 
-    def end(self, exit_code: int, message: str = "", role: Role = Role.TRAIN) -> None:
+    def end(self, exit_code: int, message: str = "", stage: str = TRAIN) -> None:
         """Its pod ends."""
-        self.stage.end_pod(self.living(role), exit_code, message)
+        self.stage.end_pod(self.living(stage), exit_code, message)
 
 
 Play = Callable[[Player], Iterator[Awaited]]
@@ -116,8 +116,8 @@ def plain(player: Player) -> Iterator[Awaited]:
 def prepared(player: Player) -> Iterator[Awaited]:
     """With a Job that fetches the model first."""
     player.stage.apply(player.name)
-    yield from player.run(Role.PREPARE)
-    player.end(0, succeeded(), Role.PREPARE)
+    yield from player.run("prepare")
+    player.end(0, succeeded(), "prepare")
     yield player.job
     yield from player.run()
     player.end(0, succeeded())

@@ -99,7 +99,7 @@ class Theatre:
         """What must be the same whatever happened to the operator: status, children, and what was made and deleted."""
         done = [c for c in self.writes(player) if c.verb in ("create", "delete") and 200 <= c.code < 300]
         made = Counter(f"{call.what} {mask(call.name, player.name)}" for call in done if call.resource != "events")
-        children = [*self.stage.objects("jobs"), *self.stage.objects("configmaps")]
+        children = [*self.stage.objects("jobs"), *self.stage.objects("services")]
         names = sorted(f"{child['metadata']['name']}" for child in children)
         status = self.stage.finetune(player.name)["status"]
         return {

@@ -12,7 +12,7 @@ from tests.faults.injections import Answer, LostAnswer, Rule
 from tests.faults.proxy import FaultProxy
 
 from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
-from lora_operator.views.names import Role
+from lora_operator.views.names import TRAIN
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 WORKLOADS = "workloads.kueue.x-k8s.io"
@@ -49,7 +49,7 @@ def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage
     """Also for those that only a crash, a conflict, a queue or several nodes make it use."""
     proxy = stage.proxy()
     # What it made and heard nothing of it looks at, as after a crash; a conflict makes it read the resource anew.
-    for kind in ("configmaps", "services", "jobs"):
+    for kind in ("services", "jobs"):
         proxy.add(Rule(fault=LostAnswer(), what=f"create {kind}", times=1))
     proxy.lose(lambda call, _: call.what in ("watch jobs", "watch pods") and len(proxy.made("create jobs")) < 2)
     proxy.add(Rule(fault=Answer(code=409, reason="Conflict"), what="update lorafinetunes/status", times=1))
@@ -93,7 +93,7 @@ def train_on_two_nodes(stage: Stage) -> None:
     # The success of the first node's pod is that of the Job, which then stops the other.
     stage.end_pod(living_pods(stage, job)[0], 0, succeeded())
     stage.wait_condition("Complete", status="True", name="two")
-    eventually(lambda: stage.jobs_that(Role.TRAIN) == [], "the Job is cleared away")
+    eventually(lambda: stage.jobs_of(TRAIN) == [], "the Job is cleared away")
 
 
 def living_pods(stage: Stage, job: dict[str, Any]) -> list[dict[str, Any]]:

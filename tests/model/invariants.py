@@ -11,10 +11,10 @@ from typing import Any
 from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
 
 from lora_operator.decision.states import contradictions
-from lora_operator.views.names import ATTEMPT_LABEL, INDEX_LABEL, MANAGED_BY, MANAGED_BY_LABEL, ROLE_LABEL, Role
+from lora_operator.views.names import ATTEMPT_LABEL, INDEX_LABEL, MANAGED_BY, MANAGED_BY_LABEL, STAGE_LABEL, TRAIN
 
 Object = dict[str, Any]
-CHILDREN = ("jobs", "pods", "configmaps", "services")
+CHILDREN = ("jobs", "pods", "services")
 KINDS = ("lorafinetunes", *CHILDREN, "events")
 
 
@@ -55,7 +55,7 @@ class Witness:
             for pod in pods
             if run_uid(pod)
             and not is_over(pod)
-            and pod["metadata"]["labels"].get(ROLE_LABEL) == Role.TRAIN.value
+            and pod["metadata"]["labels"].get(STAGE_LABEL) == TRAIN
             and not self._late.intersection(owner["uid"] for owner in pod["metadata"].get("ownerReferences", ()))
         )
         twice = [key for key, count in living.items() if count > 1]
@@ -66,13 +66,13 @@ class Witness:
         labels = job["metadata"].get("labels") or {}
         if labels.get(MANAGED_BY_LABEL) != MANAGED_BY:
             return
-        key = (run_uid(job), labels[ROLE_LABEL], labels[ATTEMPT_LABEL])
+        key = (run_uid(job), labels[STAGE_LABEL], labels[ATTEMPT_LABEL])
         uid = job["metadata"]["uid"]
         before = self._jobs.get(key, uid)
         assert before == uid or before in self._life.deleted, f"I4: a second Job for {key}"
         if before != uid or key not in self._jobs:
             self._jobs[key] = uid
-            if labels[ROLE_LABEL] == Role.TRAIN.value and int(labels[ATTEMPT_LABEL]) < attempt:
+            if labels[STAGE_LABEL] == TRAIN and int(labels[ATTEMPT_LABEL]) < attempt:
                 self._late.add(uid)
 
     def _keeps_its_word(self, run: Object) -> None:

@@ -144,13 +144,14 @@ class Life:
             self.client.patch(self.path("jobs", job["metadata"]["name"]), wish)
 
     def plant(self) -> None:
-        """Take the name that the next attempt's Job or ConfigMap would have, for something else."""
+        """Take the name that the next attempt's Job or Service would have, for something else."""
         for run in self._some(self.objects("lorafinetunes")):
             metadata = run["metadata"]
             attempt = run.get("status", {}).get("attempt", 0) + 1
             name = {"metadata": {"name": child_name(metadata["name"], metadata["uid"], attempt)}}
             if self.chance.number(0, 1):
-                self.client.post(self.path("configmaps"), {**name, "data": {"mine": "yes"}})
+                ports = {"clusterIP": "None", "ports": [{"port": 80}]}
+                self.client.post(self.path("services"), {**name, "spec": ports})
                 return
             template = {
                 "metadata": {"labels": {"team": "red"}},
@@ -163,10 +164,10 @@ class Life:
             self.client.post(self.path("jobs"), {**name, "spec": spec})
 
     def delete_child(self) -> None:
-        """Delete a ConfigMap or a Service of a run."""
+        """Delete a Service of a run."""
         children = [
             (plural, child)
-            for plural in ("configmaps", "services")
+            for plural in ("services",)
             for child in self.objects(plural)
             if (child["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
         ]

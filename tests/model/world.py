@@ -206,7 +206,7 @@ class World:
         owners = request.answer["metadata"].get("ownerReferences", ())
         ours = any(owner["kind"] == "LoRAFineTune" for owner in owners)
         if request.method == "DELETE":
-            assert plural in {"jobs", "configmaps", "services"}, f"I2: deleted {request.path}"
+            assert plural in {"jobs", "services"}, f"I2: deleted {request.path}"
             assert ours, f"I2: deleted {request.path}"
             assert request.body is not None
             assert request.body["preconditions"]["uid"], f"I2: deleted {request.path} by name alone"

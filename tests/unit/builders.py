@@ -9,7 +9,6 @@ from typing import Any
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import EventView, FineTune, JobView, PodView, WorkloadView
-from lora_operator.views.names import Role
 from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
 from lora_operator.views.wording import instant
 from lora_trainer.contract.manifest import API_VERSION, KIND
@@ -78,9 +77,9 @@ def condition_object(
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": instant(since)}
 
 
-def job_name(attempt: int = 1) -> str:
-    """Name of the Job of an attempt."""
-    return names.child_name(NAME, UID, attempt)
+def job_name(attempt: int = 1, stage: str = names.TRAIN) -> str:
+    """Name of the Job of a stage of an attempt."""
+    return names.job_name(NAME, UID, attempt, stage)
 
 
 def _controller(uid: str) -> Object:
@@ -96,16 +95,16 @@ def make_job_object(
     status: Mapping[str, Any] | None = None,
     annotations: Mapping[str, str] | None = None,
     deleting: bool = False,
-    role: Role = Role.TRAIN,
+    stage: str = names.TRAIN,
     queue: str = "",
+    version: str = "",
 ) -> Object:
     """A Job as the operator made it for an attempt."""
-    prepares = role is Role.PREPARE
     metadata: Object = {
-        "name": names.prepare_name(NAME, UID, attempt) if prepares else job_name(attempt),
+        "name": job_name(attempt, stage),
         "namespace": NAMESPACE,
-        "uid": uid or (f"prepare-{attempt}" if prepares else f"job-{attempt}"),
-        "labels": names.child_labels(NAME, UID, attempt, role),
+        "uid": uid or _job_uid(attempt, stage),
+        "labels": names.child_labels(NAME, UID, attempt, stage),
         "annotations": {names.SUSPEND_ANNOTATION: "false"} if annotations is None else dict(annotations),
         "ownerReferences": [_controller(owner_uid)],
         "creationTimestamp": instant(minutes_ago(59)),
@@ -114,11 +113,17 @@ def make_job_object(
         metadata["deletionTimestamp"] = instant(NOW)
     if queue:
         metadata["labels"][names.QUEUE_LABEL] = queue
+    if version:
+        metadata["resourceVersion"] = version
     return {
         "metadata": metadata,
         "spec": {"suspend": False, "backoffLimit": 3, **(spec or {})},
         "status": {"startTime": instant(minutes_ago(58)), **(status or {})},
     }
+
+
+def _job_uid(attempt: int, stage: str) -> str:
+    return f"job-{attempt}" if stage == names.TRAIN else f"{stage}-{attempt}"
 
 
 def make_job(**changes: Any) -> JobView:
@@ -153,7 +158,13 @@ def make_workload(*conditions: Object, **changes: Any) -> WorkloadView:
 
 
 def finished_job(
-    kind: str = "Complete", *, reason: str = "", message: str = "", failed: int = 0, **changes: Any
+    kind: str = "Complete",
+    *,
+    reason: str = "",
+    message: str = "",
+    failed: int = 0,
+    succeeded: int | None = None,
+    **changes: Any,
 ) -> JobView:
     """A Job that has ended ten minutes ago, well (`Complete`) or badly (`Failed`)."""
     status: Object = {
@@ -162,6 +173,7 @@ def finished_job(
     }
     if kind == "Complete":
         status["completionTime"] = instant(minutes_ago(10))
+    status["succeeded"] = int(kind == "Complete") if succeeded is None else succeeded
     return make_job(status=status, **changes)
 
 
@@ -178,20 +190,21 @@ def make_pod_object(
     reason: str = "",
     message: str = "",
     deleting: bool = False,
-    role: Role = Role.TRAIN,
+    stage: str = names.TRAIN,
     index: int = 0,
 ) -> Object:
     """A pod of an attempt's Job; `state` is that of its trainer's container. An empty `job_uid` makes it an orphan."""
-    prepares = role is Role.PREPARE
-    owner = (f"prepare-{attempt}" if prepares else f"job-{attempt}") if job_uid is None else job_uid
-    labels = names.child_labels(NAME, UID, attempt, role)
-    default = names.prepare_name(NAME, UID, attempt) if prepares else f"{job_name(attempt)}-{index}"
+    trains = stage == names.TRAIN
+    owner = _job_uid(attempt, stage) if job_uid is None else job_uid
+    job = job_name(attempt, stage)
+    labels = {**names.child_labels(NAME, UID, attempt, stage), names.JOB_NAME_LABEL: job}
+    default = f"{job}-{index}" if trains else job
     metadata: Object = {
         "name": name or f"{default}-abcde",
         "namespace": NAMESPACE,
         "uid": f"uid-of-{name or default}",
-        "labels": labels if prepares else {**labels, names.INDEX_LABEL: str(index)},
-        "ownerReferences": [{"kind": "Job", "uid": owner, "controller": True}] if owner else [],
+        "labels": {**labels, names.INDEX_LABEL: str(index)} if trains else labels,
+        "ownerReferences": [{"kind": "Job", "name": job, "uid": owner, "controller": True}] if owner else [],
         "creationTimestamp": instant(created_at or minutes_ago(57)),
     }
     if deleting:
@@ -205,7 +218,8 @@ def make_pod_object(
     }
     if state is not None:
         status["containerStatuses"] = [{"name": "trainer", "state": dict(state)}]
-    return {"metadata": metadata, "spec": {"nodeName": node} if node else {}, "status": status}
+    spec: Object = {"containers": [{"name": "trainer", "image": CONFIG.trainer_image}]}
+    return {"metadata": metadata, "spec": {**spec, "nodeName": node} if node else spec, "status": status}
 
 
 def make_pod(**changes: Any) -> PodView:

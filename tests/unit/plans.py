@@ -1,5 +1,6 @@
 """What tests ask of a plan, and what they read from it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tests.unit.builders import (
@@ -13,7 +14,10 @@ from tests.unit.builders import (
     with_status,
 )
 
+from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
+from lora_operator.decision.proof import Verdict
+from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
 
 ATTEMPTED = {"attempt": 1, "jobName": job_name()}
@@ -24,6 +28,14 @@ def plan_for(
 ) -> Plan:
     """The plan at `NOW`."""
     return decide(finetune, Observed(jobs=jobs, pods=pods, **observed), CONFIG, NOW)
+
+
+def judged(
+    job: JobView, *pods: PodView, spec: Mapping[str, Any] | None = None, former: tuple[JobView, ...] = ()
+) -> Verdict | None:
+    """The verdict on a training Job and its pods; None while it goes on."""
+    observed = Observed(jobs=(job,), former_jobs=former, pods=pods)
+    return TRAIN.judge(read_case(make_finetune(spec=spec), observed, CONFIG, NOW), job, pods)
 
 
 def condition(plan: Plan, kind: str) -> dict[str, Any]:

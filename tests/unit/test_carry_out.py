@@ -11,7 +11,7 @@ from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.views.model import ObjectRef, Patch
-from lora_operator.views.names import child_labels, child_name, prepare_name
+from lora_operator.views.names import child_labels, child_name
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 FINETUNE = make_finetune()
@@ -114,29 +114,6 @@ def ended(name: str) -> Object:
     return {**job(name), "status": {"conditions": [condition_object("Complete")]}}
 
 
-@pytest.mark.parametrize("of_it", [NOT_FOUND, ended(prepare_name(NAME, UID, 1))], ids=["no Job", "one that ended"])
-async def test_a_config_map_that_another_release_rendered_is_made_again(of_it: Object | ApiError) -> None:
-    """Its Job would hand the trainer a configuration that it cannot read; one with the same content is adopted."""
-    api = ScriptedApi(create=EXISTS, get=config_map("old"))
-    api.jobs = {child_name(NAME, UID, 1): NOT_FOUND, prepare_name(NAME, UID, 1): of_it}
-    writer, _ = make_writer(api)
-    with pytest.raises(TryAgainError, match="rendered by another release"):
-        await writer.create(FINETUNE, config_map("new"), patient=False)
-    assert api.deleted == ["u"]
-    assert (await writer.create(FINETUNE, config_map("old"), patient=False)).adopted
-    assert api.deleted == ["u"]
-
-
-@pytest.mark.parametrize("name", [child_name(NAME, UID, 1), prepare_name(NAME, UID, 1)], ids=["trains", "prepares"])
-async def test_a_config_map_that_the_pods_of_a_job_read_is_never_taken_from_them(name: str) -> None:
-    """The release before made both a moment ago, and the cache of its successor is behind."""
-    api = ScriptedApi(create=EXISTS, get=config_map("old"))
-    api.jobs = {child_name(NAME, UID, 1): NOT_FOUND, prepare_name(NAME, UID, 1): NOT_FOUND, name: job(name)}
-    writer, _ = make_writer(api)
-    assert (await writer.create(FINETUNE, config_map("new"), patient=False)).adopted
-    assert api.deleted == []
-
-
 async def test_a_refusal_carries_the_servers_own_words() -> None:
     """Quota, pod security, admission."""
     writer, _ = make_writer(ScriptedApi(create=DENIED))
@@ -208,5 +185,5 @@ async def test_what_is_named_without_its_uid_is_deleted_only_if_it_is_ours(
     """Nothing that a user owns is deleted."""
     api = ScriptedApi(get=found)
     writer, _ = make_writer(api)
-    await writer.delete(FINETUNE, ObjectRef(kind="ConfigMap", name="j", uid=""))
+    await writer.delete(FINETUNE, ObjectRef(kind="Service", name="j", uid=""))
     assert api.deleted == deleted

@@ -6,9 +6,12 @@ from datetime import timedelta
 import pytest
 from tests.unit.builders import (
     CONFIG,
+    NAME,
     NOW,
+    UID,
     condition_object,
     ended_pod,
+    finished_job,
     job_name,
     make_event,
     make_finetune,
@@ -21,18 +24,20 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
-from tests.unit.plans import condition, plan_for, told
+from tests.unit.plans import ATTEMPTED, condition, plan_for, told
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed, Plan, PodView, Rejection
+from lora_operator.views.names import MANAGED_BY_LABEL, RELABELLED_ANNOTATION, child_labels
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 
 
-def test_a_new_resource_gets_a_config_map_and_then_a_job() -> None:
-    """In this order, since the pod needs the one and the operator watches the other."""
+def test_a_new_resource_gets_a_job_and_nothing_is_read_before() -> None:
+    """Its name, which no second Job can have, is all that it rests on."""
     plan = plan_for(make_finetune())
-    assert [obj["kind"] for obj in plan.create] == ["ConfigMap", "Job"]
+    assert [obj["kind"] for obj in plan.create] == ["Job"]
+    assert not plan.read_first
     assert told(plan, "Accepted") == ("True", "Accepted")
     assert told(plan) == ("Unknown", "Pending")
     assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
@@ -87,11 +92,65 @@ def test_a_job_that_is_there_is_adopted_by_its_owner() -> None:
 
 def test_a_job_of_somebody_else_under_our_name_is_a_conflict() -> None:
     """It is not touched, and there is no hurry to look again."""
-    plan = plan_for(make_finetune(), jobs=(make_job(owner_uid="somebody-else"),))
+    rejection = Rejection(
+        kind="Job", name=job_name(), code=409, reason="AlreadyExists", message="it is somebody else's"
+    )
+    plan = plan_for(make_finetune(), jobs=(make_job(owner_uid="somebody-else"),), rejection=rejection)
     assert plan.create == ()
     assert told(plan, "Accepted") == ("False", "NameConflict")
     assert job_name() in condition(plan, "Accepted")["message"]
     assert plan.requeue_after_s == CONFIG.resync_interval_s
+
+
+def test_a_job_with_our_owner_and_a_name_that_we_do_not_give_is_none_of_the_runs() -> None:
+    """Somebody made it, with an owner reference to the run: it neither runs it nor ends it."""
+    stranger = dataclasses.replace(finished_job("Failed"), name="by-hand-1")
+    plan = plan_for(make_finetune(), jobs=(stranger,))
+    assert [obj["metadata"]["name"] for obj in plan.create] == [job_name()]
+
+
+@pytest.mark.parametrize("labels", [{}, {MANAGED_BY_LABEL: "Helm"}])
+def test_labels_that_somebody_took_off_are_put_back_three_times(labels: dict[str, str]) -> None:
+    """Then the status says so, and the Job is read by name at each look."""
+    for times in range(4):
+        job = dataclasses.replace(make_job(), labels=labels, relabelled=times)
+        plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(running_pod(),))
+        assert plan.create == ()
+        assert (plan.read_first, job_name() in plan.job_names) == (True, True)
+        codes = [advice["code"] for advice in plan.status.get("advice", ())]
+        if times < 3:
+            (patch,) = plan.patch
+            assert patch.body["metadata"]["labels"] == child_labels(NAME, UID, 1)
+            assert patch.body["metadata"]["annotations"] == {RELABELLED_ANNOTATION: str(times + 1)}
+            assert "LabelsRemoved" not in codes
+        else:
+            assert plan.patch == ()
+            assert "LabelsRemoved" in codes
+
+
+def test_pods_that_lost_their_labels_are_read_by_their_jobs_name() -> None:
+    """The Job says that one is active, and no watch shows it."""
+    job = make_job(status={"active": 1})
+    assert plan_for(make_finetune(status=ATTEMPTED), jobs=(job,)).read_first
+    seen = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(running_pod(),))
+    assert not seen.read_first
+    hidden = dataclasses.replace(running_pod(), is_indexed=False)
+    assert plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(hidden,)).read_first
+    just_made = make_job(status={"active": 1, "startTime": instant(NOW)})
+    assert not plan_for(make_finetune(status=ATTEMPTED), jobs=(just_made,)).read_first
+
+
+def test_an_image_that_admission_changed_is_said_and_nothing_more() -> None:
+    """It may be a mirror; the run goes on."""
+    status = {**ATTEMPTED, "resolved": {"image": "registry.example/rendered:1"}}
+    plan = plan_for(make_finetune(status=status), jobs=(make_job(),), pods=(running_pod(),))
+    (advice,) = [advice for advice in plan.status["advice"] if advice["code"] == "ImageChanged"]
+    assert CONFIG.trainer_image in advice["evidence"]
+    assert "registry.example/rendered:1" in advice["evidence"]
+    assert told(plan) == ("Unknown", "Starting")
+    same = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
+    later = plan_for(with_status(make_finetune(), same.status), jobs=(make_job(),), pods=(running_pod(),))
+    assert "ImageChanged" not in [advice["code"] for advice in later.status.get("advice", ())]
 
 
 REFUSALS = [
@@ -117,7 +176,7 @@ def test_a_refusal_of_the_api_server_is_told_and_tried_again(code: int, message:
     assert "jobName" not in plan.status
     assert plan.requeue_after_s in {CONFIG.retry_max_s, CONFIG.resync_interval_s}
     later = plan_for(with_status(finetune, plan.status))
-    assert len(later.create) == 2
+    assert len(later.create) == 1
     assert told(later, "Accepted") == ("True", "Accepted")
 
 
@@ -232,25 +291,6 @@ def test_a_pod_in_trouble_tells_it_and_its_events_are_watched() -> None:
     assert told(plan) == told(plan, "Failed") == ("Unknown", "ImagePullBackOff")
     assert (plan.requeue_after_s, plan.watch_events) == (CONFIG.pending_check_s, True)
     assert (plan.events[-1].type, plan.events[-1].reason) == ("Warning", "ImagePullBackOff")
-
-
-def test_the_runs_own_config_map_is_made_again_when_a_pod_misses_it() -> None:
-    """Somebody deleted it, and nobody else could write it; the data set's ConfigMap is the user's to make."""
-    first = plan_for(make_finetune()).create[0]
-    pod = waiting_pod("ContainerCreating")
-
-    def missing(name: str) -> Plan:
-        words = f'MountVolume.SetUp failed for volume "config" : configmap "{name}" not found'
-        return plan_for(
-            make_finetune(), jobs=(make_job(),), pods=(pod,), events=(make_event(pod.uid, "FailedMount", words),)
-        )
-
-    plan = missing(first["metadata"]["name"])
-    assert plan.create == (first,)
-    assert told(plan) == ("Unknown", "ConfigMapNotFound")
-    assert "the operator makes it again" in condition(plan, "Complete")["message"]
-    assert missing("chats").create == ()
-    assert "create it" in condition(missing("chats"), "Complete")["message"]
 
 
 def test_a_job_that_cannot_make_its_pod_tells_why() -> None:

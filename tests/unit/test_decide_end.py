@@ -28,18 +28,16 @@ from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 
 
-def test_a_missing_job_is_looked_for_before_another_is_made() -> None:
+def test_a_missing_job_is_read_by_name_before_another_is_made() -> None:
     """The cache may be behind."""
     plan = plan_for(make_finetune(status=ATTEMPTED))
-    assert plan.confirm_absence
-    assert plan.create == ()
-    assert plan.status == ATTEMPTED
+    assert (plan.read_first, plan.job_names) == (True, (job_name(1),))
 
 
 def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
     """With an Event that says so."""
-    plan = plan_for(make_finetune(status=ATTEMPTED), absence_confirmed=True)
-    assert [obj["metadata"]["name"] for obj in plan.create] == [job_name(2), job_name(2)]
+    plan = plan_for(make_finetune(status=ATTEMPTED))
+    assert [obj["metadata"]["name"] for obj in plan.create] == [job_name(2)]
     assert (plan.status["attempt"], plan.status["jobName"]) == (2, job_name(2))
     assert plan.events[0].reason == "JobRecreated"
     assert job_name(1) in plan.events[0].message
@@ -48,8 +46,8 @@ def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
 def test_the_next_attempt_starts_with_a_clean_slate() -> None:
     """A pod of the deleted Job that has failed neither holds the new Job up nor tells its state."""
     pods = (ended_pod(75, "ConnectionError: reset", job_uid=""),)
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
-    assert len(plan.create) == 2
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
+    assert len(plan.create) == 1
     assert told(plan) == ("Unknown", "Pending")
 
 
@@ -64,7 +62,7 @@ def test_the_number_of_attempts_survives_in_the_jobs_alone() -> None:
 def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: bool) -> None:
     """More Jobs than 1 + maxRetries are never made."""
     finetune = make_finetune(spec={"maxRetries": retries}, status={"attempt": attempt, "jobName": job_name(attempt)})
-    plan = plan_for(finetune, absence_confirmed=True)
+    plan = plan_for(finetune)
     assert (told(plan, "Failed") == ("True", "BackoffLimitExceeded")) is ends
     assert (plan.create == ()) is ends
 
@@ -72,8 +70,8 @@ def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: b
 def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
     """Two must never write the same output."""
     pods = (running_pod(job_uid=""),)
-    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).confirm_absence
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).read_first
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
     assert plan.create == ()
     assert told(plan) == ("Unknown", "Restarting")
     assert f"kubectl delete pod {pods[0].name}" in condition(plan, "PodsReady")["message"]
@@ -82,10 +80,12 @@ def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
 
 def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
     """Its pod's summary proves the success."""
-    pods = (ended_pod(0, make_summary().to_message(), job_uid=""),)
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, absence_confirmed=True)
+    pods = (ended_pod(0, make_summary().to_message()),)
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, former_jobs=(make_job(),))
     assert told(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(minutes_ago(11))
+    unknown = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
+    assert [obj["metadata"]["name"] for obj in unknown.create] == [job_name(2)], "nobody has seen the Job of that uid"
 
 
 def test_a_verified_adapter_makes_the_run_complete() -> None:
@@ -126,8 +126,8 @@ def test_exit_code_0_without_a_summary_is_never_complete() -> None:
 
 def test_a_finished_job_without_its_pod_is_looked_at_twice() -> None:
     """The pod may not have reached the cache yet, and a verdict is for ever."""
-    assert plan_for(make_finetune(), jobs=(finished_job(),)).confirm_absence
-    plan = plan_for(make_finetune(), jobs=(finished_job(),), absence_confirmed=True)
+    assert plan_for(make_finetune(), jobs=(finished_job(),)).read_first
+    plan = plan_for(make_finetune(), jobs=(finished_job(),))
     assert told(plan, "Failed") == ("True", "ResultUnknown")
 
 
@@ -149,9 +149,10 @@ def test_a_verdict_stands_whatever_is_observed_later() -> None:
     """A Job that comes back is stopped; one that fails or vanishes changes nothing."""
     done = finished()
     for jobs in ((), (make_job(),), (finished_job("Failed", reason="BackoffLimitExceeded"),)):
-        plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),), absence_confirmed=True)
-        assert dataclasses.replace(plan, delete=()) == Plan(status=done.status)
-        assert [ref.kind for ref in plan.delete] == (["ConfigMap", "Job"] if make_job() in jobs else [])
+        plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),))
+        assert dataclasses.replace(plan, delete=(), read_first=False, job_names=()) == Plan(status=done.status)
+        assert [ref.kind for ref in plan.delete] == (["Job"] if make_job() in jobs else [])
+        assert plan.read_first == bool(plan.delete), "the Job may have ended by itself meanwhile"
 
 
 def test_a_finished_resource_speaks_of_its_present_generation() -> None:
@@ -168,7 +169,8 @@ def test_a_finished_resource_speaks_of_its_present_generation() -> None:
 
 def test_without_a_time_to_live_a_finished_job_stays() -> None:
     """Nothing is planned at all."""
-    assert plan_for(finished(), jobs=(finished_job(),)) == Plan(status=finished().status)
+    kept = plan_for(finished(), jobs=(finished_job(),))
+    assert dataclasses.replace(kept, job_names=()) == Plan(status=finished().status)
 
 
 def test_before_its_time_a_finished_job_stays() -> None:
@@ -177,12 +179,11 @@ def test_before_its_time_a_finished_job_stays() -> None:
     assert (plan.delete, plan.requeue_after_s) == ((), 300.0)
 
 
-def test_after_its_time_a_finished_job_goes_with_its_config_map() -> None:
+def test_after_its_time_a_finished_job_goes() -> None:
     """By uid where there is one; the resource and its status stay."""
     done = finished(spec={"ttlSecondsAfterFinished": 600})
     plan = plan_for(done, jobs=(finished_job(),))
     assert [(ref.kind, ref.name, ref.uid) for ref in plan.delete] == [
-        ("ConfigMap", job_name(), ""),
         ("Job", job_name(), "job-1"),
     ]
     assert plan.status == done.status
@@ -225,8 +226,7 @@ def test_a_run_does_not_end_in_the_future() -> None:
     pod = make_pod(
         phase="Succeeded",
         state={"terminated": {**ahead, "finishedAt": instant(NOW + timedelta(hours=5))}},
-        job_uid="gone",
     )
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), absence_confirmed=True)
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), former_jobs=(make_job(),))
     assert told(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(NOW)

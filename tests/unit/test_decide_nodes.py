@@ -23,6 +23,7 @@ from tests.unit.plans import condition, plan_for, told
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed, Rejection
+from lora_operator.views.names import CONFIG_ANNOTATION
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -36,7 +37,6 @@ def test_several_nodes_get_names_before_their_job() -> None:
     """The Service comes first, so that no pod looks for a peer in vain."""
     plan = plan_for(TWO)
     assert [(obj["kind"], obj["metadata"]["name"]) for obj in plan.create] == [
-        ("ConfigMap", job_name()),
         ("Service", job_name()),
         ("Job", job_name()),
     ]
@@ -102,7 +102,7 @@ def test_the_verdict_on_several_nodes_is_that_of_the_node_that_failed(code: int)
     for code_of_peer, message in ((143, ""), (75, make_summary(Reason.PEER_FAILED, "a peer failed").to_message())):
         peer = ended_pod(code_of_peer, message, index=1, created_at=minutes_ago(50))
         job = finished_job("Failed", reason="PodFailurePolicy", failed=2)
-        plan = plan_for(TWO, jobs=(job,), pods=(peer, cause), absence_confirmed=True)
+        plan = plan_for(TWO, jobs=(job,), pods=(peer, cause))
         assert told(plan, "Failed") == ("True", reason.value)
 
 
@@ -150,7 +150,7 @@ def test_the_time_to_live_takes_the_service_too() -> None:
     done = plan_for(TWO, jobs=(finished_job(),), pods=pods)
     spec = {"resources": {"nodes": 2}, "ttlSecondsAfterFinished": 0}
     plan = plan_for(with_status(make_finetune(spec=spec), done.status), jobs=(finished_job(),))
-    assert [ref.kind for ref in plan.delete] == ["ConfigMap", "Service", "Job"]
+    assert [ref.kind for ref in plan.delete] == ["Service", "Job"]
 
 
 # Checkpoints
@@ -221,5 +221,5 @@ def test_a_run_that_ends_before_its_first_checkpoint_promises_none() -> None:
 def test_the_sites_patience_with_a_stall_reaches_the_trainer() -> None:
     """It is a setting of the operator, not of the resource."""
     patient = dataclasses.replace(CONFIG, stall_timeout_s=7777)
-    config = decide(make_finetune(), Observed(), patient, NOW).create[0]["data"]["config.json"]
-    assert '"stall_timeout_s": 7777' in config
+    job = decide(make_finetune(), Observed(), patient, NOW).create[0]
+    assert '"stall_timeout_s":7777' in job["spec"]["template"]["metadata"]["annotations"][CONFIG_ANNOTATION]

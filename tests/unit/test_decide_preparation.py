@@ -24,7 +24,6 @@ from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
-from lora_operator.views.names import Role
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -47,18 +46,18 @@ def made(plan: Plan) -> list[tuple[str, str]]:
 
 def preparing(**changes: Any) -> JobView:
     """The Job that prepares."""
-    return make_job(role=Role.PREPARE, **changes)
+    return make_job(stage="prepare", **changes)
 
 
 def prepared(**changes: Any) -> JobView:
     """The Job that has prepared."""
-    return finished_job(role=Role.PREPARE, **changes)
+    return finished_job(stage="prepare", **changes)
 
 
 def test_model_and_data_are_fetched_before_the_training_job_is_made() -> None:
-    """The Job that prepares reads the attempt's ConfigMap; the run counts no attempt yet, and says what it does."""
+    """The run counts no attempt yet, and says what it does."""
     plan = plan_for(make_finetune())
-    assert made(plan) == [("ConfigMap", job_name()), ("Job", PREPARE)]
+    assert made(plan) == [("Job", PREPARE)]
     assert told(plan, "Accepted") == ("True", "Accepted")
     assert told(plan, "PreflightPassed") == ("Unknown", "Pending")
     assert not {"attempt", "jobName", "podName"} & set(plan.status)
@@ -72,14 +71,14 @@ def test_model_and_data_are_fetched_before_the_training_job_is_made() -> None:
 
 def prepare_pod(**changes: Any) -> PodView:
     """A pod that prepares, running."""
-    return running_pod(role=Role.PREPARE, **changes)
+    return running_pod(stage="prepare", **changes)
 
 
 def test_the_training_job_follows_when_all_is_there() -> None:
     """And the condition says what was done, for as long as the run exists."""
     message = make_summary(Reason.PREPARED, "acme/base and 200 rows are at hand").to_message()
-    plan = plan_for(make_finetune(), jobs=(prepared(),), pods=(ended_pod(0, message, role=Role.PREPARE),))
-    assert made(plan) == [("ConfigMap", job_name()), ("Job", job_name())]
+    plan = plan_for(make_finetune(), jobs=(prepared(),), pods=(ended_pod(0, message, stage="prepare"),))
+    assert made(plan) == [("Job", job_name())]
     assert told(plan, "PreflightPassed") == ("True", "Prepared")
     assert condition(plan, "PreflightPassed")["message"] == "acme/base and 200 rows are at hand"
     assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
@@ -98,7 +97,7 @@ def test_the_training_job_follows_when_all_is_there() -> None:
 def test_a_run_that_fetches_nothing_trains_at_once(spec: dict[str, Any]) -> None:
     """Volumes and ConfigMaps are there already."""
     plan = plan_for(make_finetune(spec=spec))
-    assert made(plan) == [("ConfigMap", job_name()), ("Job", job_name())]
+    assert made(plan) == [("Job", job_name())]
     assert "PreflightPassed" not in {c["type"] for c in plan.status["conditions"]}
 
 
@@ -107,21 +106,21 @@ def test_data_from_afar_are_fetched_too(address: str) -> None:
     """Also where the model lies on a volume, and also held-out rows."""
     volume = {"uri": "pvc://models/base"}
     for dataset in ({"uri": address}, {"uri": "pvc://data/a.jsonl", "validationUri": address}):
-        assert made(plan_for(make_finetune(spec={"model": volume, "dataset": dataset})))[1] == ("Job", PREPARE)
+        assert made(plan_for(make_finetune(spec={"model": volume, "dataset": dataset})))[0] == ("Job", PREPARE)
 
 
 def test_without_a_cache_the_training_pod_fetches_by_itself() -> None:
     """There is nowhere to put it."""
     plan = decide(make_finetune(), Observed(), CONFIG, NOW)
-    assert made(plan) == [("ConfigMap", job_name()), ("Job", job_name())]
+    assert made(plan) == [("Job", job_name())]
 
 
 def test_a_failure_that_is_final_is_the_runs_verdict_with_the_trainers_sentence() -> None:
     """No GPU was asked for."""
     sentence = "spec.model.uri is hf://acme/base: the Hub does not know it"
     message = make_summary(Reason.MODEL_NOT_FOUND, sentence).to_message()
-    job = finished_job("Failed", reason="PodFailurePolicy", failed=1, role=Role.PREPARE)
-    plan = plan_for(make_finetune(), jobs=(job,), pods=(ended_pod(66, message, role=Role.PREPARE),))
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1, stage="prepare")
+    plan = plan_for(make_finetune(), jobs=(job,), pods=(ended_pod(66, message, stage="prepare"),))
     assert told(plan, "Failed") == ("True", "ModelNotFound")
     assert told(plan, "PreflightPassed") == ("False", "ModelNotFound")
     assert condition(plan, "Failed")["message"] == sentence
@@ -132,14 +131,14 @@ def test_a_failure_that_is_final_is_the_runs_verdict_with_the_trainers_sentence(
 
 def test_a_failure_without_its_pod_is_looked_at_twice() -> None:
     """The pod may not have reached the cache yet, and a verdict is for ever."""
-    job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, role=Role.PREPARE)
-    assert plan_for(make_finetune(), jobs=(job,)).confirm_absence
-    assert told(plan_for(make_finetune(), jobs=(job,), absence_confirmed=True), "Failed")[0] == "True"
+    job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, stage="prepare")
+    assert plan_for(make_finetune(), jobs=(job,)).read_first
+    assert told(plan_for(make_finetune(), jobs=(job,)), "Failed")[0] == "True"
 
 
 def test_a_pod_that_fails_in_passing_is_tried_again_by_its_job() -> None:
     """The state tells the failure, and the retry."""
-    pods = (ended_pod(75, "ConnectionError: reset", role=Role.PREPARE),)
+    pods = (ended_pod(75, "ConnectionError: reset", stage="prepare"),)
     plan = plan_for(make_finetune(), jobs=(preparing(status={"failed": 1}),), pods=pods)
     assert told(plan) == ("Unknown", "Restarting")
     assert "Now retry 1 of 3 follows" in condition(plan, "Complete")["message"]
@@ -147,8 +146,8 @@ def test_a_pod_that_fails_in_passing_is_tried_again_by_its_job() -> None:
 
 def test_too_little_memory_names_the_setting_that_gives_more() -> None:
     """The spec's memory is that of the training."""
-    job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, role=Role.PREPARE)
-    pods = (ended_pod(137, reason="OOMKilled", role=Role.PREPARE),)
+    job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, stage="prepare")
+    pods = (ended_pod(137, reason="OOMKilled", stage="prepare"),)
     plan = plan_for(make_finetune(), jobs=(job,), pods=pods)
     assert told(plan) == ("False", "OOMKilled")
     assert "more than its 2Gi" in condition(plan, "Failed")["message"]
@@ -157,7 +156,7 @@ def test_too_little_memory_names_the_setting_that_gives_more() -> None:
 
 def test_a_pod_that_does_not_start_tells_why() -> None:
     """As a training pod does."""
-    pod = waiting_pod("CreateContainerConfigError", 'secret "hf-token" not found', role=Role.PREPARE)
+    pod = waiting_pod("CreateContainerConfigError", 'secret "hf-token" not found', stage="prepare")
     plan = plan_for(make_finetune(), jobs=(preparing(),), pods=(pod,))
     assert told(plan) == told(plan, "PreflightPassed") == ("Unknown", "SecretNotFound")
     assert plan.watch_events
@@ -201,15 +200,15 @@ def test_one_that_was_deleted_is_made_again_and_counts_nothing() -> None:
 def test_a_second_attempt_does_not_fetch_again() -> None:
     """The cache has it, and the training looks at it anyway."""
     first = plan_for(make_finetune(), jobs=(prepared(),))
-    plan = plan_for(with_status(make_finetune(), first.status), jobs=(prepared(),), absence_confirmed=True)
-    assert made(plan) == [("ConfigMap", job_name(2)), ("Job", job_name(2))]
+    plan = plan_for(with_status(make_finetune(), first.status), jobs=(prepared(),))
+    assert made(plan) == [("Job", job_name(2))]
     assert told(plan, "PreflightPassed") == ("True", "Prepared")
 
 
 def test_a_pod_that_outlives_its_job_holds_nothing_up() -> None:
     """Two may fetch at once; only outputs have one writer."""
     plan = plan_for(make_finetune(), pods=(prepare_pod(job_uid="gone"),))
-    assert made(plan)[1] == ("Job", PREPARE)
+    assert made(plan)[0] == ("Job", PREPARE)
 
 
 def test_its_progress_is_not_that_of_the_training() -> None:
@@ -227,20 +226,12 @@ def test_the_time_to_live_takes_it_with_the_rest() -> None:
     assert done.delete == ()
     finetune = with_status(make_finetune(spec={"ttlSecondsAfterFinished": 0}), done.status)
     gone = plan_for(finetune, jobs=(prepared(), finished_job()), pods=pods).delete
-    assert [(ref.kind, ref.name) for ref in gone] == [("ConfigMap", job_name()), ("Job", PREPARE), ("Job", job_name())]
-
-
-def test_a_lost_config_map_is_made_again_for_it_too() -> None:
-    """It reads that of the attempt, whose name is not its own."""
-    words = f'MountVolume.SetUp failed for volume "config" : configmap "{job_name()}" not found'
-    pod = waiting_pod("CreateContainerConfigError", words, role=Role.PREPARE)
-    plan = plan_for(make_finetune(), jobs=(preparing(),), pods=(pod,))
-    assert made(plan) == [("ConfigMap", job_name())]
+    assert [(ref.kind, ref.name) for ref in gone] == [("Job", PREPARE), ("Job", job_name())]
 
 
 def test_a_pod_that_has_ended_waits_for_its_job_to_say_so() -> None:
     """Nothing is published by it."""
-    plan = plan_for(make_finetune(), jobs=(preparing(),), pods=(ended_pod(0, role=Role.PREPARE),))
+    plan = plan_for(make_finetune(), jobs=(preparing(),), pods=(ended_pod(0, stage="prepare"),))
     assert told(plan) == ("Unknown", "Preparing")
-    fresh = plan_for(make_finetune(), jobs=(preparing(),), pods=(make_pod(role=Role.PREPARE),))
+    fresh = plan_for(make_finetune(), jobs=(preparing(),), pods=(make_pod(stage="prepare"),))
     assert told(fresh) == ("Unknown", "Pending")

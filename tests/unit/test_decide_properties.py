@@ -32,7 +32,6 @@ from lora_operator.decision.retries import Cause
 from lora_operator.views.conditions import Type
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Observed, Rejection
-from lora_operator.views.names import Role
 from lora_operator.views.observe import (
     LONGEST_TEXT,
     MOST_ITEMS,
@@ -178,7 +177,7 @@ class Life(RuleBasedStateMachine):
         assert plan.events == ()
         if world.refusal is None and (plan.due_in_s is None or plan.due_in_s > 1):
             later = world.now + timedelta(seconds=1)
-            again = decide(world.view(), world.observed(confirmed=True), world.config, later)
+            again = decide(world.view(), world.observed(), world.config, later)
             assert again.status == world.status
         complete, failed = world.condition("Complete"), world.condition("Failed")
         assert (complete[0], failed[0]) in {("Unknown", "Unknown"), ("True", "False"), ("False", "True")}
@@ -186,7 +185,7 @@ class Life(RuleBasedStateMachine):
         if complete[0] == "True":
             assert world.status["artifact"]["uri"]
         told = {c["type"]: c["status"] for c in world.status["conditions"]}
-        if world.config.cache_claim and world.jobs_that(Role.TRAIN):
+        if world.config.cache_claim and world.jobs_of("train"):
             assert told["PreflightPassed"] == "True", "a GPU is asked for before model and data are there"
         assert not self.prepared or told["PreflightPassed"] == "True", "what was fetched is fetched no more"
         self.prepared = told.get("PreflightPassed") == "True"
@@ -225,9 +224,14 @@ TestLife = Life.TestCase
 TestLife.settings = settings(stateful_step_count=20)
 
 
-@given(st.data(), st.sampled_from([None, 403, 409, 422]), st.sampled_from([CONFIG, SHARED]), st.sampled_from(Role))
+@given(
+    st.data(),
+    st.sampled_from([None, 403, 409, 422]),
+    st.sampled_from([CONFIG, SHARED]),
+    st.sampled_from(["train", "prepare"]),
+)
 def test_no_world_is_too_odd_to_decide_on(
-    data: st.DataObject, code: int | None, config: OperatorConfig, role: Role
+    data: st.DataObject, code: int | None, config: OperatorConfig, stage: str
 ) -> None:
     """Damaged manifests, statuses, Jobs and pods: there is a plan, and a status that the API server accepts."""
     manifest = make_manifest(
@@ -241,8 +245,10 @@ def test_no_world_is_too_odd_to_decide_on(
     }
     state = data.draw(st.sampled_from([ended, {"running": {}}, {"waiting": {"reason": "ErrImagePull"}}]))
     conditions = [condition_object("Failed", reason="BackoffLimitExceeded")] if data.draw(st.booleans()) else []
-    job = make_job_object(status={"conditions": conditions}, role=role, queue=data.draw(st.sampled_from(["", "gpus"])))
-    pod = make_pod_object(state=state, conditions=(condition_object("PodScheduled", "False"),), role=role)
+    job = make_job_object(
+        status={"conditions": conditions}, stage=stage, queue=data.draw(st.sampled_from(["", "gpus"]))
+    )
+    pod = make_pod_object(state=state, conditions=(condition_object("PodScheduled", "False"),), stage=stage)
     said = (condition_object("QuotaReserved", "False", message="no room"), condition_object("Evicted"))
     workload = make_workload_object(*said, active=data.draw(st.booleans()))
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "exceeded quota"}
@@ -256,9 +262,8 @@ def test_no_world_is_too_odd_to_decide_on(
         kueue=data.draw(st.booleans()),
         workloads=tuple(parse_workload(data.draw(damaged(workload))) for _ in range(data.draw(st.integers(0, 2)))),
         rejection=rejection,
-        absence_confirmed=True,
     )
-    assert not decide(parse_finetune(data.draw(damaged(manifest))), observed, config, NOW).confirm_absence
+    decide(parse_finetune(data.draw(damaged(manifest))), observed, config, NOW)
     spec = data.draw(damaged(manifest["spec"]))
     plan = decide(parse_finetune({**manifest, "spec": spec}), observed, config, NOW)
     check_status(plan.status)

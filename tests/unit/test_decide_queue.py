@@ -22,7 +22,7 @@ from tests.unit.builders import (
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Patch, Plan
-from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION, Role
+from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
 from lora_operator.views.wording import instant
 
 LABELS = {"labels": {QUEUE_LABEL: "gpus"}}
@@ -54,6 +54,8 @@ def plan_for(
     """The plan at `NOW` in a cluster with Kueue."""
     values = {"kueue": True, "workloads": workloads, **observed}
     plan = decide(finetune, Observed(**values), config, NOW)
+    if plan.create:
+        return plan
     again = decide(with_status(finetune, plan.status), Observed(**values), config, NOW)
     assert again.status == plan.status, "what was written is not to be written again"
     return plan
@@ -196,18 +198,18 @@ def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
     assert told(plan, "QuotaReserved") == ("False", "SuspendedByUser", "The run holds no quota of queue gpus")
     assert told(plan, "Accepted") == ("True", "Accepted", "The spec is valid; its Job is not made yet")
     resumed = plan_for(with_status(run(), plan.status))
-    assert [manifest["kind"] for manifest in resumed.create] == ["ConfigMap", "Job"]
-    assert resumed.create[1]["spec"]["suspend"] is True
+    assert [manifest["kind"] for manifest in resumed.create] == ["Job"]
+    assert resumed.create[0]["spec"]["suspend"] is True
     assert told(resumed, "Complete")[1] == "Queued"
 
 
 def test_the_training_job_waits_where_a_run_was_suspended_during_its_preparation() -> None:
     """The Job that fetches is looked after until it ends; the next one is not made before the run is resumed."""
-    going = make_job(queue="gpus", role=Role.PREPARE)
+    going = make_job(queue="gpus", stage="prepare")
     workload = make_workload(GRANTED, job_uid="prepare-1")
     plan = plan_for(run(suspend=True), jobs=(going,), workloads=(workload,), config=SHARED)
     assert [(patch.kind, patch.name) for patch in plan.patch] == [("Workload", "job-prepare-1")]
-    over = dataclasses.replace(finished_job(role=Role.PREPARE), queue="gpus")
+    over = dataclasses.replace(finished_job(stage="prepare"), queue="gpus")
     plan = plan_for(run(suspend=True), jobs=(over,), config=SHARED)
     assert (plan.create, told(plan, "Complete")[1]) == ((), "SuspendedByUser")
 
@@ -245,7 +247,7 @@ def test_a_run_that_has_ended_holds_no_quota() -> None:
     """Kueue gives it to the next one when the Job ends."""
     before = plan_for(run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(make_workload(GRANTED),))
     job = dataclasses.replace(finished_job("Failed", reason="BackoffLimitExceeded"), queue="gpus")
-    observed = Observed(kueue=True, jobs=(job,), workloads=(make_workload(GRANTED),), absence_confirmed=True)
+    observed = Observed(kueue=True, jobs=(job,), workloads=(make_workload(GRANTED),))
     plan = decide(with_status(run(), before.status), observed, CONFIG, NOW)
     status, reason, message = told(plan, "QuotaReserved")
     assert (status, message) == ("False", "The run holds no quota of queue gpus")

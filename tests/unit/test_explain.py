@@ -44,7 +44,7 @@ PLACE = Key("team-a", "support-tone")
 
 def explained(finetune: FineTune, observed: Observed | None = None, config: OperatorConfig = CONFIG) -> Document:
     """The explanation of a run at `NOW`."""
-    seen = dataclasses.replace(observed or Observed(), absence_confirmed=True)
+    seen = dataclasses.replace(observed or Observed())
     return describe(finetune, seen, decide(finetune, seen, config, NOW), config=config, now=NOW)
 
 
@@ -113,7 +113,7 @@ def test_planned_writes_are_shown_and_a_status_as_its_differences() -> None:
     """A field each, and a condition as one."""
     document = explained(make_finetune())
     kinds = [name.partition("/")[0] for name in document["plans"]["create"]]
-    assert kinds == ["ConfigMap", "Job"]
+    assert kinds == ["Job"]
     assert "attempt: nothing -> 1" in document["plans"]["status"]
     assert any(
         line.startswith("conditions.Accepted: nothing -> True Accepted (") for line in document["plans"]["status"]
@@ -124,7 +124,7 @@ def test_planned_writes_are_shown_and_a_status_as_its_differences() -> None:
 
 def test_a_run_at_rest_has_nothing_to_be_written() -> None:
     """The status is the one that is stored."""
-    observed = Observed(jobs=(make_job(),), absence_confirmed=True)
+    observed = Observed(jobs=(make_job(),))
     plan = decide(make_finetune(), observed, CONFIG, NOW)
     document = explained(with_status(make_finetune(), plan.status), observed)
     assert document["plans"]["status"] == document["plans"]["create"] == document["notes"] == []
@@ -134,7 +134,7 @@ def test_a_run_at_rest_has_nothing_to_be_written() -> None:
 def test_an_ended_run_says_that_its_verdict_stands() -> None:
     """And what is cleaned up."""
     pod = ended_pod(65, make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message())
-    observed = Observed(jobs=(finished_job("Failed", failed=1),), pods=(pod,), absence_confirmed=True)
+    observed = Observed(jobs=(finished_job("Failed", failed=1),), pods=(pod,))
     finetune = make_finetune(spec={"ttlSecondsAfterFinished": 60})
     ended = with_status(finetune, decide(finetune, observed, CONFIG, NOW).status)
     document = explained(ended, observed)
@@ -215,11 +215,12 @@ async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
 ) -> None:
     """They only explain; the rest is explained without them."""
     manifest = make_finetune(metadata={"labels": {QUEUE_LABEL: "gpus"}}).manifest
-    kueue = "/apis/kueue.x-k8s.io"
+    kueue, job = "/apis/kueue.x-k8s.io", make_job_object(queue="gpus", spec={"suspend": True})
     shelf = Shelf(
         {
             "/apis/lora-operator.io/v1alpha1/namespaces/team-a/lorafinetunes/support-tone": manifest,
-            "/apis/batch/v1/namespaces/team-a/jobs": {"items": [make_job_object(queue="gpus", spec={"suspend": True})]},
+            "/apis/batch/v1/namespaces/team-a/jobs": {"items": [job]},
+            f"/apis/batch/v1/namespaces/team-a/jobs/{job['metadata']['name']}": job,
             "/api/v1/namespaces/team-a/pods": {"items": []},
             kueue: {"versions": [{"version": "v1beta2"}]},
             f"{kueue}/v1beta2": {"resources": [{"name": "workloads"}]},

@@ -26,7 +26,7 @@ from tests.unit.plans import ATTEMPTED, condition, plan_for, told
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Rejection
-from lora_operator.views.names import SUSPEND_ANNOTATION, Role
+from lora_operator.views.names import SUSPEND_ANNOTATION
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 
@@ -43,7 +43,7 @@ def look(
     **observed: Any,
 ) -> Plan:
     """The plan after a live look, which such an end always takes."""
-    return decide(finetune, Observed(jobs=jobs, pods=pods, absence_confirmed=True, **observed), config, NOW)
+    return decide(finetune, Observed(jobs=jobs, pods=pods, **observed), config, NOW)
 
 
 def job_since(minutes: float, **changes: Any) -> JobView:
@@ -108,7 +108,7 @@ def test_a_run_waits(finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
 def test_the_end_of_a_wait_tells_the_last_reason_and_comes_after_a_live_look() -> None:
     """The cache may not have seen yet that the pod runs."""
     job, pod = job_since(10), waiting_pod("ErrImagePull", PULL)
-    assert plan_for(IMPATIENT, jobs=(job,), pods=(pod,)).confirm_absence
+    assert plan_for(IMPATIENT, jobs=(job,), pods=(pod,)).read_first
     message = condition(look(IMPATIENT, jobs=(job,), pods=(pod,)), "Failed")["message"]
     assert "spec.pendingTimeoutSeconds (600 s)" in message
     assert "ImagePullBackOff" in message
@@ -122,7 +122,7 @@ def test_a_run_whose_job_is_refused_waits_no_longer_either() -> None:
     plan = look(early, rejection=refusal)
     assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 60)
     late = with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(11))]})
-    assert decide(late, Observed(rejection=refusal), CONFIG, NOW).confirm_absence, "the Job may be there by now"
+    assert decide(late, Observed(rejection=refusal), CONFIG, NOW).read_first, "the Job may be there by now"
     plan = look(late, rejection=refusal)
     assert told(plan, "Failed") == ("True", "PendingTimeout")
     assert "exceeded quota: gpus" in condition(plan, "Failed")["message"]
@@ -143,20 +143,20 @@ def test_a_run_that_was_held_without_a_job_waits_from_its_resumption_on() -> Non
 def test_a_pod_that_fetches_model_and_data_does_not_wait() -> None:
     """However long it takes; one that cannot begin does."""
     spec = {"pendingTimeoutSeconds": 600}
-    job = make_job(role=Role.PREPARE)
-    at_work = look(make_finetune(spec=spec), jobs=(job,), pods=(running_pod(role=Role.PREPARE),), config=SHARED)
+    job = make_job(stage="prepare")
+    at_work = look(make_finetune(spec=spec), jobs=(job,), pods=(running_pod(stage="prepare"),), config=SHARED)
     assert (told(at_work), at_work.due_in_s) == (("Unknown", "Preparing"), None)
-    stuck = look(make_finetune(spec=spec), jobs=(job,), pods=(make_pod(role=Role.PREPARE),), config=SHARED)
+    stuck = look(make_finetune(spec=spec), jobs=(job,), pods=(make_pod(stage="prepare"),), config=SHARED)
     assert told(stuck, "Failed") == ("True", "PendingTimeout")
 
 
 def test_the_time_in_which_a_pod_fetched_is_not_that_of_its_successor() -> None:
     """Of a pod that was drained nothing is left that tells how long it was at work."""
     drained = {"retries": {"preempted": 1}}
-    finetune, job = with_status(IMPATIENT, drained), make_job(role=Role.PREPARE)
+    finetune, job = with_status(IMPATIENT, drained), make_job(stage="prepare")
     between = look(finetune, jobs=(job,), config=SHARED)
     assert (told(between), between.due_in_s) == (("Unknown", "Pending"), None)
-    successor = make_pod(role=Role.PREPARE, name="next", created_at=minutes_ago(2))
+    successor = make_pod(stage="prepare", name="next", created_at=minutes_ago(2))
     plan = look(finetune, jobs=(job,), pods=(successor,), config=SHARED)
     assert (told(plan), plan.due_in_s) == (("Unknown", "Pending"), 480)
     assert told(look(IMPATIENT, jobs=(job,), config=SHARED), "Failed") == ("True", "PendingTimeout"), "never had one"
@@ -227,9 +227,9 @@ def test_the_training_gets_what_the_preparation_left_of_retries_and_time() -> No
     before = {"runSeconds": 200, "activeUntil": instant(minutes_ago(59)), "retries": {"error": 2}}
     anew = look(with_status(make_finetune(spec=spec), before), config=SHARED)
     limits = {"backoffLimit": 1, "activeDeadlineSeconds": 7000}
-    assert limits.items() <= anew.create[1]["spec"].items()
-    done = dataclasses.replace(finished_job(role=Role.PREPARE), failed=1)
-    pods = (ended_pod(75, role=Role.PREPARE, name="first"), ended_pod(0, role=Role.PREPARE))
+    assert limits.items() <= anew.create[0]["spec"].items()
+    done = dataclasses.replace(finished_job(stage="prepare"), failed=1)
+    pods = (ended_pod(75, stage="prepare", name="first"), ended_pod(0, stage="prepare"))
     plan = look(make_finetune(spec=spec), jobs=(done,), pods=pods, config=SHARED)
     job = next(obj for obj in plan.create if obj["kind"] == "Job")
     assert job["spec"]["backoffLimit"] == 2
@@ -252,15 +252,14 @@ def test_a_suspension_by_a_queue_counts_as_a_preemption_once() -> None:
 
 
 def test_a_job_that_was_given_up_is_stopped_once_the_verdict_is_stored() -> None:
-    """With what only its pods read, and by its uid; one that ends by itself stays for its logs."""
+    """By its uid; one that ends by itself stays for its logs."""
     job = job_since(11)
     verdict = look(IMPATIENT, jobs=(job,))
     assert verdict.delete == ()
     done = with_status(IMPATIENT, verdict.status)
-    behind = plan_for(done, jobs=(job,))
-    assert (behind.delete, behind.confirm_absence) == ((), True), "the Job may have ended by itself meanwhile"
     plan = look(done, jobs=(job,))
-    assert [(ref.kind, ref.uid) for ref in plan.delete] == [("ConfigMap", ""), ("Job", job.uid)]
+    assert [(ref.kind, ref.uid) for ref in plan.delete] == [("Job", job.uid)]
+    assert plan.read_first, "the Job may have ended by itself meanwhile"
     assert plan.status == verdict.status
     ending = make_job(status={"conditions": [condition_object("FailureTarget")]})
     for other in (finished_job("Failed"), ending, make_job(deleting=True), make_job(owner_uid="somebody-else")):
@@ -322,8 +321,8 @@ def test_a_run_whose_pod_has_published_is_not_given_up(
     finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
 ) -> None:
     """Neither for a wait, nor for failures before, nor for want of time: its Job has yet to say so."""
-    given_up = plan_for(finetune, jobs=(job,), pods=pods, absence_confirmed=True)
-    goes_on = plan_for(finetune, jobs=(job,), pods=(*pods, PROVEN), absence_confirmed=True)
+    given_up = plan_for(finetune, jobs=(job,), pods=pods)
+    goes_on = plan_for(finetune, jobs=(job,), pods=(*pods, PROVEN))
     assert told(given_up, "Failed")[0] == "True"
     assert told(goes_on, "Failed")[0] == "Unknown"
 

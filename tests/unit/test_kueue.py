@@ -26,7 +26,7 @@ from lora_operator.running.resync import Resync
 from lora_operator.running.self_check import rights_used
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.watch import register, sources_of
-from lora_operator.views.model import Patch, Told
+from lora_operator.views.model import Answer, Patch
 
 KEY = Key(NAMESPACE, NAME)
 GROUP = "/apis/kueue.x-k8s.io"
@@ -184,7 +184,7 @@ def test_a_look_at_a_run_shows_its_workloads_and_whether_there_is_kueue() -> Non
     """As decisions and `explain` need it."""
     cache = Cache()
     cache.workloads.put(make_workload_object(condition_object("QuotaReserved")))
-    observed = look(cache, make_finetune(), events=(), told=lambda _: Told(), kueue=True)
+    observed = look(cache, make_finetune(), events=(), ask=lambda _: Answer(), kueue=True)
     assert (observed.kueue, [w.name for w in observed.workloads]) == (True, ["job-job-1"])
 
 

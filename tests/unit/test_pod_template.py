@@ -7,7 +7,8 @@ import pytest
 from tests.unit.builders import CONFIG, job_name
 from tests.unit.test_render import FULL, SITE, container, everything, rendered, understood
 
-from lora_operator.rendering.render import render_prepare_job, render_service
+from lora_operator.decision.stages.prepare import PREPARE
+from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views.config import OperatorConfig
 
 SHARED = dataclasses.replace(CONFIG, cache_claim="models")
@@ -22,13 +23,13 @@ def pod_of(job: dict[str, Any]) -> dict[str, Any]:
 
 def trainer(spec: dict[str, Any], config: OperatorConfig = CONFIG) -> dict[str, Any]:
     """The container that trains."""
-    return container(rendered(spec, config)[1])
+    return container(rendered(spec, config))
 
 
 def preparing(spec: dict[str, Any], config: OperatorConfig = SHARED) -> dict[str, Any]:
     """The Job that prepares."""
     finetune, request, train = understood(spec, config)
-    return render_prepare_job(finetune, request, train, config)
+    return render_job(finetune, request, train, config, stage=PREPARE.name, shape=PREPARE.shape)
 
 
 def plain(found: dict[str, Any]) -> dict[str, str]:
@@ -120,7 +121,7 @@ def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
     assert plain(container(preparing({}, SITE))) == expected
     offline = dataclasses.replace(CONFIG, offline=True, http_proxy="http://p:1")
     assert plain(trainer({}, offline)).items() >= {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p:1"}.items()
-    (volume,) = [v for v in pod_of(rendered({}, SITE)[1])["volumes"] if v["name"] == "ca-bundle"]
+    (volume,) = [v for v in pod_of(rendered({}, SITE))["volumes"] if v["name"] == "ca-bundle"]
     assert volume["configMap"] == {"name": "company-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
 
 
@@ -151,7 +152,7 @@ def test_a_claim_that_is_only_read_is_attached_read_only() -> None:
         "dataset": {"uri": "pvc://data/a.jsonl", "validationUri": "pvc://more/b.jsonl"},
         "output": {"uri": "pvc://shared/out"},
     }
-    claims = [v["persistentVolumeClaim"] for v in pod_of(rendered(spec, CONFIG)[1])["volumes"] if "claim" in v["name"]]
+    claims = [v["persistentVolumeClaim"] for v in pod_of(rendered(spec, CONFIG))["volumes"] if "claim" in v["name"]]
     assert claims == [
         {"claimName": "shared"},
         {"claimName": "data", "readOnly": True},
@@ -161,15 +162,15 @@ def test_a_claim_that_is_only_read_is_attached_read_only() -> None:
 
 def test_the_cache_is_the_namespaces_claim_where_one_is_configured() -> None:
     """Else a folder that dies with the pod."""
-    volumes = {v["name"]: v for v in pod_of(rendered({}, SHARED)[1])["volumes"]}
+    volumes = {v["name"]: v for v in pod_of(rendered({}, SHARED))["volumes"]}
     assert volumes["cache"] == {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
-    assert {v["name"]: v for v in pod_of(rendered({}, CONFIG)[1])["volumes"]}["cache"]["emptyDir"] == {}
+    assert {v["name"]: v for v in pod_of(rendered({}, CONFIG))["volumes"]}["cache"]["emptyDir"] == {}
 
 
 def test_a_cache_claim_that_the_run_reads_from_too_is_one_volume_with_two_places() -> None:
     """Kubernetes may wait for ever for the second volume of one claim."""
     spec = {"model": {"uri": "pvc://models/base"}}
-    job = rendered(spec, SHARED)[1]
+    job = rendered(spec, SHARED)
     claims = [v for v in pod_of(job)["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == "models"]
     assert claims == [{"name": "claim-0", "persistentVolumeClaim": {"claimName": "models"}}]
     mounts = [m for m in container(job)["volumeMounts"] if m["name"] == "claim-0"]
@@ -183,7 +184,7 @@ def test_held_out_rows_in_a_config_map_are_mounted_too() -> None:
     """In one volume with the others where it is the same ConfigMap."""
     for validation, volumes in (("configmap://chats/b.jsonl", 1), ("configmap://more/b.jsonl", 2)):
         spec = {"dataset": {"uri": "configmap://chats/a.jsonl", "validationUri": validation}}
-        job = rendered(spec, CONFIG)[1]
+        job = rendered(spec, CONFIG)
         mounts = [m["mountPath"] for m in container(job)["volumeMounts"] if m["mountPath"].startswith("/configmaps")]
         keys = [i["key"] for v in pod_of(job)["volumes"] for i in v.get("configMap", {}).get("items", [])]
         assert (len(mounts), keys) == (volumes, ["a.jsonl", "b.jsonl"])
@@ -192,7 +193,7 @@ def test_held_out_rows_in_a_config_map_are_mounted_too() -> None:
 def test_shared_memory_has_the_size_that_was_asked_for() -> None:
     """A quantity, in memory."""
     for spec, size in (({}, "1Gi"), ({"resources": {"sharedMemory": "8Gi"}}, "8Gi")):
-        volumes = {v["name"]: v for v in pod_of(rendered(spec, CONFIG)[1])["volumes"]}
+        volumes = {v["name"]: v for v in pod_of(rendered(spec, CONFIG))["volumes"]}
         assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": size}
 
 
@@ -200,7 +201,7 @@ def test_several_nodes_are_one_indexed_job_whose_pods_find_each_other_by_name() 
     """Completions, parallelism, subdomain, Service and meeting point belong together."""
     finetune, _, train = understood(FULL, SITE)
     service = render_service(finetune, train)
-    job = rendered(FULL, SITE)[1]
+    job = rendered(FULL, SITE)
     name = job["metadata"]["name"]
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (2, 2)
     assert job["spec"]["completionMode"] == "Indexed"
@@ -216,17 +217,17 @@ def test_several_nodes_are_one_indexed_job_whose_pods_find_each_other_by_name() 
 def test_one_node_has_neither_service_nor_meeting_point() -> None:
     """It needs none."""
     kinds = [obj["kind"] for obj in everything({}, CONFIG)]
-    assert kinds == ["ConfigMap", "Job"]
+    assert kinds == ["Job"]
     assert "LORA_RENDEZVOUS" not in plain(trainer({}))
-    assert "subdomain" not in pod_of(rendered({}, CONFIG)[1])
-    assert "successPolicy" not in rendered({}, CONFIG)[1]["spec"]
+    assert "subdomain" not in pod_of(rendered({}, CONFIG))
+    assert "successPolicy" not in rendered({}, CONFIG)["spec"]
 
 
 @pytest.mark.parametrize(("retries", "nodes", "limit"), [(3, 1, 3), (3, 4, 12), (0, 4, 0)])
 def test_a_failure_of_several_nodes_together_counts_as_one(retries: int, nodes: int, limit: int) -> None:
     """Each of the pods fails, and each counts for the Job."""
     spec = {"maxRetries": retries, "resources": {"nodes": nodes}}
-    assert rendered(spec, CONFIG)[1]["spec"]["backoffLimit"] == limit
+    assert rendered(spec, CONFIG)["spec"]["backoffLimit"] == limit
 
 
 def test_the_pod_that_prepares_asks_for_no_gpu_and_for_little_else() -> None:
@@ -241,7 +242,6 @@ def test_the_pod_that_prepares_asks_for_no_gpu_and_for_little_else() -> None:
     assert job["metadata"]["name"] == f"{job_name()}-prepare"
     assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
     assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
-    assert pod_of(job)["volumes"][0]["configMap"] == {"name": job_name()}
 
 
 def test_the_pod_that_prepares_gets_no_claim_to_write_to_but_the_cache() -> None:
@@ -254,7 +254,7 @@ def test_the_pod_that_prepares_gets_no_claim_to_write_to_but_the_cache() -> None
 def test_a_queued_job_that_prepares_waits_for_the_queue_like_the_one_that_trains() -> None:
     """A queue that manages every Job would suspend one without its label for ever."""
     finetune, request, train = understood({}, SHARED, labels={"kueue.x-k8s.io/queue-name": "gpus"})
-    job = render_prepare_job(finetune, request, train, SHARED)
+    job = render_job(finetune, request, train, SHARED, stage=PREPARE.name, shape=PREPARE.shape)
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert job["spec"]["suspend"] is True
 

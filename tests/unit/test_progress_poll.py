@@ -8,7 +8,7 @@ from tests.unit.builders import running_pod
 
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.progress_poll import MOST_AT_ONCE, MOST_OF_NAMESPACE, ProgressPoller
-from lora_operator.views.model import PodView, Told
+from lora_operator.views.model import Answer, PodView
 from lora_trainer.contract.progress import Phase, Progress
 
 KEY = Key("team", "tone")
@@ -67,11 +67,11 @@ async def test_a_pod_is_asked_once_in_an_interval(poller: ProgressPoller, clock:
 async def test_a_pod_that_never_answered_wakes_nobody(poller: ProgressPoller, woken: list[Key]) -> None:
     """No news is no reason for a look."""
     poller.ask(KEY, pod())
-    assert poller.latest([pod()]) == Told(asked=False), "it may yet answer"
+    assert poller.latest([pod()]) == Answer(asked=False), "it may yet answer"
     await settle(poller)
     assert woken == []
-    assert poller.latest([pod()]) == Told(asked=True)
-    assert poller.latest([pod("p2")]) == Told(asked=False), "nobody asked this one"
+    assert poller.latest([pod()]) == Answer(asked=True)
+    assert poller.latest([pod("p2")]) == Answer(asked=False), "nobody asked this one"
 
 
 async def test_pods_that_are_gone_are_forgotten_and_asked_no_more(poller: ProgressPoller) -> None:

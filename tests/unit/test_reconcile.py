@@ -27,19 +27,21 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION, UID_LABEL
+from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION
 
 KEY = Key(NAMESPACE, NAME)
 Object = dict[str, Any]
 
 
 class Server(Api):
-    """Stores the resource, answers patches of Jobs as the test says, and knows the Job that it answered with."""
+    """Stores the resource and a Job, and answers patches of that as the test says."""
 
     def __init__(self, manifest: Object) -> None:
         self.finetune = manifest
+        self.job: Object | None = None
         self.patched: Object | ApiError = ApiError(500, "InternalError", "no answer was put down")
         self.refused = ""
+        self.conflict = False
         self.asked: list[str] = []
 
     async def request(
@@ -54,21 +56,21 @@ class Server(Api):
         if method == "PATCH":
             if isinstance(self.patched, ApiError):
                 raise self.patched
+            self.job = self.patched
             return self.patched
         if path == FINETUNES.path(NAMESPACE, NAME):
             return self.finetune
         if method == "POST":
             if self.refused and path.endswith(self.refused):
                 raise ApiError(403, "Forbidden", f"{self.refused} is forbidden: exceeded quota")
+            if self.conflict:
+                raise ApiError(409, "AlreadyExists", "jobs already exists")
             return {**body, "metadata": {**body["metadata"], "uid": "new", "resourceVersion": "90"}}
-        jobs = [self.patched] if isinstance(self.patched, dict) else []
         if path.startswith(JOBS.path(NAMESPACE) + "/"):
-            found = [job for job in jobs if path.endswith("/" + job["metadata"]["name"])]
-            if not found:
+            if self.job is None or not path.endswith("/" + self.job["metadata"]["name"]):
                 raise ApiError(404, "NotFound", "jobs not found")
-            return found[0]
-        labelled = [job for job in jobs if UID_LABEL in job["metadata"]["labels"]]
-        return {"items": labelled if path == JOBS.path(NAMESPACE) else [], "metadata": {"resourceVersion": "50"}}
+            return self.job
+        return {"items": [], "metadata": {"resourceVersion": "10"}}
 
     def patches(self) -> int:
         """How often a Job was to be changed."""
@@ -100,6 +102,7 @@ class World:
         job = make_job_object(**changes)
         job["metadata"]["resourceVersion"] = version
         self.cache.jobs.put(job)
+        self.server.job = job
         return job
 
     def tell_pod(self, message: str, version: str) -> None:
@@ -116,6 +119,13 @@ class World:
             return
         self.cache.pods.put(last)
         self.cache.pods.prune("40", set(), NAMESPACE)
+
+    def strip(self, labels: dict[str, str], version: str) -> None:
+        """Somebody takes the Job's labels off, which is a deletion to the watch."""
+        job = make_job_object(version=version)
+        self.cache.jobs.remove(job)
+        job["metadata"]["labels"] = labels
+        self.server.job = job
 
     def condition(self, kind: str) -> Object:
         """As it is stored."""
@@ -181,12 +191,22 @@ async def test_what_the_answer_to_a_patch_tells_of_the_job_counts_at_once() -> N
 async def test_a_job_that_is_gone_is_looked_for_and_not_patched_again() -> None:
     """Its deletion is never told where a watch missed it."""
     world = World(spec={"suspend": True}, status={"attempt": 1, "jobName": job_name()})
+    world.server.job = None
+    await world.turn()
+    assert world.server.patches() == 0
+    assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked
+    assert f"POST {JOBS.path(NAMESPACE)}" in world.server.asked
+
+
+async def test_a_job_that_goes_between_the_read_and_the_patch_is_looked_for_again() -> None:
+    """The turn ends, and the next one reads anew."""
+    world = World(spec={"suspend": True}, status={"attempt": 1, "jobName": job_name()})
     world.server.patched = ApiError(404, "NotFound", "jobs not found")
     with pytest.raises(TryAgainError, match="is gone"):
         await world.turn()
+    world.server.job = None
     await world.turn()
     assert world.server.patches() == 1
-    assert f"GET {JOBS.path(NAMESPACE)}" in world.server.asked
 
 
 async def test_a_change_that_the_cluster_undoes_does_not_keep_the_status_from_being_told() -> None:
@@ -205,6 +225,7 @@ async def test_no_job_is_made_for_a_run_whose_end_another_operator_has_told() ->
     world = World(status={"attempt": 1, "jobName": job_name()})
     (job,) = world.cache.jobs
     world.cache.jobs.mark_deleted(Key(NAMESPACE, job.name), job.uid)
+    world.server.job = None
     ended = {"conditions": [condition_object("Complete", reason="Succeeded")], "attempt": 1, "jobName": job_name()}
     world.server.finetune = make_manifest(status=ended)
     world.server.finetune["metadata"]["resourceVersion"] = "9"
@@ -214,15 +235,44 @@ async def test_no_job_is_made_for_a_run_whose_end_another_operator_has_told() ->
 
 @pytest.mark.parametrize("labels", [{}, {MANAGED_BY_LABEL: "Helm"}])
 async def test_a_job_that_has_lost_labels_is_not_made_a_second_time(labels: dict[str, str]) -> None:
-    """Neither our watch nor our lists show it: it is the run's by its owner and by the name in the status."""
+    """Neither our watch nor our lists show it: it is the run's by its owner, and gets its labels back."""
     world = World(status={"attempt": 1, "jobName": job_name()})
-    job = make_job_object()
-    job["metadata"] = {**job["metadata"], "resourceVersion": "30", "labels": labels}
-    world.cache.jobs.remove(job)
-    world.server.patched = job
+    world.strip(labels, "30")
+    world.server.patched = make_job_object(version="31")
     await world.turn()
     assert not [line for line in world.server.asked if line.startswith("POST")]
     assert world.condition("Complete")["reason"] == "Pending"
+    assert world.server.patches() == 1
+
+
+@pytest.mark.parametrize("spec", [{"suspend": True}, {"maxRetries": 0}, {"activeDeadlineSeconds": 9000}])
+async def test_a_change_that_is_due_hides_no_job_that_has_lost_its_labels(spec: Object) -> None:
+    """The answer to the patch lacks them, too: no second Job, no end of the run while its first Job goes on."""
+    world = World(spec=spec, status={"attempt": 1, "jobName": job_name()})
+    world.strip({}, "30")
+    limits = {"backoffLimit": spec.get("maxRetries", 3), "activeDeadlineSeconds": spec.get("activeDeadlineSeconds")}
+    changed = make_job_object(
+        spec={**limits, "suspend": bool(spec.get("suspend"))},
+        annotations={SUSPEND_ANNOTATION: str(bool(spec.get("suspend"))).lower()},
+        version="31",
+    )
+    changed["metadata"]["labels"] = {}
+    world.server.patched = changed
+    await world.turn()
+    assert not [line for line in world.server.asked if line.startswith("POST")]
+    assert world.condition("Failed")["status"] == "Unknown"
+
+
+async def test_a_job_without_labels_is_adopted_before_there_is_a_status() -> None:
+    """The operator made it and was killed; meanwhile somebody took its labels off."""
+    world = World()
+    world.strip({}, "30")
+    world.server.conflict = True
+    world.server.patched = make_job_object(version="31")
+    await world.turn()
+    assert len([line for line in world.server.asked if line.startswith("POST")]) == 1
+    assert world.condition("Complete")["reason"] == "Pending"
+    assert world.server.finetune["status"]["jobName"] == job_name()
 
 
 async def test_a_service_that_is_refused_holds_no_suspension_up() -> None:
@@ -261,7 +311,7 @@ async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:
     await world.turn()
     await world.turn()
     assert world.condition("Complete")["reason"] == "Publishing"
-    world.tell_job("30", status={"conditions": [condition_object("Complete")]})
+    world.tell_job("30", status={"succeeded": 1, "conditions": [condition_object("Complete")]})
     await world.turn()
     assert (world.condition("Complete")["status"], world.cache.pods.tombstones(KEY, UID)) == ("True", ())
 

@@ -1,9 +1,11 @@
-"""The rendered ConfigMap and Job, byte for byte, against the files in tests/golden.
+"""The rendered Jobs and Service, byte for byte, against the files in tests/golden.
 
 After an intended change, write the files anew and read the diff: `UPDATE_GOLDEN=1 pytest tests/unit/test_render.py`
 """
 
+import copy
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 import yaml
 from tests.unit.builders import CONFIG, UID, make_finetune
 
-from lora_operator.rendering.render import render_config_map, render_job, render_prepare_job, render_service
+from lora_operator.decision.stages.prepare import PREPARE
+from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune
@@ -121,19 +124,19 @@ SITE = OperatorConfig(
 CASES = {"minimal": ({}, CONFIG), "quickstart": (QUICKSTART, CONFIG), "full": (FULL, SITE)}
 
 
-def rendered(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """ConfigMap and Job of the first attempt."""
+def rendered(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> dict[str, Any]:
+    """The training Job of the first attempt."""
     finetune, request, train = understood(spec, config, **metadata)
-    return render_config_map(finetune, train), render_job(finetune, request, train, config)
+    return render_job(finetune, request, train, config)
 
 
 def everything(spec: dict[str, Any], config: OperatorConfig) -> tuple[dict[str, Any], ...]:
     """All that the first attempt may make, in the order in which it is made."""
     finetune, request, train = understood(spec, config)
-    config_map, job = rendered(spec, config)
-    prepare = (render_prepare_job(finetune, request, train, config),) if config.cache_claim else ()
+    stage = {"stage": PREPARE.name, "shape": PREPARE.shape}
+    prepare = (render_job(finetune, request, train, config, **stage),) if config.cache_claim else ()
     service = (render_service(finetune, train),) if request.pod.nodes > 1 else ()
-    return (config_map, *prepare, *service, job)
+    return (*prepare, *service, rendered(spec, config))
 
 
 def understood(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> tuple[FineTune, Request, TrainConfig]:
@@ -151,10 +154,6 @@ def container(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-class _Text(str):
-    """A string that YAML shows as a block."""
-
-
 class _Dumper(yaml.SafeDumper):
     """Keeps the order of keys, repeats instead of anchors, shows texts of several lines as such."""
 
@@ -163,18 +162,17 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
-
-
 def as_yaml(objects: tuple[dict[str, Any], ...]) -> str:
-    """The objects, a ConfigMap first, as kubectl would show them."""
-    config_map, *others = objects
-    data = {key: _Text(value) for key, value in config_map["data"].items()}
-    return yaml.dump_all([{**config_map, "data": data}, *others], Dumper=_Dumper, sort_keys=False, width=1000)
+    """The objects as kubectl would show them, with the configuration, which is one line, as a map to be read."""
+    shown = copy.deepcopy(objects)
+    for job in (obj for obj in shown if obj["kind"] == "Job"):
+        annotations = job["spec"]["template"]["metadata"]["annotations"]
+        annotations[names.CONFIG_ANNOTATION] = json.loads(annotations[names.CONFIG_ANNOTATION])
+    return yaml.dump_all(shown, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_config_map_and_job_are_rendered_byte_for_byte(case: str) -> None:
+def test_objects_are_rendered_byte_for_byte(case: str) -> None:
     """The golden files show what reaches the cluster."""
     text = as_yaml(everything(*CASES[case]))
     path = GOLDEN / f"{case}.yaml"
@@ -188,10 +186,16 @@ def test_rendering_twice_gives_the_same_bytes() -> None:
     assert as_yaml(everything(FULL, SITE)) == as_yaml(everything(FULL, SITE))
 
 
-def test_the_config_map_holds_what_the_trainer_reads_back() -> None:
-    """The contract's own reader gets the whole run out of it."""
-    finetune, _, train = understood(FULL, SITE)
-    assert TrainConfig.from_json(render_config_map(finetune, train)["data"]["config.json"]) == train
+def test_the_pod_reads_a_file_from_which_the_trainer_gets_the_whole_run() -> None:
+    """An annotation of the template, which is immutable, on a volume that nobody else makes."""
+    _, _, train = understood(FULL, SITE)
+    template = rendered(FULL, SITE)["spec"]["template"]
+    text = template["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+    assert TrainConfig.from_json(text) == train
+    assert text.count("\n") == 1
+    volume = template["spec"]["volumes"][0]
+    field = {"fieldPath": f"metadata.annotations['{names.CONFIG_ANNOTATION}']"}
+    assert volume == {"name": "config", "downwardAPI": {"items": [{"path": "config.json", "fieldRef": field}]}}
 
 
 def test_each_attempt_has_names_labels_and_configuration_of_its_own() -> None:
@@ -199,24 +203,32 @@ def test_each_attempt_has_names_labels_and_configuration_of_its_own() -> None:
     finetune = make_finetune()
     request = read_request(finetune.manifest, RunOptions(uid=UID, attempt=2))
     assert request.train is not None
-    config_map = render_config_map(finetune, request.train)
     job = render_job(finetune, request, request.train, CONFIG)
-    assert config_map["metadata"]["name"] == job["metadata"]["name"] == names.child_name("support-tone", UID, 2)
+    assert job["metadata"]["name"] == names.child_name("support-tone", UID, 2)
     assert job["metadata"]["labels"]["lora-operator.io/attempt"] == "2"
-    assert job["spec"]["template"]["spec"]["volumes"][0]["configMap"] == {"name": config_map["metadata"]["name"]}
+    text = job["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+    assert TrainConfig.from_json(text).run.attempt == 2
+
+
+def test_a_name_says_which_stage_of_which_attempt_a_job_is() -> None:
+    """Whatever its labels say, and whatever the resource is called."""
+    for name in ("x", "x-3-prepare", "x" * 253):
+        for stage in ("train", "prepare"):
+            assert names.place_of(names.job_name(name, UID, 21, stage)) == (21, stage)
+    assert names.place_of("by-hand") == (0, "train")
 
 
 def test_names_fit_a_hostname_whatever_the_resource_is_called() -> None:
     """The longest name, the highest attempt, the last node: an Indexed Job's pod adds its index, 63 are allowed."""
     for name in ("x", "x" * 52, "x" * 253):
         assert len(names.child_name(name, UID, 21) + "-63") <= 63
-        assert len(names.prepare_name(name, UID, 21)) <= 63
+        assert len(names.job_name(name, UID, 21, "prepare")) <= 63
     assert names.child_name("a", UID, 1) != names.child_name("a", UID + "x", 1)
 
 
 def test_the_pod_failure_policy_is_the_contract_on_exit_codes() -> None:
     """What is final for the trainer is final for the Job; an eviction, or being told to stop, is nobody's failure."""
-    _, job = rendered({}, CONFIG)
+    job = rendered({}, CONFIG)
     ignore, fail, stopped = job["spec"]["podFailurePolicy"]["rules"]
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert fail["action"] == "FailJob"
@@ -227,7 +239,7 @@ def test_the_pod_failure_policy_is_the_contract_on_exit_codes() -> None:
 
 def test_the_pod_meets_the_restricted_pod_security_standard() -> None:
     """Non-root, no capabilities, read-only root, no token of a service account."""
-    _, job = rendered(FULL, SITE)
+    job = rendered(FULL, SITE)
     pod = job["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -237,7 +249,7 @@ def test_the_pod_meets_the_restricted_pod_security_standard() -> None:
     assert context["readOnlyRootFilesystem"] is True
     assert context["capabilities"] == {"drop": ["ALL"]}
     kinds = {key for volume in pod["volumes"] for key in volume if key != "name"}
-    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+    assert kinds <= {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim"}
 
 
 def test_a_claim_is_mounted_once_and_writable_only_where_the_output_goes() -> None:
@@ -247,7 +259,7 @@ def test_a_claim_is_mounted_once_and_writable_only_where_the_output_goes() -> No
         "dataset": {"uri": "pvc://data/a.jsonl"},
         "output": {"uri": "pvc://shared/out"},
     }
-    _, job = rendered(spec, CONFIG)
+    job = rendered(spec, CONFIG)
     mounts = [m for m in container(job)["volumeMounts"] if m["mountPath"].startswith("/claims")]
     assert mounts == [
         {"name": "claim-0", "mountPath": "/claims/shared"},
@@ -262,14 +274,14 @@ def test_a_claim_is_mounted_once_and_writable_only_where_the_output_goes() -> No
 @pytest.mark.parametrize(("gpus", "limits"), [(0, {"memory": "8Gi"}), (1, {"memory": "8Gi", "nvidia.com/gpu": "1"})])
 def test_a_gpu_is_asked_for_only_where_one_is_wanted(gpus: int, limits: dict[str, str]) -> None:
     """A limit of 0 would still tie the pod to a device plugin."""
-    _, job = rendered({"resources": {"gpus": gpus}}, CONFIG)
+    job = rendered({"resources": {"gpus": gpus}}, CONFIG)
     assert container(job)["resources"] == {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": limits}
 
 
 def test_a_queued_job_is_born_suspended_and_carries_the_queue_labels() -> None:
     """Kueue admits it by lifting the suspension; the user's own wish stays noted as false."""
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low", "team": "a"}
-    _, job = rendered({}, CONFIG, labels=labels)
+    job = rendered({}, CONFIG, labels=labels)
     assert job["spec"]["suspend"] is True
     assert job["metadata"]["annotations"]["lora-operator.io/suspend"] == "false"
     assert job["metadata"]["labels"].items() >= {"kueue.x-k8s.io/queue-name": "gpus"}.items()
@@ -286,12 +298,12 @@ def test_children_belong_to_the_resource_and_go_with_it() -> None:
 
 def test_a_job_never_carries_a_time_to_live() -> None:
     """It could vanish before its result was read."""
-    _, job = rendered(FULL, SITE)
+    job = rendered(FULL, SITE)
     assert "ttlSecondsAfterFinished" not in job["spec"]
 
 
 def test_defaults_of_the_site_fill_what_the_resource_leaves_open() -> None:
     """Requests come from the operator's configuration."""
     site = dataclasses.replace(CONFIG, default_cpu="3", default_memory="12Gi")
-    _, job = rendered({"resources": {"cpu": "500m"}}, site)
+    job = rendered({"resources": {"cpu": "500m"}}, site)
     assert container(job)["resources"]["requests"] == {"cpu": "500m", "memory": "12Gi"}

@@ -20,7 +20,6 @@ from lora_operator.decision.retries import (
 )
 from lora_operator.views.budget import Used, backoff_limit, is_spent, seconds_left
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.names import Role
 from lora_operator.views.request import Policy
 from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
@@ -66,7 +65,7 @@ CASES: dict[str, tuple[PodView, tuple[JobView, ...], Cause | None]] = {
     ),
     "a deleted Job": (ended_pod(143, deleting=True), (), None),
     "a Job that is being deleted": (ended_pod(143, deleting=True), (make_job(deleting=True),), None),
-    "a pod that prepares": (ended_pod(75, role=Role.PREPARE), GOING, Cause.ERROR),
+    "a pod that prepares": (ended_pod(75, stage="prepare"), GOING, Cause.ERROR),
     **{f"exit code {int(code)}": (ended_pod(code), GOING, None) for code in FINAL},
 }
 

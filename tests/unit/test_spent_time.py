@@ -10,7 +10,6 @@ from tests.unit.builders import NOW, condition_object, ended_pod, finished_job, 
 
 from lora_operator.decision.spent_time import SpentTime, follow_time, stored_time, time_block
 from lora_operator.views.model import JobView
-from lora_operator.views.names import Role
 from lora_operator.views.wording import instant
 
 
@@ -92,17 +91,17 @@ CASES = {
     "a Job that has ended": (BEGUN, (finished_job("Failed"),), (), spent(48 * 60, until=50)),
     "a preparation that is over": (
         spent(since=2),
-        (finished_job(role=Role.PREPARE), job(None)),
+        (finished_job(stage="prepare"), job(None)),
         (),
         spent(48 * 60, until=50),
     ),
     "a preparation that is over, and the training after it": (
         spent(since=2),
-        (finished_job(role=Role.PREPARE), job(51)),
+        (finished_job(stage="prepare"), job(51)),
         (),
         spent(48 * 60, since=51, until=50),
     ),
-    "both, slept over": (spent(), (finished_job(role=Role.PREPARE), job(51)), (), spent(48 * 60, since=51, until=50)),
+    "both, slept over": (spent(), (finished_job(stage="prepare"), job(51)), (), spent(48 * 60, since=51, until=50)),
 }
 
 

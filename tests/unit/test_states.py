@@ -51,7 +51,7 @@ SUSPENDED = {"suspend": True}
 
 def waiting(*pods: PodView, job: JobView | None = None, **facts: Any) -> Status:
     """The status of a run with a Job and these pods."""
-    observed = Observed(jobs=(job or make_job(),), pods=pods, absence_confirmed=True, **facts)
+    observed = Observed(jobs=(job or make_job(),), pods=pods, **facts)
     return dict(decide(make_finetune(), observed, CONFIG, NOW).status)
 
 

@@ -129,7 +129,7 @@ def test_whatever_a_summary_says_the_status_is_accepted_by_the_api_server(
     pod = ended_pod(code, "{}")
     message = summary.to_message() if code or not job_failed else "no summary"
     pod = ended_pod(code, message)
-    plan = decide(make_finetune(), Observed(jobs=(job,), pods=(pod,), absence_confirmed=True), CONFIG, NOW)
+    plan = decide(make_finetune(), Observed(jobs=(job,), pods=(pod,)), CONFIG, NOW)
     check_status(plan.status)
     complete = next(c for c in plan.status["conditions"] if c["type"] == "Complete")
     if complete["status"] == "True":

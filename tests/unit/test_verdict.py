@@ -11,15 +11,15 @@ from tests.unit.builders import (
     minutes_ago,
     running_pod,
 )
+from tests.unit.plans import judged
 
-from lora_operator.decision.verdict import Verdict, judge, proven_success
+from lora_operator.decision.proof import Evidence, Verdict, proven_success
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.request import Policy
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary
 
-POLICY = Policy(active_deadline_s=60)
+SPEC = {"activeDeadlineSeconds": 60, "resources": {"memory": "16Gi"}}
 TRACEBACK = """Traceback (most recent call last):
   File "/app/lora_trainer/cli.py", line 3, in <module>
     main()
@@ -29,7 +29,7 @@ RuntimeError: the token hf_abcdefghijklmnop was refused
 
 def verdict(job: JobView, *pods: PodView) -> Verdict:
     """The verdict on a Job that has ended."""
-    found = judge(job, pods, "16Gi", POLICY)
+    found = judged(job, *pods, spec=SPEC)
     assert found is not None
     return found
 
@@ -41,10 +41,10 @@ def failed(*pods: PodView, reason: str = "PodFailurePolicy", message: str = "", 
 
 def test_there_is_no_verdict_while_the_job_goes_on() -> None:
     """Also where a pod has ended already, and where the Job is about to fail."""
-    assert judge(make_job(), (ended_pod(0, make_summary().to_message()),), "1Gi", POLICY) is None
+    assert judged(make_job(), ended_pod(0, make_summary().to_message())) is None
     about_to = make_job(status={"conditions": [condition_object("FailureTarget")]})
-    assert judge(about_to, (), "1Gi", POLICY) is None
-    assert judge(make_job(status={"conditions": [condition_object("Complete", "False")]}), (), "1Gi", POLICY) is None
+    assert judged(about_to) is None
+    assert judged(make_job(status={"conditions": [condition_object("Complete", "False")]})) is None
 
 
 def test_a_summary_of_a_verified_adapter_is_success() -> None:
@@ -56,7 +56,28 @@ def test_a_summary_of_a_verified_adapter_is_success() -> None:
 
 def test_a_verified_adapter_outweighs_what_the_job_says() -> None:
     """The deadline came between the pod's end and the Job's; the adapter is there and has been verified."""
-    assert failed(ended_pod(0, make_summary().to_message()), reason="DeadlineExceeded").succeeded
+    job = finished_job("Failed", reason="DeadlineExceeded", succeeded=1)
+    assert verdict(job, ended_pod(0, make_summary().to_message())).succeeded
+
+
+def test_a_summary_that_its_job_does_not_confirm_is_no_success() -> None:
+    """Who may create pods can write a summary into one; the Job has not counted it."""
+    assert not failed(ended_pod(0, make_summary().to_message()), reason="DeadlineExceeded").succeeded
+    proven = ended_pod(0, make_summary().to_message())
+    stranger = ended_pod(0, make_summary().to_message(), job_uid="somebody-elses")
+    assert proven_success([proven], Evidence(jobs=(finished_job(),))) is not None
+    assert proven_success([stranger], Evidence(jobs=(finished_job(),))) is None
+    assert proven_success([proven], Evidence(jobs=(make_job(),))) is None
+    assert proven_success([proven], Evidence(former=(make_job(),))) is not None, "a Job that is gone cannot say it"
+    assert proven_success([proven], Evidence(former=(finished_job("Failed"),))) is None
+
+
+def test_an_image_other_than_the_rendered_one_counts_unless_a_setting_says_otherwise() -> None:
+    """Admission may rewrite images."""
+    pod = ended_pod(0, make_summary().to_message())
+    assert proven_success([pod], Evidence(jobs=(finished_job(),), image="")) is not None
+    assert proven_success([pod], Evidence(jobs=(finished_job(),), image="registry.example/other:1")) is None
+    assert proven_success([pod], Evidence(jobs=(finished_job(),), image=pod.image)) is not None
 
 
 @pytest.mark.parametrize("summary", [make_summary(artifact=None), make_summary(results=None)])
@@ -64,12 +85,11 @@ def test_a_summary_without_its_proof_is_no_success(summary: Summary) -> None:
     """Reason Succeeded alone is a word."""
     found = verdict(finished_job(), ended_pod(0, summary.to_message()))
     assert (found.succeeded, found.finding.reason) == (False, Reason.RESULT_UNKNOWN)
-    assert not found.on_absence
 
 
 def test_pods_without_a_summary_prove_nothing() -> None:
     """Neither one that runs nor one that has ended well."""
-    assert proven_success([running_pod(), ended_pod(0)]) is None
+    assert proven_success([running_pod(), ended_pod(0)], Evidence(jobs=(finished_job(),))) is None
 
 
 def test_a_complete_job_whose_trainer_reports_a_failure_has_failed() -> None:
@@ -79,19 +99,12 @@ def test_a_complete_job_whose_trainer_reports_a_failure_has_failed() -> None:
     assert (found.succeeded, found.finding.reason) == (False, Reason.VERIFICATION_FAILED)
 
 
-def test_a_complete_job_without_pods_rests_on_absence() -> None:
-    """So it is to be looked at again before it is told."""
-    found = verdict(finished_job())
-    assert (found.finding.reason, found.on_absence) == (Reason.RESULT_UNKNOWN, True)
-
-
 def test_the_trainers_own_summary_tells_the_reason_of_a_failure() -> None:
     """It knows more than an exit code."""
     message = make_summary(Reason.DATASET_NOT_FOUND, "No file chats.jsonl on the claim data").to_message()
     found = failed(ended_pod(66, message))
     assert found.finding.reason is Reason.DATASET_NOT_FOUND
     assert found.finding.message == "No file chats.jsonl on the claim data"
-    assert not found.on_absence
 
 
 CODES = {
@@ -147,7 +160,8 @@ def test_a_deleted_pod_that_is_killed_is_not_called_out_of_memory() -> None:
 
 def test_a_trainer_that_fails_after_it_has_published_has_succeeded() -> None:
     """It writes that summary only once the verified adapter lies in its place: an odd end takes nothing away."""
-    assert failed(ended_pod(1, make_summary().to_message()), reason="BackoffLimitExceeded").succeeded
+    job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, succeeded=1)
+    assert verdict(job, ended_pod(1, make_summary().to_message())).succeeded
 
 
 def test_a_success_without_an_artifact_in_the_summary_of_a_failed_trainer_is_not_believed() -> None:
@@ -164,8 +178,6 @@ def test_retries_that_never_helped_end_as_such_with_the_last_error(code: int) ->
     assert found.finding.reason is Reason.BACKOFF_LIMIT_EXCEEDED
     assert "error 3" in found.finding.message
     assert found.finding.message.endswith("(the last of 4 failures, maxRetries is 3)")
-    # Its pod failure policy leaves 143 out of the Job's count: the four that it counted have not been seen then.
-    assert found.on_absence == (code == 143)
 
 
 def test_a_single_failure_without_a_retry_tells_why_it_is_not_tried_again() -> None:
@@ -182,16 +194,11 @@ def test_retries_that_end_with_a_telling_failure_end_with_that() -> None:
     assert found.finding.reason is Reason.GPU_FAULT
 
 
-def test_failures_that_are_not_all_seen_rest_on_absence() -> None:
-    """The last one may be missing in the cache."""
-    assert failed(ended_pod(75), reason="BackoffLimitExceeded", count=2).on_absence
-
-
 def test_a_deadline_tells_the_seconds_and_what_came_before() -> None:
     """The Job deletes the pod that runs, so a success may have gone unseen, and another look is worth it."""
     job = finished_job("Failed", reason="DeadlineExceeded", spec={"activeDeadlineSeconds": 60})
     found = verdict(job)
-    assert (found.finding.reason, found.on_absence) == (Reason.DEADLINE_EXCEEDED, True)
+    assert found.finding.reason is Reason.DEADLINE_EXCEEDED
     assert "(60 s)" in found.finding.message
     assert "had failed before" not in found.finding.message
     assert "had failed before with GPUFault" in verdict(job, ended_pod(72)).finding.message
@@ -210,7 +217,7 @@ def test_the_exit_code_in_the_jobs_message_outlives_the_pod() -> None:
     """As the Job controller words it with a pod failure policy."""
     message = "Container trainer for pod team-a/x-0 failed with exit code 65 matching FailJob rule at index 1"
     found = failed(message=message)
-    assert (found.finding.reason, found.on_absence) == (Reason.DATASET_INVALID, True)
+    assert found.finding.reason is Reason.DATASET_INVALID
 
 
 def test_a_failure_that_nobody_explains_is_unknown() -> None:
@@ -252,13 +259,3 @@ def test_a_trainer_that_failed_by_itself_before_it_was_evicted_tells_its_own_rea
     message = make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message()
     found = failed(ended_pod(65, message, conditions=(condition_object("DisruptionTarget"),)))
     assert found.finding.reason is Reason.DATASET_INVALID
-
-
-@pytest.mark.parametrize(
-    "job", [finished_job(), finished_job("Failed", reason="DeadlineExceeded", message="too long", failed=1)]
-)
-def test_a_pod_that_seems_to_live_after_its_job_has_ended_is_looked_at_again(job: JobView) -> None:
-    """Jobs and pods come by different watches: it may have published, which the verdict must not miss."""
-    peer = ended_pod(0 if job.failed == 0 else 75, "", name="peer", created_at=minutes_ago(50))
-    assert verdict(job, peer, running_pod(name="behind")).on_absence
-    assert not verdict(job, peer).on_absence

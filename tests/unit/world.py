@@ -12,7 +12,7 @@ from lora_operator.decision.decide import decide
 from lora_operator.decision.states import contradictions
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Rejection
-from lora_operator.views.names import INDEX_LABEL, ROLE_LABEL, Role
+from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, STAGE_LABEL
 from lora_operator.views.observe import parse_finetune, parse_job, parse_pod
 from lora_operator.views.wording import instant
 
@@ -43,7 +43,6 @@ class World:
         self.finetune: Object = make_manifest(spec=spec)
         self.jobs: dict[str, Object] = {}
         self.pods: dict[str, Object] = {}
-        self.config_maps: set[str] = set()
         self.services: set[str] = set()
         self.events: list[EventRecord] = []
         self.created_jobs = 0
@@ -56,14 +55,13 @@ class World:
         """The resource as the operator reads it."""
         return parse_finetune(copy.deepcopy(self.finetune))
 
-    def observed(self, *, confirmed: bool = False, rejection: Rejection | None = None) -> Observed:
+    def observed(self, *, rejection: Rejection | None = None) -> Observed:
         """Everything that there is, with no lag."""
         running = any(self.state_of(pod) == "running" for pod in self.pods.values())
         return Observed(
             jobs=tuple(self.job_views()),
             pods=tuple(self.pod_views()),
             progress=self.progress if running else None,
-            absence_confirmed=confirmed,
             rejection=rejection,
         )
 
@@ -87,13 +85,12 @@ class World:
         """One decision, on what a cache holds or on the truth, carried out; what it changed is marked in its status."""
         before = self.status
         plan = decide(self.view(), cached or self.observed(), self.config, self.now)
-        if plan.confirm_absence:
-            plan = decide(self.view(), self.observed(confirmed=True), self.config, self.now)
-            assert not plan.confirm_absence, "what was confirmed is not to be confirmed again"
+        if plan.read_first:
+            plan = decide(self.view(), self.observed(), self.config, self.now)
         if (plan.create or plan.patch) and self.refusal is not None:
             code, message = self.refusal
             rejection = Rejection(kind="Job", name="x", code=code, reason="", message=message)
-            plan = decide(self.view(), self.observed(confirmed=True, rejection=rejection), self.config, self.now)
+            plan = decide(self.view(), self.observed(rejection=rejection), self.config, self.now)
             assert not plan.create
             assert not plan.patch
         self.apply(plan)
@@ -124,22 +121,17 @@ class World:
             if ref.kind == "Job" and ref.name in self.jobs:
                 assert self.jobs[ref.name]["metadata"]["uid"] == ref.uid
                 self.delete_job(ref.name)
-            elif ref.kind == "ConfigMap":
-                self.config_maps.discard(ref.name)
             elif ref.kind == "Service":
                 self.services.discard(ref.name)
         self.events.extend(plan.events)
         self.most_living_jobs = max(self.most_living_jobs, sum(not self.is_over(job) for job in self.jobs.values()))
 
-    def jobs_that(self, role: Role) -> list[Object]:
-        """The Jobs that train, or those that prepare."""
-        return [job for job in self.jobs.values() if job["metadata"]["labels"][ROLE_LABEL] == role.value]
+    def jobs_of(self, stage: str) -> list[Object]:
+        """The Jobs of a stage."""
+        return [job for job in self.jobs.values() if job["metadata"]["labels"][STAGE_LABEL] == stage]
 
     def _create(self, obj: Object) -> None:
         name = obj["metadata"]["name"]
-        if obj["kind"] == "ConfigMap":
-            self.config_maps.add(name)
-            return
         if obj["kind"] == "Service":
             self.services.add(name)
             return
@@ -219,8 +211,14 @@ class World:
             "metadata": {
                 "name": name,
                 "uid": f"uid-{name}",
-                "labels": {**job["spec"]["template"]["metadata"]["labels"], INDEX_LABEL: str(index)},
-                "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
+                "labels": {
+                    **job["spec"]["template"]["metadata"]["labels"],
+                    INDEX_LABEL: str(index),
+                    JOB_NAME_LABEL: job_name,
+                },
+                "ownerReferences": [
+                    {"kind": "Job", "name": job_name, "uid": job["metadata"]["uid"], "controller": True}
+                ],
                 "creationTimestamp": instant(self.now),
             },
             "spec": {"nodeName": "node-1"},
@@ -249,6 +247,7 @@ class World:
             return
         final = job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
         if code == 0:
+            job["status"]["succeeded"] = job["status"].get("succeeded", 0) + 1
             if len({index_of(p) for p in self.pods_of(job) if succeeded(p)}) == job["spec"]["completions"]:
                 self._end(job, "Complete", "")
         else:

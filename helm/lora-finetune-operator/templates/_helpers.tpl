@@ -90,9 +90,6 @@ app.kubernetes.io/part-of: lora-operator
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-- apiGroups: [""]
-  resources: [configmaps]
-  verbs: [get, create, delete]
 # Names for the pods of a run on several nodes.
 - apiGroups: [""]
   resources: [services]

@@ -77,13 +77,12 @@ class Resource:
 FINETUNES = Resource(kind="LoRAFineTune", group=names.GROUP, version="v1alpha1", plural="lorafinetunes")
 JOBS = Resource(kind="Job", group="batch", version="v1", plural="jobs")
 PODS = Resource(kind="Pod", group="", version="v1", plural="pods")
-CONFIG_MAPS = Resource(kind="ConfigMap", group="", version="v1", plural="configmaps")
 SERVICES = Resource(kind="Service", group="", version="v1", plural="services")
 EVENTS = Resource(kind="Event", group="", version="v1", plural="events")
 WORKLOADS = Resource(kind="Workload", group="kueue.x-k8s.io", version="v1beta2", plural="workloads")
 """Kueue's, where it is installed; an older one serves another version (`kueue.Kueue`)."""
 LEASES = Resource(kind="Lease", group="coordination.k8s.io", version="v1", plural="leases")
-BY_KIND = {resource.kind: resource for resource in (FINETUNES, JOBS, PODS, CONFIG_MAPS, SERVICES, EVENTS)}
+BY_KIND = {resource.kind: resource for resource in (FINETUNES, JOBS, PODS, SERVICES, EVENTS)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

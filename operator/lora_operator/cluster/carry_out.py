@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.cluster.api import BY_KIND, CONFIG_MAPS, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object
+from lora_operator.cluster.api import BY_KIND, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object
 from lora_operator.cluster.cache import Cache, Key, Store
 from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.look import read_finetune
 from lora_operator.cluster.omissions import Omissions
-from lora_operator.views import names
-from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
-from lora_operator.views.observe import controller_of, parse_job
+from lora_operator.views.observe import controller_of
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
 # a terminating namespace), method not allowed by a webhook, unprocessable.
@@ -40,7 +39,7 @@ class Writer:
         self._omissions = Omissions()
 
     async def create(self, finetune: FineTune, manifest: Mapping[str, Any], *, patient: bool) -> Creation:
-        """Create a ConfigMap, a Service or a Job, or adopt the one that an interrupted attempt left.
+        """Create a Service or a Job, or adopt the one that an interrupted attempt left.
 
         `patient`: a server error is taken for a refusal, because it has come several times in a row.
         """
@@ -50,14 +49,14 @@ class Writer:
             stored = await self._api.create(resource, finetune.namespace, manifest)
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
-                return await self._adopt(finetune, resource.kind, name, manifest)
+                return await self._adopt(finetune, resource.kind, name)
             if error.code in _REFUSALS or (error.code >= 500 and patient):
                 return Creation(rejection=_rejection(resource.kind, name, error))
             raise
         self._remember(resource.kind, stored)
         return Creation()
 
-    async def _adopt(self, finetune: FineTune, kind: str, name: str, wanted: Mapping[str, Any]) -> Creation:
+    async def _adopt(self, finetune: FineTune, kind: str, name: str) -> Creation:
         before = self._cache.jobs.version
         try:
             stored = await self._api.get(BY_KIND[kind], finetune.namespace, name)
@@ -72,27 +71,8 @@ class Writer:
             )
         if stored["metadata"].get("deletionTimestamp"):
             raise TryAgainError(f"{kind} {name} is being deleted")
-        if stored.get("data") != wanted.get("data") and not await self._is_read(finetune, wanted):
-            # An operator of another release rendered it, and was interrupted before the Job that reads it.
-            await self._api.delete(CONFIG_MAPS, finetune.namespace, name, str(stored["metadata"]["uid"]))
-            raise TryAgainError(f"{kind} {name} was rendered by another release, and is made again")
         self._remember(kind, stored, as_of=before)
         return Creation(adopted=True)
-
-    async def _is_read(self, finetune: FineTune, config_map: Mapping[str, Any]) -> bool:
-        """Whether a Job goes on whose pods read it: a cache that is behind does not know of that Job yet."""
-        name = str(config_map["metadata"]["name"])
-        attempt = int(config_map["metadata"]["labels"][names.ATTEMPT_LABEL])
-        for job_name in (name, names.prepare_name(finetune.name, finetune.uid, attempt)):
-            try:
-                job = parse_job(await self._api.get(JOBS, finetune.namespace, job_name))
-            except ApiError as error:
-                if error.code != 404:
-                    raise
-            else:
-                if job.owner_uid == finetune.uid and ending_of(job) is None:
-                    return True
-        return False
 
     async def patch(self, finetune: FineTune, patch: Patch, *, patient: bool) -> Rejection | None:
         """Change a Job or its Workload; say if it was refused. One that is gone is looked for at the next turn.
@@ -122,7 +102,7 @@ class Writer:
             stored = await self._api.replace_status(FINETUNES, finetune.namespace, finetune.name, document)
         except ApiError as error:
             if error.code == 409:
-                await self.refresh(finetune)
+                await read_finetune(self._cache, self._api, finetune)
                 return False
             if error.code == 404:
                 self._cache.finetunes.mark_deleted(key_of(finetune), finetune.uid)
@@ -135,17 +115,6 @@ class Writer:
     def is_written(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
         """Whether the status is stored, or as much of it as the definition in the cluster knows."""
         return status == finetune.status or self._omissions.covers(finetune, status)
-
-    async def refresh(self, finetune: FineTune) -> None:
-        """Read the resource anew into the cache."""
-        try:
-            stored = await self._api.get(FINETUNES, finetune.namespace, finetune.name)
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            self._cache.finetunes.mark_deleted(key_of(finetune), finetune.uid)
-        else:
-            self._cache.finetunes.put(without_managed_fields(stored))
 
     async def delete(self, finetune: FineTune, target: ObjectRef) -> None:
         """Delete a child. One that was named without its uid is looked at first: it must be this resource's own."""

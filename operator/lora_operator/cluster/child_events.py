@@ -9,7 +9,6 @@ from lora_operator.cluster.api import EVENTS, JOBS, Api, ApiError, UnreachableEr
 from lora_operator.cluster.cache import Key
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView
-from lora_operator.views.names import Role
 from lora_operator.views.observe import parse_event
 from lora_operator.views.pods import has_ended, newest_first
 
@@ -155,5 +154,5 @@ def unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:
     living = [pod for pod in newest_first(pods) if not has_ended(pod)]
     if living:
         return [pod.uid for pod in living if pod.node][:MOST_OBJECTS]
-    latest = sorted(jobs, key=lambda job: (job.attempt, job.role is Role.TRAIN), reverse=True)
+    latest = sorted(jobs, key=lambda job: (job.attempt, job.created_at), reverse=True)
     return [job.uid for job in latest][:1]

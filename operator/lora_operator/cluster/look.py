@@ -1,12 +1,11 @@
-"""Looking at the children of one LoRAFineTune: what `decide` is told, for the operator's turns and for `explain`."""
+"""Looking at the children of one LoRAFineTune: what `decide` is given, for the operator's turns and for `explain`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
-from lora_operator.cluster.api import JOBS, PODS, Api, ApiError
+from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object
 from lora_operator.cluster.cache import Cache, Key
-from lora_operator.views import names
-from lora_operator.views.model import EventView, FineTune, Observed, PodView, Rejection, Told
-from lora_operator.views.observe import controller_of
+from lora_operator.views.model import Answer, EventView, FineTune, Observed, PodView, Rejection
+from lora_operator.views.names import JOB_NAME_LABEL
 from lora_operator.views.pods import is_running
 
 
@@ -15,55 +14,81 @@ def look(
     finetune: FineTune,
     *,
     events: tuple[EventView, ...],
-    told: Callable[[Iterable[PodView]], Told],
+    ask: Callable[[Iterable[PodView]], Answer],
     kueue: bool = False,
     rejection: Rejection | None = None,
-    confirmed: bool = False,
 ) -> Observed:
-    """What the cache holds of a resource's children, with their Events and what running pods have told.
+    """What the cache holds of a resource's children, with their Events and what running pods have answered.
 
     `kueue`: the cluster has Kueue, and the cache follows its Workloads.
     """
-    key = Key(finetune.namespace, finetune.name)
-    pods = (*cache.pods.of(key, finetune.uid), *cache.pods.tombstones(key, finetune.uid))
+    key, uid = Key(finetune.namespace, finetune.name), finetune.uid
+    pods = (*cache.pods.of(key, uid), *cache.pods.tombstones(key, uid))
     # Of running pods alone: what a pod said before it failed is not what its successor does.
-    news = told(pod for pod in pods if is_running(pod))
+    answer = ask(pod for pod in pods if is_running(pod))
     return Observed(
-        jobs=cache.jobs.of(key, finetune.uid),
+        jobs=cache.jobs.of(key, uid),
+        former_jobs=cache.jobs.tombstones(key, uid),
         pods=pods,
         kueue=kueue,
-        workloads=cache.workloads.of(key, finetune.uid),
+        workloads=cache.workloads.of(key, uid),
         events=events,
-        progress=news.progress,
-        asked=news.asked,
+        progress=answer.progress,
+        asked=answer.asked,
         rejection=rejection,
-        absence_confirmed=confirmed,
     )
 
 
-async def list_children(cache: Cache, api: Api, finetune: FineTune) -> None:
-    """Read the Jobs and pods of a resource anew into the cache. Raises `ApiError` or `UnreachableError`."""
-    key, query = Key(finetune.namespace, finetune.name), {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
-    for resource, store in ((JOBS, cache.jobs), (PODS, cache.pods)):
-        chunks = [chunk async for chunk in api.list_chunks(resource, finetune.namespace, query)]
-        documents = [document for chunk in chunks for document in chunk.documents]
-        store.replace(key, finetune.uid, documents, chunks[-1].version)
-    await _find_unlabelled(cache, api, finetune)
+async def read_live(cache: Cache, api: Api, finetune: FineTune, job_names: Iterable[str]) -> None:
+    """Read a resource, these Jobs of it and their pods from the API server into the cache.
+
+    Jobs are read by name and pods by the Job controller's own label, so that nobody hides one by taking ours off.
+    Raises `ApiError` or `UnreachableError`.
+    """
+    job_names = tuple(job_names)
+    await read_finetune(cache, api, finetune)
+    for name in job_names:
+        await _read_job(cache, api, finetune, name)
+    await _read_pods(cache, api, finetune, job_names)
 
 
-async def _find_unlabelled(cache: Cache, api: Api, finetune: FineTune) -> None:
-    """The Job that the status names is the run's even if somebody took its labels off: no second one may be made."""
-    name = finetune.status.get("jobName")
-    if not isinstance(name, str) or not name or cache.jobs.uid_at(Key(finetune.namespace, name)):
+async def read_finetune(cache: Cache, api: Api, finetune: FineTune) -> None:
+    """Read the resource anew into the cache. Raises `ApiError` or `UnreachableError`."""
+    stored = await _get(api.get(FINETUNES, finetune.namespace, finetune.name))
+    if stored is None:
+        cache.finetunes.mark_deleted(Key(finetune.namespace, finetune.name), finetune.uid)
+    else:
+        cache.finetunes.put(stored)
+
+
+async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> None:
+    place = Key(finetune.namespace, name)
+    uid, before = cache.jobs.uid_at(place), cache.jobs.version
+    stored = await _get(api.get(JOBS, finetune.namespace, name))
+    if stored is None:
+        cache.jobs.mark_deleted(place, uid)
+    else:
+        cache.jobs.put(stored, as_of=before)
+
+
+async def _read_pods(cache: Cache, api: Api, finetune: FineTune, job_names: tuple[str, ...]) -> None:
+    documents: list[Object] = []
+    version = ""
+    if not job_names:
         return
-    before = cache.jobs.version
+    query = {"labelSelector": f"{JOB_NAME_LABEL} in ({','.join(job_names)})"}
+    async for chunk in api.list_chunks(PODS, finetune.namespace, query):
+        documents += chunk.documents
+        version = chunk.version
+    owner = Key(finetune.namespace, finetune.name)
+    cache.pods.replace(owner, finetune.uid, documents, version, lambda pod: pod.job_name in job_names)
+
+
+async def _get(request: Awaitable[Object]) -> Object | None:
+    """The object; None where it does not exist."""
     try:
-        document = await api.get(JOBS, finetune.namespace, name)
+        return await request
     except ApiError as error:
         if error.code != 404:
             raise
-        return
-    metadata, attempt = document["metadata"], names.attempt_of(name)
-    if attempt and controller_of(document)[1] == finetune.uid:
-        labels = {**(metadata.get("labels") or {}), **names.child_labels(finetune.name, finetune.uid, attempt)}
-        cache.jobs.put({**document, "metadata": {**metadata, "labels": labels}}, as_of=before)
+        return None

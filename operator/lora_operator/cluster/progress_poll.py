@@ -12,7 +12,7 @@ from typing import cast
 
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.fair_slots import FairSlots
-from lora_operator.views.model import PodView, Told
+from lora_operator.views.model import Answer, PodView
 from lora_trainer.contract.progress import MAX_BYTES, PORT, Progress
 
 logger = logging.getLogger(__name__)
@@ -82,12 +82,12 @@ class ProgressPoller:
         state.task = asyncio.create_task(self._poll(key, pod, state))
         return interval_s
 
-    def latest(self, pods: Iterable[PodView]) -> Told:
+    def latest(self, pods: Iterable[PodView]) -> Answer:
         """The last answer of the newest of these pods that gave one."""
         newest = sorted(pods, key=lambda pod: pod.created_at, reverse=True)
         known = [self._pods[pod.uid] for pod in newest if pod.uid in self._pods]
         progress = next((state.progress for state in known if state.progress is not None), None)
-        return Told(progress=progress, asked=any(state.asked for state in known))
+        return Answer(progress=progress, asked=any(state.asked for state in known))
 
     def keep_only(self, uids: set[str]) -> None:
         """Forget the pods that are gone."""

@@ -1,38 +1,58 @@
-"""The few fields of a Job that follow the LoRAFineTune while it runs: suspension, retries, deadline."""
+"""The few fields of a Job that follow the LoRAFineTune while it runs: suspension, retries, deadline; and its labels."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.rendering.render import suspend_annotation
 from lora_operator.views.budget import Used, backoff_limit, seconds_left
 from lora_operator.views.model import JobView, Patch
+from lora_operator.views.names import RELABELLED_ANNOTATION
 from lora_operator.views.request import Policy
 
+MOST_RELABELLED = 3
 
-def adjust(job: JobView, policy: Policy, pods: int, run_s: int = 0) -> Patch | None:
+
+def adjust(
+    job: JobView, policy: Policy, pods: int, run_s: int = 0, labels: Mapping[str, str] | None = None
+) -> Patch | None:
     """The patch that the policy asks for; None where the Job, which has so many pods at a time, follows it already.
 
     `run_s` is how long the run was active before the Job began or was last resumed: that much less it may still take.
 
     The suspension is written only when the user's wish changed since it was last applied: a Job that a queue or a
     person suspended, or let go, is left as it is. That of a Job in a queue is never written: see `quota.hold`.
+
+    `labels` are those that somebody took off, and that are put back; `has_lost_labels` says when that is given up.
     """
     spec: dict[str, Any] = {}
-    body: dict[str, Any] = {}
+    annotations: dict[str, str] = {}
     if not job.queue and bool(job.suspend_intent) != policy.suspend:
         spec["suspend"] = policy.suspend
-        body["metadata"] = {"annotations": suspend_annotation(policy.suspend)}
+        annotations |= suspend_annotation(policy.suspend)
     used = Used(retries=job.retries_before, run_s=run_s)
     if job.backoff_limit != backoff_limit(policy, used, pods):
         spec["backoffLimit"] = backoff_limit(policy, used, pods)
     if job.active_deadline_s != seconds_left(policy, used):
         spec["activeDeadlineSeconds"] = seconds_left(policy, used)
-    return Patch(name=job.name, body={**body, "spec": spec}) if spec else None
+    metadata: dict[str, Any] = {}
+    if labels and not job.is_indexed and not has_lost_labels(job):
+        metadata["labels"] = dict(labels)
+        annotations[RELABELLED_ANNOTATION] = str(job.relabelled + 1)
+    if annotations:
+        metadata["annotations"] = annotations
+    body = {key: part for key, part in (("metadata", metadata), ("spec", spec)) if part}
+    return Patch(name=job.name, body=body) if body else None
+
+
+def has_lost_labels(job: JobView) -> bool:
+    """Whether somebody takes the labels off again and again: no watch shows the Job then, and it is read by name."""
+    return not job.is_indexed and job.relabelled >= MOST_RELABELLED
 
 
 def adjusted(job: JobView, patch: Patch) -> JobView:
     """The Job as it is once the patch is applied."""
-    spec = patch.body["spec"]
+    spec = patch.body.get("spec", {})
     return dataclasses.replace(
         job,
         suspended=spec.get("suspend", job.suspended),

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+from lora_operator.decision.adjust import has_lost_labels
 from lora_operator.decision.case import Case
 from lora_operator.decision.retries import Cause
+from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views.conditions import Finding
 from lora_operator.views.model import PodView
-from lora_operator.views.names import Role
 from lora_operator.views.pods import condition_of, failure_of, newest_first
-from lora_operator.views.wording import last_line, sentence
+from lora_operator.views.wording import block_of, last_line, sentence
 from lora_trainer.contract.config import Merge, TrainConfig, Variant
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
@@ -29,6 +30,8 @@ class Code(enum.StrEnum):
     NODE_PRESSURE = "NodePressure"
     GPU_FAULT = "GPUFault"
     OFTEN_PREEMPTED = "OftenPreempted"
+    LABELS_REMOVED = "LabelsRemoved"
+    IMAGE_CHANGED = "ImageChanged"
     SERVE_MERGED = "ServeMerged"
 
 
@@ -41,6 +44,8 @@ def advise(case: Case, state: Finding) -> list[dict[str, Any]]:
         *_of_a_silent_node(case, state),
         *_of_pods(newest_first(case.observed.pods)),
         *_of_preemptions(case),
+        *_of_labels(case),
+        *_of_the_image(case),
     ]
     order = list(Code)
     return sorted(found, key=lambda advice: order.index(Code(advice["code"])))
@@ -71,7 +76,7 @@ def _of_memory(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
         "a pod that only fetches model and data"
     )
     pods = "1 pod was" if killed == 1 else f"{killed} pods were"
-    evidence = f"{pods} killed for memory; a pod that trains has {case.memory(Role.TRAIN)}"
+    evidence = f"{pods} killed for memory; a pod that trains has {TRAIN.memory(case).amount}"
     yield _advice(Code.MORE_MEMORY, message, evidence if killed else state.message)
 
 
@@ -88,7 +93,7 @@ def _of_a_silent_node(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
 def _of_pods(pods: Iterable[PodView]) -> Iterable[dict[str, Any]]:
     told: set[Code] = set()
     for pod in pods:
-        disruption, failure = condition_of(pod, "DisruptionTarget"), failure_of(pod, "")
+        disruption, failure = condition_of(pod, "DisruptionTarget"), failure_of(pod)
         if disruption.reason == "TerminationByKubelet" and Code.NODE_PRESSURE not in told:
             told.add(Code.NODE_PRESSURE)
             message = (
@@ -111,6 +116,28 @@ def _of_preemptions(case: Case) -> Iterable[dict[str, Any]]:
             "shorter spec.checkpoint.intervalSeconds helps the next run"
         )
         yield _advice(Code.OFTEN_PREEMPTED, message, f"The run was preempted, drained or deleted {times} times")
+
+
+def _of_labels(case: Case) -> Iterable[dict[str, Any]]:
+    lost = next((job for job in case.children.jobs if has_lost_labels(job)), None)
+    if lost is not None:
+        message = (
+            "Find what takes the operator's labels off its Jobs. They are not put back any more, so no watch shows "
+            "this Job: the operator reads it by name, and sees what becomes of it later than usual"
+        )
+        yield _advice(Code.LABELS_REMOVED, message, f"Job {lost.name} lost its labels {lost.relabelled + 1} times")
+
+
+def _of_the_image(case: Case) -> Iterable[dict[str, Any]]:
+    rendered = block_of(case.finetune.status, "resolved").get("image")
+    changed = next((pod for pod in newest_first(case.children.pods) if pod.image and pod.image != rendered), None)
+    if isinstance(rendered, str) and changed is not None:
+        message = (
+            "Make sure that whatever changes images in this cluster may be trusted with the result: the pod runs "
+            "another image than the one that the operator rendered"
+        )
+        evidence = f"Pod {changed.name} runs {changed.image} instead of {rendered}"
+        yield _advice(Code.IMAGE_CHANGED, message, evidence, severity="Info")
 
 
 def _advice(code: Code, message: str, evidence: str, severity: str = "Warning") -> dict[str, Any]:

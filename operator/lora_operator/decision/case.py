@@ -1,16 +1,18 @@
 """All that a decision about one LoRAFineTune looks at, read and counted once."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from lora_operator.decision.children import Children, find_children
+from lora_operator.decision.proof import Evidence
 from lora_operator.decision.retries import Cause, Retries, count_pods, stored_retries
 from lora_operator.decision.spent_time import SpentTime, follow_time, stored_time
 from lora_operator.views.budget import Used
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.jobs import suspension_of
-from lora_operator.views.model import FineTune, Observed
-from lora_operator.views.names import Role, child_name
+from lora_operator.views.model import FineTune, JobView, Observed
+from lora_operator.views.names import child_name
 from lora_operator.views.request import Request, read_request
 from lora_trainer.contract.manifest import RunOptions
 
@@ -29,18 +31,14 @@ class Case:
     spent: SpentTime
     retries: Retries
 
-    def memory(self, role: Role) -> str:
-        """The memory limit of a pod that trains or prepares."""
-        if role is Role.PREPARE:
-            return self.config.prepare_memory
-        return self.request.pod.memory or self.config.default_memory
-
     @property
-    def next_name(self) -> str:
-        """Name of the ConfigMap and the training Job of the attempt that the request is read for."""
+    def evidence(self) -> Evidence:
+        """Against what a pod's claim of a success is held."""
+        resolved = self.finetune.status.get("resolved")
+        rendered = resolved.get("image") if isinstance(resolved, Mapping) else None
+        strict = self.config.require_rendered_image and isinstance(rendered, str)
         children = self.children
-        attempt = children.attempt if children.job else children.next_attempt
-        return child_name(self.finetune.name, self.finetune.uid, attempt)
+        return Evidence(jobs=children.jobs, former=children.former, image=str(rendered) if strict else "")
 
     @property
     def job_name(self) -> str:
@@ -63,16 +61,15 @@ class Case:
 def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Case:
     """Sort out what was observed of a run that has not ended."""
     children = find_children(finetune, observed)
-    attempt = children.attempt if children.job else children.next_attempt
     options = RunOptions(
-        uid=finetune.uid, attempt=attempt, allow_cpu=config.allow_cpu, stall_timeout_s=config.stall_timeout_s
+        uid=finetune.uid, attempt=children.number, allow_cpu=config.allow_cpu, stall_timeout_s=config.stall_timeout_s
     )
     request = read_request(finetune.manifest, options)
     stored = stored_time(finetune.status)
     spent = follow_time(stored, children.jobs, observed.pods)
     retries = count_pods(stored_retries(finetune.status), children.jobs, observed.pods)
     stopped = stored.active_since and spent.active_since is None and spent.active_until != stored.active_until
-    if stopped and _was_taken_by_a_queue(children, request):
+    if stopped and _was_taken_by_a_queue(children.jobs, request):
         retries = retries.with_one_more(Cause.PREEMPTED)
     return Case(
         finetune=finetune,
@@ -86,9 +83,9 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
     )
 
 
-def _was_taken_by_a_queue(children: Children, request: Request) -> bool:
-    """Whether the Job is held, and not because the user wished it."""
-    job = children.job or children.preparing
+def _was_taken_by_a_queue(jobs: Iterable[JobView], request: Request) -> bool:
+    """Whether the run's newest Job is held, and not because the user wished it."""
+    job = max(jobs, key=lambda job: (job.attempt, job.created_at), default=None)
     # One that is being resumed may have been held by the user, who has just taken that back.
     held = job is not None and job.suspended and suspension_of(job) is not None
     return held and not request.policy.suspend and not (job and job.suspend_intent)

@@ -12,12 +12,12 @@ from typing import Any
 from lora_operator.decision.adjust import adjust, adjusted
 from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
-from lora_operator.decision.children import Children
-from lora_operator.decision.expiry import expired_objects, is_to_be_stopped
+from lora_operator.decision.checkpoint import checkpoint_saved
+from lora_operator.decision.expiry import expired_objects
 from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
-from lora_operator.decision.milestones import checkpoint_saved, needs_preparation, preflight_passed, was_prepared
 from lora_operator.decision.notices import notices, recreated
 from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
+from lora_operator.decision.proof import Verdict, claims_success, proven_success
 from lora_operator.decision.quota import Place, held, hold, no_quota, place_of, quota_reserved, waits_for_user
 from lora_operator.decision.results import resolved_by_spec
 from lora_operator.decision.situation import (
@@ -28,83 +28,105 @@ from lora_operator.decision.situation import (
     awaiting_superseded,
     held_by_user,
 )
+from lora_operator.decision.stages.order import STAGES, job_names, latest_job, pods_of, reached
+from lora_operator.decision.stages.stage import Stage
+from lora_operator.decision.stages.train import TRAIN
 from lora_operator.decision.status import Facts, Status, final_status, ongoing_status, refreshed_status
-from lora_operator.decision.trouble import name_conflict, trouble_of_rejection
-from lora_operator.decision.verdict import (
-    Verdict,
-    deadline_exceeded,
-    deleted_too_often,
-    judge,
-    judge_preparation,
-    proven_success,
-)
-from lora_operator.rendering.render import pods_of, render_config_map, render_job, render_prepare_job, render_service
+from lora_operator.decision.trouble import trouble_of_rejection
+from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
+from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished, previous_condition
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import EventRecord, FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView
-from lora_operator.views.names import QUEUE_LABEL, Role
+from lora_operator.views.names import QUEUE_LABEL, child_labels
 from lora_operator.views.observe import parse_job
-from lora_operator.views.pods import is_running, leader_first
+from lora_operator.views.pods import has_ended, is_running, leader_first
 from lora_operator.views.wording import block_of, sentence
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.reasons import Reason
 
 _LONGEST_PROBLEMS = MESSAGE_LENGTH - 200
+_UNSEEN_PODS_S = 30.0
 
 
 def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
-    """The plan for one resource, given all that is known of its children."""
+    """The plan for one resource, given all that is known of its children.
+
+    What rests on something not seen, or cannot be taken back, asks for a live read in the same turn: another attempt,
+    an end without proof, each change and each deletion. A first attempt rests on its name, which no second Job can
+    have, and a proven end on the version of the resource: neither needs one.
+    """
     if finetune.deleting:
         return Plan(status=finetune.status)  # the children have an owner reference, and go with the resource
     if is_finished(finetune):
         return _after_the_end(finetune, observed, now)
     case = read_case(finetune, observed, config, now)
-    plan = _follow(case, case.children.job) if case.children.job else _begin(case)
-    stale = (ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in case.children.superseded if not job.deleting)
-    return dataclasses.replace(plan, delete=(*plan.delete, *stale))
+    stale = [ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in case.children.superseded if not j.deleting]
+    if stale:
+        plan = Plan(status=finetune.status, delete=tuple(stale), requeue_after_s=config.pending_check_s)
+    else:
+        stage, job = reached(case)
+        plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
+    return dataclasses.replace(plan, read_first=_rests_on_unseen(case, plan), job_names=job_names(case))
 
 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
     """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
-    if is_to_be_stopped(finetune, observed) and not observed.absence_confirmed:
-        return Plan(status=finetune.status, confirm_absence=True)  # one that has ended keeps its pods and their logs
     expired, left_s = expired_objects(finetune, observed, now)
-    return Plan(status=refreshed_status(finetune), delete=expired, requeue_after_s=left_s)
+    jobs = tuple(job.name for job in observed.jobs if job.owner_uid == finetune.uid)
+    status = refreshed_status(finetune)
+    return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=bool(expired), job_names=jobs)
 
 
-def _begin(case: Case) -> Plan:
-    """There is no Job. It may have been deleted, even when its work was done; its pod may live on."""
+def _rests_on_unseen(case: Case, plan: Plan) -> bool:
+    """Whether the plan rests on something that the cache may not have seen, or cannot be taken back."""
+    children = case.children
+    ends = _is_failure(plan.status)
+    missing = children.job is None and (children.expected or bool(children.orphans))
+    hidden = not all(job.is_indexed for job in children.jobs) or not all(pod.is_indexed for pod in children.pods)
+    return bool(ends or missing or hidden or plan.patch or plan.delete or _has_unseen_pods(case))
+
+
+def _is_failure(status: Mapping[str, Any]) -> bool:
+    conditions = status.get("conditions") or ()
+    return any(c.get("type") == Type.FAILED and c.get("status") == "True" for c in conditions)
+
+
+def _has_unseen_pods(case: Case) -> bool:
+    """Whether a Job has said for long that pods of it are active, of which none is known: they lost their labels."""
+    job = latest_job(case)
+    if job is None or not job.active or job.suspended or job.deleting or job.started_at is None:
+        return False
+    return (case.now - job.started_at).total_seconds() > _UNSEEN_PODS_S and all(map(has_ended, pods_of(case, job)))
+
+
+def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
+    """There is no training Job. It may have been deleted, even when its work was done; its pod may live on."""
     children = case.children
     if case.observed.rejection is not None:
         return _refused(case, trouble_of_rejection(case.observed.rejection))
-    if (children.expected or children.orphans) and not case.observed.absence_confirmed:
-        return _look_again(case)
-    proof = proven_success(children.pods)
+    proof = proven_success(children.pods, case.evidence)
     if proof is not None:
         return _end(case, proof)
     if children.orphans:
         return _await(case, awaiting_orphan(children.orphans[0]))
     if children.superseded:
         return _await(case, awaiting_superseded(children.superseded[0]))
-    return _start(case)
+    return _advance(case, stage, job)
 
 
-def _start(case: Case) -> Plan:
-    """A Job is to be made, unless something stands against it."""
-    children, request = case.children, case.request
-    verdict = _spent_up(case)
+def _advance(case: Case, stage: Stage, job: JobView | None) -> Plan:
+    """The stage goes on, or its Job is made, unless the run has come to its end."""
+    request, verdict = case.request, _spent_up(case)
     if verdict is not None:
-        return _end_surely(case, verdict)
+        return _end(case, verdict)
     if request.train is None:
         return _invalid(case)
-    if children.foreign:
-        return _refused(case, name_conflict("Job", case.next_name))
-    if waits_for_user(request) and not _is_preparing(children):
+    if job is not None:
+        return _follow(case, stage, job)
+    if waits_for_user(request):
         return dataclasses.replace(_await(case, Situation(state=held_by_user())), requeue_after_s=None)
-    if needs_preparation(request.train, case.config) and not was_prepared(case.finetune):
-        return _prepare(case, request.train)
-    return _create(case, request.train)
+    return _create(case, stage, request.train)
 
 
 def _spent_up(case: Case) -> Verdict | None:
@@ -113,57 +135,41 @@ def _spent_up(case: Case) -> Verdict | None:
     if deletions and case.used.retries > policy.max_retries:
         return deleted_too_often(case.job_name, deletions, case.used.retries - deletions, policy.max_retries)
     if has_no_time_left(case):
-        return deadline_exceeded(policy, case.children.pods, case.memory(Role.TRAIN))
+        return deadline_exceeded(policy, case.children.pods, TRAIN.memory(case))
     return None
 
 
-def _is_preparing(children: Children) -> bool:
-    job = children.preparing
-    return job is not None and ending_of(job) is None
+def _follow(case: Case, stage: Stage, job: JobView) -> Plan:
+    """There is a Job. Report what it does, and how it ended once it has."""
+    verdict = stage.judge(case, job, pods_of(case, job))
+    return _go_on(case, stage, job) if verdict is None else _end(case, verdict)
 
 
-def _prepare(case: Case, train: TrainConfig) -> Plan:
-    """Model and data are fetched first, so that no GPU waits for a download. The training Job follows a success."""
-    children = case.children
-    job = children.preparing
-    if job is None:
-        rendered = render_prepare_job(case.finetune, case.request, train, case.config, case.used)
-        job = parse_job(rendered)
-        plan = _watch_new(dataclasses.replace(case, children=dataclasses.replace(children, preparing=job)), job)
-        return dataclasses.replace(plan, create=(render_config_map(case.finetune, train), rendered), watch_events=False)
-    verdict = judge_preparation(job, children.preparing_pods, case.memory(Role.PREPARE), case.request.policy)
-    if verdict is None:
-        return _go_on(case, job)
-    return _create(case, train) if verdict.succeeded else _end_surely(case, verdict)
-
-
-def _follow(case: Case, job: JobView) -> Plan:
-    """There is a Job. Tell what it does, and how it ended once it has."""
-    verdict = judge(job, case.children.pods, case.memory(Role.TRAIN), case.request.policy)
-    return _go_on(case, job) if verdict is None else _end_surely(case, verdict)
-
-
-def _go_on(case: Case, job: JobView) -> Plan:
+def _go_on(case: Case, stage: Stage, job: JobView) -> Plan:
     """The Job goes on, unless the run has come to an end that Kubernetes knows nothing of."""
     patches: tuple[Patch, ...] = ()
     place = place_of(job, case.observed)
     if not job.deleting and not case.observed.rejection:
-        job, place, patches = _adjust(case, job, place)
-    scene = _scene(case, job, place)
+        job, place, patches = _adjust(case, stage, job, place)
+    scene = _scene(case, stage, job, place)
     situation = assess(scene)
-    proof = proven_success(scene.pods) if job.role is Role.TRAIN else None
-    if proof is not None and job.deleting:
-        return _end(case, proof)  # the pod that proves it goes with the Job, which will never say that it is done
-    verdict = give_up(case, scene, situation) if proof is None else None
-    if verdict is not None:
-        return _end_surely(case, verdict)
+    if stage.trains and any(map(claims_success, scene.pods)):
+        # Its Job has yet to count it, unless it is being deleted and never will: nothing gives the run up meanwhile.
+        proof = proven_success(scene.pods, case.evidence) if job.deleting else None
+        if proof is not None:
+            return _end(case, proof)
+    elif (verdict := give_up(case, scene, situation)) is not None:
+        return _end(case, verdict)
     return dataclasses.replace(_watch(case, scene, situation), patch=patches)
 
 
-def _adjust(case: Case, job: JobView, place: Place | None) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
+def _adjust(
+    case: Case, stage: Stage, job: JobView, place: Place | None
+) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
     """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue."""
-    policy, patches = case.request.policy, list[Patch]()
-    if patch := adjust(job, policy, pods_of(job.role, case.request.pod), case.spent.run_s):
+    policy, finetune, patches = case.request.policy, case.finetune, list[Patch]()
+    labels = child_labels(finetune.name, finetune.uid, job.attempt, job.stage)
+    if patch := adjust(job, policy, stage.pods(case), case.spent.run_s, labels):
         job = adjusted(job, patch)
         patches.append(patch)
     if place is not None and (patch := hold(place, policy)):
@@ -172,61 +178,64 @@ def _adjust(case: Case, job: JobView, place: Place | None) -> tuple[JobView, Pla
     return job, place, tuple(patches)
 
 
-def _create(case: Case, train: TrainConfig) -> Plan:
-    """The first attempt, or the next one where the Job of the last was deleted."""
+def _create(case: Case, stage: Stage, train: TrainConfig) -> Plan:
+    """The Job of a stage; a training is the first attempt, or the next one where the Job of the last was deleted."""
     finetune, children = case.finetune, case.children
-    rendered = render_job(finetune, case.request, train, case.config, case.used)
+    rendered = render_job(finetune, case.request, train, case.config, case.used, stage=stage.name, shape=stage.shape)
     job = parse_job(rendered)
+    if not stage.trains:
+        stages = {**children.stages, stage.name: job}
+        plan = _watch_new(dataclasses.replace(case, children=dataclasses.replace(children, stages=stages)), stage, job)
+        return dataclasses.replace(plan, create=(rendered,), watch_events=False)
     events: tuple[EventRecord, ...] = ()
     if children.expected:
         events = (recreated(job.name, job.attempt, case.job_name),)
     fresh = dataclasses.replace(children, attempt=job.attempt, job=job, pods=())
     resolved = resolved_by_spec(train, case.config.trainer_image)
-    plan = _watch_new(dataclasses.replace(case, children=fresh), job, resolved)
+    plan = _watch_new(dataclasses.replace(case, children=fresh), stage, job, resolved)
     service = (render_service(finetune, train),) if case.request.pod.nodes > 1 else ()
-    create = (render_config_map(finetune, train), *service, rendered)
-    return dataclasses.replace(plan, create=create, events=(*events, *plan.events), watch_events=False)
+    return dataclasses.replace(plan, create=(*service, rendered), events=(*events, *plan.events), watch_events=False)
 
 
-def _watch_new(case: Case, job: JobView, resolved: Status | None = None) -> Plan:
+def _watch_new(case: Case, stage: Stage, job: JobView, resolved: Status | None = None) -> Plan:
     """The first status of a Job that is being made."""
-    scene = _scene(case, job, place_of(job, case.observed))
+    scene = _scene(case, stage, job, place_of(job, case.observed))
     return _watch(case, scene, assess(scene), resolved)
 
 
-def _scene(case: Case, job: JobView, place: Place | None) -> Scene:
-    """What the situation of a Job that trains or prepares is read from; `place` is the Job's in a queue."""
-    pods = case.children.pods if job.role is Role.TRAIN else case.children.preparing_pods
-    progress = follow_progress(case.finetune, _teller(job, pods), case.observed.progress, case.now)
+def _scene(case: Case, stage: Stage, job: JobView, place: Place | None) -> Scene:
+    """What the situation of a Job is read from; `place` is the Job's in a queue."""
+    pods = pods_of(case, job) if job.uid else ()
+    progress = follow_progress(case.finetune, _reporter(stage, job, pods), case.observed.progress, case.now)
     silent_since = stalled_since(progress, case.config.stall_timeout_s, case.now)
-    # Before its first answer an operator that was away knows nothing new: what was told of the run stands.
+    # Before its first answer an operator that was away knows nothing new: what was known of the run stands.
     known = case.observed.asked or previous_condition(case.finetune, Type.COMPLETE).get("reason") == Reason.STALLED
     return Scene(
+        stage=stage,
         request=case.request,
-        config_map=case.next_name,
-        nodes=pods_of(job.role, case.request.pod),
+        nodes=stage.pods(case),
         job=job,
         pods=pods,
         events=case.observed.events,
         progress=progress,
-        memory=case.memory(job.role),
+        memory=stage.memory(case),
         place=place,
         stalled_since=silent_since if known else None,
         retries=case.used.retries,
     )
 
 
-def _teller(job: JobView, pods: Sequence[PodView]) -> PodView | None:
+def _reporter(stage: Stage, job: JobView, pods: Sequence[PodView]) -> PodView | None:
     """The pod whose progress is the run's."""
     running = next((pod for pod in leader_first(pods) if is_running(pod)), None)
-    return running if job.role is Role.TRAIN and not job.suspended else None
+    return running if stage.trains and not job.suspended else None
 
 
 def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | None = None) -> Plan:
     """The status of a run that goes on, and when to look again."""
     observed, config, job, place = case.observed, case.config, scene.job, scene.place
-    trains = job.role is Role.TRAIN
-    told = observed.progress if _teller(job, scene.pods) else None
+    trains = scene.stage.trains
+    answer = observed.progress if _reporter(scene.stage, job, scene.pods) else None
     facts = Facts(
         milestones=(
             *_milestones(case, situation.state, scene.progress),
@@ -238,14 +247,14 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
         resumed_by_others=place.resumed_by_others if place else job.suspend_intent is True and not job.suspended,
         pod=_shown_pod(case, situation) if trains else None,
         resolved=resolved or _resolved(case),
-        found_out=told.resolved if told else None,
+        found_out=answer.resolved if answer else None,
         progress=dict(scene.progress),
     )
     accepted = _accepted(job.name)
     if observed.rejection is not None:
         accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
     status = ongoing_status(case.finetune, accepted, situation, _with_counts(case, facts, situation.state), case.now)
-    plan = Plan(status=status, create=_made_again(case, job, situation), events=notices(case.finetune, status))
+    plan = Plan(status=status, create=_service_again(case, scene, situation), events=notices(case.finetune, status))
     if situation.running and situation.pod is not None:
         return _with_question(
             plan, situation.pod, next_question_s(scene.progress, config.progress_interval_s, case.now), config
@@ -258,21 +267,19 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
     return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
 
 
-def _made_again(case: Case, job: JobView, situation: Situation) -> tuple[Mapping[str, Any], ...]:
-    """What the pods of an attempt need beside their Job, in case that somebody deleted it.
+def _service_again(case: Case, scene: Scene, situation: Situation) -> tuple[Mapping[str, Any], ...]:
+    """The Service of several nodes, in case that somebody deleted it.
 
-    Nothing tells that a Service is gone, which is not watched. Pods look for each other by it when they begin: so it is
-    made again, or found to be there, at each change of the state until all of them have met.
+    It is not watched. Pods look for each other by it when they begin: so it is made again, or found to be there, at
+    each change of the state until all of them have met.
     """
     train = case.request.train
     if train is None or case.observed.rejection is not None:
         return ()
-    lost = (render_config_map(case.finetune, train),) if situation.lost_config else ()
-    meeting = not job.suspended and (not situation.running or situation.state.reason is Reason.STARTING)
-    several = job.role is Role.TRAIN and case.request.pod.nodes > 1 and meeting
+    meeting = not scene.job.suspended and (not situation.running or situation.state.reason is Reason.STARTING)
     refused = previous_condition(case.finetune, Type.ACCEPTED).get("status") == "False"
     changed = refused or previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason
-    return (*lost, render_service(case.finetune, train)) if several and changed else lost
+    return (render_service(case.finetune, train),) if scene.nodes > 1 and meeting and changed else ()
 
 
 def _shown_pod(case: Case, situation: Situation) -> PodView | None:
@@ -288,15 +295,9 @@ def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConf
     return dataclasses.replace(plan, requeue_after_s=config.progress_interval_s, ask_progress=pod)
 
 
-def _end_surely(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Plan:
-    """The run is over, after a live look where something weighed in that the cache may not have seen."""
-    unsure = verdict.on_absence and not case.observed.absence_confirmed
-    return _look_again(case) if unsure else _end(case, verdict, accepted)
-
-
 def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Plan:
     """The run is over: the last status."""
-    job = case.children.job or case.children.preparing
+    job = latest_job(case)
     pods = leader_first(case.children.pods)
     progress = block_of(case.finetune.status, "progress")
     facts = Facts(
@@ -327,10 +328,11 @@ def _invalid(case: Case) -> Plan:
 def _refused(case: Case, finding: Finding) -> Plan:
     """The API server takes no Job from us: say why, and try again after a while, but not longer than the user waits."""
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    situation, job, pods = Situation(state=finding), case.children.preparing, case.children.preparing_pods
+    situation, job = Situation(state=finding), latest_job(case)
+    pods = pods_of(case, job) if job else ()
     verdict = waited_too_long(case, job, pods, situation)
     if verdict is not None:
-        return _end_surely(case, verdict, accepted)
+        return _end(case, verdict, accepted)
     plan = _await(case, situation, accepted)
     patient = finding.reason is Reason.NAME_CONFLICT
     again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
@@ -352,11 +354,6 @@ def _await(case: Case, situation: Situation, accepted: Condition | None = None) 
     return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
 
 
-def _look_again(case: Case) -> Plan:
-    """The cache may be behind the cluster, and what follows cannot be taken back."""
-    return Plan(status=case.finetune.status, confirm_absence=True)
-
-
 def _with_counts(case: Case, facts: Facts, state: Finding) -> Facts:
     """With what was counted over all attempts, and the advice that follows."""
     return dataclasses.replace(facts, spent=case.spent, retries=case.retries, advice=advise(case, state))
@@ -365,16 +362,14 @@ def _with_counts(case: Case, facts: Facts, state: Finding) -> Facts:
 def _milestones(
     case: Case, state: Finding, progress: Mapping[str, Any], verdict: Verdict | None = None
 ) -> tuple[Condition, ...]:
-    preflight = preflight_passed(case.finetune, case.children, case.config, case.request.policy, state)
-    if preflight is not None and preflight.holds is None and verdict is not None:
-        preflight = dataclasses.replace(preflight, holds=False)
-    checkpoint = checkpoint_saved(case.finetune, case.request.train, progress, verdict)
-    return tuple(condition for condition in (preflight, checkpoint) if condition is not None)
+    conditions = [stage.condition(case, state, verdict) for stage in STAGES]
+    conditions.append(checkpoint_saved(case.request.train, progress, verdict))
+    return tuple(condition for condition in conditions if condition is not None)
 
 
 def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
     """The condition QuotaReserved where no Job goes on; nothing for a run that is in no queue."""
-    job = case.children.job or case.children.preparing
+    job = latest_job(case)
     queue = job.queue if job else case.request.pod.queue_labels.get(QUEUE_LABEL)
     return (no_quota(state, queue),) if queue else ()
 

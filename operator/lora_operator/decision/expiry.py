@@ -3,7 +3,7 @@
 The resource, its status, the result and the checkpoints stay.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from lora_operator.views.jobs import is_ending
@@ -17,37 +17,22 @@ def expired_objects(
     finetune: FineTune, observed: Observed, now: datetime
 ) -> tuple[tuple[ObjectRef, ...], float | None]:
     """What is to be deleted now, or the seconds until something is. Only where the verdict is stored already."""
-    jobs = _own(finetune, observed)
+    jobs = [job for job in observed.jobs if job.owner_uid == finetune.uid and not job.deleting]
     ttl_s = read_policy(finetune.manifest).ttl_s
     ended_at = parse_instant(finetune.status.get("completionTime"))
     left_s = None
     if ttl_s is not None and ended_at is not None and jobs:
         left_s = (ended_at + timedelta(seconds=ttl_s) - now).total_seconds()
     if left_s is not None and left_s <= 0:
-        return tuple(_with_their_objects(finetune, jobs)), None
+        return tuple(_with_services(finetune, jobs)), None
     # The operator gave these up; pods that run on would hold their GPUs, and write what nobody looks at.
-    return tuple(_with_their_objects(finetune, _going_on(jobs))), left_s
+    return tuple(_with_services(finetune, [job for job in jobs if not is_ending(job)])), left_s
 
 
-def is_to_be_stopped(finetune: FineTune, observed: Observed) -> bool:
-    """Whether a Job seems to go on after the run's end; a cache that is behind may not know yet that it has ended."""
-    return bool(_going_on(_own(finetune, observed)))
-
-
-def _own(finetune: FineTune, observed: Observed) -> list[JobView]:
-    return [job for job in observed.jobs if job.owner_uid == finetune.uid and not job.deleting]
-
-
-def _going_on(jobs: Iterable[JobView]) -> list[JobView]:
-    return [job for job in jobs if not is_ending(job)]
-
-
-def _with_their_objects(finetune: FineTune, jobs: Iterable[JobView]) -> Iterator[ObjectRef]:
-    """These Jobs and, before them, what only their pods read: it is not watched, and a Job is what reminds us of it."""
-    jobs = list(jobs)
-    kinds = ("ConfigMap", "Service") if read_nodes(finetune.manifest) > 1 else ("ConfigMap",)
-    for attempt in range(1, max((job.attempt for job in jobs), default=0) + 1):
-        for kind in kinds:
-            yield ObjectRef(kind=kind, name=child_name(finetune.name, finetune.uid, attempt), uid="")
+def _with_services(finetune: FineTune, jobs: Sequence[JobView]) -> Iterator[ObjectRef]:
+    """These Jobs and, before them, their Services: those are not watched, and a Job is what reminds us of them."""
+    if read_nodes(finetune.manifest) > 1:
+        for attempt in range(1, max((job.attempt for job in jobs), default=0) + 1):
+            yield ObjectRef(kind="Service", name=child_name(finetune.name, finetune.uid, attempt), uid="")
     for job in jobs:
         yield ObjectRef(kind="Job", name=job.name, uid=job.uid)

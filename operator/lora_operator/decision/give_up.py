@@ -1,20 +1,21 @@
 """When the operator itself ends a run whose Job would go on: the verdict is stored first, then the Job is stopped.
 
-None is given without a live look at the Job and its pods, since what is stopped cannot be taken back.
+None is stored without a live read of the Job and its pods, since what is stopped cannot be taken back.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from lora_operator.decision.case import Case
+from lora_operator.decision.proof import Verdict
 from lora_operator.decision.retries import ignored_by_job
 from lora_operator.decision.situation import Scene, Situation
-from lora_operator.decision.verdict import Verdict, deadline_exceeded, out_of_retries
+from lora_operator.decision.verdict import deadline_exceeded, out_of_retries
+from lora_operator.views import names
 from lora_operator.views.budget import is_spent
 from lora_operator.views.conditions import Finding, Type, previous_condition
 from lora_operator.views.jobs import is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.names import Role
 from lora_operator.views.pods import failures_of, is_running
 from lora_operator.views.wording import parse_instant, sentence
 from lora_trainer.contract.exit_codes import FINAL
@@ -29,12 +30,23 @@ def give_up(case: Case, scene: Scene, situation: Situation) -> Verdict | None:
     if job.deleting or is_ending(job):
         return None
     if situation.state.reason is Reason.INVALID_IMAGE:
-        return Verdict(succeeded=False, finding=situation.state, on_absence=True)
+        return Verdict(succeeded=False, finding=situation.state)
+    elsewhere = job.managed_by or (scene.place.cluster if scene.place else "")
+    if elsewhere:
+        return _runs_elsewhere(job, elsewhere)
     if _has_used_up_its_retries(case, scene, situation):
         return out_of_retries(scene.pods, scene.memory, case.request.policy.max_retries)
     if has_no_time_left(case):
         return deadline_exceeded(case.request.policy, scene.pods, scene.memory)
     return waited_too_long(case, job, scene.pods, situation)
+
+
+def _runs_elsewhere(job: JobView, where: str) -> Verdict:
+    message = (
+        f"Job {job.name} is given to another cluster ({where}), as MultiKueue does: its pod and the proof of its "
+        "result would be there, unseen; create a new LoRAFineTune for a queue of this cluster"
+    )
+    return Verdict(succeeded=False, finding=Finding(reason=Reason.MULTI_CLUSTER_QUEUE, message=sentence(message)))
 
 
 def has_no_time_left(case: Case) -> bool:
@@ -56,7 +68,7 @@ def waited_too_long(case: Case, job: JobView | None, pods: Sequence[PodView], si
     )
     since = _waiting_since(case, job, pods) + timedelta(seconds=timeout_s)
     finding = Finding(reason=Reason.PENDING_TIMEOUT, message=sentence(message), since=since)
-    return Verdict(succeeded=False, finding=finding, on_absence=True)
+    return Verdict(succeeded=False, finding=finding)
 
 
 def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], situation: Situation) -> float | None:
@@ -64,7 +76,7 @@ def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], sit
     policy = case.request.policy
     if policy.pending_timeout_s is None or policy.suspend or situation.running:
         return None
-    if job is not None and (job.suspended or job.deleting or is_ending(job) or _prepares(case, job, pods)):
+    if job is not None and (job.suspended or job.deleting or is_ending(job) or _is_early_work(case, job, pods)):
         return None
     due = _waiting_since(case, job, pods) + timedelta(seconds=policy.pending_timeout_s)
     return (due - case.now).total_seconds()
@@ -76,7 +88,7 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     if job is not None:
         moments.append(job.started_at or job.created_at)
         # No condition tells when a pod that fetched model and data ceased to run, and one that was drained is gone.
-        moments.extend(pod.created_at for pod in pods if pod.role is Role.PREPARE)
+        moments.extend(pod.created_at for pod in pods if pod.stage != names.TRAIN)
     held = previous_condition(case.finetune, Type.SUSPENDED)
     if held.get("status") == "True" or (job is not None and suspension_of(job) is not None):
         moments.append(case.now)  # let go just now, of which neither the status nor the Job's start tells yet
@@ -90,10 +102,10 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     return max(moment for moment in [*moments, _BEGINNING] if moment is not None)
 
 
-def _prepares(case: Case, job: JobView, pods: Sequence[PodView]) -> bool:
-    """Whether model and data are fetched, or were by a pod that is gone and whose successor is yet to be made."""
+def _is_early_work(case: Case, job: JobView, pods: Sequence[PodView]) -> bool:
+    """Whether a stage before the training is at work, or was by a pod that is gone and whose successor is to come."""
     succeeds = not pods and any(case.retries.counts.values())
-    return job.role is Role.PREPARE and (succeeds or any(is_running(pod) for pod in pods))
+    return job.stage != names.TRAIN and (succeeds or any(is_running(pod) for pod in pods))
 
 
 def _has_used_up_its_retries(case: Case, scene: Scene, situation: Situation) -> bool:

@@ -28,6 +28,11 @@ class Place:
     workload: WorkloadView | None
 
     @property
+    def cluster(self) -> str:
+        """The other cluster to which MultiKueue gives the Job; empty for none."""
+        return self.workload.cluster if self.workload else ""
+
+    @property
     def resumed_by_others(self) -> bool:
         """Whether the user's wish to hold the run was applied, and somebody else undid it."""
         return self.workload is not None and self.workload.suspend_intent is True and self.workload.active

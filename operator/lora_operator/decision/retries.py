@@ -103,7 +103,7 @@ def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]
 
 def cause_of(pod: PodView, jobs: Sequence[JobView]) -> Cause | None:
     """Why a pod ended early; None for one that lives, did its work, failed for good, or was stopped with its Job."""
-    failure = failure_of(pod, "")
+    failure = failure_of(pod)
     if failure is None or pod.trainer.exit_code in FINAL:
         return None
     if was_disrupted(pod):
@@ -148,7 +148,7 @@ def _began_before_the_end(pod: PodView, other: PodView) -> bool:
 
 
 def _is_a_consequence(pod: PodView) -> bool:
-    failure = failure_of(pod, "")
+    failure = failure_of(pod)
     return failure is not None and failure.reason is Reason.PEER_FAILED and not was_disrupted(pod)
 
 

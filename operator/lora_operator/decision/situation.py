@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.decision.quota import Place, waiting
+from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.trouble import trouble_of_job, trouble_of_pod
 from lora_operator.views.conditions import Finding
-from lora_operator.views.model import EventView, JobView, PodView
-from lora_operator.views.names import Role
+from lora_operator.views.model import EventView, JobView, MemoryLimit, PodView
 from lora_operator.views.pods import (
     condition_of,
     failures_of,
@@ -29,15 +29,11 @@ from lora_trainer.contract.reasons import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """`state` is what goes on; `pod` the pod that it is about. The trainer runs and can be asked where `running`.
-
-    `lost_config`: the pod waits for the ConfigMap of its attempt, which somebody deleted.
-    """
+    """`state` is what goes on; `pod` the pod that it is about. The trainer runs and can be asked where `running`."""
 
     state: Finding
     pod: PodView | None = None
     running: bool = False
-    lost_config: bool = False
 
     @property
     def ready_since(self) -> Finding:
@@ -52,19 +48,18 @@ class Situation:
 class Scene:
     """What a situation is read from. `progress` is the progress block of the status, as it will be written.
 
-    `config_map` is that of the attempt, `nodes` the number of pods that the Job has at a time, `place` the Job's in a
-    queue. `stalled_since`: a training that should have taken a step for long has told of none since then. `retries` is
-    what is used up of `maxRetries`.
+    `nodes` is the number of pods that the Job has at a time, `place` the Job's in a queue. `stalled_since`: a training
+    that should have taken a step for long has reported none since then. `retries` is what is used up of `maxRetries`.
     """
 
+    stage: Stage
     request: Request
-    config_map: str
     nodes: int
     job: JobView
     pods: Sequence[PodView]
     events: Sequence[EventView]
     progress: Mapping[str, Any]
-    memory: str
+    memory: MemoryLimit
     place: Place | None = None
     stalled_since: datetime | None = None
     retries: int = 0
@@ -154,35 +149,26 @@ def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
         ends = pod.trainer.exit_code in FINAL or _failures(scene) > scene.request.policy.max_retries
         return failure if ends else _restarting(scene, failure)
     if newest is not None:
-        reason = Reason.PREPARING if scene.job.role is Role.PREPARE else Reason.PUBLISHING
-        return Finding(reason=reason, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
+        return Finding(reason=scene.stage.ended, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
     return _AWAITING_POD
 
 
 def _with_pod(scene: Scene, pod: PodView) -> Situation:
     trouble = trouble_of_pod(pod, scene.events)
     if trouble is not None:
-        return _in_trouble(scene, pod, trouble)
+        return Situation(state=trouble, pod=pod)
     if pod.deleting:
         message = f"Pod {pod.name} was deleted and is being stopped; a new one follows"
         return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=pod)
     failures = [failure for _, failure in failures_of(scene.pods, scene.memory)]
-    if is_running(pod) and scene.job.role is Role.PREPARE:
-        message = f"Pod {pod.name} fetches model and data into the cache, before GPUs are asked for"
-        return Situation(state=Finding(reason=Reason.PREPARING, message=message + _after(failures)), pod=pod)
+    if is_running(pod) and scene.stage.at_work is not None:
+        work = scene.stage.at_work(pod)
+        return Situation(state=dataclasses.replace(work, message=work.message + _after(failures)), pod=pod)
     if _running_nodes(scene) == scene.nodes:
         return Situation(state=_running(scene, failures), pod=pod, running=True)
     if failures:
         return Situation(state=_restarting(scene, failures[0]), pod=pod)
     return Situation(state=_starting(pod), pod=pod)
-
-
-def _in_trouble(scene: Scene, pod: PodView, trouble: Finding) -> Situation:
-    lost = trouble.reason is Reason.CONFIG_MAP_NOT_FOUND and f" ConfigMap {scene.config_map}," in trouble.message
-    if not lost:
-        return Situation(state=trouble, pod=pod)
-    message = f"ConfigMap {scene.config_map} was deleted, which pod {pod.name} needs: the operator makes it again"
-    return Situation(state=dataclasses.replace(trouble, message=message), pod=pod, lost_config=True)
 
 
 def _running_nodes(scene: Scene) -> int:
@@ -225,7 +211,7 @@ def _running(scene: Scene, failures: Sequence[Finding]) -> Finding:
     phase = _phase(scene.progress)
     if scene.stalled_since is not None and phase is Phase.TRAINING:
         message = (
-            f"The trainer has told of no step since {instant(scene.stalled_since)}: it should end itself and go on "
+            f"The trainer has reported no step since {instant(scene.stalled_since)}: it should end itself and go on "
             "from its last checkpoint; if it does not, delete its pod"
         )
         return Finding(reason=Reason.STALLED, message=message + _after(failures))

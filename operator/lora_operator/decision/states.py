@@ -76,6 +76,7 @@ _FINAL = frozenset(
         Reason.PENDING_TIMEOUT,
         Reason.BACKOFF_LIMIT_EXCEEDED,
         Reason.RESULT_UNKNOWN,
+        Reason.MULTI_CLUSTER_QUEUE,
         Reason.INTERNAL_ERROR,
     }
 )

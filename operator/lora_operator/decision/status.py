@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.decision.progress import close_progress
+from lora_operator.decision.proof import Verdict
 from lora_operator.decision.results import (
     artifact_block,
     checkpoint_block,
@@ -17,7 +18,6 @@ from lora_operator.decision.results import (
 from lora_operator.decision.retries import Retries, retries_block
 from lora_operator.decision.situation import Situation
 from lora_operator.decision.spent_time import SpentTime, time_block
-from lora_operator.decision.verdict import Verdict
 from lora_operator.views.conditions import Condition, Finding, Type, refresh_conditions, write_conditions
 from lora_operator.views.model import FineTune, JobView, PodView
 from lora_operator.views.wording import block_of, instant, parse_instant

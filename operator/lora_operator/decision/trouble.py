@@ -34,7 +34,7 @@ _MISSING_PULL_SECRETS = re.compile(r"image pull secrets \(([^)]+)\)")
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
 # Reasons that Events alone may have told: the pod or the Job itself says nothing of them.
-TOLD_BY_EVENTS = frozenset(
+KNOWN_FROM_EVENTS = frozenset(
     {
         Reason.ADMISSION_DENIED,
         Reason.CONFIG_MAP_NOT_FOUND,
@@ -55,7 +55,7 @@ def trouble_of_pod(pod: PodView, events: Iterable[EventView]) -> Finding | None:
     lost = _unreachable(pod)
     if lost is not None or is_running(pod):
         return lost or _disrupted(pod)
-    return _disrupted(pod) or _unscheduled(pod) or _waiting(pod, events) or _told_by_events(pod, events)
+    return _disrupted(pod) or _unscheduled(pod) or _waiting(pod, events) or _known_from_events(pod, events)
 
 
 def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[EventView]) -> Finding | None:
@@ -193,7 +193,7 @@ def _missing_pull_secrets(pod: PodView, events: Iterable[EventView]) -> str:
     return f"create Secret {names[1]} in this namespace, which the operator's configuration names" if names else ""
 
 
-def _told_by_events(pod: PodView, events: Iterable[EventView]) -> Finding | None:
+def _known_from_events(pod: PodView, events: Iterable[EventView]) -> Finding | None:
     event = _newest(
         e for e in events if e.about_uid == pod.uid and e.reason in {*_VOLUME_EVENTS, "FailedCreatePodSandBox"}
     )

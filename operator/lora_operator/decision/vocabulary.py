@@ -263,6 +263,10 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "The run ended without saying how, so nothing proves an adapter.",
         "Look at the pod's log and at the output folder; run again.",
     ),
+    Reason.MULTI_CLUSTER_QUEUE: Explanation(
+        "The queue gives the Job to another cluster, as MultiKueue does, where its pod and result cannot be seen.",
+        "Create a new resource with the label of a queue whose quota is in this cluster.",
+    ),
     Reason.INTERNAL_ERROR: Explanation(
         "The trainer failed in a way that it does not know.",
         "Look at the pod's log, and report it.",

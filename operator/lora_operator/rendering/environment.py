@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.names import Role
 from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.uri import HubUri, OciUri, S3Uri, Uri, parse_uri
@@ -23,13 +22,13 @@ Manifest = dict[str, Any]
 
 
 def environment(
-    role: Role, pod: PodRequest, train: TrainConfig, config: OperatorConfig, rendezvous: str = ""
+    pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, writes: bool, rendezvous: str = ""
 ) -> list[Manifest]:
-    """All variables of a container that trains or prepares. `rendezvous` is host:port where several nodes meet."""
+    """All variables of a container; `writes` where it writes the output. `rendezvous` is host:port where nodes meet."""
     plain = {"HOME": "/tmp", **_services(train, config)}  # noqa: S108 - an emptyDir
     if rendezvous:
         plain["LORA_RENDEZVOUS"] = rendezvous
-    return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(role, pod, train))
+    return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(pod, train, writes=writes))
 
 
 def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
@@ -58,15 +57,15 @@ def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
     return values | {name: value for name, value in optional.items() if value}
 
 
-def _secrets(role: Role, pod: PodRequest, train: TrainConfig) -> Iterator[Manifest]:
+def _secrets(pod: PodRequest, train: TrainConfig, *, writes: bool) -> Iterator[Manifest]:
     """Each purpose has its own variables: a run may read with one token and write with another.
 
-    A pod that only fetches model and data can neither write the result nor speak to a tracker.
+    A pod that writes no output needs neither its credentials nor a tracker's.
     """
     data = [train.dataset.uri, *([train.dataset.validation_uri] if train.dataset.validation_uri else [])]
     yield from _access("MODEL", pod.model_secret, [train.model.uri])
     yield from _access("DATASET", pod.dataset_secret, data)
-    if role is Role.PREPARE:
+    if not writes:
         return
     yield from _access("OUTPUT", pod.output_secret, [train.output.uri])
     if pod.tracking_secret and train.tracking.kind is Tracker.WANDB:

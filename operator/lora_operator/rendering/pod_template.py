@@ -1,28 +1,53 @@
-"""The pod that trains, or that fetches model and data beforehand: restricted, and alike but for what it asks for."""
+"""The pod of a stage: restricted, and alike but for what the stage asks for."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from lora_operator.rendering.environment import RENDEZVOUS_PORT, environment
-from lora_operator.rendering.volumes import CONFIG_FOLDER, as_manifests, volumes
+from lora_operator.rendering.volumes import CONFIG_FILE, CONFIG_FOLDER, as_manifests, volumes
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.names import Role
 from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import PORT
 
-CONFIG_KEY = "config.json"
 USER_ID = 10001
-_COMMANDS = {Role.TRAIN: "run", Role.PREPARE: "prepare"}
 
 Manifest = dict[str, Any]
 
 
-def pod_spec(role: Role, pod: PodRequest, train: TrainConfig, name: str, config: OperatorConfig) -> Manifest:
-    """Spec of the pod. `name` is that of the attempt's ConfigMap, which its training Job and its Service share."""
-    sources, mounts = as_manifests(volumes(role, pod, train, name, config))
-    rendezvous = f"{name}-0.{name}:{RENDEZVOUS_PORT}" if role is Role.TRAIN and pod.nodes > 1 else ""
-    variables = environment(role, pod, train, config, rendezvous)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the pod of a stage is for: the trainer's `command`, and whether it trains.
+
+    A pod that trains asks for GPUs and goes where they are, writes the output, answers for its progress, and meets
+    those of other nodes. Any other only reads and fetches, on what the operator's configuration gives it.
+    """
+
+    command: str
+    trains: bool
+
+
+TRAINING = Shape(command="run", trains=True)
+
+
+def pod_template(
+    shape: Shape, pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, name: str, labels: Manifest
+) -> Manifest:
+    """The template of a Job's pods. `name` is that of the attempt's training Job, which its Service shares.
+
+    The run's configuration is an annotation, which the pod reads as a file: a Job's template is immutable, so that a
+    pod that is tried again reads what the first one read, and no object beside the Job can be missing.
+    """
+    metadata = {"labels": labels, "annotations": {names.CONFIG_ANNOTATION: train.to_json(indent=None)}}
+    return {"metadata": metadata, "spec": _pod_spec(shape, pod, train, name, config)}
+
+
+def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, config: OperatorConfig) -> Manifest:
+    several = shape.trains and pod.nodes > 1
+    sources, mounts = as_manifests(volumes(pod, train, config, writes=shape.trains))
+    rendezvous = f"{name}-0.{name}:{RENDEZVOUS_PORT}" if several else ""
+    variables = environment(pod, train, config, writes=shape.trains, rendezvous=rendezvous)
     spec: Manifest = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -36,14 +61,14 @@ def pod_spec(role: Role, pod: PodRequest, train: TrainConfig, name: str, config:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(role, pod, variables, mounts, config)],
+        "containers": [_container(shape, pod, variables, mounts, config)],
         "volumes": sources,
     }
     optional = {
         # Gives each pod the address HOSTNAME.SUBDOMAIN, under which its peers find it.
-        "subdomain": name if role is Role.TRAIN and pod.nodes > 1 else None,
+        "subdomain": name if several else None,
         # Fetching needs no GPU and so no node that has one, but storage and taints may be those of the training.
-        "nodeSelector": dict(pod.node_selector) if role is Role.TRAIN else None,
+        "nodeSelector": dict(pod.node_selector) if shape.trains else None,
         "tolerations": [dict(toleration) for toleration in pod.tolerations],
         "priorityClassName": pod.priority_class_name,
         "imagePullSecrets": [{"name": name} for name in config.image_pull_secrets],
@@ -53,7 +78,7 @@ def pod_spec(role: Role, pod: PodRequest, train: TrainConfig, name: str, config:
 
 
 def _container(
-    role: Role, pod: PodRequest, variables: list[Manifest], mounts: list[Manifest], config: OperatorConfig
+    shape: Shape, pod: PodRequest, variables: list[Manifest], mounts: list[Manifest], config: OperatorConfig
 ) -> Manifest:
     listens: Manifest = {
         "ports": [{"name": "metrics", "containerPort": PORT}],
@@ -63,10 +88,10 @@ def _container(
         "name": names.TRAINER_CONTAINER,
         "image": config.trainer_image,
         "imagePullPolicy": config.image_pull_policy,
-        "args": [_COMMANDS[role], "--config", f"{CONFIG_FOLDER}/{CONFIG_KEY}"],
+        "args": [shape.command, "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
         "env": variables,
-        "resources": _resources(pod, config) if role is Role.TRAIN else _small_resources(config),
-        **(listens if role is Role.TRAIN else {}),
+        "resources": _resources(pod, config) if shape.trains else _small_resources(config),
+        **(listens if shape.trains else {}),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

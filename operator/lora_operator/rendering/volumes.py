@@ -6,13 +6,14 @@ from typing import Any
 
 from lora_operator.rendering.environment import CA_FOLDER, CA_KEY, CACHE_FOLDER
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.names import Role
+from lora_operator.views.names import CONFIG_ANNOTATION
 from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 
 CONFIG_FOLDER = "/etc/lora"
+CONFIG_FILE = "config.json"
 CLAIMS_FOLDER = "/claims"
 CONFIG_MAPS_FOLDER = "/configmaps"
 SHARED_MEMORY = "1Gi"
@@ -30,18 +31,17 @@ class Volume:
     writable: bool = False
 
 
-def volumes(
-    role: Role, pod: PodRequest, train: TrainConfig, config_map: str, config: OperatorConfig
-) -> tuple[Volume, ...]:
-    """All volumes of a pod of a run. `config_map` holds the run's configuration.
+def volumes(pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, writes: bool) -> tuple[Volume, ...]:
+    """All volumes of a pod of a run.
 
-    The pod that only fetches gets no claim to write to: it may run on another node, and a volume that its first pod
-    binds to a node or a zone would be out of reach of the GPUs.
+    One that only fetches gets no claim to write to: it may run on another node, and a volume that its first pod binds
+    to a node or a zone would be out of reach of the GPUs.
     """
-    claims = _claims(train, writes=role is Role.TRAIN)
+    claims = _claims(train, writes=writes)
     memory = {"medium": "Memory", "sizeLimit": pod.shared_memory or SHARED_MEMORY}
+    configuration = {"path": CONFIG_FILE, "fieldRef": {"fieldPath": f"metadata.annotations['{CONFIG_ANNOTATION}']"}}
     return (
-        Volume(name="config", source={"configMap": {"name": config_map}}, path=CONFIG_FOLDER),
+        Volume(name="config", source={"downwardAPI": {"items": [configuration]}}, path=CONFIG_FOLDER),
         Volume(name="tmp", source={"emptyDir": {}}, path="/tmp", writable=True),  # noqa: S108 - an emptyDir
         *_cache(claims, config),
         Volume(name="shared-memory", source={"emptyDir": memory}, path="/dev/shm", writable=True),  # noqa: S108 - as above

@@ -88,7 +88,7 @@ def _policy(finetune: FineTune, observed: Observed, config: OperatorConfig, now:
 def _job(job: JobView, now: datetime) -> Document:
     return {
         "name": job.name,
-        "role": job.role.value,
+        "role": job.stage,
         "attempt": job.attempt,
         "age": _age(job.created_at, now),
         "active": job.active,
@@ -103,7 +103,7 @@ def _job(job: JobView, now: datetime) -> Document:
 def _pod(pod: PodView, observed: Observed, now: datetime) -> Document:
     return {
         "name": pod.name,
-        "role": pod.role.value,
+        "role": pod.stage,
         "attempt": pod.attempt,
         "index": pod.index,
         "age": _age(pod.created_at, now),

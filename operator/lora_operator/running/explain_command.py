@@ -12,17 +12,18 @@ from typing import Any
 import yaml
 from kubernetes.aio.client.api_client import ApiClient
 
-from lora_operator.cluster.api import FINETUNES, Api, ApiError, Object, UnreachableError
+from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object, UnreachableError
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.child_events import read_events, unexplained
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.listing import list_into
 from lora_operator.cluster.login import LoginError, load_configuration
-from lora_operator.cluster.look import list_children, look
+from lora_operator.cluster.look import look, read_live
 from lora_operator.decision.decide import decide
 from lora_operator.running.explain import Document, describe, render
+from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import EventView, FineTune, Told
+from lora_operator.views.model import Answer, EventView, FineTune, Observed
 from lora_operator.views.observe import parse_finetune
 
 _PLACE = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)")
@@ -89,15 +90,25 @@ async def explain(
 async def _read_and_describe(api: Api, place: Key, config: OperatorConfig, notes: Sequence[str]) -> Document:
     finetune = parse_finetune(await api.get(FINETUNES, place.namespace, place.name))
     cache, kueue = Cache(), Kueue()
-    await list_children(cache, api, finetune)
+    query = {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
+    for resource, store in ((JOBS, cache.jobs), (PODS, cache.pods)):
+        await list_into(store, api, resource, namespace=place.namespace, query=query, news=set())
     await kueue.discover(api)
     unread = await _list_workloads(api, cache, kueue, finetune.namespace) if kueue.served else []
+    # What has lost its labels is read by name, as the operator does it.
+    await read_live(
+        cache, api, finetune, decide(finetune, _look(cache, kueue, finetune), config, api.clock.now()).job_names
+    )
     events, missing = await _events(api, cache, finetune)
-    # The children were just listed, so that nothing needs to be confirmed; a pod's progress is as the status has it.
-    observed = look(cache, finetune, events=events, told=lambda _: Told(), kueue=kueue.served, confirmed=True)
+    observed = _look(cache, kueue, finetune, events)
     moment = api.clock.now()
     plan = decide(finetune, observed, config, moment)
     return describe(finetune, observed, plan, config=config, now=moment, notes=[*notes, *unread, *missing])
+
+
+def _look(cache: Cache, kueue: Kueue, finetune: FineTune, events: tuple[EventView, ...] = ()) -> Observed:
+    """What the operator would see, with a pod's progress as the status has it."""
+    return look(cache, finetune, events=events, ask=lambda _: Answer(), kueue=kueue.served)
 
 
 async def _list_workloads(api: Api, cache: Cache, kueue: Kueue, namespace: str) -> list[str]:

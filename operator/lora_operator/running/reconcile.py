@@ -11,15 +11,15 @@ from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.cluster.look import list_children, look
+from lora_operator.cluster.look import look, read_live
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.decision.decide import decide
-from lora_operator.decision.trouble import TOLD_BY_EVENTS
-from lora_operator.decision.verdict import proven_success
+from lora_operator.decision.proof import claims_success
+from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
+from lora_operator.running.contention import Contention
 from lora_operator.running.decision_log import DecisionLine
-from lora_operator.running.rivals import Rivals
 from lora_operator.running.transitions import Transition, read_transition, result_of
 from lora_operator.views.conditions import condition_in
 from lora_operator.views.config import OperatorConfig
@@ -41,12 +41,10 @@ class TransitionObserver(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Turn:
-    """What has been found out and done in a turn: a refusal, that the children, and that the resource itself, were
-    read live, and that a Job was changed."""
+    """What has happened in a turn: a refusal, a live read that no write has followed yet, and a change of a Job."""
 
     rejection: Rejection | None = None
-    confirmed: bool = False
-    current: bool = False
+    live: bool = False
     patched: bool = False
 
 
@@ -78,7 +76,7 @@ class Reconciler:
         self._observer = observer
         self._now = now
         self._writer = Writer(api, cache, kueue)
-        self._rivals = Rivals(now)
+        self._contention = Contention(now)
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
@@ -94,11 +92,11 @@ class Reconciler:
                 self._cache.pods.acknowledge(key)
                 self._cache.jobs.acknowledge(key)
                 self._events.forget(key)
-                self._rivals.forget(key)
+                self._contention.forget(key)
                 return None
             observed = await self._observe(key, finetune, turn)
             plan = decide(finetune, observed, self._config, self._now())
-            if await self._looks_closer(key, finetune, plan, turn):
+            if await self._reads_more(key, finetune, plan, turn):
                 continue
             with DecisionLine(finetune, plan) as line:
                 if turn.rejection is None:
@@ -108,7 +106,7 @@ class Reconciler:
                     if _is_first_job(finetune, plan) and self._hurried():
                         # As after a crash at this point: the next turn finds the Job, and writes the same status.
                         return 0.0
-                if not await self._tell(finetune, observed, plan, line):
+                if not await self._write_status(finetune, observed, plan, line):
                     turn = _Turn()
                     continue
                 self._acknowledge(key, observed, plan)
@@ -119,52 +117,44 @@ class Reconciler:
         raise TryAgainError("the resource changes faster than its status can be written")
 
     def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> None:
-        """Of pods that are gone the status has told; what proves a success is kept until the verdict is."""
-        over = bool(result_of(plan.status))
-        self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if over or proven_success([pod]) is None))
-        if over:
+        """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict."""
+        if result_of(plan.status):
+            self._cache.pods.acknowledge(key)
             self._cache.jobs.acknowledge(key)
+        else:
+            self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
 
-    async def _looks_closer(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
+    async def _reads_more(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""
-        disputed = not turn.confirmed and self._rivals.dispute(key, finetune, plan.status)
-        if (plan.confirm_absence and not turn.confirmed) or disputed:
-            if not plan.confirm_absence:
+        disputed = not turn.live and self._contention.is_disputed(key, finetune, plan.status)
+        if (plan.read_first or disputed) and not turn.live:
+            if disputed:
                 self._events.read_anew(key)
-            await list_children(self._cache, self._api, finetune)
-            # What is missing may have gone with the end of the run, of which another operator has told meanwhile.
-            await self._writer.refresh(finetune)
-            turn.confirmed = turn.current = True
+            await read_live(self._cache, self._api, finetune, plan.job_names)
+            turn.live = True
             return True
         if self._needs_events(key, finetune, plan) and self._watch_events(key, finetune) is not None:
             self._events.read_anew(key)
             return True
-        if plan.patch and not turn.current:
-            # The wish may have changed again: a watch that lags would undo what a second operator did, in turns.
-            await self._writer.refresh(finetune)
-            turn.current = True
-            return self._cache.finetunes.get(key) is not finetune
         return False
 
     async def _observe(self, key: Key, finetune: FineTune, turn: _Turn) -> Observed:
         events = await self._events.latest(key)
-        told = self._poller.latest
         return look(
             self._cache,
             finetune,
             events=events,
-            told=told,
+            ask=self._poller.latest,
             kueue=self._kueue.served,
             rejection=turn.rejection,
-            confirmed=turn.confirmed,
         )
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
-        """Whether Events that this process has not read yet may be what the stored reason for waiting was told by."""
+        """Whether Events that this process has not read yet may be where the stored reason for waiting comes from."""
         if not plan.watch_events or self._events.has_read(key):
             return False
         before, after = (condition_in(status, "Complete").get("reason") for status in (finetune.status, plan.status))
-        return before != after and before in TOLD_BY_EVENTS
+        return before != after and before in KNOWN_FROM_EVENTS
 
     def _watch_events(self, key: Key, finetune: FineTune) -> float | None:
         jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
@@ -185,8 +175,8 @@ class Reconciler:
                 return _refused(finetune, turn, rejection)
             line.wrote("patched", patch.kind, patch.name)
         if plan.patch and not turn.patched:
-            # Once a turn: where a policy of the cluster undoes the change, the status is told all the same.
-            turn.patched = True
+            # Once a turn: where a policy of the cluster undoes the change, the status is written all the same.
+            turn.patched, turn.live = True, False
             return False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
@@ -196,7 +186,7 @@ class Reconciler:
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
         return not adopted
 
-    async def _tell(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
+    async def _write_status(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
         """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""
         if self._writer.is_written(finetune, plan.status):
             return True
@@ -204,7 +194,7 @@ class Reconciler:
             return False
         line.wrote_status()
         key = Key(finetune.namespace, finetune.name)
-        self._rivals.wrote(key, finetune, self._cache.finetunes.get(key))
+        self._contention.wrote(key, finetune, self._cache.finetunes.get(key))
         self._observer.observe(read_transition(finetune, observed, plan.status))
         return True
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_operator.cluster.api import (
-    CONFIG_MAPS,
     EVENTS,
     FINETUNES,
     JOBS,
@@ -54,7 +53,6 @@ RIGHTS = (
     Right(verb="update", resource=FINETUNES, subresource="status"),
     *_rights(JOBS, "get", "list", "watch", "create", "patch", "delete"),
     *_rights(PODS, "list", "watch"),
-    *_rights(CONFIG_MAPS, "get", "create", "delete"),
     *_rights(SERVICES, "get", "create", "delete"),
     *_rights(EVENTS, "list", "create"),
     *_rights(WORKLOADS, "list", "watch", "patch"),

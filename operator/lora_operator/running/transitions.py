@@ -84,7 +84,7 @@ def _restart_cause(before: FineTune, observed: Observed, status: Mapping[str, An
     pod_before, pod = before.status.get("podName"), status.get("podName")
     if not pod_before or not pod or pod == pod_before:
         return None
-    failures = (failure_of(view, "") for view in observed.pods if view.name == pod_before)
+    failures = (failure_of(view) for view in observed.pods if view.name == pod_before)
     failure = next(failures, None)
     if failure is not None:
         return failure.reason.value

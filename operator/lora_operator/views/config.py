@@ -25,6 +25,7 @@ class OperatorConfig:
     mlflow_tracking_uri, wandb_base_url   servers of the trackers
     cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
     prepare_cpu, -memory    requests of the pod that fills that claim before the training asks for GPUs
+    require_rendered_image  a success counts only from a pod with the very image that the operator wrote into its Job
     stall_timeout_s         a training without a step for so long is stopped and started again
     allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
     default_cpu, -memory    requests of a training pod whose resource names none
@@ -62,6 +63,7 @@ class OperatorConfig:
     cache_claim: str = ""
     prepare_cpu: str = "1"
     prepare_memory: str = "2Gi"
+    require_rendered_image: bool = False
     stall_timeout_s: int = 1800
     allow_cpu: bool = False
     default_cpu: str = "2"

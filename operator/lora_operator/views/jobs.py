@@ -19,6 +19,11 @@ def is_ending(job: JobView) -> bool:
     return _true(job, _ENDING) is not None
 
 
+def is_succeeding(job: JobView) -> bool:
+    """Whether the Job has counted a pod that did its work, or has met what counts as its success."""
+    return job.succeeded > 0 or _true(job, ("Complete", "SuccessCriteriaMet")) is not None
+
+
 def suspension_of(job: JobView) -> ConditionView | None:
     """The condition by which the Job says that it was suspended and has told its pods to stop.
 

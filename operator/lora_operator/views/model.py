@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from lora_operator.views.names import Role
+from lora_operator.views.names import MANAGED_BY, MANAGED_BY_LABEL, TRAIN, UID_LABEL
 from lora_trainer.contract.progress import Progress
 
 
@@ -47,10 +47,12 @@ class ConditionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A Job that carries our label. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
+    """A Job. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
 
-    `attempt` is, for a Job that prepares, that of the training which follows; `retries_before` is what was used up of
-    `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
+    `attempt` is, for a stage before the training, that of the training which follows; `retries_before` is what was used
+    up of `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
+    `labels` are those by which watches and queues find it, `relabelled` is how often we put ours back. `managed_by` is
+    the controller that runs it, empty for Kubernetes' own.
     """
 
     name: str
@@ -68,16 +70,26 @@ class JobView:
     started_at: datetime | None
     completed_at: datetime | None
     deleting: bool
-    role: Role = Role.TRAIN
+    stage: str = TRAIN
     queue: str = ""
     retries_before: int = 0
+    succeeded: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    relabelled: int = 0
+    managed_by: str = ""
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether our watches show it: it carries the labels that they select by."""
+        return self.labels.get(MANAGED_BY_LABEL) == MANAGED_BY and self.labels.get(UID_LABEL) == self.owner_uid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadView:
     """Kueue's record of one of our Jobs, by which it grants quota. `active` False: not admitted, whatever is free.
 
-    `suspend_intent` is what we last asked for in behalf of `spec.suspend`, None where we never did.
+    `suspend_intent` is what we last asked for in behalf of `spec.suspend`, None where we never did. `cluster` is the
+    other cluster to which MultiKueue sends the Job, empty for none.
     """
 
     name: str
@@ -86,6 +98,7 @@ class WorkloadView:
     active: bool
     suspend_intent: bool | None
     conditions: tuple[ConditionView, ...]
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +116,12 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
-    """A Pod of one of our Jobs. `job_uid` is empty for an orphan; `attempt` is that of its Job, 0 if unknown.
+    """A Pod of one of our Jobs. `job_uid` is that of the Job that controls it, empty for an orphan; `attempt` and
+    `stage` are those of the Job `job_name`, 0 if unknown.
 
     `index` is the number of its node among those that train together; 0 leads and reports. `claims` are the names of
-    the PersistentVolumeClaims of a pod that waits for a node.
+    the PersistentVolumeClaims of a pod that waits for a node. `image` is that of the trainer's container. `is_indexed`:
+    it carries the labels by which our watches find it.
     """
 
     name: str
@@ -123,8 +138,19 @@ class PodView:
     trainer: ContainerView
     attempt: int = 0
     index: int = 0
-    role: Role = Role.TRAIN
+    stage: str = TRAIN
+    job_name: str = ""
     claims: tuple[str, ...] = ()
+    image: str = ""
+    is_indexed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryLimit:
+    """Main memory that a pod may use, as a quantity, and who can give it more: the rest of a sentence."""
+
+    amount: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +181,8 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What a running trainer answered last. `asked`: it had its time to, so that nothing told is its silence."""
+class Answer:
+    """What a running trainer answered last. `asked`: it had its time to, so that no progress is its silence."""
 
     progress: Progress | None = None
     asked: bool = True
@@ -164,12 +190,13 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Everything that is known of a FineTune's children. `absence_confirmed`: Jobs and Pods were just listed live.
+    """Everything that is known of a FineTune's children; `former_jobs` are the last states of Jobs that are gone.
 
-    `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Told`.
+    `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
     """
 
     jobs: tuple[JobView, ...] = ()
+    former_jobs: tuple[JobView, ...] = ()
     pods: tuple[PodView, ...] = ()
     kueue: bool = False
     workloads: tuple[WorkloadView, ...] = ()
@@ -177,7 +204,6 @@ class Observed:
     progress: Progress | None = None
     asked: bool = True
     rejection: Rejection | None = None
-    absence_confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +217,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectRef:
-    """An object to delete, with the uid it must have; without one (a ConfigMap, which is not watched) by name alone."""
+    """An object to delete, with the uid it must have; without one (a Service, which is not watched) by name alone."""
 
     kind: str
     name: str
@@ -211,11 +237,11 @@ class EventRecord:
 class Plan:
     """What is to be done now, in this order: create, patch, status, delete, events.
 
-    `status` is the whole status; equal to the present one means no write. `confirm_absence` asks the shell to list Jobs
-    and Pods live and decide again: nothing is created, and no verdict given, on a cache that may be behind.
-    `watch_events` asks for the children's Events at the next look. `ask_progress` names the pod that is asked for its
-    progress, once; the answer goes into `Observed.progress` of another look. `due_in_s` is when something falls due on
-    time, however patient the rest is.
+    `status` is the whole status; equal to the present one means no write. `read_first`: the plan rests on something not
+    seen, or cannot be taken back, so it is carried out only after a live read in the same turn of the resource, of the
+    Jobs `job_names` and of their pods. `watch_events` asks for the children's Events at the next look. `ask_progress`
+    names the pod that is asked for its progress, once; the answer goes into `Observed.progress` of another look.
+    `due_in_s` is when something falls due on time, however patient the rest is.
     """
 
     create: tuple[Mapping[str, Any], ...] = ()
@@ -225,6 +251,7 @@ class Plan:
     events: tuple[EventRecord, ...] = ()
     requeue_after_s: float | None = None
     due_in_s: float | None = None
-    confirm_absence: bool = False
+    read_first: bool = False
+    job_names: tuple[str, ...] = ()
     watch_events: bool = False
     ask_progress: PodView | None = None

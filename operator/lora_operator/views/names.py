@@ -1,6 +1,9 @@
-"""Labels, annotations and names of what the operator makes: the same after every restart, so that a POST is atomic."""
+"""Labels, annotations and names of what the operator makes: the same after every restart, so that a POST is atomic.
 
-import enum
+A child is the run's by its controller reference. Its name says which stage of which attempt it is; labels are an index.
+"""
+
+import re
 
 from lora_trainer.contract.names import run_suffix
 
@@ -12,48 +15,51 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "lora-operator"
 SUSPEND_ANNOTATION = "lora-operator.io/suspend"
 RETRIES_ANNOTATION = "lora-operator.io/retries-before"
-ROLE_LABEL = "lora-operator.io/role"
+RELABELLED_ANNOTATION = "lora-operator.io/relabelled"
+CONFIG_ANNOTATION = "lora-operator.io/config"
+STAGE_LABEL = "lora-operator.io/role"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_LABELS = (QUEUE_LABEL, "kueue.x-k8s.io/priority-class")
 TRAINER_CONTAINER = "trainer"
 
 _LONGEST = 63
 _INDEX = len("-63")
+_JOB_NAME = re.compile(r"-([1-9][0-9]{0,3})(?:-([a-z]+))?$")
 
 
-class Role(enum.StrEnum):
-    """What a Job of a run does: it trains, or it fetches model and data into the cache beforehand."""
-
-    TRAIN = "train"
-    PREPARE = "prepare"
+TRAIN = "train"
+"""The last stage of every run, whose Job has the attempt's own name; that of another stage adds the stage's."""
 
 
 def child_name(name: str, uid: str, attempt: int) -> str:
-    """Name of the training Job, the ConfigMap and the Service of an attempt; a pod's hostname adds its index."""
+    """Name of the training Job and the Service of an attempt; a pod's hostname adds its index."""
     suffix = f"-{run_suffix(uid)}-{attempt}"
     return name[: _LONGEST - _INDEX - len(suffix)] + suffix
 
 
-def attempt_of(job_name: str) -> int:
-    """The attempt whose training Job has this name; 0 where the name is none of that kind."""
-    number = job_name.rpartition("-")[2]
-    return int(number) if number.isdecimal() and len(number) < 6 else 0
-
-
-def prepare_name(name: str, uid: str, attempt: int) -> str:
-    """Name of the Job that fetches model and data before that attempt."""
-    suffix = f"-{run_suffix(uid)}-{attempt}-{Role.PREPARE.value}"
+def job_name(name: str, uid: str, attempt: int, stage: str = TRAIN) -> str:
+    """Name of the Job of a stage of an attempt."""
+    if stage == TRAIN:
+        return child_name(name, uid, attempt)
+    suffix = f"-{run_suffix(uid)}-{attempt}-{stage}"
     return name[: _LONGEST - len(suffix)] + suffix
 
 
-def child_labels(name: str, uid: str, attempt: int, role: Role = Role.TRAIN) -> dict[str, str]:
-    """Labels of a ConfigMap, a Job and its pods; the uid is what the operator selects by."""
+def place_of(job_name: str) -> tuple[int, str]:
+    """Attempt and stage of the Job with this name; 0 where the name is none of ours."""
+    match = _JOB_NAME.search(job_name)
+    return (int(match[1]), match[2] or TRAIN) if match else (0, TRAIN)
+
+
+def child_labels(name: str, uid: str, attempt: int, stage: str = TRAIN) -> dict[str, str]:
+    """Labels of a Job, its pods and a Service, by which watches select them."""
     return {
         "app.kubernetes.io/name": "lora-trainer",
         MANAGED_BY_LABEL: MANAGED_BY,
         UID_LABEL: uid,
         NAME_LABEL: name,
         ATTEMPT_LABEL: str(attempt),
-        ROLE_LABEL: role.value,
+        STAGE_LABEL: stage,
     }

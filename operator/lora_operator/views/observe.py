@@ -15,8 +15,8 @@ from lora_operator.views.wording import parse_instant
 LONGEST_TEXT = 8192
 MOST_ITEMS = 100
 _NEVER = datetime.fromtimestamp(0, UTC)
-_ATTEMPT = re.compile(r"[1-9][0-9]{0,3}")
 _INDEX = re.compile(r"[0-9]{1,4}")
+_JOB_CONTROLLER = "kubernetes.io/job-controller"
 
 
 def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
@@ -34,14 +34,15 @@ def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
 
 
 def parse_job(obj: Mapping[str, Any]) -> JobView:
-    """A Job that carries our labels."""
+    """A Job of ours."""
     metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
     backoff_limit = _integer(spec, "backoffLimit")
+    attempt, stage = names.place_of(_text(metadata, "name"))
     return JobView(
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
         owner_uid=_controller(metadata).get("uid", ""),
-        attempt=_attempt(metadata),
+        attempt=attempt,
         suspended=spec.get("suspend") is True,
         suspend_intent=_suspend_intent(metadata),
         backoff_limit=6 if backoff_limit is None else backoff_limit,
@@ -53,9 +54,13 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         started_at=_time(status, "startTime"),
         completed_at=_time(status, "completionTime"),
         deleting=metadata.get("deletionTimestamp") is not None,
-        role=_role(metadata),
+        stage=stage,
         queue=_text(_map(metadata, "labels"), names.QUEUE_LABEL),
-        retries_before=_retries_before(metadata),
+        retries_before=_number_in(metadata, names.RETRIES_ANNOTATION),
+        succeeded=_integer(status, "succeeded") or 0,
+        labels={key: _text(_map(metadata, "labels"), key) for key in (names.MANAGED_BY_LABEL, names.UID_LABEL)},
+        relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
+        managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
     )
 
 
@@ -68,22 +73,28 @@ def controller_of(obj: Mapping[str, Any]) -> tuple[str, str]:
 
 def parse_workload(obj: Mapping[str, Any]) -> WorkloadView:
     """A Workload that Kueue made for a Job."""
-    metadata = _map(obj, "metadata")
+    metadata, status = _map(obj, "metadata"), _map(obj, "status")
     owner = _controller(metadata)
+    nominated = status.get("nominatedClusterNames")
+    clusters = [status.get("clusterName"), *(nominated if isinstance(nominated, list) else ())]
     return WorkloadView(
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
         job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
         active=_map(obj, "spec").get("active") is not False,
         suspend_intent=_suspend_intent(metadata),
-        conditions=_conditions(_map(obj, "status")),
+        conditions=_conditions(status),
+        cluster=next((name for name in clusters if isinstance(name, str) and name), ""),
     )
 
 
 def parse_pod(obj: Mapping[str, Any]) -> PodView:
-    """A Pod that carries our labels."""
+    """A pod of a Job of ours."""
     metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
-    owner = _controller(metadata)
+    owner, labels = _controller(metadata), _map(metadata, "labels")
+    # An orphan has no controller any more, and keeps the Job controller's label.
+    job_name = owner.get("name", "") if owner.get("kind") == "Job" else _text(labels, names.JOB_NAME_LABEL)
+    attempt, stage = names.place_of(job_name)
     return PodView(
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
@@ -97,10 +108,13 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         deleting=metadata.get("deletionTimestamp") is not None,
         conditions=_conditions(status),
         trainer=_container(status),
-        attempt=_attempt(metadata),
+        attempt=attempt,
         index=_index(metadata),
-        role=_role(metadata),
+        stage=stage,
+        job_name=job_name,
         claims=() if _text(spec, "nodeName") else _claims(spec),
+        image=_image(spec),
+        is_indexed=labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY and names.UID_LABEL in labels,
     )
 
 
@@ -176,15 +190,10 @@ def _suspend_intent(metadata: Mapping[str, Any]) -> bool | None:
     return {"true": True, "false": False}.get(str(intent))
 
 
-def _retries_before(metadata: Mapping[str, Any]) -> int:
-    """0 for a Job of an operator that gave each Job all retries."""
-    number = _text(_map(metadata, "annotations"), names.RETRIES_ANNOTATION)
+def _number_in(metadata: Mapping[str, Any], annotation: str) -> int:
+    """0 where the annotation is missing, as on a Job of an operator that did not know it."""
+    number = _text(_map(metadata, "annotations"), annotation)
     return int(number) if _INDEX.fullmatch(number) else 0
-
-
-def _attempt(metadata: Mapping[str, Any]) -> int:
-    label = _text(_map(metadata, "labels"), names.ATTEMPT_LABEL)
-    return int(label) if _ATTEMPT.fullmatch(label) else 0
 
 
 def _index(metadata: Mapping[str, Any]) -> int:
@@ -192,10 +201,9 @@ def _index(metadata: Mapping[str, Any]) -> int:
     return int(label) if _INDEX.fullmatch(label) else 0
 
 
-def _role(metadata: Mapping[str, Any]) -> names.Role:
-    """A Job of an operator that knew no roles trains."""
-    prepares = _text(_map(metadata, "labels"), names.ROLE_LABEL) == names.Role.PREPARE.value
-    return names.Role.PREPARE if prepares else names.Role.TRAIN
+def _image(spec: Mapping[str, Any]) -> str:
+    containers = (item for item in _maps(spec, "containers") if item.get("name") == names.TRAINER_CONTAINER)
+    return next((_text(container, "image") for container in containers), "")
 
 
 def _map(document: object, key: str) -> Mapping[str, Any]:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 
 from lora_operator.views.conditions import Finding
-from lora_operator.views.model import ConditionView, PodView
-from lora_operator.views.names import Role
+from lora_operator.views.model import ConditionView, MemoryLimit, PodView
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.codec import CodecError
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
@@ -50,7 +49,10 @@ def summary_of(pod: PodView) -> Summary | None:
         return None
 
 
-def failures_of(pods: Iterable[PodView], memory: str) -> list[tuple[PodView, Finding]]:
+_UNKNOWN_LIMIT = MemoryLimit()
+
+
+def failures_of(pods: Iterable[PodView], memory: MemoryLimit) -> list[tuple[PodView, Finding]]:
     """Ended pods and how they failed, newest first; of several nodes the cause comes before what followed from it."""
     failed = [(pod, failure) for pod in newest_first(pods) if (failure := failure_of(pod, memory)) is not None]
     if not any(pod.index for pod, _ in failed):
@@ -58,7 +60,7 @@ def failures_of(pods: Iterable[PodView], memory: str) -> list[tuple[PodView, Fin
     return sorted(failed, key=lambda pair: pair[1].reason in {Reason.PEER_FAILED, Reason.EVICTED})
 
 
-def failure_of(pod: PodView, memory: str) -> Finding | None:
+def failure_of(pod: PodView, memory: MemoryLimit = _UNKNOWN_LIMIT) -> Finding | None:
     """How an ended pod failed; None for one that lives or whose trainer ended with 0. `memory` is its limit."""
     code = pod.trainer.exit_code
     if not has_ended(pod) or code == ExitCode.OK or (code is None and pod.phase == "Succeeded"):
@@ -67,7 +69,7 @@ def failure_of(pod: PodView, memory: str) -> Finding | None:
     return Finding(reason=reason, message=sentence(message), since=pod.trainer.finished_at)
 
 
-def _cause(pod: PodView, code: int | None, memory: str) -> tuple[Reason, str]:
+def _cause(pod: PodView, code: int | None, memory: MemoryLimit) -> tuple[Reason, str]:
     summary = summary_of(pod)
     if was_disrupted(pod) and (summary is None or code == ExitCode.TERMINATED):
         why = condition_of(pod, "DisruptionTarget").message or pod.message
@@ -86,12 +88,7 @@ def _cause(pod: PodView, code: int | None, memory: str) -> tuple[Reason, str]:
     said = last_line(pod.trainer.termination_message)
     meaning = _MEANINGS.get(reason, f"The trainer ended with exit code {code}")
     if reason is Reason.OOM_KILLED:
-        remedy = (
-            "have prepareMemory raised in the operator's configuration"
-            if pod.role is Role.PREPARE
-            else "create a new LoRAFineTune with more in spec.resources.memory"
-        )
-        meaning = f"The trainer needed more than its {memory} of main memory: {remedy}"
+        meaning = f"The trainer needed more than its {memory.amount} of main memory: {memory.remedy}"
     return reason, f"{meaning}; it last said: {said}" if said else meaning
 
 

@@ -284,9 +284,13 @@ class TrainConfig:
     resume_from: str | None = None
     stall_timeout_s: int = 1800
 
-    def to_json(self) -> str:
-        """Stable text: sorted keys, two spaces, a newline at the end."""
-        return json.dumps(codec.encode(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Stable text: sorted keys, two spaces, a newline at the end; on one line without `indent`."""
+        separators = (",", ":") if indent is None else None
+        return (
+            json.dumps(codec.encode(self), indent=indent, separators=separators, sort_keys=True, ensure_ascii=False)
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":

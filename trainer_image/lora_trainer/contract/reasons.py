@@ -71,4 +71,5 @@ class Reason(enum.StrEnum):
     PENDING_TIMEOUT = "PendingTimeout"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     RESULT_UNKNOWN = "ResultUnknown"
+    MULTI_CLUSTER_QUEUE = "MultiClusterQueue"
     INTERNAL_ERROR = "InternalError"

@@ -15,33 +15,33 @@ LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Word:
-    """What this process wrote last of a run, and how often in a row somebody else had put another in its place."""
+class _Written:
+    """The status that this process wrote last of a run, and how often in a row somebody else had replaced it."""
 
     uid: str
     status: Mapping[str, Any]
     at: datetime
-    disputes: int = 0
+    replaced: int = 0
 
 
-class Rivals:
+class Contention:
     """Remembers the statuses that this process wrote, of runs that go on."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
-        self._words: dict[Key, _Word] = {}
+        self._written: dict[Key, _Written] = {}
 
-    def dispute(self, key: Key, finetune: FineTune, status: Mapping[str, Any]) -> bool:
+    def is_disputed(self, key: Key, finetune: FineTune, status: Mapping[str, Any]) -> bool:
         """Whether somebody else put another status in the place of ours, and `status` would replace that in turn.
 
         One of the two is behind the cluster. Who only wrote again would be answered by the other, without an end. So
         each answer takes twice as long as the one before: raises `TryAgainError` where it is too early.
         """
-        word = self._words.get(key)
-        if word is None or status == finetune.status or not _is_replaced(word, finetune):
+        written = self._written.get(key)
+        if written is None or status == finetune.status or not _is_replaced(written, finetune):
             return False
-        pause_s = min(2.0 ** min(word.disputes, 10), LONGEST_PAUSE_S) if word.disputes else 0.0
-        if (self._now() - word.at).total_seconds() < pause_s:
+        pause_s = min(2.0 ** min(written.replaced, 10), LONGEST_PAUSE_S) if written.replaced else 0.0
+        if (self._now() - written.at).total_seconds() < pause_s:
             raise TryAgainError("somebody else writes another status of this run: is there a second operator?")
         return True
 
@@ -50,17 +50,17 @@ class Rivals:
         if stored is None or result_of(stored.status):
             self.forget(key)
             return
-        word = self._words.get(key)
-        disputes = word.disputes + 1 if word is not None and _is_replaced(word, before) else 0
-        self._words[key] = _Word(uid=stored.uid, status=stored.status, at=self._now(), disputes=disputes)
+        written = self._written.get(key)
+        replaced = written.replaced + 1 if written is not None and _is_replaced(written, before) else 0
+        self._written[key] = _Written(uid=stored.uid, status=stored.status, at=self._now(), replaced=replaced)
 
     def forget(self, key: Key) -> None:
         """The run is over, or gone."""
-        self._words.pop(key, None)
+        self._written.pop(key, None)
 
 
-def _is_replaced(word: _Word, finetune: FineTune) -> bool:
-    return word.uid == finetune.uid and _our_part(word.status) != _our_part(finetune.status)
+def _is_replaced(written: _Written, finetune: FineTune) -> bool:
+    return written.uid == finetune.uid and _our_part(written.status) != _our_part(finetune.status)
 
 
 def _our_part(status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from tests.unit.builders import NAME, NAMESPACE, NOW, condition_object, make_fin
 
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
-from lora_operator.running.rivals import Rivals
+from lora_operator.running.contention import Contention
 from lora_operator.views.model import FineTune
 
 KEY = Key(NAMESPACE, NAME)
@@ -26,23 +26,23 @@ def run(state: str, *, step: int = 0, foreign: str = "") -> FineTune:
 def test_an_operator_that_answers_each_of_our_statuses_is_given_more_and_more_time() -> None:
     """Each says what the other does not see; neither may write without an end."""
     now = NOW
-    rivals = Rivals(lambda: now)
-    rivals.wrote(KEY, run("Pending"), run("Training"))
+    contention = Contention(lambda: now)
+    contention.wrote(KEY, run("Pending"), run("Training"))
     for pause_s in (0, 2, 4, 8):
         if pause_s:
             with pytest.raises(TryAgainError, match="second operator"):
-                rivals.dispute(KEY, run("Pending"), run("Training").status)
+                contention.is_disputed(KEY, run("Pending"), run("Training").status)
         now += timedelta(seconds=pause_s)
-        assert rivals.dispute(KEY, run("Pending"), run("Training").status)
-        rivals.wrote(KEY, run("Pending"), run("Training"))
-    assert not rivals.dispute(KEY, run("Training"), run("Publishing").status)
+        assert contention.is_disputed(KEY, run("Pending"), run("Training").status)
+        contention.wrote(KEY, run("Pending"), run("Training"))
+    assert not contention.is_disputed(KEY, run("Training"), run("Publishing").status)
 
 
 def test_a_controller_that_keeps_a_condition_of_its_own_is_no_rival() -> None:
     """However often it writes it, our own news never wait for it."""
-    rivals = Rivals(lambda: NOW)
-    rivals.wrote(KEY, run("Pending"), run("Training"))
+    contention = Contention(lambda: NOW)
+    contention.wrote(KEY, run("Pending"), run("Training"))
     for step in range(1, 9):
         present = run("Training", step=step - 1, foreign=("True", "False")[step % 2])
-        assert not rivals.dispute(KEY, present, run("Training", step=step).status)
-        rivals.wrote(KEY, present, run("Training", step=step))
+        assert not contention.is_disputed(KEY, present, run("Training", step=step).status)
+        contention.wrote(KEY, present, run("Training", step=step))

@@ -1,0 +1,48 @@
+"""The stages of a run, in the order in which it goes through them."""
+
+from lora_operator.decision.case import Case
+from lora_operator.decision.stages.prepare import PREPARE
+from lora_operator.decision.stages.stage import Stage
+from lora_operator.decision.stages.train import TRAIN
+from lora_operator.views import names
+from lora_operator.views.model import JobView, PodView
+
+STAGES: tuple[Stage, ...] = (PREPARE, TRAIN)
+
+
+def reached(case: Case) -> tuple[Stage, JobView | None]:
+    """The stage that the run is in, and its Job where it has one: the first that is due and has not succeeded."""
+    if case.children.job is not None:
+        return TRAIN, case.children.job
+    for stage in STAGES[:-1]:
+        job = case.children.stages.get(stage.name)
+        verdict = stage.judge(case, job, pods_of(case, job)) if job else None
+        if stage.is_due(case) and not (verdict and verdict.succeeded):
+            return stage, job
+    return TRAIN, None
+
+
+def latest_job(case: Case) -> JobView | None:
+    """The Job of the last stage that has one."""
+    stages = [case.children.stages.get(stage.name) for stage in STAGES[:-1]]
+    return next((job for job in (case.children.job, *reversed(stages)) if job is not None), None)
+
+
+def pods_of(case: Case, job: JobView) -> tuple[PodView, ...]:
+    """The pods of a Job of the run."""
+    return tuple(pod for pod in case.observed.pods if pod.job_uid == job.uid)
+
+
+def job_names(case: Case) -> tuple[str, ...]:
+    """The Jobs that the run has or should have, by name: what a live read asks for."""
+    finetune, children = case.finetune, case.children
+    due = [stage.name for stage in STAGES[:-1] if stage.is_due(case)]
+    return tuple(
+        dict.fromkeys(
+            (
+                *(job.name for job in children.jobs),
+                names.child_name(finetune.name, finetune.uid, max(1, children.attempt)),
+                *(names.job_name(finetune.name, finetune.uid, children.number, stage) for stage in due),
+            )
+        )
+    )

@@ -1,0 +1,42 @@
+"""The training, the last stage: its Job leaves the verified adapter, and its end is the run's."""
+
+from collections.abc import Sequence
+
+from lora_operator.decision.case import Case
+from lora_operator.decision.proof import Verdict, dated, proven_success
+from lora_operator.decision.stages.stage import Stage
+from lora_operator.decision.verdict import complete_without_proof, failed
+from lora_operator.rendering.pod_template import TRAINING
+from lora_operator.views.jobs import ending_of
+from lora_operator.views.model import JobView, MemoryLimit, PodView
+from lora_operator.views.names import TRAIN as NAME
+from lora_trainer.contract.reasons import Reason
+
+
+def _memory(case: Case) -> MemoryLimit:
+    return MemoryLimit(
+        amount=case.request.pod.memory or case.config.default_memory,
+        remedy="create a new LoRAFineTune with more in spec.resources.memory",
+    )
+
+
+def _judge(case: Case, job: JobView, pods: Sequence[PodView]) -> Verdict | None:
+    ending = ending_of(job)
+    if ending is None:
+        return None
+    verdict = proven_success(pods, case.evidence)
+    if verdict is None and ending.type == "Complete":
+        verdict = complete_without_proof(pods, case.evidence)
+    return dated(verdict or failed(job, ending, pods, _memory(case), case.request.policy), job)
+
+
+TRAIN = Stage(
+    name=NAME,
+    shape=TRAINING,
+    is_due=lambda _: True,
+    judge=_judge,
+    condition=lambda *_: None,
+    memory=_memory,
+    at_work=None,
+    ended=Reason.PUBLISHING,
+)
