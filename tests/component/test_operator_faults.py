@@ -13,7 +13,7 @@ import pytest
 from tests.component.documents import succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
-from tests.component.stage import Stage, gone, now
+from tests.component.stage import Stage, now
 from tests.faults.injections import Freeze, Hold, Rule
 from tests.faults.outage import kill_api_server, wait_api_server
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.model.server import FOREGROUND, ORPHAN, TRACKING, Object, Server, labels_of
 
-from lora_operator.views.names import INDEX_LABEL
+from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL
 from lora_operator.views.wording import instant, parse_instant
 
 NODE = "node-1"
@@ -137,6 +137,7 @@ class Controllers:
             status = _with(status, kind, "True", decided["reason"], self._now())
             if kind == "Complete":
                 status["completionTime"] = instant(self._now())
+        status["succeeded"] = len(set(status["succeededIndexes"]))
         status["active"] = sum("deletionTimestamp" not in pod["metadata"] for pod in living)
         self._server.write({**job, "status": status}, "jobs")
         for pod in self.pods_of(job):
@@ -204,7 +205,12 @@ class Controllers:
         pod = {
             "metadata": {
                 "name": f"{metadata['name']}-{index}-{self.created_pods:05d}",
-                "labels": {**template["metadata"]["labels"], INDEX_LABEL: index},
+                "labels": {
+                    **template["metadata"]["labels"],
+                    INDEX_LABEL: index,
+                    JOB_NAME_LABEL: metadata["name"],
+                },
+                "annotations": template["metadata"]["annotations"],
                 "finalizers": [TRACKING],
                 "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
             },

@@ -11,7 +11,7 @@ from typing import Any
 from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
 
 from lora_operator.decision.states import contradictions
-from lora_operator.views.names import ATTEMPT_LABEL, INDEX_LABEL, MANAGED_BY, MANAGED_BY_LABEL, STAGE_LABEL, TRAIN
+from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, TRAIN, place_of
 
 Object = dict[str, Any]
 CHILDREN = ("jobs", "pods", "services")
@@ -28,7 +28,7 @@ class Witness:
         self._attempts: dict[str, int] = {}
         self._retries: dict[str, Object] = {}
         self._budget: dict[str, int] = {}
-        self._jobs: dict[tuple[str, str, str], str] = {}
+        self._jobs: dict[tuple[str, str, int], str] = {}
         self._late: set[str] = set()
         self._read: set[tuple[str, str]] = set()
 
@@ -55,7 +55,7 @@ class Witness:
             for pod in pods
             if run_uid(pod)
             and not is_over(pod)
-            and pod["metadata"]["labels"].get(STAGE_LABEL) == TRAIN
+            and place_of(pod["metadata"]["labels"].get(JOB_NAME_LABEL, ""))[1] == TRAIN
             and not self._late.intersection(owner["uid"] for owner in pod["metadata"].get("ownerReferences", ()))
         )
         twice = [key for key, count in living.items() if count > 1]
@@ -63,16 +63,14 @@ class Witness:
 
     def _one_job(self, job: Object, attempt: int) -> None:
         """I4: one Job for each attempt of a run, and another one only where somebody deleted that by hand."""
-        labels = job["metadata"].get("labels") or {}
-        if labels.get(MANAGED_BY_LABEL) != MANAGED_BY:
-            return
-        key = (run_uid(job), labels[STAGE_LABEL], labels[ATTEMPT_LABEL])
+        number, stage = place_of(job["metadata"]["name"])
+        key = (run_uid(job), stage, number)
         uid = job["metadata"]["uid"]
         before = self._jobs.get(key, uid)
         assert before == uid or before in self._life.deleted, f"I4: a second Job for {key}"
         if before != uid or key not in self._jobs:
             self._jobs[key] = uid
-            if labels[STAGE_LABEL] == TRAIN and int(labels[ATTEMPT_LABEL]) < attempt:
+            if stage == TRAIN and number < attempt:
                 self._late.add(uid)
 
     def _keeps_its_word(self, run: Object) -> None:

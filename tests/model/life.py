@@ -1,6 +1,7 @@
 """Users, nodes and whoever else has hands in a cluster, as random acts on any API server, real or in memory."""
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,7 +10,14 @@ from typing import Any, Protocol, TypeVar
 from tests.component.documents import failed, finetune, succeeded
 
 from localcluster.api import ApiError
-from lora_operator.views.names import MANAGED_BY, MANAGED_BY_LABEL, child_name
+from lora_operator.views.names import (
+    CONFIG_ANNOTATION,
+    INDEX_LABEL,
+    JOB_NAME_LABEL,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    child_name,
+)
 from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
 
@@ -61,6 +69,7 @@ class Life:
     orphaned: set[str] = field(default_factory=set)
     proven: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
+    forged: int = 0
 
     # -- what there is
 
@@ -174,6 +183,24 @@ class Life:
         if children:
             plural, child = self.chance.pick(children)
             self.client.delete(self.path(plural, child["metadata"]["name"]))
+
+    def strip_labels(self) -> None:
+        """Take the operator's labels off a Job or a pod; the controllers' own stay."""
+        children = [(plural, child) for plural in ("jobs", "pods") for child in self.objects(plural) if run_uid(child)]
+        for plural, child in self._some(children):
+            labels = child["metadata"].get("labels") or {}
+            gone = dict.fromkeys(key for key in labels if "lora-operator" in key or key == MANAGED_BY_LABEL)
+            self.client.patch(self.path(plural, child["metadata"]["name"]), {"metadata": {"labels": gone}})
+
+    def forge(self) -> None:
+        """Make a pod that looks like one of a run, with the summary of an adapter that nobody trained."""
+        for job in self._some([job for job in self.objects("jobs") if run_uid(job)]):
+            name = job["metadata"]["name"]
+            self.forged += 1
+            labels = {**job["spec"]["template"]["metadata"]["labels"], JOB_NAME_LABEL: name, INDEX_LABEL: "0"}
+            spec = {"containers": [{"name": "trainer", "image": "registry.example/other"}]}
+            pod = {"metadata": {"name": f"{name}-0-forged-{self.forged}", "labels": labels}, "spec": spec}
+            self._end(self.client.post(self.path("pods"), pod), 0, succeeded())
 
     def delete_pod(self) -> None:
         """Delete a pod, which gets its time to stop."""
@@ -319,8 +346,11 @@ def is_over(pod: Mapping[str, Any]) -> bool:
 
 
 def run_uid(document: Mapping[str, Any]) -> str:
-    """The uid of the LoRAFineTune that a child belongs to."""
-    return str((document["metadata"].get("labels") or {}).get("lora-operator.io/uid", ""))
+    """The uid of the LoRAFineTune that a child belongs to, whatever became of its labels; empty for a stranger."""
+    metadata = document["metadata"]
+    owners = (owner for owner in metadata.get("ownerReferences") or () if owner["kind"] == "LoRAFineTune")
+    config = (metadata.get("annotations") or {}).get(CONFIG_ANNOTATION)
+    return str(json.loads(config)["run"]["uid"] if config else next((owner["uid"] for owner in owners), ""))
 
 
 ACTS: tuple[Callable[[Life], None], ...] = (
@@ -332,6 +362,8 @@ ACTS: tuple[Callable[[Life], None], ...] = (
     Life.suspend_job,
     Life.plant,
     Life.delete_child,
+    Life.strip_labels,
+    Life.forge,
     Life.delete_pod,
     Life.force_delete_pod,
     *[Life.start_pod] * 4,

@@ -295,7 +295,7 @@ class ModelOperator:
     def take_in(self, plural: str, kind: str, document: Object) -> None:
         """As the handler of a watch does."""
         if plural != "lorafinetunes" and labels_of(document).get(names.MANAGED_BY_LABEL) != names.MANAGED_BY:
-            return
+            kind = "DELETED"  # to a watch with a selector, what has lost its label is gone
         store: Store[Any] = getattr(self.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:

@@ -58,6 +58,15 @@ class Happening:
     document: Object
 
 
+_REQUIREMENT = re.compile(r"([^\s,=]+)(?: in \(([^)]*)\)|=([^,]*))")
+
+
+def _requirements(selector: str) -> Iterator[tuple[str, list[str]]]:
+    """A label selector's keys, each with the values that it may have."""
+    for match in _REQUIREMENT.finditer(selector):
+        yield match[1], match[2].split(",") if match[2] is not None else [match[3]]
+
+
 class Server:
     """The objects of one cluster. `now` gives their times; `listeners` hear of each change, after it was made."""
 
@@ -131,14 +140,14 @@ class Server:
 
     def _list(self, plural: str, namespace: str, query: Mapping[str, str]) -> Object:
         """All at once: the pages of a list are the client's affair, and tested there."""
-        wanted = [clause.partition("=") for clause in query.get("labelSelector", "").split(",") if clause]
+        wanted = list(_requirements(query.get("labelSelector", "")))
         fields = [clause.partition("=") for clause in query.get("fieldSelector", "").split(",") if clause]
         items = [
             document
             for place, document in sorted(self.objects.items(), key=lambda item: (item[0].namespace, item[0].name))
             if place.plural == plural
             and namespace in ("", place.namespace)
-            and all(labels_of(document).get(key) == wish for key, _, wish in wanted)
+            and all(labels_of(document).get(key) in values for key, values in wanted)
             and all(_field(document, path) == value for path, _, value in fields)
         ]
         return {"metadata": {"resourceVersion": str(self.version)}, "items": items}

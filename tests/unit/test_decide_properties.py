@@ -321,7 +321,6 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
         kueue=True,
         workloads=(parse_workload(_hostile(make_workload_object(said), text, keys)),),
         rejection=rejection,
-        absence_confirmed=True,
     )
     assert sum(map(len, _texts(observed.pods[0]))) < 100 * LONGEST_TEXT
     assert len(observed.pods[0].conditions) <= MOST_ITEMS

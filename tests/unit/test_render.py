@@ -133,8 +133,8 @@ def rendered(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> d
 def everything(spec: dict[str, Any], config: OperatorConfig) -> tuple[dict[str, Any], ...]:
     """All that the first attempt may make, in the order in which it is made."""
     finetune, request, train = understood(spec, config)
-    stage = {"stage": PREPARE.name, "shape": PREPARE.shape}
-    prepare = (render_job(finetune, request, train, config, **stage),) if config.cache_claim else ()
+    first = render_job(finetune, request, train, config, stage=PREPARE.name, shape=PREPARE.shape)
+    prepare = (first,) if config.cache_claim else ()
     service = (render_service(finetune, train),) if request.pod.nodes > 1 else ()
     return (*prepare, *service, rendered(spec, config))
 
