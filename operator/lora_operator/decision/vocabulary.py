@@ -99,7 +99,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "The pod meets `restricted`; look at what the chart's values add.",
     ),
     Reason.NAME_CONFLICT: Explanation(
-        "Another object has the name that this run's Job or ConfigMap must have.",
+        "Another object has the name that this run's Job or Service must have.",
         "Delete or rename it, or create the resource under another name.",
     ),
     Reason.JOB_RECREATED: Explanation(
