@@ -27,8 +27,8 @@ from lora_trainer.model.device import choose_device
 from lora_trainer.model.loading import Loaded, adapt, set_training
 from lora_trainer.model.targets import linear_modules
 from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget
-from lora_trainer.training.ranks import Ranks
 from lora_trainer.training.step import run_step
 
 RANK = 16

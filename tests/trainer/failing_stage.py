@@ -12,7 +12,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import DatasetError, StorageError
 from lora_trainer.host.guard import guarded
 from lora_trainer.host.launch import end_with_parent
-from lora_trainer.host.reports import Reporter, open_report
+from lora_trainer.ranks.reports import Reporter, open_report
 
 
 def main() -> int:

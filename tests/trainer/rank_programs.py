@@ -22,13 +22,13 @@ from lora_trainer.model.sharding import shard
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.group import join
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.group import join
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
-from lora_trainer.training.ranks import Ranks
 from lora_trainer.training.stopping import Stop
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
@@ -37,7 +37,7 @@ WAIT_S = 60.0
 
 def tell_each_other() -> dict[str, Any]:
     """Every collective once; gradients that all, one and none of the processes have."""
-    with join(CPU, WAIT_S) as ranks:
+    with join(CPU.torch_device, WAIT_S) as ranks:
         everywhere, somewhere, nowhere = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
         everywhere.grad = torch.full((2, 3), float(ranks.rank + 1))
         if ranks.rank == 1:
@@ -57,7 +57,7 @@ def tell_each_other() -> dict[str, Any]:
 
 def lose_a_process(how: str) -> str:
     """Rank 1 ends in the middle, by a signal or by an error of its own; the others wait for it in a collective."""
-    with join(CPU, WAIT_S) as ranks:
+    with join(CPU.torch_device, WAIT_S) as ranks:
         ranks.barrier()
         if ranks.rank == 1:
             if how == "killed":
@@ -118,7 +118,7 @@ class Taken(Listener):
 def train(plan: Plan) -> Outcome:
     """Train in as many processes as there are; the steps are those that process 0 is told of."""
     torch.set_num_threads(1)
-    with join(CPU, WAIT_S) as ranks:
+    with join(CPU.torch_device, WAIT_S) as ranks:
         base = open_folder(plan.folder)
         encoder = load_encoder(base, LossOn.COMPLETION, 256)
         rows = Examples.of(

@@ -15,7 +15,7 @@ from tests.trainer import tiny
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Summary
-from lora_trainer.host.workspace import FOLDER
+from lora_trainer.places.run_folders import FOLDER
 
 TRAINER = Path(__file__).parents[2] / "trainer_image"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
-from lora_trainer.contract.summary import DatasetStats, ResolvedRun
-from lora_trainer.errors import VerificationError
-from lora_trainer.result.artifact import (
+from lora_trainer.artifact.files import sync_files, sync_folder
+from lora_trainer.artifact.manifest import (
     MANIFEST,
     Form,
     Manifest,
     Measured,
+    Serving,
     add_log,
     check_digests,
     describe,
@@ -24,11 +24,10 @@ from lora_trainer.result.artifact import (
     loadable,
     manifest_digest,
     read_manifest,
-    sync_files,
-    sync_folder,
     write_sealed,
 )
-from lora_trainer.result.serving import Serving
+from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.errors import VerificationError
 
 
 def write_adapter(folder: Path, uid: str = "uid-1") -> Path:

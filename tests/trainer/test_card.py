@@ -11,11 +11,10 @@ from huggingface_hub import ModelCard
 from tests.trainer.conftest import make_config
 from tests.trainer.test_artifact import make_manifest
 
+from lora_trainer.artifact.manifest import Form, Manifest, MergedModel, Serving
 from lora_trainer.contract.config import Init, TrainConfig
-from lora_trainer.result.artifact import Form, Manifest, MergedModel
 from lora_trainer.result.card import model_card as card_of
 from lora_trainer.result.hyperparameters import camel_case, cell, leaves
-from lora_trainer.result.serving import Serving
 
 SERVING = Serving(servable=True, text="--enable-lora --max-lora-rank 16", rank=9)
 

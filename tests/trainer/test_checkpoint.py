@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_trainer.artifact.files import FileEntry
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, StorageError, TransientError
-from lora_trainer.result.artifact import FileEntry
 from lora_trainer.training import checkpoint
 from lora_trainer.training.checkpoint import Checkpoints, newest_of, read_checkpoint
 

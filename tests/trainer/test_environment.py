@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.host.child import stage_environment
-from lora_trainer.host.cpus import cpu_threads
+from lora_trainer.ranks.cpus import cpu_threads
 
 
 @pytest.mark.parametrize(

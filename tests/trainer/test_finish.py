@@ -5,8 +5,8 @@ import json
 from tests.trainer.runs import Workplace, read_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_trainer.result.artifact import Form, check_digests, read_manifest
-from lora_trainer.result.curves import read_records
+from lora_trainer.artifact.curve_records import read_records
+from lora_trainer.artifact.manifest import Form, check_digests, read_manifest
 
 
 def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace: Workplace) -> None:

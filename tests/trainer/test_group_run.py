@@ -9,9 +9,9 @@ from tests.trainer import rank_programs
 from tests.trainer.processes import together
 from tests.trainer.runs import Workplace
 
+from lora_trainer.artifact.manifest import MANIFEST, read_manifest
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.result.artifact import MANIFEST, read_manifest
 
 WAIT_S = 240
 STEPS = 80

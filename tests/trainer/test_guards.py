@@ -13,8 +13,8 @@ from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.host.metrics import TrainingMetrics
-from lora_trainer.host.reports import Counters, Report
 from lora_trainer.host.stall import StallWatch
+from lora_trainer.ranks.reports import Counters, Report
 from lora_trainer.training.guards import DIVERGED_STEPS, LossGuard
 from lora_trainer.training.identity import Identity, difference, identity, same_course, weights_difference
 

@@ -18,11 +18,11 @@ from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.products import product
 from lora_trainer.model.quantize import OUTLIER_THRESHOLD, is_8bit
 from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training import loss as losses
 from lora_trainer.training.batches import Budget, collate
 from lora_trainer.training.evaluate import evaluate
 from lora_trainer.training.loss import token_losses
-from lora_trainer.training.ranks import Ranks
 from lora_trainer.training.step import run_step
 
 

@@ -15,10 +15,10 @@ from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.child import StageFailedError, Stages
-from lora_trainer.host.cpus import cpu_threads
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
-from lora_trainer.host.reports import Failure, Report, first_cause
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.cpus import cpu_threads
+from lora_trainer.ranks.reports import Failure, Report, first_cause
 
 POD = {"JOB_COMPLETION_INDEX": "1", "LORA_RENDEZVOUS": "tune-x-1-0.tune-x-1:29400"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.host.logs import JSON, TEXT, as_told, copied_to, duration, fields, set_up, variables
+from lora_trainer.ranks.logs import JSON, TEXT, as_told, copied_to, duration, fields, set_up, variables
 
 log = logging.getLogger("lora_trainer.test")
 

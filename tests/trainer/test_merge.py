@@ -22,9 +22,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.errors import VerificationError
 from lora_trainer.result.merge import merge_into
-from lora_trainer.result.tensor_files import read_entries
 
 IDS = torch.arange(24).reshape(2, 12)
 

@@ -15,17 +15,17 @@ from tests.trainer.test_verify import trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import cli
+from lora_trainer.artifact.manifest import Form, check_digests, describe, read_manifest
 from lora_trainer.contract.config import Merge
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.errors import VerificationError
-from lora_trainer.host import logs
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks import logs
 from lora_trainer.result import merge_stage, merged
-from lora_trainer.result.artifact import Form, check_digests, describe, read_manifest
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.merged import bench_for, first_rows, rounding

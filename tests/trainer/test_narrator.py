@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from lora_trainer.host.reports import Reporter
 from lora_trainer.model.device import Device
+from lora_trainer.ranks.reports import Reporter
 from lora_trainer.training.listener import Step
 from lora_trainer.training.narrator import Narrator
 

@@ -12,13 +12,13 @@ from tests.trainer.servers import Proxy
 from tests.trainer.test_artifact import write_adapter
 
 from hub.faults import Fault
+from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifest
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import AccessDeniedError, ConfigError, StorageError, TransientError
 from lora_trainer.places.oci import Registry
 from lora_trainer.places.sink_oci import OciSink
-from lora_trainer.result.artifact import MANIFEST, check_digests, read_manifest
 
 PASSWORD = "PASSWORD-of-the-tests"
 

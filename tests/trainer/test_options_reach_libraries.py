@@ -18,14 +18,14 @@ from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 from transformers import LlamaForCausalLM
 
-from lora_trainer import recipe
 from lora_trainer.contract.config import LoraConfig, TrainingConfig
 from lora_trainer.data.survey import load_samples
-from lora_trainer.host.reports import Reporter
 from lora_trainer.model.loading import Adapted, adapt
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.recipe import Workshop, run_training
+from lora_trainer.ranks.reports import Reporter
+from lora_trainer.recipe import train
+from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop, step
 from lora_trainer.training.batches import Batch, collate
 from lora_trainer.training.evaluate import Evaluation, evaluate
@@ -98,13 +98,13 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         return dataclasses.replace(result, sums=tuple(value + seen.evaluations for value in result.sums))
 
     patch.setattr(LlamaForCausalLM, "forward", witness_forward)
-    patch.setattr(recipe, "adapt", witness_adapt)
+    patch.setattr(train, "adapt", witness_adapt)
     patch.setattr(loop, "make_optimizer", witness_optimizer)
     patch.setattr(torch.nn.utils, "clip_grad_norm_", witness_clip)
     patch.setattr(step, "collate", witness_collate)
-    patch.setattr(recipe, "evaluate", witness_evaluate)
+    patch.setattr(train, "evaluate", witness_evaluate)
     for name in ("write_adapter", "write_manifest"):
-        patch.setattr(recipe, name, lambda *args, **kwargs: None)
+        patch.setattr(train, name, lambda *args, **kwargs: None)
 
 
 def _rows(batch: Batch) -> int:

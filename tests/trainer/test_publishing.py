@@ -13,10 +13,10 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import write_adapter
 
 from hub.faults import Fault
+from lora_trainer.artifact.manifest import check_digests, read_manifest
 from lora_trainer.cli import main
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.result.artifact import check_digests, read_manifest
 
 KEYS = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
 

@@ -10,7 +10,7 @@ from tests.trainer.processes import ProgramError, together
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import explain
-from lora_trainer.training.ranks import Ranks, balance
+from lora_trainer.ranks.collectives import Ranks, balance
 
 SIZES = st.lists(st.integers(min_value=1, max_value=2048), max_size=64)
 

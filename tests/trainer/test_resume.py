@@ -17,14 +17,14 @@ from tests.trainer import tiny
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Attempt, Place, finish
 
+from lora_trainer.artifact.manifest import read_manifest
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, ConfigError
-from lora_trainer.host.workspace import FOLDER
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import read_manifest
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.training.resume import Saved
 

@@ -22,12 +22,12 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.host.workspace import FOLDER
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.recipe import evaluation_rows
+from lora_trainer.result.inputs import evaluation_rows
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
 

@@ -13,6 +13,7 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
+from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifest, write_sealed
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
@@ -31,7 +32,6 @@ from lora_trainer.places.s3 import connect
 from lora_trainer.places.s3_source import cache_folder, fetch_data
 from lora_trainer.places.sink_s3 import S3Sink
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import MANIFEST, check_digests, read_manifest, write_sealed
 
 OUT = S3Uri(bucket="models", key="team/out")
 WHOLE = [f"team/out/{name}" for name in ("adapter_model.safetensors", "manifest.json", "merged/model.safetensors")]

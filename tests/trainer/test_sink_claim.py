@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from tests.trainer.test_artifact import write_adapter
 
+from lora_trainer.artifact.manifest import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import ConfigError, StorageError, VerificationError
 from lora_trainer.places.sink_claim import ClaimSink, discard_partial, find_place, start_partial
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import MANIFEST
 
 FILES = ["adapter_model.safetensors", MANIFEST, "merged"]
 URI = ClaimUri(claim="adapters", path="team/out")

@@ -9,13 +9,13 @@ from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
 from hub.server import HubServer
+from lora_trainer.artifact.manifest import MANIFEST, check_digests, manifest_digest, read_manifest, write_sealed
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, ConfigError, StorageError, TrainerError, TransientError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.sink_hub import HubSink
-from lora_trainer.result.artifact import MANIFEST, check_digests, manifest_digest, read_manifest, write_sealed
 
 # The Hub's client hands files to its HTTP library in a way that this library would rather have named otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -14,17 +14,17 @@ from tests.trainer.runs import Workplace
 from torch import nn
 
 from lora_trainer import cli
+from lora_trainer.artifact.manifest import MANIFEST, Manifest, file_entries, read_manifest
 from lora_trainer.ask import ask, show
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import GpuFaultError, VerificationError
-from lora_trainer.host.reports import Reporter
 from lora_trainer.model.device import Device
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.recipe import Workshop, run_training
-from lora_trainer.result.artifact import MANIFEST, Manifest, file_entries, read_manifest
+from lora_trainer.ranks.reports import Reporter
+from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Batch
 from lora_trainer.training.loss import token_losses

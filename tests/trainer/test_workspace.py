@@ -8,7 +8,8 @@ from tests.trainer.conftest import make_config
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.errors import ConfigError, StorageError
 from lora_trainer.host.lock import Holder, held
-from lora_trainer.host.workspace import FOLDER, folders_of_name, open_workspace
+from lora_trainer.host.workspace import open_workspace
+from lora_trainer.places.run_folders import FOLDER, folders_of_name
 from lora_trainer.places.volumes import Volumes
 
 NAME = f"tiny-{run_suffix('uid-1')}"

@@ -15,10 +15,10 @@ from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
 from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
 from lora_trainer.training.optimizers import make_optimizer
-from lora_trainer.training.ranks import Ranks
 from lora_trainer.training.step import run_step
 
 SEED = 11

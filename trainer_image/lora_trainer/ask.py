@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lora_trainer.artifact.manifest import read_manifest
 from lora_trainer.contract.config import DatasetFormat, DeviceConfig, LossOn, Precision, Quantization
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
@@ -16,7 +17,6 @@ from lora_trainer.model.loading import load_encoder, load_model
 from lora_trainer.places.base import Base, find_base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import read_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,6 @@ from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import Summary
 from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
-from lora_trainer.host import logs
 from lora_trainer.host.child import stage_environment
 from lora_trainer.host.guard import guarded
 from lora_trainer.host.launch import grace_s
@@ -28,6 +27,7 @@ from lora_trainer.host.supervisor import Ending, Settings, Supervisor
 from lora_trainer.local_run import last_uid, load_manifest, show_summary
 from lora_trainer.places.publishing import publish_folder
 from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS, Volumes
+from lora_trainer.ranks import logs
 from lora_trainer.result.serving import merged_command
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> int:
     from lora_trainer.places.hub import Hub  # noqa: PLC0415 - NumPy and HTTP, which the supervisor of a run does without
-    from lora_trainer.places.prepare import prepare  # noqa: PLC0415
+    from lora_trainer.recipe.prepare import prepare  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -216,8 +216,8 @@ def _write_summary(ending: Ending, path: Path | None) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lora_trainer.host.reports import Reporter  # noqa: PLC0415
     from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
+    from lora_trainer.ranks.reports import Reporter  # noqa: PLC0415
     from lora_trainer.result.verify import verify  # noqa: PLC0415
 
     def action() -> None:
@@ -228,8 +228,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from lora_trainer.host.reports import Reporter  # noqa: PLC0415
     from lora_trainer.places.hub import Hub  # noqa: PLC0415
+    from lora_trainer.ranks.reports import Reporter  # noqa: PLC0415
     from lora_trainer.result.export_checkpoint import export_checkpoint  # noqa: PLC0415 - as above
 
     def action() -> None:
@@ -240,8 +240,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from lora_trainer.host.reports import Reporter  # noqa: PLC0415
     from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
+    from lora_trainer.ranks.reports import Reporter  # noqa: PLC0415
     from lora_trainer.result.merge_stage import merge_by_hand  # noqa: PLC0415
 
     def action() -> None:

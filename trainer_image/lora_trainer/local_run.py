@@ -5,16 +5,16 @@ from pathlib import PurePosixPath
 
 import yaml
 
+from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadable
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, checkpoint_claim, train_config
 from lora_trainer.contract.summary import Artifact, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
-from lora_trainer.host.workspace import folders_of_name
+from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import MERGED_FOLDER, Form, loadable
-from lora_trainer.result.serving import Serving, command, merged_command
+from lora_trainer.result.serving import command, merged_command
 from lora_trainer.training.checkpoint import RUN_FILE, newest_of
 
 

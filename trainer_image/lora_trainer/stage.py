@@ -17,15 +17,15 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
-from lora_trainer.host import logs
 from lora_trainer.host.guard import guarded
 from lora_trainer.host.launch import end_with_parent
 from lora_trainer.host.lock import check_ticket
-from lora_trainer.host.reports import Report, Reporter, open_report
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.outputs import open_sink
-from lora_trainer.places.prepare import fetch
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks import logs
+from lora_trainer.ranks.reports import Report, Reporter, open_report
+from lora_trainer.recipe.prepare import fetch
 from lora_trainer.training.stopping import Stop
 
 
@@ -72,7 +72,7 @@ def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     # Before PyTorch: bad data shows at once.
     samples = load_samples(config, volumes, Hub())
-    from lora_trainer.recipe import Workshop, run_training  # noqa: PLC0415
+    from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
 
     workshop = Workshop(
         folder=options.workspace,

@@ -26,7 +26,7 @@ from lora_trainer.data.store import Block, Examples, Writer
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
-from lora_trainer.host.cpus import node_cpus
+from lora_trainer.ranks.cpus import node_cpus
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The processes around a run: the supervisor, its stages, what they tell and log."""
+"""The processes around a run: the supervisor, its stages and its trackers, and the folder that they share."""

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.host.cpus import cpu_threads
 from lora_trainer.host.launch import ONE_PROCESS, Program
-from lora_trainer.host.reports import Failure, Report, failure_of_status, first_cause
 from lora_trainer.host.trackers import SECRETS
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.cpus import cpu_threads
+from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
 
 log = logging.getLogger(__name__)
 STACKS_S = 1.0

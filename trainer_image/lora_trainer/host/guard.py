@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.errors import InternalError, TerminatedError, TrainerError, explain
-from lora_trainer.host.reports import Reporter
+from lora_trainer.ranks.reports import Reporter
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from lora_trainer.contract.progress import Progress
-from lora_trainer.host.reports import Counters
+from lora_trainer.ranks.reports import Counters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from lora_trainer.contract.progress import Phase
-from lora_trainer.host.reports import Report
+from lora_trainer.ranks.reports import Report
 
 WATCHED = (Phase.TRAINING, Phase.EVALUATING, Phase.CHECKPOINTING)
 """Where reports come regularly; to load a large model takes as long as it takes."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from lora_trainer.artifact.files import make_folder
+from lora_trainer.artifact.manifest import LOG, Form, Manifest, Published, add_log, describe, is_complete, read_manifest
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
@@ -24,21 +26,19 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import InternalError, explain
-from lora_trainer.host import logs
 from lora_trainer.host.child import StageFailedError, Stages
-from lora_trainer.host.cpus import cpu_threads
 from lora_trainer.host.endpoints import serve
 from lora_trainer.host.launch import local_program, this_node, training_program
 from lora_trainer.host.lock import Holder, Lock, held
 from lora_trainer.host.metrics import CONTENT_TYPE, TrainingMetrics
-from lora_trainer.host.reports import Failure, Report
 from lora_trainer.host.stall import StallWatch
 from lora_trainer.host.tracking import tracked
 from lora_trainer.host.workspace import Workspace, open_workspace
 from lora_trainer.places.outputs import open_sink
-from lora_trainer.places.sinks import Published
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import LOG, Form, Manifest, add_log, describe, is_complete, make_folder, read_manifest
+from lora_trainer.ranks import logs
+from lora_trainer.ranks.cpus import cpu_threads
+from lora_trainer.ranks.reports import Failure, Report
 from lora_trainer.training.checkpoint import Checkpoints, step_name
 
 log = logging.getLogger(__name__)

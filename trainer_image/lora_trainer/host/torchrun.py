@@ -17,7 +17,7 @@ from torch.distributed.run import get_args_parser, run
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.errors import explain
-from lora_trainer.host.reports import Report, Reporter, failure_of_status
+from lora_trainer.ranks.reports import Report, Reporter, failure_of_status
 
 
 def main(arguments: Sequence[str]) -> int:

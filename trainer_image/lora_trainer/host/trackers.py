@@ -1,32 +1,22 @@
 """TensorBoard, MLflow and Weights & Biases, each behind the same few calls. Their packages are imported when used."""
 
 import importlib
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from lora_trainer.artifact.curve_records import Record
 from lora_trainer.contract.config import Tracker, TrainConfig
-from lora_trainer.result.curves import Record
 from lora_trainer.result.hyperparameters import cell, leaves
+from lora_trainer.result.tensorboard import TENSORBOARD, TensorBoard, values_of
 
-log = logging.getLogger(__name__)
 PROJECT = "lora-finetune"
 """Where runs go that name no project."""
 SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-TENSORBOARD, STATE = "tensorboard", "tracker.json"
+STATE = "tracker.json"
 _TIMEOUT_S = 10
-_NAMES = {
-    "loss": "train/loss",
-    "epoch": "train/epoch",
-    "learning_rate": "train/learning_rate",
-    "gradient_norm": "train/gradient_norm",
-    "tokens_per_second": "train/tokens_per_second",
-    "eval_loss": "eval/loss",
-    "eval_loss_standard_error": "eval/loss_standard_error",
-}
 
 
 class UnusableError(Exception):
@@ -79,46 +69,6 @@ def open_backend(config: TrainConfig, folder: Path, state: State, environment: M
         return WeightsAndBiases(config, folder, environment)
     except ModuleNotFoundError as error:
         raise UnusableError(f"the package {error.name} is not installed in the trainer's image") from error
-
-
-def values_of(record: Record) -> dict[str, float]:
-    """A record's numbers by the names that trackers show."""
-    return {name: float(record[key]) for key, name in _NAMES.items() if key in record}
-
-
-class TensorBoard:
-    """Event files in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
-        self._event: Any = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
-        self._summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
-        folder.mkdir(parents=True, exist_ok=True)
-        self.where = str(folder)
-        self._writer: Any = writer.EventFileWriter(str(folder))
-
-    def log(self, records: Sequence[Record]) -> None:
-        """See `Backend`."""
-        for record in records:
-            values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values_of(record).items()]
-            summary = self._summary(value=values)
-            self._writer.add_event(self._event(wall_time=record.get("time"), step=record["step"], summary=summary))
-        self._writer.flush()
-
-    def finish(self, status: str) -> None:
-        """See `Backend`. How a run ended is no part of a curve."""
-        self._writer.close()
-
-
-def write_events(records: Iterable[Record], folder: Path) -> None:
-    """A whole curve as event files; nothing, with a warning, where TensorBoard is not installed."""
-    try:
-        board = TensorBoard(folder)
-    except ModuleNotFoundError as error:
-        log.warning("no event files for TensorBoard: the package %s is not installed", error.name)
-        return
-    board.log(list(records))
-    board.finish("FINISHED")
 
 
 class Mlflow:

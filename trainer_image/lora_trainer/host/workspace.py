@@ -1,32 +1,30 @@
 """The folder that a run works in: checkpoints, the result before its publication, and the lock.
 
-On the run's checkpoint claim it is `.lora-checkpoints/<name>-<suffix>/`, the suffix following from the run's uid, so
-that every attempt of a run finds it and no other run does. Without a claim it is a temporary folder: then nothing
-outlives the pod, and nothing is saved on the way.
+On the run's checkpoint claim it is the one that `folder_of_run` names. Without a claim it is a temporary folder: then
+nothing outlives the pod, and nothing is saved on the way.
 
 Standard library only: the supervisor opens it without loading PyTorch.
 """
 
 import contextlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_trainer.artifact.curve_records import METRICS
+from lora_trainer.artifact.manifest import LOG
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.names import SUFFIX_LENGTH, run_suffix
 from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.host.lock import is_released
-from lora_trainer.host.trackers import STATE, TENSORBOARD
+from lora_trainer.host.trackers import STATE
+from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import LOG
-from lora_trainer.result.curves import METRICS
+from lora_trainer.result.tensorboard import TENSORBOARD
 
-FOLDER = ".lora-checkpoints"
 _ALONGSIDE = (LOG, METRICS, STATE, TENSORBOARD, "wandb")
 """What a run writes beside its checkpoints."""
 
@@ -91,7 +89,7 @@ def open_workspace(config: TrainConfig, volumes: Volumes, temporary: Path | None
         with tempfile.TemporaryDirectory(prefix="lora-workspace-", dir=temporary) as name:
             yield Workspace(folder=Path(name), uri=None)
         return
-    uri = ClaimUri(claim=claim, path=f"{FOLDER}/{config.run.name}-{run_suffix(config.run.uid)}")
+    uri = folder_of_run(config, claim)
     folder = volumes.claim_path(uri)
     if volumes.claim_missing(uri):
         raise StorageError(f"the checkpoints go to {uri}: {volumes.not_mounted(uri)}")
@@ -100,16 +98,3 @@ def open_workspace(config: TrainConfig, volumes: Volumes, temporary: Path | None
     except OSError as error:
         raise storage_error(error, str(uri)) from error
     yield Workspace(folder=folder, uri=uri)
-
-
-def folders_of_name(name: str, claim: str, volumes: Volumes) -> tuple[Path, ...]:
-    """The folders that runs of a name left on a claim. Raises `ConfigError` for a symbolic link on the way."""
-    pattern = re.compile(rf"{re.escape(name)}-[a-z2-7]{{{SUFFIX_LENGTH}}}")
-    parent = volumes.claim_path(ClaimUri(claim=claim, path=FOLDER))
-    if not parent.is_dir():
-        return ()
-    return tuple(
-        path
-        for path in sorted(parent.iterdir())
-        if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-    )

@@ -8,7 +8,7 @@ import torch
 
 from lora_trainer.contract.config import DeviceConfig, Precision
 from lora_trainer.errors import ConfigError, GpuFaultError
-from lora_trainer.host.cpus import cpu_threads
+from lora_trainer.ranks.cpus import cpu_threads
 
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 

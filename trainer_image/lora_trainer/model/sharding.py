@@ -19,7 +19,7 @@ from torch import nn
 from lora_trainer.contract.config import Merge, Quantization, TrainConfig
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.model.device import Device
-from lora_trainer.training.ranks import Ranks
+from lora_trainer.ranks.collectives import Ranks
 
 WEIGHTS_SHARE = 0.75
 """Most of a device's memory that weights may take; the rest is for activations, logits and the adapter's state."""

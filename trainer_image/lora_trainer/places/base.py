@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lora_trainer.artifact.tensor_files import entries_of, header_bytes
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri, HubUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes, plain_files, readable
-from lora_trainer.result.tensor_files import entries_of, header_bytes
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _SMALL = (".json", ".jinja", ".model", ".txt")

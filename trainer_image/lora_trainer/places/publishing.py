@@ -3,12 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+from lora_trainer.artifact.manifest import Published, check_digests, read_manifest
 from lora_trainer.contract.uri import ClaimUri, HubUri, OciUri, S3Uri, UriError, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.outputs import open_sink
-from lora_trainer.places.sinks import Published
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import check_digests, read_manifest
 
 
 def publish_folder(folder: Path, address: str, volumes: Volumes) -> Published:

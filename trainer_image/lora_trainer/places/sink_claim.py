@@ -5,21 +5,20 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.uri import ClaimUri
-from lora_trainer.errors import StorageError, storage_error
-from lora_trainer.places.sinks import Published
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import (
+from lora_trainer.artifact.files import sync_files, sync_folder
+from lora_trainer.artifact.manifest import (
     MANIFEST,
     MARKER,
+    Published,
     check_digests,
     manifest_digest,
     read_manifest,
     run_of,
-    sync_files,
-    sync_folder,
 )
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.uri import ClaimUri
+from lora_trainer.errors import StorageError, storage_error
+from lora_trainer.places.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.artifact.manifest import MANIFEST, Published, manifest_digest, read_manifest, run_of_manifest
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import ConfigError, StorageError, TransientError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.roles import Role, upload_failed
-from lora_trainer.places.sinks import Published
-from lora_trainer.result.artifact import MANIFEST, manifest_digest, read_manifest, run_of_manifest
 
 _OWN_FILES = frozenset({".gitattributes"})
 _LONGEST_NAME = 96

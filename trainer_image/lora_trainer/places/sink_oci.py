@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.artifact.manifest import MANIFEST, Manifest, Published, read_manifest
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import StorageError, TransientError
 from lora_trainer.places.oci import MANIFEST_TYPE, Blob, Registry
 from lora_trainer.places.roles import upload_failed
-from lora_trainer.places.sinks import Published
-from lora_trainer.result.artifact import MANIFEST, Manifest, read_manifest
 
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"

@@ -12,14 +12,21 @@ from pathlib import Path
 
 from minio.error import S3Error
 
+from lora_trainer.artifact.manifest import (
+    MANIFEST,
+    MARKER,
+    Manifest,
+    Published,
+    manifest_digest,
+    read_manifest,
+    run_of_manifest,
+)
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import StorageError, TransientError
 from lora_trainer.places.roles import upload_failed
 from lora_trainer.places.s3 import PART_BYTES, Connection, Item
-from lora_trainer.places.sinks import Published
-from lora_trainer.result.artifact import MANIFEST, MARKER, Manifest, manifest_digest, read_manifest, run_of_manifest
 
 log = logging.getLogger(__name__)
 _CHUNK_BYTES = 2**20

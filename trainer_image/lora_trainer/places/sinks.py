@@ -5,19 +5,10 @@ last, in one step. What the place holds of others is never overwritten; a run th
 it, to `<address>-<suffix of the run>`. Publishing the same result twice ends with one result.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A result in its place. `digest` is `sha256:` of its manifest, or in a registry of the artefact's manifest there;
-    `folder` is set where it is on a volume."""
-
-    uri: str
-    digest: str
-    folder: str | None = None
+from lora_trainer.artifact.manifest import Published
 
 
 class Sink(Protocol):

@@ -1,1 +1,1 @@
-"""What a run leaves: the adapter, its card and curves, merged models, and their verification."""
+"""The result of a run, made and verified: the adapter, its card and curves, merged models."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
+from lora_trainer.artifact.curve_records import METRICS
+from lora_trainer.artifact.manifest import LOG, MERGED_FOLDER, Form, Manifest, Serving, loadable
 from lora_trainer.contract.uri import HubUri, parse_uri
-from lora_trainer.result.artifact import LOG, MERGED_FOLDER, Form, Manifest, loadable
-from lora_trainer.result.curves import LOSS_CURVE, METRICS
+from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.hyperparameters import cell, leaves
-from lora_trainer.result.serving import Serving, command, merged_command
+from lora_trainer.result.serving import command, merged_command
 
 _FOLDER = "path/of/this/folder"
 TEMPLATE = "chat_template.jinja"

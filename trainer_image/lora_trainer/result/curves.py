@@ -1,123 +1,25 @@
-"""The curves of a training: `metrics.jsonl` while it goes on, `loss.png` at its end.
+"""The curves beside a result: the lines of `metrics.jsonl`, and `loss.png` drawn from them."""
 
-One JSON object a line, with the time in seconds since 1970. A step's line has step, epoch, loss, learning_rate,
-gradient_norm, tokens, tokens_per_second and seconds; an evaluation's has step, eval_loss and eval_loss_standard_error.
-Losses are in nats per learned token.
-"""
-
-import json
-import logging
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lora_trainer.artifact.curve_records import METRICS, Record, line_of, read_records
 from lora_trainer.errors import storage_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lora_trainer.training.evaluate import Evaluation
-    from lora_trainer.training.listener import Step
-
-log = logging.getLogger(__name__)
-METRICS = "metrics.jsonl"
 LOSS_CURVE = "loss.png"
-Record = Mapping[str, Any]
-
-
-class MetricsFile:
-    """Appends to a run's `metrics.jsonl`. What an attempt did after the step at which the next one goes on is dropped.
-
-    A full volume costs lines of this file and nothing else: the checkpoints decide whether a run can go on.
-    """
-
-    def __init__(self, path: Path | None, wall_clock: Callable[[], float] = time.time) -> None:
-        """`path` None keeps nothing: on processes that are not the first. `wall_clock` gives seconds since 1970."""
-        self._path = path
-        self._wall_clock = wall_clock
-        self._failed = False
-
-    def begin(self, step: int) -> None:
-        """Keep the lines up to and with `step`, the one after which this attempt goes on; 0 drops all."""
-        if self._path is None:
-            return
-        kept = [record for record in read_records(self._path) if record["step"] <= step and step > 0]
-        self._write("".join(_line(record) for record in kept), replace=True)
-
-    def add(self, step: int, **values: float) -> None:
-        """Append what was measured after an optimizer step."""
-        self._write(_line({"step": step, "time": round(self._wall_clock(), 3), **values}), replace=False)
-
-    def stepped(self, step: "Step") -> None:
-        """Append an optimizer step."""
-        self.add(
-            step.number,
-            epoch=step.epoch,
-            loss=step.loss,
-            learning_rate=step.learning_rate,
-            gradient_norm=step.gradient_norm,
-            tokens=step.tokens,
-            tokens_per_second=step.tokens_per_second,
-            seconds=step.seconds,
-        )
-
-    def evaluated(self, step: int, result: "Evaluation") -> None:
-        """Append an evaluation after optimizer step `step`."""
-        self.add(step, eval_loss=result.loss, eval_loss_standard_error=result.standard_error)
-
-    def _write(self, text: str, *, replace: bool) -> None:
-        if self._path is None or self._failed:
-            return
-        try:
-            if replace:
-                temporary = self._path.with_suffix(".partial")
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(self._path)
-            else:
-                with self._path.open("a", encoding="utf-8") as stream:
-                    stream.write(text)
-        except OSError as error:
-            self._failed = True
-            log.warning("%s ends here: %s", METRICS, error.strerror)
-
-
-def metrics_beside(result: Path) -> MetricsFile:
-    """The curves of a training whose result grows in the folder `result`; of several processes the first keeps them."""
-    return MetricsFile(result.parent / METRICS if os.environ.get("RANK", "0") == "0" else None)
-
-
-def _line(record: Record) -> str:
-    return json.dumps(record) + "\n"
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """The lines of a `metrics.jsonl`, none where there is no such file. A line that a kill cut short is passed over."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            record = parse(line)
-            if record is not None:
-                yield record
-
-
-def parse(line: str) -> Record | None:
-    """A line's record, None for what is none."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def write_curves(folder: Path) -> None:
     """Put the curves of `metrics_beside` into a result: the lines, and `loss.png` from them. Raises `StorageError`."""
     records = tuple(read_records(folder.parent / METRICS))
     try:
-        (folder / METRICS).write_text("".join(_line(record) for record in records), encoding="utf-8")
+        (folder / METRICS).write_text("".join(line_of(record) for record in records), encoding="utf-8")
         draw(records, folder / LOSS_CURVE)
     except OSError as error:
         raise storage_error(error, METRICS) from error

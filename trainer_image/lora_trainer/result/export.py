@@ -5,18 +5,22 @@ import json
 import platform
 from pathlib import Path
 
+from lora_trainer.artifact.curve_records import METRICS, read_records
+from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
 from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.errors import storage_error
-from lora_trainer.host.trackers import TENSORBOARD, write_events
 from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
-from lora_trainer.result.artifact import Manifest, Measured, write_sealed
 from lora_trainer.result.card import TEMPLATE, model_card
-from lora_trainer.result.curves import LOSS_CURVE, METRICS, read_records
+from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.serving import adapter_serving
+from lora_trainer.result.tensorboard import TENSORBOARD, write_events
+from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
+from lora_trainer.training.listener import Trained
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -45,6 +49,36 @@ def _sort_config(path: Path) -> None:
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def measured_by(
+    trained: Trained,
+    before: Evaluation,
+    after: Evaluation,
+    device: Device,
+    *,
+    held_out: bool,
+    seconds: float,
+    resumed: int | None,
+) -> Measured:
+    """What the manifest tells of training and evaluations; `resumed` is the step at which this attempt went on."""
+    return Measured(
+        steps=trained.steps,
+        trained_tokens=trained.tokens,
+        train_loss=trained.loss,
+        eval_loss_before=before.loss,
+        eval_loss_after=after.loss,
+        eval_loss_before_standard_error=before.standard_error,
+        eval_loss_after_standard_error=after.standard_error,
+        improvement_standard_error=improvement_standard_error(before, after),
+        held_out=held_out,
+        duration_seconds=seconds,
+        tokens_per_second=trained.tokens / max(trained.seconds, 1e-9),
+        peak_memory_bytes=device.peak_memory_bytes(),
+        best_step=trained.best_step,
+        stopped_early=trained.stopped_early,
+        resumed_step=resumed,
+    )
 
 
 def write_manifest(

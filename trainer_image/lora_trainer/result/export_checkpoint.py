@@ -14,8 +14,8 @@ from lora_trainer.model.loading import Adapted, adapt, load_encoder, load_model
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.recipe import evaluation_rows, measured_by
-from lora_trainer.result.export import write_adapter, write_manifest
+from lora_trainer.result.export import measured_by, write_adapter, write_manifest
+from lora_trainer.result.inputs import evaluation_rows
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.places.base import model_files
 from lora_trainer.result.serving import scale
-from lora_trainer.result.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 
 log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."

@@ -6,20 +6,22 @@ import os
 import shutil
 from pathlib import Path
 
+from lora_trainer.artifact.curve_records import METRICS
+from lora_trainer.artifact.manifest import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
 from lora_trainer.contract.config import Merge
 from lora_trainer.contract.summary import Verification
 from lora_trainer.errors import ConfigError, storage_error
-from lora_trainer.host.trackers import TENSORBOARD
 from lora_trainer.model.device import choose_device
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
 from lora_trainer.result.card import TEMPLATE, model_card
-from lora_trainer.result.curves import LOSS_CURVE, METRICS
+from lora_trainer.result.curves import LOSS_CURVE
+from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merged import bench_for, merged_model, rounding
 from lora_trainer.result.serving import MERGED
-from lora_trainer.result.verify import TOLERANCES, base_and_rows, judge
+from lora_trainer.result.tensorboard import TENSORBOARD
+from lora_trainer.result.verify import TOLERANCES, judge
 
 log = logging.getLogger(__name__)
 CARD = "README.md"

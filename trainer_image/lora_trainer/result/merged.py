@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
+from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Manifest
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.config import Quantization
 from lora_trainer.data.store import Examples
-from lora_trainer.host.cpus import cpu_threads
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, load_model
 from lora_trainer.places.base import Base
-from lora_trainer.result.artifact import MERGED_FOLDER, Form, Manifest
-from lora_trainer.result.tensor_files import read_entries
+from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
 

@@ -8,33 +8,20 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.artifact.manifest import Serving
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.errors import VerificationError
-from lora_trainer.result.tensor_files import read_entries
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes (`MaxLoRARanks` in vllm/config/lora.py)."""
 WAY_OUT = "publish it with output.merge: Merged, which every server loads"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
-    """`text` holds vLLM's flags where it can serve the adapter, else the reason why not and the way out.
-
-    `rank` is the largest of the written adapter, 0 where there is none.
-    """
-
-    servable: bool
-    text: str
-    rank: int
-
-
 MERGED = Serving(servable=True, text="", rank=0)
 """A merged model: every server loads it, without flags."""
-NOT_JUDGED = Serving(servable=False, text="the release that made this adapter did not look", rank=0)
 
 
 def adapter_serving(folder: Path) -> Serving:

@@ -5,6 +5,7 @@ import logging
 import math
 from pathlib import Path
 
+from lora_trainer.artifact.manifest import MANIFEST, Form, Manifest, check_digests, read_manifest
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.summary import Verification
 from lora_trainer.data.store import Examples
@@ -13,16 +14,15 @@ from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.sharding import device_bytes, fits_divided, on_cpu, shard, weight_bytes
-from lora_trainer.places.base import Base, find_base
+from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.recipe import evaluation_rows
-from lora_trainer.result.artifact import MANIFEST, Form, Manifest, check_digests, read_manifest
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.group import join, local_rank
+from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merged import Bench, bench_for, merged_model
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.group import join, local_rank
-from lora_trainer.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
     base, examples = base_and_rows(manifest, volumes, hub)
     if manifest.format is Form.MERGED:
         return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
-    with join(device, config.stall_timeout_s) as group:
+    with join(device.torch_device, config.stall_timeout_s) as group:
         loss = _loss(folder, manifest, base, examples, device=device, group=group)
     # Verified by hand on another device, the run's own rounding counts, too.
     tolerance = max(TOLERANCES[device.dtype_name], TOLERANCES.get(manifest.resolved.compute_dtype, 0.0))
@@ -86,29 +86,6 @@ def _verify_merged(folder: Path, manifest: Manifest, base: Base, bench: Bench) -
     loss = bench.loss(merged_model(folder, manifest.format, base), manifest)
     tolerance = max(manifest.merged.tolerance, TOLERANCES[bench.device.dtype_name])
     return judge(loss, manifest.merged.loss, tolerance, "merged model")
-
-
-def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base, Examples]:
-    """The base model and the evaluated rows of a run, read afresh. Raises `VerificationError` where either changed."""
-    config = manifest.config
-    base = find_base(_pinned(config.model.uri, manifest.base_revision), volumes, hub)
-    if base.revision != manifest.base_revision:
-        raise VerificationError(
-            f"the base model is at {base.revision} now, the adapter was trained on {manifest.base_revision}: "
-            "restore the model that was used"
-        )
-    examples, fingerprint = evaluation_rows(config, volumes, hub, base)
-    if fingerprint != manifest.resolved.dataset_fingerprint:
-        raise VerificationError(
-            f"the data set {config.dataset.uri} has changed since the run ({fingerprint[:19]}… instead of "
-            f"{manifest.resolved.dataset_fingerprint[:19]}…): restore the data that was used"
-        )
-    return base, examples
-
-
-def _pinned(uri: str, revision: str) -> str:
-    """The model's address at the commit that was used, whatever its branch points to by now."""
-    return f"{uri.partition('@')[0]}@{revision}" if uri.startswith("hf://") else uri
 
 
 def judge(loss: float, claimed: float, tolerance: float, what: str) -> Verification:

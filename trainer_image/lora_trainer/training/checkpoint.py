@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.artifact.files import FileEntry, sync_files, sync_folder
 from lora_trainer.contract import codec
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, StorageError, storage_error
-from lora_trainer.result.artifact import FileEntry, sync_files, sync_folder
 
 log = logging.getLogger(__name__)
 RUN_FILE = "run.json"

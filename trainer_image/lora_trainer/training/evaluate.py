@@ -12,9 +12,9 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
+from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
 from lora_trainer.training.loss import token_losses
-from lora_trainer.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,12 +24,12 @@ from lora_trainer.errors import (
 )
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, set_training
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
 from lora_trainer.training.optimizers import make_optimizer
-from lora_trainer.training.ranks import Ranks
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import learning_rate_factor, total_steps, wanted_rows
 from lora_trainer.training.state import (

@@ -4,11 +4,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from lora_trainer.artifact.curve_records import MetricsFile
 from lora_trainer.contract.progress import Phase
-from lora_trainer.host.logs import duration, fields
-from lora_trainer.host.reports import Counters, Reporter
 from lora_trainer.model.device import Device
-from lora_trainer.result.curves import MetricsFile
+from lora_trainer.ranks.logs import duration, fields
+from lora_trainer.ranks.reports import Counters, Reporter
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.listener import Listener, Step
@@ -54,7 +54,16 @@ class Narrator(Listener):
             estimated_remaining_seconds=round(step.remaining_seconds),
             peak_memory_bytes=self._device.peak_memory_bytes(),
         )
-        self._curves.stepped(step)
+        self._curves.add(
+            step.number,
+            epoch=step.epoch,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            gradient_norm=step.gradient_norm,
+            tokens=step.tokens,
+            tokens_per_second=step.tokens_per_second,
+            seconds=step.seconds,
+        )
         silent = self._told_at_s - self._logged_at_s >= LONGEST_SILENCE_S
         if silent or step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
             self._logged_at_s = self._told_at_s
@@ -72,7 +81,7 @@ class Narrator(Listener):
     def evaluated(self, step: int, result: Evaluation) -> None:
         """See `Listener`."""
         self._reporter.progress(phase=Phase.TRAINING, eval_loss=result.loss)
-        self._curves.evaluated(step, result)
+        self._curves.evaluated(step, loss=result.loss, standard_error=result.standard_error)
 
     def saving(self, step: int) -> None:
         """See `Listener`."""

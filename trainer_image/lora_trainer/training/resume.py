@@ -11,7 +11,7 @@ from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.errors import CheckpointError
-from lora_trainer.host.workspace import folders_of_name
+from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
 from lora_trainer.training.identity import Identity, difference, same_course, weights_difference

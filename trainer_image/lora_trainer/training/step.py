@@ -9,9 +9,9 @@ from peft.helpers import disable_input_dtype_casting
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
 from lora_trainer.training.loss import token_losses
-from lora_trainer.training.ranks import Ranks
 
 
 def run_step(

@@ -1,24 +1,19 @@
-"""A result as a folder: its manifest and its digests.
-
-Standard library only: the supervisor publishes without loading PyTorch.
-"""
+"""A result as a folder: its manifest, and the digests that the manifest vouches for."""
 
 import dataclasses
 import enum
-import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_trainer.artifact.files import FileEntry, entry_of, sync_files, sync_folder
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun
 from lora_trainer.errors import VerificationError, storage_error
-from lora_trainer.result.serving import NOT_JUDGED, Serving
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = "lora-operator.io/adapter/v1"
@@ -37,15 +32,6 @@ class Form(enum.StrEnum):
     ADAPTER = "peft"
     MERGED = "merged"
     BOTH = "peft+merged"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One file of the result; `path` is relative to its folder."""
-
-    path: str
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +66,21 @@ class MergedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """`text` holds vLLM's flags where it can serve the adapter, else the reason why not and the way out.
+
+    `rank` is the largest of the written adapter, 0 where there is none.
+    """
+
+    servable: bool
+    text: str
+    rank: int
+
+
+NOT_JUDGED = Serving(servable=False, text="the release that made this adapter did not look", rank=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files."""
 
@@ -101,6 +102,16 @@ class Manifest:
         return json.dumps(codec.encode(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A result in its place. `digest` is `sha256:` of its manifest, or in a registry of the artefact's manifest there;
+    `folder` is set where it is on a volume."""
+
+    uri: str
+    digest: str
+    folder: str | None = None
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an adapter. Raises `VerificationError`."""
     try:
@@ -113,13 +124,7 @@ def file_entries(folder: Path) -> tuple[FileEntry, ...]:
     """Digest and size of every file below `folder` but the manifest itself."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = sorted(path.relative_to(folder).as_posix() for path in files)
-    return tuple(_entry(folder, name) for name in names if name not in (MANIFEST, MARKER, _UNFINISHED))
-
-
-def _entry(folder: Path, name: str) -> FileEntry:
-    with (folder / name).open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileEntry(path=name, sha256=digest, size_bytes=(folder / name).stat().st_size)
+    return tuple(entry_of(folder, name) for name in names if name not in (MANIFEST, MARKER, _UNFINISHED))
 
 
 def write_sealed(folder: Path, manifest: Manifest) -> Manifest:
@@ -139,7 +144,7 @@ def add_log(folder: Path, log: Path) -> None:
     try:
         manifest = read_manifest(folder)
         shutil.copyfile(log, folder / LOG)
-        entries = {entry.path: entry for entry in manifest.files} | {LOG: _entry(folder, LOG)}
+        entries = {entry.path: entry for entry in manifest.files} | {LOG: entry_of(folder, LOG)}
         files = tuple(entries[path] for path in sorted(entries))
         sync_files((folder / LOG,))
         _replace_manifest(folder, dataclasses.replace(manifest, files=files))
@@ -198,40 +203,11 @@ def run_of_manifest(text: bytes) -> str | None:
         return None
 
 
-def sync_files(paths: Iterable[Path]) -> None:
-    """Force files to the disk: a manifest must never outlive the files that it vouches for."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            # An SMB share, and some file systems in user space, know no such thing for a folder.
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP) or not path.is_dir():
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk."""
-    sync_files((folder,))
-
-
 def loadable(base_model: str, base_revision: str) -> str:
     """Arguments of `from_pretrained` for a base model, as Python; of a model on a claim only its user has a path."""
     if base_revision.startswith("sha256:"):
         return '"path/of/the/base/model"'
     return f'"{base_model}", revision="{base_revision}"'
-
-
-def make_folder(folder: Path) -> None:
-    """An empty folder for a result; what an attempt left there that was cut short is removed. Raises `StorageError`."""
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise storage_error(error, f"the run's folder {folder.name}") from error
 
 
 def manifest_digest(folder: Path) -> str:

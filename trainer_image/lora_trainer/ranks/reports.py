@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lora_trainer.artifact.manifest import Published
 from lora_trainer.contract import codec
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import TrainerError
-from lora_trainer.places.sinks import Published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_trainer.artifact.curve_records import metrics_beside
 from lora_trainer.contract.config import Packing, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.dataset import Data
-from lora_trainer.data.store import Examples
-from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.survey import Samples
 from lora_trainer.errors import TransientError
-from lora_trainer.host.reports import Report, Reporter
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted, adapt, load_encoder, load_model
@@ -26,18 +25,17 @@ from lora_trainer.model.sharding import device_bytes, must_shard, on_cpu, shard,
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.artifact import Measured
-from lora_trainer.result.curves import metrics_beside, write_curves
-from lora_trainer.result.export import versions, write_adapter, write_manifest
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.group import join, local_rank
+from lora_trainer.ranks.reports import Report, Reporter
+from lora_trainer.result.curves import write_curves
+from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
 from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.evaluate import Evaluation, evaluate, improvement_standard_error
-from lora_trainer.training.group import join, local_rank
+from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.identity import Identity, difference, identity
-from lora_trainer.training.listener import Trained
 from lora_trainer.training.loop import Training
 from lora_trainer.training.narrator import Narrator
-from lora_trainer.training.ranks import Ranks
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import total_steps
@@ -75,7 +73,7 @@ def run_training(
     device = choose_device(config.device, config.training.precision, local_rank())
     log.info("device %s, compute type %s", device.name, device.dtype_name)
 
-    with join(device, config.stall_timeout_s) as group:
+    with join(device.torch_device, config.stall_timeout_s) as group:
         reporter.phase(Phase.LOADING_MODEL)
         checkpoints = _checkpoints(config, workshop, group)
         saved = group.broadcast_object(_saved(config, workshop, checkpoints, volumes) if group.is_main else None)
@@ -109,7 +107,7 @@ def run_training(
         before = saved.record.before if saved and goes_on else evaluation("before training")
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
         if not goes_on:
-            curves.evaluated(0, before)
+            curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)
         device.reset_peak_memory()
         record = _record(config, base, data, resolved, identity=ours, before=before)
         training = Training(
@@ -130,7 +128,7 @@ def run_training(
         reporter.phase(Phase.EVALUATING)
         after = evaluation("after training")
         reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
-        curves.evaluated(trained.steps, after)
+        curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
 
         resumed = state.course.step if state and goes_on else None
         seconds = time.monotonic() - started
@@ -296,40 +294,3 @@ def _resolved(
         processes=ranks.world,
         sharded=ranks.lockstep,
     )
-
-
-def measured_by(
-    trained: Trained,
-    before: Evaluation,
-    after: Evaluation,
-    device: Device,
-    *,
-    held_out: bool,
-    seconds: float,
-    resumed: int | None,
-) -> Measured:
-    """What the manifest tells of training and evaluations; `resumed` is the step at which this attempt went on."""
-    return Measured(
-        steps=trained.steps,
-        trained_tokens=trained.tokens,
-        train_loss=trained.loss,
-        eval_loss_before=before.loss,
-        eval_loss_after=after.loss,
-        eval_loss_before_standard_error=before.standard_error,
-        eval_loss_after_standard_error=after.standard_error,
-        improvement_standard_error=improvement_standard_error(before, after),
-        held_out=held_out,
-        duration_seconds=seconds,
-        tokens_per_second=trained.tokens / max(trained.seconds, 1e-9),
-        peak_memory_bytes=device.peak_memory_bytes(),
-        best_step=trained.best_step,
-        stopped_early=trained.stopped_early,
-        resumed_step=resumed,
-    )
-
-
-def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
-    """The rows that a run with this configuration evaluates on, read afresh, and the fingerprint of their data set."""
-    samples = load_samples(config, volumes, hub)
-    encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
-    return datasets.encode_evaluation(samples, encoder), samples.fingerprint

@@ -24,8 +24,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lora_trainer.errors import PeerFailedError, explain
-from lora_trainer.model.device import Device
-from lora_trainer.training.ranks import Ranks
+from lora_trainer.ranks.collectives import Ranks
 
 T = TypeVar("T")
 BUCKET_NUMBERS = 2**26
@@ -104,7 +103,7 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def join(device: Device, timeout_s: float) -> Iterator[Ranks]:
+def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; the group of one where it started none.
 
     A collective that waits longer than `timeout_s` fails. Raises `PeerFailedError`.
@@ -113,12 +112,12 @@ def join(device: Device, timeout_s: float) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks()
         return
-    on_gpu = device.torch_device.type == "cuda"
+    on_gpu = device.type == "cuda"
     with _peers():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             timeout=timedelta(seconds=timeout_s),
-            device_id=device.torch_device if on_gpu else None,
+            device_id=device if on_gpu else None,
         )
     ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank())
     # After an error the process ends without taking leave: the others would be waited for.

@@ -1,0 +1,1 @@
+"""A run, top-down: its inputs into the cache (`prepare`), then the training (`train`)."""
