@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,15 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"lora_operator": ROOT / "operator", "lora_trainer": ROOT / "trainer_image"}
-# Each layer of the operator with the layers that it may import from; the first three are the pure core.
-LAYERS = {
-    "views": {"views"},
-    "rendering": {"views", "rendering"},
-    "decision": {"views", "rendering", "decision"},
-    "cluster": {"views", "cluster"},
-    "running": {"views", "rendering", "decision", "cluster", "running"},
-}
-PURE = ("views", "rendering", "decision")
+# Of the operator: without clock and client.
+PURE = ("lora_operator.views.", "lora_operator.rendering.", "lora_operator.decision.")
 READS_A_FILE = "lora_operator.views.config"
 
 
@@ -94,28 +89,76 @@ def test_importing_the_contract_loads_no_library() -> None:
     assert loaded - {name.split(".")[0] for name in bare.stdout.split()} == {"lora_trainer"}
 
 
-def layers() -> list[tuple[str, str]]:
-    """Every module of the operator's layers by its dotted name, with its layer."""
-    return [(name, name.split(".")[1]) for name in modules("lora_operator") if name.count(".") > 1]
+def lint(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Hold the packages in `folder` against the floors that pyproject.toml lists."""
+    paths = os.pathsep.join(str(folder / path.name) for path in PACKAGES.values())
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"},
+    )
 
 
-def test_every_module_of_the_operator_is_in_a_layer() -> None:
-    """Beside the command line nothing lies outside."""
-    assert {layer for _, layer in layers()} == set(LAYERS)
-    outside = {name for name in modules("lora_operator") if name.count(".") == 1}
-    assert outside == {"lora_operator.__main__", *(f"lora_operator.{layer}" for layer in LAYERS)}
+def test_each_floor_imports_from_those_below_it_alone() -> None:
+    """So no circle of folders can form, and the operator's core stays free of the shell."""
+    found = lint(ROOT)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
-@pytest.mark.parametrize(("name", "layer"), layers())
-def test_a_layer_imports_from_those_below_it_alone(name: str, layer: str) -> None:
-    """So no circle of packages can form, and the core stays free of the shell."""
-    own = {i.split(".")[1] for i in imports(modules("lora_operator")[name]) if i.startswith("lora_operator.")}
-    assert own <= LAYERS[layer]
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        (
+            "trainer_image/lora_trainer/places/volumes.py",
+            "def late() -> None:\n    from lora_trainer.host import lock\n",
+            "lora_trainer.places.volumes -> lora_trainer.host.lock",
+        ),
+        (
+            "trainer_image/lora_trainer/artifact/files.py",
+            "if TYPE_CHECKING:\n    from lora_trainer.training.listener import Step\n",
+            "lora_trainer.artifact.files -> lora_trainer.training.listener",
+        ),
+        ("trainer_image/lora_trainer/attic.py", "", "- lora_trainer.attic"),
+        ("operator/lora_operator/attic/__init__.py", "", "- lora_operator.attic"),
+        (
+            "operator/lora_operator/views/observe.py",
+            "import lora_operator.decision.decide\n",
+            "lora_operator.views.observe -> lora_operator.decision.decide",
+        ),
+        (
+            "operator/lora_operator/cluster/api.py",
+            "import lora_operator.rendering.render\n",
+            "lora_operator.cluster.api -> lora_operator.rendering.render",
+        ),
+    ],
+)
+def test_an_import_from_above_is_found(tmp_path: Path, file: str, text: str, complaint: str) -> None:
+    """Wherever in a file it stands; and a module that is on no floor."""
+    for path in PACKAGES.values():
+        shutil.copytree(path, tmp_path / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    with (tmp_path / file).open("a") as stream:
+        stream.write(text)
+    found = lint(tmp_path)
+    assert found.returncode == 1
+    assert complaint in found.stdout
 
 
-@pytest.mark.parametrize("name", [name for name, layer in layers() if layer in PURE and name != READS_A_FILE])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_is_a_package(package: str) -> None:
+    """Else its modules would be imported, and on no floor."""
+    folder = PACKAGES[package] / package
+    missing = {path.parent for path in folder.rglob("*.py")} - {path.parent for path in folder.rglob("__init__.py")}
+    assert not missing
+
+
+@pytest.mark.parametrize("name", [n for n in modules("lora_operator") if n.startswith(PURE) and n != READS_A_FILE])
 def test_a_deciding_module_has_neither_clock_nor_client(name: str) -> None:
-    """What it is told is all that it knows."""
+    """Its arguments are all that it knows."""
     path = modules("lora_operator")[name]
     allowed = {
         "lora_operator",
