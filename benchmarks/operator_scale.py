@@ -1,6 +1,6 @@
 """How the operator does with a fleet: creation, cold start, memory, rest, and runs that all fail at once.
 
-    .venv/bin/python benchmarks/operator_scale.py [--parts creation fleet failure kubeflow] [--record]
+    .venv/bin/python benchmarks/operator_scale.py [--parts creation fleet failure training hostile kubeflow] [--record]
 
 Each part starts a control plane of its own (etcd, API server, controllers, scheduler; no node: pods wait, or their life
 is played by writing their status) and one operator process with its production settings.
@@ -8,7 +8,9 @@ is played by writing their status) and one operator process with its production 
 creation   LoRAFineTunes at 20/s, at 100/s and as fast as the API server takes them: the time until each has its Job
 fleet      a cluster that fills up with finished runs, their Jobs and pods: latency, memory, cold start, and rest
 failure    1,000 running runs that all fail at once: the time until each says so, and what it costs
-kubeflow   the same creations against Kubeflow Trainer with JobSet, and this operator beside it; needs root
+training   1,000 runs that train and report: the statuses that are written, and what they cost operator and API server
+hostile    1,600 suspended runs of 256 KiB and 480 pods that never answer: memory, and what another namespace notices
+kubeflow   the same creations against Kubeflow Trainer with JobSet, and this operator beside it, in turns; needs root
 """
 
 import argparse
@@ -21,13 +23,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / folder) for folder in ("hack", "operator", "trainer_image", ".")]
 
-from benchmarks.scale import kubeflow, parts
+from benchmarks.scale import kubeflow, parts, tenants
 from benchmarks.scale.kubeflow import Load
 from benchmarks.scale.machine import description
 from benchmarks.scale.record import record
 from benchmarks.scale.rows import Point, Row
 
-PARTS = ("creation", "fleet", "failure", "kubeflow")
+PARTS = ("creation", "fleet", "failure", "training", "hostile", "kubeflow")
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
 
@@ -68,9 +70,18 @@ def _measure(part: str, options: argparse.Namespace) -> Iterator[Row | Point]:
         yield from parts.fleet(share_of(5000), share_of(1000), options.rest)
     elif part == "failure":
         yield from parts.mass_failure(share_of(1000))
+    elif part == "training":
+        yield from tenants.training(share_of(1000), max(20, 240 * min(1.0, options.scale)))
+    elif part == "hostile":
+        yield from tenants.hostile(share_of(1600), share_of(480), max(5, 120 * min(1.0, options.scale)))
     else:
-        loads = ((400, 20), (1000, 100), (1000, None))
-        yield from kubeflow.compare([Load(count=share_of(count), rate=rate) for count, rate in loads])
+        yield from kubeflow.compare(
+            [
+                Load(count=share_of(400), rate=20, rounds=5, wanted={"p99": "<= 1.0 x"}),
+                Load(count=share_of(1000), rate=100, wanted={"last creation to last Job": "<= 0.1 x"}),
+                Load(count=share_of(1000), rate=None, wanted={"last Job": "<= 0.35 x"}),
+            ]
+        )
 
 
 if __name__ == "__main__":

@@ -27,17 +27,19 @@ class Kind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Creation:
-    """Seconds from each creation to its Job, from the first creation to the last Job, and the pace of the creations."""
+    """Seconds from each creation to its Job, from the first and from the last creation to the last Job, and the pace
+    of the creations."""
 
     latencies_s: Sequence[float]
     last_job_s: float
+    after_last_s: float
     creations_per_second: float
 
     def __str__(self) -> str:
         p50, p99, longest = (percentile(self.latencies_s, share) for share in (0.5, 0.99, 1.0))
         return (
             f"p50 {p50:.3f} s, p99 {p99:.3f} s, max {longest:.3f} s; last Job {self.last_job_s:.1f} s after the first "
-            f"creation, {self.creations_per_second:.0f} creations/s"
+            f"creation and {self.after_last_s:.2f} s after the last, {self.creations_per_second:.0f} creations/s"
         )
 
 
@@ -77,5 +79,6 @@ def _creation(sent: Mapping[str, float], seen: Mapping[str, float]) -> Creation:
     return Creation(
         latencies_s=[seen[name] - sent[name] for name in sent],
         last_job_s=max(seen[name] for name in sent) - first_s,
+        after_last_s=max(seen[name] for name in sent) - max(sent.values()),
         creations_per_second=(len(sent) - 1) / (max(sent.values()) - first_s),
     )

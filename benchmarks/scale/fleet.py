@@ -1,7 +1,7 @@
 """LoRAFineTunes for the benchmark: new ones, finished ones by the thousand, and a kubelet that is played."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,11 +41,19 @@ def finetune(name: str) -> Object:
     }
 
 
-def finetunes(namespace: str) -> Kind:
+def suspended(name: str, annotation: int) -> Object:
+    """One that is held from the start, with an annotation of so many bytes, which nothing reads."""
+    document = finetune(name)
+    document["spec"]["suspend"] = True
+    document["metadata"]["annotations"] = {"example.com/notes": "x" * annotation}
+    return document
+
+
+def finetunes(namespace: str, manifest: Callable[[str], Object] = finetune) -> Kind:
     """LoRAFineTunes of a namespace and their Jobs."""
     return Kind(
         path=finetunes_path(namespace),
-        manifest=finetune,
+        manifest=manifest,
         jobs_path=f"/apis/batch/v1/namespaces/{namespace}/jobs",
         owner_of=lambda job: str(job["metadata"].get("labels", {}).get(NAME_LABEL)),
     )

@@ -6,16 +6,17 @@ This operator runs as a process in the node's network, as the other controllers 
 
 import json
 import random
+import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.scale.connections import Object
-from benchmarks.scale.creation import WARM_UP, Kind, create
+from benchmarks.scale.creation import WARM_UP, Creation, Kind, create
 from benchmarks.scale.fleet import finetunes, make_namespaces
-from benchmarks.scale.machine import Busy
+from benchmarks.scale.machine import Busy, percentile
 from benchmarks.scale.processes import REPOSITORY, define, operator_in, wait_until
 from benchmarks.scale.rows import Row
 
@@ -56,17 +57,19 @@ _RUNTIME: Object = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """So many creations, at a rate or as fast as the API server takes them."""
+    """So many creations, at a rate or as fast as the API server takes them, once or several times."""
 
     count: int
     rate: float | None
+    rounds: int = 1
+    wanted: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.count:,} at {self.rate:g}/s" if self.rate else f"{self.count:,} as fast as possible"
 
 
 def compare(loads: list[Load]) -> Iterator[Row]:
-    """Each load first for Kubeflow Trainer and then for this operator, with time in between for the pods to be made.
+    """Each load in turns for Kubeflow Trainer and for this operator, with time in between for the pods to be made.
 
     A few creations of each kind go before, which are not counted.
     """
@@ -79,16 +82,47 @@ def compare(loads: list[Load]) -> Iterator[Row]:
         define(NAME)
         inside = (str(HACK_CLUSTER), "exec", f"--name={NAME}", "--")
         with operator_in(places.pki / "admin.conf", prefix=inside):
-            for number, load in enumerate([Load(count=WARM_UP, rate=20), *loads]):
-                for who, kind in (("Kubeflow Trainer", _trainjobs), ("this operator", finetunes)):
-                    namespace = f"{'kubeflow' if kind is _trainjobs else 'lora'}-{number}"
-                    make_namespaces(api, [namespace])
-                    busy = Busy()
-                    done = create(api, kind(namespace), [f"run-{i:05}" for i in range(load.count)], load.rate)
-                    if number > 0:
-                        what = f"{who}: apply to Job, {load}"
-                        yield Row(what=what, wanted="", measured=str(done), busy=busy.share())
-                    _wait_for_pods(api, namespace, load.count)
+            _both(api, Load(count=WARM_UP, rate=20), "warm")
+            for number, load in enumerate(loads):
+                busy = Busy()
+                rounds = [_both(api, load, f"{number}-{again}") for again in range(load.rounds)]
+                yield from _rows(load, rounds, busy.share())
+
+
+def _both(api: Api, load: Load, suffix: str) -> tuple[Creation, Creation]:
+    """Kubeflow Trainer's and this operator's, one after the other, each in a namespace of its own."""
+    done: list[Creation] = []
+    for who, kind in (("kubeflow", _trainjobs), ("lora", finetunes)):
+        namespace = f"{who}-{suffix}"
+        make_namespaces(api, [namespace])
+        done.append(create(api, kind(namespace), [f"run-{i:05}" for i in range(load.count)], load.rate))
+        _wait_for_pods(api, namespace, load.count)
+    return done[0], done[1]
+
+
+def _rows(load: Load, rounds: list[tuple[Creation, Creation]], busy: float) -> Iterator[Row]:
+    """The last round of each, and how they compare: the medians where there were several."""
+    several = f" (the last of {load.rounds} rounds)" if load.rounds > 1 else ""
+    for who, done in zip(("Kubeflow Trainer", "this operator"), rounds[-1], strict=True):
+        yield Row(what=f"{who}: apply to Job, {load}{several}", wanted="", measured=str(done), busy=busy)
+    facts = (
+        ("p99", lambda done: percentile(done.latencies_s, 0.99)),
+        ("last creation to last Job", lambda done: done.after_last_s),
+        ("last Job", lambda done: done.last_job_s),
+    )
+    for name, read in facts:
+        theirs, ours = ([read(pair[side]) for pair in rounds] for side in (0, 1))
+        ratio = statistics.median(ours) / max(statistics.median(theirs), 0.001)
+        yield Row(
+            what=f"{name} against Kubeflow Trainer's, {load}",
+            wanted=load.wanted.get(name, ""),
+            measured=f"{ratio:.2f} x: {_listed(ours)} against {_listed(theirs)} s{', medians' if several else ''}",
+            busy=busy,
+        )
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def _trainjobs(namespace: str) -> Kind:

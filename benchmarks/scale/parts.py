@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.scale.connections import Connection, Connections, Object, Watch
-from benchmarks.scale.creation import CONNECTIONS, WARM_UP, create
+from benchmarks.scale.connections import Watch
+from benchmarks.scale.creation import WARM_UP, create
 from benchmarks.scale.fleet import (
-    STRATEGIC,
     Ending,
     add_finished,
     ended,
@@ -21,15 +19,24 @@ from benchmarks.scale.fleet import (
     running,
 )
 from benchmarks.scale.machine import MIB, Busy, percentile
-from benchmarks.scale.processes import Operator, a_control_plane, an_operator, wait_until
+from benchmarks.scale.playing import (
+    CONTROLLER_RATE,
+    condition_of,
+    connections_to,
+    failed_job,
+    failed_run,
+    play,
+    running_run,
+    server_metrics,
+    settle,
+)
+from benchmarks.scale.processes import a_control_plane, an_operator, wait_until
 from benchmarks.scale.rows import Point, Row
-from benchmarks.scale.server import write_percentile_s
+from benchmarks.scale.server import cpu_s, write_percentile_s
 
 from localcluster.api import Api
 from lora_trainer.contract.reasons import Reason
 
-# Kubernetes' own 20 requests a second would take minutes to give 1,000 Jobs their pods; creation is measured with it.
-_CONTROLLER_RATE = 300
 _REST_S = 5
 _TEAMS = [f"team-{number}" for number in range(10)]
 _ENDINGS = (
@@ -59,7 +66,7 @@ def creation(rate: float | None, count: int, wanted: str) -> Row:
 
 def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
     """(b) A cluster that fills up with finished resources, and then the whole fleet: cold start, memory, rest."""
-    with a_control_plane(controller_requests_per_second=_CONTROLLER_RATE) as plane:
+    with a_control_plane(controller_requests_per_second=CONTROLLER_RATE) as plane:
         api = plane.api
         make_namespaces(api, _TEAMS)
         with an_operator(plane.kubeconfig) as operator:
@@ -75,11 +82,11 @@ def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
                     add_finished(api, like, team, names)
             made = target
             with an_operator(plane.kubeconfig) as operator:
-                _settle(operator, made)
+                settle(operator, made)
                 count = active // steps
                 names = [f"wait-{step}-{number:05}" for number in range(count)]
                 done = create(api, finetunes(_TEAMS[step]), names, 20)
-                _settle(operator, made)
+                settle(operator, made)
                 yield Point(
                     resources=made + count * (step + 1),
                     p50_s=percentile(done.latencies_s, 0.5),
@@ -94,7 +101,7 @@ def _whole_fleet(kubeconfig: Path, questions: float, finished: int, active: int,
     busy = Busy()
     total = f"{active:,} waiting and {finished:,} finished"
     with an_operator(kubeconfig) as operator:
-        _settle(operator, finished + active)
+        settle(operator, finished + active)
         start, cost = operator.writes(), operator.usage()
         told = f"ready after {operator.ready_s:.1f} s, {start - questions:.0f} writes, {cost.cpu_s:.1f} CPU s"
         yield Row(what=f"cold start over {total}", wanted="ready <= 8 s, 0 writes", measured=told, busy=busy.share())
@@ -120,33 +127,35 @@ def _whole_fleet(kubeconfig: Path, questions: float, finished: int, active: int,
 def mass_failure(count: int) -> list[Row]:
     """(c) Runs that all fail at once."""
     namespace = "bench"
-    with a_control_plane(controller_requests_per_second=_CONTROLLER_RATE) as plane, an_operator(plane.kubeconfig) as op:
+    with a_control_plane(controller_requests_per_second=CONTROLLER_RATE) as plane, an_operator(plane.kubeconfig) as op:
         api = plane.api
         make_namespaces(api, [namespace])
         names, questions = [f"run-{number:05}" for number in range(count)], op.writes()
+        server_first_s = cpu_s(server_metrics(api))
         create(api, finetunes(namespace), names, None)
         wait_until(lambda: len(pods_of_runs(api, namespace)) == count, "every run has a pod")
         pods = pods_of_runs(api, namespace)
-        with _connections(api) as connections:
-            with Watch(api, finetunes_path(namespace), _running_run, names_only=False) as watch:
-                _play(connections, namespace, {pods[name]: running("127.0.0.1") for name in names})
+        with connections_to(api) as connections:
+            with Watch(api, finetunes_path(namespace), running_run, names_only=False) as watch:
+                play(connections, namespace, {pods[name]: running("127.0.0.1") for name in names})
                 watch.wait(count, 300)
-            _settle(op, 0)
-            writes_before, server_before, busy, cost = op.writes(), _server_metrics(api), Busy(), op.usage()
+            settle(op, 0)
+            writes_before, server_before, busy, cost = op.writes(), server_metrics(api), Busy(), op.usage()
             failures = {pods[name]: ended(_ENDINGS[number % len(_ENDINGS)]) for number, name in enumerate(names)}
             with (
-                Watch(api, f"/apis/batch/v1/namespaces/{namespace}/jobs", _failed_job, names_only=False) as jobs,
-                Watch(api, finetunes_path(namespace), _failed_run, names_only=False) as runs,
+                Watch(api, f"/apis/batch/v1/namespaces/{namespace}/jobs", failed_job, names_only=False) as jobs,
+                Watch(api, finetunes_path(namespace), failed_run, names_only=False) as runs,
             ):
                 begin_s = time.monotonic()
-                _play(connections, namespace, failures)
+                play(connections, namespace, failures)
                 played_s = time.monotonic() - begin_s
                 runs.wait(count, 300)
         told_s = max(runs.seen.values()) - begin_s
         lags = [runs.seen[name] - jobs.seen[name] for name in names]
         used, share = op.usage().cpu_s - cost.cpu_s, busy.share()
-        p99_s = write_percentile_s(server_before, _server_metrics(api), "lorafinetunes", 0.99)
-        _settle(op, 0)
+        p99_s = write_percentile_s(server_before, server_metrics(api), "lorafinetunes", 0.99)
+        settle(op, 0)
+        server_s = cpu_s(server_metrics(api)) - server_first_s
         found = _failures(api, namespace, names)
         for_all, for_the_end = ((op.writes() - earlier) / count for earlier in (questions, writes_before))
         return [
@@ -170,6 +179,12 @@ def mass_failure(count: int) -> list[Row]:
                 ),
                 busy=share,
             ),
+            Row(
+                what="CPU of the API server for a whole run, its Job, pod and all watches included",
+                wanted="",
+                measured=f"{1000 * server_s / count:.1f} ms",
+                busy=share,
+            ),
         ]
 
 
@@ -181,65 +196,8 @@ class _Failures:
 
 def _failures(api: Api, namespace: str, names: list[str]) -> _Failures:
     items = api.get(f"{finetunes_path(namespace)}")["items"]
-    seen = {item["metadata"]["name"]: _condition(item, "Failed").get("reason") for item in items}
+    seen = {item["metadata"]["name"]: condition_of(item, "Failed").get("reason") for item in items}
     wanted = {name: _ENDINGS[number % len(_ENDINGS)].reason.value for number, name in enumerate(names)}
     query = "fieldSelector=involvedObject.kind%3DLoRAFineTune"
     events = api.get(f"/api/v1/namespaces/{namespace}/events?{query}")["items"]
     return _Failures(right=sum(seen[name] == wanted[name] for name in names), events=len(events))
-
-
-def _play(connections: Connections, namespace: str, statuses: dict[str, Object]) -> None:
-    path = f"/api/v1/namespaces/{namespace}/pods"
-    patches = [(f"{path}/{name}/status", {"status": status}) for name, status in statuses.items()]
-    connections.send_all("PATCH", patches, STRATEGIC)
-
-
-def _server_metrics(api: Api) -> str:
-    """The API server's own metrics."""
-    connection = Connection(api)
-    try:
-        return connection.send("GET", "/metrics").decode()
-    finally:
-        connection.close()
-
-
-def _condition(document: Object, kind: str) -> Object:
-    conditions = document.get("status", {}).get("conditions", [])
-    return next((c for c in conditions if c["type"] == kind), {})
-
-
-def _running_run(document: Object) -> str | None:
-    return str(document["metadata"]["name"]) if _condition(document, "PodsReady").get("status") == "True" else None
-
-
-def _failed_run(document: Object) -> str | None:
-    return str(document["metadata"]["name"]) if _condition(document, "Failed").get("status") == "True" else None
-
-
-def _failed_job(document: Object) -> str | None:
-    failed = _condition(document, "Failed").get("status") == "True"
-    return str(document["metadata"]["labels"]["lora-operator.io/name"]) if failed else None
-
-
-def _settle(operator: Operator, turns: int) -> None:
-    """Wait until it has looked at so many resources, and has then written nothing for a while."""
-    wait_until(lambda: operator.turns() >= turns, "every resource was looked at")
-    last, quiet = -1.0, 0
-
-    def settled() -> bool:
-        nonlocal last, quiet
-        now = operator.writes()
-        quiet = quiet + 1 if now == last else 0
-        last = now
-        return quiet >= 5
-
-    wait_until(settled, "the operator has nothing to do", interval_s=1)
-
-
-@contextmanager
-def _connections(api: Api) -> Iterator[Connections]:
-    connections = Connections(api, CONNECTIONS)
-    try:
-        yield connections
-    finally:
-        connections.close()

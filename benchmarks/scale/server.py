@@ -2,8 +2,17 @@
 
 import re
 
+_CPU = re.compile(r"^process_cpu_seconds_total (\S+)$", re.MULTILINE)
 _BUCKET = re.compile(r"^apiserver_request_duration_seconds_bucket\{(.*)\} (\S+)$", re.MULTILINE)
 _WRITES = ("PUT", "PATCH", "POST")
+
+
+def cpu_s(text: str) -> float:
+    """Seconds of CPU that the server has used so far. Raises ValueError where it does not say."""
+    found = _CPU.search(text)
+    if found is None:
+        raise ValueError("the API server's metrics have no process_cpu_seconds_total")
+    return float(found[1])
 
 
 def write_percentile_s(before: str, after: str, resource: str, share: float) -> float:

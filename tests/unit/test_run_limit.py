@@ -84,7 +84,7 @@ def test_a_run_that_has_had_a_job_is_never_beyond() -> None:
 
 def test_news_that_change_nothing_wake_nobody() -> None:
     """The progress of runs that train costs those that wait nothing."""
-    cluster = Cluster(1)
+    cluster = Cluster(2)
     cluster.put("a", status=STARTED)
     cluster.put("b")
     cluster.woken.clear()
