@@ -19,6 +19,7 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.running.metrics import Metrics
+from lora_operator.running.pacing import Pacing
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import Resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
@@ -215,6 +216,7 @@ class ModelOperator:
             now=now,
             # Every other operator behaves as in a flood of new runs, and writes the first status a turn later.
             hurried=lambda: number % 2 == 1,
+            pacing=Pacing(loop.time),
         )
         self.workers = config.workers
 

@@ -101,6 +101,7 @@ def test_a_job_that_an_operator_makes_too_late_is_stopped() -> None:
         world.loop.settle()
         world.start_operator()
         world.settle()
+        world.pass_time(2)  # the status names the Job
         world.life.delete_job()
         world.settle()
         assert [job["metadata"]["labels"]["lora-operator.io/attempt"] for job in world.server.all("jobs")] == ["2"]

@@ -26,6 +26,7 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.running.metrics import Metrics
+from lora_operator.running.pacing import Pacing
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION
 
@@ -82,6 +83,8 @@ class World:
 
     def __init__(self, *, spec: Object | None = None, status: Object | None = None) -> None:
         manifest = make_manifest(spec=spec, status=status)
+        self.now_s = 0.0
+        self.over_limit: int | None = None
         self.server, self.cache = Server(manifest), Cache()
         self.cache.finetunes.put(manifest)
         self.tell_job()
@@ -95,6 +98,8 @@ class World:
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
             observer=Metrics(CollectorRegistry()),
             now=lambda: NOW,
+            over_limit=lambda _: self.over_limit,
+            pacing=Pacing(lambda: self.now_s),
         )
 
     def tell_job(self, version: str = "20", **changes: Any) -> Object:
@@ -271,6 +276,8 @@ async def test_a_job_without_labels_is_adopted_before_there_is_a_status() -> Non
     world.server.patched = make_job_object(version="31")
     await world.turn()
     assert len([line for line in world.server.asked if line.startswith("POST")]) == 1
+    world.now_s = 1.0
+    await world.turn()
     assert world.condition("Complete")["reason"] == "Pending"
     assert world.server.finetune["status"]["jobName"] == job_name()
 
@@ -326,3 +333,64 @@ def _drained(version: str) -> Object:
     target = condition_object("DisruptionTarget", reason="EvictionByEvictionAPI")
     ended = {"terminated": {"exitCode": 143, "reason": "Error"}}
     return _pod(version, phase="Failed", state=ended, conditions=(target,), deleting=True)
+
+
+def statuses(world: World) -> int:
+    """How often a status was written."""
+    return sum(line.startswith("PUT") for line in world.server.asked)
+
+
+async def test_the_first_status_waits_for_the_scheduler() -> None:
+    """A Job, its pod and what the scheduler says of that cost one status and one look less."""
+    world = World()
+    assert await world.turn() == 1.0
+    world.now_s = 0.4
+    assert await world.turn() == pytest.approx(0.6)
+    assert statuses(world) == 0
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    await world.turn()
+    assert statuses(world) == 1
+    assert world.condition("Complete")["reason"] == "Unschedulable"
+
+
+async def test_the_first_status_waits_a_second_and_no_longer() -> None:
+    """A scheduler may be away."""
+    world = World()
+    await world.turn()
+    world.now_s = 1.0
+    await world.turn()
+    assert statuses(world) == 1
+    assert world.condition("Complete")["reason"] == "Pending"
+
+
+async def test_a_sentence_that_changes_alone_waits_a_minute() -> None:
+    """The scheduler counts nodes anew each few seconds; the next reason is told at once."""
+    world = World()
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    await world.turn()
+    for seconds in range(0, 60, 10):
+        world.now_s = seconds
+        world.tell_pod(f"0/5 nodes are available: {seconds} are busy.", str(22 + seconds))
+        assert await world.turn() == 60 - seconds
+    assert statuses(world) == 1
+    world.now_s = 60.0
+    await world.turn()
+    assert statuses(world) == 2
+    assert "50 are busy" in world.condition("Complete")["message"]
+    world.tell_pod('persistentvolumeclaim "adapters" not found', "99")
+    await world.turn()
+    assert world.condition("Complete")["reason"] == "VolumeNotReady"
+
+
+async def test_a_run_beyond_its_namespaces_limit_gets_its_job_when_there_is_room() -> None:
+    """Until then nothing is made for it, and it says why."""
+    world = World()
+    world.cache.jobs.remove(world.server.job or {})
+    world.server.job, world.over_limit = None, 3
+    assert await world.turn() is None
+    assert world.condition("Accepted")["reason"] == "QuotaExceeded"
+    posts = [line for line in world.server.asked if line.startswith("POST") and "events" not in line]
+    assert posts == []
+    world.over_limit = None
+    await world.turn()
+    assert f"POST {JOBS.path(NAMESPACE)}" in world.server.asked

@@ -17,6 +17,7 @@ def look(
     ask: Callable[[Iterable[PodView]], Answer],
     kueue: bool = False,
     rejection: Rejection | None = None,
+    over_limit: int | None = None,
 ) -> Observed:
     """What the cache holds of a resource's children, with their Events and what running pods have answered.
 
@@ -36,6 +37,7 @@ def look(
         progress=answer.progress,
         asked=answer.asked,
         rejection=rejection,
+        over_limit=over_limit,
     )
 
 

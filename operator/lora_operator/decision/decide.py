@@ -32,7 +32,7 @@ from lora_operator.decision.stages.order import STAGES, job_names, latest_job, p
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.decision.status import Facts, Status, final_status, ongoing_status, refreshed_status
-from lora_operator.decision.trouble import trouble_of_rejection
+from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished, previous_condition
@@ -124,6 +124,8 @@ def _advance(case: Case, stage: Stage, job: JobView | None) -> Plan:
         return _invalid(case)
     if job is not None:
         return _follow(case, stage, job)
+    if case.observed.over_limit is not None:
+        return _over_limit(case, beyond_limit(case.observed.over_limit))
     if waits_for_user(request):
         return dataclasses.replace(_await(case, Situation(state=held_by_user())), requeue_after_s=None)
     return _create(case, stage, request.train)
@@ -337,6 +339,17 @@ def _refused(case: Case, finding: Finding) -> Plan:
     patient = finding.reason is Reason.NAME_CONFLICT
     again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
     return dataclasses.replace(plan, requeue_after_s=again_s, due_in_s=pending_left_s(case, job, pods, situation))
+
+
+def _over_limit(case: Case, finding: Finding) -> Plan:
+    """The shell wakes the run when another ends; a user who holds it waits for nothing."""
+    if case.request.policy.suspend:
+        plan = _await(
+            case, Situation(state=held_by_user()), Condition(type=Type.ACCEPTED, holds=False, finding=finding)
+        )
+    else:
+        plan = _refused(case, finding)
+    return dataclasses.replace(plan, requeue_after_s=None)
 
 
 def _await(case: Case, situation: Situation, accepted: Condition | None = None) -> Plan:

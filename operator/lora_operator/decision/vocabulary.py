@@ -59,8 +59,9 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Add a node that fits, or ask for less in a new resource.",
     ),
     Reason.QUOTA_EXCEEDED: Explanation(
-        "A ResourceQuota of the namespace does not allow the Job or its pod.",
-        "Free some of the quota or have it raised.",
+        "A ResourceQuota of the namespace does not allow the Job or its pod, or the namespace has as many unfinished "
+        "runs as `mostUnfinishedRunsPerNamespace` allows; the message says which.",
+        "Free some of the quota or have it raised; beyond the limit of runs nothing: it begins when another ends.",
     ),
     Reason.IMAGE_PULL_BACK_OFF: Explanation(
         "The trainer's image cannot be pulled.",

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_operator.decision.case import read_case
 from lora_operator.decision.retries import Cause
+from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.decision.vocabulary import VOCABULARY
 from lora_operator.running.transitions import result_of
 from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition
@@ -214,9 +215,12 @@ def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig) -> Iterator[s
             f"The operator with this configuration does not watch namespace {finetune.namespace}: add it to namespaces"
         )
     accepted = previous_condition(finetune, Type.ACCEPTED)
-    if accepted.get("status") == "False" and not is_finished(finetune):
+    refusal = str(accepted.get("message")) if accepted.get("status") == "False" and not is_finished(finetune) else ""
+    if RUN_LIMIT in refusal:
+        yield f"{refusal}; the other runs are not counted here, and what would be done now is done then"
+    elif refusal:
         yield (
-            f"The last try was refused: {accepted.get('message')}; the operator tries again at least every "
+            f"The last try was refused: {refusal}; the operator tries again at least every "
             f"{config.retry_max_s:.0f} s, a name conflict every {config.resync_interval_s:.0f} s"
         )
     told = str(previous_condition(finetune, Type.COMPLETE).get("message", _WAITING_FOR_THE_OPERATOR))

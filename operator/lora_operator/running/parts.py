@@ -22,7 +22,7 @@ from lora_operator.running.liveness import WatchLiveness
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.own_pod import own_identity, own_namespace
-from lora_operator.running.pacing import shortest_interval_s
+from lora_operator.running.pacing import Pacing, shortest_interval_s
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import Resync
 from lora_operator.running.run_limit import RunLimit
@@ -82,6 +82,8 @@ class Operator:
             observer=metrics,
             now=self.api.clock.now,
             hurried=self._hurried,
+            over_limit=self.run_limit.exceeded_by,
+            pacing=Pacing(time.monotonic),
         )
         self.election = self._make_election()
         self.namespaces: tuple[str, ...] = config.namespaces

@@ -20,6 +20,7 @@ from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.contention import Contention
 from lora_operator.running.decision_log import DecisionLine
+from lora_operator.running.pacing import Pacing, paced
 from lora_operator.running.transitions import Transition, read_transition, result_of
 from lora_operator.views.conditions import condition_in
 from lora_operator.views.config import OperatorConfig
@@ -64,8 +65,12 @@ class Reconciler:
         observer: TransitionObserver,
         now: Callable[[], datetime],
         hurried: Callable[[], bool] = lambda: False,
+        over_limit: Callable[[Key], int | None] = lambda _: None,
+        pacing: Pacing,
     ) -> None:
         self._hurried = hurried
+        self._over_limit = over_limit
+        self._pacing = pacing
         self._api = api
         self._cache = cache
         self._kueue = kueue
@@ -93,9 +98,11 @@ class Reconciler:
                 self._cache.jobs.acknowledge(key)
                 self._events.forget(key)
                 self._contention.forget(key)
+                self._pacing.forget(key)
                 return None
             observed = await self._observe(key, finetune, turn)
-            plan = decide(finetune, observed, self._config, self._now())
+            config = paced(self._config, running=len(self._poller), uid=finetune.uid)
+            plan = decide(finetune, observed, config, self._now())
             if await self._reads_more(key, finetune, plan, turn):
                 continue
             with DecisionLine(finetune, plan) as line:
@@ -103,22 +110,36 @@ class Reconciler:
                     patient = failures >= _PATIENCE_FAILURES
                     if not await self._create_and_patch(finetune, plan, turn, line, patient=patient):
                         continue
-                    if _is_first_job(finetune, plan) and self._hurried():
-                        # As after a crash at this point: the next turn finds the Job, and writes the same status.
-                        return 0.0
-                if not await self._write_status(finetune, observed, plan, line):
-                    turn = _Turn()
-                    continue
-                self._acknowledge(key, observed, plan)
-                wait_s = line.next_look_s = await self._finish(key, finetune, plan, line)
+                postponed_s = self._postponed_s(key, finetune, observed, plan)
+                if postponed_s is None:
+                    if not await self._write_status(finetune, observed, plan, line):
+                        turn = _Turn()
+                        continue
+                    self._acknowledge(key, observed, plan)
+                wait_s = line.next_look_s = await self._finish(key, finetune, plan, line, postponed_s)
             just_ended = result_of(plan.status) and not result_of(finetune.status)
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
             return 0.0 if just_ended else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
 
+    def _postponed_s(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> float | None:
+        """Seconds that the status and its Events wait; None where they are due.
+
+        It is as after a crash at this point: the next turn finds the same, and writes the same status.
+        """
+        if self._writer.is_written(finetune, plan.status):
+            self._pacing.forget(key)
+            return None
+        scheduled = any(condition.type == "PodScheduled" for pod in observed.pods for condition in pod.conditions)
+        delay_s = self._pacing.delay_s(key, finetune.status, plan.status, scheduled=scheduled)
+        if delay_s > 0:
+            return delay_s
+        return 0.0 if _is_first_job(finetune, plan) and self._hurried() else None
+
     def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> None:
         """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict."""
         if result_of(plan.status):
+            self._poller.forget(pod.uid for pod in observed.pods)
             self._cache.pods.acknowledge(key)
             self._cache.jobs.acknowledge(key)
         else:
@@ -147,6 +168,7 @@ class Reconciler:
             ask=self._poller.latest,
             kueue=self._kueue.served,
             rejection=turn.rejection,
+            over_limit=self._over_limit(key),
         )
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
@@ -194,6 +216,7 @@ class Reconciler:
             return False
         line.wrote_status()
         key = Key(finetune.namespace, finetune.name)
+        self._pacing.forget(key)
         self._contention.wrote(key, finetune, self._cache.finetunes.get(key))
         self._observer.observe(read_transition(finetune, observed, plan.status))
         return True
@@ -210,9 +233,11 @@ class Reconciler:
                 line.wrote("deleted", target.kind, target.name)
         return failure
 
-    async def _finish(self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine) -> float | None:
+    async def _finish(
+        self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine, postponed_s: float | None
+    ) -> float | None:
         failure = await self._delete(finetune, plan, line)
-        for event in plan.events:
+        for event in plan.events if postponed_s is None else ():
             self._poster.post(finetune, event)
         if failure is not None:
             raise failure
@@ -226,8 +251,9 @@ class Reconciler:
         if plan.ask_progress is not None:
             due_s = self._poller.ask(key, plan.ask_progress)
             wait_s = due_s if wait_s is None else min(wait_s, due_s)
-        if plan.due_in_s is not None:
-            wait_s = plan.due_in_s if wait_s is None else min(wait_s, plan.due_in_s)
+        for due_in_s in (plan.due_in_s, postponed_s):
+            if due_in_s is not None:
+                wait_s = due_in_s if wait_s is None else min(wait_s, due_in_s)
         return wait_s
 
 

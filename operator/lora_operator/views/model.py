@@ -193,6 +193,7 @@ class Observed:
     """Everything that is known of a FineTune's children; `former_jobs` are the last states of Jobs that are gone.
 
     `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
+    `over_limit` is the most unfinished runs of the namespace, for a run that has no Job yet and is beyond it.
     """
 
     jobs: tuple[JobView, ...] = ()
@@ -204,6 +205,7 @@ class Observed:
     progress: Progress | None = None
     asked: bool = True
     rejection: Rejection | None = None
+    over_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
