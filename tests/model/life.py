@@ -88,7 +88,7 @@ class Life:
         with contextlib.suppress(ApiError):
             act(self)
 
-    def _some(self, objects: Sequence[Object]) -> list[Object]:
+    def _some(self, objects: Sequence[T]) -> list[T]:
         """One of them, or none where there is none."""
         return [self.chance.pick(objects)] if objects else []
 
