@@ -37,6 +37,7 @@ QUICK: Mapping[str, Any] = {
     "progressIntervalSeconds": 0.5,
     "progressTimeoutSeconds": 0.5,
     "pendingCheckSeconds": 0.5,
+    "statusDelaySeconds": 0.5,
     "resyncIntervalSeconds": 3600,
     "retryBaseSeconds": 0.1,
     "retryMaxSeconds": 1,

@@ -216,7 +216,7 @@ class ModelOperator:
             now=now,
             # Every other operator behaves as in a flood of new runs, and writes the first status a turn later.
             hurried=lambda: number % 2 == 1,
-            pacing=Pacing(loop.time),
+            pacing=Pacing(loop.time, config.status_delay_s),
         )
         self.workers = config.workers
 

@@ -48,20 +48,30 @@ def test_only_sentences_wait_and_the_first_status_for_the_scheduler(
     before: Status, after: Status, waits_s: float
 ) -> None:
     """What counts, what ended, and each new reason are written at once."""
-    assert delay_s(before, after, wanted_for_s=0, scheduled=False) == waits_s
-    assert delay_s(before, after, wanted_for_s=0.25, scheduled=False) == max(0, waits_s - 0.25)
-    assert delay_s(before, after, wanted_for_s=61, scheduled=False) == 0
+    assert delay_s(before, after, wanted_for_s=0, scheduled=False, longest_s=60) == waits_s
+    assert delay_s(before, after, wanted_for_s=0.25, scheduled=False, longest_s=60) == max(0, waits_s - 0.25)
+    assert delay_s(before, after, wanted_for_s=61, scheduled=False, longest_s=60) == 0
 
 
 def test_the_scheduler_s_word_ends_the_wait_for_it() -> None:
     """A pod that has a node, or finds none, is news enough."""
-    assert delay_s(NOTHING, status(), wanted_for_s=0, scheduled=True) == 0
+    assert delay_s(NOTHING, status(), wanted_for_s=0, scheduled=True, longest_s=60) == 0
+
+
+def test_no_wait_is_longer_than_is_set() -> None:
+    """Neither for the scheduler nor for other sentences."""
+    other = {**BEFORE, "conditions": status(Reason.TRAINING, "Step 4")["conditions"]}
+    waits = [
+        delay_s(*pair, wanted_for_s=0, scheduled=False, longest_s=0.5)
+        for pair in ((NOTHING, status()), (BEFORE, other))
+    ]
+    assert waits == [0.5, 0.5]
 
 
 def test_a_wait_begins_when_a_status_is_first_wanted_and_ends_with_its_writing() -> None:
     """News that change the sentence again and again do not put it off for ever."""
     now = [100.0]
-    pacing, key = Pacing(lambda: now[0]), Key("team", "tone")
+    pacing, key = Pacing(lambda: now[0], 60), Key("team", "tone")
     sentences = [
         {**BEFORE, "conditions": status(Reason.TRAINING, message)["conditions"]} for message in ("Step 4", "Step 5")
     ]

@@ -99,7 +99,7 @@ class World:
             observer=Metrics(CollectorRegistry()),
             now=lambda: NOW,
             over_limit=lambda _: self.over_limit,
-            pacing=Pacing(lambda: self.now_s),
+            pacing=Pacing(lambda: self.now_s, 60),
         )
 
     def tell_job(self, version: str = "20", **changes: Any) -> Object:

@@ -15,7 +15,6 @@ from lora_trainer.contract.reasons import Reason
 
 MOST_PROGRESS_PER_S = 20
 SCHEDULER_S = 1.0
-WORDING_S = 60.0
 _SPREAD = 0.2
 
 
@@ -36,15 +35,18 @@ def paced(config: OperatorConfig, *, running: int, uid: str) -> OperatorConfig:
     return dataclasses.replace(config, progress_interval_s=interval_s * (1 + _SPREAD * chance))
 
 
-def delay_s(before: Mapping[str, Any], after: Mapping[str, Any], *, wanted_for_s: float, scheduled: bool) -> float:
+def delay_s(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, wanted_for_s: float, scheduled: bool, longest_s: float
+) -> float:
     """Seconds that a status may yet wait for what would change it again; 0 for one that is to be written now.
 
     The first one waits for the scheduler, which speaks within a moment. Later ones wait where only sentences differ;
-    what counts pods and seconds, or says how the run ended, never does. `scheduled`: the scheduler has spoken.
+    what counts pods and seconds, or says how the run ended, never does. `scheduled`: the scheduler has spoken. None
+    waits more than `longest_s`.
     """
     if "jobName" not in before and condition_in(after, "Complete").get("reason") == Reason.PENDING:
-        return 0.0 if scheduled else max(0.0, SCHEDULER_S - wanted_for_s)
-    return max(0.0, WORDING_S - wanted_for_s) if _facts(before) == _facts(after) else 0.0
+        return 0.0 if scheduled else max(0.0, min(SCHEDULER_S, longest_s) - wanted_for_s)
+    return max(0.0, longest_s - wanted_for_s) if _facts(before) == _facts(after) else 0.0
 
 
 def _facts(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -58,15 +60,16 @@ def _facts(status: Mapping[str, Any]) -> Mapping[str, Any]:
 class Pacing:
     """Since when each run's status is wanted that is not written yet."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], longest_s: float) -> None:
         self._clock = clock
+        self._longest_s = longest_s
         self._wanted_s: dict[Key, float] = {}
 
     def delay_s(self, key: Key, before: Mapping[str, Any], after: Mapping[str, Any], *, scheduled: bool) -> float:
         """Seconds that this status may yet wait, from the moment on at which one was first wanted."""
         now_s = self._clock()
         waited_s = now_s - self._wanted_s.setdefault(key, now_s)
-        return delay_s(before, after, wanted_for_s=waited_s, scheduled=scheduled)
+        return delay_s(before, after, wanted_for_s=waited_s, scheduled=scheduled, longest_s=self._longest_s)
 
     def forget(self, key: Key) -> None:
         """The status is as it is wanted, or the run is gone."""

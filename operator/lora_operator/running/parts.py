@@ -83,7 +83,7 @@ class Operator:
             now=self.api.clock.now,
             hurried=self._hurried,
             over_limit=self.run_limit.exceeded_by,
-            pacing=Pacing(time.monotonic),
+            pacing=Pacing(time.monotonic, config.status_delay_s),
         )
         self.election = self._make_election()
         self.namespaces: tuple[str, ...] = config.namespaces
