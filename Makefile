@@ -10,6 +10,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# Of the tests: most wait for a cluster, the others compute.
+WORKERS ?= 4
 
 .PHONY: help demo test unit lint venv everything cluster servers soak bench docs clean
 help:
@@ -54,7 +56,7 @@ unit: venv
 
 test: servers
 	@$(MAKE) --no-print-directory lint
-	@$(PYTEST) tests
+	@$(PYTEST) -n $(WORKERS) tests
 
 soak: everything
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) tests/unit tests/golden --timeout=3000

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import pytest
+from tests.durations import Durations
 from tests.faults.recording import RESULTS, FaultRecorder
+from tests.scheduling import Scheduling
 
 from localcluster import client, lifecycle, settings
 from localcluster.client import HACK_CLUSTER, Client, CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+    from xdist.remote import Producer
 
 # The name under which this process, and no other that lives, runs a control plane.
 _CONTROL_PLANE = re.compile(r"tests-(\d+)(-[a-z]+)?")
@@ -97,8 +101,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The process that hears of every test records, not its workers."""
-    if config.getoption("--record-faults") and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return
+    config.pluginmanager.register(Durations(), "durations-of-folders")
+    if config.getoption("--record-faults"):
         config.pluginmanager.register(FaultRecorder(RESULTS), "fault-recorder")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """With `-n`: a file for a worker, the full cluster for one."""
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -121,11 +133,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End a cluster that tests started, unless another session or worker still uses it."""
+    """End a cluster that tests started, unless another session still uses it, and what a killed worker left."""
     while _USED:
         _USED.pop().close()
+    if hasattr(config, "workerinput"):
+        return
+    _end_leftover_control_planes()
     places = settings.places(settings.DEFAULT_NAME)
-    if hasattr(config, "workerinput") or not _marker(places.state).exists():
+    if not _marker(places.state).exists():
         return
     with _users(places.state).open("a") as file, contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
