@@ -1,4 +1,4 @@
-"""A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be told to stop,
+"""A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be asked to stop,
 and with FAIL=unsaved fails then."""
 
 import os
@@ -30,7 +30,7 @@ def _unsaved(*_: object) -> None:
 def _work(rank: int, reporter: Reporter) -> None:
     how = os.environ["FAIL"]
     signal.signal(signal.SIGTERM, _unsaved if how == "unsaved" and rank == 0 else lambda *_: sys.exit(143))
-    # Neither is told to stop, or to fail, in the middle of its start.
+    # Neither is asked to stop, or to fail, in the middle of its start.
     torch.distributed.init_process_group("gloo")
     torch.distributed.barrier()
     reporter.phase(Phase.TRAINING)

@@ -35,7 +35,7 @@ CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 60.0
 
 
-def tell_each_other() -> dict[str, Any]:
+def every_collective() -> dict[str, Any]:
     """Every collective once; gradients that all, one and none of the processes have."""
     with join(CPU.torch_device, WAIT_S) as ranks:
         everywhere, somewhere, nowhere = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
@@ -116,7 +116,7 @@ class Taken(Listener):
 
 
 def train(plan: Plan) -> Outcome:
-    """Train in as many processes as there are; the steps are those that process 0 is told of."""
+    """Train in as many processes as there are; the steps are those that process 0 reports."""
     torch.set_num_threads(1)
     with join(CPU.torch_device, WAIT_S) as ranks:
         base = open_folder(plan.folder)

@@ -54,7 +54,7 @@ class Attempt:
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def last_step(self) -> int:
-        """The last optimizer step that was told."""
+        """The last optimizer step that was reported."""
         steps = [line["progress"].get("step", 0) for line in self.lines() if line.get("progress")]
         return max(steps, default=0)
 

@@ -1,4 +1,4 @@
-"""Every option of the adapter reaches PEFT, and what the model lacks is told before its weights are read."""
+"""Every option of the adapter reaches PEFT, and what the model lacks is reported before its weights are read."""
 
 import dataclasses
 import shutil
@@ -81,7 +81,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Base:
         ({"variant": "DoRA"}, "INT8", "lora.variant is DoRA with quantization INT8"),
     ],
 )
-def test_what_the_model_lacks_is_told_with_what_it_has(
+def test_what_the_model_lacks_is_reported_with_what_it_has(
     tiny_base: Base, cpu: Device, lora: Mapping[str, Any], quantization: str | None, sentence: str
 ) -> None:
     """One sentence with field, value, rule and remedy."""
@@ -104,12 +104,12 @@ def test_options_are_checked_without_weights(tmp_path: Path, tiny_folder: Path, 
 
 
 def test_a_run_shows_no_warning_of_the_libraries_about_each_other(tiny_base: Base, cpu: Device) -> None:
-    """PEFT asks Transformers in an old way, which would tell every user of every run to change their code."""
+    """PEFT asks Transformers in an old way, which would warn every user of every run to change their code."""
     loaded = load_model(tiny_base, Quantization.NONE, cpu)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         adapt(loaded, LoraConfig(rank=4, alpha=8), tiny_base, cpu, 1)
-    assert [str(warning.message) for warning in told] == []
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_the_longest_ending_of_a_pattern_counts(tiny_base: Base, cpu: Device) -> None:
@@ -186,7 +186,7 @@ def test_what_is_trained_is_fp32(tiny_base: Base, cpu: Device, dtype: torch.dtyp
     assert kinds == {(True, torch.float32), (False, dtype)}
 
 
-def test_experts_that_are_not_adapted_are_told(mixture: Base, cpu: Device) -> None:
+def test_experts_that_are_not_adapted_are_reported(mixture: Base, cpu: Device) -> None:
     """They are no linear modules, so that "all linear" passes over them in silence."""
     (sentence,) = variants.fresh(mixture, cpu, LORA).advice
     assert "experts.gate_up_proj, experts.down_proj) are no linear modules and are not adapted" in sentence
@@ -241,7 +241,7 @@ def test_names_that_peft_takes_for_experts_are_refused(tmp_path: Path, cpu: Devi
 def test_activations_are_recomputed_where_asked_for(
     tiny_base: Base, cpu: Device, wanted: ActivationCheckpointing, *, recomputed: bool
 ) -> None:
-    """A small model on a CPU keeps them unless told otherwise."""
+    """A small model on a CPU keeps them unless set otherwise."""
     loaded = load_model(tiny_base, Quantization.NONE, cpu)
     adapted = adapt(loaded, LORA, tiny_base, cpu, 1, checkpointing=wanted)
     assert adapted.checkpointing is recomputed

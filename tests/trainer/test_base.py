@@ -1,4 +1,4 @@
-"""A base model's files: what is told before anything is loaded."""
+"""A base model's files: what is reported before anything is loaded."""
 
 import json
 import shutil
@@ -48,15 +48,15 @@ def _no_model_type(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_cut, r"its model\.safetensors has \d+ bytes, its header tells of \d+: it is cut off or damaged"),
+        (_cut, r"its model\.safetensors has \d+ bytes, its header says \d+: it is cut off or damaged"),
         (_cut_in_its_header, r"its model\.safetensors is no safetensors file, or cut off in its header"),
-        (_lengthen, r"its model\.safetensors has \d+ bytes, its header tells of \d+"),
+        (_lengthen, r"its model\.safetensors has \d+ bytes, its header says \d+"),
         (_web_page, r"its model\.safetensors is no safetensors file"),
         (_lose_a_shard, r"model\.safetensors\.index\.json names model-00001-of-00002\.safetensors, which is not there"),
         (_no_model_type, r"its config\.json is no configuration with a model_type"),
     ],
 )
-def test_files_that_are_no_whole_model_are_told(folder: Path, spoil: Callable[[Path], None], sentence: str) -> None:
+def test_files_that_are_no_whole_model_are_reported(folder: Path, spoil: Callable[[Path], None], sentence: str) -> None:
     """With the file and the remedy."""
     open_folder(folder)
     spoil(folder)
@@ -64,7 +64,7 @@ def test_files_that_are_no_whole_model_are_told(folder: Path, spoil: Callable[[P
         open_folder(folder)
 
 
-def test_a_model_without_a_tokenizer_is_told(folder: Path, tiny_base: Base) -> None:
+def test_a_model_without_a_tokenizer_is_reported(folder: Path, tiny_base: Base) -> None:
     """Before a GPU is asked for."""
     check_tokenizer(tiny_base, "pvc://models/tiny")
     (folder / "tokenizer.json").unlink()

@@ -32,7 +32,7 @@ class Download:
 
 
 def test_a_download_that_gets_on_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """However long it takes; the wait is told once."""
+    """However long it takes; the wait is logged once."""
     hours = 3 * 3600
     other = Download(tmp_path / ".lock", most=hours, done_at=hours)
     with (

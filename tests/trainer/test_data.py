@@ -12,7 +12,7 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data.dataset import FEW_ROWS, encode, encode_evaluation, encode_once, tell
+from lora_trainer.data.dataset import FEW_ROWS, encode, encode_evaluation, encode_once, log_data
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokens import Encoder
@@ -82,10 +82,10 @@ def test_few_held_out_rows_are_warned_of(
     config, volumes = on_claim(tmp_path, tiny.chats(rows))
     data = encode(load_samples(config, volumes, Hub()), encoder)
     with caplog.at_level(logging.INFO):
-        tell(data)
-    told = [record.getMessage() for record in caplog.records]
-    assert told[0].startswith(f"Messages: {len(data.training)} training rows")
-    assert [f"only {len(data.evaluation)} rows are held out" in line for line in told[1:]] == [True] * warned
+        log_data(data)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith(f"Messages: {len(data.training)} training rows")
+    assert [f"only {len(data.evaluation)} rows are held out" in line for line in lines[1:]] == [True] * warned
 
 
 def test_prompts_longer_than_the_longest_row_are_refused(tmp_path: Path, tiny_base: Base) -> None:
@@ -143,7 +143,7 @@ def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
 def test_rows_of_a_file_of_their_own_are_held_out(
     tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All of them, none of the others; rows in both are told, and copies counted over both."""
+    """All of them, none of the others; rows in both are reported, and copies counted over both."""
     tiny.write_jsonl(
         tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}, {"text": ""}, {"text": "winds"}, {"text": "winds"}]
     )
@@ -203,7 +203,7 @@ def test_the_processes_of_a_node_encode_once(tmp_path: Path, encoder: Encoder) -
     assert (second.stats, second.held_out, len(second.evaluation)) == (first.stats, True, 8)
 
 
-def test_rows_that_change_during_a_run_are_told(tmp_path: Path, encoder: Encoder) -> None:
+def test_rows_that_change_during_a_run_are_reported(tmp_path: Path, encoder: Encoder) -> None:
     """Files are read twice; a row that has become empty in between was neither checked nor counted."""
     config, volumes = on_claim(tmp_path, [{"text": "Ahoy"}, {"text": "winds"}])
     samples = load_samples(config, volumes, Hub())

@@ -78,7 +78,7 @@ def test_a_data_set_on_the_hub_gives_the_files_of_its_split(
         ),
     ],
 )
-def test_a_split_that_is_not_there_is_told_with_what_is(
+def test_a_split_that_is_not_there_is_reported_with_what_is(
     server: HubServer, tmp_path: Path, dataset: dict[str, Any], sentence: str
 ) -> None:
     """The remedy can be taken from the sentence."""
@@ -107,7 +107,7 @@ def test_a_split_that_is_not_there_is_told_with_what_is(
         (["data/train-00000-of-00001-ab12.parquet", "data/train_gen-0-of-1.parquet", "train.jsonl"], (0,)),
     ],
 )
-def test_training_files_are_told_by_name(names: list[str], chosen: tuple[Any, ...]) -> None:
+def test_training_files_are_reported_by_name(names: list[str], chosen: tuple[Any, ...]) -> None:
     """Shards name their split exactly; else `train` where it exists, else what is named for no other split."""
     assert choose_split(names, ("train",), where="x") == tuple(names[c] if isinstance(c, int) else c for c in chosen)
 
@@ -122,7 +122,7 @@ def test_training_files_are_told_by_name(names: list[str], chosen: tuple[Any, ..
         ),
     ],
 )
-def test_a_repository_that_leaves_no_choice_is_told(names: list[str], sentence: str) -> None:
+def test_a_repository_that_leaves_no_choice_is_reported(names: list[str], sentence: str) -> None:
     """No file that is read, or files of subsets with rows of different kinds."""
     with pytest.raises(DatasetError) as caught:
         choose_split(names, ("train",), where="x")
@@ -207,7 +207,7 @@ def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["hf://org/none", "hf://org/chats@gone"])
-def test_held_out_rows_that_are_not_there_are_told_by_their_own_field(
+def test_held_out_rows_that_are_not_there_are_reported_by_their_own_field(
     server: HubServer, tmp_path: Path, uri: str
 ) -> None:
     """The address of the training rows is right, and nobody is to look for a mistake in it."""

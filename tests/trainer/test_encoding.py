@@ -66,7 +66,7 @@ class _Killed(Encoder):
         return []
 
 
-def test_a_process_that_the_kernel_kills_is_told() -> None:
+def test_a_process_that_the_kernel_kills_is_reported() -> None:
     """Most likely it was for memory."""
     given: Iterator[Batch] = batches(rows(50))
     with pytest.raises(

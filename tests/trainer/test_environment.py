@@ -23,7 +23,7 @@ def test_threads_follow_the_quota_of_the_container(
     assert cpu_threads(tmp_path / "none") == 8
 
 
-def test_threads_wait_asleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_wait_asleep_unless_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A spinning thread takes the CPU from the one that it waits for."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert stage_environment()["OMP_WAIT_POLICY"] == "PASSIVE"

@@ -1,4 +1,4 @@
-"""The four formats, and how Auto tells them apart."""
+"""The four formats, and how Auto chooses."""
 
 import json
 from typing import Any
@@ -72,7 +72,7 @@ def test_auto_finds_the_format_by_columns(values: dict[str, Any], columns: dict[
 
 
 def test_a_chosen_format_is_not_overruled_by_other_columns() -> None:
-    """And one whose columns are not there is told with those that are."""
+    """And one whose columns are not there is reported with those that are."""
     chosen = DatasetConfig(uri="pvc://d/x.jsonl", format=DatasetFormat.TEXT)
     assert detect(chosen, row(messages=CHAT, text="t")).kind is DatasetFormat.TEXT
     with pytest.raises(DatasetError, match=r"columns are messages, which do not fit the format Text \(Text: text\)"):
@@ -88,7 +88,7 @@ def test_auto_lists_what_it_found_when_nothing_fits() -> None:
     assert "dataset.columns" in str(caught.value)
 
 
-def test_a_mapping_to_a_missing_column_is_told() -> None:
+def test_a_mapping_to_a_missing_column_is_reported() -> None:
     """Where a role is mapped to a column that no row has."""
     with pytest.raises(DatasetError, match=r'maps prompt to "question", but the columns are q, a'):
         detect(config(prompt="question"), row(q="q", a="a"))
@@ -224,7 +224,7 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
         ),
     ],
 )
-def test_a_row_of_the_wrong_shape_is_told(kind: DatasetFormat, values: dict[str, Any], sentence: str) -> None:
+def test_a_row_of_the_wrong_shape_is_reported(kind: DatasetFormat, values: dict[str, Any], sentence: str) -> None:
     """File, line, field, and what it must be."""
     with pytest.raises(DatasetError) as caught:
         parse(row(**values), layout(kind))

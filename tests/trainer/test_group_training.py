@@ -101,7 +101,7 @@ def test_one_process_without_memory_makes_all_repeat_the_step_with_smaller_micro
     assert [one.budget_tokens for one in found] == [alone.budget_tokens // 2] * 2
 
 
-def test_memory_that_does_not_suffice_for_one_row_is_told_by_the_process_that_lacks_it(plan: Plan) -> None:
+def test_memory_that_does_not_suffice_for_one_row_is_reported_by_the_process_that_lacks_it(plan: Plan) -> None:
     """The other one ends as well, and does not claim the fault."""
     there, here = together(2, rank_programs.train, dataclasses.replace(plan, micro=1, short_of_memory_at=1))
     assert str(here).startswith("CudaOutOfMemoryError: the memory does not suffice for one example of")

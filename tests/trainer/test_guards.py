@@ -1,4 +1,4 @@
-"""When a training ends for its numbers, when it stands still, what it belongs to, and what its metrics tell."""
+"""When a training ends for its numbers, when it stands still, what it belongs to, and what its metrics say."""
 
 import math
 from contextlib import nullcontext
@@ -94,8 +94,8 @@ def report(phase: Phase, step_s: float | None = None) -> Report:
 
 def test_a_training_without_a_sign_of_life_is_a_stall() -> None:
     """After the timeout, or twenty median steps where these are longer; loading may take as long as it takes."""
-    now, told, healthy = [0.0], list[float](), list[bool]()
-    watch = StallWatch(100, told.append, clock=lambda: now[0])
+    now, stalls, healthy = [0.0], list[float](), list[bool]()
+    watch = StallWatch(100, stalls.append, clock=lambda: now[0])
     watch.hear(report(Phase.LOADING_MODEL))
     now[0] = 5000
     assert not watch.check()
@@ -105,7 +105,7 @@ def test_a_training_without_a_sign_of_life_is_a_stall() -> None:
     healthy.append(watch.healthy)
     now[0] += 1
     assert watch.check()
-    assert told == [101]
+    assert stalls == [101]
     now[0] += 100
     healthy.append(watch.healthy)
     watch.hear(report(Phase.TRAINING, step_s=30))

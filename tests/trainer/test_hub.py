@@ -112,7 +112,7 @@ def test_a_token_that_cannot_be_sent_is_refused_without_showing_it(
     ],
 )
 @pytest.mark.fault("C6")
-def test_a_model_that_cannot_be_had_is_told(
+def test_a_model_that_cannot_be_had_is_reported(
     *,
     server: HubServer,
     tmp_path: Path,

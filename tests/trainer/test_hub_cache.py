@@ -114,7 +114,7 @@ def test_runs_that_want_a_file_at_the_same_moment_fetch_it_once(
 
 
 def test_a_wrong_byte_is_fetched_again(server: HubServer, tmp_path: Path, tiny_folder: Path) -> None:
-    """The sha256 tells; half a file or a wrong one never gets the name of a whole one."""
+    """The sha256 decides; half a file or a wrong one never gets the name of a whole one."""
     server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", flip_byte=70_000))
     assert find(client(server, tmp_path)).read_bytes() == (tiny_folder / WEIGHTS).read_bytes()
     assert settled_bytes(server, 2 * size(tiny_folder)) == 2 * size(tiny_folder)
@@ -143,7 +143,7 @@ def test_a_cached_model_is_refused_to_a_run_without_access(server: HubServer, tm
 
 
 def test_offline_only_the_cache_is_asked(server: HubServer, tmp_path: Path) -> None:
-    """What it lacks is told; what it has needs no Hub."""
+    """What it lacks is reported; what it has needs no Hub."""
     weights = find(client(server, tmp_path))
     before = server.served()
     assert find(client(server, tmp_path, HF_HUB_OFFLINE="1")) == weights
@@ -197,7 +197,7 @@ def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
     assert settled_bytes(server, before + rest) - before == rest
 
 
-def test_a_full_cache_is_told(server: HubServer, tmp_path: Path) -> None:
+def test_a_full_cache_is_reported(server: HubServer, tmp_path: Path) -> None:
     """74, and no half file under a whole one's name."""
     with servers.full_disk(tmp_path / "small", 200) as small:
         with pytest.raises(
@@ -228,7 +228,7 @@ def prepared(
 def test_inputs_are_prepared_once_for_two_runs_at_the_same_time(
     server: HubServer, tmp_path: Path, tiny_folder: Path
 ) -> None:
-    """Two pods fill one cache claim: the weights come once, both are told what is there; a third brings nothing."""
+    """Two pods fill one cache claim: the weights come once, both report what is there; a third brings nothing."""
     workplaces = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

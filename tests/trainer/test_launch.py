@@ -1,4 +1,4 @@
-"""How the training is started on one GPU, several, and several nodes; and whose failure is told."""
+"""How the training is started on one GPU, several, and several nodes; and whose failure is reported."""
 
 import dataclasses
 import os
@@ -122,10 +122,10 @@ def test_the_cause_is_the_first_failure_that_followed_from_no_other(
     reports: list[Failure | None], cause: Failure
 ) -> None:
     """In whatever order the processes come to report."""
-    told: Failure | None = None
+    found: Failure | None = None
     for report in reports:
-        told = first_cause(told, report)
-    assert told is cause
+        found = first_cause(found, report)
+    assert found is cause
 
 
 @dataclasses.dataclass
@@ -169,9 +169,9 @@ def test_one_process_that_fails_ends_all_with_its_own_cause(
     os.environ["FAIL"] = how
     with pytest.raises(StageFailedError) as caught:
         watched.stages.run("train")
-    told = caught.value.failure
-    assert (told.code, told.reason) == (code, reason_of(code))
-    assert text in told.message
+    ended = caught.value.failure
+    assert (ended.code, ended.reason) == (code, reason_of(code))
+    assert text in ended.message
     assert [r.progress.phase for r in watched.reports if r.progress is not None] == [Phase.TRAINING]
     log = capfd.readouterr().err
     assert "Traceback" not in log
@@ -206,7 +206,7 @@ def test_a_stage_may_take_as_long_to_save_as_its_pod_may() -> None:
             grace_s({"LORA_GRACE_SECONDS": text})
 
 
-def test_a_state_that_a_stopped_run_could_not_save_is_told(watched: Watched) -> None:
+def test_a_state_that_a_stopped_run_could_not_save_is_reported(watched: Watched) -> None:
     """Not hidden behind the request to stop: steps are lost, and the volume is full."""
     os.environ["FAIL"] = "unsaved"
     waiting = threading.Event()

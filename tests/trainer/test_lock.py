@@ -154,7 +154,7 @@ def test_a_process_of_this_machine_that_is_gone_is_given_up_at_once(tmp_path: Pa
         assert clock.now == 0
 
 
-def test_a_holder_that_was_given_up_notices_before_it_writes_and_is_told(tmp_path: Path) -> None:
+def test_a_holder_that_was_given_up_notices_before_it_writes_and_is_reported(tmp_path: Path) -> None:
     """It was only asleep: its lock and its ticket are worth nothing, and its end takes nothing from the new holder."""
     lost = threading.Event()
     with ExitStack() as first:
@@ -171,7 +171,7 @@ def test_a_holder_that_was_given_up_notices_before_it_writes_and_is_told(tmp_pat
     assert is_released(tmp_path)
 
 
-def test_a_beating_holder_whose_lock_is_taken_is_told(tmp_path: Path) -> None:
+def test_a_beating_holder_whose_lock_is_taken_is_reported(tmp_path: Path) -> None:
     """From its own thread, so that it can end what is at work."""
     lost = threading.Event()
     with held(tmp_path, holder(), timing=TIMING, on_lost=lost.set):
@@ -216,7 +216,7 @@ def test_a_generation_that_came_and_went_is_not_taken_again(tmp_path: Path) -> N
 
 
 def test_a_wait_can_be_given_up(tmp_path: Path) -> None:
-    """A run that is told to stop while it waits."""
+    """A run that is asked to stop while it waits."""
 
     def stopped(_seconds: float) -> None:
         raise InterruptedError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.ranks.logs import JSON, TEXT, as_told, copied_to, duration, fields, set_up, variables
+from lora_trainer.ranks.logs import JSON, TEXT, copied_to, duration, fields, inherited, set_up, variables
 
 log = logging.getLogger("lora_trainer.test")
 
@@ -48,11 +48,11 @@ def test_machines_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_every_process_appends_to_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As text, whatever goes to stderr; what an earlier attempt logged stays, and a stage logs as it is told."""
+    """As text, whatever goes to stderr; what an earlier attempt logged stays, and a stage logs as it is set up."""
     copy = tmp_path / "train.log"
     for message in ("first attempt", "second attempt"):
-        told = variables(JSON, {"uid": "u-1"}, copy)
-        with as_told(told, logging.INFO):
+        environment = variables(JSON, {"uid": "u-1"}, copy)
+        with inherited(environment, logging.INFO):
             log.info(message, extra=fields(step=1))
             log.debug("not this")
         log.info("after it")
@@ -62,15 +62,15 @@ def test_every_process_appends_to_the_copy(tmp_path: Path, capsys: pytest.Captur
     assert [(line["message"], line["uid"]) for line in shown][:2] == [("first attempt", "u-1"), ("after it", "u-1")]
 
 
-def test_a_process_that_is_told_nothing_logs_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_is_reported_nothing_logs_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     """And makes no copy."""
-    with as_told({}, logging.WARNING):
+    with inherited({}, logging.WARNING):
         log.info("not this")
         log.warning("careful")
     assert capsys.readouterr().err.endswith(" WARNING careful\n")
 
 
-def test_a_copy_that_cannot_be_made_is_told_and_the_run_goes_on(
+def test_a_copy_that_cannot_be_made_is_reported_and_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its folder is gone."""

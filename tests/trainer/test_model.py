@@ -112,7 +112,7 @@ def test_module_names_select_exactly_what_was_chosen(config: LoraConfig, names: 
         ),
     ],
 )
-def test_unknown_modules_are_told_with_the_models_own(config: LoraConfig, sentence: str) -> None:
+def test_unknown_modules_are_reported_with_the_models_own(config: LoraConfig, sentence: str) -> None:
     """A list to choose from."""
     with pytest.raises(ConfigError) as caught:
         choose_targets(config, LINEAR)
@@ -265,7 +265,7 @@ def _damaged_generation(folder: Path) -> None:
     ],
 )
 @pytest.mark.fault("C6")
-def test_a_model_that_cannot_be_trained_is_told(
+def test_a_model_that_cannot_be_trained_is_reported(
     *,
     tmp_path: Path,
     tiny_folder: Path,

@@ -145,7 +145,7 @@ def test_a_blob_that_comes_back_wrong_is_not_tagged(proxy: Proxy, tmp_path: Path
         (404, Reason.STORAGE_ERROR, "knows no repository acme/refused; create it there"),
     ],
 )
-def test_a_refusal_is_told_before_the_training(proxy: Proxy, status: int, reason: Reason, sentence: str) -> None:
+def test_a_refusal_is_reported_before_the_training(proxy: Proxy, status: int, reason: Reason, sentence: str) -> None:
     """In the place's test, with the remedy."""
     proxy.inject(Fault(path="*/blobs/uploads/", method="POST", status=status))
     with pytest.raises((StorageError, AccessDeniedError), match=sentence) as caught:
@@ -187,7 +187,7 @@ def test_a_registry_with_accounts_takes_the_secrets_pair(tmp_path: Path) -> None
             assert PASSWORD not in str(caught.value)
 
 
-def test_a_secret_that_is_no_docker_configuration_is_told(proxy: Proxy) -> None:
+def test_a_secret_that_is_no_docker_configuration_is_reported(proxy: Proxy) -> None:
     """Without its content."""
     host = proxy.url.removeprefix("http://")
     for text in (json.dumps({"auths": {host: {"auth": "p@ssw*rd"}}}), '{"auths": ["SECRET"]}', "SECRET"):

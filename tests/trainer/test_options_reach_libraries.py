@@ -1,7 +1,7 @@
 """Each leaf of the adapter's and the training's configuration reaches the library object that it is meant for.
 
-A whole run is watched from outside: what PEFT's adapter, the optimizer, the batches, autocast and clipping were told. A
-leaf without a row in the table fails; so does one whose change nobody notices.
+A whole run is watched from outside: what PEFT's adapter, the optimizer, the batches, autocast and clipping were given.
+A leaf without a row in the table fails; so does one whose change nobody notices.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from lora_trainer.training.optimizers import make_optimizer
 
 @dataclass(slots=True)
 class Seen:
-    """What the libraries were told in one run. Lists have an entry for each micro-batch, step or evaluation."""
+    """What the libraries were given in one run. Lists have an entry for each micro-batch, step or evaluation."""
 
     adapted: list[Adapted] = field(default_factory=list)
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
@@ -62,19 +62,19 @@ class Seen:
 
 
 def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
-    """Put a witness before each library; nothing that it sees is changed, but evaluations get worse and worse."""
+    """Record what reaches each library; nothing that it sees is changed, but evaluations get worse and worse."""
     forward, clip = LlamaForCausalLM.forward, torch.nn.utils.clip_grad_norm_
 
-    def witness_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def record_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         enabled = torch.is_autocast_enabled("cpu")
         seen.autocast.add(torch.get_autocast_dtype("cpu") if enabled else None)
         return forward(self, *args, **kwargs)
 
-    def witness_adapt(*args: Any, **kwargs: Any) -> Adapted:
+    def record_adapt(*args: Any, **kwargs: Any) -> Adapted:
         seen.adapted.append(adapt(*args, **kwargs))
         return seen.adapted[-1]
 
-    def witness_optimizer(*args: Any) -> torch.optim.Optimizer:
+    def record_optimizer(*args: Any) -> torch.optim.Optimizer:
         optimizer = make_optimizer(*args)
         optimizer.register_step_pre_hook(note_step)
         seen.optimizers.append(optimizer)
@@ -84,25 +84,25 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         seen.rates.append(float(optimizer.param_groups[0]["lr"]))
         seen.step_rows.append(sum(_rows(batch) for batch in seen.batches) - sum(seen.step_rows))
 
-    def witness_clip(parameters: Any, norm: float) -> Any:
+    def record_clip(parameters: Any, norm: float) -> Any:
         seen.norms.append(norm)
         return clip(parameters, norm)
 
-    def witness_collate(*args: Any, **kwargs: Any) -> Batch:
+    def record_collate(*args: Any, **kwargs: Any) -> Batch:
         seen.batches.append(collate(*args, **kwargs))
         return seen.batches[-1]
 
-    def witness_evaluate(*args: Any, **kwargs: Any) -> Evaluation:
+    def record_evaluate(*args: Any, **kwargs: Any) -> Evaluation:
         seen.evaluations += 1
         result: Evaluation = evaluate(*args, **kwargs)
         return dataclasses.replace(result, sums=tuple(value + seen.evaluations for value in result.sums))
 
-    patch.setattr(LlamaForCausalLM, "forward", witness_forward)
-    patch.setattr(train, "adapt", witness_adapt)
-    patch.setattr(loop, "make_optimizer", witness_optimizer)
-    patch.setattr(torch.nn.utils, "clip_grad_norm_", witness_clip)
-    patch.setattr(step, "collate", witness_collate)
-    patch.setattr(train, "evaluate", witness_evaluate)
+    patch.setattr(LlamaForCausalLM, "forward", record_forward)
+    patch.setattr(train, "adapt", record_adapt)
+    patch.setattr(loop, "make_optimizer", record_optimizer)
+    patch.setattr(torch.nn.utils, "clip_grad_norm_", record_clip)
+    patch.setattr(step, "collate", record_collate)
+    patch.setattr(train, "evaluate", record_evaluate)
     for name in ("write_adapter", "write_manifest"):
         patch.setattr(train, name, lambda *args, **kwargs: None)
 

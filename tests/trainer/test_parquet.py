@@ -138,7 +138,7 @@ def _latin(path: Path) -> None:
         (_latin, "a.parquet, row 2: field 'text' is not UTF-8"),
     ],
 )
-def test_a_broken_file_is_told(tmp_path: Path, prepare: Callable[[Path], object], sentence: str) -> None:
+def test_a_broken_file_is_reported(tmp_path: Path, prepare: Callable[[Path], object], sentence: str) -> None:
     """The file, what is wrong, and what to do, in one line."""
     path = tmp_path / "a.parquet"
     prepare(path)

@@ -44,7 +44,7 @@ def without_rights(forbidden: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("forbidden", ["data", "data/set", "data/set/a.jsonl"])
 @pytest.mark.parametrize("field", ["dataset.uri", "dataset.validationUri"])
-def test_data_that_may_not_be_read_is_told(claims: Path, forbidden: str, field: str) -> None:
+def test_data_that_may_not_be_read_is_reported(claims: Path, forbidden: str, field: str) -> None:
     """Kubernetes leaves the owners of files on a claim that is attached to be read as they are."""
     tiny.write_jsonl(claims / "data/set/a.jsonl", [{"text": "a"}])
     config = make_config(
@@ -59,7 +59,7 @@ def test_data_that_may_not_be_read_is_told(claims: Path, forbidden: str, field: 
 
 
 @pytest.mark.parametrize("forbidden", ["models/tiny", "models/tiny/config.json", "models/tiny/model.safetensors"])
-def test_a_model_that_may_not_be_read_is_told(claims: Path, tiny_folder: Path, forbidden: str) -> None:
+def test_a_model_that_may_not_be_read_is_reported(claims: Path, tiny_folder: Path, forbidden: str) -> None:
     """Before it is loaded."""
     shutil.copytree(tiny_folder, claims / "models/tiny")
     with without_rights(claims / forbidden), pytest.raises(StorageError) as caught:

@@ -119,7 +119,7 @@ def test_a_result_is_published_by_hand(
         ("pvc://none/x", 74, "the claim none is not mounted"),
     ],
 )
-def test_a_publication_by_hand_that_cannot_be_is_told(
+def test_a_publication_by_hand_that_cannot_be_is_reported(
     *, tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str, status: int, sentence: str
 ) -> None:
     """Address and claim."""

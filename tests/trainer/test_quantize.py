@@ -130,7 +130,7 @@ def test_eight_bits_are_stored_in_eight_bits(tiny_base: Base, cpu: Device) -> No
         (Quantization.NONE, (3, 5), False),
     ],
 )
-def test_a_gpu_without_the_kernels_is_told(
+def test_a_gpu_without_the_kernels_is_reported(
     *, quantization: Quantization, capability: tuple[int, int], refused: bool
 ) -> None:
     """Before anything is loaded."""
@@ -145,8 +145,8 @@ def test_a_gpu_without_the_kernels_is_told(
     assert f"has {capability[0]}.{capability[1]}" in str(caught.value)
 
 
-def test_a_missing_library_is_told(tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bitsandbytes itself would tell at the first use of a kernel."""
+def test_a_missing_library_is_reported(tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes itself would fail at the first use of a kernel."""
     stand_in = cextension.ErrorHandlerMockBNBNativeLibrary("no such file")
     monkeypatch.setattr(cextension, "lib", stand_in)
     with pytest.raises(ConfigError, match="bitsandbytes has no compiled library for the device cpu"):

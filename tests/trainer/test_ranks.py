@@ -37,7 +37,7 @@ def test_a_step_of_few_long_and_many_short_rows_is_halved_by_tokens_not_by_rows(
     assert balance([100, 400, 100, 100, 100], 2) == [1, 0, 1, 1, 1]
 
 
-def test_alone_nothing_needs_to_be_told() -> None:
+def test_alone_nothing_needs_to_be_sent() -> None:
     """The group of one answers with what it was given."""
     ranks = Ranks()
     tensor = torch.ones(2)
@@ -48,30 +48,30 @@ def test_alone_nothing_needs_to_be_told() -> None:
     assert ranks.broadcast_object("x") == "x"
 
 
-def test_processes_tell_each_other_what_each_must_know() -> None:
+def test_processes_exchange_what_each_must_know() -> None:
     """A gradient that no process has stays absent; one that a single process has counts as it is."""
-    told = together(2, rank_programs.tell_each_other)
-    assert [one["place"] for one in told] == [(0, 2, 0, True), (1, 2, 1, False)]
-    for one in told:
+    said = together(2, rank_programs.every_collective)
+    assert [one["place"] for one in said] == [(0, 2, 0, True), (1, 2, 1, False)]
+    for one in said:
         assert one["sum"] == 2.0
         assert one["any"] == (True, False)
         assert one["broadcast"] == [7, 7]
         assert one["object"] == 0
         assert one["gather"] == ["rank 0", "rank 1"]
         assert one["gradients"] == [[[3.0] * 3] * 2, [[5.0] * 3] * 2, None]
-    assert [one["rounds"] for one in told] == [2, 3]
+    assert [one["rounds"] for one in said] == [2, 3]
 
 
 @pytest.mark.parametrize("how", ["killed", "failed"])
 def test_the_others_learn_at_once_that_a_process_is_lost(how: str) -> None:
     """As PeerFailed, long before the collective's time is over; a process with a fault of its own keeps that fault."""
-    told = together(3, rank_programs.lose_a_process, how)
-    assert all(isinstance(one, ProgramError) for one in told)
-    assert [str(told[rank]).startswith("PeerFailedError: another process of the run ended") for rank in (0, 2)] == [
+    said = together(3, rank_programs.lose_a_process, how)
+    assert all(isinstance(one, ProgramError) for one in said)
+    assert [str(said[rank]).startswith("PeerFailedError: another process of the run ended") for rank in (0, 2)] == [
         True,
         True,
     ]
-    assert str(told[1]).startswith("the process ended without" if how == "killed" else "ValueError: its own fault")
+    assert str(said[1]).startswith("the process ended without" if how == "killed" else "ValueError: its own fault")
 
 
 @pytest.mark.parametrize(

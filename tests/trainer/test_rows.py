@@ -58,7 +58,7 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str, conten
     ],
 )
 @pytest.mark.fault("C5")
-def test_a_broken_file_is_told_with_file_and_line(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+def test_a_broken_file_is_reported_with_file_and_line(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
     """One sentence that a person can act on."""
     path = tmp_path / name
     path.write_bytes(content)

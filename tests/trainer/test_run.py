@@ -113,7 +113,7 @@ def test_a_run_that_was_already_published_is_verified_and_not_trained_again(work
 
 @pytest.mark.fault("B2")
 def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Workplace) -> None:
-    """A run that is told to stop is never a success and leaves nothing behind."""
+    """A run that is asked to stop is never a success and leaves nothing behind."""
     port = free_port()
     config = workplace.config_file(training={"maxSteps": 100_000})
     process = workplace.start("--config", config, "--metrics-port", str(port))
@@ -148,12 +148,12 @@ def test_a_local_run_that_was_interrupted_goes_on_with_resume(workplace: Workpla
     try:
         reached = _wait_for_step(port).step
         process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
     assert process.returncode == ExitCode.TERMINATED
-    assert "the same command with --resume goes on from there" in told
+    assert "the same command with --resume goes on from there" in printed
     again = workplace.run("-f", manifest, "--resume")
     assert again.status == 0, again.log
     assert again.summary.results is not None
@@ -277,7 +277,7 @@ def test_a_folder_for_temporary_files_that_does_not_exist_ends_with_64(workplace
 
 
 def test_the_suffix_of_a_second_run_follows_its_uid(workplace: Workplace) -> None:
-    """So that the operator can foretell it."""
+    """So that the operator can predict it."""
     (workplace.claims / "adapters/out").mkdir()
     (workplace.claims / "adapters/out/precious").write_text("x", encoding="utf-8")
     tiny.write_jsonl(workplace.root / "configmaps/notes/notes.jsonl", [{"text": f"Ahoy {i}"} for i in range(9)])

@@ -177,7 +177,7 @@ def test_a_result_that_reads_back_wrong_is_not_published(proxy: Proxy, tmp_path:
 
 
 def test_what_others_have_is_not_overwritten(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
-    """A second run goes beside the first; a third whose both places are taken is told."""
+    """A second run goes beside the first; a third whose both places are taken gets a sentence."""
     suffix = run_suffix("uid-2")
     sink(proxy, "uid-1").publish(write_adapter(tmp_path / "a", "uid-1"))
     assert sink(proxy, "uid-2").publish(write_adapter(tmp_path / "b", "uid-2")).uri == f"s3://models/team/out-{suffix}"
@@ -234,7 +234,7 @@ def test_of_two_runs_at_the_same_moment_one_gets_the_address(proxy: Proxy, tmp_p
     ],
 )
 @pytest.mark.usefixtures("admin")
-def test_a_place_that_cannot_be_written_is_told_before_the_training(
+def test_a_place_that_cannot_be_written_is_reported_before_the_training(
     *, proxy: Proxy, uri: str, variables: dict[str, str], kind: type[TrainerError], sentence: str
 ) -> None:
     """Wrong or missing credentials, no bucket, no server: names of keys, never their values."""
@@ -265,7 +265,7 @@ def test_a_pods_workload_identity_needs_no_secret(proxy: Proxy, monkeypatch: pyt
         assert len(agent.requests) == 1
 
 
-def test_a_full_cache_is_told(proxy: Proxy, admin: minio.Minio, tiny_folder: Path, small_disk: Path) -> None:
+def test_a_full_cache_is_reported(proxy: Proxy, admin: minio.Minio, tiny_folder: Path, small_disk: Path) -> None:
     """74, and no half file under a whole one's name."""
     put_model(admin, tiny_folder, "base/tiny")
     with pytest.raises(StorageError, match=r"the cache \(HF_HOME\) cannot be written: the volume is full") as caught:
@@ -275,7 +275,7 @@ def test_a_full_cache_is_told(proxy: Proxy, admin: minio.Minio, tiny_folder: Pat
 
 
 @pytest.mark.usefixtures("admin")
-def test_a_full_bucket_is_told(proxy: Proxy, tmp_path: Path) -> None:
+def test_a_full_bucket_is_reported(proxy: Proxy, tmp_path: Path) -> None:
     """When the server has no room."""
     proxy.inject(Fault(path="*/adapter_model*", method="PUT", status=507, times=None))
     with pytest.raises(StorageError, match=r"the bucket is full \(507\); free space there") as caught:
@@ -351,7 +351,7 @@ def test_a_wrong_byte_is_noticed_and_fetched_again(
     """By the ETag; it never gets the name of a whole file."""
     put_model(admin, tiny_folder, "base/tiny")
     proxy.inject(Fault(path="*/model.safetensors", method="GET", flip_byte=5000))
-    with pytest.raises(TransientError, match=r"model\.safetensors arrived with other bytes than its ETag tells"):
+    with pytest.raises(TransientError, match=r"model\.safetensors arrived with other bytes than its ETag says"):
         find(proxy, tmp_path, "s3://models/base/tiny")
     assert not list(cache_folder({"HF_HOME": str(tmp_path)}).rglob("model.safetensors"))
     find(proxy, tmp_path, "s3://models/base/tiny")
@@ -394,7 +394,7 @@ def test_a_cached_model_is_refused_to_a_run_that_may_not_read_it(
     ],
 )
 @pytest.mark.usefixtures("admin")
-def test_a_model_that_is_not_there_is_told(proxy: Proxy, tmp_path: Path, uri: str, sentence: str) -> None:
+def test_a_model_that_is_not_there_is_reported(proxy: Proxy, tmp_path: Path, uri: str, sentence: str) -> None:
     """Bucket and key."""
     with pytest.raises(NotFoundError) as caught:
         find(proxy, tmp_path, uri)

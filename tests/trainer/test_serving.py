@@ -113,7 +113,7 @@ def test_a_merged_model_is_served_by_its_folder_alone() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0{]"])
-def test_weights_that_are_none_are_told(tiny_folder: Path, tmp_path: Path, content: bytes) -> None:
+def test_weights_that_are_none_are_reported(tiny_folder: Path, tmp_path: Path, content: bytes) -> None:
     """A cut or foreign file gives a sentence."""
     adapter = write_adapter(tiny_folder, tmp_path)
     (adapter / "adapter_model.safetensors").write_bytes(content)

@@ -60,7 +60,7 @@ def test_what_cannot_be_divided_is_refused(sections: dict[str, Any], named: str)
     assert not decide(size=40 * GIB, **sections)
 
 
-def test_memory_of_weights_is_told_from_the_headers_of_their_files(tiny_folder: Path) -> None:
+def test_memory_of_weights_is_reported_from_the_headers_of_their_files(tiny_folder: Path) -> None:
     """Tied embeddings are stored once."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - takes seconds to import
 

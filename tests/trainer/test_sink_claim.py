@@ -123,7 +123,7 @@ def test_an_adapter_that_this_run_published_is_found_again(root: Path) -> None:
 
 
 def test_leftovers_of_an_earlier_attempt_are_removed_and_nothing_else(root: Path) -> None:
-    """A temporary folder with the mark of this run is; one without is told."""
+    """A temporary folder with the mark of this run is; one without is an error."""
     place = sink(root).place
     start_partial(place)
     (place.partial / "half").write_text("x", encoding="utf-8")
@@ -182,7 +182,7 @@ def test_a_missing_claim_is_a_storage_error(tmp_path: Path) -> None:
         sink(tmp_path)
 
 
-def test_a_file_in_place_of_a_folder_is_told_before_the_training(root: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_reported_before_the_training(root: Path) -> None:
     """The parent of the output is a file."""
     (root / "adapters/team").write_text("x", encoding="utf-8")
     with pytest.raises(StorageError, match=r"output\.uri pvc://adapters/team/out cannot be written") as caught:

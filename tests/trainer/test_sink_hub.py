@@ -170,7 +170,7 @@ def test_what_the_hub_holds_is_compared_with_what_was_sent(server: HubServer, tm
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, TransientError, "the Hub cannot be reached"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_told_before_the_training(
+def test_an_output_that_cannot_be_written_is_reported_before_the_training(
     *, server: HubServer, environment: dict[str, str], repo: str, kind: type[TrainerError], sentence: str
 ) -> None:
     """No token, a wrong one, one that may only read, no Hub."""

@@ -68,7 +68,7 @@ def test_no_rows_are_rows_too(tmp_path: Path) -> None:
     assert plain(Examples.of([])) == plain(Examples.open(tmp_path / "store")) == []
 
 
-def test_a_store_that_lost_its_end_is_told(tmp_path: Path) -> None:
+def test_a_store_that_lost_its_end_is_reported(tmp_path: Path) -> None:
     """And not read as rows of zeros."""
     with Writer(tmp_path / "store") as writer:
         writer.append(block(ROWS[0]))

@@ -194,7 +194,7 @@ def test_states_are_saved_by_steps_and_by_time_whichever_comes_first(bench: Benc
 
 
 def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
-    """Have the arithmetic of a step fail as CUDA does; `fails` is told call and budget. The budgets of all calls."""
+    """Have the arithmetic of a step fail as CUDA does; `fails` gets call and budget. The budgets of all calls."""
     calls: list[int] = []
 
     def step(*arguments: object, **options: object) -> float:
@@ -259,7 +259,7 @@ def poisoned(training: Training, steps: set[int], monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted and told; the weights stay as they were; the next steps go on."""
+    """Counted and reported; the weights stay as they were; the next steps go on."""
     before: dict[str, torch.Tensor] = {}
     listener = Kept(lambda step: before.update(weights(training)) if step == 1 else None)
     training = bench.training(listener)

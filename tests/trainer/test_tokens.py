@@ -149,7 +149,7 @@ def test_an_answer_that_its_template_rewrites_is_refused_or_learned_whole(tmp_pa
     assert encoder.learns_to_stop(example)
 
 
-def test_a_template_that_refuses_a_conversation_is_told(tmp_path: Path) -> None:
+def test_a_template_that_refuses_a_conversation_is_reported(tmp_path: Path) -> None:
     """As Gemma's does for a system turn."""
     template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

@@ -40,11 +40,11 @@ def train(folder: Path, first: int = 1, last: int = 3) -> None:
     metrics.add(last, eval_loss=0.5, eval_loss_standard_error=0.25)
 
 
-def run(kind: Tracker, folder: Path, last_words_s: float = 240.0, **environment: str) -> None:
+def run(kind: Tracker, folder: Path, flush_s: float = 240.0, **environment: str) -> None:
     """A whole training, followed by the tracker's own process."""
     config = config_for(kind)
     (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
-    with tracked(config, folder / "config.json", folder, environment, last_words_s):
+    with tracked(config, folder / "config.json", folder, environment, flush_s):
         train(folder)
 
 
@@ -278,7 +278,7 @@ class _MlflowApi(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def mlflow_server() -> Iterator[Any]:
-    """A stand-in that remembers what it was told."""
+    """A stand-in that remembers what it was sent."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _MlflowApi)
     server.calls, server.credentials = [], set()
     thread = threading.Thread(target=server.serve_forever)

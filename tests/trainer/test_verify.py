@@ -242,7 +242,7 @@ def test_base_and_adapter_answer_the_same_questions(adapter: tuple[Path, Volumes
     assert "Q: Who are you?\n  base:    " in show(answers, as_json=False)
 
 
-def test_asking_an_adapter_that_cannot_be_read_is_told_in_one_line(
+def test_asking_an_adapter_that_cannot_be_read_is_reported_in_one_line(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever PEFT raises."""

@@ -52,7 +52,7 @@ RESOLVED = ResolvedRun(
 
 
 def record_of(config: TrainConfig, revision: str = "sha256:1", fingerprint: str = "sha256:2") -> RunRecord:
-    """What checkpoints of a run with this configuration tell of it."""
+    """What checkpoints of a run with this configuration say of it."""
     return RunRecord(
         identity=identity(config, revision, fingerprint),
         config=config,
@@ -67,7 +67,7 @@ def record_of(config: TrainConfig, revision: str = "sha256:1", fingerprint: str 
 
 
 class Kept(Listener):
-    """Keeps what it is told; `after` is called with each step's number."""
+    """Keeps what is reported; `after` is called with each step's number."""
 
     def __init__(self, after: Callable[[int], None] = lambda step: None) -> None:
         self.steps: list[Step] = []

@@ -207,7 +207,7 @@ def test_a_deadline_tells_the_seconds_and_what_came_before() -> None:
 def test_the_pod_that_a_deadline_stops_is_not_told_as_a_failure_before_it() -> None:
     """The Job deletes it, and it ends as one that was told to stop."""
     job = finished_job("Failed", reason="DeadlineExceeded", spec={"activeDeadlineSeconds": 60})
-    told = make_summary(Reason.EVICTED, "the run was told to stop before its end").to_message()
+    told = make_summary(Reason.EVICTED, "the run was asked to stop before its end").to_message()
     stopped = ended_pod(143, told, name="b", created_at=minutes_ago(20), deleting=True)
     assert "had failed before" not in verdict(job, stopped).finding.message
     assert "had failed before with GPUFault" in verdict(job, stopped, ended_pod(72, name="a")).finding.message

@@ -98,7 +98,7 @@ class TransientError(TrainerError):
 
 
 class PeerFailedError(TrainerError):
-    """Another process of the same training is gone, or did not come within the time: the cause is told over there."""
+    """Another process of the same training is gone, or did not come within the time: the cause is reported there."""
 
     code = ExitCode.TRANSIENT
 
@@ -195,7 +195,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _explain_torch(error: Exception) -> TrainerError | None:
-    """PyTorch's errors are told by name: importing their types would take seconds."""
+    """PyTorch's errors are known by name: importing their types would take seconds."""
     name, text = type(error).__name__, " ".join(str(error).split())
     # cuBLAS and kernels that allocate past PyTorch's allocator report the same shortage as a failure of the GPU.
     if name == "OutOfMemoryError" or "CUDA error: out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text:
@@ -208,7 +208,7 @@ def _explain_torch(error: Exception) -> TrainerError | None:
             "the memory does not suffice: raise resources.memory, or lower training.microBatchSize or "
             "training.maxSequenceLength"
         )
-    if name in _COLLECTIVE_ERRORS or (name == "RuntimeError" and any(words in text for words in _PEER_GONE)):
+    if name in _COLLECTIVE_ERRORS or (name == "RuntimeError" and any(phrase in text for phrase in _PEER_GONE)):
         return PeerFailedError(text)
     if name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
         return GpuFaultError(f"the GPU failed ({text[:300]}): check the node's driver and its health")

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
     volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
-    with logs.as_told(os.environ, logging.WARNING if silent else logging.INFO):
+    with logs.inherited(os.environ, logging.WARNING if silent else logging.INFO):
         return guarded(lambda: _run(options, volumes, reporter), reporter)
 
 

@@ -1,6 +1,6 @@
 """The contract between operator and trainer. Standard library only, so that both sides import it at no cost.
 
-config      what one training run is told to do (`TrainConfig`, JSON in a ConfigMap)
+config      what one training run has to do (`TrainConfig`, JSON in a ConfigMap)
 manifest    from a LoRAFineTune manifest to a `TrainConfig`, with every default and every rule
 progress    what a running trainer answers at `/progress`
 summary     what a finished trainer writes as its termination message

@@ -35,7 +35,7 @@ def decode(kind: type[T], document: object, path: str = "$") -> T:
 
 
 def known(kind: Any, document: object) -> object:
-    """The document without the keys that `kind` does not have, as a later release may tell them."""
+    """The document without the keys that `kind` does not have, as a later release may add them."""
     arguments = [argument for argument in typing.get_args(kind) if argument not in (types.NoneType, ...)]
     if isinstance(document, Mapping) and dataclasses.is_dataclass(kind):
         fields = _hints(typing.cast("type", kind))

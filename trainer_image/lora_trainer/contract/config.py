@@ -1,4 +1,4 @@
-"""`TrainConfig`: everything one training run is told, rendered by the operator, read by the trainer."""
+"""`TrainConfig`: everything that defines one training run, rendered by the operator, read by the trainer."""
 
 import enum
 import json
@@ -132,7 +132,7 @@ class Precision(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunIdentity:
-    """Which resource asked for this run; `uid` tells two resources of the same name apart, `attempt` counts from 1."""
+    """Which resource asked for this run; `uid` separates resources of the same name, `attempt` counts from 1."""
 
     namespace: str
     name: str

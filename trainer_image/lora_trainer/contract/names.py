@@ -7,6 +7,6 @@ SUFFIX_LENGTH = 5
 
 
 def run_suffix(uid: str) -> str:
-    """Five characters of [a-z2-7] that tell two runs of the same name apart."""
+    """Five characters of [a-z2-7] that distinguish two runs of the same name."""
     digest = hashlib.sha256(uid.encode()).digest()
     return base64.b32encode(digest).decode().lower()[:SUFFIX_LENGTH]

@@ -136,7 +136,7 @@ class Summary:
         return self.reason is Reason.SUCCEEDED and self.artifact is not None and self.results is not None
 
     def to_message(self) -> str:
-        """JSON of at most `MAX_BYTES`: the message is clipped first, then what the manifest tells too is left out."""
+        """JSON of at most `MAX_BYTES`: the message is clipped first, then what the manifest says too is left out."""
         clipped = dataclasses.replace(self, message=clip(self.message, 1024))
         candidates = (clipped, *_shorter(clipped))
         return next((text for text in map(_compact, candidates[:-1]) if _fits(text)), _compact(candidates[-1]))

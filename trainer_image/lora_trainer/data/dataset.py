@@ -40,7 +40,7 @@ MOST_CUT = 0.5
 """Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
 
 _TRAINING, _EVALUATION = "training", "evaluation"
-_TELL_S = 30.0
+_LOG_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,8 @@ class Data:
     stats: DatasetStats
 
 
-def tell(data: Data) -> None:
-    """Log what there is to train on, and a warning where so few rows are held out that they tell little."""
+def log_data(data: Data) -> None:
+    """Log what there is to train on, and a warning where so few rows are held out that their losses are uncertain."""
     stats = data.stats
     log.info(
         "%s: %d training rows (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates",
@@ -101,16 +101,16 @@ class _Counts:
         return kept
 
 
-class _Teller:
+class _RowLog:
     """Logs now and then how many rows are encoded."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._told_at_s = time.monotonic()
+        self._logged_at_s = time.monotonic()
 
     def __call__(self, done: int) -> None:
-        if time.monotonic() - self._told_at_s >= _TELL_S:
-            self._told_at_s = time.monotonic()
+        if time.monotonic() - self._logged_at_s >= _LOG_EVERY_S:
+            self._logged_at_s = time.monotonic()
             log.info("encoded %d of %d rows", done, self._rows)
 
 
@@ -141,7 +141,7 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Da
         with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
             return encode(samples, encoder, Path(temporary))
     counts = _Counts()
-    told = _Teller(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
+    log_rows = _RowLog(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
             for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder):
@@ -149,7 +149,7 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Da
                 kept = counts.add(batch, block, is_training)
                 training_writer.append(block.select(kept & is_training))
                 evaluation_writer.append(block.select(kept & ~is_training))
-                told(counts.rows)
+                log_rows(counts.rows)
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
     targets = int(training.targets.sum() + evaluation.targets.sum())
     _check(samples, training, counts, targets, encoder)

@@ -111,7 +111,7 @@ def _missing(role: Role, address: str, what: str) -> NotFoundError:
 def choose_split(names: Sequence[str], splits: Sequence[str], *, where: str) -> tuple[str, ...]:
     """Of a repository's files those of the first of `splits` that there is. Raises `DatasetError`.
 
-    Shards (`data/train-00000-of-00005.parquet`) name their split exactly. Other files are told by whole words in their
+    Shards (`data/train-00000-of-00005.parquet`) name their split exactly. Other files are known by whole words in their
     paths; for the split train, files that are named for no split at all count where none is named so.
     """
     tables = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]

@@ -1,4 +1,4 @@
-"""Rows to conversations or texts: the four formats, and how `Auto` tells them apart by their columns."""
+"""Rows to conversations or texts: the four formats, and how `Auto` chooses by their columns."""
 
 import hashlib
 import json

@@ -126,7 +126,7 @@ class Encoder:
             return 0 if place == 0 else len(ids)
         token = encoding.char_to_token(place)
         if token is None or encoding.char_to_token(place - 1) is None:
-            # Some tokenizers count a token's blank for no token: only the beginning itself tells where it ends.
+            # Some tokenizers count a token's blank for no token: only the beginning itself shows where it ends.
             prompt = self._batch([text[:place]])[0].ids
             return len(prompt) if ids[: len(prompt)].tolist() == prompt else None
         return int(token) if encoding.token_to_chars(token)[0] == place else None

@@ -1,4 +1,4 @@
-"""A stage as a process of its own: its command line and environment, what it reports, and how it is told to stop."""
+"""A stage as a process of its own: its command line and environment, what it reports, and how it is asked to stop."""
 
 import logging
 import os
@@ -23,11 +23,11 @@ STACKS_S = 1.0
 """How long a stage may take to log its stacks before it is killed."""
 
 
-_TOLD_OF_A_STOP = (ExitCode.TERMINATED, ExitCode.STORAGE)
-"""With these a stage that was told to stop says what it saved, or why it could not; all else followed from the stop."""
+_AFTER_A_STOP = (ExitCode.TERMINATED, ExitCode.STORAGE)
+"""With these a stage that was asked to stop says what it saved, or why it could not; all else followed from it."""
 
 _STOPPED = Failure(
-    code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message="the run was told to stop before its end"
+    code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message="the run was asked to stop before its end"
 )
 
 
@@ -58,7 +58,7 @@ class Stages:
     child: "subprocess.Popen[bytes] | None" = None
 
     def run(self, stage: str, *arguments: str | Path, sharded: bool = False) -> None:
-        """Run a stage to its end. Raises `StageFailedError` with what it said of itself, or what its status tells."""
+        """Run a stage to its end. Raises `StageFailedError` with what it said of itself, or what its status means."""
         self._check_stopping()
         if self.aborted is not None:
             raise StageFailedError(self.aborted)
@@ -96,12 +96,12 @@ class Stages:
         self.stopping.wait(seconds)
         self._check_stopping()
 
-    def abort(self, failure: Failure, *, tell_where: bool = False) -> None:
-        """Kill the stage at work, which ends for `failure`; `tell_where` has it log its stacks first."""
+    def abort(self, failure: Failure, *, log_stacks: bool = False) -> None:
+        """Kill the stage at work, which ends for `failure`; `log_stacks` has it do that first."""
         self.aborted = failure
         child = self.child
         if child is not None:
-            if tell_where and self.training == ONE_PROCESS:
+            if log_stacks and self.training == ONE_PROCESS:
                 child.send_signal(signal.SIGUSR1)
                 time.sleep(STACKS_S)
             child.kill()
@@ -120,7 +120,7 @@ class Stages:
         self.take(report)
 
     def _cause(self, status: int) -> Failure:
-        if self.stopping.is_set() and (self.failure is None or self.failure.code not in _TOLD_OF_A_STOP):
+        if self.stopping.is_set() and (self.failure is None or self.failure.code not in _AFTER_A_STOP):
             return _STOPPED
         return self.failure or failure_of_status(status)
 

@@ -17,7 +17,7 @@ def guarded(action: Callable[[], None], reporter: Reporter) -> int:
     except TrainerError as error:
         return _failed(error, reporter)
     except SystemExit:
-        return _failed(TerminatedError("the run was told to stop before its end"), reporter)
+        return _failed(TerminatedError("the run was asked to stop before its end"), reporter)
     except Exception as error:
         known = explain(error)
         if isinstance(known, InternalError):

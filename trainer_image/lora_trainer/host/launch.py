@@ -43,7 +43,7 @@ class Node:
 
     @property
     def is_main(self) -> bool:
-        """Whether this node verifies, publishes and tells the result."""
+        """Whether this node verifies, publishes and reports the result."""
         return self.index == 0
 
 

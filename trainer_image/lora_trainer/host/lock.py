@@ -47,7 +47,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a lock. `machine` tells process tables apart: boot and process namespace; `born` tells two processes of
+    """Who holds a lock. `machine` distinguishes process tables: boot and process namespace; `born` two processes of
     one id apart."""
 
     uid: str
@@ -210,7 +210,7 @@ def _acquire(
 ) -> Path:
     started = clock()
     watched: tuple[str, bytes] | None = None
-    since, told = started, False
+    since, logged = started, False
     while True:
         looked = clock()
         newest = _newest(folder)
@@ -236,9 +236,9 @@ def _acquire(
                 f"{timing.wait_s:.0f} s for it and is started again later",
                 Reason.OUTPUT_LOCKED,
             )
-        if not told:
+        if not logged:
             log.info("the run's folder is in use by %s: waiting", _shown(None if seen is None else seen.holder))
-            told = True
+            logged = True
         sleep(timing.poll_s)
 
 

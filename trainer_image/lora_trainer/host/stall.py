@@ -49,7 +49,7 @@ class StallWatch:
         return max(self._timeout_s, MEDIANS * statistics.median(self._steps_s) if self._steps_s else 0.0)
 
     def silence_s(self) -> float:
-        """How long nothing was heard of a training that should tell something; 0 elsewhere."""
+        """How long nothing was heard of a training that should report something; 0 elsewhere."""
         return self._clock() - self._heard_at_s if self._watched else 0.0
 
     @property
@@ -58,7 +58,7 @@ class StallWatch:
         return self.silence_s() <= 2 * self.limit_s
 
     def check(self) -> bool:
-        """Whether there is a stall; tells of it."""
+        """Whether there is a stall; reports it."""
         silence = self.silence_s()
         if silence <= self.limit_s:
             return False

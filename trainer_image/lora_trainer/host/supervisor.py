@@ -199,7 +199,7 @@ class Supervisor:
         return self._succeeded(manifest)
 
     def _publish(self, stages: Stages, workspace: Workspace, result: Path) -> None:
-        """Put the result into place. Raises `StageFailedError`, which then tells where the result is kept."""
+        """Put the result into place. Raises `StageFailedError`, which then says where the result is kept."""
         try:
             stages.run("publish", "--folder", result)
         except StageFailedError as error:
@@ -232,7 +232,7 @@ class Supervisor:
             )
             log.error("%s", message)
             failure = Failure(code=int(ExitCode.TRANSIENT), reason=Reason.STALLED, message=message)
-            stages.abort(failure, tell_where=True)
+            stages.abort(failure, log_stacks=True)
 
         self.watch = StallWatch(self.config.stall_timeout_s, stalled)
         self.watch.start()

@@ -1,4 +1,4 @@
-"""torchrun, with its own stack traces kept from the user, and the cause of a process that could not tell it itself.
+"""torchrun, with its own stack traces kept from the user, and the cause of a process that could not report it itself.
 
 Started as `python -m lora_trainer.host.torchrun [OPTION]... --module lora_trainer.stage ARGUMENT... --report FD`, where
 FD is the descriptor of the supervisor's pipe. torchrun closes all descriptors in the processes that it starts, so

@@ -25,7 +25,7 @@ class UnusableError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What attempts of a run tell each other: the run's name at the tracker, the last step and evaluation sent."""
+    """What the attempts of a run share: the run's name at the tracker, the last step and evaluation sent."""
 
     run_id: str | None = None
     step: int = 0

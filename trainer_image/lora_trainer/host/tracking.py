@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 2.0
 RETRY_S = 30.0
-LAST_WORDS_S = 10.0
+FLUSH_S = 10.0
 """How long a run waits at its end for its tracker."""
 
 
@@ -39,7 +39,7 @@ def tracked(
     config_file: Path,
     folder: Path,
     environment: Mapping[str, str],
-    last_words_s: float = LAST_WORDS_S,
+    flush_s: float = FLUSH_S,
 ) -> Iterator[None]:
     """Have the tracker of the run, if it has one, follow the `metrics.jsonl` in `folder`."""
     if config.tracking.kind is Tracker.NONE:
@@ -54,16 +54,14 @@ def tracked(
         yield
         status = "FINISHED"
     finally:
-        _end(process, status, last_words_s, config.tracking.kind)
+        _end(process, status, flush_s, config.tracking.kind)
 
 
-def _end(process: "subprocess.Popen[str]", status: str, last_words_s: float, kind: Tracker) -> None:
+def _end(process: "subprocess.Popen[str]", status: str, flush_s: float, kind: Tracker) -> None:
     try:
-        process.communicate(status, timeout=last_words_s)
+        process.communicate(status, timeout=flush_s)
     except subprocess.TimeoutExpired:
-        log.warning(
-            "%s did not take the end of the curve within %.0f s: the run goes on without", kind.value, last_words_s
-        )
+        log.warning("%s did not take the end of the curve within %.0f s: the run goes on without", kind.value, flush_s)
     # Its helpers, too: W&B's client starts a process of its own.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -76,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    with logs.as_told(os.environ, logging.INFO):
+    with logs.inherited(os.environ, logging.INFO):
         config = TrainConfig.from_json(options.config.read_text(encoding="utf-8"))
         follower = Follower(
             kind=config.tracking.kind,

@@ -31,7 +31,7 @@ LARGEST_UNQUANTIZED_SHARE = 0.5
 class Plan:
     """What is trained, by full names: linear `modules`, `parameters` outside of them, modules `saved` whole.
 
-    `names` are the shortest endings that select `modules`, `settings` what PEFT is told, `init` its start values, and
+    `names` are the shortest endings that select `modules`, `settings` the options of PEFT, `init` its start values, and
     `advice` sentences for the user.
     """
 

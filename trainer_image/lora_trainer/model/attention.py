@@ -32,7 +32,7 @@ two attentions differ by 0.02 in SmolLM2-135M's 30 layers; rows that see each ot
 class Segments:
     """Where the rows of a pack lie: `lengths` in order, and their bounds on the device, shape (rows + 1,), int32.
 
-    `kernels` are told by `attend` what computed them.
+    `attend` adds to `kernels` what computed them.
     """
 
     lengths: tuple[int, ...]

@@ -59,7 +59,7 @@ def choose_device(config: DeviceConfig, precision: Precision, local_rank: int = 
                 "check the node's driver and device plugin, or lower resources.gpus"
             )
         device = torch.device("cuda", local_rank)
-        # Libraries allocate on the current device where they are told none.
+        # Libraries allocate on the current device where they are given none.
         torch.cuda.set_device(device)
         return Device(
             torch_device=device,

@@ -19,7 +19,7 @@ _LEAST_CAPABILITY = {Quantization.NF4: (6, 0), Quantization.FP4: (6, 0), Quantiz
 
 
 def quantization_settings(quantization: Quantization, device: Device) -> Any:
-    """What Transformers is told; None for full weights.
+    """The settings for Transformers; None for full weights.
 
     4-bit always with double quantization and an explicit compute type: the library defaults to FP4, fp32, single.
     """

@@ -151,7 +151,7 @@ def _check_whole(folder: Path, address: str) -> None:
         found = path.stat().st_size
         if found != expected:
             raise ConfigError(
-                f"model.uri is {address}: its {path.name} has {found} bytes, its header tells of {expected}: it is cut "
+                f"model.uri is {address}: its {path.name} has {found} bytes, its header says {expected}: it is cut "
                 "off or damaged; copy or upload it again"
             )
 

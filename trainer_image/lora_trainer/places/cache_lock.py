@@ -48,7 +48,7 @@ def _acquire(
     clock: Callable[[], float],
     sleep: Callable[[float], object],
 ) -> None:
-    seen, since, told = state(), clock(), False
+    seen, since, logged = state(), clock(), False
     while True:
         with contextlib.suppress(Timeout):
             held.acquire(blocking=False)
@@ -61,7 +61,7 @@ def _acquire(
                 f"{PATIENCE_S:.0f} s without a byte arriving; the run is tried again, and if this lasts, look for a "
                 "node that is gone or does not answer"
             )
-        if not told:
+        if not logged:
             log.info("%s is being fetched by another run: waiting", what)
-            told = True
+            logged = True
         sleep(_POLL_S)

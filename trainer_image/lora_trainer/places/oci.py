@@ -173,26 +173,26 @@ class Registry:
 
     def _explain(self, answer: urllib3.BaseHTTPResponse, what: str) -> TrainerError:
         where, status = f"output.uri is {self._uri}", answer.status
-        told = _told(answer)
+        said = _said(answer)
         if status in (401, 403):
             whose = "these credentials" if self._basic else "no credentials"
             return Role.OUTPUT.denied(
-                f"{where}: the registry refuses {what} with {whose} ({status}{told}); name in output.secretRef a "
+                f"{where}: the registry refuses {what} with {whose} ({status}{said}); name in output.secretRef a "
                 f"Secret of type kubernetes.io/dockerconfigjson whose entry for {self._uri.registry} may push to "
                 f"{self._uri.repository}"
             )
-        if status in (413, 507) or "quota" in told.lower():
+        if status in (413, 507) or "quota" in said.lower():
             return StorageError(
-                f"{where}: the registry has no room for {what} ({status}{told}); free space or raise the quota",
+                f"{where}: the registry has no room for {what} ({status}{said}); free space or raise the quota",
                 Reason.STORAGE_FULL,
             )
         if status in RETRIED:
-            return TransientError(f"{where}: the registry answered {status}{told}; check the registry if this lasts")
-        return StorageError(f"{where}: the registry refuses {what} ({status}{told})", Reason.UPLOAD_FAILED)
+            return TransientError(f"{where}: the registry answered {status}{said}; check the registry if this lasts")
+        return StorageError(f"{where}: the registry refuses {what} ({status}{said})", Reason.UPLOAD_FAILED)
 
 
-def _told(answer: urllib3.BaseHTTPResponse) -> str:
-    """What the registry says of an error, in its own words, as the end of a sentence's bracket."""
+def _said(answer: urllib3.BaseHTTPResponse) -> str:
+    """What the registry says of an error, as it says it, as the end of a sentence's bracket."""
     try:
         errors = json.loads(answer.data)["errors"]
         text = "; ".join(f"{error.get('code')}: {error.get('message')}" for error in errors)

@@ -115,7 +115,7 @@ class Connection:
             fetch_whole(partial, item.size_bytes, lambda have: self._open(uri, item, have), what=what)
         if _MD5.fullmatch(item.etag) and _md5(partial) != item.etag and not self._is_encrypted(uri, item):
             partial.unlink()
-            raise TransientError(f"{self.role.field} is {uri}: {item.key} arrived with other bytes than its ETag tells")
+            raise TransientError(f"{self.role.field} is {uri}: {item.key} arrived with other bytes than its ETag says")
         partial.rename(target)
 
     def _open(self, uri: S3Uri, item: Item, have: int) -> urllib3.BaseHTTPResponse:

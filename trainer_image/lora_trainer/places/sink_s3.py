@@ -1,7 +1,7 @@
 """A result in a bucket: every object verified by reading it back, the manifest last.
 
 S3 has no rename. An object appears whole or not at all, and a folder of them is a result once its manifest.json is
-there; until then a mark tells whose it is. What an interrupted attempt left is completed by the next.
+there; until then a mark says whose it is. What an interrupted attempt left is completed by the next.
 """
 
 import hashlib

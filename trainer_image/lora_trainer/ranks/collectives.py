@@ -1,6 +1,6 @@
-"""The processes of one training: which part of a step is this one's, and what they tell each other.
+"""The processes of one training: which part of a step is this one's, and the collectives between them.
 
-A run on one device is the group of one, in which nothing needs to be told; `group.join` makes larger ones.
+A run on one device is the group of one, in which nothing is sent; `group.join` makes larger ones.
 """
 
 import heapq

@@ -6,7 +6,7 @@ than its buckets and hooks cost, and its mean over processes would be wrong here
 the learned tokens of the whole step, over all processes, so that gradients are to be summed. So one process, several,
 and accumulation all give the same losses, up to the order in which numbers are added.
 
-Small things are told over gloo on the CPU also where gradients go over NCCL: gloo notices at once that a process is
+Small things are sent over gloo on the CPU also where gradients go over NCCL: gloo notices at once that a process is
 gone, NCCL may wait for it until the time is over. A step asks for `any` before its gradients are summed, so processes
 meet on the CPU first.
 """

@@ -43,8 +43,8 @@ def variables(form: str, run: Mapping[str, Any], copy: Path | None) -> dict[str,
 
 
 @contextlib.contextmanager
-def as_told(environment: Mapping[str, str], level: int) -> Iterator[None]:
-    """Log as `variables` told this process."""
+def inherited(environment: Mapping[str, str], level: int) -> Iterator[None]:
+    """Log as the `variables` in the environment of this process say."""
     set_up(level, form=environment.get(_FORMAT_VARIABLE, TEXT), run=json.loads(environment.get(_RUN_VARIABLE, "{}")))
     copy = environment.get(_COPY_VARIABLE)
     with contextlib.nullcontext() if copy is None else copied_to(Path(copy)):
@@ -53,7 +53,7 @@ def as_told(environment: Mapping[str, str], level: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def copied_to(path: Path) -> Iterator[None]:
-    """Append every record to `path`, too, as text; several processes may. What cannot be written is told once."""
+    """Append every record to `path`, too, as text; several processes may. What cannot be written is logged once."""
     root = logging.getLogger()
     try:
         handler = _Copy(path, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a stage tells its supervisor: JSON lines on a pipe."""
+"""What a stage reports to its supervisor: JSON lines on a pipe."""
 
 import dataclasses
 import json
@@ -118,9 +118,9 @@ def open_report(where: str) -> int:
 
 
 def first_cause(earlier: Failure | None, later: Failure | None) -> Failure | None:
-    """Which of two reports of failing processes tells the cause: the earlier one, unless it only followed from another.
+    """Which of two reports of failing processes has the cause: the earlier one, unless it only followed from another.
 
-    When a process fails, the others find that it is gone, and torchrun tells them to stop.
+    When a process fails, the others find that it is gone, and torchrun stops them.
     """
     consequences = (Reason.PEER_FAILED, Reason.EVICTED)
     if earlier is None or later is None:

@@ -40,7 +40,7 @@ def prepare(config: TrainConfig, volumes: Volumes, hub: Hub) -> str:
 
 
 def check_tokenizer(base: Base, address: str) -> None:
-    """The files of a tokenizer that can be told without its library. Raises `ConfigError`."""
+    """The files of a tokenizer, as far as they can be checked without its library. Raises `ConfigError`."""
     if not any((base.folder / name).is_file() for name in _TOKENIZERS):
         raise ConfigError(f"model.uri is {address}: it has no tokenizer ({', '.join(_TOKENIZERS[:2])}); add its files")
     for name in ("tokenizer.json", "tokenizer_config.json"):

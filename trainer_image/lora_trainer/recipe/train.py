@@ -82,7 +82,7 @@ def run_training(
         check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens)
         reporter.send(Report(dataset=data.stats))
-        datasets.tell(data)
+        datasets.log_data(data)
 
         ours = identity(config, base.revision, data.fingerprint)
         _agree(ours, group)
@@ -144,7 +144,7 @@ def _go_on(
     training: Training, saved: Saved, state: State, record: RunRecord, reporter: Reporter, *, goes_on: bool
 ) -> None:
     """Begin at a saved step, or with `goes_on` false at step 0 with the saved weights."""
-    saved.tell(goes_on=goes_on)
+    saved.log_start(goes_on=goes_on)
     saved.warn_of_changes(record.resolved, record.versions)
     training.restore(state, weights_only=not goes_on)
     reporter.progress(**saved.progress(goes_on=goes_on))
@@ -241,7 +241,7 @@ def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluator:
-    """Evaluates the model as it is now, and logs the result; `alive` is told of every batch."""
+    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch."""
 
     adapted: Adapted
     data: Data

@@ -61,7 +61,7 @@ def measured_by(
     seconds: float,
     resumed: int | None,
 ) -> Measured:
-    """What the manifest tells of training and evaluations; `resumed` is the step at which this attempt went on."""
+    """What the manifest says of training and evaluations; `resumed` is the step at which this attempt went on."""
     return Measured(
         steps=trained.steps,
         trained_tokens=trained.tokens,

@@ -26,7 +26,7 @@ from lora_trainer.errors import CheckpointError, StorageError, storage_error
 
 log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
-"""What a checkpoint tells of its run, as JSON."""
+"""What a checkpoint says of its run, as JSON."""
 VERSION = "lora-operator.io/checkpoint/v1"
 MANIFEST = "manifest.json"
 MARGIN_BYTES = 2**20

@@ -67,7 +67,7 @@ def evaluate(
 ) -> Evaluation:
     """Loss of every row, in batches within `budget`, shared out over the processes; the same on each.
 
-    `done` is told the number of this process's rows after each batch.
+    `done` is called with the number of this process's rows after each batch.
     """
     known = examples if isinstance(examples, Examples) else Examples.of(examples)
     lengths, targets = known.lengths, known.targets

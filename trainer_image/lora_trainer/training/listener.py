@@ -1,4 +1,4 @@
-"""What a training tells about itself, and to whom."""
+"""What a training reports of itself, and to whom."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Trained:
 
 
 class Listener:
-    """Is told what happens in a training, on every process. This one does not care."""
+    """Is called for what happens in a training, on every process. This one does nothing."""
 
     def stepped(self, step: Step) -> None:
         """A step was taken."""

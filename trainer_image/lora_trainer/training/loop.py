@@ -55,7 +55,7 @@ MOST_LOSSES = 1000
 
 @dataclass(slots=True, kw_only=True)
 class Training:
-    """A training in progress. `stop` tells when to end, `saver` keeps states where there is a place for them."""
+    """A training in progress. `stop` says when to end, `saver` keeps states where there is a place for them."""
 
     adapted: Adapted
     examples: Examples
@@ -109,7 +109,7 @@ class Training:
 
     def run(self) -> Trained:
         """Train to the end, in place. Raises `NonFiniteLossError`, `CudaOutOfMemoryError`, `StorageError`, and
-        `TerminatedError` once the state is saved of a run that was told to stop."""
+        `TerminatedError` once the state is saved of a run that was asked to stop."""
         set_training(self.adapted.model, on=True)
         with self.stop.deferred(), self._watched_passes():
             # An attempt that was stopped within an evaluation has saved the step before it.
@@ -172,7 +172,7 @@ class Training:
             self.listener.left_out(number)
             return
         guard.observe(number, loss)
-        self._tell(rows, loss, norm, factor, self.clock() - started)
+        self._report(rows, loss, norm, factor, self.clock() - started)
 
     def _gradients(self, number: int, rows: Rows, targets: int) -> float:
         """Gradients of a step's mean loss per learned token, over all processes; that loss."""
@@ -253,7 +253,7 @@ class Training:
             guard=guard,
         )
 
-    def _tell(self, rows: Rows, loss: float, norm: float, factor: float, seconds: float) -> None:
+    def _report(self, rows: Rows, loss: float, norm: float, factor: float, seconds: float) -> None:
         tokens = int(self.examples.lengths[rows].sum())
         speed, remaining = speed_and_rest(self.recent, tokens, seconds, self.total - self.course.step)
         step = Step(
@@ -328,13 +328,13 @@ class Training:
         self.listener.saved(step)
 
     def _end_if_asked(self) -> None:
-        """Raises `TerminatedError`, once the state is saved, where any process was told to stop."""
+        """Raises `TerminatedError`, once the state is saved, where any process was asked to stop."""
         if not self.ranks.any(self.stop.requested):
             return
         self._save()
         saved = self.saver is not None and self.course.step > 0
         what = f"its state after step {self.course.step} of {self.total} is saved, and the next attempt goes on from it"
-        raise TerminatedError(f"the run was told to stop before its end: {what if saved else 'nothing is saved'}")
+        raise TerminatedError(f"the run was asked to stop before its end: {what if saved else 'nothing is saved'}")
 
     def _finish(self) -> Trained:
         best = self.course.best

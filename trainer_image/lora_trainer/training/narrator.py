@@ -1,4 +1,4 @@
-"""What a training tells: every step to the supervisor and to the run's curves, twenty and one a minute to the log."""
+"""What a training reports: every step to the supervisor and to the run's curves, twenty and one a minute to the log."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ LONGEST_SILENCE_S = 60.0
 
 
 class Narrator(Listener):
-    """Tells a supervisor, the curves and the log."""
+    """Reports to a supervisor, the curves and the log."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Narrator(Listener):
         self._curves = curves or MetricsFile(None)
         self._device = device
         self._clock = clock
-        self._told_at_s = self._logged_at_s = clock()
+        self._reported_at_s = self._logged_at_s = clock()
         self._tokens = self._rows = self._left_out = 0
         self._saves = self._failed_saves = self._halvings = 0
 
@@ -42,7 +42,7 @@ class Narrator(Listener):
         """See `Listener`."""
         self._tokens += step.tokens
         self._rows += step.rows
-        self._told_at_s = self._clock()
+        self._reported_at_s = self._clock()
         self._reporter.progress(
             counters=self._counters(step),
             step=step.number,
@@ -64,9 +64,9 @@ class Narrator(Listener):
             tokens_per_second=step.tokens_per_second,
             seconds=step.seconds,
         )
-        silent = self._told_at_s - self._logged_at_s >= LONGEST_SILENCE_S
+        silent = self._reported_at_s - self._logged_at_s >= LONGEST_SILENCE_S
         if silent or step.number in (1, step.total) or step.number % max(1, step.total // 20) == 0:
-            self._logged_at_s = self._told_at_s
+            self._logged_at_s = self._reported_at_s
             _log_step(step)
 
     def left_out(self, step: int) -> None:
@@ -99,8 +99,8 @@ class Narrator(Listener):
 
     def alive(self) -> None:
         """See `Listener`."""
-        if self._clock() - self._told_at_s >= SIGN_OF_LIFE_S:
-            self._told_at_s = self._clock()
+        if self._clock() - self._reported_at_s >= SIGN_OF_LIFE_S:
+            self._reported_at_s = self._clock()
             self._reporter.progress()
 
     def halved(self, budget: Budget) -> None:

@@ -57,7 +57,7 @@ class Saved:
             )
         return goes_on
 
-    def tell(self, *, goes_on: bool) -> None:
+    def log_start(self, *, goes_on: bool) -> None:
         """Log where the training begins."""
         step, name = self.checkpoint.step, self.record.config.run.name
         if self.own:

@@ -76,7 +76,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a checkpoint tells of its run: enough to make the adapter of it. `before` is the evaluation of the base
+    """What a checkpoint says of its run: enough to make the adapter of it. `before` is the evaluation of the base
     model, `identity` as of `lora_trainer.training.identity`."""
 
     identity: Mapping[str, str]
@@ -125,7 +125,7 @@ class State:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """What a checkpoint tells of its run. Raises `CheckpointError`."""
+    """What a checkpoint says of its run. Raises `CheckpointError`."""
     try:
         return codec.decode(RunRecord, json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
