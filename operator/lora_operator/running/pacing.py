@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_operator.cluster.cache import Key
+from lora_operator.decision.states import Group, group_of
 from lora_operator.views.conditions import condition_in
 from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.reasons import Reason
 
 MOST_PROGRESS_PER_S = 20
 SCHEDULER_S = 1.0
+JOB_S = 3.0
 _SPREAD = 0.2
 
 
@@ -40,12 +42,14 @@ def delay_s(
 ) -> float:
     """Seconds that a status may yet wait for what would change it again; 0 for one that is to be written now.
 
-    The first one waits for the scheduler, which speaks within a moment. Later ones wait where only sentences differ;
-    what counts pods and seconds, or says how the run ended, never does. `scheduled`: the scheduler has spoken. None
-    waits more than `longest_s`.
+    The first one waits for the scheduler, and one that says that the run fails for its Job, which ends it: both speak
+    within a moment. Others wait where only sentences differ; what counts pods and seconds, or says how the run ended,
+    never does. `scheduled`: the scheduler has spoken. None waits more than `longest_s`.
     """
     if "jobName" not in before and condition_in(after, "Complete").get("reason") == Reason.PENDING:
         return 0.0 if scheduled else max(0.0, min(SCHEDULER_S, longest_s) - wanted_for_s)
+    if group_of(after) is Group.FAILING and group_of(before) is not Group.FAILING:
+        return max(0.0, min(JOB_S, longest_s) - wanted_for_s)
     return max(0.0, longest_s - wanted_for_s) if _facts(before) == _facts(after) else 0.0
 
 
