@@ -1,5 +1,6 @@
 """Turns of one run against an API server in memory: what is read and written, and when it is looked at next."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from lora_operator.running.metrics import Metrics
 from lora_operator.running.pacing import Pacing
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION
+from lora_operator.views.wording import instant
 
 KEY = Key(NAMESPACE, NAME)
 Object = dict[str, Any]
@@ -78,6 +80,19 @@ class Server(Api):
         return sum(line.startswith("PATCH") for line in self.asked)
 
 
+class Poller(ProgressPoller):
+    """Asks so many pods, and notes which it is to forget."""
+
+    number = 1
+    forgotten: Sequence[str] = ()
+
+    def forget(self, uids: Iterable[str]) -> None:
+        self.forgotten = [*self.forgotten, *uids]
+
+    def __len__(self) -> int:
+        return self.number
+
+
 class World:
     """A run with its Job and its pod, and the reconciler that looks after it."""
 
@@ -85,6 +100,7 @@ class World:
         manifest = make_manifest(spec=spec, status=status)
         self.now_s = 0.0
         self.over_limit: int | None = None
+        self.poller = Poller(interval_s=lambda _: 15, timeout_s=1, wake=lambda _: None, clock=lambda: 0.0)
         self.server, self.cache = Server(manifest), Cache()
         self.cache.finetunes.put(manifest)
         self.tell_job()
@@ -93,7 +109,7 @@ class World:
             cache=self.cache,
             kueue=Kueue(),
             config=CONFIG,
-            poller=ProgressPoller(interval_s=lambda _: 15, timeout_s=1, wake=lambda _: None, clock=lambda: 0.0),
+            poller=self.poller,
             events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
             observer=Metrics(CollectorRegistry()),
@@ -321,6 +337,7 @@ async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:
     world.tell_job("30", status={"succeeded": 1, "conditions": [condition_object("Complete")]})
     await world.turn()
     assert (world.condition("Complete")["status"], world.cache.pods.tombstones(KEY, UID)) == ("True", ())
+    assert world.poller.forgotten == [done["metadata"]["uid"]], "it is asked no more"
 
 
 def _pod(version: str, **changes: Any) -> Object:
@@ -394,3 +411,15 @@ async def test_a_run_beyond_its_namespaces_limit_gets_its_job_when_there_is_room
     world.over_limit = None
     await world.turn()
     assert f"POST {JOBS.path(NAMESPACE)}" in world.server.asked
+
+
+async def test_the_more_trainings_report_the_later_each_is_asked_again() -> None:
+    """A thousand of them write 20 statuses a second at most; the end of one is another's gain."""
+    world = World(status={"attempt": 1, "jobName": job_name(), "progress": {"lastUpdateTime": instant(NOW)}})
+    running = make_pod_object(state={"running": {}}, phase="Running")
+    world.cache.pods.put(running)
+    waits: list[float] = []
+    for world.poller.number in (10, 1000):
+        waits.append(await world.turn() or 0)
+    assert waits[0] == CONFIG.progress_interval_s
+    assert 50 <= waits[1] <= 60
