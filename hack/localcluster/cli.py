@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_builds(commands: _Commands) -> None:
     build = _command(commands, "build", _build, "build Kubernetes and the images at the same time; start nothing")
     _add_images(build)
-    _command(commands, "servers", _servers, "build the S3 server, Kueue and the registry that tests talk to")
+    build.add_argument("--servers", action="store_true", help="the S3 server and Kueue, which tests talk to, as well")
     pushed = _command(commands, "images", _images, "build the images and push them to the registry")
     _add_images(pushed)
     pushed.add_argument("--json", action="store_true", help="print the references as JSON")
@@ -162,17 +162,10 @@ def _build(options: argparse.Namespace, console: Console) -> None:
     packages.ensure(packages.EVERYTHING, console, places.cache / "packages.log")
     with ThreadPoolExecutor() as pool:
         builder = images.LocalBuilder(cache=places.cache, console=console)
-        tools_built = pool.submit(node.prepare, places, console)
+        tools_built = pool.submit(node.prepare, places, console, tools.SERVERS if options.servers else ())
         images_built = pool.submit(images.build_all, names, builder)
         tools_built.result()
         images_built.result()
-
-
-def _servers(options: argparse.Namespace, console: Console) -> None:
-    cache = settings.places(options.name).cache
-    packages.ensure(packages.SERVERS, console, cache / "packages.log")
-    for tool in (tools.VERSITYGW, tools.KUEUE):
-        tools.ensure(tool, cache, console)
 
 
 def _images(options: argparse.Namespace, console: Console) -> None:

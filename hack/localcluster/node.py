@@ -29,9 +29,12 @@ from localcluster.forwarder import Route
 from localcluster.lifecycle import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from localcluster.api import Api
     from localcluster.console import Console
     from localcluster.settings import Places
+    from localcluster.tools import Tool
 
 PROFILE = "full"
 # Unix sockets live below the state folder and their paths may have 107 bytes.
@@ -42,8 +45,8 @@ _NODE_PATH = f"/api/v1/nodes/{settings.NODE_NAME}"
 _INSIDE = components.Ports()
 
 
-def prepare(places: Places, console: Console) -> tuple[Path, Path, Path]:
-    """Check the machine and make what can be made before anything runs.
+def prepare(places: Places, console: Console, also: Sequence[Tool] = ()) -> tuple[Path, Path, Path]:
+    """Check the machine and make what can be made before anything runs, and build the tools in `also`.
 
     Returns the folder of Kubernetes' binaries, and those of etcd and CoreDNS.
     """
@@ -59,12 +62,11 @@ def prepare(places: Places, console: Console) -> tuple[Path, Path, Path]:
         )
     packages.remove_leftover_policy()
     packages.ensure({**packages.NODE, **packages.PROMETHEUS}, console, places.cache / "packages.log")
-    needed = [tool for tool in tools.available().values() if not tools.folder(tool, places.cache).is_dir()]
-    if needed:
+    needed = [*tools.available().values(), *also]
+    if any(not tools.folder(tool, places.cache).is_dir() for tool in needed):
         tools.check_go()
         space.require(places.cache, space.TOOLS_GIB, "build Kubernetes")
-    for tool in needed:
-        tools.ensure(tool, places.cache, console)
+    tools.ensure_all(needed, places.cache, console)
     pause.ensure(places.cache)
     etcd, coredns = (tools.folder(tool, places.cache) / tool.commands[0] for tool in (tools.ETCD, tools.COREDNS))
     return tools.folder(tools.kubernetes(), places.cache), etcd, coredns

@@ -36,8 +36,6 @@ NODE = {
 IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "/usr/lib/podman/netavark": "netavark"}
 # Not a part of the cluster: what the demo and the tests scrape with.
 PROMETHEUS = {"prometheus": "prometheus", "promtool": "prometheus"}
-# Without a cluster, too: what the trainer's tests start on 127.0.0.1.
-SERVERS = {"docker-registry": "docker-registry", "openssl": "openssl"}
 # A process with a wrong clock.
 CLOCKS = {"faketime": "faketime"}
 EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS, **CLOCKS}

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from localcluster.errors import ClusterError
 from localcluster.processes import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from localcluster.console import Console
 
@@ -32,22 +33,44 @@ _KUBERNETES_COMMANDS = (
 )
 _MAJOR_VERSION = re.compile(r"/v[0-9]+$")
 _STAGING_MODULE = re.compile(r"^\t(k8s\.io/[a-z-]+) v0\.0\.0$", re.MULTILINE)
+_REQUIREMENT = re.compile(r"^\t(\S+) (v\S+)(?: // indirect)?$", re.MULTILINE)
+# What the Corefile of the local cluster names.
+COREDNS_PLUGINS = ("bind", "cache", "errors", "kubernetes", "template")
+# coredns' own command has every plugin, with the client libraries of several clouds: minutes to compile.
+_COREDNS_MAIN = """\
+package main
+
+import (
+\t"github.com/coredns/coredns/coremain"
+{plugins})
+
+func main() {{ coremain.Run() }}
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """Commands built from one Go module at one version."""
+    """Commands built from one Go module at one version.
+
+    `source` is a main package of our own over the module's packages, in the place of one of the module's.
+    `kubernetes` is the version of Kubernetes whose libraries it is built with, where these are not its own: after
+    Kubernetes they are compiled already. `own` are the modules that keep the version which the tool asks for.
+    """
 
     name: str
     module: str
     version: str
     packages: tuple[str, ...]
     linker_flags: str = "-s -w"
+    source: str = ""
+    kubernetes: str = ""
+    own: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Folder name in the cache; it changes with anything that changes the binaries."""
-        recipe = json.dumps([self.module, self.version, self.packages, self.linker_flags])
+        parts = [self.module, self.version, self.packages, self.linker_flags]
+        recipe = json.dumps([*parts, *filter(None, (self.source, self.kubernetes, self.own))])
         return f"{self.name}-{self.version}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
 
     @property
@@ -83,6 +106,9 @@ def helm(version: str = settings.HELM_VERSION) -> Tool:
         version=version,
         packages=(f"{module}/cmd/helm",),
         linker_flags=" ".join(["-s -w", f"-X {module}/internal/version.version=v{version}", *stamps]),
+        kubernetes=settings.KUBERNETES_VERSION,
+        # It calls what is newer than the version of Kubernetes.
+        own=("github.com/spf13/pflag",),
     )
 
 
@@ -92,12 +118,19 @@ ETCD = Tool(
     module="go.etcd.io/etcd/server/v3",
     version=settings.ETCD_VERSION,
     packages=("go.etcd.io/etcd/server/v3",),
+    kubernetes=settings.KUBERNETES_VERSION,
+    own=("go.etcd.io/",),
 )
 COREDNS = Tool(
     name="coredns",
     module="github.com/coredns/coredns",
     version=settings.COREDNS_VERSION,
-    packages=("github.com/coredns/coredns",),
+    packages=("localcluster/coredns",),
+    source=_COREDNS_MAIN.format(
+        plugins="".join(f'\t_ "github.com/coredns/coredns/plugin/{name}"\n' for name in COREDNS_PLUGINS)
+    ),
+    kubernetes=settings.KUBERNETES_VERSION,
+    own=("github.com/coredns/",),
 )
 VERSITYGW = Tool(
     name="versitygw",
@@ -131,10 +164,13 @@ KWOK = Tool(
     packages=("sigs.k8s.io/kwok/cmd/kwok",),
 )
 """Plays nodes and their kubelets: a process on the host, beside any cluster."""
+SERVERS = (VERSITYGW, KUEUE)
+"""What tests talk to beside the cluster's own parts."""
 
 
 def available() -> dict[str, Tool]:
-    return {tool.name: tool for tool in (kubernetes(), ETCD, HELM, COREDNS)}
+    """What the full cluster needs."""
+    return {tool.name: tool for tool in (kubernetes(), HELM, COREDNS, ETCD)}
 
 
 def folder(tool: Tool, cache: Path) -> Path:
@@ -163,6 +199,19 @@ def ensure(tool: Tool, cache: Path, console: Console) -> Path:
     return done
 
 
+def ensure_all(wanted: Iterable[Tool], cache: Path, console: Console) -> None:
+    """Build what is missing, two at a time: while one is downloaded or linked, the other is compiled.
+
+    Kubernetes comes before the tools that are built with its libraries.
+    """
+    missing = [tool for tool in wanted if not folder(tool, cache).is_dir()]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for with_libraries in (False, True):
+            chosen = [tool for tool in missing if bool(tool.kubernetes) is with_libraries]
+            for built in [pool.submit(ensure, tool, cache, console) for tool in chosen]:
+                built.result()
+
+
 def module_folder(tool: Tool, cache: Path) -> Path:
     """The sources of the tool's Go module, read-only, in Go's module cache: charts lie there too."""
     log = folder(tool, cache).with_name(f"{tool.name}-module.log")
@@ -180,16 +229,50 @@ def check_go() -> None:
 
 
 def _build(tool: Tool, work: Path, log: Path) -> None:
+    _lay_out(tool, work, log)
+    # -v names each package as it is compiled: the step's live detail. No -trimpath: Go would compile a library anew for
+    # each tool that requires another version of it, though all of them get the one that Kubernetes requires.
+    _go(["build", "-v", "-mod=mod", "-ldflags", tool.linker_flags, "-o", "bin/", *tool.packages], work, log)
+
+
+def _lay_out(tool: Tool, work: Path, log: Path) -> None:
+    """Write a module that requires the tool's; Go adds, and downloads, what the tool's packages import and no more."""
     if tool.module == _KUBERNETES:
-        described = _go(["mod", "download", "-json", f"{tool.module}@v{tool.version}"], work, log)
-        upstream = Path(json.loads(described)["GoMod"]).read_text()
-        (work / "go.mod").write_text(kubernetes_module(tool, upstream))
-        _go(["mod", "tidy"], work, log)
+        text = kubernetes_module(tool, _upstream_go_mod(tool.version, work, log))
     else:
-        _go(["mod", "init", f"localcluster/{tool.name}"], work, log)
-        _go(["get", "-tool", f"{tool.packages[0]}@v{tool.version}"], work, log)
-    # -v names each package as it is compiled: the step's live detail.
-    _go(["build", "-v", "-trimpath", "-ldflags", tool.linker_flags, "-o", "bin/", *tool.packages], work, log)
+        text = module_beside_kubernetes(tool, _upstream_go_mod(tool.kubernetes, work, log) if tool.kubernetes else "")
+    (work / "go.mod").write_text(text)
+    if tool.source:
+        (work / "main.go").write_text(tool.source)
+
+
+def _upstream_go_mod(version: str, work: Path, log: Path) -> str:
+    """The go.mod of a release of Kubernetes."""
+    described = _go(["mod", "download", "-json", f"{_KUBERNETES}@v{version}"], work, log)
+    return Path(json.loads(described)["GoMod"]).read_text()
+
+
+def module_beside_kubernetes(tool: Tool, upstream_go_mod: str) -> str:
+    """A go.mod that builds a tool; what Kubernetes requires too has the version that Kubernetes requires."""
+    staging = f"v0.{tool.kubernetes.removeprefix('1.')}"
+    pinned = [
+        f"\t{module} => {module} {staging if version == 'v0.0.0' else version}"
+        for module, version in _REQUIREMENT.findall(upstream_go_mod)
+        if not module.startswith(tool.own)
+    ]
+    lines = [
+        f"module localcluster/{tool.name}",
+        "",
+        "go 1.24.0",
+        "",
+        f"require {tool.module} v{tool.version}",
+        "",
+        "replace (",
+        *pinned,
+        ")",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def kubernetes_module(tool: Tool, upstream_go_mod: str) -> str:
@@ -208,10 +291,6 @@ def kubernetes_module(tool: Tool, upstream_go_mod: str) -> str:
         "godebug default=go1.24",
         "",
         f"require {tool.module} v{tool.version}",
-        "",
-        "tool (",
-        *(f"\t{package}" for package in tool.packages),
-        ")",
         "",
         "replace (",
         *(f"\t{module} => {module} {staging}" for module in replaced),

@@ -1,18 +1,22 @@
 """What the local cluster is told: places, keys, configuration files, command lines."""
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import tomllib
 from pathlib import Path
+from time import sleep
 
 import pytest
 import yaml
 
 from localcluster import components, images, imagespec, node_config, pause, pki, provisioner, settings, tools
 from localcluster.components import Ports
+from localcluster.console import Console
 from localcluster.errors import ClusterError
 from localcluster.settings import Places
 
@@ -59,7 +63,52 @@ def test_the_module_of_kubernetes_replaces_every_staging_module() -> None:
     assert "\tk8s.io/api => k8s.io/api v0.34.4\n\tk8s.io/kubelet => k8s.io/kubelet v0.34.4\n)" in text
     assert "klog" not in text
     assert "require k8s.io/kubernetes v1.34.4" in text
-    assert "\tk8s.io/kubernetes/cmd/kube-proxy\n" in text
+
+
+def test_what_is_built_after_kubernetes_has_its_libraries() -> None:
+    """Another version would be compiled in minutes; a tool's own modules keep the tool's version."""
+    upstream = (
+        "require (\n\tgithub.com/coredns/caddy v1.1.1\n\tk8s.io/api v0.0.0\n\tgolang.org/x/net v0.38.0 // indirect\n)"
+    )
+    tool = dataclasses.replace(tools.COREDNS, version="1.2.3", kubernetes="1.34.4")
+    assert tools.module_beside_kubernetes(tool, upstream).splitlines() == [
+        *("module localcluster/coredns", "", "go 1.24.0", "", "require github.com/coredns/coredns v1.2.3", ""),
+        *(
+            "replace (",
+            "\tk8s.io/api => k8s.io/api v0.34.4",
+            "\tgolang.org/x/net => golang.org/x/net v0.38.0",
+        ),
+        ")",
+    ]
+
+
+def test_coredns_has_the_plugins_that_its_file_names_and_no_other() -> None:
+    """Any other plugin costs time to build; one that is missing ends CoreDNS at its start."""
+    named = set(re.findall(r"^  ([a-z]+) ", node_config.coredns(PLACES).replace("errors\n", "errors \n"), re.MULTILINE))
+    assert named == set(tools.COREDNS_PLUGINS)
+    assert f'_ "github.com/coredns/coredns/plugin/{tools.COREDNS_PLUGINS[0]}"\n' in tools.COREDNS.source
+
+
+def test_kubernetes_is_built_before_what_is_built_with_its_libraries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What has libraries of its own is built beside it, and what is there is left."""
+    ended: list[str] = []
+    begun: dict[str, list[str]] = {}
+
+    def ensure(tool: tools.Tool, *_: object) -> Path:
+        begun[tool.name] = [*ended]
+        sleep(0.02)
+        ended.append(tool.name)
+        return tmp_path
+
+    monkeypatch.setattr(tools, "ensure", ensure)
+    tools.folder(tools.ETCD, tmp_path).mkdir(parents=True)
+    wanted = [tools.COREDNS, tools.ETCD, tools.HELM, tools.kubernetes(), tools.VERSITYGW]
+    tools.ensure_all(wanted, tmp_path, Console(stream=io.StringIO()))
+    assert sorted(ended) == ["coredns", "helm", "kubernetes", "versitygw"]
+    assert begun["kubernetes"] == begun["versitygw"] == []
+    assert {"kubernetes", "versitygw"} <= {*begun["coredns"]} & {*begun["helm"]}
 
 
 def test_containerd_keeps_images_and_forgets_what_ran() -> None:
