@@ -36,7 +36,7 @@ class _Watched:
 
 @dataclass(slots=True, kw_only=True)
 class _Refusals:
-    """What Jobs of a namespace were told when they wanted pods, by the Job's uid, as of `read_at_s`."""
+    """What Jobs of a namespace were answered when they wanted pods, by the Job's uid, as of `read_at_s`."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     read_at_s: float | None = None
@@ -62,7 +62,7 @@ class ChildEvents:
         """From now on, read the Events of those children that Events alone can explain.
 
         Returns the seconds after which there is something to read; None where no Event explains anything, and all that
-        the resource waits for is told by a watch: a queue of a thousand pods without a node costs nothing.
+        the resource waits for comes by a watch: a queue of a thousand pods without a node costs nothing.
         """
         now, pods = self._clock(), tuple(pods)
         watched = self._watched.setdefault(key, _Watched(since_s=now))
@@ -84,7 +84,7 @@ class ChildEvents:
             watched.due_s = self._clock()
 
     def forget(self, key: Key) -> None:
-        """The resource waits no more; what its namespace's Jobs were told goes with the last one that waits there."""
+        """The resource waits no more; the answers to its namespace's Jobs go with the last one that waits there."""
         if self._watched.pop(key, None) and all(other.namespace != key.namespace for other in self._watched):
             self._refusals.pop(key.namespace, None)
 

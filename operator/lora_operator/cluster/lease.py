@@ -62,7 +62,7 @@ class Election:
         self._lease: Object = {}
         self._seen_s = clock()
         self._renewed_s: float | None = None
-        self._told = ""
+        self._reported = ""
 
     @property
     def leading(self) -> bool:
@@ -71,12 +71,12 @@ class Election:
 
     async def acquire(self) -> None:
         """Wait until the lease is this candidate's, however long that takes."""
-        told = ""
+        reported = ""
         while not await self._attempt():
             holder = self._holder
-            if holder not in ("", told):
+            if holder not in ("", reported):
                 logger.info("standing by: %s holds the Lease %s", holder, self._place)
-                told = holder
+                reported = holder
             pause_s = self._retry_s * (1 + _JITTER * self._random())
             await self._sleep(max(0.0, min(pause_s, self._left_s() or pause_s)))
         logger.info("leading: %s holds the Lease %s", self._identity, self._place)
@@ -135,12 +135,12 @@ class Election:
             if error.code in (404, 409):
                 await self._look_again()
             else:
-                self._tell(error)
+                self._report(error)
             return False
         except UnreachableError as error:
-            self._tell(error)
+            self._report(error)
             return False
-        self._renewed_s, self._told = began_s, ""
+        self._renewed_s, self._reported = began_s, ""
         return True
 
     async def _look(self) -> None:
@@ -159,14 +159,14 @@ class Election:
         try:
             await self._look()
         except (ApiError, UnreachableError) as error:
-            self._tell(error)
+            self._report(error)
 
-    def _tell(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> None:
         """Say what is wrong, and not again while it stays the same."""
         text = sentence(str(error))
-        if text != self._told:
+        if text != self._reported:
             logger.warning("the Lease %s cannot be had: %s", self._place, text)
-            self._told = text
+            self._reported = text
 
     def _left_s(self) -> float:
         """For how long another's hold must be respected; 0 where the lease is free, ours or has run out."""

@@ -23,7 +23,7 @@ class Omissions:
 
     def __init__(self) -> None:
         self._written: dict[str, tuple[bytes, bytes]] = {}
-        self._told = False
+        self._reported = False
 
     def note(self, uid: str, written: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
         """Compare what was written with the resource that the API server answered."""
@@ -31,7 +31,7 @@ class Omissions:
         status = stored.get("status")
         if status == written:
             return
-        if not self._told:
+        if not self._reported:
             missing = ", ".join(sorted(written.keys() - status.keys())) if isinstance(status, Mapping) else ""
             which = f" ({missing})" if missing else ""
             logger.warning(
@@ -39,7 +39,7 @@ class Omissions:
                 "apply crds/lorafinetunes.yaml, or upgrade the chart that installs it",
                 which,
             )
-            self._told = True
+            self._reported = True
         while len(self._written) >= _MOST:
             self._written.pop(next(iter(self._written)))
         self._written[uid] = (_digest(status), _digest(written))

@@ -1,4 +1,4 @@
-"""Events about LoRAFineTunes for `kubectl describe`: best effort, after the status that they tell of was written."""
+"""Events about LoRAFineTunes for `kubectl describe`: best effort, after the status that they report was written."""
 
 import asyncio
 import logging

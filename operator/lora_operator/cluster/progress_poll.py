@@ -141,7 +141,7 @@ class _Received:
 
 
 async def _ask(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bytes:
-    """All that a pod answers, up to one byte more than is allowed, which is enough to tell that there is too much.
+    """All that a pod answers, up to one byte more than is allowed, which is enough to know that there is too much.
 
     HTTP clients buffer hundreds of KiB for each connection, and go on as long as headers or interim answers come: with
     fifty hostile pods that is the operator's memory. So no more is ever taken from the socket than what is allowed.

@@ -27,10 +27,10 @@ class ServerClock:
             return
         self._date = date
         try:
-            told = parsedate_to_datetime(date)
+            theirs = parsedate_to_datetime(date)
         except ValueError:
             return
-        offset = told.astimezone(UTC) - self._wall()
+        offset = theirs.astimezone(UTC) - self._wall()
         self._offset = offset if abs(offset) > TOLERANCE else timedelta()
 
     def now(self) -> datetime:

@@ -91,19 +91,19 @@ def _of_a_silent_node(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
 
 
 def _of_pods(pods: Iterable[PodView]) -> Iterable[dict[str, Any]]:
-    told: set[Code] = set()
+    given: set[Code] = set()
     for pod in pods:
         disruption, failure = condition_of(pod, "DisruptionTarget"), failure_of(pod)
-        if disruption.reason == "TerminationByKubelet" and Code.NODE_PRESSURE not in told:
-            told.add(Code.NODE_PRESSURE)
+        if disruption.reason == "TerminationByKubelet" and Code.NODE_PRESSURE not in given:
+            given.add(Code.NODE_PRESSURE)
             message = (
                 "A node evicted the pod to free its memory or disk: ask for as much as the run needs in "
                 "spec.resources.memory of a new LoRAFineTune, or have the node's disk enlarged"
             )
             evidence = f"Pod {pod.name} on node {pod.node}: {last_line(disruption.message or pod.message)}"
             yield _advice(Code.NODE_PRESSURE, message, evidence)
-        if failure is not None and failure.reason is Reason.GPU_FAULT and Code.GPU_FAULT not in told:
-            told.add(Code.GPU_FAULT)
+        if failure is not None and failure.reason is Reason.GPU_FAULT and Code.GPU_FAULT not in given:
+            given.add(Code.GPU_FAULT)
             message = "Have the node's GPU and driver checked, and the node cordoned until then"
             yield _advice(Code.GPU_FAULT, message, f"Pod {pod.name} on node {pod.node}: {failure.message}")
 

@@ -20,7 +20,7 @@ from lora_trainer.contract.manifest import RunOptions
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """`request` is read as for the attempt that is present or, without a Job, next; `spent` and `retries` are up to
-    date, with what the status does not tell yet."""
+    date, with what the status does not say yet."""
 
     finetune: FineTune
     observed: Observed

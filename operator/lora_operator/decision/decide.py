@@ -1,7 +1,7 @@
 """What is to be done about a LoRAFineTune: the specification of the operator, as one pure function.
 
 Total: it answers whatever is observed, however odd. Idempotent: once its plan is carried out it asks for nothing more,
-and tells the same status. `now` only times what comes later, and dates what has no date of its own.
+and gives the same status. `now` only times what comes later, and dates what has no date of its own.
 """
 
 import dataclasses

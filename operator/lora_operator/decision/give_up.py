@@ -87,11 +87,11 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     moments = [pod.trainer.finished_at for pod in pods]
     if job is not None:
         moments.append(job.started_at or job.created_at)
-        # No condition tells when a pod that fetched model and data ceased to run, and one that was drained is gone.
+        # No condition says when a pod that fetched model and data ceased to run, and one that was drained is gone.
         moments.extend(pod.created_at for pod in pods if pod.stage != names.TRAIN)
     held = previous_condition(case.finetune, Type.SUSPENDED)
     if held.get("status") == "True" or (job is not None and suspension_of(job) is not None):
-        moments.append(case.now)  # let go just now, of which neither the status nor the Job's start tells yet
+        moments.append(case.now)  # let go just now, of which neither the status nor the Job's start says yet
     elif held.get("status") == "False":
         moments.append(parse_instant(held.get("lastTransitionTime")))
     ready = previous_condition(case.finetune, Type.PODS_READY)

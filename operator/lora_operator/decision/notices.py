@@ -1,4 +1,4 @@
-"""Events: one for every change of the state that `kubectl get` shows, so that `kubectl describe` tells the story."""
+"""Events: one for every change of the state that `kubectl get` shows, so that `kubectl describe` has the story."""
 
 from collections.abc import Mapping
 from typing import Any

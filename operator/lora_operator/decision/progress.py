@@ -58,17 +58,17 @@ def close_progress(finetune: FineTune, results: Results | None) -> Block:
 
 
 def stalled_since(block: Mapping[str, Any], timeout_s: float, now: datetime) -> datetime | None:
-    """When the trainer last told something new, where that is longer ago than it may take for a step."""
-    told = parse_instant(block.get("lastUpdateTime"))
-    return told if told is not None and now - told > timedelta(seconds=timeout_s) else None
+    """When the trainer last reported something new, where that is longer ago than it may take for a step."""
+    reported = parse_instant(block.get("lastUpdateTime"))
+    return reported if reported is not None and now - reported > timedelta(seconds=timeout_s) else None
 
 
 def next_question_s(block: Mapping[str, Any], interval_s: float, now: datetime) -> float:
     """Seconds until the trainer is to be asked again; 0 for now. Every answer is a write, so they are rationed."""
-    told = parse_instant(block.get("lastUpdateTime"))
-    if told is None or not timedelta() <= now - told < timedelta(seconds=interval_s):
+    reported = parse_instant(block.get("lastUpdateTime"))
+    if reported is None or not timedelta() <= now - reported < timedelta(seconds=interval_s):
         return 0.0
-    return max(1.0, interval_s - (now - told).total_seconds())
+    return max(1.0, interval_s - (now - reported).total_seconds())
 
 
 def whole(value: int) -> int:

@@ -61,7 +61,7 @@ class Retries:
 
 
 def stored_retries(status: Mapping[str, Any]) -> Retries:
-    """As a status tells it; what is odd reads as absent."""
+    """As a status says it; what is odd reads as absent."""
     block = status.get("retries")
     block = block if isinstance(block, Mapping) else {}
     counts = {cause: _number(block.get(cause.value)) for cause in Cause}
@@ -92,7 +92,7 @@ def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]
         cause = cause_of(pod, jobs)
         if cause is None or _waits_for_peers(pod, pods):
             continue
-        if not _follows_from_a_peer(pod, pods) and not _is_told_by_a_peer(pod, pods, {*known, *done}):
+        if not _follows_from_a_peer(pod, pods) and not _is_counted_with_a_peer(pod, pods, {*known, *done}):
             retries = retries.with_one_more(cause)
         done.append(pod.uid)
     if not done:
@@ -123,7 +123,7 @@ def ignored_by_job(pod: PodView) -> bool:
 
 
 def _stopped_with_its_job(pod: PodView, jobs: Iterable[JobView]) -> bool:
-    """Whether the pod was told to stop because its Job was suspended, ended or deleted."""
+    """Whether the pod was stopped because its Job was suspended, ended or deleted."""
     job = next((job for job in jobs if job.uid == pod.job_uid), None)
     if job is None or job.deleting or job.suspended or suspension_of(job) is not None or is_ending(job):
         return True
@@ -153,7 +153,7 @@ def _is_a_consequence(pod: PodView) -> bool:
 
 
 def _waits_for_peers(pod: PodView, pods: Iterable[PodView]) -> bool:
-    """Whether the pod that is to blame may yet be told: this one ended because another did."""
+    """Whether the pod that is to blame may yet be known: this one ended because another did."""
     if not _is_a_consequence(pod):
         return False
     peers = _peers(pod, pods)
@@ -170,10 +170,10 @@ def _follows_from_a_peer(pod: PodView, pods: Iterable[PodView]) -> bool:
     return blamed or any(peer.index < pod.index for peer in peers)
 
 
-def _is_told_by_a_peer(pod: PodView, pods: Iterable[PodView], counted: Set[str]) -> bool:
+def _is_counted_with_a_peer(pod: PodView, pods: Iterable[PodView], counted: Set[str]) -> bool:
     """Whether the round has its cause already: where each node lost the network, one retry follows for all."""
-    told = (peer for peer in _peers(pod, pods) if peer.uid in counted)
-    return any(has_ended(peer) and not _is_a_consequence(peer) for peer in told)
+    blamed = (peer for peer in _peers(pod, pods) if peer.uid in counted)
+    return any(has_ended(peer) and not _is_a_consequence(peer) for peer in blamed)
 
 
 def _number(value: object) -> int:

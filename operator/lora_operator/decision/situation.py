@@ -188,7 +188,7 @@ def _restarting(scene: Scene, failure: Finding) -> Finding:
 def _failures(scene: Scene) -> int:
     """What counts against maxRetries, the failures of all nodes as one.
 
-    The Job may count one a little later than its pod tells it, or know of one whose pod is gone.
+    The Job may count one a little later than its pod says it, or know of one whose pod is gone.
     """
     return max(scene.retries, scene.job.retries_before + math.ceil(scene.job.failed / scene.nodes))
 

@@ -36,7 +36,7 @@ class SpentTime:
 
 
 def stored_time(status: Mapping[str, Any]) -> SpentTime:
-    """As a status tells it; what is odd reads as absent."""
+    """As a status says it; what is odd reads as absent."""
     seconds = status.get("runSeconds")
     known = seconds if isinstance(seconds, int) and not isinstance(seconds, bool) else 0
     return SpentTime(
@@ -59,9 +59,9 @@ def follow_time(before: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodVi
     periods = sorted(filter(None, map(_period, jobs)), key=lambda period: period.start)
     spent = before
     if before.active_since is not None:
-        told = any(period.covers(before.active_since) for period in periods)
+        known = any(period.covers(before.active_since) for period in periods)
         closed = dataclasses.replace(before, active_since=None)
-        spent = closed if told else _close_unseen(before, jobs, pods, periods)
+        spent = closed if known else _close_unseen(before, jobs, pods, periods)
     for period in periods:
         # What is before the end of the last period has been counted, even if a stale cache shows it again.
         start = max(period.start, spent.active_until or period.start)
@@ -98,7 +98,7 @@ def _period(job: JobView) -> _Period | None:
 def _close_unseen(
     spent: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodView], periods: Iterable[_Period]
 ) -> SpentTime:
-    """The end of a period whose Job tells it no more: it was deleted, or goes on already, or its queue reset its start.
+    """The end of a period whose Job does not say it: it was deleted, or goes on already, or its queue reset its start.
 
     What nobody knows counts in favour of the run.
     """

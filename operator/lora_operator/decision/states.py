@@ -80,7 +80,7 @@ _FINAL = frozenset(
         Reason.INTERNAL_ERROR,
     }
 )
-"""With one of them a run may end; what a trainer tells of its last failure is among them."""
+"""With one of them a run may end; what a trainer reports of its last failure is among them."""
 
 STATES: Mapping[Group, frozenset[Reason]] = {
     Group.WAITING: frozenset({Reason.PENDING}) | _PASSING,

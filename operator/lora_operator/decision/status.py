@@ -1,4 +1,4 @@
-"""The whole status, made anew from what is known; what is known no more stays as it was told before."""
+"""The whole status, made anew from what is known; what is known no more stays as it was before."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ _SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY, Reason.QU
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a status tells besides its state. None and empty mean: as before.
+    """What a status says besides its state. None and empty mean: as before.
 
     `milestones` are further conditions. `resumed_by_others`: the user's suspension was applied, and then undone.
     """

@@ -34,7 +34,7 @@ _MISSING_PATH = re.compile(r"references non-existent (secret|config) key: (\S+)"
 _MISSING_PULL_SECRETS = re.compile(r"image pull secrets \(([^)]+)\)")
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
-# Reasons that Events alone may have told: the pod or the Job itself says nothing of them.
+# Reasons that Events alone may have reported: the pod or the Job itself says nothing of them.
 KNOWN_FROM_EVENTS = frozenset(
     {
         Reason.ADMISSION_DENIED,
@@ -74,8 +74,8 @@ def trouble_of_rejection(rejection: Rejection) -> Finding:
     if rejection.code == 409:
         return name_conflict(rejection.kind, rejection.name)
     reason, remedy = classify_refusal(rejection.message)
-    told = last_line(rejection.message, 600) or f"{rejection.code} {rejection.reason}"
-    return _finding(reason, f"The API server refused {rejection.kind} {rejection.name}: {told}", remedy)
+    said = last_line(rejection.message, 600) or f"{rejection.code} {rejection.reason}"
+    return _finding(reason, f"The API server refused {rejection.kind} {rejection.name}: {said}", remedy)
 
 
 def name_conflict(kind: str, name: str) -> Finding:
@@ -165,34 +165,34 @@ def _unscheduled(pod: PodView) -> Finding | None:
     scheduled = condition_of(pod, "PodScheduled")
     if scheduled.status != "False" or scheduled.reason == "SchedulingGated":
         return None
-    told = last_line(scheduled.message, 600)
+    said = last_line(scheduled.message, 600)
     claim = _MISSING_CLAIM.search(scheduled.message)
     if claim:
         return _missing_claim(pod, claim[1], scheduled.since)
     if any(word in scheduled.message.lower() for word in _VOLUME_WORDS):
         remedy = "look at the claim with kubectl describe pvc: it is not bound, or to a volume out of reach"
         which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
-        return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {told}", remedy, scheduled.since)
+        return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
     remedy = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
-    return _finding(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {told}", remedy, scheduled.since)
+    return _finding(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {said}", remedy, scheduled.since)
 
 
 def _waiting(pod: PodView, events: Iterable[EventView]) -> Finding | None:
-    why, told = pod.trainer.waiting_reason, pod.trainer.waiting_message
+    why, said = pod.trainer.waiting_reason, pod.trainer.waiting_message
     if why in _PULL_REASONS:
         remedy = _missing_pull_secrets(pod, events) or (
             "check the name, the registry and the pull secrets in the operator's configuration"
         )
         return _finding(
-            Reason.IMAGE_PULL_BACK_OFF, f"The trainer's image cannot be pulled: {last_line(told) or why}", remedy
+            Reason.IMAGE_PULL_BACK_OFF, f"The trainer's image cannot be pulled: {last_line(said) or why}", remedy
         )
     if why == "InvalidImageName":
         remedy = "correct the trainer's image in the operator's configuration"
-        return _finding(Reason.INVALID_IMAGE, f"The trainer's image has an invalid name: {last_line(told)}", remedy)
+        return _finding(Reason.INVALID_IMAGE, f"The trainer's image has an invalid name: {last_line(said)}", remedy)
     if why in _CREATE_REASONS:
         remedy = "ask whoever runs the cluster"
-        message = f"Pod {pod.name} cannot start its container: {last_line(told) or why}"
-        return _missing_object(pod, told) or _finding(Reason.CONTAINER_NOT_STARTED, message, remedy)
+        message = f"Pod {pod.name} cannot start its container: {last_line(said) or why}"
+        return _missing_object(pod, said) or _finding(Reason.CONTAINER_NOT_STARTED, message, remedy)
     return None
 
 
@@ -209,15 +209,15 @@ def _known_from_events(pod: PodView, events: Iterable[EventView]) -> Finding | N
     )
     if event is None:
         return None
-    told = last_line(event.message, 600)
+    said = last_line(event.message, 600)
     if event.reason not in _VOLUME_EVENTS:
-        message = f"Node {pod.node} cannot set up pod {pod.name}: {told}"
+        message = f"Node {pod.node} cannot set up pod {pod.name}: {said}"
         return _finding(Reason.CONTAINER_NOT_STARTED, message, "ask whoever runs the cluster", event.last_seen)
     claim = _MISSING_CLAIM.search(event.message)
     if claim:
         return _missing_claim(pod, claim[1], event.last_seen)
     remedy = "look at the claim with kubectl describe pvc and at the pod with kubectl describe pod"
-    message = f"A volume of pod {pod.name} cannot be mounted: {told}"
+    message = f"A volume of pod {pod.name} cannot be mounted: {said}"
     return _missing_object(pod, event.message) or _finding(Reason.VOLUME_NOT_READY, message, remedy, event.last_seen)
 
 
@@ -226,8 +226,8 @@ def _missing_claim(pod: PodView, claim: str, since: datetime | None) -> Finding:
     return _finding(Reason.VOLUME_NOT_READY, message, "create it, and the run goes on", since)
 
 
-def _missing_object(pod: PodView, told: str) -> Finding | None:
-    key, path, whole = _MISSING_KEY.search(told), _MISSING_PATH.search(told), _MISSING_OBJECT.search(told)
+def _missing_object(pod: PodView, said: str) -> Finding | None:
+    key, path, whole = _MISSING_KEY.search(said), _MISSING_PATH.search(said), _MISSING_OBJECT.search(said)
     if key:
         kind, what = key[2], f"key {key[1]} in {_kind(key[2])} {key[3]}, which does not have it"
     elif path:

@@ -21,7 +21,7 @@ def deadline_exceeded(policy: Policy, pods: Iterable[PodView], memory: MemoryLim
     """The end of a run that was active for longer than it may be."""
     failures = failures_of(pods, memory)
     limit = "" if policy.active_deadline_s is None else f" ({policy.active_deadline_s} s)"
-    # The pod that the deadline stopped was told to stop, which is no failure of its own.
+    # The pod that the deadline stopped did as it should, which is no failure of its own.
     before = next((failure for _, failure in failures if failure.reason is not Reason.EVICTED), None)
     message = (
         f"The run was active for longer than spec.activeDeadlineSeconds{limit}{_and_before(before)}: "

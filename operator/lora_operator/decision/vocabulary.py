@@ -158,15 +158,15 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.PEER_FAILED: Explanation(
         "Another process or node of the run failed, and this one ended with it.",
-        "Look at the failure that is told of the other one.",
+        "Look at the failure that is reported of the other one.",
     ),
     Reason.POD_RUNNING: Explanation(
         "The pod runs, as the condition `PodsReady` puts it.",
         "Nothing.",
     ),
     Reason.RESTARTING: Explanation(
-        "A pod failed or was deleted, and another follows while there are retries; the message tells the failure.",
-        "Nothing, unless it repeats or ends the run: then put right what the message tells.",
+        "A pod failed or was deleted, and another follows while there are retries; the message has the failure.",
+        "Nothing, unless it repeats or ends the run: then put right what the message says.",
     ),
     Reason.SUCCEEDED: Explanation(
         "The adapter is published and verified.",
@@ -253,7 +253,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Create a new resource with a later deadline.",
     ),
     Reason.PENDING_TIMEOUT: Explanation(
-        "The run waited longer than `pendingTimeoutSeconds` without all its pods running; the message tells for what.",
+        "The run waited longer than `pendingTimeoutSeconds` without all its pods running; the message says for what.",
         "Put that right and create a new resource.",
     ),
     Reason.BACKOFF_LIMIT_EXCEEDED: Explanation(

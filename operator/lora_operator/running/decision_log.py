@@ -16,7 +16,7 @@ _CHANGES_WITH_PROGRESS = ("progress", "resolved", "conditions")
 
 
 class DecisionLine:
-    """Collects what is written for one plan, and tells it in one line, also where a request cut the plan short.
+    """Collects what is written for one plan, and logs it in one line, also where a request cut the plan short.
 
     At INFO; at DEBUG for a plan that wrote nothing, or nothing but new progress, of which a thousand runs would fill
     the log and nobody reads it there.
@@ -28,7 +28,7 @@ class DecisionLine:
         self._wrote: list[str] = []
         self._told = False
         self.next_look_s: float | None = None
-        """When the run is looked at again, told by whoever carries the plan out."""
+        """When the run is looked at again, set by whoever carries the plan out."""
 
     def wrote(self, verb: str, kind: str, name: str) -> None:
         """A child was created, adopted, patched or deleted."""
@@ -79,5 +79,5 @@ class DecisionLine:
 
 def _rest(status: Mapping[str, Any]) -> tuple[object, ...]:
     conditions = [c for c in status.get("conditions") or () if isinstance(c, Mapping)]
-    told = sorted((str(c.get("type")), str(c.get("status")), str(c.get("reason"))) for c in conditions)
-    return told, {key: value for key, value in status.items() if key not in _CHANGES_WITH_PROGRESS}
+    known = sorted((str(c.get("type")), str(c.get("status")), str(c.get("reason"))) for c in conditions)
+    return known, {key: value for key, value in status.items() if key not in _CHANGES_WITH_PROGRESS}

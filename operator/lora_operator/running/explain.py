@@ -223,8 +223,8 @@ def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig) -> Iterator[s
             f"The last try was refused: {refusal}; the operator tries again at least every "
             f"{config.retry_max_s:.0f} s, a name conflict every {config.resync_interval_s:.0f} s"
         )
-    told = str(previous_condition(finetune, Type.COMPLETE).get("message", _WAITING_FOR_THE_OPERATOR))
-    if told.startswith(_WAITING_FOR_THE_OPERATOR) and not finetune.deleting:
+    known = str(previous_condition(finetune, Type.COMPLETE).get("message", _WAITING_FOR_THE_OPERATOR))
+    if known.startswith(_WAITING_FOR_THE_OPERATOR) and not finetune.deleting:
         yield "No operator has written a status yet: look whether one runs, and watches this namespace"
     elif (plan.create or plan.patch or plan.delete) and accepted.get("status") != "False":
         yield "The operator would do this within a second: if this answer stays the same, look at the operator's log"
@@ -276,17 +276,17 @@ def _sees(sees: Document) -> Iterator[str]:
             f"  Job/{job['name']}: {job['role']}, attempt {job['attempt']}, {job['age']} old, {job['active']} active, "
             f"{job['failed']} failed of {job['backoffLimit']}{flags}"
         )
-        yield from (f"    {told}" for told in job["conditions"])
+        yield from (f"    {line}" for line in job["conditions"])
     for pod in sees["pods"]:
         flags = "".join(f", {flag}" for flag in ("orphan", "deleting") if pod[flag])
         yield (
             f"  Pod/{pod['name']}: {pod['role']}, {pod['age']} old, {pod['phase'] or 'no phase'}, "
             f"node {pod['node'] or 'none'}, trainer {pod['trainer']}{flags}"
         )
-        yield from (f"    {told}" for told in pod["conditions"])
+        yield from (f"    {line}" for line in pod["conditions"])
     for workload in sees["workloads"]:
         yield f"  Workload/{workload['name']}: {'active' if workload['active'] else 'not active'}"
-        yield from (f"    {told}" for told in workload["conditions"])
+        yield from (f"    {line}" for line in workload["conditions"])
     for event in sees["events"]:
         what = f"{event['type']} {event['reason']}: {event['message']}"
         yield f"  Event {event['age']} ago about {event['about']}: {what}"

@@ -1,7 +1,7 @@
 """Log lines with stable fields, as text or as JSON; docs/operations.md is their reference.
 
 What is logged within a turn, the work on one LoRAFineTune from its take out of the queue on, carries the run and the
-number of the turn without being told. No line holds anything that looks like a secret, whoever wrote it.
+number of the turn by itself. No line holds anything that looks like a secret, whoever wrote it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ FIELDS = {
     "type": "What kind of line it is: `decision`, `refusal`, `retry`; absent for what is about the process.",
     "namespace": "Namespace of the LoRAFineTune.",
     "name": "Name of the LoRAFineTune.",
-    "uid": "Its uid, which tells apart two that had the same name one after the other.",
+    "uid": "Its uid, which distinguishes two that had the same name one after the other.",
     "turn": "The same for all lines of one turn; what comes before the dash is the same for all of one process.",
     "attempt": "Attempt of the run.",
     "reason": "A word of the vocabulary: of a decision the state that it leaves the run in, of a refusal the server's.",
@@ -83,7 +83,7 @@ def configure(level: str, form: str, stream: TextIO = sys.stderr) -> None:
 
 
 def _without_traces_of_kopf(record: logging.LogRecord) -> bool:
-    """Drop the stack trace of what kopf itself raised: its message tells the error, such as 404 for a watch."""
+    """Drop the stack trace of what kopf itself raised: its message says the error, such as 404 for a watch."""
     trace = record.exc_info[2] if record.exc_info else None
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -94,18 +94,18 @@ def _without_traces_of_kopf(record: logging.LogRecord) -> bool:
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """The line's own fields before those of its turn; one without a value is left out."""
-    told: dict[str, Any] = {name: getattr(record, name, None) for name in FIELDS if name != "name"}
+    known: dict[str, Any] = {name: getattr(record, name, None) for name in FIELDS if name != "name"}
     key = getattr(record, "finetune", None)
     current = _turn.get()
     if current is not None:
         key = key or current.key
-        told["turn"] = current.number
-        told["uid"] = told["uid"] or (current.uid if key == current.key else None)
+        known["turn"] = current.number
+        known["uid"] = known["uid"] or (current.uid if key == current.key else None)
     if key is not None:
-        told["namespace"], told["name"] = key
-    if isinstance(told["reason"], str):
-        told["reason"] = _clean(told["reason"])  # a server's word: all other fields are ours
-    return {name: told[name] for name in FIELDS if told.get(name) not in (None, "", [])}
+        known["namespace"], known["name"] = key
+    if isinstance(known["reason"], str):
+        known["reason"] = _clean(known["reason"])  # a server's text: all other fields are ours
+    return {name: known[name] for name in FIELDS if known.get(name) not in (None, "", [])}
 
 
 def _clean(text: str) -> str:

@@ -26,7 +26,7 @@ _DEFINITION_S = 5.0
 async def prepare(operator: Operator) -> None:
     """Check the cluster, once it answers; an API server may be later than its operator, or busy."""
     deadline_s = time.monotonic() + operator.config.watch_stale_s
-    told = False
+    reported = False
     while True:
         try:
             await check_definition(operator.api)
@@ -46,9 +46,9 @@ async def prepare(operator: Operator) -> None:
                 raise
             if time.monotonic() > deadline_s:
                 raise OperatorFailedError(f"The API server does not answer: {error}") from error
-            if not told:
+            if not reported:
                 logger.warning("waiting for the API server: %s", error)
-                told = True
+                reported = True
             await asyncio.sleep(operator.config.retry_base_s)
 
 

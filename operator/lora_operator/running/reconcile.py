@@ -187,7 +187,7 @@ class Reconciler:
     ) -> bool:
         """Carry out the first half of a plan; False if all is to be decided anew.
 
-        So it is where a write was refused, and where a Job was adopted or changed: the server's answer may tell more of
+        So it is where a write was refused, and where a Job was adopted or changed: the server's answer may say more of
         it than was known, and the watch that follows is no news then.
         """
         adopted = False

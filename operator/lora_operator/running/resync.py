@@ -72,7 +72,7 @@ class Resync:
             else:
                 after()
             for key in news:
-                logger.debug("the resync found what no watch had told", extra={"finetune": key})
+                logger.debug("the resync found what no watch had brought", extra={"finetune": key})
                 self._wake(key)
 
     async def _list(self, resource: Resource, store: Store[Any], query: dict[str, str], news: set[Key]) -> None:

@@ -73,7 +73,7 @@ async def check_rights(api: Api, namespaces: Sequence[str], rights: Sequence[Rig
     """Look for these rights in each of the namespaces, or in the whole cluster if none is named.
 
     Returns the namespaces that cannot be looked after, because a right to list or watch is missing there. Any other
-    right that is missing in some namespaces is told in the log, and by each run that needs it. Raises `SelfCheckError`
+    right that is missing in some namespaces is logged, and reported by each run that needs it. Raises `SelfCheckError`
     where no namespace has all of them: that is a mistake of the installation rather than of a namespace.
     """
     shortages = {}

@@ -1,4 +1,4 @@
-"""What a Job tells of itself: whether it has ended, is about to, or holds its pods back."""
+"""What a Job says of itself: whether it has ended, is about to, or holds its pods back."""
 
 from lora_operator.views.model import ConditionView, JobView
 
@@ -25,7 +25,7 @@ def is_succeeding(job: JobView) -> bool:
 
 
 def suspension_of(job: JobView) -> ConditionView | None:
-    """The condition by which the Job says that it was suspended and has told its pods to stop.
+    """The condition by which the Job says that it was suspended and has its pods stopped.
 
     `JobView.suspended` is the wish; this is its fulfilment, which comes a moment later and has a time.
     """

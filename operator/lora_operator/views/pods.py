@@ -1,4 +1,4 @@
-"""What a pod tells of itself: whether it lives, runs, was disrupted, what it left behind and how it failed."""
+"""What a pod says of itself: whether it lives, runs, was disrupted, what it left behind and how it failed."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ def has_ended(pod: PodView) -> bool:
 
 
 def is_running(pod: PodView) -> bool:
-    """Whether the trainer runs, as far as the node has told."""
+    """Whether the trainer runs, as far as the node has reported."""
     return pod.trainer.running and not has_ended(pod)
 
 
@@ -80,8 +80,8 @@ def _cause(pod: PodView, code: int | None, memory: MemoryLimit) -> tuple[Reason,
         return _cause_of_the_node(pod)
     # 137 is SIGKILL, and memory is only one reason to send it; the kubelet also makes it up for a container it lost.
     if pod.trainer.termination_reason == "ContainerStatusUnknown":
-        told = last_line(pod.trainer.termination_message) or "the node did not say why"
-        return Reason.NODE_LOST, f"Node {pod.node or '(unknown)'} lost the container of pod {pod.name}: {told}"
+        said = last_line(pod.trainer.termination_message) or "the node did not say why"
+        return Reason.NODE_LOST, f"Node {pod.node or '(unknown)'} lost the container of pod {pod.name}: {said}"
     if pod.deleting and code == ExitCode.KERNEL_OUT_OF_MEMORY and pod.trainer.termination_reason != "OOMKilled":
         return Reason.EVICTED, f"Pod {pod.name} was deleted and killed, since it did not stop in time"
     reason = Reason.OOM_KILLED if pod.trainer.termination_reason == "OOMKilled" else reason_of(code)
@@ -94,8 +94,8 @@ def _cause(pod: PodView, code: int | None, memory: MemoryLimit) -> tuple[Reason,
 
 def _cause_of_the_node(pod: PodView) -> tuple[Reason, str]:
     reason = {"NodeLost": Reason.NODE_LOST, "Evicted": Reason.EVICTED}.get(pod.reason, Reason.INTERNAL_ERROR)
-    told = last_line(f"{pod.reason} {pod.message}") or "the node did not say why"
-    return reason, f"Pod {pod.name} failed before its trainer told how it ended: {told}"
+    said = last_line(f"{pod.reason} {pod.message}") or "the node did not say why"
+    return reason, f"Pod {pod.name} failed before its trainer said how it ended: {said}"
 
 
 _MEANINGS = {
@@ -114,6 +114,6 @@ _MEANINGS = {
     Reason.RESTARTING: "A network or a service failed for a while",
     Reason.MODEL_ACCESS_DENIED: "Access to model or data set was denied: check the token in the Secret of secretRef",
     Reason.CHECKPOINT_INVALID: "No checkpoint can be resumed from",
-    Reason.EVICTED: "The trainer was told to stop before its work was done",
+    Reason.EVICTED: "The trainer was stopped before its work was done",
     Reason.INTERNAL_ERROR: "The trainer failed unexpectedly: look at its pod's log",
 }
