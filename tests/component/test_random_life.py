@@ -76,8 +76,8 @@ class RandomLife:
         self.witness.look(self.see())
 
     def start(self) -> None:
-        """One more operator, which lists everything anew every five seconds."""
-        self.stage.start(resyncIntervalSeconds=5)
+        """One more operator, which lists everything anew every five seconds; what a run reads is fetched first."""
+        self.stage.start(resyncIntervalSeconds=5, cacheClaim="models")
 
     def living(self) -> list[OperatorProcess]:
         """Operators that run; none has ended by itself."""

@@ -16,7 +16,10 @@ from lora_operator.views.names import (
     JOB_NAME_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
+    QUEUE_LABEL,
+    TRAIN,
     child_name,
+    place_of,
 )
 from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
@@ -105,6 +108,7 @@ class Life:
         spec |= pick(({}, {}, {}, {"resources": {"nodes": 2}}))
         document = finetune(pick(NAMES), **spec)
         document["metadata"]["annotations"] = {"team": "red"}
+        document["metadata"]["labels"] = pick(({}, {}, {}, {QUEUE_LABEL: "gpus"}))
         self.client.post(self.path("lorafinetunes"), document)
 
     def edit(self) -> None:
@@ -147,7 +151,7 @@ class Life:
             self.client.delete(self.path("jobs", job["metadata"]["name"], query=f"propagationPolicy={policy}"))
 
     def suspend_job(self) -> None:
-        """Suspend or resume a Job by hand, as a queue does."""
+        """Suspend or resume a Job, by hand or as its queue does."""
         for job in self._some(self.objects("jobs")):
             wish = {"spec": {"suspend": not job["spec"].get("suspend", False)}}
             self.client.patch(self.path("jobs", job["metadata"]["name"]), wish)
@@ -231,7 +235,7 @@ class Life:
         """A trainer ends with 0; its summary tells of a verified adapter, or there is none."""
         for pod in self._some(self._pods("running")):
             proof = self.chance.number(0, 2) > 0
-            if proof:
+            if proof and place_of(pod["metadata"]["labels"][JOB_NAME_LABEL])[1] == TRAIN:
                 self.proven.add(run_uid(pod))
             self._end(pod, 0, succeeded() if proof else self.chance.pick(TALK))
 

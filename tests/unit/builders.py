@@ -238,9 +238,12 @@ def waiting_pod(reason: str, message: str = "", **changes: Any) -> PodView:
     return make_pod(**{"state": {"waiting": {"reason": reason, "message": message}}, **changes})
 
 
-def ended_pod(code: int, message: str = "", *, reason: str = "Error", **changes: Any) -> PodView:
-    """A pod whose trainer has ended eleven minutes ago."""
-    ended = {"exitCode": code, "message": message, "reason": reason, "finishedAt": instant(minutes_ago(11))}
+def ended_pod(
+    code: int, message: str = "", *, reason: str = "Error", ended_at: datetime | None = None, **changes: Any
+) -> PodView:
+    """A pod whose trainer has ended, eleven minutes ago by default."""
+    finished_at = instant(ended_at or minutes_ago(11))
+    ended = {"exitCode": code, "message": message, "reason": reason, "finishedAt": finished_at}
     return make_pod(**{"phase": "Failed" if code else "Succeeded", "state": {"terminated": ended}, **changes})
 
 

@@ -136,6 +136,8 @@ def test_pods_that_lost_their_labels_are_read_by_their_jobs_name() -> None:
     assert not seen.read_first
     hidden = dataclasses.replace(running_pod(), is_indexed=False)
     assert plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(hidden,)).read_first
+    restarting = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(ended_pod(75, ended_at=NOW),))
+    assert not restarting.read_first, "the Job controller has yet to make the next pod, or to count this one"
     just_made = make_job(status={"active": 1, "startTime": instant(NOW)})
     assert not plan_for(make_finetune(status=ATTEMPTED), jobs=(just_made,)).read_first
 

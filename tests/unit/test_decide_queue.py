@@ -14,6 +14,7 @@ from tests.unit.builders import (
     make_finetune,
     make_job,
     make_workload,
+    make_workload_object,
     minutes_ago,
     running_pod,
     with_status,
@@ -23,6 +24,7 @@ from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Patch, Plan
 from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
+from lora_operator.views.observe import parse_workload
 from lora_operator.views.wording import instant
 
 LABELS = {"labels": {QUEUE_LABEL: "gpus"}}
@@ -264,3 +266,22 @@ def test_what_kueue_says_is_told_on_one_line_and_without_secrets() -> None:
         assert "line 1 the cloud said" in message
         assert "abcdef" not in message
         assert message.isprintable()
+
+
+@pytest.mark.parametrize("status", [{"clusterName": "worker-2"}, {"nominatedClusterNames": ["worker-2", "worker-3"]}])
+def test_a_run_that_multikueue_sends_to_another_cluster_fails_with_the_reason(status: Object) -> None:
+    """Its pod and the proof of its result would be there, where nobody looks."""
+    workload = make_workload_object(GRANTED)
+    workload["status"] |= status
+    plan = decide(run(), Observed(kueue=True, jobs=(held_job(),), workloads=(parse_workload(workload),)), CONFIG, NOW)
+    assert told(plan, "Failed")[:2] == ("True", "MultiClusterQueue")
+    assert "worker-2" in told(plan, "Failed")[2]
+    assert plan.read_first
+
+
+def test_a_job_that_another_controller_runs_is_none_that_can_be_followed() -> None:
+    """Kueue marks it so where its ClusterQueue has MultiKueue's admission check."""
+    remote = make_job(queue="gpus", spec={"managedBy": "kueue.x-k8s.io/multikueue"})
+    assert told(decide(run(), Observed(kueue=True, jobs=(remote,)), CONFIG, NOW), "Failed")[1] == "MultiClusterQueue"
+    local = make_job(queue="gpus", spec={"managedBy": "kubernetes.io/job-controller"})
+    assert told(decide(run(), Observed(kueue=True, jobs=(local,)), CONFIG, NOW), "Failed")[0] == "Unknown"

@@ -97,7 +97,9 @@ def _has_unseen_pods(case: Case) -> bool:
     job = latest_job(case)
     if job is None or not job.active or job.suspended or job.deleting or job.started_at is None:
         return False
-    return (case.now - job.started_at).total_seconds() > _UNSEEN_PODS_S and all(map(has_ended, pods_of(case, job)))
+    pods = pods_of(case, job)
+    last = max(job.started_at, *(pod.trainer.finished_at or pod.created_at for pod in pods), job.started_at)
+    return all(map(has_ended, pods)) and (case.now - last).total_seconds() > _UNSEEN_PODS_S
 
 
 def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
