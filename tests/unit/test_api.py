@@ -18,6 +18,7 @@ class Answer:
         self.status = status
         self.headers = headers
         self._body = body
+        self.response = self
 
     async def read(self) -> bytes:
         return self._body

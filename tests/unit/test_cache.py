@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_operator.cluster.cache import Cache, Key
-from lora_operator.views.names import child_labels
+from lora_operator.views.names import QUEUE_LABEL, child_labels
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 OWNER = Key("team", "tone")
@@ -312,7 +312,7 @@ def test_a_finished_resource_is_the_same_however_it_is_kept() -> None:
     """Packed away: found by its place, among all, and by a list; a later version replaces it."""
     finetunes = Cache().finetunes
     done = {"type": "Complete", "status": "True", "reason": "Succeeded", "message": "ü" * 1000}
-    metadata = {"namespace": "team", "name": "tone", "uid": "u1", "resourceVersion": "3", "labels": {"a": "b"}}
+    metadata = {"namespace": "team", "name": "tone", "uid": "u1", "resourceVersion": "3", "labels": {QUEUE_LABEL: "q"}}
     document = {"metadata": metadata, "spec": {"suspend": False}, "status": {"conditions": [done]}}
     finetunes.put(document)
     found = finetunes.get(OWNER)

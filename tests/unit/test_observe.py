@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import (
     CREATED,
-    NAME,
-    NAMESPACE,
     NOW,
     UID,
     condition_object,
@@ -20,6 +18,7 @@ from tests.unit.builders import (
 from tests.unit.junk import JSON, damaged
 
 from lora_operator.views.model import ConditionView, ContainerView
+from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod
 
 FULL_POD = make_pod_object(
@@ -40,17 +39,21 @@ def test_no_object_is_too_odd_to_be_read(data: st.DataObject, junk: Any) -> None
         assert isinstance(parse_event(obj).message, str)
 
 
-def test_a_resource_keeps_everything_but_the_managed_fields() -> None:
-    """managedFields are half of an object's size, and nobody reads them here."""
-    manifest = make_manifest(spec={"maxRetries": 2})
-    manifest["metadata"]["managedFields"] = [{"manager": "kubectl"}]
-    finetune = parse_finetune(manifest)
-    assert (finetune.name, finetune.namespace, finetune.uid, finetune.generation) == (NAME, NAMESPACE, UID, 1)
-    assert finetune.resource_version == "7"
-    assert not finetune.deleting
-    assert finetune.spec["maxRetries"] == 2
-    assert "managedFields" not in finetune.manifest["metadata"]
-    assert finetune.status == {}
+def test_of_a_finetune_only_what_is_read_is_kept() -> None:
+    """An editor of one namespace may write 256 KiB of annotations into each of thousands."""
+    manifest = make_manifest()
+    read = manifest["metadata"]
+    manifest["metadata"] = {
+        **read,
+        "labels": {"a": "b", QUEUE_LABEL: "queue"},
+        "annotations": {"note": "x" * 1000},
+        "managedFields": [{"manager": "kubectl"}],
+        "finalizers": ["example.com/hold"],
+        "ownerReferences": [{"uid": "x"}],
+    }
+    finetune = parse_finetune({**manifest, "other": "field"})
+    assert finetune.manifest == {**manifest, "metadata": {**read, "labels": {QUEUE_LABEL: "queue"}}}
+    assert (finetune.name, finetune.uid, finetune.generation) == (read["name"], read["uid"], read["generation"])
 
 
 def test_a_resource_without_namespace_is_of_the_default_one() -> None:

@@ -54,7 +54,8 @@ class Server(Api):
         self.asked.append(f"{method} {path}")
         if method == "PUT":
             version = str(int(self.finetune["metadata"].get("resourceVersion", "1")) + 1)
-            self.finetune = {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
+            metadata = {**self.finetune["metadata"], "resourceVersion": version}
+            self.finetune = {**self.finetune, "metadata": metadata, "status": body["status"]}
             return self.finetune
         if method == "PATCH":
             if isinstance(self.patched, ApiError):

@@ -1,7 +1,8 @@
 """Requests to the API server: dicts in, dicts out, a deadline on each, and one exception for every refusal."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -14,6 +15,8 @@ from lora_operator.cluster.login import USER_AGENT, authorization
 from lora_operator.cluster.server_clock import ServerClock
 from lora_operator.views import names
 
+logger = logging.getLogger(__name__)
+
 Object = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 30.0
@@ -22,8 +25,10 @@ LONGEST_WAIT_S = 300
 # A busy server is asked again from here, as Go's client does it; who asks for more time is left to the caller.
 LONGEST_PAUSE_S = 5.0
 MOST_PAUSES = 5
-# With 500 the documents of one chunk of Jobs take 20 MiB; smaller chunks cost no more time.
-CHUNK_SIZE = 200
+# An object may carry annotations of 256 KiB, and a chunk is there twice, as bytes and parsed: 10 MiB at most.
+CHUNK_SIZE = 20
+# etcd takes objects of 1.5 MiB, of which JSON may make several times as much.
+LONGEST_LINE = 2**24
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -132,22 +137,61 @@ class Api:
         body: Mapping[str, Any] | None,
         content_type: str,
     ) -> Object:
+        try:
+            response = await self._open(
+                method, path, query=query, body=body, content_type=content_type, limits=self._timeout
+            )
+            data = await response.read()
+        except _BROKEN as error:
+            raise _unreachable(method, path, error) from error
+        if not 200 <= response.status < 300:
+            raise _api_error(response.status, data, response.headers.get("Retry-After"))
+        document: Object = orjson.loads(data) if data else {}
+        return document
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None,
+        limits: aiohttp.ClientTimeout,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> aiohttp.ClientResponse:
         configuration = self._client.configuration
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT}
         token = await authorization(configuration)
         if token is not None:
             headers["Authorization"] = token
         url = configuration.host + path + ("?" + urlencode(query) if query else "")
-        try:
-            response = await self._client.call_api(method, url, headers, body, _request_timeout=self._timeout)
-            data = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnreachableError(f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
+        answer = await self._client.call_api(method, url, headers, body, _request_timeout=limits)
+        response: aiohttp.ClientResponse = answer.response
         self.clock.saw(response.headers.get("Date"))
-        if not 200 <= response.status < 300:
-            raise _api_error(response.status, data, response.headers.get("Retry-After"))
-        document: Object = orjson.loads(data) if data else {}
-        return document
+        return response
+
+    async def watch(
+        self, resource: Resource, namespace: str | None, query: Mapping[str, str], *, silence_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the lines of a watch until the server ends it; an empty one first, when the server has begun.
+
+        Raises `ApiError` for a refusal; `UnreachableError` where the stream breaks, brings nothing for `silence_s`, or
+        a line that is longer than any object can be.
+        """
+        path = resource.path(namespace)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
+        try:
+            response = await self._open("GET", path, query={**query, "watch": "true"}, limits=limits)
+            async with response:
+                if response.status != 200:
+                    data = await response.read()
+                    raise _api_error(response.status, data, response.headers.get("Retry-After"))
+                logger.debug("watching %s", response.url.raw_path_qs)
+                yield b""
+                async for line in _lines(response.content):
+                    yield line
+        except _BROKEN as error:
+            raise _unreachable("watch", path, error) from error
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """Read one object."""
@@ -186,12 +230,34 @@ class Api:
             page = {**query, "limit": str(CHUNK_SIZE), **({"continue": token} if token else {})}
             answer = await self.request("GET", resource.path(namespace), query=page)
             metadata = answer.get("metadata") or {}
-            yield Chunk(documents=answer.get("items") or [], version=str(metadata.get("resourceVersion", "")))
+            yield Chunk(documents=answer.pop("items", None) or [], version=str(metadata.get("resourceVersion", "")))
             token = metadata.get("continue") or ""
             if not token:
                 return
 
 
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines; what the server did not end is dropped. Raises `ValueError` for one that is too long."""
+    parts: list[bytes] = []
+    size = 0
+    async for data in stream.iter_any():
+        first, *others = data.split(b"\n")
+        parts.append(first)
+        size += len(first)
+        if size > LONGEST_LINE:
+            raise ValueError(f"a line of more than {LONGEST_LINE} bytes")
+        if others:
+            yield b"".join(parts)
+            for line in others[:-1]:
+                yield line
+            parts, size = [others[-1]], len(others[-1])
+
+
+def _unreachable(method: str, path: str, error: Exception) -> UnreachableError:
+    return UnreachableError(f"{method} {path}: {type(error).__name__} {error}".rstrip())
+
+
+_BROKEN = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 _MANAGER = {"fieldManager": USER_AGENT}
 
 

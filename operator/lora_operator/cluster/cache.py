@@ -183,7 +183,7 @@ class Store(Generic[T]):
         if known is None or known.uid != uid:
             self._note_deletion(uid, version)
             return None
-        if _is_older(version, known.version):
+        if is_older(version, known.version):
             return None  # it had lost its label for a while, and a watch that is behind reports that
         self._drop(known, self._parse(document), version)
         return known.owner
@@ -346,5 +346,6 @@ def _is_newer(version: str, than: str) -> bool:
     return version != than
 
 
-def _is_older(version: str, than: str) -> bool:
+def is_older(version: str, than: str) -> bool:
+    """Whether a resource version is for certain that of an earlier moment."""
     return version.isdecimal() and than.isdecimal() and int(version) < int(than)

@@ -92,12 +92,18 @@ class Writer:
             if error.code in _REFUSALS or (error.code >= 500 and patient):
                 return _rejection(patch.kind, patch.name, error)
             raise
-        self._remember(patch.kind, without_managed_fields(stored))
+        self._remember(patch.kind, stored)
         return None
 
     async def write_status(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
         """Write the whole status; False if the resource changed or went meanwhile, as the cache then says."""
-        document = {**finetune.manifest, "status": status}
+        identity = {"namespace": finetune.namespace, "name": finetune.name, "uid": finetune.uid}
+        document = {
+            "apiVersion": FINETUNES.api_version,
+            "kind": FINETUNES.kind,
+            "metadata": {**identity, "resourceVersion": finetune.resource_version},
+            "status": status,  # the server keeps all else as it is
+        }
         try:
             stored = await self._api.replace_status(FINETUNES, finetune.namespace, finetune.name, document)
         except ApiError as error:
@@ -109,7 +115,7 @@ class Writer:
                 return False
             raise
         self._omissions.note(finetune.uid, status, stored)
-        self._cache.finetunes.put(without_managed_fields(stored))
+        self._cache.finetunes.put(stored)
         return True
 
     def is_written(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
@@ -136,12 +142,6 @@ class Writer:
             self._cache.jobs.put(stored, as_of=as_of)
         elif kind == WORKLOADS.kind:
             self._cache.workloads.put(stored)
-
-
-def without_managed_fields(document: Object) -> Object:
-    """The document without the field that is often half of it and that nobody here reads."""
-    document["metadata"].pop("managedFields", None)
-    return document
 
 
 def key_of(finetune: FineTune) -> Key:

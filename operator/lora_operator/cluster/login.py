@@ -53,9 +53,7 @@ async def authorization(configuration: Configuration) -> str | None:
     return str(value) if value else None
 
 
-async def watch_session(
-    configuration: Configuration, response_class: type[aiohttp.ClientResponse], trace_config: aiohttp.TraceConfig
-) -> kopf.AiohttpSession:
+async def kopf_session(configuration: Configuration) -> kopf.AiohttpSession:
     """The session in which kopf lists and watches; kopf asks for a new one when the server refuses the old token."""
     headers = {"User-Agent": USER_AGENT}
     token = await authorization(configuration)
@@ -66,8 +64,7 @@ async def watch_session(
         headers=headers,
         proxy=configuration.proxy,
         trust_env=False,
-        response_class=response_class,
-        trace_configs=[trace_config],
+        trace_configs=configuration.trace_configs,
     )
     return kopf.AiohttpSession(aiohttp_session=session, server=configuration.host, default_namespace=None)
 

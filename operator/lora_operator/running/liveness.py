@@ -1,20 +1,12 @@
-"""Hearing the watches: each answer, event and bookmark is a sign of life, and silence for too long is not.
+"""Hearing the watches: each answer, event and bookmark is a sign of life, and silence for too long is not."""
 
-kopf drops bookmarks before any handler sees them. What it cannot drop are the bytes that it reads, so the session that
-it is given has responses that tell when bytes arrive.
-"""
-
-import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any, cast
 
 import aiohttp
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Resource
 from lora_operator.running.metrics import Metrics
-
-logger = logging.getLogger(__name__)
 
 WATCHED = (FINETUNES, JOBS, PODS)
 
@@ -57,6 +49,11 @@ class WatchLiveness:
             self._heard[path] = (self._clock(), self._wall_clock())
 
     @property
+    def paths(self) -> set[str]:
+        """Of each watch the URL path of what it watches."""
+        return set(self._resources)
+
+    @property
     def all_heard(self) -> bool:
         """Whether every watch has been heard at least once."""
         return len(self._heard) == len(self._resources)
@@ -75,41 +72,9 @@ class WatchLiveness:
             oldest[resource] = min(oldest.get(resource, timestamp_s), timestamp_s)
         return list(oldest.items())
 
-    def response_class(self) -> type[aiohttp.ClientResponse]:
-        """A response that tells of each arrival of bytes of a watch."""
-        heard = self.heard
-
-        class AudibleResponse(aiohttp.ClientResponse):
-            async def start(self, connection: Any) -> aiohttp.ClientResponse:
-                await super().start(connection)
-                if self.status == 200 and "watch" in self.url.query:
-                    path = self.url.path
-                    logger.debug("watching %s", self.url.raw_path_qs)
-                    heard(path)
-                    self.content = cast("aiohttp.StreamReader", _AudibleStream(self.content, lambda: heard(path)))
-                return self
-
-        return AudibleResponse
-
-
-class _AudibleStream:
-    """A stream of which each chunk that is read is announced; all else is the stream's own."""
-
-    def __init__(self, stream: aiohttp.StreamReader, announce: Callable[[], None]) -> None:
-        self._stream = stream
-        self._announce = announce
-
-    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
-        async for chunk in self._stream.iter_chunked(size):
-            self._announce()
-            yield chunk
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
 
 def count_requests(metrics: Metrics) -> aiohttp.TraceConfig:
-    """Counts every request of a session, kopf's own among them."""
+    """Counts every request of a session."""
 
     async def answered(_: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestEndParams) -> None:
         metrics.requests.labels(_verb(end.method, end.url.query_string), str(end.response.status)).inc()

@@ -6,14 +6,17 @@ import gc
 import http
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import aiohttp
 import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from lora_operator.cluster.login import load_configuration, watch_session
+from lora_operator.cluster.api import ApiError
+from lora_operator.cluster.login import kopf_session, load_configuration
+from lora_operator.cluster.reflector import Source
 from lora_operator.running.health import make_application, serving
 from lora_operator.running.liveness import count_requests
 from lora_operator.running.metrics import Metrics
@@ -21,7 +24,7 @@ from lora_operator.running.parts import Operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
 from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
-from lora_operator.running.watch import operator_settings, register, sources_of
+from lora_operator.running.watch import kopf_settings, register, sources_of
 from lora_operator.running.workers import run_worker
 from lora_operator.views.config import OperatorConfig
 
@@ -76,7 +79,8 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
     parts = {
         "resync": operator.resync.run(lambda: _after_resync(operator)),
         "watchdog": _watch_over(operator),
-        "watches": _run_kopf(operator, counting, stop),
+        "framework": _run_kopf(operator, counting, stop),
+        **_watches(operator),
         "lead": _lead(operator),
         **({"namespaces": wait_for_namespaces(operator)} if operator.left_out else {}),
     }
@@ -121,19 +125,35 @@ async def _wind_down(operator: Operator) -> None:
             await operator.poster.drained()
 
 
+def _watches(operator: Operator) -> dict[str, Coroutine[Any, Any, None]]:
+    return {
+        f"watch of {source.resource.path(place)}": _follow(operator, source, place)
+        for source in sources_of(operator.cache, operator.kueue, operator.wake)
+        for place in operator.namespaces or (None,)
+    }
+
+
+async def _follow(operator: Operator, source: Source, place: str | None) -> None:
+    """Follow a kind. Raises `NoDefinitionError` where the definition is gone, and as the reflector does."""
+    try:
+        await operator.reflector(source, place).run()
+    except ApiError as error:
+        if error.code == http.HTTPStatus.NOT_FOUND:
+            await check_definition(operator.api)
+        raise
+
+
 async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
-    """Run kopf's watches until one fails for good."""
-    sources = sources_of(operator.cache, operator.kueue, operator.wake)
-    response_class = operator.intake(sources).response_class(operator.liveness.response_class())
+    """Run kopf until a part of it fails for good."""
 
     async def log_in() -> kopf.AiohttpSession:
-        return await watch_session(await load_configuration(), response_class, counting)
+        return await kopf_session(await load_configuration([counting]))
 
     registry = kopf.OperatorRegistry()
-    register(registry, [source.resource for source in sources], log_in)
+    register(registry, log_in)
     tasks = await kopf.spawn_tasks(
         registry=registry,
-        settings=operator_settings(inactivity_s=operator.config.watch_inactivity_s),
+        settings=kopf_settings(),
         clusterwide=not operator.namespaces,
         namespaces=operator.namespaces,
     )
@@ -141,11 +161,9 @@ async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asy
     _stop_on_signal(stop)
     try:
         # Not by kopf.run_tasks, which in the end cancels every task that began after it: the workers, whose end would
-        # then be told instead of the reason.
+        # then be reported instead of the reason.
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            if getattr(task.exception(), "status", None) == http.HTTPStatus.NOT_FOUND:
-                await check_definition(operator.api)
             task.result()
     finally:
         for task in tasks:

@@ -4,7 +4,6 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Sequence
 
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry
@@ -12,11 +11,11 @@ from prometheus_client import CollectorRegistry
 from lora_operator.cluster.api import Api
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.child_events import ChildEvents
-from lora_operator.cluster.intake import Intake, Source
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.cluster.reflector import Reflector, Source
 from lora_operator.cluster.server_clock import wall_clock
 from lora_operator.running.liveness import WatchLiveness
 from lora_operator.running.metrics import Metrics
@@ -90,6 +89,7 @@ class Operator:
         self.left_out: tuple[str, ...] = ()
         self.hindrance = ""
         self.listed = asyncio.Event()
+        self._paths_listed: set[str] = set()
         self.working = False
 
     def trouble(self) -> str:
@@ -107,17 +107,23 @@ class Operator:
             return self.hindrance or "The first list of the cluster is not complete"
         return "" if self.liveness.all_heard else "Not every watch has begun"
 
-    def intake(self, sources: Sequence[Source]) -> Intake:
-        """What takes the lists and events of kopf's watches."""
+    def reflector(self, source: Source, namespace: str | None) -> Reflector:
+        """What follows a kind in a namespace, or everywhere."""
+        return Reflector(
+            self.api,
+            source,
+            namespace,
+            silence_s=self.config.watch_inactivity_s,
+            heard=self.liveness.heard,
+            listed=self._list_came,
+            random=random.Random().random,  # noqa: S311 - jitter is no secret
+        )
 
-        def took() -> None:
-            if not self.listed.is_set():
-                self.liveness.begin()  # long lists are no silence
-            if intake.complete:
-                self.listed.set()
-
-        intake = Intake(sources, namespaces=self.namespaces, wake=self.wake, took=took)
-        return intake
+    def _list_came(self, path: str, seen: str, version: str) -> None:
+        self.resync.compare(path, seen, version)
+        self._paths_listed.add(path)
+        if self._paths_listed >= self.liveness.paths:
+            self.listed.set()
 
     def wake(self, key: Key, after_s: float = 0) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""

@@ -11,7 +11,7 @@ from lora_trainer.contract.progress import Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTune:
-    """One LoRAFineTune. `manifest` is the object as the API server holds it, without managedFields."""
+    """One LoRAFineTune. `manifest` is what is read of the object: spec, status, who it is and since when, its queue."""
 
     namespace: str
     name: str

@@ -15,13 +15,27 @@ from lora_operator.views.wording import parse_instant
 LONGEST_TEXT = 8192
 MOST_ITEMS = 100
 _NEVER = datetime.fromtimestamp(0, UTC)
+_READ = ("apiVersion", "kind", "spec", "status")
+_READ_OF_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "generation",
+    "resourceVersion",
+    "creationTimestamp",
+    "deletionTimestamp",
+)
 _INDEX = re.compile(r"[0-9]{1,4}")
 _JOB_CONTROLLER = "kubernetes.io/job-controller"
 
 
 def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
-    """A LoRAFineTune, its manifest without managedFields."""
-    metadata = {key: value for key, value in _map(obj, "metadata").items() if key != "managedFields"}
+    """A LoRAFineTune, its manifest without what nobody reads: annotations alone may be 256 KiB."""
+    metadata = _map(obj, "metadata")
+    kept = {key: metadata[key] for key in _READ_OF_METADATA if key in metadata}
+    labels = {key: value for key in names.QUEUE_LABELS if (value := _text(_map(metadata, "labels"), key))}
+    if labels:
+        kept["labels"] = labels
     return FineTune(
         namespace=_text(metadata, "namespace") or "default",
         name=_text(metadata, "name"),
@@ -29,7 +43,7 @@ def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
         generation=_integer(metadata, "generation") or 0,
         resource_version=_text(metadata, "resourceVersion"),
         deleting=metadata.get("deletionTimestamp") is not None,
-        manifest={**obj, "metadata": metadata} if isinstance(obj, Mapping) else {"metadata": metadata},
+        manifest={**{key: obj[key] for key in _READ if isinstance(obj, Mapping) and key in obj}, "metadata": kept},
     )
 
 

@@ -1,0 +1,182 @@
+"""Keeps a store as the API server has it: lists, watches from there, and begins anew where either fails.
+
+It does what client-go's Reflector does, on the operator's own client.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from lora_operator.cluster.api import Api, ApiError, Resource, UnreachableError
+from lora_operator.cluster.cache import Key, Store
+from lora_operator.cluster.listing import list_into
+
+logger = logging.getLogger(__name__)
+
+# The API server ends a watch after so long, with a bookmark shortly before.
+WATCH_TIMEOUT_S = 600
+# So often in a row the API server may refuse with what is no passing trouble, such as a right that is missing.
+MOST_REFUSALS = 5
+_GONE = 410
+_BASE_S = 0.5
+_LONGEST_S = 2.0
+
+
+class RelistError(Exception):
+    """The watch cannot go on from where it is: only a list says what is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is followed, where it is kept, whom its news wakes, and the labels that select it; empty for all of it."""
+
+    resource: Resource
+    store: Store[Any]
+    wake: Callable[[Key], None]
+    selector: str = ""
+
+
+class Reflector:
+    """Follows one kind of objects, in one namespace or in all."""
+
+    def __init__(
+        self,
+        api: Api,
+        source: Source,
+        namespace: str | None,
+        *,
+        silence_s: float,
+        heard: Callable[[str], None],
+        listed: Callable[[str, str, str], None],
+        random: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """A watch that brings nothing for `silence_s` is begun anew.
+
+        `heard` is called with the URL path at each sign of life of the API server, `listed` after each list,
+        with the path, the newest version that had been seen before it, and its own.
+        """
+        self._api = api
+        self._source = source
+        self._namespace = namespace
+        self._silence_s = silence_s
+        self._heard = heard
+        self._listed = listed
+        self._random = random
+        self._sleep = sleep
+        self._path = source.resource.path(namespace)
+        self._query: Mapping[str, str] = {"labelSelector": source.selector} if source.selector else {}
+        self._failures = 0
+        self._refusals = 0
+
+    async def run(self) -> None:
+        """Follow, forever. Raises `ApiError` where the API server refuses again and again."""
+        while True:
+            version = await self._fill()
+            try:
+                while True:
+                    version = await self._watch(version)
+            except (ApiError, RelistError) as error:
+                logger.info("%s is listed anew: %s", self._path, error)
+                await self._back_off(error)
+
+    async def _fill(self) -> str:
+        """List until that works; return the version of the list."""
+        while True:
+            try:
+                return await self._list()
+            except (ApiError, UnreachableError) as error:
+                logger.info("%s cannot be listed yet: %s", self._path, error)
+                await self._back_off(error)
+
+    async def _list(self) -> str:
+        source, news = self._source, set[Key]()
+        seen = source.store.version
+        try:
+            version = await list_into(
+                source.store,
+                self._api,
+                source.resource,
+                namespace=self._namespace,
+                query=self._query,
+                news=news,
+                heard=lambda: self._heard(self._path),
+            )
+        finally:
+            # To the next list, and to the watch, what a list brought that failed half-way is no news any more.
+            for owner in news:
+                source.wake(owner)
+        self._listed(self._path, seen, version)
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """Take in events until the stream ends; return the version from which to watch on.
+
+        Raises `ApiError` for a refusal, `RelistError` where the API server or the stream makes no sense any more.
+        """
+        query = {
+            **self._query,
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_TIMEOUT_S),
+        }
+        before = version
+        lines = self._api.watch(self._source.resource, self._namespace, query, silence_s=self._silence_s)
+        try:
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    self._heard(self._path)
+                    self._refusals = 0
+                    if line:
+                        version = self._take(line)
+        except UnreachableError as error:
+            logger.debug("the watch of %s broke and goes on from %s: %s", self._path, version, error)
+        if version == before:
+            await self._back_off()  # a stream that brings nothing is not to be asked for at once again
+        else:
+            self._failures = 0
+        return version
+
+    def _take(self, line: bytes) -> str:
+        """Take in one event; return its version."""
+        kind, document, version = _read(line)
+        source, owner = self._source, None
+        if kind == "BOOKMARK":
+            source.store.saw(version)
+        elif kind == "DELETED":
+            owner = source.store.remove(document)
+        else:
+            owner = source.store.put(document)
+        if owner is not None:
+            source.wake(owner)
+        return version
+
+    async def _back_off(self, error: Exception | None = None) -> None:
+        """Wait, the longer the more often in a row; raise a refusal that has come too often."""
+        if isinstance(error, ApiError) and not error.is_passing and error.code != _GONE:
+            self._refusals += 1
+            if self._refusals > MOST_REFUSALS:
+                raise error
+        delay_s = min(_BASE_S * 2**self._failures, _LONGEST_S) * (0.5 + self._random())
+        self._failures = min(self._failures + 1, 10)
+        await self._sleep(delay_s)
+
+
+def _read(line: bytes) -> tuple[str, Mapping[str, Any], str]:
+    """Type, object and version of an event. Raises `RelistError` for one that is an error or makes no sense."""
+    try:
+        event = orjson.loads(line)
+        kind, document = str(event["type"]), event["object"]
+        if kind == "ERROR":
+            raise RelistError(f"{document.get('code')} {document.get('reason')}: {document.get('message')}")
+        metadata = document["metadata"]
+        if kind != "BOOKMARK":
+            metadata["name"], metadata["uid"]
+        return kind, document, str(metadata["resourceVersion"])
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise RelistError(f"an event makes no sense: {type(error).__name__} {error}") from error

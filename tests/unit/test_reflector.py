@@ -1,0 +1,270 @@
+"""A reflector against an API server that answers as the test has put down, over a real connection on 127.0.0.1."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from tests.unit.builders import NAME, NAMESPACE, UID, make_job_object
+
+from lora_operator.cluster.api import JOBS, Api, ApiError
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.reflector import MOST_REFUSALS, Reflector, Source
+
+PATH = JOBS.path(None)
+KEY = Key(NAMESPACE, NAME)
+SILENCE_S = 0.3
+Object = dict[str, Any]
+
+
+def job(name: str, version: str) -> Object:
+    document = make_job_object(uid=f"uid-{name}")
+    document["metadata"] |= {"name": name, "resourceVersion": version}
+    return document
+
+
+def line(kind: str, document: Object) -> bytes:
+    return orjson.dumps({"type": kind, "object": document}) + b"\n"
+
+
+def error(code: int) -> bytes:
+    return line("ERROR", {"kind": "Status", "code": code, "reason": "Expired", "message": "too old"})
+
+
+BOOKMARK = line("BOOKMARK", {"kind": "Job", "metadata": {"resourceVersion": "30"}})
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a watch brings before the server ends it; or it stays silent, or breaks."""
+
+    data: bytes = b""
+    silent: bool = False
+    broken: bool = False
+
+
+@dataclass(slots=True)
+class Server:
+    """Lists and watches, one after the other; the last of each is repeated, and a number is a refusal."""
+
+    lists: list[list[Object] | int]
+    watches: list[Stream | int]
+    more: str = ""
+    version: int = 10
+    asked: list[str] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """One request."""
+        assert request.query["labelSelector"] == "ours=true"
+        if "watch" in request.query:
+            assert request.query["allowWatchBookmarks"] == "true"
+            self.asked.append(f"watch from {request.query['resourceVersion']}")
+            return await self._stream(request, _next(self.watches))
+        self.asked.append("list")
+        found = _next(self.lists)
+        if isinstance(found, int):
+            return _refusal(found)
+        self.version += 10
+        metadata = {"resourceVersion": str(self.version), "continue": self.more}
+        return web.json_response({"metadata": metadata, "items": found})
+
+    async def _stream(self, request: web.Request, stream: Stream | int) -> web.StreamResponse:
+        if isinstance(stream, int):
+            return _refusal(stream)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        half = len(stream.data) // 2
+        await response.write(stream.data[:half])
+        await asyncio.sleep(0.01)
+        await response.write(stream.data[half:])
+        if stream.silent:
+            await asyncio.sleep(60)
+        if stream.broken:
+            assert request.transport is not None
+            request.transport.abort()
+        return response
+
+
+def _next(answers: list[Any]) -> Any:
+    return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+def _refusal(code: int) -> web.Response:
+    return web.json_response({"kind": "Status", "reason": "Trouble", "message": "injected"}, status=code)
+
+
+@dataclass(slots=True)
+class World:
+    """A reflector at work: its store, the keys that it woke, its signs of life, and its pauses, which take no time."""
+
+    server: Server
+    cache: Cache = field(default_factory=Cache)
+    woken: list[Key] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
+    listed: list[tuple[str, ...]] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the Jobs that the store holds."""
+        return sorted(view.name for view in self.cache.jobs)
+
+    async def run(self, until: Callable[["World"], bool]) -> None:
+        """Let it work until it is so."""
+        async with self._reflector() as reflector:
+            working = asyncio.create_task(reflector.run())
+            try:
+                async with asyncio.timeout(20):
+                    while not until(self) and not working.done():  # noqa: ASYNC110 - of several things one may change
+                        await asyncio.sleep(0.005)
+            finally:
+                working.cancel()
+                await asyncio.wait([working])
+            if not working.cancelled():
+                working.result()
+
+    @contextlib.asynccontextmanager
+    async def _reflector(self) -> AsyncIterator[Reflector]:
+        application = web.Application()
+        application.router.add_get(PATH, self.server.answer)
+        async with TestServer(application, shutdown_timeout=0) as server:
+            configuration = Configuration(host=str(server.make_url("")).rstrip("/"))
+            async with ApiClient(configuration) as client:
+                source = Source(resource=JOBS, store=self.cache.jobs, wake=self.woken.append, selector="ours=true")
+                yield Reflector(
+                    Api(client),
+                    source,
+                    None,
+                    silence_s=SILENCE_S,
+                    heard=self.heard.append,
+                    listed=lambda *found: self.listed.append(found),
+                    random=lambda: 0.5,
+                    sleep=self._pause,
+                )
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)
+
+
+async def test_it_lists_and_takes_in_what_the_watch_brings_from_there() -> None:
+    """Each owner with news is woken, and each line is a sign of life."""
+    events = line("ADDED", job("b", "21")) + line("MODIFIED", job("a", "22")) + line("DELETED", job("b", "23"))
+    world = World(Server([[job("a", "5")]], [Stream(events, silent=True)]))
+    await world.run(lambda world: len(world.woken) == 4)
+    assert world.server.asked == ["list", "watch from 20"]
+    assert world.names == ["a"]
+    assert world.woken == [KEY] * 4
+    assert world.listed == [(PATH, "", "20")]
+    assert len(world.heard) == 5, "a list, the beginning of the watch, and three events"
+    assert [view.name for view in world.cache.jobs.tombstones(KEY, UID)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "since"),
+    [
+        (Stream(line("ADDED", job("b", "21"))), "21"),
+        (Stream(BOOKMARK), "30"),
+        (Stream(line("ADDED", job("b", "21")), broken=True), "21"),
+        (Stream(line("ADDED", job("b", "21")) + b'{"type":"ADDED","obj'), "21"),
+        (Stream(line("ADDED", job("b", "21")), silent=True), "21"),
+        (Stream(), "20"),
+    ],
+    ids=["ended", "bookmark", "broken", "cut in an event", "silent", "nothing"],
+)
+async def test_a_watch_that_ends_goes_on_from_the_last_version(stream: Stream, since: str) -> None:
+    """Nothing is listed again, and a stream that brought nothing is begun after a pause."""
+    world = World(Server([[]], [stream, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 3)
+    assert world.server.asked == ["list", "watch from 20", f"watch from {since}"]
+    assert world.pauses == ([0.5] if since == "20" else [])
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        Stream(error(410)),
+        Stream(error(500)),
+        Stream(b"7\n"),
+        Stream(b"no JSON\n"),
+        Stream(line("ADDED", {"metadata": {}})),
+        410,
+        403,
+        500,
+    ],
+)
+async def test_a_watch_that_cannot_go_on_is_listed_anew_after_a_pause(watch: Stream | int) -> None:
+    """What was deleted meanwhile is gone then."""
+    world = World(Server([[job("a", "5"), job("b", "6")], [job("b", "6")]], [watch, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 4)
+    assert world.server.asked == ["list", "watch from 20", "list", "watch from 30"]
+    assert world.names == ["b"]
+    assert world.pauses == [0.5]
+
+
+async def test_pauses_grow_up_to_a_limit() -> None:
+    """An API server in trouble is asked the less often, and the operator is never blind for more than some seconds."""
+    world = World(Server([503], []))
+    await world.run(lambda world: len(world.pauses) >= 5)
+    assert world.pauses[:5] == [0.5, 1.0, 2.0, 2.0, 2.0]
+
+
+async def test_an_event_resets_the_pauses() -> None:
+    """One stream after the other brings something, and then breaks."""
+    fine = [Stream(line("ADDED", job("b", str(21 + number)))) for number in range(3)]
+    world = World(Server([500, 500, []], [*fine, 500, Stream(silent=True)]))
+    await world.run(lambda world: len(world.pauses) == 3)
+    assert world.pauses == [0.5, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("code", [403, 404])
+@pytest.mark.parametrize("what", ["list", "watch"])
+async def test_a_refusal_that_persists_is_raised(code: int, what: str) -> None:
+    """A right or a kind that is gone: the process ends, and its next start says what is missing."""
+    world = World(Server([code if what == "list" else []], [code]))
+    with pytest.raises(ApiError, match=str(code)):
+        await world.run(lambda _: False)
+    assert len(world.pauses) == MOST_REFUSALS
+
+
+async def test_what_the_store_knows_better_is_no_news() -> None:
+    """An event of before our own write, or of before a list of the resync."""
+    events = line("MODIFIED", job("a", "21")) + line("DELETED", job("a", "22")) + BOOKMARK
+    world = World(Server([[job("a", "5")]], [Stream(events, silent=True)]))
+    world.cache.jobs.put(job("a", "25"))
+    await world.run(lambda world: len(world.heard) == 5)
+    assert world.names == ["a"]
+    assert world.woken == []
+
+
+async def test_what_was_deleted_while_a_list_was_under_way_does_not_come_back() -> None:
+    """Our own write found it gone, or the watch of another kind of list."""
+    world = World(Server([[job("a", "5")]], [Stream(silent=True)]))
+    world.cache.jobs.put(job("a", "5"))
+    world.cache.jobs.remove(job("a", "25"))
+    await world.run(lambda world: len(world.server.asked) == 2)
+    assert world.names == []
+
+
+async def test_a_line_that_no_object_can_be_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream is given up, and memory does not grow with what it brings."""
+    monkeypatch.setattr("lora_operator.cluster.api.LONGEST_LINE", 10_000)
+    world = World(Server([[]], [Stream(b"x" * 20_000, silent=True), Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 3)
+    assert world.server.asked == ["list", "watch from 20", "watch from 20"]
+
+
+async def test_what_a_list_brought_that_failed_half_way_wakes_all_the_same() -> None:
+    """To the list that follows it is no news."""
+
+    world = World(Server([[job("a", "5")], 500], [], more="next"))
+    await world.run(lambda world: len(world.pauses) >= 2)
+    assert world.woken == [KEY]
+    assert world.listed == []
