@@ -27,8 +27,18 @@ _ON_FULL_CLUSTER = ("tests/cluster/", "tests/e2e/")
 _ON_CONTROL_PLANE = ("tests/component/", "tests/faults/", "tests/chart/test_chart_on_api_server.py")
 # A cluster of its own beside the others.
 _BESIDE = "tests/cluster/test_local_cluster_life.py"
-# Seconds of the files that take much longer than others with as many tests: they begin first.
-_LONG: Mapping[str, float] = {}
+# The files that take much longer than others with as many tests begin first, in this order.
+LONG: Mapping[str, float] = {
+    "tests/faults/test_control_plane.py": 500,
+    "tests/component/test_random_life.py": 480,
+    "tests/faults/test_crash_sweep.py": 470,
+    "tests/component/test_explain.py": 460,
+    "tests/component/test_bad_input.py": 450,
+    "tests/faults/test_hostile_pods.py": 440,
+    "tests/trainer/test_run.py": 430,
+    "tests/model/test_operator_model.py": 420,
+    "tests/model/test_lagging_operators.py": 410,
+}
 
 
 class Kind(Enum):
@@ -76,7 +86,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         if node not in self._kinds:
             self._kinds[node] = next_kind(Counter(self._kinds[other] for other in self.nodes if other in self._kinds))
         ours = [scope for scope in self.workqueue if kind(scope) is self._kinds[node]]
-        longest = max(ours or self.workqueue, key=lambda scope: _LONG.get(scope, len(self.workqueue[scope])))
+        longest = max(ours or self.workqueue, key=lambda scope: LONG.get(scope, len(self.workqueue[scope])))
         self.workqueue.move_to_end(longest, last=False)
         super()._assign_work_unit(node)
 

@@ -97,8 +97,12 @@ def apiserver(binaries: Path, pki: Path, ports: Ports, *, node: bool) -> Compone
     return Component(name="kube-apiserver", argv=tuple(argv))
 
 
-def controller_manager(binaries: Path, pki: Path, *, requests_per_second: int | None = None) -> Component:
-    """The controllers; without `requests_per_second` each sends 20 to the API server, Kubernetes' own default."""
+def controller_manager(binaries: Path, pki: Path, *, node: bool, requests_per_second: int | None = None) -> Component:
+    """The controllers; without `requests_per_second` each sends 20 to the API server, Kubernetes' own default.
+
+    Without a `node` there are only those that tests make, which never report and would be lost after a minute.
+    """
+    patience = () if node else ("--node-monitor-grace-period=24h", "--node-startup-grace-period=24h")
     rate = (
         (f"--kube-api-qps={requests_per_second}", f"--kube-api-burst={2 * requests_per_second}")
         if requests_per_second
@@ -114,6 +118,7 @@ def controller_manager(binaries: Path, pki: Path, *, requests_per_second: int | 
         f"--cluster-signing-cert-file={pki}/ca.crt",
         f"--cluster-signing-key-file={pki}/ca.key",
         "--secure-port=0",
+        *patience,
         *rate,
     )
     return Component(name="kube-controller-manager", argv=argv, needs_api=True)

@@ -39,7 +39,9 @@ def up(places: Places, console: Console, *, controller_requests_per_second: int 
         plan = (
             components.etcd(etcd, places.state, chosen),
             components.apiserver(binaries, places.pki, chosen, node=False),
-            components.controller_manager(binaries, places.pki, requests_per_second=controller_requests_per_second),
+            components.controller_manager(
+                binaries, places.pki, node=False, requests_per_second=controller_requests_per_second
+            ),
             components.scheduler(binaries, places.pki),
         )
         lifecycle.start_supervisor(places, plan, api_port=chosen.api, node_network=False)

@@ -90,7 +90,7 @@ def up(places: Places, console: Console, *, api_port: int, registry_port: int) -
         plan = (
             components.etcd(etcd, places.state, _INSIDE),
             components.apiserver(kubernetes, places.pki, _INSIDE, node=True),
-            components.controller_manager(kubernetes, places.pki),
+            components.controller_manager(kubernetes, places.pki, node=True),
             components.scheduler(kubernetes, places.pki),
             *components.node(kubernetes, coredns, sys.executable, places),
         )

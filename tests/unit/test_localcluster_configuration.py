@@ -149,9 +149,20 @@ def test_a_control_plane_without_namespaces_listens_on_loopback_alone() -> None:
     assert "--secure-port=1" in server
     assert "--etcd-servers=http://127.0.0.1:2" in server
     assert "--listen-client-urls=http://127.0.0.1:2" in components.etcd(Path("/e"), Path("/d"), ports).argv
-    for part in (components.controller_manager(BINARIES, PLACES.pki), components.scheduler(BINARIES, PLACES.pki)):
+    for part in (
+        components.controller_manager(BINARIES, PLACES.pki, node=False),
+        components.scheduler(BINARIES, PLACES.pki),
+    ):
         assert "--secure-port=0" in part.argv
         assert part.needs_api
+
+
+def test_only_a_cluster_with_a_node_gives_nodes_up_that_do_not_report() -> None:
+    """On a control plane tests make nodes and write what a kubelet would."""
+    alone = components.controller_manager(BINARIES, PLACES.pki, node=False).argv
+    assert "--node-startup-grace-period=24h" in alone
+    whole = components.controller_manager(BINARIES, PLACES.pki, node=True).argv
+    assert not [flag for flag in whole if "grace-period" in flag]
 
 
 def test_the_node_starts_everything_that_a_pod_needs() -> None:

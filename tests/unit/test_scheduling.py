@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.scheduling import FULL_CLUSTER, Kind, Scheduling, kind, next_kind, unit
+from tests.scheduling import FULL_CLUSTER, LONG, Kind, Scheduling, kind, next_kind, unit
+
+from localcluster.settings import REPOSITORY
 
 COMPONENT = ["tests/component/test_a.py::test_1", "tests/component/test_a.py::test_2"]
 FAULTS = ["tests/faults/test_b.py::test_1"]
@@ -76,6 +78,11 @@ def test_a_unit_is_a_file_and_the_full_cluster_is_one() -> None:
     beside = unit("tests/cluster/test_local_cluster_life.py::test_1[a::b]")
     assert (beside, kind(beside)) == ("tests/cluster/test_local_cluster_life.py", Kind.CONTROL_PLANE)
     assert [kind(unit(test)) for test in (CLUSTER[0], FAULTS[0], TRAINER[0])] == [*Kind]
+
+
+def test_the_files_that_begin_first_exist() -> None:
+    """A renamed one would silently come late."""
+    assert [file for file in LONG if not (REPOSITORY / file).is_file()] == []
 
 
 def test_one_worker_is_the_full_clusters_and_the_others_take_turns() -> None:
