@@ -33,6 +33,7 @@ class ScriptedApi:
         self.answers = answers
         self.jobs: dict[str, Object | ApiError] = {}
         self.deleted: list[str] = []
+        self.written: list[Mapping[str, Any]] = []
 
     def _answer(self, call: str) -> Object:
         answer = self.answers[call]
@@ -55,6 +56,7 @@ class ScriptedApi:
     async def replace_status(
         self, resource: Resource, namespace: str, name: str, manifest: Mapping[str, Any]
     ) -> Object:
+        self.written.append(manifest)
         return self._answer("status")
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
@@ -155,6 +157,16 @@ async def test_a_server_error_of_a_patch_is_told_once_patience_is_over() -> None
     rejection = await writer.patch(FINETUNE, Patch(name="j", body={}), patient=True)
     assert rejection is not None
     assert (rejection.kind, rejection.name, rejection.code) == ("Job", "j", 500)
+
+
+async def test_of_a_resource_only_the_status_is_written() -> None:
+    """The API server keeps all else as it is; uid and version make it a conflict where somebody wrote in between."""
+    api = ScriptedApi(status={**FINETUNE.manifest, "status": {"attempt": 1}})
+    writer, _ = make_writer(api)
+    assert await writer.write_status(FINETUNE, {"attempt": 1})
+    identity = {"namespace": NAMESPACE, "name": NAME, "uid": UID, "resourceVersion": FINETUNE.resource_version}
+    whole = {"apiVersion": API_VERSION, "kind": KIND, "metadata": identity, "status": {"attempt": 1}}
+    assert api.written == [whole]
 
 
 async def test_a_status_that_somebody_overtook_is_read_again() -> None:

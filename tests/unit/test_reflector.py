@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,6 +186,7 @@ async def test_a_watch_that_ends_goes_on_from_the_last_version(stream: Stream, s
     await world.run(lambda world: len(world.server.asked) == 3)
     assert world.server.asked == ["list", "watch from 20", f"watch from {since}"]
     assert world.pauses == ([0.5] if since == "20" else [])
+    assert world.cache.jobs.version == since
 
 
 @pytest.mark.parametrize(
@@ -256,9 +258,20 @@ async def test_what_was_deleted_while_a_list_was_under_way_does_not_come_back() 
 async def test_a_line_that_no_object_can_be_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream is given up, and memory does not grow with what it brings."""
     monkeypatch.setattr("lora_operator.cluster.api.LONGEST_LINE", 10_000)
-    world = World(Server([[]], [Stream(b"x" * 20_000, silent=True), Stream(silent=True)]))
+    huge = job("b", "21")
+    huge["metadata"]["annotations"] = {"note": "x" * 20_000}
+    world = World(Server([[]], [Stream(line("ADDED", huge)), Stream(silent=True)]))
     await world.run(lambda world: len(world.server.asked) == 3)
     assert world.server.asked == ["list", "watch from 20", "watch from 20"]
+    assert world.names == []
+
+
+async def test_the_log_says_what_the_api_server_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a watch that it ended with an error."""
+    caplog.set_level(logging.INFO, "lora_operator")
+    world = World(Server([[]], [Stream(error(410)), Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 4)
+    assert f"{PATH} is listed anew: 410 Expired: too old" in caplog.text
 
 
 async def test_what_a_list_brought_that_failed_half_way_wakes_all_the_same() -> None:
