@@ -134,6 +134,16 @@ def test_a_read_that_is_not_older_than_the_deletion_finds_what_lost_its_label(as
     assert len(jobs) == found
 
 
+@pytest.mark.parametrize(("as_of", "undone"), [("8", False), ("9", True), ("12", True)])
+def test_what_a_list_shows_in_an_older_version_was_undone_if_the_list_is_not_older(as_of: str, undone: bool) -> None:
+    """etcd was restored, and its versions have caught up; a list that is behind, or a read by name, shows the past."""
+    jobs = Cache().jobs
+    jobs.put(job(version="9"))
+    assert jobs.put(job(version="5"), as_of="12") is None
+    assert (jobs.put(job(version="5"), as_of=as_of, listed=True) == OWNER) == undone
+    assert jobs.put(job(version="5"), as_of=as_of, listed=True) is None
+
+
 def test_what_one_list_removed_another_older_one_does_not_bring_back() -> None:
     """Two lists of a kind cross: a watch that begins anew, and a resync."""
     jobs = Cache().jobs

@@ -145,19 +145,22 @@ class Store(Generic[T]):
         if _is_newer(version, self.version):
             self.version = version
 
-    def put(self, document: Mapping[str, Any], owner: Owner | None = None, *, as_of: str = "") -> Key | None:
+    def put(
+        self, document: Mapping[str, Any], owner: Owner | None = None, *, as_of: str = "", listed: bool = False
+    ) -> Key | None:
         """Take in an object; return its owner if that was news, None if this version or a newer one is known.
 
         `owner` is the LoRAFineTune's name and uid where a live read has found out whose the object is, whatever its
         labels say. An object that names no owner any more stays with the one it had. `as_of` is the version of the list
         that held the object, or for a read by name the store's `version` before it: what was deleted by then is back.
+        `listed`: it was in such a list.
         """
         # Compared before it is parsed: each list and each write of ours is repeated by a watch.
         metadata = document["metadata"]
         uid, version = str(metadata.get("uid", "")), _version(metadata)
         self.saw(version)
         known = self._entries.get(_place(document))
-        if known is not None and not _is_newer(version, known.version):
+        if known is not None and not _replaces(version, known.version, as_of if listed else ""):
             return None
         if self._is_deleted(uid, version, as_of):
             return None
@@ -344,6 +347,15 @@ def _is_newer(version: str, than: str) -> bool:
     if version.isdecimal() and than.isdecimal():
         return int(version) > int(than)
     return version != than
+
+
+def _replaces(version: str, known: str, listed_as_of: str) -> bool:
+    """Whether an object in this version is news.
+
+    What a list shows in an older version, though it is not older than what is known, was undone: etcd was restored.
+    """
+    undone = bool(listed_as_of) and version != known and not is_older(listed_as_of, known)
+    return undone or _is_newer(version, known)
 
 
 def is_older(version: str, than: str) -> bool:

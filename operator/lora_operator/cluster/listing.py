@@ -28,7 +28,7 @@ async def list_into(
         version = chunk.version
         for document in chunk.documents:
             listed.add(str(document["metadata"].get("uid", "")))
-            owner = store.put(document, as_of=version)
+            owner = store.put(document, as_of=version, listed=True)
             if owner is not None:
                 news.add(owner)
     news |= store.prune(version, listed, namespace)

@@ -57,8 +57,9 @@ class Resync:
         if not is_older(version, seen):
             self._behind_since_s.pop(path, None)
             return
+        if path not in self._behind_since_s:
+            logger.warning("the list of %s is as of version %s, and %s was seen before", path, version, seen)
         behind_s = self._clock() - self._behind_since_s.setdefault(path, self._clock())
-        logger.warning("the list of %s is as of version %s, and %s was seen before", path, version, seen)
         if behind_s > LONGEST_BEHIND_S:
             raise OperatorFailedError(
                 f"The API server has been in the past for {behind_s:.0f} s: its list of {path} is as of version "
