@@ -1,18 +1,22 @@
 """The chart, installed as a user would, with the stand-in for the Hub; shared by the end-to-end tests."""
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from tests.e2e.support import MODEL
+from tests.trainer import tiny
 
 from demoflow import ask as demo_ask
 from demoflow import cluster as demo_cluster
 from demoflow import run as demo_run
 from demoflow.cluster import Images
 from demoflow.report import Answer
-from hub.deploy import deploy
+from hub.deploy import NAMESPACE, deploy
 from localcluster.client import HACK_CLUSTER, Client, output
 from localcluster.console import Console
 
@@ -77,13 +81,20 @@ class Installed:
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: Client) -> Iterator[Installed]:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's files."""
+    return tiny.make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Client, tiny_model: Path) -> Iterator[Installed]:
     """The chart on the full cluster; afterwards uninstalled, or as the demo left it where the demo came before."""
     console = Console()
     of_the_demo = demo_run.RELEASE in cluster.helm("list", "--short", f"--namespace={demo_run.RELEASE_NAMESPACE}")
     demo_cluster.convert_model()
     images = demo_cluster.images(with_stand_in=True, console=console)
     ready = Installed(client=cluster, images=images, endpoint=deploy(cluster, images.hub or ""))
+    _offer(cluster, tiny_model)
     ready.upgrade()
     _wait_for_discovery(cluster)
     yield ready
@@ -101,6 +112,22 @@ def module_namespace(cluster: Client) -> Iterator[str]:
     cluster.kubectl("create", "namespace", name)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _offer(cluster: Client, model: Path) -> None:
+    """Let the stand-in for the Hub have `MODEL`: it is small enough for a ConfigMap."""
+    hub = f"--namespace={NAMESPACE}"
+    cluster.kubectl("delete", "configmap", "tiny", hub, "--ignore-not-found")
+    cluster.kubectl("create", "configmap", "tiny", f"--from-file={model}", hub)
+    mount = {"name": "tiny", "mountPath": f"/srv/repositories/models/{MODEL.removeprefix('hf://')}"}
+    spec = {
+        "volumes": [{"name": "tiny", "configMap": {"name": "tiny"}}],
+        "containers": [{"name": "hub", "volumeMounts": [mount]}],
+    }
+    # The time makes a new pod of it: files of a ConfigMap that was there before come late.
+    template = {"metadata": {"annotations": {"tests/offered-at": str(time.time())}}, "spec": spec}
+    cluster.kubectl("patch", "deployment", "hub", hub, f"--patch={json.dumps({'spec': {'template': template}})}")
+    cluster.kubectl("rollout", "status", "deployment/hub", hub, "--timeout=180s", timeout_s=210)
 
 
 def _wait_for_discovery(cluster: Client) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from localcluster.client import Client
 
-MODEL = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+MODEL = "hf://tests/tiny"
+"""Two random layers on the stand-in for the Hub: only the quickstart is about what a model learns."""
 CLAIM = {
     "apiVersion": "v1",
     "kind": "PersistentVolumeClaim",
@@ -25,8 +26,14 @@ def rows(text: str = "", count: int = 12) -> dict[str, Any]:
     }
 
 
+def long_rows() -> dict[str, Any]:
+    """Rows of some hundred tokens, for `SLOW`."""
+    said = "And so on, and so on. " * 12
+    return rows("".join(f'{{"prompt": "Go on from {n}. {said}", "completion": "{said}"}}\n' for n in range(40)))
+
+
 def finetune(name: str, **changes: Mapping[str, Any] | int | bool | str) -> dict[str, Any]:
-    """A LoRAFineTune of two steps on the CPU; `changes` replace whole parts of the spec."""
+    """A LoRAFineTune of two steps of the tiny model on the CPU; `changes` replace whole parts of the spec."""
     spec: dict[str, Any] = {
         "model": {"uri": MODEL},
         "dataset": {"uri": "configmap://rows/train.jsonl", "validationFraction": "0.2"},
@@ -44,7 +51,9 @@ def finetune(name: str, **changes: Mapping[str, Any] | int | bool | str) -> dict
     }
 
 
-LONG = {"training": {"maxSteps": 5000, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
+SLOW = {"maxSteps": 30, "effectiveBatchSize": 32, "maxSequenceLength": 512}
+"""Training on `long_rows` that takes about half a second a step: time to interrupt it."""
+LONG = {"training": {**SLOW, "maxSteps": 5000}}
 """For runs that are to be found still running."""
 
 

@@ -4,7 +4,21 @@ import json
 
 import pytest
 from tests.e2e.conftest import Installed
-from tests.e2e.support import CLAIM, LONG, condition, finetune, pods, rows, status, verdict, wait_end, wait_reason
+from tests.e2e.support import (
+    CLAIM,
+    LONG,
+    MODEL,
+    SLOW,
+    condition,
+    finetune,
+    long_rows,
+    pods,
+    rows,
+    status,
+    verdict,
+    wait_end,
+    wait_reason,
+)
 
 from localcluster.client import CommandError
 
@@ -38,7 +52,7 @@ def test_a_missing_model_ends_the_run_with_its_name(installed: Installed, namesp
 def test_a_missing_secret_is_named_and_the_run_goes_on_once_it_exists(installed: Installed, namespace: str) -> None:
     """PodsReady says SecretNotFound; creating the Secret is enough, and its value shows nowhere."""
     client = installed.client
-    model = {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct", "secretRef": {"name": "hf-token"}}
+    model = {"uri": MODEL, "secretRef": {"name": "hf-token"}}
     client.apply(CLAIM, rows(), finetune("gated", model=model), namespace=namespace)
     missing = wait_reason(client, namespace, "gated", "PodsReady", "SecretNotFound")
     assert "hf-token" in missing["message"]
@@ -99,7 +113,7 @@ def test_what_the_schema_forbids_is_refused_at_apply(installed: Installed, names
 def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespace: str) -> None:
     """The pod gets SIGTERM and is gone; the claim stays."""
     client = installed.client
-    client.apply(CLAIM, rows(), finetune("doomed", **LONG), namespace=namespace)
+    client.apply(CLAIM, long_rows(), finetune("doomed", **LONG), namespace=namespace)
     wait_reason(client, namespace, "doomed", "Complete", "Training", timeout_s=180)
     pod = pods(client, namespace)[0]["metadata"]["name"]
     client.kubectl("delete", "lft", "doomed", f"--namespace={namespace}", "--cascade=foreground", timeout_s=180)
@@ -107,28 +121,11 @@ def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespa
     assert client.get("pvc", "adapters", f"--namespace={namespace}")["status"]["phase"] == "Bound"
 
 
-def test_a_suspended_run_frees_its_pod_and_resumes(installed: Installed, namespace: str) -> None:
-    """suspend: true stops the pod, suspend: false starts it again, and the run completes."""
-    client = installed.client
-    steps = {"training": {"maxSteps": 20, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
-    client.apply(CLAIM, rows(), finetune("pausing", **steps), namespace=namespace)
-    wait_reason(client, namespace, "pausing", "Complete", "Training", timeout_s=180)
-    patch = ("patch", "lft", "pausing", "--type=merge", f"--namespace={namespace}")
-    client.kubectl(*patch, '--patch={"spec":{"suspend":true}}')
-    wait_reason(client, namespace, "pausing", "Suspended", "SuspendedByUser")
-    for pod in pods(client, namespace):
-        client.wait(f"pod/{pod['metadata']['name']}", "delete", namespace=namespace, timeout_s=150)
-    client.kubectl(*patch, '--patch={"spec":{"suspend":false}}')
-    wait_reason(client, namespace, "pausing", "Suspended", "NotSuspended")
-    assert verdict(wait_end(client, namespace, "pausing"))[:2] == ("True", "Succeeded")
-
-
 @pytest.mark.fault("A1")
 def test_killing_the_operator_does_not_touch_a_running_pod(installed: Installed, namespace: str) -> None:
     """The operator's pod is deleted without grace while a run trains: same pod, same verdict."""
     client = installed.client
-    steps = {"training": {"maxSteps": 20, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
-    client.apply(CLAIM, rows(), finetune("steady", **steps), namespace=namespace)
+    client.apply(CLAIM, long_rows(), finetune("steady", training=SLOW), namespace=namespace)
     wait_reason(client, namespace, "steady", "Complete", "Training", timeout_s=180)
     before = [pod["metadata"]["uid"] for pod in pods(client, namespace)]
     installed.kill_operator()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.e2e.conftest import Installed
-from tests.e2e.support import CLAIM, finetune, pods, rows, status, verdict, wait_end
+from tests.e2e.support import CLAIM, SLOW, finetune, long_rows, pods, rows, status, verdict, wait_end
 
 from demoflow.ask import QUESTIONS
 
@@ -131,8 +131,7 @@ def test_a_quantized_run_completes(installed: Installed, namespace: str) -> None
 def test_helm_upgrade_leaves_a_running_pod_alone(installed: Installed, namespace: str) -> None:
     """New values restart the operator; the training pod keeps its uid and the run completes."""
     client = installed.client
-    steps = {"training": {"maxSteps": 20, "effectiveBatchSize": 2, "maxSequenceLength": 128}}
-    client.apply(CLAIM, rows(), finetune("upgraded", **steps), namespace=namespace)
+    client.apply(CLAIM, long_rows(), finetune("upgraded", training=SLOW), namespace=namespace)
     client.wait("lft/upgraded", "jsonpath={.status.podName}", namespace=namespace, timeout_s=120)
     before = [pod["metadata"]["uid"] for pod in pods(client, namespace)]
     installed.upgrade("--set=logLevel=DEBUG")

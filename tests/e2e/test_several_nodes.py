@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.e2e.conftest import Installed
-from tests.e2e.support import finetune, pods, rows, verdict, wait_end, wait_reason
+from tests.e2e.support import SLOW, finetune, long_rows, pods, rows, verdict, wait_end, wait_reason
 
 from localcluster.client import Client
 
@@ -48,11 +48,11 @@ def test_two_pods_go_on_from_the_checkpoint_when_one_is_lost(installed: Installe
     client = installed.client
     spec: dict[str, Any] = {
         "resources": NODES,
-        "training": {"maxSteps": 30, "effectiveBatchSize": 2, "maxSequenceLength": 128},
+        "training": SLOW,
         "checkpoint": {"intervalSteps": 2},
         "maxRetries": 2,
     }
-    client.apply(SHARED, rows(), finetune("torn", **spec), namespace=namespace)
+    client.apply(SHARED, long_rows(), finetune("torn", **spec), namespace=namespace)
     wait_reason(client, namespace, "torn", "Complete", "Training", timeout_s=900)
     client.wait("lft/torn", "jsonpath={.status.progress.checkpointStep}", namespace=namespace, timeout_s=600)
     first = by_index(client, namespace)
@@ -60,7 +60,7 @@ def test_two_pods_go_on_from_the_checkpoint_when_one_is_lost(installed: Installe
     client.kubectl("delete", "pod", lost, "--grace-period=0", "--force", f"--namespace={namespace}")
     ended = wait_end(client, namespace, "torn", timeout_s=1200)
     assert verdict(ended)[:2] == ("True", "Succeeded")
-    assert ended["results"]["steps"] == 30
+    assert ended["results"]["steps"] == SLOW["maxSteps"]
     assert ended["results"]["resumedStep"] >= 2
     again = by_index(client, namespace)
     assert {pod["metadata"]["uid"] for pod in again.values()}.isdisjoint(

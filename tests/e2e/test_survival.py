@@ -5,12 +5,9 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import Installed
-from tests.e2e.support import CLAIM, finetune, pods, rows, status, verdict, wait_end, wait_reason
+from tests.e2e.support import CLAIM, SLOW, finetune, long_rows, pods, rows, status, verdict, wait_end, wait_reason
 
 from localcluster.client import Client
-
-STEPS = 30
-TRAINING = {"maxSteps": STEPS, "effectiveBatchSize": 2, "maxSequenceLength": 128}
 
 
 def _wait_step(client: Client, namespace: str, name: str, step: int, timeout_s: float = 600) -> int:
@@ -26,7 +23,7 @@ def _wait_step(client: Client, namespace: str, name: str, step: int, timeout_s: 
 def _interrupted(installed: Installed, namespace: str, name: str, *flags: str, **changes: Any) -> tuple[int, Any]:
     """Train to step 6, delete the pod with `flags`, and wait for the end: the step told before, and the status."""
     client = installed.client
-    client.apply(CLAIM, rows(), finetune(name, training=TRAINING, **changes), namespace=namespace)
+    client.apply(CLAIM, long_rows(), finetune(name, training=SLOW, **changes), namespace=namespace)
     before = _wait_step(client, namespace, name, 6)
     (pod,) = pods(client, namespace)
     client.kubectl("delete", "pod", pod["metadata"]["name"], f"--namespace={namespace}", *flags, timeout_s=120)
@@ -41,7 +38,7 @@ def test_a_run_whose_pod_is_deleted_goes_on_at_the_step_that_it_had_reached(
     before, ended = _interrupted(installed, namespace, "moved")
     assert verdict(ended)[:2] == ("True", "Succeeded")
     assert ended["results"]["resumedStep"] >= before
-    assert ended["results"]["steps"] == STEPS
+    assert ended["results"]["steps"] == SLOW["maxSteps"]
 
 
 @pytest.mark.fault("B20")
@@ -53,13 +50,13 @@ def test_a_run_whose_pod_is_deleted_by_force_loses_no_more_than_the_distance_of_
     before, ended = _interrupted(installed, namespace, "killed", *flags, checkpoint={"intervalSteps": 3})
     assert verdict(ended)[:2] == ("True", "Succeeded")
     assert ended["results"]["resumedStep"] >= before - 3
-    assert ended["results"]["steps"] == STEPS
+    assert ended["results"]["steps"] == SLOW["maxSteps"]
 
 
 def test_a_suspended_run_goes_on_at_its_step(installed: Installed, namespace: str) -> None:
     """suspend: true saves and frees the pod; suspend: false resumes, as a queue's preemption would."""
     client = installed.client
-    client.apply(CLAIM, rows(), finetune("paused", training=TRAINING), namespace=namespace)
+    client.apply(CLAIM, long_rows(), finetune("paused", training=SLOW), namespace=namespace)
     before = _wait_step(client, namespace, "paused", 6)
     patch = ("patch", "lft", "paused", "--type=merge", f"--namespace={namespace}")
     client.kubectl(*patch, '--patch={"spec":{"suspend":true}}')
@@ -67,6 +64,7 @@ def test_a_suspended_run_goes_on_at_its_step(installed: Installed, namespace: st
     for pod in pods(client, namespace):
         client.wait(f"pod/{pod['metadata']['name']}", "delete", namespace=namespace, timeout_s=150)
     client.kubectl(*patch, '--patch={"spec":{"suspend":false}}')
+    wait_reason(client, namespace, "paused", "Suspended", "NotSuspended")
     ended = wait_end(client, namespace, "paused")
     assert verdict(ended)[:2] == ("True", "Succeeded")
     assert ended["results"]["resumedStep"] >= before
@@ -75,9 +73,10 @@ def test_a_suspended_run_goes_on_at_its_step(installed: Installed, namespace: st
 def test_another_run_goes_on_from_a_finished_ones_checkpoint(installed: Installed, namespace: str) -> None:
     """resumeFrom: the second run takes the first one's last checkpoint and trains on to its own end."""
     client = installed.client
-    client.apply(CLAIM, rows(), finetune("short", training={**TRAINING, "maxSteps": 4}), namespace=namespace)
+    training = {"effectiveBatchSize": 2, "maxSequenceLength": 128}
+    client.apply(CLAIM, rows(), finetune("short", training={**training, "maxSteps": 4}), namespace=namespace)
     assert verdict(wait_end(client, namespace, "short"))[:2] == ("True", "Succeeded")
-    longer = finetune("longer", training={**TRAINING, "maxSteps": 8}, resumeFrom={"name": "short"})
+    longer = finetune("longer", training={**training, "maxSteps": 8}, resumeFrom={"name": "short"})
     client.apply(longer, namespace=namespace)
     ended = wait_end(client, namespace, "longer")
     assert verdict(ended)[:2] == ("True", "Succeeded")
