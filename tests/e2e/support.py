@@ -28,7 +28,7 @@ def rows(text: str = "", count: int = 12) -> dict[str, Any]:
 
 def long_rows() -> dict[str, Any]:
     """Rows of some hundred tokens, for `SLOW`."""
-    said = "And so on, and so on. " * 12
+    said = "And so on, and so on. " * 7
     return rows("".join(f'{{"prompt": "Go on from {n}. {said}", "completion": "{said}"}}\n' for n in range(40)))
 
 

@@ -3,6 +3,9 @@
 import dataclasses
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from typing import Any
 
 import huggingface_hub
@@ -11,6 +14,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora.layer import Linear as LoraLinear
+from tests.trainer.conftest import make_config
+from tests.trainer.runs import TRAINER
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -115,3 +120,23 @@ def test_torch_has_a_fused_adamw() -> None:
     parameter.grad = torch.ones(2)
     optimizer.step()
     assert torch.allclose(parameter.detach(), torch.full((2,), 0.9))
+
+
+def test_a_run_that_quantizes_nothing_does_not_import_bitsandbytes_with_peft() -> None:
+    """What asks for it by itself, an optimizer with 8-bit state, still finds it."""
+    program = (
+        "import sys\n"
+        "from lora_trainer.contract.config import TrainConfig\n"
+        "from lora_trainer.stage import import_peft\n"
+        "import_peft(TrainConfig.from_json(sys.argv[1]))\n"
+        "print('peft' in sys.modules, 'bitsandbytes' in sys.modules)\n"
+        "from bitsandbytes.optim.adamw import AdamW8bit\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, make_config().to_json()],
+        env={**os.environ, "PYTHONPATH": str(TRAINER)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True False"), done.stderr

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
@@ -64,6 +64,19 @@ def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> N
 # PyTorch is imported under the guard of `guarded`: that takes seconds, in which a broken GPU driver may show.
 
 
+def import_peft(config: TrainConfig) -> None:
+    """Import PEFT without bitsandbytes where the base is not quantized: it takes a quarter of all that is imported.
+
+    PEFT imports it wherever it is installed. Whatever needs it for something else finds it afterwards.
+    """
+    if config.quantization is Quantization.NONE and "bitsandbytes" not in sys.modules:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+        try:
+            import peft  # noqa: F401, PLC0415
+        finally:
+            del sys.modules["bitsandbytes"]
+
+
 def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     reporter.phase(Phase.PREPARING)
     fetch(config, volumes, Hub())
@@ -72,6 +85,7 @@ def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     # Before PyTorch: bad data shows at once.
     samples = load_samples(config, volumes, Hub())
+    import_peft(config)
     from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
 
     workshop = Workshop(
@@ -88,13 +102,15 @@ def _check_lock(options: argparse.Namespace) -> None:
         check_ticket(options.workspace, options.ticket)
 
 
-def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+def _verify(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    import_peft(config)
     from lora_trainer.result.verify import verify  # noqa: PLC0415
 
     reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
 
 
 def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    import_peft(config)
     from lora_trainer.result.merge_stage import merge_result  # noqa: PLC0415
 
     reporter.phase(Phase.PUBLISHING)
