@@ -11,6 +11,8 @@ from tests.e2e.conftest import Installed
 from tests.e2e.support import CLAIM, SLOW, finetune, long_rows, pods, rows, status, verdict, wait_end
 
 from demoflow.ask import QUESTIONS
+from localcluster.client import CommandError
+from lora_operator.views.names import CONFIG_ANNOTATION
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -140,15 +142,17 @@ def test_helm_upgrade_leaves_a_running_pod_alone(installed: Installed, namespace
     assert [pod["metadata"]["uid"] for pod in pods(client, namespace)] == before
 
 
-def test_the_rendered_config_map_is_what_the_trainer_was_told(
+def test_the_jobs_configuration_is_what_the_trainer_was_given(
     installed: Installed, finished: dict[str, Any], module_namespace: str
 ) -> None:
-    """Immutable, owned by the resource, and the quickstart's own values in it."""
-    name = finished["status"]["jobName"]
-    found = installed.client.get("configmap", name, f"--namespace={module_namespace}")
-    assert found["immutable"] is True
+    """Immutable, in a Job owned by the resource, and the quickstart's own values in it."""
+    name, where = finished["status"]["jobName"], f"--namespace={module_namespace}"
+    found = installed.client.get("job", name, where)
     assert found["metadata"]["ownerReferences"][0]["uid"] == finished["metadata"]["uid"]
     manifest = yaml.safe_load((EXAMPLES / "quickstart.yaml").read_text())
-    config = json.loads(found["data"]["config.json"])
+    config = json.loads(found["spec"]["template"]["metadata"]["annotations"][CONFIG_ANNOTATION])
     assert config["training"]["learning_rate"] == float(manifest["spec"]["training"]["learningRate"])
+    change = json.dumps({"spec": {"template": {"metadata": {"annotations": {CONFIG_ANNOTATION: "{}"}}}}})
+    with pytest.raises(CommandError, match="field is immutable"):
+        installed.client.kubectl("patch", "job", name, where, f"--patch={change}")
     assert status(installed.client, module_namespace, "support-tone")["attempt"] == 1
