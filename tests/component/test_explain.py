@@ -18,7 +18,7 @@ from lora_operator.running.self_check import Right
 from lora_trainer.contract.reasons import Reason
 
 READ = (
-    Right(verb="get", resource=FINETUNES),
+    *(Right(verb="get", resource=resource) for resource in (FINETUNES, JOBS)),
     *(Right(verb="list", resource=resource) for resource in (JOBS, PODS, EVENTS)),
 )
 
@@ -129,7 +129,7 @@ def test_every_failure_is_one_sentence_with_the_remedy(stage: Stage, ask: Ask) -
     stage.apply()
     cases = {
         f"There is no LoRAFineTune {stage.namespace}/other: kubectl get lft": (f"{stage.namespace}/other", READ),
-        "You lack a right (pods is forbidden": (f"{stage.namespace}/tone", READ[:2]),
+        "You lack a right (pods is forbidden": (f"{stage.namespace}/tone", READ[:3]),
         "'tone' is not NAMESPACE/NAME: give": ("tone", READ),
     }
     for sentence, (place, rights) in cases.items():

@@ -82,6 +82,7 @@ class Operator:
             now=self.api.clock.now,
             hurried=self._hurried,
             over_limit=self.run_limit.exceeded_by,
+            written=self.run_limit.update,
             pacing=Pacing(time.monotonic, config.status_delay_s),
         )
         self.election = self._make_election()

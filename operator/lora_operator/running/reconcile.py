@@ -66,10 +66,12 @@ class Reconciler:
         now: Callable[[], datetime],
         hurried: Callable[[], bool] = lambda: False,
         over_limit: Callable[[Key], int | None] = lambda _: None,
+        written: Callable[[Key], None] = lambda _: None,
         pacing: Pacing,
     ) -> None:
         self._hurried = hurried
         self._over_limit = over_limit
+        self._written = written
         self._pacing = pacing
         self._api = api
         self._cache = cache
@@ -218,6 +220,8 @@ class Reconciler:
         key = Key(finetune.namespace, finetune.name)
         self._pacing.forget(key)
         self._contention.wrote(key, finetune, self._cache.finetunes.get(key))
+        # What this process has written itself is no news when a watch brings it.
+        self._written(key)
         self._observer.observe(read_transition(finetune, observed, plan.status))
         return True
 
