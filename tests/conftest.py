@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import pytest
 from tests.durations import Durations
-from tests.faults.recording import RESULTS, FaultRecorder
+from tests.faults.recording import RESULTS, FaultRecorder, commit, unasserted
 from tests.scheduling import Scheduling
 
 from localcluster import client, lifecycle, settings
@@ -105,7 +105,16 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     config.pluginmanager.register(Durations(), "durations-of-folders")
     if config.getoption("--record-faults"):
-        config.pluginmanager.register(FaultRecorder(RESULTS), "fault-recorder")
+        config.pluginmanager.register(FaultRecorder(RESULTS, commit()), "fault-recorder")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test of the fault matrix that has not asserted all that its marks name has proven nothing."""
+    result = yield
+    left = unasserted(pyfuncitem)
+    assert not left, f"marked as proven, and not asserted: {', '.join(left)}"
+    return result
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.faults.matrix import ROWS, SECTIONS, Row
+from tests.faults.matrix import ROWS, SECTIONS, promises_of
+from tests.faults.promises import WITHIN_S, Row, describe
 from tests.faults.recording import RESULTS
 
 from docgen.text import table
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_HEAD = """\
-<!-- Generated from tests/faults/matrix.py, results.yaml there and the tests' marks: change them, and `make docs`. -->
+_HEAD = f"""\
+<!-- Generated from the rows in tests/faults, results.yaml there and the tests' marks: change them, and `make docs`. -->
 # What must survive what
 
 Everything that runs in a cluster dies at some time. This page lists the faults that the operator and the trainer are
@@ -22,21 +23,31 @@ made for, what you see of each, what is never lost by it, and the tests that pro
 the conditions of a LoRAFineTune: [the operator's page](operator.md) explains each, and
 [operations](operations.md) says what to do.
 
+Each promise has a number, and each test the numbers of those that it asserts. The page and the assertions come from the
+same data, and a test that ends without having asserted each of its promises fails. What you see is there within
+{WITHIN_S} s, unless another time is given. Where a promise ends in parentheses, tests of that kind assert it in their
+own way: the trainer's, or those on a node that runs pods. State is that of `kubectl get`: the reason of condition
+`Complete`.
+
 The tests of the operator run on a real API server with its controllers. Where a fault lies between the two, a
 [proxy](../tests/faults/proxy.py) in the way injects it: error codes, cut and frozen streams, lost events, stale
-answers. A result is that of the last recorded run (`pytest --record-faults`), with its day and release. Tests in
-italics take long and run in `make soak` alone.
+answers. A result is that of the last recorded run (`pytest --record-faults`), with its day and its commit; a plus
+stands for changes since that commit. Tests in italics take long and run in `make soak` alone.
 
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkedTest:
-    """A test of the fault matrix. `name` is its node name without parameters."""
+    """A test of the fault matrix. `name` is its node name without parameters, `marks` what it proves."""
 
     name: str
-    rows: tuple[str, ...]
+    marks: tuple[str, ...]
     soak: bool
+
+    def promises(self) -> tuple[str, ...]:
+        """Every promise that it proves, in the order of the matrix."""
+        return tuple(dict.fromkeys(promise for mark in self.marks for promise in promises_of(mark)))
 
 
 def render() -> str:
@@ -57,39 +68,50 @@ def marked_tests(repository: Path) -> list[MarkedTest]:
         common = [mark for node in module.body for mark in _module_marks(node)]
         for node in module.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-                marks = [*common, *(mark for decorator in node.decorator_list for mark in _marks(decorator))]
-                rows = tuple(row for name, rows in marks if name == "fault" for row in rows)
-                soak = any(name == "soak" for name, _ in marks)
+                marks = [*common, *(mark for decorator in node.decorator_list for mark in _all_marks(decorator))]
+                named = tuple(dict.fromkeys(text for name, texts in marks if name == "fault" for text in texts))
+                soak = any(name == "soak" for name, _ in (*common, *map(_mark, node.decorator_list)))
                 test = f"{file.relative_to(repository).as_posix()}::{node.name}"
-                found += [MarkedTest(name=test, rows=rows, soak=soak)] if rows else []
+                found += [MarkedTest(name=test, marks=named, soak=soak)] if named else []
     return found
 
 
 def _module_marks(node: ast.stmt) -> Iterator[tuple[str, list[str]]]:
     """Marks of a whole module: `pytestmark = pytest.mark.fault("A1")`, or a list of such."""
     if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "pytestmark" for t in node.targets):
-        values = node.value.elts if isinstance(node.value, ast.List | ast.Tuple) else [node.value]
-        for value in values:
-            yield from _marks(value)
+        yield from _all_marks(node.value)
 
 
-def _marks(node: ast.expr) -> Iterator[tuple[str, list[str]]]:
-    """The name and the texts of `pytest.mark.NAME` and `pytest.mark.NAME(TEXT, ...)`."""
+def _all_marks(node: ast.expr) -> Iterator[tuple[str, list[str]]]:
+    """Every mark in an expression: a decorator itself, and those of the parameters within it."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.expr) and (found := _mark(part))[0]:
+            yield found
+
+
+def _mark(node: ast.expr) -> tuple[str, list[str]]:
+    """The name and the texts of `pytest.mark.NAME` and `pytest.mark.NAME(TEXT, ...)`; empty for what is none."""
     function = node.func if isinstance(node, ast.Call) else node
     if isinstance(function, ast.Attribute) and ast.unparse(function.value) == "pytest.mark":
         arguments = node.args if isinstance(node, ast.Call) else []
-        yield function.attr, [str(a.value) for a in arguments if isinstance(a, ast.Constant)]
+        return function.attr, [str(a.value) for a in arguments if isinstance(a, ast.Constant)]
+    return "", []
 
 
 def _table(rows: Iterable[Row], tests: list[MarkedTest], results: Mapping[str, Any]) -> str:
     header = ("Row", "Fault", "What you see", "Never lost", "Tests", "Result")
-    return table(header, (_line(row, [t for t in tests if row.id in t.rows], results) for row in rows))
+    return table(header, (_line(row, tests, results) for row in rows))
 
 
 def _line(row: Row, tests: list[MarkedTest], results: Mapping[str, Any]) -> list[str]:
-    links = "<br>".join(_link(test) for test in tests)
-    verdict = _verdict([results.get(test.name) for test in tests]) if tests else row.untested
-    return [row.id, row.fault, row.seen, row.kept, links, verdict]
+    numbers = {name: number for number, (name, _) in enumerate(row.promises(), start=1)}
+    said = [f"{number}. {describe(promise)}" for number, (_, promise) in enumerate(row.promises(), start=1)]
+    proving = {test.name: [numbers[name] for name in test.promises() if name in numbers] for test in tests}
+    ours = [test for test in tests if proving[test.name]]
+    links = "<br>".join(f"{_link(test)} {', '.join(map(str, sorted(proving[test.name])))}" for test in ours)
+    verdict = _verdict([results.get(test.name) for test in ours])
+    seen = len(row.sees)
+    return [row.id, row.fault, "<br>".join(said[:seen]), "<br>".join(said[seen:]), links, verdict]
 
 
 def _link(test: MarkedTest) -> str:
@@ -103,8 +125,8 @@ def _verdict(results: list[Mapping[str, str] | None]) -> str:
     known = [result for result in results if result is not None]
     failed = [result for result in known if result["result"] != "passed"]
     if failed:
-        return f"failed {failed[0]['on']} ({failed[0]['release']})"
-    if len(known) < len(results):
+        return f"failed {failed[0]['on']} ({failed[0]['commit']})"
+    if not known or len(known) < len(results):
         return "not recorded yet"
     oldest = min(known, key=lambda result: result["on"])
-    return f"passed {oldest['on']} ({oldest['release']})"
+    return f"passed {oldest['on']} ({oldest['commit']})"

@@ -1,4 +1,4 @@
-"""A kubelet that dies and comes back leaves runs alone: containers live on without it."""
+"""Containers live on: when a kubelet dies and comes back, and when their pod is gone and another one follows."""
 
 import json
 import os
@@ -22,6 +22,12 @@ _SCRIPT = [
     {"wait_for": "end"},
     {"succeed": {"steps": 10}},
 ]
+# By start of the run: the one that lives on, one that finds the folder locked, and one that waits for it.
+_LOCKED = [
+    [{"lock": 60}, {"wait_for": "end"}, {"exit": 0}],
+    [{"lock": 2}],
+    [{"lock": 120}, {"succeed": {"steps": 10}}],
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ def test_a_kubelet_that_is_killed_and_started_again_costs_a_run_nothing(
     """The same pod, its container not restarted, no retry counted; the run ends as it would have."""
     if client.uses_own_cluster():
         pytest.fail("This test kills a kubelet: run it without CLUSTER=current.")
-    cluster.apply(_script(), _claim(), _finetune(), namespace=namespace)
+    cluster.apply(_script(_SCRIPT), _claim(), _finetune("alone"), namespace=namespace)
     pod = eventually(lambda: _training_pod(cluster, namespace), "the run trains", deadline_s=300)
     before = _kubelet()
     assert before is not None
@@ -57,6 +63,47 @@ def test_a_kubelet_that_is_killed_and_started_again_costs_a_run_nothing(
     ended = cluster.get("pod", name, f"--namespace={namespace}")
     assert ended["metadata"]["uid"] == pod["metadata"]["uid"]
     assert ended["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+@pytest.mark.fault("B20.kubelet")
+def test_a_trainer_whose_folder_another_still_writes_to_is_tried_again_until_it_may(
+    cluster: Client, namespace: str, operator: None
+) -> None:
+    """A container that belongs to no Job any more holds the lock on the claim; the run's own pod ends with 75."""
+    cluster.apply(_script(_LOCKED), _claim(), _finetune("locked", suspend=True), namespace=namespace)
+    job = eventually(lambda: _job(cluster, namespace, "locked"), "the run has its Job")
+    cluster.apply(_left_over(job), namespace=namespace)
+    cluster.wait("pod/left-over", "jsonpath={.status.phase}=Running", namespace=namespace, timeout_s=300)
+    cluster.kubectl(
+        "patch", "lft/locked", "--type=merge", '--patch={"spec":{"suspend":false}}', f"--namespace={namespace}"
+    )
+    said = eventually(lambda: _restarting(cluster, namespace, "locked"), "the run is tried again", deadline_s=300)
+    assert "OutputLocked" in said
+    assert "on left-over" in said
+    assert _tell_end(cluster, namespace, "left-over")
+    cluster.wait("lft/locked", "condition=Complete", namespace=namespace, timeout_s=300)
+    status = cluster.get("lorafinetune", "locked", f"--namespace={namespace}")["status"]
+    assert status["attempt"] == 1
+    assert status["retries"]["error"] >= 1
+
+
+def _job(cluster: Client, namespace: str, name: str) -> Object | None:
+    jobs: list[Object] = cluster.get("jobs", f"--namespace={namespace}")["items"]
+    return next((job for job in jobs if job["metadata"]["name"].startswith(f"{name}-")), None)
+
+
+def _left_over(job: Object) -> Object:
+    """A pod as the Job's own, which nobody looks after: the container of one that was deleted by force."""
+    template = job["spec"]["template"]
+    annotations = {**template["metadata"].get("annotations", {}), "batch.kubernetes.io/job-completion-index": "0"}
+    metadata = {"name": "left-over", "annotations": annotations}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def _restarting(cluster: Client, namespace: str, name: str) -> str | None:
+    status = cluster.get("lorafinetune", name, f"--namespace={namespace}").get("status", {})
+    found = (c for c in status.get("conditions", []) if (c["type"], c["reason"]) == ("Complete", "Restarting"))
+    return next((str(condition["message"]) for condition in found), None)
 
 
 def _kubelet() -> int | None:
@@ -90,8 +137,8 @@ def _training_pod(cluster: Client, namespace: str) -> Object | None:
     return cluster.get("pod", status["podName"], f"--namespace={namespace}") if trains else None
 
 
-def _script() -> Object:
-    data = {"script.json": json.dumps(_SCRIPT)}
+def _script(script: list[Any]) -> Object:
+    data = {"script.json": json.dumps(script)}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}, "data": data}
 
 
@@ -100,15 +147,16 @@ def _claim() -> Object:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "adapters"}, "spec": spec}
 
 
-def _finetune() -> Object:
+def _finetune(name: str, **spec: Any) -> Object:
     return {
         "apiVersion": "lora-operator.io/v1alpha1",
         "kind": "LoRAFineTune",
-        "metadata": {"name": "alone"},
+        "metadata": {"name": name},
         "spec": {
             "model": {"uri": "hf://acme/base"},
             "dataset": {"uri": "configmap://script/script.json"},
-            "output": {"uri": "pvc://adapters/alone"},
+            "output": {"uri": f"pvc://adapters/{name}"},
             "resources": {"gpus": 0, "cpu": "50m", "memory": "64Mi"},
+            **spec,
         },
     }

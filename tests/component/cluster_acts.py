@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.component.documents import Object
-from tests.component.stage import Stage, now
+from tests.component.stage import Stage
 
 from lora_operator.views.wording import instant
 
@@ -37,19 +37,22 @@ def post_event(stage: Stage, about: Object, reason: str, message: str, *, in_s: 
     stage.api.post(stage.path("events"), body)
 
 
-def set_condition(stage: Stage, pod: Object, kind: str, status: str, *, reason: str = "", message: str = "") -> None:
-    """Write one condition of a pod and leave the others."""
+def set_condition(
+    stage: Stage, pod: Object, kind: str, status: str, *, reason: str = "", message: str = "", ago_s: int = 0
+) -> None:
+    """Write one condition of a pod and leave the others; it has been so for `ago_s`."""
     path = stage.path("pods", pod["metadata"]["name"])
     before = stage.api.get(path)["status"].get("conditions", [])
-    written = {"type": kind, "status": status, "lastTransitionTime": now()}
+    since = instant(datetime.now(UTC) - timedelta(seconds=ago_s))
+    written = {"type": kind, "status": status, "lastTransitionTime": since}
     written |= {key: value for key, value in (("reason", reason), ("message", message)) if value}
     conditions = [*(c for c in before if c["type"] != kind), written]
     stage.api.patch(f"{path}/status", {"status": {"conditions": conditions}})
 
 
-def lose_node(stage: Stage, pod: Object) -> None:
+def lose_node(stage: Stage, pod: Object, *, ago_s: int = 0) -> None:
     """The node lifecycle controller marks the pods of a silent node: Ready turns False, and nothing else changes."""
-    set_condition(stage, pod, "Ready", "False")
+    set_condition(stage, pod, "Ready", "False", ago_s=ago_s)
 
 
 def find_node(stage: Stage, pod: Object) -> None:

@@ -1,4 +1,7 @@
-"""The operator's stage: one for each test, in a namespace of its own on the control plane of the session."""
+"""The operator's stage: one for each test, in a namespace of its own on the control plane of the session.
+
+Tests here that prove promises of the fault matrix assert them by its fixture.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,8 +9,11 @@ from pathlib import Path
 import pytest
 from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage, make_stage
+from tests.faults.proofs import faults
 
 from localcluster.client import Client, CommandError
+
+__all__ = ["faults"]
 
 
 @pytest.fixture(scope="session")

@@ -68,12 +68,13 @@ class Stage:
         wait: bool = True,
         proxy: FaultProxy | None = None,
         environment: Mapping[str, str] | None = None,
+        sources: Path = REPOSITORY,
         **changes: Any,
     ) -> OperatorProcess:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
 
         The namespace "" there stands for the whole cluster, which it then watches.
-        With a proxy it reaches the API server through that alone.
+        With a proxy it reaches the API server through that alone. `sources` is where another operator's code lies.
         """
         granted = {self.namespace: rights, **(elsewhere or {})}
         port = _free_port()
@@ -87,7 +88,7 @@ class Stage:
         variables = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
-            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
+            "PYTHONPATH": f"{sources}/operator:{sources}/trainer_image",
             "PYTHONWARNINGS": "error::RuntimeWarning",
             **(environment or {}),
         }

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from tests.faults.proofs import Proofs
 
 from docgen.schema import Field, load, walk
 from localcluster.client import Client, CommandError
@@ -388,6 +389,11 @@ def stored(api: Api) -> Mapping[str, dict[str, Any]]:
     return {name: api.create(manifest, dry_run=False) for name, manifest in manifests.items()}
 
 
+def held(paths: list[str]) -> list[str]:
+    """Those that may not change."""
+    return [path for path in paths if path not in MUTABLE]
+
+
 def holder(stored: Mapping[str, dict[str, Any]], path: str) -> dict[str, Any]:
     return stored["alternative"] if path in ALTERNATIVE else stored["full"]
 
@@ -397,44 +403,57 @@ def test_updates_are_tried_on_every_leaf_of_the_schema() -> None:
     assert set(OTHER) == set(leaves())
 
 
-@pytest.mark.parametrize("path", leaves())
+@pytest.mark.parametrize("path", held(leaves()))
 @pytest.mark.fault("C1")
-def test_a_change_of_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
-    """Each leaf can be changed if it is one of the four, and else is refused by its own path."""
+def test_a_change_of_what_defines_the_run_is_refused(
+    api: Api, stored: Mapping[str, dict[str, Any]], faults: Proofs, path: str
+) -> None:
+    """Each leaf is refused by its own path."""
     update = put(holder(stored, path), path, OTHER[path])
-    if path in MUTABLE:
-        assert get(api.replace(update), path) == OTHER[path]
-        return
-    found = refusals(lambda: api.replace(update))
-    assert [(refusal.field, "create a new LoRAFineTune" in refusal.message) for refusal in found] == [(path, True)]
+    with faults.proving("C1.spec"):
+        (refusal,) = refusals(lambda: api.replace(update))
+        assert refusal.field == path
+    faults.saw("C1.refused", text=f"{refusal.field}: {refusal.message}", field=path)
 
 
-@pytest.mark.parametrize("path", optional_parts(defaulted=True))
+@pytest.mark.parametrize("path", held(optional_parts(defaulted=True)))
 @pytest.mark.fault("C1")
-def test_taking_away_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
+def test_taking_away_what_defines_the_run_is_refused(
+    api: Api, stored: Mapping[str, dict[str, Any]], faults: Proofs, path: str
+) -> None:
     """Each optional field is held, whether the API server would put a default in its place or not."""
     update = put(holder(stored, path), path, None)
-    if path in MUTABLE:
-        api.replace(update)
-        return
-    found = refusals(lambda: api.replace(update))
-    assert [(refusal.field, "create a new LoRAFineTune" in refusal.message) for refusal in found] == [(path, True)]
+    with faults.proving("C1.spec"):
+        (refusal,) = refusals(lambda: api.replace(update))
+        assert refusal.field == path
+    faults.saw("C1.refused", text=f"{refusal.field}: {refusal.message}", field=path)
 
 
-@pytest.mark.parametrize("path", optional_parts(defaulted=False))
-@pytest.mark.fault("C1")
-def test_adding_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
+@pytest.mark.parametrize("path", [*held(optional_parts(defaulted=False)), "spec.activeDeadlineSeconds"])
+@pytest.mark.fault("C1.spec")
+def test_adding_what_defines_the_run_is_refused(
+    api: Api, stored: Mapping[str, dict[str, Any]], faults: Proofs, path: str
+) -> None:
     """Each optional field that a bare resource lacks cannot be put in later."""
     value = OTHER.get(path, {"name": "other"})
     update = put(stored["bare"], path, value)
-    if path in MUTABLE - {"spec.activeDeadlineSeconds"}:
-        assert get(api.replace(update), path) == value
-        return
-    found = refusals(lambda: api.replace(update))
-    # Some fields ask for another one besides, which a bare resource lacks as well.
-    held = [r for r in found if "immutable" in r.message or "a deadline can be raised or removed, but not" in r.message]
-    assert [refusal.field for refusal in held] == [path]
-    assert {refusal.field for refusal in found} == {path}
+    with faults.proving("C1.spec"):
+        found = refusals(lambda: api.replace(update))
+        # Some fields ask for another one besides, which a bare resource lacks as well.
+        rules = ("immutable", "a deadline can be raised or removed, but not")
+        assert [refusal.field for refusal in found if any(rule in refusal.message for rule in rules)] == [path]
+        assert {refusal.field for refusal in found} == {path}
+
+
+@pytest.mark.parametrize("path", sorted(MUTABLE))
+def test_what_may_change_can_be_changed_added_and_taken_away(
+    api: Api, stored: Mapping[str, dict[str, Any]], path: str
+) -> None:
+    """A deadline cannot be added later: it would be less than what the run had."""
+    assert get(api.replace(put(holder(stored, path), path, OTHER[path])), path) == OTHER[path]
+    api.replace(put(holder(stored, path), path, None))
+    if path != "spec.activeDeadlineSeconds":
+        assert get(api.replace(put(stored["bare"], path, OTHER[path])), path) == OTHER[path]
 
 
 def test_a_deadline_can_be_raised_and_removed_but_not_lowered(api: Api, stored: Mapping[str, dict[str, Any]]) -> None:

@@ -15,37 +15,46 @@ from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage, now
 from tests.faults.injections import Freeze, Hold, Rule
+from tests.faults.one_run import Run, begin
 from tests.faults.outage import kill_api_server, wait_api_server
+from tests.faults.proofs import Proofs
 
 from localcluster import settings
 from lora_operator.running.self_check import RIGHTS
 from lora_operator.views.names import child_labels, child_name
 
 
-@pytest.mark.fault("A1")
-def test_a_killed_operator_finds_its_run_again_and_reads_the_verdict_that_it_missed(stage: Stage) -> None:
-    """SIGKILL while the pod runs; the pod ends meanwhile; the next operator makes no second Job and tells the truth."""
+@pytest.mark.fault("A1.nothing", "A1.ends", "A1.verdict", "A1.pods", "A1.one-job")
+def test_a_killed_operator_finds_its_runs_again_and_reads_the_verdict_that_it_missed(
+    stage: Stage, faults: Proofs
+) -> None:
+    """SIGKILL while pods run; one ends meanwhile; the next operator makes no second Job and knows the end."""
     first = stage.start()
-    stage.apply()
-    job = stage.wait_job()
-    pod = stage.wait_pod(job)
-    stage.run_pod(pod)
-    stage.wait_condition("PodsReady", status="True")
+    run, other = begin(stage, "tone"), begin(stage, "other")
+    pod = run.running_pod()
+    other.running_pod()
+    both, before = faults.remember(run, other), faults.remember(other)
     first.kill()
     stage.end_pod(pod, 0, succeeded())
+    faults.saw("A1.nothing", since=both)
     second = stage.start()
-    stage.wait_condition("Complete", status="True")
-    assert [j["metadata"]["uid"] for j in stage.objects("jobs")] == [job["metadata"]["uid"]]
-    assert [p["metadata"]["uid"] for p in stage.objects("pods")] == [pod["metadata"]["uid"]]
+    faults.saw("A1.ends", run)
+    other.be_looked_at()
+    faults.saw("A1.nothing", since=before)
+    faults.kept("A1.pods", before)
+    now = faults.kept("A1.one-job", both)
+    assert [j["metadata"]["uid"] for j in now.all_jobs()] == [j["metadata"]["uid"] for j in both.all_jobs()]
+    ended = faults.remember(run)
     second.kill()
     third = stage.start()
+    faults.kept("A1.verdict", ended)
     finished = f'lorafinetune_finished_total{{namespace="{stage.namespace}",reason="Succeeded",result="succeeded"}}'
     assert third.metric(finished) == 0.0
     assert third.metric('lora_operator_api_requests_total{code="200",verb="update"}') == 0.0
 
 
-@pytest.mark.fault("A1")
-def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage) -> None:
+@pytest.mark.fault("A1.one-job")
+def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage, faults: Proofs) -> None:
     """The Job exists and the status knows nothing of it: it is adopted as attempt 1."""
     stage.start()
     stage.apply()
@@ -57,61 +66,35 @@ def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage) -> Non
     stage.wait_condition("Accepted", status="True")
     assert [j["metadata"]["uid"] for j in stage.objects("jobs")] == [job["metadata"]["uid"]]
     assert stage.finetune()["status"]["attempt"] == 1
+    faults.kept("A1.one-job", faults.remember(Run(stage=stage, name="tone")))
 
 
 @pytest.mark.fault("A4")
-def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage) -> None:
+def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage, faults: Proofs) -> None:
     """NameConflict, no change to the other's object; once it is out of the way the run begins."""
     uid = stage.apply()["metadata"]["uid"]
     name = child_name("tone", uid, 1)
-    foreign = stage.api.post(stage.path("jobs"), _foreign_job(name))
+    stage.api.post(stage.path("jobs"), _foreign_job(name))
+    run, path = Run(stage=stage, name="tone"), stage.path("jobs", name)
+    before = faults.remember(run, others=(path,))
     stage.start(resyncIntervalSeconds=1)
-    refused = stage.wait_condition("Accepted", status="False", reason="NameConflict")
-    assert name in refused["message"]
-    assert stage.api.get(stage.path("jobs", name))["spec"] == foreign["spec"]
-    stage.api.delete(stage.path("jobs", name) + "?propagationPolicy=Background")
-    stage.wait_condition("Accepted", status="True")
-    assert stage.wait_job()["metadata"]["ownerReferences"][0]["uid"] == uid
+    faults.saw("A4.conflict", run, object=name)
+    run.be_looked_at()
+    faults.kept("A4.others-object", before)
+    stage.api.delete(path + "?propagationPolicy=Background")
+    faults.kept("A4.begins", faults.remember(run))
+    assert run.job()["metadata"]["ownerReferences"][0]["uid"] == uid
 
 
-@pytest.mark.fault("A14")
-def test_a_quota_on_jobs_is_told_and_waited_for(stage: Stage) -> None:
-    """The server's own sentence is in the status and in a Warning; the run begins when the quota is raised."""
-    hard = {"count/jobs.batch": "0"}
-    stage.api.post(stage.path("resourcequotas"), {"metadata": {"name": "none"}, "spec": {"hard": hard}})
-    quota = stage.path("resourcequotas", "none")
-    eventually(lambda: stage.api.get(quota).get("status", {}).get("hard"), "the quota is in force")
-    stage.start()
-    stage.apply()
-    refused = stage.wait_condition("Accepted", status="False", reason="QuotaExceeded")
-    assert "count/jobs.batch" in refused["message"]
-    stage.wait_event("Warning", "QuotaExceeded")
-    stage.api.patch(quota, {"spec": {"hard": {"count/jobs.batch": "1"}}})
-    stage.wait_job()
-    stage.wait_condition("Accepted", status="True")
-
-
-@pytest.mark.fault("B13")
-def test_a_quota_on_pods_is_told_from_the_jobs_events(stage: Stage) -> None:
-    """The Job exists, its pod may not: the Job controller's Event becomes the reason."""
-    stage.api.post(stage.path("resourcequotas"), {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})
-    quota = stage.path("resourcequotas", "none")
-    eventually(lambda: stage.api.get(quota).get("status", {}).get("hard"), "the quota is in force")
-    stage.start()
-    stage.apply()
-    stage.wait_condition("PodsReady", status="False", reason="QuotaExceeded")
-
-
-@pytest.mark.fault("A13")
-def test_a_missing_right_ends_the_start_with_its_name(stage: Stage) -> None:
+@pytest.mark.fault("A13.everywhere")
+def test_a_missing_right_ends_the_start_with_its_name(stage: Stage, faults: Proofs) -> None:
     """One sentence with the verb, the kind, the place and the remedy, and no stack trace."""
     rights = tuple(right for right in RIGHTS if str(right) not in ("create jobs.batch", "list events"))
     operator = stage.start(rights=rights, wait=False)
     assert operator.process.wait(timeout=60) == 1
-    text = operator.text()
-    assert f"may not create jobs.batch, list events in namespace {stage.namespace}" in text
-    assert "rbac.create" in text
-    assert "Traceback" not in text
+    run = begin(stage, "tone")
+    faults.saw("A13.everywhere", run, rights="create jobs.batch, list events", namespace=stage.namespace)
+    assert "Traceback" not in operator.text()
 
 
 def test_credentials_that_are_accepted_no_more_end_the_process(stage: Stage) -> None:
@@ -130,7 +113,6 @@ def test_credentials_that_are_accepted_no_more_end_the_process(stage: Stage) -> 
     assert "accepts the credentials no more" in operator.text()
 
 
-@pytest.mark.fault("A2")
 def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> None:
     """SIGKILL of the API server; afterwards a new resource gets its Job from the same operator process."""
     operator = stage.start()
@@ -143,8 +125,8 @@ def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> 
     assert operator.process.poll() is None
 
 
-@pytest.mark.fault("A5")
-def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -> None:
+@pytest.mark.fault("A5.recreated", "A5.resync", "A5.one-job")
+def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage, faults: Proofs) -> None:
     """The Job vanishes from etcd while the API server is dead: a restarted server never tells of it."""
     stage.start(resyncIntervalSeconds=2)
     stage.apply()
@@ -155,11 +137,15 @@ def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -
     kill_api_server(stage)
     _delete_from_etcd(stage, f"/registry/jobs/{stage.namespace}/{job['metadata']['name']}")
     wait_api_server(stage)
-    stage.wait_job(attempt=2)
+    run = Run(stage=stage, name="tone")
+    with faults.proving("A5.resync"):
+        run.job(2)
+    faults.saw("A5.recreated", run, job=job["metadata"]["name"])
+    faults.kept("A5.one-job", faults.remember(run))
 
 
 @pytest.mark.fault("A3")
-def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage: Stage) -> None:
+def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage: Stage, faults: Proofs) -> None:
     """Labels flip and a condition of somebody else comes while the run goes on: 409s are decided anew."""
     operator = stage.start()
     stage.apply()
@@ -169,6 +155,10 @@ def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage
     conditions = stage.finetune()["status"]["conditions"]
     stage.api.patch(f"{path}/status", {"status": {"conditions": [*conditions, theirs]}})
     ended = threading.Event()
+    run = Run(stage=stage, name="tone")
+    run.wait_event("VolumeNotReady")
+    stage.api.patch(path, {"metadata": {"labels": {"flip": "0"}, "annotations": {"audit": "on"}}})
+    before = faults.remember(run)
 
     def flip() -> None:
         for number in itertools.count():
@@ -181,14 +171,15 @@ def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage
     try:
         stage.run_pod(pod)
         stage.wait_condition("PodsReady", status="True")
-        stage.end_pod(pod, 0, succeeded())
-        stage.wait_condition("Complete", status="True")
+        faults.kept("A3.ends-well", before)
     finally:
         ended.set()
         flipping.join()
-    assert stage.condition("Audited") == theirs
-    assert "flip" in stage.finetune()["metadata"]["labels"]
-    assert operator.metric('lora_operator_reconcile_total{result="error"}') == 0.0
+    faults.kept("A3.others-marks", before)
+    faults.kept("A3.one-job", before)
+    with faults.proving("A3.no-error"):
+        assert operator.metric('lora_operator_reconcile_total{result="error"}') == 0.0
+        assert faults.remember(run).warnings == before.warnings
 
 
 def test_an_operator_at_rest_writes_nothing(stage: Stage) -> None:
@@ -221,15 +212,16 @@ def test_sigterm_ends_the_operator_well(stage: Stage) -> None:
     assert "Traceback" not in operator.text()
 
 
-@pytest.mark.fault("A6", "A7")
-def test_a_watch_without_a_sign_of_life_ends_the_process(stage: Stage) -> None:
+@pytest.mark.fault("A6.watchdog")
+def test_a_watch_without_a_sign_of_life_ends_the_process(stage: Stage, faults: Proofs) -> None:
     """Crash-only: exit status 1 and the watch's name; a cluster starts it again."""
     proxy = stage.proxy()
     operator = stage.start(proxy=proxy, watchInactivitySeconds=1, watchStaleSeconds=3)
     proxy.add(Rule(what="watch jobs", fault=Hold(answered=False)))
     proxy.inject(Freeze(), "watch jobs")
-    assert operator.process.wait(timeout=60) == 1
-    assert "has brought neither event nor bookmark" in operator.text()
+    with faults.proving("A6.watchdog"):
+        assert operator.process.wait(timeout=60) == 1
+        assert "has brought neither event nor bookmark" in operator.text()
 
 
 def test_jobs_and_pods_are_asked_for_by_label(stage: Stage) -> None:

@@ -8,6 +8,8 @@ import pytest
 from tests.component.cluster_acts import set_condition
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
+from tests.faults.one_run import Run
+from tests.faults.proofs import Proofs
 
 from lora_operator.views.wording import parse_instant
 
@@ -24,8 +26,8 @@ def active_for(stage: Stage, seconds: float) -> bool:
     return since is not None and (datetime.now(UTC) - since).total_seconds() >= seconds
 
 
-@pytest.mark.fault("B17", "B18")
-def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: Stage) -> None:
+@pytest.mark.fault("B18")
+def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: Stage, faults: Proofs) -> None:
     """Kubernetes would count anew after each; the Job's own deadline gets what is left."""
     stage.start()
     stage.apply(activeDeadlineSeconds=12)
@@ -40,15 +42,14 @@ def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: S
         assert spent > before
         eventually(partial(_has_deadline, stage, path, max(1, 12 - spent)), "the Job has the rest of the time")
         stage.change(suspend=False)
-    verdict = stage.wait_condition("Failed", status="True", reason="DeadlineExceeded")
-    assert "spec.activeDeadlineSeconds (12 s)" in verdict["message"]
+    faults.saw("B18.deadline", Run(stage=stage, name="tone"), seconds="12")
     final = status(stage)
-    assert 12 <= final["runSeconds"] <= 15
-    assert "activeSince" not in final
+    with faults.proving("B18.sum"):
+        assert 12 <= final["runSeconds"] <= 15
+        assert "activeSince" not in final
     assert "retries" not in final
 
 
-@pytest.mark.fault("B12", "B21")
 def test_a_run_that_waits_too_long_ends_with_what_it_waited_for_and_its_job_is_stopped(stage: Stage) -> None:
     """The limit can be set later; the verdict is stored before anything is deleted; the quota is free again."""
     stage.start()
@@ -66,7 +67,6 @@ def test_a_run_that_waits_too_long_ends_with_what_it_waited_for_and_its_job_is_s
     assert status(stage)["attempt"] == 1
 
 
-@pytest.mark.fault("B11")
 def test_an_image_with_an_impossible_name_ends_the_run_at_once(stage: Stage) -> None:
     """No waiting mends it."""
     stage.start()
@@ -78,8 +78,8 @@ def test_an_image_with_an_impossible_name_ends_the_run_at_once(stage: Stage) -> 
     eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
 
 
-@pytest.mark.fault("B1", "B17")
-def test_retries_are_counted_over_a_deleted_job(stage: Stage) -> None:
+@pytest.mark.fault("B17.over-jobs")
+def test_retries_are_counted_over_a_deleted_job(stage: Stage, faults: Proofs) -> None:
     """One failure and one deletion use up two of two: the next Job gets none, and its first failure is the last."""
     stage.start()
     stage.apply(maxRetries=2)
@@ -94,13 +94,14 @@ def test_retries_are_counted_over_a_deleted_job(stage: Stage) -> None:
     last = stage.wait_pod(again)
     stage.run_pod(last)
     stage.end_pod(last, 75, "the Hub did not answer again")
-    stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
-    assert status(stage)["retries"]["error"] == 2
-    assert status(stage)["attempt"] == 2
+    with faults.proving("B17.over-jobs"):
+        stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
+        assert status(stage)["retries"]["error"] == 2
+        assert status(stage)["attempt"] == 2
 
 
-@pytest.mark.fault("B2", "B17")
-def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage) -> None:
+@pytest.mark.fault("B2.pressure")
+def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage, faults: Proofs) -> None:
     """The Job ignores each such end and would go on; the operator counts them, and stops it."""
     stage.start()
     stage.apply(maxRetries=1)
@@ -114,8 +115,7 @@ def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage) -> N
         set_condition(stage, pod, "DisruptionTarget", "True", reason="TerminationByKubelet", message=told)
         stage.end_pod(pod, 143)
         eventually(partial(_has_counted, stage, number), "it is counted")
-    verdict = stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
-    assert "ephemeral-storage" in verdict["message"]
+    faults.saw("B2.pressure", Run(stage=stage, name="tone"), cause="ephemeral-storage")
     assert [advice["code"] for advice in status(stage)["advice"]] == ["NodePressure"]
     eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
 

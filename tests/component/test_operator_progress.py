@@ -14,6 +14,7 @@ from tests.component.documents import succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
+from tests.faults.proofs import Proofs
 
 from lora_trainer.contract.progress import PORT, Phase, Progress
 
@@ -120,7 +121,6 @@ def test_a_running_pods_progress_reaches_the_status(stage: Stage) -> None:
     assert 0 < operator.metric(series) < 1
 
 
-@pytest.mark.fault("C14")
 def test_hostile_answers_are_no_progress_and_hold_nobody_up(stage: Stage) -> None:
     """All at once: those runs have no progress and end as their pods do, a good one's comes, memory is bounded."""
 
@@ -149,8 +149,8 @@ def test_hostile_answers_are_no_progress_and_hold_nobody_up(stage: Stage) -> Non
         stage.wait_condition("Complete", status="True", name="endless")
 
 
-@pytest.mark.fault("C14")
-def test_a_redirect_is_not_followed(stage: Stage) -> None:
+@pytest.mark.fault("C14.elsewhere")
+def test_a_redirect_is_not_followed(stage: Stage, faults: Proofs) -> None:
     """A pod cannot send the operator elsewhere."""
     visits: list[str] = []
 
@@ -165,16 +165,18 @@ def test_a_redirect_is_not_followed(stage: Stage) -> None:
             stage.apply()
             stage.run_pod(stage.wait_pod(stage.wait_job()), ip=address)
             eventually(lambda: operator.text().count("no progress from pod") >= 2, "the pod was asked twice")
-    assert visits == []
+    with faults.proving("C14.elsewhere"):
+        assert visits == []
 
 
-@pytest.mark.fault("C14")
-def test_the_metadata_service_is_never_asked(stage: Stage) -> None:
+@pytest.mark.fault("C14.elsewhere")
+def test_the_metadata_service_is_never_asked(stage: Stage, faults: Proofs) -> None:
     """A pod that claims a link-local address is not asked at all."""
     operator = stage.start()
     stage.apply()
     stage.run_pod(stage.wait_pod(stage.wait_job()), ip="169.254.169.254")
-    eventually(lambda: "169.254.169.254 is not the address of a pod" in operator.text(), "the address is refused")
+    with faults.proving("C14.elsewhere"):
+        eventually(lambda: "169.254.169.254 is not the address of a pod" in operator.text(), "the address is refused")
 
 
 def _step(stage: Stage) -> int:

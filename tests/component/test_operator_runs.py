@@ -45,7 +45,6 @@ def test_a_pod_that_ends_with_a_verified_adapter_completes_the_run(stage: Stage)
     assert operator.metric(f'lorafinetune_final_eval_loss{{name="tone",namespace="{stage.namespace}"}}') == 2.0
 
 
-@pytest.mark.fault("B4")
 def test_an_exit_code_without_a_summary_never_completes_a_run(stage: Stage) -> None:
     """A trainer that ends with 0 and proves nothing has failed."""
     stage.start()
@@ -56,7 +55,6 @@ def test_an_exit_code_without_a_summary_never_completes_a_run(stage: Stage) -> N
     assert stage.condition("Complete")["status"] == "False"
 
 
-@pytest.mark.fault("C5")
 def test_a_bad_data_set_fails_the_run_at_once_with_the_trainers_sentence(stage: Stage) -> None:
     """Exit code 65 is final: no retry, and the message reaches the status, the events and the metrics."""
     operator = stage.start()
@@ -129,7 +127,6 @@ def test_suspend_stops_the_pod_and_resume_brings_a_new_one(stage: Stage) -> None
     assert [j["metadata"]["uid"] for j in stage.objects("jobs")] == [job["metadata"]["uid"]]
 
 
-@pytest.mark.fault("B1")
 def test_a_deleted_job_is_made_again_as_the_next_attempt(stage: Stage) -> None:
     """What was deleted by hand is a new Job with another name, and counts."""
     stage.start()

@@ -36,7 +36,7 @@ def test_the_quickstart_is_complete(finished: dict[str, Any]) -> None:
     assert {c["observedGeneration"] for c in conditions.values()} == {1}
 
 
-@pytest.mark.fault("C16")
+@pytest.mark.fault("C16.node")
 def test_the_status_tells_what_was_really_used(finished: dict[str, Any]) -> None:
     """The pinned revision, the device, exact parameter counts, and the split of the data."""
     resolved = finished["status"]["resolved"]
@@ -105,7 +105,7 @@ def test_the_operators_metrics_are_well_formed_and_tell_the_run(
     ]
 
 
-@pytest.mark.fault("C3")
+@pytest.mark.fault("C3.node")
 def test_a_second_run_onto_the_same_output_takes_a_folder_of_its_own(installed: Installed, namespace: str) -> None:
     """Nothing is overwritten: the second artefact lies beside the first, and its uri says so."""
     client = installed.client
@@ -129,7 +129,7 @@ def test_a_quantized_run_completes(installed: Installed, namespace: str) -> None
     assert ended["resolved"]["quantization"] == "NF4"
 
 
-@pytest.mark.fault("A17")
+@pytest.mark.fault("A17.node")
 def test_helm_upgrade_leaves_a_running_pod_alone(installed: Installed, namespace: str) -> None:
     """New values restart the operator; the training pod keeps its uid and the run completes."""
     client = installed.client

@@ -1,6 +1,7 @@
-"""The operator's stage, as for the component tests, and one that tests share."""
+"""The operator's stage, as for the component tests, one that tests share, and what a test asserts of the matrix."""
 
 from tests.component.conftest import definition, stage
+from tests.faults.proofs import faults
 from tests.faults.sharing import shared
 
-__all__ = ["definition", "shared", "stage"]
+__all__ = ["definition", "faults", "shared", "stage"]

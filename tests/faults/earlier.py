@@ -1,10 +1,16 @@
-"""What an operator of the release before left behind, and the definition that it knew.
+"""An earlier operator from this repository's history, what another one left behind, and the definition that it knew.
 
-Both were recorded from that release on a control plane: the definition without descriptions, the runs with their
-statuses and the objects that were rendered for them.
+The latter two were recorded on a control plane: the definition without descriptions, the runs with their statuses and
+the objects that were rendered for them.
 """
 
+import io
+import json
 import re
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +23,47 @@ from tests.faults.one_run import Run
 
 from localcluster.api import ApiError
 from localcluster.client import Client
+from lora_operator.cluster.api import Resource
+from lora_operator.running.self_check import Right
 from lora_trainer.contract.names import run_suffix
 
 RECORDED = Path(__file__).with_name("earlier_release")
 EARLIER_DEFINITION = RECORDED / "definition.yaml"
 DEFINITION = REPOSITORY / "crds" / "lorafinetunes.yaml"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/lorafinetunes.lora-operator.io"
+# The last one that gave each attempt a ConfigMap.
+EARLIER_COMMIT = "a7989e66db32d3de9bac91dc10c0f0278fa59dd1"
+_SOURCES = ("operator", "trainer_image/lora_trainer")
+_ASK_FOR_RIGHTS = """
+import dataclasses, json
+from lora_operator.running.self_check import RIGHTS
+print(json.dumps([dataclasses.asdict(right) for right in RIGHTS]))
+"""
 _TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierOperator:
+    """Where its code lies, and the rights that its chart grants it."""
+
+    sources: Path
+    rights: tuple[Right, ...]
+
+
+def take_from_history(folder: Path) -> EarlierOperator:
+    """Lay the earlier operator's code into a folder; needs the repository's history, as a full clone has it."""
+    command = ["git", "-C", str(REPOSITORY), "archive", EARLIER_COMMIT, *_SOURCES]
+    archive = subprocess.run(command, capture_output=True, check=False)
+    assert archive.returncode == 0, f"clone with the history, or fetch --unshallow: {archive.stderr.decode()}"
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    environment = {"PYTHONPATH": f"{folder}/operator:{folder}/trainer_image"}
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK_FOR_RIGHTS], capture_output=True, text=True, check=True, env=environment
+    )
+    rights = (Right(**{**right, "resource": Resource(**right["resource"])}) for right in json.loads(asked.stdout))
+    return EarlierOperator(sources=folder, rights=tuple(rights))
 
 
 def install_definition(control_plane: Client, stage: Stage, file: Path) -> None:

@@ -43,8 +43,10 @@ class Pods:
         self._ended = asyncio.Event()
 
     def play(self, address: str, talk: Talk) -> None:
-        """Let a pod be there; its address is the machine's own."""
+        """Let a pod be there, or answer something else from now on; its address is the machine's own."""
         self._talks[address] = talk
+        if address in self.asked:
+            return
         self.asked[address] = 0
         server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, address, PORT), self._loop)
         self._servers.append(server.result(10))

@@ -9,7 +9,7 @@ from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 
-from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL, STAGE_LABEL, TRAIN
+from lora_operator.views.names import NAME_LABEL, STAGE_LABEL, TRAIN
 from lora_operator.views.observe import parse_pod
 from lora_operator.views.pods import has_ended
 
@@ -99,7 +99,7 @@ class Run:
     # -- its children
 
     def children(self, plural: str, stage: str = TRAIN) -> list[Object]:
-        """Its objects of a kind."""
+        """Its objects of a kind, by their labels."""
 
         def ours(labels: dict[str, str]) -> bool:
             return labels.get(NAME_LABEL) == self.name and labels.get(STAGE_LABEL) == stage
@@ -108,8 +108,15 @@ class Run:
 
     @property
     def jobs(self) -> list[Object]:
-        """The Jobs that train."""
-        return self.children("jobs")
+        """The Jobs that train, also one that has lost its labels or its owner."""
+
+        def ours(metadata: Object) -> bool:
+            owned = any(owner["name"] == self.name for owner in metadata.get("ownerReferences", []))
+            return owned or metadata.get("labels", {}).get(NAME_LABEL) == self.name
+
+        # The Job that prepares an attempt is named after it, and not numbered.
+        trains = (job for job in self.stage.objects("jobs") if attempt_of(job))
+        return [job for job in trains if ours(job["metadata"])]
 
     @property
     def pods(self) -> list[Object]:
@@ -120,7 +127,7 @@ class Run:
         """Wait for the Job of an attempt."""
 
         def look() -> Object | None:
-            return next((j for j in self.jobs if j["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt)), None)
+            return next((j for j in self.jobs if attempt_of(j) == attempt), None)
 
         return eventually(look, f"{self.name} has a Job for attempt {attempt}")
 
@@ -145,6 +152,12 @@ class Run:
     def pods_of_this_moment(self) -> list[str]:
         """The uids of all its pods, to compare with later."""
         return [str(pod["metadata"]["uid"]) for pod in self.pods]
+
+
+def attempt_of(job: Object) -> int:
+    """The attempt whose training Job this is, by its name, as labels can be lost; 0 for another Job."""
+    number = str(job["metadata"]["name"]).rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def _more_looks(operator: OperatorProcess, than: float) -> bool:

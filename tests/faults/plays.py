@@ -6,12 +6,15 @@ A play is a generator that yields what it waits for. Many plays need one list of
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
-from tests.component.documents import Object, failed, succeeded
+from tests.component.documents import Object, failed, finetune, succeeded
 from tests.component.stage import Stage
+from tests.faults.hostile_pods import Pods, answer, progress
+from tests.faults.queue_kind import QUEUE, admit, make_workload, workload_path
 
 from lora_operator.views.names import NAME_LABEL, STAGE_LABEL, TRAIN
 from lora_trainer.contract.exit_codes import ExitCode
@@ -28,6 +31,8 @@ class Player:
     stage: Stage
     name: str
     play: "Play"
+    played: Pods
+    address: str
     finetune: Object = field(default_factory=dict)
     jobs: list[Object] = field(default_factory=list)
     pods: list[Object] = field(default_factory=list)
@@ -64,7 +69,7 @@ class Player:
 
         return look
 
-    def tells(self, reason: str) -> Awaited:
+    def goes_on(self, reason: str) -> Awaited:
         """The state of a run that goes on."""
         return self.shows("Complete", "Unknown", reason)
 
@@ -87,15 +92,20 @@ class Player:
     # -- what is done
 
     def run(self, stage: str = TRAIN) -> Iterator[Awaited]:
-        """Wait for the pod, give it a node, start it, each after the status has told the last."""
+        """Wait for the pod, give it a node, start it, each after the status has shown the last."""
         waits = self.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
         yield lambda: self.living(stage)
         yield waits
         pod = self.living(stage)
         self.stage.bind_pod(pod)
         yield lambda: not waits()
-        self.stage.run_pod(pod)
-        yield self.shows("PodsReady", "True") if stage == TRAIN else self.tells(Reason.PREPARING)
+        self.stage.run_pod(pod, ip=self.address)
+        yield self.shows("PodsReady", "True") if stage == TRAIN else self.goes_on(Reason.PREPARING)
+
+    def progress_is(self, step: int) -> Iterator[Awaited]:
+        """Its trainer takes a step, and the status shows it."""
+        self.played.play(self.address, partial(answer, body=progress(step=step)))
+        yield lambda: self.finetune.get("status", {}).get("progress", {}).get("step") == step
 
     def end(self, exit_code: int, message: str = "", stage: str = TRAIN) -> None:
         """Its pod ends."""
@@ -159,6 +169,60 @@ def recreated(player: Player) -> Iterator[Awaited]:
     player.stage.change(player.name, suspend=False)
     yield player.shows("Suspended", "False")
     yield from player.run()
+    player.end(0, succeeded())
+    yield player.shows("Complete", "True")
+
+
+def on_two_nodes(player: Player) -> Iterator[Awaited]:
+    """With a Service, by whose name the nodes find each other."""
+    player.stage.apply(player.name, resources={"nodes": 2}, **NOTHING_TO_FETCH)
+    yield lambda: len(player.pods) == 2
+    yield player.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
+    for pod in player.pods:
+        player.stage.bind_pod(pod)
+        player.stage.run_pod(pod, ip=player.address)
+    yield player.shows("PodsReady", "True")
+    leader = min(player.pods, key=lambda pod: str(pod["metadata"]["name"]))
+    player.stage.end_pod(leader, 0, succeeded())
+    yield player.shows("Complete", "True")
+
+
+def queued(player: Player) -> Iterator[Awaited]:
+    """Admitted by Kueue, held by its user, and admitted again."""
+    workload = f"{player.name}-workload"
+
+    def active() -> bool:
+        return bool(player.stage.api.get(workload_path(player.stage, workload))["spec"]["active"])
+
+    manifest = finetune(player.name, **NOTHING_TO_FETCH)
+    manifest["metadata"]["labels"] = QUEUE
+    player.stage.api.post(player.stage.path("lorafinetunes"), manifest)
+    yield player.job
+    make_workload(player.stage, workload, player.job())
+    admit(player.stage, workload, player.job(), admitted=False)
+    yield player.shows("QuotaReserved", "False")
+    admit(player.stage, workload, player.job(), admitted=True)
+    yield player.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
+    player.stage.change(player.name, suspend=True)
+    yield lambda: not active()
+    admit(player.stage, workload, player.job(), admitted=False)
+    yield player.shows("Suspended", "True")
+    yield lambda: player.job_condition("Suspended") == "True" and not player.pods
+    player.stage.change(player.name, suspend=False)
+    yield active
+    admit(player.stage, workload, player.job(), admitted=True)
+    yield player.shows("Suspended", "False")
+    yield from player.run()
+    player.end(0, succeeded())
+    yield player.shows("Complete", "True")
+
+
+def progressing(player: Player) -> Iterator[Awaited]:
+    """Its trainer answers, and what it says is written into the status twice."""
+    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    yield from player.run()
+    yield from player.progress_is(5)
+    yield from player.progress_is(10)
     player.end(0, succeeded())
     yield player.shows("Complete", "True")
 

@@ -1,18 +1,19 @@
 """A14 and A17: admission refuses, and the operator is of another release."""
 
-import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage
-from tests.faults.earlier import restore
+from tests.faults.earlier import restore, take_from_history
 from tests.faults.one_run import Run, begin
+from tests.faults.proofs import Proofs
 
 from localcluster.api import ApiError
 
@@ -60,43 +61,41 @@ def _denies_change(stage: Stage) -> bool:
     return False
 
 
-@pytest.mark.fault("A14")
-def test_a_policy_that_denies_the_job_is_quoted_and_the_run_begins_when_it_goes(stage: Stage) -> None:
+@pytest.mark.fault("A14.policy", "A14.begins")
+def test_a_policy_that_denies_the_job_is_quoted_and_the_run_begins_when_it_goes(stage: Stage, faults: Proofs) -> None:
     """The policy's own sentence is in the condition and in a Warning."""
     operator = stage.start()
     rule = "every Job needs the label cost-centre"
     with _policy(stage, "CREATE", "has(object.metadata.labels) && 'cost-centre' in object.metadata.labels", rule):
         run = begin(stage, "a14")
-        refused = run.wait("Accepted", "False", "AdmissionDenied")
-        assert rule in refused["message"]
+        faults.saw("A14.policy", run, rule=rule)
         assert rule in run.wait_event("AdmissionDenied")
-        assert run.condition("PodsReady")["reason"] == "AdmissionDenied"
         assert run.jobs == []
-    run.wait("Accepted", "True")
-    run.running_pod()
+        refused = faults.remember(run)
+    faults.kept("A14.begins", refused)
     assert "Traceback" not in operator.text()
 
 
-@pytest.mark.fault("A14")
-def test_a_policy_that_denies_a_change_of_the_job_is_quoted_and_the_run_goes_on(stage: Stage) -> None:
+@pytest.mark.fault("A14.change", "A14.pods")
+def test_a_policy_that_denies_a_change_of_the_job_is_quoted_and_the_run_goes_on(stage: Stage, faults: Proofs) -> None:
     """A wish to suspend that cannot be carried out is told; the pod runs on, and the wish is carried out later."""
     stage.start()
     run = begin(stage, "a14-held")
-    pod = run.running_pod()
+    run.running_pod()
+    before = faults.remember(run)
     rule = "Jobs are not paused in November"
     with _policy(stage, "UPDATE", "!has(object.spec.suspend) || !object.spec.suspend", rule):
         run.change(suspend=True)
-        refused = run.wait("Accepted", "False", "AdmissionDenied")
-        assert rule in refused["message"]
-        assert run.condition("PodsReady")["status"] == "True"
-        assert [pod["metadata"]["uid"]] == run.pods_of_this_moment()
-        assert not run.pods[0]["metadata"].get("deletionTimestamp")
+        faults.saw("A14.change", run, rule=rule)
+        faults.kept("A14.pods", before)
     run.wait("Suspended", "True", "SuspendedByUser")
     run.wait("Accepted", "True")
 
 
-@pytest.mark.fault("A14")
-def test_a_quota_that_denies_the_job_is_quoted_and_the_run_begins_when_it_is_raised(stage: Stage) -> None:
+@pytest.mark.fault("A14.quota", "A14.begins")
+def test_a_quota_that_denies_the_job_is_quoted_and_the_run_begins_when_it_is_raised(
+    stage: Stage, faults: Proofs
+) -> None:
     """count/jobs.batch 0, then 1; what was accepted before stays as it is."""
     quota = stage.path("resourcequotas", "none")
     hard = {"count/jobs.batch": "0"}
@@ -104,16 +103,76 @@ def test_a_quota_that_denies_the_job_is_quoted_and_the_run_begins_when_it_is_rai
     eventually(lambda: stage.api.get(quota).get("status", {}).get("hard"), "the quota is in force")
     stage.start()
     run = begin(stage, "a14-quota")
-    assert "count/jobs.batch=1, used: count/jobs.batch=0" in run.wait("Accepted", "False", "QuotaExceeded")["message"]
-    assert "have it raised" in run.wait_event("QuotaExceeded")
+    faults.saw("A14.quota", run, quota="none")
+    refused = faults.remember(run)
     stage.api.patch(quota, {"spec": {"hard": {"count/jobs.batch": "1"}}})
-    run.running_pod()
-    assert run.condition("Accepted")["status"] == "True"
-    assert run.status["attempt"] == 1
+    faults.kept("A14.begins", refused)
 
 
-@pytest.mark.fault("A17")
-def test_the_runs_that_the_release_before_left_are_taken_over_as_they_are(stage: Stage) -> None:
+@pytest.mark.fault(
+    "A17.nothing", "A17.pods", "A17.jobs", "A17.verdict", "A17.retries", "A17.one-job", "A17.ends-well", "A17.back"
+)
+@pytest.mark.parametrize("back", [False, True], ids=["upgrade", "rollback"])
+def test_an_operator_of_another_release_takes_the_runs_over_and_ends_them(
+    stage: Stage, tmp_path: Path, faults: Proofs, back: bool
+) -> None:
+    """Running, retried, deleted once, suspended, on two nodes and ended: begun by the one, and ended by the other."""
+    earlier = take_from_history(tmp_path / "earlier")
+    old: dict[str, Any] = {"sources": earlier.sources, "rights": earlier.rights}
+    present: dict[str, Any] = {}
+    first, second = (present, old) if back else (old, present)
+    operator = stage.start(**first)
+    begun = _begin_in_every_state(stage)
+    before = faults.remember(*begun)
+    assert operator.stop() == 0
+    stage.start(**second)
+    for run in begun:
+        run.be_looked_at()
+    for name in ("A17.pods", "A17.jobs", "A17.retries"):
+        faults.kept(name, before)
+    faults.saw("A17.nothing", since=before)
+    suspended = next(run for run in begun if run.name == "suspended")
+    suspended.change(suspend=False)
+    suspended.running_pod()
+    with faults.proving("A17.back"):
+        faults.kept("A17.ends-well", before)
+        faults.kept("A17.verdict", before)
+        now = faults.kept("A17.one-job", before)
+    assert {name: len(jobs) for name, jobs in now.jobs.items()} == {run.name: 1 for run in begun}
+    late = begin(stage, "late")
+    late.running_pod()
+    faults.kept("A17.ends-well", faults.remember(late))
+
+
+def _begin_in_every_state(stage: Stage) -> list[Run]:
+    """Runs of the operator that works now, each in a state of its own."""
+    specs: dict[str, Any] = {"running": {}, "retried": {}, "deleted": {}, "ended": {}}
+    specs |= {"nodes": {"resources": {"nodes": 2}}, "suspended": {"suspend": True}}
+    runs = {name: begin(stage, name, **spec) for name, spec in specs.items()}
+    lost = runs["retried"].running_pod()
+    stage.end_pod(lost, 137, reason="OOMKilled")
+    job = runs["deleted"].job()["metadata"]["name"]
+    runs["deleted"].wait("Accepted", "True")
+    stage.api.delete(stage.path("jobs", job) + "?propagationPolicy=Background")
+    runs["deleted"].job(2)
+    pods = eventually(lambda: runs["nodes"].pods if len(runs["nodes"].pods) == 2 else None, "both nodes have a pod")
+    for number, pod in enumerate(pods):
+        stage.run_pod(pod, ip=f"127.82.17.{number + 1}")
+    for name in ("running", "ended"):
+        runs[name].running_pod()
+    runs["deleted"].running_pod()
+    runs["retried"].running_pod(other_than=lost)
+    runs["retried"].wait_retries(outOfMemory=1)
+    stage.end_pod(runs["ended"].pod(), 0, succeeded())
+    runs["ended"].wait("Complete", "True", "Succeeded")
+    runs["suspended"].wait("Suspended", "True", "SuspendedByUser")
+    runs["nodes"].wait("PodsReady", "True")
+    eventually(lambda: runs["deleted"].status.get("attempt") == 2, "the second attempt is in the status")
+    return [*runs.values()]
+
+
+@pytest.mark.fault("A17.recorded")
+def test_the_runs_that_a_release_before_left_are_taken_over_as_they_are(stage: Stage, faults: Proofs) -> None:
     """Running, on several nodes, in a second attempt, retried, suspended and finished: no Job or pod is touched."""
     runs = restore(stage)
     first = runs["retried"].pod()
@@ -132,7 +191,8 @@ def test_the_runs_that_the_release_before_left_are_taken_over_as_they_are(stage:
     runs["retried"].wait_retries(outOfMemory=1)
     for run in runs.values():
         run.be_looked_at()
-    assert _jobs_and_pods(runs) == before
+    with faults.proving("A17.recorded"):
+        assert _jobs_and_pods(runs) == before
     assert (runs["again"].status["attempt"], runs["running"].status["progress"]["checkpointStep"]) == (2, 100)
     assert runs["suspended"].condition("Suspended")["reason"] == "SuspendedByUser"
     assert _undated(runs["done"].status) == _undated(finished)
@@ -142,25 +202,6 @@ def test_the_runs_that_the_release_before_left_are_taken_over_as_they_are(stage:
     runs["suspended"].change(suspend=False)
     runs["suspended"].running_pod()
     assert len(runs["suspended"].jobs) == 1
-
-
-@pytest.mark.fault("A17")
-def test_the_release_before_finds_what_this_one_makes(stage: Stage) -> None:
-    """A rollback: the names, labels and annotations of its Jobs are there, in a configuration of the same version."""
-    recorded = restore(stage)["nodes"]
-    stage.start()
-    run = begin(stage, "now", resources={"nodes": 2})
-    run.wait("Accepted", "True")
-    for plural in ("services", "jobs"):
-        (theirs,), (ours,) = recorded.children(plural), run.children(plural)
-        for key in ("labels", "annotations"):
-            assert theirs["metadata"].get(key, {}).keys() <= ours["metadata"].get(key, {}).keys()
-        assert theirs["metadata"]["name"].count("-") == ours["metadata"]["name"].count("-")
-        assert theirs["metadata"]["ownerReferences"][0].keys() == ours["metadata"]["ownerReferences"][0].keys()
-    (theirs,) = recorded.children("configmaps")
-    template = run.children("jobs")[0]["spec"]["template"]
-    ours = json.loads(template["metadata"]["annotations"]["lora-operator.io/config"])
-    assert json.loads(theirs["data"]["config.json"])["version"] == ours["version"]
 
 
 def _jobs_and_pods(runs: dict[str, Run]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tests.faults.injections import (
 from tests.faults.kubelet import Kept
 from tests.faults.one_run import Run, begin
 from tests.faults.outage import keep_away, wait_api_server
+from tests.faults.proofs import Proofs
 
 # Generous for a restart of the operator on a busy machine, and far below what the watchdog allows in production.
 SOON_S = 90.0
@@ -57,7 +58,9 @@ def _uids(objects: list[dict[str, Any]]) -> set[str]:
 @pytest.mark.parametrize(
     "seconds", [5, pytest.param(30, marks=pytest.mark.soak), pytest.param(120, marks=pytest.mark.soak)]
 )
-def test_an_outage_of_the_api_server_harms_no_run_in_whatever_state(stage: Stage, seconds: float) -> None:
+def test_an_outage_of_the_api_server_harms_no_run_in_whatever_state(
+    stage: Stage, faults: Proofs, seconds: float
+) -> None:
     """Runs that wait, run, are suspended and have ended: afterwards each goes on with the pod that it had."""
     operator = stage.start()
     runs = {name: Run(stage=stage, name=name) for name in ("waits", "runs", "suspended", "ended")}
@@ -68,27 +71,30 @@ def test_an_outage_of_the_api_server_harms_no_run_in_whatever_state(stage: Stage
         runs[name].wait("PodsReady", "True")
     runs["suspended"].wait("Suspended", "True")
     stage.end_pod(runs["ended"].pod(), 0, succeeded())
-    ended = runs["ended"].wait("Complete", "True")
-    before = _uids(runs["waits"].pods) | _uids(runs["runs"].pods), _uids(stage.objects("jobs"))
+    runs["ended"].wait("Complete", "True")
+    runs["waits"].wait("PodsReady", "False", "VolumeNotReady")
+    runs["waits"].wait_event("VolumeNotReady")
+    before = faults.remember(*runs.values())
 
     keep_away(stage, seconds)
     wait_api_server(stage)
 
-    assert (_uids(runs["waits"].pods) | _uids(runs["runs"].pods), _uids(stage.objects("jobs"))) == before
+    faults.saw("A2.retry", since=before)
+    faults.saw("A2.nothing", since=before)
+    for name in ("A2.pods", "A2.jobs"):
+        faults.kept(name, before)
     runs["suspended"].change(suspend=False)
     for name in ("waits", "suspended"):
-        stage.run_pod(runs[name].pod())
-    for name in ("waits", "runs", "suspended"):
-        runs[name].wait("PodsReady", "True")
-        stage.end_pod(runs[name].pod(), 0, succeeded())
-        runs[name].wait("Complete", "True")
-    assert runs["ended"].condition("Complete") == ended
-    assert _uids(stage.objects("jobs")) == before[1]
+        runs[name].running_pod()
+    faults.kept("A2.ends-well", before)
+    faults.kept("A2.verdict", before)
+    assert faults.kept("A2.one-job", before).jobs.keys() == runs.keys()
+    assert _uids(stage.objects("jobs")) == _uids(before.all_jobs())
     assert operator.process.poll() is None
 
 
-@pytest.mark.fault("A3")
-def test_a_status_write_whose_answer_is_lost_is_decided_anew(stage: Stage) -> None:
+@pytest.mark.fault("A3.one-job", "A3.ends-well")
+def test_a_status_write_whose_answer_is_lost_is_decided_anew(stage: Stage, faults: Proofs) -> None:
     """The server wrote it and nobody heard: the next write is a conflict with one's own, and the end is the same."""
     proxy = stage.proxy()
     stage.start(proxy=proxy)
@@ -97,14 +103,13 @@ def test_a_status_write_whose_answer_is_lost_is_decided_anew(stage: Stage) -> No
     run = Run(stage=stage, name="tone")
     stage.run_pod(run.pod())
     run.wait("PodsReady", "True")
-    stage.end_pod(run.pod(), 0, succeeded())
-    run.wait("Complete", "True")
+    faults.kept("A3.ends-well", faults.remember(run))
     assert lost.hits >= 2
-    assert len(run.jobs) == 1
+    assert len(faults.kept("A3.one-job", faults.remember(run)).all_jobs()) == 1
 
 
-@pytest.mark.fault("A5")
-def test_a_job_that_is_deleted_while_its_watch_is_told_410_is_made_again(stage: Stage) -> None:
+@pytest.mark.fault("A5.recreated", "A5.relist", "A5.one-job")
+def test_a_job_that_is_deleted_while_its_watch_gets_410_is_made_again(stage: Stage, faults: Proofs) -> None:
     """The list with which the watch begins anew shows that it is gone, long before the resync would."""
     proxy = stage.proxy()
     stage.start(proxy=proxy)
@@ -118,12 +123,15 @@ def test_a_job_that_is_deleted_while_its_watch_is_told_410_is_made_again(stage: 
     path = stage.path("jobs", job["metadata"]["name"])
     stage.api.delete(path + "?propagationPolicy=Background")
     eventually(partial(gone, stage.api, path), "the Job is gone")
-    assert proxy.inject(WatchError(code=410, reason="Expired"), "watch jobs") == 1
-    deaf[0] = False
-    assert run.job(2)["metadata"]["uid"] != job["metadata"]["uid"]
+    with faults.proving("A5.relist"):
+        assert proxy.inject(WatchError(code=410, reason="Expired"), "watch jobs") == 1
+        deaf[0] = False
+        assert run.job(2)["metadata"]["uid"] != job["metadata"]["uid"]
+    faults.saw("A5.recreated", run, job=job["metadata"]["name"])
+    faults.kept("A5.one-job", faults.remember(run))
 
 
-@pytest.mark.fault("A6")
+@pytest.mark.fault("A6.restart", "A6.served", "A6.one-job")
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -132,10 +140,13 @@ def test_a_job_that_is_deleted_while_its_watch_is_told_410_is_made_again(stage: 
     ],
     ids="-".join,
 )
-def test_whatever_breaks_a_watch_the_operator_hears_again_soon(stage: Stage, kinds: tuple[str, ...]) -> None:
+def test_whatever_breaks_a_watch_the_operator_hears_again_soon(
+    stage: Stage, faults: Proofs, kinds: tuple[str, ...]
+) -> None:
     """In the stream and at its opening; an operator that ends is started again, as a kubelet does."""
     proxy = stage.proxy()
     kept = Kept(stage, proxy=proxy)
+    runs: list[Run] = []
     for number, fault in enumerate((*STREAM_FAULTS, *REQUEST_FAULTS)):
         broken = str(fault)
         rules = []
@@ -148,18 +159,21 @@ def test_whatever_breaks_a_watch_the_operator_hears_again_soon(stage: Stage, kin
                 rules.append(proxy.add(Rule(fault=fault, what=f"watch {kind}", times=2)))
                 proxy.inject(Cut(), f"watch {kind}")
         run = Run(stage=stage, name=f"tone-{number}")
+        runs.append(run)
         stage.apply(run.name)
-        kept.eventually(partial(_jobs, run), f"a new resource gets its Job after {broken}", deadline_s=SOON_S)
-        stage.end_pod(run.pod(), 0, succeeded())
-        complete = partial(_is_complete, run)
-        kept.eventually(complete, f"the end of its pod is heard of after {broken}", deadline_s=SOON_S)
+        # An operator that ends with another code than 1, for instance of an exception, fails the wait.
+        with faults.proving("A6.served", "A6.restart"):
+            kept.eventually(partial(_jobs, run), f"a new resource gets its Job after {broken}", deadline_s=SOON_S)
+            stage.end_pod(run.pod(), 0, succeeded())
+            complete = partial(_is_complete, run)
+            kept.eventually(complete, f"the end of its pod is noticed after {broken}", deadline_s=SOON_S)
         for rule in rules:
             rule.lift()
-    assert {name: len(jobs) for name, jobs in _jobs_by_run(stage).items() if len(jobs) > 1} == {}
+    assert len(faults.kept("A6.one-job", faults.remember(*runs)).all_jobs()) == len(runs)
 
 
 @pytest.mark.fault("A7")
-def test_a_frozen_watch_is_begun_anew_and_misses_nothing(stage: Stage) -> None:
+def test_a_frozen_watch_is_begun_anew_and_misses_nothing(stage: Stage, faults: Proofs) -> None:
     """No byte comes: after the patience with a silent watch another one tells what happened, deletions too."""
     proxy = stage.proxy()
     operator = stage.start(proxy=proxy, watchInactivitySeconds=3)
@@ -169,17 +183,22 @@ def test_a_frozen_watch_is_begun_anew_and_misses_nothing(stage: Stage) -> None:
     run.wait("Accepted", "True")
     eventually(lambda: proxy.watching() >= 3, "all is watched")
     proxy.inject(Freeze())
+    frozen = faults.remember(run)
     stage.apply(other.name)
     stage.api.delete(stage.path("jobs", job["metadata"]["name"]) + "?propagationPolicy=Background")
-    other.job()
-    run.job(2)
-    stage.end_pod(other.pod(), 0, succeeded())
-    other.wait("Complete", "True")
+    faults.saw("A7.stands-still", since=frozen)
+    with faults.proving("A7.made-up"):
+        other.job()
+        run.job(2)
+        stage.end_pod(other.pod(), 0, succeeded())
+        other.wait("Complete", "True")
+    faults.saw("A7.moves", since=frozen)
+    faults.kept("A7.one-job", faults.remember(run, other))
     assert operator.process.poll() is None
 
 
 @pytest.mark.fault("A9")
-def test_lost_events_change_nothing_about_the_end(stage: Stage) -> None:
+def test_lost_events_change_nothing_about_the_end(stage: Stage, faults: Proofs) -> None:
     """Every third event of every watch is lost: a short resync brings each run to where it would have come."""
     proxy = stage.proxy()
     numbers: dict[str, count[int]] = defaultdict(count)
@@ -194,27 +213,26 @@ def test_lost_events_change_nothing_about_the_end(stage: Stage) -> None:
     stage.start(proxy=proxy, resyncIntervalSeconds=1)
     proxy.lose(lose)
     runs = [Run(stage=stage, name=f"tone-{number}") for number in range(4)]
-    for run in runs:
-        stage.apply(run.name)
-    runs[0].change(suspend=True)
-    runs[0].wait("Suspended", "True")
-    stage.wait_held(runs[0].job())
-    runs[0].change(suspend=False)
-    runs[0].wait("Suspended", "False")
-    stage.api.delete(stage.path("jobs", runs[1].job()["metadata"]["name"]) + "?propagationPolicy=Background")
-    runs[1].job(2)
-    for run in runs:
-        stage.run_pod(run.pod())
-        run.wait("PodsReady", "True")
-    for run in runs:
-        stage.end_pod(run.pod(), 0, succeeded())
-        run.wait("Complete", "True", "Succeeded")
-    assert {name: len(jobs) for name, jobs in _jobs_by_run(stage).items()} == {run.name: 1 for run in runs}
+    with faults.proving("A9.resync"):
+        for run in runs:
+            stage.apply(run.name)
+        runs[0].change(suspend=True)
+        runs[0].wait("Suspended", "True")
+        stage.wait_held(runs[0].job())
+        runs[0].change(suspend=False)
+        runs[0].wait("Suspended", "False")
+        stage.api.delete(stage.path("jobs", runs[1].job()["metadata"]["name"]) + "?propagationPolicy=Background")
+        runs[1].job(2)
+        for run in runs:
+            run.running_pod()
+    faults.kept("A9.ends-well", faults.remember(*runs))
+    now = faults.kept("A9.one-job", faults.remember(*runs))
+    assert {name: len(jobs) for name, jobs in now.jobs.items()} == {run.name: 1 for run in runs}
     assert len(lost) >= 10
 
 
 @pytest.mark.fault("A12")
-def test_an_overloaded_api_server_is_given_the_time_that_it_asks_for(stage: Stage) -> None:
+def test_an_overloaded_api_server_is_given_the_time_that_it_asks_for(stage: Stage, faults: Proofs) -> None:
     """Every third request is answered with 429, from the start on: all runs end, and nobody comes again too early."""
     proxy = stage.proxy()
     busy = Answer(code=429, reason="TooManyRequests", retry_after_s=1)
@@ -238,14 +256,17 @@ def test_an_overloaded_api_server_is_given_the_time_that_it_asks_for(stage: Stag
         for later in calls[number + 1 :]
         if (later.what, later.name) == (call.what, call.name) and later.at_s - call.at_s < 1.0
     ]
-    assert too_early == []
-    refused = 'lora_operator_api_requests_total{code="429",verb="'
-    assert any(series.startswith(refused) and value for series, value in kept.operator.metrics().items())
+    with faults.proving("A12.patience"):
+        assert too_early == []
+    now = faults.remember(*runs)
+    faults.saw("A12.code", runs[0])
+    faults.kept("A12.ends-well", now)
+    assert len(faults.kept("A12.one-job", now).all_jobs()) == len(runs)
 
 
 @pytest.mark.fault("A19")
 @pytest.mark.parametrize("fault", [Answer(code=500, reason="InternalError"), Reset(), Delay(seconds=60)], ids=repr)
-def test_without_events_the_conditions_are_right(stage: Stage, fault: RequestFault) -> None:
+def test_without_events_the_conditions_are_right(stage: Stage, faults: Proofs, fault: RequestFault) -> None:
     """Events that can be neither read nor written, or not in time, hold nothing up."""
     proxy = stage.proxy()
     proxy.add(Rule(fault=fault, what="* events"))
@@ -254,18 +275,18 @@ def test_without_events_the_conditions_are_right(stage: Stage, fault: RequestFau
     stage.apply(run.name)
     stage.apply(held.name)
     stage.wait_pod_state(held.pod(), "ImagePullBackOff", "Back-off pulling image")
-    held.wait("PodsReady", "False", "ImagePullBackOff")
-    stage.run_pod(run.pod())
-    run.wait("PodsReady", "True")
-    stage.end_pod(run.pod(), 0, succeeded())
-    run.wait("Complete", "True")
-    assert [event for event in stage.objects("events") if event["involvedObject"]["kind"] == "LoRAFineTune"] == []
+    faults.saw("A19.condition", held)
+    run.running_pod()
+    faults.kept("A19.ends-well", faults.remember(run))
+    assert len(faults.kept("A19.one-job", faults.remember(run, held)).all_jobs()) == 2
+    with faults.proving("A19.no-events"):
+        assert [event for event in stage.objects("events") if event["involvedObject"]["kind"] == "LoRAFineTune"] == []
 
 
 @pytest.mark.fault("A18")
 @pytest.mark.parametrize("skew_hours", [2, -2])
 def test_an_operator_whose_clock_is_wrong_fires_no_deadline_and_tells_the_right_time(
-    stage: Stage, skew_hours: int
+    stage: Stage, faults: Proofs, skew_hours: int
 ) -> None:
     """Two hours ahead or behind: neither patience nor deadline nor time to live are over, and no age is negative."""
     (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
@@ -276,15 +297,16 @@ def test_an_operator_whose_clock_is_wrong_fires_no_deadline_and_tells_the_right_
     stage.wait_pod_state(run.pod(), "ImagePullBackOff", "Back-off pulling image")
     run.wait("PodsReady", "False", "ImagePullBackOff")
     run.running_pod()
-    stage.end_pod(run.pod(), 0, succeeded())
-    run.wait("Complete", "True")
-    run.be_looked_at()
-    assert len(run.jobs) == 1
+    with faults.proving("A18.deadlines"):
+        faults.kept("A18.ends-well", faults.remember(run))
+        run.be_looked_at()
+        assert len(faults.kept("A18.one-job", faults.remember(run)).all_jobs()) == 1
     times = [run.status["startTime"], run.status["completionTime"]]
     times += [condition["lastTransitionTime"] for condition in run.status["conditions"]]
     now = datetime.now(UTC)
-    assert all(timedelta(minutes=-1) < now - datetime.fromisoformat(time) < timedelta(minutes=10) for time in times)
-    assert {name: value for name, value in operator.metrics().items() if value < 0} == {}
+    with faults.proving("A18.times"):
+        assert all(timedelta(minutes=-1) < now - datetime.fromisoformat(time) < timedelta(minutes=10) for time in times)
+        assert {name: value for name, value in operator.metrics().items() if value < 0} == {}
 
 
 def _jobs(run: Run) -> list[dict[str, Any]]:
@@ -293,10 +315,3 @@ def _jobs(run: Run) -> list[dict[str, Any]]:
 
 def _is_complete(run: Run) -> bool:
     return bool(run.condition("Complete").get("status") == "True")
-
-
-def _jobs_by_run(stage: Stage) -> dict[str, list[dict[str, Any]]]:
-    jobs = defaultdict(list)
-    for job in stage.objects("jobs"):
-        jobs[job["metadata"]["labels"]["lora-operator.io/name"]].append(job)
-    return dict(jobs)

@@ -1,26 +1,33 @@
 """C14, C15 and C17: fifty pods that answer as nobody should, all at once, and a hundred runs that fail at once."""
 
+import dataclasses
 import itertools
+import json
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 from tests.component.documents import Object, failed, succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
-from tests.faults.hostile_pods import LIES, NOISE, Pods, answer, played_pods, progress
+from tests.faults.hostile_pods import LIES, NOISE, Pods, answer, flood, played_pods, progress
+from tests.faults.one_run import Run, begin
+from tests.faults.proofs import Proofs
 
+from lora_operator.running.self_check import RIGHTS
 from lora_operator.views.names import NAME_LABEL
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 
 _ADDRESSES = (f"127.84.0.{number}" for number in itertools.count(1))
 _QUESTIONS = 3
-_MIB = 2**20
-# Fifty answers of a few KiB are much less; what is left is for the runs themselves.
-_MOST_GROWTH = 8 * _MIB
+_FLOODS = 20
+_FLOOD = "x" * 65_536
+_LONGEST_LINE = 2_048
+_LONGEST_STATUS = 16_384
 
 
 @pytest.fixture
@@ -30,8 +37,10 @@ def pods() -> Iterator[Pods]:
         yield pods
 
 
-@pytest.mark.fault("C14", "C15")
-def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(stage: Stage, pods: Pods) -> None:
+@pytest.mark.fault("C14.no-progress", "C14.ends", "C14.completes", "C14.memory", "C14.others")
+def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(
+    stage: Stage, pods: Pods, faults: Proofs
+) -> None:
     """Noise is no progress, lies stay within the bounds, memory too, a good run goes its way and so does each end."""
     operator = stage.start()
     hostile = {**NOISE, **LIES}
@@ -40,11 +49,12 @@ def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(stage: 
         pods.play(addresses[name], talk)
         stage.apply(name, maxRetries=0)
     made = eventually(partial(_pods_of, stage, len(hostile)), "every run has a pod")
-    before = _resident_bytes(operator)
+    before = faults.remember(*(Run(stage=stage, name=name) for name in hostile))
     for name, address in addresses.items():
         stage.run_pod(made[name], ip=address)
     eventually(lambda: min(pods.asked.values()) >= 1, "every pod was asked")
-    _live_a_good_life(stage, pods)
+    with faults.proving("C14.others"):
+        _live_a_good_life(stage, pods)
     asked = {name: pods.asked[address] for name, address in addresses.items()}
 
     def neglected() -> list[str]:
@@ -53,41 +63,83 @@ def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(stage: 
     eventually(lambda: not neglected(), "all are asked again and again")
 
     statuses = {item["metadata"]["name"]: item["status"] for item in stage.objects("lorafinetunes")}
-    assert {name: statuses[name].get("progress", {}).get("step") for name in NOISE} == dict.fromkeys(NOISE)
-    assert {name: absurd for name in LIES if (absurd := _absurd(statuses[name]))} == {}
-    assert {name: _state(statuses[name]) for name in hostile} == dict.fromkeys(hostile, ("Unknown", "Unknown"))
-    # Neither its log nor its metrics: a flood of them reaches nobody here.
-    assert pods.requests == {"GET /progress HTTP/1.0"}
-    assert _peak_bytes(operator) - before < _MOST_GROWTH
+    with faults.proving("C14.no-progress"):
+        assert {name: statuses[name].get("progress", {}).get("step") for name in NOISE} == dict.fromkeys(NOISE)
+        assert {name: absurd for name in LIES if (absurd := _absurd(statuses[name]))} == {}
+        assert {name: _state(statuses[name]) for name in hostile} == dict.fromkeys(hostile, ("Unknown", "Unknown"))
+    faults.kept("C14.memory", before)
     assert "Traceback" not in operator.text()
 
-    _end_in_all_ways(stage, made)
+    _end_in_all_ways(stage, made, faults)
 
 
 def _live_a_good_life(stage: Stage, pods: Pods) -> None:
-    """A run that is created meanwhile has its Job, its progress and its end."""
+    """A run that is created meanwhile has its Job, progress that moves, and its end."""
     address = next(_ADDRESSES)
     pods.play(address, partial(answer, body=progress()))
     stage.apply("good")
     pod = eventually(lambda: _pod_of(stage, "good"), "the good run has a pod")
     stage.run_pod(pod, ip=address)
     stage.wait_condition("Complete", reason="Training", name="good")
-    assert stage.finetune("good")["status"]["progress"]["steps"] == "5/40"
+    eventually(lambda: _steps(stage, "good") == "5/40", "its progress is there")
+    pods.play(address, partial(answer, body=progress(step=6)))
+    eventually(lambda: _steps(stage, "good") == "6/40", "its progress moves")
     stage.end_pod(pod, 0, succeeded())
     stage.wait_condition("Complete", status="True", name="good")
 
 
-def _end_in_all_ways(stage: Stage, made: dict[str, Object]) -> None:
+def _steps(stage: Stage, name: str) -> str | None:
+    steps: str | None = stage.finetune(name)["status"].get("progress", {}).get("steps")
+    return steps
+
+
+def _end_in_all_ways(stage: Stage, made: dict[str, Object], faults: Proofs) -> None:
     """The verdict is what the pod ended with, whatever it had said before."""
     stage.end_pod(made["endless-continue"], 0, succeeded())
     stage.end_pod(made["silent"], ExitCode.NON_FINITE_LOSS, failed(Reason.NON_FINITE_LOSS, "The loss is not finite"))
     stage.end_pod(made["all-done"], ExitCode.DATASET_INVALID, failed(Reason.DATASET_INVALID, "Line 3 is no JSON"))
     stage.end_pod(made["beyond-the-end"], 0, "All 40 of 40 steps done, 100 %, the adapter is verified")
-    stage.wait_condition("Complete", status="True", name="endless-continue")
-    stage.wait_condition("Failed", status="True", reason="NonFiniteLoss", name="silent")
-    stage.wait_condition("Failed", status="True", reason="DatasetInvalid", name="all-done")
-    stage.wait_condition("Failed", status="True", name="beyond-the-end")
-    assert stage.condition("Complete", "beyond-the-end")["status"] == "False"
+    runs = {name: Run(stage=stage, name=name) for name in made}
+    faults.saw("C14.completes", runs["endless-continue"])
+    faults.saw("C14.ends", runs["silent"], sentence="The loss is not finite")
+    faults.saw("C14.ends", runs["all-done"], sentence="Line 3 is no JSON")
+    faults.saw("C14.ends", runs["beyond-the-end"], sentence="no summary of a verified adapter")
+    assert runs["silent"].condition("Failed")["reason"] == "NonFiniteLoss"
+    assert runs["all-done"].condition("Failed")["reason"] == "DatasetInvalid"
+    assert runs["beyond-the-end"].condition("Complete")["status"] == "False"
+
+
+@pytest.mark.fault("C15")
+def test_trainers_that_flood_whatever_they_can_cost_the_operator_nothing(
+    stage: Stage, pods: Pods, faults: Proofs
+) -> None:
+    """Endless answers, a termination message far beyond what a kubelet stores, messages of their containers too."""
+    operator = stage.start()
+    runs = [begin(stage, f"flood-{number}", maxRetries=0) for number in range(_FLOODS)]
+    made = eventually(partial(_pods_of, stage, _FLOODS), "every run has a pod")
+    said, before = len(operator.text()), faults.remember(*runs)
+    for run in runs:
+        address = next(_ADDRESSES)
+        pods.play(address, partial(flood, head="HTTP/1.1 200 OK\r\n\r\n", again=b"x" * 2**20))
+        stage.wait_pod_state(made[run.name], "ContainerCreating", _FLOOD)
+        stage.run_pod(made[run.name], ip=address)
+    eventually(lambda: min(pods.asked.values()) >= _QUESTIONS, "every pod was asked again and again")
+    for run in runs:
+        stage.end_pod(made[run.name], 1, f"{_FLOOD}\nRuntimeError: the last line")
+    for run in runs:
+        faults.saw("C15.message", run, end_of_the_flood="RuntimeError: the last line")
+        run.wait_event("BackoffLimitExceeded")
+    faults.kept("C15.memory", before)
+    with faults.proving("C15.bounded"):
+        statuses = [json.dumps(run.status) for run in runs]
+        events = [e["message"] for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
+        lines = operator.text()[said:].splitlines()
+        assert max(map(len, (*events, *lines))) <= _LONGEST_LINE
+        assert max(map(len, statuses)) <= _LONGEST_STATUS
+        assert sum(map(len, lines)) <= _FLOODS * _LONGEST_STATUS
+    with faults.proving("C15.unread"):
+        # Neither its log nor its metrics: a flood of them reaches nobody here.
+        assert pods.requests == {"GET /progress HTTP/1.0"}
 
 
 def _absurd(status: Object) -> list[str]:
@@ -118,19 +170,6 @@ def _pod_of(stage: Stage, name: str) -> Object | None:
     return next((pod for pod in stage.objects("pods") if pod["metadata"]["labels"][NAME_LABEL] == name), None)
 
 
-def _resident_bytes(operator: OperatorProcess) -> int:
-    return _kernel_says(operator, "VmRSS")
-
-
-def _peak_bytes(operator: OperatorProcess) -> int:
-    return _kernel_says(operator, "VmHWM")
-
-
-def _kernel_says(operator: OperatorProcess, field: str) -> int:
-    lines = Path(f"/proc/{operator.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 _RUNS = 100
 # The Job controller itself sends 20 requests a second, and needs three for each run.
 _PATIENCE_S = 120
@@ -144,28 +183,71 @@ _ENDINGS = (
 
 
 @pytest.mark.fault("C17")
-def test_a_hundred_runs_that_fail_at_once_are_all_told_rightly_and_bounded_in_writes(stage: Stage) -> None:
-    """Each with its own reason, in the metrics too, with at most twelve writes a run, Events among them."""
-    operator = stage.start(logLevel="INFO")
-    questions = operator.writes()
+def test_a_hundred_runs_that_fail_at_once_are_all_ended_rightly_and_bounded_in_writes(
+    stage: Stage, faults: Proofs
+) -> None:
+    """Each with its own reason, in the metrics too, with at most twelve writes a run, Events among them.
+
+    They end while no operator runs, and somebody else creates a run: the next operator finds all of it at once.
+    """
+    first = stage.start(logLevel="INFO")
+    asked = first.writes()
     endings = {f"run-{number:03}": _ENDINGS[number % len(_ENDINGS)] for number in range(_RUNS)}
-    for name in endings:
-        stage.apply(name)
+    runs = [begin(stage, name) for name in endings]
     pods = eventually(partial(_pods_of, stage, _RUNS), "every run has a pod")
+    eventually(lambda: _come_to_rest(first), "the first operator is at rest")
+    wrote = first.writes() - asked
+    first.kill()
     for name, (code, reason) in endings.items():
         stage.end_pod(pods[name], code, failed(reason, f"{name} cannot go on"))
+    proxy = stage.proxy()
+    with another_namespace(stage) as other:
+        theirs = begin(other, "theirs")
+        before = dataclasses.replace(faults.remember(*runs), metrics={})
+        second = stage.start(logLevel="INFO", proxy=proxy, elsewhere={other.namespace: RIGHTS})
+        with faults.proving("C17.verdicts"):
+            ended = eventually(partial(_all_failed, stage), "all runs have failed", deadline_s=_PATIENCE_S)
+            reasons = {name: reason.value for name, (_, reason) in endings.items()}
+            assert {name: ended[name]["reason"] for name in endings} == reasons
+            assert all(name in ended[name]["message"] for name in endings)
+        theirs.wait("Accepted", "True")
+        eventually(lambda: _counted(stage, second) == _RUNS, "all are counted by their reason")
+        faults.saw("C17.counted", since=before, namespace=stage.namespace)
+        with faults.proving("C17.writes"):
+            eventually(lambda: _come_to_rest(second), "the second operator is at rest")
+            wrote += len([call for call in proxy.made(about="run-*") if call.mutates])
+            assert wrote <= _MOST_WRITES * _RUNS
+            events = [e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
+            assert len(events) <= _MOST_EVENTS * _RUNS
+        with faults.proving("C17.others"):
+            order = [call.about for call in proxy.made("update lorafinetunes/status")]
+            made = next(call.at_s for call in proxy.made("create jobs", about="theirs"))
+            later = [call for call in proxy.made("update lorafinetunes/status", about="run-*") if call.at_s > made]
+            assert len(later) >= _RUNS / 2, order
 
-    def told() -> dict[str, Object] | None:
-        found = {item["metadata"]["name"]: _failed(item) for item in stage.objects("lorafinetunes")}
-        return found if all(condition["status"] == "True" for condition in found.values()) else None
 
-    conditions = eventually(told, "all runs have failed", deadline_s=_PATIENCE_S)
-    assert {name: conditions[name]["reason"] for name in endings} == {n: r.value for n, (_, r) in endings.items()}
-    assert all(name in conditions[name]["message"] for name in endings)
-    eventually(lambda: _counted(stage, operator) == _RUNS, "all are counted by their reason")
-    assert operator.writes() - questions <= _MOST_WRITES * _RUNS
-    events = [e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
-    assert len(events) <= _MOST_EVENTS * _RUNS
+@contextmanager
+def another_namespace(stage: Stage) -> Iterator[Stage]:
+    """A namespace of somebody else, with the same operators."""
+    name = f"{stage.namespace}-theirs"
+    stage.api.post("/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        yield dataclasses.replace(stage, namespace=name)
+    finally:
+        stage.end()
+        stage.api.delete(f"/api/v1/namespaces/{name}")
+
+
+def _come_to_rest(operator: OperatorProcess) -> bool:
+    """Whether a second passes without a write."""
+    before = operator.writes()
+    time.sleep(1)
+    return operator.writes() == before
+
+
+def _all_failed(stage: Stage) -> dict[str, Object] | None:
+    found = {item["metadata"]["name"]: _failed(item) for item in stage.objects("lorafinetunes")}
+    return found if all(condition["status"] == "True" for condition in found.values()) else None
 
 
 def _failed(item: Object) -> Object:

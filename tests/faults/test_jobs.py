@@ -8,6 +8,7 @@ from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.faults.one_run import Run, begin
+from tests.faults.proofs import Proofs
 
 from lora_operator.views.names import SUSPEND_ANNOTATION, child_labels
 
@@ -24,27 +25,32 @@ def _wishes(stage: Stage, path: str, held: str) -> bool:
     return bool(stage.api.get(path)["metadata"]["annotations"][SUSPEND_ANNOTATION] == held)
 
 
-@pytest.mark.fault("B1")
-def test_a_job_deleted_while_its_pod_waits_is_the_next_attempt(shared: Stage) -> None:
+@pytest.mark.fault("B1.recreated", "B1.counts", "B1.verdict")
+def test_a_job_deleted_while_its_pod_waits_is_the_next_attempt(shared: Stage, faults: Proofs) -> None:
     """A Warning says so, and deletions count against maxRetries: the second one ends a run with maxRetries 1."""
     run = begin(shared, "b1-pending", maxRetries=1)
     first = run.job()
     run.wait("PodsReady", "False", "VolumeNotReady")
     _delete_job(run, "Background")
     second = run.job(2)
+    faults.saw("B1.recreated", run, job=second["metadata"]["name"])
     assert first["metadata"]["name"] in run.wait_event("JobRecreated")
-    assert second["metadata"]["name"] in run.wait_told("Accepted", second["metadata"]["name"])
     assert run.status["attempt"] == 2
     _delete_job(run, "Background")
-    verdict = run.wait("Failed", "True", "BackoffLimitExceeded")
-    assert "deleted 2 times" in verdict["message"]
-    assert "to pause a run, set spec.suspend to true instead" in verdict["message"]
+    faults.saw("B1.counts", run)
+    ended = faults.remember(run)
+    run.be_looked_at()
+    faults.kept("B1.verdict", ended)
     assert run.jobs == []
 
 
-@pytest.mark.fault("B1")
-@pytest.mark.parametrize("policy", ["Background", "Foreground", "Orphan"])
-def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(shared: Stage, policy: str) -> None:
+@pytest.mark.fault("B1.one-writer", "B1.one-job")
+@pytest.mark.parametrize(
+    "policy", ["Background", "Foreground", pytest.param("Orphan", marks=pytest.mark.fault("B1.orphan"))]
+)
+def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(
+    shared: Stage, faults: Proofs, policy: str
+) -> None:
     """However it was deleted: never two writers; with --cascade=orphan the sentence says how to stop the pod."""
     run = begin(shared, f"b1-{policy.lower()}")
     pod = run.running_pod()
@@ -53,10 +59,11 @@ def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(
     run.wait_state("Restarting")
     if policy == "Orphan":
         name = pod["metadata"]["name"]
-        run.wait_told("Complete", f"kubectl delete pod {name} stops it")
+        faults.saw("B1.orphan", run, pod=name)
         shared.api.delete(shared.path("pods", name))
     eventually(lambda: run.pods[0]["metadata"].get("deletionTimestamp"), "the pod is told to stop")
     run.be_looked_at()
+    faults.kept("B1.one-writer", faults.remember(run))
     assert [j["metadata"]["uid"] for j in run.jobs if j["metadata"]["uid"] != job["metadata"]["uid"]] == []
     finish_deletion(shared, pod)
     second = run.job(2)
@@ -66,25 +73,29 @@ def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(
     run.wait_event("JobRecreated")
     assert run.status["attempt"] == 2
     assert run.status["jobName"] == second["metadata"]["name"]
+    faults.kept("B1.one-job", faults.remember(run))
 
 
-@pytest.mark.fault("B1")
-def test_a_job_deleted_after_the_end_changes_nothing(shared: Stage) -> None:
+@pytest.mark.fault("B1.verdict")
+def test_a_job_deleted_after_the_end_changes_nothing(shared: Stage, faults: Proofs) -> None:
     """The verdict stays as it was written, and no Job is made."""
     run = begin(shared, "b1-done")
     pod = run.running_pod()
     shared.end_pod(pod, 0, succeeded())
     run.wait("Complete", "True")
-    before = _without_generation(run.status)
+    before, ended = _without_generation(run.status), faults.remember(run)
     _delete_job(run, "Background")
     eventually(lambda: not run.pods, "the pod is gone, too")
     run.be_looked_at()
+    faults.kept("B1.verdict", ended)
     assert run.jobs == []
     assert _without_generation(run.status) == before
 
 
-@pytest.mark.fault("B19")
-def test_a_job_that_vanished_with_its_pod_before_the_result_was_read_is_tried_again(stage: Stage) -> None:
+@pytest.mark.fault("B19.again", "B19.one-job", "B19.ends-well")
+def test_a_job_that_vanished_with_its_pod_before_the_result_was_read_is_tried_again(
+    stage: Stage, faults: Proofs
+) -> None:
     """A foreign time to live takes both while no operator runs: the next attempt finds and verifies what is published.
 
     That it does not train again is the trainer's part.
@@ -99,15 +110,16 @@ def test_a_job_that_vanished_with_its_pod_before_the_result_was_read_is_tried_ag
     stage.end_pod(pod, 0, succeeded())
     eventually(lambda: gone(stage.api, path) and not run.pods, "the cluster has taken Job and pod away")
     stage.start()
-    assert job["metadata"]["name"] in run.wait_event("JobRecreated")
-    second = run.running_pod()
-    stage.end_pod(second, 0, succeeded())
-    run.wait("Complete", "True")
+    faults.saw("B19.again", run, job=job["metadata"]["name"])
+    run.running_pod()
+    now = faults.remember(run)
+    faults.kept("B19.ends-well", now)
+    faults.kept("B19.one-job", now)
     assert run.status["attempt"] == 2
 
 
-@pytest.mark.fault("B19")
-def test_a_result_that_only_a_pod_still_tells_is_the_verdict(stage: Stage) -> None:
+@pytest.mark.fault("B19.pod")
+def test_a_result_that_only_a_pod_still_has_is_the_verdict(stage: Stage, faults: Proofs) -> None:
     """The Job is gone and its pod is left: its summary proves the success, and no second Job is made."""
     operator = stage.start()
     run = begin(stage, "b19-pod")
@@ -116,31 +128,34 @@ def test_a_result_that_only_a_pod_still_tells_is_the_verdict(stage: Stage) -> No
     stage.end_pod(pod, 0, succeeded())
     _delete_job(run, "Orphan")
     stage.start()
-    run.wait("Complete", "True", "Succeeded")
+    faults.saw("B19.pod", run)
     assert run.status["artifact"]["uri"] == "pvc://adapters/tone/tone-abcde"
     assert run.jobs == []
 
 
-@pytest.mark.fault("B22")
-def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage: Stage) -> None:
+@pytest.mark.fault("B22.no-writes", "B22.others-marks", "B22.jobs")
+def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage: Stage, faults: Proofs) -> None:
     """Kueue, Argo and people annotate Jobs: the operator writes nothing at all."""
-    operator = stage.start()
+    stage.start()
     run = begin(stage, "b22")
     run.running_pod()
-    writes = _writes_at_rest(run)
+    _writes_at_rest(run)
     path = stage.path("jobs", run.job()["metadata"]["name"])
     theirs = {"labels": {"team": "search", "kueue.x-k8s.io/podset": "main"}, "annotations": {"seen-by": "audit"}}
     stage.api.patch(path, {"metadata": theirs})
     stage.api.patch(f"{path}/status", {"status": {"ready": 1}})
+    before = faults.remember(run)
     run.be_looked_at(writes=False)
-    assert operator.writes() == writes
+    run.be_looked_at(writes=False)
+    for name in ("B22.no-writes", "B22.others-marks", "B22.jobs"):
+        faults.kept(name, before)
     metadata = stage.api.get(path)["metadata"]
     assert metadata["labels"].items() >= theirs["labels"].items()
     assert metadata["annotations"].items() >= theirs["annotations"].items()
 
 
-@pytest.mark.fault("B22")
-def test_a_job_that_has_lost_its_labels_is_still_the_runs(stage: Stage) -> None:
+@pytest.mark.fault("B22.labels")
+def test_a_job_that_has_lost_its_labels_is_still_the_runs(stage: Stage, faults: Proofs) -> None:
     """No watch shows it any more: no second one is made, not by the next operator either, and the run goes on."""
     stage.start(resyncIntervalSeconds=1)
     run = begin(stage, "b22-bare", suspend=True)
@@ -155,49 +170,50 @@ def test_a_job_that_has_lost_its_labels_is_still_the_runs(stage: Stage) -> None:
     run.be_looked_at()
     run.change(suspend=False)
     stage.end_pod(run.running_pod(), 0, succeeded())
-    run.wait("Complete", "True", "Succeeded")
-    assert [other["metadata"]["uid"] for other in stage.objects("jobs")] == [job["metadata"]["uid"]]
+    with faults.proving("B22.labels"):
+        run.wait("Complete", "True", "Succeeded")
+        assert [other["metadata"]["uid"] for other in stage.objects("jobs")] == [job["metadata"]["uid"]]
     labels = stage.api.get(path)["metadata"]["labels"]
     assert not labels.keys() & child_labels("", "", 1).keys(), "nobody puts back what others took off"
 
 
-@pytest.mark.fault("B22")
-def test_a_job_that_somebody_suspends_and_changes_is_told_of_and_not_fought_over(stage: Stage) -> None:
+@pytest.mark.fault("B22.suspended", "B22.no-writes", "B22.jobs", "B22.one-job", "B22.ends-well")
+def test_a_job_that_somebody_suspends_and_changes_is_told_of_and_not_fought_over(stage: Stage, faults: Proofs) -> None:
     """SuspendedExternally in the status, no write to the Job; its template as others left it when they resume it."""
-    operator = stage.start()
+    stage.start()
     run = begin(stage, "b22-held")
     first = run.running_pod()
     path = stage.path("jobs", run.job()["metadata"]["name"])
     stage.api.patch(path, {"spec": {"suspend": True}})
-    told = run.wait("Suspended", "True", "SuspendedExternally")
-    assert run.job()["metadata"]["name"] in told["message"]
+    faults.saw("B22.suspended", run, job=run.job()["metadata"]["name"])
     finish_deletion(stage, first)
     eventually(lambda: not run.pods, "the pod is gone")
     # As Kueue does it: a template can be changed once the Job counts as never started.
     stage.api.patch(f"{path}/status", {"status": {"startTime": None}})
     held = stage.api.patch(path, {"spec": {"template": {"spec": {"nodeSelector": {"pool": "spot"}}}}})
-    writes = _writes_at_rest(run)
+    _writes_at_rest(run)
+    before = faults.remember(run)
     run.be_looked_at(writes=False)
     assert stage.api.get(path)["metadata"]["generation"] == held["metadata"]["generation"]
-    assert operator.writes() == writes
+    faults.kept("B22.no-writes", before)
+    faults.kept("B22.jobs", before)
     stage.api.patch(path, {"spec": {"suspend": False}})
     second = run.running_pod(other_than=first)
     assert second["spec"]["nodeSelector"] == {"pool": "spot"}
     run.wait("Suspended", "False", "NotSuspended")
-    assert len(run.jobs) == 1
+    faults.kept("B22.one-job", before)
+    faults.kept("B22.ends-well", before)
 
 
-@pytest.mark.fault("B22")
-def test_the_users_own_wish_outlives_what_others_do_to_the_job(stage: Stage) -> None:
+@pytest.mark.fault("B22.resumed")
+def test_the_users_own_wish_outlives_what_others_do_to_the_job(stage: Stage, faults: Proofs) -> None:
     """spec.suspend holds the run, and somebody resumes the Job: that is told, with the remedy, and not undone."""
     stage.start()
     run = begin(stage, "b22-wish", suspend=True)
     run.wait("Suspended", "True", "SuspendedByUser")
     path = stage.path("jobs", run.job()["metadata"]["name"])
     stage.api.patch(path, {"spec": {"suspend": False}})
-    told = run.wait("Suspended", "False")
-    assert "somebody else resumed the Job" in told["message"]
-    assert "set spec.suspend to false and then to true" in told["message"]
+    faults.saw("B22.resumed", run)
     _writes_at_rest(run)
     assert stage.api.get(path)["spec"]["suspend"] is False
     run.change(suspend=False)

@@ -1,19 +1,25 @@
 """Two operators at once: with a Lease one of them works, without one they do the same and do it once."""
 
+import signal
 from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 from tests.component.documents import succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
-from tests.component.stage import Stage
+from tests.component.stage import REPOSITORY, Stage
 from tests.faults.injections import Delay, Hold, Rule
+from tests.faults.one_run import begin
+from tests.faults.proofs import Proofs
 
 from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
 from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL
 
-TAKE_OVER_S = 20.0
+CHART = yaml.safe_load((REPOSITORY / "helm/lora-finetune-operator/values.yaml").read_text())["config"]
+# What the promise of the time rests on.
+CHARTS_OWN = {key: CHART[key] for key in ("leaseDurationSeconds", "renewDeadlineSeconds", "retryPeriodSeconds")}
 # Short, as these tests are about who leads and not about how long a Lease lasts; long enough for a busy machine.
 SHORT = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
 RUNS = 6
@@ -30,11 +36,11 @@ def leads(operator: OperatorProcess) -> bool:
     return operator.metric("lora_operator_leader") == 1.0
 
 
-def start_pair(stage: Stage) -> tuple[OperatorProcess, OperatorProcess]:
+def start_pair(stage: Stage, **changes: Any) -> tuple[OperatorProcess, OperatorProcess]:
     """The leader and the one that stands by."""
-    first = start_candidate(stage)
+    first = start_candidate(stage, **changes)
     eventually(lambda: leads(first), "the first leads")
-    return first, start_candidate(stage)
+    return first, start_candidate(stage, **changes)
 
 
 def lease(stage: Stage) -> dict[str, Any]:
@@ -47,36 +53,39 @@ def lease_path(stage: Stage) -> str:
     return f"/apis/coordination.k8s.io/v1/namespaces/{stage.namespace}/leases/lora-operator"
 
 
-@pytest.mark.fault("A10")
-def test_of_two_operators_one_leads_and_the_other_takes_over_when_it_is_killed(stage: Stage) -> None:
+@pytest.mark.fault("A10.standby", "A10.take-over", "A10.one-job")
+def test_of_two_operators_one_leads_and_the_other_takes_over_when_it_is_killed(stage: Stage, faults: Proofs) -> None:
     """The standby is ready and writes nothing; after SIGKILL it makes the Job that the first could not."""
-    first, second = start_pair(stage)
+    first, second = start_pair(stage, **CHARTS_OWN)
     # It has asked for its rights, and each such question is a create request.
     asked = second.writes()
-    stage.apply("before")
-    stage.wait_condition("Accepted", status="True", name="before")
-    assert (leads(first), leads(second), second.get("/readyz")[0]) == (True, False, 200)
-    assert second.writes() == asked
-    assert not [series for series in second.metrics() if series.startswith("lorafinetune_info")]
+    before = begin(stage, "before")
+    before.wait("Accepted", "True")
+    with faults.proving("A10.standby"):
+        assert (leads(first), leads(second), second.get("/readyz")[0]) == (True, False, 200)
+        assert second.writes() == asked
+        assert not [series for series in second.metrics() if series.startswith("lorafinetune_info")]
+    standing_by = faults.remember(before)
     first.kill()
-    stage.apply("after")
-    eventually(lambda: leads(second), "the second leads", deadline_s=TAKE_OVER_S)
-    stage.wait_condition("Accepted", status="True", name="after")
-    assert [job["metadata"]["labels"][NAME_LABEL] for job in stage.objects("jobs")].count("before") == 1
+    after = begin(stage, "after")
+    faults.saw("A10.take-over", since=standing_by)
+    after.wait("Accepted", "True")
+    assert len(faults.kept("A10.one-job", faults.remember(before, after)).all_jobs()) == 2
     assert lease(stage)["leaseTransitions"] == 1
 
 
-@pytest.mark.fault("A10")
-def test_a_leader_that_is_told_to_stop_hands_over_without_waiting_for_the_lease_to_end(stage: Stage) -> None:
+@pytest.mark.fault("A10.hand-over")
+def test_a_leader_that_is_stopped_hands_over_without_waiting_for_the_lease_to_end(stage: Stage, faults: Proofs) -> None:
     """SIGTERM gives the Lease back, so that a Lease of an hour does not hold an upgrade up."""
     first = start_candidate(stage, leaseDurationSeconds=3600)
     eventually(lambda: leads(first), "the first leads")
     second = start_candidate(stage, leaseDurationSeconds=3600)
     stage.apply()
     stage.wait_condition("Accepted", status="True")
-    assert first.stop() == 0
-    assert "released the Lease" in first.text()
-    eventually(lambda: leads(second), "the second leads", deadline_s=TAKE_OVER_S)
+    with faults.proving("A10.hand-over"):
+        assert first.stop() == 0
+        assert "released the Lease" in first.text()
+        eventually(lambda: leads(second), "the second leads")
     pod = stage.wait_pod(stage.wait_job())
     stage.run_pod(pod)
     stage.end_pod(pod, 0, succeeded())
@@ -84,11 +93,11 @@ def test_a_leader_that_is_told_to_stop_hands_over_without_waiting_for_the_lease_
     assert len(stage.objects("jobs")) == 1
 
 
-@pytest.mark.fault("A10")
-def test_an_operator_that_is_told_to_stop_finishes_what_it_has_begun_and_gives_the_lease_back_last(
-    stage: Stage,
+@pytest.mark.fault("A10.hand-over")
+def test_an_operator_that_is_stopped_finishes_what_it_has_begun_and_gives_the_lease_back_last(
+    stage: Stage, faults: Proofs
 ) -> None:
-    """SIGTERM in the middle of a write: the Job, the status that tells of it, the Event, and only then the Lease."""
+    """SIGTERM in the middle of a write: the Job, the status that names it, the Event, and only then the Lease."""
     proxy = stage.proxy()
     operator = start_candidate(stage, proxy=proxy)
     eventually(lambda: leads(operator), "it leads")
@@ -102,38 +111,76 @@ def test_an_operator_that_is_told_to_stop_finishes_what_it_has_begun_and_gives_t
     assert lease(stage)["holderIdentity"] == ""
     calls = [call.what for call in proxy.calls if call.mutates]
     order = ["create jobs", "update lorafinetunes/status", "create events", "update leases"]
-    assert sorted(order, key=lambda what: len(calls) - calls[::-1].index(what)) == order
+    with faults.proving("A10.hand-over"):
+        assert sorted(order, key=lambda what: len(calls) - calls[::-1].index(what)) == order
 
 
-@pytest.mark.fault("A11")
-def test_a_leader_whose_renewals_hang_ends_and_the_other_takes_over(stage: Stage) -> None:
+@pytest.mark.fault("A11.ends", "A11.exit", "A11.jobs", "A11.one-job", "A11.begins")
+def test_a_leader_whose_renewals_hang_ends_and_the_other_takes_over(stage: Stage, faults: Proofs) -> None:
     """The network swallows them: the process ends with a sentence before the Lease has run out."""
     proxy = stage.proxy()
     first = start_candidate(stage, proxy=proxy)
     eventually(lambda: leads(first), "the first leads")
+    made = begin(stage, "made")
+    made.wait("Accepted", "True")
     second = start_candidate(stage)
+    before = faults.remember(made)
     proxy.add(Rule(fault=Hold(answered=False), what="update leases"))
-    assert first.process.wait(timeout=60) == 1
-    assert f"The Lease {stage.namespace}/lora-operator could not be renewed for 5 s" in first.text()
+    with faults.proving("A11.exit"):
+        assert first.process.wait(timeout=60) == 1
+        eventually(lambda: leads(second), "the second leads")
+    faults.saw("A11.ends", since=before, text=first.text(), lease=f"{stage.namespace}/lora-operator")
     assert "Traceback" not in first.text()
-    eventually(lambda: leads(second), "the second leads", deadline_s=TAKE_OVER_S)
-    stage.apply()
-    stage.wait_condition("Accepted", status="True")
+    begun = begin(stage, "begun")
+    faults.kept("A11.begins", faults.remember(begun))
+    faults.kept("A11.jobs", before)
+    faults.kept("A11.one-job", faults.remember(made, begun))
 
 
-@pytest.mark.fault("A11")
-def test_a_leader_whose_lease_another_has_taken_ends(stage: Stage) -> None:
+@pytest.mark.fault("A11.taken")
+def test_a_leader_whose_lease_another_has_taken_ends(stage: Stage, faults: Proofs) -> None:
     """Whoever stands in the Lease leads, however it came there."""
     operator = start_candidate(stage)
     eventually(lambda: leads(operator), "it leads")
+    run = begin(stage, "taken")
     stage.api.patch(lease_path(stage), {"spec": {"holderIdentity": "somebody-else"}})
     assert operator.process.wait(timeout=60) == 1
-    assert "is held by somebody-else now" in operator.text()
+    faults.saw("A11.taken", run, holder="somebody-else")
     assert lease(stage)["holderIdentity"] == "somebody-else"
 
 
-@pytest.mark.fault("A10")
-def test_two_operators_without_leader_election_start_no_run_twice_and_come_to_rest(stage: Stage) -> None:
+@pytest.mark.fault("A11.frozen", "A11.exit", "A11.jobs", "A11.one-job", "A11.begins")
+def test_a_leader_that_was_frozen_and_goes_on_changes_nothing_any_more(stage: Stage, faults: Proofs) -> None:
+    """SIGSTOP for longer than the Lease: what it slept over is done by the other one, and is not done again by it."""
+    first, second = start_pair(stage)
+    lost = begin(stage, "lost")
+    lost.wait("PodsReady", "False", "VolumeNotReady")
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        stage.api.delete(stage.path("jobs", lost.job()["metadata"]["name"]) + "?propagationPolicy=Background")
+        begun = begin(stage, "begun")
+        eventually(lambda: leads(second), "the second leads")
+        lost.job(2)
+        faults.kept("A11.begins", faults.remember(begun))
+        lost.wait_event("JobRecreated")
+        before = faults.remember(lost, begun)
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+    with faults.proving("A11.exit"):
+        assert first.process.wait(timeout=60) == 1
+        assert leads(second)
+    faults.saw("A11.frozen", since=before, text=first.text(), lease=f"{stage.namespace}/lora-operator")
+    lost.be_looked_at()
+    begun.be_looked_at()
+    faults.kept("A11.jobs", before)
+    faults.kept("A11.one-job", before)
+    assert lost.status["attempt"] == 2
+
+
+@pytest.mark.fault("A10.without")
+def test_two_operators_without_leader_election_start_no_run_twice_and_come_to_rest(
+    stage: Stage, faults: Proofs
+) -> None:
     """The same names and the same answers: one Job for each attempt, and both stop writing."""
     both = [stage.start(), stage.start()]
     for number in range(RUNS):
@@ -157,8 +204,9 @@ def test_two_operators_without_leader_election_start_no_run_twice_and_come_to_re
         (job["metadata"]["labels"][NAME_LABEL], job["metadata"]["labels"][ATTEMPT_LABEL])
         for job in stage.objects("jobs")
     )
-    assert set(attempts.values()) == {1}
-    assert {name for name, _ in attempts} == {f"run-{number}" for number in range(RUNS)}
+    with faults.proving("A10.without"):
+        assert set(attempts.values()) == {1}
+        assert {name for name, _ in attempts} == {f"run-{number}" for number in range(RUNS)}
     assert all(operator.metric('lora_operator_reconcile_total{result="error"}') == 0.0 for operator in both)
 
 

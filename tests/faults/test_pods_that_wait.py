@@ -7,7 +7,10 @@ import pytest
 from tests.component.cluster_acts import make_claim, post_event
 from tests.component.patience import eventually
 from tests.component.stage import Stage
-from tests.faults.one_run import Run, begin, free_of_claims
+from tests.faults.one_run import begin, free_of_claims
+from tests.faults.proofs import Proofs
+
+from lora_operator.views.names import TRAINER_CONTAINER
 
 IMAGE = "registry.example/lora-trainer:test"
 NOT_FOUND = f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": {IMAGE}: not found'
@@ -17,53 +20,47 @@ DENIED = (
 )
 
 
-def _goes_on(run: Run) -> None:
-    """The trainer of the pod that waited starts, and the user sees it; no other pod was made."""
-    (pod,) = run.pods
-    assert run.running_pod()["metadata"]["uid"] == pod["metadata"]["uid"]
-    assert len(run.jobs) == 1
-
-
-@pytest.mark.fault("B11")
-def test_an_image_that_cannot_be_pulled_is_named_and_waited_for(shared: Stage) -> None:
+@pytest.mark.fault("B11.pull", "B11.begins")
+def test_an_image_that_cannot_be_pulled_is_named_and_waited_for(shared: Stage, faults: Proofs) -> None:
     """From the first failed pull on, through the back-off, until the image is there."""
     run = begin(shared, "b11-tag")
     pod = run.pod()
     shared.wait_pod_state(pod, "ErrImagePull", NOT_FOUND)
-    told = run.wait("PodsReady", "False", "ImagePullBackOff")
-    assert IMAGE in told["message"]
+    faults.saw("B11.pull", run, image=IMAGE)
     shared.wait_pod_state(pod, "ImagePullBackOff", f'Back-off pulling image "{IMAGE}": ErrImagePull: {NOT_FOUND}')
-    assert "check the name, the registry and the pull secrets" in run.wait_event("ImagePullBackOff")
-    _goes_on(run)
+    faults.saw("B11.pull", run, image=IMAGE)
+    faults.kept("B11.begins", faults.remember(run))
 
 
-@pytest.mark.fault("B11")
-def test_a_pull_secret_that_is_missing_is_named(shared: Stage) -> None:
+@pytest.mark.fault("B11.secret")
+def test_a_pull_secret_that_is_missing_is_named(shared: Stage, faults: Proofs) -> None:
     """The kubelet tells its name in an Event alone; the container only says that it was denied."""
     run = begin(shared, "b11-secret")
     pod = run.pod()
     shared.wait_pod_state(pod, "ErrImagePull", DENIED)
     told = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
     post_event(shared, pod, "FailedToRetrieveImagePullSecret", told)
-    seen = run.wait_told("PodsReady", "create Secret regcred in this namespace", reason="ImagePullBackOff")
-    assert "unexpected status from GET request to https://registry.example/token: 401 Unauthorized" in seen
+    answer = "unexpected status from GET request to https://registry.example/token: 401 Unauthorized"
+    faults.saw("B11.secret", run, secret="regcred", registry_answer=answer)
 
 
-@pytest.mark.fault("B11")
-def test_an_image_name_that_is_none_ends_the_run_at_once(shared: Stage) -> None:
+@pytest.mark.fault("B11.name", "B11.stopped", "B11.verdict")
+def test_an_image_name_that_is_none_ends_the_run_at_once(shared: Stage, faults: Proofs) -> None:
     """No waiting helps: the verdict names the image and the place where it is set, and the Job goes."""
     run = begin(shared, "b11-name")
     told = 'Failed to apply default image tag "UPPER case": couldn\'t parse image name: invalid reference format'
     shared.wait_pod_state(run.pod(), "InvalidImageName", told)
-    verdict = run.wait("Failed", "True", "InvalidImage")
-    assert "UPPER case" in verdict["message"]
-    assert "the trainer's image in the operator's configuration" in verdict["message"]
-    eventually(lambda: not run.jobs, "the Job is gone, which would wait for ever")
-    assert run.condition("Failed") == verdict
+    faults.saw("B11.name", run, image="UPPER case")
+    ended = faults.remember(run)
+    with faults.proving("B11.stopped"):
+        eventually(lambda: not run.jobs, "the Job is gone, which would wait for ever")
+    faults.kept("B11.verdict", ended)
 
 
-@pytest.mark.fault("B12")
-def test_a_run_without_room_tells_the_schedulers_sentence_and_begins_when_there_is_a_node(shared: Stage) -> None:
+@pytest.mark.fault("B12.unschedulable", "B12.gpus", "B12.begins")
+def test_a_run_without_room_tells_the_schedulers_sentence_and_begins_when_there_is_a_node(
+    shared: Stage, faults: Proofs
+) -> None:
     """The real scheduler: 64 GPUs nowhere, then a node that has them."""
     toleration = {"key": "fault", "operator": "Equal", "value": "b12"}
     scheduling = {"tolerations": [toleration]}
@@ -72,25 +69,22 @@ def test_a_run_without_room_tells_the_schedulers_sentence_and_begins_when_there_
         "b12",
         **free_of_claims(resources={"gpus": 64}, training={"effectiveBatchSize": 64}, scheduling=scheduling),
     )
-    told = run.wait("PodsReady", "False", "Unschedulable")
-    assert "nodes are available" in told["message"]
-    assert "add a node that fits" in told["message"]
+    faults.saw("B12.unschedulable", run)
     node = _add_node(shared, f"b12-{uuid.uuid4().hex[:6]}", gpus=8)
     try:
-        run.wait_told("PodsReady", "Insufficient nvidia.com/gpu", reason="Unschedulable")
+        faults.saw("B12.gpus", run)
+        waiting = faults.remember(run)
         _set_gpus(shared, node, 64)
-        pod = eventually(
-            lambda: next((pod for pod in run.pods if pod["spec"].get("nodeName") == node), None), "the pod has a node"
-        )
-        assert len(run.pods) == 1
-        shared.run_pod(pod)
-        run.wait("PodsReady", "True")
+        eventually(lambda: any(pod["spec"].get("nodeName") == node for pod in run.pods), "the pod has a node")
+        faults.kept("B12.begins", waiting)
     finally:
         shared.api.delete(f"/api/v1/nodes/{node}")
 
 
 @pytest.mark.fault("B13")
-def test_a_quota_on_gpus_is_told_with_its_name_and_the_run_begins_when_it_is_raised(stage: Stage) -> None:
+def test_a_quota_on_gpus_is_told_with_its_name_and_the_run_begins_when_it_is_raised(
+    stage: Stage, faults: Proofs
+) -> None:
     """The Job exists and may make no pod: the quota's own words are in the condition."""
     quota = stage.path("resourcequotas", "gpus")
     hard = {"requests.nvidia.com/gpu": "0"}
@@ -98,100 +92,102 @@ def test_a_quota_on_gpus_is_told_with_its_name_and_the_run_begins_when_it_is_rai
     eventually(lambda: stage.api.get(quota).get("status", {}).get("hard"), "the quota is in force")
     stage.start()
     run = begin(stage, "b13")
-    told = run.wait("PodsReady", "False", "QuotaExceeded")
-    assert "exceeded quota: gpus" in told["message"]
-    assert "requests.nvidia.com/gpu=1" in told["message"]
-    assert "have it raised" in run.wait_event("QuotaExceeded")
-    assert run.condition("Accepted")["status"] == "True"
+    faults.saw("B13.quota", run, quota="gpus")
+    waiting = faults.remember(run)
     stage.api.patch(quota, {"spec": {"hard": {"requests.nvidia.com/gpu": "1"}}})
-    run.running_pod()
+    faults.kept("B13.begins", waiting)
 
 
-@pytest.mark.fault("B14")
-def test_a_limit_range_is_told_with_the_field_that_may_ask_for_less(stage: Stage) -> None:
+@pytest.mark.fault("B14.limit", "B14.begins", "B14.restricted")
+def test_a_limit_range_is_told_with_the_field_that_may_ask_for_less(stage: Stage, faults: Proofs) -> None:
     """Also: where the namespace demands the restricted standard of pods, a run's pod is one."""
-    enforce = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
-    stage.api.patch(f"/api/v1/namespaces/{stage.namespace}", {"metadata": {"labels": enforce}})
+    _enforce_restricted(stage)
     stage.api.post(stage.path("limitranges"), _at_most("4Gi"))
     stage.start()
     run = begin(stage, "b14", resources={"memory": "16Gi"})
-    told = run.wait("PodsReady", "False", "AdmissionDenied")
-    assert "maximum memory usage per Container is 4Gi, but limit is 16Gi" in told["message"]
-    assert "spec.resources" in told["message"]
-    assert "LimitRange" in told["message"]
+    faults.saw("B14.limit", run)
+    waiting = faults.remember(run)
     stage.api.delete(stage.path("limitranges", "small"))
-    run.running_pod()
+    with faults.proving("B14.restricted"):
+        faults.kept("B14.begins", waiting)
 
 
-@pytest.mark.fault("B14")
-def test_a_violation_of_the_pod_security_standard_names_the_rule(stage: Stage) -> None:
-    """What the Job controller reports becomes the reason; our own pods keep the rule, so its report is played."""
-    stage.api.post(stage.path("limitranges"), _at_most("4Gi"))
+@pytest.mark.fault("B14.standard")
+def test_a_violation_of_the_pod_security_standard_names_the_rule(stage: Stage, faults: Proofs) -> None:
+    """Somebody puts a hostile value into the template of a Job that is held, as a queue may: its pod is refused."""
+    _enforce_restricted(stage)
     stage.start()
-    run = begin(stage, "b14-standard")
-    run.wait("PodsReady", "False", "AdmissionDenied")
-    rule = 'hostPath volumes (volume "models"), runAsNonRoot != true (pod or container "trainer")'
-    told = f'Error creating: pods "b14" is forbidden: violates PodSecurity "restricted:latest": {rule}'
-    post_event(stage, run.job(), "FailedCreate", told, in_s=600)
-    seen = run.wait("PodsReady", "False", "PodSecurityViolation")
-    assert rule in seen["message"]
-    assert "the namespace must allow what the message names" in seen["message"]
-    run.wait_event("PodSecurityViolation")
+    run = begin(stage, "b14-standard", suspend=True)
+    run.wait("Suspended", "True", "SuspendedByUser")
+    hostile = {f"container.apparmor.security.beta.kubernetes.io/{TRAINER_CONTAINER}": "unconfined"}
+    template = {"template": {"metadata": {"annotations": hostile}}}
+    stage.api.patch(stage.path("jobs", run.job()["metadata"]["name"]), {"spec": template})
+    run.change(suspend=False)
+    faults.saw("B14.standard", run, rule="forbidden AppArmor profile")
+    assert run.pods == []
 
 
-@pytest.mark.fault("B15")
+@pytest.mark.fault("B15.begins")
 @pytest.mark.parametrize(
-    ("told", "reason", "named"),
+    ("told", "promise", "names"),
     [
-        ('secret "hf-token" not found', "SecretNotFound", "Secret hf-token, which does not exist in this namespace"),
-        (
-            "couldn't find key HF_TOKEN in Secret default/hf-token",
-            "SecretNotFound",
-            "key HF_TOKEN in Secret hf-token, which does not have it",
+        pytest.param(
+            'secret "hf-token" not found',
+            "B15.secret",
+            {"secret": "hf-token"},
+            marks=pytest.mark.fault("B15.secret"),
         ),
-        ('configmap "ca" not found', "ConfigMapNotFound", "ConfigMap ca, which does not exist in this namespace"),
+        pytest.param(
+            "couldn't find key HF_TOKEN in Secret default/hf-token",
+            "B15.key",
+            {"key": "HF_TOKEN", "secret": "hf-token"},
+            marks=pytest.mark.fault("B15.key"),
+        ),
+        pytest.param(
+            'configmap "ca" not found',
+            "B15.config-map",
+            {"config_map": "ca"},
+            marks=pytest.mark.fault("B15.config-map"),
+        ),
     ],
 )
-def test_what_a_container_misses_is_named_and_waited_for(shared: Stage, told: str, reason: str, named: str) -> None:
+def test_what_a_container_misses_is_named_and_waited_for(
+    shared: Stage, faults: Proofs, told: str, promise: str, names: dict[str, Any]
+) -> None:
     """The kubelet's CreateContainerConfigError; once the object is made, the same pod starts."""
     run = begin(shared, f"b15-{uuid.uuid4().hex[:6]}", model={"uri": "hf://acme/m", "secretRef": {"name": "hf-token"}})
     shared.wait_pod_state(run.pod(), "CreateContainerConfigError", told)
-    seen = run.wait("PodsReady", "False", reason)
-    assert named in seen["message"]
-    assert "create it, and the run goes on" in seen["message"]
-    run.wait_event(reason)
-    _goes_on(run)
+    faults.saw(promise, run, **names)
+    faults.kept("B15.begins", faults.remember(run))
 
 
-@pytest.mark.fault("B15")
-def test_a_config_map_with_data_that_is_missing_is_named(shared: Stage) -> None:
+@pytest.mark.fault("B15.config-map", "B15.begins")
+def test_a_config_map_with_data_that_is_missing_is_named(shared: Stage, faults: Proofs) -> None:
     """It is mounted, so the kubelet tells of it in an Event."""
     run = begin(shared, "b15-data", dataset={"uri": "configmap://rows/rows.jsonl"})
     pod = run.pod()
     shared.wait_pod_state(pod, "ContainerCreating", "")
     told = 'MountVolume.SetUp failed for volume "configmap-rows" : configmap "rows" not found'
     post_event(shared, pod, "FailedMount", told)
-    seen = run.wait("PodsReady", "False", "ConfigMapNotFound")
-    assert "ConfigMap rows, which does not exist in this namespace: create it" in seen["message"]
-    _goes_on(run)
+    faults.saw("B15.config-map", run, config_map="rows")
+    faults.kept("B15.begins", faults.remember(run))
 
 
-@pytest.mark.fault("B16")
-def test_a_claim_that_is_not_bound_is_named(stage: Stage) -> None:
+@pytest.mark.fault("B16.unbound", "B16.claims")
+def test_a_claim_that_is_not_bound_is_named(stage: Stage, faults: Proofs) -> None:
     """The real scheduler says that a claim is unbound and not which; the operator names those of the pod."""
     for name in ("data", "adapters"):
         make_claim(stage, name, storageClassName="no-such-class")
     stage.start()
     run = begin(stage, "b16")
-    told = run.wait("PodsReady", "False", "VolumeNotReady")
-    assert "unbound" in told["message"]
-    assert "adapters" in told["message"]
-    assert "data" in told["message"]
-    assert "kubectl describe pvc" in told["message"]
-    run.wait_event("VolumeNotReady")
+    before = faults.remember(run)
+    for name in ("data", "adapters"):
+        faults.saw("B16.unbound", run, claim=name)
+    run.be_looked_at()
+    faults.kept("B16.claims", before)
 
 
-@pytest.mark.fault("B16")
+@pytest.mark.fault("B16.mount", "B16.begins")
 @pytest.mark.parametrize(
     ("event", "told"),
     [
@@ -206,31 +202,40 @@ def test_a_claim_that_is_not_bound_is_named(stage: Stage) -> None:
     ],
 )
 def test_a_volume_that_cannot_be_attached_or_mounted_tells_the_nodes_words(
-    shared: Stage, event: str, told: str
+    shared: Stage, faults: Proofs, event: str, told: str
 ) -> None:
     """The Event's sentence is in the condition; once the volume is free, the same pod starts."""
     run = begin(shared, f"b16-{event.lower()}")
     pod = run.pod()
     shared.wait_pod_state(pod, "ContainerCreating", "")
     post_event(shared, pod, event, told)
-    assert "kubectl describe pvc" in run.wait_told("PodsReady", told, reason="VolumeNotReady")
-    _goes_on(run)
+    faults.saw("B16.mount", run, sentence=told)
+    faults.kept("B16.begins", faults.remember(run))
 
 
 @pytest.mark.fault("B21")
-def test_of_several_nodes_the_one_that_is_missing_is_told_and_the_others_do_not_wait_for_ever(shared: Stage) -> None:
+def test_of_several_nodes_the_one_that_is_missing_is_told_and_the_others_do_not_wait_for_ever(
+    shared: Stage, faults: Proofs
+) -> None:
     """3 of 4 pods run: the fourth one's reason and the count; after pendingTimeoutSeconds the GPUs are free again."""
     run = begin(shared, "b21", resources={"nodes": 4})
     pods = eventually(lambda: run.pods if len(run.pods) == 4 else None, "there are four pods")
     for number, pod in enumerate(pods[:3]):
         shared.run_pod(pod, ip=f"127.82.21.{number + 1}")
-    assert pods[3]["metadata"]["name"] in run.wait_told("PodsReady", "3 of 4 pods run", reason="VolumeNotReady")
-    assert run.condition("PodsReady")["status"] == "False"
+    faults.saw("B21.waits", run, pod=pods[3]["metadata"]["name"])
     run.change(pendingTimeoutSeconds=1)
-    verdict = run.wait("Failed", "True", "PendingTimeout")
-    assert "3 of 4 pods run" in verdict["message"]
-    eventually(lambda: not run.jobs, "the Job is gone, and with it the three pods that held GPUs")
-    eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are told to end")
+    faults.saw("B21.timeout", run)
+    ended = faults.remember(run)
+    with faults.proving("B21.freed"):
+        eventually(lambda: not run.jobs, "the Job is gone, and with it the three pods that held GPUs")
+        eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are told to end")
+    faults.kept("B21.verdict", ended)
+
+
+def _enforce_restricted(stage: Stage) -> None:
+    """The strictest of the pod security standards, enforced."""
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+    stage.api.patch(f"/api/v1/namespaces/{stage.namespace}", {"metadata": {"labels": enforce}})
 
 
 def _at_most(memory: str) -> dict[str, Any]:

@@ -1,51 +1,25 @@
 """Rights and calls are one list: a tour of all that the operator does asks for each right that it has, and no other."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.component.documents import finetune, succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
-from tests.component.stage import Stage, gone
+from tests.component.stage import Stage
 from tests.faults.injections import Answer, LostAnswer, Rule
+from tests.faults.proofs import Proofs
 from tests.faults.proxy import FaultProxy
+from tests.faults.queue_kind import QUEUE, kueue, make_workload, workload_path
 
 from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
 from lora_operator.views.names import TRAIN
 
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-WORKLOADS = "workloads.kueue.x-k8s.io"
+__all__ = ["kueue"]
 
 
-@pytest.fixture
-def kueue(stage: Stage) -> Iterator[None]:
-    """Kueue's kind as far as the operator can tell: served, and without a controller."""
-    kept = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": "v1beta2", "served": True, "storage": True, "schema": {"openAPIV3Schema": kept}}
-    names = {"plural": "workloads", "singular": "workload", "kind": "Workload", "listKind": "WorkloadList"}
-    spec = {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [version]}
-    stage.api.post(DEFINITIONS, {"metadata": {"name": WORKLOADS, "annotations": approved()}, "spec": spec})
-    eventually(lambda: stage.api.exists(workloads(stage)), "Workloads are served")
-    yield
-    # Another operator of this session must not take the cluster for one with Kueue.
-    for operator in stage.operators:
-        operator.kill()
-    stage.api.delete(f"{DEFINITIONS}/{WORKLOADS}")
-    eventually(lambda: gone(stage.api, workloads(stage)), "Workloads are served no more")
-
-
-def approved() -> dict[str, str]:
-    """What the API server wants of definitions in groups of the Kubernetes project."""
-    return {"api-approved.kubernetes.io": "unapproved, for a test"}
-
-
-def workloads(stage: Stage) -> str:
-    return f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{stage.namespace}/workloads"
-
-
-@pytest.mark.fault("A13")
-def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage, kueue: None) -> None:
+@pytest.mark.fault("A13.used")
+def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage, kueue: None, faults: Proofs) -> None:
     """Also for those that only a crash, a conflict, a queue or several nodes make it use."""
     proxy = stage.proxy()
     # What it made and heard nothing of it looks at, as after a crash; a conflict makes it read the resource anew.
@@ -63,9 +37,10 @@ def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage
     train_on_two_nodes(stage)
     queue(stage)
     wanted = {str(right) for right in (*RIGHTS, *LEASE_RIGHTS)}
-    eventually(lambda: wanted <= used(proxy), f"all is used; left: {sorted(wanted - used(proxy))}")
-    eventually(lambda: operator_rests(operator), "the operator rests")
-    assert used(proxy) == wanted
+    with faults.proving("A13.used"):
+        eventually(lambda: wanted <= used(proxy), f"all is used; left: {sorted(wanted - used(proxy))}")
+        eventually(lambda: operator_rests(operator), "the operator rests")
+        assert used(proxy) == wanted
 
 
 def used(proxy: FaultProxy) -> set[str]:
@@ -113,17 +88,9 @@ def living_pods(stage: Stage, job: dict[str, Any]) -> list[dict[str, Any]]:
 def queue(stage: Stage) -> None:
     """Its Job stands in a queue: what is suspended then is Kueue's Workload."""
     manifest = finetune("queued")
-    manifest["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    manifest["metadata"]["labels"] = QUEUE
     stage.api.post(stage.path("lorafinetunes"), manifest)
-    job = stage.wait_job()
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
-    workload = {
-        "apiVersion": "kueue.x-k8s.io/v1beta2",
-        "kind": "Workload",
-        "metadata": {"name": "job-queued", "ownerReferences": [{**owner, "controller": True}]},
-        "spec": {"active": True, "podSets": [{"name": "main", "count": 1, "template": job["spec"]["template"]}]},
-    }
-    stage.api.post(workloads(stage), workload)
+    make_workload(stage, "job-queued", stage.wait_job())
     stage.change("queued", suspend=True)
-    path = f"{workloads(stage)}/job-queued"
+    path = workload_path(stage, "job-queued")
     eventually(lambda: stage.api.get(path)["spec"]["active"] is False, "the Workload is not active")

@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 from tests.component.cluster_acts import finish_deletion, make_claim
-from tests.component.documents import succeeded
+from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.faults.one_run import Run, begin
+from tests.faults.proofs import Proofs
 
 from lora_operator.views.names import UID_LABEL
 from lora_operator.views.observe import parse_pod
@@ -22,7 +23,7 @@ SAVED = SavedState(uri="pvc://adapters/tone/checkpoints", step=800)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How the trainer ends, with its exit code and sentence; `maxRetries` where another pod would follow."""
+    """How the trainer ends, with its exit code and sentence; `retries` where another pod would follow."""
 
     code: int
     reason: Reason
@@ -37,80 +38,100 @@ class End:
 
 UPLOAD = "s3://results/tone: part 3 failed 5 times; nothing is lost: the next attempt uploads the same result"
 ENDS: Mapping[str, End] = {
-    "c5-line": End(code=65, reason=Reason.DATASET_INVALID, says="chats.jsonl, line 17: missing field 'output': add it"),
-    "c5-missing": End(
+    "C5.invalid": End(
+        code=65, reason=Reason.DATASET_INVALID, says="chats.jsonl, line 17: missing field 'output': add it"
+    ),
+    "C5.missing": End(
         code=66, reason=Reason.DATASET_NOT_FOUND, says="pvc://data/chats.jsonl: no such file: correct it"
     ),
-    "c5-denied": End(code=77, reason=Reason.DATASET_ACCESS_DENIED, says="hf://acme/chats is private: name a token"),
-    "c6-missing": End(code=66, reason=Reason.MODEL_NOT_FOUND, says="hf://acme/modle is not on the Hub: correct it"),
-    "c6-gated": End(code=77, reason=Reason.MODEL_ACCESS_DENIED, says="hf://acme/model is gated: accept its licence"),
-    "c6-kind": End(
+    "C5.denied": End(code=77, reason=Reason.DATASET_ACCESS_DENIED, says="hf://acme/chats is private: name a token"),
+    "C6.missing": End(code=66, reason=Reason.MODEL_NOT_FOUND, says="hf://acme/modle is not on the Hub: correct it"),
+    "C6.denied": End(code=77, reason=Reason.MODEL_ACCESS_DENIED, says="hf://acme/model is gated: accept its licence"),
+    "C6.kind": End(
         code=64, reason=Reason.CONFIG_INVALID, says="hf://acme/model is a T5: only causal models are trained"
     ),
-    "c8-loss": End(code=70, reason=Reason.NON_FINITE_LOSS, says="step 812: the loss is NaN: lower learningRate"),
-    "c8-up": End(
+    "C8.non-finite": End(code=70, reason=Reason.NON_FINITE_LOSS, says="step 812: the loss is NaN: lower learningRate"),
+    "C8.diverged": End(
         code=70, reason=Reason.LOSS_DIVERGED, says="step 900: the loss has risen for 100 steps: lower learningRate"
     ),
-    "c9": End(
+    "C9.last": End(
         code=74, reason=Reason.STORAGE_FULL, says="pvc://adapters needs 12 MiB more: enlarge the claim", retries=0
     ),
-    "c10": End(code=78, reason=Reason.CHECKPOINT_INVALID, says="no checkpoint of 3 is whole: step-400 lacks a file"),
-    "c11": End(code=74, reason=Reason.UPLOAD_FAILED, says=UPLOAD, retries=0),
-    "c12": End(code=78, reason=Reason.RESUME_MISMATCH, says="lora.rank was 16 and is 32: create a fresh run"),
-    "c13": End(code=77, reason=Reason.OUTPUT_ACCESS_DENIED, says="hf://acme/tone: 401: publish again with a new token"),
+    "C10.invalid": End(
+        code=78, reason=Reason.CHECKPOINT_INVALID, says="no checkpoint of 3 is whole: step-400 lacks a file"
+    ),
+    "C11.last": End(code=74, reason=Reason.UPLOAD_FAILED, says=UPLOAD, retries=0),
+    "C12.mismatch": End(code=78, reason=Reason.RESUME_MISMATCH, says="lora.rank was 16 and is 32: create a fresh run"),
+    "C13.denied": End(
+        code=77, reason=Reason.OUTPUT_ACCESS_DENIED, says="hf://acme/tone: 401: publish again with a new token"
+    ),
 }
 
 
-@pytest.mark.fault("C5", "C6", "C8", "C9", "C10", "C11", "C12", "C13")
-@pytest.mark.parametrize("name", ENDS)
-def test_what_the_trainer_says_at_its_end_is_the_verdict(shared: Stage, name: str) -> None:
-    """At once, in conditions, Event and STATE, without another pod; the last checkpoint is where it was told to be."""
-    end = ENDS[name]
-    run = begin(shared, name, maxRetries=end.retries)
+@pytest.mark.parametrize(
+    ("promise", "no_retry"),
+    [
+        pytest.param("C5.invalid", "C5.no-retry", marks=pytest.mark.fault("C5.invalid", "C5.no-retry")),
+        pytest.param("C5.missing", "C5.no-retry", marks=pytest.mark.fault("C5.missing", "C5.no-retry")),
+        pytest.param("C5.denied", "C5.no-retry", marks=pytest.mark.fault("C5.denied", "C5.no-retry")),
+        pytest.param("C6.missing", "C6.no-retry", marks=pytest.mark.fault("C6.missing", "C6.no-retry")),
+        pytest.param("C6.denied", "C6.no-retry", marks=pytest.mark.fault("C6.denied", "C6.no-retry")),
+        pytest.param("C6.kind", "C6.no-retry", marks=pytest.mark.fault("C6.kind", "C6.no-retry")),
+        pytest.param("C8.non-finite", "C8.no-retry", marks=pytest.mark.fault("C8.non-finite", "C8.no-retry")),
+        pytest.param("C8.diverged", "C8.no-retry", marks=pytest.mark.fault("C8.diverged", "C8.no-retry")),
+        pytest.param("C9.last", "", marks=pytest.mark.fault("C9.last")),
+        pytest.param("C10.invalid", "C10.no-retry", marks=pytest.mark.fault("C10.invalid", "C10.no-retry")),
+        pytest.param("C11.last", "", marks=pytest.mark.fault("C11.last")),
+        pytest.param("C12.mismatch", "C12.no-retry", marks=pytest.mark.fault("C12.mismatch", "C12.no-retry")),
+        pytest.param("C13.denied", "C13.no-retry", marks=pytest.mark.fault("C13.denied", "C13.no-retry")),
+    ],
+)
+def test_what_the_trainer_says_at_its_end_is_the_verdict(
+    shared: Stage, faults: Proofs, promise: str, no_retry: str
+) -> None:
+    """At once, in conditions, Event and STATE, without another pod; the last checkpoint is where it was said to be."""
+    end = ENDS[promise]
+    run = begin(shared, promise.lower().replace(".", "-"), maxRetries=end.retries)
     pod = run.running_pod()
     shared.end_pod(pod, end.code, end.message)
-    verdict = run.wait("Failed", "True", end.reason.value)
-    assert end.says in verdict["message"]
-    assert "{" not in verdict["message"], "it is the sentence of the summary, not its text"
-    for kind in ("Complete", "ArtifactPublished"):
-        condition = run.condition(kind)
-        assert (condition["status"], condition["reason"]) == ("False", end.reason.value)
-    assert (run.condition("CheckpointSaved")["status"], run.status["checkpoint"]["step"]) == ("True", 800)
+    said = faults.saw(promise, run, sentence=end.says)
+    assert "{" not in said, "it is the sentence of the summary, not its text"
+    assert run.status["checkpoint"]["step"] == 800
     assert end.says in run.wait_event(end.reason.value)
-    assert run.pods_of_this_moment() == [pod["metadata"]["uid"]]
     assert "artifact" not in run.status
+    with faults.proving(*filter(None, [no_retry])):
+        assert run.pods_of_this_moment() == [pod["metadata"]["uid"]]
 
 
-@pytest.mark.fault("C7", "C9", "C11")
-def test_what_passes_is_tried_again_in_the_same_job(shared: Stage) -> None:
+@pytest.mark.fault("C7.again", "C7.one-job", "C7.ends-well", "C9.again", "C9.ends-well", "C11.again", "C11.ends-well")
+def test_what_passes_is_tried_again_in_the_same_job(shared: Stage, faults: Proofs) -> None:
     """A network, a full volume, a bucket: the state says what failed and that a retry follows."""
     away = End(code=75, reason=Reason.RESTARTING, says="https://hub.example answered 503 five times")
-    ends = {"c7-again": away, "c9-again": ENDS["c9"], "c11-again": ENDS["c11"]}
-    runs = {name: begin(shared, name) for name in ends}
-    firsts = {name: run.running_pod() for name, run in runs.items()}
-    for name, end in ends.items():
-        shared.end_pod(firsts[name], end.code, end.message)
-        told = runs[name].wait_event("Restarting")
-        assert end.says in told
-        assert "retry 1 of 3 follows" in told
-        assert runs[name].condition("ArtifactPublished")["status"] == "Unknown"
-    for name, run in runs.items():
-        second = run.running_pod(other_than=firsts[name])
-        shared.end_pod(second, 0, succeeded())
-        run.wait("Complete", "True")
+    ends = {"C7": away, "C9": ENDS["C9.last"], "C11": ENDS["C11.last"]}
+    runs = {row: begin(shared, f"{row.lower()}-again") for row in ends}
+    firsts = {row: run.running_pod() for row, run in runs.items()}
+    for row, end in ends.items():
+        shared.end_pod(firsts[row], end.code, end.message)
+        # Until the next pod is there.
+        faults.saw(f"{row}.again", runs[row], sentence=end.says)
+        assert runs[row].condition("ArtifactPublished")["status"] == "Unknown"
+    for row, run in runs.items():
+        run.running_pod(other_than=firsts[row])
+        faults.kept(f"{row}.ends-well", faults.remember(run))
         run.wait_retries(error=1)
-        assert len(run.jobs) == 1
+    assert len(faults.kept("C7.one-job", faults.remember(*runs.values())).all_jobs()) == 3
 
 
-@pytest.mark.fault("C16")
-def test_a_finished_run_tells_what_it_was_made_from(shared: Stage) -> None:
+@pytest.mark.fault("C16.resolved", "C16.equal")
+def test_a_finished_run_tells_what_it_was_made_from(shared: Stage, faults: Proofs) -> None:
     """Revision, fingerprint, seed, image and every value that was used; equal specs give equal configurations."""
     one, other = begin(shared, "c16-one", training={"seed": 7}), begin(shared, "c16-other", training={"seed": 7})
     for run in (one, other):
         shared.end_pod(run.running_pod(), 0, succeeded())
-        run.wait("Complete", "True")
+        faults.saw("C16.resolved", run)
     resolved = one.status["resolved"]
-    assert resolved == other.status["resolved"]
+    with faults.proving("C16.equal"):
+        assert resolved == other.status["resolved"]
     assert resolved["seed"] == 7
     assert resolved["modelRevision"] == "a" * 40
     assert resolved["datasetFingerprint"] == "sha256:" + "b" * 64
@@ -118,10 +139,10 @@ def test_a_finished_run_tells_what_it_was_made_from(shared: Stage) -> None:
     assert one.status["artifact"]["digest"].startswith("sha256:")
 
 
-@pytest.mark.fault("C2")
+@pytest.mark.fault("C2.gone", "C2.claims")
 @pytest.mark.parametrize("policy", ["Foreground", "Background", "Orphan"])
 def test_a_resource_that_is_deleted_leaves_in_time_and_takes_nothing_of_its_users_along(
-    shared: Stage, policy: str
+    shared: Stage, faults: Proofs, policy: str
 ) -> None:
     """The pod gets its grace period to save in, and claims stay; with --cascade=orphan the Job stays, as was asked."""
     claim = f"adapters-{policy.lower()}"
@@ -129,6 +150,7 @@ def test_a_resource_that_is_deleted_leaves_in_time_and_takes_nothing_of_its_user
     run = begin(shared, f"c2-{policy.lower()}", output={"uri": f"pvc://{claim}/tone"})
     pod = run.running_pod()
     job, path = run.job(), shared.path("lorafinetunes", run.name)
+    before = faults.remember(run)
     shared.api.delete(f"{path}?propagationPolicy={policy}")
     if policy == "Foreground":
         eventually(lambda: shared.finetune(run.name)["metadata"].get("deletionTimestamp"), "it waits for its children")
@@ -138,15 +160,16 @@ def test_a_resource_that_is_deleted_leaves_in_time_and_takes_nothing_of_its_user
         eventually(lambda: "ownerReferences" not in run.job()["metadata"], "the Job belongs to nobody")
         assert not run.pods[0]["metadata"].get("deletionTimestamp")
         shared.api.delete(shared.path("jobs", job["metadata"]["name"]) + "?propagationPolicy=Background")
-    stopping = eventually(lambda: next((p for p in run.pods if p["metadata"].get("deletionTimestamp")), None), "told")
-    assert stopping["metadata"]["deletionGracePeriodSeconds"] == 120
-    finish_deletion(shared, pod)
-    eventually(lambda: not run.pods and not run.jobs and gone(shared.api, path), "everything is gone")
-    assert shared.api.get(shared.path("persistentvolumeclaims", claim))["metadata"].get("deletionTimestamp") is None
+    with faults.proving("C2.gone"):
+        stopping = eventually(partial(_that_stops, run), "its pod is stopped")
+        assert stopping["metadata"]["deletionGracePeriodSeconds"] == 120
+        finish_deletion(shared, pod)
+        eventually(lambda: not run.pods and not run.jobs and gone(shared.api, path), "everything is gone")
+    faults.kept("C2.claims", before)
 
 
-@pytest.mark.fault("C3")
-def test_a_resource_made_again_under_its_name_is_a_run_of_its_own(stage: Stage) -> None:
+@pytest.mark.fault("C3.fresh", "C3.one-job")
+def test_a_resource_made_again_under_its_name_is_a_run_of_its_own(stage: Stage, faults: Proofs) -> None:
     """Twenty times, with two operators killed on the way: each has at most one Job, and the last one is left alone."""
     stage.start()
     suffixes = set()
@@ -167,25 +190,37 @@ def test_a_resource_made_again_under_its_name_is_a_run_of_its_own(stage: Stage) 
     assert len(suffixes) == 8
     last.wait("Accepted", "True")
     eventually(lambda: len(stage.objects("jobs")) == 1, "the Jobs of the others are gone")
-    (job,) = last.jobs
-    assert job["metadata"]["labels"][UID_LABEL] == uid
-    assert last.status["attempt"] == 1
-    assert last.status["jobName"] == job["metadata"]["name"]
-    # Those of the others go after their Jobs, and this one's comes after its Job.
-    eventually(lambda: [p["metadata"]["labels"][UID_LABEL] for p in last.pods] == [uid], "it has the only pod")
+    with faults.proving("C3.fresh"):
+        (job,) = last.jobs
+        assert job["metadata"]["labels"][UID_LABEL] == uid
+        assert last.status["attempt"] == 1
+        assert last.status["jobName"] == job["metadata"]["name"]
+        # Those of the others go after their Jobs, and this one's comes after its Job.
+        eventually(lambda: [p["metadata"]["labels"][UID_LABEL] for p in last.pods] == [uid], "it has the only pod")
+    faults.kept("C3.one-job", faults.remember(last))
 
 
-@pytest.mark.fault("C4")
-@pytest.mark.parametrize("toggles", [50, 51])
-def test_of_many_toggles_of_suspend_the_last_one_holds(stage: Stage, toggles: int) -> None:
+@pytest.mark.fault("C4.one-writer", "C4.one-job", "C4.retries")
+@pytest.mark.parametrize(
+    ("toggles", "promise"),
+    [
+        pytest.param(50, "C4.runs", marks=pytest.mark.fault("C4.runs")),
+        pytest.param(51, "C4.held", marks=pytest.mark.fault("C4.held")),
+    ],
+)
+def test_of_many_toggles_of_suspend_the_last_one_holds(
+    stage: Stage, faults: Proofs, toggles: int, promise: str
+) -> None:
     """As fast as the API server takes them: one Job, never two living pods, and then what was said last."""
     stage.start()
     run = begin(stage, "c4")
     first = run.running_pod()
     uid = run.job()["metadata"]["uid"]
+    before = faults.remember(run)
     for number in range(1, toggles + 1):
         run.change(suspend=number % 2 == 1)
         assert len([pod for pod in run.pods if not has_ended(parse_pod(pod))]) <= 1
+    faults.kept("C4.one-writer", before)
     held = toggles % 2 == 1
     run.wait("Suspended", "True" if held else "False")
     finish_deletion(stage, first)
@@ -194,11 +229,16 @@ def test_of_many_toggles_of_suspend_the_last_one_holds(stage: Stage, toggles: in
     else:
         run.running_pod(other_than=first)
     run.be_looked_at()
-    assert run.condition("Suspended")["reason"] == ("SuspendedByUser" if held else "NotSuspended")
+    faults.saw(promise, run)
     (job,) = run.jobs
     assert (job["metadata"]["uid"], job["spec"]["suspend"]) == (uid, held)
     assert run.status["attempt"] == 1
-    run.wait_retries()
+    faults.kept("C4.one-job", before)
+    faults.kept("C4.retries", before)
+
+
+def _that_stops(run: Run) -> Object | None:
+    return next((pod for pod in run.pods if pod["metadata"].get("deletionTimestamp")), None)
 
 
 def _job_of(stage: Stage, uid: str) -> str | None:

@@ -10,6 +10,7 @@ from tests.component.stage import Stage
 from tests.faults.calls import Call
 from tests.faults.injections import Answer, Freeze, Instead, Rule
 from tests.faults.one_run import begin
+from tests.faults.proofs import Proofs
 
 KINDS = ("lorafinetunes", "jobs", "pods", "configmaps")
 
@@ -36,7 +37,9 @@ class Past:
 
 @pytest.mark.fault("A8")
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.soak)])
-def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(stage: Stage, seconds: float) -> None:
+def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(
+    stage: Stage, faults: Proofs, seconds: float
+) -> None:
     """The next operator reads of runs without their Jobs, with a Job that is gone, and without their end."""
     proxy = stage.proxy()
     started: dict[str, Any] = {"proxy": proxy, "watchInactivitySeconds": 3, "resyncIntervalSeconds": 1}
@@ -53,10 +56,12 @@ def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(stage: S
     old.job(2)
     eventually(lambda: old.status.get("attempt") == 2, "the second attempt is told")
     stage.end_pod(ended.pod(), 0, succeeded())
-    verdict = ended.wait("Complete", "True")
+    ended.wait("Complete", "True")
     new.wait("Accepted", "True")
+    for run in (old, new):
+        run.wait_event("VolumeNotReady")
     second.kill()
-    jobs = _uids(stage.objects("jobs"))
+    before = faults.remember(old, new, ended)
 
     stale = proxy.add(Rule(fault=Instead(document=past.answer), where=lambda call: not call.is_watch))
     silent = proxy.add(Rule(fault=Freeze(), what="watch *"))
@@ -64,23 +69,20 @@ def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(stage: S
     stage.start(wait=False, **started)
     eventually(lambda: len(proxy.calls) > since + 50, "the third operator works on what it is told")
     _let_pass(seconds)
-    assert _uids(stage.objects("jobs")) == jobs
+    faults.kept("A8.jobs", before)
+    faults.saw("A8.nothing", since=before)
     stale.lift()
     silent.lift()
 
     for run in (old, new):
         run.running_pod()
-        stage.end_pod(run.pod(), 0, succeeded())
-        run.wait("Complete", "True")
-    assert ended.condition("Complete") == verdict
+    faults.kept("A8.ends-well", before)
+    faults.kept("A8.verdict", before)
+    now = faults.kept("A8.one-job", before)
     assert old.status["attempt"] == 2
-    assert _uids(stage.objects("jobs")) == jobs
-    late = [call for call in proxy.calls[since:] if call.verb == "delete" and call.code == 200]
-    assert late == []
-
-
-def _uids(objects: list[dict[str, Any]]) -> set[str]:
-    return {item["metadata"]["uid"] for item in objects}
+    assert {j["metadata"]["uid"] for j in now.all_jobs()} == {j["metadata"]["uid"] for j in before.all_jobs()}
+    with faults.proving("A8.no-deletion"):
+        assert [call for call in proxy.calls[since:] if call.verb == "delete" and call.code == 200] == []
 
 
 def _let_pass(seconds: float) -> None:

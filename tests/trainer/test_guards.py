@@ -47,7 +47,7 @@ def observe(losses: list[float], guard: LossGuard) -> None:
         guard.observe(number, loss)
 
 
-@pytest.mark.fault("C8")
+@pytest.mark.fault("C8.sentence")
 def test_a_loss_that_goes_up_for_good_ends_the_run() -> None:
     """From 1 to that of guessing; within the smoothing and the steps in a row."""
     calm, guard = [3.0, 2.0, 1.5, *[1.0] * 30], LossGuard()

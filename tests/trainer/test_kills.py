@@ -40,7 +40,7 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
         assert time.monotonic() < deadline, "the condition did not come"
 
 
-@pytest.mark.fault("C10")
+@pytest.mark.fault("C10.checkpoints")
 def test_killed_at_random_moments_a_run_resumes_each_time_and_gives_the_same_adapter(workplace: Workplace) -> None:
     """At most the interval is lost, whatever the moment: loading, steps, saves, evaluations, export."""
     calm = place_of(workplace, "calm")
@@ -71,7 +71,7 @@ def test_killed_at_random_moments_a_run_resumes_each_time_and_gives_the_same_ada
     assert adapter(place) == adapter(calm)
 
 
-@pytest.mark.fault("B2")
+@pytest.mark.fault("B2.checkpoint")
 def test_sigterm_loses_no_step(workplace: Workplace) -> None:
     """143 with the state after the last whole step saved, far from the next interval; the adapter is the same."""
     calm = place_of(workplace, "calm")

@@ -58,7 +58,7 @@ def attempt(workplace: Workplace, proxy: Proxy, **more: Any) -> Finished:
     )
 
 
-@pytest.mark.fault("C11")
+@pytest.mark.fault("C11.published", "C13.weights")
 def test_a_publication_that_fails_costs_no_training(workplace: Workplace, gateway: str, proxy: Proxy) -> None:
     """The token is revoked before the end: 77 and the result is kept; a retry publishes it, another finds it."""
     client = servers.client(gateway)

@@ -93,7 +93,7 @@ def test_the_log_says_where_a_run_goes_on(
     assert [line.getMessage() for line in caplog.records] == [sentence]
 
 
-@pytest.mark.fault("C10")
+@pytest.mark.fault("C10.falls-back", "C10.checkpoints")
 def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Place) -> None:
     """What is between the two is trained again; where none is whole the run ends, with all that is there left alone."""
     first = weights(done)
@@ -108,7 +108,7 @@ def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Plac
     assert done.checkpoint_steps() == [4, 6]
 
 
-@pytest.mark.fault("C12")
+@pytest.mark.fault("C12.sentence")
 def test_a_changed_configuration_or_data_set_is_refused(workplace: Workplace, done: Place) -> None:
     """78 with the field and both values, before the model is loaded; the states stay."""
     changed = place_of(workplace, training={"learningRate": "0.5"})
@@ -189,7 +189,7 @@ def full_volume(workplace: Workplace) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.fault("C9")
+@pytest.mark.fault("C9.checkpoint")
 def test_a_volume_that_is_full_ends_the_training_with_74_and_the_next_attempt_goes_on(
     workplace: Workplace, full_volume: Path
 ) -> None:
@@ -228,7 +228,7 @@ def stage_of(process: "subprocess.Popen[str]") -> int:
     return int(child)
 
 
-@pytest.mark.fault("B20")
+@pytest.mark.fault("B20.lock")
 def test_of_two_trainers_one_waits_and_takes_over_when_the_other_is_killed(workplace: Workplace) -> None:
     """A pod that was force-deleted and its successor: never two at work, and what the first one saved counts."""
     config = workplace.config_file(training={**TRAINING, "maxSteps": 40}, checkpoint={"intervalSteps": 1})
@@ -261,7 +261,7 @@ def test_of_two_trainers_one_waits_and_takes_over_when_the_other_is_killed(workp
     assert workplace.adapters() == ["out"]
 
 
-@pytest.mark.fault("B10")
+@pytest.mark.fault("B10.checkpoint")
 def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(workplace: Workplace) -> None:
     """A process that is stopped gives no sign of life, as one in a hanging driver."""
     config = workplace.config_file(training={**TRAINING, "maxSteps": 10_000}, checkpoint={"intervalSteps": 1})

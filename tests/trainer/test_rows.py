@@ -57,7 +57,7 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str, conten
         ("a.json", b'[{"a": "\\ud800"}]', "a.json, row 1 (line 1): half of a surrogate pair"),
     ],
 )
-@pytest.mark.fault("C5")
+@pytest.mark.fault("C5.sentence")
 def test_a_broken_file_is_reported_with_file_and_line(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
     """One sentence that a person can act on."""
     path = tmp_path / name
@@ -68,7 +68,7 @@ def test_a_broken_file_is_reported_with_file_and_line(tmp_path: Path, name: str,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.fault("C5")
+@pytest.mark.fault("C5.sentence")
 def test_a_giant_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is one endless line must not fill the memory of the tokenizer."""
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)

@@ -86,7 +86,7 @@ def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
     return evaluate(model, base.get_output_embeddings(), rows, cpu, lambda count: None, budget=Budget.of(4, 64)).loss
 
 
-@pytest.mark.fault("C11")
+@pytest.mark.fault("C11.published", "B19.published")
 def test_a_run_that_was_already_published_is_verified_and_not_trained_again(workplace: Workplace) -> None:
     """The pod died after the adapter was in place: the next attempt reports it; a damaged one is not reported."""
     config = workplace.config_file(training={"maxSteps": 1})
@@ -111,7 +111,7 @@ def test_a_run_that_was_already_published_is_verified_and_not_trained_again(work
     assert "adapter_model.safetensors has sha256" in damaged.summary.message
 
 
-@pytest.mark.fault("B2")
+@pytest.mark.fault("B2.checkpoint")
 def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Workplace) -> None:
     """A run that is asked to stop is never a success and leaves nothing behind."""
     port = free_port()
@@ -188,7 +188,7 @@ def _get(port: int, path: str) -> str:
         return str(answer.read().decode())
 
 
-@pytest.mark.fault("B5")
+@pytest.mark.fault("B5.stage")
 def test_a_stage_that_the_kernel_kills_ends_with_137(workplace: Workplace) -> None:
     """The supervisor survives and says so."""
     port = free_port()
@@ -212,7 +212,7 @@ def _pidfd(pid: int) -> int:
     return os.pidfd_open(pid)
 
 
-@pytest.mark.fault("B9")
+@pytest.mark.fault("B9.code")
 def test_a_gpu_that_was_given_and_is_not_there_is_a_gpu_fault(workplace: Workplace) -> None:
     """Unless the operator allows the CPU."""
     config = workplace.config_file(allow_cpu=False)
@@ -222,7 +222,7 @@ def test_a_gpu_that_was_given_and_is_not_there_is_a_gpu_fault(workplace: Workpla
     assert workplace.adapters() == []
 
 
-@pytest.mark.fault("C5")
+@pytest.mark.fault("C5.before")
 def test_a_bad_data_set_ends_with_65_before_a_model_is_looked_for(workplace: Workplace) -> None:
     """File and line, no stack trace, nothing left on the claim."""
     (workplace.claims / "data/train.jsonl").write_text('{"messages": []}\nnonsense\n', encoding="utf-8")

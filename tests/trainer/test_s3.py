@@ -132,7 +132,7 @@ def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Mini
     assert names(admin) == WHOLE
 
 
-@pytest.mark.fault("C11")
+@pytest.mark.fault("C11.published")
 def test_a_part_that_fails_is_sent_again_and_nothing_unfinished_stays(
     proxy: Proxy, tmp_path: Path, admin: minio.Minio
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_part_that_fails_is_sent_again_and_nothing_unfinished_stays(
     assert sink(proxy, uri=other).publish(folder).uri == str(other)
 
 
-@pytest.mark.fault("C11")
+@pytest.mark.fault("C11.published")
 def test_an_upload_that_a_killed_attempt_began_is_ended(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Its parts would be paid for and seen by nobody; another run's are left alone."""
     for key in ("team/out/adapter_model.safetensors", "team/outside/x"):
@@ -161,7 +161,7 @@ def test_an_upload_that_a_killed_attempt_began_is_ended(proxy: Proxy, tmp_path: 
     assert left == ["team/outside/x"]
 
 
-@pytest.mark.fault("C11")
+@pytest.mark.fault("C11.published")
 def test_a_result_that_reads_back_wrong_is_not_published(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Sent again once; then the manifest, which would vouch for it, is not written."""
     folder = write_adapter(tmp_path / "staged")
@@ -328,7 +328,7 @@ def test_a_model_in_a_bucket_is_fetched_once_and_pinned(
     assert find_base("s3://models/base/tiny", Volumes(), hub).revision != base.revision
 
 
-@pytest.mark.fault("C7")
+@pytest.mark.fault("C7.downloaded")
 def test_a_cut_download_goes_on_where_it_was_cut(
     proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
 ) -> None:

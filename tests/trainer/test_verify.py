@@ -215,7 +215,7 @@ def test_another_data_set_is_refused(adapter: tuple[Path, Volumes], tmp_path: Pa
         verify(adapter[0], Volumes(claims=tmp_path / "claims"), Hub())
 
 
-@pytest.mark.fault("C16")
+@pytest.mark.fault("C16.manifest")
 def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> None:
     """Base model, revision, configuration, measurements, versions; it reads back to what was written."""
     manifest: Manifest = read_manifest(adapter[0])

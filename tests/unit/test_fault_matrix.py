@@ -1,19 +1,18 @@
 """The fault matrix, the tests' marks, the recorded results and docs/faults.md agree with each other."""
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import pytest
 import yaml
-from tests.faults.matrix import ROWS, SECTIONS
-from tests.faults.recording import RESULTS, FaultRecorder
+from tests.faults.matrix import PROMISES, ROWS, SECTIONS, promises_of
+from tests.faults.moments import HELD
+from tests.faults.promises import Kept, Sees, Shown, describe
+from tests.faults.recording import RESULTS, FaultRecorder, is_elsewhere, unasserted
 
 from docgen import fault_matrix
 from lora_trainer.contract.reasons import Reason
-
-if TYPE_CHECKING:
-    import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TESTS = fault_matrix.marked_tests(REPOSITORY)
@@ -28,23 +27,79 @@ def test_rows_are_numbered_without_a_gap() -> None:
     assert {row.id[0] for row in ROWS} == set(SECTIONS)
 
 
-def test_every_mark_names_a_row() -> None:
-    """A misspelt row would be proven by nobody."""
-    rows = {row.id for row in ROWS}
-    assert {test.name: unknown for test in TESTS if (unknown := set(test.rows) - rows)} == {}
+def test_every_mark_names_a_row_or_a_promise() -> None:
+    """A misspelt one would be proven by nobody."""
+    assert [test.name for test in TESTS if not test.promises()] == []
+    with pytest.raises(AssertionError, match=r"no row and no promise is called A1\.unheard-of"):
+        promises_of("A1.unheard-of")
 
 
-def test_every_row_is_proven_or_says_why_it_is_not() -> None:
+def test_every_promise_is_proven() -> None:
     """A fault that nobody has tried is a promise that nobody can keep."""
-    proven = {row for test in TESTS for row in test.rows}
-    assert [row.id for row in ROWS if row.id not in proven and not row.untested] == []
+    proven = {promise for test in TESTS for promise in test.promises()}
+    assert [name for name in PROMISES if name not in proven] == []
 
 
-def test_the_words_of_the_matrix_are_those_of_the_conditions() -> None:
-    """What is said of a status can be found in one."""
-    known = {reason.value for reason in Reason}
-    said = {word for row in ROWS for word in re.findall(r"`\w+=(?:True|False) (\w+)`|`Failed (\w+)`", row.seen)}
-    assert {first or second for first, second in said} - known == set()
+def test_every_promise_has_a_name_of_its_own_and_an_assertion() -> None:
+    """Two by one name would be asserted as one, and a promise without an assertion is prose."""
+    names = [name for row in ROWS for name, _ in row.promises()]
+    assert len(names) == len(set(names))
+    assert {kept for kept in Kept if kept not in HELD} == {Kept.BEGINS, Kept.ENDS_WELL}
+    empty = [name for name, promise in PROMISES.items() if isinstance(promise, Sees) and not describe(promise)]
+    assert empty == []
+    assert all(row.sees and row.keeps for row in ROWS)
+
+
+def test_what_another_kind_of_test_proves_is_marked_there_alone() -> None:
+    """The trainer's tests and those on nodes assert in their own way; on an API server each promise is asserted."""
+    elsewhere = ("tests/trainer/", "tests/e2e/", "tests/cluster/", "tests/chart/")
+    wrong = {
+        (test.name, name)
+        for test in TESTS
+        for name in test.promises()
+        if test.name.startswith(elsewhere) is not is_elsewhere(name)
+    }
+    assert wrong == set()
+
+
+def test_a_promise_is_said_as_it_is_asserted() -> None:
+    """The page's sentence comes from the data; what a test fills in stands in angle brackets."""
+    promise = Sees(
+        key="waits",
+        when="sometimes",
+        conditions={"PodsReady": ("False", Reason.IMAGE_PULL_BACK_OFF), "Accepted": ("True", None)},
+        says=("{the_image}", "look"),
+        event=("Warning", Reason.IMAGE_PULL_BACK_OFF),
+        retries={"error": 1},
+        metric='lora_operator_reconcile_total{{result="{result}"}}',
+        within_s=20,
+    )
+    assert describe(promise) == (
+        'Sometimes: `PodsReady=False ImagePullBackOff` with "<the image>" and "look"; `Accepted=True`; '
+        "Warning `ImagePullBackOff`; `status.retries.error` is 1; "
+        '`lora_operator_reconcile_total{result="<result>"}` counts, within 20 s'
+    )
+    assert describe(Shown(key="a", says="The lock", by="by the trainer")) == "The lock (by the trainer)"
+    assert describe(Sees(key="a", nothing=True)).startswith("Nothing")
+
+
+@pytest.mark.parametrize(
+    ("marks", "asserted", "left"),
+    [
+        (["B13"], {"B13.quota"}, ["B13.begins"]),
+        (["B13"], {"B13.quota", "B13.begins"}, []),
+        (["B13.quota", "A10.one-job"], set(), ["A10.one-job", "B13.quota"]),
+        (["B8.pod"], set(), []),
+    ],
+)
+def test_a_test_that_has_not_asserted_all_that_it_is_marked_with_fails(
+    marks: list[str], asserted: set[str], left: list[str]
+) -> None:
+    """However it came to its end; what tests of another kind prove is theirs as a whole."""
+    item = SimpleNamespace(
+        iter_markers=lambda _: [SimpleNamespace(args=marks)], funcargs={"faults": SimpleNamespace(asserted=asserted)}
+    )
+    assert unasserted(cast("pytest.Function", item)) == left
 
 
 def test_results_are_those_of_tests_that_exist() -> None:
@@ -54,27 +109,29 @@ def test_results_are_those_of_tests_that_exist() -> None:
 
 
 def test_marks_are_found_on_functions_and_on_modules(tmp_path: Path) -> None:
-    """Decorators with and without parameters beside them, and a pytestmark with several marks."""
+    """Decorators, those of single parameters too, and a pytestmark with several marks."""
     folder = tmp_path / "tests" / "some"
     folder.mkdir(parents=True)
     (folder / "test_one.py").write_text(
-        "import pytest\n\n@pytest.mark.parametrize('a', [1])\n@pytest.mark.fault('A1', 'B2')\ndef test_a(a): ...\n\n"
+        "import pytest\n\n@pytest.mark.parametrize('a', "
+        "[1, pytest.param(2, marks=[pytest.mark.soak, pytest.mark.fault('B3')])])\n"
+        "@pytest.mark.fault('A1', 'B2')\ndef test_a(a): ...\n\n"
         "def test_b(): ...\n"
     )
     (folder / "test_two.py").write_text(
         "import pytest\n\npytestmark = [pytest.mark.soak, pytest.mark.fault('C3')]\n\nasync def test_c(): ...\n"
     )
     assert fault_matrix.marked_tests(tmp_path) == [
-        fault_matrix.MarkedTest(name="tests/some/test_one.py::test_a", rows=("A1", "B2"), soak=False),
-        fault_matrix.MarkedTest(name="tests/some/test_two.py::test_c", rows=("C3",), soak=True),
+        fault_matrix.MarkedTest(name="tests/some/test_one.py::test_a", marks=("B3", "A1", "B2"), soak=False),
+        fault_matrix.MarkedTest(name="tests/some/test_two.py::test_c", marks=("C3",), soak=True),
     ]
 
 
 def test_a_recorded_test_has_passed_if_all_its_parameters_have(tmp_path: Path) -> None:
     """One failed phase of one parameter is a failure; other tests of the file keep their results."""
     file = tmp_path / "results.yaml"
-    file.write_text("tests/a.py::test_other: {result: passed, on: '2026-01-01', release: 0.0.9}\n")
-    recorder = FaultRecorder(file)
+    file.write_text("tests/a.py::test_other: {result: passed, on: '2026-01-01', commit: '0123456789'}\n")
+    recorder = FaultRecorder(file, "abcdef")
     for node, when, passed, keywords in (
         ("tests/a.py::test_two[x]", "call", True, {"fault": 1}),
         ("tests/a.py::test_two[y]", "teardown", False, {"fault": 1}),
@@ -91,4 +148,8 @@ def test_a_recorded_test_has_passed_if_all_its_parameters_have(tmp_path: Path) -
         "tests/a.py::test_other": "passed",
         "tests/a.py::test_two": "failed",
     }
-    assert results["tests/a.py::test_other"]["release"] == "0.0.9"
+    assert {name: result["commit"] for name, result in results.items()} == {
+        "tests/a.py::test_one": "abcdef",
+        "tests/a.py::test_other": "0123456789",
+        "tests/a.py::test_two": "abcdef",
+    }

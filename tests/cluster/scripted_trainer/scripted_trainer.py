@@ -10,6 +10,7 @@ with one key:
     {"resume": {"phase": "Training"}}   as progress, from the step that an earlier start has saved, else from 0
     {"on_term": "ignore"}               what SIGTERM does: an exit status (143 from the start), "ignore", or "save":
                                         keep the step of the last progress beside the output, and end with 143
+    {"lock": 120}                       take the trainer's own lock of the run's folder, or end with 75 after so long
     {"message": "text"}                 a termination message that may be anything
     {"fail": {"reason": "DatasetInvalid", "message": "...", "code": 65}}
     {"exit": 1}                         without a message
@@ -19,6 +20,8 @@ A script that ends without one of the last three succeeds, and so does a run wit
 """
 
 import argparse
+import atexit
+import contextlib
 import hashlib
 import http.server
 import json
@@ -35,12 +38,15 @@ from lora_trainer.contract.progress import PORT, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, Results, Summary, Verification
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
+from lora_trainer.errors import TransientError
+from lora_trainer.host.lock import Holder, Timing, held
 
 TERMINATION_LOG = Path("/dev/termination-log")
 CLAIMS = Path("/claims")
 CONFIG_MAPS = Path("/configmaps")
 SIGNALS = Path("/tmp")  # noqa: S108 - the pod's own emptyDir
 _POLL_S = 0.05
+_HELD = contextlib.ExitStack()
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -119,6 +125,28 @@ def save_and_end(config: TrainConfig, server: Server) -> None:
     os._exit(143)
 
 
+def hold_output(config: TrainConfig, *, wait_s: float) -> None:
+    """Hold the lock until the process ends."""
+    folder = beside_output(config, "locked")
+    assert folder is not None
+    folder.mkdir(exist_ok=True)
+    atexit.register(_HELD.close)
+    timing = Timing(beat_s=0.5, stale_s=10, wait_s=wait_s, poll_s=0.2)
+    try:
+        _HELD.enter_context(held(folder, Holder.this_process(config.run.uid, 1), timing=timing))
+    except TransientError as error:
+        TERMINATION_LOG.write_text(Summary(reason=error.reason, message=str(error)).to_message())
+        sys.exit(error.code)
+
+
+def on_term(value: Any, config: TrainConfig, server: Server) -> None:
+    """What SIGTERM does from now on."""
+    if value == "save":
+        signal.signal(signal.SIGTERM, lambda *_: save_and_end(config, server))
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if value == "ignore" else lambda *_: os._exit(value))
+
+
 def act(verb: str, value: Any, config: TrainConfig, server: Server) -> None:
     if verb == "progress":
         server.progress = Progress.from_json(json.dumps({"updated_at": time.time(), **value}))
@@ -131,10 +159,10 @@ def act(verb: str, value: Any, config: TrainConfig, server: Server) -> None:
     elif verb == "wait_for":
         while not (SIGNALS / value).exists():
             time.sleep(_POLL_S)
-    elif verb == "on_term" and value == "save":
-        signal.signal(signal.SIGTERM, lambda *_: save_and_end(config, server))
     elif verb == "on_term":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if value == "ignore" else lambda *_: os._exit(value))
+        on_term(value, config, server)
+    elif verb == "lock":
+        hold_output(config, wait_s=value)
     elif verb == "message":
         TERMINATION_LOG.write_text(value)
     elif verb == "fail":
