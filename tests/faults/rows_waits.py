@@ -276,6 +276,8 @@ ROWS = (
                 conditions={"Suspended": ("False", None)},
                 says=("somebody else resumed the Job", "set spec.suspend to false and then to true"),
             ),
+            Shown(key="relabelled", says="Nothing where the Job's labels are taken off: three times they are put back"),
+            Sees(key="advice", when="a fourth time", advice="LabelsRemoved"),
         ),
         keeps=(
             Kept.NO_WRITES,
@@ -283,7 +285,10 @@ ROWS = (
             Kept.JOBS,
             Kept.ONE_JOB,
             Kept.ENDS_WELL,
-            Shown(key="labels", says="A Job that has lost its labels is still the run's, by its owner reference"),
+            Shown(
+                key="labels",
+                says="The Job and its pods are the run's without their labels too: by owner reference, name and uid",
+            ),
         ),
     ),
 )

@@ -10,7 +10,8 @@ from tests.component.stage import Stage, gone
 from tests.faults.one_run import Run, begin
 from tests.faults.proofs import Proofs
 
-from lora_operator.views.names import SUSPEND_ANNOTATION, child_labels
+from lora_operator.decision.adjust import MOST_RELABELLED
+from lora_operator.views.names import SUSPEND_ANNOTATION
 
 
 def _delete_job(run: Run, policy: str) -> None:
@@ -154,27 +155,42 @@ def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage:
     assert metadata["annotations"].items() >= theirs["annotations"].items()
 
 
-@pytest.mark.fault("B22.labels")
-def test_a_job_that_has_lost_its_labels_is_still_the_runs(stage: Stage, faults: Proofs) -> None:
-    """No watch shows it any more: no second one is made, not by the next operator either, and the run goes on."""
+@pytest.mark.fault("B22.relabelled", "B22.labels", "B22.advice", "B22.one-job", "B22.ends-well")
+def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: Stage, faults: Proofs) -> None:
+    """Three times they are put back; then advice says so, and the next operator too reads the Job by its name."""
     stage.start(resyncIntervalSeconds=1)
     run = begin(stage, "b22-bare", suspend=True)
     run.wait("Suspended", "True", "SuspendedByUser")
     job = run.job()
     path = stage.path("jobs", job["metadata"]["name"])
-    # A Job without any label gets those of its pod template.
-    stage.api.patch(path, {"metadata": {"labels": {**dict.fromkeys(child_labels("", "", 1)), "team": "search"}}})
+    ours = {key: value for key, value in job["metadata"]["labels"].items() if key.startswith("lora-operator.io/")}
+    with faults.proving("B22.relabelled"):
+        for _ in range(MOST_RELABELLED):
+            _strip(stage, path, ours)
+            eventually(lambda: ours.items() <= stage.api.get(path)["metadata"]["labels"].items(), "they are put back")
+    _strip(stage, path, ours)
+    faults.saw("B22.advice", run)
     run.be_looked_at()
     stage.operators[-1].kill()
     stage.start(resyncIntervalSeconds=1)
     run.be_looked_at()
-    run.change(suspend=False)
-    stage.end_pod(run.running_pod(), 0, succeeded())
     with faults.proving("B22.labels"):
-        run.wait("Complete", "True", "Succeeded")
-        assert [other["metadata"]["uid"] for other in stage.objects("jobs")] == [job["metadata"]["uid"]]
-    labels = stage.api.get(path)["metadata"]["labels"]
-    assert not labels.keys() & child_labels("", "", 1).keys(), "nobody puts back what others took off"
+        assert not stage.api.get(path)["metadata"]["labels"].keys() & ours.keys()
+        run.change(suspend=False)
+        (pod,) = stage.wait_pods(job, 1)
+        _strip(stage, stage.path("pods", pod["metadata"]["name"]), ours)
+        stage.run_pod(pod)
+        run.wait("PodsReady", "True")
+        stage.end_pod(pod, 0, succeeded())
+    before = faults.remember(run)
+    faults.kept("B22.ends-well", before)
+    faults.kept("B22.one-job", before)
+    assert [other["metadata"]["uid"] for other in stage.objects("jobs")] == [job["metadata"]["uid"]]
+
+
+def _strip(stage: Stage, path: str, labels: Object) -> None:
+    """Take labels off; a Job without any gets those of its pod template, so that one of somebody else's stays."""
+    stage.api.patch(path, {"metadata": {"labels": {**dict.fromkeys(labels), "team": "search"}}})
 
 
 @pytest.mark.fault("B22.suspended", "B22.no-writes", "B22.jobs", "B22.one-job", "B22.ends-well")
