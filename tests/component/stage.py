@@ -74,15 +74,16 @@ class Stage:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
 
         The namespace "" there stands for the whole cluster, which it then watches.
-        With a proxy it reaches the API server through that alone. `sources` is where another operator's code lies.
+        With a proxy it reaches the API server through that alone. `sources` is where another operator's code lies,
+        and a setting that is None is one that it does not know.
         """
         granted = {self.namespace: rights, **(elsewhere or {})}
         port = _free_port()
         number = len(self.operators)
         config = self.folder / f"config-{number}.yaml"
-        config.write_text(
-            yaml.safe_dump({**QUICK, "namespaces": [] if "" in granted else [*granted], "httpPort": port, **changes})
-        )
+        namespaces = [] if "" in granted else [*granted]
+        document = {**QUICK, "namespaces": namespaces, "httpPort": port, **changes}
+        config.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not None}))
         log = self.folder / f"operator-{number}.log"
         account, kubeconfig = self.accounts.make(granted, proxy)
         variables = {

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from tests.component.documents import Object
 from tests.component.patience import eventually
-from tests.component.stage import REPOSITORY, Stage
+from tests.component.stage import QUICK, REPOSITORY, Stage
 from tests.faults.one_run import Run
 
 from localcluster.api import ApiError
@@ -34,10 +34,13 @@ CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/lorafinetunes.lor
 # The last one that gave each attempt a ConfigMap.
 EARLIER_COMMIT = "a7989e66db32d3de9bac91dc10c0f0278fa59dd1"
 _SOURCES = ("operator", "trainer_image/lora_trainer")
-_ASK_FOR_RIGHTS = """
-import dataclasses, json
+_ASK = """
+import dataclasses, json, sys
 from lora_operator.running.self_check import RIGHTS
-print(json.dumps([dataclasses.asdict(right) for right in RIGHTS]))
+from lora_operator.views import config
+known = {field.name for field in dataclasses.fields(config.OperatorConfig)}
+unknown = [key for key in sys.argv[1:] if config._field_name(key) not in known]
+print(json.dumps({"rights": [dataclasses.asdict(right) for right in RIGHTS], "unknown": unknown}))
 """
 _TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs"}
@@ -45,10 +48,15 @@ _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierOperator:
-    """Where its code lies, and the rights that its chart grants it."""
+    """Where its code lies, the rights that its chart grants it, and the tests' settings that it does not know."""
 
     sources: Path
     rights: tuple[Right, ...]
+    unknown: tuple[str, ...]
+
+    def start(self) -> dict[str, Any]:
+        """What `Stage.start` needs to start it."""
+        return {"sources": self.sources, "rights": self.rights, **dict.fromkeys(self.unknown)}
 
 
 def take_from_history(folder: Path) -> EarlierOperator:
@@ -59,11 +67,10 @@ def take_from_history(folder: Path) -> EarlierOperator:
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     environment = {"PYTHONPATH": f"{folder}/operator:{folder}/trainer_image"}
-    asked = subprocess.run(
-        [sys.executable, "-c", _ASK_FOR_RIGHTS], capture_output=True, text=True, check=True, env=environment
-    )
-    rights = (Right(**{**right, "resource": Resource(**right["resource"])}) for right in json.loads(asked.stdout))
-    return EarlierOperator(sources=folder, rights=tuple(rights))
+    command = [sys.executable, "-c", _ASK, *QUICK]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    rights = (Right(**{**right, "resource": Resource(**right["resource"])}) for right in answer["rights"])
+    return EarlierOperator(sources=folder, rights=tuple(rights), unknown=tuple(answer["unknown"]))
 
 
 def install_definition(control_plane: Client, stage: Stage, file: Path) -> None:

@@ -117,8 +117,7 @@ def test_an_operator_of_another_release_takes_the_runs_over_and_ends_them(
     stage: Stage, tmp_path: Path, faults: Proofs, back: bool
 ) -> None:
     """Running, retried, deleted once, suspended, on two nodes and ended: begun by the one, and ended by the other."""
-    earlier = take_from_history(tmp_path / "earlier")
-    old: dict[str, Any] = {"sources": earlier.sources, "rights": earlier.rights}
+    old = take_from_history(tmp_path / "earlier").start()
     present: dict[str, Any] = {}
     first, second = (present, old) if back else (old, present)
     operator = stage.start(**first)
