@@ -104,7 +104,7 @@ def _pods(before: Moment, now: Moment) -> list[str]:
     was, is_now = (_stopping(moment.living_pods()) for moment in (before, now))
     if not was:
         return ["there was no pod to keep"]
-    return [] if was == is_now else [f"pods and when they were told to stop: {was}, and now {is_now}"]
+    return [] if was == is_now else [f"pods and when they were stopped: {was}, and now {is_now}"]
 
 
 def _stopping(pods: Mapping[str, Object]) -> dict[str, str | None]:
@@ -162,10 +162,10 @@ def _retries(before: Moment, now: Moment) -> list[str]:
 
 
 def _own_errors(moment: Moment) -> dict[str, Any]:
-    told = {name: finetune.get("status", {}).get("retries", {}) for name, finetune in moment.finetunes.items()}
+    said = {name: finetune.get("status", {}).get("retries", {}) for name, finetune in moment.finetunes.items()}
     counted = {
         name: {k: v for k, v in causes.items() if isinstance(v, int) and v and k not in _NOT_OWN_ERRORS}
-        for name, causes in told.items()
+        for name, causes in said.items()
     }
     failed = {name: sum(job["status"].get("failed", 0) for job in jobs) for name, jobs in moment.jobs.items()}
     return {"counted": counted, "failed": failed}

@@ -43,7 +43,7 @@ class Run:
         """Wait for a condition with this status and reason."""
         return self.stage.wait_condition(kind, status=status, reason=reason, name=self.name)
 
-    def wait_told(self, kind: str, text: str, *, reason: str = "") -> str:
+    def wait_said(self, kind: str, text: str, *, reason: str = "") -> str:
         """Wait until a condition says this, for this reason; its whole sentence."""
 
         def look() -> str | None:
@@ -70,8 +70,8 @@ class Run:
         """Wait until the status counts these retries by cause, and no others."""
 
         def look() -> bool:
-            told = self.status.get("retries", {})
-            return {k: v for k, v in told.items() if isinstance(v, int) and v} == counts
+            said = self.status.get("retries", {})
+            return {k: v for k, v in said.items() if isinstance(v, int) and v} == counts
 
         eventually(look, f"{self.name} counts {counts}, as {self.status.get('retries')} does not")
 
@@ -83,7 +83,7 @@ class Run:
         if writes:
             later = {"ttlSecondsAfterFinished": self.stage.finetune(self.name)["metadata"]["generation"] + 10_000}
             self.change(**later)
-            eventually(self._is_told_of, f"{self.name} was looked at")
+            eventually(self._has_seen_the_change, f"{self.name} was looked at")
             return
         operator = self.stage.operators[-1]
         for nudge in range(3):
@@ -92,7 +92,7 @@ class Run:
             self.stage.api.patch(self.stage.path("lorafinetunes", self.name), annotations)
             eventually(partial(_more_looks, operator, looked), f"{self.name} was looked at")
 
-    def _is_told_of(self) -> bool:
+    def _has_seen_the_change(self) -> bool:
         now = self.stage.finetune(self.name)
         return bool(now["status"].get("observedGeneration") == now["metadata"]["generation"])
 

@@ -47,7 +47,7 @@ class Sees:
 class Kept(enum.Enum):
     """What is never lost. The value is the sentence on the page; proofs.py has the assertion of each."""
 
-    PODS = "The pods that live are the same ones, and none is told to stop"
+    PODS = "The pods that live are the same ones, and none is stopped"
     ONE_JOB = "Each attempt has one Job"
     JOBS = "The Jobs and what they specify"
     VERDICT = "The verdict"

@@ -140,7 +140,7 @@ class FaultProxy:
                 await self._stop.wait()
             finally:
                 await runner.cleanup()
-        # TLS connections are over a little after their session, which nothing tells.
+        # TLS connections are over a little after their session, which nothing reports.
         await asyncio.sleep(0.1)
 
     async def _inject(self, fault: StreamFault, what: str) -> int:
@@ -155,12 +155,12 @@ class FaultProxy:
         self.calls.append(call)
         rule = next((rule for rule in self._rules if rule.takes(call)), None)
         fault = rule.fault if rule else None
-        told = fault.document(call) if isinstance(fault, Instead) else fault
-        if isinstance(told, Answer):
-            return _refuse(call, told)
-        if isinstance(fault, Instead) and told is not None:
+        answered = fault.document(call) if isinstance(fault, Instead) else fault
+        if isinstance(answered, Answer):
+            return _refuse(call, answered)
+        if isinstance(fault, Instead) and answered is not None:
             call.code = 200
-            return web.json_response(told)
+            return web.json_response(answered)
         if isinstance(fault, Reset) and not call.is_watch:
             return _reset(request)
         if isinstance(fault, Delay):

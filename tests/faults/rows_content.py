@@ -42,7 +42,7 @@ ROWS = (
     Row(
         id="C2",
         fault="The resource is deleted while its run goes on",
-        sees=(Shown(key="gone", says="It is gone, and its pod is told to end, with its grace period of 120 s"),),
+        sees=(Shown(key="gone", says="It is gone, and its pod is stopped, with its grace period of 120 s"),),
         keeps=(
             Kept.CLAIMS,
             Shown(

@@ -88,7 +88,7 @@ ROWS = (
     ),
     Row(
         id="B4",
-        fault="The trainer is told to stop and ends with exit code 0, without a result",
+        fault="The trainer is stopped and ends with exit code 0, without a result",
         sees=(
             Sees(
                 key="unknown",

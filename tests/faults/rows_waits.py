@@ -256,7 +256,7 @@ ROWS = (
             ),
         ),
         keeps=(
-            Shown(key="freed", says="No GPU is held idle afterwards: the Job is gone, and its pods are told to end"),
+            Shown(key="freed", says="No GPU is held idle afterwards: the Job is gone, and its pods are ended"),
             Kept.VERDICT,
         ),
     ),

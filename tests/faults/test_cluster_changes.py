@@ -78,7 +78,7 @@ def test_a_policy_that_denies_the_job_is_quoted_and_the_run_begins_when_it_goes(
 
 @pytest.mark.fault("A14.change", "A14.pods")
 def test_a_policy_that_denies_a_change_of_the_job_is_quoted_and_the_run_goes_on(stage: Stage, faults: Proofs) -> None:
-    """A wish to suspend that cannot be carried out is told; the pod runs on, and the wish is carried out later."""
+    """A wish to suspend that cannot be carried out is reported; the pod runs on, and the wish is carried out later."""
     stage.start()
     run = begin(stage, "a14-held")
     run.running_pod()
@@ -204,7 +204,7 @@ def test_the_runs_that_a_release_before_left_are_taken_over_as_they_are(stage: S
 
 
 def _jobs_and_pods(runs: dict[str, Run]) -> dict[str, Any]:
-    """What must not change: the Jobs' own words, and which pods there are and that none is told to stop."""
+    """What must not change: the Jobs' own words, and which pods there are and that none is stopped."""
     jobs = {
         (name, job["metadata"]["uid"]): (job["metadata"].get("annotations"), job["spec"])
         for name, run in runs.items()

@@ -174,7 +174,7 @@ def test_whatever_breaks_a_watch_the_operator_hears_again_soon(
 
 @pytest.mark.fault("A7")
 def test_a_frozen_watch_is_begun_anew_and_misses_nothing(stage: Stage, faults: Proofs) -> None:
-    """No byte comes: after the patience with a silent watch another one tells what happened, deletions too."""
+    """No byte comes: after the patience with a silent watch another one reports what happened, deletions too."""
     proxy = stage.proxy()
     operator = stage.start(proxy=proxy, watchInactivitySeconds=3)
     run, other = Run(stage=stage, name="tone"), Run(stage=stage, name="other")
@@ -285,7 +285,7 @@ def test_without_events_the_conditions_are_right(stage: Stage, faults: Proofs, f
 
 @pytest.mark.fault("A18")
 @pytest.mark.parametrize("skew_hours", [2, -2])
-def test_an_operator_whose_clock_is_wrong_fires_no_deadline_and_tells_the_right_time(
+def test_an_operator_whose_clock_is_wrong_fires_no_deadline_and_shows_the_right_time(
     stage: Stage, faults: Proofs, skew_hours: int
 ) -> None:
     """Two hours ahead or behind: neither patience nor deadline nor time to live are over, and no age is negative."""

@@ -184,7 +184,7 @@ def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harn
 def _chronicle(harness: Harness, player: Player) -> Object:
     """What was written for a run, one after the other, and how it ended.
 
-    Events come in their own time, and which states in between are told depends on how fast the cluster is.
+    Events come in their own time, and which states in between are written depends on how fast the cluster is.
     """
     writes = [call for call in harness.writes(player) if call.resource not in ("events", "lorafinetunes")]
     return {"writes": [_says(call, player.name) for call in writes], **harness.end_state(player)}

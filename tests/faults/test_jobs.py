@@ -62,7 +62,7 @@ def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(
         name = pod["metadata"]["name"]
         faults.saw("B1.orphan", run, pod=name)
         shared.api.delete(shared.path("pods", name))
-    eventually(lambda: run.pods[0]["metadata"].get("deletionTimestamp"), "the pod is told to stop")
+    eventually(lambda: run.pods[0]["metadata"].get("deletionTimestamp"), "the pod is stopped")
     run.be_looked_at()
     faults.kept("B1.one-writer", faults.remember(run))
     assert [j["metadata"]["uid"] for j in run.jobs if j["metadata"]["uid"] != job["metadata"]["uid"]] == []
@@ -194,7 +194,7 @@ def _strip(stage: Stage, path: str, labels: Object) -> None:
 
 
 @pytest.mark.fault("B22.suspended", "B22.no-writes", "B22.jobs", "B22.one-job", "B22.ends-well")
-def test_a_job_that_somebody_suspends_and_changes_is_told_of_and_not_fought_over(stage: Stage, faults: Proofs) -> None:
+def test_a_job_that_somebody_suspends_and_changes_is_reported_and_not_fought_over(stage: Stage, faults: Proofs) -> None:
     """SuspendedExternally in the status, no write to the Job; its template as others left it when they resume it."""
     stage.start()
     run = begin(stage, "b22-held")
@@ -223,7 +223,7 @@ def test_a_job_that_somebody_suspends_and_changes_is_told_of_and_not_fought_over
 
 @pytest.mark.fault("B22.resumed")
 def test_the_users_own_wish_outlives_what_others_do_to_the_job(stage: Stage, faults: Proofs) -> None:
-    """spec.suspend holds the run, and somebody resumes the Job: that is told, with the remedy, and not undone."""
+    """spec.suspend holds the run, and somebody resumes the Job: that is reported, with the remedy, and not undone."""
     stage.start()
     run = begin(stage, "b22-wish", suspend=True)
     run.wait("Suspended", "True", "SuspendedByUser")

@@ -1,4 +1,4 @@
-"""B2, B4 to B7, B9, B10, B17, B20: a pod ends before its work is done. Why is told, and what follows is right."""
+"""B2, B4 to B7, B9, B10, B17, B20: a pod ends before its work is done. Why is reported, and what follows is right."""
 
 import dataclasses
 import uuid
@@ -101,7 +101,7 @@ def test_an_early_end_is_named_counted_by_its_cause_and_tried_again(
     row = end.again.partition(".")[0]
     faults.take_over(end.again, retried.seen)
     run.running_pod(other_than=retried.firsts[name])
-    run.wait_told("Complete", "after 1 failed pod")
+    run.wait_said("Complete", "after 1 failed pod")
     now = faults.kept(f"{row}.one-job", faults.remember(run))
     assert len(now.all_jobs()) == 1
     faults.kept(f"{row}.ends-well", now)
@@ -264,7 +264,9 @@ def test_a_run_that_takes_too_long_is_stopped_and_says_so(shared: Stage, faults:
     """The Job's own deadline: the pod gets its grace period, and the verdict names the field."""
     run = begin(shared, "b17-late", activeDeadlineSeconds=8)
     pod = run.running_pod()
-    late = eventually(lambda: next((p for p in run.pods if p["metadata"].get("deletionTimestamp")), None), "it is told")
+    late = eventually(
+        lambda: next((p for p in run.pods if p["metadata"].get("deletionTimestamp")), None), "it is stopped"
+    )
     with faults.proving("B17.grace"):
         assert late["metadata"]["deletionGracePeriodSeconds"] == 120
         assert run.condition("Failed")["status"] == "Unknown"

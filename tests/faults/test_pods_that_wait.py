@@ -34,12 +34,12 @@ def test_an_image_that_cannot_be_pulled_is_named_and_waited_for(shared: Stage, f
 
 @pytest.mark.fault("B11.secret")
 def test_a_pull_secret_that_is_missing_is_named(shared: Stage, faults: Proofs) -> None:
-    """The kubelet tells its name in an Event alone; the container only says that it was denied."""
+    """The kubelet names it in an Event alone; the container only says that it was denied."""
     run = begin(shared, "b11-secret")
     pod = run.pod()
     shared.wait_pod_state(pod, "ErrImagePull", DENIED)
-    told = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
-    post_event(shared, pod, "FailedToRetrieveImagePullSecret", told)
+    said = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
+    post_event(shared, pod, "FailedToRetrieveImagePullSecret", said)
     answer = "unexpected status from GET request to https://registry.example/token: 401 Unauthorized"
     faults.saw("B11.secret", run, secret="regcred", registry_answer=answer)
 
@@ -48,8 +48,8 @@ def test_a_pull_secret_that_is_missing_is_named(shared: Stage, faults: Proofs) -
 def test_an_image_name_that_is_none_ends_the_run_at_once(shared: Stage, faults: Proofs) -> None:
     """No waiting helps: the verdict names the image and the place where it is set, and the Job goes."""
     run = begin(shared, "b11-name")
-    told = 'Failed to apply default image tag "UPPER case": couldn\'t parse image name: invalid reference format'
-    shared.wait_pod_state(run.pod(), "InvalidImageName", told)
+    said = 'Failed to apply default image tag "UPPER case": couldn\'t parse image name: invalid reference format'
+    shared.wait_pod_state(run.pod(), "InvalidImageName", said)
     faults.saw("B11.name", run, image="UPPER case")
     ended = faults.remember(run)
     with faults.proving("B11.stopped"):
@@ -58,7 +58,7 @@ def test_an_image_name_that_is_none_ends_the_run_at_once(shared: Stage, faults: 
 
 
 @pytest.mark.fault("B12.unschedulable", "B12.gpus", "B12.begins")
-def test_a_run_without_room_tells_the_schedulers_sentence_and_begins_when_there_is_a_node(
+def test_a_run_without_room_shows_the_schedulers_sentence_and_begins_when_there_is_a_node(
     shared: Stage, faults: Proofs
 ) -> None:
     """The real scheduler: 64 GPUs nowhere, then a node that has them."""
@@ -82,7 +82,7 @@ def test_a_run_without_room_tells_the_schedulers_sentence_and_begins_when_there_
 
 
 @pytest.mark.fault("B13")
-def test_a_quota_on_gpus_is_told_with_its_name_and_the_run_begins_when_it_is_raised(
+def test_a_quota_on_gpus_is_reported_with_its_name_and_the_run_begins_when_it_is_raised(
     stage: Stage, faults: Proofs
 ) -> None:
     """The Job exists and may make no pod: the quota's own words are in the condition."""
@@ -99,7 +99,7 @@ def test_a_quota_on_gpus_is_told_with_its_name_and_the_run_begins_when_it_is_rai
 
 
 @pytest.mark.fault("B14.limit", "B14.begins", "B14.restricted")
-def test_a_limit_range_is_told_with_the_field_that_may_ask_for_less(stage: Stage, faults: Proofs) -> None:
+def test_a_limit_range_is_reported_with_the_field_that_may_ask_for_less(stage: Stage, faults: Proofs) -> None:
     """Also: where the namespace demands the restricted standard of pods, a run's pod is one."""
     _enforce_restricted(stage)
     stage.api.post(stage.path("limitranges"), _at_most("4Gi"))
@@ -129,7 +129,7 @@ def test_a_violation_of_the_pod_security_standard_names_the_rule(stage: Stage, f
 
 @pytest.mark.fault("B15.begins")
 @pytest.mark.parametrize(
-    ("told", "promise", "names"),
+    ("said", "promise", "names"),
     [
         pytest.param(
             'secret "hf-token" not found',
@@ -152,23 +152,23 @@ def test_a_violation_of_the_pod_security_standard_names_the_rule(stage: Stage, f
     ],
 )
 def test_what_a_container_misses_is_named_and_waited_for(
-    shared: Stage, faults: Proofs, told: str, promise: str, names: dict[str, Any]
+    shared: Stage, faults: Proofs, said: str, promise: str, names: dict[str, Any]
 ) -> None:
     """The kubelet's CreateContainerConfigError; once the object is made, the same pod starts."""
     run = begin(shared, f"b15-{uuid.uuid4().hex[:6]}", model={"uri": "hf://acme/m", "secretRef": {"name": "hf-token"}})
-    shared.wait_pod_state(run.pod(), "CreateContainerConfigError", told)
+    shared.wait_pod_state(run.pod(), "CreateContainerConfigError", said)
     faults.saw(promise, run, **names)
     faults.kept("B15.begins", faults.remember(run))
 
 
 @pytest.mark.fault("B15.config-map", "B15.begins")
 def test_a_config_map_with_data_that_is_missing_is_named(shared: Stage, faults: Proofs) -> None:
-    """It is mounted, so the kubelet tells of it in an Event."""
+    """It is mounted, so the kubelet reports it in an Event."""
     run = begin(shared, "b15-data", dataset={"uri": "configmap://rows/rows.jsonl"})
     pod = run.pod()
     shared.wait_pod_state(pod, "ContainerCreating", "")
-    told = 'MountVolume.SetUp failed for volume "configmap-rows" : configmap "rows" not found'
-    post_event(shared, pod, "FailedMount", told)
+    said = 'MountVolume.SetUp failed for volume "configmap-rows" : configmap "rows" not found'
+    post_event(shared, pod, "FailedMount", said)
     faults.saw("B15.config-map", run, config_map="rows")
     faults.kept("B15.begins", faults.remember(run))
 
@@ -189,7 +189,7 @@ def test_a_claim_that_is_not_bound_is_named(stage: Stage, faults: Proofs) -> Non
 
 @pytest.mark.fault("B16.mount", "B16.begins")
 @pytest.mark.parametrize(
-    ("event", "told"),
+    ("event", "said"),
     [
         (
             "FailedAttachVolume",
@@ -201,20 +201,20 @@ def test_a_claim_that_is_not_bound_is_named(stage: Stage, faults: Proofs) -> Non
         ),
     ],
 )
-def test_a_volume_that_cannot_be_attached_or_mounted_tells_the_nodes_words(
-    shared: Stage, faults: Proofs, event: str, told: str
+def test_a_volume_that_cannot_be_attached_or_mounted_is_reported_in_the_nodes_words(
+    shared: Stage, faults: Proofs, event: str, said: str
 ) -> None:
     """The Event's sentence is in the condition; once the volume is free, the same pod starts."""
     run = begin(shared, f"b16-{event.lower()}")
     pod = run.pod()
     shared.wait_pod_state(pod, "ContainerCreating", "")
-    post_event(shared, pod, event, told)
-    faults.saw("B16.mount", run, sentence=told)
+    post_event(shared, pod, event, said)
+    faults.saw("B16.mount", run, sentence=said)
     faults.kept("B16.begins", faults.remember(run))
 
 
 @pytest.mark.fault("B21")
-def test_of_several_nodes_the_one_that_is_missing_is_told_and_the_others_do_not_wait_for_ever(
+def test_of_several_nodes_the_one_that_is_missing_is_named_and_the_others_do_not_wait_for_ever(
     shared: Stage, faults: Proofs
 ) -> None:
     """3 of 4 pods run: the fourth one's reason and the count; after pendingTimeoutSeconds the GPUs are free again."""
@@ -228,7 +228,7 @@ def test_of_several_nodes_the_one_that_is_missing_is_told_and_the_others_do_not_
     ended = faults.remember(run)
     with faults.proving("B21.freed"):
         eventually(lambda: not run.jobs, "the Job is gone, and with it the three pods that held GPUs")
-        eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are told to end")
+        eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are ended")
     faults.kept("B21.verdict", ended)
 
 

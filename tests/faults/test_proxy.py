@@ -125,7 +125,7 @@ def test_a_lost_answer_is_lost_after_the_deed_and_a_reset_before_it(
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_a_held_call_ends_with_its_client(stage: Stage, proxy: FaultProxy, caller: Caller, *, answered: bool) -> None:
-    """Held before, it is never forwarded; held afterwards, the deed is done and nobody is told."""
+    """Held before, it is never forwarded; held afterwards, the deed is done and nobody hears of it."""
     rule = proxy.add(Rule(fault=Hold(answered=answered), what="create configmaps"))
     connection = caller.send("POST", stage.path("configmaps"), CONFIG_MAP)
     eventually(lambda: proxy.held, "the call is held")
@@ -155,11 +155,11 @@ def test_lost_events_are_lost_and_the_others_come(stage: Stage, proxy: FaultProx
         stage.api.post(stage.path("configmaps"), {"metadata": {"name": name}})
     seen: list[str] = []
     while not {"one", "three"} <= set(seen):
-        told = next(events, None)
-        if told is None:
+        seen_event = next(events, None)
+        if seen_event is None:
             events = _events(caller.watch())
         else:
-            seen.append(told)
+            seen.append(seen_event)
     assert "two" not in seen
 
 
@@ -193,7 +193,7 @@ def test_watches_that_go_on_are_broken(
 
 
 def test_a_frozen_watch_stays_and_brings_nothing(stage: Stage, proxy: FaultProxy, caller: Caller) -> None:
-    """Of two watches the frozen one is silent while the other one tells."""
+    """Of two watches the frozen one is silent while the other one speaks."""
     rule = proxy.add(Rule(fault=Freeze(), what="watch configmaps"))
     connection = caller.send("GET", stage.path("configmaps") + "?watch=true&timeoutSeconds=20")
     frozen = connection.getresponse()

@@ -123,7 +123,7 @@ def test_what_passes_is_tried_again_in_the_same_job(shared: Stage, faults: Proof
 
 
 @pytest.mark.fault("C16.resolved", "C16.equal")
-def test_a_finished_run_tells_what_it_was_made_from(shared: Stage, faults: Proofs) -> None:
+def test_a_finished_run_says_what_it_was_made_from(shared: Stage, faults: Proofs) -> None:
     """Revision, fingerprint, seed, image and every value that was used; equal specs give equal configurations."""
     one, other = begin(shared, "c16-one", training={"seed": 7}), begin(shared, "c16-other", training={"seed": 7})
     for run in (one, other):
