@@ -179,13 +179,14 @@ ROWS = (
         sees=(
             Sees(
                 key="pod",
-                when="a pod is left",
+                when="a pod is left, and the operator had seen its Job",
                 conditions={"Complete": ("True", Reason.SUCCEEDED)},
                 status=("artifact.uri",),
             ),
+            Shown(key="unconfirmed", says="With a pod that is left, and a Job that nobody had seen: another attempt"),
             Sees(
                 key="again",
-                when="none is left",
+                when="no pod is left",
                 event=("Warning", Reason.JOB_RECREATED),
                 says=("{job}",),
             ),

@@ -12,6 +12,7 @@ from tests.component.documents import succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.faults.calls import Call
+from tests.faults.hostile_pods import answer, played_pods, progress
 from tests.faults.injections import (
     Answer,
     Cut,
@@ -30,6 +31,7 @@ from tests.faults.one_run import Run, begin
 from tests.faults.outage import keep_away, wait_api_server
 from tests.faults.proofs import Proofs
 
+BUSY = "127.86.0.1"
 # Generous for a restart of the operator on a busy machine, and far below what the watchdog allows in production.
 SOON_S = 90.0
 STREAM_FAULTS: tuple[StreamFault, ...] = (
@@ -66,18 +68,21 @@ def test_an_outage_of_the_api_server_harms_no_run_in_whatever_state(
     runs = {name: Run(stage=stage, name=name) for name in ("waits", "runs", "suspended", "ended")}
     for name in runs:
         stage.apply(name, suspend=name == "suspended")
-    for name in ("runs", "ended"):
-        stage.run_pod(runs[name].pod())
-        runs[name].wait("PodsReady", "True")
+    stage.run_pod(runs["runs"].pod(), ip=BUSY)
+    runs["ended"].running_pod()
     runs["suspended"].wait("Suspended", "True")
     stage.end_pod(runs["ended"].pod(), 0, succeeded())
     runs["ended"].wait("Complete", "True")
     runs["waits"].wait("PodsReady", "False", "VolumeNotReady")
     runs["waits"].wait_event("VolumeNotReady")
-    before = faults.remember(*runs.values())
-
-    keep_away(stage, seconds)
-    wait_api_server(stage)
+    with played_pods() as pods:
+        # What it answers changes at each question, so that there is always something to write.
+        steps = count(1)
+        pods.play(BUSY, lambda _, writer: answer(_, writer, body=progress(step=next(steps), total_steps=10**6)))
+        runs["runs"].wait_state("Training")
+        before = faults.remember(*runs.values())
+        keep_away(stage, seconds)
+        wait_api_server(stage)
 
     faults.saw("A2.retry", since=before)
     faults.saw("A2.nothing", since=before)
