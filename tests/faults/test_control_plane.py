@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.component.documents import succeeded
+from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.faults.calls import Call
@@ -187,6 +188,7 @@ def test_a_frozen_watch_is_begun_anew_and_misses_nothing(stage: Stage, faults: P
     job = run.job()
     run.wait("Accepted", "True")
     eventually(lambda: proxy.watching() >= 3, "all is watched")
+    eventually(lambda: _heard(operator) >= 3, "the metrics say when each watch last brought something")
     proxy.inject(Freeze())
     frozen = faults.remember(run)
     stage.apply(other.name)
@@ -312,6 +314,12 @@ def test_an_operator_whose_clock_is_wrong_fires_no_deadline_and_shows_the_right_
     with faults.proving("A18.times"):
         assert all(timedelta(minutes=-1) < now - datetime.fromisoformat(time) < timedelta(minutes=10) for time in times)
         assert {name: value for name, value in operator.metrics().items() if value < 0} == {}
+
+
+def _heard(operator: OperatorProcess) -> int:
+    """How many watches have brought something, by the metrics, which follow after a while."""
+    name = "lora_operator_watch_last_event_timestamp_seconds"
+    return sum(series.startswith(name) and value > 0 for series, value in operator.metrics().items())
 
 
 def _jobs(run: Run) -> list[dict[str, Any]]:

@@ -152,7 +152,7 @@ def test_a_result_of_a_pod_whose_job_nobody_has_seen_end_proves_nothing(stage: S
 @pytest.mark.fault("B22.no-writes", "B22.others-marks", "B22.jobs")
 def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage: Stage, faults: Proofs) -> None:
     """Kueue, Argo and people annotate Jobs: the operator writes nothing at all."""
-    stage.start()
+    stage.start(statusDelaySeconds=0)
     run = begin(stage, "b22")
     run.running_pod()
     _writes_at_rest(run)
@@ -197,6 +197,7 @@ def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: 
         stage.run_pod(pod)
         run.wait("PodsReady", "True")
         stage.end_pod(pod, 0, succeeded())
+        run.wait("Complete", "True")
     before = faults.remember(run)
     faults.kept("B22.ends-well", before)
     faults.kept("B22.one-job", before)
@@ -211,7 +212,7 @@ def _strip(stage: Stage, path: str, labels: Object) -> None:
 @pytest.mark.fault("B22.suspended", "B22.no-writes", "B22.jobs", "B22.one-job", "B22.ends-well")
 def test_a_job_that_somebody_suspends_and_changes_is_reported_and_not_fought_over(stage: Stage, faults: Proofs) -> None:
     """SuspendedExternally in the status, no write to the Job; its template as others left it when they resume it."""
-    stage.start()
+    stage.start(statusDelaySeconds=0)
     run = begin(stage, "b22-held")
     first = run.running_pod()
     path = stage.path("jobs", run.job()["metadata"]["name"])
