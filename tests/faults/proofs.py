@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage
@@ -16,6 +17,8 @@ from tests.faults.matrix import PROMISES
 from tests.faults.moments import HELD, Moment, condition
 from tests.faults.one_run import Run
 from tests.faults.promises import Kept, Sees, Shown
+
+from lora_trainer.contract.reasons import Reason
 
 
 @pytest.fixture
@@ -184,8 +187,15 @@ def _begins(run: Run, since: Moment) -> None:
 
 
 def _ends_well(run: Run) -> None:
-    """Its trainer ends with a verified adapter, if it has not yet."""
+    """Its trainer ends with a verified adapter, if it has not yet; of several nodes the first one's pod brings it."""
     if condition(run.stage.finetune(run.name), "Complete").get("status") != "True":
-        # Of several nodes the first one's pod brings the result.
         run.stage.end_pod(run.pod(), 0, succeeded())
-    run.wait("Complete", "True", "Succeeded")
+
+    def over() -> bool:
+        for pod in run.pods:
+            # The others are stopped then, which their kubelets confirm.
+            if pod["metadata"].get("deletionTimestamp") and pod["status"]["phase"] == "Running":
+                finish_deletion(run.stage, pod)
+        return condition(run.stage.finetune(run.name), "Complete").get("reason") == Reason.SUCCEEDED
+
+    eventually(over, f"{run.name} is complete")

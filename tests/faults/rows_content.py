@@ -226,7 +226,7 @@ ROWS = (
         id="C15",
         fault="A trainer floods its log, its metrics and its termination message",
         sees=(
-            Sees(key="message", conditions={"Failed": ("True", None)}, says=("{end_of_the_flood}",)),
+            Sees(key="message", conditions={"Failed": ("True", None)}, says=("look at its pod's log",)),
             Shown(
                 key="bounded",
                 says="One bounded sentence in conditions and Event, and bounded lines in the operator's log",
