@@ -179,7 +179,7 @@ ROWS = (
         sees=(
             Sees(
                 key="pod",
-                when="a pod is left, and the operator had seen its Job",
+                when="its pod ends well after that, and the operator had seen the Job",
                 conditions={"Complete": ("True", Reason.SUCCEEDED)},
                 status=("artifact.uri",),
             ),

@@ -42,7 +42,7 @@ def test_a_definition_that_is_upgraded_and_rolled_back_leaves_runs_and_statuses_
     """
     try:
         install_definition(control_plane, stage, EARLIER_DEFINITION)
-        operator = stage.start(statusDelaySeconds=0)
+        operator = stage.start(statusDelaySeconds=0.01)
         run = begin(stage, "a15")
         run.running_pod()
         before = faults.remember(run)

@@ -234,7 +234,8 @@ def another_namespace(stage: Stage) -> Iterator[Stage]:
     try:
         yield dataclasses.replace(stage, namespace=name)
     finally:
-        stage.end()
+        for operator in stage.operators:
+            operator.kill()
         stage.api.delete(f"/api/v1/namespaces/{name}")
 
 

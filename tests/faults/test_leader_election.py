@@ -99,7 +99,7 @@ def test_an_operator_that_is_stopped_finishes_what_it_has_begun_and_gives_the_le
 ) -> None:
     """SIGTERM in the middle of a write: the Job, the status that names it, the Event, and only then the Lease."""
     proxy = stage.proxy()
-    operator = start_candidate(stage, proxy=proxy, statusDelaySeconds=0)
+    operator = start_candidate(stage, proxy=proxy, statusDelaySeconds=0.01)
     eventually(lambda: leads(operator), "it leads")
     proxy.add(Rule(fault=Delay(seconds=3), what="create jobs"))
     stage.apply()
