@@ -132,7 +132,7 @@ ROWS = (
             ),
             Shown(
                 key="hand-over",
-                says="A leader that is stopped in good order gives the Lease back, after all that it had begun",
+                says="A leader that is stopped in good order finishes the write that it is in, and gives the Lease back last",
             ),
         ),
         keeps=(
