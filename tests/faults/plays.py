@@ -11,6 +11,7 @@ from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
+from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import Object, failed, finetune, succeeded
 from tests.component.stage import Stage
 from tests.faults.hostile_pods import Pods, answer, progress
@@ -182,8 +183,11 @@ def on_two_nodes(player: Player) -> Iterator[Awaited]:
         player.stage.bind_pod(pod)
         player.stage.run_pod(pod, ip=player.address)
     yield player.shows("PodsReady", "True")
-    leader = min(player.pods, key=lambda pod: str(pod["metadata"]["name"]))
+    leader, other = sorted(player.pods, key=lambda pod: str(pod["metadata"]["name"]))
     player.stage.end_pod(leader, 0, succeeded())
+    # The Job controller stops the other one then, which its kubelet confirms.
+    yield lambda: any(pod["metadata"].get("deletionTimestamp") for pod in player.pods)
+    finish_deletion(player.stage, other)
     yield player.shows("Complete", "True")
 
 
