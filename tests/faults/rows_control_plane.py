@@ -132,7 +132,7 @@ ROWS = (
             ),
             Shown(
                 key="hand-over",
-                says="A leader that is stopped in good order ends the write that it is in, and gives the Lease back last",
+                says="A leader that is stopped in good order finishes its write, and gives the Lease back last",
             ),
         ),
         keeps=(
