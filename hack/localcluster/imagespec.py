@@ -32,6 +32,12 @@ class Image:
     first_build_gib: int
 
 
+# What holds a run's folder, without the rest of the trainer.
+_LOCK = (
+    "trainer_image/lora_trainer/errors.py",
+    "trainer_image/lora_trainer/host/__init__.py",
+    "trainer_image/lora_trainer/host/lock.py",
+)
 _CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/contract")
 OPERATOR = Image(
     name="operator",
@@ -52,7 +58,7 @@ SCRIPTED_TRAINER = Image(
     name="test-trainer",
     repository="lora-scripted-trainer",
     dockerfile="tests/cluster/scripted_trainer/Dockerfile",
-    inputs=("tests/cluster/scripted_trainer", *_CONTRACT),
+    inputs=("tests/cluster/scripted_trainer", *_CONTRACT, *_LOCK),
     first_build_gib=1,
 )
 IMAGES = {image.name: image for image in (OPERATOR, TRAINER, SCRIPTED_TRAINER)}
