@@ -56,7 +56,7 @@ class Reflector:
         random: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """A watch that brings nothing for `silence_s` is begun anew.
+        """A watch that brings nothing for `silence_s` is restarted.
 
         `heard` is called with the URL path at each sign of life of the API server, `listed` after each list,
         with the path, the newest version that had been seen before it, and its own.

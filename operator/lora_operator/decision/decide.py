@@ -345,12 +345,9 @@ def _refused(case: Case, finding: Finding) -> Plan:
 
 def _over_limit(case: Case, finding: Finding) -> Plan:
     """The shell wakes the run when another ends; a user who holds it waits for nothing."""
-    if case.request.policy.suspend:
-        plan = _await(
-            case, Situation(state=held_by_user()), Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-        )
-    else:
-        plan = _refused(case, finding)
+    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
+    held = case.request.policy.suspend
+    plan = _await(case, Situation(state=held_by_user()), accepted) if held else _refused(case, finding)
     return dataclasses.replace(plan, requeue_after_s=None)
 
 

@@ -35,7 +35,7 @@ class OperatorConfig:
     status_delay_s          how long a status in which only sentences differ may wait
     pending_check_s         how often a pod that does not start is looked at, its events included
     resync_interval_s       how often everything is listed anew
-    watch_inactivity_s      a watch that is silent for so long is begun anew; the API server speaks once a minute
+    watch_inactivity_s      a watch that is silent for so long is restarted; the API server speaks once a minute
     watch_stale_s           a watch without any sign of life for so long ends the process
     retry_base_s, -max_s    delays between attempts at a reconcile that failed
     leader_election         of several operators with the same Lease one works, and the others stand by
@@ -152,7 +152,7 @@ _CHOICES = {
 _ORDERED = (
     ("retry_period_s", "renew_deadline_s"),
     ("renew_deadline_s", "lease_duration_s"),
-    # Else a watch that is only quiet ends the process before it is begun anew.
+    # Else a watch that is only quiet ends the process before it is restarted.
     ("watch_inactivity_s", "watch_stale_s"),
 )
 _REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "prepare_cpu", "prepare_memory")
