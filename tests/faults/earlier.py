@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tests.component.documents import Object
 from tests.component.patience import eventually
@@ -63,7 +64,10 @@ def take_from_history(folder: Path) -> EarlierOperator:
     """Lay the earlier operator's code into a folder; needs the repository's history, as a full clone has it."""
     command = ["git", "-C", str(REPOSITORY), "archive", EARLIER_COMMIT, *_SOURCES]
     archive = subprocess.run(command, capture_output=True, check=False)
-    assert archive.returncode == 0, f"clone with the history, or fetch --unshallow: {archive.stderr.decode()}"
+    if archive.returncode != 0:
+        pytest.skip(
+            f"this clone is without the history of commit {EARLIER_COMMIT[:10]}: git fetch --unshallow brings it"
+        )
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     environment = {"PYTHONPATH": f"{folder}/operator:{folder}/trainer_image"}
