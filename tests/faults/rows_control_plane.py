@@ -63,7 +63,7 @@ ROWS = (
         fault="A watch gets 410 Gone, or etcd was compacted, while a Job is deleted",
         sees=(Sees(key="recreated", event=("Warning", Reason.JOB_RECREATED), says=("{job}",)),),
         keeps=(
-            Shown(key="relist", says="The list with which a watch begins anew shows that the Job does not exist"),
+            Shown(key="relist", says="The list with which a watch is restarted shows that the Job does not exist"),
             Shown(key="resync", says="Where no watch reports it, the resync shows it"),
             Kept.ONE_JOB,
         ),
@@ -88,7 +88,7 @@ ROWS = (
         sees=(
             Sees(
                 key="stands-still",
-                when="until the watch begins anew",
+                when="until the watch is restarted",
                 metric="lora_operator_watch_last_event_timestamp_seconds",
                 metric_does="stands still",
             ),
@@ -297,7 +297,7 @@ ROWS = (
         sees=(Shown(key="quiet", says="Nothing: at most a few refusals in the operator's metrics, and no exception"),),
         keeps=(
             Shown(key="ends", says="The namespace ends: nothing of ours holds it up, and nothing new is made in it"),
-            Shown(key="again", says="A namespace of the same name begins anew, and others go on"),
+            Shown(key="again", says="A namespace of the same name starts afresh, and others go on"),
         ),
     ),
 )
