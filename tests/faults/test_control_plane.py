@@ -179,7 +179,7 @@ def test_whatever_breaks_a_watch_the_operator_hears_again_soon(
 
 
 @pytest.mark.fault("A7")
-def test_a_frozen_watch_is_begun_anew_and_misses_nothing(stage: Stage, faults: Proofs) -> None:
+def test_a_frozen_watch_is_restarted_and_misses_nothing(stage: Stage, faults: Proofs) -> None:
     """No byte comes: after the patience with a silent watch another one reports what happened, deletions too."""
     proxy = stage.proxy()
     operator = stage.start(proxy=proxy, watchInactivitySeconds=3)
