@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
+from tests.unit.contradictions import contradictions
 
-from lora_operator.decision.states import contradictions
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, TRAIN, place_of
 
 Object = dict[str, Any]

@@ -18,12 +18,14 @@ from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.pacing import Pacing
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.running.resync import Resync
+from lora_operator.running.resync import resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.urgency import rank_of
+from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.running.workers import run_worker
 from lora_operator.views import names
@@ -196,14 +198,6 @@ class ModelOperator:
         )
         self.poller.answers = answers
         self.poster = EventPoster(self.api, now=now, instance=f"operator-{number}")
-        self.resync = Resync(
-            self.api,
-            self.cache,
-            self.kueue,
-            namespaces=(),
-            interval_s=config.resync_interval_s,
-            wake=self.queue.add,
-        )
         self.reconciler = Reconciler(
             api=self.api,
             cache=self.cache,
@@ -212,13 +206,12 @@ class ModelOperator:
             poller=self.poller,
             events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=loop.time),
             poster=self.poster,
-            observer=METRICS,
+            count=METRICS.observe,
             now=now,
-            # Every other operator behaves as in a flood of new runs, and writes the first status a turn later.
-            hurried=lambda: number % 2 == 1,
             pacing=Pacing(loop.time, config.status_delay_s),
         )
         self.workers = config.workers
+        self.resync_interval_s = config.resync_interval_s
 
     # -- life
 
@@ -229,7 +222,9 @@ class ModelOperator:
     async def _live(self) -> None:
         try:
             await self.kueue.discover(self.api)
-            await self.resync.fill(set())
+            reflectors = self._reflectors()
+            for reflector in reflectors:
+                await reflector.list()
             for key in self.cache.finetunes.places():
                 self.queue.add(key)
             for plural in WATCHED:
@@ -238,7 +233,9 @@ class ModelOperator:
             parts = {
                 "timers": self.queue.run_timers(),
                 "event poster": self.poster.run(),
-                "resync": self.resync.run(lambda: None),
+                "resync": resync(
+                    self.api, self.kueue, reflectors, interval_s=self.resync_interval_s, after=lambda: None
+                ),
             }
             workers = {
                 f"worker {number}": run_worker(self.queue, self.cache, self.reconciler, METRICS)
@@ -250,6 +247,13 @@ class ModelOperator:
         finally:
             self._forget()
             await self.poller.close()
+
+    def _reflectors(self) -> list[Reflector]:
+        """Of which lists are wanted alone: a watch is brought by the model."""
+        return [
+            Reflector(self.api, source, None, silence_s=1.0, random=lambda: 0.5, clock=self.network.loop.time)
+            for source in sources_of(self.cache, self.kueue, self.queue.add_after)
+        ]
 
     def _forget(self) -> None:
         self.alive = False

@@ -245,6 +245,31 @@ def test_a_preemption_counts_once_whichever_of_its_traces_comes_first() -> None:
         assert later.status["retries"]["preempted"] == 1
 
 
+@pytest.mark.parametrize(("said", "intent"), [(True, "true"), (True, "false"), (False, "true")])
+def test_what_a_user_held_and_let_go_while_no_operator_ran_was_no_preemption(said: bool, intent: str) -> None:
+    """The status, the mark on the Workload, or both know it, whichever write the last operator came to."""
+    running = plan_for(
+        run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(make_workload(GRANTED),)
+    )
+    before = with_status(run(), running.status)
+    if said:
+        held = plan_for(
+            with_status(run(suspend=True), running.status), jobs=(held_job(),), workloads=(make_workload(PENDING),)
+        )
+        assert (told(held, "Complete")[1], "activeSince" in held.status) == ("SuspendedByUser", True)
+        before = with_status(run(), held.status)
+    suspended = make_job(
+        queue="gpus",
+        spec={"suspend": True},
+        status={"startTime": None, "conditions": [condition_object("Suspended", since=minutes_ago(5))]},
+    )
+    then = plan_for(
+        before, jobs=(suspended,), workloads=(make_workload(PENDING, active=intent != "true", intent=intent),)
+    )
+    assert "activeSince" not in then.status
+    assert "retries" not in then.status
+
+
 def test_a_run_that_has_ended_holds_no_quota() -> None:
     """Kueue gives it to the next one when the Job ends."""
     before = plan_for(run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(make_workload(GRANTED),))

@@ -15,13 +15,12 @@ from tests.unit.builders import (
     make_workload_object,
 )
 
-from lora_operator.cluster.api import WORKLOADS, Api, ApiError, Chunk, Resource
+from lora_operator.cluster.api import Api, ApiError, Chunk, Resource
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.look import look
-from lora_operator.running.liveness import WATCHED, WatchLiveness
-from lora_operator.running.resync import Resync
+from lora_operator.running.resync import resync
 from lora_operator.running.self_check import rights_used
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.watch import sources_of
@@ -65,10 +64,6 @@ async def found(server: Discovery) -> Kueue:
     return kueue
 
 
-def make_resync(server: Discovery, cache: Cache, kueue: Kueue) -> Resync:
-    return Resync(cast("Api", server), cache, kueue, namespaces=(), interval_s=0.001, wake=lambda _: None)
-
-
 @pytest.mark.parametrize(
     ("server", "served", "version"),
     [
@@ -108,39 +103,19 @@ async def test_a_kueue_that_comes_goes_or_is_exchanged_ends_the_process(
 ) -> None:
     """Whoever runs the operator starts it again, and the next start watches what there is."""
     server = Discovery(*before)
-    resync = make_resync(server, Cache(), await found(server))
+    kueue = await found(server)
     server.versions = after
     with pytest.raises(OperatorFailedError, match="Kueue was installed, removed or exchanged"):
         async with asyncio.timeout(10):
-            await resync.run(lambda: None)
+            await resync(cast("Api", server), kueue, [], interval_s=0.001, after=lambda: None)
 
 
-@pytest.mark.parametrize("versions", [(), ("v1beta1",)])
-async def test_workloads_are_listed_only_where_they_are_served(versions: tuple[str, ...]) -> None:
-    """In the version that is served."""
-    server, cache = Discovery(*versions), Cache()
-    await make_resync(server, cache, await found(server)).fill(set())
-    listed = [version for plural, version in server.listed if plural == "workloads"]
-    assert (listed, len(cache.workloads)) == (list(versions), len(versions))
-
-
-@pytest.mark.parametrize("versions", [(), ("v1beta2",)])
-async def test_workloads_are_watched_only_where_they_are_served(versions: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("versions", [(), ("v1beta1",), ("v1beta2",)])
+async def test_workloads_are_followed_only_where_they_are_served(versions: tuple[str, ...]) -> None:
     """A watch of a kind that does not exist would never be heard."""
     sources = sources_of(Cache(), await found(Discovery(*versions)), lambda key, after_s: None)
     served = [source.resource.version for source in sources if source.resource.kind == "Workload"]
     assert served == list(versions)
-
-
-def test_a_watch_of_workloads_must_be_heard_like_the_others() -> None:
-    """Otherwise a deaf one would go unnoticed."""
-    liveness = WatchLiveness((), clock=lambda: 0.0, wall_clock=lambda: 0.0)
-    liveness.expect(WORKLOADS)
-    for resource in WATCHED:
-        liveness.heard(resource.path(None))
-    assert not liveness.all_heard
-    liveness.heard(WORKLOADS.path(None))
-    assert liveness.all_heard
 
 
 def test_rights_on_workloads_are_asked_for_only_where_the_cluster_has_them() -> None:

@@ -14,8 +14,12 @@ Status = dict[str, Any]
 
 
 def status(reason: Reason = Reason.PENDING, message: str = "", value: str = "Unknown", **changes: Any) -> Status:
-    condition = condition_object("Complete", value, reason=reason.value, message=message)
-    return {"observedGeneration": 1, "jobName": "tone-1", "attempt": 1, "conditions": [condition], **changes}
+    opposite = {"Unknown": "Unknown", "False": "True"}[value]
+    conditions = [
+        condition_object(kind, holds, reason=reason.value, message=message)
+        for kind, holds in (("Complete", value), ("Failed", opposite))
+    ]
+    return {"observedGeneration": 1, "jobName": "tone-1", "attempt": 1, "conditions": conditions, **changes}
 
 
 BEFORE = status(Reason.TRAINING, "Step 3", progress={"step": 3}, retries={"OOMKilled": 1})
@@ -28,7 +32,7 @@ DEFAULT: Status = {"conditions": [condition_object("Accepted", "Unknown", reason
     [
         (NOTHING, status(), 1.0),
         (DEFAULT, status(), 1.0),
-        (NOTHING, status(Reason.QUEUED), 0.0),
+        (NOTHING, status(Reason.QUEUED), 1.0),
         (NOTHING, status(Reason.UNSCHEDULABLE), 0.0),
         (NOTHING, status(Reason.CONFIG_INVALID, value="False"), 0.0),
         (BEFORE, {**BEFORE, "conditions": status(Reason.TRAINING, "Step 4")["conditions"]}, 60.0),
@@ -48,26 +52,25 @@ DEFAULT: Status = {"conditions": [condition_object("Accepted", "Unknown", reason
         (BEFORE, {**BEFORE, "conditions": [*BEFORE["conditions"], condition_object("CheckpointSaved")]}, 0.0),
     ],
 )
-def test_only_sentences_wait_and_the_first_status_for_the_scheduler(
+def test_only_sentences_wait_and_the_first_status_for_the_scheduler_or_the_queue(
     before: Status, after: Status, waits_s: float
 ) -> None:
     """What counts, what ended, and each new reason are written at once."""
-    assert delay_s(before, after, wanted_for_s=0, scheduled=False, longest_s=60) == waits_s
-    assert delay_s(before, after, wanted_for_s=0.25, scheduled=False, longest_s=60) == max(0, waits_s - 0.25)
-    assert delay_s(before, after, wanted_for_s=61, scheduled=False, longest_s=60) == 0
+    assert delay_s(before, after, wanted_for_s=0, placed=False, longest_s=60) == waits_s
+    assert delay_s(before, after, wanted_for_s=0.25, placed=False, longest_s=60) == max(0, waits_s - 0.25)
+    assert delay_s(before, after, wanted_for_s=61, placed=False, longest_s=60) == 0
 
 
 def test_the_scheduler_s_word_ends_the_wait_for_it() -> None:
     """A pod that has a node, or finds none, is news enough."""
-    assert delay_s(NOTHING, status(), wanted_for_s=0, scheduled=True, longest_s=60) == 0
+    assert delay_s(NOTHING, status(), wanted_for_s=0, placed=True, longest_s=60) == 0
 
 
 def test_no_wait_is_longer_than_is_set() -> None:
     """Neither for the scheduler nor for other sentences."""
     other = {**BEFORE, "conditions": status(Reason.TRAINING, "Step 4")["conditions"]}
     waits = [
-        delay_s(*pair, wanted_for_s=0, scheduled=False, longest_s=0.5)
-        for pair in ((NOTHING, status()), (BEFORE, other))
+        delay_s(*pair, wanted_for_s=0, placed=False, longest_s=0.5) for pair in ((NOTHING, status()), (BEFORE, other))
     ]
     assert waits == [0.5, 0.5]
 
@@ -79,13 +82,13 @@ def test_a_wait_begins_when_a_status_is_first_wanted_and_ends_with_its_writing()
     sentences = [
         {**BEFORE, "conditions": status(Reason.TRAINING, message)["conditions"]} for message in ("Step 4", "Step 5")
     ]
-    assert pacing.delay_s(key, BEFORE, sentences[0], scheduled=True) == 60
+    assert pacing.delay_s(key, BEFORE, sentences[0], placed=True) == 60
     now[0] += 40
-    assert pacing.delay_s(key, BEFORE, sentences[1], scheduled=True) == 20
+    assert pacing.delay_s(key, BEFORE, sentences[1], placed=True) == 20
     now[0] += 20
-    assert pacing.delay_s(key, BEFORE, sentences[1], scheduled=True) == 0
+    assert pacing.delay_s(key, BEFORE, sentences[1], placed=True) == 0
     pacing.forget(key)
-    assert pacing.delay_s(key, BEFORE, sentences[1], scheduled=True) == 60
+    assert pacing.delay_s(key, BEFORE, sentences[1], placed=True) == 60
 
 
 @pytest.mark.parametrize(

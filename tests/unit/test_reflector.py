@@ -108,8 +108,9 @@ class World:
     server: Server
     cache: Cache = field(default_factory=Cache)
     woken: list[Key] = field(default_factory=list)
-    heard: list[str] = field(default_factory=list)
-    listed: list[tuple[str, ...]] = field(default_factory=list)
+    reflector: Reflector | None = None
+    now_s: float = 100.0
+    tick_s: float = 0.0
     pauses: list[float] = field(default_factory=list)
 
     @property
@@ -119,7 +120,7 @@ class World:
 
     async def run(self, until: Callable[["World"], bool]) -> None:
         """Let it work until it is so."""
-        async with self._reflector() as reflector:
+        async with self.following() as reflector:
             working = asyncio.create_task(reflector.run())
             try:
                 async with asyncio.timeout(20):
@@ -132,23 +133,28 @@ class World:
                 working.result()
 
     @contextlib.asynccontextmanager
-    async def _reflector(self) -> AsyncIterator[Reflector]:
+    async def following(self) -> AsyncIterator[Reflector]:
+        """A reflector that does nothing yet."""
         application = web.Application()
         application.router.add_get(PATH, self.server.answer)
         async with TestServer(application, shutdown_timeout=0) as server:
             configuration = Configuration(host=str(server.make_url("")).rstrip("/"))
             async with ApiClient(configuration) as client:
                 source = Source(resource=JOBS, store=self.cache.jobs, wake=self.woken.append, selector="ours=true")
-                yield Reflector(
+                self.reflector = Reflector(
                     Api(client),
                     source,
                     None,
                     silence_s=SILENCE_S,
-                    heard=self.heard.append,
-                    listed=lambda *found: self.listed.append(found),
                     random=lambda: 0.5,
+                    clock=self._clock,
                     sleep=self._pause,
                 )
+                yield self.reflector
+
+    def _clock(self) -> float:
+        self.now_s += self.tick_s
+        return self.now_s
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -158,13 +164,12 @@ class World:
 async def test_it_lists_and_takes_in_what_the_watch_brings_from_there() -> None:
     """Each owner with news is woken, and each line is a sign of life."""
     events = line("ADDED", job("b", "21")) + line("MODIFIED", job("a", "22")) + line("DELETED", job("b", "23"))
-    world = World(Server([[job("a", "5")]], [Stream(events, silent=True)]))
+    world = World(Server([[job("a", "5")]], [Stream(events, silent=True)]), tick_s=1)
     await world.run(lambda world: len(world.woken) == 4)
     assert world.server.asked == ["list", "watch from 20"]
     assert world.names == ["a"]
     assert world.woken == [KEY] * 4
-    assert world.listed == [(PATH, "", "20")]
-    assert len(world.heard) == 5, "a list, the beginning of the watch, and three events"
+    assert world.now_s == 106, "its clock is read at its beginning, for a list, a watch, and three events"
     assert [view.name for view in world.cache.jobs.tombstones(KEY, UID)] == ["b"]
 
 
@@ -241,7 +246,7 @@ async def test_what_the_store_knows_better_is_no_news() -> None:
     events = line("MODIFIED", job("a", "21")) + line("DELETED", job("a", "22")) + BOOKMARK
     world = World(Server([[job("a", "5")]], [Stream(events, silent=True)]))
     world.cache.jobs.put(job("a", "25"))
-    await world.run(lambda world: len(world.heard) == 5)
+    await world.run(lambda world: world.cache.jobs.version == "30")
     assert world.names == ["a"]
     assert world.woken == []
 
@@ -280,4 +285,39 @@ async def test_what_a_list_brought_that_failed_half_way_wakes_all_the_same() -> 
     world = World(Server([[job("a", "5")], 500], [], more="next"))
     await world.run(lambda world: len(world.pauses) >= 2)
     assert world.woken == [KEY]
-    assert world.listed == []
+    assert world.reflector is not None
+    assert not world.reflector.listed.is_set()
+
+
+async def test_silence_is_counted_from_the_last_sign_of_life() -> None:
+    """Before the first one from the beginning: a watch that never speaks is found, too."""
+    world = World(Server([[]], []))
+    async with world.following() as reflector:
+        world.now_s += 7
+        assert (reflector.was_heard, reflector.silent_for_s) == (False, 7)
+        await reflector.list()
+        world.now_s += 3
+        assert (reflector.was_heard, reflector.silent_for_s) == (True, 3)
+        assert reflector.listed.is_set()
+
+
+async def test_lists_that_stay_in_the_past_are_timed_until_one_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    """A replica that is behind catches up within a minute; where etcd was restored, none ever does."""
+    world = World(Server([[]], []))
+    async with world.following() as reflector:
+        assert await _behind(reflector) is None
+        world.cache.jobs.saw("65")
+        for wanted_s in (0, 60, 119):
+            world.now_s = 100 + wanted_s
+            assert await _behind(reflector) == wanted_s
+        assert caplog.text.count("is as of version 30, and 65 was seen before") == 1
+        assert caplog.text.count("was seen before") == 1
+        world.now_s += 1000
+        assert reflector.behind_for_s == 119, "without another list nobody knows"
+        world.server.version = 90
+        assert await _behind(reflector) is None
+
+
+async def _behind(reflector: Reflector) -> float | None:
+    await reflector.list()
+    return reflector.behind_for_s

@@ -1,109 +1,113 @@
-"""The lists of every few minutes, and what becomes of one that fails half-way."""
+"""The lists of every few minutes, and what becomes of one that fails."""
 
-import asyncio
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from lora_operator.cluster.api import FINETUNES, JOBS, Api, ApiError, UnreachableError
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.api import Api, ApiError, UnreachableError
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.running.resync import Resync
-from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.running.resync import resync
 
-ROUND_S = 0.01
-
-
-class Server(Api):
-    """Has one LoRAFineTune, and may fail when it is asked for Jobs."""
-
-    def __init__(self) -> None:
-        self.failure: Exception | None = None
-        self.version = "9"
-
-    async def request(self, method: str, path: str, **_: Any) -> dict[str, Any]:
-        """A list."""
-        if path == JOBS.path(None) and self.failure is not None:
-            raise self.failure
-        tone = {"metadata": {"namespace": "team", "name": "tone", "uid": "u1", "resourceVersion": "5"}}
-        return {"metadata": {"resourceVersion": self.version}, "items": [tone] if path == FINETUNES.path(None) else []}
-
-
-class Clock:
-    """Moves when it is told to."""
-
-    s = 100.0
-
-    def __call__(self) -> float:
-        return self.s
+if TYPE_CHECKING:
+    from lora_operator.cluster.reflector import Reflector
 
 
 class NoKueue(Kueue):
-    """Never there."""
+    """Never there, or nobody says so."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__()
+        self._failure = failure
 
     async def has_changed(self, api: Api) -> bool:
         """It stays away."""
+        if self._failure is not None:
+            raise self._failure
         return False
 
 
-@pytest.mark.parametrize("failure", [UnreachableError("reset"), ApiError(410, "Expired", "too old")])
-async def test_what_a_resync_brought_that_failed_later_wakes_all_the_same(failure: Exception) -> None:
-    """To the next one, and to the watch, it is no news."""
-    server, woken, worked = Server(), asyncio.Queue[Key](), asyncio.Event()
-    server.failure = failure
-    resync = Resync(server, Cache(), NoKueue(), namespaces=(), interval_s=ROUND_S, wake=woken.put_nowait)
-    running = asyncio.create_task(resync.run(worked.set))
-    async with asyncio.timeout(10):
-        assert await woken.get() == Key("team", "tone")
-        assert not worked.is_set()
-        server.failure = None
-        await worked.wait()
-    running.cancel()
-    assert woken.empty()
+class Kind:
+    """What is followed of a kind: lists, of which some fail."""
+
+    def __init__(self, *failures: Exception | None) -> None:
+        self.path = "/jobs"
+        self.behind_for_s: float | None = None
+        self.lists = 0
+        self._failures = list(failures)
+
+    async def list(self) -> str:
+        """One of them."""
+        self.lists += 1
+        failure = self._failures.pop(0) if self._failures else None
+        if failure is not None:
+            raise failure
+        return "9"
 
 
-async def test_an_api_server_that_stays_in_the_past_ends_the_process_once() -> None:
-    """A replica that is behind catches up within a minute; where etcd was restored, only a restart helps."""
-    server, cache, now = Server(), Cache(), Clock()
-    resync = Resync(server, cache, NoKueue(), namespaces=(), interval_s=ROUND_S, wake=lambda _: None, clock=now)
-
-    async def lists_after(seconds: float) -> None:
-        now.s += seconds
-        await resync.fill(set())
-
-    await lists_after(0)
-    cache.finetunes.saw("20")
-    await lists_after(60)
-    await lists_after(119)
-    server.version = "21"
-    await lists_after(100)
-    cache.finetunes.saw("30")
-    await lists_after(100)
-    await lists_after(120)
-    with pytest.raises(OperatorFailedError, match="as of version 21, and 30 was seen before"):
-        await lists_after(1)
-    await Resync(server, Cache(), NoKueue(), namespaces=(), interval_s=1, wake=lambda _: None, clock=now).fill(set())
+class OverError(Exception):
+    """The test has seen enough."""
 
 
-async def test_an_api_server_that_is_in_the_past_is_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A watch that had to be listed anew has found out, long before the next resync."""
-    pauses = []
+def run(
+    *kinds: Kind,
+    interval_s: float = 35,
+    kueue: Kueue | None = None,
+    sleep: Callable[[float], Coroutine[Any, Any, None]],
+    after: Callable[[], None] = lambda: None,
+) -> Coroutine[Any, Any, None]:
+    reflectors = [cast("Reflector", kind) for kind in kinds]
+    return resync(cast("Api", None), kueue or NoKueue(), reflectors, interval_s=interval_s, after=after, sleep=sleep)
+
+
+def pauses(most: int, seen: list[float], then: Callable[[int], None] = lambda _: None) -> Any:
+    """Sleep that takes no time, so often."""
 
     async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 2:
-            resync.compare("/jobs", "9", "8")
+        if len(seen) == most:
+            raise OverError
+        seen.append(seconds)
+        then(len(seen))
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    worked: list[int] = []
+    return sleep
 
-    def work() -> None:
-        worked.append(len(pauses))
-        if len(worked) == 2:
-            raise EOFError
 
-    resync = Resync(Server(), Cache(), NoKueue(), namespaces=(), interval_s=35, wake=lambda _: None)
-    with pytest.raises(EOFError):
-        await resync.run(work)
-    assert worked == [2, 3]
-    assert pauses == [10, 10, 10]
+@pytest.mark.parametrize("failure", [UnreachableError("reset"), ApiError(403, "Forbidden", "no right")])
+async def test_a_kind_that_cannot_be_listed_holds_up_no_other(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next time all is well: only then is what has gone forgotten."""
+    broken, fine, worked = Kind(failure), Kind(), list[int]()
+    with pytest.raises(OverError):
+        await run(broken, fine, interval_s=10, sleep=pauses(2, []), after=lambda: worked.append(fine.lists))
+    assert (broken.lists, fine.lists, worked) == (2, 2, [2])
+    assert caplog.messages == [f"the resync failed and is tried again in 10 s: /jobs: {failure}"]
+
+
+async def test_an_api_server_that_does_not_say_whether_there_is_kueue_is_asked_again() -> None:
+    """It is in trouble, and so would the lists be."""
+    kind, worked = Kind(), list[int]()
+    kueue = NoKueue(UnreachableError("reset"))
+    with pytest.raises(OverError):
+        await run(kind, interval_s=10, kueue=kueue, sleep=pauses(2, []), after=lambda: worked.append(1))
+    assert (kind.lists, worked) == (0, [])
+
+
+async def test_an_api_server_that_is_in_the_past_is_asked_again_soon() -> None:
+    """A watch that had to be listed anew has found out, long before the next resync."""
+    kind, seen = Kind(), list[float]()
+
+    def fall_behind(count: int) -> None:
+        kind.behind_for_s = 0.0 if count >= 2 else None
+
+    with pytest.raises(OverError):
+        await run(kind, sleep=pauses(3, seen, fall_behind))
+    assert (seen, kind.lists) == ([10, 10, 10], 2)
+
+
+async def test_the_whole_interval_lies_between_two_lists_of_the_present() -> None:
+    """Waited for in parts."""
+    kind, seen = Kind(), list[float]()
+    with pytest.raises(OverError):
+        await run(kind, sleep=pauses(8, seen))
+    assert (seen, kind.lists) == ([10, 10, 10, 5] * 2, 2)

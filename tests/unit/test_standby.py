@@ -1,6 +1,8 @@
 """A process that stands by knows of all runs and works on none."""
 
+import asyncio
 import dataclasses
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -14,6 +16,8 @@ from lora_operator.running.watch import sources_of
 
 if TYPE_CHECKING:
     from kubernetes.aio.client.api_client import ApiClient
+
+    from lora_operator.cluster.reflector import Reflector
 
 KEY = Key(NAMESPACE, NAME)
 
@@ -68,3 +72,76 @@ async def test_the_limit_of_runs_is_known_before_the_first_turn() -> None:
         operator.cache.finetunes.put(manifest)
     operator.begin_work()
     assert [operator.run_limit.exceeded_by(Key(NAMESPACE, name)) for name in "ab"] == [None, 1]
+
+
+class Followed:
+    """What is followed of a kind in a namespace, as far as it has come."""
+
+    def __init__(self, path: str, *, silent_s: float = 0.0, behind_s: float | None = None) -> None:
+        self.path = path
+        self.plural = path.rpartition("/")[2]
+        self.silent_for_s = silent_s
+        self.behind_for_s = behind_s
+        self.was_heard = True
+        self.listed = asyncio.Event()
+
+
+def follow(operator: Operator, *followed: Followed) -> None:
+    operator.reflectors = [cast("Reflector", one) for one in followed]
+
+
+def test_one_watch_among_several_that_is_silent_or_in_the_past_is_trouble() -> None:
+    """The sentence names it; before there are watches none is silent, however long the definition is waited for."""
+    operator = make_operator(watch_stale_s=150.0, stale_list_s=120.0)
+    assert operator.trouble() == ""
+    fine = Followed("/api/v1/pods", silent_s=150, behind_s=120)
+    follow(operator, fine)
+    assert operator.trouble() == ""
+    follow(operator, fine, Followed("/apis/batch/v1/jobs", silent_s=151))
+    assert operator.trouble() == ("The watch of /apis/batch/v1/jobs has brought neither event nor bookmark for 151 s")
+    follow(operator, fine, Followed("/apis/batch/v1/jobs", behind_s=121))
+    assert operator.trouble().startswith(
+        "The API server has been in the past for 121 s, as the list of /apis/batch/v1/jobs shows"
+    )
+
+
+def test_it_is_ready_with_the_first_list_of_each_kind() -> None:
+    """Until then it says what hinders it."""
+    operator = make_operator()
+    operator.hindrance = "no definition"
+    assert operator.unready() == "no definition"
+    operator.hindrance = ""
+    jobs, pods = Followed("/apis/batch/v1/jobs"), Followed("/api/v1/pods")
+    follow(operator, jobs, pods)
+    jobs.listed.set()
+    assert operator.unready() == "The first list of the cluster is not complete"
+    pods.listed.set()
+    assert operator.unready() == ""
+
+
+def test_the_metric_shows_the_most_silent_watch_of_each_kind() -> None:
+    """A kind is as fresh as its most silent namespace; one that was never heard is 0."""
+    operator = make_operator()
+    jobs = [Followed(f"/apis/batch/v1/namespaces/{name}/jobs", silent_s=s) for name, s in (("a", 5), ("b", 60))]
+    pods = [Followed(f"/api/v1/namespaces/{name}/pods") for name in "ab"]
+    pods[0].was_heard = False
+    follow(operator, *jobs, *pods)
+    now_s = time.time()
+    heard = operator.last_heard()
+    assert heard["jobs"] == pytest.approx(now_s - 60, abs=5)
+    assert heard["pods"] == 0.0
+
+
+def test_each_kind_is_followed_in_each_namespace_that_can_be_looked_after() -> None:
+    """Everywhere where none is named."""
+    operator = make_operator(namespaces=("a", "b"))
+    operator.namespaces = ("a",)
+    operator.follow()
+    assert [one.path.partition("/namespaces/")[2] for one in operator.reflectors] == [
+        "a/lorafinetunes",
+        "a/jobs",
+        "a/pods",
+    ]
+    everywhere = make_operator()
+    everywhere.follow()
+    assert [one.plural for one in everywhere.reflectors] == ["lorafinetunes", "jobs", "pods"]

@@ -22,6 +22,7 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
+from tests.unit.contradictions import contradictions
 
 from docgen import states_page
 from lora_operator.decision.decide import decide
@@ -32,7 +33,6 @@ from lora_operator.decision.states import (
     STEPS,
     USUAL_WAY,
     Group,
-    contradictions,
     group_of,
     is_good_news,
 )

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 from tests.unit.builders import NAMESPACE, condition_object, ended_pod, make_finetune
 
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.transitions import read_transition
+from lora_operator.running.transitions import has_just_ended, restart_cause, run_s, waited_s
 from lora_operator.views.model import Observed
 
 STARTED = "2026-03-01T11:10:00Z"
@@ -30,48 +30,54 @@ def going(**fields: Any) -> dict[str, Any]:
     return {"conditions": conditions, "startTime": STARTED, **fields}
 
 
-def test_the_end_of_a_run_is_counted_once() -> None:
-    """The step to the verdict counts; a later write of the same verdict does not."""
-    first = read_transition(make_finetune(status=going()), Observed(), ended())
-    assert first.ending is not None
-    assert (first.ending.result, first.ending.reason, first.ending.duration_s) == ("succeeded", "Succeeded", 1800.0)
-    assert read_transition(make_finetune(status=ended()), Observed(), ended()).ending is None
+def test_the_step_to_a_verdict_is_the_end_of_a_run_and_a_later_write_of_it_is_not() -> None:
+    """Whether it is a good one or not."""
+    for reason in ("Succeeded", "DatasetInvalid"):
+        assert has_just_ended(make_finetune(status=going()), ended(reason))
+        assert not has_just_ended(make_finetune(status=ended(reason)), ended(reason))
+    assert not has_just_ended(make_finetune(), going())
 
 
-def test_a_failed_end_carries_its_reason() -> None:
-    """The reason of Failed is the label."""
-    ending = read_transition(make_finetune(status=going()), Observed(), ended("DatasetInvalid")).ending
-    assert ending is not None
-    assert (ending.result, ending.reason) == ("failed", "DatasetInvalid")
+def test_a_run_lasts_from_its_first_start_to_its_end() -> None:
+    """One that never started lasted for no time that could be counted."""
+    assert run_s(ended()) == 1800.0
+    assert run_s({**ended(), "startTime": ""}) is None
 
 
 def test_the_wait_for_the_first_start_is_told_once() -> None:
     """From the creation of the resource, and only while the status knew of no start."""
-    assert read_transition(make_finetune(), Observed(), going()).waited_s == 600.0
-    assert read_transition(make_finetune(status=going()), Observed(), going()).waited_s is None
+    assert waited_s(make_finetune(), going()) == 600.0
+    assert waited_s(make_finetune(status=going()), going()) is None
 
 
 def test_a_new_pod_in_place_of_an_old_one_is_a_restart_with_the_old_ones_reason() -> None:
     """The exit code of the pod before is the cause."""
     old = ended_pod(137, name="old", phase="Failed")
     before = make_finetune(status=going(podName="old"))
-    assert read_transition(before, Observed(pods=(old,)), going(podName="new")).restart_cause == "OOMKilled"
-    assert read_transition(before, Observed(), going(podName="new")).restart_cause == "Unknown"
-    assert read_transition(before, Observed(), going(podName="old")).restart_cause is None
-    assert read_transition(make_finetune(status=going()), Observed(), going(podName="new")).restart_cause is None
+    assert restart_cause(before, Observed(pods=(old,)), going(podName="new")) == "OOMKilled"
+    assert restart_cause(before, Observed(), going(podName="new")) == "Unknown"
+    assert restart_cause(before, Observed(), going(podName="old")) is None
+    assert restart_cause(make_finetune(status=going()), Observed(), going(podName="new")) is None
 
 
 def test_a_new_attempt_is_a_restart_because_its_job_was_deleted() -> None:
     """The pod of the deleted Job is gone, the attempt tells."""
     before = make_finetune(status=going(podName="old", attempt=1))
-    assert read_transition(before, Observed(), going(podName="new", attempt=2)).restart_cause == "JobRecreated"
+    assert restart_cause(before, Observed(), going(podName="new", attempt=2)) == "JobRecreated"
 
 
-def test_counters_follow_the_transitions() -> None:
+def test_counters_follow_the_steps() -> None:
     """Label by label."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.observe(read_transition(make_finetune(status=going()), Observed(), ended("OOMKilled")))
-    labels = {"namespace": NAMESPACE, "result": "failed", "reason": "OOMKilled"}
+    old = ended_pod(137, name="old", phase="Failed")
+    metrics.observe(make_finetune(), Observed(), going(podName="old"))
+    metrics.observe(make_finetune(status=going(podName="old")), Observed(pods=(old,)), going(podName="new"))
+    metrics.observe(make_finetune(status=going()), Observed(), ended("DatasetInvalid"))
+    metrics.observe(make_finetune(status=ended("DatasetInvalid")), Observed(), ended("DatasetInvalid"))
+    labels = {"namespace": NAMESPACE, "result": "failed", "reason": "DatasetInvalid"}
     assert registry.get_sample_value("lorafinetune_finished_total", labels) == 1.0
     assert registry.get_sample_value("lorafinetune_run_duration_seconds_sum", {"result": "failed"}) == 1800.0
+    assert registry.get_sample_value("lorafinetune_queue_wait_seconds_sum") == 600.0
+    labels = {"namespace": NAMESPACE, "cause": "OOMKilled"}
+    assert registry.get_sample_value("lorafinetune_restarts_total", labels) == 1.0

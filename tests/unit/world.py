@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tests.unit.builders import CONFIG, NOW, condition_object, make_manifest
+from tests.unit.contradictions import contradictions
 
 from lora_operator.decision.decide import decide
-from lora_operator.decision.states import contradictions
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Rejection
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, STAGE_LABEL

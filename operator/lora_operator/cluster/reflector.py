@@ -1,11 +1,15 @@
 """Keeps a store as the API server has it: lists, watches from there, and begins anew where either fails.
 
-It does what client-go's Reflector does, on the operator's own client.
+It does what client-go's Reflector does, on the operator's own client; and it knows when it was last heard, and whether
+what it hears is of the past. A list that names no version is as of a moment after its request, never of one before what
+was seen by then. One that is comes from an API server that is behind, for a while; or etcd was restored from a backup,
+and never catches up.
 """
 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +17,7 @@ from typing import Any
 import orjson
 
 from lora_operator.cluster.api import Api, ApiError, Resource, UnreachableError
-from lora_operator.cluster.cache import Key, Store
+from lora_operator.cluster.cache import Key, Store, is_older
 from lora_operator.cluster.listing import list_into
 
 logger = logging.getLogger(__name__)
@@ -51,28 +55,43 @@ class Reflector:
         namespace: str | None,
         *,
         silence_s: float,
-        heard: Callable[[str], None],
-        listed: Callable[[str, str, str], None],
         random: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """A watch that brings nothing for `silence_s` is restarted.
-
-        `heard` is called with the URL path at each sign of life of the API server, `listed` after each list,
-        with the path, the newest version that had been seen before it, and its own.
-        """
+        """A watch that brings nothing for `silence_s` is restarted."""
         self._api = api
         self._source = source
         self._namespace = namespace
         self._silence_s = silence_s
-        self._heard = heard
-        self._listed = listed
         self._random = random
+        self._clock = clock
         self._sleep = sleep
-        self._path = source.resource.path(namespace)
         self._query: Mapping[str, str] = {"labelSelector": source.selector} if source.selector else {}
         self._failures = 0
         self._refusals = 0
+        self._began_s = clock()
+        self._heard_s: float | None = None
+        self._behind_s: tuple[float, float] | None = None  # when a list was first behind, and when last
+        self.path = source.resource.path(namespace)
+        self.plural = source.resource.plural
+        self.listed = asyncio.Event()
+        """Set with the first whole list."""
+
+    @property
+    def was_heard(self) -> bool:
+        """Whether the API server has given a sign of life: an answer, an event or a bookmark."""
+        return self._heard_s is not None
+
+    @property
+    def silent_for_s(self) -> float:
+        """Seconds since the last sign of life or, before the first one, since the beginning."""
+        return self._clock() - (self._began_s if self._heard_s is None else self._heard_s)
+
+    @property
+    def behind_for_s(self) -> float | None:
+        """For how many seconds each list has been of a time before what was seen; None where the last one was not."""
+        return None if self._behind_s is None else self._behind_s[1] - self._behind_s[0]
 
     async def run(self) -> None:
         """Follow, forever. Raises `ApiError` where the API server refuses again and again."""
@@ -82,21 +101,24 @@ class Reflector:
                 while True:
                     version = await self._watch(version)
             except (ApiError, RelistError) as error:
-                logger.info("%s is listed anew: %s", self._path, error)
+                logger.info("%s is listed anew: %s", self.path, error)
                 await self._back_off(error)
 
     async def _fill(self) -> str:
         """List until that works; return the version of the list."""
         while True:
             try:
-                return await self._list()
+                return await self.list()
             except (ApiError, UnreachableError) as error:
-                logger.info("%s cannot be listed yet: %s", self._path, error)
+                logger.info("%s cannot be listed yet: %s", self.path, error)
                 await self._back_off(error)
 
-    async def _list(self) -> str:
-        source, news = self._source, set[Key]()
-        seen = source.store.version
+    async def list(self) -> str:
+        """Make the store what a list says, and return its version; the watch may go on meanwhile.
+
+        Raises `ApiError` or `UnreachableError`.
+        """
+        source, news, seen = self._source, set[Key](), self._source.store.version
         try:
             version = await list_into(
                 source.store,
@@ -105,14 +127,27 @@ class Reflector:
                 namespace=self._namespace,
                 query=self._query,
                 news=news,
-                heard=lambda: self._heard(self._path),
+                heard=self._heard,
             )
         finally:
             # To the next list, and to the watch, what a list brought that failed half-way is no news any more.
             for owner in news:
                 source.wake(owner)
-        self._listed(self._path, seen, version)
+        self._compare(seen, version)
+        self.listed.set()
         return version
+
+    def _compare(self, seen: str, version: str) -> None:
+        if not is_older(version, seen):
+            self._behind_s = None
+            return
+        now_s = self._clock()
+        if self._behind_s is None:
+            logger.warning("the list of %s is as of version %s, and %s was seen before", self.path, version, seen)
+        self._behind_s = (self._behind_s[0] if self._behind_s else now_s, now_s)
+
+    def _heard(self) -> None:
+        self._heard_s = self._clock()
 
     async def _watch(self, version: str) -> str:
         """Take in events until the stream ends; return the version from which to watch on.
@@ -130,12 +165,12 @@ class Reflector:
         try:
             async with contextlib.aclosing(lines):
                 async for line in lines:
-                    self._heard(self._path)
+                    self._heard()
                     self._refusals = 0
                     if line:
                         version = self._take(line)
         except UnreachableError as error:
-            logger.debug("the watch of %s broke and goes on from %s: %s", self._path, version, error)
+            logger.debug("the watch of %s broke and goes on from %s: %s", self.path, version, error)
         if version == before:
             await self._back_off()  # a stream that brings nothing is not to be asked for at once again
         else:

@@ -9,12 +9,14 @@ from lora_operator.decision.proof import Evidence
 from lora_operator.decision.retries import Cause, Retries, count_pods, stored_retries
 from lora_operator.decision.spent_time import SpentTime, follow_time, stored_time
 from lora_operator.views.budget import Used
+from lora_operator.views.conditions import state_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.jobs import suspension_of
-from lora_operator.views.model import FineTune, JobView, Observed
+from lora_operator.views.model import FineTune, JobView, Observed, WorkloadView
 from lora_operator.views.names import child_name
 from lora_operator.views.request import Request, read_request
 from lora_trainer.contract.manifest import RunOptions
+from lora_trainer.contract.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
     spent = follow_time(stored, children.jobs, observed.pods)
     retries = count_pods(stored_retries(finetune.status), children.jobs, observed.pods)
     stopped = stored.active_since and spent.active_since is None and spent.active_until != stored.active_until
-    if stopped and _was_taken_by_a_queue(children.jobs, request):
+    if stopped and _is_held(children.jobs) and not _held_by_user(finetune, children.jobs, observed.workloads, request):
         retries = retries.with_one_more(Cause.PREEMPTED)
     return Case(
         finetune=finetune,
@@ -83,9 +85,23 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
     )
 
 
-def _was_taken_by_a_queue(jobs: Iterable[JobView], request: Request) -> bool:
-    """Whether the run's newest Job is held, and not because the user wished it."""
-    job = max(jobs, key=lambda job: (job.attempt, job.created_at), default=None)
-    # One that is being resumed may have been held by the user, who has just taken that back.
-    held = job is not None and job.suspended and suspension_of(job) is not None
-    return held and not request.policy.suspend and not (job and job.suspend_intent)
+def _newest(jobs: Iterable[JobView]) -> JobView | None:
+    return max(jobs, key=lambda job: (job.attempt, job.created_at), default=None)
+
+
+def _is_held(jobs: Iterable[JobView]) -> bool:
+    """Whether the run's newest Job is suspended, and has stopped its pods."""
+    job = _newest(jobs)
+    return job is not None and job.suspended and suspension_of(job) is not None
+
+
+def _held_by_user(
+    finetune: FineTune, jobs: Iterable[JobView], workloads: Iterable[WorkloadView], request: Request
+) -> bool:
+    """Whether the user wished it, or did and has just taken it back: the mark of that wish, or the status, says so."""
+    job = _newest(jobs)
+    marked = job is not None and (
+        job.suspend_intent or any(w.suspend_intent and w.job_uid == job.uid for w in workloads)
+    )
+    known = state_of(finetune.status) == Reason.SUSPENDED_BY_USER
+    return bool(request.policy.suspend or marked or known)

@@ -35,11 +35,6 @@ class Children:
         """The attempt that is under way or, without a training Job, comes next."""
         return self.attempt if self.job else self.attempt + 1
 
-    @property
-    def latest(self) -> JobView | None:
-        """The Job of the stage that was reached; None before the first."""
-        return self.job or next(reversed([*self.stages.values()]), None)
-
 
 def find_children(finetune: FineTune, observed: Observed) -> Children:
     """Sort out what was observed. The count of attempts survives in the status and in the Jobs: the larger holds."""

@@ -35,7 +35,16 @@ from lora_operator.decision.status import Facts, Status, final_status, ongoing_s
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import render_job, render_service
-from lora_operator.views.conditions import MESSAGE_LENGTH, Condition, Finding, Type, is_finished, previous_condition
+from lora_operator.views.conditions import (
+    MESSAGE_LENGTH,
+    Condition,
+    Finding,
+    Type,
+    is_finished,
+    previous_condition,
+    result_of,
+    state_of,
+)
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import EventRecord, FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView
 from lora_operator.views.names import QUEUE_LABEL, child_labels
@@ -81,15 +90,10 @@ def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Pla
 def _rests_on_unseen(case: Case, plan: Plan) -> bool:
     """Whether the plan rests on something that the cache may not have seen, or cannot be taken back."""
     children = case.children
-    ends = _is_failure(plan.status)
     missing = children.job is None and (children.expected or bool(children.orphans))
     hidden = not all(job.is_indexed for job in children.jobs) or not all(pod.is_indexed for pod in children.pods)
-    return bool(ends or missing or hidden or plan.patch or plan.delete or _has_unseen_pods(case))
-
-
-def _is_failure(status: Mapping[str, Any]) -> bool:
-    conditions = status.get("conditions") or ()
-    return any(c.get("type") == Type.FAILED and c.get("status") == "True" for c in conditions)
+    fails = result_of(plan.status) == "failed"
+    return bool(fails or missing or hidden or plan.patch or plan.delete or _has_unseen_pods(case))
 
 
 def _has_unseen_pods(case: Case) -> bool:
@@ -213,7 +217,7 @@ def _scene(case: Case, stage: Stage, job: JobView, place: Place | None) -> Scene
     progress = follow_progress(case.finetune, _reporter(stage, job, pods), case.observed.progress, case.now)
     silent_since = stalled_since(progress, case.config.stall_timeout_s, case.now)
     # Before its first answer an operator that was away knows nothing new: what was known of the run stands.
-    known = case.observed.asked or previous_condition(case.finetune, Type.COMPLETE).get("reason") == Reason.STALLED
+    known = case.observed.asked or state_of(case.finetune.status) == Reason.STALLED
     return Scene(
         stage=stage,
         request=case.request,
@@ -282,7 +286,7 @@ def _service_again(case: Case, scene: Scene, situation: Situation) -> tuple[Mapp
         return ()
     meeting = not scene.job.suspended and (not situation.running or situation.state.reason is Reason.STARTING)
     refused = previous_condition(case.finetune, Type.ACCEPTED).get("status") == "False"
-    changed = refused or previous_condition(case.finetune, Type.COMPLETE).get("reason") != situation.state.reason
+    changed = refused or state_of(case.finetune.status) != situation.state.reason
     return (render_service(case.finetune, train),) if scene.nodes > 1 and meeting and changed else ()
 
 

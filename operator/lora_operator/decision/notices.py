@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.decision.states import is_good_news
-from lora_operator.views.conditions import Type, condition_in, previous_condition
+from lora_operator.views.conditions import Type, condition_in, previous_condition, state_of
 from lora_operator.views.model import EventRecord, FineTune
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import clip
@@ -19,7 +19,7 @@ def notices(finetune: FineTune, status: Mapping[str, Any]) -> tuple[EventRecord,
     if accepted.get("status") == "True" and previous_condition(finetune, Type.ACCEPTED).get("status") != "True":
         records.append(_record("Normal", accepted))
     state = condition_in(status, Type.COMPLETE)
-    before = previous_condition(finetune, Type.COMPLETE).get("reason") or Reason.PENDING.value
+    before = state_of(finetune.status) or Reason.PENDING.value
     if state and state["reason"] != before:
         records.append(_record("Normal" if is_good_news(state["reason"]) else "Warning", state))
     return tuple(records)

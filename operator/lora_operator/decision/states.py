@@ -5,11 +5,11 @@ drawn from it, and the tests hold whatever a model world does to a LoRAFineTune 
 """
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.views.conditions import Type
+from lora_operator.views.conditions import Type, result_of, state_of
 from lora_trainer.contract.reasons import Reason
 
 
@@ -289,32 +289,5 @@ _GOOD = (
 
 def group_of(status: Mapping[str, Any]) -> Group | None:
     """The group of the state that a status is in; None for a status without a state, or with an unknown one."""
-    state = next((c for c in _conditions(status) if c.get("type") == Type.COMPLETE.value), {})
-    held = state.get("status")
-    groups = [g for g in Group if (g in ENDS) == (held in ("True", "False")) and state.get("reason") in STATES[g]]
-    return groups[0] if groups else None
-
-
-def contradictions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What the tables do not foresee in the step from one status to the next, a sentence each; none where all is well.
-
-    A status without a state, which a foreign writer may have left too, is the beginning, like the definition's default.
-    """
-    found = [
-        f"{c['type']}={c['status']} with {c['reason']} is not in the table of conditions"
-        for c in _conditions(after)
-        if c["type"] in CONDITIONS and not any(_covers(case, c) for case in CONDITIONS[Type(c["type"])])
-    ]
-    was, now = group_of(before), group_of(after)
-    allowed = STEPS[was] if was else {Group.WAITING, *STEPS[None], *STEPS[Group.WAITING]}
-    if now is not None and now is not was and now not in allowed:
-        found.append(f"{was or 'the beginning'} to {now} is not in the table of steps")
-    return found
-
-
-def _covers(case: Statement, condition: Mapping[str, Any]) -> bool:
-    return case.status == condition["status"] and condition["reason"] in case.reasons
-
-
-def _conditions(status: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    return (c for c in status.get("conditions") or () if isinstance(c, Mapping))
+    ended, state = bool(result_of(status)), state_of(status)
+    return next((group for group in Group if (group in ENDS) == ended and state in STATES[group]), None)

@@ -7,8 +7,7 @@ from typing import Any
 
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
-from lora_operator.running.transitions import result_of
-from lora_operator.views.conditions import Type, condition_in
+from lora_operator.views.conditions import Type, condition_in, result_of
 from lora_operator.views.model import FineTune
 
 LONGEST_PAUSE_S = 60.0

@@ -6,8 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lora_operator.running import logs
-from lora_operator.running.transitions import result_of
-from lora_operator.views.conditions import condition_in
+from lora_operator.views.conditions import condition_in, result_of, state_of
 from lora_operator.views.model import FineTune, Plan
 
 logger = logging.getLogger(__name__)
@@ -47,8 +46,7 @@ class DecisionLine:
         if not logger.isEnabledFor(level):
             return
         before, status = self._finetune.status, self._plan.status
-        state, was = condition_in(status, "Complete"), condition_in(before, "Complete").get("reason", "")
-        reason = state.get("reason", "")
+        reason, was = state_of(status), state_of(before)
         fields = logs.about(
             (self._finetune.namespace, self._finetune.name),
             self._finetune.uid,
@@ -60,12 +58,12 @@ class DecisionLine:
             wrote=self._wrote,
             nextLookSeconds=None if self.next_look_s is None else round(self.next_look_s, 1),
         )
-        logger.log(level, "%s: %s", reason or "No state yet", self._sentence(state), extra=fields)
+        logger.log(level, "%s: %s", reason or "No state yet", self._sentence(), extra=fields)
 
-    def _sentence(self, state: Mapping[str, Any]) -> str:
+    def _sentence(self) -> str:
         if result_of(self._finetune.status) and any(what.startswith("deleted") for what in self._wrote):
             return "the run has ended, and what is left of its attempt is cleaned up"
-        return str(state.get("message", ""))
+        return str(condition_in(self._plan.status, "Complete").get("message", ""))
 
     def _is_progress(self) -> bool:
         """Whether all that was written is a status in which nothing has changed but how far the run is."""

@@ -11,8 +11,7 @@ from lora_operator.decision.case import read_case
 from lora_operator.decision.retries import Cause
 from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.decision.vocabulary import VOCABULARY
-from lora_operator.running.transitions import result_of
-from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition
+from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition, result_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import ConditionView, EventView, FineTune, JobView, Observed, Plan, PodView, WorkloadView
 from lora_operator.views.pods import newest_first

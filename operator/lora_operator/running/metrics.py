@@ -1,15 +1,17 @@
 """The operator's own metrics: their registry, their names, and how they are counted."""
 
 import platform
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
+import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from lora_operator.running.transitions import Transition
+from lora_operator.running.transitions import has_just_ended, restart_cause, run_s, waited_s
+from lora_operator.views.conditions import result_of, state_of
+from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.release import RELEASE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 RESOURCES = ("lorafinetunes", "jobs", "pods")
 OUTCOMES = ("success", "retry", "error")
@@ -94,27 +96,26 @@ class Metrics:
         )
         self._start_at_zero()
 
-    def observe(self, transition: Transition) -> None:
+    def observe(self, before: FineTune, observed: Observed, status: Mapping[str, Any]) -> None:
         """Count what a status that was just written says for the first time."""
-        namespace = transition.key.namespace
-        if transition.waited_s is not None:
-            self.wait_seconds.observe(transition.waited_s)
-        if transition.restart_cause is not None:
-            self.restarts.labels(namespace, transition.restart_cause).inc()
-        if transition.ending is not None:
-            ending = transition.ending
-            self.finished.labels(namespace, ending.result, ending.reason).inc()
-            if ending.duration_s is not None:
-                self.run_seconds.labels(ending.result).observe(ending.duration_s)
+        if (wait_s := waited_s(before, status)) is not None:
+            self.wait_seconds.observe(wait_s)
+        if cause := restart_cause(before, observed, status):
+            self.restarts.labels(before.namespace, cause).inc()
+        if has_just_ended(before, status):
+            result = result_of(status)
+            self.finished.labels(before.namespace, result, state_of(status)).inc()
+            if (duration_s := run_s(status)) is not None:
+                self.run_seconds.labels(result).observe(duration_s)
 
-    def left_out(self, namespaces: "Iterable[str]") -> None:
+    def left_out(self, namespaces: Iterable[str]) -> None:
         """Show the namespaces that are not looked after."""
         for namespace in namespaces:
             self.left_out_namespaces.labels(namespace).set(1)
 
-    def watch_heard(self, times: "Iterable[tuple[str, float]]") -> None:
+    def watch_heard(self, times: Mapping[str, float]) -> None:
         """Set when each resource's watch was last heard, in seconds since 1970."""
-        for resource, timestamp_s in times:
+        for resource, timestamp_s in times.items():
             self.watch_last_event.labels(resource).set(timestamp_s)
 
     def _start_at_zero(self) -> None:
@@ -127,3 +128,26 @@ class Metrics:
             self.watch_last_event.labels(resource)
         for result in ("succeeded", "failed"):
             self.run_seconds.labels(result)
+
+
+def count_requests(metrics: Metrics) -> aiohttp.TraceConfig:
+    """Counts every request of a session."""
+
+    async def answered(_: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestEndParams) -> None:
+        metrics.requests.labels(_verb(end.method, end.url.query_string), str(end.response.status)).inc()
+
+    async def unanswered(
+        _: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestExceptionParams
+    ) -> None:
+        metrics.requests.labels(_verb(end.method, end.url.query_string), "error").inc()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(answered)
+    trace.on_request_exception.append(unanswered)
+    return trace
+
+
+def _verb(method: str, query: str) -> str:
+    if "watch=true" in query:
+        return "watch"
+    return {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(method.upper(), "get")

@@ -6,8 +6,7 @@ import gc
 import http
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
 
 import aiohttp
 import kopf
@@ -16,15 +15,15 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from lora_operator.cluster.api import ApiError
 from lora_operator.cluster.login import kopf_session, load_configuration
-from lora_operator.cluster.reflector import Source
+from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.health import make_application, serving
-from lora_operator.running.liveness import count_requests
-from lora_operator.running.metrics import Metrics
+from lora_operator.running.metrics import Metrics, count_requests
 from lora_operator.running.parts import Operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
+from lora_operator.running.resync import resync
 from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
-from lora_operator.running.watch import kopf_settings, register, sources_of
+from lora_operator.running.watch import kopf_settings, register
 from lora_operator.running.workers import run_worker
 from lora_operator.views.config import OperatorConfig
 
@@ -75,12 +74,18 @@ async def operate(config: OperatorConfig) -> None:
 
 async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
     await prepare(operator)
-    operator.liveness.begin()
+    operator.follow()
     parts = {
-        "resync": operator.resync.run(lambda: _after_resync(operator)),
+        "resync": resync(
+            operator.api,
+            operator.kueue,
+            operator.reflectors,
+            interval_s=operator.config.resync_interval_s,
+            after=lambda: operator.poller.keep_only({pod.uid for pod in operator.cache.pods}),
+        ),
         "watchdog": _watch_over(operator),
         "framework": _run_kopf(operator, counting, stop),
-        **_watches(operator),
+        **{f"watch of {reflector.path}": _follow(operator, reflector) for reflector in operator.reflectors},
         "lead": _lead(operator),
         **({"namespaces": wait_for_namespaces(operator)} if operator.left_out else {}),
     }
@@ -89,7 +94,8 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
 
 async def _lead(operator: Operator) -> None:
     """Work on runs, with leader election as long as the lease is held."""
-    await operator.listed.wait()
+    for reflector in operator.reflectors:
+        await reflector.listed.wait()
     # What was listed stays: the garbage collector need not walk over all of it again and again.
     gc.collect()
     gc.freeze()
@@ -125,18 +131,10 @@ async def _wind_down(operator: Operator) -> None:
             await operator.poster.drained()
 
 
-def _watches(operator: Operator) -> dict[str, Coroutine[Any, Any, None]]:
-    return {
-        f"watch of {source.resource.path(place)}": _follow(operator, source, place)
-        for source in sources_of(operator.cache, operator.kueue, operator.wake)
-        for place in operator.namespaces or (None,)
-    }
-
-
-async def _follow(operator: Operator, source: Source, place: str | None) -> None:
+async def _follow(operator: Operator, reflector: Reflector) -> None:
     """Follow a kind. Raises `NoDefinitionError` where the definition is gone, and as the reflector does."""
     try:
-        await operator.reflector(source, place).run()
+        await reflector.run()
     except ApiError as error:
         if error.code == http.HTTPStatus.NOT_FOUND:
             await check_definition(operator.api)
@@ -172,17 +170,13 @@ async def _run_kopf(operator: Operator, counting: aiohttp.TraceConfig, stop: asy
 
 
 async def _watch_over(operator: Operator) -> None:
-    """End the process, by raising, when a watch is deaf."""
+    """End the process, by raising, when a watch is deaf, or brings the past."""
     while True:
         await asyncio.sleep(WATCHDOG_INTERVAL_S)
-        operator.metrics.watch_heard(operator.liveness.last_heard())
+        operator.metrics.watch_heard(operator.last_heard())
         trouble = operator.trouble()
         if trouble:
             raise OperatorFailedError(trouble)
-
-
-def _after_resync(operator: Operator) -> None:
-    operator.poller.keep_only({pod.uid for pod in operator.cache.pods})
 
 
 def _stop_on_signal(stop: asyncio.Event) -> None:

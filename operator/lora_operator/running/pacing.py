@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_operator.cluster.cache import Key
 from lora_operator.decision.states import Group, group_of
-from lora_operator.views.conditions import condition_in
+from lora_operator.views.conditions import state_of
 from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.reasons import Reason
 
@@ -38,16 +38,16 @@ def paced(config: OperatorConfig, *, running: int, uid: str) -> OperatorConfig:
 
 
 def delay_s(
-    before: Mapping[str, Any], after: Mapping[str, Any], *, wanted_for_s: float, scheduled: bool, longest_s: float
+    before: Mapping[str, Any], after: Mapping[str, Any], *, wanted_for_s: float, placed: bool, longest_s: float
 ) -> float:
     """Seconds that a status may yet wait for what would change it again; 0 for one that is to be written now.
 
-    The first one waits for the scheduler, and one that says that the run fails for its Job, which ends it: both speak
-    within a moment. Others wait where only sentences differ; what counts pods and seconds, or says how the run ended,
-    never does. `scheduled`: the scheduler has spoken. None waits more than `longest_s`.
+    The first one waits for the scheduler or the queue, and one that says that the run fails for its Job, which ends it:
+    all of them speak within a moment. Others wait where only sentences differ; what counts pods and seconds, or says
+    how the run ended, never does. `placed`: scheduler or queue have spoken. None waits more than `longest_s`.
     """
-    if "jobName" not in before and condition_in(after, "Complete").get("reason") == Reason.PENDING:
-        return 0.0 if scheduled else max(0.0, min(SCHEDULER_S, longest_s) - wanted_for_s)
+    if "jobName" not in before and state_of(after) in (Reason.PENDING, Reason.QUEUED):
+        return 0.0 if placed else max(0.0, min(SCHEDULER_S, longest_s) - wanted_for_s)
     if group_of(after) is Group.FAILING and group_of(before) is not Group.FAILING:
         return max(0.0, min(JOB_S, longest_s) - wanted_for_s)
     return max(0.0, longest_s - wanted_for_s) if _facts(before) == _facts(after) else 0.0
@@ -69,11 +69,11 @@ class Pacing:
         self._longest_s = longest_s
         self._wanted_s: dict[Key, float] = {}
 
-    def delay_s(self, key: Key, before: Mapping[str, Any], after: Mapping[str, Any], *, scheduled: bool) -> float:
+    def delay_s(self, key: Key, before: Mapping[str, Any], after: Mapping[str, Any], *, placed: bool) -> float:
         """Seconds that this status may yet wait, from the moment on at which one was first wanted."""
         now_s = self._clock()
         waited_s = now_s - self._wanted_s.setdefault(key, now_s)
-        return delay_s(before, after, wanted_for_s=waited_s, scheduled=scheduled, longest_s=self._longest_s)
+        return delay_s(before, after, wanted_for_s=waited_s, placed=placed, longest_s=self._longest_s)
 
     def forget(self, key: Key) -> None:
         """The status is as it is wanted, or the run is gone."""

@@ -15,18 +15,17 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
-from lora_operator.cluster.reflector import Reflector, Source
+from lora_operator.cluster.reflector import Reflector
 from lora_operator.cluster.server_clock import wall_clock
-from lora_operator.running.liveness import WatchLiveness
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.own_pod import own_identity, own_namespace
 from lora_operator.running.pacing import Pacing, shortest_interval_s
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.running.resync import Resync
 from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.urgency import NEW, rank_of
+from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.config import OperatorConfig
 
@@ -43,7 +42,6 @@ class Operator:
         self.registry = registry
         self.api = Api(client)
         self.kueue = Kueue()
-        self.liveness = WatchLiveness(config.namespaces, clock=time.monotonic, wall_clock=time.time)
         # Jitter needs no secrecy.
         self.queue: WorkQueue[Key] = WorkQueue(
             base_s=config.retry_base_s,
@@ -62,14 +60,6 @@ class Operator:
         self.poster = EventPoster(
             self.api, now=self.api.clock.now, instance=socket.gethostname(), hurried=self._hurried
         )
-        self.resync = Resync(
-            self.api,
-            self.cache,
-            self.kueue,
-            namespaces=config.namespaces,
-            interval_s=config.resync_interval_s,
-            wake=self.wake,
-        )
         self.reconciler = Reconciler(
             api=self.api,
             cache=self.cache,
@@ -78,9 +68,8 @@ class Operator:
             poller=self.poller,
             events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic),
             poster=self.poster,
-            observer=metrics,
+            count=metrics.observe,
             now=self.api.clock.now,
-            hurried=self._hurried,
             over_limit=self.run_limit.exceeded_by,
             written=self.run_limit.update,
             pacing=Pacing(time.monotonic, config.status_delay_s),
@@ -89,42 +78,49 @@ class Operator:
         self.namespaces: tuple[str, ...] = config.namespaces
         self.left_out: tuple[str, ...] = ()
         self.hindrance = ""
-        self.listed = asyncio.Event()
-        self._paths_listed: set[str] = set()
+        self.reflectors: list[Reflector] = []
         self.working = False
+
+    def follow(self) -> None:
+        """Make what follows each kind, in each namespace or everywhere."""
+        self.reflectors = [
+            Reflector(
+                self.api,
+                source,
+                place,
+                silence_s=self.config.watch_inactivity_s,
+                random=random.Random().random,  # noqa: S311 - jitter is no secret
+            )
+            for source in sources_of(self.cache, self.kueue, self.wake)
+            for place in self.namespaces or (None,)
+        ]
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
-        silence_s, path = self.liveness.silent_for_s()
-        if self.hindrance:
-            return ""
-        if silence_s > self.config.watch_stale_s:
-            return f"The watch of {path} has brought neither event nor bookmark for {silence_s:.0f} s"
+        for reflector in self.reflectors:
+            silence_s, behind_s = reflector.silent_for_s, reflector.behind_for_s
+            if silence_s > self.config.watch_stale_s:
+                return f"The watch of {reflector.path} has brought neither event nor bookmark for {silence_s:.0f} s"
+            if behind_s is not None and behind_s > self.config.stale_list_s:
+                return (
+                    f"The API server has been in the past for {behind_s:.0f} s, as the list of {reflector.path} shows, "
+                    "so etcd seems to have been restored: a restart reads all anew"
+                )
         return ""
 
     def unready(self) -> str:
         """Why runs are not looked after yet; empty where they are."""
-        if not self.listed.is_set():
-            return self.hindrance or "The first list of the cluster is not complete"
-        return "" if self.liveness.all_heard else "Not every watch has begun"
+        if self.reflectors and all(reflector.listed.is_set() for reflector in self.reflectors):
+            return ""
+        return self.hindrance or "The first list of the cluster is not complete"
 
-    def reflector(self, source: Source, namespace: str | None) -> Reflector:
-        """What follows a kind in a namespace, or everywhere."""
-        return Reflector(
-            self.api,
-            source,
-            namespace,
-            silence_s=self.config.watch_inactivity_s,
-            heard=self.liveness.heard,
-            listed=self._list_came,
-            random=random.Random().random,  # noqa: S311 - jitter is no secret
-        )
-
-    def _list_came(self, path: str, seen: str, version: str) -> None:
-        self.resync.compare(path, seen, version)
-        self._paths_listed.add(path)
-        if self._paths_listed >= self.liveness.paths:
-            self.listed.set()
+    def last_heard(self) -> dict[str, float]:
+        """For each kind the time, in seconds since 1970, when its most silent watch was last heard; 0 for never."""
+        oldest: dict[str, float] = {}
+        for reflector in self.reflectors:
+            heard_s = time.time() - reflector.silent_for_s if reflector.was_heard else 0.0
+            oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
+        return oldest
 
     def wake(self, key: Key, after_s: float = 0) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""

@@ -59,11 +59,7 @@ async def _find_out(operator: Operator) -> None:
     rights = rights_used(kueue=kueue.served)
     operator.left_out = tuple(await check_rights(operator.api, config.namespaces, rights))
     operator.namespaces = tuple(place for place in config.namespaces if place not in operator.left_out)
-    operator.resync.leave_out(operator.left_out)
-    operator.liveness.leave_out(operator.left_out)
     operator.metrics.left_out(operator.left_out)
-    if kueue.served:
-        operator.liveness.expect(kueue.workloads)
 
 
 async def wait_for_namespaces(operator: Operator) -> None:

@@ -1,10 +1,10 @@
 """One turn of one LoRAFineTune: look, decide, write. It reads the cache, except where a plan asks for more."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any
 
 from lora_operator.cluster.api import JOBS, Api, ApiError
 from lora_operator.cluster.cache import Cache, Key
@@ -21,8 +21,8 @@ from lora_operator.running import logs
 from lora_operator.running.contention import Contention
 from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.pacing import Pacing, paced
-from lora_operator.running.transitions import Transition, read_transition, result_of
-from lora_operator.views.conditions import condition_in
+from lora_operator.running.transitions import has_just_ended
+from lora_operator.views.conditions import result_of, state_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan, Rejection
 from lora_operator.views.wording import sentence
@@ -31,13 +31,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_ROUNDS = 8
 _PATIENCE_FAILURES = 2
-
-
-class TransitionObserver(Protocol):
-    """Whoever counts what happened, after it was written."""
-
-    def observe(self, transition: Transition) -> None:
-        """A status was written that differs from the one before."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,14 +55,12 @@ class Reconciler:
         poller: ProgressPoller,
         events: ChildEvents,
         poster: EventPoster,
-        observer: TransitionObserver,
+        count: Callable[[FineTune, Observed, Mapping[str, Any]], None],
         now: Callable[[], datetime],
-        hurried: Callable[[], bool] = lambda: False,
         over_limit: Callable[[Key], int | None] = lambda _: None,
         written: Callable[[Key], None] = lambda _: None,
         pacing: Pacing,
     ) -> None:
-        self._hurried = hurried
         self._over_limit = over_limit
         self._written = written
         self._pacing = pacing
@@ -80,7 +71,7 @@ class Reconciler:
         self._poller = poller
         self._events = events
         self._poster = poster
-        self._observer = observer
+        self._count = count
         self._now = now
         self._writer = Writer(api, cache, kueue)
         self._contention = Contention(now)
@@ -88,8 +79,7 @@ class Reconciler:
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
 
-        `failures` is how often in a row the turn has failed before. Where others wait for their first Job, a run that
-        has just got its own leaves its status to another turn. Raises `ApiError`, `UnreachableError` or
+        `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
         `TryAgainError` where it is to be tried again.
         """
         turn = _Turn()
@@ -119,9 +109,8 @@ class Reconciler:
                         continue
                     self._acknowledge(key, observed, plan)
                 wait_s = line.next_look_s = await self._finish(key, finetune, plan, line, postponed_s)
-            just_ended = result_of(plan.status) and not result_of(finetune.status)
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
-            return 0.0 if just_ended else wait_s
+            return 0.0 if has_just_ended(finetune, plan.status) else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
 
     def _postponed_s(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> float | None:
@@ -133,10 +122,8 @@ class Reconciler:
             self._pacing.forget(key)
             return None
         scheduled = any(condition.type == "PodScheduled" for pod in observed.pods for condition in pod.conditions)
-        delay_s = self._pacing.delay_s(key, finetune.status, plan.status, scheduled=scheduled)
-        if delay_s > 0:
-            return delay_s
-        return 0.0 if _is_first_job(finetune, plan) and self._hurried() else None
+        placed = scheduled or any(workload.conditions for workload in observed.workloads)
+        return self._pacing.delay_s(key, finetune.status, plan.status, placed=placed) or None
 
     def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> None:
         """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict."""
@@ -177,7 +164,7 @@ class Reconciler:
         """Whether Events that this process has not read yet may be where the stored reason for waiting comes from."""
         if not plan.watch_events or self._events.has_read(key):
             return False
-        before, after = (condition_in(status, "Complete").get("reason") for status in (finetune.status, plan.status))
+        before, after = state_of(finetune.status), state_of(plan.status)
         return before != after and before in KNOWN_FROM_EVENTS
 
     def _watch_events(self, key: Key, finetune: FineTune) -> float | None:
@@ -222,7 +209,7 @@ class Reconciler:
         self._contention.wrote(key, finetune, self._cache.finetunes.get(key))
         # What this process has written itself is no news when a watch brings it.
         self._written(key)
-        self._observer.observe(read_transition(finetune, observed, plan.status))
+        self._count(finetune, observed, plan.status)
         return True
 
     async def _delete(self, finetune: FineTune, plan: Plan, line: DecisionLine) -> ApiError | None:
@@ -259,11 +246,6 @@ class Reconciler:
             if due_in_s is not None:
                 wait_s = due_in_s if wait_s is None else min(wait_s, due_in_s)
         return wait_s
-
-
-def _is_first_job(finetune: FineTune, plan: Plan) -> bool:
-    makes_a_job = any(manifest["kind"] == JOBS.kind for manifest in plan.create)
-    return makes_a_job and not finetune.status.get("jobName")
 
 
 def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lora_operator.cluster.cache import Cache, Key
-from lora_operator.running.transitions import result_of
+from lora_operator.views.conditions import result_of
 from lora_operator.views.model import FineTune
 from lora_operator.views.wording import parse_instant
 

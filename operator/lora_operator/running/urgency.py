@@ -1,7 +1,7 @@
 """Who is looked at first when many wait: a run that nobody has looked at, and last one that has ended."""
 
 from lora_operator.cluster.cache import Cache, Key
-from lora_operator.running.transitions import result_of
+from lora_operator.views.conditions import result_of
 
 NEW = 0
 GOING_ON = 1

@@ -60,9 +60,21 @@ def condition_in(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return next((c for c in _listed(status) if c.get("type") == kind), {})
 
 
+def result_of(status: Mapping[str, Any]) -> str:
+    """`succeeded` or `failed`; empty for a run that has not ended."""
+    if condition_in(status, Type.COMPLETE).get("status") == "True":
+        return "succeeded"
+    return "failed" if condition_in(status, Type.FAILED).get("status") == "True" else ""
+
+
+def state_of(status: Mapping[str, Any]) -> str:
+    """The reason of the condition Complete, which `kubectl get` shows as STATE; empty before the first."""
+    return str(condition_in(status, Type.COMPLETE).get("reason") or "")
+
+
 def is_finished(finetune: FineTune) -> bool:
     """Whether a verdict is stored. It is final: nothing that is observed later changes it."""
-    return any(previous_condition(finetune, kind).get("status") == "True" for kind in (Type.COMPLETE, Type.FAILED))
+    return bool(result_of(finetune.status))
 
 
 def write_conditions(finetune: FineTune, conditions: Iterable[Condition], now: datetime) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class OperatorConfig:
     resync_interval_s       how often everything is listed anew
     watch_inactivity_s      a watch that is silent for so long is restarted; the API server speaks once a minute
     watch_stale_s           a watch without any sign of life for so long ends the process
+    stale_list_s             lists of a time before what was seen, for so long, end the process
     retry_base_s, -max_s    delays between attempts at a reconcile that failed
     leader_election         of several operators with the same Lease one works, and the others stand by
     lease_name, -namespace  of that Lease; an empty namespace means the operator's own
@@ -79,6 +80,7 @@ class OperatorConfig:
     resync_interval_s: float = 300.0
     watch_inactivity_s: float = 70.0
     watch_stale_s: float = 150.0
+    stale_list_s: float = 120.0
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
     leader_election: bool = False
