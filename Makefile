@@ -62,13 +62,15 @@ test: servers
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST) -n $(WORKERS) tests
 
-soak: everything
-	@HYPOTHESIS_PROFILE=soak $(PYTEST) tests/unit tests/golden --timeout=3000
-	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests/model --timeout=7200
-	@RANDOM_LIFE_SEED=0 RANDOM_LIFE_SECONDS=1800 $(PYTEST) -q tests/component/test_random_life.py --timeout=3000
-	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests/faults --timeout=3000
-	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests/trainer/test_kills.py --timeout=3000
-	@for round in 1 2 3; do $(PYTEST) -q tests/component tests/cluster tests/e2e || exit 1; done
+soak: servers
+	@HYPOTHESIS_PROFILE=soak $(PYTEST) -n $(WORKERS) tests/unit tests/golden tests/model tests/faults \
+	  tests/trainer/test_kills.py --timeout=7200
+	@$(MAKE) --no-print-directory -j2 life-0 life-2 life-3 life-4
+	@for round in 1 2 3; do $(PYTEST) -n $(WORKERS) tests/component tests/cluster tests/e2e || exit 1; done
+
+# A quarter of an hour of random life on an API server of its own; of the seed 0 another one each time.
+life-%: servers
+	@RANDOM_LIFE_SEED=$* RANDOM_LIFE_SECONDS=900 $(PYTEST) -q tests/component/test_random_life.py --timeout=3000
 
 bench: everything
 	@$(BIN)/python benchmarks/footprint.py

@@ -103,25 +103,28 @@ def _whole_fleet(kubeconfig: Path, questions: float, finished: int, active: int,
     with an_operator(kubeconfig) as operator:
         settle(operator, finished + active)
         start, cost = operator.writes(), operator.usage()
-        told = f"ready after {operator.ready_s:.1f} s, {start - questions:.0f} writes, {cost.cpu_s:.1f} CPU s"
-        yield Row(what=f"cold start over {total}", wanted="ready <= 8 s, 0 writes", measured=told, busy=busy.share())
+        stated = f"ready after {operator.ready_s:.1f} s, {start - questions:.0f} writes, {cost.cpu_s:.1f} CPU s"
+        yield Row(what=f"cold start over {total}", wanted="ready <= 8 s, 0 writes", measured=stated, busy=busy.share())
         busy, before, first = Busy(), operator.requests(), operator.usage()
         time.sleep(rest_s)
         last, after, share = operator.usage(), operator.requests(), busy.share()
         reads = sum(after.values()) - sum(before.values())
         cpu = 100 * (last.cpu_s - first.cpu_s) / rest_s
-        told = f"{operator.writes() - start:.0f} writes, {cpu:.2f} % of a core, {reads:.0f} requests"
+        stated = f"{operator.writes() - start:.0f} writes, {cpu:.2f} % of a core, {reads:.0f} requests"
         yield Row(
-            what=f"at rest for {rest_s:.0f} s, {total}", wanted="0 writes, <= 1 % of a core", measured=told, busy=share
+            what=f"at rest for {rest_s:.0f} s, {total}",
+            wanted="0 writes, <= 1 % of a core",
+            measured=stated,
+            busy=share,
         )
-        told = f"{last.resident_bytes / MIB:.0f} MiB at rest, {last.peak_bytes / MIB:.0f} MiB at most"
-        yield Row(what=f"memory with {total}", wanted="<= 200 MiB", measured=told, busy=share)
+        stated = f"{last.resident_bytes / MIB:.0f} MiB at rest, {last.peak_bytes / MIB:.0f} MiB at most"
+        yield Row(what=f"memory with {total}", wanted="<= 200 MiB", measured=stated, busy=share)
         busy, begin_s, first = Busy(), time.monotonic(), operator.usage()
         series = len(operator.metrics())
-        told = (
+        stated = (
             f"{series:,} series in {time.monotonic() - begin_s:.2f} s, {operator.usage().cpu_s - first.cpu_s:.2f} CPU s"
         )
-        yield Row(what=f"one scrape of /metrics, {total}", wanted="", measured=told, busy=busy.share())
+        yield Row(what=f"one scrape of /metrics, {total}", wanted="", measured=stated, busy=busy.share())
 
 
 def mass_failure(count: int) -> list[Row]:

@@ -24,10 +24,10 @@ def played_trainers() -> Iterator[None]:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
             step = int(time.monotonic() - begin_s)
-            told = Progress(
+            stated = Progress(
                 phase=Phase.TRAINING, step=step, total_steps=_STEPS, loss=1 + 1 / (1 + step), updated_at=step
             )
-            body = told.to_json().encode()
+            body = stated.to_json().encode()
             writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             await writer.drain()
             writer.close()

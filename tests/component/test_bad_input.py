@@ -65,8 +65,8 @@ def _accepted(resource: Object) -> Object:
     """Its condition Accepted, once the operator has written it."""
     status = resource.get("status")
     conditions = status.get("conditions") if isinstance(status, dict) else None
-    told = conditions if isinstance(conditions, list) else []
-    found = (c for c in told if isinstance(c, dict) and c.get("type") == "Accepted")
+    stated = conditions if isinstance(conditions, list) else []
+    found = (c for c in stated if isinstance(c, dict) and c.get("type") == "Accepted")
     condition: Object = next(found, {})
     return condition if condition.get("message") not in (None, "Waiting for the operator") else {}
 
@@ -90,8 +90,8 @@ def _claims_to_have_ended(run: Object) -> bool:
     """Whether somebody wrote a verdict, which stands whoever it was."""
     status = run.get("status")
     conditions = status.get("conditions") if isinstance(status, dict) else None
-    told = [c for c in conditions if isinstance(c, dict)] if isinstance(conditions, list) else []
-    return any(c.get("type") in {"Complete", "Failed"} and c.get("status") == "True" for c in told)
+    stated = [c for c in conditions if isinstance(c, dict)] if isinstance(conditions, list) else []
+    return any(c.get("type") in {"Complete", "Failed"} and c.get("status") == "True" for c in stated)
 
 
 @pytest.fixture

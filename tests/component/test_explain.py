@@ -99,11 +99,11 @@ def test_what_no_operator_has_done_yet_is_planned_and_not_done(stage: Stage, ask
     """Before its first turn a run would get a Job and a status."""
     before = stage.apply()
     answer = ask(f"{stage.namespace}/tone", "--output=json", config=settings)
-    told = json.loads(answer.out)
-    assert [name.partition("/")[0] for name in told["plans"]["create"]] == ["Job"]
-    assert any(line.startswith("conditions.Accepted: Unknown Pending") for line in told["plans"]["status"])
-    assert told["resource"]["state"] == told["decides"]["state"] == "Pending"
-    assert any("No operator has written a status yet" in note for note in told["notes"])
+    stated = json.loads(answer.out)
+    assert [name.partition("/")[0] for name in stated["plans"]["create"]] == ["Job"]
+    assert any(line.startswith("conditions.Accepted: Unknown Pending") for line in stated["plans"]["status"])
+    assert stated["resource"]["state"] == stated["decides"]["state"] == "Pending"
+    assert any("No operator has written a status yet" in note for note in stated["notes"])
     assert stage.objects("jobs") == []
     assert stage.finetune()["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
@@ -116,12 +116,12 @@ def test_a_run_that_has_ended_says_so_on_a_laptop_without_settings(stage: Stage,
     stage.run_pod(pod)
     stage.end_pod(pod, 65, failed(Reason.DATASET_INVALID, "line 17 has no field 'output': add it"))
     stage.wait_condition("Failed", status="True", reason="DatasetInvalid")
-    told = yaml.safe_load(ask(f"{stage.namespace}/tone", "-o", "yaml").out)
-    assert told["decides"]["verdict"] == "failed"
-    assert told["decides"]["why"].startswith("The run has ended, and its verdict never changes: line 17 has no field")
-    assert told["plans"]["create"] == told["plans"]["status"] == []
-    assert told["sees"]["pods"][0]["trainer"] == "ended with exit code 65 Error"
-    assert "default settings" in told["notes"][0]
+    stated = yaml.safe_load(ask(f"{stage.namespace}/tone", "-o", "yaml").out)
+    assert stated["decides"]["verdict"] == "failed"
+    assert stated["decides"]["why"].startswith("The run has ended, and its verdict never changes: line 17 has no field")
+    assert stated["plans"]["create"] == stated["plans"]["status"] == []
+    assert stated["sees"]["pods"][0]["trainer"] == "ended with exit code 65 Error"
+    assert "default settings" in stated["notes"][0]
 
 
 def test_every_failure_is_one_sentence_with_the_remedy(stage: Stage, ask: Ask) -> None:

@@ -34,7 +34,7 @@ def started(stage: Stage, name: str) -> Object:
     return pod
 
 
-def told(stage: Stage, name: str) -> list[Object]:
+def stated(stage: Stage, name: str) -> list[Object]:
     """The Events about a run in the order of their names, which is the one in which they came."""
     ours = [e for e in stage.objects("events") if e["involvedObject"]["kind"] == "LoRAFineTune"]
     found = [e for e in ours if e["involvedObject"]["name"] == name]
@@ -81,7 +81,7 @@ def test_describe_tells_the_conditions_and_the_story_in_order(stage: Stage) -> N
     for kind in ("Accepted", "PodsReady", "Suspended", "ArtifactPublished", "Complete", "Failed"):
         assert f"Type:                  {kind}\n" in conditions
     story = [line.split()[1] for line in events.splitlines() if line.startswith(("  Normal", "  Warning"))]
-    assert story == [event["reason"] for event in told(stage, "tone")]
+    assert story == [event["reason"] for event in stated(stage, "tone")]
     assert story[0] == "Accepted"
     assert story[-1] == "Succeeded"
     order = [story.index("Starting"), story.index("Restarting"), len(story) - 1 - story[::-1].index("Starting")]
@@ -100,11 +100,11 @@ def test_events_come_with_changes_alone_whatever_is_listed_and_restarted(stage: 
     stage.end_pod(pod, 0, succeeded())
     stage.wait_event("Normal", "Succeeded")
     operator.kill()
-    before = told(stage, "tone")
+    before = stated(stage, "tone")
     proxy = stage.proxy()
     stage.start(resyncIntervalSeconds=often_s, proxy=proxy)
     eventually(lambda: len(proxy.made("list jobs")) >= 6, "everything was listed over and over")
-    after = told(stage, "tone")
+    after = stated(stage, "tone")
     assert [event["metadata"]["name"] for event in after] == [event["metadata"]["name"] for event in before]
     assert proxy.made("create *", about="tone") == proxy.made("update *", about="tone") == []
     counts = Counter((event["reason"], event["message"]) for event in after)

@@ -111,8 +111,8 @@ def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage, faul
         pod = stage.wait_pod(job, other_than=uid)
         uid = pod["metadata"]["uid"]
         stage.run_pod(pod)
-        told = "The node was low on resource: ephemeral-storage"
-        set_condition(stage, pod, "DisruptionTarget", "True", reason="TerminationByKubelet", message=told)
+        stated = "The node was low on resource: ephemeral-storage"
+        set_condition(stage, pod, "DisruptionTarget", "True", reason="TerminationByKubelet", message=stated)
         stage.end_pod(pod, 143)
         eventually(partial(_has_counted, stage, number), "it is counted")
     faults.saw("B2.pressure", Run(stage=stage, name="tone"), cause="ephemeral-storage")

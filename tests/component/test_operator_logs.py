@@ -25,12 +25,12 @@ def lines(operator: OperatorProcess, kind: str = "", level: str = "") -> list[Li
     return [line for line in found if kind in ("", line.get("type")) and level in ("", line["level"])]
 
 
-def writes_told(decisions: list[Line]) -> Counter[str]:
+def writes_reported(decisions: list[Line]) -> Counter[str]:
     """How often each verb is told to have been written."""
     return Counter(what.split()[0] for line in decisions for what in line["wrote"])
 
 
-def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage: Stage) -> None:
+def test_a_whole_run_is_reported_by_one_line_for_each_decision_with_an_effect(stage: Stage) -> None:
     """All writes are in the log and nothing else is at INFO; each line names run and turn, and the last one its end."""
     proxy = stage.proxy()
     operator = stage.start(logFormat="json", progressIntervalSeconds=3600, proxy=proxy)
@@ -46,14 +46,14 @@ def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage:
 
     decisions = lines(operator, "decision", "INFO")
     assert all(line["wrote"] for line in decisions)
-    told = writes_told(decisions)
+    stated = writes_reported(decisions)
     done = Counter(call.what for call in proxy.made(about="tone") if call.code in (200, 201))
-    assert told == {
+    assert stated == {
         "status": done["update lorafinetunes/status"],
         "created": done["create jobs"],
         "patched": len(proxy.made("patch jobs")),
     }
-    assert told["created"] == 1
+    assert stated["created"] == 1
     for line in decisions:
         assert (line["namespace"], line["name"], line["uid"]) == (stage.namespace, "tone", uid)
         assert line["attempt"] == 1
@@ -69,7 +69,7 @@ def test_a_whole_run_is_told_by_one_line_for_each_decision_with_an_effect(stage:
     assert "hf_***" in operator.text()
 
 
-def test_a_decision_without_an_effect_is_told_at_debug_alone(stage: Stage) -> None:
+def test_a_decision_without_an_effect_is_reported_at_debug_alone(stage: Stage) -> None:
     """A label of the user wakes the operator, and changes nothing."""
     operator = stage.start(logFormat="json")
     stage.apply()

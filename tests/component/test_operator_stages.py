@@ -112,7 +112,7 @@ def test_several_nodes_train_as_one_job_with_a_name_for_each_pod(stage: Stage) -
     eventually(partial(gone, stage.api, stage.path("services", name)), "the Service goes with the resource")
 
 
-def test_the_cause_is_told_when_one_node_ends_all(stage: Stage) -> None:
+def test_the_cause_is_reported_when_one_node_ends_all(stage: Stage) -> None:
     """The pod with a final exit code decides; the Job stops the other one."""
     stage.start()
     stage.apply(resources={"nodes": 2}, maxRetries=1)

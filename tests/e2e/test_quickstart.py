@@ -56,7 +56,7 @@ def test_the_loss_on_held_out_rows_falls_by_many_standard_errors(finished: dict[
     assert gain > 5 * float(results["improvementStandardError"])
 
 
-def test_the_verification_is_within_its_stated_tolerance(finished: dict[str, Any]) -> None:
+def test_the_verification_is_within_its_reported_tolerance(finished: dict[str, Any]) -> None:
     """The fresh process found the same loss."""
     proof = finished["status"]["results"]["verification"]
     assert float(proof["difference"]) <= float(proof["tolerance"])
@@ -76,10 +76,10 @@ def test_the_operators_pod_explains_the_run_in_one_line_of_typing(
     installed: Installed, finished: dict[str, Any], module_namespace: str
 ) -> None:
     """With its own settings and rights; nothing is left to be done."""
-    told = installed.explain(module_namespace, finished["metadata"]["name"])
-    assert "State: Succeeded (succeeded)" in told
-    assert "It would write (this command writes nothing)\n  nothing\n" in told
-    assert "Notes" not in told
+    stated = installed.explain(module_namespace, finished["metadata"]["name"])
+    assert "State: Succeeded (succeeded)" in stated
+    assert "It would write (this command writes nothing)\n  nothing\n" in stated
+    assert "Notes" not in stated
 
 
 def test_the_columns_show_state_and_adapter(

@@ -14,10 +14,10 @@ def _wait_step(client: Client, namespace: str, name: str, step: int, timeout_s: 
     """Wait until the status tells at least that step; the step that it tells."""
     deadline = time.monotonic() + timeout_s
     while True:
-        told: int = status(client, namespace, name).get("progress", {}).get("step", 0)
-        if told >= step:
-            return told
-        assert time.monotonic() < deadline, f"{name} is still at step {told}"
+        stated: int = status(client, namespace, name).get("progress", {}).get("step", 0)
+        if stated >= step:
+            return stated
+        assert time.monotonic() < deadline, f"{name} is still at step {stated}"
 
 
 def _interrupted(installed: Installed, namespace: str, name: str, *flags: str, **changes: Any) -> tuple[int, Any]:

@@ -300,4 +300,22 @@ ROWS = (
             Shown(key="again", says="A namespace of the same name starts afresh, and others go on"),
         ),
     ),
+    Row(
+        id="A21",
+        fault="etcd is restored from a backup, under an operator that goes on",
+        sees=(
+            Shown(
+                key="ends",
+                says="Once its lists have been of a time before what was seen for `staleListSeconds`, the operator "
+                "ends, with a sentence that names the restore, and its next start reads all anew",
+            ),
+        ),
+        keeps=(
+            Kept.PODS,
+            Kept.JOBS,
+            Kept.ONE_JOB,
+            Kept.ENDS_WELL,
+            Shown(key="undone", says="What the backup does not hold is not made again"),
+        ),
+    ),
 )

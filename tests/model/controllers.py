@@ -236,14 +236,14 @@ class Controllers:
 
 def _action(job: Mapping[str, Any], pod: Mapping[str, Any]) -> str:
     """What the pod failure policy says of a failed pod."""
-    told = {(c["type"], c["status"]) for c in pod["status"].get("conditions", ())}
+    stated = {(c["type"], c["status"]) for c in pod["status"].get("conditions", ())}
     ended = {
         item["name"]: item["state"]["terminated"]["exitCode"]
         for item in pod["status"].get("containerStatuses", ())
         if "terminated" in item["state"]
     }
     for rule in job["spec"].get("podFailurePolicy", {}).get("rules", ()):
-        if any((wish["type"], wish["status"]) in told for wish in rule.get("onPodConditions", ())):
+        if any((wish["type"], wish["status"]) in stated for wish in rule.get("onPodConditions", ())):
             return str(rule["action"])
         codes = rule.get("onExitCodes")
         if codes is not None:

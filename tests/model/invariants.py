@@ -24,7 +24,7 @@ class Witness:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._verdicts: dict[str, Object] = {}
-        self._told: dict[str, Object] = {}
+        self._stated: dict[str, Object] = {}
         self._attempts: dict[str, int] = {}
         self._retries: dict[str, Object] = {}
         self._budget: dict[str, int] = {}
@@ -76,10 +76,10 @@ class Witness:
     def _keeps_its_word(self, run: Object) -> None:
         """I3, I7, I8: a verdict stays, a success is proven, counts never go back; the tables of states hold."""
         uid, status = run["metadata"]["uid"], run.get("status", {})
-        assert contradictions(self._told.get(uid, {}), status) == []
-        self._told[uid] = status
-        told = {condition["type"]: condition for condition in status.get("conditions", ())}
-        ended = {kind: told[kind]["status"] for kind in ("Complete", "Failed") if kind in told}
+        assert contradictions(self._stated.get(uid, {}), status) == []
+        self._stated[uid] = status
+        stated = {condition["type"]: condition for condition in status.get("conditions", ())}
+        ended = {kind: stated[kind]["status"] for kind in ("Complete", "Failed") if kind in stated}
         if "True" in ended.values():
             assert sorted(ended.values()) == ["False", "True"], f"I3: half a verdict: {ended}"
             assert self._verdicts.setdefault(uid, _timeless(status)) == _timeless(status), "I3: a verdict changed"

@@ -243,9 +243,9 @@ class Life:
         """A trainer fails, by any exit code, with or without a word."""
         for pod in self._some(self._pods("running")):
             code = self.chance.pick((1, 64, 65, 66, 70, 71, 72, 74, 75, 77, 78, 137, 143))
-            told = failed(Reason.DATASET_INVALID, f"line 3 is no JSON: {self.chance.pick(TALK)}")
+            stated = failed(Reason.DATASET_INVALID, f"line 3 is no JSON: {self.chance.pick(TALK)}")
             reason = "OOMKilled" if code == 137 and self.chance.number(0, 1) else "Error"
-            self._end(pod, code, self.chance.pick((*TALK, told)), reason=reason)
+            self._end(pod, code, self.chance.pick((*TALK, stated)), reason=reason)
 
     def disrupt(self) -> None:
         """The cluster takes a pod away: drained, preempted, tainted, or short of disk."""

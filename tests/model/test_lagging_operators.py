@@ -79,7 +79,7 @@ def test_an_operator_that_lags_does_not_take_back_what_another_did_to_a_job(worl
     assert len(patches) == 1, patches
 
 
-def test_a_restart_does_not_take_back_a_reason_that_events_told(world: World) -> None:
+def test_a_restart_does_not_take_back_a_reason_that_events_reported(world: World) -> None:
     """The new process reads the Events before it says anything else of a run that waits."""
     world.controllers.refuses_pods = QUOTA
     world.controllers.catch_up()

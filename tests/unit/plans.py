@@ -44,7 +44,7 @@ def condition(plan: Plan, kind: str) -> dict[str, Any]:
     return found
 
 
-def told(plan: Plan, kind: str = "Complete") -> tuple[str, str]:
+def stated(plan: Plan, kind: str = "Complete") -> tuple[str, str]:
     """Status and reason of a condition; by default of the one that is shown as STATE."""
     found = condition(plan, kind)
     return found["status"], found["reason"]

@@ -80,7 +80,7 @@ async def test_a_busy_server_is_asked_again_after_the_time_that_it_names(busy: i
     assert slept == [2] * MOST_PAUSES
 
 
-async def test_an_answer_that_is_no_document_is_told_as_it_is() -> None:
+async def test_an_answer_that_is_no_document_is_reported_as_it_is() -> None:
     """A proxy in between speaks HTML."""
     error = await refusal(502, b"<html>bad gateway</html>")
     assert (error.reason, error.message) == ("Unknown", "<html>bad gateway</html>")

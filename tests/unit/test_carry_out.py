@@ -124,7 +124,7 @@ async def test_a_refusal_carries_the_servers_own_words() -> None:
     assert (rejection.code, rejection.message) == (403, "exceeded quota: none")
 
 
-async def test_a_server_error_is_tried_again_and_told_when_it_stays() -> None:
+async def test_a_server_error_is_tried_again_and_reported_when_it_stays() -> None:
     """A webhook that is down is trouble that a user should see, after a few attempts."""
     writer, _ = make_writer(ScriptedApi(create=BROKEN))
     with pytest.raises(ApiError):
@@ -148,7 +148,7 @@ async def test_a_job_that_went_before_its_patch_is_looked_for_again() -> None:
         await writer.patch(FINETUNE, Patch(name="j", body={}), patient=False)
 
 
-async def test_a_server_error_of_a_patch_is_told_once_patience_is_over() -> None:
+async def test_a_server_error_of_a_patch_is_reported_once_patience_is_over() -> None:
     """A webhook that does not answer would hold the status up for as long as it is away."""
     away = ApiError(500, "InternalError", 'failed calling webhook "mjob.kb.io"')
     writer, _ = make_writer(ScriptedApi(patch=away))

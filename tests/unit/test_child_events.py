@@ -131,7 +131,7 @@ async def test_a_thousand_jobs_without_a_pod_share_one_list(events: ChildEvents,
     clock.now_s = 9.0
     found = await asyncio.gather(*map(events.latest, keys))
     assert api.asked == [JOBS_LIST]
-    assert [[event.about_uid for event in told] for told in found] == [[f"job-{number}"] for number in range(1000)]
+    assert [[event.about_uid for event in stated] for stated in found] == [[f"job-{number}"] for number in range(1000)]
     late = Key("team", "late")
     for moment, lists in ((13.9, 1), (14.0, 2)):
         events.watch(late, [make_job(uid="job-1")], [])
@@ -155,7 +155,7 @@ async def test_a_namespace_full_of_events_costs_a_bounded_list(
     assert len(await events.latest(KEY)) == len(api.asked) == 3
 
 
-async def test_what_the_jobs_of_a_namespace_were_told_goes_with_the_last_run_that_waits_there(
+async def test_what_the_jobs_of_a_namespace_were_answered_goes_with_the_last_run_that_waits_there(
     events: ChildEvents, api: EventsApi, clock: Clock
 ) -> None:
     """Namespaces come and go for years; as long as one run waits, the list is kept for it."""

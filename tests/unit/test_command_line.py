@@ -78,9 +78,9 @@ def test_missing_settings_are_a_sentence(
     with pytest.raises(SystemExit) as ended:
         command.main(arguments)
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("lora-operator: There is no /")
-    assert told.endswith(": name the settings by --config or LORA_OPERATOR_CONFIG\n")
+    stated = capsys.readouterr().err
+    assert stated.startswith("lora-operator: There is no /")
+    assert stated.endswith(": name the settings by --config or LORA_OPERATOR_CONFIG\n")
     assert asked == []
 
 

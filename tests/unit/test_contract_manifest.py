@@ -217,11 +217,11 @@ def test_no_manifest_is_too_odd_for_a_run_or_a_sentence(manifest: dict[str, Any]
     try:
         config = train_config(manifest, OPTIONS)
     except ManifestError as error:
-        told = str(error)
+        stated = str(error)
     else:
-        told = config.to_json()
-        assert TrainConfig.from_json(told) == config
-    assert told
+        stated = config.to_json()
+        assert TrainConfig.from_json(stated) == config
+    assert stated
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
-from tests.unit.plans import ATTEMPTED, condition, plan_for, told
+from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed, Plan, PodView, Rejection
@@ -38,8 +38,8 @@ def test_a_new_resource_gets_a_job_and_nothing_is_read_before() -> None:
     plan = plan_for(make_finetune())
     assert [obj["kind"] for obj in plan.create] == ["Job"]
     assert not plan.read_first
-    assert told(plan, "Accepted") == ("True", "Accepted")
-    assert told(plan) == ("Unknown", "Pending")
+    assert stated(plan, "Accepted") == ("True", "Accepted")
+    assert stated(plan) == ("Unknown", "Pending")
     assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
     assert plan.status["resolved"]["alpha"] == 32
     assert plan.requeue_after_s == CONFIG.pending_check_s
@@ -56,9 +56,9 @@ def test_an_invalid_spec_fails_at_once_with_every_problem_and_makes_nothing() ->
     """The spec cannot change any more, so there is nothing to wait for."""
     plan = plan_for(make_finetune(spec={"lora": {"rank": 0}, "training": {"epochs": 2}, "resources": {"cpu": "much"}}))
     assert plan.create == ()
-    assert told(plan, "Accepted") == ("False", "ConfigInvalid")
-    assert told(plan, "Complete") == ("False", "ConfigInvalid")
-    assert told(plan, "Failed") == ("True", "ConfigInvalid")
+    assert stated(plan, "Accepted") == ("False", "ConfigInvalid")
+    assert stated(plan, "Complete") == ("False", "ConfigInvalid")
+    assert stated(plan, "Failed") == ("True", "ConfigInvalid")
     message = condition(plan, "Failed")["message"]
     assert "spec.lora.rank is 0: must be a whole number from 1 to 1024" in message
     assert "spec.training.epochs is 2" in message
@@ -68,7 +68,7 @@ def test_an_invalid_spec_fails_at_once_with_every_problem_and_makes_nothing() ->
     assert [event.type for event in plan.events] == ["Warning"]
 
 
-def test_an_invalid_value_is_told_without_its_secret() -> None:
+def test_an_invalid_value_is_reported_without_its_secret() -> None:
     """The message goes into logs and Events, which more people read than the spec."""
     plan = plan_for(make_finetune(spec={"model": {"uri": "https://me:hf_abcdefghijklmnop@hub.example/a"}}))
     message = condition(plan, "Failed")["message"]
@@ -79,7 +79,7 @@ def test_an_invalid_value_is_told_without_its_secret() -> None:
 def test_a_rule_that_came_later_does_not_fail_a_run_that_goes_on() -> None:
     """An upgrade of the operator never kills training."""
     plan = plan_for(make_finetune(spec={"lora": {"rank": 5000}}), jobs=(make_job(),), pods=(running_pod(),))
-    assert told(plan) == ("Unknown", "Starting")
+    assert stated(plan) == ("Unknown", "Starting")
 
 
 def test_a_job_that_is_there_is_adopted_by_its_owner() -> None:
@@ -97,7 +97,7 @@ def test_a_job_of_somebody_else_under_our_name_is_a_conflict() -> None:
     )
     plan = plan_for(make_finetune(), jobs=(make_job(owner_uid="somebody-else"),), rejection=rejection)
     assert plan.create == ()
-    assert told(plan, "Accepted") == ("False", "NameConflict")
+    assert stated(plan, "Accepted") == ("False", "NameConflict")
     assert job_name() in condition(plan, "Accepted")["message"]
     assert plan.requeue_after_s == CONFIG.resync_interval_s
 
@@ -149,7 +149,7 @@ def test_an_image_that_admission_changed_is_said_and_nothing_more() -> None:
     (advice,) = [advice for advice in plan.status["advice"] if advice["code"] == "ImageChanged"]
     assert CONFIG.trainer_image in advice["evidence"]
     assert "registry.example/rendered:1" in advice["evidence"]
-    assert told(plan) == ("Unknown", "Starting")
+    assert stated(plan) == ("Unknown", "Starting")
     same = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
     later = plan_for(with_status(make_finetune(), same.status), jobs=(make_job(),), pods=(running_pod(),))
     assert "ImageChanged" not in [advice["code"] for advice in later.status.get("advice", ())]
@@ -167,19 +167,19 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("code", "message", "reason"), REFUSALS, ids=[f"{c}-{r}" for c, _, r in REFUSALS])
-def test_a_refusal_of_the_api_server_is_told_and_tried_again(code: int, message: str, reason: str) -> None:
+def test_a_refusal_of_the_api_server_is_reported_and_tried_again(code: int, message: str, reason: str) -> None:
     """The state names it, nothing is made, and a later look starts afresh."""
     rejection = Rejection(kind="Job", name=job_name(), code=code, reason="", message=message)
     finetune = make_finetune()
     plan = plan_for(finetune, rejection=rejection)
     assert (plan.create, plan.patch) == ((), ())
-    assert told(plan, "Accepted") == ("False", reason)
-    assert told(plan) == ("Unknown", reason)
+    assert stated(plan, "Accepted") == ("False", reason)
+    assert stated(plan) == ("Unknown", reason)
     assert "jobName" not in plan.status
     assert plan.requeue_after_s in {CONFIG.retry_max_s, CONFIG.resync_interval_s}
     later = plan_for(with_status(finetune, plan.status))
     assert len(later.create) == 1
-    assert told(later, "Accepted") == ("True", "Accepted")
+    assert stated(later, "Accepted") == ("True", "Accepted")
 
 
 def test_a_refused_change_of_a_running_job_does_not_hide_the_run() -> None:
@@ -188,8 +188,8 @@ def test_a_refused_change_of_a_running_job_does_not_hide_the_run() -> None:
     finetune = make_finetune(spec={"maxRetries": 5})
     plan = plan_for(finetune, jobs=(make_job(),), pods=(running_pod(),), rejection=rejection)
     assert plan.patch == ()
-    assert told(plan, "Accepted") == ("False", "AdmissionDenied")
-    assert told(plan) == ("Unknown", "Starting")
+    assert stated(plan, "Accepted") == ("False", "AdmissionDenied")
+    assert stated(plan) == ("Unknown", "Starting")
 
 
 def test_a_refused_change_of_a_suspended_job_is_tried_again() -> None:
@@ -205,7 +205,7 @@ def test_a_running_pod_is_asked_for_its_progress() -> None:
     plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(pod,))
     assert (plan.ask_progress, plan.requeue_after_s) == (pod, CONFIG.progress_interval_s)
     assert not plan.watch_events
-    assert told(plan, "PodsReady") == ("True", "PodRunning")
+    assert stated(plan, "PodsReady") == ("True", "PodRunning")
     assert condition(plan, "PodsReady")["lastTransitionTime"] == instant(minutes_ago(30))
     assert plan.status["podName"] == pod.name
 
@@ -215,7 +215,7 @@ def test_the_state_is_what_the_trainer_says_it_does() -> None:
     for phase in Phase:
         progress = Progress(phase=phase, step=120, total_steps=400, estimated_remaining_seconds=4350)
         plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
-        assert told(plan) == ("Unknown", phase.value)
+        assert stated(plan) == ("Unknown", phase.value)
     plan = plan_for(
         make_finetune(),
         jobs=(make_job(),),
@@ -230,7 +230,7 @@ def test_publishing_shows_in_the_condition_of_the_artifact() -> None:
     """It is still unknown, for another reason."""
     progress = Progress(phase=Phase.PUBLISHING)
     plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
-    assert told(plan, "ArtifactPublished") == ("Unknown", "Publishing")
+    assert stated(plan, "ArtifactPublished") == ("Unknown", "Publishing")
 
 
 def test_a_question_without_an_answer_does_not_change_the_state() -> None:
@@ -279,7 +279,7 @@ def test_a_new_pod_does_not_inherit_the_speed_of_the_old_one() -> None:
     first = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),), progress=progress)
     pods = (ended_pod(75), running_pod(name="second", created_at=minutes_ago(2)))
     plan = plan_for(with_status(make_finetune(), first.status), jobs=(make_job(status={"failed": 1}),), pods=pods)
-    assert told(plan) == ("Unknown", "Starting")
+    assert stated(plan) == ("Unknown", "Starting")
     assert plan.status["progress"]["steps"] == "9/10"
     assert not {"eta", "phase", "tokensPerSecond"} & set(plan.status["progress"])
     assert "1 failed pod, the last with a transient error" in condition(plan, "Complete")["message"]
@@ -289,8 +289,8 @@ def test_a_pod_in_trouble_tells_it_and_its_events_are_watched() -> None:
     """PodsReady and the state have the reason; nothing has failed yet."""
     pod = waiting_pod("ImagePullBackOff", 'Back-off pulling image "registry.example/lora-trainer:1.0"')
     plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(pod,))
-    assert told(plan, "PodsReady") == ("False", "ImagePullBackOff")
-    assert told(plan) == told(plan, "Failed") == ("Unknown", "ImagePullBackOff")
+    assert stated(plan, "PodsReady") == ("False", "ImagePullBackOff")
+    assert stated(plan) == stated(plan, "Failed") == ("Unknown", "ImagePullBackOff")
     assert (plan.requeue_after_s, plan.watch_events) == (CONFIG.pending_check_s, True)
     assert (plan.events[-1].type, plan.events[-1].reason) == ("Warning", "ImagePullBackOff")
 
@@ -299,7 +299,7 @@ def test_a_job_that_cannot_make_its_pod_tells_why() -> None:
     """The quota's own words, from the Job's Event."""
     event = make_event("job-1", "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: gpus')
     plan = plan_for(make_finetune(), jobs=(make_job(),), events=(event,))
-    assert told(plan) == ("Unknown", "QuotaExceeded")
+    assert stated(plan) == ("Unknown", "QuotaExceeded")
     assert "exceeded quota: gpus" in condition(plan, "PodsReady")["message"]
 
 
@@ -318,8 +318,8 @@ def test_a_job_that_cannot_make_its_pod_tells_why() -> None:
 def test_between_pods_the_state_tells_what_is_awaited(pod: PodView, reason: str, words: str) -> None:
     """No pod runs, yet all is on its way."""
     plan = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=(pod,))
-    assert told(plan) == ("Unknown", reason)
-    assert told(plan, "PodsReady") == ("False", reason)
+    assert stated(plan) == ("Unknown", reason)
+    assert stated(plan, "PodsReady") == ("False", reason)
     assert words in condition(plan, "Complete")["message"]
 
 
@@ -328,7 +328,7 @@ def test_no_retry_is_promised_where_none_is_left(counted: int) -> None:
     """The Job controller may count the failure a little later than the pod tells it."""
     job = make_job(spec={"backoffLimit": 0}, status={"failed": counted})
     plan = plan_for(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(ended_pod(72, "no GPU"),))
-    assert told(plan) == ("Unknown", "GPUFault")
+    assert stated(plan) == ("Unknown", "GPUFault")
     assert "follows" not in condition(plan, "Complete")["message"]
     evicted = ended_pod(143, conditions=(condition_object("DisruptionTarget"),))
     plan = plan_for(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(evicted,))
@@ -340,7 +340,7 @@ def test_a_failure_that_takes_no_retry_promises_a_pod_and_no_number(retries: int
     """The node lost the container, and the Job has not counted it."""
     lost = ended_pod(137, reason="ContainerStatusUnknown")
     plan = plan_for(make_finetune(spec={"maxRetries": retries}), jobs=(make_job(),), pods=(lost,))
-    assert told(plan) == ("Unknown", "Restarting")
+    assert stated(plan) == ("Unknown", "Restarting")
     assert condition(plan, "Complete")["message"].endswith(". Now a new pod follows, with the same spec")
     assert plan.status["retries"]["nodeLost"] == 1
 
@@ -349,7 +349,7 @@ def test_a_retry_that_waits_still_tells_the_last_failure() -> None:
     """Until it runs, the failure is the news."""
     pods = (ended_pod(75, "ConnectionError: reset"), make_pod(name="second", created_at=minutes_ago(2)))
     plan = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=pods)
-    assert told(plan) == ("Unknown", "Restarting")
+    assert stated(plan) == ("Unknown", "Restarting")
     assert "ConnectionError: reset" in condition(plan, "PodsReady")["message"]
     assert plan.status["podName"] == "second"
 

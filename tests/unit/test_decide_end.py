@@ -19,7 +19,7 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
-from tests.unit.plans import ATTEMPTED, condition, finished, plan_for, told
+from tests.unit.plans import ATTEMPTED, condition, finished, plan_for, stated
 from tests.unit.world import World
 
 from lora_operator.views.model import Plan
@@ -48,7 +48,7 @@ def test_the_next_attempt_starts_with_a_clean_slate() -> None:
     pods = (ended_pod(75, "ConnectionError: reset", job_uid=""),)
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
     assert len(plan.create) == 1
-    assert told(plan) == ("Unknown", "Pending")
+    assert stated(plan) == ("Unknown", "Pending")
 
 
 def test_the_number_of_attempts_survives_in_the_jobs_alone() -> None:
@@ -63,7 +63,7 @@ def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: b
     """More Jobs than 1 + maxRetries are never made."""
     finetune = make_finetune(spec={"maxRetries": retries}, status={"attempt": attempt, "jobName": job_name(attempt)})
     plan = plan_for(finetune)
-    assert (told(plan, "Failed") == ("True", "BackoffLimitExceeded")) is ends
+    assert (stated(plan, "Failed") == ("True", "BackoffLimitExceeded")) is ends
     assert (plan.create == ()) is ends
 
 
@@ -73,7 +73,7 @@ def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
     assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).read_first
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
     assert plan.create == ()
-    assert told(plan) == ("Unknown", "Restarting")
+    assert stated(plan) == ("Unknown", "Restarting")
     assert f"kubectl delete pod {pods[0].name}" in condition(plan, "PodsReady")["message"]
     assert plan.requeue_after_s == CONFIG.pending_check_s
 
@@ -82,7 +82,7 @@ def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
     """Its pod's summary proves the success."""
     pods = (ended_pod(0, make_summary().to_message()),)
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, former_jobs=(make_job(),))
-    assert told(plan) == ("True", "Succeeded")
+    assert stated(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(minutes_ago(11))
     unknown = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
     assert [obj["metadata"]["name"] for obj in unknown.create] == [job_name(2)], "nobody has seen the Job of that uid"
@@ -91,11 +91,11 @@ def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
 def test_a_verified_adapter_makes_the_run_complete() -> None:
     """With everything that one wants to know of it."""
     plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),))
-    assert told(plan, "Complete") == ("True", "Succeeded")
-    assert told(plan, "Failed") == ("False", "Succeeded")
-    assert told(plan, "ArtifactPublished") == ("True", "Succeeded")
-    assert told(plan, "PodsReady") == ("False", "Succeeded")
-    assert told(plan, "Accepted") == ("True", "Accepted")
+    assert stated(plan, "Complete") == ("True", "Succeeded")
+    assert stated(plan, "Failed") == ("False", "Succeeded")
+    assert stated(plan, "ArtifactPublished") == ("True", "Succeeded")
+    assert stated(plan, "PodsReady") == ("False", "Succeeded")
+    assert stated(plan, "Accepted") == ("True", "Accepted")
     assert plan.status["completionTime"] == instant(minutes_ago(10))
     assert condition(plan, "Complete")["lastTransitionTime"] == instant(minutes_ago(10))
     assert plan.status["artifact"]["uri"] == "pvc://adapters/support-tone/run-abcde"
@@ -119,8 +119,8 @@ def test_a_verified_adapter_makes_the_run_complete() -> None:
 def test_exit_code_0_without_a_summary_is_never_complete() -> None:
     """A trainer that was stopped may return 0; nobody has verified anything."""
     plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, "saved a checkpoint"),))
-    assert told(plan, "Failed") == ("True", "ResultUnknown")
-    assert told(plan, "ArtifactPublished") == ("False", "ResultUnknown")
+    assert stated(plan, "Failed") == ("True", "ResultUnknown")
+    assert stated(plan, "ArtifactPublished") == ("False", "ResultUnknown")
     assert "look at the pod's log" in condition(plan, "Failed")["message"]
 
 
@@ -128,7 +128,7 @@ def test_a_finished_job_without_its_pod_is_looked_at_twice() -> None:
     """The pod may not have reached the cache yet, and a verdict is for ever."""
     assert plan_for(make_finetune(), jobs=(finished_job(),)).read_first
     plan = plan_for(make_finetune(), jobs=(finished_job(),))
-    assert told(plan, "Failed") == ("True", "ResultUnknown")
+    assert stated(plan, "Failed") == ("True", "ResultUnknown")
 
 
 def test_a_failed_run_keeps_what_it_reached() -> None:
@@ -138,7 +138,7 @@ def test_a_failed_run_keeps_what_it_reached() -> None:
     message = make_summary(Reason.NON_FINITE_LOSS, "The loss was NaN at step 12").to_message()
     job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
     plan = plan_for(with_status(make_finetune(), before.status), jobs=(job,), pods=(ended_pod(70, message),))
-    assert told(plan) == ("False", "NonFiniteLoss")
+    assert stated(plan) == ("False", "NonFiniteLoss")
     assert condition(plan, "Failed")["message"] == "The loss was NaN at step 12"
     assert plan.status["progress"]["steps"] == "12/400"
     assert "eta" not in plan.status["progress"]
@@ -228,5 +228,5 @@ def test_a_run_does_not_end_in_the_future() -> None:
         state={"terminated": {**ahead, "finishedAt": instant(NOW + timedelta(hours=5))}},
     )
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), former_jobs=(make_job(),))
-    assert told(plan) == ("True", "Succeeded")
+    assert stated(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(NOW)

@@ -19,7 +19,7 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
-from tests.unit.plans import condition, plan_for, told
+from tests.unit.plans import condition, plan_for, stated
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed, Rejection
@@ -46,7 +46,7 @@ def test_a_run_is_ready_when_the_pods_of_all_nodes_run() -> None:
     """Until then the message counts them, and tells of the one that is missing."""
     job, first = make_job(spec={"backoffLimit": 6}), running_pod(index=0)
     alone = plan_for(TWO, jobs=(job,), pods=(first,))
-    assert told(alone, "PodsReady") == ("False", "Pending")
+    assert stated(alone, "PodsReady") == ("False", "Pending")
     assert "1 of 2 pods run" in condition(alone, "PodsReady")["message"]
     waiting = make_pod(
         index=1,
@@ -54,14 +54,14 @@ def test_a_run_is_ready_when_the_pods_of_all_nodes_run() -> None:
         conditions=(condition_object("PodScheduled", "False", reason="Unschedulable", message="0/5 nodes"),),
     )
     stuck = plan_for(TWO, jobs=(job,), pods=(first, waiting))
-    assert told(stuck, "PodsReady") == ("False", "Unschedulable")
+    assert stated(stuck, "PodsReady") == ("False", "Unschedulable")
     assert waiting.name in condition(stuck, "PodsReady")["message"]
     assert stuck.status["podName"] == first.name
     assert "podName" not in plan_for(TWO, jobs=(job,), pods=(waiting,)).status
     slow = plan_for(TWO, jobs=(job,), pods=(first, make_pod(index=1)))
     assert f"pod {job_name()}-1-abcde; 1 of 2 pods run" in condition(slow, "PodsReady")["message"]
     ready = plan_for(TWO, jobs=(job,), pods=(running_pod(index=1, created_at=minutes_ago(1)), first))
-    assert told(ready, "PodsReady") == ("True", "PodRunning")
+    assert stated(ready, "PodsReady") == ("True", "PodRunning")
     assert (ready.ask_progress, ready.status["podName"]) == (first, first.name)
 
 
@@ -70,8 +70,18 @@ def test_a_run_stays_ready_while_its_first_node_publishes_what_all_have_trained(
     message = make_summary(Reason.SUCCEEDED, "This node's part is done").to_message()
     first, done = running_pod(index=0), ended_pod(0, message, index=1)
     plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}),), pods=(first, done))
-    assert told(plan, "PodsReady") == ("True", "PodRunning")
+    assert stated(plan, "PodsReady") == ("True", "PodRunning")
     assert plan.status["podName"] == first.name
+
+
+def test_pods_that_are_stopped_since_the_first_node_has_published_restart_nothing() -> None:
+    """The Job stops them, and says that it is complete once they are gone."""
+    message = make_summary().to_message()
+    done, stopped = ended_pod(0, message, index=0), running_pod(index=1, deleting=True)
+    plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}),), pods=(done, stopped))
+    assert stated(plan, "Complete") == ("Unknown", "Publishing")
+    said = condition(plan, "Complete")["message"]
+    assert said == f"Pod {done.name} has done its work, and pod {stopped.name} is being stopped"
 
 
 def test_one_failure_of_all_nodes_is_one_retry() -> None:
@@ -80,7 +90,7 @@ def test_one_failure_of_all_nodes_is_one_retry() -> None:
     cause = make_summary(Reason.GPU_FAULT, "The GPU fell off the bus").to_message()
     pods = (ended_pod(72, cause, index=0), ended_pod(75, peer, index=1, created_at=minutes_ago(50)))
     plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}, status={"failed": 2}),), pods=pods)
-    assert told(plan) == ("Unknown", "Restarting")
+    assert stated(plan) == ("Unknown", "Restarting")
     assert condition(plan, "Complete")["message"].startswith("GPUFault: The GPU fell off the bus")
     assert "retry 1 of 3" in condition(plan, "Complete")["message"]
 
@@ -90,8 +100,8 @@ def test_a_job_that_has_given_up_tells_why_while_it_stops_its_other_pods() -> No
     cause = ended_pod(65, make_summary(Reason.DATASET_INVALID, "line 3").to_message(), index=1)
     pods = (running_pod(index=0, deleting=True), cause)
     failing = make_job(status={"failed": 1, "conditions": [condition_object("FailureTarget")]})
-    assert told(plan_for(TWO, jobs=(failing,), pods=pods)) == ("Unknown", "DatasetInvalid")
-    assert told(plan_for(TWO, jobs=(make_job(status={"failed": 1}),), pods=pods)) == ("Unknown", "Restarting")
+    assert stated(plan_for(TWO, jobs=(failing,), pods=pods)) == ("Unknown", "DatasetInvalid")
+    assert stated(plan_for(TWO, jobs=(make_job(status={"failed": 1}),), pods=pods)) == ("Unknown", "Restarting")
 
 
 @pytest.mark.parametrize("code", [65, 72])
@@ -103,7 +113,7 @@ def test_the_verdict_on_several_nodes_is_that_of_the_node_that_failed(code: int)
         peer = ended_pod(code_of_peer, message, index=1, created_at=minutes_ago(50))
         job = finished_job("Failed", reason="PodFailurePolicy", failed=2)
         plan = plan_for(TWO, jobs=(job,), pods=(peer, cause))
-        assert told(plan, "Failed") == ("True", reason.value)
+        assert stated(plan, "Failed") == ("True", reason.value)
 
 
 def test_retries_of_several_nodes_follow_the_spec() -> None:
@@ -121,16 +131,16 @@ def test_a_service_that_was_deleted_is_made_again_before_new_pods_need_it() -> N
     assert plan_for(with_status(TWO, starts.status), jobs=(job,), pods=pods).create == ()
     training = Progress(phase=Phase.TRAINING, step=1, total_steps=9)
     trains = plan_for(with_status(TWO, starts.status), jobs=(job,), pods=pods, progress=training)
-    assert (told(trains), trains.create) == (("Unknown", "Training"), ())
+    assert (stated(trains), trains.create) == (("Unknown", "Training"), ())
     failed = make_job(spec={"backoffLimit": 6}, status={"failed": 1})
     cause = make_summary(Reason.GPU_FAULT, "The GPU fell off the bus").to_message()
     ended = (ended_pod(72, cause, index=0), running_pod(index=1, deleting=True))
     restarts = plan_for(with_status(TWO, trains.status), jobs=(failed,), pods=ended)
-    assert told(restarts) == ("Unknown", "Restarting")
+    assert stated(restarts) == ("Unknown", "Restarting")
     assert [(obj["kind"], obj["metadata"]["name"]) for obj in restarts.create] == [("Service", job_name())]
     assert plan_for(with_status(TWO, restarts.status), jobs=(failed,), pods=ended).create == ()
     alone = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=(ended_pod(72, cause),))
-    assert (told(alone), alone.create) == (("Unknown", "Restarting"), ())
+    assert (stated(alone), alone.create) == (("Unknown", "Restarting"), ())
 
 
 def test_a_service_that_was_refused_is_tried_again() -> None:
@@ -159,8 +169,8 @@ def test_the_time_to_live_takes_the_service_too() -> None:
 def test_a_run_without_a_claim_for_checkpoints_is_accepted_and_warned() -> None:
     """What a preemption costs is said before it happens."""
     plan = plan_for(make_finetune(spec=BUCKET))
-    assert told(plan, "Accepted") == ("True", "Accepted")
-    assert told(plan, "CheckpointSaved") == ("False", "NoCheckpointClaim")
+    assert stated(plan, "Accepted") == ("True", "Accepted")
+    assert stated(plan, "CheckpointSaved") == ("False", "NoCheckpointClaim")
     assert "a preemption or any other restart loses what it has done" in condition(plan, "CheckpointSaved")["message"]
 
 
@@ -175,16 +185,16 @@ def test_a_run_without_a_claim_for_checkpoints_is_accepted_and_warned() -> None:
 def test_before_the_first_checkpoint_the_condition_tells_when_and_where(spec: dict[str, Any], words: str) -> None:
     """The output's claim serves where none is named."""
     plan = plan_for(make_finetune(spec=spec))
-    assert told(plan, "CheckpointSaved") == ("False", "Pending")
+    assert stated(plan, "CheckpointSaved") == ("False", "Pending")
     assert words in condition(plan, "CheckpointSaved")["message"]
 
 
-def test_a_saved_checkpoint_is_told_with_its_step_and_outlives_the_pod() -> None:
+def test_a_saved_checkpoint_is_reported_with_its_step_and_outlives_the_pod() -> None:
     """The next pod does not know it at first; its own newer one takes the place."""
     job, pod = make_job(), running_pod()
     progress = Progress(phase=Phase.TRAINING, step=130, total_steps=400, checkpoint_step=120)
     plan = plan_for(make_finetune(), jobs=(job,), pods=(pod,), progress=progress)
-    assert told(plan, "CheckpointSaved") == ("True", "CheckpointSaved")
+    assert stated(plan, "CheckpointSaved") == ("True", "CheckpointSaved")
     assert "Step 120 is saved on PersistentVolumeClaim adapters" in condition(plan, "CheckpointSaved")["message"]
     saved = {"checkpointStep": 120, "checkpointTime": instant(NOW)}
     assert plan.status["progress"].items() >= saved.items()
@@ -207,14 +217,14 @@ def test_a_failed_run_says_where_its_last_checkpoint_lies() -> None:
     job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
     plan = plan_for(make_finetune(), jobs=(job,), pods=(ended_pod(70, message),))
     assert plan.status["checkpoint"] == {"uri": saved.uri, "step": 120}
-    assert told(plan, "CheckpointSaved") == ("True", "CheckpointSaved")
+    assert stated(plan, "CheckpointSaved") == ("True", "CheckpointSaved")
     assert saved.uri in condition(plan, "CheckpointSaved")["message"]
 
 
 def test_a_run_that_ends_before_its_first_checkpoint_promises_none() -> None:
     """With the reason of its end."""
     plan = plan_for(make_finetune(), jobs=(finished_job(),), pods=(ended_pod(0, make_summary().to_message()),))
-    assert told(plan, "CheckpointSaved") == ("False", "Succeeded")
+    assert stated(plan, "CheckpointSaved") == ("False", "Succeeded")
     assert "ended before its first checkpoint" in condition(plan, "CheckpointSaved")["message"]
 
 

@@ -19,7 +19,7 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
-from tests.unit.plans import condition, told
+from tests.unit.plans import condition, stated
 from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
@@ -58,12 +58,12 @@ def test_model_and_data_are_fetched_before_the_training_job_is_made() -> None:
     """The run counts no attempt yet, and says what it does."""
     plan = plan_for(make_finetune())
     assert made(plan) == [("Job", PREPARE)]
-    assert told(plan, "Accepted") == ("True", "Accepted")
-    assert told(plan, "PreflightPassed") == ("Unknown", "Pending")
+    assert stated(plan, "Accepted") == ("True", "Accepted")
+    assert stated(plan, "PreflightPassed") == ("Unknown", "Pending")
     assert not {"attempt", "jobName", "podName"} & set(plan.status)
     running = plan_for(with_status(make_finetune(), plan.status), jobs=(preparing(),), pods=(prepare_pod(),))
-    assert told(running) == told(running, "PreflightPassed") == ("Unknown", "Preparing")
-    assert told(running, "PodsReady") == ("False", "Preparing")
+    assert stated(running) == stated(running, "PreflightPassed") == ("Unknown", "Preparing")
+    assert stated(running, "PodsReady") == ("False", "Preparing")
     assert POD in condition(running, "Complete")["message"]
     assert running.ask_progress is None
     assert running.status["startTime"] == instant(minutes_ago(58))
@@ -79,7 +79,7 @@ def test_the_training_job_follows_when_all_is_there() -> None:
     message = make_summary(Reason.PREPARED, "acme/base and 200 rows are at hand").to_message()
     plan = plan_for(make_finetune(), jobs=(prepared(),), pods=(ended_pod(0, message, stage="prepare"),))
     assert made(plan) == [("Job", job_name())]
-    assert told(plan, "PreflightPassed") == ("True", "Prepared")
+    assert stated(plan, "PreflightPassed") == ("True", "Prepared")
     assert condition(plan, "PreflightPassed")["message"] == "acme/base and 200 rows are at hand"
     assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
     later = plan_for(with_status(make_finetune(), plan.status), jobs=(make_job(),), pods=(running_pod(),))
@@ -121,8 +121,8 @@ def test_a_failure_that_is_final_is_the_runs_verdict_with_the_trainers_sentence(
     message = make_summary(Reason.MODEL_NOT_FOUND, sentence).to_message()
     job = finished_job("Failed", reason="PodFailurePolicy", failed=1, stage="prepare")
     plan = plan_for(make_finetune(), jobs=(job,), pods=(ended_pod(66, message, stage="prepare"),))
-    assert told(plan, "Failed") == ("True", "ModelNotFound")
-    assert told(plan, "PreflightPassed") == ("False", "ModelNotFound")
+    assert stated(plan, "Failed") == ("True", "ModelNotFound")
+    assert stated(plan, "PreflightPassed") == ("False", "ModelNotFound")
     assert condition(plan, "Failed")["message"] == sentence
     assert condition(plan, "Accepted")["message"] == f"The spec is valid; Job {job.name} runs it"
     assert plan.create == ()
@@ -133,14 +133,14 @@ def test_a_failure_without_its_pod_is_looked_at_twice() -> None:
     """The pod may not have reached the cache yet, and a verdict is for ever."""
     job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, stage="prepare")
     assert plan_for(make_finetune(), jobs=(job,)).read_first
-    assert told(plan_for(make_finetune(), jobs=(job,)), "Failed")[0] == "True"
+    assert stated(plan_for(make_finetune(), jobs=(job,)), "Failed")[0] == "True"
 
 
 def test_a_pod_that_fails_in_passing_is_tried_again_by_its_job() -> None:
     """The state tells the failure, and the retry."""
     pods = (ended_pod(75, "ConnectionError: reset", stage="prepare"),)
     plan = plan_for(make_finetune(), jobs=(preparing(status={"failed": 1}),), pods=pods)
-    assert told(plan) == ("Unknown", "Restarting")
+    assert stated(plan) == ("Unknown", "Restarting")
     assert "Now retry 1 of 3 follows" in condition(plan, "Complete")["message"]
 
 
@@ -149,7 +149,7 @@ def test_too_little_memory_names_the_setting_that_gives_more() -> None:
     job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, stage="prepare")
     pods = (ended_pod(137, reason="OOMKilled", stage="prepare"),)
     plan = plan_for(make_finetune(), jobs=(job,), pods=pods)
-    assert told(plan) == ("False", "OOMKilled")
+    assert stated(plan) == ("False", "OOMKilled")
     assert "more than its 2Gi" in condition(plan, "Failed")["message"]
     assert "have prepareMemory raised" in condition(plan, "Failed")["message"]
 
@@ -158,7 +158,7 @@ def test_a_pod_that_does_not_start_tells_why() -> None:
     """As a training pod does."""
     pod = waiting_pod("CreateContainerConfigError", 'secret "hf-token" not found', stage="prepare")
     plan = plan_for(make_finetune(), jobs=(preparing(),), pods=(pod,))
-    assert told(plan) == told(plan, "PreflightPassed") == ("Unknown", "SecretNotFound")
+    assert stated(plan) == stated(plan, "PreflightPassed") == ("Unknown", "SecretNotFound")
     assert plan.watch_events
 
 
@@ -166,7 +166,7 @@ def test_suspend_holds_it_too() -> None:
     """One wish for the whole run."""
     plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(preparing(),), pods=(prepare_pod(),))
     assert [(patch.name, patch.body["spec"]) for patch in plan.patch] == [(PREPARE, {"suspend": True})]
-    assert told(plan, "Suspended") == ("True", "SuspendedByUser")
+    assert stated(plan, "Suspended") == ("True", "SuspendedByUser")
     held = World({"suspend": True}, SHARED)
     held.settle()
     assert [job["spec"]["suspend"] for job in held.jobs.values()] == [True]
@@ -202,7 +202,7 @@ def test_a_second_attempt_does_not_fetch_again() -> None:
     first = plan_for(make_finetune(), jobs=(prepared(),))
     plan = plan_for(with_status(make_finetune(), first.status), jobs=(prepared(),))
     assert made(plan) == [("Job", job_name(2))]
-    assert told(plan, "PreflightPassed") == ("True", "Prepared")
+    assert stated(plan, "PreflightPassed") == ("True", "Prepared")
 
 
 def test_a_pod_that_outlives_its_job_holds_nothing_up() -> None:
@@ -232,6 +232,6 @@ def test_the_time_to_live_takes_it_with_the_rest() -> None:
 def test_a_pod_that_has_ended_waits_for_its_job_to_say_so() -> None:
     """Nothing is published by it."""
     plan = plan_for(make_finetune(), jobs=(preparing(),), pods=(ended_pod(0, stage="prepare"),))
-    assert told(plan) == ("Unknown", "Preparing")
+    assert stated(plan) == ("Unknown", "Preparing")
     fresh = plan_for(make_finetune(), jobs=(preparing(),), pods=(make_pod(stage="prepare"),))
-    assert told(fresh) == ("Unknown", "Pending")
+    assert stated(fresh) == ("Unknown", "Pending")

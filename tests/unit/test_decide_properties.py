@@ -145,11 +145,11 @@ class Life(RuleBasedStateMachine):
         limits = {"activeDeadlineSeconds": deadline, "pendingTimeoutSeconds": pending}
         self.world.edit(suspend=suspend, maxRetries=retries, **limits)
 
-    @rule(step=st.integers(-5, 500), phase=st.sampled_from(Phase), told=st.booleans())
-    def report(self, step: int, phase: Phase, told: bool) -> None:
+    @rule(step=st.integers(-5, 500), phase=st.sampled_from(Phase), stated=st.booleans())
+    def report(self, step: int, phase: Phase, stated: bool) -> None:
         """A trainer answers, or does not."""
         report = Progress(phase=phase, step=step, total_steps=400, loss=1.5, resolved=make_resolved())
-        self.world.progress = report if told else None
+        self.world.progress = report if stated else None
 
     @rule(refusal=st.sampled_from([None, (403, "exceeded quota: gpus"), (409, "already exists"), (422, "no")]))
     def refuse(self, refusal: tuple[int, str] | None) -> None:
@@ -184,11 +184,11 @@ class Life(RuleBasedStateMachine):
         assert complete[1] == failed[1]
         if complete[0] == "True":
             assert world.status["artifact"]["uri"]
-        told = {c["type"]: c["status"] for c in world.status["conditions"]}
+        stated = {c["type"]: c["status"] for c in world.status["conditions"]}
         if world.config.cache_claim and world.jobs_of("train"):
-            assert told["PreflightPassed"] == "True", "a GPU is asked for before model and data are there"
-        assert not self.prepared or told["PreflightPassed"] == "True", "what was fetched is fetched no more"
-        self.prepared = told.get("PreflightPassed") == "True"
+            assert stated["PreflightPassed"] == "True", "a GPU is asked for before model and data are there"
+        assert not self.prepared or stated["PreflightPassed"] == "True", "what was fetched is fetched no more"
+        self.prepared = stated.get("PreflightPassed") == "True"
         self._counts_only_rise()
         self._remember_verdict()
 
@@ -211,12 +211,12 @@ class Life(RuleBasedStateMachine):
             assert self.verdict is None, "a verdict was taken back"
             assert "completionTime" not in world.status
             return
-        told = {key: value for key, value in world.status.items() if key not in {"observedGeneration", "conditions"}}
-        told["conditions"] = [
+        stated = {key: value for key, value in world.status.items() if key not in {"observedGeneration", "conditions"}}
+        stated["conditions"] = [
             {key: value for key, value in c.items() if key != "observedGeneration"} for c in world.status["conditions"]
         ]
-        assert self.verdict in (None, told)
-        self.verdict = told
+        assert self.verdict in (None, stated)
+        self.verdict = stated
         assert all(c["observedGeneration"] == world.view().generation for c in world.status["conditions"])
 
 
@@ -267,9 +267,9 @@ def test_no_world_is_too_odd_to_decide_on(
     spec = data.draw(damaged(manifest["spec"]))
     plan = decide(parse_finetune({**manifest, "spec": spec}), observed, config, NOW)
     check_status(plan.status)
-    told = [condition["type"] for condition in plan.status["conditions"]]
-    assert told == [kind for kind in Type if kind.value in told]
-    assert set(Type) - set(told) <= {Type.QUOTA_RESERVED, Type.PREFLIGHT_PASSED, Type.CHECKPOINT_SAVED}
+    stated = [condition["type"] for condition in plan.status["conditions"]]
+    assert stated == [kind for kind in Type if kind.value in stated]
+    assert set(Type) - set(stated) <= {Type.QUOTA_RESERVED, Type.PREFLIGHT_PASSED, Type.CHECKPOINT_SAVED}
 
 
 @given(JSON)
@@ -307,10 +307,10 @@ def _hostile(document: Any, text: str, keys: set[str] | None, key: str = "") -> 
 @pytest.mark.parametrize("state", ["terminated", "waiting"])
 def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | None, state: str) -> None:
     """Every string a MiB, every list of ten thousand, every number beyond 64 bits: a status that the server takes."""
-    told = {"exitCode": 1, "message": "m", "reason": "ErrImagePull", "finishedAt": "2026-03-01T11:59:00Z"}
+    stated = {"exitCode": 1, "message": "m", "reason": "ErrImagePull", "finishedAt": "2026-03-01T11:59:00Z"}
     said = condition_object("PodScheduled", "False", message="m")
     failed = condition_object("Failed", reason="BackoffLimitExceeded", message="m")
-    pod = make_pod_object(state={state: told}, conditions=(said,))
+    pod = make_pod_object(state={state: stated}, conditions=(said,))
     job = make_job_object(status={"conditions": [failed] if state == "terminated" else []})
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "m"}
     rejection = Rejection(kind="Job", name="x", code=422, reason="", message=text) if keys else None

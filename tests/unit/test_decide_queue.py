@@ -63,7 +63,7 @@ def plan_for(
     return plan
 
 
-def told(plan: Plan, kind: str) -> tuple[str, str, str]:
+def stated(plan: Plan, kind: str) -> tuple[str, str, str]:
     """Status, reason and message of a condition of the planned status."""
     found = next(c for c in plan.status["conditions"] if c["type"] == kind)
     return found["status"], found["reason"], found["message"]
@@ -110,24 +110,24 @@ def held_job(**changes: Any) -> Any:
 def test_a_job_that_kueue_holds_says_why_in_kueues_words(workload: Any, state: str, says: str, quota: str) -> None:
     """The state, the suspension and the quota, each in its condition; nothing is written to Job or Workload."""
     plan = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
-    assert told(plan, "Complete")[:2] == ("Unknown", state)
-    assert told(plan, "Suspended")[:2] == ("True", state)
-    assert says in told(plan, "Suspended")[2]
-    assert told(plan, "QuotaReserved")[:2] == ("False", state)
-    assert quota in told(plan, "QuotaReserved")[2]
+    assert stated(plan, "Complete")[:2] == ("Unknown", state)
+    assert stated(plan, "Suspended")[:2] == ("True", state)
+    assert says in stated(plan, "Suspended")[2]
+    assert stated(plan, "QuotaReserved")[:2] == ("False", state)
+    assert quota in stated(plan, "QuotaReserved")[2]
     assert (plan.create, plan.patch) == ((), ())
 
 
-def test_quota_that_is_granted_is_told_before_the_job_starts_and_while_it_runs() -> None:
+def test_quota_that_is_granted_is_reported_before_the_job_starts_and_while_it_runs() -> None:
     """Kueue lifts the suspension a moment later."""
     workload = make_workload(GRANTED)
     soon = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
-    assert told(soon, "QuotaReserved") == ("True", "QuotaReserved", "Quota reserved in ClusterQueue all")
-    assert told(soon, "Suspended")[1] == "Queued"
-    assert "Kueue has yet to start the Job" in told(soon, "Suspended")[2]
+    assert stated(soon, "QuotaReserved") == ("True", "QuotaReserved", "Quota reserved in ClusterQueue all")
+    assert stated(soon, "Suspended")[1] == "Queued"
+    assert "Kueue has yet to start the Job" in stated(soon, "Suspended")[2]
     running = plan_for(run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(workload,))
-    assert told(running, "QuotaReserved")[0] == "True"
-    assert told(running, "Suspended")[:2] == ("False", "NotSuspended")
+    assert stated(running, "QuotaReserved")[0] == "True"
+    assert stated(running, "Suspended")[:2] == ("False", "NotSuspended")
     quota = next(c for c in running.status["conditions"] if c["type"] == "QuotaReserved")
     assert quota["lastTransitionTime"] == instant(minutes_ago(20))
 
@@ -135,10 +135,10 @@ def test_quota_that_is_granted_is_told_before_the_job_starts_and_while_it_runs()
 def test_a_queue_without_kueue_says_what_to_do() -> None:
     """Nobody would ever admit the Job."""
     plan = plan_for(run(), jobs=(held_job(),), kueue=False)
-    status, reason, message = told(plan, "QuotaReserved")
+    status, reason, message = stated(plan, "QuotaReserved")
     assert (status, reason) == ("False", "Queued")
     assert "this cluster has no Kueue: install Kueue, or create a new LoRAFineTune without the label" in message
-    assert told(plan, "Suspended")[1] == "Queued"
+    assert stated(plan, "Suspended")[1] == "Queued"
 
 
 def test_a_run_in_no_queue_has_no_condition_about_quota() -> None:
@@ -153,12 +153,12 @@ def test_suspend_deactivates_the_workload_and_leaves_the_job_alone() -> None:
     plan = plan_for(run(suspend=True), jobs=(job,), pods=(pod,), workloads=(workload,))
     body = {"metadata": {"annotations": {SUSPEND_ANNOTATION: "true"}}, "spec": {"active": False}}
     assert plan.patch == (Patch(kind="Workload", name="job-job-1", body=body),)
-    assert told(plan, "Suspended") == ("False", "NotSuspended", "The run is not suspended")
+    assert stated(plan, "Suspended") == ("False", "NotSuspended", "The run is not suspended")
     applied = make_workload(PENDING, evicted("Deactivated"), active=False, intent="true")
     after = plan_for(run(suspend=True), jobs=(held_job(),), workloads=(applied,))
     assert after.patch == ()
-    assert told(after, "Suspended")[:2] == ("True", "SuspendedByUser")
-    assert told(after, "QuotaReserved")[:2] == ("False", "SuspendedByUser")
+    assert stated(after, "Suspended")[:2] == ("True", "SuspendedByUser")
+    assert stated(after, "QuotaReserved")[:2] == ("False", "SuspendedByUser")
 
 
 def test_resuming_puts_the_workload_back_into_its_queue() -> None:
@@ -169,7 +169,7 @@ def test_resuming_puts_the_workload_back_into_its_queue() -> None:
     plan = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
     body = {"metadata": {"annotations": {SUSPEND_ANNOTATION: "false"}}, "spec": {"active": True}}
     assert plan.patch == (Patch(kind="Workload", name="job-job-1", body=body),)
-    assert told(plan, "Suspended")[:2] == ("True", "Queued")
+    assert stated(plan, "Suspended")[:2] == ("True", "Queued")
 
 
 def test_somebody_elses_deactivation_is_not_undone() -> None:
@@ -179,7 +179,7 @@ def test_somebody_elses_deactivation_is_not_undone() -> None:
     undone = make_workload(GRANTED, active=True, intent="true")
     plan = plan_for(run(suspend=True), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(undone,))
     assert plan.patch == ()
-    assert "somebody else resumed the Job" in told(plan, "Suspended")[2]
+    assert "somebody else resumed the Job" in stated(plan, "Suspended")[2]
 
 
 def test_a_workload_that_kueue_made_anew_is_held_again() -> None:
@@ -192,17 +192,17 @@ def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
     """Kueue might admit the Job before its Workload could be deactivated."""
     plan = plan_for(run(suspend=True))
     assert (plan.create, plan.requeue_after_s) == ((), None)
-    assert told(plan, "Suspended") == (
+    assert stated(plan, "Suspended") == (
         "True",
         "SuspendedByUser",
         "Suspended by spec.suspend: set it to false to go on",
     )
-    assert told(plan, "QuotaReserved") == ("False", "SuspendedByUser", "The run holds no quota of queue gpus")
-    assert told(plan, "Accepted") == ("True", "Accepted", "The spec is valid; its Job is not made yet")
+    assert stated(plan, "QuotaReserved") == ("False", "SuspendedByUser", "The run holds no quota of queue gpus")
+    assert stated(plan, "Accepted") == ("True", "Accepted", "The spec is valid; its Job is not made yet")
     resumed = plan_for(with_status(run(), plan.status))
     assert [manifest["kind"] for manifest in resumed.create] == ["Job"]
     assert resumed.create[0]["spec"]["suspend"] is True
-    assert told(resumed, "Complete")[1] == "Queued"
+    assert stated(resumed, "Complete")[1] == "Queued"
 
 
 def test_the_training_job_waits_where_a_run_was_suspended_during_its_preparation() -> None:
@@ -213,7 +213,7 @@ def test_the_training_job_waits_where_a_run_was_suspended_during_its_preparation
     assert [(patch.kind, patch.name) for patch in plan.patch] == [("Workload", "job-prepare-1")]
     over = dataclasses.replace(finished_job(stage="prepare"), queue="gpus")
     plan = plan_for(run(suspend=True), jobs=(over,), config=SHARED)
-    assert (plan.create, told(plan, "Complete")[1]) == ((), "SuspendedByUser")
+    assert (plan.create, stated(plan, "Complete")[1]) == ((), "SuspendedByUser")
 
 
 def test_a_job_that_was_made_before_the_label_stays_out_of_the_queue() -> None:
@@ -256,7 +256,7 @@ def test_what_a_user_held_and_let_go_while_no_operator_ran_was_no_preemption(sai
         held = plan_for(
             with_status(run(suspend=True), running.status), jobs=(held_job(),), workloads=(make_workload(PENDING),)
         )
-        assert (told(held, "Complete")[1], "activeSince" in held.status) == ("SuspendedByUser", True)
+        assert (stated(held, "Complete")[1], "activeSince" in held.status) == ("SuspendedByUser", True)
         before = with_status(run(), held.status)
     suspended = make_job(
         queue="gpus",
@@ -276,18 +276,18 @@ def test_a_run_that_has_ended_holds_no_quota() -> None:
     job = dataclasses.replace(finished_job("Failed", reason="BackoffLimitExceeded"), queue="gpus")
     observed = Observed(kueue=True, jobs=(job,), workloads=(make_workload(GRANTED),))
     plan = decide(with_status(run(), before.status), observed, CONFIG, NOW)
-    status, reason, message = told(plan, "QuotaReserved")
+    status, reason, message = stated(plan, "QuotaReserved")
     assert (status, message) == ("False", "The run holds no quota of queue gpus")
-    assert reason == told(plan, "Failed")[1]
+    assert reason == stated(plan, "Failed")[1]
 
 
-def test_what_kueue_says_is_told_on_one_line_and_without_secrets() -> None:
+def test_what_kueue_says_is_reported_on_one_line_and_without_secrets() -> None:
     """Provisioning errors of a cloud come through its conditions."""
     said = "line 1\nthe cloud said: token=abcdef0123456789abcdef\x07"
     workload = make_workload(condition_object("QuotaReserved", "False", message=said))
     plan = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
     for kind in ("Complete", "QuotaReserved"):
-        message = told(plan, kind)[2]
+        message = stated(plan, kind)[2]
         assert "line 1 the cloud said" in message
         assert "abcdef" not in message
         assert message.isprintable()
@@ -299,14 +299,14 @@ def test_a_run_that_multikueue_sends_to_another_cluster_fails_with_the_reason(st
     workload = make_workload_object(GRANTED)
     workload["status"] |= status
     plan = decide(run(), Observed(kueue=True, jobs=(held_job(),), workloads=(parse_workload(workload),)), CONFIG, NOW)
-    assert told(plan, "Failed")[:2] == ("True", "MultiClusterQueue")
-    assert "worker-2" in told(plan, "Failed")[2]
+    assert stated(plan, "Failed")[:2] == ("True", "MultiClusterQueue")
+    assert "worker-2" in stated(plan, "Failed")[2]
     assert plan.read_first
 
 
 def test_a_job_that_another_controller_runs_is_none_that_can_be_followed() -> None:
     """Kueue marks it so where its ClusterQueue has MultiKueue's admission check."""
     remote = make_job(queue="gpus", spec={"managedBy": "kueue.x-k8s.io/multikueue"})
-    assert told(decide(run(), Observed(kueue=True, jobs=(remote,)), CONFIG, NOW), "Failed")[1] == "MultiClusterQueue"
+    assert stated(decide(run(), Observed(kueue=True, jobs=(remote,)), CONFIG, NOW), "Failed")[1] == "MultiClusterQueue"
     local = make_job(queue="gpus", spec={"managedBy": "kubernetes.io/job-controller"})
-    assert told(decide(run(), Observed(kueue=True, jobs=(local,)), CONFIG, NOW), "Failed")[0] == "Unknown"
+    assert stated(decide(run(), Observed(kueue=True, jobs=(local,)), CONFIG, NOW), "Failed")[0] == "Unknown"

@@ -7,7 +7,7 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
-from tests.unit.plans import ATTEMPTED, condition, plan_for, told
+from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 from tests.unit.world import World
 
 from lora_operator.views.wording import instant
@@ -21,18 +21,18 @@ def test_the_users_wish_to_suspend_reaches_the_job_once() -> None:
         "metadata": {"annotations": {"lora-operator.io/suspend": "true"}},
         "spec": {"suspend": True},
     }
-    assert told(plan, "Suspended") == ("True", "SuspendedByUser")
-    assert told(plan, "PodsReady") == ("False", "SuspendedByUser")
+    assert stated(plan, "Suspended") == ("True", "SuspendedByUser")
+    assert stated(plan, "PodsReady") == ("False", "SuspendedByUser")
     assert "is being stopped" in condition(plan, "Suspended")["message"]
     assert plan.ask_progress is None
 
 
-def test_a_job_that_somebody_else_resumed_against_the_users_wish_is_told_as_such() -> None:
+def test_a_job_that_somebody_else_resumed_against_the_users_wish_is_reported_as_such() -> None:
     """The operator does not fight a queue over it, and does not keep quiet about it either."""
     resumed = make_job(annotations={"lora-operator.io/suspend": "true"})
     plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(resumed,), pods=(running_pod(),))
     assert plan.patch == ()
-    assert told(plan, "Suspended") == ("False", "NotSuspended")
+    assert stated(plan, "Suspended") == ("False", "NotSuspended")
     assert "spec.suspend is true, but somebody else resumed the Job" in condition(plan, "Suspended")["message"]
     plain = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
     assert condition(plain, "Suspended")["message"] == "The run is not suspended"
@@ -72,11 +72,11 @@ def test_a_run_keeps_its_first_start_when_it_is_resumed() -> None:
     assert plan.status["startTime"] == instant(minutes_ago(58))
 
 
-def test_a_suspension_by_somebody_else_is_told_and_not_fought() -> None:
+def test_a_suspension_by_somebody_else_is_reported_and_not_fought() -> None:
     """No write goes to a Job that a queue holds."""
     plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),))
     assert plan.patch == ()
-    assert told(plan, "Suspended") == ("True", "SuspendedExternally")
+    assert stated(plan, "Suspended") == ("True", "SuspendedExternally")
     assert plan.requeue_after_s is None
 
 
@@ -92,4 +92,4 @@ def test_a_job_that_is_being_deleted_is_waited_for_and_not_patched() -> None:
     finetune = make_finetune(spec={"maxRetries": 1}, status=ATTEMPTED)
     plan = plan_for(finetune, jobs=(make_job(deleting=True),), pods=(running_pod(),))
     assert (plan.create, plan.patch) == ((), ())
-    assert told(plan) == ("Unknown", "Restarting")
+    assert stated(plan) == ("Unknown", "Restarting")

@@ -39,7 +39,9 @@ def line_of(caplog: pytest.LogCaptureFixture, finetune: FineTune, plan: Plan, *w
     return record
 
 
-def test_a_change_of_state_is_told_with_the_one_before_and_what_was_written(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_of_state_is_reported_with_the_one_before_and_what_was_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """At INFO."""
     finetune, plan = running(1)
     record = line_of(caplog, finetune, plan, "j", "status")
@@ -48,7 +50,7 @@ def test_a_change_of_state_is_told_with_the_one_before_and_what_was_written(capl
     assert record.getMessage().startswith("Training: Step 1/9")
 
 
-def test_nothing_but_progress_and_nothing_at_all_are_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_but_progress_and_nothing_at_all_are_reported_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     """A thousand runs would fill the log."""
     first, plan = running(1)
     on, further = running(2, with_status(first, plan.status))
@@ -58,7 +60,9 @@ def test_nothing_but_progress_and_nothing_at_all_are_told_at_debug(caplog: pytes
     assert line_of(caplog, again, same, "status").levelname == "INFO"
 
 
-def test_what_was_written_before_a_request_failed_is_told_without_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_written_before_a_request_failed_is_reported_without_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The state was not changed, as far as anybody can read."""
     before = with_status(make_finetune(), decide(make_finetune(), Observed(), CONFIG, NOW).status)
     finetune, plan = running(1, before)

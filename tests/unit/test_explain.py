@@ -233,10 +233,10 @@ async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
     monkeypatch.setattr(explain_command, "load_configuration", configuration)
     monkeypatch.setattr(ReadOnlyApi, "request", shelf.request)
     await explain(PLACE, CONFIG, "text")
-    told = capsys.readouterr().out
-    assert "State: Queued" in told
-    assert "Kueue's Workloads cannot be read, so what its queue says is missing: workloads is forbidden" in told
-    assert "The Events of the children cannot be read, so a reason may be missing: events is forbidden" in told
+    stated = capsys.readouterr().out
+    assert "State: Queued" in stated
+    assert "Kueue's Workloads cannot be read, so what its queue says is missing: workloads is forbidden" in stated
+    assert "The Events of the children cannot be read, so a reason may be missing: events is forbidden" in stated
 
 
 class NoClient:

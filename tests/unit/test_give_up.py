@@ -21,7 +21,7 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
-from tests.unit.plans import ATTEMPTED, condition, plan_for, told
+from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
@@ -97,10 +97,10 @@ def test_a_run_waits(finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
     """For no longer than pendingTimeoutSeconds, and to the second."""
     plan = look(finetune, jobs=(job,), pods=pods)
     if left_s is None or left_s > 0:
-        assert told(plan)[0] == "Unknown"
+        assert stated(plan)[0] == "Unknown"
         assert plan.due_in_s == left_s
         return
-    assert told(plan, "Failed") == ("True", "PendingTimeout")
+    assert stated(plan, "Failed") == ("True", "PendingTimeout")
     assert plan.status["completionTime"] == plan.status["activeUntil"] == instant(NOW + timedelta(seconds=left_s))
     assert "activeSince" not in plan.status
 
@@ -120,13 +120,13 @@ def test_a_run_whose_job_is_refused_waits_no_longer_either() -> None:
     refusal = Rejection(kind="Job", name="x", code=403, reason="Forbidden", message="exceeded quota: gpus")
     early = with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(9))]})
     plan = look(early, rejection=refusal)
-    assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 60)
+    assert (stated(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 60)
     late = with_status(IMPATIENT, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(11))]})
     assert decide(late, Observed(rejection=refusal), CONFIG, NOW).read_first, "the Job may be there by now"
     plan = look(late, rejection=refusal)
-    assert told(plan, "Failed") == ("True", "PendingTimeout")
+    assert stated(plan, "Failed") == ("True", "PendingTimeout")
     assert "exceeded quota: gpus" in condition(plan, "Failed")["message"]
-    assert told(plan, "Accepted") == ("False", "QuotaExceeded")
+    assert stated(plan, "Accepted") == ("False", "QuotaExceeded")
     held = with_status(make_finetune(spec={"pendingTimeoutSeconds": 600, "suspend": True}), early.status)
     assert look(held, rejection=refusal).due_in_s is None
 
@@ -135,9 +135,9 @@ def test_a_run_that_was_held_without_a_job_waits_from_its_resumption_on() -> Non
     """A quota that refuses its Job does not end it for the time that its user held it."""
     refusal = Rejection(kind="Job", name="x", code=403, reason="Forbidden", message="exceeded quota: gpus")
     plan = look(held_since(50), rejection=refusal)
-    assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 600)
+    assert (stated(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 600)
     plan = look(held_since(4, "False"), rejection=refusal)
-    assert (told(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 360)
+    assert (stated(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 360)
 
 
 def test_a_pod_that_fetches_model_and_data_does_not_wait() -> None:
@@ -145,9 +145,9 @@ def test_a_pod_that_fetches_model_and_data_does_not_wait() -> None:
     spec = {"pendingTimeoutSeconds": 600}
     job = make_job(stage="prepare")
     at_work = look(make_finetune(spec=spec), jobs=(job,), pods=(running_pod(stage="prepare"),), config=SHARED)
-    assert (told(at_work), at_work.due_in_s) == (("Unknown", "Preparing"), None)
+    assert (stated(at_work), at_work.due_in_s) == (("Unknown", "Preparing"), None)
     stuck = look(make_finetune(spec=spec), jobs=(job,), pods=(make_pod(stage="prepare"),), config=SHARED)
-    assert told(stuck, "Failed") == ("True", "PendingTimeout")
+    assert stated(stuck, "Failed") == ("True", "PendingTimeout")
 
 
 def test_the_time_in_which_a_pod_fetched_is_not_that_of_its_successor() -> None:
@@ -155,19 +155,19 @@ def test_the_time_in_which_a_pod_fetched_is_not_that_of_its_successor() -> None:
     drained = {"retries": {"preempted": 1}}
     finetune, job = with_status(IMPATIENT, drained), make_job(stage="prepare")
     between = look(finetune, jobs=(job,), config=SHARED)
-    assert (told(between), between.due_in_s) == (("Unknown", "Pending"), None)
+    assert (stated(between), between.due_in_s) == (("Unknown", "Pending"), None)
     successor = make_pod(stage="prepare", name="next", created_at=minutes_ago(2))
     plan = look(finetune, jobs=(job,), pods=(successor,), config=SHARED)
-    assert (told(plan), plan.due_in_s) == (("Unknown", "Pending"), 480)
-    assert told(look(IMPATIENT, jobs=(job,), config=SHARED), "Failed") == ("True", "PendingTimeout"), "never had one"
+    assert (stated(plan), plan.due_in_s) == (("Unknown", "Pending"), 480)
+    assert stated(look(IMPATIENT, jobs=(job,), config=SHARED), "Failed") == ("True", "PendingTimeout"), "never had one"
 
 
 def test_an_image_with_an_impossible_name_is_final() -> None:
     """A pull that fails may succeed later; a name cannot."""
     pods = (waiting_pod("InvalidImageName", 'couldn\'t parse image name "x:y:z"'),)
     plan = look(make_finetune(), jobs=(make_job(),), pods=pods)
-    assert told(plan, "Failed") == ("True", "InvalidImage")
-    assert told(look(make_finetune(), jobs=(make_job(),), pods=(waiting_pod("ErrImagePull"),)))[0] == "Unknown"
+    assert stated(plan, "Failed") == ("True", "InvalidImage")
+    assert stated(look(make_finetune(), jobs=(make_job(),), pods=(waiting_pod("ErrImagePull"),)))[0] == "Unknown"
 
 
 def evicted(number: int) -> PodView:
@@ -181,21 +181,21 @@ def test_ends_that_the_job_ignores_are_bounded_by_the_operator() -> None:
     """One more than maxRetries ends the run, as it would with failures that the Job counts."""
     finetune, job = make_finetune(spec={"maxRetries": 2}), make_job(spec={"backoffLimit": 2})
     pods = tuple(map(evicted, range(3)))
-    assert told(look(finetune, jobs=(job,), pods=pods[:2])) == ("Unknown", "Evicted")
+    assert stated(look(finetune, jobs=(job,), pods=pods[:2])) == ("Unknown", "Evicted")
     plan = look(finetune, jobs=(job,), pods=pods)
-    assert told(plan, "Failed") == ("True", "BackoffLimitExceeded")
+    assert stated(plan, "Failed") == ("True", "BackoffLimitExceeded")
     assert "maxRetries" in condition(plan, "Failed")["message"]
     assert plan.status["retries"]["error"] == 3
-    assert told(look(finetune, jobs=(job,), pods=(*pods, running_pod())))[0] == "Unknown", "it may yet succeed"
+    assert stated(look(finetune, jobs=(job,), pods=(*pods, running_pod())))[0] == "Unknown", "it may yet succeed"
     ending = make_job(spec={"backoffLimit": 2}, status={"conditions": [condition_object("FailureTarget")]})
-    assert told(look(finetune, jobs=(ending,), pods=pods))[0] == "Unknown", "the Job will say how it ended"
+    assert stated(look(finetune, jobs=(ending,), pods=pods))[0] == "Unknown", "the Job will say how it ended"
 
 
 def test_what_the_job_counts_itself_is_left_to_the_job() -> None:
     """It ends in a moment, with its own words."""
     job = make_job(spec={"backoffLimit": 0})
     for pod in (ended_pod(75), ended_pod(65)):
-        assert told(look(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(pod,)))[0] == "Unknown"
+        assert stated(look(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(pod,)))[0] == "Unknown"
 
 
 def test_no_job_is_made_or_resumed_for_which_no_time_is_left() -> None:
@@ -211,13 +211,13 @@ def test_no_job_is_made_or_resumed_for_which_no_time_is_left() -> None:
     for jobs in ((), (held,)):
         plan = look(finetune, jobs=jobs)
         assert (plan.create, plan.patch) == ((), ())
-        assert told(plan, "Failed") == ("True", "DeadlineExceeded")
+        assert stated(plan, "Failed") == ("True", "DeadlineExceeded")
     waits = look(with_status(make_finetune(spec={**spec, "suspend": True}), spent), jobs=(held,))
-    assert told(waits) == ("Unknown", "SuspendedByUser")
+    assert stated(waits) == ("Unknown", "SuspendedByUser")
     raised = look(with_status(make_finetune(spec={"activeDeadlineSeconds": 900}), spent), jobs=(held,))
     assert raised.patch[0].body["spec"] == {"suspend": False, "activeDeadlineSeconds": 300}
     going = look(finetune, jobs=(job_since(10),), pods=(running_pod(),))
-    assert told(going)[0] == "Unknown", "Kubernetes ends what is active"
+    assert stated(going)[0] == "Unknown", "Kubernetes ends what is active"
     assert going.patch[0].body["spec"] == {"activeDeadlineSeconds": 1}
 
 
@@ -272,12 +272,12 @@ def test_a_training_that_stands_still_says_so_and_is_asked_on() -> None:
     progress = {"phase": "Training", "step": 7, "totalSteps": 9, "steps": "7/9", "lastUpdateTime": instant(told_at)}
     finetune = with_status(make_finetune(), {"attempt": 1, "podName": running_pod().name, "progress": progress})
     still = look(finetune, jobs=(make_job(),), pods=(running_pod(),))
-    assert told(still) == ("Unknown", "Stalled")
+    assert stated(still) == ("Unknown", "Stalled")
     assert instant(told_at) in condition(still, "Complete")["message"]
-    assert told(still, "PodsReady")[0] == "True"
+    assert stated(still, "PodsReady")[0] == "True"
     assert still.ask_progress == running_pod()
     fresh = look(finetune, jobs=(make_job(),), pods=(running_pod(),), asked=False)
-    assert told(fresh) == ("Unknown", "Training"), "an operator that was away has nobody's silence to tell of"
+    assert stated(fresh) == ("Unknown", "Training"), "an operator that was away has nobody's silence to tell of"
     stored = with_status(finetune, still.status)
     assert look(stored, jobs=(make_job(),), pods=(running_pod(),), asked=False).status == still.status
     goes_on = look(
@@ -286,9 +286,9 @@ def test_a_training_that_stands_still_says_so_and_is_asked_on() -> None:
         pods=(running_pod(),),
         progress=Progress(phase=Phase.TRAINING, step=8, total_steps=9),
     )
-    assert told(goes_on) == ("Unknown", "Training")
+    assert stated(goes_on) == ("Unknown", "Training")
     busy = with_status(finetune, {**finetune.status, "progress": {**progress, "phase": "LoadingModel"}})
-    assert told(look(busy, jobs=(make_job(),), pods=(running_pod(),))) == ("Unknown", "LoadingModel")
+    assert stated(look(busy, jobs=(make_job(),), pods=(running_pod(),))) == ("Unknown", "LoadingModel")
 
 
 def test_a_success_closes_the_count_of_time() -> None:
@@ -323,11 +323,11 @@ def test_a_run_whose_pod_has_published_is_not_given_up(
     """Neither for a wait, nor for failures before, nor for want of time: its Job has yet to say so."""
     given_up = plan_for(finetune, jobs=(job,), pods=pods)
     goes_on = plan_for(finetune, jobs=(job,), pods=(*pods, PROVEN))
-    assert told(given_up, "Failed")[0] == "True"
-    assert told(goes_on, "Failed")[0] == "Unknown"
+    assert stated(given_up, "Failed")[0] == "True"
+    assert stated(goes_on, "Failed")[0] == "Unknown"
 
 
 def test_a_proof_counts_before_it_goes_with_a_job_that_is_being_deleted() -> None:
     """Somebody deletes the Job in the foreground in the very second in which its pod has published."""
     plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(make_job(deleting=True),), pods=(PROVEN,))
-    assert told(plan) == ("True", "Succeeded")
+    assert stated(plan) == ("True", "Succeeded")

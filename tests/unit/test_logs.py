@@ -45,7 +45,7 @@ def test_a_json_line_has_the_same_as_keys_and_holds_a_traceback(stream: io.Strin
     assert "ValueError: odd" in document["exception"]
 
 
-def test_what_kopf_itself_raises_is_told_without_its_stack(stream: io.StringIO) -> None:
+def test_what_kopf_itself_raises_is_reported_without_its_stack(stream: io.StringIO) -> None:
     """The message of a watch that failed names the error; where in kopf it came up helps nobody who reads the log."""
     logs.configure("INFO", "text", stream)
     try:

@@ -58,7 +58,7 @@ async def test_events_of_one_moment_are_named_in_the_order_in_which_they_came() 
     assert [event["message"] for event in by_name] == [f"number {number}" for number in range(300)]
 
 
-async def test_a_flood_is_cut_off_and_told_in_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_flood_is_cut_off_and_reported_in_two_lines(caplog: pytest.LogCaptureFixture) -> None:
     """The backlog is bounded, and so is the log; what comes after the flood is posted again."""
     board = Board()
     poster = make_poster(board)

@@ -170,7 +170,7 @@ async def test_a_pod_that_gets_another_reason_to_wait_tells_it_though_there_are_
     assert world.condition("Complete")["reason"] == "Unschedulable"
 
 
-async def test_what_an_earlier_process_was_told_by_events_ends_when_a_pod_without_a_node_is_there() -> None:
+async def test_what_an_earlier_process_learned_from_events_ends_when_a_pod_without_a_node_is_there() -> None:
     """A quota held the Job up; now its pod waits for a node, of which there are no Events to read."""
     stored = {
         "conditions": [condition_object("Complete", "Unknown", reason="QuotaExceeded", message="no quota")],
@@ -231,7 +231,7 @@ async def test_a_job_that_goes_between_the_read_and_the_patch_is_looked_for_agai
     assert world.server.patches() == 1
 
 
-async def test_a_change_that_the_cluster_undoes_does_not_keep_the_status_from_being_told() -> None:
+async def test_a_change_that_the_cluster_undoes_does_not_keep_the_status_from_being_reported() -> None:
     """A mutating policy puts the Job back at each update: it is tried once more, and the run is told of as ever."""
     world = World(spec={"suspend": True})
     world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
@@ -242,7 +242,7 @@ async def test_a_change_that_the_cluster_undoes_does_not_keep_the_status_from_be
     assert world.condition("Suspended")["status"] == "True"
 
 
-async def test_no_job_is_made_for_a_run_whose_end_another_operator_has_told() -> None:
+async def test_no_job_is_made_for_a_run_whose_end_another_operator_has_reported() -> None:
     """The Job went with the end, and this process' watch of the runs is behind: it looks, and makes none."""
     world = World(status={"attempt": 1, "jobName": job_name()})
     (job,) = world.cache.jobs

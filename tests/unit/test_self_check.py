@@ -102,9 +102,9 @@ async def test_a_namespace_in_which_a_write_is_missing_is_looked_after_and_named
 async def test_of_many_namespaces_a_few_are_named() -> None:
     """A sentence stays one."""
     names = [f"team-{number}" for number in range(100)]
-    with pytest.raises(SelfCheckError) as told:
+    with pytest.raises(SelfCheckError) as stated:
         await run(TableApi(denied=(("create", "jobs"),)), *names)
-    assert "in namespace team-2; and in 97 more namespaces: grant" in str(told.value)
+    assert "in namespace team-2; and in 97 more namespaces: grant" in str(stated.value)
 
 
 async def test_rights_on_the_lease_are_asked_for_by_its_name() -> None:
@@ -117,7 +117,7 @@ async def test_rights_on_the_lease_are_asked_for_by_its_name() -> None:
         await check_lease(cast("Api", TableApi(denied=(("update", "leases"),))), "lora-system", "lora")
 
 
-async def test_refused_credentials_are_told_from_a_missing_definition() -> None:
+async def test_refused_credentials_are_distinguished_from_a_missing_definition() -> None:
     """401 has another remedy."""
     with pytest.raises(SelfCheckError, match="does not accept the operator's credentials"):
         await run(TableApi(code=401))

@@ -22,7 +22,7 @@ def test_a_wrong_clock_is_put_right(skew: timedelta) -> None:
 
 
 @pytest.mark.parametrize("date", ["Fri, 01 May 2026 11:59:57 GMT", None, "", "yesterday"])
-def test_a_small_difference_or_none_that_is_told_changes_nothing(date: str | None) -> None:
+def test_a_small_difference_or_none_that_is_reported_changes_nothing(date: str | None) -> None:
     """The header has whole seconds, and an answer takes a while."""
     clock = ServerClock(lambda: NOW)
     clock.saw(date)

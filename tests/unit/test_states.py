@@ -64,9 +64,9 @@ def refused(message: str, code: int = 403) -> Status:
 def running(phase: Phase) -> Status:
     """The status of a run whose trainer says what it does."""
     pod = running_pod()
-    told = with_status(make_finetune(), waiting(pod))
+    stated = with_status(make_finetune(), waiting(pod))
     observed = Observed(jobs=(make_job(),), pods=(pod,), progress=Progress(phase=phase, step=1, total_steps=4))
-    return dict(decide(told, observed, CONFIG, NOW).status)
+    return dict(decide(stated, observed, CONFIG, NOW).status)
 
 
 def queued(*conditions: Status) -> Status:
@@ -162,10 +162,10 @@ def test_each_state_that_goes_on_is_reached(reason: Reason) -> None:
 def test_each_end_is_reached(reason: Reason) -> None:
     """A trainer's last word, or where it is no cause of its own, what the Job says."""
     status = ended(reason)
-    told = condition_in(status, "Complete")
-    assert told["status"] == ("True" if reason is Reason.SUCCEEDED else "False")
+    stated = condition_in(status, "Complete")
+    assert stated["status"] == ("True" if reason is Reason.SUCCEEDED else "False")
     unspecific = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR}
-    assert told["reason"] == (Reason.BACKOFF_LIMIT_EXCEEDED if reason in unspecific else reason).value
+    assert stated["reason"] == (Reason.BACKOFF_LIMIT_EXCEEDED if reason in unspecific else reason).value
     assert contradictions(waiting(running_pod()), status) == []
 
 
@@ -201,9 +201,9 @@ def test_a_verdict_is_followed_by_nothing() -> None:
 def test_what_the_tables_do_not_foresee_is_named() -> None:
     """A condition with a reason that it never has."""
     status = waiting()
-    for told in status["conditions"]:
-        if told["type"] == "PodsReady":
-            told["status"] = "True"
+    for stated in status["conditions"]:
+        if stated["type"] == "PodsReady":
+            stated["status"] = "True"
     assert contradictions({}, status) == ["PodsReady=True with Pending is not in the table of conditions"]
 
 

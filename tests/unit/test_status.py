@@ -180,7 +180,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
         assert written[key] == set(schema[key]["properties"]), key
 
 
-def test_progress_is_told_in_numbers_and_in_ready_strings() -> None:
+def test_progress_is_reported_in_numbers_and_in_ready_strings() -> None:
     """A printer column cannot join two fields or format bytes."""
     block = follow(
         Progress(
@@ -231,7 +231,7 @@ def test_no_step_lies_behind_the_last_one() -> None:
     assert [block[key] for key in ("step", "steps", "checkpointStep", "resumedStep")] == [40, "40/40", 40, 40]
 
 
-def test_steps_are_not_told_before_the_training_begins() -> None:
+def test_steps_are_not_reported_before_the_training_begins() -> None:
     """An empty column says more than a 0."""
     assert "step" not in follow(Progress(phase=Phase.LOADING_MODEL))
 

@@ -44,7 +44,7 @@ def test_a_run_lasts_from_its_first_start_to_its_end() -> None:
     assert run_s({**ended(), "startTime": ""}) is None
 
 
-def test_the_wait_for_the_first_start_is_told_once() -> None:
+def test_the_wait_for_the_first_start_is_reported_once() -> None:
     """From the creation of the resource, and only while the status knew of no start."""
     assert waited_s(make_finetune(), going()) == 600.0
     assert waited_s(make_finetune(status=going()), going()) is None

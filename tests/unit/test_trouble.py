@@ -208,8 +208,8 @@ def test_events_tell_what_the_pod_itself_does_not(case: str) -> None:
 def test_a_pull_secret_that_the_kubelet_does_not_find_is_named() -> None:
     """The container says that it was denied, an Event alone says for want of what."""
     pod = waiting_pod("ErrImagePull", "401 Unauthorized")
-    told = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
-    found = trouble_of_pod(pod, (make_event(pod.uid, "FailedToRetrieveImagePullSecret", told),))
+    stated = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
+    found = trouble_of_pod(pod, (make_event(pod.uid, "FailedToRetrieveImagePullSecret", stated),))
     assert found is not None
     assert found.reason is Reason.IMAGE_PULL_BACK_OFF
     assert "401 Unauthorized: create Secret regcred in this namespace" in found.message
@@ -252,7 +252,7 @@ def test_a_job_that_made_its_pod_after_all_has_no_trouble() -> None:
     assert (found.reason, found.since) == (Reason.QUOTA_EXCEEDED, minutes_ago(30))
 
 
-def test_a_limit_range_is_told_with_the_field_that_can_keep_it() -> None:
+def test_a_limit_range_is_reported_with_the_field_that_can_keep_it() -> None:
     """Its rule says what is too much, and not where that was asked for."""
     _, remedy = classify_refusal("maximum memory usage per Container is 1Gi, but limit is 8Gi")
     assert "spec.resources" in remedy
@@ -272,7 +272,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("message", REFUSALS)
-def test_a_refusal_is_told_apart_by_its_text(message: str) -> None:
+def test_a_refusal_is_classified_by_its_text(message: str) -> None:
     """The API server has one code for all of them: 403."""
     reason, remedy = classify_refusal(message)
     assert reason.value == REFUSALS[message]

@@ -141,10 +141,10 @@ def test_a_kernel_kill_for_memory_names_the_limit() -> None:
 
 def test_a_container_that_its_node_lost_is_not_called_out_of_memory() -> None:
     """The kubelet makes up the exit code 137 for a container that it finds no more."""
-    told = "The container could not be located when the pod was terminated"
-    found = failed(ended_pod(137, told, reason="ContainerStatusUnknown"), reason="BackoffLimitExceeded")
+    stated = "The container could not be located when the pod was terminated"
+    found = failed(ended_pod(137, stated, reason="ContainerStatusUnknown"), reason="BackoffLimitExceeded")
     assert found.finding.reason is Reason.NODE_LOST
-    assert told in found.finding.message
+    assert stated in found.finding.message
     assert "memory" not in found.finding.message
 
 
@@ -204,11 +204,11 @@ def test_a_deadline_tells_the_seconds_and_what_came_before() -> None:
     assert "had failed before with GPUFault" in verdict(job, ended_pod(72)).finding.message
 
 
-def test_the_pod_that_a_deadline_stops_is_not_told_as_a_failure_before_it() -> None:
+def test_the_pod_that_a_deadline_stops_is_not_reported_as_a_failure_before_it() -> None:
     """The Job deletes it, and it ends as one that was told to stop."""
     job = finished_job("Failed", reason="DeadlineExceeded", spec={"activeDeadlineSeconds": 60})
-    told = make_summary(Reason.EVICTED, "the run was asked to stop before its end").to_message()
-    stopped = ended_pod(143, told, name="b", created_at=minutes_ago(20), deleting=True)
+    stated = make_summary(Reason.EVICTED, "the run was asked to stop before its end").to_message()
+    stopped = ended_pod(143, stated, name="b", created_at=minutes_ago(20), deleting=True)
     assert "had failed before" not in verdict(job, stopped).finding.message
     assert "had failed before with GPUFault" in verdict(job, stopped, ended_pod(72, name="a")).finding.message
 

@@ -149,7 +149,7 @@ def test_the_last_line_that_says_something_stands_for_a_log(log: str, line: str)
     ("seconds", "text"),
     [(0, "0s"), (45, "45s"), (200, "3m20s"), (3599, "59m59s"), (3600, "1h0m"), (4350, "1h12m"), (187_200, "2d4h")],
 )
-def test_a_duration_is_told_in_its_two_largest_units(seconds: int, text: str) -> None:
+def test_a_duration_is_reported_in_its_two_largest_units(seconds: int, text: str) -> None:
     """As people say it."""
     assert duration(seconds) == text
 
@@ -165,7 +165,7 @@ def test_a_duration_is_told_in_its_two_largest_units(seconds: int, text: str) ->
         (2**63 - 1, "8.0 EiB"),
     ],
 )
-def test_bytes_are_told_in_binary_units(count: int, text: str) -> None:
+def test_bytes_are_reported_in_binary_units(count: int, text: str) -> None:
     """As the memory limits of Kubernetes are."""
     assert byte_size(count) == text
 

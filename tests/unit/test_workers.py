@@ -66,15 +66,15 @@ async def test_each_failure_is_one_line_with_its_code_how_often_and_when_it_is_t
     )
     with caplog.at_level(logging.WARNING, "lora_operator"):
         registry = await work(Failing(*errors))
-    told: list[Any] = list(caplog.records)
-    assert [(r.type, r.code if hasattr(r, "code") else None, r.failures) for r in told] == [
+    stated: list[Any] = list(caplog.records)
+    assert [(r.type, r.code if hasattr(r, "code") else None, r.failures) for r in stated] == [
         ("retry", 500, 1),
         ("retry", None, 2),
         ("retry", None, 3),
         ("retry", None, 4),
     ]
-    assert all(r.retryInSeconds == 0.001 and r.finetune == KEY for r in told)
-    assert [r.levelname for r in told] == ["WARNING", "WARNING", "WARNING", "ERROR"]
+    assert all(r.retryInSeconds == 0.001 and r.finetune == KEY for r in stated)
+    assert [r.levelname for r in stated] == ["WARNING", "WARNING", "WARNING", "ERROR"]
     total = "lora_operator_reconcile_total"
     assert [registry.get_sample_value(total, {"result": result}) for result in ("retry", "error")] == [3, 1]
 

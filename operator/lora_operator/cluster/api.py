@@ -33,7 +33,7 @@ MERGE_PATCH = "application/merge-patch+json"
 
 
 class ApiError(Exception):
-    """The API server refused a request: the HTTP status, the server's word for the reason, and its sentence.
+    """The API server refused a request: the HTTP status, the server's reason, and its sentence.
 
     `retry_after_s` is how long it asks to be left alone, 0 where it does not say.
     """

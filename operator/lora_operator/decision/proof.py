@@ -1,4 +1,4 @@
-"""What proves that a run succeeded: a pod's summary of a verified adapter, and the word of the very Job that owns it.
+"""What proves that a run succeeded: a pod's summary of a verified adapter, and the status of the very Job that owns it.
 
 The summary alone is worth as much as the right to create pods in the namespace. So the pod must be controlled, by uid,
 by a Job of the run, and that Job must have counted a success; one that is gone cannot any more, and must not have

@@ -1,4 +1,4 @@
-"""What a run that has not ended is doing: the word that `kubectl get` shows as STATE, and the sentence behind it."""
+"""What a run that has not ended is doing: the reason that `kubectl get` shows as STATE, and the sentence behind it."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from lora_operator.decision.proof import claims_success
 from lora_operator.decision.quota import Place, waiting
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.trouble import trouble_of_job, trouble_of_pod
@@ -77,6 +78,10 @@ def assess(scene: Scene) -> Situation:
         return Situation(state=Finding(reason=Reason.RESTARTING, message=message), pod=newest)
     if living is None or _is_failing(scene):
         return Situation(state=_without_pod(scene, newest), pod=newest)
+    done = next(filter(claims_success, scene.pods), None)
+    if done is not None and living.deleting:  # the Job stops the pods of the other nodes
+        message = f"Pod {done.name} has done its work, and pod {living.name} is being stopped"
+        return Situation(state=Finding(reason=scene.stage.ended, message=message), pod=done)
     situation = _with_pod(scene, living)
     return situation if situation.running or scene.nodes == 1 else _counted(scene, situation)
 

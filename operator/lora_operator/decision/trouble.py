@@ -1,4 +1,4 @@
-"""What keeps a run from going on, in the words of the vocabulary, with the name of the object and the remedy.
+"""What keeps a run from going on, in the reasons of the vocabulary, with the name of the object and the remedy.
 
 Sources: conditions of the pod, the reason for which its container waits, Events about the pod and its Job, and what the
 API server answers when it refuses an object.

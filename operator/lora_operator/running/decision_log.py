@@ -25,7 +25,7 @@ class DecisionLine:
         self._finetune = finetune
         self._plan = plan
         self._wrote: list[str] = []
-        self._told = False
+        self._stated = False
         self.next_look_s: float | None = None
         """When the run is looked at again, set by whoever carries the plan out."""
 
@@ -36,7 +36,7 @@ class DecisionLine:
     def wrote_status(self) -> None:
         """The plan's status is stored."""
         self._wrote.append("status")
-        self._told = True
+        self._stated = True
 
     def __enter__(self) -> Self:
         return self
@@ -53,8 +53,8 @@ class DecisionLine:
             type="decision",
             attempt=status.get("attempt"),
             reason=reason,
-            previous=was if self._told and was != reason else "",
-            result=result_of(status) if self._told and not result_of(before) else "",
+            previous=was if self._stated and was != reason else "",
+            result=result_of(status) if self._stated and not result_of(before) else "",
             wrote=self._wrote,
             nextLookSeconds=None if self.next_look_s is None else round(self.next_look_s, 1),
         )

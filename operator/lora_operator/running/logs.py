@@ -30,7 +30,7 @@ FIELDS = {
     "uid": "Its uid, which distinguishes two that had the same name one after the other.",
     "turn": "The same for all lines of one turn; what comes before the dash is the same for all of one process.",
     "attempt": "Attempt of the run.",
-    "reason": "A word of the vocabulary: of a decision the state that it leaves the run in, of a refusal the server's.",
+    "reason": "Of a decision the state that it leaves the run in, of a refusal the API server's reason.",
     "previous": "State before the decision, where it changed it.",
     "result": "`succeeded` or `failed`, on the one line of a run that is its end.",
     "wrote": "What a decision wrote, in order: `created Job/x`, `adopted`, `patched`, `deleted`, `status`.",

@@ -34,7 +34,7 @@ class Type(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Why something is as it is: a word, a sentence, and since when where the cause knows that itself."""
+    """Why something is as it is: a reason, a sentence, and since when where the cause knows that itself."""
 
     reason: Reason
     message: str

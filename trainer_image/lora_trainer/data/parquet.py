@@ -20,7 +20,7 @@ def read_parquet(
     name: str, path: Path, selection: Selection, columns: Collection[str] | None, batch_rows: int
 ) -> Iterator[Row]:
     """The wanted rows of a file. Raises `DatasetError` for what is no Parquet, encrypted, cut off or damaged."""
-    with _told(name, 1):
+    with _stated(name, 1):
         file = pq.ParquetFile(path)
     with file:
         total = file.metadata.num_rows
@@ -30,7 +30,7 @@ def read_parquet(
         batches = file.iter_batches(batch_size=batch_rows, columns=chosen, use_threads=False)
         done = 0
         while not selection.finished:
-            with _told(name, done + 1):
+            with _stated(name, done + 1):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -45,7 +45,7 @@ def read_parquet(
 
 
 @contextmanager
-def _told(name: str, row: int) -> Iterator[None]:
+def _stated(name: str, row: int) -> Iterator[None]:
     """Arrow's errors as a sentence; `row` is the first that could not be read."""
     try:
         yield

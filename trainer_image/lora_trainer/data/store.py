@@ -184,7 +184,7 @@ class Writer:
         self._files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> Self:
-        with self._told():
+        with self._stated():
             self._folder.mkdir(parents=True, exist_ok=True)
             for name in ("tokens", "lengths", "targets", "truncated"):
                 self._files[name] = (self._folder / name).open("xb")
@@ -192,17 +192,17 @@ class Writer:
 
     def append(self, block: Block) -> None:
         """Add rows at the end."""
-        with self._told():
+        with self._stated():
             for name, file in self._files.items():
                 file.write(getattr(block, name).tobytes())
 
     def __exit__(self, *_: object) -> None:
-        with self._told():
+        with self._stated():
             for file in self._files.values():
                 file.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _stated(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

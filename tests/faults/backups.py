@@ -1,0 +1,47 @@
+"""Backups of the etcd of a test's own control plane, taken and put back while nothing runs, as administrators do it."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.component.stage import Stage
+
+from localcluster import lifecycle, processes, settings
+
+
+def back_up(stage: Stage, to: Path) -> None:
+    """Keep what etcd holds now."""
+    with _stopped(stage):
+        shutil.copytree(_data(stage), to)
+
+
+def restore(stage: Stage, backup: Path) -> None:
+    """Have etcd hold what it held then; all components begin anew, as their caches would be of the future."""
+    with _stopped(stage):
+        shutil.rmtree(_data(stage))
+        shutil.copytree(backup, _data(stage))
+
+
+@contextmanager
+def _stopped(stage: Stage) -> Iterator[None]:
+    """No component runs meanwhile, as their supervisor, which starts them again, is frozen."""
+    places = settings.places(stage.cluster.name or "")
+    supervisor = processes.load(lifecycle.supervisor_file(places))
+    assert supervisor is not None
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    try:
+        for state in lifecycle.component_states(places).values():
+            if state["pid"] is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(state["pid"], signal.SIGKILL)
+        yield
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+
+
+def _data(stage: Stage) -> Path:
+    (folder,) = settings.places(stage.cluster.name or "").state.glob("etcd-*")
+    return folder
