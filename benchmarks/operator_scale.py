@@ -1,6 +1,7 @@
 """How the operator does with a fleet: creation, cold start, memory, rest, and runs that all fail at once.
 
     .venv/bin/python benchmarks/operator_scale.py [--parts creation fleet failure training hostile kubeflow] [--record]
+                                                  [--operator FOLDER]
 
 Each part starts a control plane of its own (etcd, API server, controllers, scheduler; no node: pods wait, or their life
 is played by writing their status) and one operator process with its production settings.
@@ -14,6 +15,7 @@ kubeflow   the same creations against Kubeflow Trainer with JobSet, and this ope
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ sys.path[:0] = [str(REPOSITORY / folder) for folder in ("hack", "operator", "tra
 from benchmarks.scale import kubeflow, parts, tenants
 from benchmarks.scale.kubeflow import Load
 from benchmarks.scale.machine import description
+from benchmarks.scale.processes import SOURCES
 from benchmarks.scale.record import record
 from benchmarks.scale.rows import Point, Row
 
@@ -36,6 +39,8 @@ PAGE = REPOSITORY / "docs" / "benchmarks.md"
 def main() -> int:
     """Measure, print as soon as it is known, record where that is asked for, and take everything down."""
     options = _options()
+    if options.operator:
+        os.environ[SOURCES] = str(options.operator.resolve())
     # What was started is taken down then, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(description(), flush=True)
@@ -54,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--scale", type=float, default=1.0, help="share of all numbers of resources, for a quick look")
     parser.add_argument("--rest", type=float, default=60, help="seconds to watch the operator at rest")
+    parser.add_argument("--operator", type=Path, help="checkout of another release, whose operator is to be measured")
     parser.add_argument("--record", action="store_true", help="put what the parts found into docs/benchmarks.md")
     return parser.parse_args()
 

@@ -175,7 +175,7 @@ def mass_failure(count: int) -> list[Row]:
             ),
             Row(
                 what="writes of a whole run beside progress, Events included",
-                wanted="<= 12",
+                wanted="<= 8",
                 measured=(
                     f"{for_all:.2f} from creation to Failed, {for_the_end:.2f} of them for the end; "
                     f"{found.events / count:.2f} Events a run"

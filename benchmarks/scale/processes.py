@@ -28,6 +28,8 @@ from localcluster.processes import locked
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "bench-scale"
 IMAGE = "registry.example/lora-trainer:bench"
+SOURCES = "BENCH_OPERATOR"
+"""Environment variable with the folder of another release, whose operator is measured instead of this one's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +119,11 @@ def operator_in(
     with tempfile.TemporaryDirectory() as folder:
         config, log = Path(folder, "config.yaml"), Path(folder, "operator.log")
         config.write_text(json.dumps({"trainerImage": IMAGE, **changes}))
+        sources = os.environ.get(SOURCES, REPOSITORY)
         environment = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
-            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
+            "PYTHONPATH": f"{sources}/operator:{sources}/trainer_image",
         }
         with log.open("wb") as file:
             process = subprocess.Popen(

@@ -20,9 +20,10 @@ def back_up(stage: Stage, to: Path) -> None:
 
 def restore(stage: Stage, backup: Path) -> None:
     """Have etcd hold what it held then; all components begin anew, as their caches would be of the future."""
+    data = _data(stage)
     with _stopped(stage):
-        shutil.rmtree(_data(stage))
-        shutil.copytree(backup, _data(stage))
+        shutil.rmtree(data)
+        shutil.copytree(backup, data)
 
 
 @contextmanager
