@@ -73,7 +73,7 @@ CASES: dict[str, tuple[PodView, tuple[JobView, ...], Cause | None]] = {
 @pytest.mark.parametrize(("pod", "jobs", "cause"), CASES.values(), ids=CASES)
 def test_each_end_has_its_cause(pod: PodView, jobs: tuple[JobView, ...], cause: Cause | None) -> None:
     """And is counted under it, once."""
-    assert cause_of(pod, jobs) is cause
+    assert cause_of(pod, jobs, (pod,)) is cause
     found = count_pods(Retries(), jobs, (pod,))
     assert {cause: number for cause, number in found.counts.items() if number} == ({cause: 1} if cause else {})
     assert found.counted == ((pod.uid,) if cause else ())
@@ -130,6 +130,14 @@ def test_more_pods_than_the_list_holds_are_counted_up_to_its_length() -> None:
     found = count_pods(Retries(), GOING, pods)
     assert found.of(Cause.ERROR) == MOST_COUNTED
     assert count_pods(found, GOING, pods) is found
+
+
+@pytest.mark.parametrize("end", [ended_pod(0, make_summary().to_message()), ended_pod(65)], ids=["success", "final"])
+def test_pods_that_their_job_stops_with_its_end_are_no_preemption_before_it_says_so(end: PodView) -> None:
+    """The Job controller deletes the pods of the other nodes first; a busy one writes the Job's status much later."""
+    stopped = ended_pod(143, deleting=True, index=1)
+    assert count_pods(Retries(), GOING, (end, stopped)).counts == {}
+    assert count_pods(Retries(), GOING, (ended_pod(0), stopped)).counts == {Cause.PREEMPTED: 1}
 
 
 def test_of_several_nodes_the_pod_that_failed_counts_and_those_that_followed_do_not() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_operator.decision.proof import claims_success
 from lora_operator.views.jobs import is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.pods import condition_of, failure_of, has_ended, newest_first, was_disrupted
@@ -89,7 +90,7 @@ def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]
         known = [uid for uid in before.counted if any(other.uid == uid for other in pods)]
         if len(known) + len(done) >= MOST_COUNTED:
             break
-        cause = cause_of(pod, jobs)
+        cause = cause_of(pod, jobs, pods)
         if cause is None or _waits_for_peers(pod, pods):
             continue
         if not _follows_from_a_peer(pod, pods) and not _is_counted_with_a_peer(pod, pods, {*known, *done}):
@@ -101,8 +102,11 @@ def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]
     return dataclasses.replace(retries, counted=(*(uid for uid in before.counted if uid in there), *done))
 
 
-def cause_of(pod: PodView, jobs: Sequence[JobView]) -> Cause | None:
-    """Why a pod ended early; None for one that lives, did its work, failed for good, or was stopped with its Job."""
+def cause_of(pod: PodView, jobs: Sequence[JobView], pods: Iterable[PodView]) -> Cause | None:
+    """Why a pod ended early; None for one that lives, did its work, failed for good, or was stopped with its Job.
+
+    `pods` are all of the run that are known.
+    """
     failure = failure_of(pod)
     if failure is None or pod.trainer.exit_code in FINAL:
         return None
@@ -113,7 +117,7 @@ def cause_of(pod: PodView, jobs: Sequence[JobView]) -> Cause | None:
     if failure.reason is Reason.NODE_LOST:
         return Cause.NODE_LOST
     if pod.deleting and (failure.reason is Reason.EVICTED or pod.trainer.exit_code is None):
-        return None if _stopped_with_its_job(pod, jobs) else Cause.PREEMPTED
+        return None if _stopped_with_its_job(pod, jobs, pods) else Cause.PREEMPTED
     return Cause.ERROR
 
 
@@ -122,13 +126,20 @@ def ignored_by_job(pod: PodView) -> bool:
     return was_disrupted(pod) or pod.trainer.exit_code == ExitCode.TERMINATED
 
 
-def _stopped_with_its_job(pod: PodView, jobs: Iterable[JobView]) -> bool:
+def _stopped_with_its_job(pod: PodView, jobs: Iterable[JobView], pods: Iterable[PodView]) -> bool:
     """Whether the pod was stopped because its Job was suspended, ended or deleted."""
     job = next((job for job in jobs if job.uid == pod.job_uid), None)
     if job is None or job.deleting or job.suspended or suspension_of(job) is not None or is_ending(job):
         return True
+    # The Job controller stops the pods of the other nodes before it writes that the Job has met its end.
+    if any(other.job_uid == pod.job_uid and _ends_the_job(other) for other in pods):
+        return True
     # It is of a time before the last suspension.
     return job.started_at is not None and pod.created_at < job.started_at
+
+
+def _ends_the_job(pod: PodView) -> bool:
+    return claims_success(pod) or pod.trainer.exit_code in FINAL
 
 
 def _peers(pod: PodView, pods: Iterable[PodView]) -> list[PodView]:
