@@ -424,3 +424,53 @@ async def test_the_more_trainings_report_the_later_each_is_asked_again() -> None
         waits.append(await world.turn() or 0)
     assert waits[0] == CONFIG.progress_interval_s
     assert 50 <= waits[1] <= 60
+
+
+def _failed_job(world: World, failed: int = 1) -> None:
+    """The watch has brought the Job's failure."""
+    conditions = [condition_object("Failed", reason="BackoffLimitExceeded")]
+    world.tell_job("30", status={"failed": failed, "conditions": conditions})
+
+
+def _failed_pod() -> Object:
+    state = {"terminated": {"exitCode": 70, "reason": "Error", "message": "", "finishedAt": instant(NOW)}}
+    pod = make_pod_object(phase="Failed", state=state)
+    pod["metadata"]["resourceVersion"] = "21"
+    return pod
+
+
+@pytest.mark.parametrize(("counted", "lists"), [(1, 0), (2, 1)])
+async def test_a_failure_is_read_live_and_pods_are_listed_only_where_one_is_not_known(counted: int, lists: int) -> None:
+    """The API server goes over all pods of the namespace for a list, and a mass failure would ask for thousands."""
+    world = World()
+    world.cache.pods.put(_failed_pod())
+    _failed_job(world, counted)
+    await world.turn()
+    reads = [line for line in world.server.asked if line.startswith("GET")]
+    assert reads[0].endswith(f"/jobs/{job_name()}")
+    assert sum(line.endswith("/pods") for line in reads) == lists
+    assert world.condition("Failed")["status"] == "True"
+
+
+async def test_pods_are_listed_while_one_is_not_known_to_have_ended() -> None:
+    """What it did last is in no cache yet."""
+    world = World()
+    running = make_pod_object(phase="Running", state={"running": {}})
+    running["metadata"]["resourceVersion"] = "21"
+    world.cache.pods.put(running)
+    _failed_job(world)
+    await world.turn()
+    assert any(line.endswith("/pods") for line in world.server.asked)
+
+
+async def test_a_further_attempt_rests_on_the_resource_as_it_is_whatever_was_read_before_for_an_end() -> None:
+    """The failed Job turns out to be gone, which asks for another attempt; its user has suspended the run meanwhile."""
+    world = World(status={"attempt": 1, "jobName": job_name(), "conditions": []})
+    world.cache.pods.put(_failed_pod())
+    _failed_job(world)
+    world.server.job = None
+    world.server.finetune = make_manifest(spec={"suspend": True}, status=world.server.finetune["status"])
+    world.server.finetune["metadata"]["resourceVersion"] = "99"
+    await world.turn()
+    (job,) = world.cache.jobs.of(KEY, UID)
+    assert (job.attempt, job.suspended) == (2, True)

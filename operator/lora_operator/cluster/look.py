@@ -4,9 +4,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object
 from lora_operator.cluster.cache import Cache, Key
-from lora_operator.views.model import Answer, EventView, FineTune, Observed, PodView, Rejection
+from lora_operator.views.jobs import ending_of
+from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
 from lora_operator.views.names import JOB_NAME_LABEL
-from lora_operator.views.pods import is_running
+from lora_operator.views.pods import has_ended, is_running
 
 
 def look(
@@ -41,17 +42,37 @@ def look(
     )
 
 
-async def read_live(cache: Cache, api: Api, finetune: FineTune, job_names: Iterable[str]) -> None:
-    """Read a resource, these Jobs of it and their pods from the API server into the cache.
+async def read_live(
+    cache: Cache, api: Api, finetune: FineTune, job_names: Iterable[str], *, resource: bool = True
+) -> None:
+    """Read these Jobs of a resource and their pods from the API server into the cache, and with `resource` that itself.
 
-    Jobs are read by name and pods by the Job controller's own label, so that nobody hides one by taking ours off.
+    Jobs are read by name and pods by the Job controller's own label, so that nobody hides one by taking ours off. A
+    list of pods, for which the API server goes over all of a namespace, is spared where it could show nothing new.
     Raises `ApiError` or `UnreachableError`.
     """
     job_names = tuple(job_names)
-    await read_finetune(cache, api, finetune)
+    if resource:
+        await read_finetune(cache, api, finetune)
     for name in job_names:
         await _read_job(cache, api, finetune, name)
-    await _read_pods(cache, api, finetune, job_names)
+    if not _knows_all_pods(cache, finetune, job_names):
+        await _read_pods(cache, api, finetune, job_names)
+
+
+def _knows_all_pods(cache: Cache, finetune: FineTune, job_names: tuple[str, ...]) -> bool:
+    """Whether each of these Jobs has ended, and the end of each pod that it counts is known."""
+    key = Key(finetune.namespace, finetune.name)
+    jobs = {job.name: job for job in cache.jobs.of(key, finetune.uid)}
+    pods = (*cache.pods.of(key, finetune.uid), *cache.pods.tombstones(key, finetune.uid))
+
+    def is_known(job: JobView | None) -> bool:
+        if job is None or ending_of(job) is None:
+            return False
+        own = [pod for pod in pods if pod.job_uid == job.uid]
+        return all(map(has_ended, own)) and len(own) >= job.failed + job.succeeded
+
+    return all(is_known(jobs.get(name)) for name in job_names)
 
 
 async def read_finetune(cache: Cache, api: Api, finetune: FineTune) -> None:

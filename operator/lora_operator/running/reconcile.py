@@ -35,10 +35,14 @@ _PATIENCE_FAILURES = 2
 
 @dataclass(slots=True, kw_only=True)
 class _Turn:
-    """What has happened in a turn: a refusal, a live read that no write has followed yet, and a change of a Job."""
+    """What has happened in a turn: a refusal, a live read that no write has followed yet, and a change of a Job.
+
+    `resource`: the read was of the resource, too.
+    """
 
     rejection: Rejection | None = None
     live: bool = False
+    resource: bool = False
     patched: bool = False
 
 
@@ -137,11 +141,13 @@ class Reconciler:
     async def _reads_more(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""
         disputed = not turn.live and self._contention.is_disputed(key, finetune, plan.status)
-        if (plan.read_first or disputed) and not turn.live:
+        # A status alone is guarded by the version of the resource on which it rests.
+        resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
+        if (plan.read_first or disputed) and (resource or not turn.live):
             if disputed:
                 self._events.read_anew(key)
-            await read_live(self._cache, self._api, finetune, plan.job_names)
-            turn.live = True
+            await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource)
+            turn.live, turn.resource = True, turn.resource or resource
             return True
         if self._needs_events(key, finetune, plan) and self._watch_events(key, finetune) is not None:
             self._events.read_anew(key)
@@ -187,7 +193,7 @@ class Reconciler:
             line.wrote("patched", patch.kind, patch.name)
         if plan.patch and not turn.patched:
             # Once a turn: where a policy of the cluster undoes the change, the status is written all the same.
-            turn.patched, turn.live = True, False
+            turn.patched, turn.live, turn.resource = True, False, False
             return False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
