@@ -1,0 +1,60 @@
+"""A Job of an earlier attempt that turns up late, and pods that a live read does not speak of."""
+
+from typing import Any, cast
+
+from tests.unit.builders import NAME, NAMESPACE, UID, finished_job, job_name, make_finetune, make_job, make_pod_object
+from tests.unit.plans import plan_for, stated
+
+from lora_operator.cluster.api import FINETUNES, Api, ApiError, Chunk
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.look import read_live
+from lora_operator.views.model import ObjectRef
+
+SECOND: dict[str, Any] = {"attempt": 2, "jobName": job_name(2)}
+
+
+def test_a_job_of_an_earlier_attempt_that_turns_up_late_is_stopped_after_a_live_read() -> None:
+    """A request that was cut off may make it long after another operator has gone on."""
+    late, present = make_job(), make_job(attempt=2, uid="job-2")
+    plan = plan_for(make_finetune(status=SECOND), jobs=(late, present))
+    assert plan.delete == (ObjectRef(kind="Job", name=job_name(1), uid=late.uid),)
+    assert plan.read_first
+    assert plan.status == SECOND
+
+
+def test_no_attempt_begins_while_an_earlier_one_is_being_stopped() -> None:
+    """Two would write the same output."""
+    plan = plan_for(make_finetune(status=SECOND), jobs=(make_job(deleting=True),))
+    assert (plan.create, plan.delete) == ((), ())
+    assert stated(plan, "Complete") == ("Unknown", "Restarting")
+
+
+def test_an_earlier_attempt_that_has_ended_is_left_alone() -> None:
+    """Its pods tell how it failed."""
+    plan = plan_for(make_finetune(status=SECOND), jobs=(finished_job("Failed"), make_job(attempt=2, uid="job-2")))
+    assert plan.delete == ()
+
+
+class Server:
+    """Has the resource, no Job, and no pod."""
+
+    async def get(self, resource: Any, namespace: str, name: str) -> Any:
+        """Read one of them."""
+        if resource is FINETUNES:
+            return {"metadata": {"namespace": namespace, "name": name, "uid": UID, "resourceVersion": "50"}}
+        raise ApiError(404, "NotFound", "it is gone")
+
+    async def list_chunks(self, *_: Any) -> Any:
+        """A list of pods."""
+        yield Chunk(documents=[], version="60")
+
+
+async def test_a_live_read_of_some_jobs_says_nothing_of_the_pods_of_others() -> None:
+    """The pod of an attempt before is no news to it, and that of the attempt that it asks for is gone."""
+    cache = Cache()
+    for attempt in (1, 2):
+        pod = make_pod_object(name=f"pod-{attempt}", attempt=attempt)
+        pod["metadata"]["resourceVersion"] = "40"
+        cache.pods.put(pod)
+    await read_live(cache, cast("Api", Server()), make_finetune(), (job_name(2),))
+    assert [pod.name for pod in cache.pods.of(Key(NAMESPACE, NAME), UID)] == ["pod-1"]
