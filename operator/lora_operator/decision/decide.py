@@ -40,13 +40,12 @@ from lora_operator.views.conditions import (
     Condition,
     Finding,
     Type,
-    is_finished,
     previous_condition,
     result_of,
     state_of,
 )
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import EventRecord, FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView
+from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView
 from lora_operator.views.names import QUEUE_LABEL, child_labels
 from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import has_ended, is_running, leader_first
@@ -67,7 +66,7 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     """
     if finetune.deleting:
         return Plan(status=finetune.status)  # the children have an owner reference, and go with the resource
-    if is_finished(finetune):
+    if result_of(finetune.status):
         return _after_the_end(finetune, observed, now)
     case = read_case(finetune, observed, config, now)
     stale = [ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in case.children.superseded if not j.deleting]
@@ -195,9 +194,7 @@ def _create(case: Case, stage: Stage, train: TrainConfig) -> Plan:
         stages = {**children.stages, stage.name: job}
         plan = _watch_new(dataclasses.replace(case, children=dataclasses.replace(children, stages=stages)), stage, job)
         return dataclasses.replace(plan, create=(rendered,), watch_events=False)
-    events: tuple[EventRecord, ...] = ()
-    if children.expected:
-        events = (recreated(job.name, job.attempt, case.job_name),)
+    events = (recreated(job.name, job.attempt, case.job_name),) if children.expected else ()
     fresh = dataclasses.replace(children, attempt=job.attempt, job=job, pods=())
     resolved = resolved_by_spec(train, case.config.trainer_image)
     plan = _watch_new(dataclasses.replace(case, children=fresh), stage, job, resolved)
@@ -264,9 +261,8 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
     status = ongoing_status(case.finetune, accepted, situation, _with_counts(case, facts, situation.state), case.now)
     plan = Plan(status=status, create=_service_again(case, scene, situation), events=notices(case.finetune, status))
     if situation.running and situation.pod is not None:
-        return _with_question(
-            plan, situation.pod, next_question_s(scene.progress, config.progress_interval_s, case.now), config
-        )
+        wait_s = next_question_s(scene.progress, config.progress_interval_s, case.now)
+        return _with_question(plan, situation.pod, wait_s, config)
     if job.suspended:
         return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
     due_s = pending_left_s(case, job, scene.pods, situation)
@@ -398,6 +394,5 @@ def _accepted(job_name: str) -> Condition:
 
 def _resolved(case: Case) -> Status:
     """What was resolved stays; it is made up for only where a crash came before the first status."""
-    before = block_of(case.finetune.status, "resolved")
-    train = case.request.train
+    before, train = block_of(case.finetune.status, "resolved"), case.request.train
     return before or (resolved_by_spec(train, case.config.trainer_image) if train else {})
