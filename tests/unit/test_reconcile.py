@@ -17,6 +17,7 @@ from tests.unit.builders import (
     make_manifest,
     make_pod_object,
     make_summary,
+    make_workload_object,
 )
 
 from lora_operator.cluster.api import FINETUNES, JOBS, Api, ApiError
@@ -474,3 +475,32 @@ async def test_a_further_attempt_rests_on_the_resource_as_it_is_whatever_was_rea
     await world.turn()
     (job,) = world.cache.jobs.of(KEY, UID)
     assert (job.attempt, job.suspended) == (2, True)
+
+
+async def test_an_end_that_the_answer_to_a_patch_shows_is_read_live_once_more() -> None:
+    """What was read before a write of ours is of a time before it."""
+    world = World(spec={"suspend": True})
+    world.cache.pods.put(_failed_pod())
+    conditions = [condition_object("Failed", reason="BackoffLimitExceeded")]
+    failed = make_job_object(
+        spec={"suspend": True},
+        status={"failed": 1, "conditions": conditions},
+        annotations={SUSPEND_ANNOTATION: "true"},
+        version="30",
+    )
+    world.server.patched = failed
+    await world.turn()
+    patched = next(number for number, line in enumerate(world.server.asked) if line.startswith("PATCH"))
+    assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked[patched:]
+    assert world.condition("Failed")["status"] == "True"
+
+
+@pytest.mark.parametrize("spoken", [True, False])
+async def test_the_first_status_of_a_run_in_a_queue_waits_for_what_the_queue_says(*, spoken: bool) -> None:
+    """Kueue speaks within a moment of the Job, and its reason is worth more than that it has yet to speak."""
+    world = World()
+    world.tell_job("30", queue="gpus", spec={"suspend": True})
+    pending = condition_object("QuotaReserved", "False", reason="Pending", message="no quota")
+    world.cache.workloads.put(make_workload_object(*([pending] if spoken else [])))
+    await world.turn()
+    assert ("jobName" in world.server.finetune.get("status", {})) == spoken
