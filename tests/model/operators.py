@@ -20,7 +20,7 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.pacing import Pacing
+from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
@@ -194,7 +194,11 @@ class ModelOperator:
             group=lambda key: key.namespace,
         )
         self.poller = ModelPoller(
-            interval_s=lambda _: config.progress_interval_s, timeout_s=2.0, wake=self.queue.add, clock=loop.time
+            interval_s=lambda _: config.progress_interval_s,
+            timeout_s=2.0,
+            most_per_s=MOST_PROGRESS_PER_S,
+            wake=self.queue.add,
+            clock=loop.time,
         )
         self.poller.answers = answers
         self.poster = EventPoster(self.api, now=now, instance=f"operator-{number}")

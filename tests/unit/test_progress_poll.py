@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 
 import pytest
 from tests.unit.builders import running_pod
@@ -38,7 +39,14 @@ def woken() -> list[Key]:
 @pytest.fixture
 def poller(clock: Clock, woken: list[Key], unused_tcp_port: int) -> ProgressPoller:
     """Asks a port where nobody listens."""
-    return ProgressPoller(interval_s=lambda _: 10, timeout_s=1, wake=woken.append, clock=clock, port=unused_tcp_port)
+    return ProgressPoller(
+        interval_s=lambda _: 10,
+        timeout_s=1,
+        most_per_s=math.inf,
+        wake=woken.append,
+        clock=clock,
+        port=unused_tcp_port,
+    )
 
 
 def pod(uid: str = "p1", ip: str = "") -> PodView:
@@ -86,8 +94,14 @@ async def test_pods_that_are_gone_are_forgotten_and_asked_no_more(poller: Progre
 class SlowPods(ProgressPoller):
     """Pods of an address that begins with `slow` answer when they are let, and all others at once."""
 
-    def __init__(self) -> None:
-        super().__init__(interval_s=lambda number: max(10, number), timeout_s=60, wake=lambda _: None, clock=Clock())
+    def __init__(self, most_per_s: float = math.inf) -> None:
+        super().__init__(
+            interval_s=lambda number: max(10, number),
+            timeout_s=60,
+            most_per_s=most_per_s,
+            wake=lambda _: None,
+            clock=Clock(),
+        )
         self.asked: list[str] = []
         self.let = asyncio.Event()
 
@@ -152,6 +166,24 @@ async def test_a_question_that_is_dropped_while_it_waits_leaves_the_slots_as_the
     await pass_turns()
     assert len(poller.asked) - asked == MOST_OF_NAMESPACE
     await poller.close()
+
+
+async def test_runs_that_began_together_are_asked_one_after_another() -> None:
+    """As evenly as the rate allows, so that their answers are no flood of statuses either."""
+    poller = SlowPods(most_per_s=100)
+    pods = [pod(f"p{number}", "quick") for number in range(20)]
+    began_s = asyncio.get_running_loop().time()
+    for view in pods:
+        poller.ask(Key(f"team-{view.name}", view.name), view)
+    await pass_turns()
+    assert len(poller.asked) <= 5
+    await settle(poller)
+    assert len(poller.asked) == 20
+    assert asyncio.get_running_loop().time() - began_s >= 0.19
+    await asyncio.sleep(0.02)
+    poller.ask(KEY, pod("late", "quick"))
+    await pass_turns()
+    assert len(poller.asked) == 21, "after a pause nobody waits"
 
 
 async def test_the_interval_follows_the_number_of_pods_that_are_asked() -> None:

@@ -102,7 +102,9 @@ class World:
         manifest = make_manifest(spec=spec, status=status)
         self.now_s = 0.0
         self.over_limit: int | None = None
-        self.poller = Poller(interval_s=lambda _: 15, timeout_s=1, wake=lambda _: None, clock=lambda: 0.0)
+        self.poller = Poller(
+            interval_s=lambda _: 15, timeout_s=1, most_per_s=18, wake=lambda _: None, clock=lambda: 0.0
+        )
         self.server, self.cache = Server(manifest), Cache()
         self.cache.finetunes.put(manifest)
         self.tell_job()

@@ -1,7 +1,8 @@
-"""A bound on what goes on at once, in all and for each group; whoever waits is served by group in turns."""
+"""A bound on what goes on at once and on how fast it begins; whoever waits is served by group in turns."""
 
 import asyncio
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable
 
@@ -9,12 +10,15 @@ from collections.abc import AsyncIterator, Hashable
 class FairSlots:
     """`most` slots, of which one group holds `most_of_group` at most, so that a slow group cannot fill them.
 
+    They are taken evenly, `most_per_s` in a second at most: what begins all at once does not stay together.
     Groups that wait take turns, and within a group the first that came is first. Everything happens in one event loop.
     """
 
-    def __init__(self, *, most: int, most_of_group: int) -> None:
+    def __init__(self, *, most: int, most_of_group: int, most_per_s: float = math.inf) -> None:
         self._free = most
         self._most_of_group = most_of_group
+        self._interval_s = 1 / most_per_s
+        self._next_s = 0.0
         self._held: dict[Hashable, int] = {}
         self._waiting: OrderedDict[Hashable, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
 
@@ -26,12 +30,20 @@ class FairSlots:
         self._hand_out()
         try:
             await ready
+            await self._wait_for_turn()
             yield
         finally:
             if ready.done() and not ready.cancelled():
                 self._give_back(group)
             else:
                 self._leave(group, ready)
+
+    async def _wait_for_turn(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        turn_s = max(self._next_s, now_s)
+        self._next_s = turn_s + self._interval_s
+        if turn_s > now_s:
+            await asyncio.sleep(turn_s - now_s)
 
     def _hand_out(self) -> None:
         while self._free and (group := self._next_group()) is not None:

@@ -40,7 +40,8 @@ class _Pod:
 class ProgressPoller:
     """Asks each pod at most once in an interval, and keeps its last answer by the pod's uid.
 
-    The interval is `interval_s` of the number of pods that are asked.
+    The interval is `interval_s` of the number of pods that are asked. However many began together, `most_per_s` are
+    asked in a second at most.
 
     A pod that answers late, too long, not at all or nonsense has no progress: its run goes on all the same. Hundreds of
     slow ones of one namespace keep no pod of another waiting.
@@ -51,6 +52,7 @@ class ProgressPoller:
         *,
         interval_s: Callable[[int], float],
         timeout_s: float,
+        most_per_s: float,
         wake: Callable[[Key], None],
         clock: Callable[[], float],
         port: int = PORT,
@@ -61,7 +63,7 @@ class ProgressPoller:
         self._clock = clock
         self._port = port
         self._pods: dict[str, _Pod] = {}
-        self._slots = FairSlots(most=MOST_AT_ONCE, most_of_group=MOST_OF_NAMESPACE)
+        self._slots = FairSlots(most=MOST_AT_ONCE, most_of_group=MOST_OF_NAMESPACE, most_per_s=most_per_s)
 
     def __len__(self) -> int:
         """The pods that are asked."""

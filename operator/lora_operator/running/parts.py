@@ -20,7 +20,7 @@ from lora_operator.cluster.server_clock import wall_clock
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.own_pod import own_identity, own_namespace
-from lora_operator.running.pacing import Pacing, shortest_interval_s
+from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing, shortest_interval_s
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
@@ -54,6 +54,7 @@ class Operator:
         self.poller = ProgressPoller(
             interval_s=lambda running: shortest_interval_s(config, running),
             timeout_s=config.progress_timeout_s,
+            most_per_s=MOST_PROGRESS_PER_S,
             wake=self.wake,
             clock=time.monotonic,
         )

@@ -97,7 +97,7 @@ class Reconciler:
                 self._pacing.forget(key)
                 return None
             observed = await self._observe(key, finetune, turn)
-            config = paced(self._config, running=len(self._poller), uid=finetune.uid)
+            config = paced(self._config, running=len(self._poller))
             plan = decide(finetune, observed, config, self._now())
             if await self._reads_more(key, finetune, plan, turn):
                 continue
