@@ -210,7 +210,7 @@ class Controllers:
                     INDEX_LABEL: index,
                     JOB_NAME_LABEL: metadata["name"],
                 },
-                "annotations": template["metadata"]["annotations"],
+                "annotations": template["metadata"].get("annotations", {}),
                 "finalizers": [TRACKING],
                 "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
             },
