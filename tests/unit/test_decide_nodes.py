@@ -65,6 +65,15 @@ def test_a_run_is_ready_when_the_pods_of_all_nodes_run() -> None:
     assert (ready.ask_progress, ready.status["podName"]) == (first, first.name)
 
 
+def test_the_progress_of_a_run_is_that_of_its_first_node() -> None:
+    """What another one answers before that is none, and so no news each time that the run is looked at."""
+    job, others = make_job(spec={"backoffLimit": 6}), (make_pod(index=0), running_pod(index=1))
+    starting = Progress(phase=Phase.STARTING, total_steps=400)
+    assert "progress" not in plan_for(TWO, jobs=(job,), pods=others, progress=starting).status
+    leader = plan_for(TWO, jobs=(job,), pods=(running_pod(index=0), others[1]), progress=starting)
+    assert leader.status["progress"]["phase"] == "Starting"
+
+
 def test_a_run_stays_ready_while_its_first_node_publishes_what_all_have_trained() -> None:
     """The other nodes have ended with 0 by then, and without an artifact."""
     message = make_summary(Reason.SUCCEEDED, "This node's part is done").to_message()

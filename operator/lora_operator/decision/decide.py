@@ -231,8 +231,8 @@ def _scene(case: Case, stage: Stage, job: JobView, place: Place | None) -> Scene
 
 
 def _reporter(stage: Stage, job: JobView, pods: Sequence[PodView]) -> PodView | None:
-    """The pod whose progress is the run's."""
-    running = next((pod for pod in leader_first(pods) if is_running(pod)), None)
+    """The pod whose progress is the run's: of several nodes that of the one that leads."""
+    running = next((pod for pod in leader_first(pods) if pod.index == 0 and is_running(pod)), None)
     return running if stage.trains and not job.suspended else None
 
 
