@@ -160,7 +160,9 @@ def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harn
     points: list[Point] = []
     trios = {play: tuple(harness.player(play) for _ in range(3)) for play in PLAYS}
     everybody = [player for trio in trios.values() for player in trio]
-    harness.play(everybody, "the golden runs are over")
+    # One of each by itself: what all write that begin at the same moment may be what a busy cluster makes of them.
+    harness.play([player for *two, _ in trios.values() for player in two], "the golden runs are over")
+    harness.play([third for *_, third in trios.values()], "the later golden runs are over")
     assert {call.what for player in everybody for call in harness.writes(player)} >= WRITTEN
     for play, (first, *others) in trios.items():
         known = Counter(_says(call, first.name) for call in harness.writes(first))
