@@ -148,7 +148,7 @@ def ours(job: Job) -> dict[str, float]:
     base = open_folder(Path(job.model))
     config = LoraConfig(rank=RANK, alpha=ALPHA)
     adapted = adapt(load_model(base, Quantization.NONE, device), config, base, device, job.seed)
-    packs = choose_attention(adapted.model, device.torch_device).packs
+    packs = choose_attention(adapted.model, device).packs
     fuse(adapted.model)
     data = rows(job, job.steps * EFFECTIVE, job.seed)
     training = Training(

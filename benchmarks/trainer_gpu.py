@@ -50,7 +50,7 @@ def gpu_share(shape: dict[str, int], device: Any, *, quantized: bool, tokens: in
     quantization = Quantization.NF4 if quantized else Quantization.NONE
     loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
     adapted = adapt(loaded, LoraConfig(rank=RANK, alpha=2 * RANK), base, device, 1)
-    packs = choose_attention(adapted.model, device.torch_device).packs
+    packs = choose_attention(adapted.model, device).packs
     set_training(adapted.model, on=True)
     ids = np.random.default_rng(1).integers(3, shape["vocab_size"], size=tokens)
     row = Example(input_ids=ids, labels=ids, truncated=False)

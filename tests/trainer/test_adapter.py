@@ -207,8 +207,9 @@ def test_a_mixture_that_would_stay_large_is_not_quantized(mixture: Base, cpu: De
     check_options(mixture, make_config(), cpu)
 
 
-def test_names_that_peft_takes_for_experts_are_refused(tmp_path: Path, cpu: Device) -> None:
-    """The first, plain layer of this kind bears the names that experts had in old files."""
+def test_names_that_peft_takes_for_experts_are_passed_over_or_refused(tmp_path: Path, cpu: Device) -> None:
+    """The first, plain layer of this kind bears the names that experts had in old files. A preset goes without them and
+    says so; who names them is refused."""
     tokenizer = tiny.make_tokenizer()
     config = Qwen3MoeConfig(
         vocab_size=len(tokenizer),
@@ -226,8 +227,11 @@ def test_names_that_peft_takes_for_experts_are_refused(tmp_path: Path, cpu: Devi
     tokenizer.save_pretrained(tmp_path)
     base = open_folder(tmp_path)
     with pytest.raises(ConfigError, match=r"PEFT takes .* of the kind 'qwen3_moe' for its experts"):
-        check_options(base, make_config(), cpu)
-    check_options(base, make_config(lora={"excludeModules": ["gate_proj", "up_proj", "down_proj"]}), cpu)
+        check_options(base, make_config(lora={"targetModules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}), cpu)
+    check_options(base, make_config(), cpu)
+    adapted = adapt(load_model(base, Quantization.NONE, cpu), LoraConfig(rank=4), base, cpu, 0)
+    assert adapted.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert "modules named gate_proj, up_proj, down_proj are not adapted" in " ".join(adapted.advice)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from torch.nn.attention import varlen
 
 from lora_trainer.model import attention
 from lora_trainer.model.attention import NAME, attend, choose_attention, has_kernel, positions, segments_of
+from lora_trainer.model.device import Device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CPU = torch.device("cpu")
+DEVICE = Device(torch_device=CPU, name="cpu", dtype=torch.float32)
 SIZES: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 32,
@@ -87,7 +89,7 @@ def test_a_row_gives_in_a_pack_what_it_gives_alone(kind: str, options: dict[str,
     """Logits and gradients in fp32, with rows longer than the sliding window, against Transformers' own attention."""
     reference, model = make(kind, **options), make(kind, **options)
     reference.set_attn_implementation("eager")
-    assert choose_attention(model, CPU).packs
+    assert choose_attention(model, DEVICE).packs
     wanted, found = alone(reference, tokens()), packed(model, tokens())
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp(min=1)
     expected = gradients(reference, wanted)
@@ -108,7 +110,7 @@ def test_the_comparison_would_catch_a_naive_mask(mask: str | None) -> None:
 def test_positions_that_do_not_restart_are_caught_too() -> None:
     """Learned positions of GPT-2 must begin anew with each row."""
     model, ids = make("GPT2", **GPT2), tokens()
-    choose_attention(model, CPU)
+    choose_attention(model, DEVICE)
     found = model(input_ids=ids, segments=segments_of(LENGTHS, CPU), use_cache=False).logits[0]
     assert (found - alone(model, ids)).abs().max() > 0.5
 
@@ -116,7 +118,10 @@ def test_positions_that_do_not_restart_are_caught_too() -> None:
 STATEFUL: list[tuple[str, dict[str, Any]]] = [
     ("Mamba", {}),
     ("Lfm2", {"layer_types": ["conv", "full_attention"]}),
-    ("Llama4Text", {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}),
+    (
+        "Llama4Text",
+        {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 8},
+    ),
     ("Falcon", {}),
     ("Bloom", {"n_layer": 2, "n_head": 4}),
 ]
@@ -128,7 +133,7 @@ def test_a_model_whose_rows_would_meet_is_not_packed(kind: str, options: dict[st
     """State over the sequence, chunks of fixed positions, attention that is not Transformers' common one."""
     model = make(kind, **options)
     before = alone(model, tokens())
-    assert not choose_attention(model, CPU).packs
+    assert not choose_attention(model, DEVICE).packs
     assert (alone(model, tokens()) - before).abs().max() <= 1e-5
 
 
@@ -141,13 +146,13 @@ def test_a_model_that_drops_the_segments_is_not_packed(monkeypatch: pytest.Monke
         return original(*args, **kwargs)
 
     monkeypatch.setattr(model.model, "forward", forgetful)
-    assert not choose_attention(model, CPU).packs
+    assert not choose_attention(model, DEVICE).packs
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_are_packed_too(dtype: torch.dtype) -> None:
     """Their rounding is not taken for contamination."""
-    assert choose_attention(make("Llama", dtype), CPU).packs
+    assert choose_attention(make("Llama", dtype), DEVICE).packs
 
 
 def kernel_for_packs(
@@ -186,7 +191,7 @@ def test_a_gpu_packs_with_its_kernel_or_row_by_row(
     """Called as PyTorch documents it; a model that it does not suit is packed all the same, and the name is true."""
     monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
     monkeypatch.setattr(varlen, "varlen_attn", kernel_for_packs)
-    found = choose_attention(make(kind, torch.bfloat16, **options), CPU)
+    found = choose_attention(make(kind, torch.bfloat16, **options), DEVICE)
     assert (found.packs, found.kernel) == (True, kernel)
 
 
@@ -222,7 +227,7 @@ def test_another_kernels_rounding_is_not_taken_for_contamination(monkeypatch: py
     monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
     monkeypatch.setattr(varlen, "varlen_attn", other)
     deep = make("Llama", torch.bfloat16, num_hidden_layers=24, head_dim=8, initializer_range=0.1)
-    assert choose_attention(deep, CPU).packs
+    assert choose_attention(deep, DEVICE).packs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -237,7 +242,7 @@ def test_one_layer_that_sees_other_rows_is_found_out(monkeypatch: pytest.MonkeyP
         return original(*args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", forgetful)
-    assert not choose_attention(deep, CPU).packs
+    assert not choose_attention(deep, DEVICE).packs
 
 
 def test_attention_that_is_not_causal_is_refused() -> None:
@@ -253,5 +258,5 @@ def test_attention_that_is_not_causal_is_refused() -> None:
 def test_the_name_is_known_to_transformers() -> None:
     """A model that computes with it says so in its configuration."""
     model = make("Llama")
-    choose_attention(model, CPU)
+    choose_attention(model, DEVICE)
     assert model.config._attn_implementation == NAME

@@ -114,7 +114,7 @@ def train(case: Case, base: Base, encoder: Encoder, cpu: Device) -> list[float]:
     """The losses of a training."""
     device, rows, listener = variants.with_type(cpu, case.dtype), variants.rows(encoder, 12), Losses()
     adapted = adapt(load_model(base, case.quantization, device), case.lora, base, device, variants.SEED)
-    attention = choose_attention(adapted.model, device.torch_device)
+    attention = choose_attention(adapted.model, device)
     assert attention.packs or not case.packed
     fuse(adapted.model)
     Training(

@@ -81,7 +81,7 @@ def test_packed_and_padded_steps_have_the_same_loss_and_gradients(tiny_base: Bas
     model = adapted(tiny_base, cpu, CONFIG)
     loss, gradients = step(model, cpu, PADDED)
     before = evaluate(model.model, model.head, rows(), cpu, lambda count: None, budget=PADDED)
-    assert choose_attention(model.model, cpu.torch_device).packs
+    assert choose_attention(model.model, cpu).packs
     set_training(model.model, on=True)
     packed_loss, packed = step(model, cpu, PACKED)
     assert packed_loss == pytest.approx(loss, abs=1e-6)
@@ -100,7 +100,7 @@ def test_outliers_of_8_bits_are_not_taken_for_contamination(tiny_base: Base, cpu
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data *= 3
-    assert choose_attention(model, cpu.torch_device).packs
+    assert choose_attention(model, cpu).packs
     assert {module.state.threshold for module in eights} == {OUTLIER_THRESHOLD}, "the training has them again"
 
 
@@ -201,3 +201,24 @@ def test_a_product_is_that_of_pytorch(dtype: torch.dtype, bias: bool) -> None:
     wanted = nn.functional.linear(x, weight, offset if bias else None)
     torch.testing.assert_close(product(x, weight, offset if bias else None), wanted)
     torch.testing.assert_close(product(wanted, weight.T), wanted @ weight)
+
+
+def test_what_an_adapted_module_gives_may_be_changed_in_place(tiny_base: Base, cpu: Device) -> None:
+    """As Llama 4 does with the output of its shared experts."""
+    model = adapted(tiny_base, cpu, LoraConfig(rank=4)).model
+    fuse(model)
+    module = model.get_base_model().model.layers[0].mlp.up_proj
+    result = module(torch.ones(1, 3, 64))
+    result.add_(1)
+    result.sum().backward()
+    assert module.lora_B["default"].weight.grad.abs().sum() > 0
+
+
+def test_whole_modules_beside_16_bit_weights_give_what_the_model_computes_in(tiny_base: Base, cpu: Device) -> None:
+    """They are fp32: an embedding's fp32 would go through all layers, and where a LayerNorm follows it would fail."""
+    device = dataclasses.replace(cpu, dtype=torch.bfloat16)
+    model = adapted(tiny_base, device, LoraConfig(rank=4, modules_to_save=("embed_tokens", "norm"))).model
+    inner = model.get_base_model().model
+    assert inner.embed_tokens(torch.zeros(1, 1, dtype=torch.long)).dtype == torch.bfloat16
+    assert inner.norm(torch.ones(1, 1, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert choose_attention(model, device).packs

@@ -249,7 +249,11 @@ def _damaged_generation(folder: Path) -> None:
         (_pickled, ConfigError, "only pickled weights (pytorch_model.bin), which can run code"),
         (_no_weights, ConfigError, "no safetensors weights"),
         (_link, ConfigError, "extra.json is a symbolic link"),
-        (_encoder_model, ConfigError, "its kind 't5' cannot be loaded as a causal language model"),
+        (
+            _encoder_model,
+            ConfigError,
+            "its kind 't5' reads its prompt with an encoder, so it is no causal language model",
+        ),
         (_foreign_code, ConfigError, "model.uri is"),
         (_quantized, ConfigError, "its weights are already quantized"),
         (_incomplete, ConfigError, "its weights are incomplete"),

@@ -14,7 +14,18 @@ from torch import nn
 
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
 from lora_trainer.errors import ConfigError, one_sentence
-from lora_trainer.model.targets import by_ending, choose_targets, kinds, matches, rank_and_scale, short_names
+from lora_trainer.model.experts import not_adapted, reserved_advice, reserved_names
+from lora_trainer.model.targets import (
+    by_ending,
+    choose_targets,
+    inside,
+    kinds,
+    language_model,
+    matches,
+    other_products,
+    rank_and_scale,
+    short_names,
+)
 
 _INITS: Mapping[Init, bool | str] = {
     Init.DEFAULT: True,
@@ -23,8 +34,6 @@ _INITS: Mapping[Init, bool | str] = {
     Init.PISSA: "pissa_niter_16",
     Init.OLORA: "olora",
 }
-LARGEST_UNQUANTIZED_SHARE = 0.5
-"""Of a quantized model's weights. Experts are not quantized: where they are most of it, the model stays as large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +57,18 @@ def plan_adapter(
     config: LoraConfig, model: Any, linear: Mapping[str, tuple[int, int]], quantization: Quantization
 ) -> Plan:
     """Resolve names against the model. Raises `ConfigError` for those that it lacks, listing what it has."""
+    part = language_model(model)
     saved = _saved(config, model, linear, quantization)
     layers = _Layers.of(model)
     layers.check(config.layer_indices)
-    wanted = choose_targets(config, linear)
+    # A preset passes over what PEFT cannot adapt; who names it is refused.
+    reserved = frozenset() if config.target_modules else reserved_names(model)
+    passed_over = [name for name in linear if name.rpartition(".")[2] in reserved]
+    wanted = choose_targets(config, {name: size for name, size in linear.items() if name not in passed_over})
     modules = tuple(
         name
         for name in wanted
-        if layers.keep(name, config.layer_indices) and not any(_inside(name, module) for module in saved)
+        if layers.keep(name, config.layer_indices) and not any(inside(name, module) for module in saved)
     )
     parameters = _parameters(config, model, layers, modules)
     if not modules and not parameters:
@@ -64,7 +77,8 @@ def plan_adapter(
             "name other layers or modules"
         )
     adapted = (*modules, *parameters)
-    names = _names_left(short_names(wanted, linear), modules)
+    within = [name for name in other_products(model, linear) if inside(name, part)]
+    names = _names_left(short_names(wanted, [*linear, *within]), modules)
     _check_start(config, model, linear, modules)
     settings: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
@@ -73,6 +87,8 @@ def plan_adapter(
         "lora_dropout": config.dropout,
         "bias": "none",
         "target_modules": list(names),
+        # Text trains nothing else: the gradients of what sees are zero.
+        "exclude_modules": rf"(?!{re.escape(part)}\.).*" if part else None,
         "use_rslora": config.scaling is Scaling.RANK_STABILIZED,
         "use_dora": config.variant is Variant.DORA,
         "rank_pattern": _pattern("rankPattern", config.rank_pattern, adapted),
@@ -91,7 +107,7 @@ def plan_adapter(
         saved=tuple(_with_tied(model, saved)),
         settings=settings,
         init=_INITS[config.init],
-        advice=_advice(model, parameters),
+        advice=_advice(model, parameters, passed_over),
     )
 
 
@@ -158,9 +174,9 @@ class _Layers:
 
     @classmethod
     def of(cls, model: Any) -> "_Layers":
-        count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+        count, part = getattr(model.config.get_text_config(), "num_hidden_layers", None), language_model(model)
         for name, module in model.named_modules():
-            if isinstance(module, nn.ModuleList) and len(module) == count:
+            if isinstance(module, nn.ModuleList) and len(module) == count and inside(name, part):
                 return cls(name=name, count=len(module))
         return cls(name="", count=0)
 
@@ -179,10 +195,6 @@ class _Layers:
             return True
         number = full.removeprefix(self.name + ".").partition(".")[0] if full.startswith(self.name + ".") else ""
         return number.isdigit() and int(number) in indices
-
-
-def _inside(name: str, module: str) -> bool:
-    return name == module or name.startswith(module + ".")
 
 
 def _names_left(names: Sequence[str], modules: Sequence[str]) -> tuple[str, ...]:
@@ -206,7 +218,12 @@ def _pattern(field: str, pattern: Mapping[str, int], adapted: Sequence[str]) -> 
 def _saved(
     config: LoraConfig, model: Any, linear: Mapping[str, tuple[int, int]], quantization: Quantization
 ) -> tuple[str, ...]:
-    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    part, embeddings = language_model(model), _embeddings(model)
+    modules = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name and (inside(name, part) or name in embeddings)
+    }
     chosen: list[str] = []
     for ending in config.modules_to_save:
         found = [
@@ -219,7 +236,7 @@ def _saved(
                 f"{', '.join(kind for kind in having if not kind.isdigit())}"
             )
         _check_whole(ending, [modules[name] for name in found])
-        if quantization is not Quantization.NONE and any(_inside(name, module) for name in linear for module in found):
+        if quantization is not Quantization.NONE and any(inside(name, module) for name in linear for module in found):
             raise ConfigError(
                 f'lora.modulesToSave names "{ending}": its weights are stored with quantization '
                 f"{quantization.value}, so that they cannot be trained whole; adapt it, or set quantization: None"
@@ -240,7 +257,9 @@ def _embeddings(model: Any) -> tuple[str, ...]:
 
 
 def _embeddings_tied(model: Any) -> bool:
-    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    """As it is: the configurations of a model and of its language model may differ in what they say of it."""
+    source, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return getattr(head, "weight", None) is getattr(source, "weight", ...)
 
 
 def _with_tied(model: Any, saved: Sequence[str]) -> Iterator[str]:
@@ -251,7 +270,8 @@ def _with_tied(model: Any, saved: Sequence[str]) -> Iterator[str]:
 
 
 def _parameters(config: LoraConfig, model: Any, layers: _Layers, modules: Sequence[str]) -> tuple[str, ...]:
-    having = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() in (2, 3)}
+    part = language_model(model)
+    having = {n: p for n, p in model.named_parameters() if p.dim() in (2, 3) and inside(n, part)}
     fixed = {*modules, *_embeddings(model)}
     chosen: list[str] = []
     for ending in config.target_parameters:
@@ -276,14 +296,15 @@ def _parameter_names(config: LoraConfig, parameters: Sequence[str]) -> Sequence[
     return parameters if config.layer_indices else config.target_parameters
 
 
-def _loose(model: nn.Module) -> tuple[str, ...]:
+def _loose(model: Any) -> tuple[str, ...]:
     """Endings of matrices that belong to no linear module: `experts.gate_up_proj`."""
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415 - Transformers takes seconds to import
 
     plain = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    part = language_model(model)
     found: dict[str, None] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, plain):
+        if inside(name, part) and not isinstance(module, plain):
             for own, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() in (2, 3):
                     found[f"{name.rsplit('.', 1)[-1]}.{own}"] = None
@@ -313,34 +334,16 @@ def _check_start(
             )
 
 
-def check_experts(model: nn.Module, quantization: Quantization) -> None:
-    """Refuse to quantize a mixture whose experts, most of it, would stay as they are. Counts an unquantized model."""
-    share = sum(_experts(model).values()) / sum(parameter.numel() for parameter in model.parameters())
-    if quantization is not Quantization.NONE and share > LARGEST_UNQUANTIZED_SHARE:
-        raise ConfigError(
-            f"quantization is {quantization.value}: {share:.0%} of the model's weights are experts of a mixture, which "
-            "bitsandbytes does not quantize, so that it would hardly become smaller; set quantization: None"
-        )
+def _advice(model: Any, parameters: Sequence[str], passed_over: Iterable[str]) -> tuple[str, ...]:
+    return (*_seeing(model), *not_adapted(model, parameters), *reserved_advice(model, passed_over))
 
 
-def _experts(model: nn.Module) -> dict[str, int]:
-    """Parameters that hold the same matrix of many experts, and their sizes."""
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {
-        f"{name}.{own}": parameter.numel()
-        for name, module in model.named_modules()
-        if not isinstance(module, convolutions)
-        for own, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3
-    }
-
-
-def _advice(model: nn.Module, parameters: Sequence[str]) -> tuple[str, ...]:
-    left = dict.fromkeys(".".join(name.split(".")[-2:]) for name in _experts(model) if name not in parameters)
-    if not left:
+def _seeing(model: Any) -> tuple[str, ...]:
+    part = language_model(model)
+    if not part:
         return ()
     sentence = (
-        f"the model is a mixture of experts, whose weights ({', '.join(left)}) are no linear modules and are not "
-        "adapted: name them in lora.targetParameters to adapt them too"
+        f"the model of the kind {model.config.model_type!r} takes more than text: its language model ({part}) alone is "
+        "adapted, as rows of text train nothing else"
     )
     return (sentence,)

@@ -20,7 +20,7 @@ from torch import nn
 from lora_trainer.contract.config import LoraConfig, Quantization, Variant
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Loaded
+from lora_trainer.model.loading import Loaded, answer_in
 from lora_trainer.model.quantize import full_weight
 from lora_trainer.model.targets import matches, rank_and_scale
 
@@ -49,7 +49,7 @@ def apply_adapter(loaded: Loaded, folder: Path, lora: LoraConfig, device: Device
     tensors = load_file(folder / "adapter_model.safetensors", device=str(device.torch_device))
     updates, whole = _sort(tensors, loaded, lora)
     expected = _expected(lora, [update.target for update in updates])
-    trained = _replace(loaded.model, whole, lora)
+    trained = _replace(loaded, whole, lora)
     merge = loaded.quantization is Quantization.NONE and device.dtype == torch.float32
     for update in updates:
         rank, scale = expected[update.target]
@@ -163,13 +163,18 @@ def _trained(update: _Update, trained_rank: int, written_rank: int) -> int:
     return size * trained_rank // written_rank + (0 if update.magnitude is None else update.magnitude.numel())
 
 
-def _replace(model: nn.Module, whole: Mapping[str, torch.Tensor], lora: LoraConfig) -> int:
+def _replace(loaded: Loaded, whole: Mapping[str, torch.Tensor], lora: LoraConfig) -> int:
     """Put modules that were trained whole into the model, in fp32 as they were trained; their size, tied ones once."""
+    model = loaded.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    types = {name: parameter.dtype for name, parameter in parameters.items()}
     replaced: dict[int, int] = {}
     for name, tensor in whole.items():
         if name not in parameters or parameters[name].shape != tensor.shape or not lora.modules_to_save:
             raise VerificationError(f"the adapter holds {name}, which the base model has not, or was not trained whole")
+        module = model.get_submodule(name.rpartition(".")[0])
+        if module is not loaded.head:
+            answer_in(module, types[name])
         parameters[name].data = tensor.float()
         replaced[id(parameters[name])] = tensor.numel()
     return sum(replaced.values())

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import each_token_alone
 
@@ -181,7 +182,7 @@ def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind:
     return nn.functional.dropout(weights, kind.dropout) @ value
 
 
-def choose_attention(model: Any, device: torch.device) -> Attention:
+def choose_attention(model: Any, device: Device) -> Attention:
     """Make `model` use `attend` where that gives its own logits, and try whether its rows can be packed. It is in
     evaluation mode afterwards.
 
@@ -192,12 +193,15 @@ def choose_attention(model: Any, device: torch.device) -> Attention:
 
     AttentionInterface.register(NAME, attend)
     set_training(model, on=False)
-    with torch.no_grad(), each_token_alone(model):
-        return _chosen(model, device)
+    # What is trained whole is fp32 beside 16-bit weights, which only autocast brings together.
+    with torch.no_grad(), device.autocast(), each_token_alone(model):
+        return _chosen(model, device.torch_device)
 
 
 def _chosen(model: Any, device: torch.device) -> Attention:
     before = model.config._attn_implementation
+    if _has_chunks(model):
+        return Attention(kernel=str(before), packs=False)
     ids, most = _probe(model, device), _rounding(model)
     alone = _alone(model, ids, before)
     try:
@@ -223,11 +227,15 @@ def _alone(model: Any, ids: torch.Tensor, implementation: str) -> list[torch.Ten
         return found
 
 
+def _has_chunks(model: Any) -> bool:
+    """Whether tokens attend within chunks of fixed positions (Llama 4), which only the model's own masks say."""
+    return getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None
+
+
 def _has_memory(model: Any) -> bool:
     """Whether rows could see each other in a way that a few tokens or weights near 0 do not show: by convolutions, as
-    in all recurrent layers, or by attention in chunks of fixed positions (Llama 4)."""
-    chunks = getattr(model.config.get_text_config(), "attention_chunk_size", None)
-    return chunks is not None or any(isinstance(module, nn.Conv1d) for module in model.modules())
+    in all recurrent layers."""
+    return any(isinstance(module, nn.Conv1d) for module in model.modules())
 
 
 def _probe(model: Any, device: torch.device) -> torch.Tensor:

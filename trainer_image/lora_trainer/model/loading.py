@@ -12,6 +12,7 @@ from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Lo
 from lora_trainer.data.tokens import Encoder, stop_token_ids
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.model.adapter import plan_adapter, put_on
+from lora_trainer.model.classes import auto_class
 from lora_trainer.model.convert import Start, take_directions
 from lora_trainer.model.device import Device
 from lora_trainer.model.quantize import is_4bit, quantization_settings
@@ -80,33 +81,35 @@ def _generation_eos(base: Base) -> tuple[int, ...]:
 
 def skeleton(base: Base) -> Loaded:
     """The model without weights, to check names and shapes with. Raises `ConfigError` as `load_model`."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - as above
-
-    configuration: Any = AutoConfig
-    factory: Any = AutoModelForCausalLM
+    configuration = _configuration(base)
+    factory = auto_class(configuration, base.name)
     try:
         with torch.device("meta"):
-            model = factory.from_config(
-                configuration.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True),
-                trust_remote_code=False,
-            )
+            model = factory.from_config(configuration, trust_remote_code=False)
     except Exception as error:  # a model's own code may raise anything on a configuration that is not its own
         raise _not_loadable(base, error) from error
     return _loaded(model, base, Quantization.NONE)
 
 
+def _configuration(base: Base) -> Any:
+    from transformers import AutoConfig  # noqa: PLC0415 - as above
+
+    factory: Any = AutoConfig
+    try:
+        return factory.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as above
+        raise _not_loadable(base, error) from error
+
+
 def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded:
     """Read the weights and freeze them. Raises `ConfigError` for what is no complete causal language model."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
-
-    factory: Any = AutoModelForCausalLM
+    factory = auto_class(_configuration(base), base.name)
     try:
         model, report = factory.from_pretrained(
             base.folder,
             dtype=device.dtype,
             quantization_config=quantization_settings(quantization, device),
             device_map={"": device.torch_device},
-            attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -183,12 +186,31 @@ def adapt(
     )
 
 
-def _train_in_fp32(model: nn.Module) -> None:
+def _train_in_fp32(model: Any) -> None:
     """What is trained whole is a copy in the base's type: 16 bits would round small updates away, and the scaler of
     fp16 losses takes no fp16 gradients."""
+    from peft.utils import ModulesToSaveWrapper  # noqa: PLC0415 - PEFT takes seconds to import
+
+    for module in list(model.modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            copy: Any = module.modules_to_save["default"]
+            if copy is not _head(model):
+                answer_in(copy, next(copy.parameters()).dtype)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def answer_in(module: nn.Module, dtype: torch.dtype) -> None:
+    """Let a module whose weights are fp32 give what the model around it computes in, as the base's module did.
+
+    fp32 from the embeddings would go through all layers, and LayerNorm takes none beside 16-bit weights.
+    """
+
+    def hook(_module: nn.Module, _inputs: object, output: object) -> object:
+        return output.to(dtype) if isinstance(output, torch.Tensor) else output
+
+    module.register_forward_hook(hook)
 
 
 def _head(model: Any) -> nn.Module:

@@ -51,40 +51,41 @@ def _forward(module: Any, original: Callable[..., torch.Tensor], x: torch.Tensor
         return original(x, *args, **kwargs)
     base = module.get_base_layer()
     down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-    return _LoraLinear.apply(x, base.weight, base.bias, down, up, module.scaling[ADAPTER])
+    rows = x.reshape(-1, x.shape[-1])
+    result: torch.Tensor = _LoraLinear.apply(rows, base.weight, base.bias, down, up, module.scaling[ADAPTER])
+    # Not within the function: autograd lets nobody change a view in place that a function of its own has made.
+    return result.view(*x.shape[:-1], -1)
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x W^T + bias + s (x A^T) B^T with W and the bias frozen."""
+    """x W^T + bias + s (x A^T) B^T for the rows x, with W and the bias frozen."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes them by position
         ctx: Any,
-        x: torch.Tensor,
+        rows: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        """Shapes: `x` (..., inputs), `weight` (outputs, inputs), `down` (rank, inputs), `up` (outputs, rank)."""
-        rows = x.reshape(-1, x.shape[-1])
+        """Shapes: `rows` (rows, inputs), `weight` (outputs, inputs), `down` (rank, inputs), `up` (outputs, rank)."""
         low = rows @ down.T
         result = product(rows, weight, bias)
         result.addmm_(low, up.T, alpha=scale)
         ctx.save_for_backward(rows, low, weight, down, up)
         ctx.scale = scale
-        return result.view(*x.shape[:-1], -1)
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients of x, A and B."""
+        """The gradients of the rows, A and B."""
         rows, low, weight, down, up = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        low_gradient = (flat @ up).mul_(ctx.scale)
-        of_up = (flat.T @ low).mul_(ctx.scale)
+        low_gradient = (gradient @ up).mul_(ctx.scale)
+        of_up = (gradient.T @ low).mul_(ctx.scale)
         of_down = low_gradient.T @ rows
-        of_x = None
+        of_rows = None
         if ctx.needs_input_grad[0]:
-            of_x = product(flat, weight.T).addmm_(low_gradient, down).view(*gradient.shape[:-1], -1)
-        return of_x, None, None, of_down, of_up, None
+            of_rows = product(gradient, weight.T).addmm_(low_gradient, down)
+        return of_rows, None, None, of_down, of_up, None

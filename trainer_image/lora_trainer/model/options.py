@@ -1,8 +1,9 @@
 """What was asked for against the device and the model's names and shapes, before any weight is read."""
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.model.adapter import check_experts, check_on, plan_adapter
+from lora_trainer.model.adapter import check_on, plan_adapter
 from lora_trainer.model.device import Device
+from lora_trainer.model.experts import check_experts
 from lora_trainer.model.loading import skeleton
 from lora_trainer.model.quantize import check_kernels
 from lora_trainer.places.base import Base

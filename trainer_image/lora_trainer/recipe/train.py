@@ -225,7 +225,7 @@ def _adapted(
 
 def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
     """Let the model compute in the fastest way that fits it: its attention's name, and the size of micro-batches."""
-    attention = choose_attention(adapted.model, device.torch_device)
+    attention = choose_attention(adapted.model, device)
     log.info("%d adapted modules compute in one piece, attention: %s", fuse(adapted.model), attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 from lora_trainer.errors import VerificationError, storage_error
+from lora_trainer.model.classes import auto_class
 from lora_trainer.places.base import model_files
 from lora_trainer.result.serving import scale
 
@@ -74,11 +75,18 @@ def merge_into(adapter: Path, base: Path, target: Path) -> None:
 
 def _skeleton(base: Path) -> Any:
     """The model without its weights: names, kinds and sizes of its modules, and what is tied to what."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - Transformers takes seconds to import
-
-    factory: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        return factory.from_config(AutoConfig.from_pretrained(base, local_files_only=True), trust_remote_code=False)
+        return _class(base).from_config(_configuration(base), trust_remote_code=False)
+
+
+def _class(base: Path) -> Any:
+    return auto_class(_configuration(base), str(base))
+
+
+def _configuration(base: Path) -> Any:
+    from transformers import AutoConfig  # noqa: PLC0415 - Transformers takes seconds to import
+
+    return AutoConfig.from_pretrained(base, local_files_only=True)
 
 
 def _edits(config: Mapping[str, Any], names: Sequence[str], skeleton: Any) -> dict[str, Edit]:
@@ -190,10 +198,9 @@ def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor
 def _merge_in_memory(adapter: Path, base: Path, target: Path) -> None:
     """By PEFT, with the whole model in memory, for what the base's files name otherwise than the model does."""
     from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
 
     log.info("merging with the whole model in memory: its files name the weights otherwise than the model does")
-    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    plain: Any = _class(base).from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
     merged: Any = PeftModel.from_pretrained(plain, str(adapter)).merge_and_unload(safe_merge=True)
     merged.save_pretrained(target)
 

@@ -1,0 +1,192 @@
+"""Tiny random models of many families, made from configurations, each with the tokenizer of `tiny`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.trainer import tiny
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+_SIZES: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+_GPT2: Mapping[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+_NO_DROPOUT: Mapping[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_HEADS: Mapping[str, Any] = {"head_dim": 8}
+_VISION: Mapping[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A kind of model: `options` of its configuration, those of its language model in `text` where it sees, too."""
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] | None = None
+
+
+FAMILIES: Mapping[str, Family] = {
+    family.kind: family
+    for family in (
+        Family(kind="llama"),
+        Family(kind="mistral", options={"sliding_window": 12}),
+        Family(kind="qwen2", options={"tie_word_embeddings": True}),
+        Family(kind="qwen3", options={**_HEADS, "tie_word_embeddings": True}),
+        Family(kind="gemma2", options={**_HEADS, "sliding_window": 12, "query_pre_attn_scalar": 8}),
+        Family(kind="gemma3_text", options={**_HEADS, "sliding_window": 12, "query_pre_attn_scalar": 8}),
+        Family(kind="phi"),
+        Family(kind="phi3", options={"pad_token_id": 0}),
+        Family(kind="gpt2", options={**_GPT2, **_NO_DROPOUT}),
+        Family(kind="gpt_neox", options={"max_position_embeddings": 512}),
+        Family(kind="granite", options={"logits_scaling": 4.0}),
+        Family(kind="olmo2"),
+        Family(kind="cohere"),
+        Family(kind="starcoder2", options={"residual_dropout": 0.0, "embedding_dropout": 0.0}),
+        Family(kind="stablelm"),
+        Family(kind="falcon"),
+        Family(kind="bloom", options={"n_layer": 2, "n_head": 4}),
+        Family(kind="opt", options={"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}),
+        Family(kind="mixtral", options={"num_local_experts": 4, "num_experts_per_tok": 2}),
+        Family(
+            kind="qwen2_moe",
+            options={
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 16,
+                "shared_expert_intermediate_size": 16,
+            },
+        ),
+        Family(
+            kind="qwen3_moe",
+            options={**_HEADS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        ),
+        Family(
+            kind="gpt_oss",
+            options={**_HEADS, "sliding_window": 12, "num_local_experts": 4, "rope_scaling": None},
+        ),
+        Family(
+            kind="deepseek_v3",
+            options={
+                "moe_intermediate_size": 16,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "n_group": 2,
+                "topk_group": 1,
+                "num_key_value_heads": 4,
+                "kv_lora_rank": 16,
+                "q_lora_rank": 16,
+                "qk_rope_head_dim": 8,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 8,
+                "first_k_dense_replace": 1,
+            },
+        ),
+        Family(
+            kind="llama4_text",
+            options={**_HEADS, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 16},
+        ),
+        Family(kind="lfm2", options={"layer_types": ["conv", "full_attention"]}),
+        Family(kind="mamba"),
+        Family(
+            kind="qwen3_next",
+            options={
+                **_HEADS,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 16,
+                "shared_expert_intermediate_size": 16,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "layer_types": ["linear_attention", "full_attention"],
+            },
+        ),
+        Family(
+            kind="gemma3",
+            options={"vision_config": _VISION, "mm_tokens_per_image": 4, "image_token_index": 7},
+            text={**_HEADS, "sliding_window": 12, "query_pre_attn_scalar": 8},
+        ),
+        Family(
+            kind="mistral3",
+            options={"vision_config": {**_VISION, "model_type": "pixtral", "head_dim": 8}, "image_token_index": 7},
+            text={**_HEADS, "model_type": "mistral", "sliding_window": None},
+        ),
+        Family(
+            kind="qwen2_5_vl",
+            options={
+                "vision_config": {
+                    "depth": 1,
+                    "hidden_size": 16,
+                    "intermediate_size": 16,
+                    "num_heads": 2,
+                    "out_hidden_size": 32,
+                    "fullatt_block_indexes": [0],
+                },
+                "image_token_id": 7,
+                "video_token_id": 8,
+                "vision_start_token_id": 9,
+                "vision_end_token_id": 10,
+            },
+            text={"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}},
+        ),
+        Family(
+            kind="llama4",
+            options={
+                "vision_config": {
+                    **_VISION,
+                    "vision_output_dim": 16,
+                    "projector_input_dim": 16,
+                    "projector_output_dim": 16,
+                },
+                "image_token_index": 7,
+            },
+            text={**_HEADS, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 16},
+        ),
+        Family(kind="bert"),
+        Family(kind="t5", options={"d_model": 32, "d_ff": 48, "num_layers": 1, "num_heads": 4}),
+        Family(kind="bart", options={"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}),
+    )
+}
+
+
+def make_family(folder: Path, name: str) -> Path:
+    """Write the model and its tokenizer as safetensors."""
+    family = FAMILIES[name]
+    tokenizer = tiny.make_tokenizer()
+    common = {
+        **_SIZES,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if family.text is None:
+        options = {**common, **family.options}
+    else:
+        options = {**family.options, "text_config": {**common, **family.text}}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family.kind, **options)
+    factory: Any = AutoModelForCausalLM
+    if family.text is not None:
+        factory = AutoModelForImageTextToText
+    elif config.is_encoder_decoder:
+        factory = AutoModelForSeq2SeqLM
+    factory.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,201 @@
+"""Trainings of every family with every option: a pairwise covering array, and what becomes of one of its cells."""
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+from tests.trainer.conftest import make_config
+from tests.trainer.families import FAMILIES
+
+from lora_trainer.contract.config import Merge, TrainConfig
+from lora_trainer.data.survey import load_samples
+from lora_trainer.errors import TrainerError
+from lora_trainer.model.loading import Loaded, load_model
+from lora_trainer.places.base import Base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.reports import Reporter
+from lora_trainer.recipe.train import Workshop, run_training
+from lora_trainer.result.merge_stage import merge_result
+from lora_trainer.result.verify import verify
+
+Sections = Mapping[str, Any]
+
+OPTIONS: Mapping[str, Mapping[str, Sections]] = {
+    "layers": {name: {"lora": {"layers": name}} for name in ("AllLinear", "Attention", "MLP", "QueryValue")},
+    "init": {name: {"lora": {"init": name}} for name in ("Default", "Gaussian", "PiSSA", "OLoRA")},
+    "variant": {name: {"lora": {"variant": name}} for name in ("LoRA", "DoRA")},
+    "scaling": {name: {"lora": {"scaling": name}} for name in ("Classic", "RankStabilized")},
+    "dropout": {name: {"lora": {"dropout": name}} for name in ("0", "0.1")},
+    "only": {"all layers": {}, "layer 1": {"lora": {"layerIndices": [1]}}},
+    "whole": {"nothing": {}, "head": {"lora": {"modulesToSave": ["head"]}}},
+    "quantization": {name: {"quantization": name} for name in ("None", "NF4", "FP4", "INT8")},
+    "precision": {name: {"training": {"precision": name}} for name in ("FP32", "BF16")},
+    "packing": {name: {"training": {"packing": name}} for name in ("Enabled", "Disabled")},
+    "checkpointing": {name: {"training": {"activationCheckpointing": name}} for name in ("None", "Full")},
+    "optimizer": {name: {"training": {"optimizer": name}} for name in ("AdamW", "AdamW8bit")},
+    "merge": {name: {"output": {"merge": name}} for name in ("Adapter", "Merged")},
+}
+"""Each option with its values, and what of a spec says so."""
+
+FORBIDDEN = frozenset(
+    frozenset({("init", init), other})
+    for init in ("PiSSA", "OLoRA")
+    for other in (("variant", "DoRA"), *(("quantization", name) for name in ("NF4", "FP4", "INT8")))
+)
+"""Pairs of values that the contract refuses already."""
+
+HEADS = {"gpt_neox": "embed_out"}
+"""Names of output embeddings other than `lm_head`."""
+
+Cell = Mapping[str, str]
+"""The value of each option, and under `family` the base."""
+
+
+@cache
+def covering_array(seed: int = 0) -> tuple[Cell, ...]:
+    """Cells in which every two values of different options meet, and every value with every family.
+
+    Greedy, as in AETG (Cohen, Dalal, Fredman and Patton, IEEE Transactions on Software Engineering 23(7), 1997): each
+    cell is the best of some random ones that hold a pair that is still missing.
+    """
+    chance = random.Random(seed)  # noqa: S311 - reproducible, no secret
+    factors = {"family": list(FAMILIES), **{name: list(values) for name, values in OPTIONS.items()}}
+    missing = {
+        ((first, one), (second, other))
+        for first, second in itertools.combinations(factors, 2)
+        for one in factors[first]
+        for other in factors[second]
+        if {(first, one), (second, other)} not in FORBIDDEN
+    }
+    cells: list[Cell] = []
+    while missing:
+        wanted = min(missing)
+        cell = max(
+            (_candidate(factors, dict(wanted), missing, chance) for _ in range(8)), key=lambda c: _new(c, missing)
+        )
+        missing -= set(itertools.combinations(cell.items(), 2))
+        cells.append(cell)
+    return tuple(cells)
+
+
+def _candidate(
+    factors: Mapping[str, Sequence[str]], start: dict[str, str], missing: set[Any], chance: random.Random
+) -> dict[str, str]:
+    cell = dict(start)
+    for name in chance.sample(list(factors), len(factors)):
+        if name not in cell:
+            options = [
+                value for value in chance.sample(list(factors[name]), len(factors[name])) if _fits(cell, name, value)
+            ]
+            cell[name] = max(options, key=lambda value: _new({**cell, name: value}, missing, name))
+    return {name: cell[name] for name in factors}
+
+
+def _fits(cell: Cell, name: str, value: str) -> bool:
+    return not any({item, (name, value)} in FORBIDDEN for item in cell.items())
+
+
+def _new(cell: Cell, missing: set[Any], about: str | None = None) -> int:
+    """How many missing pairs a cell holds, or those of one option."""
+    order = {name: place for place, name in enumerate(("family", *OPTIONS))}
+    pairs = itertools.combinations(sorted(cell.items(), key=lambda item: order[item[0]]), 2)
+    return sum(pair in missing for pair in pairs if about is None or about in (pair[0][0], pair[1][0]))
+
+
+def single_changes() -> Iterator[Cell]:
+    """Every family with everything as it is by default, and with each other value of each option alone.
+
+    Where a cell of many changes is refused for one of them, the others have not been tried.
+    """
+    plain = {name: next(iter(values)) for name, values in OPTIONS.items()}
+    for family in FAMILIES:
+        yield {"family": family, **plain}
+        for option, values in OPTIONS.items():
+            yield from ({"family": family, **plain, option: value} for value in list(values)[1:])
+
+
+def name_of(cell: Cell) -> str:
+    """The family, and what is not an option's first value."""
+    told = [value for name, value in cell.items() if name != "family" and value != next(iter(OPTIONS[name]))]
+    return "-".join((cell["family"], *told)).replace(" ", "_")
+
+
+def config_of(cell: Cell) -> TrainConfig:
+    """The run of a cell."""
+    sections: dict[str, Any] = {
+        "model": {"uri": f"pvc://models/{cell['family']}"},
+        "dataset": {"uri": "pvc://data/train.jsonl", "validationFraction": "0.3"},
+        "training": {"maxSteps": 3, "effectiveBatchSize": 8, "learningRate": "0.01"},
+        "lora": {"rank": 4},
+    }
+    for name, value in cell.items():
+        for section, fields in OPTIONS.get(name, {}).get(value, {}).items():
+            sections[section] = {**sections.get(section, {}), **fields} if isinstance(fields, dict) else fields
+    if "modulesToSave" in sections["lora"]:
+        sections["lora"]["modulesToSave"] = [HEADS.get(cell["family"], "lm_head")]
+    return make_config(**sections)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a cell: the folder of a verified adapter, or the sentence with which it was refused.
+
+    `weights_read` says whether the base's weights had been read by then.
+    """
+
+    adapter: Path | None = None
+    refusal: str = ""
+    weights_read: bool = True
+
+
+def run_cell(cell: Cell, claims: Path, folder: Path) -> Outcome:
+    """Train, verify and, where it asks for it, merge in this process. What is not refused is raised."""
+    config, volumes = config_of(cell), Volumes(claims=claims)
+    read: list[Base] = []
+    adapter, merged = folder / "adapter", folder / "merged"
+    adapter.mkdir()
+
+    def load(base: Base, *given: Any) -> Loaded:
+        read.append(base)
+        return load_model(base, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_trainer.recipe.train.load_model", load)
+        samples = load_samples(config, volumes, Hub())
+        try:
+            run_training(config, samples, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=Workshop())
+        except TrainerError as error:
+            return Outcome(refusal=str(error), weights_read=bool(read))
+    verify(adapter, volumes, Hub())
+    if config.output.merge is not Merge.ADAPTER:
+        merge_result(adapter, merged, config.output.merge, volumes, Hub())
+    return Outcome(adapter=adapter)
+
+
+def lay_out(claims: Path) -> Path:
+    """Claims with data; models are added as they are needed."""
+    tiny.write_jsonl(claims / "data/train.jsonl", tiny.chats(24))
+    (claims / "models").mkdir()
+    return claims
+
+
+def chosen(cells: Sequence[Cell], count: int) -> Iterator[Cell]:
+    """Some cells, every family and every value of an option among them."""
+    seen: set[tuple[str, str]] = set()
+    later: list[Cell] = []
+    taken = 0
+    for cell in cells:
+        if set(cell.items()) <= seen:
+            later.append(cell)
+            continue
+        seen |= set(cell.items())
+        taken += 1
+        yield cell
+    yield from later[: max(0, count - taken)]

@@ -1,0 +1,77 @@
+"""Experts of a mixture, whose weights are stacked parameters, and the names by which PEFT still knows them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from lora_trainer.contract.config import Quantization
+from lora_trainer.errors import ConfigError
+from lora_trainer.model.targets import inside, kinds, language_model
+
+LARGEST_UNQUANTIZED_SHARE = 0.5
+"""Of a quantized model's weights. Experts are not quantized: where they are most of it, the model stays as large."""
+_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Kinds of which PEFT 0.21 refuses the modules below, whose weights their kernels read by themselves."""
+_MAMBA_NAMES = frozenset({"out_proj", "conv1d"})
+
+
+def reserved_names(model: Any) -> frozenset[str]:
+    """Last parts of the names of modules that PEFT does not adapt in a model of this kind.
+
+    Old files of some mixtures had these names for their experts, and PEFT reads them so whatever bears them today:
+    dense layers, shared experts.
+    """
+    from peft.utils import transformers_weight_conversion as conversion  # noqa: PLC0415 - PEFT takes seconds to import
+
+    kind = str(model.config.get_text_config().model_type)
+    tables: Any = conversion
+    pattern = tables._MODEL_TO_CONVERSION_PATTERN.get(kind)
+    old = tables._MOE_TARGET_MODULE_MAPPING.get(pattern, {})
+    return frozenset(old) | (_MAMBA_NAMES if kind in _MAMBA else frozenset())
+
+
+def reserved_advice(model: Any, passed_over: Iterable[str]) -> tuple[str, ...]:
+    """The sentence about modules that a preset passed over."""
+    names = kinds(passed_over)
+    if not names:
+        return ()
+    sentence = (
+        f"modules named {', '.join(names)} are not adapted: PEFT cannot adapt them in a model of the kind "
+        f"{model.config.model_type!r}"
+    )
+    return (sentence,)
+
+
+def check_experts(model: Any, quantization: Quantization) -> None:
+    """Refuse to quantize a mixture whose experts, most of it, would stay as they are. Counts an unquantized model."""
+    share = sum(_experts(model).values()) / sum(parameter.numel() for parameter in model.parameters())
+    if quantization is not Quantization.NONE and share > LARGEST_UNQUANTIZED_SHARE:
+        raise ConfigError(
+            f"quantization is {quantization.value}: {share:.0%} of the model's weights are experts of a mixture, which "
+            "bitsandbytes does not quantize, so that it would hardly become smaller; set quantization: None"
+        )
+
+
+def _experts(model: Any) -> dict[str, int]:
+    """Parameters that hold the same matrix of many experts, and their sizes."""
+    convolutions, part = (nn.Conv1d, nn.Conv2d, nn.Conv3d), language_model(model)
+    return {
+        f"{name}.{own}": parameter.numel()
+        for name, module in model.named_modules()
+        if inside(name, part) and not isinstance(module, convolutions)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    }
+
+
+def not_adapted(model: Any, parameters: Sequence[str]) -> tuple[str, ...]:
+    """The sentence about experts that are not among the adapted parameters."""
+    left = dict.fromkeys(".".join(name.split(".")[-2:]) for name in _experts(model) if name not in parameters)
+    if not left:
+        return ()
+    sentence = (
+        f"the model is a mixture of experts, whose weights ({', '.join(left)}) are no linear modules and are not "
+        "adapted: name them in lora.targetParameters to adapt them too"
+    )
+    return (sentence,)
