@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_trainer.contract.config import LossOn
-from lora_trainer.data.boundaries import Boundaries
+from lora_trainer.data.boundaries import Boundaries, Tokens
 from lora_trainer.data.chat import Renderer, Text
 from lora_trainer.data.formats import Sample
 
@@ -37,11 +37,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """An example and what did not fit into it: tokens, and those of them that would have been learned."""
+    """An example and what did not fit into it: tokens, and those of them that would have been learned.
+
+    `apart` is whether prompt and answer were not tokenized in one piece.
+    """
 
     example: Example
     cut_tokens: int
     cut_targets: int
+    apart: bool = False
 
 
 class Encoder:
@@ -66,13 +70,14 @@ class Encoder:
         """The same for many samples, in several threads. Raises `DatasetError` for the first that cannot be encoded."""
         texts = self._renderer.render(samples)
         found = self._boundaries.tokenize(texts)
-        return [self._encoded(text, tokens.ids, tokens.learned) for text, tokens in zip(texts, found, strict=True)]
+        return [self._encoded(text, tokens) for text, tokens in zip(texts, found, strict=True)]
 
     def learns_to_stop(self, example: Example) -> bool:
         """Whether the last token is learned and ends a turn."""
         return int(example.labels[-1]) in self.stop_ids
 
-    def _encoded(self, text: Text, ids: NDArray[np.int64], learned: NDArray[np.bool_]) -> Encoded:
+    def _encoded(self, text: Text, tokens: Tokens) -> Encoded:
+        ids, learned = tokens.ids, tokens.learned
         before = [self.tokenizer.bos_token_id] if not text.templated and self.starts_with_bos else []
         # Without an end-of-sequence token from the template one is added, so that the model learns to stop.
         eos = self.tokenizer.eos_token_id
@@ -87,7 +92,10 @@ class Encoder:
             input_ids=ids[:keep], labels=np.where(learned[:keep], ids[:keep], IGNORED), truncated=len(ids) > keep
         )
         return Encoded(
-            example=example, cut_tokens=len(ids) - example.length, cut_targets=int(np.count_nonzero(learned[keep:]))
+            example=example,
+            cut_tokens=len(ids) - example.length,
+            cut_targets=int(np.count_nonzero(learned[keep:])),
+            apart=tokens.apart,
         )
 
 
