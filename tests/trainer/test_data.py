@@ -53,6 +53,19 @@ def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
     assert data.kind is DatasetFormat.TEXT
 
 
+def test_rows_whose_prompt_has_other_tokens_at_inference_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of three: a word that the boundary divides; the third is tokenized whole."""
+    tokenizer = tiny.make_tokenizer(chat_template=None)
+    encoder = Encoder(tokenizer, LossOn.COMPLETION, 256, [tokenizer.eos_token_id])
+    rows = [{"prompt": f"Where is my parc{cut}", "completion": f"{rest}?"} for cut, rest in (("", "el"), ("el", ""))]
+    config, volumes = on_claim(tmp_path, [*rows, rows[0]], dataset={"validationFraction": "0"})
+    caplog.set_level(logging.INFO)
+    encode(load_samples(config, volumes, Hub()), encoder)
+    assert any(line.startswith("2 of 3 rows: prompt and answer are tokenized apart") for line in caplog.messages)
+
+
 def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Path, encoder: Encoder) -> None:
     """None are held out; of many rows 64 suffice, and the verification reads the same ones."""
     for count in (10, 80):

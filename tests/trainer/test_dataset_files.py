@@ -1,5 +1,7 @@
 """Where a data set is looked for, and which files of a Hub repository belong to a split."""
 
+import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from tests.trainer.conftest import make_config
 
 from hub.server import HubServer
 from lora_trainer.data.dataset_files import choose_split, locate, locate_validation
+from lora_trainer.data.file_kinds import ENDINGS
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError, TrainerError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -105,6 +108,9 @@ def test_a_split_that_is_not_there_is_reported_with_what_is(
             ("train_sft.jsonl", "trainSet.csv", "training/a.json"),
         ),
         (["data/train-00000-of-00001-ab12.parquet", "data/train_gen-0-of-1.parquet", "train.jsonl"], (0,)),
+        (["data/train-00000-of-00002.jsonl.gz", "data/train-00001-of-00002.json.zst", "test-0-of-1.csv"], (0, 1)),
+        (["train.jsonl.gz", "test.csv.zst", "README.md", ".gitattributes"], (0,)),
+        (["train.jsonl", "images.zip", "test.jsonl.bz2"], (0,)),
     ],
 )
 def test_training_files_are_reported_by_name(names: list[str], chosen: tuple[Any, ...]) -> None:
@@ -115,7 +121,7 @@ def test_training_files_are_reported_by_name(names: list[str], chosen: tuple[Any
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["a.txt", "b.arrow"], "x: it holds no .jsonl, .ndjson, .json, .csv, .parquet file (found a.txt, b.arrow)"),
+        (["a.txt", "b.arrow"], f"x: it holds no file that ends in {ENDINGS} (found a.txt, b.arrow)"),
         (
             ["main/train-00000-of-00001.parquet", "socratic/train-00000-of-00001.parquet"],
             "x: it holds several subsets (main, socratic)",
@@ -127,6 +133,73 @@ def test_a_repository_that_leaves_no_choice_is_reported(names: list[str], senten
     with pytest.raises(DatasetError) as caught:
         choose_split(names, ("train",), where="x")
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (
+            ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.arrow"],
+            "x, split train: data/train-00001-of-00002.arrow would be left out",
+        ),
+        (["train.jsonl", "train_2.jsonl.bz2"], "x, split train: train_2.jsonl.bz2 would be left out"),
+        (["rows.jsonl", "more.tsv"], "x, split train: more.tsv would be left out"),
+        (["rows.jsonl", "train-0-of-1.arrow"], "x, split train: train-0-of-1.arrow would be left out"),
+    ],
+)
+def test_a_split_that_would_be_read_in_part_is_refused(names: list[str], sentence: str) -> None:
+    """Whoever asks for a split is not to get a part of it."""
+    with pytest.raises(DatasetError) as caught:
+        choose_split(names, ("train",), where="x")
+    assert str(caught.value).startswith(sentence)
+    assert "to a volume or a bucket" in str(caught.value)
+
+
+def test_text_that_is_not_read_is_mentioned_where_it_may_belong_to_the_split(caplog: pytest.LogCaptureFixture) -> None:
+    """It may as well describe the rows, so that the run goes on."""
+    caplog.set_level(logging.WARNING)
+    assert choose_split(["a.jsonl", "b.txt", "LICENSE.txt", "test.txt"], ("train",), where="x") == ("a.jsonl",)
+    assert caplog.messages == [f"x, split train: not read: b.txt; names of files that are read end in {ENDINGS}"]
+
+
+@pytest.mark.parametrize("other", ["b.jsonl.bz2", "b.tsv", "b.XLSX", "b.arrow", "b.parquet.gz", "b.tar.gz", "b.zip"])
+def test_a_folder_that_would_be_read_in_part_is_refused(tmp_path: Path, other: str) -> None:
+    """The sentence names what would be left out, and the remedy."""
+    tiny.write_jsonl(tmp_path / "data/set/a.jsonl", [{"text": "a"}])
+    (tmp_path / "data/set" / other).write_bytes(b"b")
+    config = make_config(dataset={"uri": "pvc://data/set"})
+    with pytest.raises(DatasetError) as caught:
+        locate(config.dataset, Volumes(claims=tmp_path), Hub())
+    assert str(caught.value).startswith(f"dataset.uri is pvc://data/set: {other} would be left out")
+    assert "move the rest out of the folder" in str(caught.value)
+
+
+def test_compressed_rows_of_a_folder_are_read_and_other_text_and_folders_are_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What only describes the data, what is hidden and what the volume's own is are not worth a word."""
+    caplog.set_level(logging.WARNING)
+    folder = tmp_path / "data/set"
+    for name in ("a.jsonl", "b.jsonl.gz", "c.json.zst", "d.CSV.GZ", "notes.txt", "README.md", "LICENSE.txt", ".x.zip"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    for name in ("more", "lost+found", ".cache"):
+        (folder / name).mkdir()
+    config = make_config(dataset={"uri": "pvc://data/set"})
+    found = locate(config.dataset, Volumes(claims=tmp_path), Hub())
+    assert [name for name, _ in found] == ["a.jsonl", "b.jsonl.gz", "c.json.zst", "d.CSV.GZ"]
+    assert caplog.messages == [
+        f"dataset.uri is pvc://data/set: not read: notes.txt, more/; names of files that are read end in {ENDINGS}"
+    ]
+
+
+def test_an_archive_in_a_config_map_is_refused_by_its_key(tmp_path: Path) -> None:
+    """A key that ends in nothing known holds JSON lines; one that names another kind cannot."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/rows.tsv").write_bytes(b"a")
+    config = make_config(dataset={"uri": "configmap://notes/rows.tsv"})
+    with pytest.raises(DatasetError, match=re.escape(f"configmap://notes/rows.tsv: files end in {ENDINGS}")):
+        locate(config.dataset, Volumes(config_maps=tmp_path), Hub())
 
 
 def test_a_folder_on_a_claim_is_read_whole(tmp_path: Path) -> None:
@@ -183,7 +256,7 @@ def _empty_folder(root: Path) -> None:
         (_link_in_folder, ConfigError, "train.jsonl/x.jsonl is a symbolic link"),
         (_no_claim, NotFoundError, "the claim data is not mounted"),
         (_no_file, NotFoundError, "there is no such file"),
-        (_empty_folder, NotFoundError, "the folder holds no .jsonl"),
+        (_empty_folder, NotFoundError, "the folder holds no file that ends in .jsonl"),
     ],
 )
 def test_what_is_no_plain_file_on_the_claim_is_refused(
@@ -202,7 +275,7 @@ def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.xlsx").write_bytes(b"PK")
     config = make_config(dataset={"uri": "pvc://data/train.xlsx"})
-    with pytest.raises(DatasetError, match=r"files end in \.jsonl, \.ndjson, \.json, \.csv, \.parquet"):
+    with pytest.raises(DatasetError, match=re.escape(f"files end in {ENDINGS}")):
         locate(config.dataset, Volumes(claims=tmp_path), Hub())
 
 

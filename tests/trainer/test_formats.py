@@ -201,6 +201,13 @@ def test_a_mapping_to_a_missing_column_is_reported() -> None:
         (DatasetFormat.TEXT, {"text": "  "}, None),
         (DatasetFormat.TEXT, {"text": None}, None),
         (DatasetFormat.PROMPT_COMPLETION, {"prompt": "q", "completion": ""}, None),
+        (DatasetFormat.PROMPT_COMPLETION, {"prompt": None, "completion": None}, None),
+        (DatasetFormat.INSTRUCTION, {"instruction": None, "output": ""}, None),
+        (
+            DatasetFormat.PROMPT_COMPLETION,
+            {"prompt": "", "completion": "a"},
+            Conversation(where="x.jsonl, line 3", messages=spoken(("user", ""), ("assistant", "a")), verbatim=True),
+        ),
         (DatasetFormat.MESSAGES, {"messages": []}, None),
         (DatasetFormat.MESSAGES, {"messages": CHAT[:1]}, None),
     ],
@@ -215,6 +222,13 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
     [
         (DatasetFormat.INSTRUCTION, {"instruction": "q"}, "missing field 'output', which the format Instruction needs"),
         (DatasetFormat.TEXT, {"text": 3}, "field 'text' is a int, but must be text"),
+        (
+            DatasetFormat.PROMPT_COMPLETION,
+            {"prompt": None, "completion": "a"},
+            "field 'prompt' is null, but must be text: write the prompt, or an empty text",
+        ),
+        (DatasetFormat.PROMPT_COMPLETION, {"prompt": None, "completion": CHAT}, "field 'prompt' is null"),
+        (DatasetFormat.INSTRUCTION, {"instruction": None, "input": "i", "output": "a"}, "field 'instruction' is null"),
         (DatasetFormat.MESSAGES, {"messages": "q"}, "messages is a str, but must be a list of messages, or"),
         (DatasetFormat.MESSAGES, {"messages": ["q"]}, "messages[0] is a str, but must be an object"),
         (

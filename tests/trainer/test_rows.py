@@ -1,9 +1,12 @@
 """Files to rows, and the sentence for each way a file can be broken."""
 
+import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from lora_trainer.data import rows, text_files
@@ -31,6 +34,121 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str, conten
     path.write_bytes(content.encode())
     found = [row for row in read_rows([(name, path)]) if row.values]
     assert [dict(row.values) for row in found] == [GOOD, GOOD]
+
+
+def compressed(content: bytes, ending: str) -> bytes:
+    """In two members one behind the other, as parallel compressors and `cat` leave them."""
+    pieces = [content[: len(content) // 2], content[len(content) // 2 :]]
+    if ending == ".gz":
+        return b"".join(map(gzip.compress, pieces))
+    frames = []
+    for piece in pieces:
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(piece)
+        frames.append(sink.getvalue().to_pybytes())
+    return b"".join(frames)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", "\ufeff" + json.dumps(GOOD) + "\n" + json.dumps(GOOD)),
+        ("a.ndjson", json.dumps(GOOD) + "\n" + json.dumps(GOOD)),
+        ("a.json", json.dumps([GOOD, GOOD])),
+        ("a.csv", "text\nGrüße\u2028 neu\nGrüße\u2028 neu\n"),
+    ],
+)
+def test_compressed_text_gives_the_same_rows(tmp_path: Path, name: str, content: str, ending: str) -> None:
+    """Whatever the format, and wherever the compressed pieces begin."""
+    path = tmp_path / f"{name}{ending}"
+    path.write_bytes(compressed(content.encode(), ending))
+    assert [dict(row.values) for row in read_rows([(path.name, path)])] == [GOOD, GOOD]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_an_error_in_compressed_text_has_the_line_of_the_text(tmp_path: Path, ending: str) -> None:
+    """As if it had not been compressed."""
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(compressed(b'{"a": 1}\n{"a": 2\n', ending))
+    with pytest.raises(DatasetError, match=rf"^a\.jsonl{ending}, line 2: not JSON"):
+        list(read_rows([(path.name, path)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "a.jsonl.gz",
+            compressed(b'{"a": 1}\n' * 9, ".gz")[:-5],
+            "a.jsonl.gz: cut off, damaged or no gzip (C",
+        ),
+        ("a.jsonl.gz", b'{"a": 1}\n', "a.jsonl.gz: cut off, damaged or no gzip (Not a gzipped file"),
+        ("a.csv.gz", gzip.compress(b"a\n1\n" * 99)[:25] + b"x" * 30, "a.csv.gz: cut off, damaged or no gzip"),
+        (
+            "a.jsonl.zst",
+            compressed(b'{"a": 1}\n' * 9, ".zst")[:-5],
+            "a.jsonl.zst: cut off, damaged or no zstd (T",
+        ),
+        ("a.jsonl.zst", b'{"a": 1}\n', "a.jsonl.zst: cut off, damaged or no zstd (ZSTD"),
+        (
+            "a.jsonl.gz",
+            compressed(compressed(b'{"a": 1}', ".gz"), ".gz"),
+            "a.jsonl.gz: the file is gzip and not text; compress it once",
+        ),
+        ("a.jsonl", compressed(b'{"a": 1}', ".gz"), "a.jsonl: the file is gzip and not text; name it a.jsonl.gz"),
+        ("a.csv", compressed(b"a\n1", ".zst"), "a.csv: the file is zstd and not text; name it a.csv.zst"),
+        ("a.json", b"PK\x03\x04rest", "a.json: the file is a ZIP archive and not text; unpack it"),
+        ("a.jsonl", b"PAR1\x15rest", "a.jsonl: the file is Parquet and not text; let its name end in .parquet"),
+    ],
+)
+@pytest.mark.fault("C5.sentence")
+def test_what_is_no_whole_text_is_reported_with_what_it_is(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    """An archive that was cut off, and one that has the name of another kind of file."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        list(read_rows([(name, path)]))
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_bomb_ends_at_the_longest_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """A few kilobytes of 64 MiB without an end of line are refused without being unpacked whole."""
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 2**20)
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(compressed(b" " * 2**26, ending))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match=r"line 1: the row has more than 1 MiB; split it"):
+            list(read_rows([(path.name, path)]))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('[{"a": 1},\n{"a": 2}]', "a.jsonl, line 1: not JSON"),
+        ("[\n", "a.jsonl, line 1: not JSON"),
+        ('[{"a": 1}, {"a": 2}]\n', "a.jsonl, line 1: a list, but each row must be an object with columns"),
+    ],
+)
+def test_a_list_among_lines_is_reported_with_the_name_it_should_have(
+    tmp_path: Path, content: str, sentence: str
+) -> None:
+    """On one line or on several."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DatasetError) as caught:
+        list(read_rows([("a.jsonl", path)]))
+    assert str(caught.value).startswith(sentence)
+    assert "the file begins a list: let its name end in .json" in str(caught.value)
 
 
 @pytest.mark.parametrize(

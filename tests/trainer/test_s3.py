@@ -9,6 +9,7 @@ from pathlib import Path
 import minio
 import pytest
 from tests.trainer import servers, tiny
+from tests.trainer.conftest import make_config
 from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
@@ -17,9 +18,11 @@ from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifes
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
+from lora_trainer.data.dataset_files import locate
 from lora_trainer.errors import (
     AccessDeniedError,
     ConfigError,
+    DatasetError,
     NotFoundError,
     StorageError,
     TrainerError,
@@ -420,6 +423,21 @@ def test_data_is_an_object_or_the_tables_of_a_folder(proxy: Proxy, tmp_path: Pat
     with pytest.raises(NotFoundError) as caught:
         fetch_data(S3Uri(bucket="models", key="nothing"), Role.DATASET, tuple, variables)
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
+
+
+def test_a_folder_of_a_bucket_that_would_be_read_in_part_is_refused(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio
+) -> None:
+    """Compressed rows are read; what is of no kind that is read is named before anything is fetched."""
+    rows = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.chats(3))
+    hub = Hub(environment=environment(proxy, tmp_path / "home"))
+    dataset = make_config(dataset={"uri": "s3://models/parts"}).dataset
+    for key in ("parts/a.jsonl", "parts/b.jsonl.gz"):
+        admin.fput_object("models", key, str(rows))
+    assert [name for name, _ in locate(dataset, Volumes(), hub)] == ["a.jsonl", "b.jsonl.gz"]
+    admin.fput_object("models", "parts/c.jsonl.bz2", str(rows))
+    with pytest.raises(DatasetError, match=r"^dataset\.uri is s3://models/parts: c\.jsonl\.bz2 would be left out"):
+        locate(dataset, Volumes(), hub)
 
 
 def test_an_address_of_the_server_with_a_password_is_refused_without_showing_it() -> None:

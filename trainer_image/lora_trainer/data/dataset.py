@@ -86,6 +86,7 @@ class _Counts:
     lost: int = 0
     cut_tokens: int = 0
     cut_targets: int = 0
+    apart: int = 0
     whole: str | None = None
 
     def add(self, batch: Batch, block: Block, training: Mask) -> Mask:
@@ -95,6 +96,7 @@ class _Counts:
         self.lost += int(np.count_nonzero(~kept))
         self.cut_tokens += int(block.cut_tokens.sum())
         self.cut_targets += int(block.cut_targets.sum())
+        self.apart += int(block.apart.sum())
         if self.whole is None:
             whole = np.flatnonzero(kept & training & ~block.truncated)
             self.whole = batch.samples[int(whole[0])].where if len(whole) else None
@@ -153,6 +155,13 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Da
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
     targets = int(training.targets.sum() + evaluation.targets.sum())
     _check(samples, training, counts, targets, encoder)
+    if counts.apart:
+        log.info(
+            "%d of %d rows: prompt and answer are tokenized apart, since the prompt has other tokens alone, as at "
+            "inference, than before the answer",
+            counts.apart,
+            counts.rows,
+        )
     stats = DatasetStats(
         train_samples=len(training),
         validation_samples=len(evaluation),

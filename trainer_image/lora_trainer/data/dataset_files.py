@@ -1,5 +1,6 @@
 """Where the rows of a run lie: the address of a data set to local files, each with the name to show in messages."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -7,17 +8,21 @@ from pathlib import Path, PurePosixPath
 from lora_trainer.contract.config import DatasetConfig
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, parse_uri
-from lora_trainer.data.rows import SUFFIXES
+from lora_trainer.data.file_kinds import ENDINGS, file_kind, holds_unread_rows, may_hold_rows, some
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes, plain_files, readable
 
+log = logging.getLogger(__name__)
+
 Files = tuple[tuple[str, Path], ...]
 """The name to show and the path of each file, in the order in which they are read."""
 
+_MOVE = "convert what belongs to the data, and move the rest out of the folder"
+_COPY = "copy the files that you want, converted to one of these, to a volume or a bucket"
 _METADATA = frozenset({"dataset_infos.json", "dataset_info.json", "state.json", "config.json"})
-_SHARD = re.compile(r"(?:.*/)?(?P<split>[A-Za-z0-9_.]+?)-\d+-of-\d+(?:-[0-9a-f]+)?\.[a-z]+", re.IGNORECASE)
+_SHARD = re.compile(r"(?:.*/)?(?P<split>[A-Za-z0-9_.]+?)-\d+-of-\d+(?:-[0-9a-f]+)?(?:\.[a-z0-9]+)+", re.IGNORECASE)
 _WORDS = {
     "train": "train(?:ing|set|data|split)?",
     "validation": "(?:val|valid|validation|dev|development|eval|evaluation)(?:set|data|split)?",
@@ -51,6 +56,8 @@ def _files(role: Role, address: str, splits: Sequence[str], volumes: Volumes, hu
         path = volumes.config_map_path(uri)
         if not path.is_file():
             raise _missing(role, address, f"the ConfigMap has no key {uri.key}: there is no file {path}")
+        if holds_unread_rows(uri.key):
+            raise _unread(uri)
         return ((uri.key, path),)
     if isinstance(uri, ClaimUri):
         with readable(f"{role.field} is {uri}"):
@@ -67,12 +74,13 @@ def _bucket_files(role: Role, uri: S3Uri, hub: Hub) -> Files:
     from lora_trainer.places.s3_source import fetch_data  # noqa: PLC0415 - a quarter second that other runs do not pay
 
     def tables(names: Sequence[str]) -> tuple[str, ...]:
-        found = tuple(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
+        found = tuple(name for name in names if file_kind(name))
         if not found:
             raise DatasetError(
-                f"{role.field} is {uri}: it holds no {', '.join(SUFFIXES)} file (found {_some(names)}); "
+                f"{role.field} is {uri}: it holds no file that ends in {ENDINGS} (found {some(names)}); "
                 "convert it to Parquet or JSONL"
             )
+        _check_folder(role, uri, names)
         return found
 
     fetched = fetch_data(uri, role, tables, hub.environment)
@@ -91,17 +99,46 @@ def _claim_files(role: Role, uri: ClaimUri, volumes: Volumes) -> Files:
     if volumes.claim_missing(uri):
         raise _missing(role, str(uri), volumes.not_mounted(uri))
     if path.is_dir():
-        files = tuple(file for file in plain_files(path, str(uri)) if file.suffix.lower() in SUFFIXES)
+        present = plain_files(path, str(uri))
+        files = tuple(file for file in present if file_kind(file.name))
         if not files:
-            raise _missing(role, str(uri), f"the folder holds no {', '.join(SUFFIXES)} file")
+            raise _missing(
+                role,
+                str(uri),
+                f"the folder holds no file that ends in {ENDINGS} (found {some(f.name for f in present)})",
+            )
+        folders = [f"{entry.name}/" for entry in sorted(path.iterdir()) if entry.is_dir()]
+        _check_folder(role, uri, [file.name for file in present], folders)
         return tuple((file.name, file) for file in files)
     if not path.exists():
         raise _missing(role, str(uri), "there is no such file")
     if not path.is_file():
         raise ConfigError(f"{role.field} is {uri}: must be a file or a folder of files")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DatasetError(f"{uri}: files end in {', '.join(SUFFIXES)}; save the data as JSONL, JSON, CSV or Parquet")
+    if not file_kind(path.name):
+        raise _unread(uri)
     return ((path.name, path),)
+
+
+def _unread(uri: ClaimUri | ConfigMapUri) -> DatasetError:
+    return DatasetError(f"{uri}: files end in {ENDINGS}; save the data as JSONL, JSON, CSV or Parquet")
+
+
+def _check_folder(role: Role, uri: ClaimUri | S3Uri, names: Sequence[str], folders: Sequence[str] = ()) -> None:
+    kept_by_others = (".", "lost+found")
+    doubtful = [name for name in names if may_hold_rows(name)]
+    doubtful += [name for name in folders if not name.startswith(kept_by_others)]
+    _check_left_out(names, doubtful, f"{role.field} is {uri}", _MOVE)
+
+
+def _check_left_out(names: Iterable[str], doubtful: Sequence[str], where: str, remedy: str) -> None:
+    """Nobody is to train on a part of the data without knowing. Raises `DatasetError`."""
+    left_out = [name for name in names if holds_unread_rows(name)]
+    if left_out:
+        raise DatasetError(
+            f"{where}: {some(left_out)} would be left out, since what is read ends in {ENDINGS}; {remedy}"
+        )
+    if doubtful:
+        log.warning("%s: not read: %s; names of files that are read end in %s", where, some(doubtful), ENDINGS)
 
 
 def _missing(role: Role, address: str, what: str) -> NotFoundError:
@@ -112,24 +149,29 @@ def choose_split(names: Sequence[str], splits: Sequence[str], *, where: str) -> 
     """Of a repository's files those of the first of `splits` that there is. Raises `DatasetError`.
 
     Shards (`data/train-00000-of-00005.parquet`) name their split exactly. Other files are known by whole words in their
-    paths; for the split train, files that are named for no split at all count where none is named so.
+    paths; for the split train, files that are named for no split at all count where none is named so. A split is
+    refused of which a file would be left out, since it is of a kind that is not read.
     """
-    tables = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    tables = [name for name in names if file_kind(name) or holds_unread_rows(name)]
     tables = [name for name in tables if PurePosixPath(name).name not in _METADATA]
-    if not tables:
+    if not any(file_kind(name) for name in tables):
         raise DatasetError(
-            f"{where}: it holds no {', '.join(SUFFIXES)} file (found {_some(names)}); "
+            f"{where}: it holds no file that ends in {ENDINGS} (found {some(names)}); "
             "convert it to Parquet or JSONL and upload that, or put it on a volume"
         )
     shards = {name: match["split"] for name in tables if (match := _SHARD.fullmatch(name))}
+    if not any(file_kind(name) for name in shards):
+        shards = {}
     for split in splits:
         chosen = [name for name in shards if shards[name] == split] if shards else _by_words(tables, split)
         if chosen:
+            doubtful = [] if shards else _by_words([name for name in names if may_hold_rows(name)], split)
+            _check_left_out(chosen, doubtful, f"{where}, split {split}", _COPY)
             _check_one_subset(chosen if shards else (), where)
             return tuple(chosen)
     raise DatasetError(
         f"{where}: it has no split {' or '.join(splits)}; "
-        + (f"its splits are {_some(sorted(set(shards.values())))}" if shards else f"its files are {_some(tables)}")
+        + (f"its splits are {some(sorted(set(shards.values())))}" if shards else f"its files are {some(tables)}")
         + ("; set dataset.split to one of them" if len(splits) == 1 else "; name the file itself on a volume")
     )
 
@@ -151,10 +193,6 @@ def _check_one_subset(shards: Iterable[str], where: str) -> None:
     subsets = sorted({str(PurePosixPath(name).parent) for name in shards})
     if len(subsets) > 1:
         raise DatasetError(
-            f"{where}: it holds several subsets ({_some(subsets)}), and an address cannot choose one; "
+            f"{where}: it holds several subsets ({some(subsets)}), and an address cannot choose one; "
             "copy the files of one subset to a volume or a bucket"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"

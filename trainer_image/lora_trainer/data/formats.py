@@ -108,14 +108,16 @@ def parse(row: Row, layout: Layout) -> Sample | None:
     if layout.kind is DatasetFormat.MESSAGES:
         messages = _turns(row, layout, "messages", learned=True) or ()
     elif layout.kind is DatasetFormat.INSTRUCTION:
-        question, extra = _text(row, layout, "instruction"), _optional_text(row, layout, "input")
+        answer = _answer(_text(row, layout, "output"))
+        question, extra = _prompt(row, layout, "instruction", answer), _optional_text(row, layout, "input")
         question = f"{question}\n\n{extra}" if extra.strip() else question
-        messages = (Message(role="user", content=question), _answer(_text(row, layout, "output")))
+        messages = (Message(role="user", content=question), answer)
     else:
         prompt, completion = (_turns(row, layout, role, learned=role == "completion") for role in _EXCHANGE)
         verbatim = layout.verbatim and prompt is None and completion is None
-        spoken = (Message(role="user", content=_text(row, layout, "prompt")),) if prompt is None else prompt
-        messages = spoken + ((_answer(_text(row, layout, "completion")),) if completion is None else completion)
+        answers = (_answer(_text(row, layout, "completion")),) if completion is None else completion
+        asked = (Message(role="user", content=_prompt(row, layout, "prompt", *answers)),) if prompt is None else prompt
+        messages = asked + answers
     system = _optional_text(row, layout, "system")
     if system.strip() and not any(message.role == "system" for message in messages[:1]):
         messages, verbatim = (Message(role="system", content=system), *messages), False
@@ -196,6 +198,16 @@ def _text(row: Row, layout: Layout, role: str) -> str:
     if not isinstance(value, str):
         raise DatasetError(f"{row.where}: field '{layout.columns[role]}' is a {type(value).__name__}, but must be text")
     return value
+
+
+def _prompt(row: Row, layout: Layout, role: str, *answers: Message) -> str:
+    """The text of a prompt, which may be empty and not null where an answer to it is learned."""
+    if _value(row, layout, role) is None and any(answer.is_answer for answer in answers):
+        raise DatasetError(
+            f"{row.where}: field '{layout.columns[role]}' is null, but must be text: write the prompt, or an empty "
+            "text where the answer is to be learned without one"
+        )
+    return _text(row, layout, role)
 
 
 def _optional_text(row: Row, layout: Layout, role: str) -> str:

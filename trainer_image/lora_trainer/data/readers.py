@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_trainer.data.file_kinds import FileKind, file_kind
 from lora_trainer.data.rows import Row, Selection
 from lora_trainer.data.text_files import read_text
+from lora_trainer.data.text_streams import open_text
 
 _CHUNK_BYTES = 2**20
+_UNNAMED = FileKind(suffix=".jsonl")
+"""A ConfigMap's key need not end in anything."""
 
 
 def read_rows(
@@ -29,13 +33,14 @@ def read_rows(
     for name, path in files:
         if selection.finished:
             return
-        if path.suffix.lower() == ".parquet":
+        kind = file_kind(path.name) or _UNNAMED
+        if kind.suffix == ".parquet":
             from lora_trainer.data.parquet import read_parquet  # noqa: PLC0415 - Arrow takes a second to import
 
             yield from read_parquet(name, path, selection, columns, batch_rows)
         else:
-            with path.open("rb") as file:
-                yield from read_text(name, path.suffix.lower(), file, selection)
+            with open_text(name, path, kind) as file:
+                yield from read_text(name, kind.suffix, file, selection)
 
 
 def fingerprint(*groups: Sequence[tuple[str, Path]]) -> str:

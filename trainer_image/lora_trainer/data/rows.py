@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from lora_trainer.errors import DatasetError
 
 MAX_ROW_BYTES = 16 * 2**20
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

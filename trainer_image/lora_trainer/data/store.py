@@ -141,7 +141,7 @@ class Examples(Sequence[Example]):
 class Block:
     """Some rows packed for a store: their `tokens` one after the other, and for each row its lengths and flags.
 
-    `cut_tokens` and `cut_targets` are what did not fit into the longest length.
+    `cut_tokens` and `cut_targets` are what did not fit into the longest length, `apart` is as in `Encoded`.
     """
 
     tokens: NDArray[np.uint32]
@@ -150,6 +150,7 @@ class Block:
     truncated: NDArray[np.bool_]
     cut_tokens: NDArray[np.int64]
     cut_targets: NDArray[np.int64]
+    apart: NDArray[np.bool_]
 
     @classmethod
     def of(cls, rows: Sequence[Encoded]) -> "Block":
@@ -162,6 +163,7 @@ class Block:
             truncated=np.array([example.truncated for example in examples], np.bool_),
             cut_tokens=np.array([row.cut_tokens for row in rows], np.int64),
             cut_targets=np.array([row.cut_targets for row in rows], np.int64),
+            apart=np.array([row.apart for row in rows], np.bool_),
         )
 
     def select(self, chosen: NDArray[np.bool_]) -> "Block":
@@ -173,6 +175,7 @@ class Block:
             truncated=self.truncated[chosen],
             cut_tokens=self.cut_tokens[chosen],
             cut_targets=self.cut_targets[chosen],
+            apart=self.apart[chosen],
         )
 
 

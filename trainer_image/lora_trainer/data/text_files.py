@@ -11,6 +11,7 @@ from lora_trainer.data.rows import Row, Selection, too_long
 from lora_trainer.errors import DatasetError
 
 _CHUNK_BYTES = 2**20
+_NO_LIST = "the file begins a list: let its name end in .json, or write one JSON object a line"
 
 
 def read_text(name: str, suffix: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
@@ -44,12 +45,14 @@ def _not_utf8(where: str, error: UnicodeDecodeError) -> DatasetError:
 
 
 def _json_lines(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
+    is_list: bool | None = None
     for line, raw in _lines(name, file):
         data = raw.strip()
         if not data:
             continue
         if selection.finished:
             return
+        is_list = data.startswith(b"[") if is_list is None else is_list
         number = selection.take()
         if number is None:
             continue
@@ -57,7 +60,10 @@ def _json_lines(name: str, file: BufferedReader, selection: Selection) -> Iterat
         try:
             item = json.loads(_decode(where, data))
         except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{where}: not JSON ({_reason(error)}); write one JSON object a line") from error
+            remedy = _NO_LIST if is_list else "write one JSON object a line"
+            raise DatasetError(f"{where}: not JSON ({_reason(error)}); {remedy}") from error
+        if is_list and isinstance(item, list):
+            raise DatasetError(f"{where}: a list, but each row must be an object with columns; {_NO_LIST}")
         yield _object(number, where, item, check=b"\\u" in data)
 
 

@@ -1,4 +1,4 @@
-"""Samples to token ids and labels: the chat template, the boundary between prompt and answer, the end-of-turn token."""
+"""Samples to token ids and labels: the chat template, the end-of-turn token, the longest length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_trainer.contract.config import LossOn
+from lora_trainer.data.boundaries import Boundaries, Tokens
 from lora_trainer.data.chat import Renderer, Text
 from lora_trainer.data.formats import Sample
 
@@ -36,11 +37,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """An example and what did not fit into it: tokens, and those of them that would have been learned."""
+    """An example and what did not fit into it: tokens, and those of them that would have been learned.
+
+    `apart` is whether prompt and answer were not tokenized in one piece.
+    """
 
     example: Example
     cut_tokens: int
     cut_targets: int
+    apart: bool = False
 
 
 class Encoder:
@@ -52,6 +57,7 @@ class Encoder:
         self.max_length = max_length
         self.stop_ids = frozenset(stop_ids)
         self.starts_with_bos = _starts_with_bos(tokenizer)
+        self._boundaries = Boundaries(tokenizer)
         self._renderer = Renderer(tokenizer, learn_all=loss_on is LossOn.ALL, starts_with_bos=self.starts_with_bos)
         self.has_template = self._renderer.has_template
         self.template = self._renderer.template
@@ -63,13 +69,15 @@ class Encoder:
     def encode_all(self, samples: Sequence[Sample]) -> list[Encoded]:
         """The same for many samples, in several threads. Raises `DatasetError` for the first that cannot be encoded."""
         texts = self._renderer.render(samples)
-        return [self._encoded(text, *found) for text, found in zip(texts, self._tokenize(texts), strict=True)]
+        found = self._boundaries.tokenize(texts)
+        return [self._encoded(text, tokens) for text, tokens in zip(texts, found, strict=True)]
 
     def learns_to_stop(self, example: Example) -> bool:
         """Whether the last token is learned and ends a turn."""
         return int(example.labels[-1]) in self.stop_ids
 
-    def _encoded(self, text: Text, ids: NDArray[np.int64], learned: NDArray[np.bool_]) -> Encoded:
+    def _encoded(self, text: Text, tokens: Tokens) -> Encoded:
+        ids, learned = tokens.ids, tokens.learned
         before = [self.tokenizer.bos_token_id] if not text.templated and self.starts_with_bos else []
         # Without an end-of-sequence token from the template one is added, so that the model learns to stop.
         eos = self.tokenizer.eos_token_id
@@ -84,65 +92,11 @@ class Encoder:
             input_ids=ids[:keep], labels=np.where(learned[:keep], ids[:keep], IGNORED), truncated=len(ids) > keep
         )
         return Encoded(
-            example=example, cut_tokens=len(ids) - example.length, cut_targets=int(np.count_nonzero(learned[keep:]))
+            example=example,
+            cut_tokens=len(ids) - example.length,
+            cut_targets=int(np.count_nonzero(learned[keep:])),
+            apart=tokens.apart,
         )
-
-    def _tokenize(self, texts: Sequence[Text]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-        """Tokens of each text, and whether each is learned.
-
-        A text is tokenized whole where no token crosses a boundary; where one would (an answer that begins with the
-        rest of a prompt's last token), each piece is tokenized alone, since at inference the prompt is, too.
-        """
-        if not self.tokenizer.is_fast:
-            return [self._piecewise(text) for text in texts]
-        encodings = self._batch([text.text for text in texts])
-        found = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            ids = np.array(encoding.ids, np.int64)
-            learned = self._learned(text, encoding, ids)
-            found.append((ids, learned) if learned is not None else self._piecewise(text))
-        return found
-
-    def _batch(self, texts: list[str]) -> list[Any]:
-        # The tokenizer's own call would make lists of every token's type, mask and offsets.
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        encodings: list[Any] = backend.encode_batch(texts, add_special_tokens=False)
-        return encodings
-
-    def _learned(self, text: Text, encoding: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        learned = np.zeros(len(ids), np.bool_)
-        for start, end in text.learned:
-            first, last = (self._boundary(text.text, place, encoding, ids) for place in (start, end))
-            if first is None or last is None:
-                return None
-            learned[first:last] = True
-        return learned
-
-    def _boundary(self, text: str, place: int, encoding: Any, ids: NDArray[np.int64]) -> int | None:
-        """How many tokens the text before `place` has, or None where a token crosses it."""
-        if place in (0, len(text)):
-            return 0 if place == 0 else len(ids)
-        token = encoding.char_to_token(place)
-        if token is None or encoding.char_to_token(place - 1) is None:
-            # Some tokenizers count a token's blank for no token: only the beginning itself shows where it ends.
-            prompt = self._batch([text[:place]])[0].ids
-            return len(prompt) if ids[: len(prompt)].tolist() == prompt else None
-        return int(token) if encoding.token_to_chars(token)[0] == place else None
-
-    def _piecewise(self, text: Text) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        ids: list[int] = []
-        learned: list[bool] = []
-        position = 0
-        ends = [(end, is_learned) for span in text.learned for end, is_learned in zip(span, (False, True), strict=True)]
-        for end, is_learned in [*ends, (len(text.text), False)]:
-            piece = text.text[position:end]
-            found = self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-            ids += found
-            learned += [is_learned] * len(found)
-            position = end
-        return np.array(ids, np.int64), np.array(learned, np.bool_)
 
 
 def _starts_with_bos(tokenizer: Any) -> bool:
