@@ -1,7 +1,7 @@
 """A run without a cluster: the manifest that `kubectl apply` takes, and a summary for a person."""
 
 import json
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -16,6 +16,8 @@ from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import command, merged_command
 from lora_trainer.training.checkpoint import RUN_FILE, newest_of
+
+_COPY = "path/of/its/copy"
 
 
 def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
@@ -99,7 +101,8 @@ def _artifact(artifact: Artifact, ending: Ending) -> tuple[str, ...]:
                 f'  model = PeftModel.from_pretrained(base, "{place}")',
             ),
         )
-    return (f"{what}: {ending.folder or artifact.uri} ({size})", "Load it:", *load, *_serve(artifact, place))
+    where = f"{what}: {ending.folder or artifact.uri} ({size})"
+    return (where, "Load it:", *load, *_serve(artifact, place, ending.folder))
 
 
 def _place(artifact: Artifact, ending: Ending) -> str:
@@ -107,20 +110,27 @@ def _place(artifact: Artifact, ending: Ending) -> str:
     if ending.folder is not None:
         return str(ending.folder)
     uri = parse_uri(artifact.uri)
-    return uri.repo if isinstance(uri, HubUri) else "path/of/its/copy"
+    return uri.repo if isinstance(uri, HubUri) else _COPY
 
 
-def _serve(artifact: Artifact, place: str) -> tuple[str, ...]:
+def _serve(artifact: Artifact, place: str, folder: Path | None) -> tuple[str, ...]:
     if artifact.format == Form.MERGED:
         return ("Serve it:", f"  {merged_command(place)}")
     # Flags, or else the reason why there are none.
     servable = artifact.serving.startswith("--")
     serving = Serving(servable=servable, text=artifact.serving, rank=artifact.rank)
-    base = "path/of/the/base/model" if artifact.base_revision.startswith("sha256:") else artifact.base_model
-    name = PurePosixPath(artifact.uri).name.partition(":")[0]
-    typed = command(serving, base_model=base, name=name, path=place)
-    lines: tuple[str, ...]
-    lines = (f"vLLM cannot serve the adapter: {serving.text}",) if typed is None else ("Serve it:", f"  {typed}")
+    typed = command(
+        serving,
+        base_model=artifact.base_model,
+        base_revision=artifact.base_revision,
+        name=PurePosixPath(artifact.uri).name.partition(":")[0],
+        path=place,
+        folder=str(folder or _COPY),
+    )
+    lines: tuple[str, ...] = (f"vLLM cannot serve the adapter: {serving.text}",)
+    if typed is not None:
+        needs = f" ({artifact.serving_needs} or later)" if artifact.serving_needs else ""
+        lines = (f"Serve it{needs}:", f"  {typed}")
     if artifact.format == Form.BOTH:
         lines += ("Serve the merged model:", f"  {merged_command(f'{place}/{MERGED_FOLDER}')}")
     return lines

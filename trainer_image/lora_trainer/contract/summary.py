@@ -95,7 +95,8 @@ class Artifact:
     registry it is the digest of the artefact's manifest there, by which it can be pulled.
 
     `format` is peft, merged or peft+merged; `rank` that of the written adapter. `serving` are the flags with which vLLM
-    serves it, or where `servable` is false the reason why it cannot.
+    serves it, with paths relative to the result, or where `servable` is false the reason why it cannot; `serving_needs`
+    is the oldest release that serves it rightly, where not any does.
     """
 
     uri: str
@@ -107,6 +108,7 @@ class Artifact:
     rank: int
     servable: bool
     serving: str = ""
+    serving_needs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
