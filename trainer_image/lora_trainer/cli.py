@@ -25,6 +25,7 @@ from lora_trainer.host.guard import guarded
 from lora_trainer.host.launch import grace_s
 from lora_trainer.host.supervisor import Ending, Settings, Supervisor
 from lora_trainer.local_run import last_uid, load_manifest, show_summary
+from lora_trainer.manifest_file import MOST_CHARACTERS
 from lora_trainer.places.publishing import publish_folder
 from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS, Volumes
 from lora_trainer.ranks import logs
@@ -196,7 +197,8 @@ def _make_output_claim(config: TrainConfig, claims: Path) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as stream:
+            return stream.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {one_sentence(error)}") from error
 

@@ -3,15 +3,14 @@
 import json
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadable
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, checkpoint_claim, train_config
+from lora_trainer.contract.manifest import ManifestError, RunOptions, checkpoint_claim, train_config
 from lora_trainer.contract.summary import Artifact, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
+from lora_trainer.manifest_file import one_resource, read_documents
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import command, merged_command
@@ -25,17 +24,11 @@ def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
 
     Without a cluster a GPU cannot be given or withheld: the run takes one if there is one, else the CPU.
     """
+    manifest = one_resource(read_documents(text, name), name)
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
-    tunes = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
-    if len(tunes) != 1:
-        raise ConfigError(f"{name} holds {len(tunes)} resources of kind {KIND}: must hold one ({API_VERSION})")
-    try:
-        return train_config(tunes[0], RunOptions(uid=uid, allow_cpu=True, strict=True))
+        return train_config(manifest, RunOptions(uid=uid, allow_cpu=True, strict=True))
     except ManifestError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def last_uid(config: TrainConfig, volumes: Volumes) -> str:
