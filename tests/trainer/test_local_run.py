@@ -7,7 +7,7 @@ import pytest
 from tests.trainer.test_artifact import filled
 
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, Summary, Verification
+from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, SavedState, Summary, Verification
 from lora_trainer.host.supervisor import Ending
 from lora_trainer.local_run import show_summary
 from lora_trainer.result.serving import TEMPLATE
@@ -36,6 +36,25 @@ def ending(*, folder: Path | None = Path("/c/out"), **values: Any) -> Ending:
 
 
 ADAPTER = f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 8 --lora-modules tone="
+
+
+@pytest.mark.parametrize(
+    ("reason", "step", "text"),
+    [
+        (Reason.EVICTED, None, "Interrupted. No step was saved: the same command starts anew."),
+        (
+            Reason.EVICTED,
+            7,
+            "Interrupted.\nStep 7 is saved: the same command with --resume goes on from there.",
+        ),
+        (Reason.STORAGE_FULL, None, "StorageFull: no room (exit code 143)"),
+    ],
+)
+def test_a_run_that_was_stopped_says_what_is_saved(reason: Reason, step: int | None, text: str) -> None:
+    """Nobody was evicted from a laptop."""
+    checkpoint = None if step is None else SavedState(uri="pvc://a/step", step=step)
+    stopped = Ending(code=143, summary=Summary(reason=reason, message="no room", checkpoint=checkpoint))
+    assert show_summary(stopped) == text
 
 
 @pytest.mark.parametrize(

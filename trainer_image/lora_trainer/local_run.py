@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadable
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import ManifestError, RunOptions, checkpoint_claim, train_config
+from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
@@ -53,11 +54,19 @@ def show_summary(ending: Ending) -> str:
     """What came out of it, in a few lines."""
     summary = ending.summary
     if not summary.succeeded or summary.results is None or summary.artifact is None:
-        ended = f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
-        if summary.checkpoint is None:
-            return ended
-        return f"{ended}\nStep {summary.checkpoint.step} is saved: the same command with --resume goes on from there."
+        return _ended_early(ending)
     return "\n".join((*_losses(summary), *_artifact(summary.artifact, ending)))
+
+
+def _ended_early(ending: Ending) -> str:
+    summary = ending.summary
+    interrupted = summary.reason is Reason.EVICTED
+    # What stops a run here is a person at a terminal: nothing was evicted.
+    ended = "Interrupted." if interrupted else f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
+    if summary.checkpoint is not None:
+        step = summary.checkpoint.step
+        return f"{ended}\nStep {step} is saved: the same command with --resume goes on from there."
+    return f"{ended} No step was saved: the same command starts anew." if interrupted else ended
 
 
 def _losses(summary: Summary) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 from lora_trainer.errors import VerificationError, storage_error
-from lora_trainer.places.base import model_files
+from lora_trainer.places.model_folder import model_files
 from lora_trainer.result.serving import TEMPLATE, scale
 
 log = logging.getLogger(__name__)
