@@ -65,7 +65,8 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows.
+    """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows; `train_loss` is that
+    of the training rows over the last tenth of the steps, at most 1000 of them.
 
     Standard errors are over rows: of each mean, and of the paired difference before - after.
     Without held-out rows the evaluation uses training rows and `held_out` is false.
