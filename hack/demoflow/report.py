@@ -71,7 +71,7 @@ def whereabouts(artifact: dict[str, Any], folder: str | None) -> str:
 def next_steps(artifact: dict[str, Any], folder: str | None, *, model: str, name: str, namespace: str) -> str:
     """Return commands for this adapter: use it, serve it, look closer, clean up. `model` is a folder or a Hub name."""
     place = folder or "./adapter"
-    rank = int(artifact.get("rank", 16))
+    revision = "" if model.startswith("/") else f" --revision {artifact['baseRevision']}"
     lines = ["Next:"]
     if folder is None:
         lines.append(f"  copy it from the claim to {place} first, with a pod that mounts the claim")
@@ -82,14 +82,9 @@ def next_steps(artifact: dict[str, Any], folder: str | None, *, model: str, name
         f'  base = AutoModelForCausalLM.from_pretrained("{model}")',
         f'  model = PeftModel.from_pretrained(base, "{place}")',
         "  # serve it on a GPU",
-        f"  vllm serve {model} --enable-lora --max-lora-rank {_served_rank(rank)} --lora-modules {name}={place}",
+        f"  vllm serve {model}{revision} {artifact['serving']} --lora-modules {name}={place}",
         "  # look closer",
         f"  kubectl -n {namespace} describe lft {name}",
         f"  kubectl -n {namespace} get lft {name} -o yaml",
     ]
     return "\n".join(lines)
-
-
-def _served_rank(rank: int) -> int:
-    """Return the smallest value that vLLM takes for --max-lora-rank and that is enough."""
-    return next((limit for limit in (8, 16, 32, 64, 128, 256, 320) if limit >= rank), 512)

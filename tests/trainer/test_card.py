@@ -15,6 +15,7 @@ from lora_trainer.artifact.manifest import Form, Manifest, MergedModel, Serving
 from lora_trainer.contract.config import Init, TrainConfig
 from lora_trainer.result.card import model_card as card_of
 from lora_trainer.result.hyperparameters import camel_case, cell, leaves
+from lora_trainer.result.serving import TEMPLATE
 
 SERVING = Serving(servable=True, text="--enable-lora --max-lora-rank 16", rank=9)
 
@@ -126,7 +127,7 @@ def test_addresses_that_are_none_of_the_hub_stay_out_of_the_front_matter() -> No
         (
             Form.ADAPTER,
             (
-                "vllm serve org/tiny --enable-lora --max-lora-rank 16 --lora-modules tiny=path/of/this/folder",
+                f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 16 --lora-modules tiny=path/",
                 "PeftModel",
             ),
             ("merged",),
@@ -161,7 +162,15 @@ def test_an_adapter_that_vllm_cannot_serve_says_so() -> None:
 def test_a_template_that_the_base_model_lacks_is_explained(template: bool) -> None:
     """Without it a server refuses chats, or another one's headings meet the adapter."""
     card = model_card(manifest(), template=template)
-    assert ("--chat-template path/of/this/folder/chat_template.jinja" in card) is template
+    assert ("The base model has no chat template." in card) is template
+
+
+def test_the_command_of_the_card_has_the_template_and_the_release_that_it_needs() -> None:
+    """For an adapter whose modules have factors of their own, on a base without a template."""
+    judged = Serving(servable=True, text=f"--enable-lora --chat-template {TEMPLATE}", rank=4, needs="vLLM 0.32")
+    card = model_card(dataclasses.replace(manifest(config=on_hub()), serving=judged))
+    assert "--chat-template path/of/this/folder/chat_template.jinja" in card
+    assert "This needs vLLM 0.32 or later: older releases ignore patterns of rank and alpha.\n\n```sh\nvllm" in card
 
 
 def test_a_converted_adapter_says_what_it_was_trained_as() -> None:

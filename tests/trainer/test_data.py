@@ -267,7 +267,7 @@ BAD_INPUT: list[tuple[Any, int, str]] = [
     (_bytes(b"[]", "a.json"), 65, "a.json has no rows"),
     (_bytes(b"text\n", "a.csv"), 65, "a.csv has no rows"),
     (_bytes(b"PAR1 and more", "a.parquet"), 65, "a.parquet: cannot be read as Parquet"),
-    (_numbers_in_parquet, 65, "train.parquet, row 1: field 'text' is a int, but must be text"),
+    (_numbers_in_parquet, 65, "train.parquet, row 1: field 'text' is a number, but must be text"),
     (
         _bytes(b'{"text": "a"}\n{"text": "b"\n'),
         65,

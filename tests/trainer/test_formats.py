@@ -221,7 +221,7 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
     ("kind", "values", "sentence"),
     [
         (DatasetFormat.INSTRUCTION, {"instruction": "q"}, "missing field 'output', which the format Instruction needs"),
-        (DatasetFormat.TEXT, {"text": 3}, "field 'text' is a int, but must be text"),
+        (DatasetFormat.TEXT, {"text": 3}, "field 'text' is a number, but must be text"),
         (
             DatasetFormat.PROMPT_COMPLETION,
             {"prompt": None, "completion": "a"},
@@ -229,12 +229,12 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
         ),
         (DatasetFormat.PROMPT_COMPLETION, {"prompt": None, "completion": CHAT}, "field 'prompt' is null"),
         (DatasetFormat.INSTRUCTION, {"instruction": None, "input": "i", "output": "a"}, "field 'instruction' is null"),
-        (DatasetFormat.MESSAGES, {"messages": "q"}, "messages is a str, but must be a list of messages, or"),
-        (DatasetFormat.MESSAGES, {"messages": ["q"]}, "messages[0] is a str, but must be an object"),
+        (DatasetFormat.MESSAGES, {"messages": "q"}, "messages is text, but must be a list of messages, or"),
+        (DatasetFormat.MESSAGES, {"messages": ["q"]}, "messages[0] is text, but must be an object"),
         (
             DatasetFormat.MESSAGES,
             {"messages": [{"role": "user"}]},
-            "messages[0] must have a content that is text, not a null",
+            "messages[0] must have a content that is text, not null",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_row_of_the_wrong_shape_is_reported(kind: DatasetFormat, values: dict[
 
 def test_an_input_that_is_no_text_is_refused() -> None:
     """It would be left out in silence."""
-    with pytest.raises(DatasetError, match=r"x\.jsonl, line 3: field 'input' is a int, but must be text"):
+    with pytest.raises(DatasetError, match=r"x\.jsonl, line 3: field 'input' is a number, but must be text"):
         parse(row(instruction="Add", input=3, output="a"), layout(DatasetFormat.INSTRUCTION))
 
 

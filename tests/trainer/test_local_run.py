@@ -7,9 +7,10 @@ import pytest
 from tests.trainer.test_artifact import filled
 
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, Summary, Verification
+from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, SavedState, Summary, Verification
 from lora_trainer.host.supervisor import Ending
 from lora_trainer.local_run import show_summary
+from lora_trainer.result.serving import TEMPLATE
 
 
 def ending(*, folder: Path | None = Path("/c/out"), **values: Any) -> Ending:
@@ -34,7 +35,26 @@ def ending(*, folder: Path | None = Path("/c/out"), **values: Any) -> Ending:
     return Ending(code=0, summary=summary, folder=folder)
 
 
-ADAPTER = "vllm serve org/tiny --enable-lora --max-lora-rank 8 --lora-modules tone="
+ADAPTER = f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 8 --lora-modules tone="
+
+
+@pytest.mark.parametrize(
+    ("reason", "step", "text"),
+    [
+        (Reason.EVICTED, None, "Interrupted. No step was saved: the same command starts anew."),
+        (
+            Reason.EVICTED,
+            7,
+            "Interrupted.\nStep 7 is saved: the same command with --resume goes on from there.",
+        ),
+        (Reason.STORAGE_FULL, None, "StorageFull: no room (exit code 143)"),
+    ],
+)
+def test_a_run_that_was_stopped_says_what_is_saved(reason: Reason, step: int | None, text: str) -> None:
+    """Nobody was evicted from a laptop."""
+    checkpoint = None if step is None else SavedState(uri="pvc://a/step", step=step)
+    stopped = Ending(code=143, summary=Summary(reason=reason, message="no room", checkpoint=checkpoint))
+    assert show_summary(stopped) == text
 
 
 @pytest.mark.parametrize(
@@ -46,6 +66,12 @@ ADAPTER = "vllm serve org/tiny --enable-lora --max-lora-rank 8 --lora-modules to
             {"servable": False, "serving": "no DoRA; merge"},
             ("vLLM cannot serve the adapter: no DoRA; merge",),
             ("vllm",),
+        ),
+        ({"serving_needs": "vLLM 0.32"}, ("Serve it (vLLM 0.32 or later):", ADAPTER), ()),
+        (
+            {"folder": None, "uri": "hf://me/tone", "serving": f"--enable-lora --chat-template {TEMPLATE}"},
+            ("--chat-template path/of/its/copy/chat_template.jinja --lora-modules tone=me/tone",),
+            (),
         ),
         ({"format": "merged", "serving": ""}, ("Merged model: /c/out", "vllm serve /c/out"), ("PeftModel", "lora-mod")),
         ({"format": "peft+merged"}, (f"{ADAPTER}/c/out", "vllm serve /c/out/merged", "PeftModel"), ()),

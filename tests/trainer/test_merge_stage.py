@@ -94,7 +94,7 @@ def test_a_result_can_be_the_merged_model_alone(adapter: tuple[Path, Volumes], t
 
 
 def test_people_merge_a_published_adapter_with_one_command(
-    adapter: tuple[Path, Volumes], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    adapter: tuple[Path, Volumes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Into a new folder; whatever else is there is left alone, and nothing half-made stays."""
     source, volumes = adapter
@@ -106,9 +106,9 @@ def test_people_merge_a_published_adapter_with_one_command(
     assert f"Serve it: vllm serve {tmp_path / 'model'}" in capsys.readouterr().out
     assert read_manifest(tmp_path / "model").format is Form.MERGED
     assert merge(source, tmp_path / "model") == 64
-    assert "something is there already; name a new folder" in caplog.text
+    assert "something is there already; name a new folder" in capsys.readouterr().err
     assert merge(tmp_path / "model", tmp_path / "other") == 64
-    assert "is a merged model already" in caplog.text
+    assert "is a merged model already" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 

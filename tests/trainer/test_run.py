@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -153,7 +154,9 @@ def test_a_local_run_that_was_interrupted_goes_on_with_resume(workplace: Workpla
         process.kill()
         process.communicate()
     assert process.returncode == ExitCode.TERMINATED
-    assert "the same command with --resume goes on from there" in printed
+    assert re.fullmatch(
+        r"Interrupted\.\nStep \d+ is saved: the same command with --resume goes on from there\.\n", printed
+    )
     again = workplace.run("-f", manifest, "--resume")
     assert again.status == 0, again.log
     assert again.summary.results is not None
@@ -223,10 +226,12 @@ def test_a_gpu_that_was_given_and_is_not_there_is_a_gpu_fault(workplace: Workpla
 
 
 @pytest.mark.fault("C5.before")
-def test_a_bad_data_set_ends_with_65_before_a_model_is_looked_for(workplace: Workplace) -> None:
+def test_a_bad_data_set_ends_with_65_before_a_model_is_loaded(workplace: Workplace) -> None:
     """File and line, no stack trace, nothing left on the claim."""
     (workplace.claims / "data/train.jsonl").write_text('{"messages": []}\nnonsense\n', encoding="utf-8")
-    done = workplace.run("-f", workplace.manifest_file(model={"uri": "pvc://models/none"}))
+    config = workplace.claims / "models/tiny/config.json"
+    config.write_text(json.dumps({**read_json(config), "model_type": "unknown"}), encoding="utf-8")
+    done = workplace.run("-f", workplace.manifest_file())
     assert (done.status, done.summary.reason) == (65, Reason.DATASET_INVALID)
     assert done.summary.message.startswith("train.jsonl, line 2: not JSON")
     assert "Traceback" not in done.log

@@ -13,7 +13,7 @@ from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 from torch import nn
 
-from lora_trainer import cli
+from lora_trainer import cli, commands
 from lora_trainer.artifact.manifest import MANIFEST, Manifest, file_entries, read_manifest
 from lora_trainer.ask import ask, show
 from lora_trainer.contract import codec
@@ -246,7 +246,7 @@ def test_asking_an_adapter_that_cannot_be_read_is_reported_in_one_line(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever PEFT raises."""
-    monkeypatch.setattr(cli, "stage_environment", dict[str, str])
+    monkeypatch.setattr(commands, "stage_environment", dict[str, str])
     (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
     arguments = [
         "ask",

@@ -115,8 +115,8 @@ def test_progress_without_a_number_keeps_the_rest() -> None:
 
 PROBLEMS = [
     ({"colour": 1}, "$.colour is unknown: the known keys are"),
-    ({"step": "3"}, "$.step is '3': must be a int"),
-    ({"step": True}, "$.step is True: must be a int"),
+    ({"step": "3"}, "$.step is '3': must be a whole number"),
+    ({"step": True}, "$.step is True: must be a whole number"),
     ({"phase": "Idle"}, "$.phase is 'Idle': must be one of Starting, Preparing"),
     ({"resolved": {"device": "cpu"}}, "$.resolved.compute_dtype is missing: it is required"),
     ({"resolved": []}, "$.resolved is []: must be an object"),

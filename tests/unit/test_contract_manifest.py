@@ -96,7 +96,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"model": {"uri": "hf://a/b@"}}, 'spec.model.uri is "hf://a/b@"', "after the @"),
     ({"model": {"uri": "hf://a/b@x..y"}}, 'spec.model.uri is "hf://a/b@x..y"', "after the @"),
     ({"model": {"uri": 7}}, "spec.model.uri is 7", "must be a string"),
-    ({"model": {"uri": "hf://a/b", "token": "x"}}, 'spec.model.token is "x"', "is not a field here"),
+    ({"model": {"uri": "hf://a/b", "token": "x"}}, 'spec.model.token is "x"', "there is no such field"),
     ({"model": {"uri": "hf://a/b", "secretRef": {"name": ""}}}, 'spec.model.secretRef.name is ""', "1 to 253"),
     (
         {"dataset": {"uri": "pvc://data/../secret"}},
@@ -177,9 +177,17 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"output": {"uri": "s3://A/b"}}, 'spec.output.uri is "s3://A/b"', "must name a bucket"),
     ({"output": {"uri": "oci://ghcr.io/A"}}, 'spec.output.uri is "oci://ghcr.io/A"', "repository in lower case"),
-    ({"training": {"learningrate": "1"}}, 'spec.training.learningrate is "1"', "known are activationCheckpointing"),
+    ({"training": {"colour": "1"}}, 'spec.training.colour is "1"', "known are activationCheckpointing"),
+    ({"training": {"learningrate": "1"}}, 'spec.training.learningrate is "1"', "did you mean learningRate?"),
+    ({"lora": {"rnak": 4}}, "spec.lora.rnak is 4", "did you mean rank?"),
+    ({"output": None, "ouptut": "pvc://a/b"}, 'spec.ouptut is "pvc://a/b"', "did you mean output?"),
+    (
+        {"model": {"uri": "hf://a/b", "secretRef": {"nam": "x"}}},
+        'spec.model.secretRef.nam is "x"',
+        "did you mean name?",
+    ),
     ({"resources": {"gpus": -1}}, "spec.resources.gpus is -1", "from 0 to"),
-    ({"colour": "red"}, 'spec.colour is "red"', "is not a field here"),
+    ({"colour": "red"}, 'spec.colour is "red"', "there is no such field"),
 ]
 
 
@@ -197,6 +205,43 @@ def test_kind_version_name_and_spec_are_checked() -> None:
     found = problems({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "Not A Name"}})
     assert [message.partition(" is ")[0] for message in found[:4]] == ["apiVersion", "kind", "metadata.name", "spec"]
     assert problems({**make_manifest(), "metadata": None})[0].startswith("metadata.name is missing")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"spce": "SPEC"}, "did you mean spec?"),
+        (
+            {"Metadata": {"name": "tone"}},
+            "there is no such field; did you mean metadata?",
+        ),
+        (
+            {"metadata": {"name": "tone", "lables": {}}},
+            "metadata.lables is {}: there is no such",
+        ),
+        ({"aipVersion": "v1"}, 'aipVersion is "v1": there is no such field; did you mean apiVersion?'),
+        ({"data": 1}, "data is 1: there is no such field; known are apiVersion, kind, metadata, spec, status"),
+        ({"spec": "text"}, 'spec is "text": must be an object with model, dataset and output'),
+        ({"metadata": []}, "metadata is []: must be an object"),
+    ],
+)
+def test_a_misspelt_field_outside_of_the_spec_gets_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    """That the right one is missing is the same mistake, and not said as well."""
+    manifest = make_manifest()
+    moved = {"spce": "spec", "Metadata": "metadata", "aipVersion": "apiVersion"}
+    for key, value in change.items():
+        manifest[key] = manifest["spec"] if value == "SPEC" else value
+        manifest.pop(moved.get(key, ""), None)
+    assert sentence in problems(manifest)[0]
+    assert len(problems(manifest)) == (2 if change.get("metadata") == [] else 1)
+
+
+def test_what_kubectl_prints_is_a_manifest() -> None:
+    """With what the API server adds to metadata, and the status."""
+    server = {"uid": "u", "resourceVersion": "1", "generation": 1, "managedFields": [], "creationTimestamp": "now"}
+    manifest = make_manifest()
+    printed = {**manifest, "metadata": {**manifest["metadata"], **server}, "status": {"phase": "x"}}
+    assert train_config(printed, OPTIONS) == train_config(manifest, OPTIONS)
 
 
 def test_without_strictness_unknown_fields_are_ignored() -> None:

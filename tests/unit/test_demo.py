@@ -149,12 +149,16 @@ def test_the_pod_that_asks_reads_the_adapter_from_its_claim() -> None:
     assert "HF_ENDPOINT" not in {variable["name"] for variable in plain}
 
 
-def test_the_next_steps_name_a_rank_that_vllm_accepts() -> None:
-    """The smallest sufficient value of --max-lora-rank."""
-    artifact = {"uri": "pvc://adapters/support-tone", "rank": 24}
+def test_the_next_steps_serve_the_adapter_as_the_status_says() -> None:
+    """With its flags, on the very base that it was made of; a folder of this machine has no revision."""
+    flags = "--enable-lora --max-lora-rank 32"
+    artifact = {"uri": "pvc://adapters/support-tone", "baseRevision": "c0ffee", "serving": flags}
     text = report.next_steps(artifact, "/data/support-tone", model="org/name", name="support-tone", namespace="demo")
-    assert "vllm serve org/name --enable-lora --max-lora-rank 32 --lora-modules support-tone=/data/support-tone" in text
+    typed = f"{flags} --lora-modules support-tone=/data/support-tone"
+    assert f"vllm serve org/name --revision c0ffee {typed}" in text
     assert 'PeftModel.from_pretrained(base, "/data/support-tone")' in text
+    local = report.next_steps(artifact, "/data/support-tone", model="/models/m", name="support-tone", namespace="demo")
+    assert f"vllm serve /models/m {typed}" in local
 
 
 def test_what_was_published_is_named_with_its_size_and_place() -> None:

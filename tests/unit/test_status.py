@@ -11,6 +11,7 @@ from tests.unit.builders import (
     NOW,
     ended_pod,
     finished_job,
+    make_artifact,
     make_finetune,
     make_job,
     make_results,
@@ -91,7 +92,7 @@ RESULTS = st.builds(
 STATS = st.builds(DatasetStats, **dict.fromkeys(DatasetStats.__annotations__, COUNT))
 ARTIFACT = st.builds(
     Artifact,
-    **dict.fromkeys(("uri", "digest", "format", "base_model", "base_revision", "serving"), TEXT),
+    **dict.fromkeys(("uri", "digest", "format", "base_model", "base_revision", "serving", "serving_needs"), TEXT),
     size_bytes=COUNT,
     rank=COUNT,
     servable=st.booleans(),
@@ -158,7 +159,8 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     )
     saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
     results = make_results(best_step=350, resumed_step=100)
-    pods = (ended_pod(0, make_summary(checkpoint=saved, results=results).to_message()),)
+    artifact = make_artifact(serving_needs="vLLM 0.32")
+    pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
     killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))

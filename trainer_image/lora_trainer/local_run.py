@@ -1,21 +1,23 @@
 """A run without a cluster: the manifest that `kubectl apply` takes, and a summary for a person."""
 
 import json
-from pathlib import PurePosixPath
-
-import yaml
+from pathlib import Path, PurePosixPath
 
 from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadable
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, checkpoint_claim, train_config
+from lora_trainer.contract.manifest import ManifestError, RunOptions, checkpoint_claim, train_config
+from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
+from lora_trainer.manifest_file import one_resource, read_documents
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import command, merged_command
 from lora_trainer.training.checkpoint import RUN_FILE, newest_of
+
+_COPY = "path/of/its/copy"
 
 
 def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
@@ -23,17 +25,11 @@ def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
 
     Without a cluster a GPU cannot be given or withheld: the run takes one if there is one, else the CPU.
     """
+    manifest = one_resource(read_documents(text, name), name)
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
-    tunes = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
-    if len(tunes) != 1:
-        raise ConfigError(f"{name} holds {len(tunes)} resources of kind {KIND}: must hold one ({API_VERSION})")
-    try:
-        return train_config(tunes[0], RunOptions(uid=uid, allow_cpu=True, strict=True))
+        return train_config(manifest, RunOptions(uid=uid, allow_cpu=True, strict=True))
     except ManifestError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def last_uid(config: TrainConfig, volumes: Volumes) -> str:
@@ -58,11 +54,19 @@ def show_summary(ending: Ending) -> str:
     """What came out of it, in a few lines."""
     summary = ending.summary
     if not summary.succeeded or summary.results is None or summary.artifact is None:
-        ended = f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
-        if summary.checkpoint is None:
-            return ended
-        return f"{ended}\nStep {summary.checkpoint.step} is saved: the same command with --resume goes on from there."
+        return _ended_early(ending)
     return "\n".join((*_losses(summary), *_artifact(summary.artifact, ending)))
+
+
+def _ended_early(ending: Ending) -> str:
+    summary = ending.summary
+    interrupted = summary.reason is Reason.EVICTED
+    # What stops a run here is a person at a terminal: nothing was evicted.
+    ended = "Interrupted." if interrupted else f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
+    if summary.checkpoint is not None:
+        step = summary.checkpoint.step
+        return f"{ended}\nStep {step} is saved: the same command with --resume goes on from there."
+    return f"{ended} No step was saved: the same command starts anew." if interrupted else ended
 
 
 def _losses(summary: Summary) -> tuple[str, ...]:
@@ -99,7 +103,8 @@ def _artifact(artifact: Artifact, ending: Ending) -> tuple[str, ...]:
                 f'  model = PeftModel.from_pretrained(base, "{place}")',
             ),
         )
-    return (f"{what}: {ending.folder or artifact.uri} ({size})", "Load it:", *load, *_serve(artifact, place))
+    where = f"{what}: {ending.folder or artifact.uri} ({size})"
+    return (where, "Load it:", *load, *_serve(artifact, place, ending.folder))
 
 
 def _place(artifact: Artifact, ending: Ending) -> str:
@@ -107,20 +112,27 @@ def _place(artifact: Artifact, ending: Ending) -> str:
     if ending.folder is not None:
         return str(ending.folder)
     uri = parse_uri(artifact.uri)
-    return uri.repo if isinstance(uri, HubUri) else "path/of/its/copy"
+    return uri.repo if isinstance(uri, HubUri) else _COPY
 
 
-def _serve(artifact: Artifact, place: str) -> tuple[str, ...]:
+def _serve(artifact: Artifact, place: str, folder: Path | None) -> tuple[str, ...]:
     if artifact.format == Form.MERGED:
         return ("Serve it:", f"  {merged_command(place)}")
     # Flags, or else the reason why there are none.
     servable = artifact.serving.startswith("--")
     serving = Serving(servable=servable, text=artifact.serving, rank=artifact.rank)
-    base = "path/of/the/base/model" if artifact.base_revision.startswith("sha256:") else artifact.base_model
-    name = PurePosixPath(artifact.uri).name.partition(":")[0]
-    typed = command(serving, base_model=base, name=name, path=place)
-    lines: tuple[str, ...]
-    lines = (f"vLLM cannot serve the adapter: {serving.text}",) if typed is None else ("Serve it:", f"  {typed}")
+    typed = command(
+        serving,
+        base_model=artifact.base_model,
+        base_revision=artifact.base_revision,
+        name=PurePosixPath(artifact.uri).name.partition(":")[0],
+        path=place,
+        folder=str(folder or _COPY),
+    )
+    lines: tuple[str, ...] = (f"vLLM cannot serve the adapter: {serving.text}",)
+    if typed is not None:
+        needs = f" ({artifact.serving_needs} or later)" if artifact.serving_needs else ""
+        lines = (f"Serve it{needs}:", f"  {typed}")
     if artifact.format == Form.BOTH:
         lines += ("Serve the merged model:", f"  {merged_command(f'{place}/{MERGED_FOLDER}')}")
     return lines

@@ -123,6 +123,7 @@ def artifact_block(artifact: Artifact) -> Block:
         "rank": _int32(artifact.rank),
         "servable": artifact.servable,
         **({"serving": _text(artifact.serving, 1024)} if artifact.serving else {}),
+        **({"servingNeeds": _text(artifact.serving_needs, 64)} if artifact.serving_needs else {}),
     }
 
 

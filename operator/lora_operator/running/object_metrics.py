@@ -184,7 +184,7 @@ _VALUES = (
     ),
     _Value(
         name="lorafinetune_final_loss",
-        help="Training loss of a run that succeeded, in nats per target token.",
+        help="Training loss of a run that succeeded, over the last tenth of its steps, in nats per target token.",
         read=_status_number("results", "trainLoss"),
     ),
     _Value(

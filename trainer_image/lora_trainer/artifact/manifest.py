@@ -69,12 +69,14 @@ class MergedModel:
 class Serving:
     """`text` holds vLLM's flags where it can serve the adapter, else the reason why not and the way out.
 
-    `rank` is the largest of the written adapter, 0 where there is none.
+    A path among the flags is relative to the adapter's folder. `rank` is the largest of the written adapter, 0 where
+    there is none. `needs` is the oldest release that serves it rightly, empty where any does.
     """
 
     servable: bool
     text: str
     rank: int
+    needs: str = ""
 
 
 NOT_JUDGED = Serving(servable=False, text="the release that made this adapter did not look", rank=0)
@@ -228,4 +230,5 @@ def describe(uri: str, digest: str, manifest: Manifest) -> Artifact:
         rank=manifest.serving.rank or manifest.config.lora.rank,
         servable=merged or manifest.serving.servable,
         serving="" if manifest.format is Form.MERGED else manifest.serving.text,
+        serving_needs="" if manifest.format is Form.MERGED else manifest.serving.needs,
     )

@@ -10,6 +10,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_WORDS: Mapping[type, str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
 
 class CodecError(ValueError):
     """A document does not fit its dataclass; the text names the path, the value and the rule."""
@@ -116,7 +123,7 @@ def _scalar(kind: type, document: object, path: str) -> object:
     if kind is float and isinstance(document, int) and not isinstance(document, bool):
         return float(document)
     if not isinstance(document, kind) or (kind is not bool and isinstance(document, bool)):
-        raise CodecError(f"{path} is {_shown(document)}: must be a {kind.__name__}")
+        raise CodecError(f"{path} is {_shown(document)}: must be {_WORDS[kind]}")
     return document
 
 

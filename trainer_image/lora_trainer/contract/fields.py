@@ -1,8 +1,10 @@
 """Reading typed fields out of a manifest, collecting every problem: field, value, rule and remedy in a sentence."""
 
+import difflib
 import enum
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
@@ -35,7 +37,11 @@ class Reader:
 
     def complain(self, key: str, value: object, rule: str) -> None:
         """Note a problem of the field `key`."""
-        self.problems.append(Problem(path=f"{self.path}.{key}", value=value, rule=rule))
+        self.problems.append(Problem(path=self.path_of(key), value=value, rule=rule))
+
+    def path_of(self, key: str) -> str:
+        """The path of the field `key`; that of the whole document is empty."""
+        return f"{self.path}.{key}" if self.path else key
 
     def get(self, key: str) -> object:
         """The raw value, or None."""
@@ -50,7 +56,7 @@ class Reader:
         if value is not None and not isinstance(value, Mapping):
             self.complain(key, value, "must be an object")
             value = None
-        return Reader(path=f"{self.path}.{key}", document=value or {}, problems=self.problems)
+        return Reader(path=self.path_of(key), document=value or {}, problems=self.problems)
 
     def text(self, key: str, *, required: bool = False, longest: int = 512) -> str | None:
         """A string of 1 to `longest` characters."""
@@ -182,9 +188,24 @@ class Reader:
         if strict:
             for key in self.document:
                 if key not in self.seen:
-                    self.complain(
-                        key, self.document[key], f"is not a field here; known are {', '.join(sorted(self.seen))}"
-                    )
+                    self._complain_unknown(str(key), self.document[key])
+
+    def _complain_unknown(self, key: str, value: object) -> None:
+        near = nearest(key, self.seen)
+        if near is None:
+            self.complain(key, value, f"there is no such field; known are {', '.join(sorted(self.seen))}")
+            return
+        # That the right one is missing is the same mistake.
+        right = self.path_of(near)
+        self.problems[:] = [p for p in self.problems if not (p.value is None and f"{p.path}.".startswith(f"{right}."))]
+        self.complain(key, value, f"there is no such field; did you mean {near}?")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant, whatever its letters' case; None where none is near."""
+    by_lower = {other.lower(): other for other in sorted(known)}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.7)
+    return by_lower[found[0]] if found else None
 
 
 def _whole(value: object, low: int, high: int) -> bool:
@@ -202,5 +223,5 @@ def _as_decimal(value: object) -> str | None:
 
 
 def _shown(value: object) -> str:
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    text = f'"{value}"' if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -46,6 +46,23 @@ _SECTIONS_OF_THE_CLUSTER = (
     "ttlSecondsAfterFinished",
 )
 
+_METADATA = (
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+)
+"""What Kubernetes keeps there besides: a manifest may be what kubectl get printed."""
+
 
 class ManifestError(ValueError):
     """A manifest breaks one or more rules; the text is a sentence for each."""
@@ -69,10 +86,15 @@ class RunOptions:
 def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfig:
     """The complete run that a manifest asks for. Raises `ManifestError` with all problems at once."""
     problems: list[Problem] = []
-    root = Reader(path="manifest", document=manifest, problems=problems)
+    root = Reader(path="", document=manifest, problems=problems)
     _check_kind(root)
-    namespace, name = _identity(manifest, problems)
-    spec = Reader(path="spec", document=_spec(root), problems=problems)
+    namespace, name = _identity(root.child("metadata"), options)
+    section = _spec(root)
+    root.seen.add("status")
+    root.finish(strict=options.strict)
+    if section is None:
+        raise ManifestError(tuple(problems))
+    spec = Reader(path="spec", document=section, problems=problems)
     lora_section = spec.child("lora")
     lora = read_lora(lora_section, strict=options.strict)
     quantization = spec.choice("quantization", Quantization.NONE, Quantization)
@@ -106,28 +128,28 @@ def _check_kind(root: Reader) -> None:
             root.problems.append(Problem(path=key, value=value, rule=f"must be {expected}"))
 
 
-def _spec(root: Reader) -> Mapping[str, Any]:
+def _spec(root: Reader) -> Mapping[str, Any] | None:
     value = root.get("spec")
     if isinstance(value, Mapping):
         return value
     root.problems.append(Problem(path="spec", value=value, rule="must be an object with model, dataset and output"))
-    return {}
+    return None
 
 
-def _identity(manifest: Mapping[str, Any], problems: list[Problem]) -> tuple[str, str]:
-    metadata = manifest.get("metadata")
-    metadata = metadata if isinstance(metadata, Mapping) else {}
+def _identity(metadata: Reader, options: RunOptions) -> tuple[str, str]:
     name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         rule = "must be lower-case letters, digits and '-', start with a letter and have at most 52 characters"
-        problems.append(Problem(path="metadata.name", value=name, rule=rule))
+        metadata.complain("name", name, rule)
         name = "invalid"
+    metadata.seen.update(_METADATA)
+    metadata.finish(strict=options.strict)
     return str(namespace), name
 
 
 def _model(section: Reader, options: RunOptions) -> ModelConfig:
     uri = _uri(section, MODEL_SCHEMES)
-    _secret(section)
+    _secret(section, options)
     section.finish(strict=options.strict)
     return ModelConfig(uri=uri)
 
@@ -139,8 +161,10 @@ def _uri(section: Reader, schemes: tuple[type[Uri], ...]) -> str:
     return text or ""
 
 
-def _secret(section: Reader) -> None:
-    section.child("secretRef").text("name", longest=253)
+def _secret(section: Reader, options: RunOptions) -> None:
+    reference = section.child("secretRef")
+    reference.text("name", longest=253)
+    reference.finish(strict=options.strict)
 
 
 def _check_uri(section: Reader, key: str, text: str, schemes: tuple[type[Uri], ...]) -> None:
@@ -188,7 +212,7 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
         validation_uri=validation,
         validation_fraction=0.0 if validation is not None else or_default(fraction, 0.02),
     )
-    _secret(section)
+    _secret(section, options)
     section.finish(strict=options.strict)
     return config
 
@@ -220,7 +244,7 @@ def _output(section: Reader, options: RunOptions) -> OutputConfig:
     config = OutputConfig(uri=_uri(section, OUTPUT_SCHEMES), merge=section.choice("merge", Merge.ADAPTER, Merge))
     if "@" in config.uri and config.uri.startswith("hf://"):
         section.complain("uri", config.uri, "must not have a revision: the adapter becomes a new commit of main")
-    _secret(section)
+    _secret(section, options)
     section.finish(strict=options.strict)
     return config
 
@@ -232,7 +256,7 @@ def _tracking(section: Reader, options: RunOptions) -> TrackingConfig:
     if config.project is not None and config.kind in {Tracker.NONE, Tracker.TENSORBOARD}:
         rule = f"must not be set with kind {config.kind.value}, which knows no projects: remove project"
         section.complain("project", config.project, rule)
-    _secret(section)
+    _secret(section, options)
     section.finish(strict=options.strict)
     return config
 

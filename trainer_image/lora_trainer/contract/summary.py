@@ -65,7 +65,8 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows.
+    """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows; `train_loss` is that
+    of the training rows over the last tenth of the steps, at most 1000 of them.
 
     Standard errors are over rows: of each mean, and of the paired difference before - after.
     Without held-out rows the evaluation uses training rows and `held_out` is false.
@@ -95,7 +96,8 @@ class Artifact:
     registry it is the digest of the artefact's manifest there, by which it can be pulled.
 
     `format` is peft, merged or peft+merged; `rank` that of the written adapter. `serving` are the flags with which vLLM
-    serves it, or where `servable` is false the reason why it cannot.
+    serves it, with paths relative to the result, or where `servable` is false the reason why it cannot; `serving_needs`
+    is the oldest release that serves it rightly, where not any does.
     """
 
     uri: str
@@ -107,6 +109,7 @@ class Artifact:
     rank: int
     servable: bool
     serving: str = ""
+    serving_needs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from lora_trainer.data.store import Block, Examples, Writer
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
+from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.ranks.cpus import node_cpus
 
 log = logging.getLogger(__name__)
@@ -140,8 +140,8 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Da
     Raises `DatasetError` where nothing would be learned, or not where to stop, or too much would be cut.
     """
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
-            return encode(samples, encoder, Path(temporary))
+        with temporary_folder("lora-tokens-") as temporary:
+            return encode(samples, encoder, temporary)
     counts = _Counts()
     log_rows = _RowLog(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
@@ -189,13 +189,13 @@ def _data(samples: Samples, training: Examples, evaluation: Examples, stats: Dat
 
 def encode_evaluation(samples: Samples, encoder: Encoder) -> Examples:
     """The rows that `encode` would evaluate, without tokenizing the rest."""
-    with tempfile.TemporaryDirectory(prefix="lora-tokens-") as temporary:
+    with temporary_folder("lora-tokens-") as temporary:
         held_out = [(part, part.held_out) for part in samples.parts]
-        evaluation = _store(samples, held_out, encoder, Path(temporary) / _EVALUATION, None)
+        evaluation = _store(samples, held_out, encoder, temporary / _EVALUATION, None)
         if evaluation:
             return evaluation
         training = [(part, part.training) for part in samples.parts]
-        return _store(samples, training, encoder, Path(temporary) / _TRAINING, EVALUATED_TRAINING_ROWS)
+        return _store(samples, training, encoder, temporary / _TRAINING, EVALUATED_TRAINING_ROWS)
 
 
 def _store(

@@ -84,6 +84,8 @@ _encoders: list[Encoder] = []
 
 
 def _start(encoder: Encoder, parent: int) -> None:
+    # Ctrl-C reaches all processes of a terminal: the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nothing else would end a process whose parent was killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
 from lora_trainer.data.messages import Message, parse_messages, parse_tools
-from lora_trainer.data.rows import Row
+from lora_trainer.data.rows import Row, kind_of
 from lora_trainer.errors import DatasetError
 
 
@@ -196,7 +196,7 @@ def _text(row: Row, layout: Layout, role: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DatasetError(f"{row.where}: field '{layout.columns[role]}' is a {type(value).__name__}, but must be text")
+        raise DatasetError(f"{row.where}: field '{layout.columns[role]}' is {kind_of(value)}, but must be text")
     return value
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_trainer.data.rows import kind_of
 from lora_trainer.errors import DatasetError
 
 ROLES = {
@@ -53,7 +54,7 @@ def parse_messages(where: str, value: object, *, learned: bool = True) -> tuple[
     if isinstance(value, str):
         value = _from_json(value)
     if not isinstance(value, list):
-        raise DatasetError(f"{where} is a {_kind(value)}, but must be a list of messages, or one as JSON text")
+        raise DatasetError(f"{where} is {kind_of(value)}, but must be a list of messages, or one as JSON text")
     return tuple(_message(f"{where}[{i}]", item, learned) for i, item in enumerate(value))
 
 
@@ -64,17 +65,17 @@ def parse_tools(where: str, value: object) -> tuple[Mapping[str, Any], ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise DatasetError(f"{where} is a {_kind(value)}, but must be a list of tools, or one as JSON text")
+        raise DatasetError(f"{where} is {kind_of(value)}, but must be a list of tools, or one as JSON text")
     tools: list[Any] = [_from_json(item) if isinstance(item, str) else item for item in value]
     for i, tool in enumerate(tools):
         if not isinstance(tool, dict):
-            raise DatasetError(f"{where}[{i}] is a {_kind(tool)}, but must be an object that describes a tool")
+            raise DatasetError(f"{where}[{i}] is {kind_of(tool)}, but must be an object that describes a tool")
     return tuple(tools)
 
 
 def _message(where: str, item: object, learned: bool) -> Message:
     if not isinstance(item, dict):
-        raise DatasetError(f"{where} is a {_kind(item)}, but must be an object with role and content")
+        raise DatasetError(f"{where} is {kind_of(item)}, but must be an object with role and content")
     speaker, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if not isinstance(speaker, str):
         raise DatasetError(f"{where} must have a role that is text; it has {', '.join(map(str, item))}")
@@ -105,7 +106,7 @@ def _content(where: str, content: object, role: str, *, optional: bool) -> str:
         return ""
     if role == "tool" and isinstance(content, dict | list):
         return json.dumps(content, ensure_ascii=False)
-    raise DatasetError(f"{where} must have a content that is text, not a {_kind(content)}")
+    raise DatasetError(f"{where} must have a content that is text, not {kind_of(content)}")
 
 
 def _calls(where: str, value: object) -> list[dict[str, Any]]:
@@ -140,7 +141,3 @@ def _from_json(text: str) -> object:
     except (ValueError, RecursionError):
         return text
     return value
-
-
-def _kind(value: object) -> str:
-    return "null" if value is None else type(value).__name__

@@ -48,6 +48,23 @@ class Selection:
         )
 
 
+_KINDS: Mapping[type, str] = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    bytes: "binary data",
+}
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON, for a sentence."""
+    return _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
 def too_long(where: str) -> DatasetError:
     """The sentence for a row that is larger than any that is read."""
     return DatasetError(f"{where}: the row has more than {MAX_ROW_BYTES / 2**20:g} MiB; split it into several rows")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 
 from lora_trainer.data import rows
-from lora_trainer.data.rows import Row, Selection, too_long
+from lora_trainer.data.rows import Row, Selection, kind_of, too_long
 from lora_trainer.errors import DatasetError
 
 _CHUNK_BYTES = 2**20
@@ -115,7 +115,7 @@ class _JsonList:
                 # What ends within an item may go on in what is not yet read; everything else is broken for good.
                 unfinished = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 8
                 if self._ended or not unfinished:
-                    raise self._broken(error.msg, error.pos) from error
+                    raise self._broken(error.msg.removesuffix(" at"), error.pos) from error
                 if len(self._text) > rows.MAX_ROW_BYTES:
                     raise too_long(f"{self._name}, line {self._line}") from error
                 self._read(len(self._text))
@@ -180,13 +180,14 @@ def _csv(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        # Some of its messages end in "at" themselves.
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _object(number: int, where: str, item: object, *, check: bool) -> Row:
     if not isinstance(item, dict):
-        raise DatasetError(f"{where}: a {type(item).__name__}, but each row must be an object with columns")
+        raise DatasetError(f"{where}: {kind_of(item)}, but each row must be an object with columns")
     try:
         if check:
             json.dumps(item, ensure_ascii=False).encode()

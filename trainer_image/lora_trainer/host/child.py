@@ -26,7 +26,7 @@ STACKS_S = 1.0
 _AFTER_A_STOP = (ExitCode.TERMINATED, ExitCode.STORAGE)
 """With these a stage that was asked to stop says what it saved, or why it could not; all else followed from it."""
 
-_STOPPED = Failure(
+STOPPED = Failure(
     code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message="the run was asked to stop before its end"
 )
 
@@ -121,12 +121,12 @@ class Stages:
 
     def _cause(self, status: int) -> Failure:
         if self.stopping.is_set() and (self.failure is None or self.failure.code not in _AFTER_A_STOP):
-            return _STOPPED
+            return STOPPED
         return self.failure or failure_of_status(status)
 
     def _check_stopping(self) -> None:
         if self.stopping.is_set():
-            raise StageFailedError(_STOPPED)
+            raise StageFailedError(STOPPED)
 
 
 def stage_environment() -> dict[str, str]:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import signal
-import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import InternalError, explain
-from lora_trainer.host.child import StageFailedError, Stages
+from lora_trainer.host.child import STOPPED, StageFailedError, Stages
 from lora_trainer.host.endpoints import serve
 from lora_trainer.host.launch import local_program, this_node, training_program
 from lora_trainer.host.lock import Holder, Lock, held
@@ -34,7 +34,9 @@ from lora_trainer.host.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.host.stall import StallWatch
 from lora_trainer.host.tracking import tracked
 from lora_trainer.host.workspace import Workspace, open_workspace
+from lora_trainer.places.model_folder import check_on_claim
 from lora_trainer.places.outputs import open_sink
+from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.cpus import cpu_threads
@@ -42,6 +44,7 @@ from lora_trainer.ranks.reports import Failure, Report
 from lora_trainer.training.checkpoint import Checkpoints, step_name
 
 log = logging.getLogger(__name__)
+_AT_ONCE = ", what was done is saved; press Ctrl-C again to end at once"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ class Supervisor:
     verification: Verification | None = None
     published: Published | None = None
     workspace: Workspace | None = None
+    stages: Stages | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
     watch: StallWatch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,14 +94,31 @@ class Supervisor:
             "/metrics": lambda: (CONTENT_TYPE, self.metrics.text()),
             "/healthz": lambda: ("text/plain", b"ok\n") if self.watch.healthy else None,
         }
-        server = None if self.settings.port is None else serve(self.settings.port, pages)
+        server = None
+        # To the very end: a signal while temporary files are removed must not tear the ending away.
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with tempfile.TemporaryDirectory(prefix="lora-trainer-", dir=self.settings.work) as temporary:
-                return self._guarded(Path(temporary))
+            server = None if self.settings.port is None else serve(self.settings.port, pages)
+            with temporary_folder("lora-trainer-", self.settings.work) as temporary:
+                return self._guarded(temporary)
         finally:
             if server is not None:
                 server.shutdown()
                 server.server_close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        again = self.stopping.is_set()
+        self.stopping.set()
+        if number == signal.SIGINT and again:
+            # Who presses Ctrl-C twice does not want to wait for a checkpoint.
+            if self.stages is not None:
+                self.stages.abort(STOPPED)
+            return
+        log.info("stopping: %s%s", signal.Signals(number).name, _AT_ONCE if number == signal.SIGINT else "")
+        if self.stages is not None:
+            self.stages.stop()
 
     def _guarded(self, temporary: Path) -> Ending:
         config_file = temporary / "config.json"
@@ -106,13 +128,9 @@ class Supervisor:
             volumes=self.settings.volumes,
             take=self._take,
             grace_s=self.settings.grace_s,
+            stopping=self.stopping,
         )
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            log.info("stopping: %s", signal.Signals(number).name)
-            stages.stop()
-
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.stages = stages
         try:
             node = this_node(self.config, os.environ)
             grace_s = self.settings.grace_s
@@ -126,11 +144,9 @@ class Supervisor:
             if isinstance(known, InternalError):
                 log.exception("unexpected error")
             return self._failed(Failure(code=int(known.code), reason=known.reason, message=str(known)))
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _run(self, stages: Stages, temporary: Path) -> Ending:
+        check_on_claim(self.config.model.uri, self.settings.volumes)
         sink = open_sink(self.config, self.settings.volumes)
         sink.check()
         with (

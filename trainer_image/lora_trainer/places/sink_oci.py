@@ -6,7 +6,6 @@ writes files by, so `oras pull` gives the folder back. A tag that names anything
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import StorageError, TransientError
 from lora_trainer.places.oci import MANIFEST_TYPE, Blob, Registry
 from lora_trainer.places.roles import upload_failed
+from lora_trainer.places.temporary import temporary_folder
 
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
@@ -116,8 +116,8 @@ class OciSink:
         blobs = {name: _blob(folder / name) for name in files}
         for name, blob in blobs.items():
             self.registry.put_blob(blob, folder / name)
-        with tempfile.TemporaryDirectory() as temporary:
-            config = Path(temporary) / "config.json"
+        with temporary_folder("lora-oci-") as temporary:
+            config = temporary / "config.json"
             config.write_text(_model_config(manifest, blobs), encoding="utf-8")
             config_blob = _blob(config)
             self.registry.put_blob(config_blob, config)

@@ -44,7 +44,9 @@ class Volumes:
 
     def not_mounted(self, uri: ClaimUri) -> str:
         """The part of a sentence for a missing claim. It names the folder, which without a cluster is to be made."""
-        return f"the claim {uri.claim} is not mounted: there is no folder {self.claims / uri.claim}"
+        sentence = f"the claim {uri.claim} is not mounted: there is no folder {self.claims / uri.claim}"
+        hint = "; without a cluster, --claims DIR names the folder that holds one for each claim"
+        return sentence if self.claims.is_dir() else sentence + hint
 
     def claim_missing(self, uri: ClaimUri) -> bool:
         """Whether the claim itself is not mounted."""

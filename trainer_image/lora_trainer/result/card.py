@@ -13,13 +13,12 @@ from lora_trainer.artifact.manifest import LOG, MERGED_FOLDER, Form, Manifest, S
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.hyperparameters import cell, leaves
-from lora_trainer.result.serving import command, merged_command
+from lora_trainer.result.serving import TEMPLATE, command, merged_command
 
 _FOLDER = "path/of/this/folder"
-TEMPLATE = "chat_template.jinja"
 _ABOUT_TEMPLATE = (
-    f"The base model has no chat template. Conversations were written with that of `{TEMPLATE}`: to serve chats, add "
-    f"`--chat-template {_FOLDER}/{TEMPLATE}`. Plain text, prompts and completions were learned as they stand."
+    f"The base model has no chat template. Conversations were written with that of `{TEMPLATE}`, which a server needs "
+    "for chats. Plain text, prompts and completions were learned as they stand."
 )
 _TRANSFORMERS = "from transformers import AutoModelForCausalLM"
 
@@ -138,14 +137,17 @@ def _serve(manifest: Manifest) -> str:
 
 
 def _serve_adapter(manifest: Manifest, serving: Serving) -> str:
-    on_hub = isinstance(parse_uri(manifest.config.model.uri), HubUri)
     typed = command(
         serving,
-        base_model=manifest.base_model if on_hub else "path/of/the/base/model",
+        base_model=manifest.base_model,
+        base_revision=manifest.base_revision,
         name=manifest.config.run.name,
         path=_FOLDER,
     )
-    return f"vLLM cannot serve this adapter: {serving.text}." if typed is None else f"```sh\n{typed}\n```"
+    if typed is None:
+        return f"vLLM cannot serve this adapter: {serving.text}."
+    needs = f"This needs {serving.needs} or later: older releases ignore patterns of rank and alpha.\n\n"
+    return (needs if serving.needs else "") + f"```sh\n{typed}\n```"
 
 
 def _table(value: object, header: str) -> str:

@@ -15,9 +15,9 @@ from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
-from lora_trainer.result.card import TEMPLATE, model_card
+from lora_trainer.result.card import model_card
 from lora_trainer.result.curves import LOSS_CURVE
-from lora_trainer.result.serving import adapter_serving
+from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
 from lora_trainer.training.listener import Trained

@@ -18,8 +18,8 @@ from safetensors import safe_open
 from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.model.classes import auto_class
-from lora_trainer.places.base import model_files
-from lora_trainer.result.serving import scale
+from lora_trainer.places.model_folder import model_files
+from lora_trainer.result.serving import TEMPLATE, scale
 
 log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
@@ -210,6 +210,5 @@ def _copy_small_files(adapter: Path, base: Path, target: Path) -> None:
     for name in model_files([path.name for path in base.iterdir() if path.is_file()], str(base)):
         if not name.endswith(".safetensors") and not (target / name).exists():
             shutil.copyfile(base / name, target / name)
-    template = "chat_template.jinja"
-    if (adapter / template).is_file() and not (target / template).exists():
-        shutil.copyfile(adapter / template, target / template)
+    if (adapter / TEMPLATE).is_file() and not (target / TEMPLATE).exists():
+        shutil.copyfile(adapter / TEMPLATE, target / TEMPLATE)

@@ -14,12 +14,12 @@ from lora_trainer.errors import ConfigError, storage_error
 from lora_trainer.model.device import choose_device
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.card import TEMPLATE, model_card
+from lora_trainer.result.card import model_card
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merged import bench_for, merged_model, rounding
-from lora_trainer.result.serving import MERGED
+from lora_trainer.result.serving import MERGED, TEMPLATE
 from lora_trainer.result.tensorboard import TENSORBOARD
 from lora_trainer.result.verify import TOLERANCES, judge
 

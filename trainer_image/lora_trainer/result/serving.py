@@ -17,8 +17,12 @@ from lora_trainer.errors import VerificationError
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes (`MaxLoRARanks` in vllm/config/lora.py)."""
+_LARGEST = f"{VLLM_RANKS[-1]}, the largest that vLLM serves"
 WAY_OUT = "publish it with output.merge: Merged, which every server loads"
-
+TEMPLATE = "chat_template.jinja"
+"""The chat template beside the adapter, where the base model has none."""
+_HONOURS_PATTERNS = "vLLM 0.32"
+_KINDS = (".lora_A", ".lora_embedding_A")
 
 MERGED = Serving(servable=True, text="", rank=0)
 """A merged model: every server loads it, without flags."""
@@ -29,13 +33,17 @@ def adapter_serving(folder: Path) -> Serving:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         ranks = _ranks(config, [entry.name for entry in read_entries(folder / "adapter_model.safetensors")])
+        declared = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
     except (OSError, ValueError, KeyError) as error:
         raise VerificationError(f"the adapter cannot be read: {error}") from error
     rank = max(ranks.values(), default=0)
-    obstacle = _obstacle(config, ranks, rank)
+    obstacle = _obstacle(config, rank, declared)
     if obstacle is not None:
         return Serving(servable=False, text=f"{obstacle}; {WAY_OUT}", rank=rank)
-    return Serving(servable=True, text=f"--enable-lora --max-lora-rank {vllm_rank(rank)}", rank=rank)
+    text = f"--enable-lora --max-lora-rank {vllm_rank(declared)}"
+    if (folder / TEMPLATE).is_file():
+        text += f" --chat-template {TEMPLATE}"
+    return Serving(servable=True, text=text, rank=rank, needs=_needs(config, ranks))
 
 
 def vllm_rank(rank: int) -> int:
@@ -43,14 +51,14 @@ def vllm_rank(rank: int) -> int:
     for allowed in VLLM_RANKS:
         if rank <= allowed:
             return allowed
-    raise ValueError(f"rank {rank} is above {VLLM_RANKS[-1]}, the largest that vLLM serves")
+    raise ValueError(f"rank {rank} is above {_LARGEST}")
 
 
-def _obstacle(config: Mapping[str, Any], ranks: Mapping[str, int], rank: int) -> str | None:
+def _obstacle(config: Mapping[str, Any], rank: int, declared: int) -> str | None:
     """Why vLLM cannot serve the adapter, or None.
 
     The rules are those of `PEFTHelper` in vllm/lora/peft_helper.py, which refuses DoRA, whole modules and biases, and
-    which knows no patterns: it multiplies every module's product by the one factor of `r` and `lora_alpha`.
+    which compares `--max-lora-rank` with `declared`: the largest of `r` and all of `rank_pattern`, used or not.
     """
     whole = config.get("modules_to_save") or config.get("trainable_token_indices")
     biases = config.get("bias", "none") != "none" or config.get("lora_bias")
@@ -62,24 +70,23 @@ def _obstacle(config: Mapping[str, Any], ranks: Mapping[str, int], rank: int) ->
             config.get("target_parameters"),
             "vLLM serves adapters on a mixture's experts (lora.targetParameters) for few models only",
         ),
+        (rank == 0, "the adapter has no low-rank matrices, and vLLM serves nothing else of an adapter"),
         (
-            rank > VLLM_RANKS[-1],
-            f"the adapter's rank {rank} is above {VLLM_RANKS[-1]}, the largest that vLLM serves",
+            declared > VLLM_RANKS[-1],
+            f"rank {declared} (of lora.rank and lora.rankPattern the largest counts, used or not) is above {_LARGEST}",
         ),
     )
-    return next((sentence for holds, sentence in obstacles if holds), None) or _uneven(config, ranks)
+    return next((sentence for holds, sentence in obstacles if holds), None)
 
 
-def _uneven(config: Mapping[str, Any], modules: Iterable[str]) -> str | None:
-    """The sentence where modules have factors of their own."""
+def _needs(config: Mapping[str, Any], modules: Iterable[str]) -> str:
+    """The release of vLLM from which on modules may have factors of their own, where they do; else nothing.
+
+    Older ones multiply every module's product by the one factor of `r` and `lora_alpha`, and answer wrongly.
+    """
     own = scale(config)
-    differing = [module for module in modules if not math.isclose(scale(config, module), own, rel_tol=1e-9)]
-    if differing:
-        return (
-            f"vLLM multiplies every module by the same factor, here {own:g}, but the patterns of rank and alpha give "
-            f"{differing[0]} {scale(config, differing[0]):g}"
-        )
-    return None
+    even = all(math.isclose(scale(config, module), own, rel_tol=1e-9) for module in modules)
+    return "" if even else _HONOURS_PATTERNS
 
 
 def scale(config: Mapping[str, Any], module: str | None = None) -> float:
@@ -100,16 +107,37 @@ def _pattern(patterns: Mapping[str, Any] | None, module: str | None, default: An
 
 def _ranks(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, int]:
     """Module to rank. Not by shapes: adapters of a mixture's experts stack the experts along the rank."""
-    modules = {name.removeprefix("base_model.model.").partition(".lora_A")[0] for name in names if ".lora_A" in name}
+    modules = {
+        name.removeprefix("base_model.model.").partition(kind)[0] for name in names for kind in _KINDS if kind in name
+    }
     return {module: int(_pattern(config.get("rank_pattern"), module, config["r"])) for module in sorted(modules)}
 
 
-def command(serving: Serving, *, base_model: str, name: str, path: str) -> str | None:
-    """What to type to serve the adapter as `name`; None where vLLM cannot serve it."""
+def command(
+    serving: Serving, *, base_model: str, base_revision: str, name: str, path: str, folder: str | None = None
+) -> str | None:
+    """What to type to serve the adapter as `name`; None where vLLM cannot serve it.
+
+    `path` is what vLLM loads, a folder or a name on the Hub; `folder` is where the files lie if `path` is no folder. Of
+    a base model that is not on the Hub, whose revision is a digest, only its user has the path.
+    """
     if not serving.servable:
         return None
-    module = shlex.quote(f"{name}={path}")
-    return f"vllm serve {shlex.quote(base_model)} {serving.text} --lora-modules {module}"
+    folder = path if folder is None else folder
+    local = base_revision.startswith("sha256:")
+    typed = ["vllm", "serve", "path/of/the/base/model" if local else base_model]
+    typed += [] if local or not base_revision else ["--revision", base_revision]
+    # A path among the flags is relative to the adapter's folder.
+    typed += [f"{folder}/{flag}" if flag == TEMPLATE else flag for flag in shlex.split(serving.text)]
+    return shlex.join([*typed, "--lora-modules", _lora_module(name, path)])
+
+
+def _lora_module(name: str, path: str) -> str:
+    """`LoRAParserAction` of vLLM takes `name=path` only where there is one equals sign and no comma; else JSON."""
+    plain = f"{name}={path}"
+    if plain.count("=") == 1 and "," not in plain:
+        return plain
+    return json.dumps({"name": name, "path": path}, ensure_ascii=False)
 
 
 def merged_command(path: str) -> str:

@@ -1,0 +1,89 @@
+"""YAML files as a person writes them: what kubectl refuses is refused, each mistake in one sentence with its line."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from lora_trainer.contract.fields import nearest
+from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.errors import ConfigError
+
+MOST_CHARACTERS = 3 * 2**20
+"""What the API server takes of one request; a manifest has a few hundred."""
+_MERGE, _TIMESTAMP, _INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "timestamp", "int"))
+_LONGEST_NUMBER_BITS = 128
+_LONG_NUMBER = "the number has more digits than any field takes"
+
+
+def read_documents(text: str, name: str) -> tuple[Any, ...]:
+    """The documents of a YAML file that hold something; `name` is the file's. Raises `ConfigError`."""
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"{name} has {len(text):,} characters: a manifest has at most {MOST_CHARACTERS:,}")
+    try:
+        documents = yaml.load_all(text, _Loader)
+        return tuple(document for document in documents if document is not None)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ConfigError(f"{name}{where}: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name} cannot be read: its lists and objects are nested too deeply") from error
+
+
+def one_resource(documents: Sequence[Any], name: str) -> Mapping[str, Any]:
+    """The one LoRAFineTune among the documents. A file of one object is taken for it, whatever its kind, so that what
+    is wrong with it can be said field by field. Raises `ConfigError`."""
+    objects = [document for document in documents if isinstance(document, dict)]
+    tunes = [document for document in objects if document.get("kind") == KIND]
+    if len(tunes) == 1:
+        return tunes[0]
+    if len(objects) == len(documents) == 1:
+        return objects[0]
+    must = f"must hold one {KIND} ({API_VERSION})"
+    if len(tunes) > 1:
+        raise ConfigError(
+            f"{name} holds {len(tunes)} resources of kind {KIND}: {must}; put each into a file of its own"
+        )
+    kinds = [str(document.get("kind")) for document in objects]
+    near = nearest(KIND, kinds)
+    hint = f'; its kind "{near}" is written {KIND}' if near else ""
+    what = f"resources of kind {', '.join(kinds)}" if kinds else "no object" if documents else "nothing"
+    raise ConfigError(f"{name} holds {what[:200]}: {must}{hint}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that stand twice and numbers that no field can take. Dates are text, as for kubectl."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the class above
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """See `yaml.composer.Composer`; here, since building the object looks at merged keys too."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Mark] = {}
+        for key in _scalars(node):
+            mark = first.setdefault((key.tag, key.value), key.start_mark)
+            if mark is not key.start_mark:
+                problem = f"the field {key.value[:80]} stands twice here, first in line {mark.line + 1}: remove one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """See `yaml.constructor.BaseConstructor`."""
+        try:
+            value = super().construct_object(node, deep)
+        except ValueError as error:
+            problem = _LONG_NUMBER if node.tag == _INTEGER else str(error)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+        if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER_BITS:
+            raise yaml.MarkedYAMLError(problem=_LONG_NUMBER, problem_mark=node.start_mark)
+        return value
+
+
+def _scalars(node: yaml.MappingNode) -> Iterator[yaml.ScalarNode]:
+    return (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE)
