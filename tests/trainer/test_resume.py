@@ -1,5 +1,6 @@
 """Attempts of whole runs: what they go on from, what they refuse, and who may write."""
 
+import hashlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
+from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.resume import Saved
 
 TRAINING = {"maxSteps": 6, "effectiveBatchSize": 4, "learningRate": "0.01"}
@@ -106,6 +108,44 @@ def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Plac
         damage(done, step)
     refused(finish(done), ExitCode.CHECKPOINT_INVALID, Reason.CHECKPOINT_INVALID, "none of the 2 checkpoints")
     assert done.checkpoint_steps() == [4, 6]
+
+
+def of_an_earlier_release(place: Place, *names: str) -> None:
+    """Take fields out of the identities in a run's checkpoints, as if a release had written them that had none."""
+    for folder in place.workspace.glob("step-*"):
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        for name in names:
+            del record["identity"][name]
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        (entry,) = (entry for entry in manifest["files"] if entry["path"] == "run.json")
+        content = (folder / "run.json").read_bytes()
+        entry.update(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_run_that_an_earlier_release_began_goes_on(done: Place) -> None:
+    """Its checkpoints lack what today's decide by; the result is the same where rows are encoded as before."""
+    first, before = weights(done), read_manifest(done.staged).measured.eval_loss_before
+    damage(done, 6)
+    of_an_earlier_release(done, "dataset (encoding)")
+    attempt = finish(done)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
+    assert weights(done) == first
+    again = read_manifest(done.staged).measured
+    assert again.eval_loss_before == pytest.approx(before, abs=1e-6)
+
+
+def test_the_base_is_evaluated_again_where_the_rows_are_encoded_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    """Losses before and after the training are of the same tokens."""
+    before = Evaluation(sums=(1.0,), tokens=(2,))
+    record: Any = SimpleNamespace(identity={}, before=before)
+    checkpoint: Any = SimpleNamespace(step=4)
+    saved = Saved(checkpoint=checkpoint, record=record, own=True)
+    assert saved.before({"dataset (encoding)": "1"}) is before
+    assert not caplog.messages
+    assert saved.before({"dataset (encoding)": "2"}) is None
+    assert "the base model is evaluated on them again" in caplog.text
 
 
 @pytest.mark.fault("C12.sentence")

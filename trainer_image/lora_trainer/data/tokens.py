@@ -1,5 +1,6 @@
 """Samples to token ids and labels: the chat template, the boundary between prompt and answer, the end-of-turn token."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,15 @@ from lora_trainer.data.formats import Sample
 
 IGNORED = -100
 """Label of a position whose token is not learned (the `ignore_index` of PyTorch's cross-entropy)."""
+
+ENCODING = 2
+"""Raised where a release makes other tokens, or learns others, of the same rows.
+
+1: of a conversation that its template rewrites, the last answer alone was learned.
+"""
+
+_SHOWN, _SHOWN_PIECES = 200, 8
+"""Characters of each end of a stretch in the log, and stretches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,11 +46,18 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """An example and what did not fit into it: tokens, and those of them that would have been learned."""
+    """An example and what did not fit into it: tokens, and those of them that would have been learned.
+
+    Of the `answers` that it was made to learn, those whose beginning was cut off are missing in `learned_answers`, and
+    those of the rest whose end-of-turn token is not learned are counted in `unended_answers`.
+    """
 
     example: Example
     cut_tokens: int
     cut_targets: int
+    answers: int = 1
+    learned_answers: int = 1
+    unended_answers: int = 0
 
 
 class Encoder:
@@ -52,22 +69,36 @@ class Encoder:
         self.max_length = max_length
         self.stop_ids = frozenset(stop_ids)
         self.starts_with_bos = _starts_with_bos(tokenizer)
-        self._renderer = Renderer(tokenizer, learn_all=loss_on is LossOn.ALL, starts_with_bos=self.starts_with_bos)
+        self._renderer = Renderer(
+            tokenizer,
+            learn_all=loss_on is LossOn.ALL,
+            starts_with_bos=self.starts_with_bos,
+            stops=[str(token) for token in tokenizer.convert_ids_to_tokens(list(stop_ids)) if token],
+        )
         self.has_template = self._renderer.has_template
         self.template = self._renderer.template
 
     def encode(self, sample: Sample) -> Example:
-        """The example of a sample, cut at the end to the longest length. Raises `DatasetError`."""
-        return self.encode_all([sample])[0].example
+        """The example of a sample that gives one, cut at the end to the longest length. Raises `DatasetError`."""
+        (encoded,) = self.encode_all([sample])[0]
+        return encoded.example
 
-    def encode_all(self, samples: Sequence[Sample]) -> list[Encoded]:
-        """The same for many samples, in several threads. Raises `DatasetError` for the first that cannot be encoded."""
+    def encode_all(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
+        """The examples of each of many samples, in several threads. Raises `DatasetError` for the first that cannot be
+        encoded."""
         texts = self._renderer.render(samples)
-        return [self._encoded(text, *found) for text, found in zip(texts, self._tokenize(texts), strict=True)]
+        found = iter(self._tokenize([text for several in texts for text in several]))
+        return [[self._encoded(text, *next(found)) for text in several] for several in texts]
 
-    def learns_to_stop(self, example: Example) -> bool:
-        """Whether the last token is learned and ends a turn."""
-        return int(example.labels[-1]) in self.stop_ids
+    def show(self, example: Example) -> str:
+        """The text of an example in one line of JSON, bounded, with what is learned between >>> and <<<."""
+        changes = np.flatnonzero(np.diff(example.labels != IGNORED)) + 1
+        pieces = []
+        for run in np.split(np.arange(example.length), changes)[:_SHOWN_PIECES]:
+            text = self.tokenizer.decode(example.input_ids[run], clean_up_tokenization_spaces=False)
+            text = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} […] {text[-_SHOWN:]}"
+            pieces.append(f">>>{text}<<<" if example.labels[run[0]] != IGNORED else text)
+        return json.dumps("".join(pieces) + (" […]" if len(changes) >= _SHOWN_PIECES else ""), ensure_ascii=False)
 
     def _encoded(self, text: Text, ids: NDArray[np.int64], learned: NDArray[np.bool_]) -> Encoded:
         before = [self.tokenizer.bos_token_id] if not text.templated and self.starts_with_bos else []
@@ -83,8 +114,16 @@ class Encoder:
         example = Example(
             input_ids=ids[:keep], labels=np.where(learned[:keep], ids[:keep], IGNORED), truncated=len(ids) > keep
         )
+        changes = np.flatnonzero(np.diff(learned, prepend=False, append=False))
+        begun = changes[::2] < keep
+        ended = (changes[1::2] <= keep) & np.isin(ids[changes[1::2] - 1], list(self.stop_ids))
         return Encoded(
-            example=example, cut_tokens=len(ids) - example.length, cut_targets=int(np.count_nonzero(learned[keep:]))
+            example=example,
+            cut_tokens=len(ids) - example.length,
+            cut_targets=int(np.count_nonzero(learned[keep:])),
+            answers=text.answers + text.empty,
+            learned_answers=text.answers - int(np.count_nonzero(~begun)),
+            unended_answers=int(np.count_nonzero(begun & ~ended)),
         )
 
     def _tokenize(self, texts: Sequence[Text]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:

@@ -82,7 +82,7 @@ def run_training(
         check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens)
         reporter.send(Report(dataset=data.stats))
-        datasets.log_data(data)
+        datasets.log_data(data, encoder)
 
         ours = identity(config, base.revision, data.fingerprint)
         _agree(ours, group)
@@ -104,7 +104,7 @@ def run_training(
             ranks=ranks,
             alive=narrator.alive,
         )
-        before = saved.record.before if saved and goes_on else evaluation("before training")
+        before = (saved.before(ours) if saved and goes_on else None) or evaluation("before training")
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
         if not goes_on:
             curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)

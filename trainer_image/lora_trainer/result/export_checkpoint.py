@@ -81,6 +81,12 @@ def _evaluated(
             "used",
             Reason.RESUME_MISMATCH,
         )
+    if tuple(rows.targets.tolist()) != tuple(record.before.tokens):
+        raise CheckpointError(
+            "the checkpoint is of a release that encodes rows otherwise, so that its first loss cannot be compared "
+            "with one of today: use the trainer image that wrote it",
+            Reason.RESUME_MISMATCH,
+        )
     budget = evaluation_budget(config.training.micro_batch_size, record.dataset.longest_tokens)
     return evaluate(adapted.model, adapted.head, rows, device, lambda _rows: None, budget=budget)
 
