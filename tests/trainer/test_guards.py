@@ -169,7 +169,8 @@ def test_what_does_not_decide_the_result_may_change(same: dict[str, Any]) -> Non
 def test_what_a_checkpoint_of_an_earlier_release_lacks_means_what_it_meant_then() -> None:
     """Its own run goes on although rows are encoded otherwise now; another run starts from its weights alone."""
     ours = identity_of()
-    old = {name: value for name, value in ours.items() if name != "dataset (encoding)"}
+    new = ("dataset (encoding)", "dataset.chatTemplate (content)")
+    old = {name: value for name, value in ours.items() if name not in new}
     assert difference(old, ours) is None
     assert not encoded_alike(old, ours)
     assert encoded_alike(old, {**ours, "dataset (encoding)": "1"})
@@ -177,6 +178,8 @@ def test_what_a_checkpoint_of_an_earlier_release_lacks_means_what_it_meant_then(
     assert same_course(old, {**ours, "dataset (encoding)": "1"})
     assert not same_course(old, ours)
     assert weights_difference(old, ours) is None
+    chosen = identity(make_config(dataset={"chatTemplate": "ChatML"}), "sha256:1", "sha256:2", "sha256:3")
+    assert difference(old, chosen) == 'dataset.chatTemplate absent, this run has "ChatML"'
 
 
 def test_another_runs_state_is_gone_on_from_where_only_length_and_manner_differ() -> None:

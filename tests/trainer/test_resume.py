@@ -18,15 +18,20 @@ from tests.trainer import tiny
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Attempt, Place, finish
 
+from lora_trainer import ask
 from lora_trainer.artifact.manifest import read_manifest
+from lora_trainer.contract.config import LossOn
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import CheckpointError, ConfigError
+from lora_trainer.errors import CheckpointError, ConfigError, VerificationError
+from lora_trainer.model.loading import load_encoder
+from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
+from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.resume import Saved
 
@@ -128,7 +133,7 @@ def test_a_run_that_an_earlier_release_began_goes_on(done: Place) -> None:
     """Its checkpoints lack what today's decide by; the result is the same where rows are encoded as before."""
     first, before = weights(done), read_manifest(done.staged).measured.eval_loss_before
     damage(done, 6)
-    of_an_earlier_release(done, "dataset (encoding)")
+    of_an_earlier_release(done, "dataset (encoding)", "dataset.chatTemplate (content)")
     attempt = finish(done)
     assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
     assert weights(done) == first
@@ -146,6 +151,30 @@ def test_the_base_is_evaluated_again_where_the_rows_are_encoded_otherwise(caplog
     assert not caplog.messages
     assert saved.before({"dataset (encoding)": "2"}) is None
     assert "the base model is evaluated on them again" in caplog.text
+
+
+def test_a_chosen_template_lies_beside_the_adapter_and_may_not_change_during_a_run(workplace: Workplace) -> None:
+    """Neither between attempts nor before the verification; questions are asked with the one beside the adapter."""
+    template = workplace.claims / "templates/chat.jinja"
+    template.parent.mkdir()
+    template.write_text(tiny.CHATML.replace("{% if add", "{{ note }}{% if add"), encoding="utf-8")
+    chosen = {"chatTemplate": "configmap://templates/chat.jinja", "templateArguments": {"note": "0"}}
+    place = place_of(workplace, dataset=chosen)
+    assert finish(place).process.exitcode == 0
+    assert (place.staged / "chat_template.jinja").read_bytes() == template.read_bytes()
+    manifest = read_manifest(place.staged)
+    assert "chat_template.jinja" in {entry.path for entry in manifest.files}
+    assert "which is not the base model's own" in (place.staged / "README.md").read_text(encoding="utf-8")
+    encoder = load_encoder(open_folder(workplace.claims / "models/tiny"), LossOn.COMPLETION, 64)
+    asked = encoder.tokenizer.decode(ask._prompt(encoder, place.staged, "Hi"))
+    assert asked == "<|im_start|>user\nHi<|im_end|>\n0<|im_start|>assistant\n"
+    # A ConfigMap is mounted elsewhere than a claim; here both are the same folder.
+    volumes = Volumes(claims=workplace.claims, config_maps=workplace.claims)
+    base_and_rows(manifest, volumes, Hub())
+    template.write_text(tiny.CHATML, encoding="utf-8")
+    with pytest.raises(VerificationError, match=r"dataset\.chatTemplate is configmap://.* has changed since the run"):
+        base_and_rows(manifest, volumes, Hub())
+    refused(finish(place), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset.chatTemplate (content)")
 
 
 @pytest.mark.fault("C12.sentence")

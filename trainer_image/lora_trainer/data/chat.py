@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message
 from lora_trainer.data.stretches import Rendered, Span, place
+from lora_trainer.data.time_limit import cpu_time
 from lora_trainer.errors import DatasetError
 
 FALLBACK_TEMPLATE = (
@@ -21,6 +23,10 @@ FALLBACK_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
 """For base models without a chat template: the headings of Stanford Alpaca, one for each role, calls as JSON."""
+
+SECONDS, LARGEST_TEXT = 10, 2**25
+"""Processor time of a conversation's renderings (a tenth of a second more for each) and characters of one: twice what a
+row may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +64,24 @@ _MARK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 
 
 class Renderer:
-    """Renders samples as a model's chat template does; `template` is the fallback's text for a model without one.
+    """Renders samples as a chat template does: the chosen one, else the model's own, else the fallback.
 
-    `starts_with_bos` is whether the tokenizer puts a token before every text: then the fallback does so, too.
+    `template` is its text where it is not the model's own. `starts_with_bos` is whether the tokenizer puts a token
+    before every text: then the fallback and built-in templates do so, too.
     """
 
-    def __init__(self, tokenizer: Any, *, learn_all: bool, starts_with_bos: bool, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Any, *, learn_all: bool, starts_with_bos: bool, stops: Sequence[str], chosen: Chosen
+    ) -> None:
         self._tokenizer = tokenizer
         self._learn_all = learn_all
         self._stops = tuple(stops)
-        self.has_template = bool(tokenizer.chat_template)
-        fallback = ("{{ bos_token }}" if starts_with_bos else "") + FALLBACK_TEMPLATE
-        self.template = None if self.has_template else fallback
+        self._arguments = chosen.arguments
+        self.has_template = bool(chosen.text or tokenizer.chat_template)
+        own = None if self.has_template else FALLBACK_TEMPLATE
+        begin = "{{ bos_token }}" if starts_with_bos and (own or chosen.built_in) else ""
+        self.template = begin + (chosen.text or own or "") or None
+        self._named = "the model's chat template" if chosen.text is None else "dataset.chatTemplate"
         self._takes_calls = "tool_calls" in str(self.template or tokenizer.chat_template)
 
     def render(self, samples: Sequence[Sample]) -> list[list[Text]]:
@@ -102,13 +114,13 @@ class Renderer:
             return self._apply([chat], tools=chat.tools)[0]
         except Exception as error:  # as above
             raise DatasetError(
-                f"{chat.where}: the model's chat template refuses this conversation ({' '.join(str(error).split())})"
+                f"{chat.where}: {self._named} refuses this conversation ({' '.join(str(error).split())})"
             ) from error
 
     def _check_calls(self, chat: Conversation) -> None:
         if not self._takes_calls and any(message.extra.get("tool_calls") for message in chat.messages):
             raise DatasetError(
-                f"{chat.where}: the model's chat template has no place for tool calls, so they would be lost; choose a "
+                f"{chat.where}: {self._named} has no place for tool calls, so they would be lost; choose a "
                 "model whose template has one, or write the calls into the content"
             )
 
@@ -136,14 +148,17 @@ class Renderer:
 
         render: Any = chat_template_utils.render_jinja_template
         template = self._tokenizer.get_chat_template(self.template, list(tools) or None)
-        texts, marks = render(
-            turns,
-            tools=list(tools) or None,
-            chat_template=template,
-            add_generation_prompt=generation,
-            return_assistant_tokens_mask=not generation and bool(_MARK.search(template)),
-            **self._tokenizer.special_tokens_map,
-        )
+        with cpu_time(SECONDS + len(turns) / 10):
+            texts, marks = render(
+                turns,
+                tools=list(tools) or None,
+                chat_template=template,
+                add_generation_prompt=generation,
+                return_assistant_tokens_mask=not generation and bool(_MARK.search(template)),
+                **{**self._tokenizer.special_tokens_map, **self._arguments},
+            )
+        if any(len(text) > LARGEST_TEXT for text in texts):
+            raise ValueError(f"its text has more than {LARGEST_TEXT} characters")
         return [_Rendering(text, tuple(found)) for text, found in zip(texts, marks or [()] * len(texts), strict=True)]
 
     @functools.cached_property
@@ -175,8 +190,8 @@ class Renderer:
         placed = place(_needed(chat, answers, renderings, self._heading), self._stops)
         if placed is None:
             raise DatasetError(
-                f"{chat.where}: the model's chat template does not let an answer follow its prompt, so the answer's "
-                "tokens cannot be told apart; use training.lossOn: All or another model"
+                f"{chat.where}: {self._named} does not let an answer follow its prompt, so the answer's "
+                "tokens cannot be told apart; use training.lossOn: All or another dataset.chatTemplate"
             )
         return [
             Text(

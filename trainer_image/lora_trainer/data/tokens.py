@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chat import Renderer, Text
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Sample
 
 IGNORED = -100
@@ -61,9 +62,17 @@ class Encoded:
 
 
 class Encoder:
-    """Turns samples into examples with one tokenizer; `has_template` is whether the model brought a chat template."""
+    """Turns samples into examples with one tokenizer and the chosen chat template, if any; `has_template` is whether
+    there is one, chosen or the model's own; `template` the text of one that is not the model's own."""
 
-    def __init__(self, tokenizer: Any, loss_on: LossOn, max_length: int, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        loss_on: LossOn,
+        max_length: int,
+        stop_ids: Sequence[int],
+        chosen: Chosen = Chosen(),  # noqa: B008 - frozen
+    ) -> None:
         self.tokenizer = tokenizer
         self.loss_on = loss_on
         self.max_length = max_length
@@ -74,6 +83,7 @@ class Encoder:
             learn_all=loss_on is LossOn.ALL,
             starts_with_bos=self.starts_with_bos,
             stops=[str(token) for token in tokenizer.convert_ids_to_tokens(list(stop_ids)) if token],
+            chosen=chosen,
         )
         self.has_template = self._renderer.has_template
         self.template = self._renderer.template

@@ -12,7 +12,8 @@ from lora_trainer.data.tokens import ENCODING
 MODEL = "model (revision)"
 DATA = "dataset (content)"
 _ROWS = "dataset (encoding)"
-_AS_BEFORE = {_ROWS: "1"}
+_TEMPLATE = "dataset.chatTemplate (content)"
+_AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null"}
 """What the fields meant that checkpoints of earlier releases lack."""
 
 _NOT_DECIDING = ("dataset.uri", "dataset.validationUri", "training.microBatchSize", "training.activationCheckpointing")
@@ -36,10 +37,13 @@ Identity = Mapping[str, str]
 """The name of a deciding field, as the manifest has it, to its value as JSON."""
 
 
-def identity(config: TrainConfig, model_revision: str, data_fingerprint: str) -> Identity:
-    """The fields of a run that decide its result."""
+def identity(
+    config: TrainConfig, model_revision: str, data_fingerprint: str, template_digest: str | None = None
+) -> Identity:
+    """The fields of a run that decide its result; `template_digest` is of a chosen chat template."""
     document = codec.encode(config)
     fields = {MODEL: json.dumps(model_revision), DATA: json.dumps(data_fingerprint), _ROWS: json.dumps(ENCODING)}
+    fields[_TEMPLATE] = json.dumps(template_digest)
     for section in ("dataset", "lora", "training"):
         fields.update(_flat(section, document[section]))
     fields["quantization"] = json.dumps(document["quantization"])
