@@ -89,6 +89,7 @@ def test_a_template_of_a_config_map_gets_its_variables(tmp_path: Path) -> None:
     encoder = encoder_with(plain, "<|im_end|>")
     assert marked(encoder, encoder.encode(talk(*BRIEF))) == f"{asked}⟦{thought}Ahoy!<|im_end|>⟧"
     assert (encoder.template, encoder.has_template) == (templates.QWEN3, True)
+    assert encoder_with(plain, "<|im_end|>", bos=True).template == templates.QWEN3
     encoder = encoder_with(quiet, "<|im_end|>")
     assert marked(encoder, encoder.encode(talk(*BRIEF))) == f"{asked}{thought}⟦Ahoy!<|im_end|>⟧"
     assert plain.digest == quiet.digest != chosen_by(in_config_map(tmp_path, templates.PHI4), CONFIG_MAP).digest

@@ -124,16 +124,16 @@ class Encoder:
         example = Example(
             input_ids=ids[:keep], labels=np.where(learned[:keep], ids[:keep], IGNORED), truncated=len(ids) > keep
         )
-        changes = np.flatnonzero(np.diff(learned, prepend=False, append=False))
-        begun = changes[::2] < keep
-        ended = (changes[1::2] <= keep) & np.isin(ids[changes[1::2] - 1], list(self.stop_ids))
+        runs = _runs(learned)
+        begun = [(start, end) for start, end in runs if start < keep]
+        unended = [end for _, end in begun if end > keep or int(ids[end - 1]) not in self.stop_ids]
         return Encoded(
             example=example,
             cut_tokens=len(ids) - example.length,
             cut_targets=int(np.count_nonzero(learned[keep:])),
             answers=text.answers + text.empty,
-            learned_answers=text.answers - int(np.count_nonzero(~begun)),
-            unended_answers=int(np.count_nonzero(begun & ~ended)),
+            learned_answers=text.answers - len(runs) + len(begun),
+            unended_answers=len(unended),
         )
 
     def _tokenize(self, texts: Sequence[Text]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
@@ -192,6 +192,16 @@ class Encoder:
             learned += [is_learned] * len(found)
             position = end
         return np.array(ids, np.int64), np.array(learned, np.bool_)
+
+
+def _runs(learned: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """The learned stretches, by their first token and the one after their last."""
+    if not len(learned):
+        return []
+    # As lists: the functions of numpy cost more than a row has tokens.
+    changes = (np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist()
+    bounds = [*([0] if learned[0] else []), *changes, *([len(learned)] if learned[-1] else [])]
+    return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 def _starts_with_bos(tokenizer: Any) -> bool:
