@@ -28,7 +28,7 @@ from hub.model import cache_root, ensure_model
 
 PARTS = {
     "device ": "processes started, data read, PyTorch and PEFT imported",
-    "training rows (": "configuration, digests of the model, tokenizer, tokens",
+    "training samples (": "configuration, digests of the model, tokenizer, tokens",
     "trainable parameters": "weights read, adapter put on",
     "adapted modules": "attention chosen by trial",
     "loss before training": "evaluation before the training",

@@ -47,6 +47,10 @@ def succeeded(**changes: Any) -> str:
         truncated_samples=0,
         skipped_samples=0,
         duplicate_samples=0,
+        split_samples=0,
+        learned_answers=310,
+        skipped_answers=1,
+        unended_answers=2,
     )
     results = Results(
         steps=10,

@@ -47,6 +47,8 @@ OTHER: Mapping[str, Any] = {
     "spec.dataset.split": "test_sft",
     "spec.dataset.validationUri": "hf://acme/other",
     "spec.dataset.validationFraction": "0.5",
+    "spec.dataset.chatTemplate": "configmap://templates/chat.jinja",
+    "spec.dataset.templateArguments": {"enable_thinking": "false"},
     "spec.lora.rank": 8,
     "spec.lora.alpha": 8,
     "spec.lora.layers": "MLP",

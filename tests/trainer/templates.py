@@ -1,9 +1,13 @@
 """Chat templates of the shapes that models bring, and a tokenizer with their special tokens."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from tests.trainer import tiny
 from tokenizers import processors
+
+from lora_trainer.contract.config import LossOn
+from lora_trainer.data.tokens import Encoder
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"
@@ -38,6 +42,78 @@ HERMES = (
 )
 """ChatML with tool calls, as Hermes and Qwen have them."""
 
+QWEN3 = (
+    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}"
+    "{%- endif %}{%- if tools %}{{- '<|im_start|>system\n' }}{%- for tool in tools %}{{- tool | tojson + '\n' }}"
+    "{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}"
+    "{%- set ns = namespace(query=-1) %}{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{%- set ns.query = loop.index0 %}{%- endif %}{%- endfor %}{%- for message in messages %}"
+    "{%- if message.role == 'tool' %}"
+    "{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}"
+    "{%- elif message.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if loop.index0 > ns.query and (loop.last or message.reasoning_content) %}"
+    "{{- '<think>\n' + (message.reasoning_content or '') + '\n</think>\n\n' }}{%- endif %}{{- message.content }}"
+    "{%- for call in message.tool_calls or [] %}{{- '\n' if message.content or not loop.first }}"
+    "{{- '<tool_call>\n' }}{{- call.function | tojson }}{{- '\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}"
+    "{%- elif message.role == 'user' or not loop.first %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+"""Thoughts stand in the turns after the last question alone; the last turn has them, empty ones if need be."""
+THINKING = QWEN3.replace(
+    "'<|im_start|>assistant\n' }}{%- if enable", "'<|im_start|>assistant\n<think>\n' }}{%- if enable"
+)
+"""Qwen's models that always think: the generation prompt opens the thought."""
+DEEPSEEK_R1 = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}{{ message.content }}"
+    "{% elif message.role == 'user' %}{{ '<|User|>' + message.content }}"
+    "{% else %}{{ '<|Assistant|>' + message.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+"""No turn has thoughts, the last one neither, and yet the generation prompt opens one."""
+SMOLLM3 = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{% generation %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' + message.content + '<|im_end|>\n' }}"
+    "{% endgeneration %}{% else %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' }}{% endif %}"
+)
+"""Marks that hold the heading, which the generation prompt has already written, and the newline after the turn."""
+MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}"
+    "{% else %}{{ message.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Marks around the content alone, without the end of the turn."""
+GPT_OSS = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{% if loop.last and message.thinking %}"
+    "{{ '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}{% endif %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+"""The last answer alone ends with the token that ends a turn."""
+GLM4 = (
+    "<s>{% for message in messages %}{{ '<|observation|>' if message.role == 'tool' else '<|' + message.role + '|>' }}"
+    "{{ '\n' + message.content }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""The beginning of the next turn is what ends an answer."""
+PHI4 = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '<|im_sep|>' + message.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+)
+VICUNA = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{{ 'ASSISTANT: ' + message.content + eos_token }}{% elif message.role == 'user' %}"
+    "{{ 'USER: ' + message.content + ' ' }}{% else %}{{ message.content + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
 _SPECIAL = (
     "<s>",
     "</s>",
@@ -48,7 +124,78 @@ _SPECIAL = (
     "[/INST]",
     "<start_of_turn>",
     "<end_of_turn>",
+    "<|User|>",
+    "<|Assistant|>",
+    "<|start|>",
+    "<|end|>",
+    "<|return|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|im_sep|>",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A template and how it writes what a model says: `before` and `after` the content of an answer.
+
+    `stops` end a turn beside `eos`. `trims` is whether the template trims contents; `alternates` whether it refuses
+    turns that do not alternate; `roles` are those it knows beside user and assistant. `cut` is what answers lack of the
+    generation prompt's end.
+    """
+
+    template: str | None
+    eos: str
+    before: str = ""
+    after: str
+    stops: tuple[str, ...] = ()
+    trims: bool = False
+    alternates: bool = False
+    roles: tuple[str, ...] = ("system",)
+    cut: str = ""
+
+    def said(self, content: str) -> str:
+        """What a model generates that answers with this content."""
+        return self.before + (content.strip() if self.trims else content) + self.after
+
+
+FAMILIES = {
+    "ChatML": Family(template=tiny.CHATML, eos="<|im_end|>", after="<|im_end|>", roles=("system", "tool")),
+    "Hermes": Family(template=HERMES, eos="<|im_end|>", after="<|im_end|>", roles=("system", "tool")),
+    "Llama-3": Family(template=LLAMA3, eos="<|eot_id|>", after="<|eot_id|>", trims=True, roles=("system", "ipython")),
+    "Mistral": Family(template=MISTRAL, eos="</s>", before=" ", after="</s>", alternates=True),
+    "Gemma": Family(template=GEMMA, eos="</s>", stops=("<end_of_turn>",), after="<end_of_turn>", trims=True, roles=()),
+    "Qwen3": Family(
+        template=QWEN3, eos="<|im_end|>", before="<think>\n\n</think>\n\n", after="<|im_end|>", roles=("system", "tool")
+    ),
+    "Thinking": Family(
+        template=THINKING, eos="<|im_end|>", before="\n</think>\n\n", after="<|im_end|>", roles=("system", "tool")
+    ),
+    "DeepSeek-R1": Family(template=DEEPSEEK_R1, eos="</s>", after="</s>", cut="<think>\n"),
+    "SmolLM3": Family(template=SMOLLM3, eos="<|im_end|>", after="<|im_end|>"),
+    "marked": Family(template=MARKED, eos="<|im_end|>", after="<|im_end|>"),
+    "gpt-oss": Family(
+        template=GPT_OSS, eos="<|return|>", before="<|channel|>final<|message|>", after="<|return|>", roles=("system",)
+    ),
+    "Phi-4": Family(template=PHI4, eos="<|im_end|>", after="<|im_end|>", roles=("system", "tool")),
+    "Vicuna": Family(template=VICUNA, eos="</s>", before=" ", after="</s>"),
+    "no end": Family(template=tiny.CHATML, eos="</s>", after="<|im_end|></s>"),
+    "no template": Family(template=None, eos="</s>", after="</s>", roles=("system", "tool")),
+}
+"""All but GLM's, whose end of a turn depends on what follows it."""
+
+
+def encoder(
+    family: Family, *, trims: bool = False, loss_on: LossOn = LossOn.COMPLETION, longest: int = 2048
+) -> Encoder:
+    """An encoder of a model of this family; `trims` as in `tokenizer`."""
+    made = tokenizer(family.template, family.eos, trims=trims)
+    stops = made.convert_tokens_to_ids([family.eos, *family.stops])
+    return Encoder(made, loss_on, longest, stops)
 
 
 def tokenizer(template: str | None, eos: str, *, trims: bool = False) -> Any:

@@ -81,7 +81,7 @@ def test_every_answer_is_learned_with_its_end_and_has_the_prompt_of_inference(
     encoder = make_encoder(template, eos, trims=trims)
     example = encoder.encode(talk(TURNS))
     assert learned(encoder, example) == answers
-    assert encoder.learns_to_stop(example)
+    assert example.labels[-1] in encoder.stop_ids
     starts = [i for i in range(1, example.length) if example.labels[i - 1] == IGNORED and example.labels[i] != IGNORED]
     for start, turn in zip(starts, (1, 3), strict=True):
         prompt = encoder.tokenizer.apply_chat_template(
@@ -149,7 +149,7 @@ def test_many_samples_are_encoded_as_each_alone() -> None:
         talk(TURNS[:2]),
         talk([SYSTEM, *TURNS[:2]], verbatim=True),
     ]
-    for sample, encoded in zip(samples, encoder.encode_all(samples), strict=True):
+    for sample, (encoded,) in zip(samples, encoder.encode_all(samples), strict=True):
         alone = encoder.encode(sample)
         assert encoded.example.input_ids.tolist() == alone.input_ids.tolist()
         assert encoded.example.labels.tolist() == alone.labels.tolist()
@@ -193,10 +193,10 @@ def test_the_tokens_that_are_cut_are_counted() -> None:
     whole = make_encoder(tiny.CHATML, "<|im_end|>")
     full = whole.encode(talk(TURNS))
     whole.max_length = full.length - 4
-    (encoded,) = whole.encode_all([talk(TURNS)])
+    (encoded,) = whole.encode_all([talk(TURNS)])[0]
     assert (encoded.cut_tokens, encoded.cut_targets) == (4, 4)
     whole.max_length = full.length - 8
-    (encoded,) = whole.encode_all([talk(TURNS)])
+    (encoded,) = whole.encode_all([talk(TURNS)])[0]
     assert encoded.cut_targets == full.targets - encoded.example.targets < encoded.cut_tokens == 8
 
 

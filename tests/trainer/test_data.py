@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
 from lora_trainer.data.dataset import FEW_ROWS, encode, encode_evaluation, encode_once, log_data
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
-from lora_trainer.data.tokens import Encoder
+from lora_trainer.data.tokens import IGNORED, Encoder
 from lora_trainer.errors import DatasetError, TrainerError
 from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base
@@ -63,7 +64,7 @@ def test_rows_whose_prompt_has_other_tokens_at_inference_are_counted(
     config, volumes = on_claim(tmp_path, [*rows, rows[0]], dataset={"validationFraction": "0"})
     caplog.set_level(logging.INFO)
     encode(load_samples(config, volumes, Hub()), encoder)
-    assert any(line.startswith("2 of 3 rows: prompt and answer are tokenized apart") for line in caplog.messages)
+    assert any(line.startswith("2 samples of 3 rows: prompt and answer are tokenized apart") for line in caplog.messages)
 
 
 def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Path, encoder: Encoder) -> None:
@@ -95,10 +96,83 @@ def test_few_held_out_rows_are_warned_of(
     config, volumes = on_claim(tmp_path, tiny.chats(rows))
     data = encode(load_samples(config, volumes, Hub()), encoder)
     with caplog.at_level(logging.INFO):
-        log_data(data)
+        log_data(data, encoder)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith(f"Messages: {len(data.training)} training rows")
-    assert [f"only {len(data.evaluation)} rows are held out" in line for line in lines[1:]] == [True] * warned
+    assert lines[0].startswith(f"Messages: {len(data.training)} training samples")
+    assert [f"only {len(data.evaluation)} rows are held out" in line for line in lines[2:]] == [True] * warned
+
+
+def test_the_first_row_is_logged_with_what_is_learned_of_it(
+    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On one line, of bounded length."""
+    turns = [{"role": role, "content": f"Ahoy\n{'🙂' * 900}"} for role in ("user", "assistant") * 9]
+    encoder.max_length = 2**20
+    config, volumes = on_claim(tmp_path, [{"messages": turns}])
+    with caplog.at_level(logging.INFO):
+        log_data(encode(load_samples(config, volumes, Hub()), encoder), encoder)
+    (line,) = [message for message in caplog.messages if message.startswith("the first row")]
+    shown = json.loads(line.partition(": ")[2])
+    answer = f"Ahoy\n{'🙂' * 195} […] {'🙂' * 190}<|im_end|>"
+    assert shown.startswith(f"<|im_start|>user\nAhoy\n{'🙂' * 178} […] ")
+    assert shown.count(">>>") == shown.count("<<<") == shown.count(f">>>{answer}<<<") == 4
+    assert shown.endswith("<<< […]")
+    assert "\n" not in line
+    assert len(line) < 4096
+
+
+REWRITES = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ '<think>\n\n</think>\n\n' if loop.last and m.role == 'assistant' }}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen's: the last answer alone has a thought."""
+
+
+def test_every_answer_of_a_rewritten_conversation_is_learned_and_counted(tmp_path: Path, tiny_base: Base) -> None:
+    """Three of each row, as examples of their own on the side of the row, in the same order every time."""
+    rows: list[dict[str, Any]] = []
+    for i in range(8):
+        turns = [(role, f"{role} {i}.{turn}") for turn in range(3) for role in ("user", "assistant")]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    rows.append({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]})
+    rows.append({"messages": [*rows[0]["messages"][:1], {"role": "assistant", "content": ""}, *rows[-1]["messages"]]})
+    config, volumes = on_claim(tmp_path, rows)
+    encoder = load_encoder(tiny_base, LossOn.COMPLETION, 512)
+    encoder = Encoder(_with_template(encoder.tokenizer, REWRITES), LossOn.COMPLETION, 512, tuple(encoder.stop_ids))
+    samples = load_samples(config, volumes, Hub())
+    data = encode(samples, encoder)
+    stats = data.stats
+    assert (stats.learned_answers, stats.skipped_answers, stats.unended_answers) == (26, 1, 0)
+    assert (stats.train_samples + stats.validation_samples, stats.split_samples) == (26, 8)
+    sides = []
+    for side in (data.training, data.evaluation):
+        texts = [encoder.tokenizer.decode(example.labels[example.labels != IGNORED]) for example in side]
+        assert texts == sorted(texts, key=lambda text: [int(n) for n in re.findall(r"\d+", text)] or [9])
+        sides.append({text.partition(".")[0] for text in texts})
+    assert not sides[0] & {text for text in sides[1] if "assistant" in text}
+    assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
+    assert ids(encode(samples, encoder).training) == ids(data.training)
+
+    nothing_held_out = make_config(dataset={"validationFraction": "0"})
+    samples = load_samples(nothing_held_out, volumes, Hub())
+    assert ids(encode_evaluation(samples, encoder)) == ids(encode(samples, encoder).evaluation)
+
+
+def _with_template(tokenizer: Any, template: str) -> Any:
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_an_answer_whose_prompt_is_too_long_is_skipped_and_counted(tmp_path: Path, tiny_base: Base) -> None:
+    """The others of its row are learned."""
+    turns = ["Hi", "Ahoy, captain!", "x" * 400, "No"]
+    rows = [{"messages": [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]}]
+    config, volumes = on_claim(tmp_path, rows, dataset={"validationFraction": "0"})
+    encoder = load_encoder(tiny_base, LossOn.COMPLETION, 64)
+    encoder = Encoder(_with_template(encoder.tokenizer, REWRITES), LossOn.COMPLETION, 64, tuple(encoder.stop_ids))
+    stats = encode(load_samples(config, volumes, Hub()), encoder).stats
+    assert (stats.train_samples, stats.learned_answers, stats.skipped_answers, stats.skipped_samples) == (1, 1, 1, 0)
 
 
 def test_prompts_longer_than_the_longest_row_are_refused(tmp_path: Path, tiny_base: Base) -> None:

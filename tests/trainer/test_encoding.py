@@ -59,7 +59,7 @@ class _Killed(Encoder):
     def __init__(self) -> None:
         self.parent = os.getpid()
 
-    def encode_all(self, samples: Sequence[Sample]) -> list[Encoded]:
+    def encode_all(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
         """Never returns."""
         assert os.getpid() != self.parent
         os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,14 @@ from lora_trainer.host.metrics import TrainingMetrics
 from lora_trainer.host.stall import StallWatch
 from lora_trainer.ranks.reports import Counters, Report
 from lora_trainer.training.guards import DIVERGED_STEPS, LossGuard
-from lora_trainer.training.identity import Identity, difference, identity, same_course, weights_difference
+from lora_trainer.training.identity import (
+    Identity,
+    difference,
+    encoded_alike,
+    identity,
+    same_course,
+    weights_difference,
+)
 
 
 @pytest.mark.parametrize(("scale", "counts"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])
@@ -157,6 +164,22 @@ def test_the_first_field_in_which_two_runs_differ_is_named_with_both_values(thei
 def test_what_does_not_decide_the_result_may_change(same: dict[str, Any]) -> None:
     """Where the same data lies, how often is saved, what trades memory for time."""
     assert difference(identity_of(**same), identity_of()) is None
+
+
+def test_what_a_checkpoint_of_an_earlier_release_lacks_means_what_it_meant_then() -> None:
+    """Its own run goes on although rows are encoded otherwise now; another run starts from its weights alone."""
+    ours = identity_of()
+    new = ("dataset (encoding)", "dataset.chatTemplate (content)")
+    old = {name: value for name, value in ours.items() if name not in new}
+    assert difference(old, ours) is None
+    assert not encoded_alike(old, ours)
+    assert encoded_alike(old, {**ours, "dataset (encoding)": "1"})
+    assert encoded_alike(ours, ours)
+    assert same_course(old, {**ours, "dataset (encoding)": "1"})
+    assert not same_course(old, ours)
+    assert weights_difference(old, ours) is None
+    chosen = identity(make_config(dataset={"chatTemplate": "ChatML"}), "sha256:1", "sha256:2", "sha256:3")
+    assert difference(old, chosen) == 'dataset.chatTemplate absent, this run has "ChatML"'
 
 
 def test_another_runs_state_is_gone_on_from_where_only_length_and_manner_differ() -> None:

@@ -1,5 +1,6 @@
 """Attempts of whole runs: what they go on from, what they refuse, and who may write."""
 
+import hashlib
 import json
 import logging
 import os
@@ -17,15 +18,21 @@ from tests.trainer import tiny
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Attempt, Place, finish
 
+from lora_trainer import ask
 from lora_trainer.artifact.manifest import read_manifest
+from lora_trainer.contract.config import LossOn
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import CheckpointError, ConfigError
+from lora_trainer.errors import CheckpointError, ConfigError, VerificationError
+from lora_trainer.model.loading import load_encoder
+from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
+from lora_trainer.result.inputs import base_and_rows
+from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.resume import Saved
 
 TRAINING = {"maxSteps": 6, "effectiveBatchSize": 4, "learningRate": "0.01"}
@@ -106,6 +113,68 @@ def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Plac
         damage(done, step)
     refused(finish(done), ExitCode.CHECKPOINT_INVALID, Reason.CHECKPOINT_INVALID, "none of the 2 checkpoints")
     assert done.checkpoint_steps() == [4, 6]
+
+
+def of_an_earlier_release(place: Place, *names: str) -> None:
+    """Take fields out of the identities in a run's checkpoints, as if a release had written them that had none."""
+    for folder in place.workspace.glob("step-*"):
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        for name in names:
+            del record["identity"][name]
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        (entry,) = (entry for entry in manifest["files"] if entry["path"] == "run.json")
+        content = (folder / "run.json").read_bytes()
+        entry.update(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_run_that_an_earlier_release_began_goes_on(done: Place) -> None:
+    """Its checkpoints lack what today's decide by; the result is the same where rows are encoded as before."""
+    first, before = weights(done), read_manifest(done.staged).measured.eval_loss_before
+    damage(done, 6)
+    of_an_earlier_release(done, "dataset (encoding)", "dataset.chatTemplate (content)")
+    attempt = finish(done)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
+    assert weights(done) == first
+    again = read_manifest(done.staged).measured
+    assert again.eval_loss_before == pytest.approx(before, abs=1e-6)
+
+
+def test_the_base_is_evaluated_again_where_the_rows_are_encoded_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    """Losses before and after the training are of the same tokens."""
+    before = Evaluation(sums=(1.0,), tokens=(2,))
+    record: Any = SimpleNamespace(identity={}, before=before)
+    checkpoint: Any = SimpleNamespace(step=4)
+    saved = Saved(checkpoint=checkpoint, record=record, own=True)
+    assert saved.before({"dataset (encoding)": "1"}) is before
+    assert not caplog.messages
+    assert saved.before({"dataset (encoding)": "2"}) is None
+    assert "the base model is evaluated on them again" in caplog.text
+
+
+def test_a_chosen_template_lies_beside_the_adapter_and_may_not_change_during_a_run(workplace: Workplace) -> None:
+    """Neither between attempts nor before the verification; questions are asked with the one beside the adapter."""
+    template = workplace.claims / "templates/chat.jinja"
+    template.parent.mkdir()
+    template.write_text(tiny.CHATML.replace("{% if add", "{{ note }}{% if add"), encoding="utf-8")
+    chosen = {"chatTemplate": "configmap://templates/chat.jinja", "templateArguments": {"note": "0"}}
+    place = place_of(workplace, dataset=chosen)
+    assert finish(place).process.exitcode == 0
+    assert (place.staged / "chat_template.jinja").read_bytes() == template.read_bytes()
+    manifest = read_manifest(place.staged)
+    assert "chat_template.jinja" in {entry.path for entry in manifest.files}
+    assert "which is not the base model's own" in (place.staged / "README.md").read_text(encoding="utf-8")
+    encoder = load_encoder(open_folder(workplace.claims / "models/tiny"), LossOn.COMPLETION, 64)
+    asked = encoder.tokenizer.decode(ask._prompt(encoder, place.staged, "Hi"))
+    assert asked == "<|im_start|>user\nHi<|im_end|>\n0<|im_start|>assistant\n"
+    # A ConfigMap is mounted elsewhere than a claim; here both are the same folder.
+    volumes = Volumes(claims=workplace.claims, config_maps=workplace.claims)
+    base_and_rows(manifest, volumes, Hub())
+    template.write_text(tiny.CHATML, encoding="utf-8")
+    with pytest.raises(VerificationError, match=r"dataset\.chatTemplate is configmap://.* has changed since the run"):
+        base_and_rows(manifest, volumes, Hub())
+    refused(finish(place), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset.chatTemplate (content)")
 
 
 @pytest.mark.fault("C12.sentence")

@@ -22,7 +22,7 @@ def example(input_ids: list[int], labels: list[int], truncated: bool) -> Example
 
 def block(*rows: tuple[list[int], list[int], bool]) -> Block:
     """Rows packed together."""
-    return Block.of([Encoded(example=example(*row), cut_tokens=2, cut_targets=1) for row in rows])
+    return Block.of([[Encoded(example=example(*row), cut_tokens=2, cut_targets=1)] for row in rows])
 
 
 def plain(examples: Examples) -> list[tuple[list[int], list[int], bool]]:

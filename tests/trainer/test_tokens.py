@@ -49,7 +49,7 @@ def test_only_the_answers_of_a_conversation_are_learned_each_with_its_end_of_tur
         )
     )
     assert learned(encoder, example) == "~Ahoy!<|im_end|>~Fair winds.<|im_end|>"
-    assert encoder.learns_to_stop(example)
+    assert example.labels[-1] in encoder.stop_ids
 
 
 def test_the_prompt_has_the_very_tokens_of_inference(encoder: Encoder) -> None:
@@ -120,8 +120,8 @@ def test_a_long_row_is_cut_at_the_end_and_marked(tiny_base: Base) -> None:
     assert cut.input_ids.tolist() == whole.input_ids[:16].tolist()
 
 
-def test_a_template_that_rewrites_earlier_answers_leaves_the_last_one_to_learn(tmp_path: Path) -> None:
-    """Reasoning models drop the thoughts of earlier turns: those turns cannot be learned as they were said."""
+def test_a_template_that_rewrites_earlier_answers_gives_each_an_example_of_its_own(tmp_path: Path) -> None:
+    """Reasoning models drop the thoughts of earlier turns: there these cannot be learned as they were said."""
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{{ m.content if loop.last or m.role != 'assistant' else '...' }}<|im_end|>\n{% endfor %}"
@@ -129,24 +129,19 @@ def test_a_template_that_rewrites_earlier_answers_leaves_the_last_one_to_learn(t
     )
     base = open_folder(tiny.make_model(tmp_path / "m", chat_template=template))
     encoder = load_encoder(base, LossOn.COMPLETION, 256)
-    example = encoder.encode(
-        talk(("user", "Hi"), ("assistant", "Ahoy!"), ("user", "Bye"), ("assistant", "Fair winds."))
+    (found,) = encoder.encode_all(
+        [talk(("user", "Hi"), ("assistant", "Ahoy!"), ("user", "Bye"), ("assistant", "Fair winds."))]
     )
-    assert learned(encoder, example) == "~Fair winds.<|im_end|>"
+    assert [learned(encoder, one.example) for one in found] == ["~Ahoy!<|im_end|>", "~Fair winds.<|im_end|>"]
 
 
-def test_an_answer_that_its_template_rewrites_is_refused_or_learned_whole(tmp_path: Path) -> None:
-    """The generation prompt opens a thought that finished turns do not have; `lossOn: All`, as advised, needs no
-    boundary."""
-    template = tiny.CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+def test_loss_on_all_learns_a_conversation_whole_whatever_its_template_rewrites(tmp_path: Path) -> None:
+    """It needs no boundary."""
+    template = tiny.CHATML.replace("assistant\n{% endif", "assistant\nNow answer:{% endif")
     base = open_folder(tiny.make_model(tmp_path / "m", chat_template=template))
-    conversation = talk(("user", "Hi"), ("assistant", "Ahoy!"))
-    with pytest.raises(DatasetError, match=r"use training\.lossOn: All or another model"):
-        load_encoder(base, LossOn.COMPLETION, 256).encode(conversation)
     encoder = load_encoder(base, LossOn.ALL, 256)
-    example = encoder.encode(conversation)
+    example = encoder.encode(talk(("user", "Hi"), ("assistant", "Ahoy!")))
     assert learned(encoder, example) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nAhoy!<|im_end|>"
-    assert encoder.learns_to_stop(example)
 
 
 def test_a_template_that_refuses_a_conversation_is_reported(tmp_path: Path) -> None:

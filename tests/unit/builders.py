@@ -327,6 +327,10 @@ def make_summary(reason: Reason = Reason.SUCCEEDED, message: str = "", **changes
             truncated_samples=2,
             skipped_samples=1,
             duplicate_samples=3,
+            split_samples=0,
+            learned_answers=310,
+            skipped_answers=1,
+            unended_answers=2,
         )
         details = {
             "resolved": make_resolved(),

@@ -22,6 +22,7 @@ from lora_trainer.contract.config import (
     TrainingConfig,
 )
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
+from lora_trainer.contract.template_fields import BUILT_IN, RESERVED, argument_value
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, UriError, parse_uri
 
 OPTIONS = RunOptions(uid=UID, strict=True)
@@ -110,6 +111,23 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"dataset": {"uri": "pvc://a/b", "columns": {"q": "x"}}}, 'spec.dataset.columns is "q"', "keys among messages"),
     ({"dataset": {"uri": "pvc://a/b", "columns": {"prompt": 1}}}, "spec.dataset.columns is 1", "strings to strings"),
     ({"dataset": {"uri": "pvc://a/b", "columns": []}}, "spec.dataset.columns is []", "must be a map"),
+    ({"dataset": {"uri": "pvc://a/b", "chatTemplate": "Vicuna"}}, 'chatTemplate is "Vicuna"', "must be one of ChatML,"),
+    (
+        {"dataset": {"uri": "pvc://a/b", "chatTemplate": "configmap://a"}},
+        'chatTemplate is "configmap://a"',
+        "must be configmap://name/key",
+    ),
+    (
+        {"dataset": {"uri": "pvc://a/b", "templateArguments": {"enable_thinking": False}}},
+        "spec.dataset.templateArguments.enable_thinking is False",
+        'must be quoted, of at most 256 characters, as in enable_thinking: "false"',
+    ),
+    (
+        {"dataset": {"uri": "pvc://a/b", "templateArguments": {"messages": "x"}}},
+        'spec.dataset.templateArguments is "messages"',
+        "none of messages, tools,",
+    ),
+    ({"dataset": {"uri": "pvc://a/b", "templateArguments": {}}}, "templateArguments is {}", "a map of 1 to 16"),
     ({"dataset": {"uri": "pvc://a/b", "validationFraction": "1"}}, 'validationFraction is "1"', "less than 1"),
     ({"output": {"uri": "configmap://a/b"}}, 'spec.output.uri is "configmap://a/b"', "must start with pvc:// or s3://"),
     ({"output": {"uri": "hf://a/b@main"}}, 'spec.output.uri is "hf://a/b@main"', "must not have a revision"),
@@ -408,6 +426,36 @@ def test_defaults_of_the_definition_are_those_of_the_contract() -> None:
     filled = {**manifest, "spec": defaulted(SPEC, manifest["spec"])}
     assert filled["spec"]["lora"]["rank"] == 16
     assert train_config(filled, OPTIONS) == train_config(manifest, OPTIONS)
+
+
+def test_the_definition_knows_the_templates_and_names_of_the_contract() -> None:
+    """Its rules list them."""
+    dataset = SPEC["properties"]["dataset"]["properties"]
+    rules = [rule["rule"] for rule in dataset["chatTemplate"]["x-kubernetes-validations"]]
+    assert str(list(BUILT_IN)) in " ".join(rules)
+    rules = [rule["rule"] for rule in dataset["templateArguments"]["x-kubernetes-validations"]]
+    assert str(list(RESERVED)) in " ".join(rules)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("false", False),
+        ("null", None),
+        ("1.5", 1.5),
+        ("low", "low"),
+        ('"false"', "false"),
+        ("", ""),
+        ("[1]", "[1]"),
+        ("NaN", "NaN"),
+        ("[" * 5000, "[" * 5000),
+        ("26 Jul 2024", "26 Jul 2024"),
+    ],
+)
+def test_a_variable_of_a_template_is_what_its_text_says(text: str, value: object) -> None:
+    """JSON's words, numbers and quoted texts; anything else is text."""
+    found = argument_value(text)
+    assert (type(found), found) == (type(value), value)
 
 
 def test_every_field_of_the_definition_is_read_by_the_contract() -> None:

@@ -190,6 +190,22 @@ def test_held_out_rows_in_a_config_map_are_mounted_too() -> None:
         assert (len(mounts), keys) == (volumes, ["a.jsonl", "b.jsonl"])
 
 
+def test_a_chat_template_in_a_config_map_is_mounted_and_a_built_in_one_is_not() -> None:
+    """Beside both sets of rows, in a volume of its own where the ConfigMap is another one."""
+    data = {"uri": "configmap://chats/a.jsonl", "validationUri": "configmap://held/b.jsonl"}
+    for template, names in (
+        ("ChatML", ["chats", "held"]),
+        ("configmap://held/chat.jinja", ["chats", "held"]),
+        ("configmap://templates/chat.jinja", ["chats", "held", "templates"]),
+    ):
+        job = rendered({"dataset": {**data, "chatTemplate": template}}, CONFIG)
+        volumes = [volume for volume in pod_of(job)["volumes"] if "configMap" in volume]
+        assert [volume["configMap"]["name"] for volume in volumes] == names
+        assert len({volume["name"] for volume in volumes}) == len(names)
+        keys = [item["key"] for volume in volumes for item in volume["configMap"]["items"]]
+        assert ("chat.jinja" in keys) is template.startswith("configmap://")
+
+
 def test_shared_memory_has_the_size_that_was_asked_for() -> None:
     """A quantity, in memory."""
     for spec, size in (({}, "1Gi"), ({"resources": {"sharedMemory": "8Gi"}}, "8Gi")):

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from lora_trainer.artifact.manifest import read_manifest
+from lora_trainer.artifact.manifest import MANIFEST, read_manifest
 from lora_trainer.contract.config import DatasetFormat, DeviceConfig, LossOn, Precision, Quantization
+from lora_trainer.contract.template_fields import Value, argument_value
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device, choose_device
@@ -68,12 +69,19 @@ def _prompt(encoder: Encoder, adapter: Path, question: str) -> list[int]:
         return ids
     text = encoder.tokenizer.apply_chat_template(
         [{"role": "user", "content": question}],
-        chat_template=None if encoder.has_template else template.read_text(encoding="utf-8"),
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         tokenize=False,
         add_generation_prompt=True,
+        **_arguments(adapter),
     )
     templated: list[int] = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
     return templated
+
+
+def _arguments(adapter: Path) -> dict[str, Value]:
+    """The template's variables, as the training had them."""
+    given = read_manifest(adapter).config.dataset.template_arguments if (adapter / MANIFEST).is_file() else None
+    return {name: argument_value(text) for name, text in (given or {}).items()}
 
 
 def _trained_verbatim(adapter: Path) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
+from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded
@@ -83,7 +84,8 @@ def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    # Before PyTorch: bad data shows at once.
+    # Before PyTorch: a bad template and bad data show at once.
+    chosen_template(config.dataset, volumes)
     samples = load_samples(config, volumes, Hub())
     import_peft(config)
     from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415

@@ -72,7 +72,14 @@ def resolved_by_run(run: ResolvedRun) -> Block:
 
 def dataset_block(stats: DatasetStats) -> Block:
     """What was found in the data set."""
+    optional = {
+        "splitSamples": stats.split_samples,
+        "learnedAnswers": stats.learned_answers,
+        "skippedAnswers": stats.skipped_answers,
+        "unendedAnswers": stats.unended_answers,
+    }
     return {
+        **{key: whole(count) for key, count in optional.items() if count is not None},
         "trainSamples": whole(stats.train_samples),
         "validationSamples": whole(stats.validation_samples),
         "trainTokens": whole(stats.train_tokens),

@@ -10,6 +10,7 @@ from lora_operator.views.names import CONFIG_ANNOTATION
 from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
+from lora_trainer.contract.template_fields import template_config_map
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 
 CONFIG_FOLDER = "/etc/lora"
@@ -107,16 +108,18 @@ def _claims(train: TrainConfig, *, writes: bool) -> Mapping[str, bool]:
 
 
 def _data_config_maps(train: TrainConfig) -> Iterator[Volume]:
-    """The keys that the run reads, and no other; both sets of rows may lie in one ConfigMap."""
+    """The keys that the run reads, and no other; rows and chat template may lie in one ConfigMap."""
     keys: dict[str, list[str]] = {}
-    for address in (train.dataset.uri, train.dataset.validation_uri):
+    template = template_config_map(train.dataset.chat_template)
+    for address in (train.dataset.uri, train.dataset.validation_uri, template):
         uri = parse_uri(address) if address else None
         if isinstance(uri, ConfigMapUri) and uri.key not in keys.setdefault(uri.name, []):
             keys[uri.name].append(uri.key)
     for index, (name, wanted) in enumerate(keys.items()):
         items = [{"key": key, "path": key} for key in wanted]
         source = {"configMap": {"name": name, "items": items}}
-        yield Volume(name="dataset" if index == 0 else "validation", source=source, path=f"{CONFIG_MAPS_FOLDER}/{name}")
+        volume = ("dataset", "validation", "chat-template")[index]
+        yield Volume(name=volume, source=source, path=f"{CONFIG_MAPS_FOLDER}/{name}")
 
 
 def _ca_bundle(config: OperatorConfig) -> Iterator[Volume]:

@@ -152,7 +152,8 @@ class DatasetConfig:
     """Training data; `columns` maps a role (prompt, completion, ...) to the column that plays it.
 
     `split` names the training split of a Hub data set. Held-out rows come from `validation_uri` where it is set, and
-    else are `validation_fraction` of the rows.
+    else are `validation_fraction` of the rows. `chat_template` replaces the model's own: the name of a built-in one or
+    `configmap://name/key`; `template_arguments` are its variables, see `template_fields.argument_value`.
     """
 
     uri: str
@@ -161,6 +162,8 @@ class DatasetConfig:
     split: str = "train"
     validation_uri: str | None = None
     validation_fraction: float = 0.02
+    chat_template: str | None = None
+    template_arguments: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from lora_trainer.contract.config import (
 )
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.lora_section import check_quantized, read_lora
+from lora_trainer.contract.template_fields import read_arguments, read_template
 from lora_trainer.contract.training_section import or_default, read_training
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, Uri, UriError, parse_uri
 
@@ -211,6 +212,8 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
         split=split,
         validation_uri=validation,
         validation_fraction=0.0 if validation is not None else or_default(fraction, 0.02),
+        chat_template=read_template(section),
+        template_arguments=read_arguments(section),
     )
     _secret(section, options)
     section.finish(strict=options.strict)

@@ -41,7 +41,12 @@ class ResolvedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetStats:
-    """Counts over the rows that were read; tokens are of the training split, after truncation."""
+    """Counts over the rows that were read; tokens are of the training split, after truncation.
+
+    Samples are examples: `split_samples` rows became several, each of which learns some of their answers. Of the
+    answers, over both splits, `skipped_answers` were cut off or are empty; `unended_answers` of the learned ones have
+    no learned end-of-turn token. None is what a trainer says that does not count them.
+    """
 
     train_samples: int
     validation_samples: int
@@ -52,6 +57,10 @@ class DatasetStats:
     truncated_tokens: int = 0
     skipped_samples: int
     duplicate_samples: int
+    split_samples: int | None = None
+    learned_answers: int | None = None
+    skipped_answers: int | None = None
+    unended_answers: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,11 +55,13 @@ class Data:
     stats: DatasetStats
 
 
-def log_data(data: Data) -> None:
-    """Log what there is to train on, and a warning where so few rows are held out that their losses are uncertain."""
+def log_data(data: Data, encoder: Encoder) -> None:
+    """Log what there is to train on, the first row of it, and a warning where so few rows are held out that their
+    losses are uncertain."""
     stats = data.stats
     log.info(
-        "%s: %d training rows (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates",
+        "%s: %d training samples (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates; "
+        "%d answers learned, %d skipped, %d without their end",
         data.kind.value,
         stats.train_samples,
         stats.train_tokens,
@@ -69,7 +71,17 @@ def log_data(data: Data) -> None:
         stats.truncated_tokens,
         stats.skipped_samples,
         stats.duplicate_samples,
+        stats.learned_answers,
+        stats.skipped_answers,
+        stats.unended_answers,
     )
+    log.info("the first row, with what is learned between >>> and <<<: %s", encoder.show(data.training[0]))
+    if stats.split_samples:
+        log.info(
+            "%d rows became several samples: the chat template rewrites earlier answers, or does not end them, so that "
+            "each is learned from a text of its own, with the turns before it",
+            stats.split_samples,
+        )
     if data.held_out and stats.validation_samples < FEW_ROWS:
         log.warning(
             "only %d rows are held out, so that the losses are uncertain: raise dataset.validationFraction, or set "
@@ -80,26 +92,35 @@ def log_data(data: Data) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class _Counts:
-    """Over the rows that were encoded; `whole` says where the first training row stands that was not cut."""
+    """Over the rows that were encoded; `whole` says where the first row stands whose example was not cut."""
 
     rows: int = 0
     lost: int = 0
+    split: int = 0
     cut_tokens: int = 0
     cut_targets: int = 0
     apart: int = 0
+    answers: int = 0
+    learned_answers: int = 0
+    unended_answers: int = 0
     whole: str | None = None
 
-    def add(self, batch: Batch, block: Block, training: Mask) -> Mask:
-        """Count some more rows; in which of them there is something left to learn."""
+    def add(self, batch: Batch, block: Block) -> Mask:
+        """Count some more rows; in which of their examples there is something left to learn."""
         kept: Mask = block.targets > 0
-        self.rows += len(kept)
-        self.lost += int(np.count_nonzero(~kept))
+        examples = np.bincount(block.samples, kept, minlength=len(batch.samples))
+        self.rows += len(examples)
+        self.lost += int(np.count_nonzero(examples == 0))
+        self.split += int(np.count_nonzero(examples > 1))
         self.cut_tokens += int(block.cut_tokens.sum())
         self.cut_targets += int(block.cut_targets.sum())
-        self.apart += int(block.apart.sum())
-        if self.whole is None:
-            whole = np.flatnonzero(kept & training & ~block.truncated)
-            self.whole = batch.samples[int(whole[0])].where if len(whole) else None
+        self.apart += int(block.apart[kept].sum())
+        self.answers += int(block.answers.sum())
+        self.learned_answers += int(block.learned_answers[kept].sum())
+        self.unended_answers += int(block.unended_answers[kept].sum())
+        whole = kept & ~block.truncated
+        if self.whole is None and whole.any():
+            self.whole = batch.samples[int(block.samples[np.flatnonzero(whole)[0]])].where
         return kept
 
 
@@ -147,18 +168,18 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Da
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
             for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder):
-                is_training = part.training[np.array(batch.numbers)]
-                kept = counts.add(batch, block, is_training)
+                is_training = part.training[np.array(batch.numbers)[block.samples]]
+                kept = counts.add(batch, block)
                 training_writer.append(block.select(kept & is_training))
                 evaluation_writer.append(block.select(kept & ~is_training))
                 log_rows(counts.rows)
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
     targets = int(training.targets.sum() + evaluation.targets.sum())
-    _check(samples, training, counts, targets, encoder)
+    _check(samples, training, counts, targets, encoder.max_length)
     if counts.apart:
         log.info(
-            "%d of %d rows: prompt and answer are tokenized apart, since the prompt has other tokens alone, as at "
-            "inference, than before the answer",
+            "%d samples of %d rows: prompt and answer are tokenized apart, since the prompt alone, as at "
+            "inference, has other tokens than before the answer",
             counts.apart,
             counts.rows,
         )
@@ -172,6 +193,10 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Da
         truncated_tokens=counts.cut_tokens,
         skipped_samples=samples.skipped + counts.lost,
         duplicate_samples=samples.duplicates,
+        split_samples=counts.split,
+        learned_answers=counts.learned_answers,
+        skipped_answers=counts.answers - counts.learned_answers,
+        unended_answers=counts.unended_answers,
     )
     return _data(samples, training, evaluation, stats)
 
@@ -232,9 +257,9 @@ def _parsed(part: Part, wanted: Mask, layout: Layout) -> Iterator[tuple[int, Sam
         )
 
 
-def _check(samples: Samples, training: Examples, counts: _Counts, targets: int, encoder: Encoder) -> None:
+def _check(samples: Samples, training: Examples, counts: _Counts, targets: int, max_length: int) -> None:
     """Refuse what would train a model that has seen too little, or one whose answers never end."""
-    longest = f"training.maxSequenceLength ({encoder.max_length})"
+    longest = f"training.maxSequenceLength ({max_length})"
     if not training or counts.lost > counts.rows // 2:
         raise DatasetError(
             f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
@@ -252,8 +277,8 @@ def _check(samples: Samples, training: Examples, counts: _Counts, targets: int, 
             f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
             f"{MOST_CUT:.0%}: raise it, or split the rows into shorter ones"
         )
-    if len(whole) and not encoder.learns_to_stop(training[int(whole[0])]):
+    if counts.whole is not None and counts.unended_answers == counts.learned_answers:
         raise DatasetError(
-            f"{counts.whole}: no end-of-sequence token is learned after the answer, so the model would never stop; the "
-            "model's tokenizer names no eos_token: choose a model whose tokenizer has one"
+            f"{counts.whole}: no end-of-sequence token is learned after an answer, here as in all rows, so the model "
+            "would never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
         )

@@ -4,7 +4,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self, overload
 
@@ -115,7 +115,7 @@ class Examples(Sequence[Example]):
     @classmethod
     def of(cls, examples: Iterable[Example]) -> "Examples":
         """Rows kept in memory."""
-        block = Block.of([Encoded(example=example, cut_tokens=0, cut_targets=0) for example in examples])
+        block = Block.of([[Encoded(example=example, cut_tokens=0, cut_targets=0)] for example in examples])
         columns = _Columns(
             starts=_starts(block.lengths),
             lengths=block.lengths,
@@ -139,44 +139,47 @@ class Examples(Sequence[Example]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some rows packed for a store: their `tokens` one after the other, and for each row its lengths and flags.
+    """Some examples packed for a store: their `tokens` one after the other, and for each its lengths, flags and counts.
 
-    `cut_tokens` and `cut_targets` are what did not fit into the longest length, `apart` is as in `Encoded`.
+    `samples` are the positions of the samples that they were made of, in rising order. `cut_tokens` and `cut_targets`
+    are what did not fit into the longest length; the rest as in `Encoded`.
     """
 
     tokens: NDArray[np.uint32]
+    samples: NDArray[np.int64]
     lengths: NDArray[np.int32]
     targets: NDArray[np.int32]
     truncated: NDArray[np.bool_]
     cut_tokens: NDArray[np.int64]
     cut_targets: NDArray[np.int64]
     apart: NDArray[np.bool_]
+    answers: NDArray[np.int64]
+    learned_answers: NDArray[np.int64]
+    unended_answers: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Sequence[Encoded]) -> "Block":
-        """Pack rows."""
-        examples = [row.example for row in rows]
+    def of(cls, samples: Sequence[Sequence[Encoded]]) -> "Block":
+        """Pack the examples of each of some samples."""
+        encoded = [one for several in samples for one in several]
+        examples = [one.example for one in encoded]
         return cls(
             tokens=np.concatenate([np.empty(0, np.uint32), *map(_packed, examples)]),
+            samples=np.repeat(np.arange(len(samples)), [len(several) for several in samples]),
             lengths=np.array([example.length for example in examples], np.int32),
             targets=np.array([example.targets for example in examples], np.int32),
             truncated=np.array([example.truncated for example in examples], np.bool_),
-            cut_tokens=np.array([row.cut_tokens for row in rows], np.int64),
-            cut_targets=np.array([row.cut_targets for row in rows], np.int64),
-            apart=np.array([row.apart for row in rows], np.bool_),
+            cut_tokens=np.array([one.cut_tokens for one in encoded], np.int64),
+            cut_targets=np.array([one.cut_targets for one in encoded], np.int64),
+            apart=np.array([one.apart for one in encoded], np.bool_),
+            answers=np.array([one.answers for one in encoded], np.int64),
+            learned_answers=np.array([one.learned_answers for one in encoded], np.int64),
+            unended_answers=np.array([one.unended_answers for one in encoded], np.int64),
         )
 
     def select(self, chosen: NDArray[np.bool_]) -> "Block":
-        """Some of the rows."""
-        return Block(
-            tokens=self.tokens[np.repeat(chosen, self.lengths)],
-            lengths=self.lengths[chosen],
-            targets=self.targets[chosen],
-            truncated=self.truncated[chosen],
-            cut_tokens=self.cut_tokens[chosen],
-            cut_targets=self.cut_targets[chosen],
-            apart=self.apart[chosen],
-        )
+        """Some of the examples."""
+        columns = {field.name: getattr(self, field.name)[chosen] for field in fields(self) if field.name != "tokens"}
+        return Block(tokens=self.tokens[np.repeat(chosen, self.lengths)], **columns)
 
 
 class Writer:

@@ -1,5 +1,6 @@
 """Samples to token ids and labels: the chat template, the end-of-turn token, the longest length."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,20 @@ from numpy.typing import NDArray
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.boundaries import Boundaries, Tokens
 from lora_trainer.data.chat import Renderer, Text
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Sample
 
 IGNORED = -100
 """Label of a position whose token is not learned (the `ignore_index` of PyTorch's cross-entropy)."""
+
+ENCODING = 2
+"""Raised where a release makes other tokens, or learns others, of the same rows.
+
+1: of a conversation that its template rewrites, the last answer alone was learned.
+"""
+
+_SHOWN, _SHOWN_PIECES = 200, 8
+"""Characters of each end of a stretch in the log, and stretches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,41 +51,68 @@ class Encoded:
     """An example and what did not fit into it: tokens, and those of them that would have been learned.
 
     `apart` is whether prompt and answer were not tokenized in one piece.
+    Of the `answers` that it was made to learn, those whose beginning was cut off are missing in `learned_answers`, and
+    those of the rest whose end-of-turn token is not learned are counted in `unended_answers`.
     """
 
     example: Example
     cut_tokens: int
     cut_targets: int
     apart: bool = False
+    answers: int = 1
+    learned_answers: int = 1
+    unended_answers: int = 0
 
 
 class Encoder:
-    """Turns samples into examples with one tokenizer; `has_template` is whether the model brought a chat template."""
+    """Turns samples into examples with one tokenizer and the chosen chat template, if any; `has_template` is whether
+    there is one, chosen or the model's own; `template` the text of one that is not the model's own."""
 
-    def __init__(self, tokenizer: Any, loss_on: LossOn, max_length: int, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        loss_on: LossOn,
+        max_length: int,
+        stop_ids: Sequence[int],
+        chosen: Chosen = Chosen(),  # noqa: B008 - frozen
+    ) -> None:
         self.tokenizer = tokenizer
         self.loss_on = loss_on
         self.max_length = max_length
         self.stop_ids = frozenset(stop_ids)
         self.starts_with_bos = _starts_with_bos(tokenizer)
         self._boundaries = Boundaries(tokenizer)
-        self._renderer = Renderer(tokenizer, learn_all=loss_on is LossOn.ALL, starts_with_bos=self.starts_with_bos)
+        self._renderer = Renderer(
+            tokenizer,
+            learn_all=loss_on is LossOn.ALL,
+            starts_with_bos=self.starts_with_bos,
+            stops=[str(token) for token in tokenizer.convert_ids_to_tokens(list(stop_ids)) if token],
+            chosen=chosen,
+        )
         self.has_template = self._renderer.has_template
         self.template = self._renderer.template
 
     def encode(self, sample: Sample) -> Example:
-        """The example of a sample, cut at the end to the longest length. Raises `DatasetError`."""
-        return self.encode_all([sample])[0].example
+        """The example of a sample that gives one, cut at the end to the longest length. Raises `DatasetError`."""
+        (encoded,) = self.encode_all([sample])[0]
+        return encoded.example
 
-    def encode_all(self, samples: Sequence[Sample]) -> list[Encoded]:
-        """The same for many samples, in several threads. Raises `DatasetError` for the first that cannot be encoded."""
+    def encode_all(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
+        """The examples of each of many samples, in several threads. Raises `DatasetError` for the first that cannot be
+        encoded."""
         texts = self._renderer.render(samples)
-        found = self._boundaries.tokenize(texts)
-        return [self._encoded(text, tokens) for text, tokens in zip(texts, found, strict=True)]
+        found = iter(self._boundaries.tokenize([text for several in texts for text in several]))
+        return [[self._encoded(text, next(found)) for text in several] for several in texts]
 
-    def learns_to_stop(self, example: Example) -> bool:
-        """Whether the last token is learned and ends a turn."""
-        return int(example.labels[-1]) in self.stop_ids
+    def show(self, example: Example) -> str:
+        """The text of an example in one line of JSON, bounded, with what is learned between >>> and <<<."""
+        changes = np.flatnonzero(np.diff(example.labels != IGNORED)) + 1
+        pieces = []
+        for run in np.split(np.arange(example.length), changes)[:_SHOWN_PIECES]:
+            text = self.tokenizer.decode(example.input_ids[run], clean_up_tokenization_spaces=False)
+            text = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} […] {text[-_SHOWN:]}"
+            pieces.append(f">>>{text}<<<" if example.labels[run[0]] != IGNORED else text)
+        return json.dumps("".join(pieces) + (" […]" if len(changes) >= _SHOWN_PIECES else ""), ensure_ascii=False)
 
     def _encoded(self, text: Text, tokens: Tokens) -> Encoded:
         ids, learned = tokens.ids, tokens.learned
@@ -91,12 +129,28 @@ class Encoder:
         example = Example(
             input_ids=ids[:keep], labels=np.where(learned[:keep], ids[:keep], IGNORED), truncated=len(ids) > keep
         )
+        runs = _runs(learned)
+        begun = [(start, end) for start, end in runs if start < keep]
+        unended = [end for _, end in begun if end > keep or int(ids[end - 1]) not in self.stop_ids]
         return Encoded(
             example=example,
             cut_tokens=len(ids) - example.length,
             cut_targets=int(np.count_nonzero(learned[keep:])),
             apart=tokens.apart,
+            answers=text.answers + text.empty,
+            learned_answers=text.answers - len(runs) + len(begun),
+            unended_answers=len(unended),
         )
+
+
+def _runs(learned: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """The learned stretches, by their first token and the one after their last."""
+    if not len(learned):
+        return []
+    # As lists: the functions of numpy cost more than a row has tokens.
+    changes = (np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist()
+    bounds = [*([0] if learned[0] else []), *changes, *([len(learned)] if learned[-1] else [])]
+    return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 def _starts_with_bos(tokenizer: Any) -> bool:

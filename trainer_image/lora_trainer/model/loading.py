@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, LossOn, Quantization
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokens import Encoder, stop_token_ids
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.model.adapter import plan_adapter, put_on
@@ -52,8 +53,13 @@ class Adapted:
     advice: tuple[str, ...] = ()
 
 
-def load_encoder(base: Base, loss_on: LossOn, max_length: int) -> Encoder:
-    """The base model's tokenizer. Raises `ConfigError`."""
+def load_encoder(
+    base: Base,
+    loss_on: LossOn,
+    max_length: int,
+    chosen: Chosen = Chosen(),  # noqa: B008 - frozen
+) -> Encoder:
+    """The base model's tokenizer, with a chosen chat template. Raises `ConfigError`."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - Transformers takes seconds to import
 
     try:
@@ -64,7 +70,7 @@ def load_encoder(base: Base, loss_on: LossOn, max_length: int) -> Encoder:
         ) from error
     # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
     tokenizer.model_max_length = 2**31
-    return Encoder(tokenizer, loss_on, max_length, stop_token_ids(tokenizer, _generation_eos(base)))
+    return Encoder(tokenizer, loss_on, max_length, stop_token_ids(tokenizer, _generation_eos(base)), chosen)
 
 
 def _generation_eos(base: Base) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset_files import locate, locate_validation
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import ConfigError
@@ -28,6 +29,7 @@ def prepare(config: TrainConfig, volumes: Volumes, hub: Hub) -> str:
 
     What is wrong with a row, an address or a token shows here, where no GPU waits.
     """
+    chosen_template(config.dataset, volumes)
     samples = load_samples(config, volumes, hub)
     base = find_base(config.model.uri, volumes, hub)
     check_tokenizer(base, config.model.uri)

@@ -13,6 +13,7 @@ from lora_trainer.contract.config import Packing, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
+from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.survey import Samples
 from lora_trainer.errors import TransientError
@@ -78,13 +79,14 @@ def run_training(
         checkpoints = _checkpoints(config, workshop, group)
         saved = group.broadcast_object(_saved(config, workshop, checkpoints, volumes) if group.is_main else None)
         base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
-        encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
+        chosen = chosen_template(config.dataset, volumes)
+        encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
         check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens)
         reporter.send(Report(dataset=data.stats))
-        datasets.log_data(data)
+        datasets.log_data(data, encoder)
 
-        ours = identity(config, base.revision, data.fingerprint)
+        ours = identity(config, base.revision, data.fingerprint, chosen.digest)
         _agree(ours, group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
@@ -104,7 +106,7 @@ def run_training(
             ranks=ranks,
             alive=narrator.alive,
         )
-        before = saved.record.before if saved and goes_on else evaluation("before training")
+        before = (saved.before(ours) if saved and goes_on else None) or evaluation("before training")
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
         if not goes_on:
             curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)

@@ -10,6 +10,7 @@ import yaml
 
 from lora_trainer.artifact.curve_records import METRICS
 from lora_trainer.artifact.manifest import LOG, MERGED_FOLDER, Form, Manifest, Serving, loadable
+from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.hyperparameters import cell, leaves
@@ -20,12 +21,20 @@ _ABOUT_TEMPLATE = (
     f"The base model has no chat template. Conversations were written with that of `{TEMPLATE}`, which a server needs "
     "for chats. Plain text, prompts and completions were learned as they stand."
 )
+_ABOUT_CHOSEN_TEMPLATE = (
+    f"Conversations were written with the chat template of `{TEMPLATE}`, which is not the base model's own: to serve "
+    f"chats, add `--chat-template {_FOLDER}/{TEMPLATE}`."
+)
 _TRANSFORMERS = "from transformers import AutoModelForCausalLM"
+
+
+def _about_template(config: TrainConfig) -> str:
+    return _ABOUT_TEMPLATE if config.dataset.chat_template is None else _ABOUT_CHOSEN_TEMPLATE
 
 
 def model_card(manifest: Manifest, *, curves: bool, template: bool) -> str:
     """The card of a result, in Markdown with the Hub's front matter; `curves` says whether these lie beside it, and
-    `template` whether a chat template does, which the base model lacks."""
+    `template` whether a chat template does, which is not the base model's own."""
     config, measured = manifest.config, manifest.measured
     rows = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
     gain = measured.eval_loss_before - measured.eval_loss_after
@@ -44,7 +53,7 @@ def model_card(manifest: Manifest, *, curves: bool, template: bool) -> str:
         f"```python\n{_load(manifest)}\n```\n",
         "## Serve it\n",
         f"{_serve(manifest)}\n",
-        *((f"{_ABOUT_TEMPLATE}\n",) if template else ()),
+        *((f"{_about_template(config)}\n",) if template else ()),
         "## Data\n",
         f"{_data(manifest)}\n",
         _table(manifest.dataset, "count"),

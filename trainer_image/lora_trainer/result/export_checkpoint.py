@@ -10,12 +10,12 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
 from lora_trainer.model.device import Device, choose_device
-from lora_trainer.model.loading import Adapted, adapt, load_encoder, load_model
+from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export import measured_by, write_adapter, write_manifest
-from lora_trainer.result.inputs import evaluation_rows
+from lora_trainer.result.inputs import encoder_of, evaluation_rows
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
@@ -46,7 +46,8 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        _write(partial, record, state, base, adapted, device=device, after=after)
+        template = encoder_of(config, volumes, base).template
+        _write(partial, record, state, base, adapted, device=device, after=after, template=template)
         verification = verify(partial, volumes, hub, anywhere=True)
         partial.rename(output)
     except OSError as error:
@@ -81,12 +82,26 @@ def _evaluated(
             "used",
             Reason.RESUME_MISMATCH,
         )
+    if tuple(rows.targets.tolist()) != tuple(record.before.tokens):
+        raise CheckpointError(
+            "the checkpoint is of a release that encodes rows otherwise, so that its first loss cannot be compared "
+            "with one of today: use the trainer image that wrote it",
+            Reason.RESUME_MISMATCH,
+        )
     budget = evaluation_budget(config.training.micro_batch_size, record.dataset.longest_tokens)
     return evaluate(adapted.model, adapted.head, rows, device, lambda _rows: None, budget=budget)
 
 
 def _write(
-    folder: Path, record: RunRecord, state: State, base: Base, adapted: Adapted, *, device: Device, after: Evaluation
+    folder: Path,
+    record: RunRecord,
+    state: State,
+    base: Base,
+    adapted: Adapted,
+    *,
+    device: Device,
+    after: Evaluation,
+    template: str | None,
 ) -> None:
     config, course = record.config, state.course
     trained = Trained(
@@ -99,8 +114,7 @@ def _write(
     measured = measured_by(
         trained, record.before, after, device, held_out=record.held_out, seconds=course.seconds, resumed=None
     )
-    encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
-    write_adapter(adapted, folder, encoder.template)
+    write_adapter(adapted, folder, template)
     write_manifest(
         folder, base=base, config=config, resolved=record.resolved, dataset=record.dataset, measured=measured
     )

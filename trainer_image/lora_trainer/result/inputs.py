@@ -1,15 +1,22 @@
 """What a run read, read afresh: its base model and the rows that it evaluates on."""
 
+import hashlib
+from pathlib import PurePosixPath
+
 from lora_trainer.artifact.manifest import Manifest
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.template_fields import template_config_map
 from lora_trainer.data import dataset as datasets
+from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.serving import TEMPLATE
 
 
 def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base, Examples]:
@@ -21,6 +28,7 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
             f"the base model is at {base.revision} now, the adapter was trained on {manifest.base_revision}: "
             "restore the model that was used"
         )
+    _check_template(manifest, volumes)
     examples, fingerprint = evaluation_rows(config, volumes, hub, base)
     if fingerprint != manifest.resolved.dataset_fingerprint:
         raise VerificationError(
@@ -28,6 +36,18 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
             f"{manifest.resolved.dataset_fingerprint[:19]}…): restore the data that was used"
         )
     return base, examples
+
+
+def _check_template(manifest: Manifest, volumes: Volumes) -> None:
+    """A chosen template has not changed since the run, whose manifest has the digest of its file."""
+    config = manifest.config.dataset
+    text = chosen_template(config, volumes).text if template_config_map(config.chat_template) else None
+    used = [entry.sha256 for entry in manifest.files if PurePosixPath(entry.path).name == TEMPLATE]
+    if text is not None and hashlib.sha256(text.encode()).hexdigest() not in used:
+        raise VerificationError(
+            f"dataset.chatTemplate is {config.chat_template}: the template has changed since the run: restore the one "
+            f"that was used, {TEMPLATE} of the result"
+        )
 
 
 def _pinned(uri: str, revision: str) -> str:
@@ -38,5 +58,10 @@ def _pinned(uri: str, revision: str) -> str:
 def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
     """The rows that a run with this configuration evaluates on, read afresh, and the fingerprint of their data set."""
     samples = load_samples(config, volumes, hub)
-    encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length)
-    return datasets.encode_evaluation(samples, encoder), samples.fingerprint
+    return datasets.encode_evaluation(samples, encoder_of(config, volumes, base)), samples.fingerprint
+
+
+def encoder_of(config: TrainConfig, volumes: Volumes, base: Base) -> Encoder:
+    """What made tokens of the rows of a run with this configuration."""
+    chosen = chosen_template(config.dataset, volumes)
+    return load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)

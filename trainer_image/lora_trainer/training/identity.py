@@ -7,9 +7,15 @@ from typing import Any
 
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.data.tokens import ENCODING
 
 MODEL = "model (revision)"
 DATA = "dataset (content)"
+_ROWS = "dataset (encoding)"
+_TEMPLATE = "dataset.chatTemplate (content)"
+_AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null"}
+"""What the fields meant that checkpoints of earlier releases lack."""
+
 _NOT_DECIDING = ("dataset.uri", "dataset.validationUri", "training.microBatchSize", "training.activationCheckpointing")
 """Where equal data came from, and what trades memory for time."""
 
@@ -31,10 +37,13 @@ Identity = Mapping[str, str]
 """The name of a deciding field, as the manifest has it, to its value as JSON."""
 
 
-def identity(config: TrainConfig, model_revision: str, data_fingerprint: str) -> Identity:
-    """The fields of a run that decide its result."""
+def identity(
+    config: TrainConfig, model_revision: str, data_fingerprint: str, template_digest: str | None = None
+) -> Identity:
+    """The fields of a run that decide its result; `template_digest` is of a chosen chat template."""
     document = codec.encode(config)
-    fields = {MODEL: json.dumps(model_revision), DATA: json.dumps(data_fingerprint)}
+    fields = {MODEL: json.dumps(model_revision), DATA: json.dumps(data_fingerprint), _ROWS: json.dumps(ENCODING)}
+    fields[_TEMPLATE] = json.dumps(template_digest)
     for section in ("dataset", "lora", "training"):
         fields.update(_flat(section, document[section]))
     fields["quantization"] = json.dumps(document["quantization"])
@@ -50,8 +59,17 @@ def _camel(name: str) -> str:
 
 
 def difference(saved: Identity, ours: Identity) -> str | None:
-    """The first field in which two identities differ, with both values, as the part of a sentence; None where none."""
-    return _first(saved, ours, sorted({*saved, *ours}, key=lambda name: (name not in (MODEL, DATA), name)))
+    """The first field in which two identities differ, with both values, as the part of a sentence; None where none.
+
+    That another release encodes the rows otherwise is none: it would end every run that is on its way.
+    """
+    names = {*saved, *ours} - {_ROWS}
+    return _first(saved, ours, sorted(names, key=lambda name: (name not in (MODEL, DATA), name)))
+
+
+def encoded_alike(saved: Identity, ours: Identity) -> bool:
+    """Whether equal rows give equal tokens in both."""
+    return _value(saved, _ROWS) == _value(ours, _ROWS)
 
 
 def weights_difference(saved: Identity, ours: Identity) -> str | None:
@@ -63,11 +81,16 @@ def weights_difference(saved: Identity, ours: Identity) -> str | None:
 def same_course(saved: Identity, ours: Identity) -> bool:
     """Whether a run can go on at another's step: same rows in the same order, same optimizer; only length, schedule and
     the like may differ."""
-    return all(saved.get(name) == ours.get(name) for name in {*saved, *ours} if name not in _LENGTH_AND_MANNER)
+    return all(_value(saved, name) == _value(ours, name) for name in {*saved, *ours} if name not in _LENGTH_AND_MANNER)
 
 
 def _first(saved: Identity, ours: Identity, names: list[str]) -> str | None:
     for name in names:
-        if saved.get(name) != ours.get(name):
-            return f"{name} {saved.get(name, 'absent')}, this run has {ours.get(name, 'absent')}"
+        theirs, own = _value(saved, name), _value(ours, name)
+        if theirs != own:
+            return f"{name} {theirs}, this run has {own}"
     return None
+
+
+def _value(fields: Identity, name: str) -> str:
+    return fields.get(name, _AS_BEFORE.get(name, "absent"))

@@ -14,7 +14,8 @@ from lora_trainer.errors import CheckpointError
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
-from lora_trainer.training.identity import Identity, difference, same_course, weights_difference
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.identity import Identity, difference, encoded_alike, same_course, weights_difference
 from lora_trainer.training.state import RunRecord, State, read_record, read_state
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,16 @@ class Saved:
                 Reason.RESUME_MISMATCH,
             )
         return goes_on
+
+    def before(self, ours: Identity) -> Evaluation | None:
+        """The evaluation of the base model; None where this release encodes the evaluated rows otherwise."""
+        if encoded_alike(self.record.identity, ours):
+            return self.record.before
+        log.warning(
+            "the checkpoint is of a release that encodes rows otherwise: the run goes on with the rows as they are "
+            "encoded now, and the base model is evaluated on them again"
+        )
+        return None
 
     def log_start(self, *, goes_on: bool) -> None:
         """Log where the training begins."""

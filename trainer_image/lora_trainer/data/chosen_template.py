@@ -1,0 +1,112 @@
+"""The chat template that a run chose instead of its model's own: a built-in one, or one from a ConfigMap."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lora_trainer.contract.config import DatasetConfig
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.template_fields import Value, argument_value
+from lora_trainer.contract.uri import ConfigMapUri, parse_uri
+from lora_trainer.errors import ConfigError, NotFoundError
+from lora_trainer.places.volumes import Volumes, readable
+
+LARGEST_BYTES = 2**18
+"""Of a template; the largest of a known model has some 20 KiB."""
+
+_SYSTEM_FIRST = (
+    "{% set turns = messages %}{% set system = '' %}{% if messages and messages[0].role == 'system' %}"
+    "{% set system = messages[0].content + '\\n\\n' %}{% set turns = messages[1:] %}{% endif %}"
+)
+
+
+def _end(token: str) -> str:
+    """The end of an answer: the template's own token and, where the model stops at another one, that."""
+    return f"{{{{ '{token}' }}}}{{% if eos_token and eos_token != '{token}' %}}{{{{ eos_token }}}}{{% endif %}}"
+
+
+_CALLS = (
+    "{% for call in message.tool_calls or [] %}{{ '\\n' if message.content or not loop.first }}"
+    "{{ '<tool_call>\\n' }}{{ call.function | tojson }}{{ '\\n</tool_call>' }}{% endfor %}"
+)
+_CHATML_TURNS = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{{ '<|im_start|>assistant\\n' + message.content }}" + _CALLS + _end("<|im_end|>") + "{{ '\\n' }}"
+    "{% elif message.role == 'tool' %}"
+    "{{ '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}"
+    "{% else %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\\n# Tools\\n<tools>\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}"
+    "{% endfor %}{{ '</tools><|im_end|>\\n' }}{% endif %}"
+)
+TEMPLATES: Mapping[str, str] = {
+    "ChatML": _CHATML_TURNS.replace(_CALLS, ""),
+    "Llama3": "{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim }}"
+    "{% if message.role == 'assistant' %}" + _end("<|eot_id|>") + "{% else %}{{ '<|eot_id|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    "Mistral": _SYSTEM_FIRST + "{% for message in turns %}{% if message.role == 'assistant' %}"
+    "{{ ' ' + message.content }}{{ eos_token }}"
+    "{% else %}{{ '[INST] ' + (system if loop.first else '') + message.content + ' [/INST]' }}{% endif %}{% endfor %}",
+    "Gemma": _SYSTEM_FIRST + "{% for message in turns %}{% if message.role == 'assistant' %}"
+    "{{ '<start_of_turn>model\\n' + message.content | trim }}" + _end("<end_of_turn>") + "{{ '\\n' }}"
+    "{% else %}{{ '<start_of_turn>' + message.role + '\\n' + (system if loop.first else '') }}"
+    "{{ message.content | trim + '<end_of_turn>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
+    "Qwen": _TOOLS + _CHATML_TURNS,
+    "Alpaca": _SYSTEM_FIRST + "{{ system }}{% for message in turns %}{% if message.role == 'assistant' %}"
+    "{{ '### Response:\\n' + message.content }}{{ eos_token }}{{ '\\n\\n' }}"
+    "{% else %}{{ '### Instruction:\\n' + message.content + '\\n\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}",
+}
+"""In the shapes that the models of these names, and Stanford Alpaca, were trained with, without a first token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What a run says of its chat template: its text, None for the model's own, and its variables.
+
+    Before a `built_in` one comes what the tokenizer puts before every text.
+    """
+
+    text: str | None = None
+    built_in: bool = False
+    arguments: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str | None:
+        """Of the text, where one was chosen."""
+        return None if self.text is None else f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
+
+
+def chosen_template(config: DatasetConfig, volumes: Volumes) -> Chosen:
+    """The template of a run. Raises `ConfigError` and, for a ConfigMap or key that is not there, `NotFoundError`."""
+    arguments = {name: argument_value(text) for name, text in (config.template_arguments or {}).items()}
+    name = config.chat_template
+    if name is None or name in TEMPLATES:
+        return Chosen(text=None if name is None else TEMPLATES[name], built_in=name is not None, arguments=arguments)
+    uri = parse_uri(name)
+    if not isinstance(uri, ConfigMapUri):
+        raise ConfigError(f"dataset.chatTemplate is {name}: it must be {', '.join(TEMPLATES)} or configmap://name/key")
+    return Chosen(text=_read(f"dataset.chatTemplate is {name}", uri, volumes), arguments=arguments)
+
+
+def _read(what: str, uri: ConfigMapUri, volumes: Volumes) -> str:
+    path = volumes.config_map_path(uri)
+    if not path.is_file():
+        raise NotFoundError(
+            f"{what}: the ConfigMap has no key {uri.key}: there is no file {path}", Reason.DATASET_NOT_FOUND
+        )
+    with readable(what):
+        content = path.read_bytes()
+    if len(content) > LARGEST_BYTES:
+        raise ConfigError(f"{what}: it has {len(content)} bytes, and a template at most {LARGEST_BYTES}; shorten it")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what}: it is not UTF-8; save it as UTF-8") from error
+    if not text.strip():
+        raise ConfigError(f"{what}: it is empty; write a template into the key, or remove the field")
+    return text

@@ -1,0 +1,126 @@
+"""Where a conversation's answers stand in what a chat template renders, and how many texts it takes to learn them all.
+
+The rules, for each answer:
+
+1. Its prompt is the template's text for the turns before it with the generation prompt: what inference shows. What
+   follows the prompt, up to and with the end-of-turn token, is learned, since the model has to generate it.
+2. Where the template writes the answer without what its generation prompt ends in, that end is left out of the prompt:
+   first blanks, then a thought that the generation prompt opens (`<think>`), or opens and closes at once.
+3. An answer that follows neither (none comes before it, or another answer, which the template writes differently at the
+   end of a prompt) begins behind the heading that the generation prompt is behind a question.
+4. Where the template marks what the assistant says (`{% generation %}`), the marks count, without a heading that the
+   generation prompt has already written.
+5. A text holds as many answers as stand in it as they would if nothing came after them. An answer that later turns
+   change (templates of reasoning models drop earlier thoughts), or one that is not followed by an end-of-turn token
+   there, is learned from a text of its own, which ends with it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Span = tuple[int, int]
+"""The first character of a stretch, and the one after its last."""
+
+_THOUGHT = re.compile(
+    r"(?:<\|?(?:\w+:)?think(?:ing)?\|?>|\[THINK\])\s*(?:(?:</(?:\w+:)?think(?:ing)?>|\[/THINK\])\s*)?\Z",
+    re.IGNORECASE,
+)
+"""The thought that a generation prompt opens, or opens and closes: DeepSeek, Qwen, Seed, Magistral."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """What is needed of a conversation. `prompts` and `texts` are, for the turn of each answer, the text before it with
+    the generation prompt, empty before the first turn, and the text up to it; `marks` are the template's own in the
+    last text, and `heading` is its generation prompt by itself."""
+
+    prompts: Mapping[int, str]
+    texts: Mapping[int, str]
+    marks: Mapping[int, Span]
+    heading: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A text and the stretches of it that are learned."""
+
+    text: str
+    learned: tuple[Span, ...]
+
+
+def place(rendered: Rendered, stops: Sequence[str]) -> list[Placed] | None:
+    """Texts in which every answer is learned once; `stops` are the texts of the tokens that end a turn.
+
+    None where an answer does not follow its prompt even in a text of its own.
+    """
+    left = sorted(rendered.texts)
+    found: list[Placed] = []
+    marks = rendered.marks
+    while left:
+        last = left[-1]
+        spans = {turn: _span(rendered, turn, rendered.texts[last], marks.get(turn), stops) for turn in left}
+        if spans[last] is None:
+            return None
+        text = rendered.texts[last]
+        here = {
+            turn: span
+            for turn, span in spans.items()
+            if span is not None and (turn == last or _ends_turn(text[: span[1]], stops))
+        }
+        # What the template adds after the end-of-turn token (a newline in ChatML) is never generated.
+        found.append(Placed(text=text[: here[last][1]], learned=tuple(here.values())))
+        left = [turn for turn in left if turn not in here]
+        marks = {}
+    return found[::-1]
+
+
+def _span(rendered: Rendered, turn: int, text: str, mark: Span | None, stops: Sequence[str]) -> Span | None:
+    """Where the answer of a turn stands in a text, None where it does not as it would without later turns."""
+    alone = rendered.texts[turn]
+    if mark is None and not text.startswith(alone.rstrip()):
+        return None
+    begin = _begin(rendered.prompts[turn], text) if rendered.prompts[turn] else None
+    if begin is None:
+        begin = _behind(rendered.heading, alone, first=turn == 0)
+    end = len(alone)
+    if mark is not None:
+        begin, end = (begin if begin is not None and mark[0] < begin < mark[1] else mark[0]), mark[1]
+    if begin is None or begin >= end:
+        return None
+    end = _with_stop(text, begin, end, stops)
+    return (begin, end) if begin < end else None
+
+
+def _begin(prompt: str, text: str) -> int | None:
+    """How much of a text is an answer's prompt, by the second of the rules above."""
+    return next(
+        (len(part) for part in (*_shown(prompt), *map(str.rstrip, _shown(prompt))) if text.startswith(part)), None
+    )
+
+
+def _behind(heading: str, text: str, *, first: bool) -> int | None:
+    """Where the first or the last heading of a text ends, by the third."""
+    part = next((part for part in _shown(heading) if part.strip() and part in text), None)
+    if part is None:
+        return 0 if first else None
+    return (text.index(part) if first else text.rindex(part)) + len(part)
+
+
+def _shown(prompt: str) -> tuple[str, ...]:
+    """A prompt, and without the thought that it opens."""
+    thought = _THOUGHT.search(prompt)
+    return (prompt, prompt[: thought.start()]) if thought else (prompt,)
+
+
+def _with_stop(text: str, begin: int, end: int, stops: Sequence[str]) -> int:
+    """The end of an answer without blanks behind it, or with the end-of-turn token that follows at once: that of GLM is
+    the beginning of the next turn, and marks may leave it out."""
+    trimmed = begin + len(text[begin:end].rstrip())
+    if _ends_turn(text[begin:trimmed], stops):
+        return trimmed
+    return next((at + len(stop) for at in (trimmed, end) for stop in stops if text.startswith(stop, at)), trimmed)
+
+
+def _ends_turn(text: str, stops: Sequence[str]) -> bool:
+    return text.endswith(tuple(stops))
