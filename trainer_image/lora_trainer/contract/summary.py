@@ -68,7 +68,9 @@ class Results:
     """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows.
 
     Standard errors are over rows: of each mean, and of the paired difference before - after.
-    Without held-out rows the evaluation uses training rows and `held_out` is false.
+    Without held-out rows the evaluation uses training rows and `held_out` is false. `merged_loss` is that of the merged
+    model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
+    `merge_failure` says why there is no merged model.
     """
 
     steps: int
@@ -86,6 +88,9 @@ class Results:
     best_step: int | None = None
     stopped_early: bool = False
     resumed_step: int | None = None
+    merged_loss: float | None = None
+    merged_expected_loss: float | None = None
+    merge_failure: str | None = None
     verification: Verification
 
 
