@@ -242,7 +242,7 @@ class Life:
     def fail(self) -> None:
         """A trainer fails, by any exit code, with or without a word."""
         for pod in self._some(self._pods("running")):
-            code = self.chance.pick((1, 64, 65, 66, 70, 71, 72, 74, 75, 77, 78, 137, 143))
+            code = self.chance.pick((1, 64, 65, 66, 70, 71, 72, 73, 74, 75, 77, 78, 137, 143))
             stated = failed(Reason.DATASET_INVALID, f"line 3 is no JSON: {self.chance.pick(TALK)}")
             reason = "OOMKilled" if code == 137 and self.chance.number(0, 1) else "Error"
             self._end(pod, code, self.chance.pick((*TALK, stated)), reason=reason)

@@ -44,7 +44,7 @@ OPTIONS: Mapping[str, Mapping[str, Sections]] = {
 }
 """Each option with its values, and what of a spec says so."""
 
-FORBIDDEN = frozenset(
+FORBIDDEN = tuple(
     frozenset({("init", init), other})
     for init in ("PiSSA", "OLoRA")
     for other in (("variant", "DoRA"), *(("quantization", name) for name in ("NF4", "FP4", "INT8")))

@@ -64,7 +64,9 @@ def test_rows_whose_prompt_has_other_tokens_at_inference_are_counted(
     config, volumes = on_claim(tmp_path, [*rows, rows[0]], dataset={"validationFraction": "0"})
     caplog.set_level(logging.INFO)
     encode(load_samples(config, volumes, Hub()), encoder)
-    assert any(line.startswith("2 samples of 3 rows: prompt and answer are tokenized apart") for line in caplog.messages)
+    assert any(
+        line.startswith("2 samples of 3 rows: prompt and answer are tokenized apart") for line in caplog.messages
+    )
 
 
 def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Path, encoder: Encoder) -> None:

@@ -2,11 +2,14 @@
 
 import json
 
+from safetensors.torch import load_file, save_file
 from tests.trainer.runs import Workplace, read_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer.artifact.curve_records import read_records
 from lora_trainer.artifact.manifest import Form, check_digests, read_manifest
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
 
 
 def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace: Workplace) -> None:
@@ -35,3 +38,33 @@ def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace:
         ("uid-1", 1, "info", 6)
     ]
     assert read_json(out / "manifest.json")["merged"]["tolerance"] == 0.001
+
+
+def test_a_merge_that_fails_costs_the_merge_alone(workplace: Workplace) -> None:
+    """Into weights of 64 bits nothing can be merged: with Merged the verified adapter is kept, with Both published."""
+    file = workplace.claims / "models/tiny/model.safetensors"
+    tensors = {name: tensor.double() if "q_proj" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    why = "q_proj.weight has the type F64: nothing can be merged into it"
+
+    failed = workplace.run("--config", workplace.config_file(output={"merge": "Merged"}), "--metrics-port", "0")
+    assert (failed.status, failed.summary.reason) == (73, Reason.VERIFICATION_FAILED), failed.log
+    kept = f".lora-checkpoints/tiny-{run_suffix('uid-1')}"
+    assert why in failed.summary.message
+    assert failed.summary.message.endswith(f"the verified adapter is kept at pvc://adapters/{kept}/staged")
+    assert sorted(path.name for path in (workplace.claims / "adapters" / kept).glob("*ed")) == ["staged"]
+    assert workplace.adapters() == []
+
+    done = workplace.run("--config", workplace.config_file(output={"merge": "Both"}), "--metrics-port", "0")
+    assert done.status == 0, done.log
+    assert "an earlier attempt finished the training" in done.log
+    assert done.summary.succeeded
+    assert "the verified adapter is at pvc://adapters/out; there is no merged model: " in done.summary.message
+    assert done.summary.message.endswith(why)
+    assert done.summary.results is not None
+    assert (done.summary.results.merge_failure or "").endswith(why)
+    out = workplace.claims / "adapters/out"
+    manifest = read_manifest(out)
+    check_digests(out, manifest)
+    assert (manifest.format, manifest.merged, (manifest.merge_failure or "")[-len(why) :]) == (Form.ADAPTER, None, why)
+    assert f"There is no merged model beside the adapter: {manifest.merge_failure}." in (out / "README.md").read_text()

@@ -1,5 +1,6 @@
 """What a run without a cluster prints at its end."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,21 @@ def test_the_end_of_a_run_says_how_to_load_and_serve_what_came_out(
     text = show_summary(ending(**values))
     assert [part for part in present if part not in text] == []
     assert [part for part in absent if part in text] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"merged_expected_loss": 1.5}, "Merged model: loss 1.000000, rounding its weights costs -5.0e-01"),
+        ({"merge_failure": "no memory"}, "There is no merged model: no memory"),
+        ({"merged_loss": None}, None),
+    ],
+)
+def test_the_end_of_a_run_says_what_became_of_the_merge(values: dict[str, Any], line: str | None) -> None:
+    """The cost of rounding, or why there is no merged model; nothing where none was asked for."""
+    done = ending(format="peft+merged")
+    assert done.summary.results is not None
+    plain = {"merged_loss": 1.0, "merged_expected_loss": None, "merge_failure": None}
+    results = dataclasses.replace(done.summary.results, **{**plain, **values})
+    lines = show_summary(dataclasses.replace(done, summary=dataclasses.replace(done.summary, results=results)))
+    assert [shown for shown in lines.splitlines() if "rounding" in shown or "no merged" in shown] == [line] * bool(line)

@@ -1,7 +1,10 @@
 """From a verified adapter to a result with the merged model: what is in it, and that a wrong one is not published."""
 
 import dataclasses
+import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
 from tests.trainer.test_verify import trained
+from tests.trainer.tiny import in_16_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import cli
@@ -29,7 +33,7 @@ from lora_trainer.result import merge_stage, merged
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.merged import bench_for, first_rows, rounding
-from lora_trainer.result.verify import verify
+from lora_trainer.result.verify import TOLERANCES, verify
 
 CURVES = {"README.md", "loss.png", "metrics.jsonl"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -112,21 +116,64 @@ def test_people_merge_a_published_adapter_with_one_command(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_a_merged_model_that_says_something_else_is_no_result(
+def test_a_merged_model_with_a_wrong_weight_is_no_result(
     adapter: tuple[Path, Volumes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder gets no manifest, so that nobody takes it for one."""
     source, volumes = adapter
 
-    def wrong(one: Path, base: Path, target: Path) -> None:
-        merge_into(one, base, target)
+    def wrong(one: Path, base: Path, target: Path) -> bool:
+        by_tensor = merge_into(one, base, target)
         tensors = load_file(target / "model.safetensors")
-        save_file({k: v * 1.2 for k, v in tensors.items()}, target / "model.safetensors", metadata={"format": "pt"})
+        name = "model.layers.1.mlp.up_proj.weight"
+        save_file({**tensors, name: tensors[name] * 1.001}, target / "model.safetensors", metadata={"format": "pt"})
+        return by_tensor
+
+    monkeypatch.setattr(merge_stage, "merge_into", wrong)
+    with pytest.raises(VerificationError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is not what base and adapter"):
+        merge_result(source, tmp_path / "merged", Merge.MERGED, volumes, Hub())
+    assert not (tmp_path / "merged/manifest.json").exists()
+
+
+def test_right_weights_that_load_as_another_model_are_no_result(
+    adapter: tuple[Path, Volumes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a configuration that changed on the way, say: the loss shows it."""
+    source, volumes = adapter
+
+    def wrong(one: Path, base: Path, target: Path) -> bool:
+        by_tensor = merge_into(one, base, target)
+        document = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        (target / "config.json").write_text(json.dumps({**document, "rms_norm_eps": 1.0}), encoding="utf-8")
+        return by_tensor
 
     monkeypatch.setattr(merge_stage, "merge_into", wrong)
     with pytest.raises(VerificationError, match="the written merged model gives a loss of"):
         merge_result(source, tmp_path / "merged", Merge.MERGED, volumes, Hub())
-    assert not (tmp_path / "merged/manifest.json").exists()
+
+
+def test_what_rounding_costs_is_reported_and_fails_no_merge(
+    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whole modules of a base with large weights: 0.05 nats, as PEFT's own merge, in manifest, card and log."""
+    large = tmp_path / "large"
+    shutil.copytree(tiny_folder, large)
+    tensors = load_file(large / "model.safetensors")
+    scaled = {name: tensor if "norm" in name else 64 * tensor for name, tensor in tensors.items()}
+    save_file(scaled, large / "model.safetensors", metadata={"format": "pt"})
+    config = make_config(
+        lora={"modulesToSave": ["embed_tokens", "norm"]}, training={"maxSteps": 3, "learningRate": "0.05"}
+    )
+    source, volumes = trained(tmp_path, in_16_bits(large, tmp_path / "half"), config)
+    with caplog.at_level(logging.INFO):
+        merge_result(source, tmp_path / "both", Merge.BOTH, volumes, Hub())
+    found = read_manifest(tmp_path / "both").merged
+    assert found is not None
+    cost = found.loss - found.expected
+    assert abs(cost) > TOLERANCES["bf16"], "rounding costs nothing here: the test would prove nothing"
+    assert f"rounding costs the merged model {cost:+.4f} nats per token" in caplog.text
+    card = (tmp_path / "both/README.md").read_text(encoding="utf-8")
+    assert f"rounding the merged weights costs {cost:+.4f}." in card
 
 
 def test_a_gpu_that_cannot_hold_the_model_leaves_it_to_the_cpu(

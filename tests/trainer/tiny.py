@@ -1,11 +1,13 @@
 """A tiny random Llama with a byte-level tokenizer and a ChatML template, and data sets to go with it."""
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -60,6 +62,17 @@ def make_model(folder: Path, *, seed: int = 0, chat_template: str | None = CHATM
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def in_16_bits(source: Path, target: Path) -> Path:
+    """A copy of a model with its weights rounded to bf16."""
+    shutil.copytree(source, target)
+    for file in target.glob("*.safetensors"):
+        tensors = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}), encoding="utf-8")
+    return target
 
 
 def chats(count: int = 40) -> list[dict[str, Any]]:

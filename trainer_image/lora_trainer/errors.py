@@ -7,6 +7,8 @@ TrainerError
  ├─ NonFiniteLossError     70  NonFiniteLoss or LossDiverged
  ├─ CudaOutOfMemoryError   71  CUDAOutOfMemory
  ├─ GpuFaultError          72  GPUFault
+ ├─ VerificationError      73  VerificationFailed
+ │   └─ DamagedError       1   VerificationFailed
  ├─ StorageError           74  StorageFull, StorageError or UploadFailed
  ├─ TransientError         75  Restarting, OutputLocked or Stalled
  ├─ PeerFailedError        75  PeerFailed
@@ -14,7 +16,6 @@ TrainerError
  ├─ CheckpointError        78  CheckpointInvalid or ResumeMismatch
  ├─ KernelOutOfMemoryError 137 OOMKilled
  ├─ TerminatedError        143 Evicted
- ├─ VerificationError      1   VerificationFailed
  └─ InternalError          1   InternalError
 """
 
@@ -135,10 +136,18 @@ class TerminatedError(TrainerError):
 
 
 class VerificationError(TrainerError):
-    """The written adapter does not give what the trained model gave."""
+    """The written adapter does not give what the trained model gave, and would not in another attempt."""
+
+    code = ExitCode.VERIFICATION_FAILED
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Reason.VERIFICATION_FAILED)
+
+
+class DamagedError(VerificationError):
+    """The files are not those that were written: another attempt writes them again."""
+
+    code = ExitCode.INTERNAL
 
 
 class InternalError(TrainerError):

@@ -7,7 +7,7 @@ from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadabl
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import ManifestError, RunOptions, checkpoint_claim, train_config
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, Summary
+from lora_trainer.contract.summary import Artifact, Results, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
@@ -85,7 +85,17 @@ def _losses(summary: Summary) -> tuple[str, ...]:
         f"  {results.steps} steps, {results.trained_tokens} tokens, {results.tokens_per_second:.0f} tokens/s",
         f"Verified in a fresh process: loss {verified.loss:.6f}",
         f"  difference {verified.difference:.1e}, tolerance {verified.tolerance:g}",
+        *_merging(results),
     )
+
+
+def _merging(results: Results) -> tuple[str, ...]:
+    if results.merge_failure is not None:
+        return (f"There is no merged model: {results.merge_failure}",)
+    if results.merged_loss is None or results.merged_expected_loss is None:
+        return ()
+    cost = results.merged_loss - results.merged_expected_loss
+    return (f"Merged model: loss {results.merged_loss:.6f}, rounding its weights costs {cost:+.1e}",)
 
 
 def _artifact(artifact: Artifact, ending: Ending) -> tuple[str, ...]:

@@ -237,8 +237,9 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Use the same in what defines the run, or start without `resumeFrom`.",
     ),
     Reason.VERIFICATION_FAILED: Explanation(
-        "The written adapter does not reproduce the loss at the end of the training.",
-        "Keep the folder and report it: this is a bug, or broken storage.",
+        "The written adapter or merged model is not what was trained; the message says by how much and where it lies.",
+        "Keep the folder and report it: this is a bug, or broken storage. `lora-trainer publish` publishes a verified "
+        "adapter whose merge failed.",
     ),
     Reason.GPU_FAULT: Explanation(
         "The GPU failed, or there was none where one was asked for.",

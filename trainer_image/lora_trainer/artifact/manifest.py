@@ -13,7 +13,7 @@ from lora_trainer.artifact.files import FileEntry, entry_of, sync_files, sync_fo
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun
-from lora_trainer.errors import VerificationError, storage_error
+from lora_trainer.errors import DamagedError, storage_error
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = "lora-operator.io/adapter/v1"
@@ -84,7 +84,10 @@ NOT_JUDGED = Serving(servable=False, text="the release that made this adapter di
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files."""
+    """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files.
+
+    `merge_failure` says why an adapter is published without the merged model that was asked for.
+    """
 
     version: str = MANIFEST_VERSION
     format: Form = Form.ADAPTER
@@ -96,6 +99,7 @@ class Manifest:
     measured: Measured
     serving: Serving = NOT_JUDGED
     merged: MergedModel | None = None
+    merge_failure: str | None = None
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 
@@ -115,11 +119,11 @@ class Published:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an adapter. Raises `VerificationError`."""
+    """The manifest of an adapter. Raises `DamagedError`."""
     try:
         return codec.decode(Manifest, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise VerificationError(f"{folder.name}/{MANIFEST} cannot be read: {error}") from error
+        raise DamagedError(f"{folder.name}/{MANIFEST} cannot be read: {error}") from error
 
 
 def file_entries(folder: Path) -> tuple[FileEntry, ...]:
@@ -163,19 +167,19 @@ def _replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def check_digests(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with the manifest. Raises `VerificationError` for what is changed, missing or added."""
+    """Compare every file with the manifest. Raises `DamagedError` for what is changed, missing or added."""
     found = {entry.path: entry for entry in file_entries(folder)}
     for wanted in manifest.files:
         entry = found.pop(wanted.path, None)
         if entry is None:
-            raise VerificationError(f"{wanted.path} is missing from the adapter: the manifest lists it")
+            raise DamagedError(f"{wanted.path} is missing from the adapter: the manifest lists it")
         if entry != wanted:
-            raise VerificationError(
+            raise DamagedError(
                 f"{wanted.path} has sha256 {entry.sha256[:12]}… and {entry.size_bytes} bytes, the manifest says "
                 f"{wanted.sha256[:12]}… and {wanted.size_bytes}: the file was changed or damaged after it was written"
             )
     if found:
-        raise VerificationError(f"{', '.join(sorted(found))} is not in the adapter's manifest: it was added later")
+        raise DamagedError(f"{', '.join(sorted(found))} is not in the adapter's manifest: it was added later")
 
 
 def is_complete(folder: Path, uid: str) -> bool:
@@ -184,7 +188,7 @@ def is_complete(folder: Path, uid: str) -> bool:
         return False
     try:
         check_digests(folder, read_manifest(folder))
-    except VerificationError:
+    except DamagedError:
         return False
     return True
 

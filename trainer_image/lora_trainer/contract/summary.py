@@ -78,7 +78,9 @@ class Results:
     of the training rows over the last tenth of the steps, at most 1000 of them.
 
     Standard errors are over rows: of each mean, and of the paired difference before - after.
-    Without held-out rows the evaluation uses training rows and `held_out` is false.
+    Without held-out rows the evaluation uses training rows and `held_out` is false. `merged_loss` is that of the merged
+    model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
+    `merge_failure` says why there is no merged model.
     """
 
     steps: int
@@ -96,6 +98,9 @@ class Results:
     best_step: int | None = None
     stopped_early: bool = False
     resumed_step: int | None = None
+    merged_loss: float | None = None
+    merged_expected_loss: float | None = None
+    merge_failure: str | None = None
     verification: Verification
 
 

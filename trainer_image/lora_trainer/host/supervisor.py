@@ -23,7 +23,7 @@ from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification
+from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification, clip
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import InternalError, explain
 from lora_trainer.host.child import STOPPED, StageFailedError, Stages
@@ -41,10 +41,13 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.ranks.reports import Failure, Report
+from lora_trainer.result.unmerged import note_failed_merge
 from lora_trainer.training.checkpoint import Checkpoints, step_name
 
 log = logging.getLogger(__name__)
 _AT_ONCE = ", what was done is saved; press Ctrl-C again to end at once"
+_ENDED_FROM_OUTSIDE = (Reason.EVICTED, Reason.OUTPUT_LOCKED)
+"""A stage that ended for these had not failed: another attempt does its work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,23 +209,15 @@ class Supervisor:
             log.info("an earlier attempt finished the training: going on from its result")
         else:
             self._train(stages, workspace, lock)
-        self._verify(stages, workspace.staged)
+        with _kept(workspace, "unpublished adapter"):
+            self._verify(stages, workspace.staged)
         result = self._merged(stages, workspace)
         add_log(result, workspace.folder / LOG)
         manifest = read_manifest(result)
-        self._publish(stages, workspace, result)
+        with _kept(workspace, "verified result", result.name):
+            stages.run("publish", "--folder", result)
         _tidy(workspace, lock)
         return self._succeeded(manifest)
-
-    def _publish(self, stages: Stages, workspace: Workspace, result: Path) -> None:
-        """Put the result into place. Raises `StageFailedError`, which then says where the result is kept."""
-        try:
-            stages.run("publish", "--folder", result)
-        except StageFailedError as error:
-            if workspace.uri is None:
-                raise
-            kept = f"{error.failure.message}; the verified result is kept at {workspace.uri}/{result.name}"
-            raise StageFailedError(dataclasses.replace(error.failure, message=kept)) from error
 
     def _verify(self, stages: Stages, folder: Path) -> None:
         stages.run("verify", "--folder", folder, sharded=read_manifest(folder).resolved.sharded)
@@ -258,12 +253,26 @@ class Supervisor:
             self.watch.stop()
 
     def _merged(self, stages: Stages, workspace: Workspace) -> Path:
-        """The folder to publish: the adapter, or what the merge stage makes of it."""
-        if self.config.output.merge is Merge.ADAPTER:
+        """The folder to publish: the adapter, or what the merge stage makes of it.
+
+        Where both were asked for, a merge that fails costs the merge alone. Raises `StageFailedError`.
+        """
+        wanted = self.config.output.merge
+        if wanted is Merge.ADAPTER or read_manifest(workspace.staged).merge_failure is not None:
             return workspace.staged
-        if not self._is_complete(workspace.merged):
+        if self._is_complete(workspace.merged):
+            return workspace.merged
+        try:
             make_folder(workspace.merged)
             stages.run("merge", "--folder", workspace.staged, "--target", workspace.merged)
+        except StageFailedError as error:
+            workspace.discard_merged()
+            if wanted is Merge.MERGED or error.failure.reason in _ENDED_FROM_OUTSIDE:
+                with _kept(workspace, "verified adapter"):
+                    raise
+            log.warning("the merge failed, the adapter is published without it: %s", error.failure.message)
+            note_failed_merge(workspace.staged, error.failure.message)
+            return workspace.staged
         return workspace.merged
 
     def _report_again(self, stages: Stages, earlier: Published, temporary: Path) -> Ending:
@@ -291,7 +300,7 @@ class Supervisor:
             message=success_sentence(self.published.uri, manifest),
             resolved=manifest.resolved,
             dataset=manifest.dataset,
-            results=Results(**codec.encode(manifest.measured), verification=self.verification),
+            results=_results(manifest, self.verification),
             artifact=describe(self.published.uri, self.published.digest, manifest),
             checkpoint=self._saved_state(),
         )
@@ -317,11 +326,34 @@ class Supervisor:
         return SavedState(uri=f"{self.workspace.uri}/{step_name(step)}", step=step)
 
 
+@contextlib.contextmanager
+def _kept(workspace: Workspace, what: str, name: str = "staged") -> Iterator[None]:
+    """Have the failure of a stage say where the result lies that outlives it."""
+    try:
+        yield
+    except StageFailedError as error:
+        if workspace.uri is None or error.failure.reason in _ENDED_FROM_OUTSIDE:
+            raise
+        message = f"{error.failure.message}; the {what} is kept at {workspace.uri}/{name}"
+        raise StageFailedError(dataclasses.replace(error.failure, message=message)) from error
+
+
 def _tidy(workspace: Workspace, lock: Lock) -> None:
     """Leave of a run that has published its result what another may go on from, and no second copy of the result."""
     lock.check()
     workspace.discard_staged()
     Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
+
+
+def _results(manifest: Manifest, verification: Verification) -> Results:
+    merged, failure = manifest.merged, manifest.merge_failure
+    return Results(
+        **codec.encode(manifest.measured),
+        merged_loss=None if merged is None else merged.loss,
+        merged_expected_loss=None if merged is None else merged.expected,
+        merge_failure=None if failure is None else clip(failure, 512),
+        verification=verification,
+    )
 
 
 def _is_remote(config: TrainConfig) -> bool:
@@ -335,7 +367,8 @@ def success_sentence(uri: str, manifest: Manifest) -> str:
     measured = manifest.measured
     rows = "held-out rows" if measured.held_out else "training rows (none were held out)"
     what = {Form.ADAPTER: "adapter is", Form.MERGED: "merged model is", Form.BOTH: "adapter and merged model are"}
+    merge = "" if manifest.merge_failure is None else f"; there is no merged model: {manifest.merge_failure}"
     return (
         f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f} "
-        f"(± {measured.improvement_standard_error:.3f}); the verified {what[manifest.format]} at {uri}"
+        f"(± {measured.improvement_standard_error:.3f}); the verified {what[manifest.format]} at {uri}{merge}"
     )

@@ -54,6 +54,10 @@ class Workspace:
     def discard_staged(self) -> None:
         """Remove the result before its publication. Raises `StorageError`."""
         _remove(self.staged)
+        self.discard_merged()
+
+    def discard_merged(self) -> None:
+        """Remove what the merge stage left. Raises `StorageError`."""
         _remove(self.merged)
 
     def remove_if_empty(self) -> None:

@@ -29,13 +29,29 @@ _KINDS = {"A.weight": "down", "B.weight": "up", "magnitude_vector": "magnitude"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Update:
-    """A, B and for DoRA the magnitudes of one adapted weight; `target` is the full name of its module or parameter."""
+class Update:
+    """A, B and for DoRA the magnitudes of one adapted weight, in fp32; `target` is the full name of its module or
+    parameter, `rank` and `scale` are those of the file."""
 
     target: str
+    rank: int
+    scale: float
     down: torch.Tensor
     up: torch.Tensor
     magnitude: torch.Tensor | None
+
+    def of_experts(self, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A as (experts, rank, inputs) and B as (outputs, rank, experts), which the file flattens into matrices.
+
+        Raises `VerificationError` where they hold another rank.
+        """
+        down = self.down.reshape(experts, -1, self.down.shape[1])
+        up = self.up.reshape(self.up.shape[0], -1, experts)
+        if (down.shape[1], up.shape[1]) != (self.rank, self.rank):
+            raise VerificationError(
+                f"{self.target} has {down.shape[1]} and {up.shape[1]} rows and columns, not {self.rank}"
+            )
+        return down, up
 
 
 def apply_adapter(loaded: Loaded, folder: Path, lora: LoraConfig, device: Device) -> int:
@@ -45,32 +61,46 @@ def apply_adapter(loaded: Loaded, folder: Path, lora: LoraConfig, device: Device
     cannot be added to: there the module's output gets s B A x, the same sum in another order. Raises
     `VerificationError` where the files are not what `lora` asks for.
     """
-    document = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "adapter_model.safetensors", device=str(device.torch_device))
-    updates, whole = _sort(tensors, loaded, lora)
-    expected = _expected(lora, [update.target for update in updates])
+    updates, whole = read_updates(loaded, folder, lora, device.torch_device)
     trained = _replace(loaded, whole, lora)
     merge = loaded.quantization is Quantization.NONE and device.dtype == torch.float32
     for update in updates:
-        rank, scale = expected[update.target]
-        _check_said(document, update.target, rank, scale, lora)
         if update.target in loaded.linear:
-            _check_shapes(update, loaded.linear[update.target], rank)
             module = loaded.model.get_submodule(update.target)
             if merge:
-                _merge(module, update, scale)
+                _merge(module, update)
             else:
-                _add(module, update, scale, device)
+                _add(module, update, device)
         else:
-            _add_to_parameter(loaded.model, update, scale, rank)
-        trained += _trained(update, rank_and_scale(lora, update.target)[0], rank)
+            _add_to_parameter(loaded.model, update)
+        trained += _trained(update, rank_and_scale(lora, update.target)[0])
     return trained
+
+
+def read_updates(
+    loaded: Loaded, folder: Path, lora: LoraConfig, where: torch.device
+) -> tuple[list[Update], dict[str, torch.Tensor]]:
+    """What the adapter in `folder` does to the base model: its updates, and whole tensors by their names in the model.
+
+    Raises `VerificationError` where the files are not what `lora` asks for.
+    """
+    document = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "adapter_model.safetensors", device=str(where))
+    parts, whole = _sort(tensors, loaded, lora)
+    expected = _expected(lora, list(parts))
+    updates = [_update(target, *expected[target], pair) for target, pair in parts.items()]
+    for update in updates:
+        _check_said(document, update, lora)
+        if update.target in loaded.linear:
+            _check_shapes(update, loaded.linear[update.target])
+    return updates, whole
 
 
 def _sort(
     tensors: Mapping[str, torch.Tensor], loaded: Loaded, lora: LoraConfig
-) -> tuple[list[_Update], dict[str, torch.Tensor]]:
-    """Updates, and whole tensors by their names in the model. Raises `VerificationError` for what is neither."""
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """The parts of updates by their targets, and whole tensors by their names in the model. Raises `VerificationError`
+    for what is neither."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     whole: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
@@ -89,15 +119,21 @@ def _sort(
     odd = [name for name, pair in parts.items() if ("magnitude" in pair) != (lora.variant is Variant.DORA)]
     if odd:
         raise VerificationError(f"{odd[0]} has {'no ' * (lora.variant is Variant.DORA)}magnitudes of DoRA")
-    return [_update(name, pair, loaded, lora) for name, pair in parts.items()], whole
+    return {_target(name, loaded, lora): pair for name, pair in parts.items()}, whole
 
 
-def _update(name: str, pair: Mapping[str, torch.Tensor], loaded: Loaded, lora: LoraConfig) -> _Update:
+def _target(name: str, loaded: Loaded, lora: LoraConfig) -> str:
     target = name if name in loaded.linear else _parameter(name, loaded.model, lora)
     if target is None:
         raise VerificationError(f"the adapter has weights for {name}, which is no linear module of the base model")
-    return _Update(
+    return target
+
+
+def _update(target: str, rank: int, scale: float, pair: Mapping[str, torch.Tensor]) -> Update:
+    return Update(
         target=target,
+        rank=rank,
+        scale=scale,
         down=pair["down"].float(),
         up=pair["up"].float(),
         magnitude=pair["magnitude"].float() if "magnitude" in pair else None,
@@ -127,8 +163,9 @@ def _expected(lora: LoraConfig, targets: list[str]) -> dict[str, tuple[int, floa
     return dict.fromkeys(targets, (largest, 1.0))
 
 
-def _check_said(document: Mapping[str, Any], target: str, rank: int, scale: float, lora: LoraConfig) -> None:
+def _check_said(document: Mapping[str, Any], update: Update, lora: LoraConfig) -> None:
     """`adapter_config.json` must say what the run asked for, read as PEFT reads it."""
+    target, rank, scale = update.target, update.rank, update.scale
     said_rank = _said(document.get("rank_pattern"), target, document.get("r"))
     alpha = _said(document.get("alpha_pattern"), target, document.get("lora_alpha"))
     said_scale = alpha / (math.sqrt(said_rank) if document.get("use_rslora") else said_rank)
@@ -148,8 +185,8 @@ def _said(patterns: Mapping[str, Any] | None, target: str, default: Any) -> Any:
     return next(found, default)
 
 
-def _check_shapes(update: _Update, size: tuple[int, int], rank: int) -> None:
-    wanted = ((rank, size[0]), (size[1], rank))
+def _check_shapes(update: Update, size: tuple[int, int]) -> None:
+    wanted = ((update.rank, size[0]), (size[1], update.rank))
     if (tuple(update.down.shape), tuple(update.up.shape)) != wanted:
         raise VerificationError(
             f"{update.target} has A {tuple(update.down.shape)} and B {tuple(update.up.shape)}, expected {wanted[0]} "
@@ -157,10 +194,10 @@ def _check_shapes(update: _Update, size: tuple[int, int], rank: int) -> None:
         )
 
 
-def _trained(update: _Update, trained_rank: int, written_rank: int) -> int:
+def _trained(update: Update, trained_rank: int) -> int:
     """Parameters that the training had for this update, which it may have written with another rank."""
     size = update.down.numel() + update.up.numel()
-    return size * trained_rank // written_rank + (0 if update.magnitude is None else update.magnitude.numel())
+    return size * trained_rank // update.rank + (0 if update.magnitude is None else update.magnitude.numel())
 
 
 def _replace(loaded: Loaded, whole: Mapping[str, torch.Tensor], lora: LoraConfig) -> int:
@@ -181,15 +218,16 @@ def _replace(loaded: Loaded, whole: Mapping[str, torch.Tensor], lora: LoraConfig
 
 
 @torch.no_grad()
-def _merge(module: nn.Module, update: _Update, scale: float) -> None:
-    merged = full_weight(module) + scale * (update.up @ update.down)
+def _merge(module: nn.Module, update: Update) -> None:
+    merged = full_weight(module) + update.scale * (update.up @ update.down)
     if update.magnitude is not None:
         merged = (update.magnitude / merged.norm(dim=1))[:, None] * merged
     # Conv1D keeps its weight transposed.
     module.get_parameter("weight").copy_(merged if isinstance(module, nn.Linear) else merged.T)
 
 
-def _add(module: nn.Module, update: _Update, scale: float, device: Device) -> None:
+def _add(module: nn.Module, update: Update, device: Device) -> None:
+    scale = update.scale
     down, up = update.down.to(device.dtype), update.up.to(device.dtype)
     lengths = None
     if update.magnitude is not None:
@@ -211,18 +249,13 @@ def _add(module: nn.Module, update: _Update, scale: float, device: Device) -> No
 
 
 @torch.no_grad()
-def _add_to_parameter(model: nn.Module, update: _Update, scale: float, rank: int) -> None:
-    """Add the product, for the experts of a mixture expert by expert. A holds (experts, rank, inputs), B (outputs,
-    rank, experts), each flattened into a matrix; the parameter is (experts, outputs, inputs), or transposed where its
-    module says so."""
+def _add_to_parameter(model: nn.Module, update: Update) -> None:
+    """Add the product, for the experts of a mixture expert by expert; the parameter is (experts, outputs, inputs), or
+    transposed where its module says so."""
     module = model.get_submodule(update.target.rpartition(".")[0])
     parameter = model.get_parameter(update.target)
-    experts = parameter.shape[0] if parameter.dim() == 3 else 1
-    down = update.down.reshape(experts, -1, update.down.shape[1])
-    up = update.up.reshape(update.up.shape[0], -1, experts)
-    if down.shape[1] != rank or up.shape[1] != rank:
-        raise VerificationError(f"{update.target} has {down.shape[1]} and {up.shape[1]} rows and columns, not {rank}")
-    change = scale * torch.einsum("ore,eri->eoi", up, down)
+    down, up = update.of_experts(parameter.shape[0] if parameter.dim() == 3 else 1)
+    change = update.scale * torch.einsum("ore,eri->eoi", up, down)
     if parameter.dim() == 3 and getattr(module, "is_transposed", False):
         change = change.transpose(1, 2)
     parameter.copy_((parameter.float() + change.reshape(parameter.shape)).to(parameter.dtype))

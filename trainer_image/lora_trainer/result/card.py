@@ -16,6 +16,7 @@ from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.hyperparameters import cell, leaves
 from lora_trainer.result.serving import TEMPLATE, command, merged_command
 
+CARD = "README.md"
 _FOLDER = "path/of/this/folder"
 _ABOUT_TEMPLATE = (
     f"The base model has no chat template. Conversations were written with that of `{TEMPLATE}`, which a server needs "
@@ -116,11 +117,14 @@ def _what(manifest: Manifest) -> str:
 
 def _merged_loss(manifest: Manifest) -> tuple[str, ...]:
     merged = manifest.merged
+    if manifest.merge_failure is not None:
+        return (f"There is no merged model beside the adapter: {manifest.merge_failure}.\n",)
     if merged is None:
         return ()
     sentence = (
         f"The merged model, loaded from its files, gives a loss of {merged.loss:.4f}; the unquantized base model with "
-        f"the adapter beside it gives {merged.expected:.4f}.\n"
+        f"the adapter beside it gives {merged.expected:.4f}: rounding the merged weights costs "
+        f"{merged.loss - merged.expected:+.4f}.\n"
     )
     return (sentence,)
 

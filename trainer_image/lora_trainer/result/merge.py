@@ -18,6 +18,7 @@ from safetensors import safe_open
 from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.model.classes import auto_class
+from lora_trainer.model.targets import matches
 from lora_trainer.places.model_folder import model_files
 from lora_trainer.result.serving import TEMPLATE, scale
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The format's names of the types that can be computed in."""
 
 
@@ -49,10 +50,11 @@ class Whole:
 Edit = LowRank | Whole
 
 
-def merge_into(adapter: Path, base: Path, target: Path) -> None:
+def merge_into(adapter: Path, base: Path, target: Path) -> bool:
     """Write the model in the folder `base` with the adapter merged into it to `target`, which may hold other files.
 
-    Raises `VerificationError` where the adapter does not fit the base, `StorageError`.
+    True where its files were edited tensor by tensor, false where it had to be merged in memory. Raises
+    `VerificationError` where the adapter does not fit the base, `StorageError`.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     skeleton = _skeleton(base)
@@ -60,10 +62,10 @@ def merge_into(adapter: Path, base: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
             edits = _edits(config, list(tensors.keys()), skeleton)
-            files = _weight_files(base)
+            files = weight_files(base)
             keys = _keys(edits, files, skeleton)
             if keys is None:
-                _merge_in_memory(adapter, base, target)
+                _merge_in_memory(adapter, base, target, (*edits, *(config.get("target_parameters") or ())))
             else:
                 by_key = {key: edits[name] for name, key in keys.items()}
                 for file in sorted(set(files.values())):
@@ -71,6 +73,7 @@ def merge_into(adapter: Path, base: Path, target: Path) -> None:
         _copy_small_files(adapter, base, target)
     except OSError as error:
         raise storage_error(error, "the merged model") from error
+    return keys is not None
 
 
 def _skeleton(base: Path) -> Any:
@@ -114,8 +117,8 @@ def _edits(config: Mapping[str, Any], names: Sequence[str], skeleton: Any) -> di
     return edits
 
 
-def _weight_files(base: Path) -> dict[str, str]:
-    """Tensor to file, by the index or the header of the one file; empty where the files are laid out otherwise."""
+def weight_files(base: Path) -> dict[str, str]:
+    """Tensor to file, by the index or the header of the one file; empty where a model has its files otherwise."""
     if (base / _INDEX).is_file():
         weights = json.loads((base / _INDEX).read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in weights.items()}
@@ -166,7 +169,7 @@ def _merge_file(source: Path, target: Path, edits: Mapping[str, Edit], tensors: 
 
 def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> memoryview:
     """The bytes of the tensor whose bytes are `data`, changed."""
-    dtype = _TYPES.get(entry.dtype)
+    dtype = TYPES.get(entry.dtype)
     if dtype is None:
         raise VerificationError(
             f"the base model's {entry.name} has the type {entry.dtype}: nothing can be merged into it"
@@ -195,13 +198,28 @@ def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor
     return merged.T if edit.transposed else merged
 
 
-def _merge_in_memory(adapter: Path, base: Path, target: Path) -> None:
-    """By PEFT, with the whole model in memory, for what the base's files name otherwise than the model does."""
+def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[str]) -> None:
+    """By PEFT, with the whole model in memory, for what the base's files name otherwise than the model does.
+
+    `edited` are names of parameters, or the ends of them.
+    """
     from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
 
     log.info("merging with the whole model in memory: its files name the weights otherwise than the model does")
     plain: Any = _class(base).from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    types = {
+        name: parameter.dtype
+        for name, parameter in plain.named_parameters(remove_duplicate=False)
+        if any(matches(name, ending) for ending in edited)
+    }
+    for name in types:
+        # In its own type PEFT would round the product, and then the sum.
+        parameter = plain.get_parameter(name)
+        parameter.data = parameter.data.float()
     merged: Any = PeftModel.from_pretrained(plain, str(adapter)).merge_and_unload(safe_merge=True)
+    for name, dtype in types.items():
+        parameter = merged.get_parameter(name)
+        parameter.data = parameter.data.to(dtype)
     merged.save_pretrained(target)
 
 

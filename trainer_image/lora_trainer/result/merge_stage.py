@@ -14,17 +14,20 @@ from lora_trainer.errors import ConfigError, storage_error
 from lora_trainer.model.device import choose_device
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.card import model_card
+from lora_trainer.result.card import CARD, model_card
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merged import bench_for, merged_model, rounding
+from lora_trainer.result.merged_weights import check_weights
 from lora_trainer.result.serving import MERGED, TEMPLATE
 from lora_trainer.result.tensorboard import TENSORBOARD
 from lora_trainer.result.verify import TOLERANCES, judge
 
 log = logging.getLogger(__name__)
-CARD = "README.md"
+GROSS = 0.25
+"""What rounding to 16 bits may cost at most, in nats per token. Each weight was compared before: this is for files that
+are right and load as something else. Correct merges of small models with large updates were seen to cost 0.05."""
 
 
 def merge_result(
@@ -32,8 +35,9 @@ def merge_result(
 ) -> Verification:
     """Make of the result in `adapter` the one that `merge` asks for, in the empty folder `target`.
 
-    The merged model is loaded from its files and has to give the loss of the unquantized base model with the adapter
-    beside it. `anywhere` checks that on a CPU where the run had a GPU. Raises `VerificationError`, `StorageError`.
+    Each weight of the merged model is read from its files and has to be what base and adapter give, as its type rounds
+    it. What the rounding costs, by the loss of the unquantized base model with the adapter beside it, is noted in the
+    manifest. `anywhere` checks that on a CPU where the run had a GPU. Raises `VerificationError`, `StorageError`.
     """
     manifest = read_manifest(adapter)
     if manifest.format is Form.MERGED:
@@ -44,12 +48,16 @@ def merge_result(
     base, examples = base_and_rows(manifest, volumes, hub)
     model = merged_model(target, form, base)
     log.info("merging the adapter into %s at %s", base.name, base.revision)
-    merge_into(adapter, base.folder, model.folder)
+    by_tensor = merge_into(adapter, base.folder, model.folder)
+    check_weights(base, adapter, model.folder, manifest.config.lora, by_tensor=by_tensor)
 
     bench = bench_for(base, examples, device)
     expected = bench.expected(base, adapter, manifest)
-    tolerance = TOLERANCES[rounding(base, bench.device)]
-    verification = judge(bench.loss(model, manifest), expected, tolerance, "merged model")
+    coarser = rounding(base, bench.device)
+    tolerance = TOLERANCES[coarser]
+    limit = tolerance if coarser == "fp32" else GROSS
+    verification = judge(bench.loss(model, manifest), expected, limit, "merged model")
+    log.info("rounding costs the merged model %+.4f nats per token", verification.loss - expected)
     merged = MergedModel(loss=verification.loss, expected=expected, tolerance=tolerance)
     _seal(adapter, target, dataclasses.replace(manifest, format=form, merged=merged))
     return verification

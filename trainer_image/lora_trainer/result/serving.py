@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_trainer.artifact.manifest import Serving
 from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.errors import VerificationError
+from lora_trainer.errors import DamagedError
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes (`MaxLoRARanks` in vllm/config/lora.py)."""
@@ -29,13 +29,13 @@ MERGED = Serving(servable=True, text="", rank=0)
 
 
 def adapter_serving(folder: Path) -> Serving:
-    """Judge the adapter in PEFT's format in `folder`. Raises `VerificationError` where its files cannot be read."""
+    """Judge the adapter in PEFT's format in `folder`. Raises `DamagedError` where its files cannot be read."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         ranks = _ranks(config, [entry.name for entry in read_entries(folder / "adapter_model.safetensors")])
         declared = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
     except (OSError, ValueError, KeyError) as error:
-        raise VerificationError(f"the adapter cannot be read: {error}") from error
+        raise DamagedError(f"the adapter cannot be read: {error}") from error
     rank = max(ranks.values(), default=0)
     obstacle = _obstacle(config, rank, declared)
     if obstacle is not None:
