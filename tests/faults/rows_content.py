@@ -101,7 +101,7 @@ ROWS = (
             _NO_RETRY,
             Shown(
                 key="before",
-                says="The data is read before a model is looked for, so that no GPU has computed anything",
+                says="The data is read before a model is loaded, so that no GPU has computed anything",
                 by="by the trainer",
             ),
         ),
