@@ -7,7 +7,7 @@ from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadabl
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import ManifestError, RunOptions, checkpoint_claim, train_config
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, Results, Summary
+from lora_trainer.contract.summary import CAUSAL_CLASS, Artifact, Results, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
@@ -100,16 +100,18 @@ def _merging(results: Results) -> tuple[str, ...]:
 
 def _artifact(artifact: Artifact, ending: Ending) -> tuple[str, ...]:
     place = _place(artifact, ending)
+    resolved = ending.summary.resolved
+    name = resolved.model_class if resolved else CAUSAL_CLASS
     size = f"{artifact.size_bytes / 2**20:.1f} MiB, {artifact.digest[:19]}…"
     load: tuple[str, ...]
     if artifact.format == Form.MERGED:
-        what, load = "Merged model", (f'  model = AutoModelForCausalLM.from_pretrained("{place}")',)
+        what, load = "Merged model", (f'  model = {name}.from_pretrained("{place}")',)
     else:
         base = loadable(artifact.base_model, artifact.base_revision)
         what, load = (
             "Adapter",
             (
-                f"  base = AutoModelForCausalLM.from_pretrained({base})",
+                f"  base = {name}.from_pretrained({base})",
                 f'  model = PeftModel.from_pretrained(base, "{place}")',
             ),
         )

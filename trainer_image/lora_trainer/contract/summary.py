@@ -9,6 +9,8 @@ from lora_trainer.contract.reasons import Reason
 
 MAX_BYTES = 4096
 VERSION = "lora-operator.io/summary/v1"
+CAUSAL_CLASS = "AutoModelForCausalLM"
+"""The class of Transformers that most base models are loaded with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +18,7 @@ class ResolvedRun:
     """What the run turned out to use, once the trainer knew. `device` is `cpu` or the GPU's name.
 
     `micro_batch_size` is in examples of the longest length; `attention` names the kernel's kind. With `sharded` each
-    process holds a part of the base model.
+    process holds a part of the base model. `model_class` is the class of Transformers that the base is loaded with.
     """
 
     device: str
@@ -37,6 +39,7 @@ class ResolvedRun:
     activation_checkpointing: bool = False
     processes: int = 1
     sharded: bool = False
+    model_class: str = CAUSAL_CLASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from lora_trainer.contract.summary import CAUSAL_CLASS
 from lora_trainer.errors import ConfigError
 
-CAUSAL, SEEING = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+CAUSAL, SEEING = CAUSAL_CLASS, "AutoModelForImageTextToText"
 _TEXT_ALONE = frozenset({"llama4"})
 """Kinds whose seeing class Transformers 5.24 cannot compute with: Llama 4's asks its language model for an output that
 this has not. They are loaded without what sees, as people have to."""

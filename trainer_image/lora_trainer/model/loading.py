@@ -16,7 +16,7 @@ from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.convert import Start, take_directions
 from lora_trainer.model.device import Device
-from lora_trainer.model.quantize import is_4bit, quantization_settings
+from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
 from lora_trainer.model.targets import linear_modules
 from lora_trainer.places.base import Base
 
@@ -132,6 +132,7 @@ def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded
     model.requires_grad_(False)
     model.config.use_cache = False
     set_training(model, on=False)
+    take_any_shape(model)
     return _loaded(model, base, quantization)
 
 

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -14,6 +15,7 @@ from lora_trainer.model.device import Device
 
 OUTLIER_THRESHOLD = 6.0
 """Inputs of INT8 beyond this magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339, section 3.2)."""
+_READS_WEIGHTS = frozenset({"mamba", "falcon_mamba"})
 _LEAST_CAPABILITY = {Quantization.NF4: (6, 0), Quantization.FP4: (6, 0), Quantization.INT8: (7, 5)}
 """Compute capability of the oldest GPUs that bitsandbytes has kernels for (its installation guide)."""
 
@@ -62,6 +64,27 @@ def check_kernels(quantization: Quantization, variant: Variant, device: Device) 
             f"quantization is {quantization.value}: bitsandbytes has no compiled library for the device {device.name}; "
             "use the trainer image of the release, or quantization: None"
         )
+
+
+def check_kind(quantization: Quantization, kind: str) -> None:
+    """Raise `ConfigError` for kinds of models that read weights of linear modules themselves: they would read bytes."""
+    if quantization is not Quantization.NONE and kind in _READS_WEIGHTS:
+        raise ConfigError(
+            f"quantization is {quantization.value}: models of the kind {kind!r} compute with weights that bitsandbytes "
+            "would have packed; set quantization: None"
+        )
+
+
+def take_any_shape(model: nn.Module) -> None:
+    """Let 8-bit modules take inputs of more than three dimensions, as DeepSeek's attention gives: bitsandbytes flattens
+    no others on a CPU."""
+    for module in model.modules():
+        if is_8bit(module):
+            vars(module)["forward"] = partial(_flattened, module.forward)
+
+
+def _flattened(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    return forward(x) if x.dim() <= 3 else forward(x.flatten(0, -2)).reshape(*x.shape[:-1], -1)
 
 
 def _has_library() -> bool:

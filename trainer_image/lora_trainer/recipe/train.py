@@ -18,6 +18,7 @@ from lora_trainer.data.dataset import Data
 from lora_trainer.data.survey import Samples
 from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
+from lora_trainer.model.classes import class_name
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted, adapt, load_encoder, load_model
 from lora_trainer.model.lora_kernel import fuse
@@ -295,4 +296,5 @@ def _resolved(
         activation_checkpointing=adapted.checkpointing,
         processes=ranks.world,
         sharded=ranks.lockstep,
+        model_class=class_name(adapted.model.config, base.name),
     )

@@ -26,7 +26,6 @@ _ABOUT_CHOSEN_TEMPLATE = (
     f"Conversations were written with the chat template of `{TEMPLATE}`, which is not the base model's own: to serve "
     f"chats, add `--chat-template {_FOLDER}/{TEMPLATE}`."
 )
-_TRANSFORMERS = "from transformers import AutoModelForCausalLM"
 
 
 def _about_template(config: TrainConfig) -> str:
@@ -130,11 +129,13 @@ def _merged_loss(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _load(manifest: Manifest) -> str:
+    name = manifest.resolved.model_class
+    imported = f"from transformers import {name}"
     if manifest.format is Form.MERGED:
-        return f'{_TRANSFORMERS}\n\nmodel = AutoModelForCausalLM.from_pretrained("{_FOLDER}")'
+        return f'{imported}\n\nmodel = {name}.from_pretrained("{_FOLDER}")'
     return (
-        f"from peft import PeftModel\n{_TRANSFORMERS}\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({loadable(manifest.base_model, manifest.base_revision)})\n"
+        f"from peft import PeftModel\n{imported}\n\n"
+        f"base = {name}.from_pretrained({loadable(manifest.base_model, manifest.base_revision)})\n"
         f'model = PeftModel.from_pretrained(base, "{_FOLDER}")'
     )
 
