@@ -171,7 +171,8 @@ def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harn
             known &= Counter(_says(call, other.name) for call in harness.writes(other))
         golden[play] = harness.end_state(first)
         points += [p for p in _points(play, harness.writes(first), first.name) if p.ordinal <= known[p.says]]
-    left = points if SOAK else _few_events(_new_ones(points))
+    # How often the same is said in Events depends on how fast the cluster is.
+    left = [p for p in points if p.ordinal == 1 or not _is_event(p)] if SOAK else _few_events(_new_ones(points))
     total, crashes = len(left), 0
     with faults.proving("A1.sweep"):
         for _ in range(ROUNDS):

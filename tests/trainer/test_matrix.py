@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 from tests.trainer.families import FAMILIES, make_family
-from tests.trainer.matrix import FORBIDDEN, OPTIONS, Cell, chosen, config_of, covering_array, lay_out, name_of, run_cell
+from tests.trainer.matrix import (
+    FORBIDDEN,
+    OPTIONS,
+    Cell,
+    chosen,
+    config_of,
+    covering_array,
+    lay_out,
+    name_of,
+    run_cell,
+    single_changes,
+)
 
 from lora_trainer.contract.manifest import ManifestError
 
@@ -27,7 +38,7 @@ def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "cell",
     [
         pytest.param(cell, id=name_of(cell), marks=() if name_of(cell) in _FEW else pytest.mark.soak)
-        for cell in covering_array()
+        for cell in {name_of(cell): cell for cell in (*covering_array(), *single_changes())}.values()
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

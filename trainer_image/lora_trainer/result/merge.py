@@ -79,10 +79,11 @@ def merge_into(adapter: Path, base: Path, target: Path) -> bool:
 def _skeleton(base: Path) -> Any:
     """The model without its weights: names, kinds and sizes of its modules, and what is tied to what."""
     with torch.device("meta"):
-        return _class(base).from_config(_configuration(base), trust_remote_code=False)
+        return base_class(base).from_config(_configuration(base), trust_remote_code=False)
 
 
-def _class(base: Path) -> Any:
+def base_class(base: Path) -> Any:
+    """The class of Transformers that the model in a folder is loaded with."""
     return auto_class(_configuration(base), str(base))
 
 
@@ -206,7 +207,7 @@ def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[s
     from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
 
     log.info("merging with the whole model in memory: its files name the weights otherwise than the model does")
-    plain: Any = _class(base).from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    plain: Any = base_class(base).from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
     types = {
         name: parameter.dtype
         for name, parameter in plain.named_parameters(remove_duplicate=False)

@@ -18,7 +18,7 @@ from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import Update, read_updates
 from lora_trainer.model.loading import Loaded, skeleton
 from lora_trainer.places.base import Base
-from lora_trainer.result.merge import TYPES, weight_files
+from lora_trainer.result.merge import TYPES, base_class, weight_files
 
 _BLOCK = 1 << 22
 """Weights that are computed at once in fp64."""
@@ -99,9 +99,7 @@ def _tensor(stream: Any, entry: Entry) -> torch.Tensor:
 
 def _in_models(base: Path, merged: Path) -> Pairs:
     """The tensors of the models as the library loads them, both in memory."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - Transformers takes seconds to import
-
-    factory: Any = AutoModelForCausalLM
+    factory = base_class(base)
     options = {"dtype": "auto", "local_files_only": True, "use_safetensors": True}
     before, after = (factory.from_pretrained(folder, **options).state_dict() for folder in (base, merged))
     if set(before) != set(after):
