@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
+from tests.trainer.families import make_family
 from tests.trainer.runs import Workplace
 from torch import nn
 
@@ -263,3 +264,11 @@ def test_asking_an_adapter_that_cannot_be_read_is_reported_in_one_line(
     errors = capsys.readouterr().err
     assert "JSONDecodeError: Expecting property name" in errors
     assert "Traceback" not in errors
+
+
+def test_an_8_bit_run_is_evaluated_in_the_batches_of_its_verification(tmp_path: Path) -> None:
+    """Its outliers are found over a batch: packed, the same weights would give another loss than padded."""
+    config = make_config(quantization="INT8", lora={"layers": "QueryValue"})
+    folder, volumes = trained(tmp_path, make_family(tmp_path / "model", "qwen2_5_vl"), config)
+    assert read_manifest(folder).resolved.packing
+    assert verify(folder, volumes, Hub()).difference < 1e-7

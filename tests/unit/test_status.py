@@ -85,6 +85,7 @@ RESULTS = st.builds(
     **{name: FRACTION for name, kind in Results.__annotations__.items() if kind is float},
     held_out=st.booleans(),
     best_step=st.none() | COUNT,
+    merge_failure=st.none() | TEXT,
     resumed_step=st.none() | COUNT,
     stopped_early=st.booleans(),
     verification=st.builds(Verification, loss=FRACTION, difference=FRACTION, tolerance=FRACTION),
@@ -158,7 +159,8 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
         make_finetune(), Observed(jobs=(make_job(),), pods=(running_pod(),), progress=progress), CONFIG, NOW
     )
     saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
-    results = make_results(best_step=350, resumed_step=100)
+    merge = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
+    results = make_results(best_step=350, resumed_step=100, **merge)
     artifact = make_artifact(serving_needs="vLLM 0.32")
     pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})

@@ -67,6 +67,7 @@ def resolved_by_run(run: ResolvedRun) -> Block:
         "activationCheckpointing": run.activation_checkpointing,
         "processes": _int32(run.processes),
         "sharded": run.sharded,
+        "modelClass": _text(run.model_class, 128),
     }
 
 
@@ -95,8 +96,11 @@ def dataset_block(stats: DatasetStats) -> Block:
 def results_block(results: Results) -> Block:
     """What the run achieved; losses in nats per target token."""
     optional = {"bestStep": results.best_step, "resumedStep": results.resumed_step}
+    merged = {"mergedLoss": results.merged_loss, "mergedExpectedLoss": results.merged_expected_loss}
     return {
         **{key: whole(step) for key, step in optional.items() if step is not None},
+        **{key: decimal(loss, ".4f") for key, loss in merged.items() if loss is not None},
+        **({"mergeFailure": _text(results.merge_failure, 1024)} if results.merge_failure else {}),
         "stoppedEarly": results.stopped_early,
         "steps": whole(results.steps),
         "trainedTokens": whole(results.trained_tokens),

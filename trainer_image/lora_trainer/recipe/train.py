@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import metrics_beside
-from lora_trainer.contract.config import Packing, TrainConfig
+from lora_trainer.contract.config import Packing, Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
@@ -102,7 +102,7 @@ def run_training(
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
-            budget=evaluation_budget(config.training.micro_batch_size, budget.longest, packed=budget.packed),
+            budget=_evaluation_budget(config, budget),
             device=device,
             ranks=ranks,
             alive=narrator.alive,
@@ -224,6 +224,13 @@ def _adapted(
     for parameter in trainable(adapted.model).values():
         ranks.broadcast(parameter.data)
     return adapted, ranks
+
+
+def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:
+    """Packed as the training is. INT8 finds outliers over a whole batch: only in the very batches of the verification,
+    which pads, do the same weights give the same loss."""
+    packed = training.packed and config.quantization is not Quantization.INT8
+    return evaluation_budget(config.training.micro_batch_size, training.longest, packed=packed)
 
 
 def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
