@@ -34,7 +34,7 @@ OPTIONS: Mapping[str, Mapping[str, Sections]] = {
     "scaling": {name: {"lora": {"scaling": name}} for name in ("Classic", "RankStabilized")},
     "dropout": {name: {"lora": {"dropout": name}} for name in ("0", "0.1")},
     "only": {"all layers": {}, "layer 1": {"lora": {"layerIndices": [1]}}},
-    "whole": {"nothing": {}, "head": {"lora": {"modulesToSave": ["head"]}}},
+    "whole": {"nothing": {}, "head": {"lora": {"modulesToSave": ["lm_head"]}}},
     "quantization": {name: {"quantization": name} for name in ("None", "NF4", "FP4", "INT8")},
     "precision": {name: {"training": {"precision": name}} for name in ("FP32", "BF16")},
     "packing": {name: {"training": {"packing": name}} for name in ("Enabled", "Disabled")},
@@ -50,9 +50,6 @@ FORBIDDEN = tuple(
     for other in (("variant", "DoRA"), *(("quantization", name) for name in ("NF4", "FP4", "INT8")))
 )
 """Pairs of values that the contract refuses already."""
-
-HEADS = {"gpt_neox": "embed_out"}
-"""Names of output embeddings other than `lm_head`."""
 
 Cell = Mapping[str, str]
 """The value of each option, and under `family` the base."""
@@ -138,8 +135,6 @@ def config_of(cell: Cell) -> TrainConfig:
     for name, value in cell.items():
         for section, fields in OPTIONS.get(name, {}).get(value, {}).items():
             sections[section] = {**sections.get(section, {}), **fields} if isinstance(fields, dict) else fields
-    if "modulesToSave" in sections["lora"]:
-        sections["lora"]["modulesToSave"] = [HEADS.get(cell["family"], "lm_head")]
     return make_config(**sections)
 
 
