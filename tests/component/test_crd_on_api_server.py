@@ -522,6 +522,8 @@ def endless(kind: type) -> Any:
         float: 1e300,
         bool: True,
         int | None: 2**70,
+        float | None: 1e300,
+        str | None: "x" * 5000,
         tuple[str, ...]: ("x" * 5000,) * 999,
     }
     hints = typing.get_type_hints(kind)
