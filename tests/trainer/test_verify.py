@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
-from tests.trainer.families import make_family
 from tests.trainer.runs import Workplace
+from tests.trainer.tiny import enlarged
 from torch import nn
 
 from lora_trainer import cli, commands
@@ -266,9 +266,9 @@ def test_asking_an_adapter_that_cannot_be_read_is_reported_in_one_line(
     assert "Traceback" not in errors
 
 
-def test_an_8_bit_run_is_evaluated_in_the_batches_of_its_verification(tmp_path: Path) -> None:
+def test_an_8_bit_run_is_evaluated_in_the_batches_of_its_verification(tmp_path: Path, tiny_folder: Path) -> None:
     """Its outliers are found over a batch: packed, the same weights would give another loss than padded."""
-    config = make_config(quantization="INT8", lora={"layers": "QueryValue"})
-    folder, volumes = trained(tmp_path, make_family(tmp_path / "model", "qwen2_5_vl"), config)
+    config = make_config(quantization="INT8")
+    folder, volumes = trained(tmp_path, enlarged(tiny_folder, tmp_path / "model", 16), config)
     assert read_manifest(folder).resolved.packing
     assert verify(folder, volumes, Hub()).difference < 1e-7

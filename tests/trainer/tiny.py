@@ -64,6 +64,15 @@ def make_model(folder: Path, *, seed: int = 0, chat_template: str | None = CHATM
     return folder
 
 
+def enlarged(source: Path, target: Path, factor: float) -> Path:
+    """A copy of a model with all matrices so many times as large: it is sure of what it says, and has outliers."""
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    larger = {name: tensor if "norm" in name else factor * tensor for name, tensor in tensors.items()}
+    save_file(larger, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
 def in_16_bits(source: Path, target: Path) -> Path:
     """A copy of a model with its weights rounded to bf16."""
     shutil.copytree(source, target)
