@@ -119,18 +119,43 @@ def test_a_job_that_vanished_with_its_pod_before_the_result_was_read_is_tried_ag
     assert run.status["attempt"] == 2
 
 
-@pytest.mark.fault("B19.pod")
-def test_a_result_of_a_pod_whose_job_was_just_deleted_is_the_verdict(stage: Stage, faults: Proofs) -> None:
-    """The operator has seen the Job and nothing bad of it: the pod that it leaves for a while ends with its proof."""
+@pytest.mark.fault("B19.unconfirmed")
+def test_a_result_of_a_pod_whose_job_was_deleted_before_it_counted_it_proves_nothing(
+    stage: Stage, faults: Proofs
+) -> None:
+    """The pod that a deleted Job leaves for a while ends well: the next attempt verifies what it published."""
     stage.start()
     run = begin(stage, "b19-pod")
     pod = run.running_pod()
     _delete_job(run, "Background")
     eventually(lambda: run.pods[0]["metadata"].get("deletionTimestamp"), "the pod is stopped")
     stage.end_pod(pod, 0, succeeded())
-    faults.saw("B19.pod", run)
-    assert run.status["artifact"]["uri"] == "pvc://adapters/tone/tone-abcde"
-    assert run.jobs == []
+    with faults.proving("B19.unconfirmed"):
+        run.wait_event("JobRecreated")
+        assert run.condition("Complete")["status"] == "Unknown"
+        run.job(2)
+
+
+@pytest.mark.fault("B19.unconfirmed")
+def test_a_result_of_a_pod_that_a_deleted_job_has_adopted_proves_nothing(shared: Stage, faults: Proofs) -> None:
+    """The Job controller takes any pod of the template's labels for the Job's own."""
+    run = begin(shared, "b19-forged")
+    pod = run.running_pod()
+    job = run.job()
+    labels = {**job["spec"]["template"]["metadata"]["labels"], **pod["metadata"]["labels"]}
+    spec = {"containers": [{"name": "trainer", "image": "registry.example/other"}]}
+    name = f"{job['metadata']['name']}-0-forged"
+    forged = shared.api.post(shared.path("pods"), {"metadata": {"name": name, "labels": labels}, "spec": spec})
+    shared.end_pod(forged, 0, succeeded())
+    owners = f"{name} has an owner"
+    eventually(lambda: shared.api.get(shared.path("pods", name))["metadata"].get("ownerReferences"), owners)
+    _delete_job(run, "Foreground")
+    run.wait_state("Restarting")
+    run.be_looked_at()
+    with faults.proving("B19.unconfirmed"):
+        assert run.condition("Complete")["status"] == "Unknown"
+        finish_deletion(shared, pod)
+        run.job(2)
 
 
 @pytest.mark.fault("B19.unconfirmed")

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.model.server import FOREGROUND, ORPHAN, TRACKING, Object, Server, labels_of
+from tests.model.server import CONTROLLER_UID_LABEL, FOREGROUND, ORPHAN, TRACKING, Object, Server, labels_of
 
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL
 from lora_operator.views.wording import instant, parse_instant
 
 NODE = "node-1"
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
 
 def controller_uid(document: Mapping[str, Any]) -> str:
@@ -111,6 +112,7 @@ class Controllers:
 
     def _sync(self, job: Object) -> None:
         status = {"failed": 0, "succeededIndexes": [], **job["status"]}
+        self._adopt(job)
         pods = self.pods_of(job)
         if "deletionTimestamp" in job["metadata"] or ending_of(job):
             for pod in pods:
@@ -144,6 +146,19 @@ class Controllers:
             if is_over(pod):
                 self._without_finalizer("pods", pod, TRACKING)
 
+    def _adopt(self, job: Object) -> None:
+        """Take pods without an owner that have the labels of the template, whoever made them."""
+        if "deletionTimestamp" in job["metadata"]:
+            return
+        for pod in list(self._server.all("pods")):
+            metadata = pod["metadata"]
+            fits = labels_of(pod).get(CONTROLLER_UID_LABEL) == job["metadata"]["uid"]
+            if not fits or controller_uid(pod) or "deletionTimestamp" in metadata:
+                continue
+            finalizers = [*metadata.get("finalizers", ()), TRACKING]
+            adopted = {**metadata, "ownerReferences": [_owner(job)], "finalizers": finalizers}
+            self._server.write({**pod, "metadata": adopted}, "pods")
+
     def _suspension(self, status: Object, *, suspended: bool) -> Object:
         known = _condition(status, "Suspended").get("status")
         if suspended and known != "True":
@@ -160,7 +175,8 @@ class Controllers:
             if not is_over(pod) or TRACKING not in pod["metadata"].get("finalizers", ()):
                 continue
             if pod["status"]["phase"] == "Succeeded":
-                status["succeededIndexes"] = [*status["succeededIndexes"], labels_of(pod).get(INDEX_LABEL, "0")]
+                index = pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION)
+                status["succeededIndexes"] = [*status["succeededIndexes"], *filter(None, [index])]
                 continue
             action = _action(job, pod)
             if action == "FailJob":
@@ -201,7 +217,6 @@ class Controllers:
     def _make_pod(self, job: Object, index: str) -> None:
         metadata, template = job["metadata"], job["spec"]["template"]
         self.created_pods += 1
-        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}
         pod = {
             "metadata": {
                 "name": f"{metadata['name']}-{index}-{self.created_pods:05d}",
@@ -210,9 +225,9 @@ class Controllers:
                     INDEX_LABEL: index,
                     JOB_NAME_LABEL: metadata["name"],
                 },
-                "annotations": template["metadata"].get("annotations", {}),
+                "annotations": {**template["metadata"].get("annotations", {}), INDEX_ANNOTATION: index},
                 "finalizers": [TRACKING],
-                "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
+                "ownerReferences": [_owner(job)],
             },
             "spec": {"terminationGracePeriodSeconds": 30},
         }
@@ -232,6 +247,12 @@ class Controllers:
         }
         if not any(known["metadata"]["name"] == name for known in self._server.all("events")):
             self._server.handle("POST", path, event)
+
+
+def _owner(job: Object) -> Object:
+    """The controller reference of a Job's pod."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
+    return {**owner, "controller": True, "blockOwnerDeletion": True}
 
 
 def _action(job: Mapping[str, Any], pod: Mapping[str, Any]) -> str:

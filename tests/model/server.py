@@ -27,6 +27,7 @@ _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<rest>.+)"
 )
 _IMMUTABLE_IN_JOBS = ("completions", "completionMode", "podFailurePolicy", "podReplacementPolicy", "selector")
+CONTROLLER_UID_LABEL = "batch.kubernetes.io/controller-uid"
 FOREGROUND, ORPHAN, TRACKING = "foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"
 
 
@@ -136,6 +137,9 @@ class Server:
             _fill_in(_SCHEMA, document)
         elif plural in {"jobs", "pods"}:
             document["status"] = {"phase": "Pending"} if plural == "pods" else {}
+        if plural == "jobs":
+            template = document["spec"]["template"].setdefault("metadata", {})
+            template["labels"] = {**template.get("labels", {}), CONTROLLER_UID_LABEL: document["metadata"]["uid"]}
         return self._store(place, document, "ADDED")
 
     def _list(self, plural: str, namespace: str, query: Mapping[str, str]) -> Object:

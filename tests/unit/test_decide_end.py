@@ -79,13 +79,24 @@ def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
 
 
 def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
-    """Its pod's summary proves the success."""
+    """Its pod's summary proves the success, which the Job had counted; another attempt looks at what it did not."""
     pods = (ended_pod(0, make_summary().to_message()),)
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, former_jobs=(make_job(),))
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, former_jobs=(make_job(succeeded=1),))
     assert stated(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(minutes_ago(11))
-    unknown = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
-    assert [obj["metadata"]["name"] for obj in unknown.create] == [job_name(2)], "nobody has seen the Job of that uid"
+    for former in ((), (make_job(),)):
+        unknown = plan_for(make_finetune(status=ATTEMPTED), pods=pods, former_jobs=former)
+        assert [obj["metadata"]["name"] for obj in unknown.create] == [job_name(2)], "no Job has counted it"
+
+
+def test_a_result_that_no_job_has_counted_is_told_of_where_no_retry_is_left() -> None:
+    """The adapter may well be there."""
+    pods = (ended_pod(0, make_summary().to_message()),)
+    finetune = make_finetune(spec={"maxRetries": 0}, status=ATTEMPTED)
+    plan = plan_for(finetune, pods=pods, former_jobs=(make_job(),))
+    assert stated(plan, "Failed") == ("True", "BackoffLimitExceeded")
+    assert f"pod {pods[0].name} says that it has published" in condition(plan, "Failed")["message"]
+    assert "output folder" in condition(plan, "Failed")["message"]
 
 
 def test_a_verified_adapter_makes_the_run_complete() -> None:
@@ -227,6 +238,6 @@ def test_a_run_does_not_end_in_the_future() -> None:
         phase="Succeeded",
         state={"terminated": {**ahead, "finishedAt": instant(NOW + timedelta(hours=5))}},
     )
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), former_jobs=(make_job(),))
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), former_jobs=(make_job(succeeded=1),))
     assert stated(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(NOW)

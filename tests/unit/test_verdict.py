@@ -1,5 +1,7 @@
 """How a run ended."""
 
+import dataclasses
+
 import pytest
 from tests.unit.builders import (
     condition_object,
@@ -68,8 +70,13 @@ def test_a_summary_that_its_job_does_not_confirm_is_no_success() -> None:
     assert proven_success([proven], Evidence(jobs=(finished_job(),))) is not None
     assert proven_success([stranger], Evidence(jobs=(finished_job(),))) is None
     assert proven_success([proven], Evidence(jobs=(make_job(),))) is None
-    assert proven_success([proven], Evidence(former=(make_job(),))) is not None, "a Job that is gone cannot say it"
+    assert proven_success([proven], Evidence(former=(finished_job(),))) is not None, "it had counted it"
     assert proven_success([proven], Evidence(former=(finished_job("Failed"),))) is None
+    gone = dataclasses.replace(make_job(), deleting=True)
+    for evidence in (Evidence(former=(make_job(),)), Evidence(jobs=(gone,))):
+        assert proven_success([proven], evidence) is None, (
+            "a Job adopts any pod of its labels, and is deleted after that"
+        )
 
 
 def test_an_image_other_than_the_rendered_one_counts_unless_a_setting_says_otherwise() -> None:

@@ -140,7 +140,9 @@ def _spent_up(case: Case) -> Verdict | None:
     """The end of a run that has no retry or no second left for another Job."""
     deletions, policy = case.deleted_jobs, case.request.policy
     if deletions and case.used.retries > policy.max_retries:
-        return deleted_too_often(case.job_name, deletions, case.used.retries - deletions, policy.max_retries)
+        claimant = next(filter(claims_success, case.children.pods), None)
+        failures = case.used.retries - deletions
+        return deleted_too_often(case.job_name, deletions, failures, policy.max_retries, claimant)
     if has_no_time_left(case):
         return deadline_exceeded(policy, case.children.pods, TRAIN.memory(case))
     return None

@@ -43,13 +43,24 @@ def out_of_retries(pods: Iterable[PodView], memory: MemoryLimit, max_retries: in
     return Verdict(succeeded=False, finding=finding, summary=summary)
 
 
-def deleted_too_often(job_name: str, deletions: int, failures: int, max_retries: int) -> Verdict:
-    """The end of a run whose Job was deleted, when nothing is left of `maxRetries`, of which failures took a part."""
+def deleted_too_often(
+    job_name: str, deletions: int, failures: int, max_retries: int, claimant: PodView | None
+) -> Verdict:
+    """The end of a run whose Job was deleted, when nothing is left of `maxRetries`, of which failures took a part.
+
+    `claimant` is a pod with the summary of a verified adapter, which the Job had not counted yet.
+    """
     times = "once" if deletions == 1 else f"{deletions} times"
     failed = "" if not failures else ", after 1 failure" if failures == 1 else f", after {failures} failures"
+    result = (
+        f"; pod {claimant.name} says that it has published a verified adapter, which the Job was deleted too early to "
+        "confirm, so look at the output folder"
+        if claimant
+        else ""
+    )
     message = (
         f"The run's Job was deleted {times}, the last one being {job_name}{failed}, and maxRetries is {max_retries}: "
-        "create a new LoRAFineTune to run again; to pause a run, set spec.suspend to true instead"
+        f"create a new LoRAFineTune to run again; to pause a run, set spec.suspend to true instead{result}"
     )
     return Verdict(succeeded=False, finding=Finding(reason=Reason.BACKOFF_LIMIT_EXCEEDED, message=message))
 
