@@ -1,20 +1,27 @@
 """A whole run up to what it leaves: the merged model, its curves, its card, and the log of every stage."""
 
 import json
+import shutil
+from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from tests.trainer.runs import Workplace, read_json
+from tests.trainer.tiny import in_16_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer.artifact.curve_records import read_records
 from lora_trainer.artifact.manifest import Form, check_digests, read_manifest
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 
 
-def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace: Workplace) -> None:
+def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace: Workplace, tiny_folder: Path) -> None:
     """By the operator's way, with machine-readable lines and a tracker; the log beside the result holds all stages."""
-    config = workplace.config_file(output={"merge": "Merged"}, tracking={"kind": "TensorBoard"})
+    shutil.rmtree(workplace.claims / "models/tiny")
+    in_16_bits(tiny_folder, workplace.claims / "models/tiny")
+    output = {"merge": "Merged", "mergePrecision": "FP32"}
+    config = workplace.config_file(output=output, tracking={"kind": "TensorBoard"})
     done = workplace.run("--config", config, "--metrics-port", "0", "--log-format", "json")
     assert done.status == 0, done.log
     out = workplace.claims / "adapters/out"
@@ -38,6 +45,7 @@ def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace:
         ("uid-1", 1, "info", 6)
     ]
     assert read_json(out / "manifest.json")["merged"]["tolerance"] == 0.001
+    assert {entry.dtype for entry in read_entries(out / "model.safetensors")} == {"F32"}
 
 
 def test_a_merge_that_fails_costs_the_merge_alone(workplace: Workplace) -> None:

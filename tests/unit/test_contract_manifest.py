@@ -193,6 +193,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         'spec.resumeFrom.name is "other"',
         "needs checkpoint.volumeClaimName",
     ),
+    ({"output": {"uri": "s3://a/b", "mergePrecision": "BF16"}}, "spec.output.mergePrecision", "one of Auto, FP32"),
+    (
+        {"output": {"uri": "s3://a/b", "mergePrecision": "FP32"}},
+        'spec.output.mergePrecision is "FP32"',
+        "must not be set with merge Adapter, which merges nothing: remove it, or write merge: Merged or Both",
+    ),
     ({"output": {"uri": "s3://A/b"}}, 'spec.output.uri is "s3://A/b"', "must name a bucket"),
     ({"output": {"uri": "oci://ghcr.io/A"}}, 'spec.output.uri is "oci://ghcr.io/A"', "repository in lower case"),
     ({"training": {"colour": "1"}}, 'spec.training.colour is "1"', "known are activationCheckpointing"),
