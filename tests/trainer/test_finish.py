@@ -28,6 +28,11 @@ def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace:
     manifest = read_manifest(out)
     check_digests(out, manifest)
     assert (manifest.format, done.summary.artifact and done.summary.artifact.format) == (Form.MERGED, "merged")
+    assert done.summary.results is not None
+    assert manifest.verification == done.summary.results.verification
+    assert manifest.verification is not None
+    assert manifest.noise is not None
+    assert manifest.noise <= (manifest.verification.noise or 0) <= manifest.verification.tolerance
     assert AutoModelForCausalLM.from_pretrained(out).config.model_type == "llama"
     assert AutoTokenizer.from_pretrained(out).chat_template is not None
     assert not (out / "adapter_config.json").exists()

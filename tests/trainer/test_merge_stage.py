@@ -33,7 +33,8 @@ from lora_trainer.result import merge_stage, merged
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.merged import bench_for, first_rows, rounding
-from lora_trainer.result.verify import TOLERANCES, verify
+from lora_trainer.result.verify import verify
+from lora_trainer.training.noise import TOLERANCES
 
 CURVES = {"README.md", "loss.png", "metrics.jsonl"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace, read_json
 from tests.trainer.test_verify import WEIGHTS, sign_again, trained
-from tests.trainer.tiny import enlarged, in_16_bits
+from tests.trainer.tiny import QUESTIONS, enlarged, in_16_bits
+from tests.trainer.tiny import chats as tiny_chats
 from torch import nn
 
 from lora_trainer.artifact.manifest import MANIFEST, read_manifest
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.store import Examples
@@ -47,7 +48,7 @@ from lora_trainer.training.noise import FLOORS, TOLERANCES, measure_noise, noise
         pytest.param(0.004, 2.0, ("bf16", "bf16"), False, 0.012, id="three times the noise"),
         pytest.param(0.004, 2.0, ("fp32", "fp32"), False, 0.012, id="in fp32 too"),
         pytest.param(0.3, 2.0, ("fp16", "fp16"), False, 0.5, id="never above a quarter of the improvement"),
-        pytest.param(0.3, 0.01, ("fp32", "fp32"), False, 1e-3, id="or what was allowed without noise"),
+        pytest.param(0.3, 0.002, ("fp32", "fp32"), False, 1e-3, id="or what was allowed without noise"),
         pytest.param(0.3, -1.0, ("bf16", "bf16"), False, 2e-2, id="where nothing improved, too"),
         pytest.param(1e-6, 2.0, ("fp32", "bf16"), False, 5e-3, id="the coarser type counts"),
         pytest.param(1e-6, 2.0, ("fp32", "bf16"), True, 2e-2, id="another device may differ by more"),
@@ -138,7 +139,7 @@ def test_some_rows_come_again_in_batches_of_half_the_size(
     noise = measure_noise(nn.Linear(1, 1), nn.Linear(1, 1), rows, cpu, heard.append, first=first, budget=budget)
     assert seen == batches
     assert len(heard) == len(batches)
-    assert noise == pytest.approx(0.001 * batches[0])
+    assert noise == pytest.approx(0.001 * batches[0], abs=1e-6)
 
 
 # What is found.
@@ -146,19 +147,37 @@ def test_some_rows_come_again_in_batches_of_half_the_size(
 BASES: Mapping[str, tuple[Callable[[Path, Path], Path], Mapping[str, Any]]] = {
     "fp32": (lambda folder, _target: folder, {}),
     "bf16": (in_16_bits, {"training": {"precision": "BF16"}}),
-    "INT8": (lambda folder, target: enlarged(folder, target, 4), {"quantization": "INT8"}),
+    "INT8": (lambda folder, _target: folder, {"quantization": "INT8"}),
 }
+ANSWERS = dict(
+    zip(
+        QUESTIONS,
+        ("On its way to you", "By the link below", "Yes, by any card", "At nine each day", "A parrot, captain"),
+        strict=True,
+    )
+)
 Sound = tuple[Path, Volumes, TrainConfig]
+
+
+def chats() -> list[dict[str, Any]]:
+    """Rows whose answers follow from their questions."""
+    rows = tiny_chats(60)
+    for row in rows:
+        asked, answer = row["messages"]
+        answer["content"] = ANSWERS[asked["content"].partition(" number")[0]]
+    return rows
 
 
 @pytest.fixture(scope="module", params=BASES)
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Sound:
-    """An adapter that was trained until it matters, on bases whose losses are more and less exact."""
+    """An adapter that was trained until it matters and not to the end, where scales matter little; on bases with large
+    weights, whose losses are more and less exact."""
     root = tmp_path_factory.mktemp("sound")
     change, sections = BASES[request.param]
-    length = {"maxSteps": 40, "learningRate": "0.02"}
+    length = {"maxSteps": 24, "learningRate": "0.007"}
     config = make_config(**{**sections, "training": {**length, **sections.get("training", {})}})
-    folder, volumes = trained(root, change(tiny_folder, root / "base"), config)
+    base = change(enlarged(tiny_folder, root / "large", 16), root / "base")
+    folder, volumes = trained(root, base, config, chats())
     return folder, volumes, config
 
 
@@ -172,16 +191,15 @@ def _zero_a_layer(folder: Path) -> None:
     save_file({k: v * 0 if "layers.1." in k else v for k, v in tensors.items()}, folder / WEIGHTS)
 
 
-def _swap_labels(rows: Examples) -> Examples:
-    """Each row is to be followed by what was learned of the next."""
+def _swap_answers(rows: Examples) -> Examples:
+    """Each prompt with what was learned of the next row."""
     found = list(rows)
     swapped = []
     for one, other in zip(found, [*found[1:], found[0]], strict=True):
-        labels = one.labels.copy()
-        learned = other.labels[other.labels != IGNORED]
-        places = np.flatnonzero(labels != IGNORED)
-        labels[places] = np.resize(learned, len(places))
-        swapped.append(dataclasses.replace(one, labels=labels))
+        prompt, answer = one.labels == IGNORED, other.labels != IGNORED
+        ids = np.concatenate([one.input_ids[prompt], other.input_ids[answer]])
+        labels = np.concatenate([one.labels[prompt], other.labels[answer]])
+        swapped.append(Example(input_ids=ids, labels=labels, truncated=False))
     return Examples.of(swapped)
 
 
@@ -191,12 +209,14 @@ def test_a_sound_adapter_is_within_the_noise(sound: Sound) -> None:
     found, manifest = verify(folder, volumes, Hub()), read_manifest(folder)
     assert manifest.noise is not None
     assert found.noise is not None
-    assert found.noise >= manifest.noise > 0
+    assert found.noise >= manifest.noise
+    exact = config.quantization is Quantization.NONE and manifest.resolved.compute_dtype == "fp32"
+    assert (manifest.noise < 1e-5) == exact
     gain = manifest.measured.eval_loss_before - manifest.measured.eval_loss_after
     kind = manifest.resolved.compute_dtype
     assert found.tolerance == tolerance_of(found.noise, gain, (kind,))
     assert found.difference <= found.tolerance
-    if config.quantization.value == "INT8":
+    if config.quantization is Quantization.INT8:
         assert found.difference < 1e-6
 
 
@@ -207,7 +227,7 @@ def test_an_adapter_with_a_fault_exceeds_the_noise(sound: Sound, tmp_path: Path,
     shutil.copytree(sound[0], folder)
     fault(folder)
     sign_again(folder)
-    with pytest.raises(VerificationError, match=r"they differ by 0\.\d+, more than 0\.\d+; the adapter is not publ"):
+    with pytest.raises(VerificationError, match=r"they differ by \d\.\d+, more than 0\.\d+; the adapter is not publ"):
         verify(folder, sound[1], Hub())
 
 
@@ -219,7 +239,7 @@ def test_other_rows_exceed_the_noise(sound: Sound, monkeypatch: pytest.MonkeyPat
     def wrong(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
         rows, fingerprint = right(config, volumes, hub, base)
         if fault == "labels":
-            return _swap_labels(rows), fingerprint
+            return _swap_answers(rows), fingerprint
         other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=7))
         return right(other, volumes, hub, base)[0], fingerprint
 
@@ -257,15 +277,3 @@ def test_an_adapter_that_fails_is_kept_unpublished_and_the_sentence_says_where(
     assert done.summary.message.endswith(f"; the unpublished adapter is kept at pvc://adapters/{kept}/staged")
     assert (staged / WEIGHTS).is_file()
     assert workplace.adapters() == []
-
-
-def test_a_published_manifest_says_how_its_adapter_was_verified(workplace: Workplace) -> None:
-    """Noise and tolerance as in the summary."""
-    done = workplace.run("--config", workplace.config_file(), "--metrics-port", "0")
-    assert done.status == 0, done.log
-    manifest = read_manifest(workplace.claims / "adapters/out")
-    assert done.summary.results is not None
-    assert manifest.verification == done.summary.results.verification
-    assert manifest.verification is not None
-    assert manifest.noise is not None
-    assert manifest.noise <= (manifest.verification.noise or 0) <= manifest.verification.tolerance

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
-from tests.trainer.tiny import enlarged
+from tests.trainer.tiny import enlarged, write_jsonl
 from torch import nn
 
 from lora_trainer import cli, commands
@@ -33,9 +33,13 @@ from lora_trainer.training.loss import token_losses
 WEIGHTS = "adapter_model.safetensors"
 
 
-def trained(root: Path, model: Path, config: TrainConfig) -> tuple[Path, Volumes]:
-    """An adapter, trained in this process."""
+def trained(
+    root: Path, model: Path, config: TrainConfig, rows: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[Path, Volumes]:
+    """An adapter, trained in this process, on the chats or on `rows`."""
     workplace = Workplace.make(root, model)
+    if rows is not None:
+        write_jsonl(workplace.claims / "data/train.jsonl", rows)
     volumes = Volumes(claims=workplace.claims)
     folder = root / "adapter"
     folder.mkdir()

@@ -203,7 +203,8 @@ def _widened(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    plain: Any = tensor.contiguous().view(torch.uint8).numpy()
+    return memoryview(plain).cast("B")
 
 
 def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> torch.Tensor:
@@ -213,12 +214,11 @@ def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> torch.Te
         raise VerificationError(
             f"the base model's {entry.name} has the type {entry.dtype}: nothing can be merged into it"
         )
-    if isinstance(edit, Whole):
-        new = tensors.get_tensor(edit.tensor)
-        if tuple(new.shape) != entry.shape:
-            raise VerificationError(f"{edit.tensor} has the shape {tuple(new.shape)}, the base model's {entry.shape}")
-    else:
-        new = _low_rank(torch.frombuffer(data, dtype=dtype).reshape(entry.shape), edit, tensors)
+    if isinstance(edit, LowRank):
+        return _low_rank(torch.frombuffer(data, dtype=dtype).reshape(entry.shape), edit, tensors)
+    new: torch.Tensor = tensors.get_tensor(edit.tensor)
+    if tuple(new.shape) != entry.shape:
+        raise VerificationError(f"{edit.tensor} has the shape {tuple(new.shape)}, the base model's {entry.shape}")
     return new
 
 
