@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import cli
 from lora_trainer.artifact.manifest import Form, check_digests, describe, read_manifest
-from lora_trainer.contract.config import Merge
+from lora_trainer.contract.config import Merge, MergePrecision
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.errors import VerificationError
@@ -123,7 +123,7 @@ def test_a_merged_model_with_a_wrong_weight_is_no_result(
     """Its folder gets no manifest, so that nobody takes it for one."""
     source, volumes = adapter
 
-    def wrong(one: Path, base: Path, target: Path) -> bool:
+    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> bool:
         by_tensor = merge_into(one, base, target)
         tensors = load_file(target / "model.safetensors")
         name = "model.layers.1.mlp.up_proj.weight"
@@ -142,7 +142,7 @@ def test_right_weights_that_load_as_another_model_are_no_result(
     """By a configuration that changed on the way, say: the loss shows it."""
     source, volumes = adapter
 
-    def wrong(one: Path, base: Path, target: Path) -> bool:
+    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> bool:
         by_tensor = merge_into(one, base, target)
         document = json.loads((target / "config.json").read_text(encoding="utf-8"))
         (target / "config.json").write_text(json.dumps({**document, "rms_norm_eps": 1.0}), encoding="utf-8")
