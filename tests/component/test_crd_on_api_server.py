@@ -94,6 +94,7 @@ OTHER: Mapping[str, Any] = {
     "spec.output.uri": "s3://acme-models/other",
     "spec.output.secretRef.name": "other",
     "spec.output.merge": "Merged",
+    "spec.output.mergePrecision": "Auto",
     "spec.checkpoint.intervalSeconds": 60,
     "spec.checkpoint.intervalSteps": 60,
     "spec.checkpoint.keep": 5,
@@ -108,7 +109,8 @@ OTHER: Mapping[str, Any] = {
     "spec.pendingTimeoutSeconds": 60,
     "spec.ttlSecondsAfterFinished": 1,
 }
-# A second object holds the other field of each exclusive pair, and what every-field.yaml sets to its default.
+# A second object holds the other field of each exclusive pair, what every-field.yaml sets to its default, and what
+# another field there would not do without.
 ALTERNATIVE = {
     "spec.dataset.validationUri": "hf://acme/held-out",
     "spec.lora.layers": "Attention",
@@ -119,6 +121,7 @@ ALTERNATIVE = {
     "spec.training.evalSteps": 20,
     "spec.resources.gpus": 0,
     "spec.resources.gpuResourceName": "amd.com/gpu",
+    "spec.output.merge": "Both",
     "spec.checkpoint.volumeClaimName": "claim",
     "spec.tracking.kind": "WandB",
 }
@@ -130,6 +133,7 @@ REPLACED_BY_ALTERNATIVE = (
     "spec.training.epochs",
     "spec.training.earlyStoppingPatience",
     "spec.resources.nodes",
+    "spec.output.mergePrecision",
     "spec.tracking.project",
     "spec.tracking.secretRef",
     "spec.resumeFrom",
@@ -342,7 +346,7 @@ def test_defaults_are_those_of_the_documentation(api: Api) -> None:
         },
         "resources": {"gpus": 1, "nodes": 1, "gpuResourceName": "nvidia.com/gpu"},
         "scheduling": {},
-        "output": {"uri": "pvc://adapters/support-tone", "merge": "Adapter"},
+        "output": {"uri": "pvc://adapters/support-tone", "merge": "Adapter", "mergePrecision": "Auto"},
         "checkpoint": {"intervalSeconds": 600, "keep": 2},
         "tracking": {"kind": "None"},
         "suspend": False,

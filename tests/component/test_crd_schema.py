@@ -93,6 +93,7 @@ def test_choices_are_those_of_the_contract() -> None:
         "spec.training.optimizer": config.Optimizer,
         "spec.training.activationCheckpointing": config.ActivationCheckpointing,
         "spec.output.merge": config.Merge,
+        "spec.output.mergePrecision": config.MergePrecision,
         "spec.tracking.kind": config.Tracker,
         "spec.training.schedule": config.Schedule,
         "spec.training.lossOn": config.LossOn,

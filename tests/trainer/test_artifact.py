@@ -17,16 +17,16 @@ from lora_trainer.artifact.manifest import (
     Manifest,
     Measured,
     Serving,
-    add_log,
     check_digests,
     describe,
+    finish,
     is_complete,
     loadable,
     manifest_digest,
     read_manifest,
     write_sealed,
 )
-from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import VerificationError
 
 
@@ -158,14 +158,17 @@ def test_the_summary_tells_where_a_result_is_and_what_it_is(
 
 
 def test_the_log_is_a_part_of_the_result_however_often_it_is_put_there(tmp_path: Path) -> None:
-    """Every attempt to publish has logged some more; without a log nothing changes."""
+    """Every attempt to publish has logged some more; without a log only the verification is noted."""
     folder, log = write_adapter(tmp_path / "out"), tmp_path / "train.log"
     before = (folder / MANIFEST).read_bytes()
-    add_log(folder, log)
+    finish(folder, log, None)
     assert (folder / MANIFEST).read_bytes() == before
+    verification = Verification(loss=1.5, difference=0.001, noise=0.002, tolerance=0.006)
+    finish(folder, log, verification)
+    assert read_manifest(folder).verification == verification
     for text in ("one\n", "one\ntwo\n"):
         log.write_text(text, encoding="utf-8")
-        add_log(folder, log)
+        finish(folder, log, verification)
         assert (folder / "train.log").read_text(encoding="utf-8") == text
         assert is_complete(folder, "uid-1")
     paths = [entry.path for entry in read_manifest(folder).files]
@@ -176,7 +179,7 @@ def test_a_manifest_that_an_earlier_release_wrote_is_read(tmp_path: Path) -> Non
     """It lacks what releases since then added; nothing is claimed about serving."""
     folder = write_adapter(tmp_path / "out")
     document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for field in ("format", "serving", "merged"):
+    for field in ("format", "serving", "merged", "noise", "verification"):
         document.pop(field, None)
     (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     manifest = read_manifest(folder)
@@ -188,7 +191,7 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
     folder, log, secret = write_adapter(tmp_path / "out"), tmp_path / "train.log", tmp_path / "environ"
     secret.write_text("HF_TOKEN=hf_secret", encoding="utf-8")
     log.symlink_to(secret)
-    add_log(folder, log)
+    finish(folder, log, None)
     assert not (folder / "train.log").exists()
     assert is_complete(folder, "uid-1")
 

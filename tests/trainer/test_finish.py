@@ -1,26 +1,38 @@
 """A whole run up to what it leaves: the merged model, its curves, its card, and the log of every stage."""
 
 import json
+import shutil
+from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from tests.trainer.runs import Workplace, read_json
+from tests.trainer.tiny import in_16_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer.artifact.curve_records import read_records
 from lora_trainer.artifact.manifest import Form, check_digests, read_manifest
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 
 
-def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace: Workplace) -> None:
+def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace: Workplace, tiny_folder: Path) -> None:
     """By the operator's way, with machine-readable lines and a tracker; the log beside the result holds all stages."""
-    config = workplace.config_file(output={"merge": "Merged"}, tracking={"kind": "TensorBoard"})
+    shutil.rmtree(workplace.claims / "models/tiny")
+    in_16_bits(tiny_folder, workplace.claims / "models/tiny")
+    output = {"merge": "Merged", "mergePrecision": "FP32"}
+    config = workplace.config_file(output=output, tracking={"kind": "TensorBoard"})
     done = workplace.run("--config", config, "--metrics-port", "0", "--log-format", "json")
     assert done.status == 0, done.log
     out = workplace.claims / "adapters/out"
     manifest = read_manifest(out)
     check_digests(out, manifest)
     assert (manifest.format, done.summary.artifact and done.summary.artifact.format) == (Form.MERGED, "merged")
+    assert done.summary.results is not None
+    assert manifest.verification == done.summary.results.verification
+    assert manifest.verification is not None
+    assert manifest.noise is not None
+    assert manifest.noise <= (manifest.verification.noise or 0) <= manifest.verification.tolerance
     assert AutoModelForCausalLM.from_pretrained(out).config.model_type == "llama"
     assert AutoTokenizer.from_pretrained(out).chat_template is not None
     assert not (out / "adapter_config.json").exists()
@@ -38,6 +50,7 @@ def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace:
         ("uid-1", 1, "info", 6)
     ]
     assert read_json(out / "manifest.json")["merged"]["tolerance"] == 0.001
+    assert {entry.dtype for entry in read_entries(out / "model.safetensors")} == {"F32"}
 
 
 def test_a_merge_that_fails_costs_the_merge_alone(workplace: Workplace) -> None:

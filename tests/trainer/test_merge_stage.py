@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import cli
 from lora_trainer.artifact.manifest import Form, check_digests, describe, read_manifest
-from lora_trainer.contract.config import Merge
+from lora_trainer.contract.config import Merge, MergePrecision
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.errors import VerificationError
@@ -33,7 +33,8 @@ from lora_trainer.result import merge_stage, merged
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.merged import bench_for, first_rows, rounding
-from lora_trainer.result.verify import TOLERANCES, verify
+from lora_trainer.result.verify import verify
+from lora_trainer.training.noise import TOLERANCES
 
 CURVES = {"README.md", "loss.png", "metrics.jsonl"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -122,7 +123,7 @@ def test_a_merged_model_with_a_wrong_weight_is_no_result(
     """Its folder gets no manifest, so that nobody takes it for one."""
     source, volumes = adapter
 
-    def wrong(one: Path, base: Path, target: Path) -> bool:
+    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> bool:
         by_tensor = merge_into(one, base, target)
         tensors = load_file(target / "model.safetensors")
         name = "model.layers.1.mlp.up_proj.weight"
@@ -141,7 +142,7 @@ def test_right_weights_that_load_as_another_model_are_no_result(
     """By a configuration that changed on the way, say: the loss shows it."""
     source, volumes = adapter
 
-    def wrong(one: Path, base: Path, target: Path) -> bool:
+    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> bool:
         by_tensor = merge_into(one, base, target)
         document = json.loads((target / "config.json").read_text(encoding="utf-8"))
         (target / "config.json").write_text(json.dumps({**document, "rms_norm_eps": 1.0}), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
-from tests.trainer.tiny import enlarged
+from tests.trainer.tiny import enlarged, write_jsonl
 from torch import nn
 
 from lora_trainer import cli, commands
@@ -33,9 +33,13 @@ from lora_trainer.training.loss import token_losses
 WEIGHTS = "adapter_model.safetensors"
 
 
-def trained(root: Path, model: Path, config: TrainConfig) -> tuple[Path, Volumes]:
-    """An adapter, trained in this process."""
+def trained(
+    root: Path, model: Path, config: TrainConfig, rows: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[Path, Volumes]:
+    """An adapter, trained in this process, on the chats or on `rows`."""
     workplace = Workplace.make(root, model)
+    if rows is not None:
+        write_jsonl(workplace.claims / "data/train.jsonl", rows)
     volumes = Volumes(claims=workplace.claims)
     folder = root / "adapter"
     folder.mkdir()
@@ -147,7 +151,7 @@ def test_every_kind_of_weights_is_verified(
     config = make_config(quantization=quantization.value, training={"maxSteps": 3, "precision": precision})
     folder, volumes = trained(tmp_path, tiny_folder, config)
     result = verify(folder, volumes, Hub())
-    assert result.tolerance == (1e-3 if precision == "Auto" else 2e-2)
+    assert result.tolerance >= (1e-3 if precision == "Auto" else 5e-3)
     assert read_manifest(folder).resolved.compute_dtype == ("fp32" if precision == "Auto" else "bf16")
 
 
@@ -168,7 +172,7 @@ def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volum
         verify(folder, adapter[1], Hub())
 
 
-@pytest.mark.parametrize(("micro", "rows"), [(1, {1}), (2, {2}), (None, {8})])
+@pytest.mark.parametrize(("micro", "rows"), [(1, {1}), (2, {1, 2}), (None, {4, 8})])
 def test_a_small_micro_batch_limits_the_evaluations_too(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, micro: int | None, rows: set[int]
 ) -> None:

@@ -293,7 +293,7 @@ def make_results(**changes: Any) -> Results:
         "duration_seconds": 1834.6,
         "tokens_per_second": 442.71,
         "peak_memory_bytes": 20_079_050_752,
-        "verification": Verification(loss=1.45679, difference=0.00001, tolerance=0.001),
+        "verification": Verification(loss=1.45679, difference=0.00001, noise=0.00002, tolerance=0.001),
     }
     return Results(**{**values, **changes})
 

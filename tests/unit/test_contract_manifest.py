@@ -193,6 +193,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         'spec.resumeFrom.name is "other"',
         "needs checkpoint.volumeClaimName",
     ),
+    (
+        {"output": {"uri": "s3://adapters/a", "mergePrecision": "BF16"}},
+        "spec.output.mergePrecision",
+        "one of Auto, FP32",
+    ),
+    (
+        {"output": {"uri": "s3://adapters/a", "mergePrecision": "FP32"}},
+        'spec.output.mergePrecision is "FP32"',
+        "must not be set with merge Adapter, which merges nothing: remove it, or write merge: Merged or Both",
+    ),
     ({"output": {"uri": "s3://A/b"}}, 'spec.output.uri is "s3://A/b"', "must name a bucket"),
     ({"output": {"uri": "oci://ghcr.io/A"}}, 'spec.output.uri is "oci://ghcr.io/A"', "repository in lower case"),
     ({"training": {"colour": "1"}}, 'spec.training.colour is "1"', "known are activationCheckpointing"),
@@ -401,6 +411,8 @@ def test_every_bound_of_the_definition_is_within_the_contract(path: tuple[str, .
         manifest["spec"]["training"] = {path[-1]: value}
     if path[-1] == "earlyStoppingPatience":
         manifest["spec"]["training"]["evalSteps"] = 10
+    if path[-1] == "mergePrecision":
+        manifest["spec"]["output"]["merge"] = "Merged"
     assert train_config(manifest, OPTIONS)
 
 

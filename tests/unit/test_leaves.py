@@ -32,6 +32,7 @@ PLAIN: Spec = {
 }
 TRACKED: Spec = {**PLAIN, "tracking": {"kind": "WandB", "project": "tone", "secretRef": {"name": "wandb"}}}
 CHECKED: Spec = {**PLAIN, "checkpoint": {"volumeClaimName": "saves"}}
+MERGED: Spec = {**PLAIN, "output": {"uri": "s3://adapters/tone", "merge": "Merged"}}
 EVALUATED: Spec = {**PLAIN, "training": {"evalSteps": 10}}
 
 # For each leaf another valid value than PLAIN's or its default; and the resource in which it is changed, where PLAIN
@@ -93,6 +94,7 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "output.uri": ("oci://ghcr.io/acme/tone:v1", PLAIN),
     "output.secretRef.name": ("writer", PLAIN),
     "output.merge": ("Both", PLAIN),
+    "output.mergePrecision": ("FP32", MERGED),
     "checkpoint.intervalSeconds": (60, PLAIN),
     "checkpoint.intervalSteps": (60, PLAIN),
     "checkpoint.keep": (3, PLAIN),

@@ -91,7 +91,12 @@ FULL: dict[str, Any] = {
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "priorityClassName": "training-low",
     },
-    "output": {"uri": "oci://ghcr.io/acme/support-tone:v1", "secretRef": {"name": "registry"}, "merge": "Both"},
+    "output": {
+        "uri": "oci://ghcr.io/acme/support-tone:v1",
+        "secretRef": {"name": "registry"},
+        "merge": "Both",
+        "mergePrecision": "FP32",
+    },
     "checkpoint": {"intervalSeconds": 300, "intervalSteps": 100, "keep": 3, "volumeClaimName": "checkpoints"},
     "tracking": {"kind": "MLflow", "project": "support", "secretRef": {"name": "mlflow"}},
     "resumeFrom": {"name": "first-try"},

@@ -88,7 +88,9 @@ RESULTS = st.builds(
     merge_failure=st.none() | TEXT,
     resumed_step=st.none() | COUNT,
     stopped_early=st.booleans(),
-    verification=st.builds(Verification, loss=FRACTION, difference=FRACTION, tolerance=FRACTION),
+    verification=st.builds(
+        Verification, loss=FRACTION, difference=FRACTION, noise=st.none() | FRACTION, tolerance=FRACTION
+    ),
 )
 STATS = st.builds(DatasetStats, **dict.fromkeys(DatasetStats.__annotations__, COUNT))
 ARTIFACT = st.builds(
@@ -159,7 +161,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
         make_finetune(), Observed(jobs=(make_job(),), pods=(running_pod(),), progress=progress), CONFIG, NOW
     )
     saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
-    merge = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
+    merge: dict[str, Any] = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
     results = make_results(best_step=350, resumed_step=100, **merge)
     artifact = make_artifact(serving_needs="vLLM 0.32")
     pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
@@ -182,6 +184,9 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     assert written[""] == set(schema)
     for key in ("resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries"):
         assert written[key] == set(schema[key]["properties"]), key
+    verified = [plan.status["results"]["verification"] for plan in plans if "results" in plan.status]
+    keys = set(schema["results"]["properties"]["verification"]["properties"])
+    assert [set(block) for block in verified] == [keys, keys]
 
 
 def test_progress_is_reported_in_numbers_and_in_ready_strings() -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 
 from lora_trainer.by_hand import check_checkpoint, check_question, check_result
 from lora_trainer.contract import codec
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import MergePrecision, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
 from lora_trainer.contract.reasons import Reason
@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", parents=[volumes], help="make a model of an adapter and its base model")
     merge.add_argument("adapter", type=Path, metavar="ADAPTER", help="a folder that a run published")
     merge.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the model")
+    merge.add_argument(
+        "--precision",
+        choices=[member.value for member in MergePrecision],
+        default=MergePrecision.AUTO.value,
+        help="of the weights: the base's own (Auto), or FP32, which rounds nothing away",
+    )
 
     ask = commands.add_parser("ask", parents=[volumes], help="answers of base model and adapter to the same questions")
     ask.add_argument(
@@ -259,7 +265,7 @@ def _verify(options: argparse.Namespace) -> int:
         from lora_trainer.result.verify import verify  # noqa: PLC0415
 
         result = verify(options.folder, _volumes(options), Hub(), anywhere=True)
-        print(f"verified: loss {result.loss:.6f}, within {result.tolerance} of what the training measured")
+        print(f"verified: loss {result.loss:.6f}, within {result.tolerance:.2g} of what the training measured")
 
     return _by_hand(action)
 
@@ -271,7 +277,7 @@ def _export(options: argparse.Namespace) -> int:
         from lora_trainer.result.export_checkpoint import export_checkpoint  # noqa: PLC0415
 
         result = export_checkpoint(options.checkpoint, options.output, _volumes(options), Hub())
-        print(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance} of the checkpoint's")
+        print(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance:.2g} of the checkpoint's")
 
     return _by_hand(action)
 
@@ -282,8 +288,10 @@ def _merge(options: argparse.Namespace) -> int:
         from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
         from lora_trainer.result.merge_stage import merge_by_hand  # noqa: PLC0415
 
-        result = merge_by_hand(options.adapter, options.output, _volumes(options), Hub())
-        print(f"{options.output}: loss {result.loss:.6f}, within {result.tolerance} of base model and adapter")
+        result = merge_by_hand(
+            options.adapter, options.output, _volumes(options), Hub(), MergePrecision(options.precision)
+        )
+        print(f"{options.output}: loss {result.loss:.6f}, within {result.tolerance:.2g} of base model and adapter")
         print(f"Serve it: {merged_command(str(options.output))}")
 
     return _by_hand(action)

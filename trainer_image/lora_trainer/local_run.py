@@ -84,7 +84,8 @@ def _losses(summary: Summary) -> tuple[str, ...]:
         f"Trained {resolved.trainable_parameters:,} of {resolved.total_parameters:,} parameters on {resolved.device},",
         f"  {results.steps} steps, {results.trained_tokens} tokens, {results.tokens_per_second:.0f} tokens/s",
         f"Verified in a fresh process: loss {verified.loss:.6f}",
-        f"  difference {verified.difference:.1e}, tolerance {verified.tolerance:g}",
+        f"  difference {verified.difference:.1e}, tolerance {verified.tolerance:.2g}"
+        + ("" if verified.noise is None else f", noise of the device {verified.noise:.1e}"),
         *_merging(results),
     )
 

@@ -116,7 +116,8 @@ def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     from lora_trainer.result.merge_stage import merge_result  # noqa: PLC0415
 
     reporter.phase(Phase.PUBLISHING)
-    merge_result(options.folder, options.target, config.output.merge, volumes, Hub())
+    output = config.output
+    merge_result(options.folder, options.target, output.merge, volumes, Hub(), precision=output.merge_precision)
 
 
 def _publish(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from lora_operator.decision.progress import whole
 from lora_operator.views.wording import decimal, printable
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, clip
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
 
 LARGEST_INT32 = 2**31 - 1
 MOST_MODULES = 256
@@ -114,11 +114,17 @@ def results_block(results: Results) -> Block:
         "durationSeconds": _seconds(results.duration_seconds),
         "tokensPerSecond": decimal(results.tokens_per_second, ".1f"),
         "peakMemoryBytes": whole(results.peak_memory_bytes),
-        "verification": {
-            "loss": decimal(results.verification.loss, ".4f"),
-            "difference": decimal(results.verification.difference, ".3g"),
-            "tolerance": decimal(results.verification.tolerance, ".3g"),
-        },
+        "verification": _verification_block(results.verification),
+    }
+
+
+def _verification_block(verification: Verification) -> Block:
+    noise = {} if verification.noise is None else {"noise": decimal(verification.noise, ".3g")}
+    return {
+        "loss": decimal(verification.loss, ".4f"),
+        "difference": decimal(verification.difference, ".3g"),
+        **noise,
+        "tolerance": decimal(verification.tolerance, ".3g"),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lora_trainer.artifact.files import FileEntry, entry_of, sync_files, sync_folder
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun
+from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import DamagedError, storage_error
 
 MANIFEST = "manifest.json"
@@ -86,7 +86,9 @@ NOT_JUDGED = Serving(servable=False, text="the release that made this adapter di
 class Manifest:
     """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files.
 
-    `merge_failure` says why an adapter is published without the merged model that was asked for.
+    `noise` is that of the trained model's loss, in nats per token, None in manifests of releases that did not measure
+    it; `verification` what a fresh process made of the adapter, None before that. `merge_failure` says why an adapter
+    is published without the merged model that was asked for.
     """
 
     version: str = MANIFEST_VERSION
@@ -97,6 +99,8 @@ class Manifest:
     resolved: ResolvedRun
     dataset: DatasetStats
     measured: Measured
+    noise: float | None = None
+    verification: Verification | None = None
     serving: Serving = NOT_JUDGED
     merged: MergedModel | None = None
     merge_failure: str | None = None
@@ -142,18 +146,17 @@ def write_sealed(folder: Path, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def add_log(folder: Path, log: Path) -> None:
-    """Put the run's log as it is now into a finished result. Raises `StorageError`."""
-    # A link on the claim could lead to any file of the pod, and have it published.
-    if log.is_symlink() or not log.is_file():
-        return
+def finish(folder: Path, log: Path, verification: Verification | None) -> None:
+    """Put the run's log as it is now, and what the verification found, into a result. Raises `StorageError`."""
     try:
-        manifest = read_manifest(folder)
-        shutil.copyfile(log, folder / LOG)
-        entries = {entry.path: entry for entry in manifest.files} | {LOG: entry_of(folder, LOG)}
-        files = tuple(entries[path] for path in sorted(entries))
-        sync_files((folder / LOG,))
-        _replace_manifest(folder, dataclasses.replace(manifest, files=files))
+        manifest = dataclasses.replace(read_manifest(folder), verification=verification)
+        # A link on the claim could lead to any file of the pod, and have it published.
+        if log.is_file() and not log.is_symlink():
+            shutil.copyfile(log, folder / LOG)
+            entries = {entry.path: entry for entry in manifest.files} | {LOG: entry_of(folder, LOG)}
+            manifest = dataclasses.replace(manifest, files=tuple(entries[path] for path in sorted(entries)))
+            sync_files((folder / LOG,))
+        _replace_manifest(folder, manifest)
     except OSError as error:
         raise storage_error(error, LOG) from error
 

@@ -6,10 +6,10 @@ https://huggingface.co/docs/safetensors. Standard library only.
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 1 << 22
@@ -50,6 +50,23 @@ def entries_of(header: bytes) -> tuple[Entry, ...]:
         for name, tensor in document.items()
     ]
     return tuple(sorted(entries, key=lambda entry: entry.start))
+
+
+def header_of(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file with these tensors, with the eight bytes before it."""
+    document: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for entry in entries:
+        offsets = [entry.start, entry.start + entry.size_bytes]
+        document[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    # The format's own writer puts the tensors at a multiple of eight bytes, which lets readers map them.
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def metadata_of(header: bytes) -> dict[str, str]:
+    """What a header says besides the tensors."""
+    return dict(json.loads(header[8:]).get("__metadata__") or {})
 
 
 def read_entries(path: Path) -> tuple[Entry, ...]:

@@ -97,6 +97,13 @@ class Merge(enum.StrEnum):
     BOTH = "Both"
 
 
+class MergePrecision(enum.StrEnum):
+    """The type of a merged model's weights: each the base's own, or fp32, in which nothing is rounded away."""
+
+    AUTO = "Auto"
+    FP32 = "FP32"
+
+
 class Tracker(enum.StrEnum):
     """Where the run's curves also go."""
 
@@ -255,6 +262,7 @@ class OutputConfig:
 
     uri: str
     merge: Merge = Merge.ADAPTER
+    merge_precision: MergePrecision = MergePrecision.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from lora_trainer.contract.config import (
     DatasetFormat,
     DeviceConfig,
     Merge,
+    MergePrecision,
     ModelConfig,
     OutputConfig,
     Quantization,
@@ -244,7 +245,14 @@ def _checkpoint(section: Reader, options: RunOptions) -> CheckpointConfig:
 
 
 def _output(section: Reader, options: RunOptions) -> OutputConfig:
-    config = OutputConfig(uri=_uri(section, OUTPUT_SCHEMES), merge=section.choice("merge", Merge.ADAPTER, Merge))
+    config = OutputConfig(
+        uri=_uri(section, OUTPUT_SCHEMES),
+        merge=section.choice("merge", Merge.ADAPTER, Merge),
+        merge_precision=section.choice("mergePrecision", MergePrecision.AUTO, MergePrecision),
+    )
+    if config.merge_precision is not MergePrecision.AUTO and config.merge is Merge.ADAPTER:
+        rule = "must not be set with merge Adapter, which merges nothing: remove it, or write merge: Merged or Both"
+        section.complain("mergePrecision", config.merge_precision.value, rule)
     if "@" in config.uri and config.uri.startswith("hf://"):
         section.complain("uri", config.uri, "must not have a revision: the adapter becomes a new commit of main")
     _secret(section, options)

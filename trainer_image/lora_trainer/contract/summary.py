@@ -68,10 +68,15 @@ class DatasetStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A fresh process applied the written adapter to the pristine base: `difference` is |loss - final loss|."""
+    """A fresh process applied the written adapter to the pristine base: `difference` is |loss - final loss|.
+
+    `noise` is by how much a loss changes where the same rows come in other batches, which sets the `tolerance`; None
+    is what a trainer says that does not measure it.
+    """
 
     loss: float
     difference: float
+    noise: float | None = None
     tolerance: float
 
 

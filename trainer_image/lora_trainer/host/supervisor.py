@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from lora_trainer.artifact.files import make_folder
-from lora_trainer.artifact.manifest import LOG, Form, Manifest, Published, add_log, describe, is_complete, read_manifest
+from lora_trainer.artifact.manifest import LOG, Form, Manifest, Published, describe, finish, is_complete, read_manifest
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
@@ -212,7 +212,7 @@ class Supervisor:
         with _kept(workspace, "unpublished adapter"):
             self._verify(stages, workspace.staged)
         result = self._merged(stages, workspace)
-        add_log(result, workspace.folder / LOG)
+        finish(result, workspace.folder / LOG, self.verification)
         manifest = read_manifest(result)
         with _kept(workspace, "verified result", result.name):
             stages.run("publish", "--folder", result)

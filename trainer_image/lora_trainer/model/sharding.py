@@ -84,7 +84,7 @@ def device_bytes(device: Device) -> int | None:
 
 def on_cpu(device: Device) -> Device:
     """Where a model that is to be divided is loaded first, in the type that it will have."""
-    return replace(device, torch_device=torch.device("cpu"))
+    return replace(device, torch_device=torch.device("cpu"), name="cpu")
 
 
 def shard(model: Any, device: Device, ranks: Ranks) -> None:

@@ -38,6 +38,7 @@ from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.identity import Identity, difference, identity
 from lora_trainer.training.loop import Training
 from lora_trainer.training.narrator import Narrator
+from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import total_steps
@@ -130,6 +131,7 @@ def run_training(
         trained = training.run()
         reporter.phase(Phase.EVALUATING)
         after = evaluation("after training")
+        noise = evaluation.noise(after)
         reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
         curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
 
@@ -140,7 +142,15 @@ def run_training(
             workshop.may_write()
             write_adapter(adapted, folder, encoder.template)
             write_curves(folder)
-            write_manifest(folder, base=base, config=config, resolved=resolved, dataset=data.stats, measured=measured)
+            write_manifest(
+                folder,
+                base=base,
+                config=config,
+                resolved=resolved,
+                dataset=data.stats,
+                measured=measured,
+                noise=noise,
+            )
 
 
 def _go_on(
@@ -270,6 +280,19 @@ class Evaluator:
         kind = "held-out" if self.data.held_out else "training"
         log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(rows), kind)
         return result
+
+    def noise(self, result: Evaluation) -> float:
+        """The noise of the loss `result`, which this model as it is now gave."""
+        return measure_noise(
+            self.adapted.model,
+            self.adapted.head,
+            self.data.evaluation,
+            self.device,
+            lambda _rows: self.alive(),
+            first=result,
+            budget=self.budget,
+            ranks=self.ranks,
+        )
 
 
 def _resolved(

@@ -82,7 +82,14 @@ def measured_by(
 
 
 def write_manifest(
-    folder: Path, *, base: Base, config: TrainConfig, resolved: ResolvedRun, dataset: DatasetStats, measured: Measured
+    folder: Path,
+    *,
+    base: Base,
+    config: TrainConfig,
+    resolved: ResolvedRun,
+    dataset: DatasetStats,
+    measured: Measured,
+    noise: float,
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
     manifest = Manifest(
@@ -92,6 +99,7 @@ def write_manifest(
         resolved=resolved,
         dataset=dataset,
         measured=measured,
+        noise=noise,
         serving=adapter_serving(folder),
         versions=versions(),
         files=(),

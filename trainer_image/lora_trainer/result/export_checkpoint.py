@@ -22,6 +22,7 @@ from lora_trainer.training.checkpoint import read_checkpoint
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.listener import Trained
 from lora_trainer.training.loop import mean_loss
+from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.resume import Saved
 from lora_trainer.training.state import RunRecord, State, put_back, read_record, trainable
 
@@ -42,12 +43,12 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     device = choose_device(dataclasses.replace(config.device, allow_cpu=True), config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
-    after = _evaluated(record, base, adapted, device, volumes=volumes, hub=hub)
+    after, noise = _evaluated(record, base, adapted, device, volumes=volumes, hub=hub)
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
         template = encoder_of(config, volumes, base).template
-        _write(partial, record, state, base, adapted, device=device, after=after, template=template)
+        _write(partial, record, state, base, adapted, device=device, after=after, noise=noise, template=template)
         verification = verify(partial, volumes, hub, anywhere=True)
         partial.rename(output)
     except OSError as error:
@@ -73,7 +74,8 @@ def _adapted(record: RunRecord, base: Base, device: Device, state: State) -> Ada
 
 def _evaluated(
     record: RunRecord, base: Base, adapted: Adapted, device: Device, *, volumes: Volumes, hub: Hub
-) -> Evaluation:
+) -> tuple[Evaluation, float]:
+    """The loss of the adapted model, and its noise."""
     config = record.config
     rows, fingerprint = evaluation_rows(config, volumes, hub, base)
     if fingerprint != record.resolved.dataset_fingerprint:
@@ -89,7 +91,9 @@ def _evaluated(
             Reason.RESUME_MISMATCH,
         )
     budget = evaluation_budget(config.training.micro_batch_size, record.dataset.longest_tokens)
-    return evaluate(adapted.model, adapted.head, rows, device, lambda _rows: None, budget=budget)
+    model, head = adapted.model, adapted.head
+    after = evaluate(model, head, rows, device, lambda _rows: None, budget=budget)
+    return after, measure_noise(model, head, rows, device, lambda _rows: None, first=after, budget=budget)
 
 
 def _write(
@@ -101,6 +105,7 @@ def _write(
     *,
     device: Device,
     after: Evaluation,
+    noise: float,
     template: str | None,
 ) -> None:
     config, course = record.config, state.course
@@ -116,5 +121,11 @@ def _write(
     )
     write_adapter(adapted, folder, template)
     write_manifest(
-        folder, base=base, config=config, resolved=record.resolved, dataset=record.dataset, measured=measured
+        folder,
+        base=base,
+        config=config,
+        resolved=record.resolved,
+        dataset=record.dataset,
+        measured=measured,
+        noise=noise,
     )

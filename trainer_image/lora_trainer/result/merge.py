@@ -1,9 +1,11 @@
 """An adapter merged into its unquantized base model: W + s B A, rounded once, file by file.
 
 The base's safetensors files are copied tensor by tensor. Only the tensor at hand is in memory, in fp32, so a model of
-any size is merged within the memory of its largest tensor. Names, types, shapes and the order in the files stay.
+any size is merged within the memory of its largest tensor. Names, shapes and the order in the files stay; types, too,
+or they become fp32, in which nothing is rounded.
 """
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -15,16 +17,25 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
+from lora_trainer.artifact.tensor_files import (
+    Entry,
+    chunks,
+    entries_of,
+    header_bytes,
+    header_of,
+    metadata_of,
+    read_entries,
+)
+from lora_trainer.contract.config import MergePrecision
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.targets import matches
 from lora_trainer.places.model_folder import model_files
+from lora_trainer.result.merged_config import INDEX, say_fp32
 from lora_trainer.result.serving import TEMPLATE, scale
 
 log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
-_INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The format's names of the types that can be computed in."""
@@ -50,14 +61,16 @@ class Whole:
 Edit = LowRank | Whole
 
 
-def merge_into(adapter: Path, base: Path, target: Path) -> bool:
+def merge_into(adapter: Path, base: Path, target: Path, precision: MergePrecision = MergePrecision.AUTO) -> bool:
     """Write the model in the folder `base` with the adapter merged into it to `target`, which may hold other files.
 
-    True where its files were edited tensor by tensor, false where it had to be merged in memory. Raises
-    `VerificationError` where the adapter does not fit the base, `StorageError`.
+    Its weights have the types of the base's, or with `precision` FP32 all that one. True where its files were edited
+    tensor by tensor, false where it had to be merged in memory. Raises `VerificationError` where the adapter does not
+    fit the base, `StorageError`.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     skeleton = _skeleton(base)
+    in_fp32 = precision is MergePrecision.FP32
     try:
         target.mkdir(parents=True, exist_ok=True)
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
@@ -65,12 +78,15 @@ def merge_into(adapter: Path, base: Path, target: Path) -> bool:
             files = weight_files(base)
             keys = _keys(edits, files, skeleton)
             if keys is None:
-                _merge_in_memory(adapter, base, target, (*edits, *(config.get("target_parameters") or ())))
+                edited = (*edits, *(config.get("target_parameters") or ()))
+                _merge_in_memory(adapter, base, target, edited, in_fp32=in_fp32)
             else:
                 by_key = {key: edits[name] for name, key in keys.items()}
                 for file in sorted(set(files.values())):
-                    _merge_file(base / file, target / file, by_key, tensors)
-        _copy_small_files(adapter, base, target)
+                    _merge_file(base / file, target / file, by_key, tensors, in_fp32=in_fp32)
+        _copy_small_files(adapter, base, target, without=() if keys is not None else (INDEX,))
+        if in_fp32:
+            say_fp32(target)
     except OSError as error:
         raise storage_error(error, "the merged model") from error
     return keys is not None
@@ -120,8 +136,8 @@ def _edits(config: Mapping[str, Any], names: Sequence[str], skeleton: Any) -> di
 
 def weight_files(base: Path) -> dict[str, str]:
     """Tensor to file, by the index or the header of the one file; empty where a model has its files otherwise."""
-    if (base / _INDEX).is_file():
-        weights = json.loads((base / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+    if (base / INDEX).is_file():
+        weights = json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in weights.items()}
     if (base / _SINGLE).is_file():
         return dict.fromkeys((entry.name for entry in read_entries(base / _SINGLE)), _SINGLE)
@@ -154,34 +170,56 @@ def _tied(skeleton: Any) -> set[str]:
     return {f"{name}.weight" for name, module in skeleton.named_modules() if module is source or module is head}
 
 
-def _merge_file(source: Path, target: Path, edits: Mapping[str, Edit], tensors: Any) -> None:
-    """Copy a file, its edited tensors changed. The header stays: neither names nor types nor shapes change."""
+def _merge_file(source: Path, target: Path, edits: Mapping[str, Edit], tensors: Any, *, in_fp32: bool) -> None:
+    """Copy a file, its edited tensors changed. Neither names nor shapes change, and types only to fp32."""
     with source.open("rb") as reading, target.open("wb") as writing:
         header = header_bytes(reading)
-        writing.write(header)
-        for entry in entries_of(header):
+        entries = entries_of(header)
+        writing.write(header_of(_widened(entries), metadata_of(header)) if in_fp32 else header)
+        for entry in entries:
             edit = edits.get(entry.name)
-            if edit is None:
-                writing.writelines(chunks(reading, entry.size_bytes))
-            else:
+            if edit is not None:
                 data = bytearray(b"".join(chunks(reading, entry.size_bytes)))
-                writing.write(_edited(data, entry, edit, tensors))
+                new = _edited(data, entry, edit, tensors)
+                writing.write(_bytes(new.float() if in_fp32 else new.to(TYPES[entry.dtype])))
+            elif in_fp32 and entry.dtype in TYPES:
+                for piece in chunks(reading, entry.size_bytes):
+                    writing.write(_bytes(torch.frombuffer(bytearray(piece), dtype=TYPES[entry.dtype]).float()))
+            else:
+                writing.writelines(chunks(reading, entry.size_bytes))
 
 
-def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> memoryview:
-    """The bytes of the tensor whose bytes are `data`, changed."""
+def _widened(entries: Sequence[Entry]) -> list[Entry]:
+    """The tensors of a file in fp32; those of types that nothing is merged into stay as they are."""
+    widened: list[Entry] = []
+    for entry in entries:
+        start = widened[-1].start + widened[-1].size_bytes if widened else 0
+        if entry.dtype in TYPES:
+            size = 4 * torch.Size(entry.shape).numel()
+            widened.append(dataclasses.replace(entry, dtype="F32", start=start, size_bytes=size))
+        else:
+            widened.append(dataclasses.replace(entry, start=start))
+    return widened
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    plain: Any = tensor.contiguous().view(torch.uint8).numpy()
+    return memoryview(plain).cast("B")
+
+
+def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> torch.Tensor:
+    """The tensor whose bytes are `data`, changed."""
     dtype = TYPES.get(entry.dtype)
     if dtype is None:
         raise VerificationError(
             f"the base model's {entry.name} has the type {entry.dtype}: nothing can be merged into it"
         )
-    if isinstance(edit, Whole):
-        new = tensors.get_tensor(edit.tensor)
-        if tuple(new.shape) != entry.shape:
-            raise VerificationError(f"{edit.tensor} has the shape {tuple(new.shape)}, the base model's {entry.shape}")
-    else:
-        new = _low_rank(torch.frombuffer(data, dtype=dtype).reshape(entry.shape), edit, tensors)
-    return memoryview(new.to(dtype).contiguous().view(torch.uint8).numpy()).cast("B")
+    if isinstance(edit, LowRank):
+        return _low_rank(torch.frombuffer(data, dtype=dtype).reshape(entry.shape), edit, tensors)
+    new: torch.Tensor = tensors.get_tensor(edit.tensor)
+    if tuple(new.shape) != entry.shape:
+        raise VerificationError(f"{edit.tensor} has the shape {tuple(new.shape)}, the base model's {entry.shape}")
+    return new
 
 
 def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor:
@@ -199,7 +237,7 @@ def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor
     return merged.T if edit.transposed else merged
 
 
-def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[str]) -> None:
+def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[str], *, in_fp32: bool) -> None:
     """By PEFT, with the whole model in memory, for what the base's files name otherwise than the model does.
 
     `edited` are names of parameters, or the ends of them.
@@ -207,7 +245,8 @@ def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[s
     from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
 
     log.info("merging with the whole model in memory: its files name the weights otherwise than the model does")
-    plain: Any = base_class(base).from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    loaded_as = torch.float32 if in_fp32 else "auto"
+    plain: Any = base_class(base).from_pretrained(base, dtype=loaded_as, local_files_only=True, use_safetensors=True)
     types = {
         name: parameter.dtype
         for name, parameter in plain.named_parameters(remove_duplicate=False)
@@ -224,10 +263,10 @@ def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[s
     merged.save_pretrained(target)
 
 
-def _copy_small_files(adapter: Path, base: Path, target: Path) -> None:
+def _copy_small_files(adapter: Path, base: Path, target: Path, *, without: Sequence[str]) -> None:
     """Configuration, tokenizer and chat template; the adapter's template where the base has none."""
     for name in model_files([path.name for path in base.iterdir() if path.is_file()], str(base)):
-        if not name.endswith(".safetensors") and not (target / name).exists():
+        if not name.endswith(".safetensors") and name not in without and not (target / name).exists():
             shutil.copyfile(base / name, target / name)
     if (adapter / TEMPLATE).is_file() and not (target / TEMPLATE).exists():
         shutil.copyfile(adapter / TEMPLATE, target / TEMPLATE)

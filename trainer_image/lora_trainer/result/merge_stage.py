@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_trainer.artifact.curve_records import METRICS
 from lora_trainer.artifact.manifest import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
-from lora_trainer.contract.config import Merge
+from lora_trainer.contract.config import Merge, MergePrecision
 from lora_trainer.contract.summary import Verification
 from lora_trainer.errors import ConfigError, storage_error
 from lora_trainer.model.device import choose_device
@@ -22,7 +22,8 @@ from lora_trainer.result.merged import bench_for, merged_model, rounding
 from lora_trainer.result.merged_weights import check_weights
 from lora_trainer.result.serving import MERGED, TEMPLATE
 from lora_trainer.result.tensorboard import TENSORBOARD
-from lora_trainer.result.verify import TOLERANCES, judge
+from lora_trainer.result.verify import judge
+from lora_trainer.training.noise import TOLERANCES
 
 log = logging.getLogger(__name__)
 GROSS = 0.25
@@ -31,7 +32,14 @@ are right and load as something else. Correct merges of small models with large 
 
 
 def merge_result(
-    adapter: Path, target: Path, merge: Merge, volumes: Volumes, hub: Hub, *, anywhere: bool = False
+    adapter: Path,
+    target: Path,
+    merge: Merge,
+    volumes: Volumes,
+    hub: Hub,
+    *,
+    precision: MergePrecision = MergePrecision.AUTO,
+    anywhere: bool = False,
 ) -> Verification:
     """Make of the result in `adapter` the one that `merge` asks for, in the empty folder `target`.
 
@@ -48,12 +56,12 @@ def merge_result(
     base, examples = base_and_rows(manifest, volumes, hub)
     model = merged_model(target, form, base)
     log.info("merging the adapter into %s at %s", base.name, base.revision)
-    by_tensor = merge_into(adapter, base.folder, model.folder)
+    by_tensor = merge_into(adapter, base.folder, model.folder, precision)
     check_weights(base, adapter, model.folder, manifest.config.lora, by_tensor=by_tensor)
 
     bench = bench_for(base, examples, device)
     expected = bench.expected(base, adapter, manifest)
-    coarser = rounding(base, bench.device)
+    coarser = rounding(model, bench.device)
     tolerance = TOLERANCES[coarser]
     limit = tolerance if coarser == "fp32" else GROSS
     verification = judge(bench.loss(model, manifest), expected, limit, "merged model")
@@ -63,12 +71,14 @@ def merge_result(
     return verification
 
 
-def merge_by_hand(adapter: Path, output: Path, volumes: Volumes, hub: Hub) -> Verification:
+def merge_by_hand(
+    adapter: Path, output: Path, volumes: Volumes, hub: Hub, precision: MergePrecision = MergePrecision.AUTO
+) -> Verification:
     """Make the model of a published adapter in the new folder `output`. Raises `ConfigError`, and as `merge_result`."""
     if output.exists():
         raise ConfigError(f"--output is {output}: something is there already; name a new folder")
     try:
-        return merge_result(adapter, output, Merge.MERGED, volumes, hub, anywhere=True)
+        return merge_result(adapter, output, Merge.MERGED, volumes, hub, precision=precision, anywhere=True)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
         raise

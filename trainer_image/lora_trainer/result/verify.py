@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.artifact.manifest import MANIFEST, Form, Manifest, check_digests, read_manifest
@@ -23,14 +23,9 @@ from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merged import Bench, bench_for, merged_model
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.noise import TOLERANCES, measure_noise, tolerance_of
 
 log = logging.getLogger(__name__)
-
-TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
-"""Largest difference of losses, in nats per token, by compute type.
-
-The sums run in another order than in training: that is about 1e-6 in fp32 and a few 1e-3 where products are rounded to
-16 bits. An adapter of a wrong scale differs by more than either as soon as it learned anything that matters."""
 
 
 def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) -> Verification:
@@ -47,14 +42,30 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
     if manifest.format is Form.MERGED:
         return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
     with join(device.torch_device, config.stall_timeout_s) as group:
-        loss = _loss(folder, manifest, base, examples, device=device, group=group)
-    # Verified by hand on another device, the run's own rounding counts, too.
-    tolerance = max(TOLERANCES[device.dtype_name], TOLERANCES.get(manifest.resolved.compute_dtype, 0.0))
-    return judge(loss, manifest.measured.eval_loss_after, tolerance, "adapter")
+        found = _found(folder, manifest, base, examples, device=device, group=group)
+    measured, run, here = manifest.measured, manifest.resolved, found.device
+    tolerance = tolerance_of(
+        found.noise,
+        measured.eval_loss_before - measured.eval_loss_after,
+        # Verified by hand on another device, the run's own rounding counts, too.
+        (here.dtype_name, run.compute_dtype),
+        elsewhere=(here.name, here.dtype_name) != (run.device, run.compute_dtype),
+    )
+    return judge(found.loss, measured.eval_loss_after, tolerance, "adapter", noise=found.noise)
 
 
-def _loss(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, device: Device, group: Ranks) -> float:
-    """Loss of the base model with the adapter, computed by all processes that there are."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The loss of the base model with the adapter, where it was computed, and the noise of it or of the training's,
+    whichever is larger; None where the release that trained measured none."""
+
+    loss: float
+    noise: float | None
+    device: Device
+
+
+def _found(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, device: Device, group: Ranks) -> _Found:
+    """What all processes that there are compute together."""
     config, place, ranks = manifest.config, device, group
     if manifest.resolved.sharded:
         place, ranks = on_cpu(device), _in_lockstep(base, device, group)
@@ -68,7 +79,13 @@ def _loss(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, d
         place = device
         shard(loaded.model, device, ranks)
     budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens)
-    return evaluate(loaded.model, loaded.head, examples, place, lambda rows: None, budget=budget, ranks=ranks).loss
+    model, head = loaded.model, loaded.head
+    found = evaluate(model, head, examples, place, lambda rows: None, budget=budget, ranks=ranks)
+    noise = manifest.noise
+    if noise is not None:
+        ours = measure_noise(model, head, examples, place, lambda rows: None, first=found, budget=budget, ranks=ranks)
+        noise = max(noise, ours)
+    return _Found(loss=found.loss, noise=noise, device=place)
 
 
 def _in_lockstep(base: Base, device: Device, group: Ranks) -> Ranks:
@@ -88,20 +105,22 @@ def _verify_merged(folder: Path, manifest: Manifest, base: Base, bench: Bench) -
     return judge(loss, manifest.merged.loss, tolerance, "merged model")
 
 
-def judge(loss: float, claimed: float, tolerance: float, what: str) -> Verification:
+def judge(loss: float, claimed: float, tolerance: float, what: str, *, noise: float | None = None) -> Verification:
     """Compare a loss with what it has to be; `what` is the written thing. Raises `VerificationError`."""
     difference = abs(loss - claimed)
     log.info(
-        "verified the %s: loss %.6f, claimed %.6f, difference %.2e (tolerance %.0e)",
+        "the written %s: loss %.6f, claimed %.6f, difference %.2e (tolerance %.2g%s)",
         what,
         loss,
         claimed,
         difference,
         tolerance,
+        "" if noise is None else f", noise {noise:.1e}",
     )
-    if not math.isfinite(loss) or difference > tolerance:
+    if not difference <= tolerance:
         raise VerificationError(
             f"the written {what} gives a loss of {loss:.4f}, the trained model gave {claimed:.4f}: they differ by "
-            f"{difference:.4f}, more than {tolerance}; the {what} is not published, please report this"
+            f"{difference:.4f}, more than {tolerance:.2g}; the {what} is not published, please report this"
         )
-    return Verification(loss=loss, difference=difference, tolerance=tolerance)
+    log.info("verified the %s", what)
+    return Verification(loss=loss, difference=difference, noise=noise, tolerance=tolerance)

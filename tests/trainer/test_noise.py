@@ -1,0 +1,279 @@
+"""A verification that judges by the noise of the run: what it allows, what it measures, and faults that exceed it."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tests.trainer.conftest import make_config
+from tests.trainer.runs import Workplace, read_json
+from tests.trainer.test_verify import WEIGHTS, sign_again, trained
+from tests.trainer.tiny import QUESTIONS, enlarged, in_16_bits
+from tests.trainer.tiny import chats as tiny_chats
+from torch import nn
+
+from lora_trainer.artifact.manifest import MANIFEST, read_manifest
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.errors import VerificationError
+from lora_trainer.model.device import Device
+from lora_trainer.places.base import Base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result import inputs
+from lora_trainer.result.verify import judge, verify
+from lora_trainer.training.batches import Batch, Budget
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.noise import FLOORS, TOLERANCES, measure_noise, noise_of, tolerance_of
+
+# What is allowed.
+
+
+@pytest.mark.parametrize(
+    ("noise", "improvement", "types", "elsewhere", "wanted"),
+    [
+        pytest.param(1e-6, 2.0, ("fp32", "fp32"), False, 1e-3, id="never below 0.001 in fp32"),
+        pytest.param(1e-6, 2.0, ("bf16", "bf16"), False, 5e-3, id="never below 0.005 in 16 bits"),
+        pytest.param(0.004, 2.0, ("bf16", "bf16"), False, 0.012, id="three times the noise"),
+        pytest.param(0.004, 2.0, ("fp32", "fp32"), False, 0.012, id="in fp32 too"),
+        pytest.param(0.3, 2.0, ("fp16", "fp16"), False, 0.5, id="never above a quarter of the improvement"),
+        pytest.param(0.3, 0.002, ("fp32", "fp32"), False, 1e-3, id="or what was allowed without noise"),
+        pytest.param(0.3, -1.0, ("bf16", "bf16"), False, 2e-2, id="where nothing improved, too"),
+        pytest.param(1e-6, 2.0, ("fp32", "bf16"), False, 5e-3, id="the coarser type counts"),
+        pytest.param(1e-6, 2.0, ("fp32", "bf16"), True, 2e-2, id="another device may differ by more"),
+        pytest.param(0.02, 2.0, ("fp32", "bf16"), True, 0.06, id="and the noise counts there, too"),
+        pytest.param(None, 2.0, ("bf16", "bf16"), False, 2e-2, id="without noise the type alone, in 16 bits"),
+        pytest.param(None, 2.0, ("fp32", "fp32"), False, 1e-3, id="without noise the type alone, in fp32"),
+        pytest.param(1e-6, 2.0, ("fp32", "a type of another release"), False, 1e-3, id="types that nobody knows"),
+    ],
+)
+def test_the_tolerance_follows_the_noise_within_limits(
+    *, noise: float | None, improvement: float, types: tuple[str, str], elsewhere: bool, wanted: float
+) -> None:
+    """In nats per token."""
+    assert tolerance_of(noise, improvement, types, elsewhere=elsewhere) == pytest.approx(wanted)
+
+
+@given(
+    noise=st.floats(0, 100),
+    improvement=st.floats(-20, 20),
+    types=st.lists(st.sampled_from(sorted(TOLERANCES)), min_size=1, max_size=2),
+    elsewhere=st.booleans(),
+)
+def test_the_tolerance_never_leaves_its_limits(
+    *, noise: float, improvement: float, types: list[str], elsewhere: bool
+) -> None:
+    """Nor does more noise ever allow less."""
+    found = tolerance_of(noise, improvement, types, elsewhere=elsewhere)
+    plain = max(TOLERANCES[name] for name in types)
+    assert max(FLOORS[name] for name in types) <= found <= max(improvement / 4, plain)
+    assert found <= tolerance_of(2 * noise, improvement, types, elsewhere=elsewhere)
+
+
+@pytest.mark.parametrize(("loss", "claimed"), [(float("nan"), 1.0), (1.0, float("nan")), (float("inf"), 1.0)])
+def test_what_is_no_number_agrees_with_nothing(loss: float, claimed: float) -> None:
+    """Comparisons with it are false."""
+    with pytest.raises(VerificationError, match="the written adapter gives a loss of"):
+        judge(loss, claimed, 0.5, "adapter")
+
+
+# What is measured.
+
+
+def test_the_noise_is_the_shift_and_two_standard_errors_of_it() -> None:
+    """Per learned token; rows that were not evaluated again do not count."""
+    first = Evaluation(sums=(4.0, 6.0, 8.0, 50.0), tokens=(2, 2, 2, 9))
+    assert noise_of(first, Evaluation(sums=(4.0, 6.0, 8.0), tokens=(2, 2, 2))) == 0
+    assert noise_of(first, Evaluation(sums=(4.2, 6.2, 8.2), tokens=(2, 2, 2))) == pytest.approx(0.1)
+    # Shifts of +0.3, -0.3 and 0 have no mean; their standard error is sqrt(0.18 * 3 / 2) / 6.
+    assert noise_of(first, Evaluation(sums=(4.3, 5.7, 8.0), tokens=(2, 2, 2))) == pytest.approx(2 * 0.27**0.5 / 6)
+    assert noise_of(first, Evaluation(sums=(3.9,), tokens=(2,))) == pytest.approx(0.05)
+
+
+def row(length: int, learned: int = 4) -> Example:
+    """A row of so many tokens."""
+    labels = np.full(length, IGNORED, dtype=np.int64)
+    labels[-learned:] = 1
+    return Example(input_ids=np.ones(length, dtype=np.int64), labels=labels, truncated=False)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "batches"),
+    [
+        pytest.param([8] * 100, 4096, [32, 32], id="64 rows, half of them at once"),
+        pytest.param([100] * 100, 4096, [10, 10], id="2,048 tokens"),
+        pytest.param([1500] * 9, 4096, [1, 1], id="two rows, however long"),
+        pytest.param([10] * 6, 4096, [3, 3], id="rows that all fit into one batch"),
+        pytest.param([10] * 6, 20, [1] * 6, id="a budget of two rows"),
+        pytest.param([10], 4096, [1], id="a single row"),
+    ],
+)
+def test_some_rows_come_again_in_batches_of_half_the_size(
+    monkeypatch: pytest.MonkeyPatch, cpu: Device, lengths: list[int], tokens: int, batches: list[int]
+) -> None:
+    """Padded, whether they were packed or not; `done` hears of each batch."""
+    seen: list[int] = []
+
+    def losses(_model: nn.Module, _head: nn.Module, batch: Batch, _device: Device) -> torch.Tensor:
+        assert batch.segments is None
+        seen.append(len(batch.input_ids))
+        # Each token of a row loses by how many rows are computed together.
+        return torch.full((len(batch.rows),), 1.0 + 0.001 * seen[-1])
+
+    monkeypatch.setattr("lora_trainer.training.evaluate.token_losses", losses)
+    rows = Examples.of(row(length) for length in lengths)
+    first = Evaluation(sums=(4.0,) * len(lengths), tokens=(4,) * len(lengths))
+    heard: list[int] = []
+    budget = Budget(tokens=tokens, longest=max(lengths), packed=True)
+    noise = measure_noise(nn.Linear(1, 1), nn.Linear(1, 1), rows, cpu, heard.append, first=first, budget=budget)
+    assert seen == batches
+    assert len(heard) == len(batches)
+    assert noise == pytest.approx(0.001 * batches[0], abs=1e-6)
+
+
+# What is found.
+
+BASES: Mapping[str, tuple[Callable[[Path, Path], Path], Mapping[str, Any]]] = {
+    "fp32": (lambda folder, _target: folder, {}),
+    "bf16": (in_16_bits, {"training": {"precision": "BF16"}}),
+    "INT8": (lambda folder, _target: folder, {"quantization": "INT8"}),
+}
+ANSWERS = dict(
+    zip(
+        QUESTIONS,
+        ("On its way to you", "By the link below", "Yes, by any card", "At nine each day", "A parrot, captain"),
+        strict=True,
+    )
+)
+Sound = tuple[Path, Volumes, TrainConfig]
+
+
+def chats() -> list[dict[str, Any]]:
+    """Rows whose answers follow from their questions."""
+    rows = tiny_chats(60)
+    for row in rows:
+        asked, answer = row["messages"]
+        answer["content"] = ANSWERS[asked["content"].partition(" number")[0]]
+    return rows
+
+
+@pytest.fixture(scope="module", params=BASES)
+def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Sound:
+    """An adapter that was trained until it matters and not to the end, where scales matter little; on bases with large
+    weights, whose losses are more and less exact."""
+    root = tmp_path_factory.mktemp("sound")
+    change, sections = BASES[request.param]
+    length = {"maxSteps": 24, "learningRate": "0.007"}
+    config = make_config(**{**sections, "training": {**length, **sections.get("training", {})}})
+    base = change(enlarged(tiny_folder, root / "large", 16), root / "base")
+    folder, volumes = trained(root, base, config, chats())
+    return folder, volumes, config
+
+
+def _scale(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v * 1.05 if ".lora_B." in k else v for k, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _zero_a_layer(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v * 0 if "layers.1." in k else v for k, v in tensors.items()}, folder / WEIGHTS)
+
+
+def _swap_answers(rows: Examples) -> Examples:
+    """Each prompt with what was learned of the next row."""
+    found = list(rows)
+    swapped = []
+    for one, other in zip(found, [*found[1:], found[0]], strict=True):
+        prompt, answer = one.labels == IGNORED, other.labels != IGNORED
+        ids = np.concatenate([one.input_ids[prompt], other.input_ids[answer]])
+        labels = np.concatenate([one.labels[prompt], other.labels[answer]])
+        swapped.append(Example(input_ids=ids, labels=labels, truncated=False))
+    return Examples.of(swapped)
+
+
+def test_a_sound_adapter_is_within_the_noise(sound: Sound) -> None:
+    """Which is in the manifest; the fresh process takes its own where that is larger."""
+    folder, volumes, config = sound
+    found, manifest = verify(folder, volumes, Hub()), read_manifest(folder)
+    assert manifest.noise is not None
+    assert found.noise is not None
+    assert found.noise >= manifest.noise
+    exact = config.quantization is Quantization.NONE and manifest.resolved.compute_dtype == "fp32"
+    assert (manifest.noise < 1e-5) == exact
+    gain = manifest.measured.eval_loss_before - manifest.measured.eval_loss_after
+    kind = manifest.resolved.compute_dtype
+    assert found.tolerance == tolerance_of(found.noise, gain, (kind,))
+    assert found.difference <= found.tolerance
+    if config.quantization is Quantization.INT8:
+        assert found.difference < 1e-6
+
+
+@pytest.mark.parametrize("fault", [_scale, _zero_a_layer])
+def test_an_adapter_with_a_fault_exceeds_the_noise(sound: Sound, tmp_path: Path, fault: Callable[[Path], None]) -> None:
+    """Its scale off by 5 %, or a layer without it; digests and configuration fit."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(sound[0], folder)
+    fault(folder)
+    sign_again(folder)
+    with pytest.raises(VerificationError, match=r"they differ by \d\.\d+, more than 0\.\d+; the adapter is not publ"):
+        verify(folder, sound[1], Hub())
+
+
+@pytest.mark.parametrize("fault", ["labels", "split"])
+def test_other_rows_exceed_the_noise(sound: Sound, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Labels that are swapped between rows, and rows that another seed holds out."""
+    right = inputs.evaluation_rows
+
+    def wrong(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
+        rows, fingerprint = right(config, volumes, hub, base)
+        if fault == "labels":
+            return _swap_answers(rows), fingerprint
+        other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=7))
+        return right(other, volumes, hub, base)[0], fingerprint
+
+    monkeypatch.setattr(inputs, "evaluation_rows", wrong)
+    with pytest.raises(VerificationError, match="they differ by"):
+        verify(sound[0], sound[1], Hub())
+
+
+def test_a_result_of_a_release_that_did_not_measure_the_noise_is_verified(sound: Sound, tmp_path: Path) -> None:
+    """A run in flight may go on with a newer image: what was allowed then is allowed now."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(sound[0], folder)
+    document = read_json(folder / MANIFEST)
+    del document["noise"]
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    found = verify(folder, sound[1], Hub())
+    assert (found.noise, found.tolerance) == (None, TOLERANCES[read_manifest(folder).resolved.compute_dtype])
+
+
+def test_an_adapter_that_fails_is_kept_unpublished_and_the_sentence_says_where(
+    workplace: Workplace, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Beside the checkpoints; the exit code is one that no Job tries again."""
+    folder, _ = trained(tmp_path / "earlier", tiny_folder, make_config())
+    _zero_a_layer(folder)
+    sign_again(folder)
+    kept = f".lora-checkpoints/tiny-{run_suffix('uid-1')}"
+    staged = workplace.claims / "adapters" / kept / "staged"
+    shutil.copytree(folder, staged)
+    done = workplace.run("--config", workplace.config_file(), "--metrics-port", "0")
+    assert (done.status, done.summary.reason) == (73, Reason.VERIFICATION_FAILED), done.log
+    assert "an earlier attempt finished the training" in done.log
+    claimed = read_manifest(staged).measured.eval_loss_after
+    assert f"the trained model gave {claimed:.4f}: they differ by " in done.summary.message
+    assert done.summary.message.endswith(f"; the unpublished adapter is kept at pvc://adapters/{kept}/staged")
+    assert (staged / WEIGHTS).is_file()
+    assert workplace.adapters() == []

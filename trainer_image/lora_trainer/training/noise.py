@@ -1,0 +1,84 @@
+"""How far two losses of the same weights may be apart: the noise of the device and the base model, measured.
+
+Rounding, LLM.int8's outliers and a mixture's routing depend on which rows are computed together. So some rows are
+evaluated once more, in other batches, and a loss has to agree with another within a multiple of what that changes.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lora_trainer.data.store import Examples
+from lora_trainer.model.device import Device
+from lora_trainer.ranks.collectives import ALONE, Ranks
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.evaluate import Evaluation, evaluate, ratio_standard_error
+
+MOST_ROWS, MOST_TOKENS = 64, 2048
+"""What is evaluated once more: whichever limit comes first, and at least two rows where there are two."""
+
+TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
+"""Largest difference of losses where no noise was measured, in nats per token, by compute type.
+
+The sums run in another order than in training: that is about 1e-6 in fp32 and a few 1e-3 where products are rounded to
+16 bits. An adapter of a wrong scale differs by more than either as soon as it learned anything that matters."""
+
+FLOORS = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 5e-3}
+"""What is always allowed: on a small model a few batches may happen to round alike."""
+
+FACTOR = 3
+"""So many times the noise may losses be apart."""
+
+MOST_OF_THE_IMPROVEMENT = 0.25
+"""What noise may excuse at most, of that by which the loss fell."""
+
+
+def measure_noise(
+    model: Any,
+    head: nn.Module,
+    examples: Examples,
+    device: Device,
+    done: Callable[[int], None],
+    *,
+    first: Evaluation,
+    budget: Budget,
+    ranks: Ranks = ALONE,
+) -> float:
+    """The noise of a loss, in nats per token, from some of the rows that gave `first` within `budget`.
+
+    They are padded, whether those of `first` were packed or not, and come in batches of half the size.
+    """
+    few = examples[: _count(examples)]
+    half = Budget(tokens=min(budget.tokens, len(few) * int(few.lengths.max())) // 2, longest=budget.longest)
+    return noise_of(first, evaluate(model, head, few, device, done, budget=half, ranks=ranks))
+
+
+def _count(examples: Examples) -> int:
+    within = int(np.searchsorted(np.cumsum(examples.lengths), MOST_TOKENS, side="right"))
+    return min(len(examples), MOST_ROWS, max(2, within))
+
+
+def noise_of(first: Evaluation, again: Evaluation) -> float:
+    """|shift| + 2 standard errors of it, in nats per token: `again` has the first rows of `first`.
+
+    The shift is the mean per learned token, its standard error over rows.
+    """
+    shifts = tuple(other - one for one, other in zip(first.sums, again.sums, strict=False))
+    return abs(sum(shifts)) / sum(again.tokens) + 2 * ratio_standard_error(shifts, again.tokens)
+
+
+def tolerance_of(noise: float | None, improvement: float, types: Iterable[str], *, elsewhere: bool = False) -> float:
+    """How far a loss may be from what it has to be, in nats per token.
+
+    `improvement` is by how much the loss fell. `types` are the compute types of both, of which the coarsest counts.
+    Without `noise` the type alone decides. `elsewhere` says that the other loss comes from another kind of device, of
+    which the noise says nothing.
+    """
+    known = [name for name in types if name in TOLERANCES]
+    plain = max(TOLERANCES[name] for name in known)
+    if noise is None:
+        return plain
+    floor = plain if elsewhere else max(FLOORS[name] for name in known)
+    return min(max(FACTOR * noise, floor), max(MOST_OF_THE_IMPROVEMENT * improvement, plain))
