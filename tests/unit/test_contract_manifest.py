@@ -128,6 +128,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "none of messages, tools,",
     ),
     ({"dataset": {"uri": "pvc://a/b", "templateArguments": {}}}, "templateArguments is {}", "a map of 1 to 16"),
+    ({"dataset": {"uri": "pvc://a/b", "maxValidationRows": 0}}, "maxValidationRows is 0", "from 1 to 10000000"),
     ({"dataset": {"uri": "pvc://a/b", "validationFraction": "1"}}, 'validationFraction is "1"', "less than 1"),
     ({"output": {"uri": "configmap://a/b"}}, 'spec.output.uri is "configmap://a/b"', "must start with pvc:// or s3://"),
     ({"output": {"uri": "hf://a/b@main"}}, 'spec.output.uri is "hf://a/b@main"', "must not have a revision"),

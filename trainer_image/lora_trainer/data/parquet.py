@@ -40,7 +40,8 @@ def read_parquet(
                 for number, values in zip(
                     numbers, _values(name, batch, [n - first for n in numbers], done), strict=True
                 ):
-                    yield Row(number=number, where=f"{name}, row {done + number - first + 1}", values=values)
+                    position = done + number - first + 1
+                    yield Row(number=number, file=name, position=position, unit="row", values=values)
             done += batch.num_rows
 
 

@@ -14,11 +14,24 @@ MAX_ROW_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row: its number over all files, from 0, and where it stands, as in `train.jsonl, line 17`."""
+    """One row: its number over all files, from 0, and its `position` in its file, from 1.
+
+    The position is that of a line (the last one of a row of CSV), or of a row of a list or a table, which in a list
+    begins on `line`; `unit` says which.
+    """
 
     number: int
-    where: str
+    file: str
+    position: int
+    unit: str = "line"
+    line: int | None = None
     values: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """Where it stands, for messages, as in `train.jsonl, line 17`."""
+        line = "" if self.line is None else f" (line {self.line})"
+        return f"{self.file}, {self.unit} {self.position}{line}"
 
 
 class Selection:
