@@ -78,7 +78,12 @@ def text_of(row: Any) -> str | None:
     if "instruction" in row:
         question = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
         return "\0".join(("user", question, "assistant", row["output"]))
-    turns = row["messages"]
+    if "prompt" in row:
+        system = ("system", row["system"]) if row.get("system") else ()
+        return (
+            "\0".join((*system, "user", row["prompt"], "assistant", row["completion"])) if row["completion"] else None
+        )
+    turns = [_turn(turn) for turn in row.get("messages") or row["conversations"]]
     while turns and (turns[-1]["role"] != "assistant" or not (turns[-1]["content"] or turns[-1].get("tool_calls"))):
         turns = turns[:-1]
     parts = [part for turn in turns for part in (turn["role"], turn["content"] or "")]
@@ -86,6 +91,18 @@ def text_of(row: Any) -> str | None:
     if row.get("tools") or any(more):
         parts.append(json.dumps([row.get("tools") or [], more], sort_keys=True))
     return "\0".join(parts) if turns else None
+
+
+def _turn(turn: Any) -> Any:
+    """A turn of either form with its role and content."""
+    if "from" not in turn:
+        return turn
+    if turn["from"] == "function_call":
+        call = json.loads(turn["value"])
+        call["arguments"] = json.loads(call["arguments"])
+        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+    roles = {"human": "user", "gpt": "assistant", "observation": "tool"}
+    return {"role": roles[turn["from"]], "content": turn["value"]}
 
 
 def by_the_rule(files: Sequence[Path], fraction: float, most: int | None) -> Places:
@@ -127,6 +144,23 @@ def _tools(folder: Path) -> None:
     tiny.write_jsonl(folder / "a.jsonl", [{**row, "tools": [{"name": "weather"}]} for row in rows])
 
 
+def _other_forms(folder: Path) -> None:
+    rows = [{"prompt": f"Where is {i}?", "completion": "" if i == 3 else f"Ahoy {i % 9}"} for i in range(20)]
+    tiny.write_jsonl(
+        folder / "a.jsonl", [{**row, "system": "Be brief"} if i % 2 else row for i, row in enumerate(rows)]
+    )
+
+
+def _share_gpt(folder: Path) -> None:
+    call = json.dumps({"name": "weather", "arguments": '{"city": "Bern"}'})
+    turns = [("human", "Rain?"), ("function_call", call), ("observation", "no"), ("gpt", "Dry"), ("human", "Thanks")]
+    rows = [
+        [{"from": role, "value": f"{value} {i}" if role == "gpt" else value} for role, value in turns]
+        for i in "abcdefgh"
+    ]
+    pq.write_table(pa.table({"conversations": [row[: 3 + i % 3] for i, row in enumerate(rows)]}), folder / "a.parquet")
+
+
 def _copies(folder: Path) -> None:
     rows = [{"text": f"Ahoy {i % 12}"} for i in range(30)]
     tiny.write_jsonl(folder / "a.jsonl", [*rows, {"text": "  "}, *rows[:7]])
@@ -141,6 +175,8 @@ def _copies(folder: Path) -> None:
         pytest.param(_several_files, 0.3, 5, 5, id="several files, at most 5"),
         pytest.param(_cells_of_several_lines, 0.5, 2000, 15, id="cells of several lines"),
         pytest.param(_tools, 0.25, None, 6, id="tools"),
+        pytest.param(_other_forms, 0.3, None, 6, id="prompts and completions"),
+        pytest.param(_share_gpt, 0.4, None, 3, id="ShareGPT"),
         pytest.param(_copies, 0.4, None, 30, id="copies"),
         pytest.param(_copies, 0.4, 17, 15, id="copies, at most 17"),
         pytest.param(_copies, 0.4, 3, 0, id="copies, none of which fit"),

@@ -297,6 +297,8 @@ def test_any_checkpoint_becomes_a_verified_adapter(done: Place, tmp_path: Path) 
     assert read_manifest(last).measured.eval_loss_after == read_manifest(done.staged).measured.eval_loss_after
     verified = export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())
     assert read_manifest(earlier).measured.steps == 4
+    assert (earlier / "held_out_rows.json").read_bytes() == (done.staged / "held_out_rows.json").read_bytes()
+    assert "held_out_rows.json" in {entry.path for entry in read_manifest(earlier).files}
     assert verified.loss > read_manifest(last).measured.eval_loss_after
     with pytest.raises(ConfigError, match="it exists already and is not overwritten"):
         export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())

@@ -41,7 +41,8 @@ def read_parquet(
                     numbers, _values(name, batch, [n - first for n in numbers], done), strict=True
                 ):
                     position = done + number - first + 1
-                    yield Row(number=number, file=name, position=position, unit="row", values=values)
+                    where = f"{name}, row {position}"
+                    yield Row(number, where, name, position, values, "row")
             done += batch.num_rows
 
 

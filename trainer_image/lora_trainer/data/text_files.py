@@ -65,8 +65,7 @@ def _json_lines(name: str, file: BufferedReader, selection: Selection) -> Iterat
             raise DatasetError(f"{where}: not JSON ({_reason(error)}); {remedy}") from error
         if is_list and isinstance(item, list):
             raise DatasetError(f"{where}: a list, but each row must be an object with columns; {_NO_LIST}")
-        row = Row(number=number, file=name, position=line, values=item)
-        yield _checked(row, check=b"\\u" in data)
+        yield _checked(Row(number, where, name, line, item), check=b"\\u" in data)
 
 
 def _json(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
@@ -74,8 +73,8 @@ def _json(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row
     for position, (line, item) in enumerate(_JsonList(name, file).items(), start=1):
         number = selection.take()
         if number is not None:
-            row = Row(number=number, file=name, position=position, unit="row", line=line, values=item)
-            yield _checked(row, check=True)
+            where = f"{name}, row {position} (line {line})"
+            yield _checked(Row(number, where, name, position, item, "row"), check=True)
         if selection.finished:
             return
 
@@ -175,7 +174,7 @@ def _csv(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]
             number = selection.take()
             if number is not None:
                 values = dict(zip(header, cells, strict=True)) if cells else {}
-                yield Row(number=number, file=name, position=reader.line_num, values=values)
+                yield Row(number, where, name, reader.line_num, values)
             if selection.finished:
                 return
     except csv.Error as error:
