@@ -25,9 +25,9 @@ def manifest(**changes: Any) -> Manifest:
     return dataclasses.replace(make_manifest("uid-1"), serving=SERVING, **changes)
 
 
-def model_card(manifest: Manifest, *, curves: bool = True, template: bool = False) -> str:
+def model_card(manifest: Manifest, *, curves: bool = True, template: bool = False, rows: bool = True) -> str:
     """The card of a run with its curves."""
-    return card_of(manifest, curves=curves, template=template)
+    return card_of(manifest, curves=curves, template=template, rows=rows)
 
 
 def on_hub() -> TrainConfig:
@@ -186,3 +186,9 @@ def test_files_that_do_not_lie_beside_the_card_are_not_named(curves: bool) -> No
     """An adapter that was made of a checkpoint by hand has no curves."""
     card = model_card(manifest(), curves=curves)
     assert [name in card for name in ("loss.png", "metrics.jsonl", "train.log")] == [curves] * 3
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_the_card_names_the_list_of_evaluated_rows(rows: bool) -> None:
+    """Results of earlier releases have none."""
+    assert ("held_out_rows.json` says which" in model_card(manifest(), rows=rows)) is rows

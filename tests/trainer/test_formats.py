@@ -16,7 +16,7 @@ CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 def row(**values: Any) -> Row:
     """A row on line 3."""
-    return Row(number=0, where="x.jsonl, line 3", values=values)
+    return Row(0, "x.jsonl, line 3", "x.jsonl", 3, values)
 
 
 def config(**columns: str) -> DatasetConfig:
@@ -264,7 +264,7 @@ def test_equal_content_has_equal_keys_whatever_stands_beside_it() -> None:
     ]
     keys = [content_key(sample) for sample in samples if sample is not None]
     assert len(set(keys)) == 6
-    copy = parse(Row(number=9, where="y", values={"messages": CHAT, "id": 2}), layout(DatasetFormat.MESSAGES))
+    copy = parse(Row(9, "y", "y", 1, {"messages": CHAT, "id": 2}), layout(DatasetFormat.MESSAGES))
     assert copy is not None
     assert content_key(copy) == keys[0]
 

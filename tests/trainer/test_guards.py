@@ -182,6 +182,19 @@ def test_what_a_checkpoint_of_an_earlier_release_lacks_means_what_it_meant_then(
     assert difference(old, chosen) == 'dataset.chatTemplate absent, this run has "ChatML"'
 
 
+def test_the_limit_of_held_out_rows_counts_where_it_decides_anything() -> None:
+    """Where fewer rows are held out than without it: then a checkpoint without one does not fit."""
+    old = identity_of(dataset={"maxValidationRows": 7})
+    ours = identity_of()
+    assert "dataset.maxValidationRows" not in old
+    assert old == ours
+    limited = identity(make_config(dataset={"maxValidationRows": 7}), "sha256:1", "sha256:2", capped=True)
+    assert difference(ours, limited) == "dataset.maxValidationRows absent, this run has 7"
+    assert difference(limited, ours) == "dataset.maxValidationRows 7, this run has absent"
+    assert not same_course(ours, limited)
+    assert weights_difference(ours, limited) is None
+
+
 def test_another_runs_state_is_gone_on_from_where_only_length_and_manner_differ() -> None:
     """Its weights alone count where the data or the batch differ; nothing where the adapter does."""
     ours = identity_of()

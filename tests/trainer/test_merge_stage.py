@@ -36,7 +36,7 @@ from lora_trainer.result.merged import bench_for, first_rows, rounding
 from lora_trainer.result.verify import verify
 from lora_trainer.training.noise import TOLERANCES
 
-CURVES = {"README.md", "loss.png", "metrics.jsonl"}
+CURVES = {"README.md", "held_out_rows.json", "loss.png", "metrics.jsonl"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.trainer import tiny
+from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Attempt, Place, finish
 
@@ -33,6 +35,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.kept_limit import with_kept_limit
 from lora_trainer.training.resume import Saved
 
 TRAINING = {"maxSteps": 6, "effectiveBatchSize": 4, "learningRate": "0.01"}
@@ -141,6 +144,60 @@ def test_a_run_that_an_earlier_release_began_goes_on(done: Place) -> None:
     assert again.eval_loss_before == pytest.approx(before, abs=1e-6)
 
 
+def test_a_run_that_began_without_a_limit_of_held_out_rows_goes_on_without_one(workplace: Workplace) -> None:
+    """Of 2,200 rows 2,090 are held out as when it began, though a new run would hold out 2,000."""
+    tiny.write_jsonl(workplace.claims / "data/train.jsonl", ({"text": f"{i}"} for i in range(2200)))
+    place = place_of(workplace, dataset={"validationFraction": "0.95"})
+    new = place.config.read_text(encoding="utf-8")
+    document = json.loads(new)
+    assert document["dataset"].pop("max_validation_rows") == 2000
+    place.config.write_text(json.dumps(document), encoding="utf-8")
+    assert finish(place).process.exitcode == 0
+    rows, first = (place.staged / "held_out_rows.json").read_bytes(), weights(place)
+    damage(place, 6)
+    of_an_earlier_release(place, "dataset (encoding)", "dataset.chatTemplate (content)")
+
+    place.config.write_text(new, encoding="utf-8")
+    attempt = finish(place)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4), attempt.lines()[-1]
+    assert (place.staged / "held_out_rows.json").read_bytes() == rows
+    assert weights(place) == first
+    manifest = read_manifest(place.staged)
+    assert (manifest.dataset.validation_samples, manifest.dataset.train_samples) == (2090, 110)
+    assert manifest.config.dataset.max_validation_rows is None
+
+    document["dataset"]["max_validation_rows"] = 1999
+    place.config.write_text(json.dumps(document), encoding="utf-8")
+    refused(finish(place), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset.maxValidationRows absent")
+
+
+@pytest.mark.parametrize(
+    ("began", "given", "kept"),
+    [
+        (None, 2000, None),
+        (2000, None, 2000),
+        (2000, 2000, 2000),
+        (500, 2000, 2000),
+        (None, 500, 500),
+        ("damaged", 2000, 2000),
+    ],
+)
+def test_what_nobody_named_stays_as_the_run_began(
+    tmp_path: Path, began: Any, given: int | None, kept: int | None
+) -> None:
+    """What somebody named, then or now, is compared like all other fields."""
+    config = make_config()
+    config = replace(config, dataset=replace(config.dataset, max_validation_rows=given))
+    assert with_kept_limit(config, None) == config
+    assert with_kept_limit(config, tmp_path) == config
+    for step, text in ((4, json.dumps({"config": {"dataset": {"max_validation_rows": began}}})), (6, "{")):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}/run.json").write_text("[]" if began == "damaged" else text, encoding="utf-8")
+    found = with_kept_limit(config, tmp_path)
+    assert found.dataset.max_validation_rows == kept
+    assert replace(found, dataset=config.dataset) == config
+
+
 def test_the_base_is_evaluated_again_where_the_rows_are_encoded_otherwise(caplog: pytest.LogCaptureFixture) -> None:
     """Losses before and after the training are of the same tokens."""
     before = Evaluation(sums=(1.0,), tokens=(2,))
@@ -240,6 +297,8 @@ def test_any_checkpoint_becomes_a_verified_adapter(done: Place, tmp_path: Path) 
     assert read_manifest(last).measured.eval_loss_after == read_manifest(done.staged).measured.eval_loss_after
     verified = export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())
     assert read_manifest(earlier).measured.steps == 4
+    assert (earlier / "held_out_rows.json").read_bytes() == (done.staged / "held_out_rows.json").read_bytes()
+    assert "held_out_rows.json" in {entry.path for entry in read_manifest(earlier).files}
     assert verified.loss > read_manifest(last).measured.eval_loss_after
     with pytest.raises(ConfigError, match="it exists already and is not overwritten"):
         export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())

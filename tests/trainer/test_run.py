@@ -83,8 +83,10 @@ def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
     model_folder = workplace.claims / "models/tiny"
     base: Any = AutoModelForCausalLM.from_pretrained(model_folder)
     model = PeftModel.from_pretrained(base, str(folder))
-    rows, _ = evaluation_rows(make_config(), Volumes(claims=workplace.claims), Hub(), open_folder(model_folder))
-    return evaluate(model, base.get_output_embeddings(), rows, cpu, lambda count: None, budget=Budget.of(4, 64)).loss
+    rows = evaluation_rows(make_config(), Volumes(claims=workplace.claims), Hub(), open_folder(model_folder))
+    return evaluate(
+        model, base.get_output_embeddings(), rows.examples, cpu, lambda count: None, budget=Budget.of(4, 64)
+    ).loss
 
 
 @pytest.mark.fault("C11.published", "B19.published")

@@ -1,9 +1,11 @@
 """The held-out rows: as many as asked for, by content and seed alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from lora_trainer.data.split import Keys, common, copies, held_out
+from lora_trainer.data.split import Keys, at_most, common, copies, first_drawn, held_out
 
 
 def keys(count: int) -> Keys:
@@ -41,6 +43,41 @@ def test_copies_of_a_row_stay_on_one_side() -> None:
 def test_rows_that_are_all_alike_are_all_trained_on() -> None:
     """Any split would have copies on both sides."""
     assert held_out(np.repeat(keys(1), 20), 0.5, 7).sum() == 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 26, 27, 2000])
+def test_a_limit_keeps_some_of_the_rows_that_are_held_out_without_it(most: int) -> None:
+    """As many as fit with all their copies; more as the limit rises, and never one that was not drawn."""
+    rows = np.repeat(keys(30), 3)
+    held = held_out(rows, 0.3, 7)
+    kept = at_most(rows, held, most, 7)
+    assert kept.sum() == min(27, most // 3 * 3)
+    assert not (kept & ~held).any()
+    assert set(rows[kept]).isdisjoint(rows[~kept])
+    assert not (kept & ~at_most(rows, held, most + 3, 7)).any()
+    assert held.sum() == 27
+
+
+def test_copies_that_do_not_fit_are_passed_over() -> None:
+    """What is drawn after them may fit."""
+    contents = keys(6)
+    draw = [contents[first_drawn(contents, most, 7) & ~first_drawn(contents, most - 1, 7)][0] for most in range(1, 7)]
+    rows = np.repeat(np.array(draw), [2, 5, 1, 3, 1, 9])
+    held = held_out(rows, 0.5, 7)
+    kept = {most: int(at_most(rows, held, most, 7).sum()) for most in (1, 2, 3, 5, 6, 7, 8, 10, 11)}
+    assert kept == {1: 1, 2: 2, 3: 3, 5: 3, 6: 6, 7: 7, 8: 8, 10: 8, 11: 11}
+
+
+def test_of_a_set_that_is_held_out_whole_the_first_of_the_draw_are_taken() -> None:
+    """By content and seed, copies in their order."""
+    rows = keys(40)
+    chosen = [first_drawn(rows, most, 7) for most in range(41)]
+    assert [mask.sum() for mask in chosen] == list(range(41))
+    assert all(not (fewer & ~more).any() for fewer, more in itertools.pairwise(chosen))
+    order = np.random.default_rng(1).permutation(40)
+    assert (first_drawn(rows[order], 9, 7) == chosen[9][order]).all()
+    assert (first_drawn(rows, 9, 8) != chosen[9]).any()
+    assert first_drawn(np.repeat(keys(1), 5), 2, 7).tolist() == [True, True, False, False, False]
 
 
 def test_rows_of_one_set_are_found_in_another() -> None:

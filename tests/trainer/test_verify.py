@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 from tests.trainer.tiny import enlarged, write_jsonl
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import cli, commands
 from lora_trainer.artifact.manifest import MANIFEST, Manifest, file_entries, read_manifest
@@ -220,6 +222,29 @@ def test_another_data_set_is_refused(adapter: tuple[Path, Volumes], tmp_path: Pa
         verify(adapter[0], Volumes(claims=tmp_path / "claims"), Hub())
 
 
+def test_anyone_finds_the_reported_loss_with_the_published_files(adapter: tuple[Path, Volumes]) -> None:
+    """The rows that `held_out_rows.json` lists, PEFT, and nothing of the trainer."""
+    folder, claims = adapter[0], adapter[1].claims
+    tokenizer: Any = AutoTokenizer.from_pretrained(claims / "models/tiny")
+    base: Any = AutoModelForCausalLM.from_pretrained(claims / "models/tiny")
+    model: Any = PeftModel.from_pretrained(base, str(folder))
+    lines = (claims / "data/train.jsonl").read_text(encoding="utf-8").split("\n")
+    (file,) = json.loads((folder / "held_out_rows.json").read_text(encoding="utf-8"))["files"]
+    losses: list[float] = []
+    for number in file["numbers"]:
+        *turns, answer = json.loads(lines[number - 1])["messages"]
+        prompt = tokenizer(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))[
+            "input_ids"
+        ]
+        learned = tokenizer(answer["content"] + tokenizer.eos_token)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + learned])).logits[0, len(prompt) - 1 : -1]
+        losses += nn.functional.cross_entropy(logits, torch.tensor(learned), reduction="none").tolist()
+    measured = read_manifest(folder).measured
+    assert sum(losses) / len(losses) == pytest.approx(measured.eval_loss_after, abs=1e-5)
+    assert abs(measured.eval_loss_before - measured.eval_loss_after) > 1e-2
+
+
 @pytest.mark.fault("C16.manifest")
 def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> None:
     """Base model, revision, configuration, measurements, versions; it reads back to what was written."""
@@ -229,7 +254,7 @@ def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> No
     assert manifest.base_revision == manifest.resolved.model_revision
     assert manifest.measured.eval_loss_after < manifest.measured.eval_loss_before
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.versions)
-    files = ["README.md", "adapter_config.json", WEIGHTS, "loss.png", "metrics.jsonl"]
+    files = ["README.md", "adapter_config.json", WEIGHTS, "held_out_rows.json", "loss.png", "metrics.jsonl"]
     assert [entry.path for entry in manifest.files] == files
     assert 'from_pretrained("path/of/the/base/model")' in (adapter[0] / "README.md").read_text(encoding="utf-8")
 

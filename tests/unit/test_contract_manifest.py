@@ -1,6 +1,7 @@
 """From a manifest to a run: defaults, rules, and that the resource's definition and the contract agree on both."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def test_steps_replace_epochs_and_modules_replace_the_preset() -> None:
     assert (config.lora.layers, config.lora.target_modules) == (None, ("q_proj",))
 
 
+def test_held_out_rows_are_limited_unless_somebody_chose_them() -> None:
+    """A number counts for either kind; a run that began without a limit goes on without."""
+    own = {"uri": "pvc://a/b", "validationUri": "pvc://a/c"}
+    assert run().dataset.max_validation_rows == 2000
+    assert run(dataset=own).dataset.max_validation_rows is None
+    assert run(dataset={**own, "maxValidationRows": 5}).dataset.max_validation_rows == 5
+    assert run(dataset={"uri": "pvc://a/b", "maxValidationRows": 5000}).dataset.max_validation_rows == 5000
+    unlimited = dataclasses.replace(OPTIONS, max_validation_rows=None)
+    assert train_config(make_manifest(), unlimited).dataset.max_validation_rows is None
+    assert "max_validation_rows" not in train_config(make_manifest(), unlimited).to_json()
+
+
 def test_zero_is_a_value_and_not_an_absence() -> None:
     """Where the range allows it."""
     config = run(
@@ -128,6 +141,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "none of messages, tools,",
     ),
     ({"dataset": {"uri": "pvc://a/b", "templateArguments": {}}}, "templateArguments is {}", "a map of 1 to 16"),
+    ({"dataset": {"uri": "pvc://a/b", "maxValidationRows": 0}}, "maxValidationRows is 0", "from 1 to 10000000"),
     ({"dataset": {"uri": "pvc://a/b", "validationFraction": "1"}}, 'validationFraction is "1"', "less than 1"),
     ({"output": {"uri": "configmap://a/b"}}, 'spec.output.uri is "configmap://a/b"', "must start with pvc:// or s3://"),
     ({"output": {"uri": "hf://a/b@main"}}, 'spec.output.uri is "hf://a/b@main"', "must not have a revision"),

@@ -27,6 +27,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.prepare import fetch
+from lora_trainer.training.kept_limit import with_kept_limit
 from lora_trainer.training.stopping import Stop
 
 
@@ -86,6 +87,7 @@ def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     # Before PyTorch: a bad template and bad data show at once.
     chosen_template(config.dataset, volumes)
+    config = with_kept_limit(config, options.workspace)
     samples = load_samples(config, volumes, Hub())
     import_peft(config)
     from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415

@@ -1,11 +1,13 @@
 """The blocks of the status that say what a run used and achieved: resolved, dataset, results, artifact, checkpoint."""
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from lora_operator.decision.progress import whole
-from lora_operator.views.wording import decimal, printable
+from lora_operator.views.wording import block_of, decimal, printable
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
 
 LARGEST_INT32 = 2**31 - 1
@@ -38,12 +40,26 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
         "validationFraction": _number(train.dataset.validation_fraction),
         "image": clip(image, 512),
     }
-    length = {
+    optional = {
         "epochs": training.epochs and _number(training.epochs),
         "maxSteps": training.max_steps,
         "evalSteps": training.eval_steps,
+        "maxValidationRows": train.dataset.max_validation_rows,
     }
-    return block | {key: value for key, value in length.items() if value is not None}
+    return block | {key: value for key, value in optional.items() if value is not None}
+
+
+def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:
+    """How many rows a run holds out at most whose spec names no number; None where it began without a limit.
+
+    A release from before there was one has resolved the rest already. What anybody wrote there that is no such number
+    reads as absent.
+    """
+    resolved = block_of(status, "resolved")
+    if not resolved:
+        return MAX_VALIDATION_ROWS
+    kept = resolved.get("maxValidationRows")
+    return kept if isinstance(kept, int) and not isinstance(kept, bool) and kept >= 1 else None
 
 
 def resolved_by_run(run: ResolvedRun) -> Block:

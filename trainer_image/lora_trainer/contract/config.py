@@ -159,7 +159,8 @@ class DatasetConfig:
     """Training data; `columns` maps a role (prompt, completion, ...) to the column that plays it.
 
     `split` names the training split of a Hub data set. Held-out rows come from `validation_uri` where it is set, and
-    else are `validation_fraction` of the rows. `chat_template` replaces the model's own: the name of a built-in one or
+    else are `validation_fraction` of the rows; of either at most `max_validation_rows`, None for any number, as of runs
+    that began before there was a limit. `chat_template` replaces the model's own: the name of a built-in one or
     `configmap://name/key`; `template_arguments` are its variables, see `template_fields.argument_value`.
     """
 
@@ -169,6 +170,7 @@ class DatasetConfig:
     split: str = "train"
     validation_uri: str | None = None
     validation_fraction: float = 0.02
+    max_validation_rows: int | None = None
     chat_template: str | None = None
     template_arguments: Mapping[str, str] | None = None
 

@@ -32,6 +32,12 @@ from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3
 
 API_VERSION = "lora-operator.io/v1alpha1"
 KIND = "LoRAFineTune"
+MAX_VALIDATION_ROWS = 2000
+"""How many rows a new run holds out at most of its training data where the manifest names no number.
+
+The standard error of a loss over 2000 rows is 1/45 of the rows' own spread; 2 % of a million rows, evaluated three
+times, cost more than many trainings.
+"""
 COLUMN_ROLES = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "text")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -76,13 +82,17 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What the manifest does not say: who runs it. `strict` refuses unknown fields, as kubectl does."""
+    """What the manifest does not say: who runs it. `strict` refuses unknown fields, as kubectl does.
+
+    `max_validation_rows` counts for a manifest without that field: the run keeps what it began with.
+    """
 
     uid: str
     attempt: int = 1
     allow_cpu: bool = False
     strict: bool = False
     stall_timeout_s: int = 1800
+    max_validation_rows: int | None = MAX_VALIDATION_ROWS
 
 
 def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfig:
@@ -199,6 +209,8 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
         if fraction is not None:
             rule = "must not be set together with validationFraction: remove one of the two"
             section.complain("validationUri", validation, rule)
+    # A set that somebody chose is evaluated whole, unless they say otherwise.
+    most = options.max_validation_rows if validation is None else None
     split = section.text("split", longest=64) or "train"
     if not _SPLIT.fullmatch(split):
         section.complain("split", split, "must be the name of a split: letters, digits, '_', '-' and '.'")
@@ -213,6 +225,7 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
         split=split,
         validation_uri=validation,
         validation_fraction=0.0 if validation is not None else or_default(fraction, 0.02),
+        max_validation_rows=section.integer("maxValidationRows", most, 1, 10_000_000),
         chat_template=read_template(section),
         template_arguments=read_arguments(section),
     )

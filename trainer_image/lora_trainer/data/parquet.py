@@ -40,7 +40,9 @@ def read_parquet(
                 for number, values in zip(
                     numbers, _values(name, batch, [n - first for n in numbers], done), strict=True
                 ):
-                    yield Row(number=number, where=f"{name}, row {done + number - first + 1}", values=values)
+                    position = done + number - first + 1
+                    where = f"{name}, row {position}"
+                    yield Row(number, where, name, position, values, "row")
             done += batch.num_rows
 
 

@@ -1,8 +1,7 @@
 """What a row is, how large it may be, and which rows of several files are wanted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +11,19 @@ from lora_trainer.errors import DatasetError
 MAX_ROW_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One row: its number over all files, from 0, and where it stands, as in `train.jsonl, line 17`."""
+class Row(NamedTuple):
+    """One row: its number over all files, from 0, and where it stands, as in `train.jsonl, line 17`.
+
+    That is its `position` in its `file`, from 1: a line (the last one of a row of CSV), or a row of a list or a table,
+    as `unit` says. A tuple, since one is made of each of millions of rows.
+    """
 
     number: int
     where: str
+    file: str
+    position: int
     values: Mapping[str, Any]
+    unit: str = "line"
 
 
 class Selection:

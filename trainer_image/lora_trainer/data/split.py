@@ -25,6 +25,30 @@ def held_out(keys: Keys, fraction: float, seed: int) -> NDArray[np.bool_]:
     return held
 
 
+def at_most(keys: Keys, held: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:
+    """Those of the rows that are `held` out that stay so where `most` of them may; the others go back to the training.
+
+    In the order in which contents were drawn each one stays whose rows still fit, all copies of it together.
+    """
+    _, contents, sizes = np.unique(_mixed(keys[held], seed), return_inverse=True, return_counts=True)
+    fits, left = np.zeros(len(sizes), np.bool_), most
+    for content, size in enumerate(sizes.tolist()):
+        if size <= left:
+            fits[content], left = True, left - size
+        if left == 0:
+            break
+    kept = np.zeros(len(keys), np.bool_)
+    kept[held] = fits[contents]
+    return kept
+
+
+def first_drawn(keys: Keys, most: int, seed: int) -> NDArray[np.bool_]:
+    """The first `most` rows of a set that is held out as a whole, by seed and content, copies in their order."""
+    chosen = np.zeros(len(keys), np.bool_)
+    chosen[np.argsort(_mixed(keys, seed), kind="stable")[:most]] = True
+    return chosen
+
+
 def copies(keys: Keys) -> int:
     """How many rows are copies of another one."""
     ordered = np.sort(keys)

@@ -1,20 +1,20 @@
 """The rows of a run, checked and chosen: every row is looked at once, before a model is, and nothing of it is kept but
-eight bytes."""
+twelve bytes, a hash and where it stands."""
 
 import logging
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_trainer.contract.config import DatasetFormat, TrainConfig
+from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
 from lora_trainer.data.dataset_files import Files, locate, locate_validation
 from lora_trainer.data.formats import MAY_BE_ABSENT, Layout, content_key, detect, nothing_to_learn, parse
 from lora_trainer.data.readers import fingerprint, read_rows
 from lora_trainer.data.rows import Row
-from lora_trainer.data.split import Keys, common, copies, held_out
+from lora_trainer.data.split import Keys, at_most, common, copies, first_drawn, held_out
 from lora_trainer.errors import DatasetError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -35,10 +35,27 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Rows of one file by their positions, as in `Row`."""
+
+    file: str
+    unit: str
+    positions: NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Rows that were checked and chosen, still in their files."""
+    """Rows that were checked and chosen, still in their files.
+
+    `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
+    `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
+    more.
+    """
 
     parts: tuple[Part, ...]
+    held_out: tuple[Places, ...]
+    eligible: int
+    capped: bool
     layout: Layout
     fingerprint: str
     skipped: int
@@ -56,31 +73,76 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     validation = locate_validation(config.dataset, volumes, hub)
     layout = detect(config.dataset, _first_row(files))
     survey = _survey(files, layout, config.dataset.columns)
-    drawn = held_out(survey.keys, config.dataset.validation_fraction, config.training.seed)
-    parts = [_part(survey, drawn)]
-    surveys = [survey]
+    drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
+    parts, keys, skipped = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped
     if validation:
-        surveys.append(_survey(validation, layout, {}))
-        parts.append(_part(surveys[1], np.ones(len(surveys[1].keys), np.bool_)))
-        shared = common(survey.keys, surveys[1].keys)
+        training, survey = survey, _survey(validation, layout, {})
+        drawn, capped = _drawn_of_a_set(survey.keys, config.dataset, config.training.seed)
+        parts.append(_part(survey, np.zeros(len(drawn), np.bool_), drawn))
+        keys, skipped = np.concatenate([training.keys, survey.keys[drawn]]), skipped + survey.skipped
+        shared = common(training.keys, survey.keys[drawn])
         if shared:
             log.warning("%d training rows are held-out rows, too: the held-out loss will flatter", shared)
     return Samples(
         parts=tuple(parts),
+        held_out=() if drawn.all() else tuple(survey.places(drawn)),
+        eligible=len(drawn),
+        capped=capped,
         layout=layout,
         fingerprint=fingerprint(files, validation),
-        skipped=sum(int(np.count_nonzero(~survey.kept)) for survey in surveys),
-        duplicates=copies(np.concatenate([survey.keys for survey in surveys])),
+        skipped=skipped,
+        duplicates=copies(keys),
     )
+
+
+def _drawn(keys: Keys, dataset: DatasetConfig, seed: int) -> tuple[Mask, bool]:
+    """Which rows are held out of those of the training, and whether these are fewer than the fraction asks for."""
+    wanted = held_out(keys, dataset.validation_fraction, seed)
+    most = dataset.max_validation_rows
+    if most is None or np.count_nonzero(wanted) <= most:
+        return wanted, False
+    drawn = at_most(keys, wanted, most, seed)
+    log.info(
+        "%d rows are held out, at most dataset.maxValidationRows; %d more that dataset.validationFraction asks for are "
+        "trained on",
+        np.count_nonzero(drawn),
+        np.count_nonzero(wanted) - np.count_nonzero(drawn),
+    )
+    return drawn, True
+
+
+def _drawn_of_a_set(keys: Keys, dataset: DatasetConfig, seed: int) -> tuple[Mask, bool]:
+    """The same of the rows of `dataset.validationUri`, which are all evaluated where no number is given."""
+    most = dataset.max_validation_rows
+    if most is None or len(keys) <= most:
+        return np.ones(len(keys), np.bool_), False
+    log.info("%d of the %d rows of dataset.validationUri are evaluated: dataset.maxValidationRows", most, len(keys))
+    return first_drawn(keys, most, seed), True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Survey:
-    """Of each row whether there is something to learn; of each for which there is, the key of its content."""
+    """Of each row whether there is something to learn; of each for which there is, the key of its content and its
+    position in its file. `begins` says at which of these a file begins, with its name and the unit of positions."""
 
     files: Files
     kept: Mask
     keys: Keys
+    positions: NDArray[np.uint32]
+    begins: tuple[tuple[int, str, str], ...]
+
+    @property
+    def skipped(self) -> int:
+        """How many rows have nothing to learn."""
+        return int(np.count_nonzero(~self.kept))
+
+    def places(self, drawn: Mask) -> Iterator[Places]:
+        """Where the rows stand that are drawn of those with something to learn."""
+        ends = [*(start for start, _, _ in self.begins[1:]), len(self.keys)]
+        for (start, file, unit), end in zip(self.begins, ends, strict=True):
+            positions = self.positions[start:end][drawn[start:end]]
+            if len(positions):
+                yield Places(file=file, unit=unit, positions=positions)
 
 
 def _first_row(files: Files) -> Row:
@@ -92,14 +154,18 @@ def _first_row(files: Files) -> Row:
 
 def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
     """Check every row. Raises `DatasetError` for the first that is wrong, or where none has anything to learn."""
-    keys, kept = array("Q"), bytearray()
+    keys, positions, kept = array("Q"), array("I"), bytearray()
+    begins: list[tuple[int, str, str]] = []
     absent = {role: column for role, column in mapped.items() if role in MAY_BE_ABSENT}
     first: Row | None = None
     for row in read_rows(files, columns=layout.names):
         sample = parse(row, layout) if row.values else None
         kept.append(sample is not None)
         if sample is not None:
+            if not begins or begins[-1][1] != row.file:
+                begins.append((len(keys), row.file, row.unit))
             keys.append(content_key(sample))
+            positions.append(row.position)
         first = first or (row if row.values else None)
         absent = {role: column for role, column in absent.items() if column not in row.values} if absent else absent
     if first is None:
@@ -111,14 +177,20 @@ def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
         )
     if not keys:
         raise DatasetError(f"{first.where}: this row is empty, {nothing_to_learn(first, layout)}")
-    return _Survey(files=files, kept=np.frombuffer(kept, np.bool_), keys=np.frombuffer(keys, np.uint64))
+    return _Survey(
+        files=files,
+        kept=np.frombuffer(kept, np.bool_),
+        keys=np.frombuffer(keys, np.uint64),
+        positions=np.frombuffer(positions, np.uint32),
+        begins=tuple(begins),
+    )
 
 
 def _names(files: Files) -> str:
     return ", ".join(name for name, _ in files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
 
 
-def _part(survey: _Survey, drawn: Mask) -> Part:
+def _part(survey: _Survey, training: Mask, drawn: Mask) -> Part:
     masks = np.zeros((2, len(survey.kept)), np.bool_)
-    masks[0][survey.kept], masks[1][survey.kept] = ~drawn, drawn
+    masks[0][survey.kept], masks[1][survey.kept] = training, drawn
     return Part(files=survey.files, training=masks[0], held_out=masks[1])

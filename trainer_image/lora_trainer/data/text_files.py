@@ -5,6 +5,7 @@ import csv
 import json
 from collections.abc import Iterator
 from io import BufferedReader
+from typing import Any
 
 from lora_trainer.data import rows
 from lora_trainer.data.rows import Row, Selection, kind_of, too_long
@@ -64,7 +65,7 @@ def _json_lines(name: str, file: BufferedReader, selection: Selection) -> Iterat
             raise DatasetError(f"{where}: not JSON ({_reason(error)}); {remedy}") from error
         if is_list and isinstance(item, list):
             raise DatasetError(f"{where}: a list, but each row must be an object with columns; {_NO_LIST}")
-        yield _object(number, where, item, check=b"\\u" in data)
+        yield _checked(Row(number, where, name, line, item), check=b"\\u" in data)
 
 
 def _json(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]:
@@ -72,7 +73,8 @@ def _json(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row
     for position, (line, item) in enumerate(_JsonList(name, file).items(), start=1):
         number = selection.take()
         if number is not None:
-            yield _object(number, f"{name}, row {position} (line {line})", item, check=True)
+            where = f"{name}, row {position} (line {line})"
+            yield _checked(Row(number, where, name, position, item, "row"), check=True)
         if selection.finished:
             return
 
@@ -89,7 +91,7 @@ class _JsonList:
         self._line = 1
         self._ended = False
 
-    def items(self) -> Iterator[tuple[int, object]]:
+    def items(self) -> Iterator[tuple[int, Any]]:
         """Each item with the line on which it begins. Raises `DatasetError`."""
         self._expect("[")
         if self._next() == "]":
@@ -104,7 +106,7 @@ class _JsonList:
         if self._next():
             raise self._broken("Extra data", 0)
 
-    def _item(self) -> tuple[int, object]:
+    def _item(self) -> tuple[int, Any]:
         self._next()
         while True:
             try:
@@ -171,7 +173,8 @@ def _csv(name: str, file: BufferedReader, selection: Selection) -> Iterator[Row]
                 )
             number = selection.take()
             if number is not None:
-                yield Row(number=number, where=where, values=dict(zip(header, cells, strict=True)) if cells else {})
+                values = dict(zip(header, cells, strict=True)) if cells else {}
+                yield Row(number, where, name, reader.line_num, values)
             if selection.finished:
                 return
     except csv.Error as error:
@@ -185,14 +188,15 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _object(number: int, where: str, item: object, *, check: bool) -> Row:
-    if not isinstance(item, dict):
-        raise DatasetError(f"{where}: {kind_of(item)}, but each row must be an object with columns")
+def _checked(row: Row, *, check: bool) -> Row:
+    """The row, if what was parsed is one; `check` looks at its characters, too."""
+    if not isinstance(row.values, dict):
+        raise DatasetError(f"{row.where}: {kind_of(row.values)}, but each row must be an object with columns")
     try:
         if check:
-            json.dumps(item, ensure_ascii=False).encode()
+            json.dumps(row.values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DatasetError(
-            f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no character; repair it"
+            f"{row.where}: half of a surrogate pair (\\ud800 to \\udfff) is no character; repair it"
         ) from error
-    return Row(number=number, where=where, values=item)
+    return row

@@ -32,6 +32,7 @@ from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
+from lora_trainer.result.held_out import write_held_out_rows
 from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
 from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
@@ -88,7 +89,7 @@ def run_training(
         reporter.send(Report(dataset=data.stats))
         datasets.log_data(data, encoder)
 
-        ours = identity(config, base.revision, data.fingerprint, chosen.digest)
+        ours = identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped)
         _agree(ours, group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
@@ -141,6 +142,7 @@ def run_training(
         if ranks.is_main:
             workshop.may_write()
             write_adapter(adapted, folder, encoder.template)
+            write_held_out_rows(folder, config, samples)
             write_curves(folder)
             write_manifest(
                 folder,

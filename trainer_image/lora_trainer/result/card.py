@@ -4,11 +4,13 @@ The tables are generated from the dataclasses themselves, so that no field can b
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lora_trainer.artifact.curve_records import METRICS
+from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.artifact.manifest import LOG, MERGED_FOLDER, Form, Manifest, Serving, loadable
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.uri import HubUri, parse_uri
@@ -32,17 +34,29 @@ def _about_template(config: TrainConfig) -> str:
     return _ABOUT_TEMPLATE if config.dataset.chat_template is None else _ABOUT_CHOSEN_TEMPLATE
 
 
-def model_card(manifest: Manifest, *, curves: bool, template: bool) -> str:
-    """The card of a result, in Markdown with the Hub's front matter; `curves` says whether these lie beside it, and
-    `template` whether a chat template does, which is not the base model's own."""
+def card_of(folder: Path, manifest: Manifest) -> str:
+    """The card of the result in a folder, which names what lies there."""
+    return model_card(
+        manifest,
+        curves=(folder / LOSS_CURVE).is_file(),
+        # A merged model's own template is found by itself.
+        template=manifest.format is not Form.MERGED and (folder / TEMPLATE).is_file(),
+        rows=(folder / HELD_OUT_ROWS).is_file(),
+    )
+
+
+def model_card(manifest: Manifest, *, curves: bool, template: bool, rows: bool) -> str:
+    """The card of a result, in Markdown with the Hub's front matter; `curves` says whether these lie beside it,
+    `template` whether a chat template does, which is not the base model's own, and `rows` whether the list of the
+    evaluated rows does."""
     config, measured = manifest.config, manifest.measured
-    rows = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
+    evaluated = "held-out rows" if measured.held_out else "rows of the training data (none were held out)"
     gain = measured.eval_loss_before - measured.eval_loss_after
     sections = (
         f"---\n{_front_matter(manifest)}---\n\n# {config.run.name}\n",
         f"{_what(manifest)}\n",
         "## Results\n",
-        f"| | loss per learned token on {rows}, in nats | standard error |",
+        f"| | loss per learned token on {evaluated}, in nats | standard error |",
         "|---|---|---|",
         f"| base model | {measured.eval_loss_before:.4f} | {measured.eval_loss_before_standard_error:.4f} |",
         f"| fine-tuned | {measured.eval_loss_after:.4f} | {measured.eval_loss_after_standard_error:.4f} |",
@@ -55,7 +69,7 @@ def model_card(manifest: Manifest, *, curves: bool, template: bool) -> str:
         f"{_serve(manifest)}\n",
         *((f"{_about_template(config)}\n",) if template else ()),
         "## Data\n",
-        f"{_data(manifest)}\n",
+        f"{_data(manifest, rows=rows)}\n",
         _table(manifest.dataset, "count"),
         "## Hyperparameters\n",
         "What the run was asked for, every field of it:\n",
@@ -71,10 +85,11 @@ def model_card(manifest: Manifest, *, curves: bool, template: bool) -> str:
     return "\n".join(sections)
 
 
-def _data(manifest: Manifest) -> str:
+def _data(manifest: Manifest, *, rows: bool) -> str:
     resolved = manifest.resolved
     data = f"`{manifest.config.dataset.uri}`, format {resolved.dataset_format}"
-    return f"{data}, fingerprint `{resolved.dataset_fingerprint}`."
+    listed = f" `{HELD_OUT_ROWS}` says which of its rows the losses are of." if rows else ""
+    return f"{data}, fingerprint `{resolved.dataset_fingerprint}`.{listed}"
 
 
 def _files(*, curves: bool) -> str:

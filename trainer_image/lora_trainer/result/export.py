@@ -15,8 +15,7 @@ from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
-from lora_trainer.result.card import CARD, model_card
-from lora_trainer.result.curves import LOSS_CURVE
+from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
@@ -107,8 +106,7 @@ def write_manifest(
     try:
         if config.tracking.kind is Tracker.TENSORBOARD:
             write_events(read_records(folder / METRICS), folder / TENSORBOARD)
-        card = model_card(manifest, curves=(folder / LOSS_CURVE).is_file(), template=(folder / TEMPLATE).is_file())
-        (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card_of(folder, manifest), encoding="utf-8")
         return write_sealed(folder, manifest)
     except OSError as error:
         raise storage_error(error, "the adapter") from error

@@ -15,7 +15,8 @@ from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export import measured_by, write_adapter, write_manifest
-from lora_trainer.result.inputs import encoder_of, evaluation_rows
+from lora_trainer.result.held_out import write_held_out_rows
+from lora_trainer.result.inputs import Evaluated, encoder_of, evaluation_rows
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
@@ -43,11 +44,13 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     device = choose_device(dataclasses.replace(config.device, allow_cpu=True), config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
-    after, noise = _evaluated(record, base, adapted, device, volumes=volumes, hub=hub)
+    rows = evaluation_rows(config, volumes, hub, base)
+    after, noise = _evaluated(record, adapted, device, rows)
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
         template = encoder_of(config, volumes, base).template
+        write_held_out_rows(partial, config, rows.samples)
         _write(partial, record, state, base, adapted, device=device, after=after, noise=noise, template=template)
         verification = verify(partial, volumes, hub, anywhere=True)
         partial.rename(output)
@@ -72,28 +75,25 @@ def _adapted(record: RunRecord, base: Base, device: Device, state: State) -> Ada
     return adapted
 
 
-def _evaluated(
-    record: RunRecord, base: Base, adapted: Adapted, device: Device, *, volumes: Volumes, hub: Hub
-) -> tuple[Evaluation, float]:
+def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evaluated) -> tuple[Evaluation, float]:
     """The loss of the adapted model, and its noise."""
     config = record.config
-    rows, fingerprint = evaluation_rows(config, volumes, hub, base)
-    if fingerprint != record.resolved.dataset_fingerprint:
+    if rows.samples.fingerprint != record.resolved.dataset_fingerprint:
         raise CheckpointError(
             f"the data set {config.dataset.uri} has changed since the checkpoint was saved: restore the data that was "
             "used",
             Reason.RESUME_MISMATCH,
         )
-    if tuple(rows.targets.tolist()) != tuple(record.before.tokens):
+    if tuple(rows.examples.targets.tolist()) != tuple(record.before.tokens):
         raise CheckpointError(
             "the checkpoint is of a release that encodes rows otherwise, so that its first loss cannot be compared "
             "with one of today: use the trainer image that wrote it",
             Reason.RESUME_MISMATCH,
         )
     budget = evaluation_budget(config.training.micro_batch_size, record.dataset.longest_tokens)
-    model, head = adapted.model, adapted.head
-    after = evaluate(model, head, rows, device, lambda _rows: None, budget=budget)
-    return after, measure_noise(model, head, rows, device, lambda _rows: None, first=after, budget=budget)
+    model, head, examples = adapted.model, adapted.head, rows.examples
+    after = evaluate(model, head, examples, device, lambda _rows: None, budget=budget)
+    return after, measure_noise(model, head, examples, device, lambda _rows: None, first=after, budget=budget)
 
 
 def _write(

@@ -1,6 +1,7 @@
 """What a run read, read afresh: its base model and the rows that it evaluates on."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lora_trainer.artifact.manifest import Manifest
@@ -9,7 +10,7 @@ from lora_trainer.contract.template_fields import template_config_map
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.store import Examples
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.loading import load_encoder
@@ -17,6 +18,14 @@ from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """What a run evaluates on: `samples` are its rows in their files, `examples` the evaluated ones as token ids."""
+
+    samples: Samples
+    examples: Examples
 
 
 def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base, Examples]:
@@ -29,13 +38,14 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
             "restore the model that was used"
         )
     _check_template(manifest, volumes)
-    examples, fingerprint = evaluation_rows(config, volumes, hub, base)
+    rows = evaluation_rows(config, volumes, hub, base)
+    fingerprint = rows.samples.fingerprint
     if fingerprint != manifest.resolved.dataset_fingerprint:
         raise VerificationError(
             f"the data set {config.dataset.uri} has changed since the run ({fingerprint[:19]}… instead of "
             f"{manifest.resolved.dataset_fingerprint[:19]}…): restore the data that was used"
         )
-    return base, examples
+    return base, rows.examples
 
 
 def _check_template(manifest: Manifest, volumes: Volumes) -> None:
@@ -55,10 +65,11 @@ def _pinned(uri: str, revision: str) -> str:
     return f"{uri.partition('@')[0]}@{revision}" if uri.startswith("hf://") else uri
 
 
-def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
-    """The rows that a run with this configuration evaluates on, read afresh, and the fingerprint of their data set."""
+def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> Evaluated:
+    """The rows that a run with this configuration evaluates on, read afresh."""
     samples = load_samples(config, volumes, hub)
-    return datasets.encode_evaluation(samples, encoder_of(config, volumes, base)), samples.fingerprint
+    examples = datasets.encode_evaluation(samples, encoder_of(config, volumes, base))
+    return Evaluated(samples=samples, examples=examples)
 
 
 def encoder_of(config: TrainConfig, volumes: Volumes, base: Base) -> Encoder:

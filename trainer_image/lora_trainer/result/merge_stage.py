@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import METRICS
+from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.artifact.manifest import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
 from lora_trainer.contract.config import Merge, MergePrecision
 from lora_trainer.contract.summary import Verification
@@ -14,13 +15,13 @@ from lora_trainer.errors import ConfigError, storage_error
 from lora_trainer.model.device import choose_device
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.card import CARD, model_card
+from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merged import bench_for, merged_model, rounding
 from lora_trainer.result.merged_weights import check_weights
-from lora_trainer.result.serving import MERGED, TEMPLATE
+from lora_trainer.result.serving import MERGED
 from lora_trainer.result.tensorboard import TENSORBOARD
 from lora_trainer.result.verify import judge
 from lora_trainer.training.noise import TOLERANCES
@@ -85,18 +86,15 @@ def merge_by_hand(
 
 
 def _seal(adapter: Path, target: Path, manifest: Manifest) -> None:
-    """Bring the adapter's other files along, all of them or the curves alone, and write card and manifest."""
+    """Bring the adapter's other files along, all of them or what was measured alone, and write card and manifest."""
     if manifest.format is Form.MERGED:
         manifest = dataclasses.replace(manifest, serving=dataclasses.replace(MERGED, rank=manifest.serving.rank))
     try:
         for entry in manifest.files:
-            curve = entry.path in (LOSS_CURVE, METRICS) or entry.path.startswith(f"{TENSORBOARD}/")
-            if curve or (manifest.format is Form.BOTH and entry.path not in (CARD, LOG)):
+            measured = entry.path in (LOSS_CURVE, METRICS, HELD_OUT_ROWS) or entry.path.startswith(f"{TENSORBOARD}/")
+            if measured or (manifest.format is Form.BOTH and entry.path not in (CARD, LOG)):
                 _bring(adapter / entry.path, target / entry.path)
-        # A merged model's own template is found by itself.
-        template = manifest.format is Form.BOTH and (target / TEMPLATE).is_file()
-        card = model_card(manifest, curves=(target / LOSS_CURVE).is_file(), template=template)
-        (target / CARD).write_text(card, encoding="utf-8")
+        (target / CARD).write_text(card_of(target, manifest), encoding="utf-8")
         write_sealed(target, manifest)
     except OSError as error:
         raise storage_error(error, "the merged result") from error

@@ -8,17 +8,14 @@ from pathlib import Path
 
 from lora_trainer.artifact.manifest import read_manifest, write_sealed
 from lora_trainer.errors import storage_error
-from lora_trainer.result.card import CARD, model_card
-from lora_trainer.result.curves import LOSS_CURVE
-from lora_trainer.result.serving import TEMPLATE
+from lora_trainer.result.card import CARD, card_of
 
 
 def note_failed_merge(folder: Path, why: str) -> None:
     """Put the sentence `why` into card and manifest of the adapter in `folder`. Raises `StorageError`."""
     manifest = dataclasses.replace(read_manifest(folder), merge_failure=why)
-    card = model_card(manifest, curves=(folder / LOSS_CURVE).is_file(), template=(folder / TEMPLATE).is_file())
     try:
-        (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card_of(folder, manifest), encoding="utf-8")
         write_sealed(folder, manifest)
     except OSError as error:
         raise storage_error(error, "the adapter") from error

@@ -110,7 +110,7 @@ class Checkpoints:
         """Remove all but the newest that are to be kept, and what a killed trainer left half done."""
         self._may_write()
         discard_partial(self._folder)
-        self._remove(*_folders(self._folder)[self._keep :])
+        self._remove(*checkpoint_folders(self._folder)[self._keep :])
 
     def _give_name(self, partial: Path, step: int) -> Path:
         folder = self._folder / step_name(step)
@@ -136,7 +136,7 @@ def newest_of(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
     `StorageError` where the volume fails: a retry may read what is whole."""
     damaged: list[Path] = []
     first, failing = "", None
-    for candidate in _folders(folder):
+    for candidate in checkpoint_folders(folder):
         try:
             found = read_checkpoint(candidate)
         except CheckpointError as error:
@@ -196,7 +196,7 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _folders(folder: Path) -> list[Path]:
+def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints by name, newest first; links are none of ours."""
     found = [
         (int(match[1]), path)

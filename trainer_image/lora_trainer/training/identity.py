@@ -13,6 +13,7 @@ MODEL = "model (revision)"
 DATA = "dataset (content)"
 _ROWS = "dataset (encoding)"
 _TEMPLATE = "dataset.chatTemplate (content)"
+_LIMIT = "dataset.maxValidationRows"
 _AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null"}
 """What the fields meant that checkpoints of earlier releases lack."""
 
@@ -38,16 +39,23 @@ Identity = Mapping[str, str]
 
 
 def identity(
-    config: TrainConfig, model_revision: str, data_fingerprint: str, template_digest: str | None = None
+    config: TrainConfig,
+    model_revision: str,
+    data_fingerprint: str,
+    template_digest: str | None = None,
+    *,
+    capped: bool = False,
 ) -> Identity:
-    """The fields of a run that decide its result; `template_digest` is of a chosen chat template."""
+    """The fields of a run that decide its result; `template_digest` is of a chosen chat template. `capped` says whether
+    the limit of held-out rows decides anything: fewer rows are held out than without it."""
     document = codec.encode(config)
     fields = {MODEL: json.dumps(model_revision), DATA: json.dumps(data_fingerprint), _ROWS: json.dumps(ENCODING)}
     fields[_TEMPLATE] = json.dumps(template_digest)
     for section in ("dataset", "lora", "training"):
         fields.update(_flat(section, document[section]))
     fields["quantization"] = json.dumps(document["quantization"])
-    return {name: value for name, value in fields.items() if name not in _NOT_DECIDING}
+    not_deciding = _NOT_DECIDING if capped else (*_NOT_DECIDING, _LIMIT)
+    return {name: value for name, value in fields.items() if name not in not_deciding}
 
 
 def _flat(section: str, document: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,43 @@
+"""Which rows were evaluated, in a file beside the result."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS, FileRows, HeldOutRows
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.data.dataset import EVALUATED_TRAINING_ROWS
+from lora_trainer.data.survey import Samples
+from lora_trainer.errors import storage_error
+
+
+def held_out_rows(config: TrainConfig, samples: Samples) -> HeldOutRows:
+    """The rows that a run evaluates on. A set that is evaluated whole is named and not listed."""
+    dataset = config.dataset
+    held_out = sum(int(np.count_nonzero(part.held_out)) for part in samples.parts)
+    if dataset.validation_uri is not None:
+        evaluated = f"{'' if samples.capped else 'all '}rows of {dataset.validation_uri}"
+    elif held_out:
+        evaluated = f"rows of {dataset.uri}"
+    else:
+        evaluated = f"the first {EVALUATED_TRAINING_ROWS} samples of the training rows, since no row is held out"
+    return HeldOutRows(
+        evaluated=evaluated,
+        seed=config.training.seed,
+        validation_fraction=dataset.validation_fraction,
+        max_validation_rows=dataset.max_validation_rows,
+        rows=samples.eligible,
+        held_out=held_out,
+        files=tuple(
+            FileRows(file=places.file, unit=places.unit, numbers=tuple(places.positions.tolist()))
+            for places in samples.held_out
+        ),
+    )
+
+
+def write_held_out_rows(folder: Path, config: TrainConfig, samples: Samples) -> None:
+    """Write `held_out_rows.json` into a result's folder. Raises `StorageError`."""
+    try:
+        (folder / HELD_OUT_ROWS).write_text(held_out_rows(config, samples).to_json(), encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, HELD_OUT_ROWS) from error

@@ -1,0 +1,36 @@
+"""How many rows a run holds out at most: one that is on its way keeps the rule that it began with, over an upgrade.
+
+Without PyTorch: rows are chosen before it is imported.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
+from lora_trainer.training.checkpoint import RUN_FILE, checkpoint_folders
+
+log = logging.getLogger(__name__)
+_UNNAMED = (None, MAX_VALIDATION_ROWS)
+"""What releases put into a configuration whose manifest names no number."""
+
+
+def with_kept_limit(config: TrainConfig, workspace: Path | None) -> TrainConfig:
+    """The configuration with the `max_validation_rows` of the run's checkpoints in its folder, where there are any.
+
+    A number that somebody named, then or now, stays: if it decides anything, it is compared as all other fields are.
+    """
+    dataset = config.dataset
+    for folder in checkpoint_folders(workspace) if workspace is not None else ():
+        try:
+            began = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]["dataset"]
+            kept = began.get("max_validation_rows")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # damaged: whoever goes on from it says so
+        if kept == dataset.max_validation_rows or {kept, dataset.max_validation_rows} != set(_UNNAMED):
+            return config
+        log.info("held-out rows: at most %s, as when the run began", "any number" if kept is None else kept)
+        return dataclasses.replace(config, dataset=dataclasses.replace(dataset, max_validation_rows=kept))
+    return config
