@@ -18,6 +18,7 @@ from lora_trainer import (
     stage,
 )
 from lora_trainer.host.lock import Holder, held
+from lora_trainer.ranks import logs
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
@@ -35,6 +36,11 @@ class Place:
     def staged(self) -> Path:
         """Where the result grows."""
         return self.workspace / "staged"
+
+    @property
+    def log(self) -> Path:
+        """What all attempts log."""
+        return self.workspace / "train.log"
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the checkpoints, damaged ones included."""
@@ -93,6 +99,7 @@ def _run(place: Place, config: Path, reports: Path) -> None:
     descriptor = os.open(reports, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     arguments = ["train", "--config", config, "--folder", place.staged, "--workspace", place.workspace]
     arguments += ["--claims", place.claims, "--configmaps", place.claims, "--report", descriptor]
+    os.environ.update(logs.variables(logs.TEXT, {}, place.log))
     with held(place.workspace, Holder.this_process("uid-1", 1)) as lock:
         status = stage.main([*map(str, arguments), "--ticket", lock.ticket])
     os._exit(status)

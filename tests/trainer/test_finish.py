@@ -71,6 +71,7 @@ def test_a_merge_that_fails_costs_the_merge_alone(workplace: Workplace) -> None:
     done = workplace.run("--config", workplace.config_file(output={"merge": "Both"}), "--metrics-port", "0")
     assert done.status == 0, done.log
     assert "an earlier attempt finished the training" in done.log
+    assert not list((workplace.claims / "adapters/.lora-checkpoints").glob("*/*rows*"))
     assert done.summary.succeeded
     assert "the verified adapter is at pvc://adapters/out; there is no merged model: " in done.summary.message
     assert done.summary.message.endswith(why)

@@ -53,6 +53,7 @@ def test_a_run_of_two_processes_that_was_stopped_is_gone_on_from(workplace: Work
     assert results.resumed_step is not None
     assert 5 <= results.resumed_step < STEPS
     assert done.log.count("device cpu") == 1, "one process of a node speaks for all"
+    assert done.log.count("encoded by an earlier attempt are read again") == 1
     _verify_divided(workplace)
 
 

@@ -101,10 +101,11 @@ def test_a_run_that_was_already_published_is_verified_and_not_trained_again(work
     # What a result that was copied to another place leaves where it grew.
     shutil.copytree(manifest.parent, own / "staged")
     shutil.copytree(own / kept[0], own / "step-00000000")
+    (own / "rows-0123456789abcdef").mkdir()
     again = workplace.run("--config", config, "--metrics-port", str(free_port()))
     assert (again.status, again.summary.reason) == (0, Reason.SUCCEEDED)
     assert workplace.adapters() == ["out"]
-    assert not (own / "staged").exists()
+    assert not [path.name for path in own.iterdir() if path.name.startswith(("staged", "rows"))]
     assert workplace.checkpoints() == kept
     assert manifest.stat().st_mtime_ns == before
     weights = workplace.claims / "adapters/out/adapter_model.safetensors"
@@ -164,6 +165,7 @@ def test_a_local_run_that_was_interrupted_goes_on_with_resume(workplace: Workpla
     assert again.summary.results is not None
     assert again.summary.results.resumed_step is not None
     assert again.summary.results.resumed_step >= reached
+    assert "Rows: 40 encoded by an earlier attempt are read again" in again.log
     assert again.summary.results.steps == 400
     assert workplace.adapters() == ["out"]
 

@@ -157,7 +157,12 @@ def _run(options: argparse.Namespace) -> int:
         logs.set_up(form=options.log_format, run=codec.encode(config.run))
         port = options.metrics_port if options.metrics_port is not None or local else PORT
         settings = Settings(
-            volumes=_volumes(options), port=port, work=options.work, grace_s=grace, log_format=options.log_format
+            volumes=_volumes(options),
+            port=port,
+            work=options.work,
+            grace_s=grace,
+            log_format=options.log_format,
+            tried_again=not local,
         )
         supervisor = Supervisor(config=config, settings=settings)
         # Until the supervisor takes over, and from its return on, Ctrl-C is remembered and tears nothing away.

@@ -14,15 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.progress import Phase
 from lora_trainer.data.chosen_template import chosen_template
+from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded
 from lora_trainer.host.launch import end_with_parent
 from lora_trainer.host.lock import check_ticket
+from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.outputs import open_sink
+from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.reports import Report, Reporter, open_report
@@ -95,10 +99,25 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     workshop = Workshop(
         folder=options.workspace,
         tokens=options.config.parent / "tokens",
+        rows=_rows(config, options, volumes),
         may_write=lambda: _check_lock(options),
         stop=options.stop,
     )
     run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+
+
+def _rows(config: TrainConfig, options: argparse.Namespace, volumes: Volumes) -> KeptRows:
+    """Encoded rows lie in the run's folder, which only the first node writes, and where `prepare` puts them."""
+    others = [cached_rows(os.environ)]
+    claim = checkpoint_claim(config)
+    if options.workspace is None and claim is not None:
+        others.append(volumes.claim_path(folder_of_run(config, claim)))
+    return KeptRows(
+        own=options.workspace,
+        others=tuple(others),
+        may_write=lambda: _check_lock(options),
+        undisturbed=options.stop.deferred,
+    )
 
 
 def _check_lock(options: argparse.Namespace) -> None:

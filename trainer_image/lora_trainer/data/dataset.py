@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.encoding import Batch, batches, encode_batches
 from lora_trainer.data.formats import Layout, Sample, parse
+from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.readers import read_rows
-from lora_trainer.data.store import Block, Examples, Writer
+from lora_trainer.data.row_key import row_key
+from lora_trainer.data.store import COLUMNS, Block, Examples, Writer
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
@@ -39,7 +41,8 @@ FEW_ROWS = 20
 MOST_CUT = 0.5
 """Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
 
-_TRAINING, _EVALUATION = "training", "evaluation"
+_TRAINING, _EVALUATION, _FACTS, _NOTE = "training", "evaluation", "data.json", "note"
+_FILES = (*(f"{part}/{column}" for part in (_TRAINING, _EVALUATION) for column in COLUMNS), _FACTS)
 _LOG_EVERY_S = 30.0
 
 
@@ -90,6 +93,14 @@ def log_data(data: Data, encoder: Encoder) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """At most how many processes encode, None for all CPUs; `alive` is called again and again while they do."""
+
+    processes: int | None = None
+    alive: Callable[[], None] = lambda: None
+
+
 @dataclass(slots=True, kw_only=True)
 class _Counts:
     """Over the rows that were encoded; `whole` says where the first row stands whose example was not cut."""
@@ -137,42 +148,71 @@ class _RowLog:
             log.info("encoded %d of %d rows", done, self._rows)
 
 
-def encode_once(samples: Samples, encoder: Encoder, folder: Path | None) -> Data:
-    """`encode` by the first process that comes to the shared folder; the others wait and read what it wrote."""
+def encode_once(
+    samples: Samples,
+    encoder: Encoder,
+    folder: Path | None,
+    kept: KeptRows | None = None,
+    model_revision: str = "",
+    *,
+    pace: Pace | None = None,
+) -> Data:
+    """`encode` by the first process that comes to the shared folder; the others wait and read what it wrote.
+
+    What an earlier attempt has encoded is taken from where it is `kept`, and what is encoded is kept there.
+    """
     if folder is None:
         return encode(samples, encoder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("wb") as lock:
         # The kernel gives the lock up with a process that dies, whose files are then made anew.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        facts = folder / "data.json"
+        facts = folder / _FACTS
         if not facts.exists():
-            for name in (_TRAINING, _EVALUATION):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            stats = encode(samples, encoder, folder).stats
-            facts.write_text(json.dumps(dataclasses.asdict(stats)), encoding="utf-8")
+            _fill(samples, encoder, folder, kept or KeptRows(), row_key(samples, encoder, model_revision), pace=pace)
         stats = DatasetStats(**json.loads(facts.read_text(encoding="utf-8")))
+        # For the log of the process that speaks for the node, which may have been another.
+        if (folder / _NOTE).exists():
+            log.info("%s", (folder / _NOTE).read_text(encoding="utf-8"))
     return _data(samples, Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION), stats)
 
 
-def encode(samples: Samples, encoder: Encoder, folder: Path | None = None) -> Data:
+def _fill(samples: Samples, encoder: Encoder, folder: Path, kept: KeptRows, key: str, *, pace: Pace | None) -> None:
+    """Put the encoded rows into a folder, and what is to be reported of them, which completes it."""
+    for name in (_TRAINING, _EVALUATION):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    started = time.monotonic()
+    if kept.read(key, folder, _FILES):
+        count = sum(len(Examples.open(folder / name)) for name in (_TRAINING, _EVALUATION))
+        seconds = time.monotonic() - started
+        note = f"Rows: {count:,} encoded by an earlier attempt are read again ({seconds:.1f} s)"
+        (folder / _NOTE).write_text(note, encoding="utf-8")
+        return
+    stats = encode(samples, encoder, folder, pace).stats
+    (folder / _FACTS).write_text(json.dumps(dataclasses.asdict(stats)), encoding="utf-8")
+    kept.keep(key, folder, _FILES)
+
+
+def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace: Pace | None = None) -> Data:
     """Tokenize all rows into files in `folder`, or in temporary ones that vanish with the process.
 
     Raises `DatasetError` where nothing would be learned, or not where to stop, or too much would be cut.
     """
     if folder is None:
         with temporary_folder("lora-tokens-") as temporary:
-            return encode(samples, encoder, temporary)
+            return encode(samples, encoder, temporary, pace)
+    pace = pace or Pace()
     counts = _Counts()
     log_rows = _RowLog(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
-            for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder):
+            for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder, pace.processes):
                 is_training = part.training[np.array(batch.numbers)[block.samples]]
                 kept = counts.add(batch, block)
                 training_writer.append(block.select(kept & is_training))
                 evaluation_writer.append(block.select(kept & ~is_training))
                 log_rows(counts.rows)
+                pace.alive()
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
     targets = int(training.targets.sum() + evaluation.targets.sum())
     _check(samples, training, counts, targets, encoder.max_length)
@@ -238,9 +278,12 @@ def _store(
     return Examples.open(folder)
 
 
-def _encoded(part: Part, wanted: Mask, layout: Layout, encoder: Encoder) -> Iterator[tuple[Batch, Block]]:
+def _encoded(
+    part: Part, wanted: Mask, layout: Layout, encoder: Encoder, processes: int | None = None
+) -> Iterator[tuple[Batch, Block]]:
     """The wanted rows, many at a time."""
-    return encode_batches(batches(_parsed(part, wanted, layout)), encoder, node_cpus())
+    most = node_cpus() if processes is None else min(processes, node_cpus())
+    return encode_batches(batches(_parsed(part, wanted, layout)), encoder, most)
 
 
 def _parsed(part: Part, wanted: Mask, layout: Layout) -> Iterator[tuple[int, Sample]]:

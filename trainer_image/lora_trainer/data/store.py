@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from lora_trainer.data.tokens import IGNORED, Encoded, Example
 from lora_trainer.errors import storage_error
 
+COLUMNS = ("tokens", "lengths", "targets", "truncated")
+"""The files of a store."""
+
 LEARNED = np.uint32(1 << 31)
 """The top bit of a stored token: whether it is learned. No vocabulary comes near 2^31 entries."""
 
@@ -192,7 +195,7 @@ class Writer:
     def __enter__(self) -> Self:
         with self._stated():
             self._folder.mkdir(parents=True, exist_ok=True)
-            for name in ("tokens", "lengths", "targets", "truncated"):
+            for name in COLUMNS:
                 self._files[name] = (self._folder / name).open("xb")
         return self
 

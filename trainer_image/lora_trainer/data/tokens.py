@@ -1,8 +1,10 @@
 """Samples to token ids and labels: the chat template, the end-of-turn token, the longest length."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,22 @@ class Encoder:
         )
         self.has_template = self._renderer.has_template
         self.template = self._renderer.template
+        self._arguments = chosen.arguments
+
+    def facts(self) -> dict[str, Any]:
+        """What the tokens of a row depend on beside the row and the tokenizer's files, as JSON has it.
+
+        With a template that writes the date that is the date, too.
+        """
+        template = str(self.template or self.tokenizer.chat_template)
+        return {
+            "loss_on": self.loss_on.value,
+            "max_length": self.max_length,
+            "stop_ids": sorted(self.stop_ids),
+            "template": hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest(),
+            "arguments": dict(self._arguments),
+            "date": date.today().isoformat() if "strftime_now" in template else None,  # noqa: DTZ011 - as templates do
+        }
 
     def encode(self, sample: Sample) -> Example:
         """The example of a sample that gives one, cut at the end to the longest length. Raises `DatasetError`."""

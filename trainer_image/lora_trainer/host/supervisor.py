@@ -20,7 +20,7 @@ from lora_trainer.artifact.files import make_folder
 from lora_trainer.artifact.manifest import LOG, Form, Manifest, Published, describe, finish, is_complete, read_manifest
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Merge, TrainConfig
-from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification, clip
@@ -53,13 +53,15 @@ _ENDED_FROM_OUTSIDE = (Reason.EVICTED, Reason.OUTPUT_LOCKED)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How a run is hosted. `port` None serves nothing; `grace_s` is how long a stage may take to stop; `log_format` is
-    the stages', as this process has been set up."""
+    the stages', as this process has been set up; `tried_again` is whether a run that is interrupted begins again by
+    itself."""
 
     volumes: Volumes
     port: int | None
     work: Path | None = None
     grace_s: float = 100.0
     log_format: str = logs.TEXT
+    tried_again: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,7 @@ class Supervisor:
                         return ending
                     return self._work(stages, workspace, lock)
             finally:
-                workspace.remove_if_empty()
+                workspace.remove_if_empty(tried_again=self.settings.tried_again)
 
     @contextlib.contextmanager
     def _logging(self, stages: Stages, workspace: Workspace) -> Iterator[None]:
@@ -190,6 +192,11 @@ class Supervisor:
         with held(workspace.folder, holder, sleep=stages.wait, on_lost=lost) as lock:
             try:
                 yield lock
+            except StageFailedError as error:
+                if error.failure.code in FINAL:
+                    lock.check()
+                    workspace.discard_rows()
+                raise
             finally:
                 if not self._is_complete(workspace.staged):
                     lock.check()
@@ -209,6 +216,8 @@ class Supervisor:
             log.info("an earlier attempt finished the training: going on from its result")
         else:
             self._train(stages, workspace, lock)
+        lock.check()
+        workspace.discard_rows()
         with _kept(workspace, "unpublished adapter"):
             self._verify(stages, workspace.staged)
         result = self._merged(stages, workspace)
@@ -342,6 +351,7 @@ def _tidy(workspace: Workspace, lock: Lock) -> None:
     """Leave of a run that has published its result what another may go on from, and no second copy of the result."""
     lock.check()
     workspace.discard_staged()
+    workspace.discard_rows()
     Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
 
 

@@ -18,6 +18,7 @@ from lora_trainer.artifact.manifest import LOG
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.uri import ClaimUri
+from lora_trainer.data.kept_rows import discard_rows, folders_in
 from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.host.lock import is_released
 from lora_trainer.host.trackers import STATE
@@ -60,9 +61,17 @@ class Workspace:
         """Remove what the merge stage left. Raises `StorageError`."""
         _remove(self.merged)
 
-    def remove_if_empty(self) -> None:
-        """Remove a folder without checkpoint and result that nobody locks, once the own lock is released."""
-        kept = any(_is_worth_keeping(entry) for entry in self.folder.iterdir())
+    def discard_rows(self) -> None:
+        """Remove the encoded rows: the training is done, or will not be tried again."""
+        discard_rows(self.folder)
+
+    def remove_if_empty(self, *, tried_again: bool = True) -> None:
+        """Remove a folder without checkpoint and result that nobody locks, once the own lock is released.
+
+        Encoded rows alone are worth it where the run is `tried_again` by itself.
+        """
+        rows = () if tried_again else tuple(folders_in(self.folder))
+        kept = any(_is_worth_keeping(entry) for entry in self.folder.iterdir() if entry not in rows)
         if self.durable and not kept and is_released(self.folder):
             _remove(self.folder)
             with contextlib.suppress(OSError):

@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import storage_error
+from lora_trainer.places.cache_folders import cache_home
 from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.roles import Role
 from lora_trainer.places.s3 import Connection, Item, connect
@@ -48,9 +48,8 @@ def fetch_data(
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where objects are cached: `s3` below `HF_HOME`, which a cache claim is mounted at."""
-    home = environment.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")  # noqa: PTH111 - may stay unset
-    return Path(home) / "s3"
+    """Where objects are cached."""
+    return cache_home(environment) / "s3"
 
 
 def _fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environment: Mapping[str, str]) -> Fetched:

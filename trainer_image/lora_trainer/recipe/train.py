@@ -15,6 +15,7 @@ from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import Data
+from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import Samples
 from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
@@ -34,7 +35,7 @@ from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
 from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
-from lora_trainer.training.checkpoint import Checkpoints
+from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.identity import Identity, difference, identity
 from lora_trainer.training.loop import Training
@@ -47,16 +48,19 @@ from lora_trainer.training.state import RunRecord, State, trainable
 from lora_trainer.training.stopping import Stop
 
 log = logging.getLogger(__name__)
+_ADAPTER_BYTES = 8
+"""What a trained parameter takes in the result: fp32, and twice where PiSSA or OLoRA is written as a plain adapter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """Where a training works: the run's durable folder, None where nothing outlives the pod; `tokens`, a temporary one
-    that the processes of a node share; `may_write` raises where another trainer took the run over; `stop` hears the
-    request to stop."""
+    that the processes of a node share; `rows`, where encoded rows outlive an attempt; `may_write` raises where another
+    trainer took the run over; `stop` hears the request to stop."""
 
     folder: Path | None = None
     tokens: Path | None = None
+    rows: KeptRows = KeptRows()  # noqa: RUF009 - frozen
     may_write: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
 
@@ -85,7 +89,7 @@ def run_training(
         chosen = chosen_template(config.dataset, volumes)
         encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
         check_options(base, config, device)
-        data = datasets.encode_once(samples, encoder, workshop.tokens)
+        data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
         reporter.send(Report(dataset=data.stats))
         datasets.log_data(data, encoder)
 
@@ -141,6 +145,7 @@ def run_training(
         measured = measured_by(trained, before, after, device, held_out=data.held_out, seconds=seconds, resumed=resumed)
         if ranks.is_main:
             workshop.may_write()
+            workshop.rows.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
             write_adapter(adapted, folder, encoder.template)
             write_held_out_rows(folder, config, samples)
             write_curves(folder)
@@ -187,7 +192,8 @@ def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Check
     if folder is None:
         log.info("no claim for checkpoints: an interrupted run starts again at the beginning")
         return None
-    return Checkpoints(folder, keep=config.checkpoint.keep, may_write=workshop.may_write)
+    keep, make_room = config.checkpoint.keep, workshop.rows.make_room
+    return Checkpoints(folder, keep=keep, may_write=workshop.may_write, make_room=make_room)
 
 
 def _saved(config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes) -> Saved | None:

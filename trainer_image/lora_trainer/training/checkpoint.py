@@ -57,7 +57,8 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those in one folder. `may_write` is called before each change and raises where the folder is another's by now."""
+    """Those in one folder. `may_write` is called before each change and raises where the folder is another's by now;
+    `make_room` is told how many bytes are to be free."""
 
     def __init__(
         self,
@@ -65,10 +66,12 @@ class Checkpoints:
         *,
         keep: int,
         may_write: Callable[[], None] = lambda: None,
+        make_room: Callable[[int], None] = lambda _size_bytes: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
         self._keep = keep
+        self._make_room = make_room
         self._may_write = may_write
         self._wall_clock = wall_clock
         self._damaged: tuple[Path, ...] = ()
@@ -92,6 +95,7 @@ class Checkpoints:
         partial = self._folder / f".{step_name(step)}.{secrets.token_hex(4)}"
         saved_at = self._wall_clock()
         try:
+            self._make_room(size_bytes + MARGIN_BYTES)
             _check_space(self._folder, size_bytes)
             _write(partial, step, saved_at, files)
             self._may_write()

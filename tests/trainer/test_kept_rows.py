@@ -1,0 +1,435 @@
+"""Rows that an earlier attempt encoded: read again where they are whole and the very same, else encoded anew."""
+
+import errno
+import logging
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+from tests.trainer.conftest import make_config
+from tests.trainer.test_data import ids
+
+from lora_trainer.contract.config import LossOn
+from lora_trainer.data import kept_rows, row_key
+from lora_trainer.data.chosen_template import Chosen
+from lora_trainer.data.dataset import Data, encode_once
+from lora_trainer.data.formats import Sample
+from lora_trainer.data.kept_rows import MANIFEST, UNUSED_S, KeptRows, folder_name
+from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.tokens import Encoded, Encoder
+from lora_trainer.errors import TransientError
+from lora_trainer.model.loading import load_encoder
+from lora_trainer.places.base import Base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.training.checkpoint import Checkpoints
+from lora_trainer.training.stopping import Stop
+
+READ_AGAIN = re.compile(r"Rows: 40 encoded by an earlier attempt are read again \(\d+\.\d s\)")
+KEY = "ab" * 32
+NAME = folder_name(KEY)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Samples:
+    """Forty chats, eight of them held out."""
+    return samples_of(tmp_path)
+
+
+def samples_of(root: Path, rows: list[dict[str, Any]] | None = None, **sections: Any) -> Samples:
+    """Rows on a claim, checked and chosen."""
+    tiny.write_jsonl(root / "claims/data/train.jsonl", rows or tiny.chats(40))
+    return load_samples(make_config(**sections), Volumes(claims=root / "claims"), Hub())
+
+
+class Attempts:
+    """Attempts of one run: each has a temporary folder of its own, and all one to keep rows in."""
+
+    def __init__(self, root: Path, samples: Samples, encoder: Encoder, **kept: Any) -> None:
+        self.root, self.samples, self.encoder = root, samples, encoder
+        self.own = root / "own"
+        self.own.mkdir()
+        self.kept = KeptRows(own=self.own, **kept)
+        self.count = 0
+
+    def run(self) -> Data:
+        """What one of them trains on."""
+        self.count += 1
+        return encode_once(self.samples, self.encoder, self.root / f"tokens-{self.count}", self.kept, "commit")
+
+    def encoded(self) -> bool:
+        """Whether another one encodes rows, and does not read them."""
+        with pytest.MonkeyPatch.context() as patch:
+            encode_all, calls = self.encoder.encode_all, []
+
+            def counted(samples: Sequence[Sample]) -> list[list[Encoded]]:
+                calls.append(len(samples))
+                return encode_all(samples)
+
+            patch.setattr(self.encoder, "encode_all", counted)
+            self.run()
+        return bool(calls)
+
+    def folder(self) -> Path:
+        """Where the rows are kept."""
+        (found,) = self.own.iterdir()
+        return found
+
+
+@pytest.fixture
+def unkept(tmp_path: Path, samples: Samples, encoder: Encoder) -> Attempts:
+    """Attempts of a run that has encoded nothing."""
+    return Attempts(tmp_path, samples, encoder)
+
+
+@pytest.fixture
+def attempts(unkept: Attempts) -> Attempts:
+    """Attempts of a run that has encoded its rows once."""
+    unkept.run()
+    return unkept
+
+
+def test_what_was_encoded_is_read_and_is_the_same(
+    tmp_path: Path, samples: Samples, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tokens, what is learned, what is held out, and counts; nothing is encoded, and the log says so."""
+    caplog.set_level(logging.INFO)
+    attempts = Attempts(tmp_path, samples, encoder)
+    first = attempts.run()
+    assert not any(READ_AGAIN.fullmatch(line) for line in caplog.messages)
+    encoder.encode_all = None  # type: ignore[method-assign, assignment]  # an encoding would call it
+    second = attempts.run()
+    assert [bool(READ_AGAIN.fullmatch(line)) for line in caplog.messages][-1]
+    assert ids(second.training) == ids(first.training)
+    assert ids(second.evaluation) == ids(first.evaluation)
+    assert second.training.truncated.tolist() == first.training.truncated.tolist()
+    assert (second.stats, second.held_out, second.fingerprint) == (first.stats, True, first.fingerprint)
+
+
+def test_each_process_of_a_node_can_say_that_rows_were_read(
+    attempts: Attempts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that speaks may not be the one that came first."""
+    attempts.run()
+    caplog.set_level(logging.INFO)
+    attempts.count -= 1
+    attempts.run()
+    assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
+
+
+def damaged_tokens(kept: Path) -> None:
+    """One bit is another."""
+    tokens = kept / "training-tokens"
+    content = bytearray(tokens.read_bytes())
+    content[len(content) // 2] ^= 1
+    tokens.write_bytes(content)
+
+
+def cut_tokens(kept: Path) -> None:
+    """As after a crash of the file server."""
+    tokens = kept / "training-tokens"
+    tokens.write_bytes(tokens.read_bytes()[:-4])
+
+
+def other_counts(kept: Path) -> None:
+    """What is reported of the rows belongs to them, too."""
+    facts = kept / "data.json"
+    facts.write_text(facts.read_text(encoding="utf-8").replace("32", "33"), encoding="utf-8")
+
+
+def link(kept: Path) -> None:
+    """To the very same content, but a link could lead anywhere."""
+    shutil.move(kept / "training-tokens", kept.parent.parent / "elsewhere")
+    (kept / "training-tokens").symlink_to(kept.parent.parent / "elsewhere")
+
+
+def cut_manifest(kept: Path) -> None:
+    """It is no JSON any more."""
+    manifest = kept / MANIFEST
+    manifest.write_text(manifest.read_text(encoding="utf-8")[:-9], encoding="utf-8")
+
+
+def other_version(kept: Path) -> None:
+    """A later release may store rows otherwise."""
+    manifest = kept / MANIFEST
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("rows/v1", "rows/v2"), encoding="utf-8")
+
+
+def without(name: str) -> Callable[[Path], None]:
+    """A file is gone."""
+    return lambda kept: (kept / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (damaged_tokens, "training-tokens (5"),
+        (cut_tokens, "training-tokens (5"),
+        (other_counts, "data.json ("),
+        (link, "Too many levels of symbolic links"),
+        (without("evaluation-lengths"), "No such file or directory"),
+        (without(MANIFEST), "No such file or directory"),
+        (cut_manifest, "Expecting"),
+        (other_version, "they are of another release"),
+    ],
+    ids=["damaged", "cut", "counts", "link", "file", "manifest", "cut manifest", "version"],
+)
+def test_what_is_damaged_is_encoded_anew_with_a_line_in_the_log(
+    attempts: Attempts, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], sentence: str
+) -> None:
+    """And is whole again for the attempt after that."""
+    name = attempts.folder().name
+    damage(attempts.folder())
+    assert attempts.encoded()
+    (line,) = [line for line in caplog.messages if name in line]
+    assert line.startswith(f"the rows that an earlier attempt encoded ({name}) cannot be read: ")
+    assert sentence in line
+    assert attempts.folder().name == name
+    assert not attempts.encoded()
+
+
+def test_a_folder_of_rows_that_is_a_link_is_not_followed(attempts: Attempts, tmp_path: Path) -> None:
+    """Nor removed: it is none of ours."""
+    own = attempts.folder()
+    shutil.move(own, tmp_path / "elsewhere")
+    own.symlink_to(tmp_path / "elsewhere")
+    attempts.kept.make_room(2**62)
+    assert attempts.encoded()
+    assert attempts.folder() == own
+    assert own.is_symlink()
+    assert (tmp_path / "elsewhere" / MANIFEST).exists()
+
+
+CHANGES: dict[str, Callable[[Path, Base], tuple[Samples, Encoder, str]]] = {
+    "rows": lambda root, base: (samples_of(root, tiny.chats(41)), make_encoder(base), "commit"),
+    "fraction": lambda root, base: (
+        samples_of(root, dataset={"validationFraction": "0.3"}),
+        make_encoder(base),
+        "commit",
+    ),
+    "seed": lambda root, base: (samples_of(root, training={"seed": 7}), make_encoder(base), "commit"),
+    "model": lambda root, base: (samples_of(root), make_encoder(base), "other"),
+    "length": lambda root, base: (samples_of(root), make_encoder(base, max_length=255), "commit"),
+    "loss": lambda root, base: (samples_of(root), make_encoder(base, loss_on=LossOn.ALL), "commit"),
+    "template": lambda root, base: (
+        samples_of(root),
+        make_encoder(base, chosen=Chosen(text=tiny.CHATML.replace("user", "human") + " ")),
+        "commit",
+    ),
+    "arguments": lambda root, base: (
+        samples_of(root),
+        make_encoder(base, chosen=Chosen(arguments={"enable_thinking": False})),
+        "commit",
+    ),
+}
+
+
+def make_encoder(
+    base: Base,
+    *,
+    loss_on: LossOn = LossOn.COMPLETION,
+    max_length: int = 256,
+    chosen: Chosen = Chosen(),  # noqa: B008
+) -> Encoder:
+    """The tiny model's tokenizer."""
+    return load_encoder(base, loss_on, max_length, chosen)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_makes_other_tokens_or_counts_is_encoded_anew(
+    attempts: Attempts, tmp_path: Path, tiny_base: Base, change: str
+) -> None:
+    """And takes the place of what was kept, which no attempt of this run will read."""
+    before = attempts.folder().name
+    samples, encoder, revision = CHANGES[change](tmp_path, tiny_base)
+    data = encode_once(samples, encoder, tmp_path / "tokens", attempts.kept, revision)
+    fresh = encode_once(samples, encoder, tmp_path / "fresh")
+    assert attempts.folder().name != before
+    assert (ids(data.training), data.stats) == (ids(fresh.training), fresh.stats)
+
+
+def test_a_release_and_a_day_are_a_part_of_the_key(
+    samples: Samples, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another encoding, another library, another day for a template that writes the date, and for no other."""
+    dated = make_encoder(tiny_base, chosen=Chosen(text="{{ strftime_now('%Y') }}" + tiny.CHATML))
+    plain = make_encoder(tiny_base)
+
+    def keys() -> tuple[str, str]:
+        return row_key.row_key(samples, plain, "x"), row_key.row_key(samples, dated, "x")
+
+    first = keys()
+    assert keys() == first
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_trainer.data.tokens.date", type("Tomorrow", (), {"today": _Day}))
+        assert [now == then for now, then in zip(keys(), first, strict=True)] == [True, False]
+    for name, value in (("ENCODING", 99), ("FORM", 99), ("version", lambda name: f"{name} 99")):
+        with monkeypatch.context() as patch:
+            patch.setattr(row_key, name, value)
+            assert not set(keys()) & set(first)
+
+
+class _Day:
+    def isoformat(self) -> str:
+        """A day on which no test runs."""
+        return "1999-12-31"
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(
+    tmp_path: Path, samples: Samples, encoder: Encoder
+) -> None:
+    """Whichever file is the last one: the next attempt encodes, and removes what is half written."""
+    attempts = Attempts(tmp_path, samples, encoder)
+    for last in (1, 5, 9, 11):
+        child = os.fork()
+        if child == 0:
+            _die_at(last)
+            attempts.run()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert re.fullmatch(r"\.rows-[0-9a-f]{16}\.[0-9a-f]{8}", attempts.folder().name)
+        attempts.count += 1
+    assert attempts.encoded()
+    assert re.fullmatch(r"rows-[0-9a-f]{16}", attempts.folder().name)
+    assert not attempts.encoded()
+
+
+def _die_at(call: int) -> None:
+    """In a forked process: be killed at one of the files that are copied and the two times that files are synced."""
+    calls = iter(range(1, call + 1))
+
+    def wrapped(action: Any) -> Any:
+        def act(*arguments: Any) -> Any:
+            if next(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return action(*arguments)
+
+        return act
+
+    kept_rows._copy, kept_rows.sync_files = wrapped(kept_rows._copy), wrapped(kept_rows.sync_files)  # type: ignore[attr-defined]
+
+
+def full(*_: object) -> None:
+    """What a volume without space answers."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("_free_bytes", lambda _: 9000, "they take 0.0 MiB, more than half of the 0.0 MiB that the volume has free"),
+        ("sync_files", full, "the encoded rows are not kept for later attempts: No space left on device"),
+    ],
+    ids=["known before", "on the way"],
+)
+def test_a_volume_without_space_costs_the_copy_and_not_the_run(
+    unkept: Attempts,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    name: str,
+    value: Any,
+    sentence: str,
+) -> None:
+    """Nothing is left of it there, and the next attempt encodes."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(kept_rows, name, value)
+    assert len(unkept.run().training) == 32
+    assert any(sentence in line for line in caplog.messages), caplog.messages
+    assert list(unkept.own.iterdir()) == []
+    assert unkept.encoded()
+
+
+def test_a_request_to_stop_waits_for_the_copy(tmp_path: Path, samples: Samples, encoder: Encoder) -> None:
+    """And ends the attempt after it, whose rows the next one reads."""
+    stop = Stop()
+    attempts = Attempts(tmp_path, samples, encoder, undisturbed=stop.deferred)
+
+    def asked(*arguments: Any) -> Any:
+        stop.handle(signal.SIGTERM, None)
+        return copy(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        copy = kept_rows._copy
+        patch.setattr(kept_rows, "_copy", asked)
+        with pytest.raises(SystemExit):
+            attempts.run()
+    assert not attempts.encoded()
+
+
+def test_rows_give_way_to_a_checkpoint(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only where it does not fit beside them."""
+    checkpoints = Checkpoints(attempts.own, keep=1, make_room=attempts.kept.make_room)
+    rows = attempts.folder()
+    checkpoints.save(1, {"a": lambda file: file.write(b"x")}, 1)
+    assert rows.is_dir()
+    monkeypatch.setattr(kept_rows, "_free_bytes", lambda _: 2**19 if rows.exists() else 2**30)
+    checkpoints.save(2, {"a": lambda file: file.write(b"x")}, 1)
+    assert [path.name for path in attempts.own.iterdir()] == ["step-00000002"]
+    assert "the encoded rows are removed" in caplog.text
+
+
+def test_nobody_writes_where_another_trainer_took_the_run_over(
+    tmp_path: Path, samples: Samples, encoder: Encoder
+) -> None:
+    """The sentence of that ends this attempt."""
+
+    def lost() -> None:
+        raise TransientError("taken over")
+
+    attempts = Attempts(tmp_path, samples, encoder, may_write=lost)
+    with pytest.raises(TransientError, match="taken over"):
+        attempts.run()
+    assert list(attempts.own.iterdir()) == []
+
+
+def test_only_our_own_folders_are_removed(attempts: Attempts) -> None:
+    """What is named nearly so is somebody's own."""
+    names = ["rows", "rows-old", f"{NAME}.txt", f"{NAME}-copy", "rows-ABCDEFABCDEFABCD", ".rows"]
+    for name in names:
+        (attempts.own / name).mkdir()
+    (attempts.own / NAME.replace("ab", "cd")).write_text("a file")
+    before = {path.name for path in attempts.own.iterdir()}
+    kept_rows.discard_rows(attempts.own)
+    gone = before - {path.name for path in attempts.own.iterdir()}
+    assert len(gone) == 1
+    assert gone.isdisjoint(names)
+
+
+def test_in_a_shared_place_rows_leave_that_nobody_reads(
+    tmp_path: Path, samples: Samples, encoder: Encoder, tiny_base: Base
+) -> None:
+    """After a week; reading makes them young again, and those of other runs stay."""
+    attempts = Attempts(tmp_path, samples, encoder, shared=True)
+    attempts.run()
+    own = attempts.folder()
+    other = make_encoder(tiny_base, max_length=99)
+
+    def age(seconds: float) -> None:
+        for path in (own, own / MANIFEST):
+            os.utime(path, (time.time() - seconds, time.time() - seconds))
+
+    def encode_other(length: int) -> None:
+        other.max_length = length
+        encode_once(samples, other, tmp_path / f"other-{length}", attempts.kept, "commit")
+
+    age(UNUSED_S - 3600)
+    encode_other(99)
+    assert own.is_dir()
+    age(UNUSED_S + 3600)
+    assert not attempts.encoded()
+    encode_other(98)
+    assert own.is_dir()
+    age(UNUSED_S + 3600)
+    encode_other(97)
+    assert not own.exists()
+    assert len(list(attempts.own.iterdir())) == 3

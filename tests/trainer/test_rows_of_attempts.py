@@ -1,0 +1,202 @@
+"""Encoded rows from one attempt of a run to the next, and from its preparation: who reads them, and when they go."""
+
+import argparse
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.conftest import make_config
+from tests.trainer.runs import Workplace
+from tests.trainer.stages import Attempt, Place, finish, start
+from tests.trainer.test_data import ids
+from tests.trainer.test_kept_rows import READ_AGAIN, make_encoder
+
+from lora_trainer import stage
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.exit_codes import ExitCode, reason_of
+from lora_trainer.data import kept_rows
+from lora_trainer.data.dataset import encode_once
+from lora_trainer.data.kept_rows import KeptRows
+from lora_trainer.data.survey import load_samples
+from lora_trainer.host.child import StageFailedError, Stages
+from lora_trainer.host.supervisor import Settings, Supervisor
+from lora_trainer.places.base import Base, find_base
+from lora_trainer.places.cache_folders import cached_rows
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.run_folders import FOLDER, folder_of_run
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.reports import Failure
+from lora_trainer.recipe import prepare as preparation
+from lora_trainer.training.stopping import Stop
+
+NAME = f"rows-{'ab' * 8}"
+
+
+def place_of(workplace: Workplace, name: str) -> Place:
+    """A run of some steps with a folder of its own."""
+    workspace = workplace.root / name
+    workspace.mkdir()
+    config = workplace.config_file(
+        training={"maxSteps": 30, "effectiveBatchSize": 4}, lora={"dropout": "0.1"}, checkpoint={"intervalSteps": 2}
+    )
+    return Place(claims=workplace.claims, workspace=workspace, config=config)
+
+
+def reads(place: Place) -> int:
+    """How many attempts said that they read rows."""
+    return len(READ_AGAIN.findall(place.log.read_text(encoding="utf-8")))
+
+
+def outcome(place: Place) -> bytes:
+    """The weights of the result."""
+    return (place.staged / "adapter_model.safetensors").read_bytes()
+
+
+def dataset(attempt: Attempt) -> Any:
+    """The counts that an attempt reported."""
+    return next(line["dataset"] for line in attempt.lines() if line.get("dataset"))
+
+
+def test_a_killed_run_goes_on_from_rows_and_state_and_gives_the_same_adapter(workplace: Workplace) -> None:
+    """Byte for byte; so does one that finds a folder without rows, as an earlier release left it."""
+    calm = place_of(workplace, "calm")
+    first = finish(calm)
+    assert (first.process.exitcode, reads(calm)) == (0, 0)
+    shown = [line.split(" INFO ")[1] for line in calm.log.read_text().splitlines() if "the first row, with" in line]
+    for name, forget in (("killed", False), ("without", True)):
+        place = place_of(workplace, name)
+        attempt = start(place)
+        deadline = time.monotonic() + 120
+        while not place.checkpoint_steps():
+            assert time.monotonic() < deadline, "no checkpoint was written"
+            time.sleep(0.01)
+        attempt.process.kill()
+        attempt.process.join()
+        assert attempt.last_step() < 30
+        if forget:
+            kept_rows.discard_rows(place.workspace)
+        last = finish(place)
+        assert (last.process.exitcode, reads(place)) == (0, 0 if forget else 1)
+        assert last.resumed_step() > 0
+        assert outcome(place) == outcome(calm)
+        assert dataset(last) == dataset(first)
+        assert [line for line in place.log.read_text().splitlines() if line.endswith(shown[0])]
+
+
+@pytest.fixture
+def prepared(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainConfig, Path]:
+    """A run whose inputs `prepare` has put into the cache, encoded; and the rows there."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    config = make_config()
+    sentence = preparation.prepare(config, Volumes(claims=workplace.claims), Hub())
+    assert sentence.endswith("40 rows of pvc://data/train.jsonl (Messages, 0 skipped) are at hand, and encoded")
+    (rows,) = cached_rows(os.environ).glob("rows-*")
+    return config, rows
+
+
+def test_rows_that_were_prepared_are_encoded_by_no_attempt(
+    prepared: tuple[TrainConfig, Path], workplace: Workplace, tiny_base: Base, tmp_path: Path
+) -> None:
+    """Their key is the training's, and what it reads is what it would encode."""
+    config, rows = prepared
+    volumes = Volumes(claims=workplace.claims)
+    samples = load_samples(config, volumes, Hub())
+    encoder = make_encoder(tiny_base, max_length=config.training.max_sequence_length)
+    expected = ids(encode_once(samples, encoder, tmp_path / "fresh").training)
+    encoder.encode_all = None  # type: ignore[method-assign, assignment]  # an encoding would call it
+    kept = KeptRows(others=(rows.parent,))
+    revision = find_base(config.model.uri, volumes, Hub()).revision
+    assert ids(encode_once(samples, encoder, tmp_path / "tokens", kept, revision).training) == expected
+
+
+def test_few_rows_are_not_worth_the_libraries(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are encoded by the training within seconds."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    sentence = preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
+    assert sentence.endswith("are at hand")
+    assert not cached_rows(os.environ).exists()
+
+
+def test_a_cache_that_cannot_take_rows_is_no_failure(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training encodes."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    (tmp_path / "cache").write_text("no folder")
+    sentence = preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
+    assert sentence.endswith("are at hand")
+    assert "the rows are not encoded in advance: " in caplog.text
+
+
+def test_a_second_run_that_is_prepared_finds_the_rows(
+    prepared: tuple[TrainConfig, Path], workplace: Workplace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever its learning rate; another length is encoded, too."""
+    caplog.set_level(logging.INFO)
+    config, rows = prepared
+    for change, count in (({"learning_rate": 0.5}, 1), ({"max_sequence_length": 99}, 2)):
+        other = replace(config, training=replace(config.training, **change))
+        preparation.prepare(other, Volumes(claims=workplace.claims), Hub())
+        assert len(list(rows.parent.glob("rows-*"))) == count
+    assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
+    assert not list(rows.parent.glob("*.beat"))
+
+
+def test_the_first_node_writes_in_the_runs_folder_and_the_others_read_there(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All read what was prepared."""
+    monkeypatch.setenv("HF_HOME", str(workplace.root / "cache"))
+    config, volumes = make_config(), Volumes(claims=workplace.claims)
+    folder = volumes.claim_path(folder_of_run(config, "adapters"))
+    options = argparse.Namespace(workspace=folder, ticket=None, stop=Stop())
+    first = stage._rows(config, options, volumes)
+    other = stage._rows(config, argparse.Namespace(workspace=None, ticket=None, stop=Stop()), volumes)
+    cache = workplace.root / "cache/rows"
+    assert (first.own, first.others) == (folder, (cache,))
+    assert (other.own, other.others) == (None, (cache, folder))
+    elsewhere = make_config(output={"uri": "s3://bucket/out"})
+    assert stage._rows(elsewhere, argparse.Namespace(workspace=None, ticket=None, stop=Stop()), volumes).others == (
+        cache,
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "tried_again", "step", "kept"),
+    [
+        (ExitCode.TERMINATED, True, False, True),
+        (ExitCode.TERMINATED, False, False, False),
+        (ExitCode.TERMINATED, False, True, True),
+        (ExitCode.TRANSIENT, True, False, True),
+        (ExitCode.CHECKPOINT_INVALID, True, True, False),
+        (ExitCode.DATASET_INVALID, True, False, False),
+    ],
+    ids=["preempted", "Ctrl-C", "Ctrl-C with a step", "network", "final with a step", "final"],
+)
+def test_rows_stay_as_long_as_an_attempt_may_follow(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, *, code: ExitCode, tried_again: bool, step: bool, kept: bool
+) -> None:
+    """Of a local run none does that has saved no step; a checkpoint stays whatever happens."""
+    config, volumes = make_config(), Volumes(claims=workplace.claims)
+    folder = volumes.claim_path(folder_of_run(config, "adapters"))
+
+    def fail(_stages: Stages, _stage: str, *_: object, sharded: bool = False) -> None:
+        (folder / NAME).mkdir()
+        if step:
+            (folder / "step-00000001").mkdir()
+        raise StageFailedError(Failure(code=int(code), reason=reason_of(code), message="it failed"))
+
+    monkeypatch.setattr(Stages, "run", fail)
+    settings = Settings(volumes=volumes, port=None, work=workplace.root, tried_again=tried_again)
+    assert Supervisor(config=config, settings=settings).run().code == code
+    assert (folder / NAME).exists() == kept
+    assert folder.exists() == (kept or step)
+    assert (workplace.claims / "adapters" / FOLDER).exists() == (kept or step)
