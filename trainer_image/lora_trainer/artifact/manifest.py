@@ -86,7 +86,8 @@ NOT_JUDGED = Serving(servable=False, text="the release that made this adapter di
 class Manifest:
     """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files.
 
-    `merge_failure` says why an adapter is published without the merged model that was asked for.
+    `merge_failure` says why an adapter is published without the merged model that was asked for. `encoding` numbers the
+    way in which rows became tokens; releases that did not note it had the first.
     """
 
     version: str = MANIFEST_VERSION
@@ -100,6 +101,7 @@ class Manifest:
     serving: Serving = NOT_JUDGED
     merged: MergedModel | None = None
     merge_failure: str | None = None
+    encoding: int = 1
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 
