@@ -25,6 +25,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
+from lora_trainer.ranks.activity import heard_by
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.prepare import fetch
 from lora_trainer.training.stopping import Stop
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
     volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
-    with logs.inherited(os.environ, logging.WARNING if silent else logging.INFO):
+    with logs.inherited(os.environ, logging.WARNING if silent else logging.INFO), heard_by(reporter.activity):
         return guarded(lambda: _run(options, volumes, reporter), reporter)
 
 

@@ -18,6 +18,7 @@ from lora_trainer.data.split import Keys, common, copies, held_out
 from lora_trainer.errors import DatasetError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,11 @@ def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
     keys, kept = array("Q"), bytearray()
     absent = {role: column for role, column in mapped.items() if role in MAY_BE_ABSENT}
     first: Row | None = None
+    counter = Counter("reading rows")
     for row in read_rows(files, columns=layout.names):
         sample = parse(row, layout) if row.values else None
         kept.append(sample is not None)
+        counter(len(kept))
         if sample is not None:
             keys.append(content_key(sample))
         first = first or (row if row.values else None)
