@@ -27,7 +27,7 @@ from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.activity import REPORT_EVERY_S, Activity, Counter, heard_by
+from lora_trainer.ranks.activity import REPORT_EVERY_S, Activity, Counter, begun, heard_by
 from lora_trainer.ranks.reports import Report
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
@@ -40,6 +40,7 @@ from lora_trainer.ranks import logs
 from lora_trainer.ranks.reports import Report
 
 logs.set_up()
+terminal = os.dup(2)
 with shown(live=is_live(sys.stderr, os.environ)) as view:
     view.stage("train")
     for step in range(1, 6):
@@ -51,6 +52,9 @@ with shown(live=is_live(sys.stderr, os.environ)) as view:
         )
         view.take(Report(progress=progress))
         time.sleep(0.15)
+        if step == 3 and os.isatty(terminal):
+            # As a terminal shows that Ctrl-C was pressed.
+            os.write(terminal, b"^C")
     sys.stderr.write("no line end")
     # One that outlives this process and holds on to its streams.
     subprocess.Popen(["sleep", "5"])
@@ -157,8 +161,9 @@ def test_the_live_line_stands_below_a_log_that_stays_whole(width: int) -> None:
     assert live
     for state in live:
         step = state.removeprefix("Training ")[0]
-        assert state.startswith(TRAINING.format(step)[: width - 1].rstrip())
-        assert len(state) <= width
+        assert state.startswith(TRAINING.format(step)[: width - 3].rstrip())
+        assert len(state) < width
+    assert any(state.endswith("^C") for state in terminal.seen)
     assert any(state.endswith("|") for state in live) == (width == 100)
 
 
@@ -167,7 +172,7 @@ def test_a_terminal_that_wants_plain_lines_gets_those_of_a_pipe(environment: dic
     """To the byte, but for the time of day and a terminal's line ends."""
     written, status = on_terminal(PROGRAM, 80, **environment)
     times = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
-    assert times.sub("", written.replace("\r\n", "\n")) == times.sub("", in_pipe(PROGRAM))
+    assert times.sub("", written.replace("\r\n", "\n").replace("^C", "")) == times.sub("", in_pipe(PROGRAM))
     assert status == 0
     assert "\r" not in written.replace("\r\n", "")
 
@@ -178,6 +183,7 @@ def progress(**values: Any) -> Report:
 
 
 READING = Report(activity=Activity(what="reading rows", done=7))
+LIBRARIES = Report(activity=Activity(what="loading libraries"))
 EVALUATING = Report(activity=Activity(what="evaluating rows", done=3, total=8))
 
 
@@ -188,6 +194,7 @@ EVALUATING = Report(activity=Activity(what="evaluating rows", done=3, total=8))
         ("train", [], ("Starting the training", None, None, "")),
         ("train", [READING], ("Reading rows", 7, None, "")),
         ("verify", [READING], ("Verifying: reading rows", 7, None, "")),
+        ("merge", [READING, LIBRARIES], ("Merging: loading libraries", None, None, "")),
         ("merge", [EVALUATING], ("Merging: evaluating rows", 3, 8, "")),
         ("train", [EVALUATING, Report(dataset=filled(DatasetStats))], ("Loading the model", None, None, "")),
         ("train", [progress(phase=Phase.LOADING_MODEL), READING], ("Reading rows", 7, None, "")),
@@ -235,6 +242,11 @@ def test_work_is_reported_a_few_times_a_second_and_at_its_end() -> None:
             counter(done)
     assert [activity.done for activity in heard] == [1, *range(101, 1000, 100), 1000]
     assert {(activity.what, activity.total) for activity in heard} == {("reading rows", 1000)}
+    begun("loading libraries")
+    with heard_by(heard.append):
+        begun("loading libraries")
+    assert heard[-1:] == [Activity(what="loading libraries")]
+    assert len(heard) == 12
 
 
 def test_rows_that_are_read_encoded_and_evaluated_are_reported(

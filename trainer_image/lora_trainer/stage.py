@@ -25,7 +25,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
-from lora_trainer.ranks.activity import heard_by
+from lora_trainer.ranks.activity import begun, heard_by
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.prepare import fetch
 from lora_trainer.training.stopping import Stop
@@ -71,6 +71,7 @@ def import_peft(config: TrainConfig) -> None:
 
     PEFT imports it wherever it is installed. Whatever needs it for something else finds it afterwards.
     """
+    begun("loading libraries")
     if config.quantization is Quantization.NONE and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         try:

@@ -1,8 +1,12 @@
 """A live line at the foot of a terminal, drawn with tqdm."""
 
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any, TextIO
+
+_ECHO = len("^C")
+"""What a terminal puts behind the live line where Ctrl-C is pressed; without room for it, that begins another row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,7 @@ class Screen:
 
     def write(self, text: str) -> None:
         """Whole lines, above the live one."""
+        self._wipe()
         self._tqdm.write(text, file=self._terminal, end="")
         self._terminal.flush()
 
@@ -44,6 +49,7 @@ class Screen:
             self._bar = self._new_bar(line)
         else:
             self._bar.n = line.done or 0
+            self._bar.ncols = self._columns() - _ECHO
             self._bar.bar_format = _format(line)
             self._bar.set_postfix_str(line.facts)
         self._line = line
@@ -58,14 +64,24 @@ class Screen:
             bar_format=_format(line),
             file=self._terminal,
             leave=False,
-            dynamic_ncols=True,
+            ncols=self._columns() - _ECHO,
         )
 
     def close(self) -> None:
         """Take the live line away."""
         if self._bar is not None:
             self._bar.close()
+            self._wipe()
         self._bar = None
+
+    def _wipe(self) -> None:
+        """Remove the live line and what was put behind it."""
+        if self._bar is not None:
+            self._terminal.write(f"\r{' ' * self._columns()}\r")
+
+    def _columns(self) -> int:
+        """How many may be used: one less than there are, since some terminals begin a row once the last one is."""
+        return max(_ECHO + 2, os.get_terminal_size(self._terminal.fileno()).columns - 1)
 
 
 def _format(line: Line) -> str:

@@ -12,13 +12,13 @@ REPORT_EVERY_S = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """`done` of `total` things are done; `total` is None where nobody knows how many there are.
+    """`done` of `total` things are done; either is None where nobody counts.
 
     `what` is for people: a present participle with its object, as in "reading rows".
     """
 
     what: str
-    done: int
+    done: int | None = None
     total: int | None = None
 
 
@@ -33,6 +33,13 @@ def heard_by(listener: Callable[[Activity], None]) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+def begun(what: str) -> None:
+    """Report work that is not counted."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(Activity(what=what))
 
 
 class Counter:
