@@ -44,6 +44,8 @@ OPTIONS: Mapping[str, Mapping[str, Sections]] = {
 }
 """Each option with its values, and what of a spec says so."""
 
+DRAWN: Sections = {"validationFraction": "0.3"}
+
 FORBIDDEN = tuple(
     frozenset({("init", init), other})
     for init in ("PiSSA", "OLoRA")
@@ -124,11 +126,11 @@ def name_of(cell: Cell) -> str:
     return "-".join((cell["family"], *told)).replace(" ", "_")
 
 
-def config_of(cell: Cell) -> TrainConfig:
-    """The run of a cell."""
+def config_of(cell: Cell, dataset: Sections = DRAWN) -> TrainConfig:
+    """The run of a cell; `dataset` says where its held-out rows come from."""
     sections: dict[str, Any] = {
         "model": {"uri": f"pvc://models/{cell['family']}"},
-        "dataset": {"uri": "pvc://data/train.jsonl", "validationFraction": "0.3"},
+        "dataset": {"uri": "pvc://data/train.jsonl", **dataset},
         "training": {"maxSteps": 3, "effectiveBatchSize": 8, "learningRate": "0.01"},
         "lora": {"rank": 4},
     }
@@ -150,9 +152,9 @@ class Outcome:
     weights_read: bool = True
 
 
-def run_cell(cell: Cell, claims: Path, folder: Path) -> Outcome:
+def run_cell(cell: Cell, claims: Path, folder: Path, dataset: Sections = DRAWN) -> Outcome:
     """Train, verify and, where it asks for it, merge in this process. What is not refused is raised."""
-    config, volumes = config_of(cell), Volumes(claims=claims)
+    config, volumes = config_of(cell, dataset), Volumes(claims=claims)
     read: list[Base] = []
     adapter, merged = folder / "adapter", folder / "merged"
     adapter.mkdir()

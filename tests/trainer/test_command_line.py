@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import TRAINER, Workplace
 from tests.trainer.test_artifact import make_manifest
@@ -76,6 +78,27 @@ def test_what_is_wrong_with_a_folder_is_said_before_libraries_are_imported(
     make_folders(workplace)
     ended, printed = without_libraries(workplace, arguments)
     assert ended == status
+    assert sentence in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("command", ["run", "prepare"])
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"lora": {"rnak": 4}}, "spec.lora.rnak is 4: there is no such field; did you mean rank?"),
+        ({"scheduling": {"tolerations": [{"keyy": "a"}]}}, "scheduling.tolerations[0].keyy is"),
+        ({"lora": {"rank": 4, "init": "PiSSA"}, "quantization": "NF4"}, "spec.lora.init is"),
+    ],
+)
+def test_what_is_wrong_with_a_spec_is_said_before_libraries_are_imported(
+    workplace: Workplace, command: str, section: dict[str, Any], sentence: str
+) -> None:
+    """Nothing but the spec has to be read for it."""
+    manifest = workplace.root / "wrong.yaml"
+    manifest.write_text(yaml.safe_dump(tiny.manifest(**section)), encoding="utf-8")
+    status, printed = without_libraries(workplace, [command, "-f", str(manifest), "--claims", str(workplace.claims)])
+    assert status == 64
     assert sentence in printed
     assert "Traceback" not in printed
 

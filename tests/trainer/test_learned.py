@@ -2,7 +2,6 @@
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.trainer import templates
+from tests.trainer.learning import assert_exactly_the_answers_are_learned, bounds
 from tests.trainer.templates import FAMILIES, Family
 
 from lora_trainer.contract.config import LossOn
@@ -303,11 +303,18 @@ def test_answers_that_are_cut_off_or_empty_are_counted() -> None:
     assert counts(2048, (USER, "Hi"), (ASSISTANT, " "), *LONGER) == (3, 2, 0)
 
 
-_CONTENTS = st.text(max_size=12) | st.sampled_from(["", " ", "\n", "a\n\n", "  b", "Ahoy, captain!", "é🙂", "x" * 300])
+CONTENTS = st.text(max_size=12) | st.sampled_from(
+    [
+        *("", " ", "\n", "a\n\n", "  b", "\u3000a\u3000", "Ahoy, captain!", "x" * 300),
+        *("é🙂", "e\u0301", "👩\u200d👩\u200d👧", "שלום\u202e", "\ufeffa", "a\u2028b", "\r\n\tx", "\x00", "\U0010ffff"),
+        *("{{ bos_token }}", "{% generation %}", "### Assistant:\n", "### User:\nHi", "assistant", "ASSISTANT: "),
+    ]
+)
+"""Blanks of every kind, characters of several code points, directions and planes, and what looks like a template."""
 
 
 @st.composite
-def _conversations(draw: st.DrawFn, family: Family) -> Conversation:
+def conversations(draw: st.DrawFn, family: Family) -> Conversation:
     """Turns in any order, or in turns where the template asks for it; the last one is an answer."""
     messages = []
     count = draw(st.integers(1, 6))
@@ -317,10 +324,10 @@ def _conversations(draw: st.DrawFn, family: Family) -> Conversation:
             if family.alternates
             else draw(st.sampled_from((*family.roles, USER, ASSISTANT)))
         )
-        messages.append(Message(role=role, content=draw(_CONTENTS), learned=role != ASSISTANT or draw(st.booleans())))
+        messages.append(Message(role=role, content=draw(CONTENTS), learned=role != ASSISTANT or draw(st.booleans())))
     if family.alternates and count % 2 == 0:
-        messages.append(Message(role=USER, content=draw(_CONTENTS)))
-    last = draw(_CONTENTS.filter(str.strip))
+        messages.append(Message(role=USER, content=draw(CONTENTS)))
+    last = draw(CONTENTS.filter(str.strip))
     return Conversation(where="x", messages=(*messages, Message(role=ASSISTANT, content=last)))
 
 
@@ -328,35 +335,29 @@ def _conversations(draw: st.DrawFn, family: Family) -> Conversation:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_exactly_the_answers_are_learned_however_turns_are_mixed(*, name: str, data: st.DataObject) -> None:
-    """Each once, with its end, behind the very text that inference shows; nothing else is."""
-    family, encoder = FAMILIES[name], encoder_of(name)
-    chat = data.draw(_conversations(family))
-    wanted = []
-    for turn, message in enumerate(chat.messages):
-        if message.is_answer:
-            # Behind another answer the template may write that one differently than at the end of a prompt.
-            asked = turn > 0 and chat.messages[turn - 1].role != ASSISTANT
-            wanted.append((_prompt(encoder, chat, turn).removesuffix(family.cut) if asked else None, message.content))
-    (encoded,) = encoder.encode_all([chat])
-    found = [stretch for one in encoded for stretch in _stretches(encoder, one.example)]
-    assert Counter(said for _, said in found) == Counter(family.said(content) for _, content in wanted)
-    assert {(before, family.said(content)) for before, content in wanted if before is not None} <= set(found)
-    assert sum(one.learned_answers for one in encoded) == len(wanted)
-    assert sum(one.unended_answers for one in encoded) == 0
+    """Each once, with its end, behind the very text and tokens that inference shows; nothing else is."""
+    family = FAMILIES[name]
+    assert_exactly_the_answers_are_learned(encoder_of(name), family, data.draw(conversations(family)))
 
 
-def _prompt(encoder: Encoder, chat: Conversation, turn: int) -> str:
-    """What inference shows before a turn."""
-    earlier = [message.for_template() for message in chat.messages[:turn]]
-    return str(
-        encoder.tokenizer.apply_chat_template(
-            earlier, chat_template=encoder.template, tokenize=False, add_generation_prompt=True
-        )
-    )
-
-
-def _stretches(encoder: Encoder, example: Example) -> list[tuple[str, str]]:
-    """What is learned in an example, each stretch with all that stands before it."""
-    bounds = np.flatnonzero(np.diff(example.labels != IGNORED, prepend=False, append=False)).reshape(-1, 2).tolist()
-    decode = functools.partial(encoder.tokenizer.decode, clean_up_tokenization_spaces=False)
-    return [(decode(example.input_ids[:start]), decode(example.input_ids[start:end])) for start, end in bounds]
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_a_limit_cuts_an_example_and_changes_nothing_of_it(*, name: str, data: st.DataObject) -> None:
+    """Wherever it falls: what is left is the beginning, and what is gone is counted."""
+    whole = encoder_of(name)
+    chat = data.draw(conversations(FAMILIES[name]))
+    (encoded,) = whole.encode_all([chat])
+    limit = data.draw(st.integers(1, max(one.example.length for one in encoded) + 1))
+    (cut,) = Encoder(whole.tokenizer, LossOn.COMPLETION, limit, tuple(whole.stop_ids)).encode_all([chat])
+    for before, after in zip(encoded, cut, strict=True):
+        ids, labels = before.example.input_ids, before.example.labels
+        assert after.example.input_ids.tolist() == ids[:limit].tolist()
+        assert after.example.labels.tolist() == labels[:limit].tolist()
+        assert after.example.truncated == (len(ids) > limit)
+        assert after.cut_tokens == max(0, len(ids) - limit)
+        assert after.cut_targets == int(np.count_nonzero(labels[limit:] != IGNORED))
+        kept = [(start, end) for start, end in bounds(before.example) if start < limit]
+        assert after.answers == before.answers
+        assert after.learned_answers == len(kept)
+        assert after.unended_answers == sum(end > limit for _, end in kept)

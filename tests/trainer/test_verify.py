@@ -22,6 +22,7 @@ from lora_trainer.ask import ask, show
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.data.survey import load_samples
+from lora_trainer.data.tokens import ENCODING
 from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.model.device import Device
 from lora_trainer.places.hub import Hub
@@ -172,6 +173,27 @@ def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volum
     assert verify(folder, adapter[1], Hub(), anywhere=True).tolerance == 2e-2
     with pytest.raises(GpuFaultError):
         verify(folder, adapter[1], Hub())
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_result_of_other_tokens_says_why_its_loss_is_not_reproduced(
+    adapter: tuple[Path, Volumes], tmp_path: Path, *, noted: bool
+) -> None:
+    """An earlier release made other tokens of the same rows, and did not note it; where none differ, nothing fails."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    assert document["encoding"] == ENCODING
+    if not noted:
+        del document["encoding"]
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    assert verify(folder, adapter[1], Hub()).difference < 1e-5
+    document["measured"]["eval_loss_after"] += 0.5
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(VerificationError) as caught:
+        verify(folder, adapter[1], Hub())
+    why = f"(encoding 1, here {ENCODING}), so that its loss cannot be reproduced here: verify it with the trainer image"
+    assert (why in str(caught.value)) is not noted
 
 
 @pytest.mark.parametrize(("micro", "rows"), [(1, {1}), (2, {1, 2}), (None, {4, 8})])

@@ -500,5 +500,5 @@ def unread(path: tuple[str, ...]) -> set[str]:
     try:
         train_config(with_value(path, {"nonsense": True}), OPTIONS)
     except ManifestError as error:
-        return {problem.path.rpartition(".")[2] for problem in error.problems if "is not a field" in problem.rule}
+        return {problem.path.rpartition(".")[2] for problem in error.problems if "no such field" in problem.rule}
     return set()

@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +25,9 @@ from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.host.child import stage_environment
 from lora_trainer.host.launch import grace_s
+from lora_trainer.host.live import is_live, shown
 from lora_trainer.host.supervisor import Ending, Settings, Supervisor
+from lora_trainer.host.view import View
 from lora_trainer.local_run import last_uid, load_manifest, show_summary
 from lora_trainer.manifest_file import MOST_CHARACTERS
 from lora_trainer.places.model_folder import check_on_claim
@@ -164,10 +168,11 @@ def _run(options: argparse.Namespace) -> int:
             log_format=options.log_format,
             tried_again=not local,
         )
-        supervisor = Supervisor(config=config, settings=settings)
+        stopping = threading.Event()
         # Until the supervisor takes over, and from its return on, Ctrl-C is remembered and tears nothing away.
-        signal.signal(signal.SIGINT, lambda _signal, _frame: supervisor.stopping.set())
-        ending = supervisor.run()
+        signal.signal(signal.SIGINT, lambda _signal, _frame: stopping.set())
+        with _view(options.log_format) as view:
+            ending = Supervisor(config=config, settings=settings, stopping=stopping, view=view).run()
     _write_summary(ending, options.termination_log)
     if local:
         print(show_summary(ending))
@@ -175,13 +180,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from lora_trainer.places.hub import Hub  # noqa: PLC0415 - NumPy and HTTP, which the supervisor of a run does without
-    from lora_trainer.recipe.prepare import prepare  # noqa: PLC0415
-
     signal.signal(signal.SIGTERM, _terminate)
     try:
         config = _local_config(options.file) if options.file else TrainConfig.from_json(_read(options.config))
-        message = prepare(config, _volumes(options), Hub())
+        # NumPy and HTTP, which the supervisor of a run does without.
+        from lora_trainer.places.hub import Hub  # noqa: PLC0415
+        from lora_trainer.recipe.prepare import prepare  # noqa: PLC0415
+
+        with _view(options.log_format):
+            message = prepare(config, _volumes(options), Hub())
         ending = Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.PREPARED, message=message))
     except Exception as error:
         ending = _ended(error)
@@ -214,12 +221,17 @@ def _publish(options: argparse.Namespace) -> int:
 def _by_hand(action: Callable[[], None]) -> int:
     """Run a command for a person, who gets one sentence of whatever goes wrong; the exit status."""
     try:
-        action()
+        with _view():
+            action()
     except Exception as error:
         known = explain(error)
         print(known, file=sys.stderr)
         return int(known.code)
     return int(ExitCode.OK)
+
+
+def _view(log_format: str = logs.TEXT) -> AbstractContextManager[View]:
+    return shown(live=log_format == logs.TEXT and is_live(sys.stderr, os.environ))
 
 
 def _local_config(path: Path) -> TrainConfig:

@@ -29,6 +29,7 @@ from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
+from lora_trainer.ranks.activity import begun, heard_by
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.prepare import fetch
 from lora_trainer.training.kept_limit import with_kept_limit
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
     volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
-    with logs.inherited(os.environ, logging.WARNING if silent else logging.INFO):
+    with logs.inherited(os.environ, logging.WARNING if silent else logging.INFO), heard_by(reporter.activity):
         return guarded(lambda: _run(options, volumes, reporter), reporter)
 
 
@@ -75,6 +76,7 @@ def import_peft(config: TrainConfig) -> None:
 
     PEFT imports it wherever it is installed. Whatever needs it for something else finds it afterwards.
     """
+    begun("loading libraries")
     if config.quantization is Quantization.NONE and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         try:

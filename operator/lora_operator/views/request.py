@@ -12,10 +12,10 @@ from lora_operator.views.names import QUEUE_LABELS
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
+from lora_trainer.contract.scheduling_fields import TOLERATION_KEYS
 
 # As Kubernetes reads it; the group is the number without its scale.
 _QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2}|[numkMGTPE]|[KMGTPE]i)?")
-_TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
 DEFAULT_MAX_RETRIES = 3
 LONGEST_S = 365 * 24 * 3600
 
@@ -147,7 +147,7 @@ def _tolerations(section: Reader) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, list) or len(value) > 32 or not all(isinstance(item, Mapping) for item in value):
         section.complain("tolerations", value, "must be a list of at most 32 tolerations, as in the spec of a pod")
         return ()
-    return tuple({key: item[key] for key in _TOLERATION_KEYS if key in item} for item in value)
+    return tuple({key: item[key] for key in TOLERATION_KEYS if key in item} for item in value)
 
 
 def _map(value: object) -> Mapping[str, Any]:

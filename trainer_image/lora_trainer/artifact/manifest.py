@@ -88,7 +88,8 @@ class Manifest:
 
     `noise` is that of the trained model's loss, in nats per token, None in manifests of releases that did not measure
     it; `verification` what a fresh process made of the adapter, None before that. `merge_failure` says why an adapter
-    is published without the merged model that was asked for.
+    is published without the merged model that was asked for. `encoding` numbers the way in which rows became tokens;
+    releases that did not note it had the first.
     """
 
     version: str = MANIFEST_VERSION
@@ -104,6 +105,7 @@ class Manifest:
     serving: Serving = NOT_JUDGED
     merged: MergedModel | None = None
     merge_failure: str | None = None
+    encoding: int = 1
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 

@@ -176,7 +176,9 @@ class Reader:
             return {}
         for name, item in value.items():
             if keys is not None and name not in keys:
-                self.complain(key, name, f"must have keys among {', '.join(keys)}")
+                near = nearest(str(name), keys)
+                hint = f"; did you mean {near}?" if near else ""
+                self.complain(key, name, f"must have keys among {', '.join(keys)}{hint}")
                 return {}
             if not isinstance(name, str) or not isinstance(item, str):
                 self.complain(key, item, "must map strings to strings")

@@ -26,6 +26,7 @@ from lora_trainer.contract.config import (
 )
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.lora_section import check_quantized, read_lora
+from lora_trainer.contract.scheduling_fields import check_names
 from lora_trainer.contract.template_fields import read_arguments, read_template
 from lora_trainer.contract.training_section import or_default, read_training
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, Uri, UriError, parse_uri
@@ -126,6 +127,8 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
         stall_timeout_s=options.stall_timeout_s,
     )
     _check_whole(spec, config)
+    if options.strict:
+        check_names(spec.child("scheduling"))
     spec.seen.update(_SECTIONS_OF_THE_CLUSTER)
     spec.finish(strict=options.strict)
     if problems:

@@ -28,6 +28,7 @@ from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
 from lora_trainer.places.temporary import temporary_folder
+from lora_trainer.ranks.activity import Counter
 from lora_trainer.ranks.cpus import node_cpus
 
 log = logging.getLogger(__name__)
@@ -136,13 +137,15 @@ class _Counts:
 
 
 class _RowLog:
-    """Logs now and then how many rows are encoded."""
+    """Logs now and then how many rows are encoded, and reports it more often."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
+        self._count = Counter("encoding rows", rows)
         self._logged_at_s = time.monotonic()
 
     def __call__(self, done: int) -> None:
+        self._count(done)
         if time.monotonic() - self._logged_at_s >= _LOG_EVERY_S:
             self._logged_at_s = time.monotonic()
             log.info("encoded %d of %d rows", done, self._rows)

@@ -18,6 +18,7 @@ from lora_trainer.data.split import Keys, at_most, common, copies, first_drawn, 
 from lora_trainer.errors import DatasetError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +159,11 @@ def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
     begins: list[tuple[int, str, str]] = []
     absent = {role: column for role, column in mapped.items() if role in MAY_BE_ABSENT}
     first: Row | None = None
+    counter = Counter("reading rows")
     for row in read_rows(files, columns=layout.names):
         sample = parse(row, layout) if row.values else None
         kept.append(sample is not None)
+        counter(len(kept))
         if sample is not None:
             if not begins or begins[-1][1] != row.file:
                 begins.append((len(keys), row.file, row.unit))

@@ -43,7 +43,7 @@ class StageFailedError(Exception):
 class Stages:
     """Runs one stage at a time. `take` gets every report; `grace_s` is how long a stage may take to stop; `training` is
     what the stage `train` is started with, `sharded` a stage that needs the memory of all GPUs of this node;
-    `environment` is what all get on top."""
+    `environment` is what all get on top; `started` hears the name of each."""
 
     config_file: Path
     volumes: Volumes
@@ -55,6 +55,7 @@ class Stages:
     stopping: threading.Event = field(default_factory=threading.Event)
     failure: Failure | None = None
     aborted: Failure | None = None
+    started: Callable[[str], None] = lambda stage: None
     child: "subprocess.Popen[bytes] | None" = None
 
     def run(self, stage: str, *arguments: str | Path, sharded: bool = False) -> None:
@@ -63,6 +64,7 @@ class Stages:
         if self.aborted is not None:
             raise StageFailedError(self.aborted)
         self.failure = None
+        self.started(stage)
         read_end, write_end = os.pipe()
         program = self.training if stage == "train" else self.sharded if sharded else ONE_PROCESS
         command = [*program.command, *self._arguments(stage), *map(str, arguments), "--report", str(write_end)]

@@ -33,6 +33,7 @@ from lora_trainer.host.lock import Holder, Lock, held
 from lora_trainer.host.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.host.stall import StallWatch
 from lora_trainer.host.tracking import tracked
+from lora_trainer.host.view import View
 from lora_trainer.host.workspace import Workspace, open_workspace
 from lora_trainer.places.model_folder import check_on_claim
 from lora_trainer.places.outputs import open_sink
@@ -75,10 +76,11 @@ class Ending:
 
 @dataclass(slots=True, kw_only=True)
 class Supervisor:
-    """One run. The mutable fields hold what the stages reported last."""
+    """One run. The mutable fields hold what the stages reported last; `view` shows it."""
 
     config: TrainConfig
     settings: Settings
+    view: View = field(default_factory=View)
     metrics: TrainingMetrics = field(default_factory=TrainingMetrics)
     progress: Progress = field(default_factory=Progress)
     dataset: DatasetStats | None = None
@@ -134,6 +136,7 @@ class Supervisor:
             take=self._take,
             grace_s=self.settings.grace_s,
             stopping=self.stopping,
+            started=self.view.stage,
         )
         self.stages = stages
         try:
@@ -294,6 +297,7 @@ class Supervisor:
 
     def _take(self, report: Report) -> None:
         self.watch.hear(report)
+        self.view.take(report)
         if report.progress is not None:
             self.progress = report.progress
             self.metrics.update(report.progress, report.counters)

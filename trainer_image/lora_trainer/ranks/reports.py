@@ -16,6 +16,7 @@ from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import TrainerError
+from lora_trainer.ranks.activity import Activity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class Report:
     """One line from a stage; exactly what changed is set."""
 
     progress: Progress | None = None
+    activity: Activity | None = None
     counters: Counters | None = None
     dataset: DatasetStats | None = None
     verification: Verification | None = None
@@ -85,6 +87,10 @@ class Reporter:
     def phase(self, phase: Phase, resolved: ResolvedRun | None = None) -> None:
         """Report that another part of the run begins."""
         self.progress(phase=phase, resolved=resolved or self._progress.resolved)
+
+    def activity(self, activity: Activity) -> None:
+        """Report how far a piece of work is that is no step."""
+        self.send(Report(activity=activity))
 
     def smaller_micro_batches(self, rows: int, counters: Counters) -> None:
         """Report that memory did not suffice: micro-batches have that many rows of the longest length from now on."""

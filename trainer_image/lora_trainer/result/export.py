@@ -10,6 +10,7 @@ from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
 from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.data.tokens import ENCODING
 from lora_trainer.errors import storage_error
 from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.device import Device
@@ -100,6 +101,7 @@ def write_manifest(
         measured=measured,
         noise=noise,
         serving=adapter_serving(folder),
+        encoding=ENCODING,
         versions=versions(),
         files=(),
     )

@@ -1,6 +1,8 @@
 """What a run read, read afresh: its base model and the rows that it evaluates on."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -11,7 +13,7 @@ from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import Samples, load_samples
-from lora_trainer.data.tokens import Encoder
+from lora_trainer.data.tokens import ENCODING, Encoder
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base, find_base
@@ -63,6 +65,22 @@ def _check_template(manifest: Manifest, volumes: Volumes) -> None:
 def _pinned(uri: str, revision: str) -> str:
     """The model's address at the commit that was used, whatever its branch points to by now."""
     return f"{uri.partition('@')[0]}@{revision}" if uri.startswith("hf://") else uri
+
+
+@contextlib.contextmanager
+def encoding_named(manifest: Manifest) -> Iterator[None]:
+    """Have a failed verification say where this release makes other tokens of the same rows than the result's own."""
+    try:
+        yield
+    except VerificationError as error:
+        if manifest.encoding == ENCODING:
+            raise
+        release = manifest.versions.get("lora-finetune-operator", "that made it")
+        raise VerificationError(
+            f"{error}; the result is of a release that makes other tokens of the same rows (encoding "
+            f"{manifest.encoding}, here {ENCODING}), so that its loss cannot be reproduced here: verify it with the "
+            f"trainer image of release {release}"
+        ) from error
 
 
 def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> Evaluated:

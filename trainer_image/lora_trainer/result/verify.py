@@ -19,7 +19,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
-from lora_trainer.result.inputs import base_and_rows
+from lora_trainer.result.inputs import base_and_rows, encoding_named
 from lora_trainer.result.merged import Bench, bench_for, merged_model
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
@@ -40,7 +40,8 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
     device = choose_device(wanted, config.training.precision, local_rank())
     base, examples = base_and_rows(manifest, volumes, hub)
     if manifest.format is Form.MERGED:
-        return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
+        with encoding_named(manifest):
+            return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
     with join(device.torch_device, config.stall_timeout_s) as group:
         found = _found(folder, manifest, base, examples, device=device, group=group)
     measured, run, here = manifest.measured, manifest.resolved, found.device
@@ -51,7 +52,8 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
         (here.dtype_name, run.compute_dtype),
         elsewhere=(here.name, here.dtype_name) != (run.device, run.compute_dtype),
     )
-    return judge(found.loss, measured.eval_loss_after, tolerance, "adapter", noise=found.noise)
+    with encoding_named(manifest):
+        return judge(found.loss, measured.eval_loss_after, tolerance, "adapter", noise=found.noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

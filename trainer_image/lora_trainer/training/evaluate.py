@@ -12,6 +12,7 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
+from lora_trainer.ranks.activity import Counter
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
 from lora_trainer.training.loss import token_losses
@@ -74,6 +75,7 @@ def evaluate(
     mine = ranks.share(range(len(examples)), lengths.tolist())
     parts = micro_batches([lengths[row] for row in mine], budget)
     sums: dict[int, float] = {}
+    counter = Counter("evaluating rows", len(mine))
     was_training = model.training
     set_training(model, on=False)
     with torch.no_grad():
@@ -85,6 +87,7 @@ def evaluate(
                 0, batch.rows, losses
             )
             sums.update(zip(rows, totals.tolist(), strict=False))
+            counter(len(sums))
             done(len(sums))
     set_training(model, on=was_training)
     for others in ranks.gather(sums):
