@@ -22,7 +22,7 @@ ANSWERS = CONTENTS.filter(str.strip)
 
 def conversation(values: dict[str, Any]) -> Conversation | None:
     """What a row of these columns means."""
-    row = Row(where="x", number=0, values=values)
+    row = Row(number=0, where="x", file="x", position=1, values=values)
     found = parse(row, detect(DatasetConfig(uri="pvc://a/b"), row))
     assert found is None or isinstance(found, Conversation)
     return found
@@ -83,7 +83,7 @@ def rows(draw: st.DrawFn, family: Family) -> tuple[dict[str, Any], Conversation]
     return values, Conversation(where="x", messages=(*before, *messages), verbatim=verbatim)
 
 
-COLUMNS = {
+COLUMNS: dict[str, list[tuple[str, ...]]] = {
     "texts": [("prompt", "completion"), ("question", "answer")],
     "instruction": [("instruction", "output", "input"), ("instruction", "response", "context")],
 }

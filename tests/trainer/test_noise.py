@@ -236,12 +236,12 @@ def test_other_rows_exceed_the_noise(sound: Sound, monkeypatch: pytest.MonkeyPat
     """Labels that are swapped between rows, and rows that another seed holds out."""
     right = inputs.evaluation_rows
 
-    def wrong(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> tuple[Examples, str]:
-        rows, fingerprint = right(config, volumes, hub, base)
+    def wrong(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> inputs.Evaluated:
+        rows = right(config, volumes, hub, base)
         if fault == "labels":
-            return _swap_answers(rows), fingerprint
+            return dataclasses.replace(rows, examples=_swap_answers(rows.examples))
         other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=7))
-        return right(other, volumes, hub, base)[0], fingerprint
+        return dataclasses.replace(rows, examples=right(other, volumes, hub, base).examples)
 
     monkeypatch.setattr(inputs, "evaluation_rows", wrong)
     with pytest.raises(VerificationError, match="they differ by"):

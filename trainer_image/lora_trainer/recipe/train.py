@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import metrics_beside
+from lora_trainer.artifact.manifest import Measured
 from lora_trainer.contract.config import Packing, Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
@@ -146,18 +147,8 @@ def run_training(
         if ranks.is_main:
             workshop.may_write()
             workshop.rows.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
-            write_adapter(adapted, folder, encoder.template)
             write_held_out_rows(folder, config, samples)
-            write_curves(folder)
-            write_manifest(
-                folder,
-                base=base,
-                config=config,
-                resolved=resolved,
-                dataset=data.stats,
-                measured=measured,
-                noise=noise,
-            )
+            _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise)
 
 
 def _go_on(
@@ -168,6 +159,30 @@ def _go_on(
     saved.warn_of_changes(record.resolved, record.versions)
     training.restore(state, weights_only=not goes_on)
     reporter.progress(**saved.progress(goes_on=goes_on))
+
+
+def _write(
+    folder: Path,
+    record: RunRecord,
+    base: Base,
+    adapted: Adapted,
+    template: str | None,
+    *,
+    measured: Measured,
+    noise: float,
+) -> None:
+    """The adapter with its curves, and the manifest, which completes it."""
+    write_adapter(adapted, folder, template)
+    write_curves(folder)
+    write_manifest(
+        folder,
+        base=base,
+        config=record.config,
+        resolved=record.resolved,
+        dataset=record.dataset,
+        measured=measured,
+        noise=noise,
+    )
 
 
 def _record(
