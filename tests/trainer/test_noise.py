@@ -41,7 +41,7 @@ from lora_trainer.training.noise import FLOORS, TOLERANCES, measure_noise, noise
 
 
 @pytest.mark.parametrize(
-    ("noise", "improvement", "types", "elsewhere", "wanted"),
+    ("noise", "improvement", "types", "unmeasured", "wanted"),
     [
         pytest.param(1e-6, 2.0, ("fp32", "fp32"), False, 1e-3, id="never below 0.001 in fp32"),
         pytest.param(1e-6, 2.0, ("bf16", "bf16"), False, 5e-3, id="never below 0.005 in 16 bits"),
@@ -59,26 +59,26 @@ from lora_trainer.training.noise import FLOORS, TOLERANCES, measure_noise, noise
     ],
 )
 def test_the_tolerance_follows_the_noise_within_limits(
-    *, noise: float | None, improvement: float, types: tuple[str, str], elsewhere: bool, wanted: float
+    *, noise: float | None, improvement: float, types: tuple[str, str], unmeasured: bool, wanted: float
 ) -> None:
     """In nats per token."""
-    assert tolerance_of(noise, improvement, types, elsewhere=elsewhere) == pytest.approx(wanted)
+    assert tolerance_of(noise, improvement, types, unmeasured=unmeasured) == pytest.approx(wanted)
 
 
 @given(
     noise=st.floats(0, 100),
     improvement=st.floats(-20, 20),
     types=st.lists(st.sampled_from(sorted(TOLERANCES)), min_size=1, max_size=2),
-    elsewhere=st.booleans(),
+    unmeasured=st.booleans(),
 )
 def test_the_tolerance_never_leaves_its_limits(
-    *, noise: float, improvement: float, types: list[str], elsewhere: bool
+    *, noise: float, improvement: float, types: list[str], unmeasured: bool
 ) -> None:
     """Nor does more noise ever allow less."""
-    found = tolerance_of(noise, improvement, types, elsewhere=elsewhere)
+    found = tolerance_of(noise, improvement, types, unmeasured=unmeasured)
     plain = max(TOLERANCES[name] for name in types)
     assert max(FLOORS[name] for name in types) <= found <= max(improvement / 4, plain)
-    assert found <= tolerance_of(2 * noise, improvement, types, elsewhere=elsewhere)
+    assert found <= tolerance_of(2 * noise, improvement, types, unmeasured=unmeasured)
 
 
 @pytest.mark.parametrize(("loss", "claimed"), [(float("nan"), 1.0), (1.0, float("nan")), (float("inf"), 1.0)])
@@ -248,13 +248,27 @@ def test_other_rows_exceed_the_noise(sound: Sound, monkeypatch: pytest.MonkeyPat
         verify(sound[0], sound[1], Hub())
 
 
+def _with_noise(sound: Sound, folder: Path, noise: float | None) -> Path:
+    """A copy whose manifest says that this was measured."""
+    shutil.copytree(sound[0], folder)
+    document = {**read_json(folder / MANIFEST), "noise": noise}
+    if noise is None:
+        del document["noise"]
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+def test_the_larger_noise_counts(sound: Sound, tmp_path: Path) -> None:
+    """The training's, or that of the process that verifies."""
+    assert verify(_with_noise(sound, tmp_path / "large", 0.5), sound[1], Hub()).noise == 0.5
+    ours = verify(_with_noise(sound, tmp_path / "none", 0.0), sound[1], Hub()).noise
+    assert ours is not None
+    assert 1e-9 < ours < 0.05
+
+
 def test_a_result_of_a_release_that_did_not_measure_the_noise_is_verified(sound: Sound, tmp_path: Path) -> None:
     """A run in flight may go on with a newer image: what was allowed then is allowed now."""
-    folder = tmp_path / "adapter"
-    shutil.copytree(sound[0], folder)
-    document = read_json(folder / MANIFEST)
-    del document["noise"]
-    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    folder = _with_noise(sound, tmp_path / "adapter", None)
     found = verify(folder, sound[1], Hub())
     assert (found.noise, found.tolerance) == (None, TOLERANCES[read_manifest(folder).resolved.compute_dtype])
 

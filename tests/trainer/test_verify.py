@@ -158,6 +158,24 @@ def test_every_kind_of_weights_is_verified(
     assert read_manifest(folder).resolved.compute_dtype == ("fp32" if precision == "Auto" else "bf16")
 
 
+@pytest.mark.parametrize(
+    ("lora", "difference", "tolerance"),
+    [
+        pytest.param({"modulesToSave": ["lm_head"]}, 1e-7, 5e-3, id="an output embedding that was trained whole"),
+        pytest.param({"init": "PiSSA"}, 2e-2, 2e-2, id="a base that was rounded otherwise"),
+    ],
+)
+def test_in_16_bits_the_verification_computes_as_the_training_did(
+    *, tmp_path: Path, tiny_folder: Path, lora: dict[str, Any], difference: float, tolerance: float
+) -> None:
+    """Logits of whole output embeddings are rounded as there; what it cannot do as there is allowed for."""
+    base = enlarged(tiny_folder, tmp_path / "model", 16)
+    folder, volumes = trained(tmp_path, base, make_config(lora=lora, training={"maxSteps": 3, "precision": "BF16"}))
+    found = verify(folder, volumes, Hub())
+    assert found.difference <= difference
+    assert found.tolerance >= tolerance
+
+
 def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
     """What bf16 rounded in the run is no fault of the adapter."""
     folder = tmp_path / "adapter"

@@ -45,12 +45,14 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
     with join(device.torch_device, config.stall_timeout_s) as group:
         found = _found(folder, manifest, base, examples, device=device, group=group)
     measured, run, here = manifest.measured, manifest.resolved, found.device
+    elsewhere = (here.name, here.dtype_name) != (run.device, run.compute_dtype)
     tolerance = tolerance_of(
         found.noise,
         measured.eval_loss_before - measured.eval_loss_after,
         # Verified by hand on another device, the run's own rounding counts, too.
         (here.dtype_name, run.compute_dtype),
-        elsewhere=(here.name, here.dtype_name) != (run.device, run.compute_dtype),
+        # PiSSA and OLoRA train beside what they leave of the base, rounded to its type, and are written for all of it.
+        unmeasured=elsewhere or config.lora.init.changes_base,
     )
     with encoding_named(manifest):
         return judge(found.loss, measured.eval_loss_after, tolerance, "adapter", noise=found.noise)

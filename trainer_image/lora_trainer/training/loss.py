@@ -26,7 +26,7 @@ def token_losses(model: Any, head: nn.Module, batch: Batch, device: Device) -> t
     states of positions whose next token is not learned are dropped before it. Where nothing follows the output
     embedding, its logits are computed a few at a time, in the forward pass alone.
     """
-    if _is_plain(head) and _is_last(model, head, batch, device):
+    if _is_plain(head, device) and _is_last(model, head, batch, device):
         with device.autocast(), _selecting(head, batch.learned), _passing(head):
             hidden = model(**batch.arguments, use_cache=False).logits
         found: torch.Tensor = _HeadLoss.apply(hidden.to(head.weight.dtype), head.weight, head.bias, batch.targets)
@@ -36,8 +36,11 @@ def token_losses(model: Any, head: nn.Module, batch: Batch, device: Device) -> t
     return cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
-def _is_plain(head: nn.Module) -> bool:
-    return type(head) is nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
+def _is_plain(head: nn.Module, device: Device) -> bool:
+    """Frozen and in the type that is computed in: one that was trained whole is fp32, and its logits are rounded in the
+    verification as they were in the training."""
+    frozen = not any(parameter.requires_grad for parameter in head.parameters())
+    return type(head) is nn.Linear and frozen and head.weight.dtype == device.dtype
 
 
 def _is_last(model: Any, head: nn.Module, batch: Batch, device: Device) -> bool:

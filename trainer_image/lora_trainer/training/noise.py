@@ -69,16 +69,16 @@ def noise_of(first: Evaluation, again: Evaluation) -> float:
     return abs(sum(shifts)) / sum(again.tokens) + 2 * ratio_standard_error(shifts, again.tokens)
 
 
-def tolerance_of(noise: float | None, improvement: float, types: Iterable[str], *, elsewhere: bool = False) -> float:
+def tolerance_of(noise: float | None, improvement: float, types: Iterable[str], *, unmeasured: bool = False) -> float:
     """How far a loss may be from what it has to be, in nats per token.
 
     `improvement` is by how much the loss fell. `types` are the compute types of both, of which the coarsest counts.
-    Without `noise` the type alone decides. `elsewhere` says that the other loss comes from another kind of device, of
-    which the noise says nothing.
+    Without `noise` the type alone decides. `unmeasured` says that the other loss comes from another kind of device, or
+    from base weights that were rounded otherwise, of which the noise says nothing.
     """
     known = [name for name in types if name in TOLERANCES]
     plain = max(TOLERANCES[name] for name in known)
     if noise is None:
         return plain
-    floor = plain if elsewhere else max(FLOORS[name] for name in known)
+    floor = plain if unmeasured else max(FLOORS[name] for name in known)
     return min(max(FACTOR * noise, floor), max(MOST_OF_THE_IMPROVEMENT * improvement, plain))
