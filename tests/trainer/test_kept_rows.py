@@ -19,7 +19,7 @@ from tests.trainer.test_data import ids
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data import kept_rows, row_key
 from lora_trainer.data.chosen_template import Chosen
-from lora_trainer.data.dataset import Data, encode_once
+from lora_trainer.data.dataset import Data, Pace, encode_once
 from lora_trainer.data.formats import Sample
 from lora_trainer.data.kept_rows import MANIFEST, UNUSED_S, KeptRows, folder_name
 from lora_trainer.data.survey import Samples, load_samples
@@ -122,6 +122,13 @@ def test_each_process_of_a_node_can_say_that_rows_were_read(
     attempts.count -= 1
     attempts.run()
     assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
+
+
+def test_an_encoding_gives_signs_of_life(tmp_path: Path, samples: Samples, encoder: Encoder) -> None:
+    """Runs that are prepared with the same rows wait for as long as there are any."""
+    signs: list[bool] = []
+    encode_once(samples, encoder, tmp_path / "tokens", pace=Pace(processes=1, alive=lambda: signs.append(True)))
+    assert signs
 
 
 def damaged_tokens(kept: Path) -> None:
@@ -387,9 +394,12 @@ def test_nobody_writes_where_another_trainer_took_the_run_over(
         raise TransientError("taken over")
 
     attempts = Attempts(tmp_path, samples, encoder, may_write=lost)
+    (attempts.own / NAME).mkdir()
     with pytest.raises(TransientError, match="taken over"):
         attempts.run()
-    assert list(attempts.own.iterdir()) == []
+    with pytest.raises(TransientError, match="taken over"):
+        attempts.kept.make_room(2**62)
+    assert [path.name for path in attempts.own.iterdir()] == [NAME]
 
 
 def test_only_our_own_folders_are_removed(attempts: Attempts) -> None:
