@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.attempts import READ_AGAIN, make_encoder
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Attempt, Place, finish, start
 from tests.trainer.test_data import ids
-from tests.trainer.test_kept_rows import READ_AGAIN, make_encoder
 
 from lora_trainer import stage
 from lora_trainer.contract.config import TrainConfig
