@@ -7,32 +7,24 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer import tiny
-from tests.trainer.conftest import make_config
+from tests.trainer.attempts import READ_AGAIN, Attempts, make_encoder, samples_of
 from tests.trainer.test_data import ids
 
-from lora_trainer.contract.config import LossOn
-from lora_trainer.data import kept_rows, row_key
-from lora_trainer.data.chosen_template import Chosen
-from lora_trainer.data.dataset import Data, encode_once
-from lora_trainer.data.formats import Sample
-from lora_trainer.data.kept_rows import MANIFEST, UNUSED_S, KeptRows, folder_name
-from lora_trainer.data.survey import Samples, load_samples
-from lora_trainer.data.tokens import Encoded, Encoder
+from lora_trainer.data import kept_rows
+from lora_trainer.data.dataset import Pace, encode_once
+from lora_trainer.data.kept_rows import MANIFEST, UNUSED_S, folder_name
+from lora_trainer.data.survey import Samples
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.stopping import Stop
 
-READ_AGAIN = re.compile(r"Rows: 40 encoded by an earlier attempt are read again \(\d+\.\d s\)")
 KEY = "ab" * 32
 NAME = folder_name(KEY)
 
@@ -41,46 +33,6 @@ NAME = folder_name(KEY)
 def samples(tmp_path: Path) -> Samples:
     """Forty chats, eight of them held out."""
     return samples_of(tmp_path)
-
-
-def samples_of(root: Path, rows: list[dict[str, Any]] | None = None, **sections: Any) -> Samples:
-    """Rows on a claim, checked and chosen."""
-    tiny.write_jsonl(root / "claims/data/train.jsonl", rows or tiny.chats(40))
-    return load_samples(make_config(**sections), Volumes(claims=root / "claims"), Hub())
-
-
-class Attempts:
-    """Attempts of one run: each has a temporary folder of its own, and all one to keep rows in."""
-
-    def __init__(self, root: Path, samples: Samples, encoder: Encoder, **kept: Any) -> None:
-        self.root, self.samples, self.encoder = root, samples, encoder
-        self.own = root / "own"
-        self.own.mkdir()
-        self.kept = KeptRows(own=self.own, **kept)
-        self.count = 0
-
-    def run(self) -> Data:
-        """What one of them trains on."""
-        self.count += 1
-        return encode_once(self.samples, self.encoder, self.root / f"tokens-{self.count}", self.kept, "commit")
-
-    def encoded(self) -> bool:
-        """Whether another one encodes rows, and does not read them."""
-        with pytest.MonkeyPatch.context() as patch:
-            encode_all, calls = self.encoder.encode_all, []
-
-            def counted(samples: Sequence[Sample]) -> list[list[Encoded]]:
-                calls.append(len(samples))
-                return encode_all(samples)
-
-            patch.setattr(self.encoder, "encode_all", counted)
-            self.run()
-        return bool(calls)
-
-    def folder(self) -> Path:
-        """Where the rows are kept."""
-        (found,) = self.own.iterdir()
-        return found
 
 
 @pytest.fixture
@@ -122,6 +74,13 @@ def test_each_process_of_a_node_can_say_that_rows_were_read(
     attempts.count -= 1
     attempts.run()
     assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
+
+
+def test_an_encoding_gives_signs_of_life(tmp_path: Path, samples: Samples, encoder: Encoder) -> None:
+    """Runs that are prepared with the same rows wait for as long as there are any."""
+    signs: list[bool] = []
+    encode_once(samples, encoder, tmp_path / "tokens", pace=Pace(processes=1, alive=lambda: signs.append(True)))
+    assert signs
 
 
 def damaged_tokens(kept: Path) -> None:
@@ -205,81 +164,6 @@ def test_a_folder_of_rows_that_is_a_link_is_not_followed(attempts: Attempts, tmp
     assert attempts.folder() == own
     assert own.is_symlink()
     assert (tmp_path / "elsewhere" / MANIFEST).exists()
-
-
-CHANGES: dict[str, Callable[[Path, Base], tuple[Samples, Encoder, str]]] = {
-    "rows": lambda root, base: (samples_of(root, tiny.chats(41)), make_encoder(base), "commit"),
-    "fraction": lambda root, base: (
-        samples_of(root, dataset={"validationFraction": "0.3"}),
-        make_encoder(base),
-        "commit",
-    ),
-    "seed": lambda root, base: (samples_of(root, training={"seed": 7}), make_encoder(base), "commit"),
-    "model": lambda root, base: (samples_of(root), make_encoder(base), "other"),
-    "length": lambda root, base: (samples_of(root), make_encoder(base, max_length=255), "commit"),
-    "loss": lambda root, base: (samples_of(root), make_encoder(base, loss_on=LossOn.ALL), "commit"),
-    "template": lambda root, base: (
-        samples_of(root),
-        make_encoder(base, chosen=Chosen(text=tiny.CHATML.replace("user", "human") + " ")),
-        "commit",
-    ),
-    "arguments": lambda root, base: (
-        samples_of(root),
-        make_encoder(base, chosen=Chosen(arguments={"enable_thinking": False})),
-        "commit",
-    ),
-}
-
-
-def make_encoder(
-    base: Base,
-    *,
-    loss_on: LossOn = LossOn.COMPLETION,
-    max_length: int = 256,
-    chosen: Chosen = Chosen(),  # noqa: B008
-) -> Encoder:
-    """The tiny model's tokenizer."""
-    return load_encoder(base, loss_on, max_length, chosen)
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_whatever_makes_other_tokens_or_counts_is_encoded_anew(
-    attempts: Attempts, tmp_path: Path, tiny_base: Base, change: str
-) -> None:
-    """And takes the place of what was kept, which no attempt of this run will read."""
-    before = attempts.folder().name
-    samples, encoder, revision = CHANGES[change](tmp_path, tiny_base)
-    data = encode_once(samples, encoder, tmp_path / "tokens", attempts.kept, revision)
-    fresh = encode_once(samples, encoder, tmp_path / "fresh")
-    assert attempts.folder().name != before
-    assert (ids(data.training), data.stats) == (ids(fresh.training), fresh.stats)
-
-
-def test_a_release_and_a_day_are_a_part_of_the_key(
-    samples: Samples, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another encoding, another library, another day for a template that writes the date, and for no other."""
-    dated = make_encoder(tiny_base, chosen=Chosen(text="{{ strftime_now('%Y') }}" + tiny.CHATML))
-    plain = make_encoder(tiny_base)
-
-    def keys() -> tuple[str, str]:
-        return row_key.row_key(samples, plain, "x"), row_key.row_key(samples, dated, "x")
-
-    first = keys()
-    assert keys() == first
-    with monkeypatch.context() as patch:
-        patch.setattr("lora_trainer.data.tokens.date", type("Tomorrow", (), {"today": _Day}))
-        assert [now == then for now, then in zip(keys(), first, strict=True)] == [True, False]
-    for name, value in (("ENCODING", 99), ("FORM", 99), ("version", lambda name: f"{name} 99")):
-        with monkeypatch.context() as patch:
-            patch.setattr(row_key, name, value)
-            assert not set(keys()) & set(first)
-
-
-class _Day:
-    def isoformat(self) -> str:
-        """A day on which no test runs."""
-        return "1999-12-31"
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(
@@ -387,9 +271,12 @@ def test_nobody_writes_where_another_trainer_took_the_run_over(
         raise TransientError("taken over")
 
     attempts = Attempts(tmp_path, samples, encoder, may_write=lost)
+    (attempts.own / NAME).mkdir()
     with pytest.raises(TransientError, match="taken over"):
         attempts.run()
-    assert list(attempts.own.iterdir()) == []
+    with pytest.raises(TransientError, match="taken over"):
+        attempts.kept.make_room(2**62)
+    assert [path.name for path in attempts.own.iterdir()] == [NAME]
 
 
 def test_only_our_own_folders_are_removed(attempts: Attempts) -> None:

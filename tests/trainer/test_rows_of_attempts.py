@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.attempts import READ_AGAIN, make_encoder
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
 from tests.trainer.stages import Attempt, Place, finish, start
 from tests.trainer.test_data import ids
-from tests.trainer.test_kept_rows import READ_AGAIN, make_encoder
 
 from lora_trainer import stage
 from lora_trainer.contract.config import TrainConfig
@@ -200,3 +200,23 @@ def test_rows_stay_as_long_as_an_attempt_may_follow(
     assert (folder / NAME).exists() == kept
     assert folder.exists() == (kept or step)
     assert (workplace.claims / "adapters" / FOLDER).exists() == (kept or step)
+
+
+def test_rows_go_once_the_training_is_done(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged model and publication get their space, and what is tried again after that trains nothing."""
+    config, volumes = make_config(), Volumes(claims=workplace.claims)
+    folder = volumes.claim_path(folder_of_run(config, "adapters"))
+    for name in (NAME, "step-00000001", "staged"):
+        (folder / name).mkdir(parents=True)
+    verified: list[bool] = []
+
+    def fail(*_: object) -> None:
+        verified.append((folder / NAME).exists())
+        raise StageFailedError(Failure(code=75, reason=reason_of(75), message="it failed"))
+
+    monkeypatch.setattr(Supervisor, "_is_complete", lambda *_: True)
+    monkeypatch.setattr(Supervisor, "_verify", fail)
+    settings = Settings(volumes=volumes, port=None, work=workplace.root)
+    assert Supervisor(config=config, settings=settings).run().code == ExitCode.TRANSIENT
+    assert verified == [False]
+    assert (folder / "step-00000001").exists()
