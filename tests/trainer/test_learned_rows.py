@@ -1,7 +1,7 @@
 """Rows of every format, however they are written, mean the conversation whose answers are learned."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,10 @@ from lora_trainer.data.messages import ROLES, Message
 from lora_trainer.data.rows import Row
 
 Turns = Sequence[Message]
+COLUMNS: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "texts": [("prompt", "completion"), ("question", "answer")],
+    "instruction": [("instruction", "output", "input"), ("instruction", "response", "context")],
+}
 ANSWERS = CONTENTS.filter(str.strip)
 
 
@@ -81,12 +85,6 @@ def rows(draw: st.DrawFn, family: Family) -> tuple[dict[str, Any], Conversation]
     before = () if system is None or messages[0].role == "system" else (Message(role="system", content=system),)
     verbatim = kind == "texts" and "prompt" in values and system is None
     return values, Conversation(where="x", messages=(*before, *messages), verbatim=verbatim)
-
-
-COLUMNS = {
-    "texts": [("prompt", "completion"), ("question", "answer")],
-    "instruction": [("instruction", "output", "input"), ("instruction", "response", "context")],
-}
 
 
 def with_weights(turns: list[dict[str, Any]], messages: Turns) -> list[dict[str, Any]]:
