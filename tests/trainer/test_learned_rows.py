@@ -53,7 +53,7 @@ def written(draw: st.DrawFn, messages: Turns) -> Any:
 @st.composite
 def rows(draw: st.DrawFn, family: Family) -> tuple[dict[str, Any], Conversation]:
     """A row, and the conversation that it means."""
-    kind = draw(st.sampled_from(["messages", "turns", "texts", "instruction"]))
+    kind = draw(st.sampled_from(["messages", "messages", "turns", "turns", "texts", "instruction"]))
     systems = CONTENTS.filter(str.strip) if "system" in family.roles else st.nothing()
     system = draw(st.none() | systems)
     values: dict[str, Any] = {} if system is None else {"system": system}
@@ -97,7 +97,7 @@ def with_weights(turns: list[dict[str, Any]], messages: Turns) -> list[dict[str,
 @given(data=st.data())
 def test_a_row_of_any_format_is_learned_as_what_it_means(*, name: str, data: st.DataObject) -> None:
     """The columns, speakers and forms of content say the same: exactly the answers' tokens are learned."""
-    family, encoder = FAMILIES[name], encoder_of(name)
+    family, encoder = FAMILIES[name], encoder_of(name, joins=True)
     values, meant = data.draw(rows(family))
     chat = conversation(values)
     assert chat == meant
