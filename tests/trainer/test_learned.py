@@ -305,7 +305,7 @@ def test_answers_that_are_cut_off_or_empty_are_counted() -> None:
 
 CONTENTS = st.text(max_size=12) | st.sampled_from(
     [
-        *("", " ", "\n", "a\n\n", "  b", "\u3000a\u3000", "Ahoy, captain!", "x" * 300),
+        *("", " ", "\n", "\na", "\n\n\nb", "a\n\n", "  b", "\u3000a\u3000", "Ahoy, captain!", "x" * 300),
         *("é🙂", "e\u0301", "👩\u200d👩\u200d👧", "שלום\u202e", "\ufeffa", "a\u2028b", "\r\n\tx", "\x00", "\U0010ffff"),
         *("{{ bos_token }}", "{% generation %}", "### Assistant:\n", "### User:\nHi", "assistant", "ASSISTANT: "),
     ]
