@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.trainer import tiny
-from tokenizers import processors
+from tokenizers import Regex, pre_tokenizers, processors, trainers
 
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.tokens import Encoder
@@ -190,18 +190,44 @@ FAMILIES = {
 
 
 def encoder(
-    family: Family, *, trims: bool = False, loss_on: LossOn = LossOn.COMPLETION, longest: int = 2048
+    family: Family,
+    *,
+    trims: bool = False,
+    joins: bool = False,
+    loss_on: LossOn = LossOn.COMPLETION,
+    longest: int = 2048,
 ) -> Encoder:
-    """An encoder of a model of this family; `trims` as in `tokenizer`."""
-    made = tokenizer(family.template, family.eos, trims=trims)
+    """An encoder of a model of this family; `trims` and `joins` as in `tokenizer`."""
+    made = tokenizer(family.template, family.eos, trims=trims, joins=joins)
     stops = made.convert_tokens_to_ids([family.eos, *family.stops])
     return Encoder(made, loss_on, longest, stops)
 
 
-def tokenizer(template: str | None, eos: str, *, trims: bool = False) -> Any:
-    """A tokenizer with this template and end-of-sequence token. `trims` leaves blanks out of offsets, like GPT-2."""
+def tokenizer(template: str | None, eos: str, *, trims: bool = False, joins: bool = False) -> Any:
+    """A tokenizer with this template and end-of-sequence token. `trims` leaves blanks out of offsets, like GPT-2;
+    `joins` has tokens of several blanks, line ends and signs, like GPT-4's and Qwen's, which may cross a boundary."""
     made = tiny.make_tokenizer(chat_template=template)
+    if joins:
+        _join(made.backend_tokenizer)
     made.add_special_tokens({"bos_token": "<s>", "eos_token": eos, "additional_special_tokens": list(_SPECIAL)})
     if trims:
         made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     return made
+
+
+def _join(backend: Any) -> None:
+    """Cut words as Qwen does, and learn tokens of what stands at the edges of turns."""
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, whole])
+    trainer: Any = trainers.BpeTrainer
+    backend.train_from_iterator(
+        ["\n\n\n  \n", "x\n\n", ":\n\n", ":\n x", "]  [", "> \n>", "Ahoy, captain! Fair winds."],
+        trainer(
+            vocab_size=400,
+            special_tokens=["<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )

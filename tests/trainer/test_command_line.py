@@ -17,9 +17,12 @@ from tests.trainer.test_artifact import make_manifest
 
 from lora_trainer import cli
 from lora_trainer.artifact.manifest import MANIFEST, write_sealed
+from lora_trainer.errors import DatasetError, TerminatedError, TrainerError
 from lora_trainer.host.child import STOPPED
+from lora_trainer.host.guard import guarded
 from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.reports import Reporter
 from lora_trainer.training.checkpoint import RUN_FILE
 
 WITHOUT_LIBRARIES = (
@@ -159,6 +162,25 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "Interrupted before it was done.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "level", "line"),
+    [
+        (TerminatedError("asked to stop"), "WARNING", "asked to stop"),
+        (DatasetError("no rows"), "ERROR", "DatasetInvalid: no rows"),
+    ],
+)
+def test_a_stage_that_was_asked_to_stop_logs_no_error(
+    caplog: pytest.LogCaptureFixture, error: TrainerError, level: str, line: str
+) -> None:
+    """It was a person's wish as often as a node's."""
+
+    def stage() -> None:
+        raise error
+
+    assert guarded(stage, Reporter(None)) == error.code
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [(level, line)]
 
 
 def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ BY_HAND = {
 
 
 @functools.cache
-def encoder_of(name: str, *, trims: bool = False) -> Encoder:
+def encoder_of(name: str, *, trims: bool = False, joins: bool = False) -> Encoder:
     """One encoder a family: making its tokenizer takes a while."""
-    return templates.encoder({**FAMILIES, "GLM-4": GLM4}[name], trims=trims)
+    return templates.encoder({**FAMILIES, "GLM-4": GLM4}[name], trims=trims, joins=joins)
 
 
 @pytest.mark.parametrize("trims", [False, True])
@@ -305,7 +305,7 @@ def test_answers_that_are_cut_off_or_empty_are_counted() -> None:
 
 CONTENTS = st.text(max_size=12) | st.sampled_from(
     [
-        *("", " ", "\n", "a\n\n", "  b", "\u3000a\u3000", "Ahoy, captain!", "x" * 300),
+        *("", " ", "\n", "\na", "\n\n\nb", "a\n\n", "  b", "\u3000a\u3000", "Ahoy, captain!", "x" * 300),
         *("é🙂", "e\u0301", "👩\u200d👩\u200d👧", "שלום\u202e", "\ufeffa", "a\u2028b", "\r\n\tx", "\x00", "\U0010ffff"),
         *("{{ bos_token }}", "{% generation %}", "### Assistant:\n", "### User:\nHi", "assistant", "ASSISTANT: "),
     ]
@@ -336,8 +336,8 @@ def conversations(draw: st.DrawFn, family: Family) -> Conversation:
 @given(data=st.data())
 def test_exactly_the_answers_are_learned_however_turns_are_mixed(*, name: str, data: st.DataObject) -> None:
     """Each once, with its end, behind the very text and tokens that inference shows; nothing else is."""
-    family = FAMILIES[name]
-    assert_exactly_the_answers_are_learned(encoder_of(name), family, data.draw(conversations(family)))
+    family, encoder = FAMILIES[name], encoder_of(name, joins=data.draw(st.booleans()))
+    assert_exactly_the_answers_are_learned(encoder, family, data.draw(conversations(family)))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -345,7 +345,7 @@ def test_exactly_the_answers_are_learned_however_turns_are_mixed(*, name: str, d
 @given(data=st.data())
 def test_a_limit_cuts_an_example_and_changes_nothing_of_it(*, name: str, data: st.DataObject) -> None:
     """Wherever it falls: what is left is the beginning, and what is gone is counted."""
-    whole = encoder_of(name)
+    whole = encoder_of(name, joins=True)
     chat = data.draw(conversations(FAMILIES[name]))
     (encoded,) = whole.encode_all([chat])
     limit = data.draw(st.integers(1, max(one.example.length for one in encoded) + 1))

@@ -1,7 +1,7 @@
 """Rows of every format, however they are written, mean the conversation whose answers are learned."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,10 @@ from lora_trainer.data.messages import ROLES, Message
 from lora_trainer.data.rows import Row
 
 Turns = Sequence[Message]
+COLUMNS: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "texts": [("prompt", "completion"), ("question", "answer")],
+    "instruction": [("instruction", "output", "input"), ("instruction", "response", "context")],
+}
 ANSWERS = CONTENTS.filter(str.strip)
 
 
@@ -49,7 +53,7 @@ def written(draw: st.DrawFn, messages: Turns) -> Any:
 @st.composite
 def rows(draw: st.DrawFn, family: Family) -> tuple[dict[str, Any], Conversation]:
     """A row, and the conversation that it means."""
-    kind = draw(st.sampled_from(["messages", "turns", "texts", "instruction"]))
+    kind = draw(st.sampled_from(["messages", "messages", "turns", "turns", "texts", "instruction"]))
     systems = CONTENTS.filter(str.strip) if "system" in family.roles else st.nothing()
     system = draw(st.none() | systems)
     values: dict[str, Any] = {} if system is None else {"system": system}
@@ -83,12 +87,6 @@ def rows(draw: st.DrawFn, family: Family) -> tuple[dict[str, Any], Conversation]
     return values, Conversation(where="x", messages=(*before, *messages), verbatim=verbatim)
 
 
-COLUMNS: dict[str, list[tuple[str, ...]]] = {
-    "texts": [("prompt", "completion"), ("question", "answer")],
-    "instruction": [("instruction", "output", "input"), ("instruction", "response", "context")],
-}
-
-
 def with_weights(turns: list[dict[str, Any]], messages: Turns) -> list[dict[str, Any]]:
     """Turns of which those that are not learned say so."""
     return [turn if message.learned else {**turn, "weight": 0} for turn, message in zip(turns, messages, strict=True)]
@@ -99,7 +97,7 @@ def with_weights(turns: list[dict[str, Any]], messages: Turns) -> list[dict[str,
 @given(data=st.data())
 def test_a_row_of_any_format_is_learned_as_what_it_means(*, name: str, data: st.DataObject) -> None:
     """The columns, speakers and forms of content say the same: exactly the answers' tokens are learned."""
-    family, encoder = FAMILIES[name], encoder_of(name)
+    family, encoder = FAMILIES[name], encoder_of(name, joins=True)
     values, meant = data.draw(rows(family))
     chat = conversation(values)
     assert chat == meant

@@ -8,11 +8,14 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import TRAINER, Workplace
+from tests.trainer.stages import Place, finish
 from tests.trainer.test_artifact import filled
 
 from lora_trainer.contract.config import Quantization
@@ -21,6 +24,11 @@ from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.dataset import encode
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import DatasetError
+from lora_trainer.host.child import Stages
+from lora_trainer.host.launch import Program
+from lora_trainer.host.screen import Line
+from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.host.view import LiveView
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
@@ -247,6 +255,48 @@ def test_work_is_reported_a_few_times_a_second_and_at_its_end() -> None:
         begun("loading libraries")
     assert heard[-1:] == [Activity(what="loading libraries")]
     assert len(heard) == 12
+
+
+def test_a_stage_reports_its_work(workplace: Workplace) -> None:
+    """To its supervisor, in this order."""
+    place = Place(claims=workplace.claims, workspace=workplace.root / "work", config=workplace.config_file())
+    place.workspace.mkdir()
+    attempt = finish(place)
+    assert attempt.process.exitcode == 0
+    what = [line["activity"]["what"] for line in attempt.lines() if line.get("activity")]
+    assert list(dict.fromkeys(what)) == ["reading rows", "loading libraries", "encoding rows", "evaluating rows"]
+
+
+def test_a_supervisor_shows_what_it_hears_of_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which begins, and what it reports."""
+
+    class Reading:
+        def __init__(self, *, started: Callable[[str], None], take: Callable[[Report], None], **_: object) -> None:
+            started("verify")
+            take(READING)
+            raise DatasetError("no rows")
+
+    monkeypatch.setattr("lora_trainer.host.supervisor.Stages", Reading)
+    view = LiveView()
+    settings = Settings(volumes=Volumes(claims=tmp_path), port=None)
+    with pytest.raises(DatasetError):
+        Supervisor(config=make_config(), settings=settings, view=view).run()
+    assert view.line == Line(what="Verifying: reading rows", done=7)
+
+
+def test_each_stage_is_named_when_it_begins(tmp_path: Path) -> None:
+    """Before its process is there."""
+    named: list[str] = []
+    stages = Stages(
+        config_file=tmp_path / "config.json",
+        volumes=Volumes(claims=tmp_path),
+        take=lambda report: None,
+        grace_s=1,
+        started=named.append,
+        training=Program(command=(sys.executable, "-c", "")),
+    )
+    stages.run("train")
+    assert named == ["train"]
 
 
 def test_rows_that_are_read_encoded_and_evaluated_are_reported(

@@ -106,6 +106,32 @@ def test_a_step_reports_what_it_did(tiny_base: Base, encoder: Encoder, cpu: Devi
     assert all(step.tokens_per_second > 0 and step.gradient_norm > 0 for step in taken)
 
 
+@pytest.mark.parametrize(("most", "last"), [(1000, 2), (1, 1)])
+def test_the_reported_loss_is_the_mean_over_the_last_tenth_of_the_steps(
+    *, tiny_base: Base, encoder: Encoder, cpu: Device, monkeypatch: pytest.MonkeyPatch, most: int, last: int
+) -> None:
+    """Per learned token, and of so many steps at most: that over all steps would tell of the beginning."""
+    monkeypatch.setattr("lora_trainer.training.loop.MOST_LOSSES", most)
+    taken = Taken()
+    config = dataclasses.replace(CONFIG, max_steps=20, effective_batch_size=5)
+    trained = Training(
+        adapted=fresh(tiny_base, cpu),
+        examples=examples(encoder),
+        config=config,
+        budget=Budget.of(5, 64),
+        device=cpu,
+        listener=taken,
+    ).run()
+    # The first token of a row is never learned.
+    targets = [step.tokens - step.rows for step in taken.steps[-last:]]
+    losses = [step.loss for step in taken.steps[-last:]]
+    assert trained.loss == pytest.approx(
+        sum(loss * count for loss, count in zip(losses, targets, strict=True)) / sum(targets), rel=1e-6
+    )
+    assert len(set(targets)) == last
+    assert trained.loss < taken.steps[0].loss - 0.1
+
+
 @pytest.mark.parametrize(
     ("schedule", "factors"),
     [

@@ -159,6 +159,15 @@ def test_an_adapter_without_low_rank_matrices_is_none_for_vllm(tiny_folder: Path
     assert serving.text.startswith("the adapter has no low-rank matrices")
 
 
+def test_the_rank_of_an_adapter_of_embeddings_is_theirs(tiny_folder: Path, tmp_path: Path) -> None:
+    """Their matrices have names of their own."""
+    folder = write_adapter(tiny_folder, tmp_path)
+    names = [f"base_model.model.model.embed_tokens.lora_embedding_{half}" for half in "AB"]
+    save_file({name: torch.zeros(4, 4) for name in names}, folder / "adapter_model.safetensors")
+    serving = adapter_serving(folder)
+    assert (serving.servable, serving.rank) == (True, 4)
+
+
 def test_factors_are_those_that_peft_computes_with(tiny_folder: Path) -> None:
     """Patterns and the rank-stabilised root alike, for every module."""
     options: dict[str, Any] = {

@@ -27,6 +27,10 @@ def guarded(action: Callable[[], None], reporter: Reporter) -> int:
 
 
 def _failed(error: TrainerError, reporter: Reporter) -> int:
-    log.error("%s: %s", error.reason.value, error)
+    if isinstance(error, TerminatedError):
+        # Nothing failed, and where Ctrl-C was pressed nobody was evicted.
+        log.warning("%s", error)
+    else:
+        log.error("%s: %s", error.reason.value, error)
     reporter.failure(error)
     return int(error.code)
