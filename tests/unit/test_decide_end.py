@@ -110,7 +110,7 @@ def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
 def test_a_job_deleted_after_its_work_was_done_is_not_done_again() -> None:
     """Its pod's summary proves the success, which the Job had counted; another attempt looks at what it did not."""
     pods = (ended_pod(0, make_summary().to_message()),)
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, former_jobs=(make_job(succeeded=1),))
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods, former_jobs=(make_job(status={"succeeded": 1}),))
     assert stated(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(minutes_ago(11))
     for former in ((), (make_job(),)):
@@ -267,6 +267,6 @@ def test_a_run_does_not_end_in_the_future() -> None:
         phase="Succeeded",
         state={"terminated": {**ahead, "finishedAt": instant(NOW + timedelta(hours=5))}},
     )
-    plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), former_jobs=(make_job(succeeded=1),))
+    plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), former_jobs=(make_job(status={"succeeded": 1}),))
     assert stated(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(NOW)

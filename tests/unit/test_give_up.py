@@ -327,7 +327,11 @@ def test_a_run_whose_pod_has_published_is_not_given_up(
     assert stated(goes_on, "Failed")[0] == "Unknown"
 
 
-def test_a_proof_counts_before_it_goes_with_a_job_that_is_being_deleted() -> None:
-    """Somebody deletes the Job in the foreground in the very second in which its pod has published."""
-    plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(make_job(deleting=True),), pods=(PROVEN,))
-    assert stated(plan) == ("True", "Succeeded")
+@pytest.mark.parametrize(("counted", "wanted"), [(1, ("True", "Succeeded")), (0, ("Unknown", "Restarting"))])
+def test_a_proof_that_a_job_has_counted_is_taken_before_it_goes_with_the_job(
+    counted: int, wanted: tuple[str, str]
+) -> None:
+    """Somebody deletes the Job in the foreground in the second after its pod has published, or in the very one."""
+    job = make_job(deleting=True, status={"succeeded": counted})
+    plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(PROVEN,))
+    assert stated(plan) == wanted
