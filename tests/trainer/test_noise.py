@@ -263,7 +263,8 @@ def test_the_larger_noise_counts(sound: Sound, tmp_path: Path) -> None:
     assert verify(_with_noise(sound, tmp_path / "large", 0.5), sound[1], Hub()).noise == 0.5
     ours = verify(_with_noise(sound, tmp_path / "none", 0.0), sound[1], Hub()).noise
     assert ours is not None
-    assert 1e-9 < ours < 0.05
+    # Padded twice, as the fresh process computes, a row of 16 bits is rounded alike in any batch on a CPU.
+    assert (1e-5 < ours < 0.05) == (sound[2].quantization is Quantization.INT8)
 
 
 def test_a_result_of_a_release_that_did_not_measure_the_noise_is_verified(sound: Sound, tmp_path: Path) -> None:
