@@ -23,9 +23,9 @@ class FileRows:
 class HeldOutRows:
     """`evaluated` says in words which rows were; `files` lists them where they were chosen among others.
 
-    They are `held_out` of the `rows` in which there is something to learn, chosen by the rule in docs/trainer.md from
-    `seed` and `validation_fraction` (0 for rows of `dataset.validationUri`), at most `max_validation_rows`, None for
-    any number.
+    They are `held_out` of the `rows` in which there is something to learn, chosen by the rule in docs/trainer-data.md
+    from `seed` and `validation_fraction` (0 for rows of `dataset.validationUri`), at most `max_validation_rows`, None
+    for any number.
     """
 
     version: str = HELD_OUT_ROWS_VERSION
