@@ -80,7 +80,8 @@ def _bucket_files(role: Role, uri: S3Uri, hub: Hub) -> Files:
                 f"{role.field} is {uri}: it holds no file that ends in {ENDINGS} (found {some(names)}); "
                 "convert it to Parquet or JSONL"
             )
-        _check_folder(role, uri, names)
+        folders = [name for name in names if name.endswith("/")]
+        _check_folder(role, uri, [name for name in names if name not in folders], folders)
         return found
 
     fetched = fetch_data(uri, role, tables, hub.environment)

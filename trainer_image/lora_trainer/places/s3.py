@@ -82,15 +82,18 @@ class Connection:
         if not self.client.bucket_exists(uri.bucket):
             raise self._explain_absence(error, uri, "NoSuchBucket")
 
-    def items(self, uri: S3Uri, *, recursive: bool = False) -> tuple[Item, ...]:
-        """The objects below an address taken as a folder."""
+    def items(self, uri: S3Uri) -> tuple[Item, ...]:
+        """All objects below an address taken as a folder."""
+        return tuple(entry for entry in self._listed(uri, recursive=True) if not entry.key.endswith("/"))
+
+    def folder(self, uri: S3Uri) -> tuple[Item, ...]:
+        """What lies directly below an address taken as a folder: objects, and folders, whose keys end in a slash."""
+        return tuple(entry for entry in self._listed(uri, recursive=False) if entry.key != f"{uri.key}/")
+
+    def _listed(self, uri: S3Uri, *, recursive: bool) -> list[Item]:
         with self.sentences(uri):
-            found = list(self.client.list_objects(uri.bucket, prefix=f"{uri.key}/", recursive=recursive))
-        return tuple(
-            Item(key=str(entry.object_name), size_bytes=entry.size or 0, etag=_bare(entry.etag))
-            for entry in found
-            if not entry.is_dir and not str(entry.object_name).endswith("/")
-        )
+            found = self.client.list_objects(uri.bucket, prefix=f"{uri.key}/", recursive=recursive)
+            return [Item(key=str(e.object_name), size_bytes=e.size or 0, etag=_bare(e.etag)) for e in found]
 
     def read(self, uri: S3Uri, *, limit_bytes: int = 64 * 2**20) -> bytes | None:
         """A small object's content, None where there is none."""

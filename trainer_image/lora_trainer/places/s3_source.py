@@ -26,9 +26,12 @@ class Fetched:
 def fetch_folder(
     uri: S3Uri, role: Role, choose: Callable[[Sequence[str]], Sequence[str]], environment: Mapping[str, str]
 ) -> Fetched:
-    """The objects directly below `uri` that `choose` picks of their names. Raises `TrainerError`."""
+    """The objects directly below `uri` that `choose` picks of their names. Raises `TrainerError`.
+
+    Among these names are those of folders, which end in a slash and are none to pick.
+    """
     connection = connect(role, environment)
-    items = {PurePosixPath(item.key).name: item for item in connection.items(uri)}
+    items = {item.key.removeprefix(f"{uri.key}/"): item for item in connection.folder(uri)}
     if not items:
         raise role.missing(f"{role.field} is {uri}: there is no object below {uri.key}/ in bucket {uri.bucket}")
     return _fetch(connection, uri, {name: items[name] for name in choose(sorted(items))}, environment)

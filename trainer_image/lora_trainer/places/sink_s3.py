@@ -45,7 +45,7 @@ class S3Sink:
     def check(self) -> None:
         """Write this run's mark where the result would go, and remove it: until the end the place is anybody's."""
         place = self._take()
-        if len(self.connection.items(place, recursive=True)) == 1:
+        if len(self.connection.items(place)) == 1:
             self._remove_mark(place)
 
     def published(self) -> Published | None:
@@ -71,7 +71,7 @@ class S3Sink:
         """Download all objects of the result."""
         place = next(place for place in self._places() if str(place) == published.uri)
         folder.mkdir(parents=True, exist_ok=True)
-        for item in self.connection.items(place, recursive=True):
+        for item in self.connection.items(place):
             target = folder / item.key.removeprefix(f"{place.key}/")
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.name != MARKER:
@@ -94,7 +94,7 @@ class S3Sink:
         owner = self.connection.read(mark)
         if owner is not None:
             return owner.decode(errors="replace") == self.uid
-        taken = self.connection.items(place, recursive=True)
+        taken = self.connection.items(place)
         if taken:
             text = self.connection.read(_below(place, MANIFEST))
             return text is not None and run_of_manifest(text) == self.uid
@@ -120,7 +120,7 @@ class S3Sink:
                 self.connection.client._abort_multipart_upload(place.bucket, upload.object_name, str(upload.upload_id))
 
     def _upload_all(self, place: S3Uri, folder: Path, manifest: Manifest) -> None:
-        there = {item.key: item for item in self.connection.items(place, recursive=True)}
+        there = {item.key: item for item in self.connection.items(place)}
         for entry in manifest.files:
             target = _below(place, entry.path)
             self._upload(target, folder / entry.path, entry.sha256, there.get(target.key))
