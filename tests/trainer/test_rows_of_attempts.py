@@ -178,8 +178,7 @@ def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, m
     monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
     signs: list[int] = []
     monkeypatch.setattr(
-        preparation.datasets,
-        "encode_once",
+        "lora_trainer.recipe.prepare.datasets.encode_once",
         lambda *_, **__: signs.append(len([*cached_rows(os.environ).glob("*.beat")])),
     )
     preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
