@@ -140,6 +140,19 @@ def test_a_cache_that_cannot_take_rows_is_no_failure(
     assert "the rows are not encoded in advance: " in caplog.text
 
 
+def test_a_long_row_is_left_to_the_training(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes more memory to encode than the pod has that prepares: the kernel would end the run with it."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(preparation, "MOST_CHARACTERS", 9)
+    sentence = preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
+    assert sentence.endswith("are at hand")
+    assert "not encoded in advance: KernelOutOfMemoryError: train.jsonl, line 1: a row of " in caplog.text
+    assert not list(cached_rows(os.environ).glob("*.beat"))
+
+
 def test_a_second_run_that_is_prepared_finds_the_rows(
     prepared: tuple[TrainConfig, Path], workplace: Workplace, caplog: pytest.LogCaptureFixture
 ) -> None:
