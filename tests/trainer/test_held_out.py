@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from tests.trainer import rule_of_the_split, tiny
 from tests.trainer.conftest import make_config
 
+from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.contract.config import LossOn, TrainConfig
 from lora_trainer.data.dataset import encode, encode_evaluation
 from lora_trainer.data.survey import Samples, load_samples
@@ -22,7 +24,7 @@ from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.held_out import held_out_rows
+from lora_trainer.result.held_out import held_out_rows, write_held_out_rows
 
 Places = list[tuple[str, str, int]]
 """File, unit and number of rows."""
@@ -267,3 +269,15 @@ def test_where_no_row_is_held_out_the_file_says_what_is_evaluated(tmp_path: Path
     found = document(tmp_path, validationFraction="0")
     assert (found["held_out"], found["files"]) == (0, [])
     assert found["evaluated"] == "the first 64 samples of the training rows, since no row is held out"
+
+
+def test_a_file_whose_name_is_no_utf_8_is_listed_under_it(tmp_path: Path) -> None:
+    """The training is over by then: it must not fail for a name that was read all the time."""
+    name = os.fsdecode(b"d\xe9tails.jsonl")
+    folder = tmp_path / "data" / "set"
+    folder.mkdir(parents=True)
+    (folder / name).write_text("\n".join(json.dumps(row) for row in tiny.chats(30)), encoding="utf-8")
+    config = make_config(dataset={"uri": "pvc://data/set", "validationFraction": "0.2"})
+    write_held_out_rows(tmp_path, config, load_samples(config, Volumes(claims=tmp_path), Hub()))
+    found = json.loads((tmp_path / HELD_OUT_ROWS).read_text(encoding="utf-8"))
+    assert [file["file"] for file in found["files"]] == [name]

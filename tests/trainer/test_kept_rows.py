@@ -1,6 +1,7 @@
 """Rows that an earlier attempt encoded: read again where they are whole and the very same, else encoded anew."""
 
 import errno
+import json
 import logging
 import os
 import re
@@ -152,6 +153,23 @@ def test_what_is_damaged_is_encoded_anew_with_a_line_in_the_log(
     assert sentence in line
     assert attempts.folder().name == name
     assert not attempts.encoded()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])
+def test_a_volume_that_is_full_or_fails_costs_no_rows(
+    attempts: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """They may be whole: an attempt elsewhere reads them."""
+    rows = attempts.folder()
+    key = json.loads((rows / MANIFEST).read_text(encoding="utf-8"))["key"]
+
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_rows, "_copy", failing)
+        assert not attempts.kept.read(key, tmp_path / "there", ("data.json",))
+    assert attempts.kept.read(key, tmp_path / "there", ("data.json",))
 
 
 def test_a_folder_of_rows_that_is_a_link_is_not_followed(attempts: Attempts, tmp_path: Path) -> None:

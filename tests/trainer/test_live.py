@@ -8,9 +8,10 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from tests.trainer.conftest import make_config
@@ -25,6 +26,7 @@ from lora_trainer.data.dataset import encode
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
+from lora_trainer.host import live as live_view
 from lora_trainer.host.child import Stages
 from lora_trainer.host.launch import Program
 from lora_trainer.host.screen import Line
@@ -183,6 +185,28 @@ def test_a_terminal_that_wants_plain_lines_gets_those_of_a_pipe(environment: dic
     assert times.sub("", written.replace("\r\n", "\n").replace("^C", "")) == times.sub("", in_pipe(PROGRAM))
     assert status == 0
     assert "\r" not in written.replace("\r\n", "")
+
+
+@pytest.mark.parametrize("error", [OSError("the terminal is gone"), AttributeError("sp")])
+def test_whoever_writes_never_waits_for_a_terminal_that_cannot_be_drawn_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    """Nor for the library that draws: the pipe is read to its end."""
+
+    def broken(_terminal: TextIO) -> None:
+        raise error
+
+    monkeypatch.setattr(live_view, "Screen", broken)
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"line\n" * 100)
+    ended = threading.Event()
+    ended.set()
+    with (tmp_path / "terminal").open("w") as terminal:
+        live_view._draw(read_end, terminal, lambda: Line(what="Training"), ended)
+    # Nobody reads any more, since all was read.
+    with pytest.raises(BrokenPipeError):
+        os.write(write_end, b"x")
+    os.close(write_end)
 
 
 def progress(**values: Any) -> Report:

@@ -1,8 +1,10 @@
 """Encoded rows from one attempt of a run to the next, and from its preparation: who reads them, and when they go."""
 
 import argparse
+import errno
 import logging
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +20,10 @@ from tests.trainer.test_data import ids
 from lora_trainer import stage
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
+from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.data import kept_rows
 from lora_trainer.data.dataset import encode_once
-from lora_trainer.data.kept_rows import KeptRows
+from lora_trainer.data.kept_rows import UNUSED_S, KeptRows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.supervisor import Settings, Supervisor
@@ -29,8 +32,9 @@ from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER, folder_of_run
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Failure
+from lora_trainer.ranks.reports import Failure, Reporter
 from lora_trainer.recipe import prepare as preparation
+from lora_trainer.training.checkpoint import RUN_FILE
 from lora_trainer.training.stopping import Stop
 
 NAME = f"rows-{'ab' * 8}"
@@ -136,6 +140,19 @@ def test_a_cache_that_cannot_take_rows_is_no_failure(
     assert "the rows are not encoded in advance: " in caplog.text
 
 
+def test_a_long_row_is_left_to_the_training(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes more memory to encode than the pod has that prepares: the kernel would end the run with it."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(preparation, "MOST_CHARACTERS", 9)
+    sentence = preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
+    assert sentence.endswith("are at hand")
+    assert "not encoded in advance: KernelOutOfMemoryError: train.jsonl, line 1: a row of " in caplog.text
+    assert not list(cached_rows(os.environ).glob("*.beat"))
+
+
 def test_a_second_run_that_is_prepared_finds_the_rows(
     prepared: tuple[TrainConfig, Path], workplace: Workplace, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +165,77 @@ def test_a_second_run_that_is_prepared_finds_the_rows(
         assert len(list(rows.parent.glob("rows-*"))) == count
     assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
     assert not list(rows.parent.glob("*.beat"))
+
+
+def test_rows_whose_encoding_was_killed_are_left_to_the_training(
+    prepared: tuple[TrainConfig, Path], workplace: Workplace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel ends the whole pod for the memory of one process: the next one fetches, and succeeds. A week later
+    there may be more memory."""
+    config, rows = prepared
+    shutil.rmtree(rows)
+    beat = rows.with_name(f".{rows.name}.beat")
+    beat.touch()
+    for age_s, encoded in ((0.0, False), (UNUSED_S + 60, True)):
+        os.utime(beat, (time.time() - age_s,) * 2)
+        sentence = preparation.prepare(config, Volumes(claims=workplace.claims), Hub())
+        assert sentence.endswith(", and encoded") == encoded
+        assert rows.is_dir() == encoded
+        assert beat.exists() != encoded
+    assert f"a process that did so was killed, most likely for memory; remove {beat.name}" in caplog.text
+
+
+def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its first rows are done, which may be what takes the memory."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    signs: list[int] = []
+    monkeypatch.setattr(
+        "lora_trainer.recipe.prepare.datasets.encode_once",
+        lambda *_, **__: signs.append(len([*cached_rows(os.environ).glob("*.beat")])),
+    )
+    preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
+    assert signs == [1]
+    assert not [*cached_rows(os.environ).glob("*.beat")]
+
+
+def test_a_cache_whose_rows_are_anothers_is_no_failure(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder is there, and nobody else may look into it."""
+
+    def forbidden(*_: object, **__: object) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(preparation, "alone_in_cache", forbidden)
+    is_dir = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: forbidden() if path.name.startswith("rows-") else is_dir(path))
+    assert preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub()).endswith("are at hand")
+    assert "the rows are not encoded in advance: PermissionError" in caplog.text
+
+
+def test_all_nodes_keep_the_limit_of_held_out_rows_that_the_run_began_with(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that write nothing find it in the run's folder, too: else the nodes would never agree on their rows."""
+    config, volumes = make_config(), Volumes(claims=workplace.claims)
+    config = replace(config, dataset=replace(config.dataset, max_validation_rows=MAX_VALIDATION_ROWS))
+    folder = volumes.claim_path(folder_of_run(config, "adapters"))
+    (folder / "step-00000001").mkdir(parents=True)
+    (folder / "step-00000001" / RUN_FILE).write_text('{"config": {"dataset": {}}}', encoding="utf-8")
+    seen: list[int | None] = []
+
+    def load(found: TrainConfig, *_: object) -> None:
+        seen.append(found.dataset.max_validation_rows)
+        raise InterruptedError
+
+    monkeypatch.setattr(stage, "load_samples", load)
+    for workspace in (folder, None):
+        with pytest.raises(InterruptedError):
+            stage._train(config, argparse.Namespace(workspace=workspace), volumes, Reporter(None))
+    assert seen == [None, None]
 
 
 def test_the_first_node_writes_in_the_runs_folder_and_the_others_read_there(

@@ -93,7 +93,7 @@ def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     # Before PyTorch: a bad template and bad data show at once.
     chosen_template(config.dataset, volumes)
-    config = with_kept_limit(config, options.workspace)
+    config = with_kept_limit(config, _folder_of_run(config, options, volumes))
     samples = load_samples(config, volumes, Hub())
     import_peft(config)
     from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
@@ -108,15 +108,19 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
 
 
+def _folder_of_run(config: TrainConfig, options: argparse.Namespace, volumes: Volumes) -> Path | None:
+    """The run's folder, where anything in it outlives the pod. A node that is not the first only reads there."""
+    workspace: Path | None = options.workspace
+    claim = checkpoint_claim(config)
+    return workspace if workspace or claim is None else volumes.claim_path(folder_of_run(config, claim))
+
+
 def _rows(config: TrainConfig, options: argparse.Namespace, volumes: Volumes) -> KeptRows:
     """Encoded rows lie in the run's folder, which only the first node writes, and where `prepare` puts them."""
-    others = [cached_rows(os.environ)]
-    claim = checkpoint_claim(config)
-    if options.workspace is None and claim is not None:
-        others.append(volumes.claim_path(folder_of_run(config, claim)))
+    others = [cached_rows(os.environ), _folder_of_run(config, options, volumes)]
     return KeptRows(
         own=options.workspace,
-        others=tuple(others),
+        others=tuple(place for place in others if place is not None and place != options.workspace),
         may_write=lambda: _check_lock(options),
         undisturbed=options.stop.deferred,
     )

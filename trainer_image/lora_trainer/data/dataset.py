@@ -19,14 +19,14 @@ import numpy as np
 from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.encoding import Batch, batches, encode_batches
-from lora_trainer.data.formats import Layout, Sample, parse
+from lora_trainer.data.formats import Layout, Sample, parse, size
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.readers import read_rows
 from lora_trainer.data.row_key import row_key
 from lora_trainer.data.store import COLUMNS, Block, Examples, Writer
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.errors import DatasetError
+from lora_trainer.errors import DatasetError, KernelOutOfMemoryError
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.ranks.activity import Counter
 from lora_trainer.ranks.cpus import node_cpus
@@ -96,9 +96,11 @@ def log_data(data: Data, encoder: Encoder) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """At most how many processes encode, None for all CPUs; `alive` is called again and again while they do."""
+    """At most how many processes encode, None for all CPUs; `alive` is called again and again while they do. A row of
+    more than `longest` characters is a `KernelOutOfMemoryError`."""
 
     processes: int | None = None
+    longest: int | None = None
     alive: Callable[[], None] = lambda: None
 
 
@@ -209,7 +211,7 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
     log_rows = _RowLog(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
-            for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder, pace.processes):
+            for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder, pace):
                 is_training = part.training[np.array(batch.numbers)[block.samples]]
                 kept = counts.add(batch, block)
                 training_writer.append(block.select(kept & is_training))
@@ -282,11 +284,21 @@ def _store(
 
 
 def _encoded(
-    part: Part, wanted: Mask, layout: Layout, encoder: Encoder, processes: int | None = None
+    part: Part, wanted: Mask, layout: Layout, encoder: Encoder, pace: Pace | None = None
 ) -> Iterator[tuple[Batch, Block]]:
     """The wanted rows, many at a time."""
-    most = node_cpus() if processes is None else min(processes, node_cpus())
-    return encode_batches(batches(_parsed(part, wanted, layout)), encoder, most)
+    pace = pace or Pace()
+    most = node_cpus() if pace.processes is None else min(pace.processes, node_cpus())
+    return encode_batches(batches(_short(_parsed(part, wanted, layout), pace.longest)), encoder, most)
+
+
+def _short(rows: Iterator[tuple[int, Sample]], longest: int | None) -> Iterator[tuple[int, Sample]]:
+    for number, sample in rows:
+        if longest is not None and size(sample) > longest:
+            raise KernelOutOfMemoryError(
+                f"{sample.where}: a row of {size(sample):,} characters takes more memory to encode than there may be"
+            )
+        yield number, sample
 
 
 def _parsed(part: Part, wanted: Mask, layout: Layout) -> Iterator[tuple[int, Sample]]:

@@ -6,6 +6,7 @@ read rows from, and compares it on the way. Whatever happens to it, rows can be 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -32,6 +33,8 @@ UNUSED_S = 7 * 86400.0
 
 _NAME = re.compile(r"rows-[0-9a-f]{16}|\.rows-[0-9a-f]{16}\.[0-9a-f]{8}")
 _CHUNK_BYTES = 2**20
+_NO_DAMAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)
+"""What a volume answers that is full or fails: the rows themselves may be whole, and a later attempt may read them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,7 @@ class KeptRows:
                 log.warning("the rows that an earlier attempt encoded (%s) cannot be read: %s", kept.name, reason)
                 for name in names:
                     (folder / name).unlink(missing_ok=True)
-                if place == self.own:
+                if place == self.own and not (isinstance(error, OSError) and error.errno in _NO_DAMAGE):
                     self.may_write()
                     _remove(kept)
                 continue

@@ -75,7 +75,7 @@ def _flush() -> None:
 
 def _draw(read_end: int, terminal: TextIO, line: Callable[[], Line | None], ended: threading.Event) -> None:
     """Until all who write into the pipe have closed it, or this process has and nobody else writes anything more."""
-    drawing = _Drawing(Screen(terminal))
+    drawing = _Drawing(terminal)
     rest = b""
     while True:
         readable = select.select([read_end], [], [], TICK_S)[0]
@@ -98,8 +98,9 @@ def _draw(read_end: int, terminal: TextIO, line: Callable[[], Line | None], ende
 class _Drawing:
     """A screen that is drawn no more often than is of use, and no more at all once the terminal is gone."""
 
-    def __init__(self, screen: Screen) -> None:
-        self._screen: Screen | None = screen
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal: TextIO | None = terminal
+        self._screen: Screen | None = None
         self._shown: Line | None = None
         self._drawn_at_s = 0.0
 
@@ -117,10 +118,12 @@ class _Drawing:
         self._try(lambda screen: screen.close())
 
     def _try(self, draw: Callable[[Screen], None]) -> None:
-        if self._screen is None:
+        if self._terminal is None:
             return
         try:
+            self._screen = self._screen or Screen(self._terminal)
             draw(self._screen)
-        except OSError:
-            # The terminal was closed. The pipe is read on, since nobody who writes into it may have to wait.
-            self._screen = None
+        except Exception:
+            # The terminal was closed, or tqdm failed, as variables of its own may make it. The pipe is read on, since
+            # nobody who writes into it may have to wait.
+            self._terminal = None

@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import Chosen, chosen_template
 from lora_trainer.data.dataset_files import locate, locate_validation
-from lora_trainer.data.kept_rows import KeptRows, folder_name
+from lora_trainer.data.kept_rows import UNUSED_S, KeptRows, folder_name
 from lora_trainer.data.row_key import row_key
 from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.errors import ConfigError, KernelOutOfMemoryError, StorageError, TransientError, one_sentence
@@ -26,6 +27,10 @@ ENCODED_FROM_BYTES = 4 * 2**20
 
 _PROCESSES = 2
 """Each takes memory, of which the pod has little."""
+
+MOST_CHARACTERS = 2 * 2**20
+"""Of a row that is encoded here: a fast tokenizer takes about 160 bytes a character while it works on it, and the pod
+has 2 GiB, of which the libraries take a third."""
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -69,7 +74,7 @@ def _keep_encoded(config: TrainConfig, samples: Samples, base: Base, chosen: Cho
     place = cached_rows(os.environ)
     name = folder_name(row_key(samples, encoder, base.revision))
     beat = place / f".{name}.beat"
-    pace = datasets.Pace(processes=_PROCESSES, alive=beat.touch)
+    pace = datasets.Pace(processes=_PROCESSES, longest=MOST_CHARACTERS, alive=beat.touch)
     what = f"dataset.uri is {config.dataset.uri}: its encoded rows"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -77,14 +82,31 @@ def _keep_encoded(config: TrainConfig, samples: Samples, base: Base, chosen: Cho
             alone_in_cache(place / f".{name}.lock", lambda: _changed_ns(beat), what=what),
             temporary_folder("lora-tokens-") as folder,
         ):
+            if _was_killed(beat) and not (place / name).is_dir():
+                log.warning(
+                    "the rows are not encoded in advance: a process that did so was killed, most likely for memory; "
+                    "remove %s from the cache to have it tried again",
+                    beat.name,
+                )
+                return False
             try:
+                beat.touch()
                 kept = KeptRows(own=place, shared=True)
                 datasets.encode_once(samples, encoder, folder, kept, base.revision, pace=pace)
             finally:
                 beat.unlink(missing_ok=True)
     except (OSError, StorageError, TransientError, KernelOutOfMemoryError) as error:
         log.warning("the rows are not encoded in advance: %s", one_sentence(error))
+        return False
     return (place / name).is_dir()
+
+
+def _was_killed(beat: Path) -> bool:
+    """Whether the process that gave these signs of life did not come to remove them; nobody else holds the lock.
+
+    The kernel takes the whole pod for the memory of one of its processes, so that only the next one can spare the run.
+    """
+    return beat.exists() and time.time() - beat.stat().st_mtime < UNUSED_S
 
 
 def _changed_ns(path: Path) -> int | None:

@@ -38,6 +38,8 @@ def held_out_rows(config: TrainConfig, samples: Samples) -> HeldOutRows:
 def write_held_out_rows(folder: Path, config: TrainConfig, samples: Samples) -> None:
     """Write `held_out_rows.json` into a result's folder. Raises `StorageError`."""
     try:
-        (folder / HELD_OUT_ROWS).write_text(held_out_rows(config, samples).to_json(), encoding="utf-8")
+        text = held_out_rows(config, samples).to_json()
+        # What in a name of a file is no UTF-8 becomes an escape of JSON.
+        (folder / HELD_OUT_ROWS).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise storage_error(error, HELD_OUT_ROWS) from error

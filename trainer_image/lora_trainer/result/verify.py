@@ -51,6 +51,7 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
         measured.eval_loss_before - measured.eval_loss_after,
         # Verified by hand on another device, the run's own rounding counts, too.
         (here.dtype_name, run.compute_dtype),
+        tokens=int(examples.targets.sum()),
         # PiSSA and OLoRA train beside what they leave of the base, rounded to its type, and are written for all of it.
         unmeasured=elsewhere or config.lora.init.changes_base,
     )

@@ -4,6 +4,7 @@ Rounding, LLM.int8's outliers and a mixture's routing depend on which rows are c
 evaluated once more, in other batches, and a loss has to agree with another within a multiple of what that changes.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,7 +27,13 @@ The sums run in another order than in training: that is about 1e-6 in fp32 and a
 16 bits. An adapter of a wrong scale differs by more than either as soon as it learned anything that matters."""
 
 FLOORS = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 5e-3}
-"""What is always allowed: on a small model a few batches may happen to round alike."""
+"""What is always allowed over `ENOUGH_TOKENS`: on a small model a few batches may happen to round alike."""
+
+ENOUGH_TOKENS = 256
+"""Over so many learned tokens rounding averages out; over fewer it is larger by the square root of what they lack.
+
+Of a single row, or of rows that each come alone, the noise that is measured may be none.
+"""
 
 FACTOR = 3
 """So many times the noise may losses be apart."""
@@ -69,16 +76,25 @@ def noise_of(first: Evaluation, again: Evaluation) -> float:
     return abs(sum(shifts)) / sum(again.tokens) + 2 * ratio_standard_error(shifts, again.tokens)
 
 
-def tolerance_of(noise: float | None, improvement: float, types: Iterable[str], *, unmeasured: bool = False) -> float:
+def tolerance_of(
+    noise: float | None,
+    improvement: float,
+    types: Iterable[str],
+    *,
+    tokens: int = ENOUGH_TOKENS,
+    unmeasured: bool = False,
+) -> float:
     """How far a loss may be from what it has to be, in nats per token.
 
-    `improvement` is by how much the loss fell. `types` are the compute types of both, of which the coarsest counts.
-    Without `noise` the type alone decides. `unmeasured` says that the other loss comes from another kind of device, or
-    from base weights that were rounded otherwise, of which the noise says nothing.
+    `improvement` is by how much the loss fell, `tokens` how many learned ones it is a mean of. `types` are the compute
+    types of both, of which the coarsest counts. Without `noise` the type alone decides. `unmeasured` says that the
+    other loss comes from another kind of device, or from base weights that were rounded otherwise, of which the noise
+    says nothing.
     """
     known = [name for name in types if name in TOLERANCES]
     plain = max(TOLERANCES[name] for name in known)
     if noise is None:
         return plain
-    floor = plain if unmeasured else max(FLOORS[name] for name in known)
+    least = max(FLOORS[name] for name in known) * math.sqrt(max(1.0, ENOUGH_TOKENS / max(1, tokens)))
+    floor = plain if unmeasured else min(least, plain)
     return min(max(FACTOR * noise, floor), max(MOST_OF_THE_IMPROVEMENT * improvement, plain))
