@@ -78,12 +78,12 @@ def _devices(plan: Plan, width: int) -> Iterator[str]:
     yield f"GiB to spare on a GPU (or lacking), within {FIT_SHARE:.0%} of its memory"
     first = "".join(f"{('*' if row.default else '') + row.quantization.value:>8}" for row in shown)
     second = "".join(f"{'recomp.' if row.recompute else 'kept':>8}" for row in shown)
-    yield f"  {'':<9}{'':>6}{first}  {'fastest that fits':<17}"
-    yield f"  {'GPU':<9}{'GiB':>6}{second}  {'':<17}{'tokens/s':>9}{unit:>8}"
+    yield f"{'':<8}{'':>6}{first}  fastest that fits"
+    yield f"{'GPU':<8}{'GiB':>6}{second}  {'':<13}{'tokens/s':>9}{unit:>9}"
     for gpu in plan.gpus:
         by_setting = {(option.quantization, option.recompute): option for option in gpu.options}
         cells = "".join(f"{_cell(by_setting[row.quantization, row.recompute]):>8}" for row in shown)
-        yield f"  {gpu.name:<9}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_fastest(gpu, plan)}".rstrip()
+        yield f"{gpu.name:<8}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_fastest(gpu, plan)}".rstrip()
 
 
 def _is_wanted(row: Row, plan: Plan) -> bool:
@@ -100,11 +100,11 @@ def _fastest(gpu: OnGpu, plan: Plan) -> str:
     best = gpu.fastest
     if best is None:
         return "none"
-    name = f"{best.quantization.value}, {'recomputed' if best.recompute else 'kept'}"
+    name = f"{best.quantization.value}, {'recomp.' if best.recompute else 'kept'}"
     if best.tokens_per_s is None:
         return name
     seconds = (plan.trained_tokens or _MILLION) / best.tokens_per_s
-    return f"{name:<17}{best.tokens_per_s:>9,.0f}{_duration(seconds):>8}"
+    return f"{name:<13}{best.tokens_per_s:>9,.0f}{_duration(seconds):>9}"
 
 
 def _duration(seconds: float) -> str:
@@ -119,6 +119,7 @@ def _duration(seconds: float) -> str:
 def _explanations(plan: Plan) -> Iterator[str]:
     recomputed = "recomputes activations" if plan.recompute else "keeps activations"
     yield f"* the run as it is written: quantization {plan.quantization.value}, {recomputed}."
+    yield "kept, recomp.: activations are kept for the backward pass, or recomputed in it."
     options = [option for gpu in plan.gpus for option in gpu.options]
     if any(option.fit is Fit.HALVED for option in options):
         yield "h: does not fit at first; the trainer halves its micro-batches until it does, which costs speed."

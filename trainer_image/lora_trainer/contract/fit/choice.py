@@ -165,7 +165,7 @@ def on_gpu(
         memory_bytes=gpu.memory_bytes,
         options=options,
         default=default,
-        fastest=fastest(config, shape, adapter, gpu),
+        fastest=fastest(config, shape, adapter, gpu, share=share),
     )
 
 
@@ -227,22 +227,22 @@ def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantiza
     return "quantized weights are not divided over GPUs" if divided else ""
 
 
-def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu) -> Option | None:
+def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, share: float = SHARE) -> Option | None:
     """The fastest setting that fits, of no quantization and NF4; where times are equal, the first of these."""
     found = [
-        option_on(config, shape, adapter, gpu, quantization=quantization, recompute=recompute)
+        option_on(config, shape, adapter, gpu, quantization=quantization, recompute=recompute, share=share)
         for quantization in _CHOSEN_FROM
         for recompute in (False, True)
     ]
     fitting = [option for option in found if option.fit is Fit.FITS]
-    return min(fitting, key=lambda option: _seconds(config, shape, adapter, gpu, option), default=None)
+    return min(fitting, key=lambda option: _seconds(config, shape, adapter, gpu, option, share=share), default=None)
 
 
-def _seconds(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, option: Option) -> float:
+def _seconds(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, option: Option, *, share: float) -> float:
     """Of a token, on the device or, where its speed is not known, on the reference."""
     known = gpu if gpu.flops is not None else replace(_REFERENCE, packs=gpu.packs)
     setting = setting_of(config, shape, gpu, quantization=option.quantization, recompute=option.recompute)
-    found = speed(shape, adapter, setting, known)
+    found = speed(shape, adapter, setting, known, share=share)
     return 1 / found.tokens_per_s if found else 0.0
 
 

@@ -61,6 +61,11 @@ def shape_of(document: Mapping[str, Any], path: str = "config.json") -> Shape:
         raise ShapeError(
             f"{path}.model_type is missing: must name the family, as in llama; take the model's own config.json"
         )
+    if values.flag("is_encoder_decoder", default=False):
+        raise ShapeError(
+            f"{path}.is_encoder_decoder is True: must be false, as in a causal language model, which writes text from "
+            "left to right; name one that is, such as Llama, Qwen or Mistral"
+        )
     text = values.child("text_config")
     if text is None:
         return _language_model(values, kind)

@@ -79,8 +79,8 @@ def gpu_memory(shape: Shape, adapter: Adapter, setting: Setting) -> Memory:
     kept, largest = _activations(shape, adapter, setting)
     loss = _loss_bytes(shape, adapter, setting)
     one_layer = (_RECOMPUTED if setting.recompute else _BACKWARD) * largest * tokens + _dora_bytes(shape, setting)
-    training, evaluating = kept + max(loss, one_layer), _evaluation_bytes(shape, adapter, setting)
-    working = max(loss, one_layer, evaluating - kept) if training < evaluating else max(loss, one_layer)
+    # An evaluation keeps nothing, so that it may take more at once.
+    working = max(loss, one_layer, _evaluation_bytes(shape, adapter, setting) - kept)
     return Memory(
         weights=round(_weight_bytes(shape, setting)),
         dequantized=setting.size * shape.largest_weight if _is_4bit(setting.quantization) else 0,
