@@ -113,6 +113,7 @@ GEMMA_3: Config = {
         "num_attention_heads": 16,
         "patch_size": 14,
         "image_size": 896,
+        "vision_use_head": False,
     },
 }
 

@@ -170,6 +170,8 @@ def test_a_guess_never_says_that_a_run_does_not_fit_where_it_may() -> None:
     assert option(gpu, run(), Quantization.NONE).fit is Fit.TOO_LARGE
     assert option(gpu, run(), Quantization.NONE, zebra).fit is Fit.UNSURE
     assert option(find_gpu("4GiB"), run(), Quantization.NONE, zebra).fit is Fit.TOO_LARGE
+    assert option(find_gpu("22GiB"), run(), Quantization.NONE).fit is Fit.FITS
+    assert option(find_gpu("22GiB"), run(), Quantization.NONE, zebra).fit is Fit.UNSURE
 
 
 @given(

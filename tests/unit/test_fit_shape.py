@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import GEMMA_3, GPT2, MIXTRAL, MODELS, QWEN2_MOE, Config, llama
+from tests.unit.fit_models import GEMMA_3, GPT2, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
 
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
@@ -42,6 +42,7 @@ def test_every_known_family_has_a_public_model_or_the_layers_of_one() -> None:
         (LoraConfig(rank=64, layers=None, target_modules=("self_attn.q_proj", "v_proj")), 27_262_976),
         (LoraConfig(rank=1, layer_indices=(0, 31)), 2 * 81_920),
         (LoraConfig(rank=1, exclude_modules=("down_proj",)), 2_621_440 - 32 * (4096 + 14336)),
+        (LoraConfig(rank=1, rank_pattern={"v_proj": 3, "layers.0.self_attn.v_proj": 1}), 2_621_440 + 2 * 31 * 5120),
         (LoraConfig(rank=1, rank_pattern={"v_proj": 3}), 2_621_440 + 2 * 32 * (4096 + 1024)),
         (LoraConfig(rank=1, variant=Variant.DORA), 2_621_440 + 32 * (4096 * 3 + 1024 * 2 + 2 * 14336)),
         (LoraConfig(rank=1, modules_to_save=("lm_head",)), 2_621_440 + 128256 * 4096),
@@ -61,8 +62,10 @@ def test_the_trained_parameters_of_llama_3_8b(lora: LoraConfig, parameters: int)
         (GPT2, Layers.QUERY_VALUE, 12),
         (GPT2, Layers.MLP, 24),
         (MIXTRAL, Layers.ALL_LINEAR, 4 * 32),
-        # Four of attention and the shared expert's gate; its other modules bear names that PEFT takes for experts'.
-        (QWEN2_MOE, Layers.ALL_LINEAR, 5 * 24),
+        # Four of attention, the shared expert's three, and its gate.
+        (QWEN2_MOE, Layers.ALL_LINEAR, 8 * 24),
+        # PEFT takes the names of dense layers for experts'.
+        (QWEN3_MOE | {"mlp_only_layers": [0]}, Layers.ALL_LINEAR, 4 * 48),
         (GEMMA_3, Layers.ATTENTION, 4 * 34),
     ],
 )
@@ -78,6 +81,12 @@ def test_experts_count_whole_and_work_in_part() -> None:
     assert shape.multiplied == pytest.approx(12.7e9, rel=0.01)
     assert shape.spread == MIXTURE
     assert shape.doubts
+
+
+def test_some_layers_of_a_mixture_may_be_dense() -> None:
+    """Every second one, the first among them, and those that are named."""
+    shape = shape_of(QWEN2_MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [3]})
+    assert [bool(layer.experts) for layer in shape.layers[:6]] == [False, True, False, False, False, True]
 
 
 def test_a_family_that_is_not_known_is_a_guess_and_says_so() -> None:

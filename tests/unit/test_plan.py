@@ -65,7 +65,10 @@ def test_the_tables_say_what_the_default_run_takes_and_where_it_fits(
     assert lines[0] == "tone: hf://meta-llama/Meta-Llama-3-8B (llama, 8,030,261,248 parameters)"
     assert "Adapter: rank 16 on 224 linear modules, 41,943,040 trained parameters (0.52%)," in lines
     assert "* None         yes           14.96    0.70        1.06     0.88   0.70   18.30" in lines
-    assert "RTX 4090  24.0   -18.2    +3.3   -8.7h   +12.8  None, recomp.    1,422   12 min" in lines
+    assert "RTX 4090  24.0   -18.2    +3.3  -8.7/2   +12.8  None, recomp.    1,422   12 min" in lines
+    text = " ".join(" ".join(lines).split())
+    assert "recomputes activations. It fits L4, A10, RTX 4090," in text
+    assert "B200. It does not fit T4." in text
     assert [line.split()[0] for line in lines if "min" in line and "," in line][:2] == ["T4", "L4"]
 
 
@@ -88,7 +91,7 @@ def test_a_named_gpu_replaces_the_list(place: Path, capsys: pytest.CaptureFixtur
     """By name or by memory; of the latter the speed is not known."""
     text = printed(capsys, "--gpu", "h100", "--gpu", "24GiB")
     assert "\nH100 " in text
-    assert "\n24GiB     24.0   -18.2    +3.3   -8.6h   +12.8  None, recomp.\n" in text
+    assert "\n24GiB     24.0   -18.2    +3.3  -8.6/2   +12.8  None, recomp.\n" in text
     assert "A100" not in text
 
 
@@ -137,6 +140,7 @@ def test_doubts_and_refusals_are_said(place: Path, capsys: pytest.CaptureFixture
     text = " ".join(printed(capsys).split())
     assert "Not sure: its kind 'zebra' is not known here" in text
     assert "?: the estimate may be off by 30%, too much to tell." in text
+    assert "It fits A100 40, A100 80, L40S, H100, H200, B200. Perhaps it fits T4, L4, A10, RTX 4090. kept" in text
 
 
 def test_a_run_on_the_cpu_is_planned_in_main_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,7 @@ def _is_wanted(row: Row, plan: Plan) -> bool:
 
 def _cell(option: Option) -> str:
     amount = f"{option.spare_bytes / _GIB:+.1f}"
-    return {Fit.UNSURE: f"{amount}?", Fit.HALVED: f"{amount}h", Fit.REFUSED: "refused"}.get(option.fit, amount)
+    return {Fit.UNSURE: f"{amount}?", Fit.HALVED: f"{amount}/2", Fit.REFUSED: "refused"}.get(option.fit, amount)
 
 
 def _fastest(gpu: OnGpu, plan: Plan) -> str:
@@ -107,6 +107,19 @@ def _fastest(gpu: OnGpu, plan: Plan) -> str:
     return f"{name:<13}{best.tokens_per_s:>9,.0f}{_duration(seconds):>9}"
 
 
+def _verdicts(plan: Plan) -> str:
+    """On which GPUs it fits, and on which not."""
+    words = {
+        Fit.FITS: "It fits",
+        Fit.HALVED: "With halved micro-batches it fits",
+        Fit.UNSURE: "Perhaps it fits",
+        Fit.TOO_LARGE: "It does not fit",
+        Fit.REFUSED: "It is refused on",
+    }
+    names = {fit: ", ".join(gpu.name for gpu in plan.gpus if gpu.default.fit is fit) for fit in words}
+    return " ".join(f"{word} {names[fit]}." for fit, word in words.items() if names[fit])
+
+
 def _duration(seconds: float) -> str:
     minutes = seconds / 60
     if minutes < 1:
@@ -118,17 +131,19 @@ def _duration(seconds: float) -> str:
 
 def _explanations(plan: Plan) -> Iterator[str]:
     recomputed = "recomputes activations" if plan.recompute else "keeps activations"
-    yield f"* the run as it is written: quantization {plan.quantization.value}, {recomputed}."
+    yield f"* the run as it is written: quantization {plan.quantization.value}, {recomputed}. {_verdicts(plan)}"
     yield "kept, recomp.: activations are kept for the backward pass, or recomputed in it."
     options = [option for gpu in plan.gpus for option in gpu.options]
     if any(option.fit is Fit.HALVED for option in options):
-        yield "h: does not fit at first; the trainer halves its micro-batches until it does, which costs speed."
+        yield "/2: does not fit at first; the trainer halves its micro-batches until it does, which costs speed."
     if any(option.fit is Fit.UNSURE for option in options):
         yield f"?: the estimate may be off by {plan.spread:.0%}, too much to tell."
     for refusal in dict.fromkeys(option.refusal for option in options if option.refusal):
         yield f"refused: {refusal}."
     if any(option.divided for option in options):
         yield "Where weights need it, their layers are divided over the run's GPUs; numbers are those of one of these."
+    if plan.trained_tokens is not None:
+        yield f"time: of {plan.trained_tokens:,} tokens, all epochs together."
     yield (
         f"Speed assumes {plan.share_percent} % of the GPU's dense peak in 16 bits, evaluations not counted; nothing of "
         "it is measured."

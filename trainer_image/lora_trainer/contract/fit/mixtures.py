@@ -55,7 +55,8 @@ def _mixtral(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
 
 
 def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
-    """Qwen2's and Qwen3's. Some layers may be dense; Qwen2 has a shared expert, whose names PEFT reads as experts'."""
+    """Qwen2's, with a shared expert, and Qwen3's. Some layers may be dense, of which PEFT 0.21 reads the names in
+    Qwen3's as its experts'."""
     second = values.text("model_type", default="") == "qwen2_moe"
     size = values.number("moe_intermediate_size", high=_WIDEST)
     experts = _Experts.read(values, "num_experts", "num_local_experts", size=size)
@@ -63,7 +64,7 @@ def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
     bias = values.flag("qkv_bias", default=True) if second else values.flag("attention_bias", default=False)
     attention = split_attention(sizes, bias=bias, out_bias=not second and bias)
     gate = Linear(name="mlp.shared_expert_gate", inputs=sizes.hidden, outputs=1, reads="mlp")
-    beside = gated_mlp(sizes.hidden, shared, parent="mlp.shared_expert", reserved=True) if shared else ()
+    beside = gated_mlp(sizes.hidden, shared, parent="mlp.shared_expert") if shared else ()
     sparse = layer(
         sizes,
         (*attention, *beside, *((gate,) if shared else ())),
@@ -75,7 +76,7 @@ def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
     )
     dense = layer(
         sizes,
-        (*attention, *gated_mlp(sizes.hidden, sizes.mlp, reserved=True)),
+        (*attention, *gated_mlp(sizes.hidden, sizes.mlp, reserved=not second)),
         mlp_values=3 * sizes.mlp,
         head_norms=not second,
     )

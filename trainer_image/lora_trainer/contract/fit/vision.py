@@ -11,7 +11,7 @@ def tower(values: Values, hidden: int) -> int | None:
     vision = values.child("vision_config")
     if vision is None or values.text("model_type", default="") != "gemma3":
         return None
-    # SigLIP (arXiv 2303.15343) without its pooling head, then Gemma 3's norm and projection.
+    # SigLIP (arXiv 2303.15343), then Gemma 3's norm and projection.
     width = vision.number("hidden_size", high=_WIDEST, default=768)
     mlp = vision.number("intermediate_size", high=_WIDEST, default=3072)
     layers = vision.number("num_hidden_layers", high=1024, default=12)
@@ -20,4 +20,6 @@ def tower(values: Values, hidden: int) -> int | None:
     channels = vision.number("num_channels", high=64, default=3)
     one = 4 * (width + 1) * width + (width + 1) * mlp + (mlp + 1) * width + 4 * width
     embeddings = (channels * patch**2 + 1) * width + (image // patch) ** 2 * width
-    return embeddings + layers * one + 2 * width + width + width * hidden
+    # Pools by the attention of one learned query: a layer with one norm less.
+    head = one - 2 * width + width if vision.flag("vision_use_head", default=True) else 0
+    return embeddings + layers * one + head + 2 * width + width + width * hidden
