@@ -87,6 +87,16 @@ def test_the_tables_fit_the_terminal(
     assert all(len(line) <= columns for line in lines if line.startswith(("Speed", "Adapter", "Main")))
 
 
+def test_the_page_shows_what_the_command_prints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/fit.md, whose numbers would grow old unseen."""
+    write(model={"uri": "hf://meta-llama/Llama-3.1-8B-Instruct"})
+    manifest = Path("x.yaml").read_text(encoding="utf-8").replace("name: tone", "name: support-tone")
+    Path("x.yaml").write_text(manifest, encoding="utf-8")
+    os.environ["COLUMNS"] = "100"
+    page = (TRAINER.parent / "docs" / "fit.md").read_text(encoding="utf-8")
+    assert printed(capsys, "--tokens", "5000000") in page
+
+
 def test_a_named_gpu_replaces_the_list(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By name or by memory; of the latter the speed is not known."""
     text = printed(capsys, "--gpu", "h100", "--gpu", "24GiB")
