@@ -96,11 +96,11 @@ def test_attention_without_a_kernel_repeats_keys_and_values_for_each_head() -> N
 
 @pytest.mark.parametrize("config", [GEMMA_2, GPT_OSS], ids=["capped", "sinks"])
 def test_scores_that_are_written_out_grow_with_the_row(config: Config) -> None:
-    """Ten bytes for each head and each token that is seen."""
+    """Eight bytes for each head and each token that is seen, and one of the mask."""
     layer = shape_of(config).layers[0]
     ranks = (0,) * len(layer.linear)
     longer = layer_bytes(layer, ranks, replace(DEFAULT, row=4096)) - layer_bytes(layer, ranks, DEFAULT)
-    assert longer == 10 * layer.heads * 2048
+    assert longer == (8 * layer.heads + 1) * 2048
 
 
 def test_layers_are_divided_and_embeddings_are_not() -> None:
@@ -121,7 +121,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["Llama-3-8B", "GPT-2", "Phi-3-mini", "Gemma-2-2B", "Qwen3-30B-A3B"])
+@pytest.mark.parametrize("name", ["Llama-3-8B", "GPT-2", "Phi-3-mini", "Qwen3-8B", "Qwen3-30B-A3B"])
 def test_what_costs_memory_costs_some(name: str, change: str) -> None:
     """On every kind of layer that keeps its activations; recomputing them saves most."""
     config, kept = MODELS[name][0], replace(DEFAULT, recompute=False)

@@ -102,6 +102,7 @@ def layer(
         heads=sizes.heads,
         mlp_values=mlp_values,
         normed=norms * sizes.hidden + heads,
+        statistics=norms + (sizes.heads + sizes.kv_heads if head_norms else 0),
         other=norm_parameters + other,
         experts=experts,
         active=active,

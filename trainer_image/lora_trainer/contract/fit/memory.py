@@ -147,11 +147,17 @@ def layer_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float
     For Llama with the adapter on all modules, in 16 bits: 8C + 4Q + 4KV + 6I + 4H + 8, and 4C + 2I + 14r.
     """
     size = setting.size
-    # What attention reads and gives: where no kernel takes grouped heads, keys and values are repeated for each.
-    grouped = 2 * layer.query + 2 * (layer.key_value if setting.packs else layer.query)
-    scores = (3 * size + 4) * layer.heads * setting.row if layer.scores else 0
-    core = 4 * layer.normed + 8 + size * (grouped + layer.mlp_values) + 4 * layer.heads + scores
+    core = 4 * (layer.normed + layer.statistics) + size * layer.mlp_values + _attention_bytes(layer, setting)
     return core + _input_bytes(layer, ranks, setting) + _adapter_bytes(layer, ranks, setting)
+
+
+def _attention_bytes(layer: Layer, setting: Setting) -> float:
+    """What attention reads and gives, and a sum for each head. Where no kernel takes grouped heads, keys and values are
+    repeated for each; scores that are written out are kept thrice, as a softmax in fp32 among them, with their mask."""
+    if layer.scores:
+        return 3 * setting.size * layer.query + (8 * layer.heads + 1) * setting.row
+    key_value = layer.key_value if setting.packs else layer.query
+    return setting.size * 2 * (layer.query + key_value) + 4 * layer.heads
 
 
 def _input_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> float:
@@ -163,7 +169,7 @@ def _input_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> float:
     read: dict[str, int] = {}
     for module, rank in zip(layer.linear, ranks, strict=True):
         needed = every or (rank > 0 and not setting.dropout)
-        if needed and not (module.saved and setting.packs):
+        if needed and not (module.saved and setting.packs and not layer.scores):
             read[module.reads] = module.inputs
     return setting.size * sum(read.values())
 
@@ -174,7 +180,9 @@ def _adapter_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> floa
     for module, rank in zip(layer.linear, ranks, strict=True):
         if rank:
             total += setting.size * rank
-            total += (setting.size + 1) * module.inputs if setting.dropout else 0
+            # A GPU's mask has a byte a value, a CPU's the compute type.
+            mask = setting.size if setting.cpu else 1
+            total += (setting.size + mask) * module.inputs if setting.dropout else 0
             total += 2 * setting.size * module.outputs if setting.dora else 0
     return total
 

@@ -34,7 +34,7 @@ class Linear:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """A decoder layer. `mlp_values` are values that autograd keeps of the MLP for a token, its inputs not counted;
-    `normed` the values for which norms keep an fp32 copy.
+    `normed` the values for which norms keep an fp32 copy, `statistics` their scales in fp32.
 
     `experts` are parameters in stacked matrices, which are not quantized, `active` those of them that a token passes;
     `other` parameters of norms and routers. `scores` says that attention's scores are written out, as kernels cannot
@@ -48,6 +48,7 @@ class Layer:
     heads: int
     mlp_values: int
     normed: int
+    statistics: int
     other: int
     experts: int = 0
     active: int = 0
