@@ -57,7 +57,8 @@ def kept_bytes(folder: Path, config: Config, lora: LoraConfig, setting: Setting)
     folder.mkdir()
     torch.manual_seed(0)
     configuration = transformers.AutoConfig.for_model(**config)
-    model: Any = transformers.AutoModelForCausalLM.from_config(configuration)
+    factory: Any = transformers.AutoModelForCausalLM
+    model = factory.from_config(configuration)
     model.to(torch.bfloat16).save_pretrained(folder)
     base = Base(folder=folder, name="base", revision="none", model_type=config["model_type"])
     dtype = torch.float32 if setting.fp32 else torch.bfloat16
