@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from lora_trainer.contract.config import LoraConfig, Quantization, Variant
+from lora_trainer.contract.fit import limits
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
@@ -140,7 +141,7 @@ def test_the_loss_in_pieces_is_the_plain_one(
     tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """Values and gradients by any weights, and never more logits at once than the limit or one token's."""
-    monkeypatch.setitem(losses.MOST_LOGITS, "cpu", limit)
+    monkeypatch.setitem(limits.MOST_LOGITS, "cpu", limit)
     model = load_model(tiny_base, Quantization.NONE, cpu)
     torch.manual_seed(1)
     hidden = torch.randn(9, 64, requires_grad=True)

@@ -1,9 +1,10 @@
-"""The commands: run a fine-tuning, fetch its inputs, verify and publish results, ask models questions."""
+"""The commands: run a fine-tuning, plan it, fetch its inputs, verify and publish results, ask models questions."""
 
 import argparse
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -37,7 +38,7 @@ from lora_trainer.ranks import logs
 from lora_trainer.result.serving import merged_command
 
 log = logging.getLogger(__name__)
-_ABOUT = "Run a fine-tuning, fetch its inputs, verify and publish results, ask models questions."
+_ABOUT = "Run a fine-tuning, plan it, fetch its inputs, verify and publish results, ask models questions."
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
@@ -49,6 +50,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(stage_environment())
     commands = {
         "run": _run,
+        "plan": _plan,
         "prepare": _prepare,
         "publish": _publish,
         "verify": _verify,
@@ -95,6 +97,18 @@ def _parser() -> argparse.ArgumentParser:
         help=f"default {PORT} with --config, none with -f",
     )
     run.add_argument("--work", type=Path, metavar="DIR", help="folder for temporary files")
+
+    plan = commands.add_parser("plan", parents=[volumes], help="what a run would take of which GPU, without any")
+    plan.add_argument("-f", "--file", type=Path, required=True, metavar="FILE", help="as run takes it")
+    plan.add_argument("--config", type=Path, metavar="FILE", help="the model's config.json; default: that of its claim")
+    plan.add_argument(
+        "--gpu", action="append", default=[], metavar="GPU", help="a name (T4, H100) or a memory (24GiB); repeatable"
+    )
+    plan.add_argument("--tokens", type=_number(1, 10**15), metavar="N", help="of the data set, for hours")
+    plan.add_argument(
+        "--share", type=_number(1, 100), default=40, metavar="PERCENT", help="of the GPU's peak; default 40"
+    )
+    plan.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table", dest="form")
 
     publish = commands.add_parser("publish", parents=[volumes], help="put a finished result at an address")
     publish.add_argument("folder", type=Path, metavar="DIR")
@@ -195,6 +209,23 @@ def _prepare(options: argparse.Namespace) -> int:
     _write_summary(ending, options.termination_log)
     print(ending.summary.message, file=sys.stdout if ending.code == ExitCode.OK else sys.stderr)
     return ending.code
+
+
+def _plan(options: argparse.Namespace) -> int:
+    def action() -> None:
+        from lora_trainer.plan import Asked, plan_run  # noqa: PLC0415 - no other command needs it
+        from lora_trainer.plan_table import show  # noqa: PLC0415
+
+        asked = Asked(
+            config_file=options.config,
+            gpus=tuple(options.gpu),
+            tokens=options.tokens,
+            share_percent=options.share,
+        )
+        plan = plan_run(_local_config(options.file), _volumes(options), asked)
+        print(show(plan, options.form, shutil.get_terminal_size((80, 24)).columns))
+
+    return _by_hand(action)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -13,15 +13,14 @@ from typing import Any
 from torch import nn
 
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
+from lora_trainer.contract.fit.names import by_ending, matches
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.model.experts import not_adapted, reserved_advice, reserved_names
 from lora_trainer.model.targets import (
-    by_ending,
     choose_targets,
     inside,
     kinds,
     language_model,
-    matches,
     other_products,
     rank_and_scale,
     short_names,

@@ -6,11 +6,10 @@ from typing import Any
 from torch import nn
 
 from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.fit.limits import LARGEST_UNQUANTIZED_SHARE
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.targets import inside, kinds, language_model
 
-LARGEST_UNQUANTIZED_SHARE = 0.5
-"""Of a quantized model's weights. Experts are not quantized: where they are most of it, the model stays as large."""
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 """Kinds of which PEFT 0.21 refuses the modules below, whose weights their kernels read by themselves."""
 _MAMBA_NAMES = frozenset({"out_proj", "conv1d"})

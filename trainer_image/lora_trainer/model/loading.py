@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, LossOn, Quantization
+from lora_trainer.contract.fit.limits import CHECKPOINTING_FROM_PARAMETERS
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokens import Encoder, stop_token_ids
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
@@ -19,9 +20,6 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
 from lora_trainer.model.targets import linear_modules
 from lora_trainer.places.base import Base
-
-CHECKPOINTING_FROM_PARAMETERS = 1_000_000_000
-"""From this size on, a GPU recomputes activations instead of keeping them: a third more time, far less memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

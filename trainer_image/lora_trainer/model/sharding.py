@@ -17,12 +17,10 @@ import torch
 from torch import nn
 
 from lora_trainer.contract.config import Merge, Quantization, TrainConfig
+from lora_trainer.contract.fit.limits import WEIGHTS_SHARE
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.model.device import Device
 from lora_trainer.ranks.collectives import Ranks
-
-WEIGHTS_SHARE = 0.75
-"""Most of a device's memory that weights may take; the rest is for activations, logits and the adapter's state."""
 
 _BYTES_PER_PARAMETER = {Quantization.NF4: 0.516, Quantization.FP4: 0.516, Quantization.INT8: 1.0}
 """Of linear weights, with the double quantization of 4-bit types (arXiv 2305.14314, section 3)."""

@@ -8,13 +8,10 @@ import torch
 from torch import nn
 
 from lora_trainer.contract.config import Layers, LoraConfig, Scaling
+from lora_trainer.contract.fit.names import by_ending, in_preset, matches
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.classes import is_seeing
 from lora_trainer.model.quantize import is_4bit, is_8bit
-
-_ATTENTION_PARENTS = ("attn", "attention")
-_MLP_PARENTS = ("mlp", "feed_forward", "ffn", "feedforward", "moe")
-_QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query", "value", "query_key_value", "c_attn", "qkv_proj", "Wqkv")
 
 
 def language_model(model: Any) -> str:
@@ -77,7 +74,7 @@ def choose_targets(config: LoraConfig, linear: Mapping[str, tuple[int, int]]) ->
     if config.target_modules:
         chosen = _named("lora.targetModules", config.target_modules, linear)
     else:
-        chosen = {name for name in linear if _in_preset(name, config.layers or Layers.ALL_LINEAR)}
+        chosen = {name for name in linear if in_preset(name, config.layers or Layers.ALL_LINEAR)}
     excluded = _named("lora.excludeModules", config.exclude_modules, linear) if config.exclude_modules else set()
     left = [name for name in linear if name in chosen and name not in excluded]
     if not left:
@@ -104,17 +101,6 @@ def short_names(chosen: Sequence[str], linear: Iterable[str]) -> tuple[str, ...]
                 names.append(ending)
                 break
     return tuple(dict.fromkeys(names))
-
-
-def matches(full: str, ending: str) -> bool:
-    """Whether a dotted name is `ending`, or ends with it as whole parts."""
-    return full == ending or full.endswith("." + ending)
-
-
-def by_ending(pattern: Mapping[str, int], name: str, default: int) -> int:
-    """The value that `lora.rankPattern` or `lora.alphaPattern` gives a module: of the longest ending that fits."""
-    fitting = [ending for ending in pattern if matches(name, ending)]
-    return pattern[max(fitting, key=len)] if fitting else default
 
 
 def rank_and_scale(config: LoraConfig, name: str) -> tuple[int, float]:
@@ -146,16 +132,3 @@ def _named(path: str, endings: Sequence[str], linear: Mapping[str, tuple[int, in
             )
         chosen |= matched
     return chosen
-
-
-def _in_preset(name: str, layers: Layers) -> bool:
-    *parents, last = name.lower().split(".")
-    attention = any(word in parent for parent in parents for word in _ATTENTION_PARENTS)
-    mlp = not attention and any(word in parent for parent in parents for word in _MLP_PARENTS)
-    if layers is Layers.ALL_LINEAR:
-        return True
-    if layers is Layers.ATTENTION:
-        return attention
-    if layers is Layers.MLP:
-        return mlp
-    return last in {kind.lower() for kind in _QUERY_VALUE_NAMES}

@@ -27,9 +27,9 @@ from lora_trainer.artifact.tensor_files import (
     read_entries,
 )
 from lora_trainer.contract.config import MergePrecision
+from lora_trainer.contract.fit.names import matches
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.model.classes import auto_class
-from lora_trainer.model.targets import matches
 from lora_trainer.places.model_folder import model_files
 from lora_trainer.result.merged_config import INDEX, say_fp32
 from lora_trainer.result.serving import TEMPLATE, scale

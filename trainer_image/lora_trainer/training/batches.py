@@ -9,14 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import Segments, positions, segments_of
-
-TOKEN_BUDGET = 4096
-"""Most tokens of a micro-batch, padding included, where `training.microBatchSize` is absent."""
-
-CPU_TOKEN_BUDGET = 1024
-"""The same on a CPU, which is as fast with fewer: its caches hold the activations, and memory is saved."""
 
 IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
 """What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""

@@ -9,12 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lora_trainer.contract.fit.limits import MOST_LOGITS
 from lora_trainer.model.device import Device
 from lora_trainer.model.products import product
 from lora_trainer.training.batches import Batch
-
-MOST_LOGITS = {"cpu": 2**23, "cuda": 2**27}
-"""How many logits exist at once: on a GPU 512 MiB of them in fp32, on a CPU as many as stay in its last cache."""
 
 _LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 

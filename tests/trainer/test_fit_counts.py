@@ -1,0 +1,63 @@
+"""The fit model against the models themselves, built without weights: names, sizes and what an adapter trains."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.unit.fit_models import GEMMA_3, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
+
+from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
+from lora_trainer.contract.fit import adapter as fit
+from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.model.adapter import plan_adapter, put_on
+from lora_trainer.model.loading import skeleton
+from lora_trainer.places.base import Base
+
+SMALLER = {"num_hidden_layers": 2, "n_layer": 2}
+"""Layers beyond the second repeat it; whole public models are counted by their files in the unit tests."""
+FALCON: Config = {
+    "model_type": "falcon",
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "vocab_size": 1000,
+}
+OTHERS: dict[str, Config] = {
+    "Granite": llama(model_type="granite", tie_word_embeddings=True),
+    "Ministral": llama(model_type="ministral", head_dim=128),
+    "SmolLM3": llama(model_type="smollm3"),
+    "Llama with biases": llama(attention_bias=True, mlp_bias=True),
+    "Qwen2-MoE with a dense layer": QWEN2_MOE | {"mlp_only_layers": [0]},
+    "Qwen3-MoE with a dense layer": QWEN3_MOE | {"decoder_sparse_step": 2},
+    "Gemma 3 with a pooling head": GEMMA_3 | {"vision_config": {**GEMMA_3["vision_config"], "vision_use_head": True}},
+    "Falcon of the new architecture": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "Falcon one after the other": FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
+    "StarCoder2 without biases": MODELS["StarCoder2-3B"][0] | {"use_bias": False},
+}
+CONFIGS = {name: config for name, (config, _) in MODELS.items()} | OTHERS
+ADAPTERS = {
+    "all": LoraConfig(rank=3),
+    "query and value": LoraConfig(rank=3, layers=Layers.QUERY_VALUE),
+    "attention": LoraConfig(rank=3, layers=Layers.ATTENTION),
+    "DoRA": LoraConfig(rank=3, variant=Variant.DORA),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_names_sizes_and_trained_parameters_are_those_of_the_model(name: str, tmp_path: Path) -> None:
+    """Of Transformers' model and PEFT's adapters on it."""
+    config = json.loads(json.dumps(CONFIGS[name]))
+    for section in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        section.update({key: value for key, value in SMALLER.items() if key in section})
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    base = Base(folder=tmp_path, name=name, revision="none", model_type=config["model_type"])
+    shape = shape_of(config)
+    loaded = skeleton(base)
+    assert {full: (module.inputs, module.outputs) for _, _, full, module in shape.modules()} == loaded.linear
+    assert shape.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
+    for lora in ADAPTERS.values():
+        model = skeleton(base)
+        adapted = put_on(model.model, plan_adapter(lora, model.model, model.linear, Quantization.NONE), empty=True)
+        trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        frozen = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "lora_" not in n)
+        assert fit.plan_adapter(lora, shape).parameters == trained - frozen

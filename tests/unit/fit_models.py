@@ -1,0 +1,227 @@
+"""Public models as their `config.json` has them, with the parameters that their files hold."""
+
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def llama(**changes: Any) -> Config:
+    """Llama-3-8B, but for the changes."""
+    config: Config = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    }
+    return config | changes
+
+
+LLAMA_2_7B = llama(intermediate_size=11008, num_key_value_heads=32, vocab_size=32000)
+LLAMA_2_13B = LLAMA_2_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+GPT2: Config = {
+    "model_type": "gpt2",
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_positions": 1024,
+    "n_inner": None,
+    "vocab_size": 50257,
+}
+MIXTRAL = llama(model_type="mixtral", vocab_size=32000, num_local_experts=8, num_experts_per_tok=2)
+QWEN2_MOE: Config = {
+    "model_type": "qwen2_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 151936,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "decoder_sparse_step": 1,
+    "tie_word_embeddings": False,
+}
+QWEN3_MOE: Config = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "tie_word_embeddings": False,
+}
+GPT_OSS: Config = {
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 201088,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "tie_word_embeddings": False,
+}
+GEMMA_2: Config = {
+    "model_type": "gemma2",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 256000,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA_3: Config = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "image_size": 896,
+        "vision_use_head": False,
+    },
+}
+
+MODELS: dict[str, tuple[Config, int]] = {
+    "Llama-3-8B": (llama(), 8_030_261_248),
+    "Llama-2-7B": (LLAMA_2_7B, 6_738_415_616),
+    "Llama-2-13B": (LLAMA_2_13B, 13_015_864_320),
+    "SmolLM2-135M": (
+        llama(
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            vocab_size=49152,
+            tie_word_embeddings=True,
+        ),
+        134_515_008,
+    ),
+    "Mistral-7B": (llama(model_type="mistral", vocab_size=32000), 7_241_732_096),
+    "Qwen2.5-7B": (
+        llama(
+            model_type="qwen2",
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            vocab_size=152064,
+        ),
+        7_615_616_512,
+    ),
+    "Qwen3-8B": (
+        llama(model_type="qwen3", intermediate_size=12288, num_hidden_layers=36, head_dim=128, vocab_size=151936),
+        8_190_735_360,
+    ),
+    "Gemma-2B": (
+        {
+            "model_type": "gemma",
+            "hidden_size": 2048,
+            "intermediate_size": 16384,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "vocab_size": 256000,
+        },
+        2_506_172_416,
+    ),
+    "Gemma-2-2B": (GEMMA_2, 2_614_341_888),
+    "Gemma-3-4B": (GEMMA_3, 4_300_079_472),
+    "GPT-2": (GPT2, 124_439_808),
+    "Pythia-160M": (
+        {
+            "model_type": "gpt_neox",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "vocab_size": 50304,
+            "tie_word_embeddings": False,
+        },
+        162_322_944,
+    ),
+    "Phi-2": (
+        {
+            "model_type": "phi",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "vocab_size": 51200,
+            "tie_word_embeddings": False,
+        },
+        2_779_683_840,
+    ),
+    "Phi-3-mini": (
+        llama(model_type="phi3", hidden_size=3072, intermediate_size=8192, num_key_value_heads=32, vocab_size=32064),
+        3_821_079_552,
+    ),
+    "StarCoder2-3B": (
+        {
+            "model_type": "starcoder2",
+            "hidden_size": 3072,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 2,
+            "vocab_size": 49152,
+            "use_bias": True,
+        },
+        3_030_371_328,
+    ),
+    "Falcon-7B": (
+        {
+            "model_type": "falcon",
+            "hidden_size": 4544,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 71,
+            "vocab_size": 65024,
+            "multi_query": True,
+            "parallel_attn": True,
+            "bias": False,
+        },
+        6_921_720_704,
+    ),
+    "Mixtral-8x7B": (MIXTRAL, 46_702_792_704),
+    "Qwen1.5-MoE-A2.7B": (QWEN2_MOE, 14_315_784_192),
+    "Qwen3-30B-A3B": (QWEN3_MOE, 30_532_122_624),
+    "gpt-oss-20b": (GPT_OSS, 20_914_757_184),
+}

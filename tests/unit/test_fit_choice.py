@@ -1,0 +1,196 @@
+"""What fits which GPU, what the run as it is written would do there, and the fastest of what fits."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.fit_models import MIXTRAL, MODELS, Config, llama
+
+from lora_trainer.contract.config import (
+    ActivationCheckpointing,
+    DeviceConfig,
+    Init,
+    LoraConfig,
+    Optimizer,
+    Packing,
+    Precision,
+    Quantization,
+    TrainConfig,
+    TrainingConfig,
+    Variant,
+)
+from lora_trainer.contract.fit.adapter import plan_adapter
+from lora_trainer.contract.fit.choice import Fit, OnGpu, Option, fastest, on_gpu, option_on, recomputes, setting_of
+from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu
+from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.manifest import RunOptions, train_config
+
+GIB = 2**30
+H100 = find_gpu("H100")
+
+
+def run(**changes: Any) -> TrainConfig:
+    """A run with all defaults, but for the changes."""
+    manifest = {
+        "apiVersion": "lora-operator.io/v1alpha1",
+        "kind": "LoRAFineTune",
+        "metadata": {"name": "tone"},
+        "spec": {
+            "model": {"uri": "hf://a/b"},
+            "dataset": {"uri": "hf://a/c"},
+            "output": {"uri": "pvc://adapters/tone"},
+        },
+    }
+    return replace(train_config(manifest, RunOptions(uid="u")), **changes)
+
+
+def on(gpu: Gpu, config: TrainConfig | None = None, model: Config | None = None) -> OnGpu:
+    """All options of a run on a GPU."""
+    shape, config = shape_of(model or llama()), config or run()
+    adapter = plan_adapter(config.lora, shape)
+    return on_gpu(config, shape, adapter, gpu, (Quantization.NONE, Quantization.NF4))
+
+
+def option(gpu: Gpu, config: TrainConfig, quantization: Quantization, model: Config | None = None) -> Option:
+    """One option of a run that recomputes."""
+    shape = shape_of(model or llama())
+    adapter = plan_adapter(config.lora, shape)
+    return option_on(config, shape, adapter, gpu, quantization=quantization, recompute=True)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted"),
+    [
+        ("T4", (Quantization.NF4, True)),
+        ("L4", (Quantization.NONE, True)),
+        ("RTX 4090", (Quantization.NONE, True)),
+        ("A100 40", (Quantization.NF4, False)),
+        ("H100", (Quantization.NONE, False)),
+    ],
+)
+def test_llama_3_8b_fits_each_gpu_in_some_way(gpu: str, wanted: tuple[Quantization, bool]) -> None:
+    """A card of 24 GB holds it in bf16; NF4 comes where memory demands it, or where it saves recomputing."""
+    best = on(find_gpu(gpu)).fastest
+    assert best is not None
+    assert (best.quantization, best.recompute) == wanted
+
+
+def test_the_run_as_it_is_written_is_among_the_options() -> None:
+    """bf16, recomputed from a billion parameters on."""
+    found = on(H100).default
+    assert (found.quantization, found.recompute, found.fit) == (Quantization.NONE, True, Fit.FITS)
+    assert found in on(H100).options
+    assert not recomputes(run(), shape_of(MODELS["SmolLM2-135M"][0]), cpu=False)
+    assert not recomputes(run(), shape_of(llama()), cpu=True)
+    full = run(training=TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL))
+    assert recomputes(full, shape_of(MODELS["SmolLM2-135M"][0]), cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("training", "gpus", "tokens"),
+    [
+        (TrainingConfig(), 1, 4096),
+        (TrainingConfig(max_sequence_length=8192), 1, 8192),
+        (TrainingConfig(micro_batch_size=4), 1, 4 * 2048),
+        (TrainingConfig(micro_batch_size=4, effective_batch_size=4), 4, 2048),
+        (TrainingConfig(effective_batch_size=1), 1, 2048),
+        (TrainingConfig(), 0, 2048),
+        (TrainingConfig(max_sequence_length=512), 0, 1024),
+    ],
+)
+def test_a_micro_batch_has_the_trainers_budget(training: TrainingConfig, gpus: int, tokens: int) -> None:
+    """4,096 tokens, 1,024 on a CPU; a longer row comes alone; never more than a step's rows of one process."""
+    config = run(training=training, device=DeviceConfig(gpus=gpus))
+    found = setting_of(
+        config, shape_of(llama()), H100 if gpus else None, quantization=Quantization.NONE, recompute=True
+    )
+    assert found.tokens == tokens
+
+
+def test_a_setting_follows_the_run() -> None:
+    """Each field that costs memory."""
+    plain = setting_of(run(), shape_of(llama()), H100, quantization=Quantization.NONE, recompute=True)
+    assert (plain.packs, plain.fp32, plain.dropout, plain.dora) == (True, False, False, False)
+    config = run(
+        lora=LoraConfig(dropout=0.1, variant=Variant.DORA),
+        training=TrainingConfig(
+            precision=Precision.FP32, packing=Packing.DISABLED, optimizer=Optimizer.PAGED_ADAMW_8BIT
+        ),
+    )
+    found = setting_of(config, shape_of(llama()), H100, quantization=Quantization.NONE, recompute=True)
+    assert (found.packs, found.fp32, found.dropout, found.dora) == (False, True, True, True)
+    assert found.optimizer is Optimizer.ADAMW_8BIT
+    assert not setting_of(
+        run(), shape_of(llama()), find_gpu("T4"), quantization=Quantization.NONE, recompute=True
+    ).packs
+
+
+def test_what_the_trainer_halves_is_no_refusal() -> None:
+    """NF4 without recomputation on 24 GiB: not 4,096 tokens, but a row alone."""
+    kept = next(o for o in on(find_gpu("24GiB")).options if o.quantization is Quantization.NF4 and not o.recompute)
+    assert kept.fit is Fit.HALVED
+    assert kept.tokens == 2048
+    assert kept.spare_bytes < 0
+
+
+@pytest.mark.parametrize(
+    ("gpu", "config", "model", "quantization", "refusal"),
+    [
+        ("T4", run(training=TrainingConfig(precision=Precision.BF16)), llama(), Quantization.NF4, "no native bf16"),
+        ("H100", run(), MIXTRAL, Quantization.NF4, "experts of a mixture"),
+        ("H100", run(lora=LoraConfig(init=Init.PISSA)), llama(), Quantization.NF4, "lora.init is PiSSA"),
+        ("8GiB", run(device=DeviceConfig(gpus=2)), MODELS["Llama-2-13B"][0], Quantization.NF4, "not divided"),
+    ],
+)
+def test_what_the_trainer_refuses_is_no_option(
+    gpu: str, config: TrainConfig, model: Config, quantization: Quantization, refusal: str
+) -> None:
+    """With its reason."""
+    found = option(find_gpu(gpu), config, quantization, model)
+    assert found.fit is Fit.REFUSED
+    assert refusal in found.refusal
+
+
+def test_weights_that_fit_no_gpu_are_divided_over_those_of_the_run() -> None:
+    """16 GB of weights on four T4: by the trainer's rule of three quarters of a device."""
+    alone = option(find_gpu("T4"), run(), Quantization.NONE)
+    four = option(find_gpu("T4"), run(device=DeviceConfig(gpus=4)), Quantization.NONE)
+    assert (alone.divided, alone.fit) == (False, Fit.TOO_LARGE)
+    assert (four.divided, four.fit) == (True, Fit.FITS)
+    assert four.tokens_per_s is not None
+    assert not option(H100, run(device=DeviceConfig(gpus=4)), Quantization.NONE).divided
+
+
+def test_a_guess_never_says_that_a_run_does_not_fit_where_it_may() -> None:
+    """An unknown family of that size on 16 GiB: unsure, where Llama does not fit."""
+    zebra = llama(model_type="zebra")
+    gpu = find_gpu("16GiB")
+    assert option(gpu, run(), Quantization.NONE).fit is Fit.TOO_LARGE
+    assert option(gpu, run(), Quantization.NONE, zebra).fit is Fit.UNSURE
+    assert option(find_gpu("4GiB"), run(), Quantization.NONE, zebra).fit is Fit.TOO_LARGE
+    assert option(find_gpu("22GiB"), run(), Quantization.NONE).fit is Fit.FITS
+    assert option(find_gpu("22GiB"), run(), Quantization.NONE, zebra).fit is Fit.UNSURE
+
+
+@given(
+    name=st.sampled_from(sorted(MODELS)),
+    memory=st.tuples(st.integers(GIB, 200 * GIB), st.integers(0, 100 * GIB)),
+    known=st.sampled_from([None, *KNOWN]),
+    rank=st.integers(1, 512),
+    longest=st.integers(8, 32768),
+)
+def test_more_memory_never_makes_a_slower_choice(
+    name: str, memory: tuple[int, int], known: Gpu | None, rank: int, longest: int
+) -> None:
+    """On the same device, of known speed or not: what fitted still fits."""
+    shape = shape_of(MODELS[name][0])
+    config = run(lora=LoraConfig(rank=rank), training=TrainingConfig(max_sequence_length=longest))
+    adapter = plan_adapter(config.lora, shape)
+    small = replace(known or find_gpu("1GiB"), memory_bytes=memory[0])
+    few = fastest(config, shape, adapter, small)
+    more = fastest(config, shape, adapter, replace(small, memory_bytes=sum(memory)))
+    if few is not None:
+        assert more is not None
+        assert (more.tokens_per_s or 0) >= (few.tokens_per_s or 0)

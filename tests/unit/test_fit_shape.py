@@ -1,0 +1,250 @@
+"""A model's shape by its `config.json`: counts of public models, names, and whatever else somebody may put there."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.fit_models import GEMMA_3, GPT2, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
+
+from lora_trainer.contract.config import Init, Layers, LoraConfig, Variant
+from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
+from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
+from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
+from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.shape import EXACT, GUESSED, MIXTURE
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_parameters_of_a_public_model_are_counted_exactly(name: str) -> None:
+    """As its files hold them, embeddings, norms, biases and vision tower included."""
+    config, parameters = MODELS[name]
+    shape = shape_of(config)
+    assert shape.parameters == parameters
+    assert shape.spread < GUESSED
+
+
+def test_every_known_family_has_a_public_model_or_the_layers_of_one() -> None:
+    """So that no family's counts are unproven without somebody having said so."""
+    kinds = {config.get("text_config", config)["model_type"] for config, _ in MODELS.values()}
+    assert set(KNOWN_FAMILIES) - kinds == {"granite", "ministral", "smollm3"}
+
+
+@pytest.mark.parametrize(
+    ("lora", "parameters"),
+    [
+        (LoraConfig(rank=1), 2_621_440),
+        (LoraConfig(), 41_943_040),
+        (LoraConfig(rank=64), 167_772_160),
+        (LoraConfig(rank=64, layers=Layers.QUERY_VALUE), 27_262_976),
+        (LoraConfig(rank=64, layers=None, target_modules=("self_attn.q_proj", "v_proj")), 27_262_976),
+        (LoraConfig(rank=1, layer_indices=(0, 31)), 2 * 81_920),
+        (LoraConfig(rank=1, exclude_modules=("down_proj",)), 2_621_440 - 32 * (4096 + 14336)),
+        (LoraConfig(rank=1, rank_pattern={"v_proj": 3, "layers.0.self_attn.v_proj": 1}), 2_621_440 + 2 * 31 * 5120),
+        (LoraConfig(rank=1, rank_pattern={"v_proj": 3}), 2_621_440 + 2 * 32 * (4096 + 1024)),
+        (LoraConfig(rank=1, variant=Variant.DORA), 2_621_440 + 32 * (4096 * 3 + 1024 * 2 + 2 * 14336)),
+        (LoraConfig(rank=1, modules_to_save=("lm_head",)), 2_621_440 + 128256 * 4096),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+def test_the_trained_parameters_of_llama_3_8b(lora: LoraConfig, parameters: int) -> None:
+    """Presets, endings, layers, ranks of their own, DoRA's lengths, and modules that are trained whole."""
+    adapter = plan_adapter(lora, shape_of(llama()))
+    assert adapter.parameters == parameters
+    assert adapter.file_bytes == 4 * parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "modules"),
+    [
+        (GPT2, Layers.QUERY_VALUE, 12),
+        (GPT2, Layers.MLP, 24),
+        (MIXTRAL, Layers.ALL_LINEAR, 4 * 32),
+        # Four of attention, the shared expert's three, and its gate.
+        (QWEN2_MOE, Layers.ALL_LINEAR, 8 * 24),
+        # PEFT takes the names of dense layers for experts'.
+        (QWEN3_MOE | {"mlp_only_layers": [0]}, Layers.ALL_LINEAR, 4 * 48),
+        (GEMMA_3, Layers.ATTENTION, 4 * 34),
+    ],
+)
+def test_a_preset_finds_the_modules_of_a_family(config: Config, layers: Layers, modules: int) -> None:
+    """Conv1D's among them; never experts, routers or a tower."""
+    assert plan_adapter(LoraConfig(layers=layers), shape_of(config)).modules == modules
+
+
+def test_experts_count_whole_and_work_in_part() -> None:
+    """Mixtral: 47 billion parameters, 13 billion a token."""
+    shape = shape_of(MIXTRAL)
+    assert shape.experts == 8 * 3 * 4096 * 14336 * 32
+    assert shape.multiplied == pytest.approx(12.7e9, rel=0.01)
+    assert shape.spread == MIXTURE
+    assert shape.doubts
+
+
+def test_some_layers_of_a_mixture_may_be_dense() -> None:
+    """Every second one, the first among them, and those that are named."""
+    shape = shape_of(QWEN2_MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [3]})
+    assert [bool(layer.experts) for layer in shape.layers[:6]] == [False, True, False, False, False, True]
+
+
+def test_a_family_that_is_not_known_is_a_guess_and_says_so() -> None:
+    """Its modules' names, too: none of them is refused."""
+    shape = shape_of(llama(model_type="zebra"))
+    assert shape.spread == GUESSED
+    assert "'zebra' is not known here" in shape.doubts[0]
+    assert plan_adapter(LoraConfig(layers=None, target_modules=("stripe_proj", "q_proj")), shape).modules == 32
+
+
+def test_a_tower_that_is_not_known_is_no_part_of_the_count_and_says_so() -> None:
+    """Llama's with whatever sees."""
+    config = {"model_type": "llava", "text_config": llama(), "vision_config": {"model_type": "clip_vision_model"}}
+    shape = shape_of(config)
+    assert shape.parameters == shape_of(llama()).parameters
+    assert shape.spread > EXACT
+    assert "is not counted" in shape.doubts[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hidden_size": "4096"}, 'config.json.hidden_size is "4096": must be a whole number from 1 to 1,048,576'),
+        ({"hidden_size": math.nan}, "config.json.hidden_size is nan: must be a whole number"),
+        ({"hidden_size": True}, "config.json.hidden_size is True: must be a whole number"),
+        ({"hidden_size": -4096}, "config.json.hidden_size is -4096: must be a whole number"),
+        ({"num_hidden_layers": 2**63}, "config.json.num_hidden_layers is 9223372036854775808: must be a whole number"),
+        ({"vocab_size": None}, "config.json.vocab_size is missing: must be a whole number from 1 to 33,554,432"),
+        ({"num_attention_heads": 8192}, "config.json.num_attention_heads is 8192: must be at most hidden_size (4096)"),
+        ({"num_key_value_heads": 64}, "config.json.num_key_value_heads is 64: must be a whole number from 1 to 32"),
+        ({"tie_word_embeddings": "no"}, 'config.json.tie_word_embeddings is "no": must be true or false'),
+        ({"model_type": None}, "config.json.model_type is missing: must name the family, as in llama"),
+        ({"model_type": 7}, "config.json.model_type is 7: must be a string of 1 to 100 characters"),
+        ({"text_config": [1]}, "config.json.text_config is [1]: must be an object"),
+        ({"is_encoder_decoder": True}, "config.json.is_encoder_decoder is True: must be false"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_configuration_that_no_model_has_is_refused_in_a_sentence(changes: Config, sentence: str) -> None:
+    """With field, value, rule and remedy."""
+    with pytest.raises(ShapeError) as caught:
+        shape_of(llama(**changes))
+    assert sentence in str(caught.value)
+    assert "; " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "x.json is no JSON"),
+        ("[" * 100_000, "x.json cannot be read: it is nested too deeply"),
+        ("[1, 2]", "x.json is [1, 2]: must be an object"),
+        ("9" * 5000, "x.json is no JSON"),
+        (" " * 2**21, "x.json has 2,097,152 characters"),
+    ],
+    ids=["cut off", "deep", "list", "long number", "long"],
+)
+def test_a_file_that_is_no_configuration_is_refused(text: str, sentence: str) -> None:
+    """Whatever it is."""
+    with pytest.raises(ShapeError, match=sentence.replace("[", r"\[")):
+        read_json(text, "x.json")
+
+
+def test_a_thousand_nested_levels_are_passed_over_where_nothing_reads_them() -> None:
+    """And shown shortly where something does."""
+    text = json.dumps(llama())[:-1] + ', "deep": ' + "[" * 900 + "]" * 900 + "}"
+    document = read_json(text, "x.json")
+    assert shape_of(document).parameters == MODELS["Llama-3-8B"][1]
+    with pytest.raises(ShapeError, match="must be a whole number"):
+        shape_of({**document, "hidden_size": document["deep"]})
+
+
+_JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(1, 5000) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(data=st.data())
+def test_any_configuration_has_a_shape_or_a_sentence(data: st.DataObject) -> None:
+    """And any adapter on it: nothing else is ever raised."""
+    config, _ = MODELS[data.draw(st.sampled_from(sorted(MODELS)))]
+    keys = st.sampled_from([*config, "model_type", "text_config", "vision_config", "head_dim", "tie_word_embeddings"])
+    changes: dict[str, Any] = data.draw(st.dictionaries(keys, _JUNK, max_size=3))
+    try:
+        shape = shape_of({**config, **changes})
+        adapter = plan_adapter(LoraConfig(rank=data.draw(st.integers(1, 1024))), shape)
+    except (ShapeError, AdapterError):
+        return
+    assert shape.parameters > 0
+    assert adapter.parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("lora", "sentence"),
+    [
+        (LoraConfig(layers=None, target_modules=("q_prj",)), 'lora.targetModules is "q_prj": must be a linear module'),
+        (LoraConfig(exclude_modules=("lm_head",)), 'lora.excludeModules is "lm_head": must be a linear module'),
+        (LoraConfig(layer_indices=(32,)), "lora.layerIndices holds 32: the model has the layers 0 to 31"),
+        (
+            LoraConfig(rank=1024, init=Init.PISSA, rank_pattern={"k_proj": 1025}),
+            "lora.rank is 1025 with lora.init PiSSA: must be at most 1024, the smaller side of k_proj",
+        ),
+        (
+            LoraConfig(layers=Layers.MLP, exclude_modules=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),
+            "lora.layers MLP leaves no module to adapt",
+        ),
+    ],
+)
+def test_an_adapter_that_the_model_cannot_have_is_refused_in_a_sentence(lora: LoraConfig, sentence: str) -> None:
+    """As the trainer refuses it."""
+    with pytest.raises(AdapterError) as caught:
+        plan_adapter(lora, shape_of(llama()))
+    assert sentence in str(caught.value)
+
+
+def test_a_rank_above_the_smaller_side_of_a_weight_is_a_note() -> None:
+    """The trainer takes it, and it learns no more there."""
+    adapter = plan_adapter(LoraConfig(rank=1025), shape_of(llama()))
+    notes = [note for note in adapter.notes if "k_proj" in note]
+    assert notes == ["lora.rank 1025 is above 1024, the smaller side of k_proj: it learns no more there than rank 1024"]
+
+
+@pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
+def test_a_known_gpu_is_found_by_its_name(gpu: Any) -> None:
+    """However people write it."""
+    for text in (gpu.name, gpu.name.lower(), f"NVIDIA {gpu.name}", gpu.name.replace(" ", "-")):
+        assert find_gpu(text) is gpu
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 * 2**30), ("24 gib", 24 * 2**30), ("40GB", 40 * 10**9), ("23034MiB", 23034 * 2**20)]
+)
+def test_any_gpu_is_named_by_its_memory(text: str, size: int) -> None:
+    """Its speed is not known then."""
+    gpu = find_gpu(text)
+    assert gpu.memory_bytes == size
+    assert gpu.flops is None
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("H10", "did you mean H100?"),
+        ("Voodoo2", "name its memory instead, as in 24GiB"),
+        ("0GiB", "must be from 1GiB to 1024GiB"),
+        ("999999GiB", "must be from 1GiB to 1024GiB"),
+        ("-24GiB", "or a memory as in 24GiB"),
+        ("24", "or a memory as in 24GiB"),
+        ("nan", "or a memory as in 24GiB"),
+        ("", "or a memory as in 24GiB"),
+    ],
+)
+def test_a_gpu_that_nobody_knows_is_refused_in_a_sentence(text: str, hint: str) -> None:
+    """With the names that are known."""
+    with pytest.raises(DeviceError) as caught:
+        find_gpu(text)
+    assert str(caught.value).startswith(f'--gpu is "{text}": must be')
+    assert hint in str(caught.value)

@@ -1,0 +1,265 @@
+"""`lora-trainer plan` as its user meets it: tables, JSON and YAML, one sentence for whatever is wrong."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.unit.fit_models import MIXTRAL, MODELS, Config, llama
+
+from lora_trainer.cli import main
+from lora_trainer.commands import run_command
+
+TRAINER = Path(__file__).parents[2] / "trainer_image"
+MANIFEST: Config = {
+    "apiVersion": "lora-operator.io/v1alpha1",
+    "kind": "LoRAFineTune",
+    "metadata": {"name": "tone"},
+    "spec": {
+        "model": {"uri": "hf://meta-llama/Meta-Llama-3-8B"},
+        "dataset": {"uri": "hf://acme/chats"},
+        "output": {"uri": "pvc://adapters/tone"},
+    },
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the command runs in, with x.yaml and Llama-3-8B's config.json."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", {**os.environ, "COLUMNS": "80"})
+    # The command has a process to itself; here others' handlers stay.
+    monkeypatch.setattr("lora_trainer.ranks.logs.set_up", lambda **_options: None)
+    write()
+    return tmp_path
+
+
+def write(config: Config | None = None, **spec: Any) -> None:
+    """x.yaml with these sections, and config.json."""
+    manifest = {**MANIFEST, "spec": {**MANIFEST["spec"], **spec}}
+    Path("x.yaml").write_text(yaml.safe_dump(manifest), encoding="utf-8")
+    Path("config.json").write_text(json.dumps(config or llama()), encoding="utf-8")
+
+
+def plan(*arguments: str) -> int:
+    """The exit status of the command on x.yaml."""
+    return run_command(["plan", "-f", "x.yaml", *arguments])
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command prints on x.yaml and config.json."""
+    assert plan("--config", "config.json", *arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_the_tables_say_what_the_default_run_takes_and_where_it_fits(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For all known GPUs, in GiB."""
+    lines = printed(capsys).splitlines()
+    assert lines[0] == "tone: hf://meta-llama/Meta-Llama-3-8B (llama, 8,030,261,248 parameters)"
+    assert "Adapter: rank 16 on 224 linear modules, 41,943,040 trained parameters (0.52%)," in lines
+    assert "* None         yes           14.96    0.70        1.06     0.88   0.70   18.30" in lines
+    assert "RTX 4090  24.0   -18.2    +3.3  -8.7/2   +12.8  None, recomp.    1,422   12 min" in lines
+    text = " ".join(" ".join(lines).split())
+    assert "recomputes activations. It fits L4, A10, RTX 4090," in text
+    assert "B200. It does not fit T4." in text
+    assert [line.split()[0] for line in lines if "min" in line and "," in line][:2] == ["T4", "L4"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("quantization", ["None", "NF4", "INT8"])
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+def test_the_tables_fit_the_terminal(
+    place: Path, capsys: pytest.CaptureFixture[str], columns: int, quantization: str, gpus: int
+) -> None:
+    """80 columns are enough for all numbers; sentences follow the width."""
+    write(quantization=quantization, resources={"gpus": gpus})
+    os.environ["COLUMNS"] = str(columns)
+    lines = printed(capsys, "--tokens", "99999999999").splitlines()
+    assert max(map(len, lines)) <= max(80, columns)
+    assert all(line == line.rstrip() for line in lines)
+    assert all(len(line) <= columns for line in lines if line.startswith(("Speed", "Adapter", "Main")))
+
+
+def test_the_page_shows_what_the_command_prints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/fit.md, whose numbers would grow old unseen."""
+    write(model={"uri": "hf://meta-llama/Llama-3.1-8B-Instruct"})
+    manifest = Path("x.yaml").read_text(encoding="utf-8").replace("name: tone", "name: support-tone")
+    Path("x.yaml").write_text(manifest, encoding="utf-8")
+    os.environ["COLUMNS"] = "100"
+    page = (TRAINER.parent / "docs" / "fit.md").read_text(encoding="utf-8")
+    assert printed(capsys, "--tokens", "5000000") in page
+
+
+def test_a_named_gpu_replaces_the_list(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By name or by memory; of the latter the speed is not known."""
+    text = printed(capsys, "--gpu", "h100", "--gpu", "24GiB")
+    assert "\nH100 " in text
+    assert "\n24GiB     24.0   -18.2    +3.3  -8.6/2   +12.8  None, recomp.\n" in text
+    assert "A100" not in text
+
+
+def test_hours_follow_the_data_set_and_the_epochs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And are of a million tokens where nothing is known of it, as with maxSteps."""
+    arguments = ("--gpu", "H100", "-o", "json")
+    assert json.loads(printed(capsys, *arguments))["trained_tokens"] is None
+    write(training={"epochs": "2.5"})
+    assert json.loads(printed(capsys, *arguments, "--tokens", "1000"))["trained_tokens"] == 2500
+    write(training={"maxSteps": 10})
+    found = json.loads(printed(capsys, *arguments, "--tokens", "1000"))
+    assert found["trained_tokens"] is None
+    assert "training.maxSteps sets the length" in found["notes"][0]
+
+
+def test_the_share_of_the_peak_is_the_users(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And is said."""
+    arguments = ("--gpu", "H100", "-o", "json", "--share")
+    slow, fast = (json.loads(printed(capsys, *arguments, share)) for share in ("20", "40"))
+    speeds = [found["gpus"][0]["default"]["tokens_per_s"] for found in (slow, fast)]
+    assert speeds[1] == pytest.approx(2 * speeds[0])
+    assert slow["gpus"][0]["fastest"]["tokens_per_s"] < fast["gpus"][0]["fastest"]["tokens_per_s"]
+    assert "Speed assumes 20 % of the GPU's dense peak" in printed(capsys, "--share", "20")
+
+
+def test_json_and_yaml_hold_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With bytes instead of GiB, and every option."""
+    from_json = json.loads(printed(capsys, "-o", "json"))
+    assert yaml.safe_load(printed(capsys, "-o", "yaml")) == from_json
+    assert from_json["trainable_parameters"] == 41_943_040
+    assert from_json["adapter_bytes"] == 4 * 41_943_040
+    row = from_json["rows"][1]
+    assert row["default"]
+    assert sum(row["memory"].values()) == row["peak_bytes"]
+    assert len(from_json["gpus"]) == 10
+    assert len(from_json["gpus"][0]["options"]) == 4
+
+
+def test_doubts_and_refusals_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mixture's, and a family's that nobody knows."""
+    write(MIXTRAL)
+    text = " ".join(printed(capsys).split())
+    assert "refused: most of the weights are experts of a mixture, which are not quantized." in text
+    assert "Not sure: what a mixture's experts keep" in text
+    write(llama(model_type="zebra"))
+    text = " ".join(printed(capsys).split())
+    assert "Not sure: its kind 'zebra' is not known here" in text
+    assert "?: the estimate may be off by 30%, too much to tell." in text
+    assert "It fits A100 40, A100 80, L40S, H100, H200, B200. Perhaps it fits T4, L4, A10, RTX 4090. kept" in text
+
+
+def test_a_run_on_the_cpu_is_planned_in_main_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """fp32, nothing recomputed, and less at once."""
+    write(MODELS["SmolLM2-135M"][0], resources={"gpus": 0}, training={"maxSequenceLength": 512})
+    found = json.loads(printed(capsys, "-o", "json"))
+    assert found["micro_batch_tokens"] == 1024
+    assert not found["recompute"]
+    assert found["pod_memory_bytes"] / 2**20 == pytest.approx(3219, rel=0.05)
+    assert "the run trains on the CPU" in found["notes"][0]
+
+
+def header(shapes: dict[str, list[int]]) -> bytes:
+    """A safetensors file without its tensors."""
+    document = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    text = json.dumps(document).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def test_a_model_on_a_claim_is_read_there_and_its_files_counted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the configuration does not explain is added and said."""
+    folder = place / "claims" / "models" / "l3"
+    folder.mkdir(parents=True)
+    write(model={"uri": "pvc://models/l3"})
+    Path("config.json").rename(folder / "config.json")
+    arguments = ("--claims", "claims", "-o", "json")
+    assert plan(*arguments) == 0
+    assert json.loads(capsys.readouterr().out)["doubts"] == []
+    (folder / "model.safetensors").write_bytes(header({"a": [8_030_261_248], "tower": [1_000_000_000]}))
+    assert plan(*arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 9_030_261_248
+    assert found["doubts"][0].startswith("the files hold 9,030,261,248 parameters, of which config.json explains 8,030")
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    assert plan(*arguments) == 64
+    assert "model.safetensors is no safetensors file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["--config", "none.json"], 64, "none.json cannot be read: FileNotFoundError"),
+        (["--config", "x.yaml"], 64, "x.yaml is no JSON"),
+        (["--config", "config.json", "--gpu", "T5"], 64, '--gpu is "T5": must be one of T4, L4, A10'),
+        (["--config", "config.json", "--gpu", "0GiB"], 64, '--gpu is "0GiB": must be from 1GiB to 1024GiB'),
+        ([], 64, "model.uri is hf://meta-llama/Meta-Llama-3-8B: plan fetches nothing; download its config.json"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, sentence: str
+) -> None:
+    """And the exit code of the contract."""
+    assert plan(*arguments) == status
+    output = capsys.readouterr()
+    assert sentence in output.err
+    assert output.err.count("\n") == 1
+    assert not output.out
+
+
+@pytest.mark.parametrize(
+    ("config", "spec", "sentence"),
+    [
+        (llama(hidden_size="4096"), {}, 'config.json.hidden_size is "4096": must be a whole number'),
+        (llama(vocab_size=float("nan")), {}, "config.json.vocab_size is nan: must be a whole number"),
+        (llama(quantization_config={"bits": 4}), {}, "config.json.quantization_config is set: must be absent"),
+        (llama(), {"lora": {"layerIndices": [99]}}, "lora.layerIndices holds 99: the model has the layers 0 to 31"),
+        (llama(), {"lora": {"targetModules": ["c_attn"]}}, 'lora.targetModules is "c_attn": must be a linear module'),
+        (
+            llama(num_attention_heads=32, num_key_value_heads=1),
+            {"lora": {"rank": 256, "init": "OLoRA"}},
+            "lora.rank is 256 with lora.init OLoRA: must be at most 128, the smaller side of k_proj",
+        ),
+        (llama(), {"lora": {"rank": 0}}, "spec.lora.rank is 0: must be a whole number from 1 to 1024"),
+    ],
+)
+def test_what_the_model_cannot_be_is_said(
+    place: Path, capsys: pytest.CaptureFixture[str], config: Config, spec: Config, sentence: str
+) -> None:
+    """Of its configuration, or of the adapter on it."""
+    write(config, **spec)
+    assert plan("--config", "config.json") == 64
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_claim_that_is_not_there_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the way out."""
+    write(model={"uri": "pvc://models/l3"})
+    assert plan("--claims", "claims") == 66
+    assert "the claim models is not mounted" in capsys.readouterr().err
+
+
+def test_an_argument_that_is_no_number_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of every command."""
+    with pytest.raises(SystemExit):
+        main(["plan", "-f", "x.yaml", "--tokens", "many"])
+    assert "argument --tokens: is many: must be a whole number from 1" in capsys.readouterr().err
+
+
+def test_no_library_is_imported_for_a_plan(place: Path) -> None:
+    """Neither PyTorch nor what comes with it: a laptop answers at once."""
+    program = (
+        "import sys\nfrom lora_trainer.cli import main\n"
+        "status = main(['plan', '-f', 'x.yaml', '--config', 'config.json'])\n"
+        "print(status, [name for name in ('torch', 'transformers', 'numpy', 'huggingface_hub') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TRAINER)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"

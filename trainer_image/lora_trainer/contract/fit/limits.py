@@ -1,0 +1,25 @@
+"""Constants of the trainer that an estimate has to know: both take them from here."""
+
+TOKEN_BUDGET = 4096
+"""Most tokens of a micro-batch, padding included, where `training.microBatchSize` is absent."""
+
+CPU_TOKEN_BUDGET = 1024
+"""The same on a CPU, which is as fast with fewer: its caches hold the activations, and memory is saved."""
+
+MOST_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+"""How many logits exist at once: on a GPU 512 MiB of them in fp32, on a CPU as many as stay in its last cache."""
+
+CHECKPOINTING_FROM_PARAMETERS = 1_000_000_000
+"""From this size on, a GPU recomputes activations instead of keeping them: a third more time, far less memory."""
+
+WEIGHTS_SHARE = 0.75
+"""Most of a device's memory that weights may take; the rest is for activations, logits and the adapter's state."""
+
+LARGEST_UNQUANTIZED_SHARE = 0.5
+"""Of a quantized model's weights. Experts are not quantized: where they are most of it, the model stays as large."""
+
+FIT_SHARE = 0.9
+"""Most of a device's memory that an estimate may take to count as fitting: the allocator's fragments need room."""
+
+CONTEXT_BYTES = 750_000_000
+"""CUDA's context, workspaces of cuBLAS and the allocator's rounding, a rule of thumb."""

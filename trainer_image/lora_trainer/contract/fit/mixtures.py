@@ -1,0 +1,109 @@
+"""Mixtures of experts: stacked matrices beside the linear modules, of which a token passes some."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lora_trainer.contract.fit.layers import Sizes, gated_mlp, layer, split_attention
+from lora_trainer.contract.fit.reading import Values
+from lora_trainer.contract.fit.shape import Layer, Linear
+
+_MOST_EXPERTS, _WIDEST = 2**14, 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """How a family builds its layers: a function of configuration, sizes and number of layers."""
+
+    layers: Callable[[Values, Sizes, int], tuple[Layer, ...]]
+    head_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Experts:
+    """How many there are, how many a token passes, and the width of each."""
+
+    count: int
+    active: int
+    size: int
+
+    @classmethod
+    def read(cls, values: Values, *keys: str, size: int) -> "_Experts":
+        count = values.number(*keys, high=_MOST_EXPERTS)
+        active = values.number("num_experts_per_tok", high=count)
+        return cls(count=count, active=active, size=size)
+
+    def weights(self, hidden: int) -> int:
+        """Parameters of one: gate, up and down."""
+        return 3 * hidden * self.size
+
+    def values(self, hidden: int) -> int:
+        """What autograd keeps for a token: three widths of each active expert, and its input and output."""
+        return self.active * (3 * self.size + 2 * hidden)
+
+
+def _mixtral(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
+    experts = _Experts.read(values, "num_local_experts", size=sizes.mlp)
+    one = layer(
+        sizes,
+        split_attention(sizes, bias=False, out_bias=False),
+        mlp_values=experts.values(sizes.hidden),
+        other=experts.count * sizes.hidden,
+        experts=experts.count * experts.weights(sizes.hidden),
+        active=experts.active * experts.weights(sizes.hidden),
+    )
+    return (one,) * layers
+
+
+def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
+    """Qwen2's, with a shared expert, and Qwen3's. Some layers may be dense, of which PEFT 0.21 reads the names in
+    Qwen3's as its experts'."""
+    second = values.text("model_type", default="") == "qwen2_moe"
+    size = values.number("moe_intermediate_size", high=_WIDEST)
+    experts = _Experts.read(values, "num_experts", "num_local_experts", size=size)
+    shared = values.number("shared_expert_intermediate_size", high=_WIDEST) if second else 0
+    bias = values.flag("qkv_bias", default=True) if second else values.flag("attention_bias", default=False)
+    attention = split_attention(sizes, bias=bias, out_bias=not second and bias)
+    gate = Linear(name="mlp.shared_expert_gate", inputs=sizes.hidden, outputs=1, reads="mlp")
+    beside = gated_mlp(sizes.hidden, shared, parent="mlp.shared_expert") if shared else ()
+    sparse = layer(
+        sizes,
+        (*attention, *beside, *((gate,) if shared else ())),
+        mlp_values=experts.values(sizes.hidden) + 3 * shared,
+        head_norms=not second,
+        other=experts.count * sizes.hidden,
+        experts=experts.count * experts.weights(sizes.hidden),
+        active=experts.active * experts.weights(sizes.hidden),
+    )
+    dense = layer(
+        sizes,
+        (*attention, *gated_mlp(sizes.hidden, sizes.mlp, reserved=not second)),
+        mlp_values=3 * sizes.mlp,
+        head_norms=not second,
+    )
+    every = values.number("decoder_sparse_step", high=2**16, default=1)
+    without = values.numbers("mlp_only_layers", high=2**16)
+    return tuple(dense if index in without or (index + 1) % every else sparse for index in range(layers))
+
+
+def _gpt_oss(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
+    """Experts and router have biases, attention a learned sink for each head, so that its scores are written out."""
+    experts = _Experts.read(values, "num_local_experts", "num_experts", size=sizes.mlp)
+    biases = experts.count * (2 * sizes.mlp + sizes.hidden)
+    one = layer(
+        sizes,
+        split_attention(sizes, bias=True, out_bias=True),
+        mlp_values=experts.values(sizes.hidden),
+        other=experts.count * (sizes.hidden + 1) + biases + sizes.heads,
+        experts=experts.count * experts.weights(sizes.hidden),
+        active=experts.active * experts.weights(sizes.hidden),
+        scores=True,
+    )
+    return (one,) * layers
+
+
+MIXTURES: Mapping[str, Mixture] = {
+    "mixtral": Mixture(layers=_mixtral),
+    "qwen2_moe": Mixture(layers=_qwen_moe),
+    "qwen3_moe": Mixture(layers=_qwen_moe, head_size=128),
+    "gpt_oss": Mixture(layers=_gpt_oss, head_size=64),
+}

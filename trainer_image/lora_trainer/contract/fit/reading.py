@@ -1,0 +1,102 @@
+"""Reading whole numbers, texts and flags out of a model's `config.json`, whatever somebody put there."""
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_MOST_CHARACTERS = 2**20
+
+
+class ShapeError(ValueError):
+    """A configuration that no model can have; the text is a sentence with field, value, rule and remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """One object of a configuration; `path` is its place in the file. Reads raise `ShapeError`."""
+
+    document: Mapping[str, Any]
+    path: str
+
+    def number(self, *keys: str, low: int = 1, high: int, default: int | None = None) -> int:
+        """The whole number under the first of `keys` that is set: families name the same thing differently."""
+        for key in keys:
+            value = self.document.get(key)
+            if value is not None:
+                if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                    rule = f"must be a whole number from {low:,} to {high:,}"
+                    raise self._error(key, value, rule)
+                return value
+        if default is None:
+            raise ShapeError(
+                f"{self.path}.{keys[0]} is missing: must be a whole number from {low:,} to {high:,}; take the model's "
+                "own config.json"
+            )
+        return default
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """true or false."""
+        value = self.document.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._error(key, value, "must be true or false")
+        return default if value is None else value
+
+    def text(self, *keys: str, default: str) -> str:
+        """A string, under the first of `keys` that is set."""
+        for key in keys:
+            value = self.document.get(key)
+            if value is not None:
+                if not isinstance(value, str) or not 1 <= len(value) <= 100:
+                    raise self._error(key, value, "must be a string of 1 to 100 characters")
+                return value
+        return default
+
+    def numbers(self, key: str, *, high: int) -> tuple[int, ...]:
+        """A list of whole numbers from 0 to `high`; empty where there is none."""
+        value = self.document.get(key)
+        if value is None:
+            return ()
+        whole = isinstance(value, list) and all(type(item) is int and 0 <= item <= high for item in value)
+        if not whole:
+            raise self._error(key, value, f"must be a list of whole numbers from 0 to {high:,}")
+        return tuple(value)
+
+    def is_set(self, key: str) -> bool:
+        """Whether there is anything but null."""
+        return self.document.get(key) is not None
+
+    def child(self, key: str) -> "Values | None":
+        """The object under `key`, None where there is none."""
+        value = self.document.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self._error(key, value, "must be an object")
+        return Values(value, f"{self.path}.{key}")
+
+    def _error(self, key: str, value: object, rule: str) -> ShapeError:
+        return ShapeError(f"{self.path}.{key} is {shown(value)}: {rule}; take the model's own config.json")
+
+
+def shown(value: object) -> str:
+    """A value in a sentence, shortened."""
+    text = f'"{value}"' if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_json(text: str, name: str) -> Mapping[str, Any]:
+    """The object that a JSON text holds; `name` is the file's. Raises `ShapeError`."""
+    if len(text) > _MOST_CHARACTERS:
+        raise ShapeError(f"{name} has {len(text):,} characters: a config.json has at most {_MOST_CHARACTERS:,}")
+    remedy = "name the config.json of a Transformers model"
+    try:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise ShapeError(f"{name} cannot be read: it is nested too deeply; {remedy}") from error
+    except ValueError as error:
+        raise ShapeError(f"{name} is no JSON ({str(error)[:100]}): must be an object; {remedy}") from error
+    if not isinstance(document, dict):
+        raise ShapeError(f"{name} is {shown(document)}: must be an object; {remedy}")
+    return document

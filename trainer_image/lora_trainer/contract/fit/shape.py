@@ -1,0 +1,126 @@
+"""A base model as an estimate sees it: layers with linear modules, experts, norms, and what surrounds them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+EXACT, MIXTURE, GUESSED = 0.0, 0.15, 0.3
+"""By how much an estimate may be off besides the reserve of `limits.FIT_SHARE`: for a dense family that is known, for
+activations of a mixture's experts, and for a family that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A linear module: `name` within its layer, and which activation it `reads`; modules that read the same share it.
+
+    `saved` says that autograd keeps this activation anyway, as the attention's output. `reserved` are modules that
+    presets pass over, since PEFT takes their names for a mixture's experts.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    reads: str
+    saved: bool = False
+    bias: bool = False
+    reserved: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Parameters of the matrix."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A decoder layer. `mlp_values` are values that autograd keeps of the MLP for a token, its inputs not counted;
+    `normed` the values for which norms keep an fp32 copy, `statistics` their scales in fp32.
+
+    `experts` are parameters in stacked matrices, which are not quantized, `active` those of them that a token passes;
+    `other` parameters of norms and routers. `scores` says that attention's scores are written out, as kernels cannot
+    cap them or add sinks.
+    """
+
+    linear: tuple[Linear, ...]
+    hidden: int
+    query: int
+    key_value: int
+    heads: int
+    mlp_values: int
+    normed: int
+    statistics: int
+    other: int
+    experts: int = 0
+    active: int = 0
+    scores: bool = False
+
+    @property
+    def linear_weights(self) -> int:
+        """Parameters of the linear modules' matrices."""
+        return sum(module.weights for module in self.linear)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        biases = sum(module.outputs for module in self.linear if module.bias)
+        return self.linear_weights + biases + self.experts + self.other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model. `prefix` names the list of layers; `embeddings` and `head` are (name, parameters) of the whole matrices,
+    the head's 0 where both are one.
+
+    `outside` are all other parameters: positions, last norm, a vision tower. `capped` says that something follows the
+    output embedding, so that all logits exist at once. `doubts` are sentences about what is not known, `spread` the
+    relative width that they give the estimate.
+    """
+
+    family: str
+    layers: tuple[Layer, ...]
+    prefix: str
+    hidden: int
+    vocabulary: int
+    embeddings: tuple[str, int]
+    head: tuple[str, int]
+    outside: int
+    capped: bool = False
+    checkpoints: bool = True
+    doubts: tuple[str, ...] = ()
+    spread: float = EXACT
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the whole model; tied embeddings count once."""
+        return sum(layer.parameters for layer in self.layers) + self.whole
+
+    @property
+    def whole(self) -> int:
+        """Parameters outside of the decoder layers."""
+        return self.embeddings[1] + self.head[1] + self.outside
+
+    @cached_property
+    def linear_weights(self) -> int:
+        """Parameters of the layers' linear modules, which quantization makes smaller; the output embedding is none."""
+        return sum(layer.linear_weights for layer in self.layers)
+
+    @cached_property
+    def experts(self) -> int:
+        """Parameters of all experts."""
+        return sum(layer.experts for layer in self.layers)
+
+    @cached_property
+    def multiplied(self) -> int:
+        """Parameters that a token is multiplied with: linear modules, active experts, the output embedding."""
+        return self.linear_weights + sum(layer.active for layer in self.layers) + self.vocabulary * self.hidden
+
+    @cached_property
+    def largest_weight(self) -> int:
+        """Parameters of the largest linear module of a layer."""
+        return max((module.weights for layer in self.layers for module in layer.linear), default=0)
+
+    def modules(self) -> Iterator[tuple[int, int, str, Linear]]:
+        """Each linear module: number of its layer, number in it, full name, module."""
+        for index, layer in enumerate(self.layers):
+            for position, module in enumerate(layer.linear):
+                yield index, position, f"{self.prefix}.{index}.{module.name}", module

@@ -1,0 +1,55 @@
+"""Floating-point operations of a token, and seconds of a million of them at a share of a device's peak."""
+
+from dataclasses import dataclass
+
+from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.fit.adapter import Adapter
+from lora_trainer.contract.fit.devices import Gpu
+from lora_trainer.contract.fit.memory import Setting
+from lora_trainer.contract.fit.shape import Shape
+
+SHARE = 0.4
+"""Of the dense peak, counting all operations that are done: what well-run trainings reach, 12,473 tokens a second for
+Llama-3-8B on an H100 among them. An assumption, and not a measurement of this trainer."""
+_READ_AND_WRITTEN = 0.516 + 2
+"""Bytes a weight that making 16 bits of 4 moves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Tokens a second of one GPU, and the operations of a token that it does."""
+
+    tokens_per_s: float
+    flops_per_token: float
+
+    def hours(self, tokens: float) -> float:
+        """For that many tokens, evaluations not counted."""
+        return tokens / self.tokens_per_s / 3600
+
+
+def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
+    """Of forward and backward pass: 4N + 6P + 6 t Q L, N parameters that multiply a token, P of the adapter, t tokens
+    of a row, Q width of all queries, L layers; recomputed, the layers' forward pass once more.
+
+    A frozen matrix has no gradient of its own, hence 4 and not 6; half of causal attention is masked and not computed.
+    """
+    attention = 2 * setting.row * sum(layer.query for layer in shape.layers)
+    forward = 2 * shape.multiplied + 2 * adapter.parameters + attention
+    backward = 2 * shape.multiplied + 4 * adapter.parameters + 2 * attention
+    again = forward - 2 * shape.vocabulary * shape.hidden if setting.recompute else 0
+    return float(forward + backward + again)
+
+
+def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: float = SHARE) -> Speed | None:
+    """Of one GPU; None where its peak is not known. 4-bit weights are made 16-bit in each pass of a micro-batch, at the
+    memory's bandwidth, however few its tokens are."""
+    if gpu.flops is None or gpu.bandwidth is None:
+        return None
+    flops = flops_per_token(shape, adapter, setting)
+    # fp32 has no tensor cores: an eighth of the peak in 16 bits is the largest share that data sheets have.
+    peak = gpu.flops / 8 if setting.fp32 else gpu.flops
+    seconds = flops / (peak * share)
+    if setting.quantization in {Quantization.NF4, Quantization.FP4}:
+        passes = 3 if setting.recompute else 2
+        seconds += passes * _READ_AND_WRITTEN * shape.linear_weights / gpu.bandwidth / setting.tokens
+    return Speed(tokens_per_s=1 / seconds, flops_per_token=flops)

@@ -1,0 +1,179 @@
+"""What a run would take, without a GPU, a cluster or PyTorch: the shape of its model read, and the fit model asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.artifact.tensor_files import entries_of, header_bytes
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, recomputes, rows, setting_of
+from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
+from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.uri import ClaimUri, parse_uri
+from lora_trainer.errors import ConfigError, NotFoundError, one_sentence
+from lora_trainer.places.volumes import Volumes, readable
+
+_CONFIG = "config.json"
+_MOST_DIFFERENCE = 0.001
+"""Relative, between the parameters that are counted and those that files hold: buffers are stored, too, at times."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command line says besides the manifest. `tokens` is the size of the data set, None where not known;
+    `share_percent` the share of the peak that speeds assume; without `gpus` all known ones are shown."""
+
+    config_file: Path | None = None
+    gpus: tuple[str, ...] = ()
+    tokens: int | None = None
+    share_percent: int = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer. Sizes are bytes; `hours_per_tokens` says of how many tokens the hours are, `spread` by how much the
+    memory may be off for what `doubts` name."""
+
+    run: str
+    model: str
+    family: str
+    parameters: int
+    trainable_parameters: int
+    adapted_modules: int
+    adapter_bytes: int
+    rank: int
+    quantization: Quantization
+    recompute: bool
+    micro_batch_tokens: int
+    longest_row: int
+    learned_share: float
+    pod_memory_bytes: int
+    share_percent: int
+    trained_tokens: int | None
+    rows: tuple[Row, ...]
+    gpus: tuple[OnGpu, ...]
+    spread: float
+    doubts: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
+    """The plan of a run. Raises `ConfigError`, `NotFoundError`, `StorageError`."""
+    try:
+        gpus = tuple(find_gpu(text) for text in asked.gpus) or KNOWN
+        plain = _shape(config, volumes, asked.config_file)
+        adapter = plan_adapter(config.lora, plain)
+    except (ShapeError, DeviceError, AdapterError) as error:
+        raise ConfigError(str(error)) from error
+    shape = doubtful(plain, adapter)
+    shown = tuple(dict.fromkeys((Quantization.NONE, Quantization.NF4, config.quantization)))
+    share = asked.share_percent / 100
+    cpu = config.device.gpus == 0
+    recompute = recomputes(config, shape, cpu=cpu)
+    setting = setting_of(config, shape, None if cpu else gpus[0], quantization=config.quantization, recompute=recompute)
+    return Plan(
+        run=config.run.name,
+        model=config.model.uri,
+        family=shape.family,
+        parameters=shape.parameters,
+        trainable_parameters=adapter.parameters,
+        adapted_modules=adapter.modules,
+        adapter_bytes=adapter.file_bytes,
+        rank=config.lora.rank,
+        quantization=config.quantization,
+        recompute=recompute,
+        micro_batch_tokens=setting.tokens,
+        longest_row=setting.row,
+        learned_share=setting.learned,
+        pod_memory_bytes=pod_memory(config, shape, adapter),
+        share_percent=asked.share_percent,
+        trained_tokens=_trained(config, asked.tokens),
+        rows=rows(config, shape, adapter, shown),
+        gpus=tuple(on_gpu(config, shape, adapter, gpu, shown, share=share) for gpu in gpus),
+        spread=shape.spread,
+        doubts=shape.doubts,
+        notes=_notes(config, adapter, asked),
+    )
+
+
+def _trained(config: TrainConfig, tokens: int | None) -> int | None:
+    """Tokens of all epochs; a run of so many steps is not known in tokens."""
+    epochs = config.training.epochs
+    return None if tokens is None or epochs is None else round(tokens * epochs)
+
+
+def _notes(config: TrainConfig, adapter: Adapter, asked: Asked) -> tuple[str, ...]:
+    notes = list(adapter.notes)
+    if config.device.gpus == 0:
+        notes.append("resources.gpus is 0: the run trains on the CPU, and the GPUs above are for comparison")
+    if asked.tokens is not None and config.training.epochs is None:
+        notes.append("--tokens is not used: training.maxSteps sets the length of the run, whatever the data set's size")
+    return tuple(notes)
+
+
+def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
+    if file is not None:
+        return _described(_read(file), str(file))
+    uri = parse_uri(config.model.uri)
+    if not isinstance(uri, ClaimUri):
+        raise ConfigError(
+            f"model.uri is {uri}: plan fetches nothing; download its config.json, and name it by --config"
+        )
+    with readable(f"model.uri is {uri}"):
+        folder = volumes.claim_path(uri)
+        if not (folder / _CONFIG).is_file():
+            what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else f"there is no {_CONFIG}"
+            raise NotFoundError(
+                f"model.uri is {uri}: {what}; or name the model's {_CONFIG} by --config", Reason.MODEL_NOT_FOUND
+            )
+        return _counted(_described(_read(folder / _CONFIG), _CONFIG), folder)
+
+
+def _described(document: Mapping[str, Any], name: str) -> Shape:
+    if document.get("quantization_config"):
+        raise ShapeError(
+            f"{name}.quantization_config is set: must be absent, since weights that are already quantized are not "
+            "trained; name the original model"
+        )
+    return shape_of(document, name)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {one_sentence(error)[:300]}") from error
+    return read_json(text, str(path))
+
+
+def _counted(shape: Shape, folder: Path) -> Shape:
+    """With the parameters that files of weights hold, where there are any: they know towers and unknown families."""
+    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("consolidated")]
+    stored = sum(_parameters(path) for path in files)
+    difference = stored - shape.parameters
+    if not files or abs(difference) <= _MOST_DIFFERENCE * stored:
+        return shape
+    doubt = f"the files hold {stored:,} parameters, of which {_CONFIG} explains {shape.parameters:,}"
+    return replace(shape, outside=max(0, shape.outside + difference), doubts=(*shape.doubts, doubt))
+
+
+def _parameters(path: Path) -> int:
+    try:
+        with path.open("rb") as stream:
+            return sum(_product(entry.shape) for entry in entries_of(header_bytes(stream)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path.name} is no safetensors file, or cut off in its header: copy or upload it again"
+        ) from error
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

@@ -1,0 +1,167 @@
+"""A plan for people, as tables that fit 80 columns, and for programs, as JSON or YAML."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from lora_trainer.contract import codec
+from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.fit.choice import Fit, OnGpu, Option, Row
+from lora_trainer.contract.fit.limits import FIT_SHARE
+from lora_trainer.plan import Plan
+
+_GIB = 2**30
+_MILLION = 1_000_000
+_LEAST_WIDTH, _MOST_WIDTH = 60, 120
+_THREE_WIDTH = 100
+"""From how many columns on the devices' table has room for three quantizations."""
+
+
+def show(plan: Plan, form: str, width: int) -> str:
+    """The plan as `json`, `yaml` or `table`, whose sentences are wrapped at `width` columns."""
+    if form == "json":
+        return json.dumps(document(plan), indent=2, ensure_ascii=False)
+    if form == "yaml":
+        return yaml.safe_dump(document(plan), sort_keys=False, allow_unicode=True).rstrip()
+    return "\n".join(_table(plan, max(_LEAST_WIDTH, min(_MOST_WIDTH, width))))
+
+
+def document(plan: Plan) -> Any:
+    """The plan as dicts and lists of plain values."""
+    return codec.encode(plan)
+
+
+def _table(plan: Plan, width: int) -> Iterator[str]:
+    share = plan.trainable_parameters / plan.parameters
+    yield from _wrapped(f"{plan.run}: {plan.model} ({plan.family}, {plan.parameters:,} parameters)", width)
+    yield from _wrapped(
+        f"Adapter: rank {plan.rank} on {plan.adapted_modules} linear modules, {plan.trainable_parameters:,} trained "
+        f"parameters ({share:.2%}), {_size(plan.adapter_bytes)}",
+        width,
+    )
+    yield from _wrapped(
+        f"A micro-batch has at most {plan.micro_batch_tokens:,} tokens, a row {plan.longest_row:,}; every token is "
+        "taken for learned",
+        width,
+    )
+    yield ""
+    yield from _memory(plan)
+    yield ""
+    yield from _devices(plan, width)
+    yield ""
+    for line in _explanations(plan):
+        yield from _wrapped(line, width)
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    divided = any(option.divided for gpu in plan.gpus for option in gpu.options)
+    yield f"Memory of a GPU at the peak, GiB{', with the whole base' if divided else ''}"
+    names = f"{'weights':>8}{'adapter':>8}{'activations':>12}{'working':>9}{'other':>7}{'total':>8}"
+    yield f"  {'quantization':<13}{'recomputed':<11}{names}"
+    for row in plan.rows:
+        memory = row.memory
+        adapter = memory.adapter + memory.gradients + memory.optimizer + memory.copies
+        parts = (
+            f"{_gib(memory.weights):>8}{_gib(adapter):>8}{_gib(memory.activations):>12}{_gib(memory.working):>9}"
+            f"{_gib(memory.constant + memory.dequantized):>7}{_gib(row.peak_bytes):>8}"
+        )
+        mark = "*" if row.default else " "
+        yield f"{mark} {row.quantization.value:<13}{'yes' if row.recompute else 'no':<11}{parts}"
+
+
+def _devices(plan: Plan, width: int) -> Iterator[str]:
+    shown = [row for row in plan.rows if width >= _THREE_WIDTH or len(plan.rows) <= 4 or _is_wanted(row, plan)]
+    unit = "per 1M" if plan.trained_tokens is None else "time"
+    yield f"GiB to spare on a GPU (or lacking), within {FIT_SHARE:.0%} of its memory"
+    first = "".join(f"{('*' if row.default else '') + row.quantization.value:>8}" for row in shown)
+    second = "".join(f"{'recomp.' if row.recompute else 'kept':>8}" for row in shown)
+    yield f"{'':<8}{'':>6}{first}  fastest that fits"
+    yield f"{'GPU':<8}{'GiB':>6}{second}  {'':<13}{'tokens/s':>9}{unit:>9}"
+    for gpu in plan.gpus:
+        by_setting = {(option.quantization, option.recompute): option for option in gpu.options}
+        cells = "".join(f"{_cell(by_setting[row.quantization, row.recompute]):>8}" for row in shown)
+        yield f"{gpu.name:<8}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_fastest(gpu, plan)}".rstrip()
+
+
+def _is_wanted(row: Row, plan: Plan) -> bool:
+    """Where three quantizations are too wide a table: none, and the one that the run asks for."""
+    return row.quantization in {Quantization.NONE, plan.quantization}
+
+
+def _cell(option: Option) -> str:
+    amount = f"{option.spare_bytes / _GIB:+.1f}"
+    return {Fit.UNSURE: f"{amount}?", Fit.HALVED: f"{amount}/2", Fit.REFUSED: "refused"}.get(option.fit, amount)
+
+
+def _fastest(gpu: OnGpu, plan: Plan) -> str:
+    best = gpu.fastest
+    if best is None:
+        return "none"
+    name = f"{best.quantization.value}, {'recomp.' if best.recompute else 'kept'}"
+    if best.tokens_per_s is None:
+        return name
+    seconds = (plan.trained_tokens or _MILLION) / best.tokens_per_s
+    return f"{name:<13}{best.tokens_per_s:>9,.0f}{_duration(seconds):>9}"
+
+
+def _verdicts(plan: Plan) -> str:
+    """On which GPUs it fits, and on which not."""
+    words = {
+        Fit.FITS: "It fits",
+        Fit.HALVED: "With halved micro-batches it fits",
+        Fit.UNSURE: "Perhaps it fits",
+        Fit.TOO_LARGE: "It does not fit",
+        Fit.REFUSED: "It is refused on",
+    }
+    names = {fit: ", ".join(gpu.name for gpu in plan.gpus if gpu.default.fit is fit) for fit in words}
+    return " ".join(f"{word} {names[fit]}." for fit, word in words.items() if names[fit])
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h" if minutes < 100 * 60 else f"{minutes / 1440:.0f} d"
+
+
+def _explanations(plan: Plan) -> Iterator[str]:
+    recomputed = "recomputes activations" if plan.recompute else "keeps activations"
+    yield f"* the run as it is written: quantization {plan.quantization.value}, {recomputed}. {_verdicts(plan)}"
+    yield "kept, recomp.: activations are kept for the backward pass, or recomputed in it."
+    options = [option for gpu in plan.gpus for option in gpu.options]
+    if any(option.fit is Fit.HALVED for option in options):
+        yield "/2: does not fit at first; the trainer halves its micro-batches until it does, which costs speed."
+    if any(option.fit is Fit.UNSURE for option in options):
+        yield f"?: the estimate may be off by {plan.spread:.0%}, too much to tell."
+    for refusal in dict.fromkeys(option.refusal for option in options if option.refusal):
+        yield f"refused: {refusal}."
+    if any(option.divided for option in options):
+        yield "Where weights need it, their layers are divided over the run's GPUs; numbers are those of one of these."
+    if plan.trained_tokens is not None:
+        yield f"time: of {plan.trained_tokens:,} tokens, all epochs together."
+    yield (
+        f"Speed assumes {plan.share_percent} % of the GPU's dense peak in 16 bits, evaluations not counted; nothing of "
+        "it is measured."
+    )
+    yield f"Main memory of each pod (resources.memory): at least {_size(plan.pod_memory_bytes)}, roughly."
+    for doubt in plan.doubts:
+        yield f"Not sure: {doubt}."
+    for note in plan.notes:
+        yield f"Note: {note}."
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f}"
+
+
+def _size(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 2**20:.1f} MiB"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
