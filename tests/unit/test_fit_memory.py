@@ -157,7 +157,6 @@ def test_the_best_published_speed_is_met_by_the_share_of_the_peak() -> None:
     found = speed(shape, plan_adapter(LoraConfig(), shape), setting, find_gpu("H100"))
     assert found is not None
     assert found.tokens_per_s == pytest.approx(12_473, rel=0.06)
-    assert found.hours(found.tokens_per_s * 3600) == pytest.approx(1)
 
 
 def test_making_four_bits_sixteen_costs_little_with_many_tokens() -> None:

@@ -27,7 +27,6 @@ class _Family:
 
     tied: bool = False
     bias: bool = False
-    out_bias: bool = False
     norms: int = 2
     head_norms: bool = False
     capped: bool = False
@@ -159,7 +158,7 @@ def _llama(values: Values, kind: str, family: _Family) -> Shape:
     one = layer(
         sizes,
         (
-            *split_attention(sizes, bias=family.bias or attention, out_bias=family.out_bias or attention),
+            *split_attention(sizes, bias=family.bias or attention, out_bias=attention),
             *gated_mlp(sizes.hidden, sizes.mlp, bias=bias),
         ),
         mlp_values=3 * sizes.mlp,

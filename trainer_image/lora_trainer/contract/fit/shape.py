@@ -85,7 +85,6 @@ class Shape:
     head: tuple[str, int]
     outside: int
     capped: bool = False
-    checkpoints: bool = True
     doubts: tuple[str, ...] = ()
     spread: float = EXACT
 

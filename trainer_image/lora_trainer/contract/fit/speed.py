@@ -22,10 +22,6 @@ class Speed:
     tokens_per_s: float
     flops_per_token: float
 
-    def hours(self, tokens: float) -> float:
-        """For that many tokens, evaluations not counted."""
-        return tokens / self.tokens_per_s / 3600
-
 
 def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
     """Of forward and backward pass: 4N + 6P + 6 t Q L, N parameters that multiply a token, P of the adapter, t tokens
