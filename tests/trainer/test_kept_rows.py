@@ -72,6 +72,7 @@ def test_each_process_of_a_node_can_say_that_rows_were_read(
     """The one that speaks may not be the one that came first."""
     attempts.run()
     caplog.set_level(logging.INFO)
+    caplog.clear()
     attempts.count -= 1
     attempts.run()
     assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
