@@ -34,7 +34,7 @@ def is_live(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def shown(*, live: bool) -> Iterator[View]:
-    """The view of what this process does in the meantime, and of what it is told of others."""
+    """The view of what this process does in the meantime, and of what others report to it."""
     if not live:
         yield View()
         return

@@ -58,7 +58,7 @@ class Checkpoint:
 
 class Checkpoints:
     """Those in one folder. `may_write` is called before each change and raises where the folder is another's by now;
-    `make_room` is told how many bytes are to be free."""
+    `make_room` takes how many bytes are to be free."""
 
     def __init__(
         self,
