@@ -1,5 +1,6 @@
 """A tiny model and its data, made once; a client for runs in processes of their own."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def one_thread() -> Iterator[None]:
         patch.setattr("lora_trainer.model.device.cpu_threads", lambda: 1)
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell has what it starts in the background ignore Ctrl-C, and so would the processes that tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
