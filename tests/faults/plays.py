@@ -101,7 +101,7 @@ class Player:
         self.stage.bind_pod(pod)
         yield lambda: not waits()
         self.stage.run_pod(pod, ip=self.address)
-        yield self.shows("PodsReady", "True") if stage == TRAIN else self.goes_on(Reason.PREPARING)
+        yield self.shows("PodsReady", "True") if stage == TRAIN else self.goes_on(Reason.PREFLIGHT)
 
     def progress_is(self, step: int) -> Iterator[Awaited]:
         """Its trainer takes a step, and the status shows it."""

@@ -245,7 +245,7 @@ def test_inputs_are_prepared_once_for_two_runs_at_the_same_time(
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     for workplace in workplaces:
-        assert workplace.summary().reason is Reason.PREPARED
+        assert workplace.summary().reason is Reason.PREFLIGHT_PASSED
         assert not workplace.summary().succeeded
         assert "12 rows of hf://org/chats (Messages, 0 skipped) are at hand" in workplace.summary().message
     assert settled_bytes(server, size(tiny_folder)) == size(tiny_folder)

@@ -76,7 +76,7 @@ def prepare_pod(**changes: Any) -> PodView:
 
 def test_the_training_job_follows_when_all_is_there() -> None:
     """And the condition says what was done, for as long as the run exists."""
-    message = make_summary(Reason.PREPARED, "acme/base and 200 rows are at hand").to_message()
+    message = make_summary(Reason.PREFLIGHT_PASSED, "acme/base and 200 rows are at hand").to_message()
     plan = plan_for(make_finetune(), jobs=(prepared(),), pods=(ended_pod(0, message, stage="prepare"),))
     assert made(plan) == [("Job", job_name())]
     assert stated(plan, "PreflightPassed") == ("True", "Prepared")

@@ -184,7 +184,7 @@ def test_every_reason_is_a_state_or_says_something_of_another_condition() -> Non
         Reason.JOB_RECREATED,
         Reason.CHECKPOINT_SAVED,
         Reason.NO_CHECKPOINT_CLAIM,
-        Reason.PREPARED,
+        Reason.PREFLIGHT_PASSED,
         Reason.POD_RUNNING,
     }
     assert set(Reason) - details == frozenset().union(*STATES.values())

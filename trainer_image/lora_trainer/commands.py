@@ -203,7 +203,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
         with _view(options.log_format):
             message = prepare(config, _volumes(options), Hub())
-        ending = Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.PREPARED, message=message))
+        ending = Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.PREFLIGHT_PASSED, message=message))
     except Exception as error:
         ending = _ended(error)
     _write_summary(ending, options.termination_log)

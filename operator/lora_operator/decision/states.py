@@ -88,7 +88,7 @@ STATES: Mapping[Group, frozenset[Reason]] = {
     Group.RUNNING: frozenset(
         {
             Reason.STARTING,
-            Reason.PREPARING,
+            Reason.PREFLIGHT,
             Reason.LOADING_MODEL,
             Reason.TRAINING,
             Reason.EVALUATING,
@@ -156,8 +156,8 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
 """From which group a run may come into which, and what does it. The operator may have slept over what lay between."""
 
 USUAL_WAY: tuple[tuple[Reason, Reason], ...] = (
-    (Reason.STARTING, Reason.PREPARING),
-    (Reason.PREPARING, Reason.LOADING_MODEL),
+    (Reason.STARTING, Reason.PREFLIGHT),
+    (Reason.PREFLIGHT, Reason.LOADING_MODEL),
     (Reason.LOADING_MODEL, Reason.TRAINING),
     (Reason.TRAINING, Reason.EVALUATING),
     (Reason.EVALUATING, Reason.TRAINING),
@@ -223,7 +223,9 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
             meaning="Model and data are being fetched; absent where nothing is fetched beforehand",
             reasons=_ONGOING,
         ),
-        Statement(status="True", meaning="Model and data are in the cache", reasons=frozenset({Reason.PREPARED})),
+        Statement(
+            status="True", meaning="Model and data are in the cache", reasons=frozenset({Reason.PREFLIGHT_PASSED})
+        ),
         Statement(status="False", meaning="Fetching them failed", reasons=STATES[Group.FAILED]),
     ),
     Type.PODS_READY: (

@@ -139,11 +139,11 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "The result goes to no claim and none is named for checkpoints, so what takes the pod away loses its work.",
         "Name one in `checkpoint.volumeClaimName` of a new resource, or accept it.",
     ),
-    Reason.PREPARING: Explanation(
+    Reason.PREFLIGHT: Explanation(
         "Model and data are fetched, and the first rows are read.",
         "Nothing.",
     ),
-    Reason.PREPARED: Explanation(
+    Reason.PREFLIGHT_PASSED: Explanation(
         "Model and data are in the cache.",
         "Nothing.",
     ),

@@ -79,7 +79,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     config = TrainConfig.from_json(options.config.read_text())
     if options.command == "prepare":
-        TERMINATION_LOG.write_text(Summary(reason=Reason.PREPARED, message="Nothing was fetched.").to_message())
+        TERMINATION_LOG.write_text(Summary(reason=Reason.PREFLIGHT_PASSED, message="Nothing was fetched.").to_message())
         return
     server = Server(("", PORT), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

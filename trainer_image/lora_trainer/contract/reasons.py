@@ -38,8 +38,8 @@ class Reason(enum.StrEnum):
     CHECKPOINTING = "Checkpointing"
     CHECKPOINT_SAVED = "CheckpointSaved"
     NO_CHECKPOINT_CLAIM = "NoCheckpointClaim"
-    PREPARING = "Preparing"
-    PREPARED = "Prepared"
+    PREFLIGHT = "Preflight"
+    PREFLIGHT_PASSED = "PreflightPassed"
     OUTPUT_LOCKED = "OutputLocked"
     STALLED = "Stalled"
     PEER_FAILED = "PeerFailed"
@@ -49,6 +49,7 @@ class Reason(enum.StrEnum):
     SUCCEEDED = "Succeeded"
 
     CONFIG_INVALID = "ConfigInvalid"
+    DOES_NOT_FIT = "DoesNotFit"
     DATASET_INVALID = "DatasetInvalid"
     DATASET_NOT_FOUND = "DatasetNotFound"
     DATASET_ACCESS_DENIED = "DatasetAccessDenied"

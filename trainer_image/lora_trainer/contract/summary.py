@@ -5,7 +5,10 @@ import json
 from dataclasses import dataclass
 
 from lora_trainer.contract import codec
+from lora_trainer.contract.advice import Advice
+from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 
 MAX_BYTES = 4096
 VERSION = "lora-operator.io/summary/v1"
@@ -109,6 +112,8 @@ class Results:
     merged_loss: float | None = None
     merged_expected_loss: float | None = None
     merge_failure: str | None = None
+    estimated_peak_memory_bytes: int | None = None
+    estimated_seconds: int | None = None
     verification: Verification
 
 
@@ -154,6 +159,9 @@ class Summary:
     results: Results | None = None
     artifact: Artifact | None = None
     checkpoint: SavedState | None = None
+    preflight: Preflight | None = None
+    plan: RunPlan | None = None
+    advice: tuple[Advice, ...] = ()
 
     @property
     def succeeded(self) -> bool:

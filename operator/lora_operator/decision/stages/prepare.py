@@ -44,7 +44,7 @@ def _judge(case: Case, job: JobView, pods: Sequence[PodView]) -> Verdict | None:
         done = (summary_of(pod) for pod in newest_first(pods) if pod.trainer.exit_code == 0)
         said = next((summary.message for summary in done if summary is not None), "")
         message = sentence(said) or f"Job {job.name} has fetched model and data into the cache"
-        return Verdict(succeeded=True, finding=Finding(reason=Reason.PREPARED, message=message))
+        return Verdict(succeeded=True, finding=Finding(reason=Reason.PREFLIGHT_PASSED, message=message))
     return dated(failed(job, ending, pods, _memory(case), case.request.policy), job)
 
 
@@ -52,7 +52,7 @@ def _condition(case: Case, state: Finding, verdict: Verdict | None) -> Condition
     if _was_prepared(case.finetune):
         message = str(previous_condition(case.finetune, Type.PREFLIGHT_PASSED).get("message", ""))
         return Condition(
-            type=Type.PREFLIGHT_PASSED, holds=True, finding=Finding(reason=Reason.PREPARED, message=message)
+            type=Type.PREFLIGHT_PASSED, holds=True, finding=Finding(reason=Reason.PREFLIGHT_PASSED, message=message)
         )
     job = case.children.stages.get(NAME)
     if job is None:
@@ -65,7 +65,7 @@ def _condition(case: Case, state: Finding, verdict: Verdict | None) -> Condition
 
 def _at_work(pod: PodView) -> Finding:
     message = f"Pod {pod.name} fetches model and data into the cache, before GPUs are asked for"
-    return Finding(reason=Reason.PREPARING, message=message)
+    return Finding(reason=Reason.PREFLIGHT, message=message)
 
 
 PREPARE = Stage(
@@ -76,5 +76,5 @@ PREPARE = Stage(
     condition=_condition,
     memory=_memory,
     at_work=_at_work,
-    ended=Reason.PREPARING,
+    ended=Reason.PREFLIGHT,
 )

@@ -1,0 +1,50 @@
+"""What a run is expected to take, and how it will compute: the plan that preflight makes."""
+
+from dataclasses import dataclass
+
+from lora_trainer.contract.config import Quantization
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """Another way to run it. `change` says by which fields, as in `spec.quantization: NF4`; `fits` on the plan's
+    device; `seconds` and `tokens_per_second` where the device's speed is known."""
+
+    change: str
+    peak_bytes: int
+    fits: bool
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """Estimates at the peak of the training, bytes; of a GPU, or without one of the pod's main memory.
+
+    `device` and `device_bytes` are None where nothing tells which GPU it will be: then nothing is settled, and
+    `quantization` is what the run asks for, `Auto` included, which the training settles by the same rule on the device
+    that it finds. `micro_batch_tokens` are the most of a micro-batch. `fits` is None where the estimate is too wide, or
+    the device not known. `pod_memory_bytes` is what `resources.memory` should be at least. `seconds` is the length of
+    the training at an assumed share of the device's peak. `reason` says in a sentence why it was chosen so; `spread` is
+    by how much, relatively, an estimate may be off for a family that is not known.
+    """
+
+    quantization: Quantization
+    activation_checkpointing: bool
+    micro_batch_tokens: int
+    sharded: bool = False
+    device: str | None = None
+    device_bytes: int | None = None
+    fits: bool | None = None
+    peak_bytes: int
+    weight_bytes: int
+    adapter_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    pod_memory_bytes: int
+    trainable_parameters: int
+    adapter_file_bytes: int
+    tokens_per_second: float | None = None
+    seconds: int | None = None
+    spread: float = 0.0
+    reason: str
+    alternatives: tuple[Alternative, ...] = ()
