@@ -38,6 +38,7 @@ class Reason(enum.StrEnum):
     CHECKPOINTING = "Checkpointing"
     CHECKPOINT_SAVED = "CheckpointSaved"
     NO_CHECKPOINT_CLAIM = "NoCheckpointClaim"
+    PREPARING = "Preparing"
     PREFLIGHT = "Preflight"
     PREFLIGHT_PASSED = "PreflightPassed"
     OUTPUT_LOCKED = "OutputLocked"
