@@ -77,7 +77,7 @@ def test_any_summary_fits_and_keeps_reason_message_and_the_plans_numbers(summary
     assert found.message[:79] == without(summary.message)[:79] or len(summary.message) <= 80
     if summary.plan is not None:
         assert found.plan is not None
-        texts = {"reason": "", "device": None, "alternatives": ()}
+        texts: dict[str, Any] = {"reason": "", "device": None, "alternatives": ()}
         assert dataclasses.replace(found.plan, **texts) == dataclasses.replace(summary.plan, **texts)
         assert without(summary.plan.reason).startswith(found.plan.reason.removesuffix("…"))
 
