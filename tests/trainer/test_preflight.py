@@ -98,7 +98,7 @@ def test_every_tokenizer_of_transformers_can_be_imported_without_pytorch() -> No
     assert lacking == "[]"
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])
 def test_the_model_is_what_the_training_will_load(workplace: Workplace, kind: str) -> None:
     """Linear modules, resolved names, counts, bytes of weights: by headers alone, and as PyTorch counts them."""
     folder = families.make_family(workplace.claims / "models" / kind, kind)
