@@ -4,10 +4,10 @@ import logging
 from dataclasses import dataclass
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.names import short_names
-from lora_trainer.contract.fit.planning import RowLengths, plan_of, refusal
+from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.reading import ShapeError, read_json
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
@@ -73,15 +73,15 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
     check_tokenizer(headers.base, address)
     try:
         text = (headers.base.folder / "config.json").read_text(encoding="utf-8")
-        plain = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
-        adapter = plan_adapter(config.lora, plain)
+        shape = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
+        adapter = plan_adapter(config.lora, shape)
     except ShapeError as error:
         raise ConfigError(f"model.uri is {address}: {error}") from error
     except AdapterError as error:
         raise ConfigError(str(error)) from error
-    for sentence in (*plain.doubts, *adapter.doubts, *adapter.notes):
+    for sentence in (*shape.doubts, *adapter.doubts, *adapter.notes):
         log.warning("%s", sentence)
-    return Model(headers=headers, shape=doubtful(plain, adapter), adapter=adapter)
+    return Model(headers=headers, shape=shape, adapter=adapter)
 
 
 def model_facts(model: Model) -> ModelFacts:
@@ -116,17 +116,17 @@ def check_output(config: TrainConfig, volumes: Volumes) -> OutputCheck:
 
 def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
     """What the run will take. Raises `DoesNotFitError` where that is more than a device that is known has."""
-    lengths = RowLengths(p50=rows.p50_tokens, p95=rows.p95_tokens, longest=rows.longest_tokens)
     plan = plan_of(
         config,
         model.shape,
         model.adapter,
         tokens=rows.tokens,
+        rows=rows.train_samples,
         learned_share=rows.target_tokens / rows.tokens,
-        row_lengths=lengths,
+        longest=rows.longest_tokens,
     )
     if plan.fits is False and plan.device is not None:
-        raise DoesNotFitError(refusal(plan), plan)
+        raise DoesNotFitError(plan.reason, plan)
     return plan
 
 
