@@ -80,7 +80,7 @@ def without_torch(workplace: Workplace, **sections: Any) -> tuple[int, str, Summ
 
 def test_without_pytorch_the_same_is_found_out(workplace: Workplace) -> None:
     """Every count, the first row, the plan: the tokenizer and the template are the training's."""
-    sections = {"lora": {"rank": 4, "layers": "Attention"}, "training": {"maxSequenceLength": 48}}
+    sections = {"lora": {"rank": 4, "layers": "Attention"}, "training": {"maxSequenceLength": 40}}
     status, printed, found = without_torch(workplace, **sections)
     assert (status, found.reason) == (0, Reason.PREFLIGHT_PASSED)
     assert found == looked_at(workplace, **sections)
@@ -90,12 +90,12 @@ def test_without_pytorch_the_same_is_found_out(workplace: Workplace) -> None:
     assert found.message.endswith("are good; pvc://adapters/out is tried when the training begins")
     lines = printed.splitlines()
     assert lines[0] == found.message
-    assert "in 8 of 14 linear modules (q_proj, k_proj, v_proj, o_proj)" in lines[1]
-    assert lines[2] == "Rows: 32 to train on, 8 held out; 0 skipped, 0 duplicates"
-    assert lines[3].startswith(
-        f"Tokens: {found.preflight.dataset.tokens:,}, {found.preflight.dataset.target_tokens:,} of"
-    )
-    assert lines[4] == f"First row: {found.preflight.dataset.first_row}"
+    rows = found.preflight.dataset
+    assert lines[2] == "  in 8 of 14 linear modules (q_proj, k_proj, v_proj, o_proj)"
+    assert lines[3] == "Rows: 32 to train on, 8 held out; 0 skipped, 0 duplicates"
+    assert lines[4] == f"Tokens: {rows.tokens:,}, {rows.target_tokens:,} of them learned"
+    assert lines[6] == f"  {rows.truncated_tokens:,} are cut off {rows.truncated_samples:,} rows"
+    assert lines[7] == f"First row: {rows.first_row}"
 
 
 def test_every_tokenizer_of_transformers_can_be_imported_without_pytorch() -> None:

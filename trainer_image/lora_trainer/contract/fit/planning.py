@@ -20,8 +20,8 @@ def plan_of(
     learned_share: float = 1.0,
     longest: int | None = None,
 ) -> RunPlan:
-    """The plan of a run. `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the
-    part of the tokens that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`)."""
+    """The plan of a run. `tokens` and `rows` are those of the training data, None where not known; `learned_share` is
+    the part of the tokens that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`)."""
     shape = doubtful(shape, adapter)
     cpu = config.device.gpus == 0
     recompute = recomputes(config, shape, cpu=cpu)
