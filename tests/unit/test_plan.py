@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +202,17 @@ def test_a_model_on_the_hub_is_known_by_its_headers(
         monkeypatch.setitem(os.environ, "HF_ENDPOINT", hub.url)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "home/hub"))
         assert plan("-o", "json") == 0
-        served = {path.rsplit("/", 1)[1]: counts["bytes"] for path, counts in hub.served().items() if "resolve" in path}
+        # The server counts after it has written; its end waits for none of its threads.
+        for _ in range(500):
+            found = {
+                path.rsplit("/", 1)[1]: count["bytes"] for path, count in hub.served().items() if "resolve" in path
+            }
+            if found["model.safetensors"] >= length:
+                break
+            time.sleep(0.01)
     assert json.loads(capsys.readouterr().out)["parameters"] == 9_030_261_248
-    assert served["model.safetensors"] == length
-    assert "tokenizer.json" not in served
+    assert found["model.safetensors"] == length
+    assert "tokenizer.json" not in found
 
 
 @pytest.mark.parametrize(
