@@ -19,7 +19,9 @@ LLAMA_70B = 141 * GIB
 
 def decide(size: float = LLAMA_70B, gpu: int | None = H100, processes: int = 8, **sections: Any) -> bool:
     """The decision; everything has a default that shards."""
-    return must_shard(weight_bytes=size, device_bytes=gpu, processes=processes, config=make_config(**sections))
+    return must_shard(
+        plan=None, weight_bytes=size, device_bytes=gpu, processes=processes, config=make_config(**sections)
+    )
 
 
 def test_weights_that_do_not_fit_one_gpu_are_divided() -> None:

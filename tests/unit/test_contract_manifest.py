@@ -53,7 +53,7 @@ def test_a_minimal_manifest_gets_the_researched_defaults() -> None:
         Layers.ALL_LINEAR,
         0.0,
     )
-    assert config.quantization is Quantization.NONE
+    assert config.quantization is Quantization.AUTO
     assert config.training == TrainingConfig()
     assert (config.training.epochs, config.training.max_steps) == (1.0, None)
     assert (config.dataset.format, config.dataset.validation_fraction) == (DatasetFormat.AUTO, 0.02)
@@ -162,7 +162,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"lora": {"targetModules": ["q"], "layers": "MLP"}}, "spec.lora.targetModules is ['q']", "together with layers"),
     ({"lora": {"layers": "All"}}, 'spec.lora.layers is "All"', "one of AllLinear"),
     ({"lora": "big"}, 'spec.lora is "big"', "must be an object"),
-    ({"quantization": "INT4"}, 'spec.quantization is "INT4"', "one of None, NF4"),
+    ({"quantization": "INT4"}, 'spec.quantization is "INT4"', "one of Auto, None, NF4"),
     ({"training": {"epochs": "0"}}, 'spec.training.epochs is "0"', "more than 0 and at most 100"),
     ({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training.maxSteps is 5", "together with epochs"),
     ({"training": {"microBatchSize": 3}}, "spec.training.microBatchSize is 3", "must divide effectiveBatchSize (16)"),

@@ -1,26 +1,19 @@
 """What a run would take, without a GPU, a cluster or PyTorch: the shape of its model read, and the fit model asked."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lora_trainer.artifact.tensor_files import entries_of, header_bytes
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
 from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, recomputes, rows, setting_of
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri, parse_uri
-from lora_trainer.errors import ConfigError, NotFoundError, one_sentence
+from lora_trainer.errors import ConfigError, NotFoundError
+from lora_trainer.places.base_shape import CONFIG, described, read_config, shape_in
 from lora_trainer.places.volumes import Volumes, readable
-
-_CONFIG = "config.json"
-_MOST_DIFFERENCE = 0.001
-"""Relative, between the parameters that are counted and those that files hold: buffers are stored, too, at times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +111,7 @@ def _notes(config: TrainConfig, adapter: Adapter, asked: Asked) -> tuple[str, ..
 
 def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
     if file is not None:
-        return _described(_read(file), str(file))
+        return described(read_config(file), str(file))
     uri = parse_uri(config.model.uri)
     if not isinstance(uri, ClaimUri):
         raise ConfigError(
@@ -126,54 +119,9 @@ def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
         )
     with readable(f"model.uri is {uri}"):
         folder = volumes.claim_path(uri)
-        if not (folder / _CONFIG).is_file():
-            what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else f"there is no {_CONFIG}"
+        if not (folder / CONFIG).is_file():
+            what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else f"there is no {CONFIG}"
             raise NotFoundError(
-                f"model.uri is {uri}: {what}; or name the model's {_CONFIG} by --config", Reason.MODEL_NOT_FOUND
+                f"model.uri is {uri}: {what}; or name the model's {CONFIG} by --config", Reason.MODEL_NOT_FOUND
             )
-        return _counted(_described(_read(folder / _CONFIG), _CONFIG), folder)
-
-
-def _described(document: Mapping[str, Any], name: str) -> Shape:
-    if document.get("quantization_config"):
-        raise ShapeError(
-            f"{name}.quantization_config is set: must be absent, since weights that are already quantized are not "
-            "trained; name the original model"
-        )
-    return shape_of(document, name)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_sentence(error)[:300]}") from error
-    return read_json(text, str(path))
-
-
-def _counted(shape: Shape, folder: Path) -> Shape:
-    """With the parameters that files of weights hold, where there are any: they know towers and unknown families."""
-    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("consolidated")]
-    stored = sum(_parameters(path) for path in files)
-    difference = stored - shape.parameters
-    if not files or abs(difference) <= _MOST_DIFFERENCE * stored:
-        return shape
-    doubt = f"the files hold {stored:,} parameters, of which {_CONFIG} explains {shape.parameters:,}"
-    return replace(shape, outside=max(0, shape.outside + difference), doubts=(*shape.doubts, doubt))
-
-
-def _parameters(path: Path) -> int:
-    try:
-        with path.open("rb") as stream:
-            return sum(_product(entry.shape) for entry in entries_of(header_bytes(stream)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f"{path.name} is no safetensors file, or cut off in its header: copy or upload it again"
-        ) from error
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+        return shape_in(folder)

@@ -53,6 +53,8 @@ class Measured:
     best_step: int | None = None
     stopped_early: bool = False
     resumed_step: int | None = None
+    estimated_peak_memory_bytes: int | None = None
+    estimated_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

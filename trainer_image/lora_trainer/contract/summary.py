@@ -91,7 +91,9 @@ class Results:
     Standard errors are over rows: of each mean, and of the paired difference before - after.
     Without held-out rows the evaluation uses training rows and `held_out` is false. `merged_loss` is that of the merged
     model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
-    `merge_failure` says why there is no merged model.
+    `merge_failure` says why there is no merged model. What was estimated before the weights were read is comparable:
+    `estimated_peak_memory_bytes` with `peak_memory_bytes`, without a GPU driver's own memory, and `estimated_seconds`
+    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate.
     """
 
     steps: int

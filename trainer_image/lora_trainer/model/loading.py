@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, LossOn, Quantization
-from lora_trainer.contract.fit.limits import CHECKPOINTING_FROM_PARAMETERS
+from lora_trainer.contract.fit.choice import is_large
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokens import Encoder, stop_token_ids
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
@@ -158,10 +158,12 @@ def adapt(
     seed: int,
     *,
     checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO,
+    planned: bool | None = None,
     starts: Mapping[str, Start] | None = None,
 ) -> Adapted:
     """Put a fresh adapter on the chosen modules: the model starts as the base, with random values by `seed`.
 
+    `planned` says whether a plan recomputes activations, where that is left to it; None where there is no plan.
     `starts` are those of a checkpoint or of another process, for PiSSA and OLoRA. Raises `ConfigError`.
     """
     plan = plan_adapter(config, loaded.model, loaded.linear, loaded.quantization)
@@ -176,7 +178,7 @@ def adapt(
     adapter.base_model_name_or_path = base.name
     adapter.revision = None if base.revision.startswith("sha256:") else base.revision
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    recompute = _recomputes(checkpointing, model, total, device)
+    recompute = _recomputes(checkpointing, model, total, device, planned=planned)
     if recompute:
         recompute_activations(model)
     return Adapted(
@@ -226,7 +228,9 @@ def _head(model: Any) -> nn.Module:
     return found
 
 
-def _recomputes(wanted: ActivationCheckpointing, model: Any, parameters: int, device: Device) -> bool:
+def _recomputes(
+    wanted: ActivationCheckpointing, model: Any, parameters: int, device: Device, *, planned: bool | None
+) -> bool:
     if wanted is ActivationCheckpointing.FULL and not model.supports_gradient_checkpointing:
         raise ConfigError(
             "training.activationCheckpointing is Full: this kind of model cannot recompute activations; "
@@ -234,8 +238,9 @@ def _recomputes(wanted: ActivationCheckpointing, model: Any, parameters: int, de
         )
     if wanted is not ActivationCheckpointing.AUTO:
         return wanted is ActivationCheckpointing.FULL
-    large = parameters >= CHECKPOINTING_FROM_PARAMETERS and model.supports_gradient_checkpointing
-    return bool(large and device.torch_device.type == "cuda")
+    if planned is None:
+        planned = is_large(parameters) and device.torch_device.type == "cuda"
+    return bool(planned and model.supports_gradient_checkpointing)
 
 
 def recompute_activations(model: Any) -> None:

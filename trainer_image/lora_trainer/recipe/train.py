@@ -18,6 +18,7 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import Samples
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
@@ -32,6 +33,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
+from lora_trainer.recipe.settling import Settled, settle
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
@@ -89,17 +91,17 @@ def run_training(
         base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
         chosen = chosen_template(config.dataset, volumes)
         encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
-        check_options(base, config, device)
+        linear = check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
-        reporter.send(Report(dataset=data.stats))
-        datasets.log_data(data, encoder)
+        _report_data(data, encoder, reporter)
 
-        ours = identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped)
-        _agree(ours, group)
+        settled = settle(config, base, device, data.stats, group, kept=saved.quantization if saved else None)
+        config = settled.config
+        ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
-        adapted, ranks = _adapted(config, base, device, state, group)
-        kernel, budget = _kernels(config, adapted, device, data.stats.longest_tokens)
+        adapted, ranks = _adapted(settled, base, device, state, group, linear=linear)
+        kernel, budget = _kernels(settled, adapted, device, data.stats.longest_tokens)
         resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
 
         reporter.phase(Phase.EVALUATING, resolved)
@@ -143,12 +145,19 @@ def run_training(
 
         resumed = state.course.step if state and goes_on else None
         seconds = time.monotonic() - started
-        measured = measured_by(trained, before, after, device, held_out=data.held_out, seconds=seconds, resumed=resumed)
+        measured = measured_by(
+            trained, before, after, device, plan=settled.plan, held_out=data.held_out, seconds=seconds, resumed=resumed
+        )
         if ranks.is_main:
             workshop.may_write()
             workshop.rows.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
             write_held_out_rows(folder, config, samples)
             _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise)
+
+
+def _report_data(data: Data, encoder: Encoder, reporter: Reporter) -> None:
+    reporter.send(Report(dataset=data.stats))
+    datasets.log_data(data, encoder)
 
 
 def _go_on(
@@ -215,19 +224,23 @@ def _saved(config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | N
     return find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
 
 
-def _agree(ours: Identity, ranks: Ranks) -> None:
-    """Raises `TransientError` where a branch or a data set was moved on while the processes looked it up."""
+def _agreed(ours: Identity, ranks: Ranks) -> Identity:
+    """The identity that all processes have. Raises `TransientError` where a branch or a data set was moved on while the processes looked it up."""
     found = next((found for theirs in ranks.gather(ours) if (found := difference(theirs, ours))), None)
     if found is not None:
         raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
+    return ours
 
 
 def _adapted(
-    config: TrainConfig, base: Base, device: Device, state: State | None, ranks: Ranks
+    settled: Settled, base: Base, device: Device, state: State | None, ranks: Ranks, *, linear: int
 ) -> tuple[Adapted, Ranks]:
-    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights."""
+    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
+    which `linear` are quantized."""
+    config, plan = settled.config, settled.plan
     sharded = must_shard(
-        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization),
+        plan=plan,
+        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
         device_bytes=device_bytes(device),
         processes=ranks.world,
         config=config,
@@ -239,6 +252,7 @@ def _adapted(
         device,
         config.training.seed,
         checkpointing=config.training.activation_checkpointing,
+        planned=plan.activation_checkpointing if plan else None,
         starts=state.starts if state and state.starts else None,
     )
     for sentence in adapted.advice:
@@ -266,8 +280,9 @@ def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:
     return evaluation_budget(config.training.micro_batch_size, training.longest, packed=packed)
 
 
-def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
+def _kernels(settled: Settled, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
     """Let the model compute in the fastest way that fits it: its attention's name, and the size of micro-batches."""
+    config, plan = settled.config, settled.plan
     attention = choose_attention(adapted.model, device)
     log.info("%d adapted modules compute in one piece, attention: %s", fuse(adapted.model), attention.kernel)
     packed = config.training.packing is Packing.ENABLED
@@ -279,6 +294,8 @@ def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int
         packed=packed and attention.packs,
         tokens=token_budget(device.torch_device),
     )
+    if plan is not None and plan.fits and plan.micro_batch_tokens < budget.tokens:
+        budget = dataclasses.replace(budget, tokens=max(plan.micro_batch_tokens, longest))
     return attention.kernel, budget
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from lora_trainer.artifact.curve_records import METRICS, read_records
 from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
 from lora_trainer.contract.config import Tracker, TrainConfig
+from lora_trainer.contract.fit.limits import CONTEXT_BYTES
 from lora_trainer.contract.release import RELEASE
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.data.tokens import ENCODING
 from lora_trainer.errors import storage_error
@@ -57,11 +59,13 @@ def measured_by(
     after: Evaluation,
     device: Device,
     *,
+    plan: RunPlan | None = None,
     held_out: bool,
     seconds: float,
     resumed: int | None,
 ) -> Measured:
-    """What the manifest says of training and evaluations; `resumed` is the step at which this attempt went on."""
+    """What the manifest says of training and evaluations; `resumed` is the step at which this attempt went on, `plan`
+    what was expected of it."""
     return Measured(
         steps=trained.steps,
         trained_tokens=trained.tokens,
@@ -78,7 +82,14 @@ def measured_by(
         best_step=trained.best_step,
         stopped_early=trained.stopped_early,
         resumed_step=resumed,
+        estimated_peak_memory_bytes=None if plan is None else measurable_peak(plan),
+        estimated_seconds=None if plan is None else plan.seconds,
     )
+
+
+def measurable_peak(plan: RunPlan) -> int:
+    """What `Device.peak_memory_bytes` should come to: a GPU's allocator does not see the driver's own memory."""
+    return plan.peak_bytes if plan.device_bytes is None else plan.peak_bytes - CONTEXT_BYTES
 
 
 def write_manifest(

@@ -49,10 +49,11 @@ class Fit(enum.StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of the
-    tokens that is learned."""
+    tokens that is learned. `tokens` limits a micro-batch further, where an earlier plan did."""
 
     longest: int | None = None
     learned: float = 1.0
+    tokens: int | None = None
 
     def row(self, config: TrainConfig) -> int:
         """Most tokens of a row."""
@@ -125,7 +126,7 @@ def setting_of(
     return Setting(
         quantization=quantization,
         recompute=recompute,
-        tokens=_tokens(config, longest, cpu=gpu is None),
+        tokens=_tokens(config, longest, load.tokens, cpu=gpu is None),
         row=longest,
         packs=kernel and training.packing is Packing.ENABLED,
         cpu=gpu is None,
@@ -138,12 +139,13 @@ def setting_of(
     )
 
 
-def _tokens(config: TrainConfig, longest: int, *, cpu: bool) -> int:
+def _tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -> int:
     """Most tokens of a micro-batch: the budget, a longer row alone, and never more than a process's rows of a step."""
     training = config.training
     budget = CPU_TOKEN_BUDGET if cpu else TOKEN_BUDGET
     if training.micro_batch_size is not None:
         budget = training.micro_batch_size * longest
+    budget = budget if most is None else min(budget, most)
     rows = -(-training.effective_batch_size // config.device.processes)
     return min(max(budget, longest), rows * longest)
 
@@ -153,7 +155,12 @@ def recomputes(config: TrainConfig, shape: Shape, *, cpu: bool) -> bool:
     wanted = config.training.activation_checkpointing
     if wanted is not ActivationCheckpointing.AUTO:
         return wanted is ActivationCheckpointing.FULL
-    return shape.parameters >= CHECKPOINTING_FROM_PARAMETERS and not cpu
+    return is_large(shape.parameters) and not cpu
+
+
+def is_large(parameters: int) -> bool:
+    """Whether a model recomputes activations on a GPU of which nothing is known."""
+    return parameters >= CHECKPOINTING_FROM_PARAMETERS
 
 
 def quantizes(config: TrainConfig, shape: Shape) -> bool:

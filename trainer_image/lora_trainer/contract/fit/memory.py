@@ -109,14 +109,19 @@ def _is_4bit(quantization: Quantization) -> bool:
     return quantization in {Quantization.NF4, Quantization.FP4}
 
 
+def base_bytes(parameters: int, linear: int, quantization: Quantization, size: int) -> float:
+    """Of `parameters` weights of a base, of which `linear` are in modules that quantization makes smaller; the others
+    have `size` bytes each."""
+    small = {Quantization.NONE: float(size), Quantization.INT8: 1.0}.get(quantization, _DOUBLE_QUANTIZED)
+    return linear * small + (parameters - linear) * size
+
+
 def _weight_bytes(shape: Shape, setting: Setting) -> float:
     """The base's own; where layers are divided, two of them are whole at once: the one that computes, and the next."""
-    size = float(setting.size)
-    linear = {Quantization.NONE: size, Quantization.INT8: 1.0}.get(setting.quantization, _DOUBLE_QUANTIZED)
     layers = [
-        layer.linear_weights * linear + (layer.parameters - layer.linear_weights) * size for layer in shape.layers
+        base_bytes(layer.parameters, layer.linear_weights, setting.quantization, setting.size) for layer in shape.layers
     ]
-    whole = shape.whole * size
+    whole = shape.whole * setting.size
     if setting.processes == 1:
         return sum(layers) + whole
     return sum(layers) / setting.processes + 2 * max(layers, default=0.0) + whole

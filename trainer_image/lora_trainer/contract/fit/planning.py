@@ -38,15 +38,17 @@ def plan_of(
     learned_share: float = 1.0,
     longest: int | None = None,
     gpu: Gpu | None = None,
+    micro_batch_tokens: int | None = None,
     share: float = SHARE,
 ) -> RunPlan:
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
     `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of the tokens
     that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `share` of the GPU's peak what
-    times assume. Total: what does not fit has a plan, too, with `fits` False and the sentence as its `reason`.
+    times assume. `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan,
+    too, with `fits` False and the sentence as its `reason`.
     """
-    shape, load = doubtful(shape, adapter), Load(longest=longest, learned=learned_share)
+    shape, load = doubtful(shape, adapter), Load(longest=longest, learned=learned_share, tokens=micro_batch_tokens)
     gpu = gpu or device_of(config.device)
     if config.device.gpus == 0 or gpu is None:
         return _without_gpu(config, shape, adapter, load)
