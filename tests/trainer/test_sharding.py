@@ -71,4 +71,8 @@ def test_memory_of_weights_is_reported_from_the_headers_of_their_files(tiny_fold
     files = list(tiny_folder.glob("*.safetensors"))
     assert weight_bytes(files, torch.bfloat16, Quantization.NONE) == 2 * parameters
     assert weight_bytes(files, torch.float32, Quantization.NONE) == 4 * parameters
-    assert weight_bytes(files, torch.bfloat16, Quantization.NF4) == pytest.approx(0.516 * parameters)
+    assert weight_bytes(files, torch.bfloat16, Quantization.NF4, linear=parameters) == pytest.approx(
+        0.516 * parameters, rel=1e-3
+    )
+    half = weight_bytes(files, torch.bfloat16, Quantization.NF4, linear=parameters // 2)
+    assert half == pytest.approx((0.516 + 2) / 2 * parameters, rel=1e-3)

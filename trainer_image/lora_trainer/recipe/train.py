@@ -225,7 +225,10 @@ def _saved(config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | N
 
 
 def _agreed(ours: Identity, ranks: Ranks) -> Identity:
-    """The identity that all processes have. Raises `TransientError` where a branch or a data set was moved on while the processes looked it up."""
+    """The identity that all processes have.
+
+    Raises `TransientError` where a branch or a data set was moved on while the processes looked it up.
+    """
     found = next((found for theirs in ranks.gather(ours) if (found := difference(theirs, ours))), None)
     if found is not None:
         raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
