@@ -73,7 +73,8 @@ def vllm_rank(rank: int) -> int:
 
 def factor(alpha: int, rank: int, *, stabilized: bool) -> float:
     """What multiplies B A: alpha / rank, or alpha / sqrt(rank)."""
-    return alpha / math.sqrt(rank) if stabilized else alpha / rank
+    least = max(1, rank)
+    return alpha / math.sqrt(least) if stabilized else alpha / least
 
 
 def has_own_factors(config: LoraConfig) -> bool:

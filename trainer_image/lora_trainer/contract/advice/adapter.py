@@ -82,7 +82,7 @@ def _alpha_ratio(facts: Facts) -> Values | None:
     lora = facts.config.lora
     if lora.scaling is not Scaling.CLASSIC or lora.rank <= lora.alpha <= 2 * lora.rank:
         return None
-    ratio = number(lora.alpha / lora.rank)
+    ratio = number(lora.alpha / max(1, lora.rank))
     return {"rank": str(lora.rank), "double": str(2 * lora.rank), "alpha": str(lora.alpha), "ratio": ratio}
 
 

@@ -55,7 +55,7 @@ def _estimate_off(facts: Facts) -> Values | None:
 
 
 def _is_off(measured: float, estimated: float | None) -> bool:
-    return estimated is not None and estimated > 0 and measured > 0 and abs(measured / estimated - 1) > _OFF
+    return estimated is not None and estimated > 0 and measured > 0 and abs(measured - estimated) > _OFF * estimated
 
 
 RULES = (

@@ -73,7 +73,7 @@ def _most_tokens(facts: Facts) -> int:
 
 
 def _rows_of_a_process(facts: Facts) -> int:
-    return math.ceil(facts.config.training.effective_batch_size / facts.config.device.processes)
+    return math.ceil(facts.config.training.effective_batch_size / max(1, facts.config.device.processes))
 
 
 def _several_epochs(facts: Facts) -> Values | None:
