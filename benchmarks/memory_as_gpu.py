@@ -5,6 +5,7 @@ mode changes the calls in which that makes a difference of memory:
 
 * autocast's list of operations in fp32: a GPU's has norms, powers and softmaxes, a CPU's has not;
 * dropout keeps a mask of one byte a value, and attention with dropout writes no scores out;
+* what is copied deeply is a parameter, which fake tensors do not know of themselves;
 * numbers that a step reads from tensors do not exist: losses are read as 0, and a mask selects as many positions as the
   caller says are learned.
 """
@@ -14,16 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
+import bitsandbytes
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from lora_trainer.contract.fit.limits import MOST_LOGITS
 
 _IN_FP32 = frozenset(
     {"layer_norm", "group_norm", "native_layer_norm", "pow", "__pow__", "__rpow__", "exp", "log", "rsqrt", "reciprocal"}
     | {"softplus", "norm", "logsumexp", "nll_loss", "frobenius_norm"}
 )
 """Of `AT_FORALL_FP32` in PyTorch's `autocast_mode.h`, what models compute with."""
-_IN_FP32_UNLESS_TYPED = frozenset({"softmax", "log_softmax", "cumsum", "cumprod", "prod", "sum", "linalg_vector_norm"})
-"""Of `AT_FORALL_FP32_SET_OPT_DTYPE`: where the caller names no type."""
+_IN_FP32_UNLESS_TYPED = frozenset({"softmax", "log_softmax", "cumsum", "cumprod", "prod", "sum", "linalg_norm"})
+"""Of `AT_FORALL_FP32_SET_OPT_DTYPE`: where the caller names no type. `linalg_norm` calls those of vectors and matrices."""
 _16_BITS = frozenset({torch.bfloat16, torch.float16})
 
 
@@ -46,6 +51,8 @@ class AsGpu(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__float__":
             return 0.0
+        if name == "__deepcopy__":
+            return nn.Parameter(given[0].detach().clone(), requires_grad=given[0].requires_grad)
         if name == "dropout" and not _is_off(given, named):
             return torch.native_dropout(given[0], given[1] if len(given) > 1 else named["p"], True)[0]
         if name == "scaled_dot_product_attention":
@@ -82,12 +89,23 @@ def _wide(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def autocast_is_known() -> Iterator[None]:
-    """PEFT's quantized modules ask whether a GPU's autocast is on: within it, a CPU's answers."""
-    asked = torch.is_autocast_enabled
+def settings_of_gpu() -> Iterator[None]:
+    """Within it, what asks for the kind of device, or whether a GPU's autocast is on, is given a GPU's answer."""
+    asked, product = torch.is_autocast_enabled, bitsandbytes.autograd._functions.MatMul8bitLt
 
-    def answer(device_type: str = "cpu") -> bool:
+    def autocast_is_on(device_type: str = "cpu") -> bool:
         return asked(device_type)
 
-    with mock.patch.object(torch, "is_autocast_enabled", answer):
+    def product_of_8_bits(rows: torch.Tensor, weight: torch.Tensor, *, bias: Any = None, state: Any = None) -> Any:
+        return product.apply(rows, weight, None, bias, state)
+
+    with (
+        mock.patch.object(torch, "is_autocast_enabled", autocast_is_on),
+        # A call of a mode's is made without the mode, and recomputation is part of the backward pass.
+        mock.patch.object(torch.autograd, "has_torch_function", lambda _tensors: False),
+        mock.patch.dict(MOST_LOGITS, cpu=MOST_LOGITS["cuda"]),
+        mock.patch.object(bitsandbytes, "matmul", product_of_8_bits),
+        # Its numbers are read one by one.
+        mock.patch.object(bitsandbytes.functional, "create_dynamic_map", lambda **_named: torch.zeros(256)),
+    ):
         yield

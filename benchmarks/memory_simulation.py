@@ -13,10 +13,12 @@ attention for CPUs; for packs the kernel takes it as a number.
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import bitsandbytes
 import numpy as np
 import torch
 import transformers
@@ -25,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.memory_as_gpu import AsGpu, autocast_is_known
+from benchmarks.memory_as_gpu import AsGpu, settings_of_gpu
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model import attention
@@ -33,6 +35,7 @@ from lora_trainer.model.classes import auto_class
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, Loaded, adapt, set_training
 from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.quantize import quantization_settings
 from lora_trainer.model.targets import linear_modules
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
@@ -115,7 +118,7 @@ def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
     examples = _examples(how, learned)
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=how.dtype)
     real = collate(examples, device.torch_device, packed=how.packs)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, autocast_is_known(), AsGpu(selected=len(real.targets)):
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, settings_of_gpu(), AsGpu(selected=len(real.targets)):
         adapted = _adapted(config, how, device)
         batch = _without_numbers(real, fake)
         parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
@@ -182,36 +185,51 @@ def _is_last(adapted: Adapted) -> bool:
 
 
 def _quantize(model: nn.Module, head: nn.Module, quantization: Quantization, device: Device) -> None:
-    """In place of the linear modules those of bitsandbytes, which quantize as they do when they are loaded."""
+    """In place of the linear modules those of bitsandbytes, with the bytes that these store."""
     if quantization is Quantization.NONE:
         return
-    import bitsandbytes  # noqa: PLC0415 - takes seconds to import
-
-    library: Any = bitsandbytes.nn
+    quantization_settings(quantization, device)
+    small = _in_8_bits if quantization is Quantization.INT8 else partial(_in_4_bits, kind=quantization.value.lower())
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not head:
-                bias = child.bias is not None
-                small = _small(library, child, quantization, device)
-                if bias:
-                    small.bias = child.bias
-                setattr(parent, name, small)
+                setattr(parent, name, small(child, device))
     vars(model)["is_loaded_in_8bit" if quantization is Quantization.INT8 else "is_loaded_in_4bit"] = True
 
 
-def _small(library: Any, child: nn.Linear, quantization: Quantization, device: Device) -> Any:
-    sizes, bias = (child.in_features, child.out_features), child.bias is not None
-    if quantization is Quantization.INT8:
-        small = library.Linear8bitLt(*sizes, bias=bias, has_fp16_weights=False, threshold=6.0)
-        small.weight = library.Int8Params(child.weight.data, requires_grad=False, has_fp16_weights=False)
-        small.weight._quantize(device.torch_device)
-        return small
-    kind = quantization.value.lower()
-    small = library.Linear4bit(*sizes, bias=bias, compute_dtype=device.dtype, compress_statistics=True, quant_type=kind)
-    small.weight = library.Params4bit(
-        child.weight.data, requires_grad=False, compress_statistics=True, quant_type=kind, module=small
+def _in_4_bits(full: nn.Linear, device: Device, kind: str) -> nn.Module:
+    """Not by its constructor: a parameter of a class of its own cannot be fake."""
+    library: Any = bitsandbytes
+    small = _like(full, library.nn.Linear4bit)
+    packed, state = library.functional.quantize_4bit(
+        full.weight.data, blocksize=64, compress_statistics=True, quant_type=kind
     )
-    small.weight._quantize(device.torch_device)
+    weight: Any = nn.Parameter(packed, requires_grad=False)
+    weight.quant_state, weight.compress_statistics, weight.quant_type = state, True, kind
+    small.weight, small.quant_state = weight, state
+    small.compute_dtype, small.compute_type_is_set, small.support_avx512bf16_for_cpu = device.dtype, True, False
+    found: nn.Module = small
+    return found
+
+
+def _in_8_bits(full: nn.Linear, _device: Device) -> nn.Module:
+    """As above. Without outliers, whose number depends on the input."""
+    library: Any = bitsandbytes
+    small = _like(full, library.nn.Linear8bitLt)
+    packed, scales, _ = library.functional.int8_vectorwise_quant(full.weight.data.to(torch.float16))
+    weight: Any = nn.Parameter(packed, requires_grad=False)
+    weight.CB, weight.SCB = packed, scales
+    small.weight, small.index = weight, None
+    small.state = library.MatmulLtState()
+    small.state.threshold, small.state.has_fp16_weights = 0.0, False
+    found: nn.Module = small
+    return found
+
+
+def _like(full: nn.Linear, kind: Any) -> Any:
+    small = kind.__new__(kind)
+    nn.Module.__init__(small)
+    small.in_features, small.out_features, small.bias = full.in_features, full.out_features, full.bias
     return small
 
 
