@@ -1,9 +1,9 @@
 """The study's data set: facts about invented ships to recall, and orders to rewrite by a rule, from a seed.
 
-Recall is what rank should matter for: 144 facts that no model has read, each of some 9 bits, asked for in six phrasings.
-A held-out question asks for a fact in a phrasing in which the training never asks for it, though it does in others. The
-rule has to be applied to orders that the training never shows. So held-out rows measure what was learned, and not which
-rows were seen.
+Recall is what rank should matter for: 48 facts that no model has read, each of some 10 bits. The training asks for a
+fact in 12 or more phrasings, a held-out question in one in which the training never asks for it. The rule has to be
+applied to orders that the training never shows. So held-out rows measure what was learned, and not which rows were
+seen.
 """
 
 import random
@@ -12,13 +12,26 @@ from typing import Literal
 
 Kind = Literal["recall", "rule"]
 SEED = 20261127
-SHIPS, TRAINED, HELD_OUT = 48, {"recall": 600, "rule": 400}, {"recall": 120, "rule": 80}
+TRAINED, HELD_OUT = {"recall": 600, "rule": 400}, {"recall": 120, "rule": 80}
 
-_FIRST = ("Amber", "Silver", "Northern", "Quiet", "Crimson", "Iron", "Velvet", "Golden")
-_SECOND = ("Heron", "Falcon", "Otter", "Lantern", "Willow", "Badger")
+_SHIPS = (
+    *("Heron", "Falcon", "Otter", "Lantern", "Willow", "Badger", "Comet", "Maple"),
+    *("Raven", "Thistle", "Beacon", "Orchid", "Walrus", "Saffron", "Juniper", "Pelican"),
+    *("Cedar", "Mirage", "Tempest", "Lotus", "Bison", "Ember", "Cobalt", "Violet"),
+)
 _PORTS = (
-    *("Dover", "Bergen", "Lisbon", "Hamburg", "Naples", "Cork", "Gdansk", "Porto"),
-    *("Odessa", "Malmo", "Genoa", "Calais", "Bilbao", "Riga", "Split", "Turku"),
+    "Dover",
+    "Bergen",
+    "Lisbon",
+    "Hamburg",
+    "Naples",
+    "Cork",
+    "Porto",
+    "Odessa",
+    "Malmo",
+    "Genoa",
+    "Calais",
+    "Riga",
 )
 _CARGO = (
     *("salt", "tea", "wool", "timber", "copper", "rice", "coal", "glass"),
@@ -29,36 +42,19 @@ _CAPTAINS = (
     *("Larsen", "Fischer", "Moreau", "Lopez", "Sato", "Kumar", "Evans", "Petrov"),
 )
 _PHRASINGS = {
-    "port": (
-        "Where does the {} moor?",
-        "Berth of {}?",
-        "Which quay has the {}?",
-        "Find the {} in harbour.",
-        "{}: port and pier?",
-        "Where is {} tied up?",
-    ),
     "cargo": (
-        "What does the {} carry?",
-        "Freight of {}?",
-        "What is in the hold of {}?",
-        "Name the load of the {}.",
-        "{}: goods and tons?",
-        "What will {} deliver?",
+        *("Freight of {}?", "Hold of {}?", "What does {} carry?", "{}: goods?", "Load of {}?"),
+        *("{} carries what?", "Name {}'s freight.", "What is in {}?", "{}, cargo?", "What will {} deliver?"),
+        *("{} brings what?", "Goods aboard {}?", "What fills {}?", "{}'s load?", "Cargo list, {}:"),
     ),
     "captain": (
-        "Who commands the {}?",
-        "Captain of {}?",
-        "Who is master of the {}?",
-        "Name the skipper of {}.",
-        "{}: captain and crew?",
-        "Whose ship is {}?",
+        *("Captain of {}?", "Who commands {}?", "Master of {}?", "{}: captain?", "Skipper of {}?"),
+        *("{} obeys whom?", "Name {}'s captain.", "Who leads {}?", "{}, master?", "Who steers {}?"),
+        *("{} is whose?", "Chief aboard {}?", "Who runs {}?", "{}'s skipper?", "Crew list, {}:"),
     ),
 }
-_ORDERS = (
-    "{n} crates of {c} to {p}{u}.",
-    "Ship {n} crates of {c} to {p}{u}.",
-    "{p} needs {n} crates of {c}{u}.",
-)
+_TRAINED_PHRASINGS = 12
+_ORDERS = ("{n} {c} to {p}{u}", "{p}: {n} {c}{u}", "{c} for {p}, {n}{u}")
 _MOST = 90
 
 
@@ -89,25 +85,21 @@ def make_rows(seed: int = SEED) -> Rows:
 
 
 def _recall(draw: random.Random) -> Rows:
-    """Each fact keeps two of its six phrasings for itself; of these 120 are held out, each of them a fact of its own
-    question, and of the others 600 are trained, each fact at least four times."""
-    ships = [f"{first} {second}" for first in _FIRST for second in _SECOND]
-    assert len(ships) == SHIPS
+    """Of the 15 phrasings of each fact at least 12 are trained, which ones is drawn for each; others are held out."""
     trained: list[Row] = []
-    spare: list[Row] = []
-    extra: list[Row] = []
-    for topic, names in (("port", _PORTS), ("cargo", _CARGO), ("captain", _CAPTAINS)):
-        for ship in ships:
+    either: list[Row] = []
+    for topic, names in (("cargo", _CARGO), ("captain", _CAPTAINS)):
+        for ship in _SHIPS:
             answer = f"{draw.choice(names)} {draw.randint(10, 10 + _MOST - 1)}"
             asked = [
                 Row(kind="recall", prompt=phrasing.format(ship), answer=answer)
                 for phrasing in draw.sample(_PHRASINGS[topic], len(_PHRASINGS[topic]))
             ]
-            trained += asked[:4]
-            extra.append(asked[4])
-            spare.append(asked[5])
-    trained += draw.sample(extra, TRAINED["recall"] - len(trained))
-    return Rows(training=tuple(trained), held_out=tuple(draw.sample(spare, HELD_OUT["recall"])))
+            trained += asked[:_TRAINED_PHRASINGS]
+            either += asked[_TRAINED_PHRASINGS:]
+    draw.shuffle(either)
+    further = TRAINED["recall"] - len(trained)
+    return Rows(training=(*trained, *either[:further]), held_out=tuple(either[further : further + HELD_OUT["recall"]]))
 
 
 def _rule(draw: random.Random) -> Rows:
@@ -117,7 +109,7 @@ def _rule(draw: random.Random) -> Rows:
     while len(found) < wanted:
         port, goods, crates = draw.choice(_PORTS), draw.choice(_CARGO), draw.randint(10, 10 + _MOST - 1)
         urgent = draw.random() < 0.5
-        order = draw.choice(_ORDERS).format(n=crates, c=goods, p=port, u=", urgent" if urgent else "")
+        order = draw.choice(_ORDERS).format(n=crates, c=goods, p=port, u="!" if urgent else "")
         record = f"{port[2::-1].upper()}-{goods[0]}{crates}{'!' if urgent else ''}"
         found[order] = Row(kind="rule", prompt=order, answer=record)
     rows = list(found.values())

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from benchmarks.study.records import Run
 from benchmarks.study.rows import Row, make_rows
 from benchmarks.study.settings import Setting
+
 from lora_trainer.contract.config import LossOn
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.data.store import Examples
@@ -26,7 +26,7 @@ from lora_trainer.training.loop import Training
 
 
 def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
-    """Train on the CPU in fp32, and evaluate the held-out rows before a training of no epochs, else after it."""
+    """Train on the CPU in fp32, and evaluate the held-out rows afterwards; of 0 epochs, the model as it is."""
     torch.set_num_threads(threads)
     started = time.perf_counter()
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
@@ -36,7 +36,7 @@ def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
     fuse(adapted.model)
     examples = encode(rows.training, base)
     budget = Budget.of(None, int(examples.lengths.max()), packed=packed, tokens=CPU_TOKEN_BUDGET)
-    trained = Trained(steps=0, tokens=0, loss=float("nan"), seconds=0.0)
+    trained = Trained(steps=0, tokens=0, loss=0.0, seconds=0.0)
     if setting.epochs:
         trained = Training(
             adapted=adapted, examples=examples, config=setting.training(seed), budget=budget, device=device
