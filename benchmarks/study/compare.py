@@ -35,7 +35,7 @@ class Difference:
 
     @property
     def error(self) -> float:
-        """Over rows and seeds: the variances of both are added, so that what row and seed have together counts twice, and
+        """Over rows and seeds: the variances of both are added. What row and seed have together counts twice, so that
         the error is rather too large than too small."""
         return math.hypot(self.rows_error, self.seeds_error or 0.0)
 

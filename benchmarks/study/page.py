@@ -1,5 +1,6 @@
 """The tables of docs/hyperparameters.md, between two markers, and the plot beside it."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def _claim(claim: Claim, runs: Sequence[Run]) -> str:
     return f"| {claim.text} | {claim.kind or 'all'} | {_signed(found)} | {verdict.value} |"
 
 
+def digest(runs: Sequence[Run]) -> str:
+    """Of what the plot was drawn from, which stands in it: a plot of other results shows without drawing it again."""
+    return hashlib.sha256("".join(run.to_line() for run in runs).encode()).hexdigest()
+
+
 def draw(file: Path, runs: Sequence[Run]) -> None:
     """A panel for each kind of rows: differences with one and two standard errors, and each seed's."""
     import matplotlib as mpl  # noqa: PLC0415 - takes a second, which the tables do without
@@ -95,5 +101,5 @@ def draw(file: Path, runs: Sequence[Run]) -> None:
             axes.grid(axis="x", alpha=0.3)
         panels[0].set_yticks(range(len(shown)), [setting.title for setting in shown])
         panels[0].invert_yaxis()
-        figure.savefig(file, metadata={"Date": None})
+        figure.savefig(file, metadata={"Date": None, "Description": digest(runs)})
         plt.close(figure)

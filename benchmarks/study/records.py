@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+RESULTS = Path(__file__).resolve().parents[1] / "results/hyperparameters.jsonl"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:

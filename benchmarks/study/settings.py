@@ -59,3 +59,4 @@ RATES = (
     replace(BASE, name="rate-5e-4", title="learning rate 5e-4", learning_rate=5e-4),
 )
 """Beside the study: how much the base's rate decides. They come last."""
+ALL = (*UNTRAINED, *SETTINGS, *RATES)
