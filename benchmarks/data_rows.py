@@ -31,7 +31,7 @@ from hub.model import cache_root, ensure_model
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.data.dataset import encode
 from lora_trainer.data.survey import load_samples
-from lora_trainer.model.loading import load_encoder
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes

@@ -24,8 +24,8 @@ from lora_trainer.contract.config import DeviceConfig, LoraConfig, Precision, Qu
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import choose_device
+from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Loaded, adapt, set_training
-from lora_trainer.model.targets import linear_modules
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget

@@ -13,6 +13,7 @@ class Fault:
     headers: more headers for that answer, for instance Retry-After.
     cut_after_bytes: send the real answer, but close the connection after this many bytes of its body.
     flip_byte: send the real answer with this byte of its body changed, counted from 0.
+    whole: send the whole file, whatever part of it was asked for, as servers do that know no ranges.
     skip: let this many matching requests pass first.
     times: then hit this many requests; None hits every one.
     """
@@ -23,13 +24,15 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
     flip_byte: int | None = None
+    whole: bool = False
     skip: int = 0
     times: int | None = 1
 
     def __post_init__(self) -> None:
         """Refuse a fault that does nothing or two things."""
-        if sum(value is not None for value in (self.status, self.cut_after_bytes, self.flip_byte)) != 1:
-            raise ValueError(f"fault for {self.path}: give one of status, cut_after_bytes and flip_byte")
+        effects = (self.status, self.cut_after_bytes, self.flip_byte, self.whole or None)
+        if sum(value is not None for value in effects) != 1:
+            raise ValueError(f"fault for {self.path}: give one of status, cut_after_bytes, flip_byte and whole")
 
 
 class Faults:

@@ -166,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._query = parse_qs(url.query)
         self._cut_after_bytes: int | None = None
         self._flip_byte: int | None = None
+        self._whole = False
         self.server.hub.count(self._route, 0, is_new_request=True)
         if self._route.startswith("/-/"):
             self._own_interface()
@@ -176,6 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._cut_after_bytes = fault.cut_after_bytes if fault else None
         self._flip_byte = fault.flip_byte if fault else None
+        self._whole = fault is not None and fault.whole
         try:
             self._hub_interface(url.path)
         except RefusedError as error:
@@ -317,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
         if file.is_lfs:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size_bytes)}
         try:
-            part = parse_range(self.headers.get("Range"), file.size_bytes)
+            part = None if self._whole else parse_range(self.headers.get("Range"), file.size_bytes)
         except ValueError as error:
             headers["Content-Range"] = f"bytes */{file.size_bytes}"
             self._send_json({"error": str(error)}, status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers=headers)

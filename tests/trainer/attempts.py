@@ -15,8 +15,8 @@ from lora_trainer.data.dataset import Data, encode_once
 from lora_trainer.data.formats import Sample
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoded, Encoder
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes

@@ -12,9 +12,9 @@ from tests.trainer.runs import Workplace
 
 from lora_trainer.contract.config import LossOn, TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base, open_folder
 
 # PEFT asks the model for a property that Transformers renamed; neither is ours.

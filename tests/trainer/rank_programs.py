@@ -14,9 +14,10 @@ from torch.distributed.tensor import DTensor
 from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainingConfig
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import adapt, load_encoder, load_model, recompute_activations
+from lora_trainer.model.loading import adapt, load_model, recompute_activations
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.sharding import shard
 from lora_trainer.places.base import Base, open_folder

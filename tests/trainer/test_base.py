@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer.data.tokenizer import check_tokenizer
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.base import Base, open_folder
-from lora_trainer.recipe.prepare import check_tokenizer
 
 WEIGHTS = "model.safetensors"
 

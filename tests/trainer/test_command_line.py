@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_folder_is_said_before_libraries_are_imported(
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("command", ["run", "prepare"])
+@pytest.mark.parametrize("command", ["run", "preflight"])
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [

@@ -16,9 +16,9 @@ from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
 from lora_trainer.data.dataset import FEW_ROWS, encode, encode_evaluation, encode_once, log_data
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder
 from lora_trainer.errors import DatasetError, TrainerError
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes

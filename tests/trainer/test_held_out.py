@@ -19,8 +19,8 @@ from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.contract.config import LossOn, TrainConfig
 from lora_trainer.data.dataset import encode, encode_evaluation
 from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes

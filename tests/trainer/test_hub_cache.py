@@ -19,6 +19,7 @@ from tests.trainer.servers import Proxy
 from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
+from lora_trainer.artifact.tensor_files import header_bytes
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
@@ -211,14 +212,13 @@ def test_a_full_cache_is_reported(server: HubServer, tmp_path: Path) -> None:
 def prepared(
     workplace: Workplace, server_url: str, home: Path, name: str = "tiny", **environment: str
 ) -> tuple[str, ...]:
-    """Arguments and environment of `lora-trainer prepare` are those of a pod; reason and message of its summary."""
-    manifest = workplace.manifest_file(
-        model={"uri": "hf://org/tiny"}, dataset={"uri": "hf://org/chats"}, output={"uri": "s3://results/out"}
-    )
+    """Arguments and environment of `lora-trainer preflight` are those of a pod; status and reason of its summary."""
+    manifest = workplace.manifest_file(model={"uri": "hf://org/tiny"}, dataset={"uri": "hf://org/chats"})
     done = workplace.run(
         "-f",
         manifest,
-        subcommand="prepare",
+        "--fill-cache",
+        subcommand="preflight",
         **{"HF_ENDPOINT": server_url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment},
     )
     assert "Traceback" not in done.log
@@ -239,7 +239,7 @@ def test_inputs_are_prepared_once_for_two_runs_at_the_same_time(
     ]
     variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     processes = [
-        workplace.start("-f", manifest, subcommand="prepare", **variables)
+        workplace.start("-f", manifest, "--fill-cache", subcommand="preflight", **variables)
         for workplace, manifest in zip(workplaces, manifests, strict=True)
     ]
     outputs = [process.communicate(timeout=120) for process in processes]
@@ -247,10 +247,15 @@ def test_inputs_are_prepared_once_for_two_runs_at_the_same_time(
     for workplace in workplaces:
         assert workplace.summary().reason is Reason.PREFLIGHT_PASSED
         assert not workplace.summary().succeeded
-        assert "12 rows of hf://org/chats (Messages, 0 skipped) are at hand" in workplace.summary().message
-    assert settled_bytes(server, size(tiny_folder)) == size(tiny_folder)
-    assert prepared(workplaces[0], server.url, tmp_path / "home") == ("0", "Prepared")
-    assert settled_bytes(server, size(tiny_folder)) == size(tiny_folder)
+        assert "12 rows of hf://org/chats (Messages, 0 skipped) are good, and in the" in workplace.summary().message
+    with (tiny_folder / WEIGHTS).open("rb") as stream:
+        header = len(header_bytes(stream))
+    # Each looks at the header, unless the other has brought the file by then.
+    once = [size(tiny_folder) + headers * header for headers in range(3)]
+    assert weight_bytes(server) in once
+    before = weight_bytes(server)
+    assert prepared(workplaces[0], server.url, tmp_path / "home") == ("0", "PreflightPassed")
+    assert settled_bytes(server, before) == before
 
 
 def test_proxies_and_certificates_of_the_environment_are_used(
@@ -260,13 +265,13 @@ def test_proxies_and_certificates_of_the_environment_are_used(
     home = tmp_path / "home"
     with Proxy(server.url) as proxy:
         through = {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url, "NO_PROXY": "", "no_proxy": ""}
-        assert prepared(workplace, "http://hub.invalid", home, **through) == ("0", "Prepared")
+        assert prepared(workplace, "http://hub.invalid", home, **through) == ("0", "PreflightPassed")
         assert proxy.count("GET", "hub.invalid/org/tiny/resolve") >= 1
         assert proxy.sent(WEIGHTS) > 0
     certificate = make_certificate(tmp_path)
     with Proxy(server.url, certificate) as proxy:
         trusted = {"SSL_CERT_FILE": str(certificate), "REQUESTS_CA_BUNDLE": str(certificate)}
-        assert prepared(workplace, proxy.url, tmp_path / "second", **trusted) == ("0", "Prepared")
+        assert prepared(workplace, proxy.url, tmp_path / "second", **trusted) == ("0", "PreflightPassed")
         assert proxy.sent(WEIGHTS) > 0
 
 

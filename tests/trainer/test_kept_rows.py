@@ -17,7 +17,8 @@ from tests.trainer.attempts import READ_AGAIN, Attempts, make_encoder, samples_o
 from tests.trainer.test_data import ids
 
 from lora_trainer.data import kept_rows
-from lora_trainer.data.dataset import Pace, encode_once
+from lora_trainer.data.chosen_rows import Pace
+from lora_trainer.data.dataset import encode_once
 from lora_trainer.data.kept_rows import MANIFEST, UNUSED_S, folder_name
 from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokens import Encoder

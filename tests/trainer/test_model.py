@@ -13,14 +13,16 @@ from tests.trainer.tiny import HEADS, HIDDEN, KV_HEADS, LAYERS, MLP
 from torch import nn
 
 from lora_trainer.contract.config import Layers, LoraConfig, LossOn, Quantization, TrainingConfig
+from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError, NotFoundError, TrainerError
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import adapt, load_encoder, load_model
-from lora_trainer.model.targets import choose_targets, short_names
+from lora_trainer.model.loading import adapt, load_model
+from lora_trainer.model.targets import choose_targets
 from lora_trainer.places.base import Base, find_base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes

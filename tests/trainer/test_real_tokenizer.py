@@ -9,8 +9,8 @@ from hub.model import cache_root, ensure_model
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import Message
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import open_folder
 
 TEXTS = ("Bern", " Bern ", "\n\nBern\n", "", "12,5 %", "naïve 日本 👩‍👩‍👧 \u2028", "\t\tx", "</s> [INST]", "e" * 300)

@@ -26,8 +26,8 @@ from lora_trainer.contract.config import LossOn
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import CheckpointError, ConfigError, VerificationError
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER

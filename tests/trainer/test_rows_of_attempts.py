@@ -1,4 +1,4 @@
-"""Encoded rows from one attempt of a run to the next, and from its preparation: who reads them, and when they go."""
+"""Encoded rows from one attempt of a run to the next, and from its preflight: who reads them, and when they go."""
 
 import argparse
 import errno
@@ -22,6 +22,7 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.data import kept_rows
+from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import encode_once
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows
 from lora_trainer.data.survey import load_samples
@@ -33,7 +34,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER, folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Failure, Reporter
-from lora_trainer.recipe import prepare as preparation
+from lora_trainer.recipe import inputs
 from lora_trainer.training.checkpoint import RUN_FILE
 from lora_trainer.training.stopping import Stop
 
@@ -91,14 +92,20 @@ def test_a_killed_run_goes_on_from_rows_and_state_and_gives_the_same_adapter(wor
         assert [line for line in place.log.read_text().splitlines() if line.endswith(shown[0])]
 
 
+def fill(config: TrainConfig, workplace: Workplace) -> bool:
+    """What preflight does last where there is a cache; whether rows were encoded."""
+    volumes, hub = Volumes(claims=workplace.claims), Hub()
+    samples = load_samples(config, volumes, hub)
+    return inputs.fill_cache(config, samples, volumes, hub, chosen_template(config.dataset, volumes))
+
+
 @pytest.fixture
 def prepared(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainConfig, Path]:
-    """A run whose inputs `prepare` has put into the cache, encoded; and the rows there."""
+    """A run whose inputs preflight has put into the cache, encoded; and the rows there."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
     config = make_config()
-    sentence = preparation.prepare(config, Volumes(claims=workplace.claims), Hub())
-    assert sentence.endswith("40 rows of pvc://data/train.jsonl (Messages, 0 skipped) are at hand, and encoded")
+    assert fill(config, workplace)
     (rows,) = cached_rows(os.environ).glob("rows-*")
     return config, rows
 
@@ -123,8 +130,7 @@ def test_few_rows_are_not_worth_the_libraries(
 ) -> None:
     """They are encoded by the training within seconds."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    sentence = preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
-    assert sentence.endswith("are at hand")
+    assert not fill(make_config(), workplace)
     assert not cached_rows(os.environ).exists()
 
 
@@ -133,10 +139,9 @@ def test_a_cache_that_cannot_take_rows_is_no_failure(
 ) -> None:
     """The training encodes."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
     (tmp_path / "cache").write_text("no folder")
-    sentence = preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
-    assert sentence.endswith("are at hand")
+    assert not fill(make_config(), workplace)
     assert "the rows are not encoded in advance: " in caplog.text
 
 
@@ -145,10 +150,9 @@ def test_a_long_row_is_left_to_the_training(
 ) -> None:
     """It takes more memory to encode than the pod has that prepares: the kernel would end the run with it."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
-    monkeypatch.setattr(preparation, "MOST_CHARACTERS", 9)
-    sentence = preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
-    assert sentence.endswith("are at hand")
+    monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(inputs, "MOST_CHARACTERS", 9)
+    assert not fill(make_config(), workplace)
     assert "not encoded in advance: KernelOutOfMemoryError: train.jsonl, line 1: a row of " in caplog.text
     assert not list(cached_rows(os.environ).glob("*.beat"))
 
@@ -161,7 +165,7 @@ def test_a_second_run_that_is_prepared_finds_the_rows(
     config, rows = prepared
     for change, count in (({"learning_rate": 0.5}, 1), ({"max_sequence_length": 99}, 2)):
         other = replace(config, training=replace(config.training, **change))
-        preparation.prepare(other, Volumes(claims=workplace.claims), Hub())
+        fill(other, workplace)
         assert len(list(rows.parent.glob("rows-*"))) == count
     assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
     assert not list(rows.parent.glob("*.beat"))
@@ -178,8 +182,7 @@ def test_rows_whose_encoding_was_killed_are_left_to_the_training(
     beat.touch()
     for age_s, encoded in ((0.0, False), (UNUSED_S + 60, True)):
         os.utime(beat, (time.time() - age_s,) * 2)
-        sentence = preparation.prepare(config, Volumes(claims=workplace.claims), Hub())
-        assert sentence.endswith(", and encoded") == encoded
+        assert fill(config, workplace) == encoded
         assert rows.is_dir() == encoded
         assert beat.exists() != encoded
     assert f"a process that did so was killed, most likely for memory; remove {beat.name}" in caplog.text
@@ -188,13 +191,13 @@ def test_rows_whose_encoding_was_killed_are_left_to_the_training(
 def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its first rows are done, which may be what takes the memory."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
     signs: list[int] = []
     monkeypatch.setattr(
-        "lora_trainer.recipe.prepare.datasets.encode_once",
+        "lora_trainer.recipe.inputs.datasets.encode_once",
         lambda *_, **__: signs.append(len([*cached_rows(os.environ).glob("*.beat")])),
     )
-    preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub())
+    fill(make_config(), workplace)
     assert signs == [1]
     assert not [*cached_rows(os.environ).glob("*.beat")]
 
@@ -208,11 +211,11 @@ def test_a_cache_whose_rows_are_anothers_is_no_failure(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(preparation, "ENCODED_FROM_BYTES", 0)
-    monkeypatch.setattr(preparation, "alone_in_cache", forbidden)
+    monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr(inputs, "alone_in_cache", forbidden)
     is_dir = Path.is_dir
     monkeypatch.setattr(Path, "is_dir", lambda path: forbidden() if path.name.startswith("rows-") else is_dir(path))
-    assert preparation.prepare(make_config(), Volumes(claims=workplace.claims), Hub()).endswith("are at hand")
+    assert not fill(make_config(), workplace)
     assert "the rows are not encoded in advance: PermissionError" in caplog.text
 
 

@@ -9,9 +9,9 @@ from tests.trainer import tiny
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.formats import Conversation, PlainText
 from lora_trainer.data.messages import Message
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder, Example, stop_token_ids
 from lora_trainer.errors import DatasetError
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base, open_folder
 
 

@@ -125,7 +125,7 @@ def test_the_commit_follows_the_content(hub: HubServer, tmp_path: Path) -> None:
 
 def test_a_fault_must_do_exactly_one_thing() -> None:
     """A rule without an effect, or with two, is refused with a sentence."""
-    with pytest.raises(ValueError, match="give one of status, cut_after_bytes and flip_byte"):
+    with pytest.raises(ValueError, match="give one of status, cut_after_bytes, flip_byte and whole"):
         parse_faults([{"path": "*"}])
     with pytest.raises(ValueError, match="give a JSON list"):
         parse_faults({"path": "*"})

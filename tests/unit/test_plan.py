@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from tests.unit.fit_models import MIXTRAL, MODELS, Config, llama
+from tests.unit.sparse_weights import quick_digests, write_weights
 
+from hub.server import HubServer
 from lora_trainer.cli import main
 from lora_trainer.commands import run_command
 
@@ -163,13 +164,6 @@ def test_a_run_on_the_cpu_is_planned_in_main_memory(place: Path, capsys: pytest.
     assert "the run trains on the CPU" in found["notes"][0]
 
 
-def header(shapes: dict[str, list[int]]) -> bytes:
-    """A safetensors file without its tensors."""
-    document = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    text = json.dumps(document).encode()
-    return struct.pack("<Q", len(text)) + text
-
-
 def test_a_model_on_a_claim_is_read_there_and_its_files_counted(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +175,7 @@ def test_a_model_on_a_claim_is_read_there_and_its_files_counted(
     arguments = ("--claims", "claims", "-o", "json")
     assert plan(*arguments) == 0
     assert json.loads(capsys.readouterr().out)["doubts"] == []
-    (folder / "model.safetensors").write_bytes(header({"a": [8_030_261_248], "tower": [1_000_000_000]}))
+    write_weights(folder / "model.safetensors", {"a": [8_030_261_248], "tower": [1_000_000_000]})
     assert plan(*arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 9_030_261_248
@@ -191,6 +185,28 @@ def test_a_model_on_a_claim_is_read_there_and_its_files_counted(
     assert "model.safetensors is no safetensors file" in capsys.readouterr().err
 
 
+def test_a_model_on_the_hub_is_known_by_its_headers(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Configuration and headers are all that is fetched: no tokenizer, no weight."""
+    folder = place / "hub/models/acme/l3"
+    folder.mkdir(parents=True)
+    write(model={"uri": "hf://acme/l3"})
+    Path("config.json").rename(folder / "config.json")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    length = write_weights(folder / "model.safetensors", {"a": [8_030_261_248], "tower": [1_000_000_000]})
+    monkeypatch.setattr("hub.repositories._digests", quick_digests)
+    monkeypatch.setitem(os.environ, "HF_HOME", str(place / "home"))
+    with HubServer(place / "hub").start() as hub:
+        monkeypatch.setitem(os.environ, "HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "home/hub"))
+        assert plan("-o", "json") == 0
+        served = {path.rsplit("/", 1)[1]: counts["bytes"] for path, counts in hub.served().items() if "resolve" in path}
+    assert json.loads(capsys.readouterr().out)["parameters"] == 9_030_261_248
+    assert served["model.safetensors"] == length
+    assert "tokenizer.json" not in served
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
@@ -198,7 +214,6 @@ def test_a_model_on_a_claim_is_read_there_and_its_files_counted(
         (["--config", "x.yaml"], 64, "x.yaml is no JSON"),
         (["--config", "config.json", "--gpu", "T5"], 64, '--gpu is "T5": must be one of T4, L4, A10'),
         (["--config", "config.json", "--gpu", "0GiB"], 64, '--gpu is "0GiB": must be from 1GiB to 1024GiB'),
-        ([], 64, "model.uri is hf://meta-llama/Meta-Llama-3-8B: plan fetches nothing; download its config.json"),
     ],
 )
 def test_bad_input_gets_one_sentence(

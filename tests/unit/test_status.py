@@ -18,8 +18,10 @@ from tests.unit.builders import (
     make_summary,
     running_pod,
 )
+from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status, status_schema
 
+from lora_operator.decision.blocks import read_block
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
 from lora_operator.decision.results import resolved_by_spec
@@ -36,8 +38,10 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
+from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import (
     Artifact,
     DatasetStats,
@@ -100,6 +104,13 @@ ARTIFACT = st.builds(
     rank=COUNT,
     servable=st.booleans(),
 )
+PREFLIGHT = st.builds(
+    Preflight,
+    model=st.from_type(ModelFacts),
+    dataset=st.from_type(RowFacts),
+    output=st.sampled_from(OutputCheck),
+)
+PLAN = st.from_type(RunPlan)
 SUMMARY = st.builds(
     Summary,
     reason=st.sampled_from(Reason),
@@ -122,6 +133,20 @@ def test_whatever_a_trainer_says_the_status_is_accepted_by_the_api_server(progre
     """One value out of bounds would refuse the whole write."""
     observed = Observed(jobs=(make_job(),), pods=(running_pod(),), progress=progress)
     check_status(decide(make_finetune(), observed, CONFIG, NOW).status)
+
+
+@given(PREFLIGHT, PLAN)
+def test_whatever_a_preflight_reports_the_status_is_accepted_by_the_api_server(
+    preflight: Preflight, plan: RunPlan
+) -> None:
+    """And the plan is read back from it."""
+    report = Summary(reason=Reason.PREFLIGHT_PASSED, message="", preflight=preflight, plan=plan).to_message()
+    jobs, pods = (finished_job(stage="preflight"),), (ended_pod(0, report, stage="preflight"),)
+    status = decide(make_finetune(spec={"preflight": "Run"}), Observed(jobs=jobs, pods=pods), CONFIG, NOW).status
+    check_status(status)
+    again = read_block(RunPlan, status["plan"])
+    assert again is not None
+    assert (again.quantization, again.fits) == (plan.quantization, plan.fits)
 
 
 @given(SUMMARY, st.sampled_from([0, 65, 75]), st.booleans())
@@ -162,14 +187,18 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     )
     saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
     merge: dict[str, Any] = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
-    results = make_results(best_step=350, resumed_step=100, **merge)
+    estimated = {"estimated_peak_memory_bytes": 19_000_000_000, "estimated_seconds": 1800}
+    results = make_results(best_step=350, resumed_step=100, **merge, **estimated)
     artifact = make_artifact(serving_needs="vLLM 0.32")
     pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
     killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
+    looked_at = make_finetune(spec={"preflight": "Run"})
+    report = ended_pod(0, make_report().to_message(), stage="preflight")
     plans = [
         running,
+        decide(looked_at, Observed(jobs=(finished_job(stage="preflight"),), pods=(report,)), CONFIG, NOW),
         decide(no_claim, killed, CONFIG, NOW),
         *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
     ]
@@ -182,8 +211,12 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
                 written.setdefault(key, set()).update(value)
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
-    for key in ("resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries"):
+    blocks = ("preflight", "plan", "resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries")
+    for key in blocks:
         assert written[key] == set(schema[key]["properties"]), key
+    for key in ("model", "dataset"):
+        part = next(plan.status["preflight"][key] for plan in plans if "preflight" in plan.status)
+        assert set(part) == set(schema["preflight"]["properties"][key]["properties"]), key
     verified = [plan.status["results"]["verification"] for plan in plans if "results" in plan.status]
     keys = set(schema["results"]["properties"]["verification"]["properties"])
     assert [set(block) for block in verified] == [keys, keys]

@@ -11,10 +11,11 @@ import torch
 from lora_trainer.artifact.manifest import MANIFEST, read_manifest
 from lora_trainer.contract.config import DatasetFormat, DeviceConfig, LossOn, Precision, Quantization
 from lora_trainer.contract.template_fields import Value, argument_value
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device, choose_device
-from lora_trainer.model.loading import load_encoder, load_model
+from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base, find_base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes

@@ -1,4 +1,4 @@
-"""The commands: run a fine-tuning, plan it, fetch its inputs, verify and publish results, ask models questions."""
+"""The commands: run a fine-tuning, look at its inputs, plan it, verify and publish results, ask models questions."""
 
 import argparse
 import dataclasses
@@ -19,11 +19,10 @@ from lora_trainer.contract import codec
 from lora_trainer.contract.config import MergePrecision, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import PORT
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.summary import Summary
 from lora_trainer.contract.uri import ClaimUri, parse_uri
-from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
+from lora_trainer.errors import ConfigError, DoesNotFitError, InternalError, explain, one_sentence
 from lora_trainer.host.child import stage_environment
 from lora_trainer.host.launch import grace_s
 from lora_trainer.host.live import is_live, shown
@@ -38,7 +37,7 @@ from lora_trainer.ranks import logs
 from lora_trainer.result.serving import merged_command
 
 log = logging.getLogger(__name__)
-_ABOUT = "Run a fine-tuning, plan it, fetch its inputs, verify and publish results, ask models questions."
+_ABOUT = "Run a fine-tuning, look at its inputs, plan it, verify and publish results, ask models questions."
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
@@ -51,7 +50,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "run": _run,
         "plan": _plan,
-        "prepare": _prepare,
+        "preflight": _preflight,
         "publish": _publish,
         "verify": _verify,
         "export": _export,
@@ -80,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", parents=[volumes, log_options], help="train, verify and publish an adapter")
     inputs = commands.add_parser(
-        "prepare", parents=[volumes, log_options], help="fetch model and data into the cache and read every row"
+        "preflight", parents=[volumes, log_options], help="check model, data and output of a run, and plan it"
     )
+    inputs.add_argument("--fill-cache", action="store_true", help="have model and data in the cache afterwards")
     run.add_argument("--resume", action="store_true", help="with -f: go on with the last run of this name")
     for parser_of_run in (run, inputs):
         source = parser_of_run.add_mutually_exclusive_group(required=True)
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", parents=[volumes], help="what a run would take of which GPU, without any")
     plan.add_argument("-f", "--file", type=Path, required=True, metavar="FILE", help="as run takes it")
-    plan.add_argument("--config", type=Path, metavar="FILE", help="the model's config.json; default: that of its claim")
+    plan.add_argument("--config", type=Path, metavar="FILE", help="the model's config.json; default: its own")
     plan.add_argument(
         "--gpu", action="append", default=[], metavar="GPU", help="a name (T4, H100) or a memory (24GiB); repeatable"
     )
@@ -193,17 +193,17 @@ def _run(options: argparse.Namespace) -> int:
     return ending.code
 
 
-def _prepare(options: argparse.Namespace) -> int:
+def _preflight(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         config = _local_config(options.file) if options.file else TrainConfig.from_json(_read(options.config))
         # NumPy and HTTP, which the supervisor of a run does without.
         from lora_trainer.places.hub import Hub  # noqa: PLC0415
-        from lora_trainer.recipe.prepare import prepare  # noqa: PLC0415
+        from lora_trainer.recipe.preflight import preflight  # noqa: PLC0415
 
         with _view(options.log_format):
-            message = prepare(config, _volumes(options), Hub())
-        ending = Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.PREFLIGHT_PASSED, message=message))
+            summary = preflight(config, _volumes(options), Hub(), fill=options.fill_cache)
+        ending = Ending(code=int(ExitCode.OK), summary=summary)
     except Exception as error:
         ending = _ended(error)
     _write_summary(ending, options.termination_log)
@@ -237,7 +237,8 @@ def _ended(error: Exception) -> Ending:
     known = explain(error)
     if isinstance(known, InternalError):
         log.exception("unexpected error")
-    return Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known)))
+    plan = known.plan if isinstance(known, DoesNotFitError) else None
+    return Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known), plan=plan))
 
 
 def _publish(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 TrainerError
  ├─ ConfigError            64  ConfigInvalid
+ ├─ DoesNotFitError        64  DoesNotFit
  ├─ DatasetError           65  DatasetInvalid
  ├─ NotFoundError          66  ModelNotFound or DatasetNotFound
  ├─ NonFiniteLossError     70  NonFiniteLoss or LossDiverged
@@ -25,6 +26,7 @@ import re
 from lora_trainer.contract.codec import CodecError
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.uri import UriError
 
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -51,6 +53,16 @@ class ConfigError(TrainerError):
     """The configuration cannot be honoured."""
 
     code = ExitCode.CONFIG_INVALID
+
+
+class DoesNotFitError(TrainerError):
+    """The plan says that the run does not fit the device that it is for; `plan` has what would."""
+
+    code = ExitCode.CONFIG_INVALID
+
+    def __init__(self, message: str, plan: RunPlan) -> None:
+        super().__init__(message, Reason.DOES_NOT_FIT)
+        self.plan = plan
 
 
 class DatasetError(TrainerError):

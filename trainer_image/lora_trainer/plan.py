@@ -6,13 +6,14 @@ from pathlib import Path
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
 from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, recomputes, rows, setting_of
+from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
-from lora_trainer.places.base_shape import CONFIG, described, read_config, shape_in
+from lora_trainer.places.base_shape import CONFIG, read_config, shape_in
 from lora_trainer.places.volumes import Volumes, readable
 
 
@@ -56,7 +57,7 @@ class Plan:
 
 
 def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
-    """The plan of a run. Raises `ConfigError`, `NotFoundError`, `StorageError`."""
+    """The plan of a run. Raises `ConfigError`, `NotFoundError`, `StorageError`, and the errors of a Hub or a bucket."""
     try:
         gpus = tuple(find_gpu(text) for text in asked.gpus) or KNOWN
         plain = _shape(config, volumes, asked.config_file)
@@ -114,9 +115,7 @@ def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
         return described(read_config(file), str(file))
     uri = parse_uri(config.model.uri)
     if not isinstance(uri, ClaimUri):
-        raise ConfigError(
-            f"model.uri is {uri}: plan fetches nothing; download its config.json, and name it by --config"
-        )
+        return _remote_shape(config.model.uri, volumes)
     with readable(f"model.uri is {uri}"):
         folder = volumes.claim_path(uri)
         if not (folder / CONFIG).is_file():
@@ -124,4 +123,12 @@ def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
             raise NotFoundError(
                 f"model.uri is {uri}: {what}; or name the model's {CONFIG} by --config", Reason.MODEL_NOT_FOUND
             )
-        return shape_in(folder)
+        return shape_in(folder, str(uri))
+
+
+def _remote_shape(address: str, volumes: Volumes) -> Shape:
+    from lora_trainer.places.hub import Hub  # noqa: PLC0415 - HTTP, which a plan of local files does without
+    from lora_trainer.places.model_headers import read_headers  # noqa: PLC0415
+
+    headers = read_headers(address, volumes, Hub(), tokenizer=False)
+    return counted(described(read_config(headers.base.folder / CONFIG), CONFIG), headers.parameters)

@@ -32,7 +32,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.activity import begun, heard_by
 from lora_trainer.ranks.reports import Report, Reporter, open_report
-from lora_trainer.recipe.prepare import fetch
+from lora_trainer.recipe.inputs import fetch
 from lora_trainer.training.kept_limit import kept_quantization, with_kept_limit
 from lora_trainer.training.stopping import Stop
 

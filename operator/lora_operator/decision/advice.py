@@ -72,8 +72,8 @@ def _of_memory(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
     if not killed and state.reason is not Reason.OOM_KILLED:
         return
     message = (
-        "Raise spec.resources.memory in a new LoRAFineTune, or prepareMemory in the operator's configuration if it was "
-        "a pod that only fetches model and data"
+        "Raise spec.resources.memory in a new LoRAFineTune, or preflightMemory in the operator's configuration if it "
+        "was the pod of its preflight"
     )
     pods = "1 pod was" if killed == 1 else f"{killed} pods were"
     evidence = f"{pods} killed for memory; a pod that trains has {TRAIN.memory(case).amount}"

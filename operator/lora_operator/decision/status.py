@@ -39,10 +39,12 @@ _SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY, Reason.QU
 class Facts:
     """What a status says besides its state. None and empty mean: as before.
 
-    `milestones` are further conditions. `resumed_by_others`: the user's suspension was applied, and then undone.
+    `milestones` are further conditions, `findings` the blocks of what was found out beforehand. `resumed_by_others`:
+    the user's suspension was applied, and then undone.
     """
 
     milestones: tuple[Condition, ...] = ()
+    findings: Status = dataclasses.field(default_factory=dict)
     attempt: int = 0
     job_name: str = ""
     job: JobView | None = None
@@ -54,6 +56,13 @@ class Facts:
     spent: SpentTime = dataclasses.field(default_factory=SpentTime)
     retries: Retries = dataclasses.field(default_factory=Retries)
     advice: list[Status] = dataclasses.field(default_factory=list)
+
+
+def acceptance(job_name: str) -> Condition:
+    """The condition Accepted of a spec that breaks no rule; `job_name` is empty where no Job is made yet."""
+    runs = f"Job {job_name} runs it" if job_name else "its Job is not made yet"
+    finding = Finding(reason=Reason.ACCEPTED, message=f"The spec is valid; {runs}")
+    return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
 
 
 def ongoing_status(
@@ -133,6 +142,7 @@ def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts,
         "startTime": instant(started) if started else "",
         "jobName": facts.job_name,
         "podName": facts.pod.name if facts.pod else _text(before.get("podName")),
+        **facts.findings,
         "resolved": resolved,
         "progress": facts.progress,
         "retries": retries_block(facts.retries),

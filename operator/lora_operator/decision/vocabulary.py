@@ -139,12 +139,17 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "The result goes to no claim and none is named for checkpoints, so what takes the pod away loses its work.",
         "Name one in `checkpoint.volumeClaimName` of a new resource, or accept it.",
     ),
+    Reason.PREPARING: Explanation(
+        "The trainer fetches model and data, and reads the first rows.",
+        "Nothing.",
+    ),
     Reason.PREFLIGHT: Explanation(
-        "Model and data are fetched, and the first rows are read.",
+        "Model, data, output and memory are looked at before a GPU is asked for. "
+        "Where there is a cache claim, model and data are fetched into it.",
         "Nothing.",
     ),
     Reason.PREFLIGHT_PASSED: Explanation(
-        "Model and data are in the cache.",
+        "Model, data and output are as the run needs them; `status.preflight` and `status.plan` say what was found.",
         "Nothing.",
     ),
     Reason.OUTPUT_LOCKED: Explanation(
@@ -175,6 +180,10 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     Reason.CONFIG_INVALID: Explanation(
         "The spec breaks the rules that the message lists.",
         "Create a new resource with a corrected spec.",
+    ),
+    Reason.DOES_NOT_FIT: Explanation(
+        "By its plan the run needs more memory than the GPU has; no GPU was asked for.",
+        "Make one of the changes that the message names in a new resource, each with its bytes; see `status.plan`.",
     ),
     Reason.DATASET_INVALID: Explanation(
         "The data set cannot be used: a bad line, missing columns, nothing to learn.",

@@ -21,7 +21,7 @@ class Shape:
     """What the pod of a stage is for: the trainer's `command`, and whether it trains.
 
     A pod that trains asks for GPUs and goes where they are, writes the output, answers for its progress, and meets
-    those of other nodes. Any other only reads and fetches, on what the operator's configuration gives it.
+    those of other nodes. Any other looks and fetches, in the image and on what the operator's configuration gives it.
     """
 
     command: str
@@ -47,7 +47,7 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
     several = shape.trains and pod.nodes > 1
     sources, mounts = as_manifests(volumes(pod, train, config, writes=shape.trains))
     rendezvous = f"{name}-0.{name}:{RENDEZVOUS_PORT}" if several else ""
-    variables = environment(pod, train, config, writes=shape.trains, rendezvous=rendezvous)
+    variables = environment(pod, train, config, trains=shape.trains, rendezvous=rendezvous)
     spec: Manifest = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -67,7 +67,7 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
     optional = {
         # Gives each pod the address HOSTNAME.SUBDOMAIN, under which its peers find it.
         "subdomain": name if several else None,
-        # Fetching needs no GPU and so no node that has one, but storage and taints may be those of the training.
+        # Looking needs no GPU and so no node that has one, but storage and taints may be those of the training.
         "nodeSelector": dict(pod.node_selector) if shape.trains else None,
         "tolerations": [dict(toleration) for toleration in pod.tolerations],
         "priorityClassName": pod.priority_class_name,
@@ -86,7 +86,7 @@ def _container(
     }
     return {
         "name": names.TRAINER_CONTAINER,
-        "image": config.trainer_image,
+        "image": config.trainer_image if shape.trains else config.preflight_image or config.trainer_image,
         "imagePullPolicy": config.image_pull_policy,
         "args": [shape.command, "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
         "env": variables,
@@ -123,5 +123,5 @@ def _resources(pod: PodRequest, config: OperatorConfig) -> Manifest:
 
 
 def _small_resources(config: OperatorConfig) -> Manifest:
-    memory = config.prepare_memory
-    return {"requests": {"cpu": config.prepare_cpu, "memory": memory}, "limits": {"memory": memory}}
+    memory = config.preflight_memory
+    return {"requests": {"cpu": config.preflight_cpu, "memory": memory}, "limits": {"memory": memory}}

@@ -16,6 +16,7 @@ class OperatorConfig:
 
     namespaces              watched namespaces; empty means all
     trainer_image           image of the training pods
+    preflight_image         image of the pods that look at a run beforehand; empty: the same
     hub_endpoint            base URL of the Hugging Face Hub; empty means the client's own default
     offline                 the Hub is not asked at all: what is not in the cache or on a volume is missing
     s3_endpoint, -region    of the object store; empty means AWS, and the region that the client finds
@@ -24,7 +25,7 @@ class OperatorConfig:
     oci_plain_http_registries   host:port of registries that speak HTTP without TLS
     mlflow_tracking_uri, wandb_base_url   servers of the trackers
     cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
-    prepare_cpu, -memory    requests of the pod that fills that claim before the training asks for GPUs
+    preflight_cpu, -memory  requests of those pods, which also fill that claim; the memory is their limit too
     require_rendered_image  a success counts only from a pod with the very image that the operator wrote into its Job
     stall_timeout_s         a training without a step for so long is stopped and started again
     allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
@@ -47,6 +48,7 @@ class OperatorConfig:
     """
 
     trainer_image: str
+    preflight_image: str = ""
     namespaces: tuple[str, ...] = ()
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
@@ -63,8 +65,8 @@ class OperatorConfig:
     mlflow_tracking_uri: str = ""
     wandb_base_url: str = ""
     cache_claim: str = ""
-    prepare_cpu: str = "1"
-    prepare_memory: str = "2Gi"
+    preflight_cpu: str = "1"
+    preflight_memory: str = "2Gi"
     require_rendered_image: bool = False
     stall_timeout_s: int = 1800
     allow_cpu: bool = False
@@ -157,7 +159,7 @@ _ORDERED = (
     # Else a watch that is only quiet ends the process before it is restarted.
     ("watch_inactivity_s", "watch_stale_s"),
 )
-_REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "prepare_cpu", "prepare_memory")
+_REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "preflight_cpu", "preflight_memory")
 
 
 def _field_name(key: str) -> str:

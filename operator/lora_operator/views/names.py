@@ -29,8 +29,10 @@ _INDEX = len("-63")
 _JOB_NAME = re.compile(r"-([1-9][0-9]{0,3})(?:-([a-z]+))?$")
 
 
+PREFLIGHT = "preflight"
 TRAIN = "train"
 """The last stage of every run, whose Job has the attempt's own name; that of another stage adds the stage's."""
+STAGES = (PREFLIGHT, TRAIN)
 
 
 def child_name(name: str, uid: str, attempt: int) -> str:

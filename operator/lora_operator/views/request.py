@@ -3,6 +3,7 @@
 The API server enforces the same at apply. The rules stand here too because a resource may be older than a rule.
 """
 
+import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,11 +55,19 @@ class PodRequest:
     queue_labels: Mapping[str, str] = field(default_factory=dict)
 
 
+class Preflight(enum.StrEnum):
+    """Whether model, data, output and memory are looked at before GPUs are asked for."""
+
+    RUN = "Run"
+    SKIP = "Skip"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A LoRAFineTune understood: `train` is None where `problems` is not empty."""
 
     policy: Policy
+    preflight: bool
     pod: PodRequest
     train: TrainConfig | None
     problems: tuple[Problem, ...]
@@ -74,7 +83,9 @@ def read_request(manifest: Mapping[str, Any], options: RunOptions) -> Request:
         problems.extend(error.problems)
     spec = Reader(path="spec", document=_map(manifest.get("spec")), problems=problems)
     policy, pod = _policy(spec), _pod(spec, _map(manifest.get("metadata")))
-    return Request(policy=policy, pod=pod, train=None if problems else train, problems=tuple(problems))
+    preflight = spec.choice("preflight", Preflight.RUN, Preflight) is Preflight.RUN
+    train = None if problems else train
+    return Request(policy=policy, preflight=preflight, pod=pod, train=train, problems=tuple(problems))
 
 
 def read_policy(manifest: Mapping[str, Any]) -> Policy:

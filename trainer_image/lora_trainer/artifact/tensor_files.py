@@ -5,6 +5,7 @@ https://huggingface.co/docs/safetensors. Standard library only.
 """
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _MAX_HEADER_BYTES = 100_000_000
+PREFIX_BYTES = 8
+_TYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
 _CHUNK_BYTES = 1 << 22
 
 
@@ -25,31 +33,47 @@ class Entry:
     start: int
     size_bytes: int
 
+    @property
+    def values(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def header_length(prefix: bytes) -> int:
+    """Bytes of the header by the eight bytes before it. Raises `ValueError` where no such file has them."""
+    size = int(struct.unpack("<Q", prefix[:PREFIX_BYTES])[0]) if len(prefix) >= PREFIX_BYTES else 0
+    if not 0 < size <= _MAX_HEADER_BYTES:
+        raise ValueError("this is no safetensors file")
+    return size
+
 
 def header_bytes(stream: BinaryIO) -> bytes:
     """The header with the eight bytes before it; leaves the stream at the first tensor. Raises `ValueError`."""
-    prefix = stream.read(8)
-    size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 0 < size <= _MAX_HEADER_BYTES:
-        raise ValueError("this is no safetensors file")
-    return prefix + stream.read(size)
+    prefix = stream.read(PREFIX_BYTES)
+    return prefix + stream.read(header_length(prefix))
 
 
 def entries_of(header: bytes) -> tuple[Entry, ...]:
-    """The tensors by their place in the file. Raises `ValueError`."""
-    document = json.loads(header[8:])
-    document.pop("__metadata__", None)
-    entries = [
-        Entry(
-            name=name,
-            dtype=tensor["dtype"],
-            shape=tuple(tensor["shape"]),
-            start=tensor["data_offsets"][0],
-            size_bytes=tensor["data_offsets"][1] - tensor["data_offsets"][0],
-        )
-        for name, tensor in document.items()
-    ]
+    """The tensors by their place in the file. Raises `ValueError` for whatever else somebody put there."""
+    try:
+        document = json.loads(header[PREFIX_BYTES:])
+        document.pop("__metadata__", None)
+        entries = [_entry(name, tensor) for name, tensor in document.items()]
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError("its header does not list tensors") from error
     return tuple(sorted(entries, key=lambda entry: entry.start))
+
+
+def _entry(name: str, tensor: Mapping[str, Any]) -> Entry:
+    dtype, shape, (start, end) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
+    whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not whole or end < start:
+        raise ValueError("its header does not list tensors")
+    entry = Entry(name=name, dtype=dtype, shape=tuple(shape), start=start, size_bytes=end - start)
+    # Types of less than a byte, and later ones, are not known here.
+    if dtype in _TYPE_BYTES and entry.values * _TYPE_BYTES[dtype] != entry.size_bytes:
+        raise ValueError(f"its header says that {name[:60]} has {entry.size_bytes} bytes, its shape says other")
+    return entry
 
 
 def header_of(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:

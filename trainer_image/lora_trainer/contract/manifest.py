@@ -47,6 +47,7 @@ MODEL_SCHEMES: tuple[type[Uri], ...] = (HubUri, ClaimUri, S3Uri)
 DATASET_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, ConfigMapUri, HubUri, S3Uri)
 OUTPUT_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, S3Uri, HubUri, OciUri)
 _SECTIONS_OF_THE_CLUSTER = (
+    "preflight",
     "scheduling",
     "suspend",
     "maxRetries",

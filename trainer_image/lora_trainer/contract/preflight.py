@@ -39,9 +39,10 @@ class RowFacts:
     """The data set, in tokens of the base's tokenizer after the cut at `maxSequenceLength`.
 
     Lengths are of training rows: median, 95th percentile, longest before the cut. `target_tokens` are learned;
-    `truncated_samples` lost `truncated_tokens`. Where only `sampled` rows were counted, tokens are extrapolated to all,
-    with `tokens_standard_error`. `first_row` is the first row as the model will see it: JSON of at most
-    `MOST_ROW_BYTES`, a list of stretches of text, each learned or not.
+    `truncated_samples` lost `truncated_tokens`; `shared_samples` are training rows that stand among the held-out ones,
+    too. Where only `sampled` rows were counted, tokens are extrapolated to all, with `tokens_standard_error`.
+    `first_row` is the first row as the model will see it: JSON of at most `MOST_ROW_BYTES`, a list of stretches of
+    text, each learned or not.
     """
 
     format: str
@@ -57,6 +58,7 @@ class RowFacts:
     truncated_tokens: int
     skipped_samples: int
     duplicate_samples: int
+    shared_samples: int = 0
     sampled: int | None = None
     tokens_standard_error: int | None = None
     first_row: str = ""

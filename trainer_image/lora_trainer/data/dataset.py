@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +18,15 @@ import numpy as np
 
 from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.summary import DatasetStats
-from lora_trainer.data.encoding import Batch, batches, encode_batches
-from lora_trainer.data.formats import Layout, Sample, parse, size
+from lora_trainer.data.chosen_rows import Pace, encoded_rows
+from lora_trainer.data.counts import Counts, Found, check
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.data.readers import read_rows
 from lora_trainer.data.row_key import row_key
-from lora_trainer.data.store import COLUMNS, Block, Examples, Writer
+from lora_trainer.data.store import COLUMNS, Examples, Writer
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.errors import DatasetError, KernelOutOfMemoryError
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.ranks.activity import Counter
-from lora_trainer.ranks.cpus import node_cpus
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +35,6 @@ EVALUATED_TRAINING_ROWS = 64
 
 FEW_ROWS = 20
 """Losses over fewer held-out rows have standard errors that are themselves uncertain; that of one row is unknown."""
-
-MOST_CUT = 0.5
-"""Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
 
 _TRAINING, _EVALUATION, _FACTS, _NOTE = "training", "evaluation", "data.json", "note"
 _FILES = (*(f"{part}/{column}" for part in (_TRAINING, _EVALUATION) for column in COLUMNS), _FACTS)
@@ -92,50 +86,6 @@ def log_data(data: Data, encoder: Encoder) -> None:
             "dataset.validationUri",
             stats.validation_samples,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """At most how many processes encode, None for all CPUs; `alive` is called again and again while they do. A row of
-    more than `longest` characters is a `KernelOutOfMemoryError`."""
-
-    processes: int | None = None
-    longest: int | None = None
-    alive: Callable[[], None] = lambda: None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Counts:
-    """Over the rows that were encoded; `whole` says where the first row stands whose example was not cut."""
-
-    rows: int = 0
-    lost: int = 0
-    split: int = 0
-    cut_tokens: int = 0
-    cut_targets: int = 0
-    apart: int = 0
-    answers: int = 0
-    learned_answers: int = 0
-    unended_answers: int = 0
-    whole: str | None = None
-
-    def add(self, batch: Batch, block: Block) -> Mask:
-        """Count some more rows; in which of their examples there is something left to learn."""
-        kept: Mask = block.targets > 0
-        examples = np.bincount(block.samples, kept, minlength=len(batch.samples))
-        self.rows += len(examples)
-        self.lost += int(np.count_nonzero(examples == 0))
-        self.split += int(np.count_nonzero(examples > 1))
-        self.cut_tokens += int(block.cut_tokens.sum())
-        self.cut_targets += int(block.cut_targets.sum())
-        self.apart += int(block.apart[kept].sum())
-        self.answers += int(block.answers.sum())
-        self.learned_answers += int(block.learned_answers[kept].sum())
-        self.unended_answers += int(block.unended_answers[kept].sum())
-        whole = kept & ~block.truncated
-        if self.whole is None and whole.any():
-            self.whole = batch.samples[int(block.samples[np.flatnonzero(whole)[0]])].where
-        return kept
 
 
 class _RowLog:
@@ -207,11 +157,11 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
         with temporary_folder("lora-tokens-") as temporary:
             return encode(samples, encoder, temporary, pace)
     pace = pace or Pace()
-    counts = _Counts()
+    counts = Counts()
     log_rows = _RowLog(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
-            for batch, block in _encoded(part, part.training | part.held_out, samples.layout, encoder, pace):
+            for batch, block in encoded_rows(part, part.training | part.held_out, samples.layout, encoder, pace):
                 is_training = part.training[np.array(batch.numbers)[block.samples]]
                 kept = counts.add(batch, block)
                 training_writer.append(block.select(kept & is_training))
@@ -220,7 +170,13 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
                 pace.alive()
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
     targets = int(training.targets.sum() + evaluation.targets.sum())
-    _check(samples, training, counts, targets, encoder.max_length)
+    found = Found(
+        training=len(training),
+        whole=int(np.count_nonzero(~training.truncated)),
+        targets=targets,
+        is_text=samples.kind is DatasetFormat.TEXT,
+    )
+    check(counts, found, encoder.max_length)
     if counts.apart:
         log.info(
             "%d samples of %d rows: prompt and answer are tokenized apart, since the prompt alone, as at "
@@ -274,69 +230,10 @@ def _store(
     with Writer(folder) as writer:
         left = sys.maxsize if most is None else most
         for part, wanted in chosen:
-            blocks = _encoded(part, wanted, samples.layout, encoder)
+            blocks = encoded_rows(part, wanted, samples.layout, encoder)
             while left > 0 and (found := next(blocks, None)) is not None:
                 kept = found[1].targets > 0
                 kept &= np.cumsum(kept) <= left
                 writer.append(found[1].select(kept))
                 left -= int(np.count_nonzero(kept))
     return Examples.open(folder)
-
-
-def _encoded(
-    part: Part, wanted: Mask, layout: Layout, encoder: Encoder, pace: Pace | None = None
-) -> Iterator[tuple[Batch, Block]]:
-    """The wanted rows, many at a time."""
-    pace = pace or Pace()
-    most = node_cpus() if pace.processes is None else min(pace.processes, node_cpus())
-    return encode_batches(batches(_short(_parsed(part, wanted, layout), pace.longest)), encoder, most)
-
-
-def _short(rows: Iterator[tuple[int, Sample]], longest: int | None) -> Iterator[tuple[int, Sample]]:
-    for number, sample in rows:
-        if longest is not None and size(sample) > longest:
-            raise KernelOutOfMemoryError(
-                f"{sample.where}: a row of {size(sample):,} characters takes more memory to encode than there may be"
-            )
-        yield number, sample
-
-
-def _parsed(part: Part, wanted: Mask, layout: Layout) -> Iterator[tuple[int, Sample]]:
-    left = int(np.count_nonzero(wanted))
-    for row in read_rows(part.files, wanted=wanted, columns=layout.names):
-        sample = parse(row, layout)
-        if sample is None:
-            raise DatasetError(f"{row.where}: the row changed while it was read; keep files as they are during a run")
-        left -= 1
-        yield row.number, sample
-    if left:
-        raise DatasetError(
-            f"{part.files[-1][0]}: {left} rows are gone since the first reading; keep files as they are during a run"
-        )
-
-
-def _check(samples: Samples, training: Examples, counts: _Counts, targets: int, max_length: int) -> None:
-    """Refuse what would train a model that has seen too little, or one whose answers never end."""
-    longest = f"training.maxSequenceLength ({max_length})"
-    if not training or counts.lost > counts.rows // 2:
-        raise DatasetError(
-            f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
-            "longer; raise it or shorten the prompts"
-        )
-    whole = np.flatnonzero(~training.truncated)
-    if not len(whole) and samples.kind is not DatasetFormat.TEXT:
-        raise DatasetError(
-            f"all {len(training)} rows are longer than {longest}, so that no answer keeps its end and the model would "
-            "never learn to stop: raise it or shorten the rows"
-        )
-    cut = counts.cut_targets / (counts.cut_targets + targets)
-    if cut > MOST_CUT:
-        raise DatasetError(
-            f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
-            f"{MOST_CUT:.0%}: raise it, or split the rows into shorter ones"
-        )
-    if counts.whole is not None and counts.unended_answers == counts.learned_answers:
-        raise DatasetError(
-            f"{counts.whole}: no end-of-sequence token is learned after an answer, here as in all rows, so the model "
-            "would never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
-        )

@@ -13,18 +13,11 @@ from typing import Any
 from torch import nn
 
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
-from lora_trainer.contract.fit.names import by_ending, matches
+from lora_trainer.contract.fit.names import by_ending, kinds, matches, short_names
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.model.experts import not_adapted, reserved_advice, reserved_names
-from lora_trainer.model.targets import (
-    choose_targets,
-    inside,
-    kinds,
-    language_model,
-    other_products,
-    rank_and_scale,
-    short_names,
-)
+from lora_trainer.model.linear import language_model, other_products
+from lora_trainer.model.targets import choose_targets, inside, rank_and_scale
 
 _INITS: Mapping[Init, bool | str] = {
     Init.DEFAULT: True,

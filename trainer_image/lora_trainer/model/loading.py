@@ -1,6 +1,5 @@
 """The base model in memory, in full or quantized, and the adapter on top."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,17 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, LossOn, Quantization
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
 from lora_trainer.contract.fit.choice import is_large
-from lora_trainer.data.chosen_template import Chosen
-from lora_trainer.data.tokens import Encoder, stop_token_ids
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.convert import Start, take_directions
 from lora_trainer.model.device import Device
+from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
-from lora_trainer.model.targets import linear_modules
 from lora_trainer.places.base import Base
 
 
@@ -51,38 +48,6 @@ class Adapted:
     advice: tuple[str, ...] = ()
 
 
-def load_encoder(
-    base: Base,
-    loss_on: LossOn,
-    max_length: int,
-    chosen: Chosen = Chosen(),  # noqa: B008 - frozen
-) -> Encoder:
-    """The base model's tokenizer, with a chosen chat template. Raises `ConfigError`."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 - Transformers takes seconds to import
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(
-            f"model.uri is {base.name}: its tokenizer cannot be read ({one_sentence(error)[:300]})"
-        ) from error
-    # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
-    tokenizer.model_max_length = 2**31
-    return Encoder(tokenizer, loss_on, max_length, stop_token_ids(tokenizer, _generation_eos(base)), chosen)
-
-
-def _generation_eos(base: Base) -> tuple[int, ...]:
-    """End-of-turn ids that the model's generation configuration names (Gemma's `<end_of_turn>` stands only there)."""
-    path = base.folder / "generation_config.json"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"model.uri is {base.name}: its generation_config.json cannot be read") from error
-    if isinstance(value, int):
-        return (value,)
-    return tuple(item for item in value if isinstance(item, int)) if isinstance(value, list) else ()
-
-
 def skeleton(base: Base) -> Loaded:
     """The model without weights, to check names and shapes with. Raises `ConfigError` as `load_model`."""
     configuration = _configuration(base)
@@ -96,7 +61,7 @@ def skeleton(base: Base) -> Loaded:
 
 
 def _configuration(base: Base) -> Any:
-    from transformers import AutoConfig  # noqa: PLC0415 - as above
+    from transformers import AutoConfig  # noqa: PLC0415 - Transformers takes seconds to import
 
     factory: Any = AutoConfig
     try:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import TransientError
 from lora_trainer.places import network
-from lora_trainer.places.hub_cache import LargeFile, fetch_large
+from lora_trainer.places.hub_cache import LargeFile, fetch_large, opened
 from lora_trainer.places.hub_errors import explain_hub, retry_after_s
-from lora_trainer.places.network import ATTEMPTS
+from lora_trainer.places.network import ATTEMPTS, RemoteFile, read_part
 from lora_trainer.places.roles import Role
 
 T = TypeVar("T")
@@ -105,6 +105,26 @@ class Hub:
         folder = Path(self.call(uri, role, fetch))
         self.call(uri, role, lambda: self._remember(uri, repository))
         return folder
+
+    def remote_file(self, uri: HubUri, repository: Repository, name: str) -> RemoteFile:
+        """A file to read parts of. Raises as `repository`, and so does reading."""
+        role = repository.role
+        found = self.call(uri, role, lambda: self._metadata(repository, name))
+
+        def read(start: int, count: int) -> bytes:
+            token, endpoint, wanted = (
+                self.token(role),
+                self.environment.get("HF_ENDPOINT"),
+                f"bytes={start}-{start + count - 1}",
+            )
+            try:
+                return read_part(
+                    lambda: opened(found.location, (200, 206), token, endpoint, wanted=wanted), start, count
+                )
+            except Exception as error:  # as in `call`, but each request is tried several times already
+                raise explain_hub(error, uri, role) from error
+
+        return RemoteFile(size_bytes=found.size or 0, read=read)
 
     @property
     def offline(self) -> bool:

@@ -5,7 +5,7 @@ name, so a large file is put there first. A stamp with size and time of change s
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -61,15 +61,23 @@ def fetch_large(
 
 
 def _open(url: str, have: int, token: str | bool, endpoint: str | None) -> urllib3.BaseHTTPResponse:
+    return opened(url, (206,) if have else (200,), token, endpoint, wanted=f"bytes={have}-" if have else None)
+
+
+def opened(
+    url: str, statuses: Container[int], token: str | bool, endpoint: str | None, *, wanted: str | None
+) -> urllib3.BaseHTTPResponse:
+    """A file of the Hub, or the bytes of it that `wanted` (a header `Range`) names; an answer of another status is
+    raised as what `explain_hub` understands."""
     # A storage that the Hub redirects to has its own signature in the address, and must not see the token.
     own = urlsplit(url).netloc == urlsplit(endpoint or "https://huggingface.co").netloc
     headers = {"Authorization": f"Bearer {token}"} if token and own else {}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    if wanted:
+        headers["Range"] = wanted
     response = http_pool(url).request(
         "GET", url, headers={**headers, "Accept-Encoding": "identity"}, preload_content=False
     )
-    if response.status != (206 if have else 200):
+    if response.status not in statuses:
         response.drain_conn()
         raise _AnswerError(response)
     return response

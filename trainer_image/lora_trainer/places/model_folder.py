@@ -3,16 +3,18 @@
 Standard library only: supervisor and commands look before a stage spends seconds on its imports.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
-from lora_trainer.artifact.tensor_files import entries_of, header_bytes
+from lora_trainer.artifact.tensor_files import Entry, entries_of, header_bytes
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
 from lora_trainer.places.volumes import Volumes, plain_files, readable
 
+_WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _SMALL = (".json", ".jinja", ".model", ".txt")
 
@@ -67,22 +69,30 @@ def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
 
 def check_folder(folder: Path, address: str) -> str:
     """The model's type, by its configuration; the weights must be whole and unquantized. Raises `ConfigError`."""
+    model_type = check_configuration(folder, address, [path.name for path in folder.iterdir() if path.is_file()])
+    for path in sorted(folder.glob("*.safetensors")):
+        read_tensors(path, address)
+    return model_type
+
+
+def check_configuration(folder: Path, address: str, names: Collection[str]) -> str:
+    """The model's type, by its configuration; `names` are all its files, which need not be in `folder`. Raises
+    `ConfigError`."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"model.uri is {address}: its config.json is no configuration with a model_type") from error
     if config.get("quantization_config"):
         raise ConfigError(
             f"model.uri is {address}: its weights are already quantized; "
             "name the original model and use quantization: NF4"
         )
-    _check_shards(folder, config.get("transformers_weights"), address)
-    _check_whole(folder, address)
+    _check_shards(folder, config.get("transformers_weights"), address, names)
     return str(model_type)
 
 
-def _check_shards(folder: Path, explicit: object, address: str) -> None:
+def _check_shards(folder: Path, explicit: object, address: str, names: Collection[str]) -> None:
     """Weights that configuration and indexes point to must be safetensors beside them: what is elsewhere was not
     checked, and is not pinned. Raises `ConfigError`."""
     pointers = [("config.json", explicit)] if explicit is not None else []
@@ -98,28 +108,46 @@ def _check_shards(folder: Path, explicit: object, address: str) -> None:
                 f"model.uri is {address}: its {source} names the weights {str(name)[:100]!r}; "
                 "they must be safetensors files in the same folder"
             )
-        if not (folder / name).is_file():
+        if name not in names:
             raise ConfigError(
                 f"model.uri is {address}: its {source} names {name}, which is not there; copy or upload the whole model"
             )
 
 
-def _check_whole(folder: Path, address: str) -> None:
-    """Each file of weights must be as long as its header says. Raises `ConfigError`."""
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as stream:
-                header = header_bytes(stream)
-            entries = entries_of(header)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"model.uri is {address}: its {path.name} is no safetensors file, or cut off in its header; copy or "
-                "upload it again"
-            ) from error
-        expected = len(header) + sum(entry.size_bytes for entry in entries)
-        found = path.stat().st_size
-        if found != expected:
-            raise ConfigError(
-                f"model.uri is {address}: its {path.name} has {found} bytes, its header says {expected}: it is cut "
-                "off or damaged; copy or upload it again"
-            )
+def read_tensors(path: Path, address: str) -> tuple[Entry, ...]:
+    """What a file of weights holds, by its header. Raises `ConfigError`."""
+    header = b""
+    with path.open("rb") as stream, contextlib.suppress(ValueError):
+        header = header_bytes(stream)
+    return tensors_in(header, path.name, path.stat().st_size, address)
+
+
+def tensors_in(header: bytes, name: str, size_bytes: int, address: str) -> tuple[Entry, ...]:
+    """The tensors of a file of weights, which must be as long as its header says. Raises `ConfigError`."""
+    try:
+        entries = entries_of(header)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.uri is {address}: its {name} is no safetensors file, or cut off in its header; copy or upload it "
+            "again"
+        ) from error
+    expected = len(header) + sum(entry.size_bytes for entry in entries)
+    if size_bytes != expected:
+        raise ConfigError(
+            f"model.uri is {address}: its {name} has {size_bytes} bytes, its header says {expected}: it is cut off or "
+            "damaged; copy or upload it again"
+        )
+    return entries
+
+
+def weight_files(folder: Path, names: Collection[str]) -> tuple[str, ...]:
+    """Of a model's files, `names`, those that Transformers reads weights from: one, or those of the index in `folder`.
+
+    The index has been checked.
+    """
+    index = folder / f"{_WEIGHTS}.index.json"
+    if _WEIGHTS not in names and index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return tuple(sorted(set(shards)))
+    every = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("consolidated"))
+    return (_WEIGHTS,) if _WEIGHTS in every else tuple(every)

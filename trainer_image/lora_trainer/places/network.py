@@ -1,7 +1,10 @@
 """HTTP connections of the trainer: proxies and certificates of the environment, bounded retries, timeouts."""
 
+import contextlib
 import os
 import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import certifi
@@ -38,6 +41,30 @@ def http_pool(url: str, *, backoff_s: float = 0.5, ca_variable: str | None = Non
     if proxy is None:
         return urllib3.PoolManager(retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8)
     return urllib3.ProxyManager(proxy, retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """A file that is read in parts: its whole size, and `read`, which takes the first byte and how many."""
+
+    size_bytes: int
+    read: Callable[[int, int], bytes]
+
+
+def read_part(request: Callable[[], urllib3.BaseHTTPResponse], start: int, count: int) -> bytes:
+    """Some bytes of a file, which `request` asks for; of a server that sends the whole file instead no more is taken.
+
+    An answer that is cut off is asked for again. Raises what `request` raises, and urllib3's errors.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        with contextlib.closing(request()) as response:
+            try:
+                before = start if response.status == 200 else 0
+                return response.read(before + count)[before:]
+            except urllib3.exceptions.ProtocolError:
+                if attempt == ATTEMPTS:
+                    raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _proxy(url: str) -> str | None:

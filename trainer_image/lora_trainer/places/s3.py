@@ -22,7 +22,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, discreet, one_sentence
 from lora_trainer.places.downloads import fetch_whole
-from lora_trainer.places.network import http_pool
+from lora_trainer.places.network import RemoteFile, http_pool, read_part
 from lora_trainer.places.roles import Role
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,15 @@ class Connection:
             with contextlib.closing(response):
                 return response.read(limit_bytes)
 
+    def remote_file(self, uri: S3Uri, item: Item) -> RemoteFile:
+        """An object to read parts of."""
+
+        def read(start: int, count: int) -> bytes:
+            with self.sentences(uri):
+                return read_part(lambda: self._open(uri, item, start, count), start, count)
+
+        return RemoteFile(size_bytes=item.size_bytes, read=read)
+
     def download(self, uri: S3Uri, item: Item, target: Path) -> None:
         """Fetch an object whole, going on where an earlier attempt was cut. It gets its name once it was checked.
 
@@ -121,9 +130,9 @@ class Connection:
             raise TransientError(f"{self.role.field} is {uri}: {item.key} arrived with other bytes than its ETag says")
         partial.rename(target)
 
-    def _open(self, uri: S3Uri, item: Item, have: int) -> urllib3.BaseHTTPResponse:
+    def _open(self, uri: S3Uri, item: Item, have: int, count: int = 0) -> urllib3.BaseHTTPResponse:
         match: dict[str, str | list[str] | tuple[str]] = {"If-Match": f'"{item.etag}"'}
-        return self.client.get_object(uri.bucket, item.key, offset=have, request_headers=match)
+        return self.client.get_object(uri.bucket, item.key, offset=have, length=count, request_headers=match)
 
     def _is_encrypted(self, uri: S3Uri, item: Item) -> bool:
         """Whether the server encrypts the object with a key of its own, so that the ETag is no MD5 of the content."""

@@ -30,11 +30,17 @@ def fetch_folder(
 
     Among these names are those of folders, which end in a slash and are none to pick.
     """
+    connection, items = list_folder(uri, role, environment)
+    return fetch(connection, uri, {name: items[name] for name in choose(sorted(items))}, environment)
+
+
+def list_folder(uri: S3Uri, role: Role, environment: Mapping[str, str]) -> tuple[Connection, Mapping[str, Item]]:
+    """The server, and what lies directly below `uri` by name. Raises `TrainerError`."""
     connection = connect(role, environment)
     items = {item.key.removeprefix(f"{uri.key}/"): item for item in connection.folder(uri)}
     if not items:
         raise role.missing(f"{role.field} is {uri}: there is no object below {uri.key}/ in bucket {uri.bucket}")
-    return _fetch(connection, uri, {name: items[name] for name in choose(sorted(items))}, environment)
+    return connection, items
 
 
 def fetch_data(
@@ -47,7 +53,7 @@ def fetch_data(
         return fetch_folder(uri, role, choose, environment)
     name = PurePosixPath(uri.key).name
     choose((name,))
-    return _fetch(connection, uri, {name: item}, environment)
+    return fetch(connection, uri, {name: item}, environment)
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
@@ -55,9 +61,16 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
     return cache_home(environment) / "s3"
 
 
-def _fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environment: Mapping[str, str]) -> Fetched:
+def revision_of(items: Mapping[str, Item]) -> str:
+    """The digest that pins the content of some objects."""
     listing = "\n".join(f"{name} {item.size_bytes} {item.etag}" for name, item in sorted(items.items()))
-    digest = hashlib.sha256(listing.encode()).hexdigest()
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+
+
+def fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environment: Mapping[str, str]) -> Fetched:
+    """Some objects of a folder, by name, in the cache. Raises `TrainerError`."""
+    revision = revision_of(items)
+    digest = revision.removeprefix("sha256:")
     place = hashlib.sha256(f"{environment.get('AWS_ENDPOINT_URL_S3', '')}/{uri.bucket}/{uri.key}".encode()).hexdigest()
     folder = cache_folder(environment) / f"{PurePosixPath(uri.key).name}-{place[:12]}" / digest[:16]
     # What is cached already may be of another run: this one's credentials must open it, too.
@@ -72,7 +85,7 @@ def _fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], enviro
                     connection.download(uri, item, folder / name)
     except OSError as error:
         raise storage_error(error, "the cache (HF_HOME)") from error
-    return Fetched(folder=folder, revision=f"sha256:{digest}", names=tuple(items))
+    return Fetched(folder=folder, revision=revision, names=tuple(items))
 
 
 def _sizes(folder: Path) -> list[tuple[str, int]]:

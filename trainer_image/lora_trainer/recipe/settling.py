@@ -47,7 +47,7 @@ def settle(
         log.info("quantization: %s, as of the checkpoint", kept.value)
         config = replace(config, quantization=kept)
     try:
-        shape = shape_in(base.folder)
+        shape = shape_in(base.folder, config.model.uri)
         plan = _plan(config, shape, stats, gpu)
     except (ShapeError, AdapterError, ConfigError) as error:
         log.warning("what the run takes is not estimated: %s", error)

@@ -18,12 +18,13 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import Samples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.device import Device, choose_device
-from lora_trainer.model.loading import Adapted, adapt, load_encoder, load_model
+from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.options import check_options
 from lora_trainer.model.sharding import device_bytes, must_shard, on_cpu, shard, weight_bytes

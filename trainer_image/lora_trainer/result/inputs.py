@@ -13,9 +13,9 @@ from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import ENCODING, Encoder
 from lora_trainer.errors import VerificationError
-from lora_trainer.model.loading import load_encoder
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from lora_trainer.contract.config import Layers, LoraConfig, Variant
 from lora_trainer.contract.fields import nearest
-from lora_trainer.contract.fit.names import by_ending, in_preset, matches
+from lora_trainer.contract.fit.names import by_ending, in_preset, kinds, matches
 from lora_trainer.contract.fit.shape import GUESSED, Linear, Shape
 
 
@@ -111,7 +111,7 @@ def _chosen(config: LoraConfig, shape: Shape) -> Iterator[str]:
     if not left and not config.target_parameters:
         field = "targetModules" if config.target_modules else f"layers {(config.layers or Layers.ALL_LINEAR).value}"
         raise AdapterError(
-            f"lora.{field} leaves no module to adapt: the model's linear modules are {', '.join(_kinds(names))}; "
+            f"lora.{field} leaves no module to adapt: the model's linear modules are {', '.join(kinds(names))}; "
             "name some of them in lora.targetModules"
         )
     yield from left
@@ -122,16 +122,11 @@ def _named(field: str, endings: Sequence[str], names: Mapping[str, Linear], shap
     for ending in endings:
         found = {name for name in names if matches(name, ending)}
         if not found and shape.spread < GUESSED:
-            kinds = _kinds(names)
-            near = nearest(ending, kinds)
-            hint = f"did you mean {near}?" if near else f"name one of {', '.join(kinds)}"
+            near = nearest(ending, kinds(names))
+            hint = f"did you mean {near}?" if near else f"name one of {', '.join(kinds(names))}"
             raise AdapterError(f'{field} is "{ending[:60]}": must be a linear module of the model; {hint}')
         chosen |= found
     return chosen
-
-
-def _kinds(names: Mapping[str, Linear]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
 
 
 def _check_rank(config: LoraConfig, rank: int, module: Linear, notes: dict[str, None]) -> None:

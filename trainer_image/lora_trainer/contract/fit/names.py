@@ -1,6 +1,6 @@
 """Names of modules: which of them a preset or an ending means."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lora_trainer.contract.config import Layers
 
@@ -32,3 +32,26 @@ def in_preset(name: str, layers: Layers) -> bool:
     if layers is Layers.MLP:
         return mlp
     return last in {kind.lower() for kind in _QUERY_VALUE_NAMES}
+
+
+def kinds(linear: Iterable[str]) -> tuple[str, ...]:
+    """The distinct last parts of module names, in the order of the model."""
+    return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
+
+
+def short_names(chosen: Sequence[str], linear: Iterable[str]) -> tuple[str, ...]:
+    """The shortest endings of module names that select exactly `chosen`, as servers and people expect (`q_proj`).
+
+    Where the same ending also belongs to a module that was not chosen, the parent's name goes along (`attn.c_proj`),
+    and in the end the full name.
+    """
+    others = [name for name in linear if name not in set(chosen)]
+    names: list[str] = []
+    for full in chosen:
+        parts = full.split(".")
+        for size in range(1, len(parts) + 1):
+            ending = ".".join(parts[-size:])
+            if size == len(parts) or not any(matches(other, ending) for other in others):
+                names.append(ending)
+                break
+    return tuple(dict.fromkeys(names))

@@ -6,10 +6,10 @@ from lora_trainer.contract.config import Planned, Quantization, TrainConfig
 from lora_trainer.contract.run_plan import RunPlan
 
 
-def settled(config: TrainConfig, plan: RunPlan) -> TrainConfig:
+def settled(config: TrainConfig, plan: RunPlan | None) -> TrainConfig:
     """The configuration that a plan makes of it: `Auto` for the quantization is replaced, and what else is `Auto` is
     kept beside it as `planned`. Where nothing tells the device, nothing is settled. Idempotent."""
-    if plan.device is None:
+    if plan is None or plan.device is None:
         return config
     quantization = plan.quantization if config.quantization is Quantization.AUTO else config.quantization
     planned = Planned(

@@ -1,6 +1,5 @@
-"""The inputs of a run into the cache, before a GPU is asked for: no weights in memory."""
+"""The inputs of a run into the cache: no weights in memory."""
 
-import json
 import logging
 import os
 import time
@@ -8,12 +7,14 @@ from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.data import dataset as datasets
-from lora_trainer.data.chosen_template import Chosen, chosen_template
+from lora_trainer.data.chosen_rows import Pace
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.dataset_files import locate, locate_validation
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows, folder_name
 from lora_trainer.data.row_key import row_key
-from lora_trainer.data.survey import Samples, load_samples
-from lora_trainer.errors import ConfigError, KernelOutOfMemoryError, StorageError, TransientError, one_sentence
+from lora_trainer.data.survey import Samples
+from lora_trainer.data.tokenizer import load_encoder
+from lora_trainer.errors import KernelOutOfMemoryError, StorageError, TransientError, one_sentence
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.cache_lock import alone_in_cache
@@ -32,8 +33,6 @@ MOST_CHARACTERS = 2 * 2**20
 """Of a row that is encoded here: a fast tokenizer takes about 160 bytes a character while it works on it, and the pod
 has 2 GiB, of which the libraries take a third."""
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
 
 def fetch(config: TrainConfig, volumes: Volumes, hub: Hub) -> None:
     """Model and data into the cache. Raises `TrainerError`."""
@@ -42,22 +41,13 @@ def fetch(config: TrainConfig, volumes: Volumes, hub: Hub) -> None:
     log.info("%s at %s and %d files of data are at hand", base.name, base.revision, len(files))
 
 
-def prepare(config: TrainConfig, volumes: Volumes, hub: Hub) -> str:
-    """Fetch model and data and read every row; a sentence on what is there now. Raises `TrainerError`.
+def fill_cache(config: TrainConfig, samples: Samples, volumes: Volumes, hub: Hub, chosen: Chosen) -> bool:
+    """The whole model into the cache that runs share, and many rows encoded; whether rows were. Raises `TrainerError`.
 
-    What is wrong with a row, an address or a token shows here, where no GPU waits. Many rows are encoded here, too.
+    The data is there already: its rows were read.
     """
-    chosen = chosen_template(config.dataset, volumes)
-    samples = load_samples(config, volumes, hub)
     base = find_base(config.model.uri, volumes, hub)
-    check_tokenizer(base, config.model.uri)
-    encoded = _keep_encoded(config, samples, base, chosen) if _take_long(samples) else False
-    rows = sum(int(part.training.sum()) + int(part.held_out.sum()) for part in samples.parts)
-    size_mb = sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file()) / 1e6
-    return (
-        f"{base.name} at {base.revision} ({size_mb:.0f} MB) and {rows} rows of {config.dataset.uri} "
-        f"({samples.kind.value}, {samples.skipped} skipped) are at hand{', and encoded' if encoded else ''}"
-    )
+    return _keep_encoded(config, samples, base, chosen) if _take_long(samples) else False
 
 
 def _take_long(samples: Samples) -> bool:
@@ -67,14 +57,12 @@ def _take_long(samples: Samples) -> bool:
 
 def _keep_encoded(config: TrainConfig, samples: Samples, base: Base, chosen: Chosen) -> bool:
     """Have the encoded rows in the cache, if it has room for them. Raises what encoding finds wrong with the rows."""
-    from lora_trainer.model.loading import load_encoder  # noqa: PLC0415 - PyTorch takes seconds to import
-
     training = config.training
     encoder = load_encoder(base, training.loss_on, training.max_sequence_length, chosen)
     place = cached_rows(os.environ)
     name = folder_name(row_key(samples, encoder, base.revision))
     beat = place / f".{name}.beat"
-    pace = datasets.Pace(processes=_PROCESSES, longest=MOST_CHARACTERS, alive=beat.touch)
+    pace = Pace(processes=_PROCESSES, longest=MOST_CHARACTERS, alive=beat.touch)
     what = f"dataset.uri is {config.dataset.uri}: its encoded rows"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -111,20 +99,3 @@ def _was_killed(beat: Path) -> bool:
 
 def _changed_ns(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
-
-
-def check_tokenizer(base: Base, address: str) -> None:
-    """The files of a tokenizer, as far as they can be checked without its library. Raises `ConfigError`."""
-    if not any((base.folder / name).is_file() for name in _TOKENIZERS):
-        raise ConfigError(f"model.uri is {address}: it has no tokenizer ({', '.join(_TOKENIZERS[:2])}); add its files")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        _check_json(base.folder / name, address)
-
-
-def _check_json(path: Path, address: str) -> None:
-    try:
-        if path.is_file():
-            json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        message = f"model.uri is {address}: its {path.name} is no JSON; copy or upload it again"
-        raise ConfigError(message) from error

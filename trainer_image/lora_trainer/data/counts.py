@@ -1,0 +1,90 @@
+"""What is counted of rows while they are encoded, and for what of it a run is refused."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_trainer.data.encoding import Batch
+from lora_trainer.data.store import Block
+from lora_trainer.data.survey import Mask
+from lora_trainer.errors import DatasetError
+
+MOST_CUT = 0.5
+"""Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
+
+_SURE = 0.6
+"""The same share, and that of lost rows, where a sample was counted: it leaves no doubt about the whole."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """Over the rows that were encoded; `whole` says where the first row stands whose example was not cut."""
+
+    rows: int = 0
+    lost: int = 0
+    split: int = 0
+    cut_tokens: int = 0
+    cut_targets: int = 0
+    apart: int = 0
+    answers: int = 0
+    learned_answers: int = 0
+    unended_answers: int = 0
+    whole: str | None = None
+
+    def add(self, batch: Batch, block: Block) -> Mask:
+        """Count some more rows; in which of their examples there is something left to learn."""
+        kept: Mask = block.targets > 0
+        examples = np.bincount(block.samples, kept, minlength=len(batch.samples))
+        self.rows += len(examples)
+        self.lost += int(np.count_nonzero(examples == 0))
+        self.split += int(np.count_nonzero(examples > 1))
+        self.cut_tokens += int(block.cut_tokens.sum())
+        self.cut_targets += int(block.cut_targets.sum())
+        self.apart += int(block.apart[kept].sum())
+        self.answers += int(block.answers.sum())
+        self.learned_answers += int(block.learned_answers[kept].sum())
+        self.unended_answers += int(block.unended_answers[kept].sum())
+        whole = kept & ~block.truncated
+        if self.whole is None and whole.any():
+            self.whole = batch.samples[int(block.samples[np.flatnonzero(whole)[0]])].where
+        return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was made of the rows: examples to train on, those of them that were not cut, learned tokens with those that
+    are held out, and whether the rows are plain text, which has no end to learn."""
+
+    training: int
+    whole: int
+    targets: int
+    is_text: bool
+
+
+def check(counts: Counts, examples: Found, max_length: int, *, sampled: bool = False) -> None:
+    """Refuse what would train a model that has seen too little, or one whose answers never end. Raises `DatasetError`.
+
+    Of rows that are `sampled` only what is wrong beyond doubt is refused: the training sees all of them.
+    """
+    longest = f"training.maxSequenceLength ({max_length})"
+    if not examples.training or counts.lost > counts.rows * (_SURE if sampled else 0.5):
+        raise DatasetError(
+            f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
+            "longer; raise it or shorten the prompts"
+        )
+    if not examples.whole and not examples.is_text:
+        raise DatasetError(
+            f"all {examples.training} rows are longer than {longest}, so that no answer keeps its end and the model "
+            "would never learn to stop: raise it or shorten the rows"
+        )
+    cut = counts.cut_targets / (counts.cut_targets + examples.targets)
+    if cut > (_SURE if sampled else MOST_CUT):
+        raise DatasetError(
+            f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
+            f"{MOST_CUT:.0%}: raise it, or split the rows into shorter ones"
+        )
+    if counts.whole is not None and counts.unended_answers == counts.learned_answers:
+        raise DatasetError(
+            f"{counts.whole}: no end-of-sequence token is learned after an answer, here as in all rows, so the model "
+            "would never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
+        )

@@ -1,0 +1,144 @@
+"""What is found out about a run before a GPU is asked for: model, rows, output, plan. Without PyTorch."""
+
+import logging
+from dataclasses import dataclass
+
+from lora_trainer.contract.advice import Advice
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.contract.fit.described import counted, described
+from lora_trainer.contract.fit.names import short_names
+from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.shape import GUESSED, Shape
+from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.contract.summary import Summary
+from lora_trainer.contract.uri import ClaimUri, parse_uri
+from lora_trainer.data.chosen_template import chosen_template
+from lora_trainer.data.row_facts import count_rows
+from lora_trainer.data.survey import load_samples
+from lora_trainer.data.tokenizer import check_tokenizer, load_encoder
+from lora_trainer.errors import ConfigError, DoesNotFitError
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.model_headers import ModelHeaders, read_headers
+from lora_trainer.places.outputs import open_sink
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.activity import begun
+from lora_trainer.recipe.inputs import fill_cache
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A base model without its weights: its files, the shape that they have, and the adapter that the run puts on."""
+
+    headers: ModelHeaders
+    shape: Shape
+    adapter: Adapter
+
+
+def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = False) -> Summary:
+    """Look at everything that a run needs, and plan it; with `fill` model and data are in the cache afterwards.
+
+    Raises `TrainerError` with the reason that the training would have given, and `DoesNotFitError`.
+    """
+    chosen = chosen_template(config.dataset, volumes)
+    begun("looking at the model")
+    model = look_at_model(config, volumes, hub)
+    begun("trying the output")
+    output = check_output(config, volumes)
+    samples = load_samples(config, volumes, hub)
+    training = config.training
+    encoder = load_encoder(model.headers.base, training.loss_on, training.max_sequence_length, chosen)
+    rows = count_rows(samples, encoder, training.seed)
+    found = Preflight(model=model_facts(model), dataset=rows, output=output)
+    plan = make_plan(config, model, rows)
+    if fill:
+        begun("filling the cache")
+        fill_cache(config, samples, volumes, hub, chosen)
+    return Summary(
+        reason=Reason.PREFLIGHT_PASSED,
+        message=_sentence(config, found, filled=fill),
+        preflight=found,
+        plan=plan,
+        advice=advise(config, found, plan),
+    )
+
+
+def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
+    """Configuration, headers and the names that the adapter resolves to. Raises `TrainerError`."""
+    address = config.model.uri
+    headers = read_headers(address, volumes, hub)
+    check_tokenizer(headers.base, address)
+    try:
+        text = (headers.base.folder / "config.json").read_text(encoding="utf-8")
+        plain = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
+        adapter = plan_adapter(config.lora, plain)
+    except ShapeError as error:
+        raise ConfigError(f"model.uri is {address}: {error}") from error
+    except AdapterError as error:
+        raise ConfigError(str(error)) from error
+    for sentence in (*plain.doubts, *adapter.doubts, *adapter.notes):
+        log.warning("%s", sentence)
+    return Model(headers=headers, shape=doubtful(plain, adapter), adapter=adapter)
+
+
+def model_facts(model: Model) -> ModelFacts:
+    """What the status says of a model."""
+    shape, adapter = model.shape, model.adapter
+    names = [(name, adapter.ranks[layer][position] > 0) for layer, position, name, _ in shape.modules()]
+    chosen = [name for name, is_adapted in names if is_adapted]
+    return ModelFacts(
+        revision=model.headers.base.revision,
+        model_type=model.headers.base.model_type,
+        parameters=shape.parameters,
+        weight_bytes=model.headers.weight_bytes,
+        linear_modules=len(names),
+        adapted=len(chosen),
+        target_modules=short_names(chosen, [name for name, _ in names]),
+        trainable_parameters=adapter.parameters,
+        known=shape.spread < GUESSED,
+    )
+
+
+def check_output(config: TrainConfig, volumes: Volumes) -> OutputCheck:
+    """Try the output's address with its credentials; a claim is not mounted here. Raises `TrainerError`."""
+    if isinstance(parse_uri(config.output.uri), ClaimUri):
+        return OutputCheck.AT_TRAINING
+    open_sink(config, volumes).check()
+    return OutputCheck.CHECKED
+
+
+def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
+    """What the run will take. Raises `DoesNotFitError` where that is more than a device that is known has."""
+    plan = plan_of(
+        config,
+        model.shape,
+        model.adapter,
+        tokens=rows.tokens,
+        rows=rows.train_samples,
+        learned_share=rows.target_tokens / rows.tokens,
+        longest=rows.longest_tokens,
+    )
+    if plan.fits is False and plan.device is not None:
+        raise DoesNotFitError(plan.reason, plan)
+    return plan
+
+
+def advise(_config: TrainConfig, _found: Preflight, _plan: RunPlan) -> tuple[Advice, ...]:
+    """What would make the run go better, as far as it shows before it begins."""
+    return ()
+
+
+def _sentence(config: TrainConfig, found: Preflight, *, filled: bool) -> str:
+    model, rows = found.model, found.dataset
+    checked = "was tried" if found.output is OutputCheck.CHECKED else "is tried when the training begins"
+    samples = rows.train_samples + rows.validation_samples
+    return (
+        f"{config.model.uri} ({model.model_type}, {model.parameters:,} parameters, {model.trainable_parameters:,} to "
+        f"train) and {samples:,} rows of {config.dataset.uri} ({rows.format}, {rows.skipped_samples} skipped) are "
+        f"good{', and in the cache' if filled else ''}; {config.output.uri} {checked}"
+    )
