@@ -107,7 +107,7 @@ OTHER: Mapping[str, Any] = {
     "spec.tracking.project": "other",
     "spec.tracking.secretRef.name": "other",
     "spec.resumeFrom.name": "other",
-    "spec.preflight": "Skip",
+    "spec.preflight": "Run",
     "spec.suspend": True,
     "spec.maxRetries": 1,
     "spec.activeDeadlineSeconds": 90000,
