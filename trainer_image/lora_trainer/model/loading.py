@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, LossOn, Quantization
 from lora_trainer.contract.fit.limits import CHECKPOINTING_FROM_PARAMETERS
 from lora_trainer.data.chosen_template import Chosen
@@ -38,7 +39,7 @@ class Adapted:
 
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
-    whether activations are recomputed; `advice` are sentences for the user.
+    whether activations are recomputed, `left_alone` what the adapter leaves alone.
     """
 
     model: Any
@@ -48,7 +49,7 @@ class Adapted:
     total_parameters: int
     starts: Mapping[str, Start] = field(default_factory=dict)
     checkpointing: bool = False
-    advice: tuple[str, ...] = ()
+    left_alone: LeftAlone = field(default_factory=LeftAlone)
 
 
 def load_encoder(
@@ -187,7 +188,7 @@ def adapt(
         total_parameters=total + trainable,
         starts=found,
         checkpointing=recompute,
-        advice=plan.advice,
+        left_alone=plan.left_alone,
     )
 
 
