@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
 from lora_trainer.contract.fit.choice import is_large
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
@@ -35,7 +36,7 @@ class Adapted:
 
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
-    whether activations are recomputed; `advice` are sentences for the user.
+    whether activations are recomputed, `left_alone` what the adapter leaves alone.
     """
 
     model: Any
@@ -45,7 +46,7 @@ class Adapted:
     total_parameters: int
     starts: Mapping[str, Start] = field(default_factory=dict)
     checkpointing: bool = False
-    advice: tuple[str, ...] = ()
+    left_alone: LeftAlone = field(default_factory=LeftAlone)
 
 
 def skeleton(base: Base) -> Loaded:
@@ -154,7 +155,7 @@ def adapt(
         total_parameters=total + trainable,
         starts=found,
         checkpointing=recompute,
-        advice=plan.advice,
+        left_alone=plan.left_alone,
     )
 
 
