@@ -36,7 +36,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, Loaded, adapt, set_training
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.quantize import quantization_settings
-from lora_trainer.model.targets import linear_modules
+from lora_trainer.model.linear import linear_modules
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training import loss, step
@@ -158,9 +158,7 @@ def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> Adapted:
     _quantize(model, head, how.quantization, device)
     model.requires_grad_(False)
     model.config.use_cache = False
-    loaded = Loaded(
-        model=model, head=head, linear=linear_modules(model, head), quantization=how.quantization
-    )
+    loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=how.quantization)
     base = Base(folder=Path(), name="simulated", revision="sha256:0", model_type=config["model_type"])
     checkpointing = ActivationCheckpointing.FULL if how.recompute else ActivationCheckpointing.NONE
     # All is on one device already, and modules of fake tensors cannot be moved.

@@ -15,6 +15,7 @@ from lora_trainer.data.dataset import Data
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
+from lora_trainer.recipe.settling import Settled
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
 from lora_trainer.training.listener import Trained
@@ -26,7 +27,7 @@ _CONFIG = "config.json"
 
 
 def facts_of(
-    config: TrainConfig,
+    settled: Settled,
     base: Base,
     data: Data,
     adapted: Adapted,
@@ -36,7 +37,7 @@ def facts_of(
     budget: Budget,
 ) -> Facts:
     """What is known when the training begins; `shared_rows` are training rows that are held-out ones, too."""
-    stats = data.stats
+    stats, config = data.stats, settled.config
     return Facts(
         config=config,
         computing=Computing(
@@ -58,6 +59,7 @@ def facts_of(
             shared=shared_rows,
         ),
         left_alone=adapted.left_alone,
+        plan=settled.plan,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_trainer.artifact.curve_records import metrics_beside
+from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
 from lora_trainer.artifact.manifest import Measured
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import Packing, Quantization, TrainConfig
@@ -114,13 +114,12 @@ def run_training(
         resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
 
         adviser = Adviser.begin(
-            facts_of(config, base, data, adapted, shared_rows=samples.shared, device=device, budget=budget),
+            facts_of(settled, base, data, adapted, shared_rows=samples.shared, device=device, budget=budget),
             speaks=ranks.is_main,
         )
 
         reporter.phase(Phase.EVALUATING, resolved)
-        curves = metrics_beside(folder)
-        curves.begin(saved.checkpoint.step if saved and goes_on else 0)
+        curves = _curves(folder, saved if goes_on else None)
         narrator = Narrator(reporter, device, curves)
         evaluation = Evaluator(
             adapted=adapted,
@@ -172,6 +171,12 @@ def run_training(
                 ended_of(trained, before, after, training.total, held_out=data.held_out), training.budget
             )
             _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise, advice=advice)
+
+
+def _curves(folder: Path, goes_on: Saved | None) -> MetricsFile:
+    curves = metrics_beside(folder)
+    curves.begin(goes_on.checkpoint.step if goes_on else 0)
+    return curves
 
 
 def _report_data(data: Data, encoder: Encoder, reporter: Reporter) -> None:
