@@ -68,7 +68,7 @@ def estimate(**changes: Any) -> Changes:
     return {"estimate": dataclasses.replace(ESTIMATE, **changes)}
 
 
-NF4 = make_config(quantization="NF4")
+NF4, BITS_16 = make_config(quantization="NF4"), make_config(quantization="None")
 IN_NF4 = {"quantization": Quantization.NF4, "tokens_per_second": 1000.0, "alternatives": (IN_16_BITS,)}
 TIGHT = {"fits": None, "peak_bytes": 23 * GIB, "alternatives": (IN_4_BITS,)}
 KEPT = {"plan": make_plan(activation_checkpointing=False), "shape": LLAMA}
@@ -94,7 +94,7 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
         "NF4 takes 10% more time than quantization: None, which takes 18.0 GiB of 24.0 GiB",
     ),
     Code.QUANTIZATION_WOULD_FIT: (
-        None,
+        BITS_16,
         {"plan": make_plan(**TIGHT)},
         "takes 23.0 GiB of 24.0 GiB, and 9.0 GiB with quantization: NF4",
     ),
@@ -166,11 +166,17 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
         NF4,
         {"plan": make_plan(**{**IN_NF4, "alternatives": (dataclasses.replace(IN_16_BITS, fits=False),)})},
     ),
+    "16 bits fit, and are slower": (
+        Code.QUANTIZATION_NOT_NEEDED,
+        NF4,
+        {"plan": make_plan(**{**IN_NF4, "tokens_per_second": 1100.1})},
+    ),
+    "quantization left to the plan": (Code.QUANTIZATION_WOULD_FIT, None, {"plan": make_plan(**TIGHT)}),
     "quantization that nobody asked for": (Code.QUANTIZATION_NOT_NEEDED, None, {"plan": make_plan(**IN_NF4)}),
-    "16 bits fit": (Code.QUANTIZATION_WOULD_FIT, None, {"plan": make_plan(**{**TIGHT, "fits": True})}),
+    "16 bits fit": (Code.QUANTIZATION_WOULD_FIT, BITS_16, {"plan": make_plan(**{**TIGHT, "fits": True})}),
     "nothing tells the device": (
         Code.QUANTIZATION_WOULD_FIT,
-        None,
+        BITS_16,
         {"plan": make_plan(**TIGHT, device=None, device_bytes=None)},
     ),
     "whole rows": (Code.ROWS_CUT, None, rows(cut=0)),
@@ -280,13 +286,13 @@ def test_preflight_and_plan_tell_what_their_rules_need() -> None:
     plan = make_plan(**IN_NF4, micro_batch_tokens=2048)
     assert codes(before(NF4, found, plan, MIXTURE)) == [
         "RankTooLow",
-        "ManyDuplicates",
-        "SmallMicroBatch",
-        "QuantizationNotNeeded",
         "RowsCut",
         "FewHeldOutRows",
         "HeldOutRowsLearned",
         "ExpertsNotAdapted",
+        "ManyDuplicates",
+        "SmallMicroBatch",
+        "QuantizationNotNeeded",
     ]
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
 from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, recomputes, rows, setting_of
@@ -31,7 +32,7 @@ class Asked:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The answer. Sizes are bytes; `hours_per_tokens` says of how many tokens the hours are, `spread` by how much the
-    memory may be off for what `doubts` name."""
+    memory may be off for what `doubts` name; `advice` is what can be said without data and device."""
 
     run: str
     model: str
@@ -54,6 +55,7 @@ class Plan:
     spread: float
     doubts: tuple[str, ...]
     notes: tuple[str, ...]
+    advice: tuple[Spoken, ...]
 
 
 def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
@@ -92,6 +94,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         spread=shape.spread,
         doubts=shape.doubts,
         notes=_notes(config, adapter, asked),
+        advice=spoken(before(config, None, None, shape)),
     )
 
 

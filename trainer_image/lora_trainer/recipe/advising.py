@@ -8,13 +8,14 @@ from lora_trainer.contract.advice.codes import Advice, Severity
 from lora_trainer.contract.advice.facts import Computing, Ended, Facts, Rows
 from lora_trainer.contract.advice.rules import after, known_before, spoken
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.data.dataset import Data
+from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
+from lora_trainer.places.base_shape import shape_in
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
@@ -23,7 +24,6 @@ from lora_trainer.training.schedule import total_steps, wanted_rows
 from lora_trainer.training.trend import Interim, interim, since_late, since_lowest
 
 log = logging.getLogger(__name__)
-_CONFIG = "config.json"
 
 
 def facts_of(
@@ -66,8 +66,8 @@ def facts_of(
 def _shape(base: Base) -> Shape | None:
     """None for a kind that the estimate does not know."""
     try:
-        return shape_of(read_json((base.folder / _CONFIG).read_text(encoding="utf-8"), _CONFIG))
-    except (OSError, UnicodeDecodeError, ShapeError):
+        return shape_in(base.folder, base.name)
+    except (ConfigError, ShapeError):
         return None
 
 
