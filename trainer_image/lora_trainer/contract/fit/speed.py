@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.adapter import Adapter
 from lora_trainer.contract.fit.devices import Gpu
-from lora_trainer.contract.fit.memory import Setting
+from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.contract.fit.shape import Shape
 
 SHARE = 0.4
@@ -45,7 +44,7 @@ def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: 
     # fp32 has no tensor cores: an eighth of the peak in 16 bits is the largest share that data sheets have.
     peak = gpu.flops / 8 if setting.fp32 else gpu.flops
     seconds = flops / (peak * share)
-    if setting.quantization in {Quantization.NF4, Quantization.FP4}:
+    if setting.is_4bit:
         passes = 3 if setting.recompute else 2
         seconds += passes * _READ_AND_WRITTEN * shape.linear_weights / gpu.bandwidth / setting.tokens
     return Speed(tokens_per_s=1 / seconds, flops_per_token=flops)
