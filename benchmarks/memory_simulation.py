@@ -33,10 +33,10 @@ from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model import attention
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.device import Device
+from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, set_training
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.quantize import quantization_settings
-from lora_trainer.model.linear import linear_modules
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training import loss, step
