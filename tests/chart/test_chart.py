@@ -13,6 +13,7 @@ from tests.chart.objects import Render, only, pod_of, settings_of
 
 from lora_operator.running.self_check import LEASE_RIGHTS
 from lora_operator.views.config import OperatorConfig, load_config, yaml_name
+from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -189,6 +190,7 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
             "cacheClaim": "lora-cache",
             "preflightCPU": "500m",
             "preflightMemory": "1Gi",
+            "gpus": [{"name": "NVIDIA-A10G", "memoryGiB": 24, "pricePerHour": 1.2}],
             "requireRenderedImage": True,
             "stallTimeoutSeconds": 900,
             "mostUnfinishedRunsPerNamespace": 50,
@@ -227,6 +229,7 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         cache_claim="lora-cache",
         preflight_cpu="500m",
         preflight_memory="1Gi",
+        gpus=(GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.2),),
         require_rendered_image=True,
         stall_timeout_s=900,
         most_unfinished_runs_per_namespace=50,
@@ -376,6 +379,8 @@ def test_a_misspelt_value_is_refused_by_name(helm: Any) -> None:
         ({"config": {"stallTimeoutSeconds": 0}}, "stallTimeoutSeconds"),
         ({"config": {"leaseDurationSeconds": 0}}, "leaseDurationSeconds"),
         ({"config": {"mostUnfinishedRunsPerNamespace": -1}}, "mostUnfinishedRunsPerNamespace"),
+        ({"config": {"gpus": [{"name": "NVIDIA-L4", "memoryGiB": 0}]}}, "memoryGiB"),
+        ({"config": {"gpus": [{"name": "NVIDIA-L4"}]}}, "memoryGiB"),
         ({"replicas": -1}, "replicas"),
         ({"replicas": 2.5}, "replicas"),
         ({"config": {"progressIntervalSeconds": 0}}, "progressIntervalSeconds"),

@@ -21,6 +21,7 @@ from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.manifest import RunOptions, train_config
 
 Spec = dict[str, Any]
@@ -86,6 +87,8 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "resources.gpus": (2, PLAIN),
     "resources.nodes": (2, CHECKED),
     "resources.gpuResourceName": ("amd.com/gpu", PLAIN),
+    "resources.gpuMinMemoryGiB": (24, PLAIN),
+    "resources.gpuProducts": (["NVIDIA-L4"], PLAIN),
     "resources.cpu": (7, PLAIN),
     "resources.memory": ("3Gi", PLAIN),
     "resources.sharedMemory": ("2Gi", PLAIN),
@@ -122,6 +125,8 @@ NOT_OF_THE_SPEC = {
     "run.uid",
     "run.attempt",
     "device.allow_cpu",
+    "device.gpu_price",
+    "planned",
     "stall_timeout_s",
 }
 
@@ -243,7 +248,11 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
             "log_format",
         ),
     }
-    others: dict[str, Any] = {"image_pull_policy": "Never", "oci_plain_http_registries": ("a:1",)}
+    others: dict[str, Any] = {
+        "image_pull_policy": "Never",
+        "oci_plain_http_registries": ("a:1",),
+        "gpus": (GpuSetting(name="nvidia.com/gpu", memory_gib=24),),
+    }
     value = getattr(SITE, name)
     if name in others:
         other = others[name]

@@ -282,3 +282,32 @@ def test_the_kubelet_asks_the_trainer_whether_it_lives() -> None:
     found = trainer({})
     assert found["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert found["ports"] == [{"name": "metrics", "containerPort": 9090}]
+
+
+NODES = [
+    ({}, None),
+    ({"gpus": 1}, None),
+    ({"gpuMinMemoryGiB": 24}, [{"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["22609"]}]),
+    (
+        {"gpuProducts": ["NVIDIA-L4", "NVIDIA-A10"]},
+        [{"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L4", "NVIDIA-A10"]}],
+    ),
+    (
+        {"gpuMinMemoryGiB": 40, "gpuProducts": ["NVIDIA-L40S"]},
+        [
+            {"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["37683"]},
+            {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L40S"]},
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("resources", "wanted"), NODES, ids=[str(list(resources)) for resources, _ in NODES])
+def test_a_training_goes_only_to_nodes_whose_gpus_are_large_enough(resources: Any, wanted: Any) -> None:
+    """By the labels of GPU feature discovery, all of them on one node; what only looks goes anywhere."""
+    spec = {"resources": resources}
+    affinity = pod_of(rendered(spec, CONFIG)).get("affinity")
+    terms = {"nodeSelectorTerms": [{"matchExpressions": wanted}]}
+    asked = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    assert affinity == (None if wanted is None else asked)
+    assert "affinity" not in pod_of(looking(spec))

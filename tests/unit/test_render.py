@@ -147,7 +147,9 @@ def everything(spec: dict[str, Any], config: OperatorConfig) -> tuple[dict[str, 
 def understood(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> tuple[FineTune, Request, TrainConfig]:
     """The resource, read and found valid."""
     finetune = make_finetune(spec=spec, metadata=metadata)
-    request = read_request(finetune.manifest, RunOptions(uid=finetune.uid, allow_cpu=config.allow_cpu))
+    request = read_request(
+        finetune.manifest, RunOptions(uid=finetune.uid, allow_cpu=config.allow_cpu, gpus=config.gpus)
+    )
     assert request.train is not None, request.problems
     return finetune, request, request.train
 

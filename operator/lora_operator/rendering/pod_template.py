@@ -9,6 +9,7 @@ from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.fit.devices import least_label
 from lora_trainer.contract.progress import PORT
 
 USER_ID = 10001
@@ -69,12 +70,30 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
         "subdomain": name if several else None,
         # Looking needs no GPU and so no node that has one, but storage and taints may be those of the training.
         "nodeSelector": dict(pod.node_selector) if shape.trains else None,
+        "affinity": node_affinity(pod) if shape.trains else None,
         "tolerations": [dict(toleration) for toleration in pod.tolerations],
         "priorityClassName": pod.priority_class_name,
         "imagePullSecrets": [{"name": name} for name in config.image_pull_secrets],
         "serviceAccountName": config.trainer_service_account_name,
     }
     return {**spec, **{key: value for key, value in optional.items() if value}}
+
+
+def node_affinity(pod: PodRequest) -> Manifest | None:
+    """Only nodes that GPU feature discovery labels with enough memory and with a product that the run takes.
+
+    A label has the MiB that the driver reports, some of what a GPU is sold with missing: see `least_label`.
+    """
+    wanted: list[Manifest] = []
+    if pod.gpu_min_memory_gib is not None:
+        least = str(least_label(pod.gpu_min_memory_gib))
+        wanted.append({"key": names.GPU_MEMORY_LABEL, "operator": "Gt", "values": [least]})
+    if pod.gpu_products:
+        wanted.append({"key": names.GPU_PRODUCT_LABEL, "operator": "In", "values": list(pod.gpu_products)})
+    if not wanted or not pod.gpus:
+        return None
+    terms = {"nodeSelectorTerms": [{"matchExpressions": wanted}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
 def _container(

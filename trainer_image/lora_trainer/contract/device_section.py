@@ -1,5 +1,6 @@
 """`spec.resources` of a manifest as far as the training sees it: how many GPUs, and what is known of them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ LARGEST_GPU_GIB = 1024
 MOST_PRODUCTS = 16
 _CLUSTER = ("cpu", "memory", "sharedMemory")
 _RESOURCE = "nvidia.com/gpu"
+_LONGEST_LABEL = 63
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +46,18 @@ def read_device(
     gpus = or_default(section.integer("gpus", 1, 0, 64), 1)
     nodes = section.integer("nodes", 1, 1, 64) or 1
     least = section.integer("gpuMinMemoryGiB", None, 1, LARGEST_GPU_GIB)
-    products = section.texts("gpuProducts")
-    resource = section.text("gpuResourceName", longest=253) or _RESOURCE
+    products = section.texts("gpuProducts", most=MOST_PRODUCTS, longest=_LONGEST_LABEL)
+    for product in products:
+        if not _LABEL.fullmatch(product):
+            rule = (
+                "must be a value of the label nvidia.com/gpu.product, as in NVIDIA-L4 (kubectl get nodes -L shows it)"
+            )
+            section.complain("gpuProducts", product, rule)
+    for field, value in (("gpuMinMemoryGiB", least), ("gpuProducts", list(products))):
+        if value and gpus == 0:
+            section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
+    named = section.get("gpuResourceName")
+    resource = named if isinstance(named, str) else _RESOURCE
     section.seen.update(_CLUSTER)
     section.finish(strict=strict)
     found = _smallest(least, products, resource, settings) if gpus else None

@@ -78,6 +78,8 @@ _PRODUCTS = tuple(
 )
 """How drivers name the GPUs of the table, in lower case and with hyphens."""
 _SLICE = re.compile(r"mig-[1-9][0-9]?g\.([0-9]{1,4})gb(?![a-z0-9])")
+_SHARED = ("-shared", ".shared")
+"""How NVIDIA's device plugin marks what several pods take in turns."""
 _NEAR = 0.08
 """Relative difference of memory between drivers: PyTorch sees some 4 % less than nvidia-smi shows."""
 
@@ -127,7 +129,7 @@ def by_product(name: str) -> Gpu | None:
     """The GPU that a driver calls so (`NVIDIA A100-SXM4-40GB`), or GPU feature discovery, with hyphens for blanks; a
     slice of one has the memory that its name says. None for any other, and for one that is shared in time."""
     plain = re.sub(r"[\s_]+", "-", name.strip().lower())
-    if plain.endswith("-shared"):
+    if plain.endswith(_SHARED):
         return None
     found = slice_of(plain)
     if found is not None:
@@ -136,8 +138,9 @@ def by_product(name: str) -> Gpu | None:
 
 
 def slice_of(name: str) -> Gpu | None:
-    """The slice of a GPU whose profile a resource or a product names, as in `nvidia.com/mig-3g.40gb`."""
-    found = _SLICE.search(name.lower())
+    """The slice of a GPU whose profile a resource or a product names, as in `nvidia.com/mig-3g.40gb`; None for any
+    other, and for one that is shared in time."""
+    found = None if name.lower().endswith(_SHARED) else _SLICE.search(name.lower())
     if found is None or not 1 <= int(found[1]) <= _MOST // GIB:
         return None
     return Gpu(name=name.rpartition("/")[2], memory_bytes=least_memory(int(found[1])))
