@@ -17,8 +17,11 @@ from unittest import mock
 
 import bitsandbytes
 import torch
+from bitsandbytes.autograd._functions import MatMul8bitLt
+from peft.tuners.lora import dora
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from transformers import masking_utils
 
 from lora_trainer.contract.fit.limits import MOST_LOGITS
 
@@ -28,7 +31,7 @@ _IN_FP32 = frozenset(
 )
 """Of `AT_FORALL_FP32` in PyTorch's `autocast_mode.h`, what models compute with."""
 _IN_FP32_UNLESS_TYPED = frozenset({"softmax", "log_softmax", "cumsum", "cumprod", "prod", "sum", "linalg_norm"})
-"""Of `AT_FORALL_FP32_SET_OPT_DTYPE`: where the caller names no type. `linalg_norm` calls those of vectors and matrices."""
+"""Of `AT_FORALL_FP32_SET_OPT_DTYPE`: where the caller names no type. `linalg_norm` calls those of vectors, matrices."""
 _16_BITS = frozenset({torch.bfloat16, torch.float16})
 
 
@@ -49,10 +52,10 @@ class AsGpu(TorchFunctionMode):
         """PyTorch's protocol: `func` with other arguments, or in place of it what a GPU does."""
         given, named = tuple(args), dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if name == "__float__":
+        if name in {"__float__", "item"}:
             return 0.0
         if name == "__deepcopy__":
-            return nn.Parameter(given[0].detach().clone(), requires_grad=given[0].requires_grad)
+            return _copied(given[0])
         if name == "dropout" and not _is_off(given, named):
             return torch.native_dropout(given[0], given[1] if len(given) > 1 else named["p"], True)[0]
         if name == "scaled_dot_product_attention":
@@ -91,7 +94,7 @@ def _wide(value: Any) -> Any:
 @contextlib.contextmanager
 def settings_of_gpu() -> Iterator[None]:
     """Within it, what asks for the kind of device, or whether a GPU's autocast is on, is given a GPU's answer."""
-    asked, product = torch.is_autocast_enabled, bitsandbytes.autograd._functions.MatMul8bitLt
+    asked, product = torch.is_autocast_enabled, MatMul8bitLt
 
     def autocast_is_on(device_type: str = "cpu") -> bool:
         return asked(device_type)
@@ -102,10 +105,32 @@ def settings_of_gpu() -> Iterator[None]:
     with (
         mock.patch.object(torch, "is_autocast_enabled", autocast_is_on),
         # A call of a mode's is made without the mode, and recomputation is part of the backward pass.
-        mock.patch.object(torch.autograd, "has_torch_function", lambda _tensors: False),
+        mock.patch.object(torch.autograd, "has_torch_function", return_value=False),
         mock.patch.dict(MOST_LOGITS, cpu=MOST_LOGITS["cuda"]),
         mock.patch.object(bitsandbytes, "matmul", product_of_8_bits),
+        # It reads positions, which in padded rows begin at 0 alone.
+        mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None),
+        # It knows quantized weights by their classes, of which no fake parameter can be.
+        mock.patch.object(dora, "dequantize_module_weight", _in_full),
         # Its numbers are read one by one.
-        mock.patch.object(bitsandbytes.functional, "create_dynamic_map", lambda **_named: torch.zeros(256)),
+        mock.patch.object(bitsandbytes.functional, "create_dynamic_map", side_effect=_code_of_8_bits),
     ):
         yield
+
+
+def _code_of_8_bits(**_settings: object) -> torch.Tensor:
+    return torch.zeros(256)
+
+
+def _copied(parameter: Any) -> nn.Parameter:
+    found = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    if hasattr(parameter, "quant_state"):
+        vars(found)["quant_state"] = parameter.quant_state
+    return found
+
+
+def _in_full(module: Any) -> torch.Tensor:
+    weight = module.weight
+    state = getattr(weight, "quant_state", None)
+    found: torch.Tensor = weight if state is None else bitsandbytes.functional.dequantize_4bit(weight.data, state)
+    return found

@@ -22,21 +22,21 @@ import bitsandbytes
 import numpy as np
 import torch
 import transformers
+from benchmarks.memory_as_gpu import AsGpu, settings_of_gpu
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.memory_as_gpu import AsGpu, settings_of_gpu
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model import attention
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.device import Device
+from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, set_training
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.quantize import quantization_settings
-from lora_trainer.model.targets import linear_modules
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training import loss, step
@@ -47,7 +47,7 @@ from lora_trainer.training.optimizers import make_optimizer
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """How a step computes. `rows` are the lengths of a micro-batch's rows, `learned` the share of tokens that is
-    learned; `packs` says that one kernel takes all rows, as a GPU from Ampere on does in 16 bits."""
+    learned; `packs` says that one kernel takes all rows of a pack, as a GPU from Ampere on has for 16 bits."""
 
     rows: tuple[int, ...]
     lora: LoraConfig = LoraConfig()  # noqa: RUF009 - frozen
@@ -75,11 +75,15 @@ class Simulated:
     evaluation: int
 
 
-class Living(TorchDispatchMode):
+_PERIODS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
+"""After how many layers a model's layers repeat: of these some see a window alone."""
+
+
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of all storages that operations gave and nobody let go of; `peak` is the most at any moment."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
@@ -112,15 +116,39 @@ class Living(TorchDispatchMode):
         self.now -= size
 
 
+def simulate_deep(config: Mapping[str, Any], how: Step) -> Simulated:
+    """The same of a deep model, from two shallow ones: each layer more adds as many bytes as the one before.
+
+    Not for modules that are trained whole: the moment of their gradient is the peak of a shallow model, and not of a
+    deep one.
+    """
+    key = next(name for name in ("num_hidden_layers", "n_layer") if name in config)
+    period = _PERIODS.get(config["model_type"], 1)
+    few, more = (simulate({**config, key: layers}, how) for layers in (max(2, period), max(2, period) + period))
+    further = (int(config[key]) - max(2, period)) / period
+
+    def deep(name: str) -> int:
+        one, other = int(getattr(few, name)), int(getattr(more, name))
+        return round(one + further * (other - one))
+
+    return Simulated(**{one.name: deep(one.name) for one in fields(Simulated)})
+
+
 def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
     """One step of the model that a `config.json` describes."""
     learned = max(1, round(sum(how.rows) * how.learned) - len(how.rows))
     examples = _examples(how, learned)
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=how.dtype)
-    real = collate(examples, device.torch_device, packed=how.packs)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, settings_of_gpu(), AsGpu(selected=len(real.targets)):
+    batches = {packed: collate(examples, device.torch_device, packed=packed) for packed in (False, True)}
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        settings_of_gpu(),
+        AsGpu(selected=len(batches[True].targets)),
+    ):
         adapted = _adapted(config, how, device)
-        batch = _without_numbers(real, fake)
+        # A model that computes its attention by itself is given padded rows.
+        packed = adapted.model.config._attn_implementation == attention.NAME
+        batch = _without_numbers(batches[packed], fake)
         parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(parameters, how.training, device)
         for parameter in parameters:
@@ -131,7 +159,7 @@ def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
             for tensor in _standing(adapted.model, optimizer):
                 living.count(tensor)
             standing = living.now
-            kept = _train(adapted, batch, examples, how, device, living)
+            kept = _train(adapted, batch, examples, how, device=device, living=living)
             peak, living.peak = living.peak, living.now
             _evaluate(adapted, batch, how, device)
         return Simulated(standing=standing, kept=kept - standing, peak=peak, evaluation=living.peak)
@@ -158,9 +186,7 @@ def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> Adapted:
     _quantize(model, head, how.quantization, device)
     model.requires_grad_(False)
     model.config.use_cache = False
-    loaded = Loaded(
-        model=model, head=head, linear=linear_modules(model, head), quantization=how.quantization
-    )
+    loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=how.quantization)
     base = Base(folder=Path(), name="simulated", revision="sha256:0", model_type=config["model_type"])
     checkpointing = ActivationCheckpointing.FULL if how.recompute else ActivationCheckpointing.NONE
     # All is on one device already, and modules of fake tensors cannot be moved.
@@ -263,22 +289,21 @@ def _statistics(state: Any) -> Iterator[torch.Tensor]:
 
 
 def _train(
-    adapted: Adapted, batch: Batch, examples: Sequence[Example], how: Step, device: Device, living: Living
+    adapted: Adapted, batch: Batch, examples: Sequence[Example], how: Step, *, device: Device, living: Living
 ) -> int:
     """The trainer's own step. Bytes that live when its forward pass has ended."""
     after: list[int] = []
-    budget = Budget(tokens=sum(how.rows), longest=max(how.rows), packed=how.packs)
-    losses = step.token_losses
+    budget = Budget(tokens=sum(how.rows), longest=max(how.rows), packed=batch.segments is not None)
 
     def watched(*args: Any) -> torch.Tensor:
-        found = losses(*args)
+        found = loss.token_losses(*args)
         after.append(living.now)
         return found
 
     with (
-        mock.patch.object(step, "collate", lambda *_args, **_named: batch),
+        mock.patch.object(step, "collate", return_value=batch),
         mock.patch.object(step, "token_losses", watched),
-        mock.patch.object(attention, "has_kernel", lambda *_args: how.packs),
+        mock.patch.object(attention, "has_kernel", return_value=how.packs),
     ):
         step.run_step(
             adapted,
@@ -294,5 +319,5 @@ def _train(
 
 def _evaluate(adapted: Adapted, batch: Batch, how: Step, device: Device) -> None:
     set_training(adapted.model, on=False)
-    with torch.no_grad(), mock.patch.object(attention, "has_kernel", lambda *_args: how.packs):
+    with torch.no_grad(), mock.patch.object(attention, "has_kernel", return_value=how.packs):
         loss.token_losses(adapted.model, adapted.head, batch, device)

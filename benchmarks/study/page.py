@@ -94,11 +94,15 @@ def draw(file: Path, runs: Sequence[Run]) -> None:
                     continue
                 axes.errorbar(found.value, place, xerr=2 * found.error, color="tab:blue", linewidth=1, capsize=3)
                 axes.errorbar(found.value, place, xerr=found.error, fmt="o", color="tab:blue", linewidth=3)
-                axes.scatter(found.by_seed, [place + 0.25] * len(found.by_seed), s=12, color="gray")
+                axes.scatter(found.by_seed, [place + 0.25] * len(found.by_seed), s=10, color="gray")
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_title(f"{kind} rows")
-            axes.set_xlabel("held-out loss less that of the base, nats a token (left is better)")
             axes.grid(axis="x", alpha=0.3)
+        figure.supxlabel(
+            "held-out loss less that of the base, nats a learned token; left is better\n"
+            "bars: one and two standard errors; gray: each seed",
+            fontsize="medium",
+        )
         panels[0].set_yticks(range(len(shown)), [setting.title for setting in shown])
         panels[0].invert_yaxis()
         figure.savefig(file, metadata={"Date": None, "Description": digest(runs)})

@@ -13,10 +13,11 @@ from benchmarks.study.settings import Setting
 from lora_trainer.contract.config import LossOn
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.data.store import Examples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import adapt, load_encoder, load_model
+from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.training.batches import Budget

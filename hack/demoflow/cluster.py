@@ -24,10 +24,12 @@ PYTHON = settings.REPOSITORY / ".venv" / "bin" / "python"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """References as pods write them; `hub` is None where the real Hub is used."""
+    """References as pods write them; `hub` is None where the real Hub is used, `preflight` where the trainer's image
+    looks at runs beforehand, too."""
 
     operator: str
     trainer: str
+    preflight: str | None = None
     hub: str | None
 
 
@@ -71,9 +73,11 @@ def convert_model() -> Path:
 
 def images(*, with_stand_in: bool, console: "Console") -> Images:
     """Push the images to where the cluster's nodes find them; return their references."""
-    references = json.loads(_hack_cluster("images", "--json", "operator", "trainer"))
+    references = json.loads(_hack_cluster("images", "--json", "operator", "trainer", "preflight"))
     hub = _hub_image(console) if with_stand_in else None
-    return Images(operator=references["operator"], trainer=references["trainer"], hub=hub)
+    return Images(
+        operator=references["operator"], trainer=references["trainer"], preflight=references["preflight"], hub=hub
+    )
 
 
 def _hub_image(console: "Console") -> str:

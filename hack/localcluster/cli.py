@@ -29,7 +29,7 @@ from localcluster.client import uses_own_cluster
 from localcluster.console import Console
 from localcluster.errors import ClusterError, tail
 from localcluster.forwarder import Route, enter_network
-from localcluster.imagespec import IMAGES, OPERATOR, TRAINER
+from localcluster.imagespec import IMAGES, OPERATOR, PREFLIGHT, TRAINER
 from localcluster.processes import locked
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-_DEFAULT_IMAGES = (OPERATOR.name, TRAINER.name)
+_DEFAULT_IMAGES = (OPERATOR.name, TRAINER.name, PREFLIGHT.name)
 _NOTHING_TO_DO = "CLUSTER=current: the cluster of the current kubeconfig context is used as it is; nothing to do."
 
 

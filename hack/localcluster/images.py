@@ -163,6 +163,7 @@ def build_arguments(image: Image, name: str, base: str, context: Path) -> tuple[
         host.append(f"--volume={_CERTIFICATES.parent}:{_CERTIFICATES.parent}:ro")
     return (
         *("build", "--layers", "--isolation=chroot", "--network=host", *host),
+        *([f"--target={image.target}"] if image.target else ()),
         *(f"--build-arg=BASE_IMAGE={base}", f"--file={context / image.dockerfile}", f"--tag={name}"),
         str(context),
     )
@@ -227,7 +228,8 @@ def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: 
         log = log_folder / f"{image.repository}-{program}.log"
         dockerfile = str(settings.REPOSITORY / image.dockerfile)
         with console.step(f"build and push {reference} with {program}", log=log):
-            _run((program, "build", "--file", dockerfile, "--tag", reference, str(settings.REPOSITORY)), log)
+            target = ("--target", image.target) if image.target else ()
+            _run((program, "build", *target, "--file", dockerfile, "--tag", reference, str(settings.REPOSITORY)), log)
             _run((program, "push", reference), log)
         references[name] = reference
     return references

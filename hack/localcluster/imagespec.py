@@ -20,7 +20,8 @@ _EPOCH_S = 315532800
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """One image: its Dockerfile, and the files and folders that it copies, relative to the repository.
+    """One image: its Dockerfile, with the stage of it that is built (the last one where there is none), and the files
+    and folders that it copies, relative to the repository.
 
     `first_build_gib` is the free disk that its first build and its way to the node take.
     """
@@ -30,6 +31,7 @@ class Image:
     dockerfile: str
     inputs: tuple[str, ...]
     first_build_gib: int
+    target: str = ""
 
 
 # What holds a run's folder, without the rest of the trainer.
@@ -54,6 +56,14 @@ TRAINER = Image(
     # torch and CUDA: 6 GB in Buildah's storage and on the node, and 3 GB packed in the registry and on the node.
     first_build_gib=22,
 )
+PREFLIGHT = Image(
+    name="preflight",
+    repository="lora-preflight",
+    dockerfile="trainer_image/Dockerfile",
+    inputs=("requirements/preflight.txt", "trainer_image/lora_trainer"),
+    first_build_gib=2,
+    target="preflight",
+)
 SCRIPTED_TRAINER = Image(
     name="test-trainer",
     repository="lora-scripted-trainer",
@@ -61,7 +71,7 @@ SCRIPTED_TRAINER = Image(
     inputs=("tests/cluster/scripted_trainer", *_CONTRACT, *_LOCK),
     first_build_gib=1,
 )
-IMAGES = {image.name: image for image in (OPERATOR, TRAINER, SCRIPTED_TRAINER)}
+IMAGES = {image.name: image for image in (OPERATOR, TRAINER, PREFLIGHT, SCRIPTED_TRAINER)}
 
 
 def tag(image: Image, base: str, repository: Path) -> str:

@@ -204,11 +204,11 @@ class Stage:
         return items
 
     def jobs_of(self, stage: str) -> list[Object]:
-        """The Jobs that train, or those that prepare."""
+        """The Jobs that train, or those of another stage."""
         return [j for j in self.objects("jobs") if j["metadata"]["labels"].get(STAGE_LABEL) == stage]
 
     def wait_job(self, attempt: int = 1, *, stage: str = TRAIN) -> Object:
-        """Wait for the Job of an attempt that trains, or that prepares it."""
+        """Wait for the Job of an attempt that trains, or of another of its stages."""
 
         def look() -> Object | None:
             found = (j for j in self.jobs_of(stage) if j["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt))

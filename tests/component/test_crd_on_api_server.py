@@ -15,11 +15,14 @@ import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from tests.faults.proofs import Proofs
+from tests.unit.reports import make_plan, make_preflight
 
 from docgen.schema import Field, load, walk
 from localcluster.client import Client, CommandError
 from localcluster.processes import wait_until
 from lora_operator.decision import results
+from lora_operator.decision.blocks import block_from
+from lora_operator.decision.stages.preflight import plan_block
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
 
@@ -104,6 +107,7 @@ OTHER: Mapping[str, Any] = {
     "spec.tracking.project": "other",
     "spec.tracking.secretRef.name": "other",
     "spec.resumeFrom.name": "other",
+    "spec.preflight": "Run",
     "spec.suspend": True,
     "spec.maxRetries": 1,
     "spec.activeDeadlineSeconds": 90000,
@@ -350,6 +354,7 @@ def test_defaults_are_those_of_the_documentation(api: Api) -> None:
         "output": {"uri": "pvc://adapters/support-tone", "merge": "Adapter", "mergePrecision": "Auto"},
         "checkpoint": {"intervalSeconds": 600, "keep": 2},
         "tracking": {"kind": "None"},
+        "preflight": "Run",
         "suspend": False,
         "maxRetries": 3,
     }
@@ -505,13 +510,14 @@ def test_kubectl_get_shows_the_columns(api: Api) -> None:
         "peakMemory": "18.7 GiB",
         "tokensPerSecond": "910.5",
     }
-    written["status"] |= {"progress": progress, "artifact": {"uri": "pvc://adapters/support-tone-abcde"}}
+    resolved, artifact = {"quantization": "NF4"}, {"uri": "pvc://adapters/support-tone-abcde"}
+    written["status"] |= {"progress": progress, "resolved": resolved, "artifact": artifact}
     api.write_status(written)
 
     header, row = table(api.kubectl("get", "lft", name))
     assert header == ["NAME", "STATE", "MODEL", "RANK", "QUANT", "STEP", "LOSS", "ETA", "AGE"]
     model = "hf://meta-llama/Llama-3.1-8B-Instruct"
-    assert row[:-1] == [name, "Training", model, "16", "None", "120/400", "1.234", "1h12m"]
+    assert row[:-1] == [name, "Training", model, "16", "NF4", "120/400", "1.234", "1h12m"]
 
     header, row = table(api.kubectl("get", "lft", name, "-o", "wide"))
     assert header[9:] == ["PEAK MEMORY", "TOKENS/S", "ADAPTER"]
@@ -545,6 +551,8 @@ def test_what_the_operator_writes_is_stored_as_it_is(api: Api) -> None:
     written["status"] |= {
         "observedGeneration": 1,
         "resolved": results.resolved_by_spec(train, "x" * 5000) | results.resolved_by_run(endless(ResolvedRun)),
+        "preflight": block_from(make_preflight()),
+        "plan": plan_block(make_plan()),
         "dataset": results.dataset_block(endless(DatasetStats)),
         "results": results.results_block(endless(Results)),
         "artifact": results.artifact_block(endless(Artifact)),

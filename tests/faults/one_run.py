@@ -114,7 +114,7 @@ class Run:
             owned = any(owner["name"] == self.name for owner in metadata.get("ownerReferences", []))
             return owned or metadata.get("labels", {}).get(NAME_LABEL) == self.name
 
-        # The Job that prepares an attempt is named after it, and not numbered.
+        # The Job of the preflight is named after the attempt, and not numbered.
         trains = (job for job in self.stage.objects("jobs") if attempt_of(job))
         return [job for job in trains if ours(job["metadata"])]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.unit.fit_models import MIXTRAL, llama
 
-from lora_trainer.contract.advice.facts import Change, Ended, Estimate, Facts, Model, Rows, facts_before
+from lora_trainer.contract.advice.facts import Change, Ended, Estimate, Facts, LeftAlone, Rows, facts_before
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.manifest import RunOptions, train_config
@@ -102,7 +102,7 @@ def make_facts(config: TrainConfig | None = None, **changes: Any) -> Facts:
         **{
             "rows": ROWS,
             "trainable_parameters": 41_943_040,
-            "model": known.model or Model(),
+            "left_alone": known.left_alone or LeftAlone(),
             "ended": ENDED,
             "estimate": ESTIMATE,
             **changes,

@@ -34,6 +34,6 @@ def write_weights(path: Path, shapes: Shapes) -> int:
 def quick_digests(location: Path, size_bytes: int) -> tuple[str, str]:
     """For `hub.repositories._digests`: of such files the header alone is hashed, since zeros of gigabytes take long."""
     with location.open("rb") as stream:
-        content = stream.read(2**24)
+        content = stream.read(2**20)
     sha1 = hashlib.sha1(content + size_bytes.to_bytes(8, "little"), usedforsecurity=False)
     return hashlib.sha256(content).hexdigest(), sha1.hexdigest()

@@ -26,7 +26,7 @@ from tests.unit.advice_facts import (
 )
 
 from lora_trainer.contract.advice.codes import Advice, Code, Severity
-from lora_trainer.contract.advice.facts import Facts, Model
+from lora_trainer.contract.advice.facts import Facts, LeftAlone
 from lora_trainer.contract.advice.rules import (
     RULES,
     after,
@@ -68,7 +68,7 @@ def estimate(**changes: Any) -> Changes:
     return {"estimate": dataclasses.replace(ESTIMATE, **changes)}
 
 
-NF4 = make_config(quantization="NF4")
+NF4, BITS_16 = make_config(quantization="NF4"), make_config(quantization="None")
 IN_NF4 = {"quantization": Quantization.NF4, "tokens_per_second": 1000.0, "alternatives": (IN_16_BITS,)}
 TIGHT = {"fits": None, "peak_bytes": 23 * GIB, "alternatives": (IN_4_BITS,)}
 KEPT = {"plan": make_plan(activation_checkpointing=False), "shape": LLAMA}
@@ -78,7 +78,7 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
     Code.RANK_HIGH: (lora(rank=64, alpha=64), rows(training=4_999), "4,999 rows have 980,000 learned tokens"),
     Code.ALPHA_RATIO: (lora(rank=16, alpha=64), {}, "spec.lora.alpha is 64 at rank 16, a factor of 4"),
     Code.ALPHA_AT_HIGH_RANK: (lora(rank=128), {}, "spec.training.learningRate is 0.0002"),
-    Code.NOISY_LOSS: (None, ended(unsteady_steps=3), "In 3 steps the loss was far above its lowest"),
+    Code.NOISY_LOSS: (None, ended(unsteady_steps=3), "far above its lowest, or with no number: 3"),
     Code.FEW_LAYERS: (lora(layers="QueryValue"), {}, "Adapted are QueryValue"),
     Code.DROPOUT_MEMORY: (lora(dropout="0.05"), KEPT, "takes 8.8 GiB more for activations (39%)"),
     Code.SEVERAL_EPOCHS: (training(epochs="3"), {}, "sees each row 3 times"),
@@ -94,19 +94,19 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
         "NF4 takes 10% more time than quantization: None, which takes 18.0 GiB of 24.0 GiB",
     ),
     Code.QUANTIZATION_WOULD_FIT: (
-        None,
+        BITS_16,
         {"plan": make_plan(**TIGHT)},
         "takes 23.0 GiB of 24.0 GiB, and 9.0 GiB with quantization: NF4",
     ),
-    Code.ROWS_CUT: (None, rows(cut=1, cut_tokens=70), "1 rows have more than 2048 tokens and lose 70"),
+    Code.ROWS_CUT: (None, rows(cut=1, cut_tokens=70), "more than 2048 tokens: 1, which lose 70"),
     Code.FEW_HELD_OUT_ROWS: (None, ended(improvement_standard_error=0.031), "less than 0.062 nats (3.1% of the loss)"),
-    Code.HELD_OUT_ROWS_LEARNED: (None, rows(shared=2), "2 training rows stand among the held-out rows"),
+    Code.HELD_OUT_ROWS_LEARNED: (None, rows(shared=2), "stand among the held-out rows, too: 2"),
     Code.SERVE_MERGED: (lora(variant="DoRA", modulesToSave=["lm_head"]), {}, "no DoRA adapters; vLLM serves no"),
     Code.MAX_LORA_RANK: (lora(rank=17), {}, "The largest rank is 17"),
     Code.RECENT_SERVER: (lora(rankPattern={"q_proj": 8}), {}, "factors of their own"),
     Code.EXPERTS_NOT_ADAPTED: (None, {"shape": MIXTURE}, "whose experts, 97% of the parameters, are not adapted"),
-    Code.MODULES_PASSED_OVER: (None, {"model": Model(kind="mixtral", passed_over="up_proj")}, "named up_proj"),
-    Code.LANGUAGE_MODEL_ALONE: (None, {"model": Model(kind="gemma3", language_part="model.lm")}, "(model.lm)"),
+    Code.MODULES_PASSED_OVER: (None, {"left_alone": LeftAlone(kind="mixtral", passed_over="up_proj")}, "named up_proj"),
+    Code.LANGUAGE_MODEL_ALONE: (None, {"left_alone": LeftAlone(kind="gemma3", language_part="model.lm")}, "(model.lm)"),
     Code.ESTIMATE_OFF: (None, estimate(peak_bytes=12 * GIB), "The peak was 12.0 GiB instead of 10.0 GiB"),
 }
 """Of each code a run of which it is said, and a part of the evidence."""
@@ -166,11 +166,17 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
         NF4,
         {"plan": make_plan(**{**IN_NF4, "alternatives": (dataclasses.replace(IN_16_BITS, fits=False),)})},
     ),
+    "16 bits fit, and are slower": (
+        Code.QUANTIZATION_NOT_NEEDED,
+        NF4,
+        {"plan": make_plan(**{**IN_NF4, "tokens_per_second": 1100.1})},
+    ),
+    "quantization left to the plan": (Code.QUANTIZATION_WOULD_FIT, None, {"plan": make_plan(**TIGHT)}),
     "quantization that nobody asked for": (Code.QUANTIZATION_NOT_NEEDED, None, {"plan": make_plan(**IN_NF4)}),
-    "16 bits fit": (Code.QUANTIZATION_WOULD_FIT, None, {"plan": make_plan(**{**TIGHT, "fits": True})}),
+    "16 bits fit": (Code.QUANTIZATION_WOULD_FIT, BITS_16, {"plan": make_plan(**{**TIGHT, "fits": True})}),
     "nothing tells the device": (
         Code.QUANTIZATION_WOULD_FIT,
-        None,
+        BITS_16,
         {"plan": make_plan(**TIGHT, device=None, device_bytes=None)},
     ),
     "whole rows": (Code.ROWS_CUT, None, rows(cut=0)),
@@ -200,8 +206,8 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
         {"shape": MIXTURE},
     ),
     "a dense model": (Code.EXPERTS_NOT_ADAPTED, None, {"shape": LLAMA}),
-    "nothing passed over": (Code.MODULES_PASSED_OVER, None, {"model": Model(kind="llama")}),
-    "a model of text": (Code.LANGUAGE_MODEL_ALONE, None, {"model": Model(kind="llama")}),
+    "nothing passed over": (Code.MODULES_PASSED_OVER, None, {"left_alone": LeftAlone(kind="llama")}),
+    "a model of text": (Code.LANGUAGE_MODEL_ALONE, None, {"left_alone": LeftAlone(kind="llama")}),
     "an estimate 10 % off": (
         Code.ESTIMATE_OFF,
         None,
@@ -280,13 +286,13 @@ def test_preflight_and_plan_tell_what_their_rules_need() -> None:
     plan = make_plan(**IN_NF4, micro_batch_tokens=2048)
     assert codes(before(NF4, found, plan, MIXTURE)) == [
         "RankTooLow",
-        "ManyDuplicates",
-        "SmallMicroBatch",
-        "QuantizationNotNeeded",
         "RowsCut",
         "FewHeldOutRows",
         "HeldOutRowsLearned",
         "ExpertsNotAdapted",
+        "ManyDuplicates",
+        "SmallMicroBatch",
+        "QuantizationNotNeeded",
     ]
 
 

@@ -177,11 +177,17 @@ def test_the_chart_is_installed_with_the_callers_settings_once_and_no_others(mon
         return "[]"
 
     monkeypatch.setattr(Client, "helm", helm)
-    images = Images(operator="localhost:5000/lora-operator:1", trainer="localhost:5000/lora-trainer:2", hub=None)
+    images = Images(
+        operator="localhost:5000/lora-operator:1",
+        trainer="localhost:5000/lora-trainer:2",
+        preflight="localhost:5000/lora-preflight:3",
+        hub=None,
+    )
     client = Client(name=None, kubeconfig=Path("config"), path="")
     run.install_chart(client, images, "", "--set=config.workers=3", timeout_s=9)
     assert [text for text in asked if text.startswith("--set=")] == ["--set=config.workers=3"]
     assert "--set-string=trainer.image.tag=2" in asked
+    assert "--set-string=preflight.image.repository=localhost:5000/lora-preflight" in asked
 
 
 @pytest.mark.parametrize("made_by_the_demo", [True, False])

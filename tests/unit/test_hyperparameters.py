@@ -127,21 +127,21 @@ def test_kinds_of_rows_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("by_seed", "rows_error", "shown"),
+    ("value", "rows_error", "seeds_error", "shown"),
     [
-        pytest.param((0.2, 0.2, 0.2), 0.05, True, id="large"),
-        pytest.param((0.2, 0.2, 0.2), 0.11, False, id="within two errors over rows"),
-        pytest.param((0.01, 0.9, 0.1), 0.0, False, id="within two errors over seeds"),
-        pytest.param((0.2,), 0.0, False, id="one seed"),
+        pytest.param(0.2, 0.05, 0.05, True, id="large"),
+        pytest.param(-0.2, 0.05, 0.05, True, id="negative"),
+        pytest.param(0.2, 0.11, 0.0, False, id="within two errors over rows"),
+        pytest.param(0.2, 0.0, 0.11, False, id="within two errors over seeds"),
+        pytest.param(0.2, 0.08, 0.08, False, id="within two of both"),
+        pytest.param(0.2, 0.0, None, False, id="one seed"),
     ],
 )
 def test_a_difference_is_shown_beyond_two_standard_errors(
-    by_seed: tuple[float, ...], rows_error: float, *, shown: bool
+    value: float, rows_error: float, seeds_error: float | None, *, shown: bool
 ) -> None:
     """Of several seeds."""
-    spread = 0.28 if by_seed[-1] != by_seed[0] else 0.0
-    seeds_error = spread if len(by_seed) > 1 else None
-    assert Difference(by_seed=by_seed, rows_error=rows_error, seeds_error=seeds_error).shown is shown
+    assert Difference(by_seed=(value,), rows_error=rows_error, seeds_error=seeds_error).shown is shown
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,7 @@ def test_a_difference_is_shown_beyond_two_standard_errors(
         pytest.param((1.01, 0.99, 1.0), Verdict.OPEN, Verdict.OPEN, Verdict.SUPPORTED, id="equal"),
         pytest.param((1.3, 0.8, 1.0), Verdict.OPEN, Verdict.OPEN, Verdict.OPEN, id="noisy"),
         pytest.param((1.02, 1.021, 1.019), Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.SUPPORTED, id="a little"),
+        pytest.param((1.04, 1.045, 1.05), Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.OPEN, id="at the margin"),
         pytest.param((1.5,), Verdict.OPEN, Verdict.OPEN, Verdict.OPEN, id="one seed"),
         pytest.param((), Verdict.MISSING, Verdict.MISSING, Verdict.MISSING, id="none"),
     ],

@@ -275,6 +275,17 @@ def test_every_input_of_an_image_exists_and_passes_the_ignore_file(image: images
         assert f"COPY {name}" in (settings.REPOSITORY / image.dockerfile).read_text() or image.name == "test-trainer"
 
 
+def test_the_small_image_is_a_stage_of_the_trainers_file() -> None:
+    """Built last, the trainer is what people get who name no stage."""
+    for image, target in ((imagespec.PREFLIGHT, ["--target=preflight"]), (imagespec.TRAINER, [])):
+        arguments = images.build_arguments(image, "name", "base", Path("/context"))
+        assert [argument for argument in arguments if argument.startswith("--target")] == target
+    stages = re.findall(
+        r"^FROM \S+ AS (\w+)$", (settings.REPOSITORY / "trainer_image/Dockerfile").read_text(), re.MULTILINE
+    )
+    assert stages == ["base", "preflight", "trainer"]
+
+
 def test_pip_sees_the_machines_settings_only_where_there_are_some(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,8 @@ from localcluster.settings import REPOSITORY
 FILES = {
     "operator": ("operator",),
     "trainer": ("trainer", "tracking"),
-    "test": ("operator", "trainer", "tracking", "test"),
+    "preflight": ("preflight",),
+    "test": ("operator", "trainer", "preflight", "tracking", "test"),
 }
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
@@ -46,10 +47,18 @@ def test_every_direct_requirement_is_pinned_within_its_range(name: str) -> None:
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
-@pytest.mark.parametrize("name", ["operator", "trainer"])
+@pytest.mark.parametrize("name", ["operator", "trainer", "preflight"])
 def test_what_is_tested_is_what_is_shipped(name: str) -> None:
     """The tests' file holds every package of the images at the same version."""
     assert _pins(name).items() <= _pins("test").items()
+
+
+def test_preflight_ships_without_torch_and_encodes_as_the_trainer_does() -> None:
+    """Its image is small because of it; rows that it encodes are read by the trainer, of the same versions alone."""
+    pins = _pins("preflight")
+    assert not {"torch", "peft", "bitsandbytes", "accelerate"} & pins.keys()
+    assert not [name for name in pins if name.startswith(("nvidia", "cuda", "triton"))]
+    assert pins.items() <= _pins("trainer").items()
 
 
 def test_the_operator_ships_without_torch() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
 from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, presumed, rows
@@ -35,7 +36,7 @@ class Plan:
     """The answer. Sizes are bytes; `quantization` and `recompute` are as the manifest has them, `preflight` what the
     plan before the training would say, by what is known here: of the device that the manifest names, or the one that
     was asked about. `trained_tokens` are those of all epochs, `spread` is by how much the memory may be off for what
-    `doubts` name."""
+    `doubts` name; `advice` is what can be said without data and device."""
 
     run: str
     model: str
@@ -59,6 +60,7 @@ class Plan:
     spread: float
     doubts: tuple[str, ...]
     notes: tuple[str, ...]
+    advice: tuple[Spoken, ...]
 
 
 def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
@@ -98,6 +100,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         spread=shape.spread,
         doubts=shape.doubts,
         notes=_notes(config, adapter, asked),
+        advice=spoken(before(config, None, None, shape)),
     )
 
 

@@ -172,6 +172,8 @@ def _explanations(plan: Plan) -> Iterator[str]:
         yield f"Not sure: {doubt}."
     for note in plan.notes:
         yield f"Note: {note}."
+    for advice in plan.advice:
+        yield f"{advice.severity.value}: {advice.line}"
 
 
 def _gib(size: int) -> str:

@@ -87,7 +87,8 @@ def read_request(manifest: Mapping[str, Any], options: RunOptions) -> Request:
         problems.extend(error.problems)
     spec = Reader(path="spec", document=_map(manifest.get("spec")), problems=problems)
     policy, pod = _policy(spec), _pod(spec, _map(manifest.get("metadata")))
-    preflight = spec.choice("preflight", Preflight.RUN, Preflight) is Preflight.RUN
+    # Run is the definition's default; without the field the definition is an earlier one, which would not keep a plan.
+    preflight = spec.choice("preflight", Preflight.SKIP, Preflight) is Preflight.RUN
     train = None if problems else train
     return Request(policy=policy, preflight=preflight, pod=pod, train=train, problems=tuple(problems))
 

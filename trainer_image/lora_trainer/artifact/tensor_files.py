@@ -50,7 +50,11 @@ def header_length(prefix: bytes) -> int:
 def header_bytes(stream: BinaryIO) -> bytes:
     """The header with the eight bytes before it; leaves the stream at the first tensor. Raises `ValueError`."""
     prefix = stream.read(PREFIX_BYTES)
-    return prefix + stream.read(header_length(prefix))
+    length = header_length(prefix)
+    header = stream.read(length)
+    if len(header) != length:
+        raise ValueError("the file ends within its header")
+    return prefix + header
 
 
 def entries_of(header: bytes) -> tuple[Entry, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_trainer.contract import codec
@@ -171,10 +172,29 @@ class Summary:
         return self.reason is Reason.SUCCEEDED and self.artifact is not None and self.results is not None
 
     def to_message(self) -> str:
-        """JSON of at most `MAX_BYTES`: the message is clipped first, then what the manifest says too is left out."""
-        clipped = dataclasses.replace(self, message=clip(self.message, 1024))
-        candidates = (clipped, *_shorter(clipped))
-        return next((text for text in map(_compact, candidates[:-1]) if _fits(text)), _compact(candidates[-1]))
+        """JSON of at most `MAX_BYTES`. The message has at most 1024 characters; then, one after the other until it
+        fits, these are left out:
+
+        1. the first row (`preflight.dataset.first_row`),
+        2. target modules beyond the first eight,
+        3. the plan's alternatives,
+        4. advice beyond the first four, then all of it,
+        5. what the message has beyond 256 characters, and `resolved`,
+        6. `dataset`,
+        7. `preflight`,
+        8. `results` and `artifact`, which the manifest has, too,
+        9. what message, the plan's reason and its device's name have beyond 80 characters.
+
+        Reason, message, the plan's numbers and the checkpoint are always there.
+        """
+        shorter = dataclasses.replace(self, message=clip(self.message, 1024))
+        text = _compact(shorter)
+        for leave_out in _ORDER:
+            if len(text.encode()) <= MAX_BYTES:
+                break
+            shorter = leave_out(shorter)
+            text = _compact(shorter)
+        return text
 
     @classmethod
     def from_message(cls, text: str) -> "Summary":
@@ -200,17 +220,51 @@ def _compact(summary: Summary) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _fits(text: str) -> bool:
-    return len(text.encode()) <= MAX_BYTES
+def _without_first_row(summary: Summary) -> Summary:
+    found = summary.preflight
+    if found is None:
+        return summary
+    rows = dataclasses.replace(found.dataset, first_row="")
+    return dataclasses.replace(summary, preflight=dataclasses.replace(found, dataset=rows))
 
 
-def _shorter(summary: Summary) -> tuple[Summary, ...]:
-    resolved = summary.resolved
-    few = resolved and dataclasses.replace(resolved, target_modules=resolved.target_modules[:8])
-    brief = dataclasses.replace(summary, message=clip(summary.message, 256))
-    return (
-        dataclasses.replace(summary, resolved=few),
-        dataclasses.replace(brief, resolved=None),
-        dataclasses.replace(brief, resolved=None, dataset=None),
-        dataclasses.replace(brief, resolved=None, dataset=None, results=None, artifact=None),
-    )
+def _few_targets(summary: Summary) -> Summary:
+    found, resolved = summary.preflight, summary.resolved
+    if found is not None:
+        model = dataclasses.replace(found.model, target_modules=found.model.target_modules[:_FEW_TARGETS])
+        found = dataclasses.replace(found, model=model)
+    if resolved is not None:
+        resolved = dataclasses.replace(resolved, target_modules=resolved.target_modules[:_FEW_TARGETS])
+    return dataclasses.replace(summary, preflight=found, resolved=resolved)
+
+
+def _without_alternatives(summary: Summary) -> Summary:
+    plan = summary.plan
+    return dataclasses.replace(summary, plan=plan and dataclasses.replace(plan, alternatives=()))
+
+
+def _little_advice(summary: Summary) -> Summary:
+    return dataclasses.replace(summary, advice=summary.advice[:_LITTLE_ADVICE])
+
+
+def _short_texts(summary: Summary) -> Summary:
+    plan = summary.plan
+    if plan is not None:
+        device = None if plan.device is None else clip(plan.device, _SHORT)
+        plan = dataclasses.replace(plan, reason=clip(plan.reason, _SHORT), device=device)
+    return dataclasses.replace(summary, message=clip(summary.message, _SHORT), plan=plan)
+
+
+_FEW_TARGETS, _LITTLE_ADVICE, _SHORT = 8, 4, 80
+_ORDER: tuple[Callable[[Summary], Summary], ...] = (
+    _without_first_row,
+    _few_targets,
+    _without_alternatives,
+    _little_advice,
+    lambda summary: dataclasses.replace(summary, advice=()),
+    lambda summary: dataclasses.replace(summary, message=clip(summary.message, 256), resolved=None),
+    lambda summary: dataclasses.replace(summary, dataset=None),
+    lambda summary: dataclasses.replace(summary, preflight=None),
+    lambda summary: dataclasses.replace(summary, results=None, artifact=None),
+    _short_texts,
+)

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice import Advice
+from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
 from lora_trainer.contract.fit.described import counted, described
@@ -64,7 +64,7 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
         message=_sentence(config, found, filled=fill),
         preflight=found,
         plan=plan,
-        advice=advise(config, found, plan),
+        advice=before(config, found, plan, model.shape),
     )
 
 
@@ -126,11 +126,6 @@ def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
     if plan.fits is False and plan.device is not None:
         raise DoesNotFitError(plan.reason, plan)
     return plan
-
-
-def advise(_config: TrainConfig, _found: Preflight, _plan: RunPlan) -> tuple[Advice, ...]:
-    """What would make the run go better, as far as it shows before it begins."""
-    return ()
 
 
 def _sentence(config: TrainConfig, found: Preflight, *, filled: bool) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_trainer.artifact.curve_records import metrics_beside
+from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
 from lora_trainer.artifact.manifest import Measured
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import Packing, Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
@@ -34,6 +35,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
+from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
 from lora_trainer.recipe.settling import Settled, settle
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
@@ -50,6 +52,7 @@ from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import total_steps
 from lora_trainer.training.state import RunRecord, State, trainable
 from lora_trainer.training.stopping import Stop
+from lora_trainer.training.trend import Interim
 
 log = logging.getLogger(__name__)
 _ADAPTER_BYTES = 8
@@ -67,6 +70,11 @@ class Workshop:
     rows: KeptRows = KeptRows()  # noqa: RUF009 - frozen
     may_write: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
+
+    def make_room(self, size_bytes: int) -> None:
+        """Have room for so much, where this process may still write."""
+        self.may_write()
+        self.rows.make_room(size_bytes)
 
 
 def run_training(
@@ -105,9 +113,13 @@ def run_training(
         kernel, budget = _kernels(settled, adapted, device, data.stats.longest_tokens)
         resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
 
+        adviser = Adviser.begin(
+            facts_of(settled, base, data, adapted, shared_rows=samples.shared, device=device, budget=budget),
+            speaks=ranks.is_main,
+        )
+
         reporter.phase(Phase.EVALUATING, resolved)
-        curves = metrics_beside(folder)
-        curves.begin(saved.checkpoint.step if saved and goes_on else 0)
+        curves = _curves(folder, saved if goes_on else None)
         narrator = Narrator(reporter, device, curves)
         evaluation = Evaluator(
             adapted=adapted,
@@ -116,6 +128,7 @@ def run_training(
             device=device,
             ranks=ranks,
             alive=narrator.alive,
+            interim=interim_of(config, data),
         )
         before = (saved.before(ours) if saved and goes_on else None) or evaluation("before training")
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
@@ -134,6 +147,8 @@ def run_training(
             stop=workshop.stop,
             saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
             evaluate=lambda: evaluation("on the way"),
+            interim=evaluation.interim,
+            sample=lambda: evaluation("on the way", evaluation.interim.every),
         )
         if saved and state:
             _go_on(training, saved, state, record, reporter, goes_on=goes_on)
@@ -150,10 +165,18 @@ def run_training(
             trained, before, after, device, plan=settled.plan, held_out=data.held_out, seconds=seconds, resumed=resumed
         )
         if ranks.is_main:
-            workshop.may_write()
-            workshop.rows.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
+            workshop.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
             write_held_out_rows(folder, config, samples)
-            _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise)
+            advice = adviser.end(
+                ended_of(trained, before, after, training.total, held_out=data.held_out), training.budget
+            )
+            _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise, advice=advice)
+
+
+def _curves(folder: Path, goes_on: Saved | None) -> MetricsFile:
+    curves = metrics_beside(folder)
+    curves.begin(goes_on.checkpoint.step if goes_on else 0)
+    return curves
 
 
 def _report_data(data: Data, encoder: Encoder, reporter: Reporter) -> None:
@@ -180,6 +203,7 @@ def _write(
     *,
     measured: Measured,
     noise: float,
+    advice: tuple[Advice, ...],
 ) -> None:
     """The adapter with its curves, and the manifest, which completes it."""
     write_adapter(adapted, folder, template)
@@ -192,6 +216,7 @@ def _write(
         dataset=record.dataset,
         measured=measured,
         noise=noise,
+        advice=advice,
     )
 
 
@@ -259,8 +284,6 @@ def _adapted(
         planned=plan.activation_checkpointing if plan else None,
         starts=state.starts if state and state.starts else None,
     )
-    for sentence in adapted.advice:
-        log.warning("%s", sentence)
     log.info(
         "trainable parameters %d of %d (%.3f %%) in %s",
         adapted.trainable_parameters,
@@ -305,7 +328,8 @@ def _kernels(settled: Settled, adapted: Adapted, device: Device, longest: int) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluator:
-    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch."""
+    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `interim` are the
+    evaluations on the way that nobody asked for."""
 
     adapted: Adapted
     data: Data
@@ -313,10 +337,11 @@ class Evaluator:
     device: Device
     ranks: Ranks
     alive: Callable[[], None]
+    interim: Interim
 
-    def __call__(self, when: str) -> Evaluation:
-        """Loss on the held-out rows; `when` is for the log."""
-        rows = self.data.evaluation
+    def __call__(self, when: str, every: int = 1) -> Evaluation:
+        """Loss on every `every`-th held-out row; `when` is for the log."""
+        rows = self.data.evaluation[::every]
         model, head = self.adapted.model, self.adapted.head
         result = evaluate(
             model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks

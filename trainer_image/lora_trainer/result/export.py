@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora_trainer.artifact.curve_records import METRICS, read_records
 from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.fit.limits import CONTEXT_BYTES
 from lora_trainer.contract.release import RELEASE
@@ -101,6 +102,7 @@ def write_manifest(
     dataset: DatasetStats,
     measured: Measured,
     noise: float,
+    advice: tuple[Advice, ...] = (),
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
     manifest = Manifest(
@@ -111,6 +113,7 @@ def write_manifest(
         dataset=dataset,
         measured=measured,
         noise=noise,
+        advice=advice,
         serving=adapter_serving(folder),
         encoding=ENCODING,
         versions=versions(),

@@ -98,9 +98,8 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             # By a function of its own: what one part computed with is gone before the next one begins.
-            losses[part], found = _part(hidden[part], weight, bias, targets[part], with_gradients=gradients is not None)
-            if gradients is not None:
-                gradients[part] = found
+            into = losses[part], None if gradients is None else gradients[part]
+            _compute(hidden[part], weight, bias, targets[part], into=into)
         ctx.save_for_backward(gradients)
         return losses
 
@@ -111,24 +110,24 @@ class _HeadLoss(torch.autograd.Function):
         return (gradients * losses[:, None]).to(gradients.dtype), None, None, None
 
 
-def _part(
+def _compute(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     *,
-    with_gradients: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses of a few tokens, and the gradients of their hidden states."""
+    into: tuple[torch.Tensor, torch.Tensor | None],
+) -> None:
+    """Write losses of a few tokens, and the gradients of their hidden states where they are asked for."""
+    losses, gradients = into
     logits = product(hidden, weight, bias).float()
     largest = logits.amax(dim=1, keepdim=True)
     chosen = logits.gather(1, targets[:, None])
     weights = logits.sub_(largest).exp_()
     total = weights.sum(dim=1, keepdim=True)
-    losses = (total.log() + largest - chosen)[:, 0]
-    if not with_gradients:
-        return losses, None
-    # softmax - one-hot, taken in fp32: in 16 bits little would be left of it where the softmax is near 1.
-    shares = weights.div_(total)
-    shares[torch.arange(len(shares), device=shares.device), targets] -= 1
-    return losses, product(shares.to(weight.dtype), weight.T)
+    losses.copy_((total.log() + largest - chosen)[:, 0])
+    if gradients is not None:
+        # softmax - one-hot, taken in fp32: in 16 bits little would be left of it where the softmax is near 1.
+        shares = weights.div_(total)
+        shares[torch.arange(len(shares), device=shares.device), targets] -= 1
+        gradients.copy_(product(shares.to(weight.dtype), weight.T))

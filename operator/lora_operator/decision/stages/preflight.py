@@ -37,7 +37,7 @@ def findings(case: Case) -> Block:
     verdict = _judge(case, job, _pods(case, job)) if job else None
     summary = verdict.summary if verdict else None
     preflight = block_from(summary.preflight) if summary and summary.preflight else {}
-    plan = _plan_block(summary.plan) if summary and summary.plan else {}
+    plan = plan_block(summary.plan) if summary and summary.plan else {}
     return ({"preflight": preflight} if preflight else {}) | ({"plan": plan} if plan else {})
 
 
@@ -49,7 +49,8 @@ def planned(case: Case) -> Case:
     return dataclasses.replace(case, request=dataclasses.replace(case.request, train=settled(train, plan)))
 
 
-def _plan_block(plan: RunPlan) -> Block:
+def plan_block(plan: RunPlan) -> Block:
+    """The block `plan` of the status: all of the plan, and ready strings for people."""
     block = block_from(dataclasses.replace(plan, alternatives=plan.alternatives[:MOST_ALTERNATIVES]))
     shown = {"peakMemory": "peakBytes", "deviceMemory": "deviceBytes", "podMemory": "podMemoryBytes"}
     return block | {key: byte_size(block[source]) for key, source in shown.items() if source in block}

@@ -46,19 +46,21 @@ def _held_out_rows_learned(facts: Facts) -> Values | None:
 
 
 def _experts_not_adapted(facts: Facts) -> Values | None:
-    return {"experts": _clipped(facts.model.experts)} if facts.model and facts.model.experts else None
+    if facts.left_alone is None or not facts.left_alone.experts:
+        return None
+    return {"experts": _clipped(facts.left_alone.experts)}
 
 
 def _modules_passed_over(facts: Facts) -> Values | None:
-    if facts.model is None or not facts.model.passed_over:
+    if facts.left_alone is None or not facts.left_alone.passed_over:
         return None
-    return {"names": _clipped(facts.model.passed_over), "kind": _clipped(facts.model.kind)}
+    return {"names": _clipped(facts.left_alone.passed_over), "kind": _clipped(facts.left_alone.kind)}
 
 
 def _language_model_alone(facts: Facts) -> Values | None:
-    if facts.model is None or not facts.model.language_part:
+    if facts.left_alone is None or not facts.left_alone.language_part:
         return None
-    return {"part": _clipped(facts.model.language_part), "kind": _clipped(facts.model.kind)}
+    return {"part": _clipped(facts.left_alone.language_part), "kind": _clipped(facts.left_alone.kind)}
 
 
 def _clipped(text: str) -> str:
@@ -85,7 +87,7 @@ RULES = (
         condition="rows are longer than spec.training.maxSequenceLength and are cut",
         message="Raise spec.training.maxSequenceLength, or split or shorten the long rows: what is cut off is not "
         "learned, the end of an answer above all",
-        evidence=("{cut} rows have more than {length} tokens and lose {tokens} in all",),
+        evidence=("Rows with more than {length} tokens: {cut}, which lose {tokens} tokens in all",),
         source="trainer-data.md",
         rule_of_thumb=False,
         check=_rows_cut,
@@ -100,10 +102,10 @@ RULES = (
         "held-out rows an improvement of a few per cent cannot be told from chance",
         evidence=(
             (
-                "{rows} rows are held out, over which less than {smallest} nats ({share} of the loss) cannot be told "
-                "from chance"
+                "Held-out rows: {rows}, over which less than {smallest} nats ({share} of the loss) cannot be told from "
+                "chance"
             ),
-            "{rows} rows are held out",
+            "Held-out rows: {rows}",
         ),
         source="Two standard errors of the paired difference; Cochran, Sampling Techniques, 3rd ed., section 6.4",
         rule_of_thumb=False,
@@ -116,7 +118,7 @@ RULES = (
         condition="held-out rows of spec.dataset.validationUri are among the training rows, too",
         message="Take the held-out rows out of the training data: the held-out loss flatters where the same rows are "
         "learned",
-        evidence=("{shared} training rows stand among the held-out rows, too",),
+        evidence=("Training rows that stand among the held-out rows, too: {shared}",),
         source="trainer-data.md, The rule of the split",
         rule_of_thumb=False,
         check=_held_out_rows_learned,

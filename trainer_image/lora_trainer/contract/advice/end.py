@@ -67,7 +67,9 @@ RULES = (
         "out for numbers that are none, or the loss diverged",
         message="Set spec.lora.alpha to spec.lora.rank where it is larger, lower spec.training.learningRate, or raise "
         "warmupRatio: each makes the steps smaller that the adapter takes",
-        evidence=("In {steps} steps the loss was far above its lowest, or no number; alpha is {alpha} at rank {rank}",),
+        evidence=(
+            "Steps with a loss far above its lowest, or with no number: {steps}; alpha is {alpha} at rank {rank}",
+        ),
         source="Raschka, Practical Tips for Finetuning LLMs Using LoRA (2023)",
         rule_of_thumb=True,
         check=_noisy_loss,

@@ -37,7 +37,7 @@ class Computing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class LeftAlone:
     """What the adapter leaves alone: `experts` of a mixture in words, modules of the names `passed_over` in a model of
     this `kind`, and all but its language model, whose name is `language_part`. Empty where there is nothing."""
 
@@ -88,14 +88,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """A run as far as it is known. `ended` is None before its end, `model` before the base was looked at."""
+    """A run as far as it is known. `ended` is None before its end, `left_alone` before the base was looked at."""
 
     config: TrainConfig
     computing: Computing
     shape: Shape | None = None
     trainable_parameters: int | None = None
     rows: Rows | None = None
-    model: Model | None = None
+    left_alone: LeftAlone | None = None
     plan: RunPlan | None = None
     ended: Ended | None = None
     estimate: Estimate | None = None
@@ -121,7 +121,7 @@ def facts_before(
         shape=shape,
         trainable_parameters=trained,
         rows=_rows(preflight) if preflight else None,
-        model=model_of(config, shape) if shape else None,
+        left_alone=left_alone_of(config, shape) if shape else None,
         plan=plan,
     )
 
@@ -140,9 +140,9 @@ def _rows(preflight: Preflight) -> Rows:
     )
 
 
-def model_of(config: TrainConfig, shape: Shape) -> Model:
+def left_alone_of(config: TrainConfig, shape: Shape) -> LeftAlone:
     """What an adapter leaves alone, as far as a shape tells it."""
     if not shape.experts or config.lora.target_parameters:
-        return Model(kind=shape.family)
+        return LeftAlone(kind=shape.family)
     share = shape.experts / max(1, shape.parameters)
-    return Model(kind=shape.family, experts=f"experts, {share:.0%} of the parameters,")
+    return LeftAlone(kind=shape.family, experts=f"experts, {share:.0%} of the parameters,")

@@ -70,9 +70,7 @@ def spoken(advice: Iterable[Advice]) -> tuple[Spoken, ...]:
     """Advice in words, warnings first, each code once, the last one of it. What a later release says that this one has
     no words for is left out."""
     found = {one.code: one for one in map(_spoken, advice) if one is not None}
-    return tuple(
-        sorted(found.values(), key=lambda one: (list(Severity).index(one.severity), list(Code).index(one.code)))
-    )
+    return tuple(sorted(found.values(), key=_place))
 
 
 def _bare(config: TrainConfig, *, ended: Ended | None = None, estimate: Estimate | None = None) -> Facts:
@@ -81,8 +79,14 @@ def _bare(config: TrainConfig, *, ended: Ended | None = None, estimate: Estimate
 
 
 def _said(facts: Facts, rules: Iterable[Rule]) -> tuple[Advice, ...]:
-    found = ((rule.code, rule.check(facts)) for rule in rules)
-    return tuple(Advice(code=code.value, values=values) for code, values in found if values is not None)
+    found = ((rule, rule.check(facts)) for rule in rules)
+    said = sorted(((rule, values) for rule, values in found if values is not None), key=lambda one: _place(one[0]))
+    return tuple(Advice(code=rule.code.value, values=values) for rule, values in said)
+
+
+def _place(one: Rule | Spoken) -> tuple[int, int]:
+    """Warnings come first, so that they are the last to be left out where there is little room."""
+    return list(Severity).index(one.severity), list(Code).index(one.code)
 
 
 def _spoken(advice: Advice) -> Spoken | None:

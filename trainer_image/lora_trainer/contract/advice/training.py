@@ -127,13 +127,15 @@ def _quantization_not_needed(facts: Facts) -> Values | None:
     wanted, other = facts.config.quantization, _alternative(facts, Quantization.NONE)
     if wanted not in _QUANTIZED or other is None or facts.plan is None:
         return None
+    ours, theirs = facts.plan.tokens_per_second, other.tokens_per_second
+    if ours is not None and theirs is not None and theirs < ours:
+        return None  # recomputed in 16 bits it fits, and takes longer than quantized
     values = {
         "quantization": wanted.value,
         "change": other.change[:120],
         "peak": size(other.peak_bytes),
         "memory": size(facts.plan.device_bytes or 0),
     }
-    ours, theirs = facts.plan.tokens_per_second, other.tokens_per_second
     if ours is None or theirs is None or not 0 < ours < theirs:
         return values
     return {**values, "slower": f"{theirs / ours - 1:.0%}"}
@@ -223,11 +225,11 @@ RULES = (
         code=Code.QUANTIZATION_NOT_NEEDED,
         severity=Severity.INFO,
         subject="quantization",
-        condition="quantization is asked for, and by the plan the base fits the GPU in 16 bits",
+        condition="quantization is asked for, and by the plan the base fits the GPU in 16 bits, no slower",
         message="Set spec.quantization to Auto or None: the base fits in 16 bits, which is as good and faster",
         evidence=(
             "By the plan {quantization} takes {slower} more time than {change}, which takes {peak} of {memory}",
-            "By the plan {change} takes {peak} of {memory}",
+            "By the plan {change} takes {peak} of {memory}, and no more time than {quantization}",
         ),
         source="Dettmers et al., QLoRA, arXiv 2305.14314 (equal quality); fit.md (memory and time)",
         rule_of_thumb=False,

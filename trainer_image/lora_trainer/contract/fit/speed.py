@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.adapter import Adapter
 from lora_trainer.contract.fit.devices import Gpu
-from lora_trainer.contract.fit.memory import Setting
+from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.contract.fit.shape import Shape
 
 SHARE = 0.4
@@ -47,6 +46,6 @@ def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: 
     peak = gpu.flops / 8 if setting.fp32 else gpu.flops
     passes = 3 if setting.recompute else 2
     seconds = max(flops / (peak * share), passes * setting.size * shape.linear_weights / gpu.bandwidth / setting.tokens)
-    if setting.quantization in {Quantization.NF4, Quantization.FP4}:
+    if setting.is_4bit:
         seconds += passes * _READ_AND_WRITTEN * shape.linear_weights / gpu.bandwidth / setting.tokens
     return Speed(tokens_per_s=1 / seconds, flops_per_token=flops)
