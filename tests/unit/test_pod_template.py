@@ -284,7 +284,7 @@ def test_the_kubelet_asks_the_trainer_whether_it_lives() -> None:
     assert found["ports"] == [{"name": "metrics", "containerPort": 9090}]
 
 
-NODES = [
+NODES: list[tuple[dict[str, Any], list[dict[str, Any]] | None]] = [
     ({}, None),
     ({"gpus": 1}, None),
     ({"gpuMinMemoryGiB": 24}, [{"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["22609"]}]),
