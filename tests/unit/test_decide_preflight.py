@@ -57,6 +57,13 @@ def configuration(plan: Plan) -> TrainConfig:
     return TrainConfig.from_json(job["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION])
 
 
+def recomputes(plan: Plan) -> bool:
+    """Whether the Job that a plan creates is to recompute activations, as was planned."""
+    planned = configuration(plan).planned
+    assert planned is not None
+    return planned.activation_checkpointing
+
+
 def looking(**changes: Any) -> JobView:
     """The Job of the preflight."""
     return make_job(**STAGE, **changes)
@@ -143,14 +150,14 @@ def test_the_training_job_follows_what_was_found() -> None:
 def test_the_training_runs_as_planned_and_so_does_each_attempt_after_it() -> None:
     """The plan outlives the pod that reported it, and the first status says what was chosen."""
     first = passed(plan=make_plan(activation_checkpointing=True))
-    assert configuration(plan_for(finetune())).training.activation_checkpointing is ActivationCheckpointing.AUTO
-    assert configuration(first).training.activation_checkpointing is ActivationCheckpointing.FULL
+    assert configuration(plan_for(finetune())).planned is None
+    assert recomputes(first)
     assert first.status["resolved"]["activationCheckpointing"] is True
     second = plan_for(with_status(finetune(), first.status))
     assert made(second) == [("Job", job_name(2))]
-    assert configuration(second).training.activation_checkpointing is ActivationCheckpointing.FULL
+    assert recomputes(second)
     kept = configuration(passed(plan=make_plan(device=None, device_bytes=None, fits=None)))
-    assert kept.training.activation_checkpointing is ActivationCheckpointing.AUTO, "the training finds its device"
+    assert kept.planned is None, "the training finds its device"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +177,7 @@ def test_a_plan_in_the_status_that_cannot_be_read_counts_as_none(junk: Mapping[s
     status = passed().status
     status = {**status, "plan": {key: value for key, value in {**status["plan"], **junk}.items() if value is not None}}
     plan = plan_for(with_status(finetune(), status))
-    assert configuration(plan).training.activation_checkpointing is ActivationCheckpointing.AUTO
+    assert configuration(plan).planned is None
 
 
 def test_nothing_that_the_status_says_is_taken_for_a_report_before_there_is_one() -> None:
@@ -178,7 +185,7 @@ def test_nothing_that_the_status_says_is_taken_for_a_report_before_there_is_one(
     forged = with_status(finetune(), {"plan": passed(plan=make_plan(activation_checkpointing=False)).status["plan"]})
     assert "plan" not in plan_for(forged).status
     plan = plan_for(forged, jobs=(looked(),), pods=(reporting_pod(),))
-    assert configuration(plan).training.activation_checkpointing is ActivationCheckpointing.FULL
+    assert recomputes(plan)
 
 
 @pytest.mark.parametrize(
