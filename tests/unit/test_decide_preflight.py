@@ -32,7 +32,7 @@ from lora_operator.views import names
 from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
-from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
+from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 
