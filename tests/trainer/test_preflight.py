@@ -257,7 +257,7 @@ def test_failures_have_the_reasons_of_the_training(workplace: Workplace) -> None
 
 
 def _plan(*, fits: bool | None, device: str | None) -> RunPlan:
-    found = dict.fromkeys(("peak_bytes", "weight_bytes", "adapter_bytes", "activation_bytes"), 10**10)
+    found: dict[str, Any] = dict.fromkeys(("peak_bytes", "weight_bytes", "adapter_bytes", "activation_bytes"), 10**10)
     return RunPlan(
         **found,
         quantization=Quantization.NONE,

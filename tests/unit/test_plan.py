@@ -65,9 +65,9 @@ def test_the_tables_say_what_the_default_run_takes_and_where_it_fits(
     lines = printed(capsys).splitlines()
     assert lines[0] == "tone: hf://meta-llama/Meta-Llama-3-8B (llama, 8,030,261,248 parameters)"
     assert "Adapter: rank 16 on 224 linear modules, 41,943,040 trained parameters (0.52%)," in lines
-    assert "  None         yes           14.96    0.70        1.06     0.88   0.70   18.30" in lines
-    assert "RTX 4090  24.0   -18.2    +3.3  -8.7/2   +12.8  None, recomp.      1,422  12 min" in lines
-    assert "A100 40   40.0  -3.8/2   +17.7    +5.8   +27.2  None, kept/2       3,915   4 min" in lines
+    assert "  None         yes           14.96    0.63        1.00     0.99   0.70   18.27" in lines
+    assert "RTX 4090  24.0   -18.1    +3.3  -8.5/2   +13.0  None, recomp.      1,422  12 min" in lines
+    assert "A100 40   40.0  -3.7/2   +17.7    +5.9   +27.4  None, kept/2       3,915   4 min" in lines
     text = " ".join(" ".join(lines).split())
     assert "leaves quantization and training.activationCheckpointing to Auto" in text
     assert "It fits T4, L4, A10, RTX 4090, A100 40," in text
@@ -117,7 +117,7 @@ def test_a_named_gpu_replaces_the_list(place: Path, capsys: pytest.CaptureFixtur
     """By name or by memory; of the latter the speed is not known."""
     text = printed(capsys, "--gpu", "h100", "--gpu", "24GiB")
     assert "\nH100 " in text
-    assert "\n24GiB     24.0   -18.2    +3.3  -8.6/2   +12.8  None, recomp.\n" in text
+    assert "\n24GiB     24.0   -18.1    +3.3  -8.5/2   +13.0  None, recomp.\n" in text
     assert "A100" not in text
 
 
