@@ -258,8 +258,8 @@ def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (1, 1, 1)
     assert "nodeSelector" not in pod_of(job)
     assert job["metadata"]["name"] == f"{job_name()}-preflight"
-    assert job["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
-    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
+    assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
+    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
 
 
 def test_the_pod_of_the_preflight_gets_no_claim_to_write_to_but_the_cache() -> None:

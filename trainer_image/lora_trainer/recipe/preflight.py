@@ -89,19 +89,23 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
 def model_facts(model: Model) -> ModelFacts:
     """What the status says of a model."""
     shape, adapter = model.shape, model.adapter
-    names = [(name, adapter.ranks[layer][position] > 0) for layer, position, name, _ in shape.modules()]
-    chosen = [name for name, is_adapted in names if is_adapted]
     return ModelFacts(
         revision=model.headers.base.revision,
         model_type=model.headers.base.model_type,
         parameters=shape.parameters,
         weight_bytes=model.headers.weight_bytes,
-        linear_modules=len(names),
-        adapted=len(chosen),
-        target_modules=short_names(chosen, [name for name, _ in names]),
+        linear_modules=sum(len(layer.linear) for layer in shape.layers),
+        adapted=adapter.modules,
+        target_modules=target_names(shape, adapter),
         trainable_parameters=adapter.parameters,
         known=shape.spread < GUESSED,
     )
+
+
+def target_names(shape: Shape, adapter: Adapter) -> tuple[str, ...]:
+    """The shortest endings that select the modules of an adapter, as the trainer names them."""
+    names = [(name, adapter.ranks[layer][position] > 0) for layer, position, name, _ in shape.modules()]
+    return short_names([name for name, is_adapted in names if is_adapted], [name for name, _ in names])
 
 
 def check_output(config: TrainConfig, volumes: Volumes) -> OutputCheck:

@@ -226,10 +226,10 @@ RULES = (
         severity=Severity.INFO,
         subject="quantization",
         condition="quantization is asked for, and by the plan the base fits the GPU in 16 bits, no slower",
-        message="Set spec.quantization to Auto or None: the base fits in 16 bits, which is as good and faster",
+        message="Set spec.quantization to Auto or None: the base fits in 16 bits, which is as good and no slower",
         evidence=(
             "By the plan {quantization} takes {slower} more time than {change}, which takes {peak} of {memory}",
-            "By the plan {change} takes {peak} of {memory}, and no more time than {quantization}",
+            "By the plan {change} takes {peak} of {memory}",
         ),
         source="Dettmers et al., QLoRA, arXiv 2305.14314 (equal quality); fit.md (memory and time)",
         rule_of_thumb=False,
