@@ -12,7 +12,7 @@ import gc
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,10 @@ COUNTED_TOKENS = 97
 """On a CPU. No width of these models, so that a tensor with so many rows is an activation."""
 
 
-def matrix() -> Iterator[tuple[str, Mapping[str, Any], Step]]:
+Row = tuple[str, Mapping[str, Any], Step]
+
+
+def matrix() -> Iterator[Row]:
     """Name, `config.json` and step of each row."""
     quantizations = (Quantization.NONE, Quantization.NF4)
     for (name, shape), quantization, recompute, (tokens, dropout, rank) in itertools.product(
@@ -79,7 +82,7 @@ def measured(config: Mapping[str, Any], how: Step, device: Device) -> tuple[floa
 def counted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[float, float]:
     """Bytes that two layers more keep more, for a token and layer, and those of the fit model."""
     how = replace(how, recompute=False, rows=(COUNTED_TOKENS,), packs=False)
-    kept = [_kept(config | {"num_hidden_layers": layers, "vocab_size": 300}, how, device) for layers in (1, 3)]
+    kept = [_kept({**config, "num_hidden_layers": layers, "vocab_size": 300}, how, device) for layers in (1, 3)]
     shape = shape_of(config)
     ranks = plan_adapter(how.lora, shape).ranks[0]
     setting = replace(setting_of(how), cpu=True)
@@ -108,11 +111,16 @@ def _kept(config: Mapping[str, Any], how: Step, device: Device) -> int:
     return sum(sizes.values())
 
 
-def report(title: str, unit: float, measure: Callable[[Mapping[str, Any], Step], tuple[float, float] | None]) -> None:
-    """Print each row of the matrix, and the mean and the largest error."""
+def report(
+    title: str,
+    unit: float,
+    rows: Iterable[Row],
+    measure: Callable[[Mapping[str, Any], Step], tuple[float, float] | None],
+) -> None:
+    """Print each row, and the mean and the largest error."""
     print(f"{title:>9} {'estimated':>9} {'error':>7}  training")
     errors: list[float] = []
-    for name, config, how in matrix():
+    for name, config, how in rows:
         found = measure(config, how)
         if found is None:
             print(f"{'-':>9} {'-':>9} {'-':>7}  {name}: does not fit this GPU", flush=True)
@@ -128,15 +136,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulate", action="store_true")
     if parser.parse_args().simulate:
-        report("simulated", 1e9, simulated)
+        report("simulated", 1e9, matrix(), simulated)
         return
     device = choose_device(DeviceConfig(gpus=1, allow_cpu=True), Precision.BF16)
     if device.torch_device.type == "cuda":
         print(f"{device.name}, GB of the allocator")
-        report("measured", 1e9, lambda config, how: measured(config, how, device))
+        report("measured", 1e9, matrix(), lambda config, how: measured(config, how, device))
     else:
         print("a CPU, kB for a token and layer")
-        report("counted", 1e3, lambda config, how: counted(config, how, device))
+        # For a token, and what is kept at all.
+        rows = [row for row in matrix() if not row[2].recompute and sum(row[2].rows) in {1304, 4096}]
+        report("counted", 1e3, rows, lambda config, how: counted(config, how, device))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def array() -> Iterator[Cell]:
         first, second = codes[number % 16], codes[(7 * number + 3) % 16]
         opposite = tuple(not bit for bit in first)
         quantized = "moe" not in config["model_type"] and config["model_type"] not in {"gpt2", "gpt_oss", "mixtral"}
-        precisions = (
+        precisions: tuple[dict[str, object], ...] = (
             {},
             {"quantization": _NF4} if quantized else {"packs": False},
             {"fp32": True, "packs": False},
