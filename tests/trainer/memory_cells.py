@@ -5,14 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
+from benchmarks.memory_estimate import estimate
 from benchmarks.memory_simulation import Step
 from tests.unit.fit_models import GEMMA_3, GPT2, MODELS, Config, llama
 
 from lora_trainer.contract.config import Layers, LoraConfig, Optimizer, Quantization, TrainingConfig, Variant
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import gpu_memory
-from lora_trainer.contract.fit.setting import Setting
 
 _SMALL = {"Llama-3.2-1B": (2048, 8192, 16), "Llama-3.2-3B": (3072, 8192, 28), "Llama-3-70B": (8192, 28672, 80)}
 _OTHERS: dict[str, Config] = {
@@ -96,20 +93,7 @@ class Cell:
     @cached_property
     def estimated(self) -> int:
         """Bytes of the fit model, without CUDA's context."""
-        shape, step = shape_of(self.config), self.step
-        setting = Setting(
-            quantization=step.quantization,
-            recompute=step.recompute,
-            tokens=sum(step.rows),
-            row=max(step.rows),
-            packs=step.packs,
-            fp32=step.fp32,
-            dropout=step.lora.dropout > 0,
-            dora=step.lora.variant is Variant.DORA,
-            optimizer=step.training.optimizer,
-            learned=step.learned,
-        )
-        memory = gpu_memory(shape, plan_adapter(step.lora, shape), setting)
+        memory = estimate(self.config, self.step)
         return memory.total - memory.constant
 
 
@@ -157,7 +141,7 @@ def array() -> Iterator[Cell]:
         first, second = codes[number % 16], codes[(7 * number + 3) % 16]
         opposite = tuple(not bit for bit in first)
         quantized = "moe" not in config["model_type"] and config["model_type"] not in {"gpt2", "gpt_oss", "mixtral"}
-        precisions = (
+        precisions: tuple[dict[str, object], ...] = (
             {},
             {"quantization": _NF4} if quantized else {"packs": False},
             {"fp32": True, "packs": False},
