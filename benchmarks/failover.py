@@ -152,6 +152,7 @@ def finetune(name: str, **spec: object) -> dict[str, object]:
         "model": {"uri": "hf://acme/model"},
         "dataset": {"uri": "pvc://data/chats.jsonl"},
         "output": {"uri": f"pvc://adapters/{name}"},
+        "preflight": "Skip",
     }
     head = {"apiVersion": "lora-operator.io/v1alpha1", "kind": "LoRAFineTune", "metadata": {"name": name}}
     return {**head, "spec": {**base, **spec}}

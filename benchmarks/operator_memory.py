@@ -215,6 +215,7 @@ def _finetune(name: str, annotations: Object) -> Object:
             "model": {"uri": "hf://acme/model"},
             "dataset": {"uri": "hf://acme/data"},
             "output": {"uri": f"pvc://adapters/{name}"},
+            "preflight": "Skip",
             "suspend": True,
         },
     }

@@ -69,8 +69,8 @@ class Field:
 
     @property
     def immutable(self) -> bool:
-        """Whether a rule holds the field to its first value."""
-        return any(rule.expression == "self == oldSelf" for rule in self.rules)
+        """Whether a rule holds the field to its first value, but for a change that it names."""
+        return any(rule.expression.partition(" || ")[0] == "self == oldSelf" for rule in self.rules)
 
     @property
     def type_name(self) -> str:

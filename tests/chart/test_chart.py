@@ -13,6 +13,7 @@ from tests.chart.objects import Render, only, pod_of, settings_of
 
 from lora_operator.running.self_check import LEASE_RIGHTS
 from lora_operator.views.config import OperatorConfig, load_config, yaml_name
+from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -170,6 +171,7 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         watch={"namespaces": ["team-a"]},
         imagePullSecrets=[{"name": "registry"}],
         trainer={"image": {"tag": "v1", "pullPolicy": "Always"}, "serviceAccountName": "trainer"},
+        preflight={"image": {"repository": "registry.example.com/preflight"}},
         config={
             "hubEndpoint": "http://hub:8000",
             "allowCPU": True,
@@ -186,8 +188,9 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
             "mlflowTrackingURI": "http://mlflow:5000",
             "wandbBaseURL": "https://wandb.example",
             "cacheClaim": "lora-cache",
-            "prepareCPU": "500m",
-            "prepareMemory": "1Gi",
+            "preflightCPU": "500m",
+            "preflightMemory": "1Gi",
+            "gpus": [{"name": "NVIDIA-A10G", "memoryGiB": 24, "pricePerHour": 1.2}],
             "requireRenderedImage": True,
             "stallTimeoutSeconds": 900,
             "mostUnfinishedRunsPerNamespace": 50,
@@ -204,6 +207,7 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
     file.write_text(settings_of(objects))
     assert load_config(file) == OperatorConfig(
         trainer_image="registry.example.com/trainer:v1",
+        preflight_image="registry.example.com/preflight:v1",
         namespaces=("team-a",),
         image_pull_policy="Always",
         image_pull_secrets=("registry",),
@@ -223,8 +227,9 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         mlflow_tracking_uri="http://mlflow:5000",
         wandb_base_url="https://wandb.example",
         cache_claim="lora-cache",
-        prepare_cpu="500m",
-        prepare_memory="1Gi",
+        preflight_cpu="500m",
+        preflight_memory="1Gi",
+        gpus=(GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.2),),
         require_rendered_image=True,
         stall_timeout_s=900,
         most_unfinished_runs_per_namespace=50,
@@ -374,6 +379,8 @@ def test_a_misspelt_value_is_refused_by_name(helm: Any) -> None:
         ({"config": {"stallTimeoutSeconds": 0}}, "stallTimeoutSeconds"),
         ({"config": {"leaseDurationSeconds": 0}}, "leaseDurationSeconds"),
         ({"config": {"mostUnfinishedRunsPerNamespace": -1}}, "mostUnfinishedRunsPerNamespace"),
+        ({"config": {"gpus": [{"name": "NVIDIA-L4", "memoryGiB": 0}]}}, "memoryGiB"),
+        ({"config": {"gpus": [{"name": "NVIDIA-L4"}]}}, "memoryGiB"),
         ({"replicas": -1}, "replicas"),
         ({"replicas": 2.5}, "replicas"),
         ({"config": {"progressIntervalSeconds": 0}}, "progressIntervalSeconds"),

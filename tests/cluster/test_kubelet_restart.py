@@ -156,6 +156,7 @@ def _finetune(name: str, **spec: Any) -> Object:
             "model": {"uri": "hf://acme/base"},
             "dataset": {"uri": "configmap://script/script.json"},
             "output": {"uri": f"pvc://adapters/{name}"},
+            "preflight": "Skip",
             "resources": {"gpus": 0, "cpu": "50m", "memory": "64Mi"},
             **spec,
         },

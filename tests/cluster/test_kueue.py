@@ -73,6 +73,7 @@ class Team:
                     "model": {"uri": "hf://acme/base"},
                     "dataset": {"uri": "configmap://script/script.json"},
                     "output": {"uri": f"pvc://adapters/{name}"},
+                    "preflight": "Skip",
                     "resources": {"gpus": 1, "cpu": "50m", "memory": "64Mi"},
                     **spec,
                 },

@@ -15,11 +15,14 @@ import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from tests.faults.proofs import Proofs
+from tests.unit.reports import make_plan, make_preflight
 
 from docgen.schema import Field, load, walk
 from localcluster.client import Client, CommandError
 from localcluster.processes import wait_until
 from lora_operator.decision import results
+from lora_operator.decision.blocks import block_from
+from lora_operator.decision.stages.preflight import plan_block
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
 
@@ -86,6 +89,8 @@ OTHER: Mapping[str, Any] = {
     "spec.resources.gpus": 1,
     "spec.resources.nodes": 3,
     "spec.resources.gpuResourceName": "nvidia.com/gpu",
+    "spec.resources.gpuMinMemoryGiB": 24,
+    "spec.resources.gpuProducts": ["NVIDIA-L4"],
     "spec.resources.cpu": 2,
     "spec.resources.memory": "32Gi",
     "spec.resources.sharedMemory": "2Gi",
@@ -104,6 +109,7 @@ OTHER: Mapping[str, Any] = {
     "spec.tracking.project": "other",
     "spec.tracking.secretRef.name": "other",
     "spec.resumeFrom.name": "other",
+    "spec.preflight": "Run",
     "spec.suspend": True,
     "spec.maxRetries": 1,
     "spec.activeDeadlineSeconds": 90000,
@@ -329,7 +335,7 @@ def test_defaults_are_those_of_the_documentation(api: Api) -> None:
         "model": {"uri": "hf://meta-llama/Llama-3.1-8B-Instruct", "secretRef": {"name": "hf-token"}},
         "dataset": {"uri": "hf://acme/support-chats", "format": "Auto", "split": "train"},
         "lora": {"rank": 16, "dropout": "0", "scaling": "Classic", "variant": "LoRA", "init": "Default"},
-        "quantization": "None",
+        "quantization": "Auto",
         "training": {
             "learningRate": "0.0002",
             "schedule": "Cosine",
@@ -350,6 +356,7 @@ def test_defaults_are_those_of_the_documentation(api: Api) -> None:
         "output": {"uri": "pvc://adapters/support-tone", "merge": "Adapter", "mergePrecision": "Auto"},
         "checkpoint": {"intervalSeconds": 600, "keep": 2},
         "tracking": {"kind": "None"},
+        "preflight": "Run",
         "suspend": False,
         "maxRetries": 3,
     }
@@ -473,6 +480,23 @@ def test_a_deadline_can_be_raised_and_removed_but_not_lowered(api: Api, stored: 
     assert (found.field, "set suspend to true or delete" in found.message) == (path, True)
 
 
+def test_the_former_default_of_the_quantization_may_become_auto(api: Api) -> None:
+    """As kubectl replace of a file asks that names none; nothing else may, and there is no way back."""
+    path = "spec.quantization"
+    for name, began in (("was-none", "None"), ("was-nf4", "NF4")):
+        manifest = changed(example("minimal.yaml"), {"metadata": {"name": name}, "spec": {"quantization": began}})
+        written = api.create(manifest, dry_run=False)
+        if began == "None":
+            assert get(api.replace(put(written, path, None)), path) == "Auto"
+            assert get(api.replace(put(written, path, "Auto")), path) == "Auto"
+        else:
+            (found,) = refusals(lambda written=written: api.replace(put(written, path, "Auto")))  # type: ignore[misc]
+            assert (found.field, "immutable" in found.message) == (path, True)
+    auto = api.create(changed(example("minimal.yaml"), {"metadata": {"name": "is-auto"}}), dry_run=False)
+    (found,) = refusals(lambda: api.replace(put(auto, path, "None")))
+    assert (found.field, "immutable" in found.message) == (path, True)
+
+
 def test_sections_of_defaults_may_be_left_out_of_an_update(api: Api, stored: Mapping[str, dict[str, Any]]) -> None:
     """Taking away what equals the defaults changes nothing, so it is allowed."""
     bare = stored["bare"]
@@ -505,13 +529,14 @@ def test_kubectl_get_shows_the_columns(api: Api) -> None:
         "peakMemory": "18.7 GiB",
         "tokensPerSecond": "910.5",
     }
-    written["status"] |= {"progress": progress, "artifact": {"uri": "pvc://adapters/support-tone-abcde"}}
+    resolved, artifact = {"quantization": "NF4"}, {"uri": "pvc://adapters/support-tone-abcde"}
+    written["status"] |= {"progress": progress, "resolved": resolved, "artifact": artifact}
     api.write_status(written)
 
     header, row = table(api.kubectl("get", "lft", name))
     assert header == ["NAME", "STATE", "MODEL", "RANK", "QUANT", "STEP", "LOSS", "ETA", "AGE"]
     model = "hf://meta-llama/Llama-3.1-8B-Instruct"
-    assert row[:-1] == [name, "Training", model, "16", "None", "120/400", "1.234", "1h12m"]
+    assert row[:-1] == [name, "Training", model, "16", "NF4", "120/400", "1.234", "1h12m"]
 
     header, row = table(api.kubectl("get", "lft", name, "-o", "wide"))
     assert header[9:] == ["PEAK MEMORY", "TOKENS/S", "ADAPTER"]
@@ -545,6 +570,8 @@ def test_what_the_operator_writes_is_stored_as_it_is(api: Api) -> None:
     written["status"] |= {
         "observedGeneration": 1,
         "resolved": results.resolved_by_spec(train, "x" * 5000) | results.resolved_by_run(endless(ResolvedRun)),
+        "preflight": block_from(make_preflight()),
+        "plan": plan_block(make_plan()),
         "dataset": results.dataset_block(endless(DatasetStats)),
         "results": results.results_block(endless(Results)),
         "artifact": results.artifact_block(endless(Artifact)),

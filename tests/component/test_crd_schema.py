@@ -10,8 +10,11 @@ import pytest
 import yaml
 
 from docgen.schema import Field, load, walk
+from lora_operator.views import request
 from lora_trainer.contract import config
+from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.progress import Progress
+from lora_trainer.contract.run_plan import Alternative, RunPlan
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,6 +101,8 @@ def test_choices_are_those_of_the_contract() -> None:
         "spec.training.schedule": config.Schedule,
         "spec.training.lossOn": config.LossOn,
         "spec.training.precision": config.Precision,
+        "spec.preflight": request.Preflight,
+        "status.preflight.output": OutputCheck,
     }
     assert {path: CRD.field(path).schema["enum"] for path in kinds} == {
         path: [member.value for member in kind] for path, kind in kinds.items()
@@ -118,6 +123,11 @@ def camel(name: str) -> str:
         (Verification, "status.results.verification", set()),
         (Artifact, "status.artifact", set()),
         (SavedState, "status.checkpoint", set()),
+        (Preflight, "status.preflight", set()),
+        (ModelFacts, "status.preflight.model", set()),
+        (RowFacts, "status.preflight.dataset", set()),
+        (RunPlan, "status.plan", set()),
+        (Alternative, "status.plan.alternatives", set()),
         (Progress, "status.progress", {"resolved", "updatedAt"}),
     ],
 )

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.component.documents import finetune
+from tests.component.documents import finetune, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone, now
+from tests.unit.reports import make_report
 
 from lora_operator.running.self_check import RIGHTS
+from lora_operator.views.names import PREFLIGHT, TRAIN
 
 Object = dict[str, Any]
 DEFINITION = "workloads.kueue.x-k8s.io"
@@ -130,6 +132,34 @@ def test_kueue_that_is_installed_later_ends_the_process_and_is_followed_by_the_n
     stage.wait_condition("Suspended", status="False")
     stage.run_pod(stage.wait_pod(job))
     stage.wait_condition("PodsReady", status="True")
+
+
+def test_a_preflight_waits_in_the_queue_and_then_the_training_does(stage: Stage, workloads: Workloads) -> None:
+    """Each Job has a Workload of its own: what the queue gave the first is given back before the second asks."""
+    workloads.install()
+    stage.start()
+    manifest = finetune(preflight="Run")
+    manifest["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    stage.api.post(stage.path("lorafinetunes"), manifest)
+    _wait_and_work(stage, workloads, PREFLIGHT, make_report().to_message())
+    _wait_and_work(stage, workloads, TRAIN, succeeded())
+    stage.wait_condition("Complete", status="True")
+
+
+def _wait_and_work(stage: Stage, workloads: Workloads, role: str, said: str) -> None:
+    """The Job of a stage waits in its queue, is let go, and ends well."""
+    job = stage.wait_job(stage=role)
+    assert job["spec"]["suspend"] is True
+    workload = workloads.make(job)
+    workloads.say(workload, "False", "Pending", f"insufficient unused quota for the {role}")
+    eventually(lambda: role in stage.condition("QuotaReserved").get("message", ""), "it waits for quota")
+    assert stage.condition("Complete")["reason"] == "Queued"
+    workloads.say(workload, "True", "QuotaReserved", "Quota reserved in ClusterQueue finetuning")
+    stage.api.patch(stage.path("jobs", job["metadata"]["name"]), {"spec": {"suspend": False}})
+    stage.wait_condition("Suspended", status="False")
+    pod = stage.wait_pod(job)
+    stage.run_pod(pod)
+    stage.end_pod(pod, 0, said)
 
 
 def test_a_missing_right_on_workloads_is_named_only_where_there_are_any(stage: Stage, workloads: Workloads) -> None:

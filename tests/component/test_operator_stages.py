@@ -1,86 +1,116 @@
-"""What comes before the training and what runs beside it: the cache filled by a CPU Job, several nodes, checkpoints."""
+"""What comes before the training and what runs beside it: the preflight, several nodes, checkpoints."""
 
 from functools import partial
 
+import pytest
 from tests.component.documents import failed, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
+from tests.unit.reports import make_plan, make_report
 
-from lora_operator.views.names import TRAIN
+from lora_operator.views.names import CONFIG_ANNOTATION, PREFLIGHT, TRAIN
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.reasons import Reason
 
-CLAIM = "models"
+RUN = {"preflight": "Run"}
 
 
-def test_a_cache_is_filled_before_a_gpu_is_asked_for(stage: Stage) -> None:
-    """A Job without GPUs first; the training Job when it has succeeded; both stay until the end."""
-    stage.start(cacheClaim=CLAIM)
-    stage.apply()
-    prepare = stage.wait_job(stage="prepare")
-    pod = stage.wait_pod(prepare)
+def test_a_run_is_looked_at_before_a_gpu_is_asked_for_and_trains_as_planned(stage: Stage) -> None:
+    """A Job without GPUs first, the training Job when it has succeeded; both stay until the end, like the plan."""
+    stage.start()
+    stage.apply(**RUN, quantization="Auto")
+    pod = stage.wait_pod(stage.wait_job(stage=PREFLIGHT))
     assert "nvidia.com/gpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
     stage.run_pod(pod)
-    stage.wait_condition("Complete", status="Unknown", reason="Preparing")
-    stage.wait_condition("PreflightPassed", status="Unknown", reason="Preparing")
+    stage.wait_condition("Complete", status="Unknown", reason="Preflight")
+    stage.wait_condition("PreflightPassed", status="Unknown", reason="Preflight")
     assert stage.jobs_of(TRAIN) == []
-    stage.end_pod(pod, 0)
-    training = stage.wait_pod(stage.wait_job())
-    stage.wait_condition("PreflightPassed", status="True", reason="Prepared")
+    stage.end_pod(pod, 0, make_report().to_message())
+    job = stage.wait_job()
+    stage.wait_condition("PreflightPassed", status="True", reason="PreflightPassed")
+    config = TrainConfig.from_json(job["spec"]["template"]["metadata"]["annotations"][CONFIG_ANNOTATION])
+    assert config.quantization is Quantization.NONE
+    assert config.planned is not None
+    training = stage.wait_pod(job)
     stage.run_pod(training)
     stage.wait_condition("PodsReady", status="True")
     stage.end_pod(training, 0, succeeded())
     stage.wait_condition("Complete", status="True")
+    status = stage.finetune()["status"]
+    assert status["resolved"]["quantization"] == "None"
+    assert status["plan"]["peakMemory"] == "18.7 GiB"
+    assert status["preflight"]["dataset"]["trainSamples"] == 200
     assert len(stage.objects("jobs")) == 2
 
 
-def test_a_model_that_does_not_exist_fails_the_run_before_a_gpu_is_asked_for(stage: Stage) -> None:
-    """The verdict has the trainer's sentence, and no training Job was ever made."""
-    stage.start(cacheClaim=CLAIM)
-    stage.apply()
-    pod = stage.wait_pod(stage.wait_job(stage="prepare"))
+@pytest.mark.parametrize(
+    ("code", "reason", "said"),
+    [
+        (66, Reason.MODEL_NOT_FOUND, "spec.model.uri is hf://acme/model: the Hub has no such"),
+        (64, Reason.DOES_NOT_FIT, "The run needs 21 GiB, and the GPU has 16: write quantization NF4"),
+    ],
+    ids=str,
+)
+def test_a_run_that_would_fail_makes_no_training_job(stage: Stage, code: int, reason: Reason, said: str) -> None:
+    """The verdict has the trainer's sentence, and the plan stays to be read."""
+    stage.start()
+    stage.apply(**RUN)
+    pod = stage.wait_pod(stage.wait_job(stage=PREFLIGHT))
     stage.run_pod(pod)
-    stage.end_pod(pod, 66, failed(Reason.MODEL_NOT_FOUND, "spec.model.uri is hf://acme/model: the Hub has no such"))
-    verdict = stage.wait_condition("Failed", status="True", reason="ModelNotFound")
-    assert "the Hub has no such" in verdict["message"]
+    stage.end_pod(pod, code, failed(reason, said, plan=make_plan(fits=False)))
+    verdict = stage.wait_condition("Failed", status="True", reason=reason.value)
+    assert said in verdict["message"]
     assert stage.condition("PreflightPassed")["status"] == "False"
+    assert stage.finetune()["status"]["plan"]["fits"] is False
     assert stage.jobs_of(TRAIN) == []
     assert len(stage.objects("pods")) == 1
 
 
+def test_a_run_that_skips_it_trains_at_once(stage: Stage) -> None:
+    """And has no condition about it."""
+    stage.start()
+    stage.apply(preflight="Skip")
+    stage.wait_job()
+    stage.wait_condition("Accepted", status="True")
+    assert stage.jobs_of(PREFLIGHT) == []
+    assert stage.condition("PreflightPassed") == {}
+
+
 def test_an_operator_that_was_killed_meanwhile_goes_on_with_one_training_job(stage: Stage) -> None:
-    """What was fetched while nobody looked is not fetched again."""
-    stage.start(cacheClaim=CLAIM)
-    stage.apply()
-    prepare = stage.wait_job(stage="prepare")
-    pod = stage.wait_pod(prepare)
+    """What was found while nobody looked is not found out again."""
+    stage.start()
+    stage.apply(**RUN)
+    looking = stage.wait_job(stage=PREFLIGHT)
+    pod = stage.wait_pod(looking)
     stage.operators[-1].kill()
-    stage.end_pod(pod, 0)
-    stage.start(cacheClaim=CLAIM)
+    stage.end_pod(pod, 0, make_report().to_message())
+    stage.start()
     training = stage.wait_job()
     stage.wait_condition("PreflightPassed", status="True")
     stage.operators[-1].kill()
-    stage.start(cacheClaim=CLAIM)
+    stage.start()
     stage.wait_condition("Accepted", status="True")
+    assert stage.finetune()["status"]["plan"]["fits"] is True
     assert {j["metadata"]["uid"] for j in stage.objects("jobs")} == {
-        prepare["metadata"]["uid"],
+        looking["metadata"]["uid"],
         training["metadata"]["uid"],
     }
 
 
-def test_a_job_that_prepares_is_made_again_when_it_is_deleted_and_held_when_the_run_is_suspended(stage: Stage) -> None:
+def test_a_preflight_is_made_again_when_its_job_is_deleted_and_held_when_the_run_is_suspended(stage: Stage) -> None:
     """Under the same name, and no attempt is counted."""
-    stage.start(cacheClaim=CLAIM)
-    stage.apply()
-    first = stage.wait_job(stage="prepare")
+    stage.start()
+    stage.apply(**RUN)
+    first = stage.wait_job(stage=PREFLIGHT)
     stage.wait_condition("Accepted", status="True")
     path = stage.path("jobs", first["metadata"]["name"])
     stage.api.delete(path + "?propagationPolicy=Background")
 
     def again() -> bool:
-        return any(j["metadata"]["uid"] != first["metadata"]["uid"] for j in stage.jobs_of("prepare"))
+        return any(j["metadata"]["uid"] != first["metadata"]["uid"] for j in stage.jobs_of(PREFLIGHT))
 
     eventually(again, "the Job is made again")
-    pod = stage.wait_pod(stage.wait_job(stage="prepare"))
+    pod = stage.wait_pod(stage.wait_job(stage=PREFLIGHT))
     stage.change(suspend=True)
     stage.wait_condition("Suspended", status="True", reason="SuspendedByUser")
     eventually(partial(gone, stage.api, stage.path("pods", pod["metadata"]["name"])), "the pod is gone")

@@ -77,7 +77,7 @@ class RandomLife:
 
     def start(self) -> None:
         """One more operator, which lists everything anew every five seconds; what a run reads is fetched first."""
-        self.stage.start(resyncIntervalSeconds=5, cacheClaim="models")
+        self.stage.start(resyncIntervalSeconds=5)
 
     def living(self) -> list[OperatorProcess]:
         """Operators that run; none has ended by itself."""

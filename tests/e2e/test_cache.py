@@ -1,4 +1,4 @@
-"""The cache of base models: a CPU Job fills it before the training pod exists; a second run fetches no weights."""
+"""The cache of base models: the preflight fills it before the training pod exists; a second run fetches no weights."""
 
 import json
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ from tests.e2e.support import CLAIM, condition, finetune, rows, status, verdict,
 
 from hub.deploy import NAMESPACE as HUB
 from localcluster.client import Client
+from lora_operator.views.names import place_of
 
 CACHE = {**CLAIM, "metadata": {"name": "model-cache"}}
-_PREPARE = "--selector=lora-operator.io/role=prepare"
+_PREFLIGHT = "--selector=lora-operator.io/role=prepare"
 
 
 @pytest.fixture
@@ -29,19 +30,19 @@ def _weight_bytes(client: Client) -> int:
 
 
 def test_a_second_run_trains_without_downloading_weights(with_cache: Installed, namespace: str) -> None:
-    """The first run's CPU Job fetches the model once; the second one's finds it, and both train from the claim."""
+    """The first run's preflight fetches the model once; the second one's finds it, and both train from the claim."""
     client = with_cache.client
     client.apply(CLAIM, CACHE, rows(), namespace=namespace)
     before = _weight_bytes(client)
     fetched = []
     for name in ("first", "second"):
-        client.apply(finetune(name), namespace=namespace)
+        client.apply(finetune(name, preflight="Run"), namespace=namespace)
         assert verdict(wait_end(client, namespace, name))[:2] == ("True", "Succeeded")
-        assert condition(client, namespace, name, "PreflightPassed")["reason"] == "Prepared"
+        assert condition(client, namespace, name, "PreflightPassed")["status"] == "True"
         fetched.append(_weight_bytes(client) - before)
     assert fetched[0] > 100_000, "the first run fetched the weights"
     assert fetched[1] == fetched[0], "the second run fetched none"
-    jobs = client.get("jobs", _PREPARE, f"--namespace={namespace}")["items"]
+    jobs = client.get("jobs", _PREFLIGHT, f"--namespace={namespace}")["items"]
     assert len(jobs) == 2
     for job in jobs:
         limits = job["spec"]["template"]["spec"]["containers"][0]["resources"].get("limits", {})
@@ -50,13 +51,13 @@ def test_a_second_run_trains_without_downloading_weights(with_cache: Installed, 
 
 @pytest.mark.fault("C6.node")
 def test_a_missing_model_ends_the_run_before_a_training_pod_exists(with_cache: Installed, namespace: str) -> None:
-    """The CPU Job's sentence is the run's verdict; no training Job was made, so no GPU was asked for."""
+    """The preflight's sentence is the run's verdict; no training Job was made, so no GPU was asked for."""
     client = with_cache.client
     client.apply(CLAIM, CACHE, rows(), namespace=namespace)
-    client.apply(finetune("nobody", model={"uri": "hf://nobody/no-such-model"}), namespace=namespace)
+    client.apply(finetune("nobody", model={"uri": "hf://nobody/no-such-model"}, preflight="Run"), namespace=namespace)
     complete, reason, message = verdict(wait_end(client, namespace, "nobody"))
     assert (complete, reason) == ("False", "ModelNotFound")
     assert "nobody/no-such-model" in message
     jobs = client.get("jobs", f"--namespace={namespace}")["items"]
-    assert [job["metadata"]["labels"]["lora-operator.io/role"] for job in jobs] == ["prepare"]
+    assert [place_of(job["metadata"]["name"])[1] for job in jobs] == ["preflight"]
     assert not status(client, namespace, "nobody").get("jobName")

@@ -8,7 +8,7 @@ _MASKS = (
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "UID"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
     (re.compile(r'"(runSeconds|observedGeneration)": \d+'), r'"\1": 0'),
-    (re.compile(r"(RUN-\d+(?:-\d+|-prepare))-[a-z0-9]{5}\b"), r"\1-POD"),
+    (re.compile(r"(RUN-\d+(?:-\d+|-preflight))-[a-z0-9]{5}\b"), r"\1-POD"),
 )
 
 

@@ -16,13 +16,13 @@ from tests.component.documents import Object, failed, finetune, succeeded
 from tests.component.stage import Stage
 from tests.faults.hostile_pods import Pods, answer, progress
 from tests.faults.queue_kind import QUEUE, admit, make_workload, workload_path
+from tests.unit.reports import make_report
 
-from lora_operator.views.names import NAME_LABEL, STAGE_LABEL, TRAIN
+from lora_operator.views.names import JOB_NAME_LABEL, NAME_LABEL, PREFLIGHT, TRAIN, place_of
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 
 Awaited = Callable[[], Any]
-NOTHING_TO_FETCH = {"model": {"uri": "pvc://models/base"}}
 
 
 @dataclass(kw_only=True)
@@ -77,12 +77,12 @@ class Player:
     def living(self, stage: str = TRAIN) -> Object:
         """Its pod that has not ended; empty where there is none."""
         pods = (p for p in self.pods if p["status"].get("phase") not in ("Succeeded", "Failed"))
-        ours = (p for p in pods if p["metadata"]["labels"][STAGE_LABEL] == stage)
+        ours = (p for p in pods if place_of(p["metadata"]["labels"][JOB_NAME_LABEL])[1] == stage)
         return next((p for p in ours if not p["metadata"].get("deletionTimestamp")), {})
 
     def job(self, stage: str = TRAIN) -> Object:
         """Its newest Job; empty where there is none."""
-        ours = [j for j in self.jobs if j["metadata"]["labels"][STAGE_LABEL] == stage]
+        ours = [j for j in self.jobs if place_of(j["metadata"]["name"])[1] == stage]
         return max(ours, key=lambda job: str(job["metadata"]["name"]), default={})
 
     def job_condition(self, kind: str) -> str:
@@ -118,17 +118,17 @@ Play = Callable[[Player], Iterator[Awaited]]
 
 def plain(player: Player) -> Iterator[Awaited]:
     """From the resource to the verified adapter."""
-    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    player.stage.apply(player.name)
     yield from player.run()
     player.end(0, succeeded())
     yield player.shows("Complete", "True")
 
 
-def prepared(player: Player) -> Iterator[Awaited]:
-    """With a Job that fetches the model first."""
-    player.stage.apply(player.name)
-    yield from player.run("prepare")
-    player.end(0, succeeded(), "prepare")
+def looked_at(player: Player) -> Iterator[Awaited]:
+    """With a preflight, whose report the status keeps."""
+    player.stage.apply(player.name, preflight="Run")
+    yield from player.run(PREFLIGHT)
+    player.end(0, make_report().to_message(), PREFLIGHT)
     yield player.job
     yield from player.run()
     player.end(0, succeeded())
@@ -137,7 +137,7 @@ def prepared(player: Player) -> Iterator[Awaited]:
 
 def retried(player: Player) -> Iterator[Awaited]:
     """The first pod is killed for want of memory, the second one ends well."""
-    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    player.stage.apply(player.name)
     yield from player.run()
     lost = player.living()["metadata"]["uid"]
     player.end(137)
@@ -150,7 +150,7 @@ def retried(player: Player) -> Iterator[Awaited]:
 
 def expired(player: Player) -> Iterator[Awaited]:
     """Its Job goes as soon as the verdict is stored."""
-    player.stage.apply(player.name, ttlSecondsAfterFinished=0, **NOTHING_TO_FETCH)
+    player.stage.apply(player.name, ttlSecondsAfterFinished=0)
     yield from player.run()
     player.end(ExitCode.DATASET_INVALID, failed(Reason.DATASET_INVALID, "line 17: no field 'output'"))
     yield player.shows("Failed", "True")
@@ -159,7 +159,7 @@ def expired(player: Player) -> Iterator[Awaited]:
 
 def recreated(player: Player) -> Iterator[Awaited]:
     """Its Job is deleted by hand, and then it is suspended and resumed."""
-    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    player.stage.apply(player.name)
     yield player.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
     first = player.job()["metadata"]["name"]
     player.stage.api.delete(player.stage.path("jobs", first) + "?propagationPolicy=Background")
@@ -178,7 +178,7 @@ def recreated(player: Player) -> Iterator[Awaited]:
 
 def on_two_nodes(player: Player) -> Iterator[Awaited]:
     """With a Service, by whose name the nodes find each other."""
-    player.stage.apply(player.name, resources={"nodes": 2}, **NOTHING_TO_FETCH)
+    player.stage.apply(player.name, resources={"nodes": 2})
     yield lambda: len(player.pods) == 2
     yield player.shows("PodsReady", "False", Reason.VOLUME_NOT_READY)
     for pod in player.pods:
@@ -200,7 +200,7 @@ def queued(player: Player) -> Iterator[Awaited]:
     def active() -> bool:
         return bool(player.stage.api.get(workload_path(player.stage, workload))["spec"]["active"])
 
-    manifest = finetune(player.name, **NOTHING_TO_FETCH)
+    manifest = finetune(player.name)
     manifest["metadata"]["labels"] = QUEUE
     player.stage.api.post(player.stage.path("lorafinetunes"), manifest)
     yield player.job
@@ -225,7 +225,7 @@ def queued(player: Player) -> Iterator[Awaited]:
 
 def progressing(player: Player) -> Iterator[Awaited]:
     """Its trainer answers, and what it says is written into the status twice."""
-    player.stage.apply(player.name, **NOTHING_TO_FETCH)
+    player.stage.apply(player.name)
     yield from player.run()
     yield from player.progress_is(5)
     yield from player.progress_is(10)

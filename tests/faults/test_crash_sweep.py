@@ -37,7 +37,7 @@ __all__ = ["kueue"]
 
 PLAYS: tuple[Play, ...] = (
     plays.plain,
-    plays.prepared,
+    plays.looked_at,
     plays.retried,
     plays.expired,
     plays.recreated,
@@ -90,7 +90,7 @@ class Harness:
 
     def start(self) -> OperatorProcess:
         """One operator; each held write occupies a worker."""
-        self.operator = self.stage.start(proxy=self.proxy, cacheClaim="cache", workers=2 * MOST_AT_ONCE)
+        self.operator = self.stage.start(proxy=self.proxy, workers=2 * MOST_AT_ONCE)
         return self.operator
 
     def player(self, play: Play) -> Player:

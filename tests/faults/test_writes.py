@@ -1,27 +1,79 @@
 """What a run costs the API server."""
 
-from tests.component.documents import succeeded
+import pytest
+from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage
-from tests.faults.one_run import begin, free_of_claims
+from tests.faults.calls import Call
+from tests.faults.one_run import Run, begin, free_of_claims
+from tests.faults.proxy import FaultProxy
+from tests.unit.reports import make_report
+
+from lora_operator.views.conditions import state_of
+from lora_operator.views.names import PREFLIGHT
 
 MOST_WRITES = 11
+MOST_OF_A_PREFLIGHT = 5
 
 
-def test_a_run_from_the_resource_to_the_adapter_costs_at_most_eleven_writes(stage: Stage) -> None:
-    """Job, statuses and Events together, beside the progress of the training."""
+@pytest.fixture
+def proxy(stage: Stage) -> FaultProxy:
+    """In front of an operator that works on a cluster with room for every pod."""
     room = {"cpu": "64", "memory": "256Gi", "pods": "100", "ephemeral-storage": "1Ti", "nvidia.com/gpu": "8"}
     node = f"/api/v1/nodes/{stage.node}"
     stage.api.patch(f"{node}/status", {"status": {"capacity": room, "allocatable": room}})
     stage.api.patch(node, {"spec": {"unschedulable": False}})
     proxy = stage.proxy()
     stage.start(proxy=proxy)
-    run = begin(stage, "tone", **free_of_claims())
-    eventually(lambda: run.pod()["spec"].get("nodeName"), "the scheduler has found a node")
-    run.running_pod()
-    stage.end_pod(run.pod(), 0, succeeded())
+    return proxy
+
+
+def test_a_run_from_the_resource_to_the_adapter_costs_at_most_eleven_writes(stage: Stage, proxy: FaultProxy) -> None:
+    """Job, statuses and Events together, beside the progress of the training."""
+    _train(stage, begin(stage, "tone", **free_of_claims()))
+    assert len(_writes(proxy, "tone")) <= MOST_WRITES, _writes(proxy, "tone")
+
+
+def test_a_preflight_costs_at_most_five_writes_more(stage: Stage, proxy: FaultProxy) -> None:
+    """Against a run without one, on the same cluster."""
+    _train(stage, begin(stage, "tone", **free_of_claims(preflight="Skip")))
+    run = begin(stage, "mood", **free_of_claims(preflight="Run"))
+    pod = _placed(run, PREFLIGHT)
+    stage.run_pod(pod)
+    run.wait_state("Preflight")
+    stage.end_pod(pod, 0, make_report().to_message())
+    _train(stage, run)
+    # Whether the last pod is seen to have ended before its Job has is chance.
+    with_one, without = (_writes(proxy, name, but="Publishing") for name in ("mood", "tone"))
+    assert with_one.count("create jobs") == 2
+    assert len(with_one) <= len(without) + MOST_OF_A_PREFLIGHT, (with_one, without)
+
+
+def _train(stage: Stage, run: Run) -> None:
+    pod = _placed(run)
+    stage.run_pod(pod)
+    run.wait("PodsReady", "True")
+    stage.end_pod(pod, 0, succeeded())
     run.wait("Complete", "True")
     run.wait_event("Succeeded", "Normal")
-    writes = [call.what for call in proxy.made(about="tone*") if call.mutates]
-    assert len(writes) <= MOST_WRITES, writes
-    assert {"create jobs", "update lorafinetunes/status", "create events"} == set(writes)
+
+
+def _placed(run: Run, stage: str = "train") -> Object:
+    """Wait until the scheduler has found a node for the run's only pod of a stage."""
+
+    def look() -> Object | None:
+        return next((pod for pod in run.children("pods", stage) if pod["spec"].get("nodeName")), None)
+
+    return eventually(look, "the pod has a node")
+
+
+def _writes(proxy: FaultProxy, name: str, *, but: str = "") -> list[str]:
+    """What was written about a run, without the state `but` and its Event."""
+    calls = [call for call in proxy.made(about=f"{name}*") if call.mutates]
+    assert {"create jobs", "update lorafinetunes/status", "create events"} == {call.what for call in calls}
+    return [call.what for call in calls if not but or but not in (call.body.get("reason"), state_of(_status(call)))]
+
+
+def _status(call: Call) -> Object:
+    status: Object = call.body.get("status") or {}
+    return status

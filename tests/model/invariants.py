@@ -89,6 +89,9 @@ class Witness:
             assert uid in self._life.proven, "I7: complete without a verified adapter"
             assert status["artifact"]["uri"], "I7: complete without an adapter"
         attempt = status.get("attempt", 0)
+        passed = stated.get("PreflightPassed", {}).get("status") == "True"
+        looked_at = run["spec"]["preflight"] == "Run" and not self._life.deleted
+        assert passed or not attempt or not looked_at, "a GPU is asked for before anybody has looked at the run"
         assert attempt >= self._attempts.get(uid, 0), "I8: attempts went back"
         self._attempts[uid] = attempt
         counts = {key: value for key, value in status.get("retries", {}).items() if isinstance(value, int)}

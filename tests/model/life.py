@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from tests.component.documents import failed, finetune, succeeded
+from tests.unit.reports import make_report
 
 from localcluster.api import ApiError
 from lora_operator.views.names import (
@@ -106,6 +107,7 @@ class Life:
         spec: Object = {"maxRetries": number(0, 2)}
         spec |= pick(({}, {}, {"ttlSecondsAfterFinished": 60}, {"activeDeadlineSeconds": 600}, {"suspend": True}))
         spec |= pick(({}, {}, {}, {"resources": {"nodes": 2}}))
+        spec |= {"preflight": pick(("Skip", "Run"))}
         document = finetune(pick(NAMES), **spec)
         document["metadata"]["annotations"] = {"team": "red"}
         document["metadata"]["labels"] = pick(({}, {}, {}, {QUEUE_LABEL: "gpus"}))
@@ -232,12 +234,14 @@ class Life:
             self._write(pod, "Pending", {"waiting": {"reason": reason, "message": self.chance.pick(TALK)}})
 
     def succeed(self) -> None:
-        """A trainer ends with 0; its summary tells of a verified adapter, or there is none."""
+        """A trainer ends with 0; its summary tells of a verified adapter or of what it found, or there is none."""
         for pod in self._some(self._pods("running")):
             proof = self.chance.number(0, 2) > 0
-            if proof and place_of(pod["metadata"]["labels"][JOB_NAME_LABEL])[1] == TRAIN:
+            trains = place_of(pod["metadata"]["labels"][JOB_NAME_LABEL])[1] == TRAIN
+            if proof and trains:
                 self.proven.add(run_uid(pod))
-            self._end(pod, 0, succeeded() if proof else self.chance.pick(TALK))
+            said = succeeded() if trains else make_report().to_message()
+            self._end(pod, 0, said if proof else self.chance.pick(TALK if trains else (*TALK, succeeded())))
 
     def fail(self) -> None:
         """A trainer fails, by any exit code, with or without a word."""

@@ -1,6 +1,5 @@
 """The real shell of the operator in a cluster in memory, in which anything may happen in any order."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -39,11 +38,10 @@ class ClusterLife(RuleBasedStateMachine):
         self.chance = Drawn()
         self.world = World(self.chance)
 
-    @initialize(data=st.data(), cache_claim=st.sampled_from(["", "models"]))
-    def begin(self, data: st.DataObject, cache_claim: str) -> None:
-        """An operator runs, with a stage before the training or without, and somebody applies a run."""
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """An operator runs, and somebody applies a run."""
         self.chance.data = data
-        self.world.config = dataclasses.replace(self.world.config, cache_claim=cache_claim)
         self.world.start_operator()
         self.world.settle()
         self.world.life.create()

@@ -14,6 +14,7 @@ from tests.trainer import tiny, variants
 from tests.trainer.conftest import make_config
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
     Init,
@@ -188,11 +189,10 @@ def test_what_is_trained_is_fp32(tiny_base: Base, cpu: Device, dtype: torch.dtyp
 
 def test_experts_that_are_not_adapted_are_reported(mixture: Base, cpu: Device) -> None:
     """They are no linear modules, so that "all linear" passes over them in silence."""
-    (sentence,) = variants.fresh(mixture, cpu, LORA).advice
-    assert "experts.gate_up_proj, experts.down_proj) are no linear modules and are not adapted" in sentence
+    assert variants.fresh(mixture, cpu, LORA).left_alone.experts == "experts (experts.gate_up_proj, experts.down_proj)"
     lora = dataclasses.replace(LORA, target_parameters=("gate_up_proj", "down_proj"))
     adapted = variants.fresh(mixture, cpu, lora)
-    assert adapted.advice == ()
+    assert adapted.left_alone == LeftAlone(kind=adapted.model.config.model_type)
     assert {name for name in adapted_names(adapted.model) if "experts" in name} == {
         f"model.layers.{layer}.mlp.experts.{name}" for layer in (0, 1) for name in ("gate_up_proj", "down_proj")
     }
@@ -231,22 +231,26 @@ def test_names_that_peft_takes_for_experts_are_passed_over_or_refused(tmp_path: 
     check_options(base, make_config(), cpu)
     adapted = adapt(load_model(base, Quantization.NONE, cpu), LoraConfig(rank=4), base, cpu, 0)
     assert adapted.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert "modules named gate_proj, up_proj, down_proj are not adapted" in " ".join(adapted.advice)
+    assert adapted.left_alone.passed_over == "gate_proj, up_proj, down_proj"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "recomputed"),
+    ("wanted", "planned", "recomputed"),
     [
-        (ActivationCheckpointing.AUTO, False),
-        (ActivationCheckpointing.NONE, False),
-        (ActivationCheckpointing.FULL, True),
+        (ActivationCheckpointing.AUTO, None, False),
+        (ActivationCheckpointing.AUTO, False, False),
+        (ActivationCheckpointing.AUTO, True, True),
+        (ActivationCheckpointing.NONE, True, False),
+        (ActivationCheckpointing.FULL, False, True),
     ],
 )
 def test_activations_are_recomputed_where_asked_for(
-    tiny_base: Base, cpu: Device, wanted: ActivationCheckpointing, *, recomputed: bool
+    tiny_base: Base, cpu: Device, wanted: ActivationCheckpointing, *, planned: bool | None, recomputed: bool
 ) -> None:
-    """A small model on a CPU keeps them unless set otherwise."""
+    """Where that is left open, as the plan says; without one a small model on a CPU keeps them. Only what is kept by
+    nobody's wish may be recomputed later."""
     loaded = load_model(tiny_base, Quantization.NONE, cpu)
-    adapted = adapt(loaded, LORA, tiny_base, cpu, 1, checkpointing=wanted)
+    adapted = adapt(loaded, LORA, tiny_base, cpu, 1, checkpointing=wanted, planned=planned)
     assert adapted.checkpointing is recomputed
     assert bool(adapted.model.get_base_model().model.gradient_checkpointing) is recomputed
+    assert adapted.may_recompute is (wanted is ActivationCheckpointing.AUTO and not recomputed)

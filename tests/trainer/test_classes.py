@@ -8,6 +8,7 @@ import torch
 from tests.trainer.families import make_family
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import adapted_names
@@ -26,8 +27,7 @@ def test_of_a_model_that_sees_the_language_model_alone_is_adapted(kind: str, tmp
     assert names
     assert all(name.startswith("model.language_model.layers.") for name in names)
     assert adapted.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    (sentence,) = adapted.advice
-    assert "language model (model.language_model) alone is adapted" in sentence
+    assert adapted.left_alone == LeftAlone(kind=kind, language_part="model.language_model")
 
 
 def test_a_name_of_the_vision_tower_is_refused_with_those_of_the_language_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data.dataset import FEW_ROWS, encode, encode_evaluation, encode_once, log_data
+from lora_trainer.data.dataset import encode, encode_evaluation, encode_once, log_data
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import load_encoder
@@ -90,18 +90,14 @@ def test_verification_reads_the_very_rows_that_were_evaluated(tmp_path: Path, en
     assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
 
-@pytest.mark.parametrize(("rows", "warned"), [(40, True), (5 * FEW_ROWS, False)])
-def test_few_held_out_rows_are_warned_of(
-    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture, *, rows: int, warned: bool
-) -> None:
-    """Their loss says little, and the standard error of a single one is unknown."""
-    config, volumes = on_claim(tmp_path, tiny.chats(rows))
+def test_counts_are_logged(tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    """Of all rows, before the first one."""
+    config, volumes = on_claim(tmp_path, tiny.chats(40))
     data = encode(load_samples(config, volumes, Hub()), encoder)
     with caplog.at_level(logging.INFO):
         log_data(data, encoder)
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith(f"Messages: {len(data.training)} training samples")
-    assert [f"only {len(data.evaluation)} rows are held out" in line for line in lines[2:]] == [True] * warned
+    assert caplog.messages[0].startswith(f"Messages: {len(data.training)} training samples")
+    assert len(caplog.messages) == 2
 
 
 def test_the_first_row_is_logged_with_what_is_learned_of_it(
@@ -229,10 +225,8 @@ def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
         load_samples(config, volumes, Hub())
 
 
-def test_rows_of_a_file_of_their_own_are_held_out(
-    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
-) -> None:
-    """All of them, none of the others; rows in both are reported, and copies counted over both."""
+def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encoder) -> None:
+    """All of them, none of the others; rows in both, and copies, are counted over both."""
     tiny.write_jsonl(
         tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}, {"text": ""}, {"text": "winds"}, {"text": "winds"}]
     )
@@ -245,7 +239,7 @@ def test_rows_of_a_file_of_their_own_are_held_out(
     ]
     assert (len(data.training), data.held_out, data.stats.validation_samples) == (8, True, 3)
     assert (data.stats.skipped_samples, data.stats.duplicate_samples) == (1, 2)
-    assert "1 training rows are held-out rows, too" in caplog.text
+    assert samples.shared == 1
     assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
     before = data.fingerprint

@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -26,6 +27,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model, skeleton
 from lora_trainer.model.quantize import quantization_settings
 from lora_trainer.places.base import Base
+from lora_trainer.stage import expected_quantization
 from lora_trainer.training.optimizers import make_optimizer
 
 
@@ -61,7 +63,7 @@ def test_peft_saves_without_asking_the_hub() -> None:
     assert "active" in inspect.signature(disable_input_dtype_casting).parameters
 
 
-@pytest.mark.parametrize("quantization", [q for q in Quantization if q is not Quantization.NONE])
+@pytest.mark.parametrize("quantization", [Quantization.NF4, Quantization.FP4, Quantization.INT8])
 def test_transformers_knows_the_options_of_quantization(
     cpu: Device, monkeypatch: pytest.MonkeyPatch, quantization: Quantization
 ) -> None:
@@ -127,8 +129,8 @@ def test_a_run_that_quantizes_nothing_does_not_import_bitsandbytes_with_peft() -
     program = (
         "import sys\n"
         "from lora_trainer.contract.config import TrainConfig\n"
-        "from lora_trainer.stage import import_peft\n"
-        "import_peft(TrainConfig.from_json(sys.argv[1]))\n"
+        "from lora_trainer.stage import expected_quantization, import_peft\n"
+        "import_peft(expected_quantization(TrainConfig.from_json(sys.argv[1]), None))\n"
         "print('peft' in sys.modules, 'bitsandbytes' in sys.modules)\n"
         "from bitsandbytes.optim.adamw import AdamW8bit\n"
     )
@@ -140,3 +142,19 @@ def test_a_run_that_quantizes_nothing_does_not_import_bitsandbytes_with_peft() -
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "True False"), done.stderr
+
+
+def test_what_auto_may_become_is_known_before_a_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None on a CPU, either on a GPU; what a checkpoint of the run has wins."""
+    auto, named = make_config(quantization="Auto"), make_config(quantization="INT8")
+    assert expected_quantization(named, None) is Quantization.INT8
+    assert expected_quantization(auto, None) is Quantization.NONE
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert expected_quantization(auto, tmp_path) is Quantization.AUTO
+    without = make_config(quantization="Auto", resources={"gpus": 0})
+    assert expected_quantization(without, tmp_path) is Quantization.NONE
+    for name, text in (("step-00000002", "cut off"), ("step-00000001", '{"config": {"quantization": "NF4"}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    assert expected_quantization(auto, tmp_path) is Quantization.NF4
+    assert expected_quantization(without, tmp_path) is Quantization.NF4

@@ -14,10 +14,11 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, adapt, load_model, recompute_activations
 from lora_trainer.places.base import Base
 from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import Evaluation, improvement_standard_error, ratio_standard_error
+from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
 from lora_trainer.training.schedule import learning_rate_factor
+from lora_trainer.training.standard_error import ratio_standard_error
 
 GOLDEN_LOSSES = (5.83390, 5.73794, 5.51850, 5.43696, 5.38098, 5.36081)
 

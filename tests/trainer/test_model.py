@@ -45,7 +45,7 @@ SIZES = {
 ATTENTION, MLPS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
-@pytest.mark.parametrize("quantization", list(Quantization))
+@pytest.mark.parametrize("quantization", [q for q in Quantization if q is not Quantization.AUTO])
 @pytest.mark.parametrize(
     ("layers", "modules"),
     [

@@ -9,6 +9,7 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
 from lora_trainer.model.sharding import must_shard, weight_bytes
 
@@ -17,9 +18,48 @@ H100 = 80 * GIB
 LLAMA_70B = 141 * GIB
 
 
-def decide(size: float = LLAMA_70B, gpu: int | None = H100, processes: int = 8, **sections: Any) -> bool:
+def decide(
+    size: float = LLAMA_70B, gpu: int | None = H100, processes: int = 8, plan: RunPlan | None = None, **sections: Any
+) -> bool:
     """The decision; everything has a default that shards."""
-    return must_shard(weight_bytes=size, device_bytes=gpu, processes=processes, config=make_config(**sections))
+    config = make_config(**{"quantization": "None", **sections})
+    return must_shard(plan=plan, weight_bytes=size, device_bytes=gpu, processes=processes, config=config)
+
+
+def planned(*, sharded: bool, fits: bool | None = True) -> RunPlan:
+    """A plan that says so."""
+    return RunPlan(
+        quantization=Quantization.NONE,
+        activation_checkpointing=True,
+        micro_batch_tokens=4096,
+        sharded=sharded,
+        fits=fits,
+        peak_bytes=5,
+        weight_bytes=1,
+        adapter_bytes=1,
+        activation_bytes=2,
+        other_bytes=1,
+        pod_memory_bytes=1,
+        trainable_parameters=1,
+        adapter_file_bytes=4,
+        reason="",
+    )
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_plan_that_fits_decides(sharded: bool) -> None:
+    """Where activations lack room, and where the weights nearly fill a GPU."""
+    for size in (0.5 * H100, 0.8 * H100):
+        assert decide(size=size, plan=planned(sharded=sharded)) is sharded
+    assert not decide(plan=planned(sharded=True), processes=1)
+    assert not decide(plan=planned(sharded=True), gpu=None)
+
+
+@pytest.mark.parametrize("fits", [None, False])
+def test_a_plan_that_may_not_fit_leaves_it_to_the_weights(fits: bool | None) -> None:
+    """A guess divides nothing that fits, and refuses nothing."""
+    assert not decide(size=0.5 * H100, plan=planned(sharded=True, fits=fits))
+    assert decide(plan=planned(sharded=False, fits=fits))
 
 
 def test_weights_that_do_not_fit_one_gpu_are_divided() -> None:
@@ -69,4 +109,8 @@ def test_memory_of_weights_is_reported_from_the_headers_of_their_files(tiny_fold
     files = list(tiny_folder.glob("*.safetensors"))
     assert weight_bytes(files, torch.bfloat16, Quantization.NONE) == 2 * parameters
     assert weight_bytes(files, torch.float32, Quantization.NONE) == 4 * parameters
-    assert weight_bytes(files, torch.bfloat16, Quantization.NF4) == pytest.approx(0.516 * parameters)
+    assert weight_bytes(files, torch.bfloat16, Quantization.NF4, linear=parameters) == pytest.approx(
+        0.516 * parameters, rel=1e-3
+    )
+    half = weight_bytes(files, torch.bfloat16, Quantization.NF4, linear=parameters // 2)
+    assert half == pytest.approx((0.516 + 2) / 2 * parameters, rel=1e-3)

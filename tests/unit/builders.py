@@ -31,11 +31,13 @@ def minutes_ago(minutes: float) -> datetime:
 
 
 def make_manifest(*, spec: Mapping[str, Any] | None = None, status: Mapping[str, Any] | None = None) -> Object:
-    """A LoRAFineTune with the four fields that one needs, and what `spec` adds or replaces."""
+    """A LoRAFineTune with the fields that one needs, and what `spec` adds or replaces; most tests are about trainings,
+    so it skips the preflight."""
     base: Object = {
         "model": {"uri": "hf://acme/base"},
         "dataset": {"uri": "pvc://data/chats.jsonl"},
         "output": {"uri": "pvc://adapters/support-tone"},
+        "preflight": "Skip",
     }
     manifest: Object = {
         "apiVersion": "lora-operator.io/v1alpha1",

@@ -6,6 +6,7 @@ import pytest
 
 from lora_operator.views.config import OperatorConfig, load_config, yaml_name
 from lora_trainer.contract.codec import CodecError
+from lora_trainer.contract.device_section import GpuSetting
 
 
 def write(folder: Path, text: str) -> Path:
@@ -34,6 +35,16 @@ def test_every_setting_has_its_yaml_name(tmp_path: Path) -> None:
     assert (config.allow_cpu, config.retry_base_s, config.termination_grace_s) == (True, 2.0, 5)
     assert config.namespaces == ("a", "b")
     assert yaml_name("watch_stale_s") == "watchStaleSeconds"
+
+
+def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
+    """By product or resource, with memory and, where it has one, a price."""
+    gpus = "[{name: NVIDIA-A10G, memoryGiB: 24, pricePerHour: 1}, {name: amd.com/gpu, memoryGiB: 192}]"
+    text = f"trainerImage: a\ngpus: {gpus}\n"
+    assert load_config(write(tmp_path, text)).gpus == (
+        GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.0),
+        GpuSetting(name="amd.com/gpu", memory_gib=192),
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,6 +80,23 @@ def test_every_setting_has_its_yaml_name(tmp_path: Path) -> None:
         ("trainerImage: a\nlogLevel: VERBOSE\n", "logLevel is 'VERBOSE': must be one of DEBUG, INFO"),
         ("trainerImage: a\nlogFormat: xml\n", "logFormat is 'xml': must be one of text, json"),
         ("trainerImage: a\nimagePullPolicy: Sometimes\n", "imagePullPolicy is 'Sometimes': must be one of Always"),
+        ("trainerImage: a\ngpus: L4\n", r"config\.yaml\.gpus is 'L4': must be a list"),
+        ("trainerImage: a\ngpus: [L4]\n", r"gpus\[0\] is 'L4': must be an object"),
+        ("trainerImage: a\ngpus: [{name: L4}]\n", r"gpus\[0\]\.memoryGiB is missing"),
+        (
+            "trainerImage: a\ngpus: [{name: L4, memoryGiB: 24Gi}]\n",
+            r"gpus\[0\]\.memoryGiB is '24Gi': must be a whole number",
+        ),
+        ("trainerImage: a\ngpus: [{name: L4, memoryGiB: 0}]\n", "memoryGiB from 1 to 1024"),
+        ("trainerImage: a\ngpus: [{name: '', memoryGiB: 24}]\n", "different names"),
+        ("trainerImage: a\ngpus: [{name: L4, memoryGiB: 24}, {name: l4, memoryGiB: 24}]\n", "different names"),
+        ("trainerImage: a\ngpus: [{name: L4, memoryGiB: 24, pricePerHour: -1}]\n", "pricePerHour of 0 or more"),
+        ("trainerImage: a\ngpus: [{name: L4, memoryGiB: 24, pricePerHour: .nan}]\n", "pricePerHour of 0 or more"),
+        ("trainerImage: a\ngpus: [{name: L4, memoryGiB: 24, colour: green}]\n", r"gpus\[0\]\.colour is unknown"),
+        (
+            "trainerImage: a\ngpus: [" + ", ".join(f"{{name: G{n}, memoryGiB: 24}}" for n in range(65)) + "]\n",
+            "at most 64 GPUs",
+        ),
         ("- a\n", "map of settings"),
         ("trainerImage: [\n", "not YAML"),
     ],

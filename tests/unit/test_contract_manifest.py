@@ -53,7 +53,7 @@ def test_a_minimal_manifest_gets_the_researched_defaults() -> None:
         Layers.ALL_LINEAR,
         0.0,
     )
-    assert config.quantization is Quantization.NONE
+    assert config.quantization is Quantization.AUTO
     assert config.training == TrainingConfig()
     assert (config.training.epochs, config.training.max_steps) == (1.0, None)
     assert (config.dataset.format, config.dataset.validation_fraction) == (DatasetFormat.AUTO, 0.02)
@@ -64,6 +64,20 @@ def test_a_minimal_manifest_gets_the_researched_defaults() -> None:
         UID,
         1,
     )
+
+
+def test_what_auto_became_counts_for_auto_alone() -> None:
+    """A resource that was replaced by its old file, which names no quantization, goes on as it began."""
+    became = RunOptions(uid=UID, quantization=Quantization.NF4)
+    assert train_config(make_manifest(spec={"quantization": "Auto"}), became).quantization is Quantization.NF4
+    assert train_config(make_manifest(), became).quantization is Quantization.NF4
+    assert train_config(make_manifest(spec={"quantization": "None"}), became).quantization is Quantization.NONE
+
+
+@pytest.mark.parametrize("init", ["PiSSA", "OLoRA"])
+def test_auto_goes_with_every_start_of_the_adapter(init: str) -> None:
+    """It is None then."""
+    assert run(lora={"init": init}).quantization is Quantization.AUTO
 
 
 def test_alpha_follows_rank_unless_it_is_given() -> None:
@@ -162,7 +176,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"lora": {"targetModules": ["q"], "layers": "MLP"}}, "spec.lora.targetModules is ['q']", "together with layers"),
     ({"lora": {"layers": "All"}}, 'spec.lora.layers is "All"', "one of AllLinear"),
     ({"lora": "big"}, 'spec.lora is "big"', "must be an object"),
-    ({"quantization": "INT4"}, 'spec.quantization is "INT4"', "one of None, NF4"),
+    ({"quantization": "INT4"}, 'spec.quantization is "INT4"', "one of Auto, None, NF4"),
     ({"training": {"epochs": "0"}}, 'spec.training.epochs is "0"', "more than 0 and at most 100"),
     ({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training.maxSteps is 5", "together with epochs"),
     ({"training": {"microBatchSize": 3}}, "spec.training.microBatchSize is 3", "must divide effectiveBatchSize (16)"),
@@ -229,6 +243,23 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "did you mean name?",
     ),
     ({"resources": {"gpus": -1}}, "spec.resources.gpus is -1", "from 0 to"),
+    ({"resources": {"gpuMinMemoryGiB": 0}}, "spec.resources.gpuMinMemoryGiB is 0", "from 1 to 1024"),
+    ({"resources": {"gpuMinMemoryGiB": "24Gi"}}, 'spec.resources.gpuMinMemoryGiB is "24Gi"', "a whole number"),
+    ({"resources": {"gpuMinMemoryGiB": 2**63}}, "spec.resources.gpuMinMemoryGiB is 9223372036854775808", "to 1024"),
+    ({"resources": {"gpuProducts": "NVIDIA-L4"}}, 'spec.resources.gpuProducts is "NVIDIA-L4"', "list of at most 16"),
+    ({"resources": {"gpuProducts": ["A"] * 17}}, "spec.resources.gpuProducts is", "list of at most 16"),
+    ({"resources": {"gpuProducts": ["N" * 64]}}, "spec.resources.gpuProducts is", "of 1 to 63 characters"),
+    ({"resources": {"gpuProducts": ["NVIDIA L4"]}}, 'spec.resources.gpuProducts is "NVIDIA L4"', "as in NVIDIA-L4"),
+    (
+        {"resources": {"gpus": 0, "gpuMinMemoryGiB": 24}},
+        "spec.resources.gpuMinMemoryGiB is 24",
+        "must not be set with gpus 0",
+    ),
+    (
+        {"resources": {"gpus": 0, "gpuProducts": ["NVIDIA-L4"]}},
+        "spec.resources.gpuProducts is ['NVIDIA-L4']",
+        "must not be set with gpus 0",
+    ),
     ({"colour": "red"}, 'spec.colour is "red"', "there is no such field"),
 ]
 

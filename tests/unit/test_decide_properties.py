@@ -24,6 +24,7 @@ from tests.unit.builders import (
     make_workload_object,
 )
 from tests.unit.junk import JSON, damaged
+from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
@@ -51,6 +52,7 @@ MESSAGES = st.sampled_from(
         "Traceback (most recent call last):\nValueError: no",
         make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message(),
         make_summary().to_message(),
+        make_report().to_message(),
     ]
 )
 
@@ -62,7 +64,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.verdict: dict[str, Any] | None = None
-        self.prepared = False
+        self.passed = False
         self.snapshot: Observed | None = None
         self.counts: dict[Cause, int] = {}
         self.run_s = 0
@@ -75,11 +77,14 @@ class Life(RuleBasedStateMachine):
         valid=st.integers(0, 9),
         cache=st.booleans(),
         nodes=st.integers(1, 2),
+        preflight=st.sampled_from(["Run", "Skip"]),
     )
-    def create(self, retries: int, queue: bool, limits: dict[str, int], valid: int, *, cache: bool, nodes: int) -> None:
+    def create(
+        self, retries: int, queue: bool, limits: dict[str, int], valid: int, *, cache: bool, nodes: int, preflight: str
+    ) -> None:
         """A user applies a LoRAFineTune, for one node or two; one in ten is invalid; there is a cache or not."""
         self.world.config = SHARED if cache else CONFIG
-        self.world.edit(maxRetries=retries, resources={"nodes": nodes}, **limits)
+        self.world.edit(maxRetries=retries, resources={"nodes": nodes}, preflight=preflight, **limits)
         if queue:
             self.world.finetune["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
         if valid == 0:
@@ -185,10 +190,10 @@ class Life(RuleBasedStateMachine):
         if complete[0] == "True":
             assert world.status["artifact"]["uri"]
         stated = {c["type"]: c["status"] for c in world.status["conditions"]}
-        if world.config.cache_claim and world.jobs_of("train"):
-            assert stated["PreflightPassed"] == "True", "a GPU is asked for before model and data are there"
-        assert not self.prepared or stated["PreflightPassed"] == "True", "what was fetched is fetched no more"
-        self.prepared = stated.get("PreflightPassed") == "True"
+        if world.finetune["spec"]["preflight"] == "Run" and world.jobs_of("train"):
+            assert stated["PreflightPassed"] == "True", "a GPU is asked for before anybody has looked"
+        assert not self.passed or stated["PreflightPassed"] == "True", "what was looked at is looked at no more"
+        self.passed = stated.get("PreflightPassed") == "True"
         self._counts_only_rise()
         self._remember_verdict()
 
@@ -228,7 +233,7 @@ TestLife.settings = settings(stateful_step_count=20)
     st.data(),
     st.sampled_from([None, 403, 409, 422]),
     st.sampled_from([CONFIG, SHARED]),
-    st.sampled_from(["train", "prepare"]),
+    st.sampled_from(["train", "preflight", "prepare"]),
 )
 def test_no_world_is_too_odd_to_decide_on(
     data: st.DataObject, code: int | None, config: OperatorConfig, stage: str

@@ -7,7 +7,6 @@ import pytest
 from tests.unit.builders import (
     CONFIG,
     NOW,
-    SHARED,
     Object,
     condition_object,
     finished_job,
@@ -205,14 +204,15 @@ def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
     assert stated(resumed, "Complete")[1] == "Queued"
 
 
-def test_the_training_job_waits_where_a_run_was_suspended_during_its_preparation() -> None:
-    """The Job that fetches is looked after until it ends; the next one is not made before the run is resumed."""
-    going = make_job(queue="gpus", stage="prepare")
-    workload = make_workload(GRANTED, job_uid="prepare-1")
-    plan = plan_for(run(suspend=True), jobs=(going,), workloads=(workload,), config=SHARED)
-    assert [(patch.kind, patch.name) for patch in plan.patch] == [("Workload", "job-prepare-1")]
-    over = dataclasses.replace(finished_job(stage="prepare"), queue="gpus")
-    plan = plan_for(run(suspend=True), jobs=(over,), config=SHARED)
+def test_the_training_job_waits_where_a_run_was_suspended_during_its_preflight() -> None:
+    """The preflight is looked after until it ends; the next one is not made before the run is resumed."""
+    going = make_job(queue="gpus", stage="preflight")
+    workload = make_workload(GRANTED, job_uid="preflight-1")
+    held = run(suspend=True, preflight="Run")
+    plan = plan_for(held, jobs=(going,), workloads=(workload,))
+    assert [(patch.kind, patch.name) for patch in plan.patch] == [("Workload", "job-preflight-1")]
+    over = dataclasses.replace(finished_job(stage="preflight"), queue="gpus")
+    plan = plan_for(held, jobs=(over,))
     assert (plan.create, stated(plan, "Complete")[1]) == ((), "SuspendedByUser")
 
 

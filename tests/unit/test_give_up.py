@@ -8,7 +8,6 @@ import pytest
 from tests.unit.builders import (
     CONFIG,
     NOW,
-    SHARED,
     condition_object,
     ended_pod,
     finished_job,
@@ -140,26 +139,27 @@ def test_a_run_that_was_held_without_a_job_waits_from_its_resumption_on() -> Non
     assert (stated(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 360)
 
 
-def test_a_pod_that_fetches_model_and_data_does_not_wait() -> None:
+def test_a_pod_at_work_before_the_training_does_not_wait() -> None:
     """However long it takes; one that cannot begin does."""
-    spec = {"pendingTimeoutSeconds": 600}
-    job = make_job(stage="prepare")
-    at_work = look(make_finetune(spec=spec), jobs=(job,), pods=(running_pod(stage="prepare"),), config=SHARED)
-    assert (stated(at_work), at_work.due_in_s) == (("Unknown", "Preparing"), None)
-    stuck = look(make_finetune(spec=spec), jobs=(job,), pods=(make_pod(stage="prepare"),), config=SHARED)
+    spec = {"pendingTimeoutSeconds": 600, "preflight": "Run"}
+    job = make_job(stage="preflight")
+    at_work = look(make_finetune(spec=spec), jobs=(job,), pods=(running_pod(stage="preflight"),))
+    assert (stated(at_work), at_work.due_in_s) == (("Unknown", "Preflight"), None)
+    stuck = look(make_finetune(spec=spec), jobs=(job,), pods=(make_pod(stage="preflight"),))
     assert stated(stuck, "Failed") == ("True", "PendingTimeout")
 
 
-def test_the_time_in_which_a_pod_fetched_is_not_that_of_its_successor() -> None:
+def test_the_time_in_which_a_preflight_was_at_work_is_not_that_of_its_successor() -> None:
     """Of a pod that was drained nothing is left that tells how long it was at work."""
     drained = {"retries": {"preempted": 1}}
-    finetune, job = with_status(IMPATIENT, drained), make_job(stage="prepare")
-    between = look(finetune, jobs=(job,), config=SHARED)
+    impatient = make_finetune(spec={"pendingTimeoutSeconds": 600, "preflight": "Run"})
+    finetune, job = with_status(impatient, drained), make_job(stage="preflight")
+    between = look(finetune, jobs=(job,))
     assert (stated(between), between.due_in_s) == (("Unknown", "Pending"), None)
-    successor = make_pod(stage="prepare", name="next", created_at=minutes_ago(2))
-    plan = look(finetune, jobs=(job,), pods=(successor,), config=SHARED)
+    successor = make_pod(stage="preflight", name="next", created_at=minutes_ago(2))
+    plan = look(finetune, jobs=(job,), pods=(successor,))
     assert (stated(plan), plan.due_in_s) == (("Unknown", "Pending"), 480)
-    assert stated(look(IMPATIENT, jobs=(job,), config=SHARED), "Failed") == ("True", "PendingTimeout"), "never had one"
+    assert stated(look(impatient, jobs=(job,)), "Failed") == ("True", "PendingTimeout"), "never had one"
 
 
 def test_an_image_with_an_impossible_name_is_final() -> None:
@@ -221,16 +221,16 @@ def test_no_job_is_made_or_resumed_for_which_no_time_is_left() -> None:
     assert going.patch[0].body["spec"] == {"activeDeadlineSeconds": 1}
 
 
-def test_the_training_gets_what_the_preparation_left_of_retries_and_time() -> None:
-    """Both are the run's, and so is what an earlier preparation took whose Job was deleted."""
-    spec = {"activeDeadlineSeconds": 7200, "maxRetries": 3}
+def test_the_training_gets_what_the_preflight_left_of_retries_and_time() -> None:
+    """Both are the run's, and so is what an earlier one took whose Job was deleted."""
+    spec = {"activeDeadlineSeconds": 7200, "maxRetries": 3, "preflight": "Run"}
     before = {"runSeconds": 200, "activeUntil": instant(minutes_ago(59)), "retries": {"error": 2}}
-    anew = look(with_status(make_finetune(spec=spec), before), config=SHARED)
+    anew = look(with_status(make_finetune(spec=spec), before))
     limits = {"backoffLimit": 1, "activeDeadlineSeconds": 7000}
     assert limits.items() <= anew.create[0]["spec"].items()
-    done = dataclasses.replace(finished_job(stage="prepare"), failed=1)
-    pods = (ended_pod(75, stage="prepare", name="first"), ended_pod(0, stage="prepare"))
-    plan = look(make_finetune(spec=spec), jobs=(done,), pods=pods, config=SHARED)
+    done = dataclasses.replace(finished_job(stage="preflight"), failed=1)
+    pods = (ended_pod(75, stage="preflight", name="first"), ended_pod(0, stage="preflight"))
+    plan = look(make_finetune(spec=spec), jobs=(done,), pods=pods)
     job = next(obj for obj in plan.create if obj["kind"] == "Job")
     assert job["spec"]["backoffLimit"] == 2
     assert job["metadata"]["annotations"]["lora-operator.io/retries-before"] == "1"

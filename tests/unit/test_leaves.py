@@ -21,6 +21,7 @@ from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.manifest import RunOptions, train_config
 
 Spec = dict[str, Any]
@@ -86,6 +87,8 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "resources.gpus": (2, PLAIN),
     "resources.nodes": (2, CHECKED),
     "resources.gpuResourceName": ("amd.com/gpu", PLAIN),
+    "resources.gpuMinMemoryGiB": (24, PLAIN),
+    "resources.gpuProducts": (["NVIDIA-L4"], PLAIN),
     "resources.cpu": (7, PLAIN),
     "resources.memory": ("3Gi", PLAIN),
     "resources.sharedMemory": ("2Gi", PLAIN),
@@ -104,6 +107,7 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "tracking.project": ("other", TRACKED),
     "tracking.secretRef.name": ("other", TRACKED),
     "resumeFrom.name": ("other", CHECKED),
+    "preflight": ("Run", PLAIN),
     "suspend": (True, PLAIN),
     "maxRetries": (1, PLAIN),
     "activeDeadlineSeconds": (600, PLAIN),
@@ -111,7 +115,7 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "ttlSecondsAfterFinished": (0, PLAIN),
 }
 # What the operator alone acts on, after the objects were rendered or without them.
-OF_THE_OPERATOR = {"pendingTimeoutSeconds", "ttlSecondsAfterFinished"}
+OF_THE_OPERATOR = {"preflight", "pendingTimeoutSeconds", "ttlSecondsAfterFinished"}
 # Who a run is and how it is run are not the user's to say: the resource's metadata, the release and the operator's
 # configuration are.
 NOT_OF_THE_SPEC = {
@@ -121,6 +125,8 @@ NOT_OF_THE_SPEC = {
     "run.uid",
     "run.attempt",
     "device.allow_cpu",
+    "device.gpu_price",
+    "planned",
     "stall_timeout_s",
 }
 
@@ -176,7 +182,8 @@ def test_a_change_of_a_leaf_changes_the_run_or_its_objects(path: str) -> None:
     value, spec = CASES[path]
     if path in OF_THE_OPERATOR:
         finished_run = path == "ttlSecondsAfterFinished"
-        observed = Observed(jobs=(finished_job() if finished_run else make_job(),))
+        job = finished_job() if finished_run else make_job()
+        observed = Observed(jobs=() if path == "preflight" else (job,))
         runs = [
             ended(each) if finished_run else make_finetune(spec=each) for each in (spec, changed(spec, path, value))
         ]
@@ -211,6 +218,8 @@ def test_every_choice_of_a_leaf_gives_a_run_of_its_own() -> None:
         schema = SPEC
         for part in path.split("."):
             schema = schema["properties"][part]
+        if path in OF_THE_OPERATOR:
+            continue
         spec = CASES[path][1]
         choices = [train(changed(spec, path, choice)) for choice in schema.get("enum", ())]
         assert len({config.to_json() for config in choices}) == len(choices), path
@@ -239,7 +248,11 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
             "log_format",
         ),
     }
-    others: dict[str, Any] = {"image_pull_policy": "Never", "oci_plain_http_registries": ("a:1",)}
+    others: dict[str, Any] = {
+        "image_pull_policy": "Never",
+        "oci_plain_http_registries": ("a:1",),
+        "gpus": (GpuSetting(name="nvidia.com/gpu", memory_gib=24),),
+    }
     value = getattr(SITE, name)
     if name in others:
         other = others[name]

@@ -1,4 +1,4 @@
-"""What a trainer's pod is given: environment, keys of Secrets, volumes, and what differs in the pod that prepares."""
+"""What a trainer's pod is given: environment, keys of Secrets, volumes, and what is else in a preflight."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from tests.unit.builders import CONFIG, job_name
 from tests.unit.test_render import FULL, SITE, container, everything, rendered, understood
 
-from lora_operator.decision.stages.prepare import PREPARE
+from lora_operator.decision.stages.preflight import PREFLIGHT
 from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views.config import OperatorConfig
 
@@ -26,10 +26,10 @@ def trainer(spec: dict[str, Any], config: OperatorConfig = CONFIG) -> dict[str, 
     return container(rendered(spec, config))
 
 
-def preparing(spec: dict[str, Any], config: OperatorConfig = SHARED) -> dict[str, Any]:
-    """The Job that prepares."""
+def looking(spec: dict[str, Any], config: OperatorConfig = SHARED) -> dict[str, Any]:
+    """The Job of the preflight."""
     finetune, request, train = understood(spec, config)
-    return render_job(finetune, request, train, config, stage=PREPARE.name, shape=PREPARE.shape)
+    return render_job(finetune, request, train, config, stage=PREFLIGHT.name, shape=PREFLIGHT.shape)
 
 
 def plain(found: dict[str, Any]) -> dict[str, str]:
@@ -87,9 +87,9 @@ KEYS = [
 def test_each_address_gets_the_keys_that_its_scheme_needs_and_no_other(
     spec: dict[str, Any], expected: dict[str, tuple[str, str, bool]]
 ) -> None:
-    """By reference: the operator never reads a Secret. Fetching needs no key to the result or to a tracker."""
+    """By reference: the operator never reads a Secret. The preflight tries the output, and has no part in tracking."""
     assert references(trainer(spec)) == expected
-    assert references(container(preparing(spec))) == (expected if spec.keys() & {"model", "dataset"} else {})
+    assert references(container(looking(spec))) == ({} if "tracking" in spec else expected)
 
 
 def test_without_settings_the_environment_names_no_service() -> None:
@@ -118,7 +118,7 @@ def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
         "LORA_OCI_PLAIN_HTTP": "registry.team-a.svc:5000,localhost:5000",
     }
     assert plain(trainer({}, SITE)) == expected
-    assert plain(container(preparing({}, SITE))) == expected
+    assert plain(container(looking({}, SITE))) == expected
     offline = dataclasses.replace(CONFIG, offline=True, http_proxy="http://p:1")
     assert plain(trainer({}, offline)).items() >= {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p:1"}.items()
     (volume,) = [v for v in pod_of(rendered({}, SITE))["volumes"] if v["name"] == "ca-bundle"]
@@ -233,7 +233,7 @@ def test_several_nodes_are_one_indexed_job_whose_pods_find_each_other_by_name() 
 def test_one_node_has_neither_service_nor_meeting_point() -> None:
     """It needs none."""
     kinds = [obj["kind"] for obj in everything({}, CONFIG)]
-    assert kinds == ["Job"]
+    assert kinds == ["Job", "Job"], "of preflight and training"
     assert "LORA_RENDEZVOUS" not in plain(trainer({}))
     assert "subdomain" not in pod_of(rendered({}, CONFIG))
     assert "successPolicy" not in rendered({}, CONFIG)["spec"]
@@ -246,31 +246,33 @@ def test_a_failure_of_several_nodes_together_counts_as_one(retries: int, nodes: 
     assert rendered(spec, CONFIG)["spec"]["backoffLimit"] == limit
 
 
-def test_the_pod_that_prepares_asks_for_no_gpu_and_for_little_else() -> None:
-    """Small, by the operator's configuration, on one node, without a probe, and not only where GPUs are."""
-    job = preparing(FULL, SITE)
+def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
+    """Small, in an image of its own, on one node, without a probe, and not only where GPUs are."""
+    job = looking(FULL, SITE)
     found = container(job)
-    assert found["args"] == ["prepare", "--config", "/etc/lora/config.json"]
+    assert found["args"] == ["preflight", "--config", "/etc/lora/config.json"]
     assert found["resources"] == {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
     assert not {"livenessProbe", "ports"} & set(found)
+    assert found["image"] == "registry.example/lora-preflight:1.0"
+    assert container(looking({}))["image"] == CONFIG.trainer_image, "where it has none of its own"
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (1, 1, 1)
     assert "nodeSelector" not in pod_of(job)
-    assert job["metadata"]["name"] == f"{job_name()}-prepare"
+    assert job["metadata"]["name"] == f"{job_name()}-preflight"
     assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
     assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
 
 
-def test_the_pod_that_prepares_gets_no_claim_to_write_to_but_the_cache() -> None:
+def test_the_pod_of_the_preflight_gets_no_claim_to_write_to_but_the_cache() -> None:
     """It may run on another node, and a claim that waits for its first pod would be bound there."""
     spec = {"dataset": {"uri": "pvc://data/a.jsonl"}, "checkpoint": {"volumeClaimName": "saves"}}
-    claims = [v["persistentVolumeClaim"] for v in pod_of(preparing(spec))["volumes"] if "persistentVolumeClaim" in v]
+    claims = [v["persistentVolumeClaim"] for v in pod_of(looking(spec))["volumes"] if "persistentVolumeClaim" in v]
     assert claims == [{"claimName": "models"}, {"claimName": "data", "readOnly": True}]
 
 
-def test_a_queued_job_that_prepares_waits_for_the_queue_like_the_one_that_trains() -> None:
+def test_a_queued_preflight_waits_for_the_queue_like_the_one_that_trains() -> None:
     """A queue that manages every Job would suspend one without its label for ever."""
     finetune, request, train = understood({}, SHARED, labels={"kueue.x-k8s.io/queue-name": "gpus"})
-    job = render_job(finetune, request, train, SHARED, stage=PREPARE.name, shape=PREPARE.shape)
+    job = render_job(finetune, request, train, SHARED, stage=PREFLIGHT.name, shape=PREFLIGHT.shape)
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert job["spec"]["suspend"] is True
 
@@ -280,3 +282,32 @@ def test_the_kubelet_asks_the_trainer_whether_it_lives() -> None:
     found = trainer({})
     assert found["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert found["ports"] == [{"name": "metrics", "containerPort": 9090}]
+
+
+NODES: list[tuple[dict[str, Any], list[dict[str, Any]] | None]] = [
+    ({}, None),
+    ({"gpus": 1}, None),
+    ({"gpuMinMemoryGiB": 24}, [{"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["22609"]}]),
+    (
+        {"gpuProducts": ["NVIDIA-L4", "NVIDIA-A10"]},
+        [{"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L4", "NVIDIA-A10"]}],
+    ),
+    (
+        {"gpuMinMemoryGiB": 40, "gpuProducts": ["NVIDIA-L40S"]},
+        [
+            {"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["37683"]},
+            {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L40S"]},
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("resources", "wanted"), NODES, ids=[str(list(resources)) for resources, _ in NODES])
+def test_a_training_goes_only_to_nodes_whose_gpus_are_large_enough(resources: Any, wanted: Any) -> None:
+    """By the labels of GPU feature discovery, all of them on one node; what only looks goes anywhere."""
+    spec = {"resources": resources}
+    affinity = pod_of(rendered(spec, CONFIG)).get("affinity")
+    terms = {"nodeSelectorTerms": [{"matchExpressions": wanted}]}
+    asked = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    assert affinity == (None if wanted is None else asked)
+    assert "affinity" not in pod_of(looking(spec))

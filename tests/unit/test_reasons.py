@@ -56,5 +56,5 @@ def test_every_reason_is_used_by_somebody() -> None:
         for path in folder.rglob("*.py"):
             if path.name not in {"reasons.py", "states.py", "vocabulary.py"}:
                 used |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    phases = {"STARTING", "LOADING_MODEL", "TRAINING", "EVALUATING", "PUBLISHING"}
+    phases = {"STARTING", "PREPARING", "LOADING_MODEL", "TRAINING", "EVALUATING", "PUBLISHING"}
     assert {reason.name for reason in Reason} - used - phases == set()

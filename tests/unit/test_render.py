@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tests.unit.builders import CONFIG, UID, make_finetune
 
-from lora_operator.decision.stages.prepare import PREPARE
+from lora_operator.decision.stages.preflight import PREFLIGHT
 from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
@@ -120,8 +120,9 @@ SITE = OperatorConfig(
     mlflow_tracking_uri="https://mlflow.example",
     wandb_base_url="https://wandb.example",
     cache_claim="models",
-    prepare_cpu="500m",
-    prepare_memory="1Gi",
+    preflight_image="registry.example/lora-preflight:1.0",
+    preflight_cpu="500m",
+    preflight_memory="1Gi",
     termination_grace_s=300,
     stall_timeout_s=600,
     allow_cpu=True,
@@ -138,16 +139,17 @@ def rendered(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> d
 def everything(spec: dict[str, Any], config: OperatorConfig) -> tuple[dict[str, Any], ...]:
     """All that the first attempt may make, in the order in which it is made."""
     finetune, request, train = understood(spec, config)
-    first = render_job(finetune, request, train, config, stage=PREPARE.name, shape=PREPARE.shape)
-    prepare = (first,) if config.cache_claim else ()
+    first = render_job(finetune, request, train, config, stage=PREFLIGHT.name, shape=PREFLIGHT.shape)
     service = (render_service(finetune, train),) if request.pod.nodes > 1 else ()
-    return (*prepare, *service, rendered(spec, config))
+    return (first, *service, rendered(spec, config))
 
 
 def understood(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> tuple[FineTune, Request, TrainConfig]:
     """The resource, read and found valid."""
     finetune = make_finetune(spec=spec, metadata=metadata)
-    request = read_request(finetune.manifest, RunOptions(uid=finetune.uid, allow_cpu=config.allow_cpu))
+    request = read_request(
+        finetune.manifest, RunOptions(uid=finetune.uid, allow_cpu=config.allow_cpu, gpus=config.gpus)
+    )
     assert request.train is not None, request.problems
     return finetune, request, request.train
 
@@ -217,8 +219,8 @@ def test_each_attempt_has_names_labels_and_configuration_of_its_own() -> None:
 
 def test_a_name_says_which_stage_of_which_attempt_a_job_is() -> None:
     """Whatever its labels say, and whatever the resource is called."""
-    for name in ("x", "x-3-prepare", "x" * 253):
-        for stage in ("train", "prepare"):
+    for name in ("x", "x-3-preflight", "x" * 253):
+        for stage in ("train", "preflight"):
             assert names.place_of(names.job_name(name, UID, 21, stage)) == (21, stage)
     assert names.place_of("by-hand") == (0, "train")
 
@@ -227,7 +229,7 @@ def test_names_fit_a_hostname_whatever_the_resource_is_called() -> None:
     """The longest name, the highest attempt, the last node: an Indexed Job's pod adds its index, 63 are allowed."""
     for name in ("x", "x" * 52, "x" * 253):
         assert len(names.child_name(name, UID, 21) + "-63") <= 63
-        assert len(names.job_name(name, UID, 21, "prepare")) <= 63
+        assert len(names.job_name(name, UID, 21, "preflight")) <= 63
     assert names.child_name("a", UID, 1) != names.child_name("a", UID + "x", 1)
 
 

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[PodView, tuple[JobView, ...], Cause | None]] = {
     ),
     "a deleted Job": (ended_pod(143, deleting=True), (), None),
     "a Job that is being deleted": (ended_pod(143, deleting=True), (make_job(deleting=True),), None),
-    "a pod that prepares": (ended_pod(75, stage="prepare"), GOING, Cause.ERROR),
+    "a pod of the preflight": (ended_pod(75, stage="preflight"), GOING, Cause.ERROR),
     **{f"exit code {int(code)}": (ended_pod(code), GOING, None) for code in FINAL},
 }
 

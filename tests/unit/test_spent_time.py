@@ -1,4 +1,4 @@
-"""How long a run has been active, over suspensions, deletions and the Job that prepares."""
+"""How long a run has been active, over suspensions, deletions and the preflight."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -89,19 +89,19 @@ CASES = {
         spent(180, since=8, until=5),
     ),
     "a Job that has ended": (BEGUN, (finished_job("Failed"),), (), spent(48 * 60, until=50)),
-    "a preparation that is over": (
+    "a preflight that is over": (
         spent(since=2),
-        (finished_job(stage="prepare"), job(None)),
+        (finished_job(stage="preflight"), job(None)),
         (),
         spent(48 * 60, until=50),
     ),
-    "a preparation that is over, and the training after it": (
+    "a preflight that is over, and the training after it": (
         spent(since=2),
-        (finished_job(stage="prepare"), job(51)),
+        (finished_job(stage="preflight"), job(51)),
         (),
         spent(48 * 60, since=51, until=50),
     ),
-    "both, slept over": (spent(), (finished_job(stage="prepare"), job(51)), (), spent(48 * 60, since=51, until=50)),
+    "both, slept over": (spent(), (finished_job(stage="preflight"), job(51)), (), spent(48 * 60, since=51, until=50)),
 }
 
 

@@ -77,6 +77,12 @@ def queued(*conditions: Status) -> Status:
     return dict(decide(finetune, observed, CONFIG, NOW).status)
 
 
+def looked_at() -> Status:
+    """The status of a run whose preflight is at work."""
+    jobs, pods = (make_job(stage="preflight"),), (running_pod(stage="preflight"),)
+    return dict(decide(make_finetune(spec={"preflight": "Run"}), Observed(jobs=jobs, pods=pods), CONFIG, NOW).status)
+
+
 def stalled() -> Status:
     """The status of a run whose trainer has told of no step for hours."""
     pod = running_pod()
@@ -138,6 +144,7 @@ REACH: dict[Reason, Callable[[], Status]] = {
     Reason.EVICTED: lambda: waiting(ended_pod(143, conditions=(condition_object("DisruptionTarget"),))),
     Reason.RESTARTING: lambda: waiting(ended_pod(1), job=make_job(status={"failed": 1})),
     Reason.INVALID_IMAGE: lambda: waiting(waiting_pod("InvalidImageName", "couldn't parse image name")),
+    Reason.PREFLIGHT: looked_at,
     **{Reason(phase.value): partial(running, phase) for phase in Phase},
 }
 """How a run comes into each state that is no end."""
@@ -226,6 +233,7 @@ def test_only_what_needs_nobody_is_good_news() -> None:
         Reason.SUSPENDED_BY_USER,
         Reason.SUSPENDED_EXTERNALLY,
         Reason.SUCCEEDED,
+        Reason.PREFLIGHT,
         *(Reason(phase.value) for phase in Phase),
     }
 

@@ -1,5 +1,6 @@
 """What is written into the status, its numbers and its bounds."""
 
+import dataclasses
 from datetime import timedelta
 from typing import Any
 
@@ -17,12 +18,16 @@ from tests.unit.builders import (
     make_results,
     make_summary,
     running_pod,
+    with_status,
 )
+from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status, status_schema
 
+from lora_operator.decision.blocks import read_block
+from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
-from lora_operator.decision.results import resolved_by_spec
+from lora_operator.decision.results import kept_quantization, resolved_by_spec
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
@@ -32,12 +37,16 @@ from lora_trainer.contract.config import (
     LoraConfig,
     ModelConfig,
     OutputConfig,
+    Quantization,
     RunIdentity,
     TrainConfig,
     TrainingConfig,
 )
+from lora_trainer.contract.device_section import GpuSetting
+from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import (
     Artifact,
     DatasetStats,
@@ -100,6 +109,13 @@ ARTIFACT = st.builds(
     rank=COUNT,
     servable=st.booleans(),
 )
+PREFLIGHT = st.builds(
+    Preflight,
+    model=st.from_type(ModelFacts),
+    dataset=st.from_type(RowFacts),
+    output=st.sampled_from(OutputCheck),
+)
+PLAN = st.from_type(RunPlan)
 SUMMARY = st.builds(
     Summary,
     reason=st.sampled_from(Reason),
@@ -122,6 +138,20 @@ def test_whatever_a_trainer_says_the_status_is_accepted_by_the_api_server(progre
     """One value out of bounds would refuse the whole write."""
     observed = Observed(jobs=(make_job(),), pods=(running_pod(),), progress=progress)
     check_status(decide(make_finetune(), observed, CONFIG, NOW).status)
+
+
+@given(PREFLIGHT, PLAN)
+def test_whatever_a_preflight_reports_the_status_is_accepted_by_the_api_server(
+    preflight: Preflight, plan: RunPlan
+) -> None:
+    """And the plan is read back from it."""
+    report = Summary(reason=Reason.PREFLIGHT_PASSED, message="", preflight=preflight, plan=plan).to_message()
+    jobs, pods = (finished_job(stage="preflight"),), (ended_pod(0, report, stage="preflight"),)
+    status = decide(make_finetune(spec={"preflight": "Run"}), Observed(jobs=jobs, pods=pods), CONFIG, NOW).status
+    check_status(status)
+    again = read_block(RunPlan, status["plan"])
+    assert again is not None
+    assert (again.quantization, again.fits) == (plan.quantization, plan.fits)
 
 
 @given(SUMMARY, st.sampled_from([0, 65, 75]), st.booleans())
@@ -162,14 +192,18 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     )
     saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
     merge: dict[str, Any] = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
-    results = make_results(best_step=350, resumed_step=100, **merge)
+    estimated = {"estimated_peak_memory_bytes": 19_000_000_000, "estimated_seconds": 1800}
+    results = make_results(best_step=350, resumed_step=100, **merge, **estimated)
     artifact = make_artifact(serving_needs="vLLM 0.32")
     pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
     killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
+    looked_at = make_finetune(spec={"preflight": "Run"})
+    report = ended_pod(0, make_report().to_message(), stage="preflight")
     plans = [
         running,
+        decide(looked_at, Observed(jobs=(finished_job(stage="preflight"),), pods=(report,)), CONFIG, NOW),
         decide(no_claim, killed, CONFIG, NOW),
         *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
     ]
@@ -182,8 +216,12 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
                 written.setdefault(key, set()).update(value)
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
-    for key in ("resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries"):
+    blocks = ("preflight", "plan", "resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries")
+    for key in blocks:
         assert written[key] == set(schema[key]["properties"]), key
+    for key in ("model", "dataset"):
+        part = next(plan.status["preflight"][key] for plan in plans if "preflight" in plan.status)
+        assert set(part) == set(schema["preflight"]["properties"][key]["properties"]), key
     verified = [plan.status["results"]["verification"] for plan in plans if "results" in plan.status]
     keys = set(schema["results"]["properties"]["verification"]["properties"])
     assert [set(block) for block in verified] == [keys, keys]
@@ -292,3 +330,43 @@ def test_an_image_name_of_any_length_fits() -> None:
     """It is clipped like every other text."""
     config = OperatorConfig(trainer_image="registry.example/" + "x" * 600)
     check_status(decide(make_finetune(), Observed(), config, NOW).status)
+
+
+@pytest.mark.parametrize(
+    ("resolved", "kept"),
+    [
+        (None, None),
+        ({}, None),
+        ({"quantization": "Auto"}, None),
+        ({"quantization": "None"}, Quantization.NONE),
+        ({"quantization": "NF4"}, Quantization.NF4),
+        ({"quantization": "INT2"}, None),
+        ({"quantization": 4}, None),
+        ("NF4", None),
+    ],
+)
+def test_what_auto_became_is_read_from_the_status(resolved: Any, kept: Quantization | None) -> None:
+    """Whatever anybody wrote there."""
+    assert kept_quantization({} if resolved is None else {"resolved": resolved}) is kept
+
+
+def test_a_run_goes_on_with_the_quantization_that_it_was_found_to_use() -> None:
+    """Also where its resource was replaced by the old file, which names none: the next attempt's Job has it."""
+    for written in ({}, {"quantization": "Auto"}):
+        finetune = with_status(make_finetune(spec=written), {"resolved": {"quantization": "NF4", "rank": 16}})
+        train = read_case(finetune, Observed(), CONFIG, NOW).request.train
+        assert train is not None
+        assert train.quantization is Quantization.NF4
+        assert resolved_by_spec(train, "image")["quantization"] == "NF4"
+    fresh = read_case(make_finetune(), Observed(), CONFIG, NOW).request.train
+    assert fresh is not None
+    assert resolved_by_spec(fresh, "image")["quantization"] == "Auto"
+
+
+def test_the_operators_gpus_tell_a_runs_device() -> None:
+    """By the name of the resource that it asks for."""
+    site = dataclasses.replace(CONFIG, gpus=(GpuSetting(name="nvidia.com/gpu", memory_gib=24, price=2.0),))
+    train = read_case(make_finetune(), Observed(), site, NOW).request.train
+    assert train is not None
+    assert (train.device.gpu, train.device.gpu_price) == ("nvidia.com/gpu", 2.0)
+    assert train.device.gpu_memory_bytes == 22_610 * 2**20

@@ -4,6 +4,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadable
+from lora_trainer.contract.advice.rules import spoken
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import ManifestError, RunOptions, checkpoint_claim, train_config
 from lora_trainer.contract.reasons import Reason
@@ -55,7 +56,12 @@ def show_summary(ending: Ending) -> str:
     summary = ending.summary
     if not summary.succeeded or summary.results is None or summary.artifact is None:
         return _ended_early(ending)
-    return "\n".join((*_losses(summary), *_artifact(summary.artifact, ending)))
+    return "\n".join((*_losses(summary), *_artifact(summary.artifact, ending), *_advice(summary)))
+
+
+def _advice(summary: Summary) -> tuple[str, ...]:
+    lines = tuple(f"  {one.severity.value}: {one.line}" for one in spoken(summary.advice))
+    return ("Advice for the next run:", *lines) if lines else ()
 
 
 def _ended_early(ending: Ending) -> str:
@@ -65,8 +71,10 @@ def _ended_early(ending: Ending) -> str:
     ended = "Interrupted." if interrupted else f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
     if summary.checkpoint is not None:
         step = summary.checkpoint.step
-        return f"{ended}\nStep {step} is saved: the same command with --resume goes on from there."
-    return f"{ended} No step was saved: the same command starts anew." if interrupted else ended
+        ended = f"{ended}\nStep {step} is saved: the same command with --resume goes on from there."
+    elif interrupted:
+        ended = f"{ended} No step was saved: the same command starts anew."
+    return "\n".join((ended, *_advice(summary)))
 
 
 def _losses(summary: Summary) -> tuple[str, ...]:

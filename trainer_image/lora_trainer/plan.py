@@ -1,24 +1,23 @@
 """What a run would take, without a GPU, a cluster or PyTorch: the shape of its model read, and the fit model asked."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.advice.rules import Spoken, before, spoken
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
-from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, recomputes, rows, setting_of
+from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, presumed, rows
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
-from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.uri import ClaimUri, parse_uri
-from lora_trainer.errors import ConfigError, NotFoundError, one_sentence
-from lora_trainer.places.model_folder import read_tensors, weight_files
+from lora_trainer.errors import ConfigError, NotFoundError
+from lora_trainer.places.base_shape import CONFIG, read_config, shape_in
 from lora_trainer.places.volumes import Volumes, readable
-
-_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +33,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer. Sizes are bytes; `hours_per_tokens` says of how many tokens the hours are, `spread` by how much the
-    memory may be off for what `doubts` name."""
+    """The answer. Sizes are bytes; `quantization` and `recompute` are as the manifest has them, `preflight` what the
+    plan before the training would say, by what is known here: of the device that the manifest names, or the one that
+    was asked about. `trained_tokens` are those of all epochs, `spread` is by how much the memory may be off for what
+    `doubts` name; `advice` is what can be said without data and device."""
 
     run: str
     model: str
@@ -46,11 +47,12 @@ class Plan:
     adapter_bytes: int
     rank: int
     quantization: Quantization
-    recompute: bool
+    recompute: ActivationCheckpointing
     micro_batch_tokens: int
     longest_row: int
     learned_share: float
     pod_memory_bytes: int
+    preflight: RunPlan
     share_percent: int
     trained_tokens: int | None
     rows: tuple[Row, ...]
@@ -58,6 +60,7 @@ class Plan:
     spread: float
     doubts: tuple[str, ...]
     notes: tuple[str, ...]
+    advice: tuple[Spoken, ...]
 
 
 def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
@@ -69,11 +72,11 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
     except (ShapeError, DeviceError, AdapterError) as error:
         raise ConfigError(str(error)) from error
     shape = doubtful(plain, adapter)
-    shown = tuple(dict.fromkeys((Quantization.NONE, Quantization.NF4, config.quantization)))
+    wanted = (Quantization.NONE, Quantization.NF4, config.quantization)
+    shown = tuple(kind for kind in dict.fromkeys(wanted) if kind is not Quantization.AUTO)
     share = asked.share_percent / 100
-    cpu = config.device.gpus == 0
-    recompute = recomputes(config, shape, cpu=cpu)
-    setting = setting_of(config, shape, None if cpu else gpus[0], quantization=config.quantization, recompute=recompute)
+    setting = presumed(config, shape)
+    only = gpus[0] if len(asked.gpus) == 1 else None
     return Plan(
         run=config.run.name,
         model=config.model.uri,
@@ -84,11 +87,12 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         adapter_bytes=adapter.file_bytes,
         rank=config.lora.rank,
         quantization=config.quantization,
-        recompute=recompute,
+        recompute=config.training.activation_checkpointing,
         micro_batch_tokens=setting.tokens,
         longest_row=setting.row,
         learned_share=setting.learned,
         pod_memory_bytes=pod_memory(config, shape, adapter),
+        preflight=plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only, share=share),
         share_percent=asked.share_percent,
         trained_tokens=_trained(config, asked.tokens),
         rows=rows(config, shape, adapter, shown),
@@ -96,6 +100,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         spread=shape.spread,
         doubts=shape.doubts,
         notes=_notes(config, adapter, asked),
+        advice=spoken(before(config, None, None, shape)),
     )
 
 
@@ -116,20 +121,18 @@ def _notes(config: TrainConfig, adapter: Adapter, asked: Asked) -> tuple[str, ..
 
 def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
     if file is not None:
-        return described(_read(file), str(file))
+        return described(read_config(file), str(file))
     uri = parse_uri(config.model.uri)
     if not isinstance(uri, ClaimUri):
         return _remote_shape(config.model.uri, volumes)
     with readable(f"model.uri is {uri}"):
         folder = volumes.claim_path(uri)
-        if not (folder / _CONFIG).is_file():
-            what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else f"there is no {_CONFIG}"
+        if not (folder / CONFIG).is_file():
+            what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else f"there is no {CONFIG}"
             raise NotFoundError(
-                f"model.uri is {uri}: {what}; or name the model's {_CONFIG} by --config", Reason.MODEL_NOT_FOUND
+                f"model.uri is {uri}: {what}; or name the model's {CONFIG} by --config", Reason.MODEL_NOT_FOUND
             )
-        names = [path.name for path in folder.glob("*.safetensors")]
-        stored = [entry for name in weight_files(folder, names) for entry in read_tensors(folder / name, str(uri))]
-        return counted(described(_read(folder / _CONFIG), _CONFIG), sum(entry.values for entry in stored))
+        return shape_in(folder, str(uri))
 
 
 def _remote_shape(address: str, volumes: Volumes) -> Shape:
@@ -137,12 +140,4 @@ def _remote_shape(address: str, volumes: Volumes) -> Shape:
     from lora_trainer.places.model_headers import read_headers  # noqa: PLC0415
 
     headers = read_headers(address, volumes, Hub(), tokenizer=False)
-    return counted(described(_read(headers.base.folder / _CONFIG), _CONFIG), headers.parameters)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_sentence(error)[:300]}") from error
-    return read_json(text, str(path))
+    return counted(described(read_config(headers.base.folder / CONFIG), CONFIG), headers.parameters)

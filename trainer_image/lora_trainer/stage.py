@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lora_trainer.artifact.manifest import read_manifest
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.progress import Phase
@@ -32,7 +33,7 @@ from lora_trainer.ranks import logs
 from lora_trainer.ranks.activity import begun, heard_by
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.inputs import fetch
-from lora_trainer.training.kept_limit import with_kept_limit
+from lora_trainer.training.kept_limit import kept_quantization, with_kept_limit
 from lora_trainer.training.stopping import Stop
 
 
@@ -71,13 +72,13 @@ def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> N
 # PyTorch is imported under the guard of `guarded`: that takes seconds, in which a broken GPU driver may show.
 
 
-def import_peft(config: TrainConfig) -> None:
+def import_peft(quantization: Quantization) -> None:
     """Import PEFT without bitsandbytes where the base is not quantized: it takes a quarter of all that is imported.
 
     PEFT imports it wherever it is installed. Whatever needs it for something else finds it afterwards.
     """
     begun("loading libraries")
-    if config.quantization is Quantization.NONE and "bitsandbytes" not in sys.modules:
+    if quantization is Quantization.NONE and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         try:
             import peft  # noqa: F401, PLC0415
@@ -95,7 +96,7 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     chosen_template(config.dataset, volumes)
     config = with_kept_limit(config, _folder_of_run(config, options, volumes))
     samples = load_samples(config, volumes, Hub())
-    import_peft(config)
+    import_peft(expected_quantization(config, _folder_of_run(config, options, volumes)))
     from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
 
     workshop = Workshop(
@@ -106,6 +107,18 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
         stop=options.stop,
     )
     run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+
+
+def expected_quantization(config: TrainConfig, folder: Path | None) -> Quantization:
+    """What `Auto` may become, without a look at the model: none on a CPU, unless a checkpoint says otherwise."""
+    if config.quantization is not Quantization.AUTO:
+        return config.quantization
+    kept = kept_quantization(folder)
+    if kept is not None:
+        return kept
+    import torch  # noqa: PLC0415 - as above
+
+    return Quantization.AUTO if config.device.gpus > 0 and torch.cuda.is_available() else Quantization.NONE
 
 
 def _folder_of_run(config: TrainConfig, options: argparse.Namespace, volumes: Volumes) -> Path | None:
@@ -131,15 +144,15 @@ def _check_lock(options: argparse.Namespace) -> None:
         check_ticket(options.workspace, options.ticket)
 
 
-def _verify(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    import_peft(config)
+def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+    import_peft(read_manifest(options.folder).config.quantization)
     from lora_trainer.result.verify import verify  # noqa: PLC0415
 
     reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
 
 
 def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    import_peft(config)
+    import_peft(read_manifest(options.folder).config.quantization)
     from lora_trainer.result.merge_stage import merge_result  # noqa: PLC0415
 
     reporter.phase(Phase.PUBLISHING)

@@ -59,6 +59,14 @@ app.kubernetes.io/part-of: lora-operator
 {{- range .Values.imagePullSecrets }}{{ $pullSecrets = append $pullSecrets .name }}{{ end -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $_ := set $config "trainerImage" (include "lora-operator.image" (dict "image" .Values.trainer.image "field" "trainer.image" "root" .)) -}}
+{{- $preflight := "" -}}
+{{- with .Values.preflight.image -}}
+{{- if .repository -}}
+{{- $image := dict "repository" .repository "tag" (.tag | default $.Values.trainer.image.tag) "digest" .digest -}}
+{{- $preflight = include "lora-operator.image" (dict "image" $image "field" "preflight.image" "root" $) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $config "preflightImage" $preflight -}}
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
 {{- $_ := set $config "imagePullSecrets" $pullSecrets -}}
 {{- $_ := set $config "trainerServiceAccountName" .Values.trainer.serviceAccountName -}}

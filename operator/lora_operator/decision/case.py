@@ -6,7 +6,7 @@ from datetime import datetime
 
 from lora_operator.decision.children import Children, find_children
 from lora_operator.decision.proof import Evidence
-from lora_operator.decision.results import kept_max_validation_rows
+from lora_operator.decision.results import kept_max_validation_rows, kept_quantization
 from lora_operator.decision.retries import Cause, Retries, count_pods, stored_retries
 from lora_operator.decision.spent_time import SpentTime, follow_time, stored_time
 from lora_operator.views.budget import Used
@@ -70,6 +70,8 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
         allow_cpu=config.allow_cpu,
         stall_timeout_s=config.stall_timeout_s,
         max_validation_rows=kept_max_validation_rows(finetune.status),
+        quantization=kept_quantization(finetune.status),
+        gpus=config.gpus,
     )
     request = read_request(finetune.manifest, options)
     stored = stored_time(finetune.status)

@@ -29,9 +29,10 @@ from lora_operator.decision.situation import (
     held_by_user,
 )
 from lora_operator.decision.stages.order import STAGES, job_names, latest_job, pods_of, reached
+from lora_operator.decision.stages.preflight import advised, findings, planned
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
-from lora_operator.decision.status import Facts, Status, final_status, ongoing_status, refreshed_status
+from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import render_job, render_service
@@ -68,7 +69,7 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
         return Plan(status=finetune.status)  # the children have an owner reference, and go with the resource
     if result_of(finetune.status):
         return _after_the_end(finetune, observed, now)
-    case = read_case(finetune, observed, config, now)
+    case = planned(read_case(finetune, observed, config, now))
     stale = [ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in case.children.superseded if not j.deleting]
     if stale:
         plan = Plan(status=finetune.status, delete=tuple(stale), requeue_after_s=config.pending_check_s)
@@ -257,7 +258,7 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
         found_out=answer.resolved if answer else None,
         progress=dict(scene.progress),
     )
-    accepted = _accepted(job.name)
+    accepted = acceptance(job.name)
     if observed.rejection is not None:
         accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
     status = ongoing_status(case.finetune, accepted, situation, _with_counts(case, facts, situation.state), case.now)
@@ -315,7 +316,7 @@ def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Pla
         resolved=_resolved(case),
     )
     counted = _with_counts(case, facts, verdict.finding)
-    accepted = accepted or _accepted(job.name if job else case.job_name)
+    accepted = accepted or acceptance(job.name if job else case.job_name)
     status = final_status(case.finetune, accepted, verdict, counted, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
 
@@ -364,13 +365,14 @@ def _await(case: Case, situation: Situation, accepted: Condition | None = None) 
         progress=progress,
     )
     facts = _with_counts(case, facts, situation.state)
-    status = ongoing_status(case.finetune, accepted or _accepted(case.job_name), situation, facts, case.now)
+    status = ongoing_status(case.finetune, accepted or acceptance(case.job_name), situation, facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
 
 
 def _with_counts(case: Case, facts: Facts, state: Finding) -> Facts:
-    """With what was counted over all attempts, and the advice that follows."""
-    return dataclasses.replace(facts, spent=case.spent, retries=case.retries, advice=advise(case, state))
+    """With what was found out beforehand and counted over all attempts, and the advice that follows."""
+    counted = dataclasses.replace(facts, spent=case.spent, retries=case.retries, findings=findings(case))
+    return dataclasses.replace(counted, advice=advise(case, state, *advised(case)))
 
 
 def _milestones(
@@ -386,12 +388,6 @@ def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
     job = latest_job(case)
     queue = job.queue if job else case.request.pod.queue_labels.get(QUEUE_LABEL)
     return (no_quota(state, queue),) if queue else ()
-
-
-def _accepted(job_name: str) -> Condition:
-    runs = f"Job {job_name} runs it" if job_name else "its Job is not made yet"
-    finding = Finding(reason=Reason.ACCEPTED, message=f"The spec is valid; {runs}")
-    return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
 
 
 def _resolved(case: Case) -> Status:

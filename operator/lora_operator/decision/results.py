@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_operator.decision.progress import whole
 from lora_operator.views.wording import block_of, decimal, printable
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
 
@@ -44,9 +44,17 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
         "epochs": training.epochs and _number(training.epochs),
         "maxSteps": training.max_steps,
         "evalSteps": training.eval_steps,
+        "activationCheckpointing": _recomputes(train),
         "maxValidationRows": train.dataset.max_validation_rows,
     }
     return block | {key: value for key, value in optional.items() if value is not None}
+
+
+def _recomputes(train: TrainConfig) -> bool | None:
+    chosen = train.training.activation_checkpointing
+    if chosen is ActivationCheckpointing.AUTO:
+        return train.planned.activation_checkpointing if train.planned else None
+    return chosen is ActivationCheckpointing.FULL
 
 
 def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:
@@ -60,6 +68,13 @@ def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:
         return MAX_VALIDATION_ROWS
     kept = resolved.get("maxValidationRows")
     return kept if isinstance(kept, int) and not isinstance(kept, bool) and kept >= 1 else None
+
+
+def kept_quantization(status: Mapping[str, Any]) -> Quantization | None:
+    """What a run's `Auto` has become, in a former attempt or before somebody replaced None by it; None before that."""
+    resolved = block_of(status, "resolved").get("quantization")
+    settled = {kind.value: kind for kind in Quantization if kind is not Quantization.AUTO}
+    return settled.get(resolved) if isinstance(resolved, str) else None
 
 
 def resolved_by_run(run: ResolvedRun) -> Block:
@@ -111,10 +126,15 @@ def dataset_block(stats: DatasetStats) -> Block:
 
 def results_block(results: Results) -> Block:
     """What the run achieved; losses in nats per target token."""
-    optional = {"bestStep": results.best_step, "resumedStep": results.resumed_step}
+    optional = {
+        "bestStep": results.best_step,
+        "resumedStep": results.resumed_step,
+        "estimatedPeakMemoryBytes": results.estimated_peak_memory_bytes,
+        "estimatedSeconds": results.estimated_seconds,
+    }
     merged = {"mergedLoss": results.merged_loss, "mergedExpectedLoss": results.merged_expected_loss}
     return {
-        **{key: whole(step) for key, step in optional.items() if step is not None},
+        **{key: whole(count) for key, count in optional.items() if count is not None},
         **{key: decimal(loss, ".4f") for key, loss in merged.items() if loss is not None},
         **({"mergeFailure": _text(results.merge_failure, 1024)} if results.merge_failure else {}),
         "stoppedEarly": results.stopped_early,

@@ -123,8 +123,8 @@ def awaiting_orphan(pod: PodView) -> Situation:
 
 
 def awaiting_superseded(job: JobView) -> Situation:
-    """A Job of an earlier attempt turned up late: it is stopped, before anything else writes the same output."""
-    message = f"Job {job.name} of an earlier attempt is being stopped; a new attempt follows"
+    """A Job of an earlier attempt or release turned up: it is stopped, before anything else writes the same output."""
+    message = f"Job {job.name} of an earlier attempt or release is being stopped; a new one follows"
     return Situation(state=Finding(reason=Reason.RESTARTING, message=message))
 
 

@@ -49,6 +49,7 @@ _FINAL = frozenset(
     {
         Reason.INVALID_IMAGE,
         Reason.CONFIG_INVALID,
+        Reason.DOES_NOT_FIT,
         Reason.DATASET_INVALID,
         Reason.DATASET_NOT_FOUND,
         Reason.DATASET_ACCESS_DENIED,
@@ -89,6 +90,7 @@ STATES: Mapping[Group, frozenset[Reason]] = {
         {
             Reason.STARTING,
             Reason.PREFLIGHT,
+            Reason.PREPARING,
             Reason.LOADING_MODEL,
             Reason.TRAINING,
             Reason.EVALUATING,
@@ -127,7 +129,7 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
         Group.FAILED: "the pod had failed for good",
     },
     Group.RUNNING: {
-        Group.WAITING: "its Job was deleted, or a node fell silent",
+        Group.WAITING: "preflight has passed, its Job was deleted, or a node fell silent",
         Group.HELD: "suspended, or preempted",
         Group.RETRYING: "a failure worth a retry, or the cluster took the pod",
         Group.FAILING: "a failure that is final, or one too many",
@@ -156,8 +158,9 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
 """From which group a run may come into which, and what does it. The operator may have slept over what lay between."""
 
 USUAL_WAY: tuple[tuple[Reason, Reason], ...] = (
-    (Reason.STARTING, Reason.PREFLIGHT),
-    (Reason.PREFLIGHT, Reason.LOADING_MODEL),
+    (Reason.PREFLIGHT, Reason.STARTING),
+    (Reason.STARTING, Reason.PREPARING),
+    (Reason.PREPARING, Reason.LOADING_MODEL),
     (Reason.LOADING_MODEL, Reason.TRAINING),
     (Reason.TRAINING, Reason.EVALUATING),
     (Reason.EVALUATING, Reason.TRAINING),
@@ -220,13 +223,15 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
     Type.PREFLIGHT_PASSED: (
         Statement(
             status="Unknown",
-            meaning="Model and data are being fetched; absent where nothing is fetched beforehand",
+            meaning="Model, data, output and memory are being looked at; absent where `spec.preflight` is Skip",
             reasons=_ONGOING,
         ),
         Statement(
-            status="True", meaning="Model and data are in the cache", reasons=frozenset({Reason.PREFLIGHT_PASSED})
+            status="True",
+            meaning="Nothing was found that would make the run fail",
+            reasons=frozenset({Reason.PREFLIGHT_PASSED}),
         ),
-        Statement(status="False", meaning="Fetching them failed", reasons=STATES[Group.FAILED]),
+        Statement(status="False", meaning="The run would fail, or its preflight did", reasons=STATES[Group.FAILED]),
     ),
     Type.PODS_READY: (
         Statement(status="True", meaning="The trainer runs, on every node", reasons=frozenset({Reason.POD_RUNNING})),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from lora_operator.decision.advice import joined
 from lora_operator.decision.progress import close_progress
 from lora_operator.decision.proof import Verdict
 from lora_operator.decision.results import (
@@ -39,10 +40,12 @@ _SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY, Reason.QU
 class Facts:
     """What a status says besides its state. None and empty mean: as before.
 
-    `milestones` are further conditions. `resumed_by_others`: the user's suspension was applied, and then undone.
+    `milestones` are further conditions, `findings` the blocks of what was found out beforehand. `resumed_by_others`:
+    the user's suspension was applied, and then undone.
     """
 
     milestones: tuple[Condition, ...] = ()
+    findings: Status = dataclasses.field(default_factory=dict)
     attempt: int = 0
     job_name: str = ""
     job: JobView | None = None
@@ -54,6 +57,13 @@ class Facts:
     spent: SpentTime = dataclasses.field(default_factory=SpentTime)
     retries: Retries = dataclasses.field(default_factory=Retries)
     advice: list[Status] = dataclasses.field(default_factory=list)
+
+
+def acceptance(job_name: str) -> Condition:
+    """The condition Accepted of a spec that breaks no rule; `job_name` is empty where no Job is made yet."""
+    runs = f"Job {job_name} runs it" if job_name else "its Job is not made yet"
+    finding = Finding(reason=Reason.ACCEPTED, message=f"The spec is valid; {runs}")
+    return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
 
 
 def ongoing_status(
@@ -99,6 +109,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     summary = verdict.summary
     facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
     facts = dataclasses.replace(facts, spent=facts.spent.ended_at(end))
+    facts = dataclasses.replace(facts, advice=joined(facts.advice, *(summary.advice if summary else ())))
     status = _assemble(finetune, conditions, facts, now)
     status["completionTime"] = instant(end)
     blocks = {
@@ -133,6 +144,7 @@ def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts,
         "startTime": instant(started) if started else "",
         "jobName": facts.job_name,
         "podName": facts.pod.name if facts.pod else _text(before.get("podName")),
+        **facts.findings,
         "resolved": resolved,
         "progress": facts.progress,
         "retries": retries_block(facts.retries),

@@ -139,12 +139,17 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "The result goes to no claim and none is named for checkpoints, so what takes the pod away loses its work.",
         "Name one in `checkpoint.volumeClaimName` of a new resource, or accept it.",
     ),
+    Reason.PREPARING: Explanation(
+        "The trainer fetches model and data, and reads the first rows.",
+        "Nothing.",
+    ),
     Reason.PREFLIGHT: Explanation(
-        "Model and data are fetched, and the first rows are read.",
+        "Model, data, output and memory are looked at before a GPU is asked for. "
+        "Where there is a cache claim, model and data are fetched into it.",
         "Nothing.",
     ),
     Reason.PREFLIGHT_PASSED: Explanation(
-        "Model and data are in the cache.",
+        "Model, data and output are as the run needs them; `status.preflight` and `status.plan` say what was found.",
         "Nothing.",
     ),
     Reason.OUTPUT_LOCKED: Explanation(
@@ -176,6 +181,10 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "The spec breaks the rules that the message lists.",
         "Create a new resource with a corrected spec.",
     ),
+    Reason.DOES_NOT_FIT: Explanation(
+        "By its plan the run needs more memory than the GPU has; no GPU was asked for.",
+        "Make one of the changes that the message names in a new resource, each with its bytes; see `status.plan`.",
+    ),
     Reason.DATASET_INVALID: Explanation(
         "The data set cannot be used: a bad line, missing columns, nothing to learn.",
         "Correct what the message names.",
@@ -206,7 +215,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.LOSS_DIVERGED: Explanation(
         "The loss rose far above where it began and stayed there.",
-        "Lower the learning rate, or start from an earlier checkpoint with `resumeFrom`.",
+        "Lower the learning rate, set `lora.alpha` to `lora.rank` where it is larger, or start from an earlier "
+        "checkpoint with `resumeFrom`.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Explanation(
         "The GPU's memory is too small even for one example at a time.",

@@ -22,13 +22,13 @@ Manifest = dict[str, Any]
 
 
 def environment(
-    pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, writes: bool, rendezvous: str = ""
+    pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, trains: bool, rendezvous: str = ""
 ) -> list[Manifest]:
-    """All variables of a container; `writes` where it writes the output. `rendezvous` is host:port where nodes meet."""
+    """All variables of a container; what `trains` writes to a tracker. `rendezvous` is host:port of several nodes."""
     plain = {"HOME": "/tmp", **_services(train, config)}  # noqa: S108 - an emptyDir
     if rendezvous:
         plain["LORA_RENDEZVOUS"] = rendezvous
-    return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(pod, train, writes=writes))
+    return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(pod, train, trains=trains))
 
 
 def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
@@ -57,17 +57,17 @@ def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
     return values | {name: value for name, value in optional.items() if value}
 
 
-def _secrets(pod: PodRequest, train: TrainConfig, *, writes: bool) -> Iterator[Manifest]:
+def _secrets(pod: PodRequest, train: TrainConfig, *, trains: bool) -> Iterator[Manifest]:
     """Each purpose has its own variables: a run may read with one token and write with another.
 
-    A pod that writes no output needs neither its credentials nor a tracker's.
+    The output's address is tried with its credentials before the training; a tracker has no part in that.
     """
     data = [train.dataset.uri, *([train.dataset.validation_uri] if train.dataset.validation_uri else [])]
     yield from _access("MODEL", pod.model_secret, [train.model.uri])
     yield from _access("DATASET", pod.dataset_secret, data)
-    if not writes:
-        return
     yield from _access("OUTPUT", pod.output_secret, [train.output.uri])
+    if not trains:
+        return
     if pod.tracking_secret and train.tracking.kind is Tracker.WANDB:
         yield _reference("WANDB_API_KEY", pod.tracking_secret, "WANDB_API_KEY")
     if pod.tracking_secret and train.tracking.kind is Tracker.MLFLOW:

@@ -9,6 +9,7 @@ from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.fit.devices import least_label
 from lora_trainer.contract.progress import PORT
 
 USER_ID = 10001
@@ -21,7 +22,7 @@ class Shape:
     """What the pod of a stage is for: the trainer's `command`, and whether it trains.
 
     A pod that trains asks for GPUs and goes where they are, writes the output, answers for its progress, and meets
-    those of other nodes. Any other only reads and fetches, on what the operator's configuration gives it.
+    those of other nodes. Any other looks and fetches, in the image and on what the operator's configuration gives it.
     """
 
     command: str
@@ -47,7 +48,7 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
     several = shape.trains and pod.nodes > 1
     sources, mounts = as_manifests(volumes(pod, train, config, writes=shape.trains))
     rendezvous = f"{name}-0.{name}:{RENDEZVOUS_PORT}" if several else ""
-    variables = environment(pod, train, config, writes=shape.trains, rendezvous=rendezvous)
+    variables = environment(pod, train, config, trains=shape.trains, rendezvous=rendezvous)
     spec: Manifest = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -67,14 +68,32 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
     optional = {
         # Gives each pod the address HOSTNAME.SUBDOMAIN, under which its peers find it.
         "subdomain": name if several else None,
-        # Fetching needs no GPU and so no node that has one, but storage and taints may be those of the training.
+        # Looking needs no GPU and so no node that has one, but storage and taints may be those of the training.
         "nodeSelector": dict(pod.node_selector) if shape.trains else None,
+        "affinity": node_affinity(pod) if shape.trains else None,
         "tolerations": [dict(toleration) for toleration in pod.tolerations],
         "priorityClassName": pod.priority_class_name,
         "imagePullSecrets": [{"name": name} for name in config.image_pull_secrets],
         "serviceAccountName": config.trainer_service_account_name,
     }
     return {**spec, **{key: value for key, value in optional.items() if value}}
+
+
+def node_affinity(pod: PodRequest) -> Manifest | None:
+    """Only nodes that GPU feature discovery labels with enough memory and with a product that the run takes.
+
+    A label has the MiB that the driver reports, some of what a GPU is sold with missing: see `least_label`.
+    """
+    wanted: list[Manifest] = []
+    if pod.gpu_min_memory_gib is not None:
+        least = str(least_label(pod.gpu_min_memory_gib))
+        wanted.append({"key": names.GPU_MEMORY_LABEL, "operator": "Gt", "values": [least]})
+    if pod.gpu_products:
+        wanted.append({"key": names.GPU_PRODUCT_LABEL, "operator": "In", "values": list(pod.gpu_products)})
+    if not wanted or not pod.gpus:
+        return None
+    terms = {"nodeSelectorTerms": [{"matchExpressions": wanted}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
 def _container(
@@ -86,7 +105,7 @@ def _container(
     }
     return {
         "name": names.TRAINER_CONTAINER,
-        "image": config.trainer_image,
+        "image": config.trainer_image if shape.trains else config.preflight_image or config.trainer_image,
         "imagePullPolicy": config.image_pull_policy,
         "args": [shape.command, "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
         "env": variables,
@@ -123,5 +142,5 @@ def _resources(pod: PodRequest, config: OperatorConfig) -> Manifest:
 
 
 def _small_resources(config: OperatorConfig) -> Manifest:
-    memory = config.prepare_memory
-    return {"requests": {"cpu": config.prepare_cpu, "memory": memory}, "limits": {"memory": memory}}
+    memory = config.preflight_memory
+    return {"requests": {"cpu": config.preflight_cpu, "memory": memory}, "limits": {"memory": memory}}

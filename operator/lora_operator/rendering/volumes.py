@@ -35,7 +35,7 @@ class Volume:
 def volumes(pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, writes: bool) -> tuple[Volume, ...]:
     """All volumes of a pod of a run.
 
-    One that only fetches gets no claim to write to: it may run on another node, and a volume that its first pod binds
+    One that does not train gets no claim to write to: it may run on another node, and a volume that its first pod binds
     to a node or a zone would be out of reach of the GPUs.
     """
     claims = _claims(train, writes=writes)

@@ -64,7 +64,7 @@ def _read(finetune: FineTune) -> _Row:
         place=(finetune.namespace, finetune.name),
         facts={
             "base_model": _text(_map(finetune.spec, "model").get("uri")),
-            "quantization": _text(finetune.spec.get("quantization")) or "None",
+            "quantization": _quantization(finetune),
             "queue": _text(_map(_map(finetune.manifest, "metadata"), "labels").get(QUEUE_LABEL)),
         },
         conditions=tuple((sys.intern(_text(c.get("type"))), sys.intern(_text(c.get("status")))) for c in listed),
@@ -105,6 +105,12 @@ def _number_samples(rows: Iterable[_Row], number: int, name: str) -> Iterator[Sa
         value = row.numbers[number]
         if value is not None:
             yield Sample(name, _identity(row), value)
+
+
+def _quantization(finetune: FineTune) -> str:
+    """What the run really uses; until that is known, what it asks for."""
+    found = block_of(finetune.status, "resolved").get("quantization")
+    return _text(found) or _text(finetune.spec.get("quantization")) or "None"
 
 
 def _requested_gpus(finetune: FineTune) -> float | None:

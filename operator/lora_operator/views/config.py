@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from lora_trainer.contract import codec
+from lora_trainer.contract.device_section import LARGEST_GPU_GIB, GpuSetting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,7 @@ class OperatorConfig:
 
     namespaces              watched namespaces; empty means all
     trainer_image           image of the training pods
+    preflight_image         image of the pods that look at a run beforehand; empty: the same
     hub_endpoint            base URL of the Hugging Face Hub; empty means the client's own default
     offline                 the Hub is not asked at all: what is not in the cache or on a volume is missing
     s3_endpoint, -region    of the object store; empty means AWS, and the region that the client finds
@@ -24,9 +26,10 @@ class OperatorConfig:
     oci_plain_http_registries   host:port of registries that speak HTTP without TLS
     mlflow_tracking_uri, wandb_base_url   servers of the trackers
     cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
-    prepare_cpu, -memory    requests of the pod that fills that claim before the training asks for GPUs
+    preflight_cpu, -memory  requests of those pods, which also fill that claim; the memory is their limit too
     require_rendered_image  a success counts only from a pod with the very image that the operator wrote into its Job
     stall_timeout_s         a training without a step for so long is stopped and started again
+    gpus                    the cluster's GPUs: product or resource, memory in GiB, price of an hour
     allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
     default_cpu, -memory    requests of a training pod whose resource names none
     most_unfinished_runs_per_namespace   those beyond wait for an older one to end; 0 is no limit
@@ -47,6 +50,7 @@ class OperatorConfig:
     """
 
     trainer_image: str
+    preflight_image: str = ""
     namespaces: tuple[str, ...] = ()
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
@@ -63,10 +67,11 @@ class OperatorConfig:
     mlflow_tracking_uri: str = ""
     wandb_base_url: str = ""
     cache_claim: str = ""
-    prepare_cpu: str = "1"
-    prepare_memory: str = "2Gi"
+    preflight_cpu: str = "1"
+    preflight_memory: str = "2Gi"
     require_rendered_image: bool = False
     stall_timeout_s: int = 1800
+    gpus: tuple[GpuSetting, ...] = ()
     allow_cpu: bool = False
     default_cpu: str = "2"
     default_memory: str = "8Gi"
@@ -105,6 +110,8 @@ def load_config(path: Path) -> OperatorConfig:
         raise codec.CodecError(f"{path} must hold a map of settings")
     try:
         values = {_field_name(str(key)): value for key, value in document.items()}
+        if isinstance(values.get("gpus"), list):
+            values["gpus"] = [_gpu(gpu) for gpu in values["gpus"]]
         config = codec.decode(OperatorConfig, values, path.name)
     except codec.CodecError as error:
         raise codec.CodecError(_in_yaml_names(str(error))) from error
@@ -119,10 +126,39 @@ def load_config(path: Path) -> OperatorConfig:
     return config
 
 
+_GPU_NAMES = {"memoryGiB": "memory_gib", "pricePerHour": "price"}
+MOST_GPUS = 64
+
+
+def _gpu(document: object) -> object:
+    """A GPU with the fields' names as of its dataclass; what is none is left to the codec."""
+    if not isinstance(document, dict):
+        return document
+    return {_GPU_NAMES.get(str(key), str(key)): value for key, value in document.items()}
+
+
+def _broken_gpus(gpus: tuple[GpuSetting, ...]) -> str:
+    names = [gpu.name.lower() for gpu in gpus]
+    sound = all(
+        1 <= len(gpu.name) <= 253
+        and 1 <= gpu.memory_gib <= LARGEST_GPU_GIB
+        and (gpu.price is None or 0 <= gpu.price < 1_000_000)
+        for gpu in gpus
+    )
+    if sound and len(gpus) <= MOST_GPUS and len(set(names)) == len(names):
+        return ""
+    return (
+        f"at most {MOST_GPUS} GPUs of different names, each with memoryGiB from 1 to {LARGEST_GPU_GIB} and, where it "
+        "has one, a pricePerHour of 0 or more"
+    )
+
+
 def _broken_rule(name: str, value: object) -> str:
     """What a setting of the right type must be, and is not; empty where it is."""
     if name in _CHOICES:
         return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
+    if name == "gpus" and isinstance(value, tuple):
+        return _broken_gpus(value)
     if name == "http_port":
         return "" if isinstance(value, int) and 1 <= value <= 65535 else "from 1 to 65535"
     if name == "most_unfinished_runs_per_namespace":
@@ -136,6 +172,8 @@ def _in_yaml_names(text: str) -> str:
     """The text with settings spelled as in the file."""
     for name in OperatorConfig.__dataclass_fields__:
         text = re.sub(rf"\b{name}\b", yaml_name(name), text)
+    for written, name in _GPU_NAMES.items():
+        text = re.sub(rf"(?<=gpus\[)([0-9]+)\].{name}\b", rf"\1].{written}", text)
     return text
 
 
@@ -157,7 +195,7 @@ _ORDERED = (
     # Else a watch that is only quiet ends the process before it is restarted.
     ("watch_inactivity_s", "watch_stale_s"),
 )
-_REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "prepare_cpu", "prepare_memory")
+_REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "preflight_cpu", "preflight_memory")
 
 
 def _field_name(key: str) -> str:

@@ -3,6 +3,7 @@
 The API server enforces the same at apply. The rules stand here too because a resource may be older than a rule.
 """
 
+import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from lora_operator.views.names import QUEUE_LABELS
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.device_section import LARGEST_GPU_GIB
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 from lora_trainer.contract.scheduling_fields import TOLERATION_KEYS
@@ -35,12 +37,15 @@ class Policy:
 class PodRequest:
     """What each training pod asks of its node and which Secrets it reads.
 
-    `cpu`, `memory` and `shared_memory` are quantities, None for the operator's default.
+    `cpu`, `memory` and `shared_memory` are quantities, None for the operator's default. `gpu_min_memory_gib` is what a
+    GPU is sold with at least, `gpu_products` are labels of nodes; None and empty for any.
     """
 
     gpus: int = 1
     nodes: int = 1
     gpu_resource_name: str = "nvidia.com/gpu"
+    gpu_min_memory_gib: int | None = None
+    gpu_products: tuple[str, ...] = ()
     cpu: str | None = None
     memory: str | None = None
     shared_memory: str | None = None
@@ -54,11 +59,19 @@ class PodRequest:
     queue_labels: Mapping[str, str] = field(default_factory=dict)
 
 
+class Preflight(enum.StrEnum):
+    """Whether model, data, output and memory are looked at before GPUs are asked for."""
+
+    RUN = "Run"
+    SKIP = "Skip"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A LoRAFineTune understood: `train` is None where `problems` is not empty."""
 
     policy: Policy
+    preflight: bool
     pod: PodRequest
     train: TrainConfig | None
     problems: tuple[Problem, ...]
@@ -74,7 +87,10 @@ def read_request(manifest: Mapping[str, Any], options: RunOptions) -> Request:
         problems.extend(error.problems)
     spec = Reader(path="spec", document=_map(manifest.get("spec")), problems=problems)
     policy, pod = _policy(spec), _pod(spec, _map(manifest.get("metadata")))
-    return Request(policy=policy, pod=pod, train=None if problems else train, problems=tuple(problems))
+    # Run is the definition's default; without the field the definition is an earlier one, which would not keep a plan.
+    preflight = spec.choice("preflight", Preflight.SKIP, Preflight) is Preflight.RUN
+    train = None if problems else train
+    return Request(policy=policy, preflight=preflight, pod=pod, train=train, problems=tuple(problems))
 
 
 def read_policy(manifest: Mapping[str, Any]) -> Policy:
@@ -110,6 +126,8 @@ def _pod(spec: Reader, metadata: Mapping[str, Any]) -> PodRequest:
         gpus=1 if gpus is None else gpus,
         nodes=read_nodes({"spec": spec.document}),
         gpu_resource_name=resources.text("gpuResourceName", longest=253) or "nvidia.com/gpu",
+        gpu_min_memory_gib=shared.child("resources").integer("gpuMinMemoryGiB", None, 1, LARGEST_GPU_GIB),
+        gpu_products=shared.child("resources").texts("gpuProducts"),
         cpu=_quantity(resources, "cpu", 'must be an amount of CPU above 0, as in 4 or "500m"'),
         memory=_quantity(resources, "memory", 'must be an amount of memory above 0, as in "16Gi"'),
         shared_memory=_quantity(resources, "sharedMemory", 'must be an amount of memory above 0, as in "2Gi"'),

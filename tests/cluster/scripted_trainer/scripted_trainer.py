@@ -73,13 +73,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["run", "prepare"])
+    parser.add_argument("command", choices=["run", "preflight"])
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     config = TrainConfig.from_json(options.config.read_text())
-    if options.command == "prepare":
-        TERMINATION_LOG.write_text(Summary(reason=Reason.PREFLIGHT_PASSED, message="Nothing was fetched.").to_message())
+    if options.command == "preflight":
+        TERMINATION_LOG.write_text(
+            Summary(reason=Reason.PREFLIGHT_PASSED, message="Nothing was looked at.").to_message()
+        )
         return
     server = Server(("", PORT), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lora_trainer.artifact.files import FileEntry, entry_of, sync_files, sync_folder
 from lora_trainer.contract import codec
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import DamagedError, storage_error
@@ -53,6 +54,8 @@ class Measured:
     best_step: int | None = None
     stopped_early: bool = False
     resumed_step: int | None = None
+    estimated_peak_memory_bytes: int | None = None
+    estimated_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +91,8 @@ class Manifest:
 
     `noise` is that of the trained model's loss, in nats per token, None in manifests of releases that did not measure
     it; `verification` what a fresh process made of the adapter, None before that. `merge_failure` says why an adapter
-    is published without the merged model that was asked for. `encoding` numbers the way in which rows became tokens;
-    releases that did not note it had the first.
+    is published without the merged model that was asked for. `advice` is what the training had to advise. `encoding`
+    numbers the way in which rows became tokens; releases that did not note it had the first.
     """
 
     version: str = MANIFEST_VERSION
@@ -105,6 +108,7 @@ class Manifest:
     serving: Serving = NOT_JUDGED
     merged: MergedModel | None = None
     merge_failure: str | None = None
+    advice: tuple[Advice, ...] = ()
     encoding: int = 1
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]

@@ -30,8 +30,9 @@ class Layers(enum.StrEnum):
 
 
 class Quantization(enum.StrEnum):
-    """How the frozen base weights are held in memory."""
+    """How the frozen base weights are held in memory; `AUTO` is NF4 where nothing else fits the GPU, else none."""
 
+    AUTO = "Auto"
     NONE = "None"
     NF4 = "NF4"
     FP4 = "FP4"
@@ -233,11 +234,19 @@ class TrainingConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """What each of the run's `nodes` pods was given. With `gpus` > 0 and no GPU in sight the run fails, unless
-    `allow_cpu`."""
+    `allow_cpu`.
+
+    `gpu` names the GPU as far as the manifest and the operator's settings tell it, and `gpu_memory_bytes` is the least
+    memory that it has; None where nothing tells it. `gpu_price` is what one of them costs an hour, in whatever money
+    the operator's settings are written in.
+    """
 
     gpus: int = 1
     nodes: int = 1
     allow_cpu: bool = False
+    gpu: str | None = None
+    gpu_memory_bytes: int | None = None
+    gpu_price: float | None = None
 
     @property
     def processes(self) -> int:
@@ -276,11 +285,26 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """How a run was settled before its training began, for a device of `device_bytes`, None for a CPU.
+
+    It counts for what the run leaves to `Auto`. `peak_bytes` is the estimate, of the GPU or of the process on a CPU.
+    """
+
+    device: str
+    device_bytes: int | None
+    activation_checkpointing: bool
+    micro_batch_tokens: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """One training run, complete: no default is left to the trainer's own choosing.
 
     `resume_from` names a run of the namespace whose last valid checkpoint, on this run's checkpoint claim, is gone on
-    from. A training without a step for `stall_timeout_s` is stopped and started again.
+    from. A training without a step for `stall_timeout_s` is stopped and started again. `planned` is what preflight
+    settled, None where there was none, or where nothing tells the device.
     """
 
     version: str = VERSION
@@ -296,6 +320,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resume_from: str | None = None
     stall_timeout_s: int = 1800
+    planned: Planned | None = None
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Stable text: sorted keys, two spaces, a newline at the end; on one line without `indent`."""

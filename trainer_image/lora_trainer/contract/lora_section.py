@@ -57,8 +57,9 @@ def _check_combinations(section: Reader, config: LoraConfig) -> None:
 
 
 def check_quantized(section: Reader, config: LoraConfig, quantization: Quantization) -> None:
-    """PiSSA and OLoRA take the base's main directions out of its weights, which must not be quantized for it."""
-    if config.init.changes_base and quantization is not Quantization.NONE:
+    """PiSSA and OLoRA take the base's main directions out of its weights, which must not be quantized for it; with
+    `Auto` they are not."""
+    if config.init.changes_base and quantization not in {Quantization.NONE, Quantization.AUTO}:
         rule = (
             f"must be Default or Gaussian with quantization {quantization.value}: PiSSA and OLoRA rewrite the base "
             "weights, which 4- and 8-bit storage does not allow"

@@ -13,7 +13,6 @@ from lora_trainer.contract.config import (
     CheckpointConfig,
     DatasetConfig,
     DatasetFormat,
-    DeviceConfig,
     Merge,
     MergePrecision,
     ModelConfig,
@@ -24,6 +23,7 @@ from lora_trainer.contract.config import (
     TrackingConfig,
     TrainConfig,
 )
+from lora_trainer.contract.device_section import GpuSetting, read_device
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.lora_section import check_quantized, read_lora
 from lora_trainer.contract.scheduling_fields import check_names
@@ -47,6 +47,7 @@ MODEL_SCHEMES: tuple[type[Uri], ...] = (HubUri, ClaimUri, S3Uri)
 DATASET_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, ConfigMapUri, HubUri, S3Uri)
 OUTPUT_SCHEMES: tuple[type[Uri], ...] = (ClaimUri, S3Uri, HubUri, OciUri)
 _SECTIONS_OF_THE_CLUSTER = (
+    "preflight",
     "scheduling",
     "suspend",
     "maxRetries",
@@ -85,7 +86,8 @@ class ManifestError(ValueError):
 class RunOptions:
     """What the manifest does not say: who runs it. `strict` refuses unknown fields, as kubectl does.
 
-    `max_validation_rows` counts for a manifest without that field: the run keeps what it began with.
+    `max_validation_rows` counts for a manifest without that field: the run keeps what it began with. `quantization` is
+    what `Auto` has become, None before that. `gpus` are those whose memory or price the cluster's settings tell.
     """
 
     uid: str
@@ -94,6 +96,8 @@ class RunOptions:
     strict: bool = False
     stall_timeout_s: int = 1800
     max_validation_rows: int | None = MAX_VALIDATION_ROWS
+    quantization: Quantization | None = None
+    gpus: tuple[GpuSetting, ...] = ()
 
 
 def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfig:
@@ -110,7 +114,7 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
     spec = Reader(path="spec", document=section, problems=problems)
     lora_section = spec.child("lora")
     lora = read_lora(lora_section, strict=options.strict)
-    quantization = spec.choice("quantization", Quantization.NONE, Quantization)
+    quantization = _quantization(spec, options)
     check_quantized(lora_section, lora, quantization)
     config = TrainConfig(
         run=RunIdentity(namespace=namespace, name=name, uid=options.uid, attempt=options.attempt),
@@ -119,7 +123,7 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
         lora=lora,
         quantization=quantization,
         training=read_training(spec.child("training"), strict=options.strict),
-        device=_device(spec.child("resources"), options),
+        device=read_device(spec.child("resources"), options.gpus, allow_cpu=options.allow_cpu, strict=options.strict),
         checkpoint=_checkpoint(spec.child("checkpoint"), options),
         output=_output(spec.child("output", required=True), options),
         tracking=_tracking(spec.child("tracking"), options),
@@ -134,6 +138,11 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
     if problems:
         raise ManifestError(tuple(problems))
     return config
+
+
+def _quantization(spec: Reader, options: RunOptions) -> Quantization:
+    asked = spec.choice("quantization", Quantization.AUTO, Quantization)
+    return options.quantization if asked is Quantization.AUTO and options.quantization else asked
 
 
 def _check_kind(root: Reader) -> None:
@@ -235,14 +244,6 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
     _secret(section, options)
     section.finish(strict=options.strict)
     return config
-
-
-def _device(section: Reader, options: RunOptions) -> DeviceConfig:
-    gpus = or_default(section.integer("gpus", 1, 0, 64), 1)
-    nodes = section.integer("nodes", 1, 1, 64) or 1
-    section.seen.update(("gpuResourceName", "cpu", "memory", "sharedMemory"))
-    section.finish(strict=options.strict)
-    return DeviceConfig(gpus=gpus, nodes=nodes, allow_cpu=options.allow_cpu)
 
 
 def _checkpoint(section: Reader, options: RunOptions) -> CheckpointConfig:

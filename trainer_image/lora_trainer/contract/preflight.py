@@ -42,9 +42,9 @@ class RowFacts:
 
     `tokens` are those of training rows after the cut at `maxSequenceLength`, `target_tokens` of them are learned.
     Lengths are of training rows before the cut: median, 95th percentile, longest; `truncated_samples` lost
-    `truncated_tokens`. Where only `sampled` rows were counted, tokens are extrapolated to all, with
-    `tokens_standard_error`. `first_row` is the first row as the model will see it: JSON of at most
-    `MOST_ROW_BYTES`, a list of objects, each with `seen` or `learned` and its text.
+    `truncated_tokens`; `shared_samples` are training rows that stand among the held-out ones, too. Where only `sampled`
+    rows were counted, tokens are extrapolated to all, with `tokens_standard_error`. `first_row` is the first row as the
+    model will see it: JSON of at most `MOST_ROW_BYTES`, a list of objects, each with `seen` or `learned` and its text.
     """
 
     format: str
@@ -60,6 +60,7 @@ class RowFacts:
     truncated_tokens: int
     skipped_samples: int
     duplicate_samples: int
+    shared_samples: int = 0
     sampled: int | None = None
     tokens_standard_error: int | None = None
     first_row: str = ""

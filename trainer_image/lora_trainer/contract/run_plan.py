@@ -7,12 +7,12 @@ from lora_trainer.contract.config import Quantization
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """Another way to run it. `change` says by which fields, as in `spec.quantization: NF4`; `fits` on the plan's
-    device; `seconds` and `tokens_per_second` where the device's speed is known."""
+    """Another way to run it. `change` says by which fields, as in `quantization: NF4`; `fits` the plan's device, None
+    where the estimate is too wide, or no device is known; `tokens_per_second` where the device's speed is known."""
 
     change: str
     peak_bytes: int
-    fits: bool
+    fits: bool | None = None
     tokens_per_second: float | None = None
 
 
@@ -22,10 +22,12 @@ class RunPlan:
 
     `device` and `device_bytes` are None where nothing tells which GPU it will be: then nothing is settled, and
     `quantization` is what the run asks for, `Auto` included, which the training settles by the same rule on the device
-    that it finds. `micro_batch_tokens` are the most of a micro-batch. `fits` is None where the estimate is too wide, or
-    the device not known. `pod_memory_bytes` is what `resources.memory` should be at least. `seconds` is the length of
-    the training at an assumed share of the device's peak. `reason` says in a sentence why it was chosen so; `spread` is
-    by how much, relatively, an estimate may be off for a family that is not known.
+    that it finds. Without a GPU `device` is `cpu`, and `device_bytes` None. `micro_batch_tokens` are the most of a
+    micro-batch. `fits` is None where the estimate is too wide, or the device not known; where it is False, `reason` is
+    the sentence that the run ends with. `pod_memory_bytes` is what `resources.memory` should be at least. `seconds` is
+    the length of the training at an assumed share of the device's peak, `price` what its GPUs cost as long as that,
+    where the operator's settings say what one costs an hour. `reason` says in a sentence why it was chosen so; `spread`
+    is by how much, relatively, an estimate may be off for a family that is not known.
     """
 
     quantization: Quantization
@@ -45,6 +47,7 @@ class RunPlan:
     adapter_file_bytes: int
     tokens_per_second: float | None = None
     seconds: int | None = None
+    price: float | None = None
     spread: float = 0.0
     reason: str
     alternatives: tuple[Alternative, ...] = ()

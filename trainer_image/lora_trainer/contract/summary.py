@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_trainer.contract import codec
-from lora_trainer.contract.advice import Advice
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
@@ -92,7 +92,9 @@ class Results:
     Standard errors are over rows: of each mean, and of the paired difference before - after.
     Without held-out rows the evaluation uses training rows and `held_out` is false. `merged_loss` is that of the merged
     model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
-    `merge_failure` says why there is no merged model.
+    `merge_failure` says why there is no merged model. What was estimated before the weights were read is comparable:
+    `estimated_peak_memory_bytes` with `peak_memory_bytes`, without a GPU driver's own memory, and `estimated_seconds`
+    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate.
     """
 
     steps: int

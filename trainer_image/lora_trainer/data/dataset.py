@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 EVALUATED_TRAINING_ROWS = 64
 """How many training rows stand in for held-out rows where none are held out."""
 
-FEW_ROWS = 20
-"""Losses over fewer held-out rows have standard errors that are themselves uncertain; that of one row is unknown."""
 
 _TRAINING, _EVALUATION, _FACTS, _NOTE = "training", "evaluation", "data.json", "note"
 _FILES = (*(f"{part}/{column}" for part in (_TRAINING, _EVALUATION) for column in COLUMNS), _FACTS)
@@ -54,8 +52,7 @@ class Data:
 
 
 def log_data(data: Data, encoder: Encoder) -> None:
-    """Log what there is to train on, the first row of it, and a warning where so few rows are held out that their
-    losses are uncertain."""
+    """Log what there is to train on, and the first row of it."""
     stats = data.stats
     log.info(
         "%s: %d training samples (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates; "
@@ -79,12 +76,6 @@ def log_data(data: Data, encoder: Encoder) -> None:
             "%d rows became several samples: the chat template rewrites earlier answers, or does not end them, so that "
             "each is learned from a text of its own, with the turns before it",
             stats.split_samples,
-        )
-    if data.held_out and stats.validation_samples < FEW_ROWS:
-        log.warning(
-            "only %d rows are held out, so that the losses are uncertain: raise dataset.validationFraction, or set "
-            "dataset.validationUri",
-            stats.validation_samples,
         )
 
 

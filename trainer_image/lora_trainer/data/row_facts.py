@@ -164,6 +164,7 @@ def _facts(samples: Samples, tally: _Tally, encoder: Encoder) -> RowFacts:
         truncated_tokens=tally.counts.cut_tokens,
         skipped_samples=samples.skipped + tally.counts.lost,
         duplicate_samples=samples.duplicates,
+        shared_samples=samples.shared,
         first_row="" if tally.first is None else show_row(_stretches(tally.first, encoder)),
     )
 

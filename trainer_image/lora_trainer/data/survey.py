@@ -50,7 +50,7 @@ class Samples:
 
     `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
     `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
-    more.
+    more. `shared` training rows stand among the held-out ones of another set, too.
     """
 
     parts: tuple[Part, ...]
@@ -61,6 +61,7 @@ class Samples:
     fingerprint: str
     skipped: int
     duplicates: int
+    shared: int = 0
 
     @property
     def kind(self) -> DatasetFormat:
@@ -75,15 +76,13 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     layout = detect(config.dataset, _first_row(files))
     survey = _survey(files, layout, config.dataset.columns)
     drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
-    parts, keys, skipped = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped
+    parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
     if validation:
         training, survey = survey, _survey(validation, layout, {})
         drawn, capped = _drawn_of_a_set(survey.keys, config.dataset, config.training.seed)
         parts.append(_part(survey, np.zeros(len(drawn), np.bool_), drawn))
         keys, skipped = np.concatenate([training.keys, survey.keys[drawn]]), skipped + survey.skipped
         shared = common(training.keys, survey.keys[drawn])
-        if shared:
-            log.warning("%d training rows are held-out rows, too: the held-out loss will flatter", shared)
     return Samples(
         parts=tuple(parts),
         held_out=() if drawn.all() else tuple(survey.places(drawn)),
@@ -93,6 +92,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         fingerprint=fingerprint(files, validation),
         skipped=skipped,
         duplicates=copies(keys),
+        shared=shared,
     )
 
 

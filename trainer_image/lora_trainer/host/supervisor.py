@@ -26,6 +26,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification, clip
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import InternalError, explain
+from lora_trainer.host.advising import advice_on_estimate, advice_on_failure
 from lora_trainer.host.child import STOPPED, StageFailedError, Stages
 from lora_trainer.host.endpoints import serve
 from lora_trainer.host.launch import local_program, this_node, training_program
@@ -308,14 +309,16 @@ class Supervisor:
     def _succeeded(self, manifest: Manifest) -> Ending:
         if self.verification is None or self.published is None:
             raise InternalError("the stages ended well but did not report a verified and published result")
+        results = _results(manifest, self.verification)
         summary = Summary(
             reason=Reason.SUCCEEDED,
             message=success_sentence(self.published.uri, manifest),
             resolved=manifest.resolved,
             dataset=manifest.dataset,
-            results=_results(manifest, self.verification),
+            results=results,
             artifact=describe(self.published.uri, self.published.digest, manifest),
             checkpoint=self._saved_state(),
+            advice=(*manifest.advice, *advice_on_estimate(self.config, results)),
         )
         folder = None if self.published.folder is None else Path(self.published.folder)
         return Ending(code=int(ExitCode.OK), summary=summary, folder=folder)
@@ -328,6 +331,7 @@ class Supervisor:
             resolved=resolved,
             dataset=self.dataset,
             checkpoint=self._saved_state(),
+            advice=advice_on_failure(self.config, failure.reason),
         )
         return Ending(code=failure.code, summary=summary)
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
 from lora_trainer.contract.fit.names import by_ending, kinds, matches, short_names
 from lora_trainer.errors import ConfigError, one_sentence
-from lora_trainer.model.experts import not_adapted, reserved_advice, reserved_names
+from lora_trainer.model.experts import left_alone, reserved_names
 from lora_trainer.model.linear import language_model, other_products
 from lora_trainer.model.targets import choose_targets, inside, rank_and_scale
 
@@ -33,7 +34,7 @@ class Plan:
     """What is trained, by full names: linear `modules`, `parameters` outside of them, modules `saved` whole.
 
     `names` are the shortest endings that select `modules`, `settings` the options of PEFT, `init` its start values, and
-    `advice` sentences for the user.
+    `left_alone` what the adapter leaves alone.
     """
 
     names: tuple[str, ...]
@@ -42,7 +43,7 @@ class Plan:
     saved: tuple[str, ...]
     settings: Mapping[str, Any]
     init: bool | str
-    advice: tuple[str, ...]
+    left_alone: LeftAlone
 
 
 def plan_adapter(
@@ -99,7 +100,7 @@ def plan_adapter(
         saved=tuple(_with_tied(model, saved)),
         settings=settings,
         init=_INITS[config.init],
-        advice=_advice(model, parameters, passed_over),
+        left_alone=left_alone(model, parameters, passed_over),
     )
 
 
@@ -324,18 +325,3 @@ def _check_start(
             raise ConfigError(
                 f"lora.init is OLoRA: {name} keeps its weight transposed, which PEFT's OLoRA does not know; use PiSSA"
             )
-
-
-def _advice(model: Any, parameters: Sequence[str], passed_over: Iterable[str]) -> tuple[str, ...]:
-    return (*_seeing(model), *not_adapted(model, parameters), *reserved_advice(model, passed_over))
-
-
-def _seeing(model: Any) -> tuple[str, ...]:
-    part = language_model(model)
-    if not part:
-        return ()
-    sentence = (
-        f"the model of the kind {model.config.model_type!r} takes more than text: its language model ({part}) alone is "
-        "adapted, as rows of text train nothing else"
-    )
-    return (sentence,)

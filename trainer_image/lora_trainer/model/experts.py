@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.limits import LARGEST_UNQUANTIZED_SHARE
 from lora_trainer.contract.fit.names import kinds
@@ -32,18 +33,6 @@ def reserved_names(model: Any) -> frozenset[str]:
     return frozenset(old) | (_MAMBA_NAMES if kind in _MAMBA else frozenset())
 
 
-def reserved_advice(model: Any, passed_over: Iterable[str]) -> tuple[str, ...]:
-    """The sentence about modules that a preset passed over."""
-    names = kinds(passed_over)
-    if not names:
-        return ()
-    sentence = (
-        f"modules named {', '.join(names)} are not adapted: PEFT cannot adapt them in a model of the kind "
-        f"{model.config.model_type!r}"
-    )
-    return (sentence,)
-
-
 def check_experts(model: Any, quantization: Quantization) -> None:
     """Refuse to quantize a mixture whose experts, most of it, would stay as they are. Counts an unquantized model."""
     share = sum(_experts(model).values()) / sum(parameter.numel() for parameter in model.parameters())
@@ -66,13 +55,12 @@ def _experts(model: Any) -> dict[str, int]:
     }
 
 
-def not_adapted(model: Any, parameters: Sequence[str]) -> tuple[str, ...]:
-    """The sentence about experts that are not among the adapted parameters."""
-    left = dict.fromkeys(".".join(name.split(".")[-2:]) for name in _experts(model) if name not in parameters)
-    if not left:
-        return ()
-    sentence = (
-        f"the model is a mixture of experts, whose weights ({', '.join(left)}) are no linear modules and are not "
-        "adapted: name them in lora.targetParameters to adapt them too"
+def left_alone(model: Any, parameters: Sequence[str], passed_over: Iterable[str]) -> LeftAlone:
+    """What an adapter on these parameters leaves alone; modules that a preset `passed_over` among it."""
+    experts = dict.fromkeys(".".join(name.split(".")[-2:]) for name in _experts(model) if name not in parameters)
+    return LeftAlone(
+        kind=str(model.config.model_type),
+        experts=f"experts ({', '.join(experts)})" if experts else "",
+        passed_over=", ".join(kinds(passed_over)),
+        language_part=language_model(model),
     )
-    return (sentence,)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
-from lora_trainer.contract.fit.limits import CHECKPOINTING_FROM_PARAMETERS
+from lora_trainer.contract.fit.choice import is_large
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.classes import auto_class
@@ -35,7 +36,8 @@ class Adapted:
 
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
-    whether activations are recomputed; `advice` are sentences for the user.
+    whether activations are recomputed, `may_recompute` whether they may be where memory does not suffice, `left_alone`
+    what the adapter leaves alone.
     """
 
     model: Any
@@ -45,7 +47,8 @@ class Adapted:
     total_parameters: int
     starts: Mapping[str, Start] = field(default_factory=dict)
     checkpointing: bool = False
-    advice: tuple[str, ...] = ()
+    may_recompute: bool = False
+    left_alone: LeftAlone = field(default_factory=LeftAlone)
 
 
 def skeleton(base: Base) -> Loaded:
@@ -73,11 +76,12 @@ def _configuration(base: Base) -> Any:
 def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded:
     """Read the weights and freeze them. Raises `ConfigError` for what is no complete causal language model."""
     factory = auto_class(_configuration(base), base.name)
+    settings = quantization_settings(quantization, device)
     try:
         model, report = factory.from_pretrained(
             base.folder,
             dtype=device.dtype,
-            quantization_config=quantization_settings(quantization, device),
+            quantization_config=settings,
             device_map={"": device.torch_device},
             trust_remote_code=False,
             use_safetensors=True,
@@ -123,10 +127,12 @@ def adapt(
     seed: int,
     *,
     checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO,
+    planned: bool | None = None,
     starts: Mapping[str, Start] | None = None,
 ) -> Adapted:
     """Put a fresh adapter on the chosen modules: the model starts as the base, with random values by `seed`.
 
+    `planned` says whether a plan recomputes activations, where that is left to it; None where there is no plan.
     `starts` are those of a checkpoint or of another process, for PiSSA and OLoRA. Raises `ConfigError`.
     """
     plan = plan_adapter(config, loaded.model, loaded.linear, loaded.quantization)
@@ -141,9 +147,11 @@ def adapt(
     adapter.base_model_name_or_path = base.name
     adapter.revision = None if base.revision.startswith("sha256:") else base.revision
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    recompute = _recomputes(checkpointing, model, total, device)
+    recompute = _recomputes(checkpointing, model, total, device, planned=planned)
     if recompute:
         recompute_activations(model)
+    auto = checkpointing is ActivationCheckpointing.AUTO
+    may_recompute = bool(auto and not recompute and model.supports_gradient_checkpointing)
     return Adapted(
         model=model,
         head=_head(model),
@@ -152,7 +160,8 @@ def adapt(
         total_parameters=total + trainable,
         starts=found,
         checkpointing=recompute,
-        advice=plan.advice,
+        may_recompute=may_recompute,
+        left_alone=plan.left_alone,
     )
 
 
@@ -191,7 +200,9 @@ def _head(model: Any) -> nn.Module:
     return found
 
 
-def _recomputes(wanted: ActivationCheckpointing, model: Any, parameters: int, device: Device) -> bool:
+def _recomputes(
+    wanted: ActivationCheckpointing, model: Any, parameters: int, device: Device, *, planned: bool | None
+) -> bool:
     if wanted is ActivationCheckpointing.FULL and not model.supports_gradient_checkpointing:
         raise ConfigError(
             "training.activationCheckpointing is Full: this kind of model cannot recompute activations; "
@@ -199,8 +210,9 @@ def _recomputes(wanted: ActivationCheckpointing, model: Any, parameters: int, de
         )
     if wanted is not ActivationCheckpointing.AUTO:
         return wanted is ActivationCheckpointing.FULL
-    large = parameters >= CHECKPOINTING_FROM_PARAMETERS and model.supports_gradient_checkpointing
-    return bool(large and device.torch_device.type == "cuda")
+    if planned is None:
+        planned = is_large(parameters) and device.torch_device.type == "cuda"
+    return bool(planned and model.supports_gradient_checkpointing)
 
 
 def recompute_activations(model: Any) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lora_trainer.contract.config import Quantization, Variant
-from lora_trainer.errors import ConfigError
+from lora_trainer.contract.fit.limits import READS_WEIGHTS
+from lora_trainer.errors import ConfigError, InternalError
 from lora_trainer.model.device import Device
 
 OUTLIER_THRESHOLD = 6.0
 """Inputs of INT8 beyond this magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339, section 3.2)."""
-_READS_WEIGHTS = frozenset({"mamba", "falcon_mamba"})
 _LEAST_CAPABILITY = {Quantization.NF4: (6, 0), Quantization.FP4: (6, 0), Quantization.INT8: (7, 5)}
 """Compute capability of the oldest GPUs that bitsandbytes has kernels for (its installation guide)."""
 
@@ -27,6 +27,8 @@ def quantization_settings(quantization: Quantization, device: Device) -> Any:
     """
     if quantization is Quantization.NONE:
         return None
+    if quantization is Quantization.AUTO:
+        raise InternalError("quantization is Auto: it has to be settled before weights are read")
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 - Transformers takes seconds to import
 
     settings: Any = BitsAndBytesConfig
@@ -68,7 +70,7 @@ def check_kernels(quantization: Quantization, variant: Variant, device: Device) 
 
 def check_kind(quantization: Quantization, kind: str) -> None:
     """Raise `ConfigError` for kinds of models that read weights of linear modules themselves: they would read bytes."""
-    if quantization is not Quantization.NONE and kind in _READS_WEIGHTS:
+    if quantization is not Quantization.NONE and kind in READS_WEIGHTS:
         raise ConfigError(
             f"quantization is {quantization.value}: models of the kind {kind!r} compute with weights that bitsandbytes "
             "would have packed; set quantization: None"

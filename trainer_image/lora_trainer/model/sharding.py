@@ -18,22 +18,29 @@ from torch import nn
 
 from lora_trainer.contract.config import Merge, Quantization, TrainConfig
 from lora_trainer.contract.fit.limits import WEIGHTS_SHARE
+from lora_trainer.contract.fit.memory import base_bytes
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.model.device import Device
 from lora_trainer.ranks.collectives import Ranks
 
-_BYTES_PER_PARAMETER = {Quantization.NF4: 0.516, Quantization.FP4: 0.516, Quantization.INT8: 1.0}
-"""Of linear weights, with the double quantization of 4-bit types (arXiv 2305.14314, section 3)."""
-
 _GIB = 2**30
 
 
-def must_shard(*, weight_bytes: float, device_bytes: int | None, processes: int, config: TrainConfig) -> bool:
+def must_shard(
+    *, plan: RunPlan | None, weight_bytes: float, device_bytes: int | None, processes: int, config: TrainConfig
+) -> bool:
     """Whether the base model has to be divided over the processes; `device_bytes` is None on a CPU.
 
-    Raises `ConfigError` where it would have to be and cannot, `CudaOutOfMemoryError` where even its parts do not fit.
+    It is as the plan says, where that fits. Where there is none, or it may not fit, the weights alone decide: they may
+    take `WEIGHTS_SHARE` of a GPU. Raises `ConfigError` where it would have to be and cannot, `CudaOutOfMemoryError`
+    where even its parts do not fit.
     """
-    if device_bytes is None or processes == 1 or weight_bytes <= WEIGHTS_SHARE * device_bytes:
+    if device_bytes is None or processes == 1:
+        return False
+    if plan is not None and plan.fits:
+        return plan.sharded
+    if weight_bytes <= WEIGHTS_SHARE * device_bytes:
         return False
     size = f"the base model takes {weight_bytes / _GIB:.1f} GiB, and a GPU has {device_bytes / _GIB:.1f} GiB"
     if not fits_divided(weight_bytes, device_bytes, processes):
@@ -59,10 +66,11 @@ def fits_divided(weight_bytes: float, device_bytes: int | None, processes: int) 
     return device_bytes is None or weight_bytes / processes <= WEIGHTS_SHARE * device_bytes
 
 
-def weight_bytes(files: Iterable[Path], dtype: torch.dtype, quantization: Quantization) -> float:
-    """Memory that the weights in safetensors files take as `dtype`, or quantized; only the files' headers are read."""
+def weight_bytes(files: Iterable[Path], dtype: torch.dtype, quantization: Quantization, linear: int = 0) -> float:
+    """Memory that the weights in safetensors files take as `dtype`, `linear` of them quantized; only the files' headers
+    are read."""
     parameters = sum(_parameters(file) for file in files)
-    return parameters * _BYTES_PER_PARAMETER.get(quantization, float(dtype.itemsize))
+    return base_bytes(parameters, min(linear, parameters), quantization, dtype.itemsize)
 
 
 def _parameters(file: Path) -> int:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
 from lora_trainer.contract.fit.described import counted, described
@@ -63,6 +64,7 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
         message=_sentence(config, found, filled=fill),
         preflight=found,
         plan=plan,
+        advice=before(config, found, plan, model.shape),
     )
 
 

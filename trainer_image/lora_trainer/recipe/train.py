@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_trainer.artifact.curve_records import metrics_beside
+from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
 from lora_trainer.artifact.manifest import Measured
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import Packing, Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
@@ -19,6 +20,7 @@ from lora_trainer.data.dataset import Data
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokenizer import load_encoder
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
@@ -33,6 +35,8 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
+from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
+from lora_trainer.recipe.settling import Settled, settle
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
@@ -48,6 +52,7 @@ from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import total_steps
 from lora_trainer.training.state import RunRecord, State, trainable
 from lora_trainer.training.stopping import Stop
+from lora_trainer.training.trend import Interim
 
 log = logging.getLogger(__name__)
 _ADAPTER_BYTES = 8
@@ -65,6 +70,11 @@ class Workshop:
     rows: KeptRows = KeptRows()  # noqa: RUF009 - frozen
     may_write: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
+
+    def make_room(self, size_bytes: int) -> None:
+        """Have room for so much, where this process may still write."""
+        self.may_write()
+        self.rows.make_room(size_bytes)
 
 
 def run_training(
@@ -90,22 +100,26 @@ def run_training(
         base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
         chosen = chosen_template(config.dataset, volumes)
         encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
-        check_options(base, config, device)
+        linear = check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
-        reporter.send(Report(dataset=data.stats))
-        datasets.log_data(data, encoder)
+        _report_data(data, encoder, reporter)
 
-        ours = identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped)
-        _agree(ours, group)
+        settled = settle(config, base, device, data.stats, group, kept=saved.quantization if saved else None)
+        config = settled.config
+        ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
-        adapted, ranks = _adapted(config, base, device, state, group)
-        kernel, budget = _kernels(config, adapted, device, data.stats.longest_tokens)
+        adapted, ranks = _adapted(settled, base, device, state, group, linear=linear)
+        kernel, budget = _kernels(settled, adapted, device, data.stats.longest_tokens)
         resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
 
+        adviser = Adviser.begin(
+            facts_of(settled, base, data, adapted, shared_rows=samples.shared, device=device, budget=budget),
+            speaks=ranks.is_main,
+        )
+
         reporter.phase(Phase.EVALUATING, resolved)
-        curves = metrics_beside(folder)
-        curves.begin(saved.checkpoint.step if saved and goes_on else 0)
+        curves = _curves(folder, saved if goes_on else None)
         narrator = Narrator(reporter, device, curves)
         evaluation = Evaluator(
             adapted=adapted,
@@ -114,6 +128,7 @@ def run_training(
             device=device,
             ranks=ranks,
             alive=narrator.alive,
+            interim=interim_of(config, data),
         )
         before = (saved.before(ours) if saved and goes_on else None) or evaluation("before training")
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
@@ -132,6 +147,8 @@ def run_training(
             stop=workshop.stop,
             saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
             evaluate=lambda: evaluation("on the way"),
+            interim=evaluation.interim,
+            sample=lambda: evaluation("on the way", evaluation.interim.every),
         )
         if saved and state:
             _go_on(training, saved, state, record, reporter, goes_on=goes_on)
@@ -144,12 +161,27 @@ def run_training(
 
         resumed = state.course.step if state and goes_on else None
         seconds = time.monotonic() - started
-        measured = measured_by(trained, before, after, device, held_out=data.held_out, seconds=seconds, resumed=resumed)
+        measured = measured_by(
+            trained, before, after, device, plan=settled.plan, held_out=data.held_out, seconds=seconds, resumed=resumed
+        )
         if ranks.is_main:
-            workshop.may_write()
-            workshop.rows.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
+            workshop.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
             write_held_out_rows(folder, config, samples)
-            _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise)
+            advice = adviser.end(
+                ended_of(trained, before, after, training.total, held_out=data.held_out), training.budget
+            )
+            _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise, advice=advice)
+
+
+def _curves(folder: Path, goes_on: Saved | None) -> MetricsFile:
+    curves = metrics_beside(folder)
+    curves.begin(goes_on.checkpoint.step if goes_on else 0)
+    return curves
+
+
+def _report_data(data: Data, encoder: Encoder, reporter: Reporter) -> None:
+    reporter.send(Report(dataset=data.stats))
+    datasets.log_data(data, encoder)
 
 
 def _go_on(
@@ -171,6 +203,7 @@ def _write(
     *,
     measured: Measured,
     noise: float,
+    advice: tuple[Advice, ...],
 ) -> None:
     """The adapter with its curves, and the manifest, which completes it."""
     write_adapter(adapted, folder, template)
@@ -183,6 +216,7 @@ def _write(
         dataset=record.dataset,
         measured=measured,
         noise=noise,
+        advice=advice,
     )
 
 
@@ -216,19 +250,26 @@ def _saved(config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | N
     return find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
 
 
-def _agree(ours: Identity, ranks: Ranks) -> None:
-    """Raises `TransientError` where a branch or a data set was moved on while the processes looked it up."""
+def _agreed(ours: Identity, ranks: Ranks) -> Identity:
+    """The identity that all processes have.
+
+    Raises `TransientError` where a branch or a data set was moved on while the processes looked it up.
+    """
     found = next((found for theirs in ranks.gather(ours) if (found := difference(theirs, ours))), None)
     if found is not None:
         raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
+    return ours
 
 
 def _adapted(
-    config: TrainConfig, base: Base, device: Device, state: State | None, ranks: Ranks
+    settled: Settled, base: Base, device: Device, state: State | None, ranks: Ranks, *, linear: int
 ) -> tuple[Adapted, Ranks]:
-    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights."""
+    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
+    which `linear` are quantized."""
+    config, plan = settled.config, settled.plan
     sharded = must_shard(
-        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization),
+        plan=plan,
+        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
         device_bytes=device_bytes(device),
         processes=ranks.world,
         config=config,
@@ -240,10 +281,9 @@ def _adapted(
         device,
         config.training.seed,
         checkpointing=config.training.activation_checkpointing,
+        planned=plan.activation_checkpointing if plan else None,
         starts=state.starts if state and state.starts else None,
     )
-    for sentence in adapted.advice:
-        log.warning("%s", sentence)
     log.info(
         "trainable parameters %d of %d (%.3f %%) in %s",
         adapted.trainable_parameters,
@@ -267,8 +307,9 @@ def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:
     return evaluation_budget(config.training.micro_batch_size, training.longest, packed=packed)
 
 
-def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
+def _kernels(settled: Settled, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
     """Let the model compute in the fastest way that fits it: its attention's name, and the size of micro-batches."""
+    config, plan = settled.config, settled.plan
     attention = choose_attention(adapted.model, device)
     log.info("%d adapted modules compute in one piece, attention: %s", fuse(adapted.model), attention.kernel)
     packed = config.training.packing is Packing.ENABLED
@@ -280,12 +321,15 @@ def _kernels(config: TrainConfig, adapted: Adapted, device: Device, longest: int
         packed=packed and attention.packs,
         tokens=token_budget(device.torch_device),
     )
+    if plan is not None and plan.fits and plan.micro_batch_tokens < budget.tokens:
+        budget = dataclasses.replace(budget, tokens=max(plan.micro_batch_tokens, longest))
     return attention.kernel, budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluator:
-    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch."""
+    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `interim` are the
+    evaluations on the way that nobody asked for."""
 
     adapted: Adapted
     data: Data
@@ -293,10 +337,11 @@ class Evaluator:
     device: Device
     ranks: Ranks
     alive: Callable[[], None]
+    interim: Interim
 
-    def __call__(self, when: str) -> Evaluation:
-        """Loss on the held-out rows; `when` is for the log."""
-        rows = self.data.evaluation
+    def __call__(self, when: str, every: int = 1) -> Evaluation:
+        """Loss on every `every`-th held-out row; `when` is for the log."""
+        rows = self.data.evaluation[::every]
         model, head = self.adapted.model, self.adapted.head
         result = evaluate(
             model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from lora_trainer.artifact.curve_records import METRICS, read_records
 from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import Tracker, TrainConfig
+from lora_trainer.contract.fit.limits import CONTEXT_BYTES
 from lora_trainer.contract.release import RELEASE
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.data.tokens import ENCODING
 from lora_trainer.errors import storage_error
@@ -57,11 +60,13 @@ def measured_by(
     after: Evaluation,
     device: Device,
     *,
+    plan: RunPlan | None = None,
     held_out: bool,
     seconds: float,
     resumed: int | None,
 ) -> Measured:
-    """What the manifest says of training and evaluations; `resumed` is the step at which this attempt went on."""
+    """What the manifest says of training and evaluations; `resumed` is the step at which this attempt went on, `plan`
+    what was expected of it."""
     return Measured(
         steps=trained.steps,
         trained_tokens=trained.tokens,
@@ -78,7 +83,14 @@ def measured_by(
         best_step=trained.best_step,
         stopped_early=trained.stopped_early,
         resumed_step=resumed,
+        estimated_peak_memory_bytes=None if plan is None else measurable_peak(plan),
+        estimated_seconds=None if plan is None else plan.seconds,
     )
+
+
+def measurable_peak(plan: RunPlan) -> int:
+    """What `Device.peak_memory_bytes` should come to: a GPU's allocator does not see the driver's own memory."""
+    return plan.peak_bytes if plan.device_bytes is None else plan.peak_bytes - CONTEXT_BYTES
 
 
 def write_manifest(
@@ -90,6 +102,7 @@ def write_manifest(
     dataset: DatasetStats,
     measured: Measured,
     noise: float,
+    advice: tuple[Advice, ...] = (),
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
     manifest = Manifest(
@@ -100,6 +113,7 @@ def write_manifest(
         dataset=dataset,
         measured=measured,
         noise=noise,
+        advice=advice,
         serving=adapter_serving(folder),
         encoding=ENCODING,
         versions=versions(),

@@ -1,6 +1,6 @@
 """Whether vLLM can serve what was written, with which flags, and the command for it.
 
-Standard library only: the adapter is judged by its files, as vLLM will read them.
+The adapter is judged by its files, as vLLM will read them, and by the rules of `contract.serving`.
 """
 
 import json
@@ -13,15 +13,12 @@ from typing import Any
 
 from lora_trainer.artifact.manifest import Serving
 from lora_trainer.artifact.tensor_files import read_entries
+from lora_trainer.contract.serving import HONOURS_PATTERNS, Traits, factor, obstacles, vllm_rank
 from lora_trainer.errors import DamagedError
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM's `--max-lora-rank` takes (`MaxLoRARanks` in vllm/config/lora.py)."""
-_LARGEST = f"{VLLM_RANKS[-1]}, the largest that vLLM serves"
 WAY_OUT = "publish it with output.merge: Merged, which every server loads"
 TEMPLATE = "chat_template.jinja"
 """The chat template beside the adapter, where the base model has none."""
-_HONOURS_PATTERNS = "vLLM 0.32"
 _KINDS = (".lora_A", ".lora_embedding_A")
 
 MERGED = Serving(servable=True, text="", rank=0)
@@ -37,7 +34,7 @@ def adapter_serving(folder: Path) -> Serving:
     except (OSError, ValueError, KeyError) as error:
         raise DamagedError(f"the adapter cannot be read: {error}") from error
     rank = max(ranks.values(), default=0)
-    obstacle = _obstacle(config, rank, declared)
+    obstacle = next(obstacles(_traits(config, rank, declared)), None)
     if obstacle is not None:
         return Serving(servable=False, text=f"{obstacle}; {WAY_OUT}", rank=rank)
     text = f"--enable-lora --max-lora-rank {vllm_rank(declared)}"
@@ -46,47 +43,23 @@ def adapter_serving(folder: Path) -> Serving:
     return Serving(servable=True, text=text, rank=rank, needs=_needs(config, ranks))
 
 
-def vllm_rank(rank: int) -> int:
-    """The smallest sufficient value of `--max-lora-rank`. Raises `ValueError` above the largest."""
-    for allowed in VLLM_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise ValueError(f"rank {rank} is above {_LARGEST}")
-
-
-def _obstacle(config: Mapping[str, Any], rank: int, declared: int) -> str | None:
-    """Why vLLM cannot serve the adapter, or None.
-
-    The rules are those of `PEFTHelper` in vllm/lora/peft_helper.py, which refuses DoRA, whole modules and biases, and
-    which compares `--max-lora-rank` with `declared`: the largest of `r` and all of `rank_pattern`, used or not.
-    """
-    whole = config.get("modules_to_save") or config.get("trainable_token_indices")
-    biases = config.get("bias", "none") != "none" or config.get("lora_bias")
-    obstacles = (
-        (config.get("use_dora"), "vLLM serves no DoRA adapters"),
-        (whole, "vLLM serves no adapters with modules that were trained whole (lora.modulesToSave)"),
-        (biases, "vLLM serves no adapters with biases"),
-        (
-            config.get("target_parameters"),
-            "vLLM serves adapters on a mixture's experts (lora.targetParameters) for few models only",
-        ),
-        (rank == 0, "the adapter has no low-rank matrices, and vLLM serves nothing else of an adapter"),
-        (
-            declared > VLLM_RANKS[-1],
-            f"rank {declared} (of lora.rank and lora.rankPattern the largest counts, used or not) is above {_LARGEST}",
-        ),
+def _traits(config: Mapping[str, Any], rank: int, declared: int) -> Traits:
+    """`declared` is the largest of `r` and all of `rank_pattern`, used or not, `rank` that of the modules."""
+    return Traits(
+        rank=declared,
+        dora=bool(config.get("use_dora")),
+        whole=bool(config.get("modules_to_save") or config.get("trainable_token_indices")),
+        biases=config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
+        experts=bool(config.get("target_parameters")),
+        low_rank=rank > 0,
     )
-    return next((sentence for holds, sentence in obstacles if holds), None)
 
 
 def _needs(config: Mapping[str, Any], modules: Iterable[str]) -> str:
-    """The release of vLLM from which on modules may have factors of their own, where they do; else nothing.
-
-    Older ones multiply every module's product by the one factor of `r` and `lora_alpha`, and answer wrongly.
-    """
+    """The release of vLLM from which on modules may have factors of their own, where they do; else nothing."""
     own = scale(config)
     even = all(math.isclose(scale(config, module), own, rel_tol=1e-9) for module in modules)
-    return "" if even else _HONOURS_PATTERNS
+    return "" if even else HONOURS_PATTERNS
 
 
 def scale(config: Mapping[str, Any], module: str | None = None) -> float:
@@ -96,7 +69,7 @@ def scale(config: Mapping[str, Any], module: str | None = None) -> float:
     """
     rank = _pattern(config.get("rank_pattern"), module, config["r"])
     alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return float(alpha / math.sqrt(rank)) if config.get("use_rslora") else float(alpha / rank)
+    return factor(alpha, rank, stabilized=bool(config.get("use_rslora")))
 
 
 def _pattern(patterns: Mapping[str, Any] | None, module: str | None, default: Any) -> Any:

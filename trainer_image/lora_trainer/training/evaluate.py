@@ -1,6 +1,5 @@
 """Loss over rows with its standard error, and how sure an improvement is."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from lora_trainer.ranks.activity import Counter
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
 from lora_trainer.training.loss import token_losses
+from lora_trainer.training.standard_error import ratio_standard_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,20 +40,6 @@ def improvement_standard_error(before: Evaluation, after: Evaluation) -> float:
     """Of the difference of two losses over the same rows: paired, since a hard row is hard before and after."""
     differences = tuple(b - a for b, a in zip(before.sums, after.sums, strict=True))
     return ratio_standard_error(differences, before.tokens)
-
-
-def ratio_standard_error(sums: Sequence[float], sizes: Sequence[int]) -> float:
-    """Standard error of sum(sums) / sum(sizes) over rows; 0 for a single row.
-
-    The linearised ratio estimator (Cochran, Sampling Techniques, 3rd ed., section 6.4): tokens of one row are not
-    independent, rows are.
-    """
-    rows, total = len(sums), sum(sizes)
-    if rows < 2:
-        return 0.0
-    ratio = sum(sums) / total
-    squares = sum((value - ratio * size) ** 2 for value, size in zip(sums, sizes, strict=True))
-    return math.sqrt(squares * rows / (rows - 1)) / total
 
 
 def evaluate(

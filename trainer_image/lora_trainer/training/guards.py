@@ -24,7 +24,8 @@ DIVERGED_STEPS = 20
 @dataclass(slots=True, kw_only=True)
 class LossGuard:
     """What was seen so far; part of a checkpoint. `smoothed` is the exponential mean of the losses, `lowest` its lowest
-    value, `above` the steps in a row for which it has been above the threshold.
+    value, `above` the steps in a row for which it has been above the threshold, `unsteady` all steps so far for which
+    it was halfway there.
 
     Diverged is a run whose smoothed loss stays above twice its lowest value, and `DIVERGED_MARGIN` above it, for
     `DIVERGED_STEPS` steps. The factor is of the kind that learning-rate finders stop at (fastai's at four times the
@@ -37,6 +38,7 @@ class LossGuard:
     smoothed: float | None = None
     lowest: float | None = None
     above: int = 0
+    unsteady: int = 0
 
     @property
     def suspicious(self) -> bool:
@@ -69,12 +71,13 @@ class LossGuard:
         """Take the loss of a step that was taken. Raises `NonFiniteLossError` (`LossDiverged`)."""
         self.smoothed = loss if self.smoothed is None else SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
         self.lowest = self.smoothed if self.lowest is None else min(self.lowest, self.smoothed)
-        too_high = self.smoothed > self.lowest + max(self.lowest, DIVERGED_MARGIN)
-        self.above = self.above + 1 if too_high else 0
+        height, threshold = self.smoothed - self.lowest, max(self.lowest, DIVERGED_MARGIN)
+        self.above = self.above + 1 if height > threshold else 0
+        self.unsteady += height > threshold / 2
         if self.above >= DIVERGED_STEPS:
             raise NonFiniteLossError(
                 f"the loss went from {self.lowest:.2f} up to {self.smoothed:.2f} and stayed up for {DIVERGED_STEPS} "
-                f"steps, until step {step}: lower training.learningRate, or raise training.warmupRatio; the last "
-                "checkpoint is from before",
+                f"steps, until step {step}: lower training.learningRate, set lora.alpha to lora.rank where it is "
+                "larger, or raise training.warmupRatio; the last checkpoint is from before",
                 Reason.LOSS_DIVERGED,
             )

@@ -1,4 +1,5 @@
-"""How many rows a run holds out at most: one that is on its way keeps the rule that it began with, over an upgrade.
+"""What a run keeps that is on its way, over an upgrade and on another device: how many rows it holds out at most, and
+how the base is quantized.
 
 Without PyTorch: rows are chosen before it is imported.
 """
@@ -8,7 +9,7 @@ import json
 import logging
 from pathlib import Path
 
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.training.checkpoint import RUN_FILE, checkpoint_folders
 
@@ -34,3 +35,13 @@ def with_kept_limit(config: TrainConfig, workspace: Path | None) -> TrainConfig:
         log.info("held-out rows: at most %s, as when the run began", "any number" if kept is None else kept)
         return dataclasses.replace(config, dataset=dataclasses.replace(dataset, max_validation_rows=kept))
     return config
+
+
+def kept_quantization(workspace: Path | None) -> Quantization | None:
+    """How the base's weights were held in the run's checkpoints in its folder; None where there are none."""
+    for folder in checkpoint_folders(workspace) if workspace is not None else ():
+        try:
+            return Quantization(json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]["quantization"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None

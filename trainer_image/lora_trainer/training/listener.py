@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.trend import Mark
 
 SPEED_WINDOW = 20
 """Over so many steps the speed is a mean."""
@@ -30,7 +31,8 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """What the loop did, all attempts together; `loss` is the mean over the learned tokens of the last tenth of the
-    steps. With `best_step` the model has the weights of the best evaluation, after that step."""
+    steps. With `best_step` the model has the weights of the best evaluation, after that step. `marks` are evaluations
+    on the way, `unsteady_steps` those after which the loss stood high, or which were left out."""
 
     steps: int
     tokens: int
@@ -38,6 +40,8 @@ class Trained:
     seconds: float
     best_step: int | None = None
     stopped_early: bool = False
+    marks: tuple[Mark, ...] = ()
+    unsteady_steps: int = 0
 
 
 class Listener:
@@ -54,6 +58,9 @@ class Listener:
 
     def evaluated(self, step: int, result: Evaluation) -> None:
         """An evaluation ended."""
+
+    def sampled(self, step: int) -> None:
+        """An evaluation of some of the rows ended, whose loss is not comparable with those of all."""
 
     def saving(self, step: int) -> None:
         """A checkpoint is about to be written."""

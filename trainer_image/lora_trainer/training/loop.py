@@ -23,7 +23,7 @@ from lora_trainer.errors import (
     out_of_memory,
 )
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, set_training
+from lora_trainer.model.loading import Adapted, recompute_activations, set_training
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
@@ -47,6 +47,7 @@ from lora_trainer.training.state import (
 )
 from lora_trainer.training.step import run_step
 from lora_trainer.training.stopping import Interrupted, Stop
+from lora_trainer.training.trend import Interim, Mark, remembered
 
 log = logging.getLogger(__name__)
 MOST_LOSSES = 1000
@@ -55,7 +56,8 @@ MOST_LOSSES = 1000
 
 @dataclass(slots=True, kw_only=True)
 class Training:
-    """A training in progress. `stop` says when to end, `saver` keeps states where there is a place for them."""
+    """A training in progress. `stop` says when to end, `saver` keeps states where there is a place for them; `evaluate`
+    gives the loss of all evaluated rows, `sample` that of the rows of `interim`."""
 
     adapted: Adapted
     examples: Examples
@@ -67,6 +69,8 @@ class Training:
     stop: Stop = field(default_factory=Stop)
     saver: Saver | None = None
     evaluate: Callable[[], Evaluation] | None = None
+    interim: Interim = field(default_factory=Interim)
+    sample: Callable[[], Evaluation] | None = None
     clock: Callable[[], float] = time.monotonic
     course: Course = field(default_factory=lambda: Course(guard=LossGuard()))
     best: Tensors | None = None
@@ -215,9 +219,20 @@ class Training:
         return share, None
 
     def _halve(self, number: int, trouble: Exception | None) -> None:
-        """Let micro-batches hold half. Raises `CudaOutOfMemoryError` where one row alone was too much."""
+        """Let micro-batches hold half, or where one row alone was too much, recompute activations if the run leaves
+        that open. Raises `CudaOutOfMemoryError` where neither helps."""
         peak = self.device.peak_memory_bytes()
         halved = self.budget.halved()
+        if halved is None and self.adapted.may_recompute:
+            log.warning(
+                "step %d: out of memory (peak %.2f GiB) with one row: going on with recomputed activations",
+                number,
+                peak / 2**30,
+            )
+            recompute_activations(self.adapted.model)
+            self.adapted = dataclasses.replace(self.adapted, checkpointing=True, may_recompute=False)
+            self._free()
+            return
         if halved is None:
             if trouble is None:
                 raise PeerFailedError("its memory does not suffice for one example")
@@ -237,9 +252,12 @@ class Training:
         )
         self.budget = halved
         self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
+        self._free()
+        self.listener.halved(halved)
+
+    def _free(self) -> None:
         if self.device.torch_device.type == "cuda":
             torch.cuda.empty_cache()
-        self.listener.halved(halved)
 
     def _count(self, guard: LossGuard, number: int, rows: Rows, loss: StepLoss | None, started: float) -> None:
         losses = self.course.losses if loss is None else (*self.course.losses, loss)
@@ -273,25 +291,42 @@ class Training:
         self.listener.stepped(step)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate after every `eval_steps` steps, and after the last one where the best is asked for."""
-        step, every, patience = self.course.step, self.config.eval_steps, self.config.early_stopping_patience
-        if self.evaluate is None or every is None or step == 0:
+        """Evaluate after every `eval_steps` steps, after the last one where the best is asked for, and without
+        `eval_steps` after those of `interim`."""
+        step = self.course.step
+        points, marks = self.course.evaluations[-1:], self.course.marks
+        if step in {0, *(point.step for point in points), *(mark.step for mark in marks)}:
             return
-        last = step == self.total
-        done = bool(self.course.evaluations) and self.course.evaluations[-1].step == step
-        if done or not (step % every == 0 or last) or (last and patience is None):
-            return
+        on_the_way = step in self.interim.steps and self.config.eval_steps is None
+        if self.evaluate is not None and (self._evaluation_is_due() or (on_the_way and self.interim.every == 1)):
+            result = self._evaluated(self.evaluate, every=1)
+            point = Point(step=step, loss=result.loss)
+            self.course = dataclasses.replace(self.course, evaluations=(*self.course.evaluations, point))
+            if self.config.early_stopping_patience is not None:
+                self._compare(step, result.loss, self.config.early_stopping_patience)
+            self.listener.evaluated(step, result)
+        elif self.sample is not None and on_the_way:
+            self._evaluated(self.sample, every=self.interim.every)
+            self.listener.sampled(step)
+
+    def _evaluation_is_due(self) -> bool:
+        step, every = self.course.step, self.config.eval_steps
+        last = step == self.total and self.config.early_stopping_patience is not None
+        # The evaluation after the training is one after the last step, too.
+        return every is not None and (last or (step % every == 0 and step != self.total))
+
+    def _evaluated(self, evaluate: Callable[[], Evaluation], *, every: int) -> Evaluation:
+        """The result, remembered. Raises `Interrupted`."""
+        step = self.course.step
         self.listener.evaluating(step)
         self.interruptible = self.ranks.world == 1
         try:
-            result = self.evaluate()
+            result = evaluate()
         finally:
             self.interruptible = False
-        evaluations = (*self.course.evaluations, Point(step=step, loss=result.loss))
-        self.course = dataclasses.replace(self.course, evaluations=evaluations)
-        if patience is not None:
-            self._compare(step, result.loss, patience)
-        self.listener.evaluated(step, result)
+        mark = Mark(step=step, every=every, evaluation=result)
+        self.course = dataclasses.replace(self.course, marks=remembered(self.course.marks, mark, self.total))
+        return result
 
     def _compare(self, step: int, loss: float, patience: int) -> None:
         best = self.course.best
@@ -348,6 +383,8 @@ class Training:
             seconds=self.course.seconds,
             best_step=None if best is None else best.step,
             stopped_early=self.course.stopped_early,
+            marks=self.course.marks,
+            unsteady_steps=self.course.guard.unsteady + self.course.guard.bad,
         )
 
 

@@ -97,17 +97,9 @@ class _HeadLoss(torch.autograd.Function):
         step = max(1, MOST_LOGITS[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            logits = product(hidden[part], weight, bias).float()
-            largest = logits.amax(dim=1, keepdim=True)
-            chosen = logits.gather(1, targets[part, None])
-            weights = logits.sub_(largest).exp_()
-            total = weights.sum(dim=1, keepdim=True)
-            losses[part] = (total.log() + largest - chosen)[:, 0]
-            if gradients is not None:
-                # softmax - one-hot, taken in fp32: in 16 bits little would be left of it where the softmax is near 1.
-                shares = weights.div_(total)
-                shares[torch.arange(len(shares), device=shares.device), targets[part]] -= 1
-                gradients[part] = product(shares.to(weight.dtype), weight.T)
+            # By a function of its own: what one part computed with is gone before the next one begins.
+            into = losses[part], None if gradients is None else gradients[part]
+            _compute(hidden[part], weight, bias, targets[part], into=into)
         ctx.save_for_backward(gradients)
         return losses
 
@@ -116,3 +108,26 @@ class _HeadLoss(torch.autograd.Function):
         """Each token's gradient by the weight of its loss."""
         (gradients,) = ctx.saved_tensors
         return (gradients * losses[:, None]).to(gradients.dtype), None, None, None
+
+
+def _compute(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    *,
+    into: tuple[torch.Tensor, torch.Tensor | None],
+) -> None:
+    """Write losses of a few tokens, and the gradients of their hidden states where they are asked for."""
+    losses, gradients = into
+    logits = product(hidden, weight, bias).float()
+    largest = logits.amax(dim=1, keepdim=True)
+    chosen = logits.gather(1, targets[:, None])
+    weights = logits.sub_(largest).exp_()
+    total = weights.sum(dim=1, keepdim=True)
+    losses.copy_((total.log() + largest - chosen)[:, 0])
+    if gradients is not None:
+        # softmax - one-hot, taken in fp32: in 16 bits little would be left of it where the softmax is near 1.
+        shares = weights.div_(total)
+        shares[torch.arange(len(shares), device=shares.device), targets] -= 1
+        gradients.copy_(product(shares.to(weight.dtype), weight.T))

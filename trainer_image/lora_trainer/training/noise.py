@@ -15,7 +15,8 @@ from lora_trainer.data.store import Examples
 from lora_trainer.model.device import Device
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import Evaluation, evaluate, ratio_standard_error
+from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.standard_error import ratio_standard_error
 
 MOST_ROWS, MOST_TOKENS = 64, 2048
 """What is evaluated once more: whichever limit comes first, and at least two rows where there are two."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
@@ -96,6 +96,11 @@ class Saved:
         """What a run's progress says of this start."""
         step = self.checkpoint.step
         return {"resumed_step": step, "step": step} if goes_on else {}
+
+    @property
+    def quantization(self) -> Quantization:
+        """How the base's weights were held."""
+        return self.record.config.quantization
 
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""

@@ -25,6 +25,7 @@ from lora_trainer.model.convert import Start
 from lora_trainer.training.checkpoint import RUN_FILE, Write
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
+from lora_trainer.training.trend import Mark
 
 _ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.safetensors"
 _OPTIMIZER = "optimizer.pt"
@@ -60,7 +61,8 @@ class BestSoFar:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """Where a training stands after `step` optimizer steps. `seconds` counts all attempts; `losses` are those of
-    the last steps; `budget_tokens` is what a micro-batch may hold, where memory did not suffice for the plan."""
+    the last steps; `budget_tokens` is what a micro-batch may hold, where memory did not suffice for the plan. `marks`
+    are the evaluations that the last one is compared with; checkpoints of earlier releases have none."""
 
     step: int = 0
     tokens: int = 0
@@ -72,6 +74,7 @@ class Course:
     best: BestSoFar | None = None
     stopped_early: bool = False
     budget_tokens: int | None = None
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,13 @@
 """The stages of a run, in the order in which it goes through them."""
 
 from lora_operator.decision.case import Case
-from lora_operator.decision.stages.prepare import PREPARE
+from lora_operator.decision.stages.preflight import PREFLIGHT
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views import names
 from lora_operator.views.model import JobView, PodView
 
-STAGES: tuple[Stage, ...] = (PREPARE, TRAIN)
+STAGES: tuple[Stage, ...] = (PREFLIGHT, TRAIN)
 
 
 def reached(case: Case) -> tuple[Stage, JobView | None]:

@@ -1,11 +1,12 @@
 """What a run takes on a device by quantization and recomputation, what of it fits, and the fastest of what does."""
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
+    Merge,
     Optimizer,
     Packing,
     Precision,
@@ -20,17 +21,18 @@ from lora_trainer.contract.fit.limits import (
     CPU_TOKEN_BUDGET,
     FIT_SHARE,
     LARGEST_UNQUANTIZED_SHARE,
+    READS_WEIGHTS,
     TOKEN_BUDGET,
     WEIGHTS_SHARE,
 )
 from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory, main_memory
+from lora_trainer.contract.fit.names import matches
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.fit.speed import SHARE, Speed, speed
 
 _LARGEST_HEAD = 256
 _REFERENCE = KNOWN[-1]
 """By whose peak and bandwidth settings are ordered on a device whose own are not known."""
-_CHOSEN_FROM = (Quantization.NONE, Quantization.NF4)
 
 
 class Fit(enum.StrEnum):
@@ -42,6 +44,21 @@ class Fit(enum.StrEnum):
     HALVED = "Halved"
     TOO_LARGE = "TooLarge"
     REFUSED = "Refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of the
+    tokens that is learned. `tokens` limits a micro-batch further, where an earlier plan did."""
+
+    longest: int | None = None
+    learned: float = 1.0
+    tokens: int | None = None
+
+    def row(self, config: TrainConfig) -> int:
+        """Most tokens of a row."""
+        most = config.training.max_sequence_length
+        return most if self.longest is None else max(1, min(most, self.longest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +78,15 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A way to compute on a device, what it takes by part, and what that means there."""
+
+    setting: Setting
+    memory: Memory
+    option: Option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnGpu:
     """A device with its options: that of the run as it is written, and the fastest that fits, None where none does."""
 
@@ -73,7 +99,8 @@ class OnGpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Memory by part of a setting at its full micro-batch, on a GPU that has a kernel for packed rows."""
+    """Memory by part of a setting at its full micro-batch, on a GPU that has a kernel for packed rows. `default` marks
+    the one that the run asks for, where it leaves nothing to `Auto`."""
 
     quantization: Quantization
     recompute: bool
@@ -83,17 +110,24 @@ class Row:
 
 
 def setting_of(
-    config: TrainConfig, shape: Shape, gpu: Gpu | None, *, quantization: Quantization, recompute: bool
+    config: TrainConfig,
+    shape: Shape,
+    gpu: Gpu | None,
+    *,
+    quantization: Quantization,
+    recompute: bool,
+    load: Load | None = None,
 ) -> Setting:
-    """How the trainer would compute there; None is a CPU."""
-    training, longest = config.training, config.training.max_sequence_length
+    """How the trainer would compute there, with the full micro-batch; None is a CPU."""
+    training, load = config.training, load or Load()
+    longest = load.row(config)
     fp32 = training.precision is Precision.FP32 or (gpu is None and training.precision is Precision.AUTO)
     head = max(layer.query // layer.heads for layer in shape.layers)
     kernel = gpu is not None and gpu.packs and not fp32 and head <= _LARGEST_HEAD
     return Setting(
         quantization=quantization,
         recompute=recompute,
-        tokens=_tokens(config, cpu=gpu is None),
+        tokens=_tokens(config, longest, load.tokens, cpu=gpu is None),
         row=longest,
         packs=kernel and training.packing is Packing.ENABLED,
         cpu=gpu is None,
@@ -102,25 +136,63 @@ def setting_of(
         dora=config.lora.variant is Variant.DORA,
         # Pages that left the GPU are not counted on: they leave only when something else lacks memory.
         optimizer=Optimizer.ADAMW if training.optimizer is Optimizer.ADAMW else Optimizer.ADAMW_8BIT,
+        learned=load.learned,
     )
 
 
-def _tokens(config: TrainConfig, *, cpu: bool) -> int:
+def _tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -> int:
     """Most tokens of a micro-batch: the budget, a longer row alone, and never more than a process's rows of a step."""
-    training, longest = config.training, config.training.max_sequence_length
+    training = config.training
     budget = CPU_TOKEN_BUDGET if cpu else TOKEN_BUDGET
     if training.micro_batch_size is not None:
         budget = training.micro_batch_size * longest
+    budget = budget if most is None else min(budget, most)
     rows = -(-training.effective_batch_size // config.device.processes)
     return min(max(budget, longest), rows * longest)
 
 
 def recomputes(config: TrainConfig, shape: Shape, *, cpu: bool) -> bool:
-    """Whether the run, as it is written, recomputes activations."""
+    """Whether a run whose device is not known recomputes activations: where it is asked to, else if it is large."""
     wanted = config.training.activation_checkpointing
     if wanted is not ActivationCheckpointing.AUTO:
         return wanted is ActivationCheckpointing.FULL
-    return shape.parameters >= CHECKPOINTING_FROM_PARAMETERS and not cpu
+    return is_large(shape.parameters) and not cpu
+
+
+def is_large(parameters: int) -> bool:
+    """Whether a model recomputes activations on a GPU of which nothing is known."""
+    return parameters >= CHECKPOINTING_FROM_PARAMETERS
+
+
+def quantizes(config: TrainConfig, shape: Shape) -> bool:
+    """Whether `Auto` may take NF4: where the trainer would not refuse it, and the model would become smaller by it."""
+    trained_whole = any(
+        matches(name, ending) for _, _, name, _ in shape.modules() for ending in config.lora.modules_to_save
+    )
+    return not (
+        trained_whole
+        or config.lora.init.changes_base
+        or shape.family in READS_WEIGHTS
+        or shape.experts > LARGEST_UNQUANTIZED_SHARE * shape.parameters
+    )
+
+
+def asked(config: TrainConfig, shape: Shape) -> tuple[Quantization, ...]:
+    """The quantizations that the run leaves to be chosen from, the better first."""
+    if config.quantization is not Quantization.AUTO:
+        return (config.quantization,)
+    return (Quantization.NONE, Quantization.NF4) if quantizes(config, shape) else (Quantization.NONE,)
+
+
+def divisible(config: TrainConfig, quantization: Quantization) -> bool:
+    """Whether the trainer can divide the base's layers over the run's processes."""
+    return (
+        config.device.processes > 1
+        and quantization is Quantization.NONE
+        and config.output.merge is Merge.ADAPTER
+        and not config.lora.init.changes_base
+        and not config.lora.target_parameters
+    )
 
 
 def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Iterable[Quantization]) -> tuple[Row, ...]:
@@ -130,7 +202,8 @@ def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Ite
         for recompute in (False, True):
             setting = setting_of(config, shape, _REFERENCE, quantization=quantization, recompute=recompute)
             memory = gpu_memory(shape, adapter, setting)
-            default = quantization is config.quantization and recompute is recomputes(config, shape, cpu=False)
+            wanted = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
+            default = quantization is config.quantization and config.training.activation_checkpointing is wanted
             found.append(
                 Row(
                     quantization=quantization,
@@ -158,13 +231,11 @@ def on_gpu(
         for quantization in quantizations
         for recompute in (False, True)
     )
-    recompute = recomputes(config, shape, cpu=False)
-    default = option_on(config, shape, adapter, gpu, quantization=config.quantization, recompute=recompute, share=share)
     return OnGpu(
         name=gpu.name,
         memory_bytes=gpu.memory_bytes,
         options=options,
-        default=default,
+        default=choose(config, shape, adapter, gpu, share=share).option,
         fastest=fastest(config, shape, adapter, gpu, share=share),
     )
 
@@ -177,34 +248,94 @@ def option_on(
     *,
     quantization: Quantization,
     recompute: bool,
+    load: Load | None = None,
     share: float = SHARE,
 ) -> Option:
-    """One setting on one device."""
-    setting = setting_of(config, shape, gpu, quantization=quantization, recompute=recompute)
+    """One setting on one device: with the full micro-batch, divided where only that fits, with halved ones else."""
+    found = [
+        _candidate(config, shape, adapter, gpu, setting, share=share).option
+        for setting in _settings(config, shape, gpu, quantization, recompute=recompute, load=load or Load())
+    ]
+    fits = next((option for option in found if option.fit is Fit.FITS), None)
+    if fits is None:
+        return next((option for option in found if option.divided), found[0])
+    full = next(option for option in found if option.divided is fits.divided)
+    if full is fits:
+        return fits
+    return replace(fits, fit=Fit.HALVED, spare_bytes=full.spare_bytes, peak_bytes=full.peak_bytes)
+
+
+def choose(
+    config: TrainConfig,
+    shape: Shape,
+    adapter: Adapter,
+    gpu: Gpu,
+    *,
+    load: Load | None = None,
+    share: float = SHARE,
+) -> Candidate:
+    """How a run computes on a device, of the ways that it leaves open; one that does not fit, if none does.
+
+    Of what fits the whole base comes before a quantized one, and undivided before divided: the first changes the
+    result, the second depends on links between GPUs that nothing tells. Then the fastest, and with equal times the
+    largest micro-batch. Where nothing surely fits, it is what takes least. So with more memory a base is never
+    quantized that was not, and neither divided nor slower where it is held alike.
+    """
+    wanted = config.training.activation_checkpointing
+    recomputations = (
+        (False, True) if wanted is ActivationCheckpointing.AUTO else (wanted is ActivationCheckpointing.FULL,)
+    )
+    found = [
+        _candidate(config, shape, adapter, gpu, setting, share=share)
+        for quantization in asked(config, shape)
+        for recompute in recomputations
+        for setting in _settings(config, shape, gpu, quantization, recompute=recompute, load=load or Load())
+    ]
+    fitting = [candidate for candidate in found if candidate.option.fit is Fit.FITS]
+    if not fitting:
+        return min(found, key=lambda one: (one.option.fit is Fit.REFUSED, one.memory.total))
+    return min(
+        fitting,
+        key=lambda one: (
+            one.setting.quantization is not Quantization.NONE,
+            one.option.divided,
+            _seconds(shape, adapter, gpu, one.setting, share=share),
+            -one.setting.tokens,
+        ),
+    )
+
+
+def _settings(
+    config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantization, *, recompute: bool, load: Load
+) -> Iterator[Setting]:
+    """Whole, then divided where it can be; of each the full micro-batch first, then halved down to the longest row."""
+    full = setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)
+    for processes in (1, config.device.processes) if divisible(config, quantization) else (1,):
+        setting = replace(full, processes=processes)
+        yield setting
+        while setting.tokens // setting.row > 1:
+            setting = replace(setting, tokens=max(setting.tokens // 2, setting.row))
+            yield setting
+
+
+def _candidate(
+    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, share: float
+) -> Candidate:
     memory = gpu_memory(shape, adapter, setting)
-    processes = config.device.processes
-    divided = processes > 1 and memory.weights > WEIGHTS_SHARE * gpu.memory_bytes
-    if divided:
-        setting = replace(setting, processes=processes)
-        memory = gpu_memory(shape, adapter, setting)
-    refusal = _refusal(config, shape, gpu, quantization, divided=divided)
-    fit = _fit(memory.total, gpu, shape)
-    while fit in {Fit.TOO_LARGE, Fit.UNSURE} and not divided and setting.tokens // setting.row > 1:
-        setting = replace(setting, tokens=max(setting.tokens // 2, setting.row))
-        if _fit(gpu_memory(shape, adapter, setting).total, gpu, shape) is Fit.FITS:
-            fit = Fit.HALVED
+    refusal = _refusal(config, shape, gpu, setting.quantization, weights=memory.weights)
     found: Speed | None = speed(shape, adapter, setting, gpu, share=share)
-    return Option(
-        quantization=quantization,
-        recompute=recompute,
-        fit=Fit.REFUSED if refusal else fit,
+    option = Option(
+        quantization=setting.quantization,
+        recompute=setting.recompute,
+        fit=Fit.REFUSED if refusal else _fit(memory.total, gpu, shape),
         peak_bytes=memory.total,
         spare_bytes=int(FIT_SHARE * gpu.memory_bytes) - memory.total,
         tokens=setting.tokens,
-        divided=divided,
-        tokens_per_s=found.tokens_per_s * processes if found else None,
+        divided=setting.processes > 1,
+        tokens_per_s=found.tokens_per_s * config.device.processes if found else None,
         refusal=refusal,
     )
+    return Candidate(setting=setting, memory=memory, option=option)
 
 
 def _fit(peak: int, gpu: Gpu, shape: Shape) -> Fit:
@@ -214,7 +345,7 @@ def _fit(peak: int, gpu: Gpu, shape: Shape) -> Fit:
     return Fit.TOO_LARGE if peak * (1 - shape.spread) > most else Fit.UNSURE
 
 
-def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantization, *, divided: bool) -> str:
+def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantization, *, weights: int) -> str:
     """What the trainer refuses whatever the memory."""
     if config.training.precision is Precision.BF16 and not gpu.bf16:
         return "training.precision is BF16: this GPU has no native bf16; use Auto or FP16"
@@ -224,36 +355,35 @@ def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantiza
         return "most of the weights are experts of a mixture, which are not quantized"
     if config.lora.init.changes_base:
         return f"lora.init is {config.lora.init.value}: it needs quantization None"
+    divided = config.device.processes > 1 and weights > WEIGHTS_SHARE * gpu.memory_bytes
     return "quantized weights are not divided over GPUs" if divided else ""
 
 
 def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, share: float = SHARE) -> Option | None:
-    """The fastest setting that fits, of no quantization and NF4; where times are equal, the first of these."""
-    found = [
-        option_on(config, shape, adapter, gpu, quantization=quantization, recompute=recompute, share=share)
-        for quantization in _CHOSEN_FROM
-        for recompute in (False, True)
-    ]
-    fitting = [option for option in found if option.fit is Fit.FITS]
-    return min(fitting, key=lambda option: _seconds(config, shape, adapter, gpu, option, share=share), default=None)
+    """What `Auto` for quantization and recomputation would take, if anything fits."""
+    free = replace(config.training, activation_checkpointing=ActivationCheckpointing.AUTO)
+    auto = replace(config, quantization=Quantization.AUTO, training=free)
+    found = choose(auto, shape, adapter, gpu, share=share).option
+    return found if found.fit is Fit.FITS else None
 
 
-def _seconds(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, option: Option, *, share: float) -> float:
+def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, share: float) -> float:
     """Of a token, on the device or, where its speed is not known, on the reference."""
     known = gpu if gpu.flops is not None else replace(_REFERENCE, packs=gpu.packs)
-    setting = setting_of(config, shape, gpu, quantization=option.quantization, recompute=option.recompute)
     found = speed(shape, adapter, setting, known, share=share)
     return 1 / found.tokens_per_s if found else 0.0
 
 
-def pod_memory(config: TrainConfig, shape: Shape, adapter: Adapter) -> int:
+def pod_memory(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None) -> int:
     """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU."""
+    processes = max(1, config.device.gpus)
+    return main_memory(shape, adapter, presumed(config, shape, load), processes=processes)
+
+
+def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
+    """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
     cpu = config.device.gpus == 0
-    setting = setting_of(
-        config,
-        shape,
-        None if cpu else _REFERENCE,
-        quantization=config.quantization,
-        recompute=recomputes(config, shape, cpu=cpu),
-    )
-    return main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
+    quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
+    recompute = recomputes(config, shape, cpu=cpu)
+    gpu = None if cpu else _REFERENCE
+    return setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)

@@ -1,8 +1,9 @@
 """GPUs by name: memory, dense peak in 16 bits, memory bandwidth. Any other is named by its memory alone."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import nearest
 from lora_trainer.contract.fit.reading import shown
 
@@ -10,6 +11,8 @@ MIB, GIB = 2**20, 2**30
 _SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?(GiB|GB|MiB)", re.IGNORECASE)
 _UNITS = {"gib": ("GiB", GIB), "gb": ("GB", 10**9), "mib": ("MiB", MIB)}
 _LEAST, _MOST = GIB, 1024 * GIB
+LABEL_SHARE = 0.92
+"""Of the memory that a GPU is sold with: what its driver reports at least."""
 
 
 class DeviceError(ValueError):
@@ -58,6 +61,29 @@ KNOWN = (
 several, and without sparsity."""
 
 
+_PRODUCTS = tuple(
+    (pattern, next(gpu for gpu in KNOWN if gpu.name == name))
+    for pattern, name in (
+        ("t4", "T4"),
+        ("l4", "L4"),
+        ("a10", "A10"),
+        ("rtx-4090", "RTX 4090"),
+        ("a100-(sxm4|pcie|pg509)-40gb", "A100 40"),
+        ("a100-(sxm4-|pcie-)?80gb(-pcie)?", "A100 80"),
+        ("l40s", "L40S"),
+        ("h100-80gb-hbm3", "H100"),
+        ("h200(-141gb-hbm3e)?", "H200"),
+        ("b200", "B200"),
+    )
+)
+"""How drivers name the GPUs of the table, in lower case and with hyphens."""
+_SLICE = re.compile(r"mig-[1-9][0-9]?g\.([0-9]{1,4})gb(?![a-z0-9])")
+_SHARED = ("-shared", ".shared")
+"""How NVIDIA's device plugin marks what several pods take in turns."""
+_NEAR = 0.08
+"""Relative difference of memory between drivers: PyTorch sees some 4 % less than nvidia-smi shows."""
+
+
 def find_gpu(text: str) -> Gpu:
     """The GPU of that name, or one of that memory (`24GiB`, `40GB`, `23034MiB`). Raises `DeviceError`."""
     wanted = _plain(text)
@@ -83,3 +109,58 @@ def _plain(name: str) -> str:
     short = re.sub(r"[\s_-]", "", name.lower()).removeprefix("nvidia").removeprefix("geforce").removeprefix("tesla")
     short = "rtx4090" if short == "4090" else short
     return re.sub(r"(?<=a10040)gi?b$|(?<=a10080)gi?b$", "", short)
+
+
+def least_label(gib: int) -> int:
+    """MiB that the driver of a GPU sold with so many GiB reports at least.
+
+    Where memory lies on the board, ECC takes a sixteenth of it (a T4 of 16 GiB has 15,360 MiB, an L4 of 24 GiB 23,034),
+    and older drivers kept a few hundred MiB more (15,079 and 22,731). The next smaller size is far below it.
+    """
+    return int(gib * 1024 * LABEL_SHARE)
+
+
+def least_memory(gib: int) -> int:
+    """Bytes of the smallest GPU that is sold with so many GiB."""
+    return (least_label(gib) + 1) * MIB
+
+
+def by_product(name: str) -> Gpu | None:
+    """The GPU that a driver calls so (`NVIDIA A100-SXM4-40GB`), or GPU feature discovery, with hyphens for blanks; a
+    slice of one has the memory that its name says. None for any other, and for one that is shared in time."""
+    plain = re.sub(r"[\s_]+", "-", name.strip().lower())
+    if plain.endswith(_SHARED):
+        return None
+    found = slice_of(plain)
+    if found is not None:
+        return replace(found, name=name)
+    return next((gpu for pattern, gpu in _PRODUCTS if re.search(rf"(^|-){pattern}$", plain)), None)
+
+
+def slice_of(name: str) -> Gpu | None:
+    """The slice of a GPU whose profile a resource or a product names, as in `nvidia.com/mig-3g.40gb`; None for any
+    other, and for one that is shared in time."""
+    found = None if name.lower().endswith(_SHARED) else _SLICE.search(name.lower())
+    if found is None or not 1 <= int(found[1]) <= _MOST // GIB:
+        return None
+    return Gpu(name=name.rpartition("/")[2], memory_bytes=least_memory(int(found[1])))
+
+
+def found_gpu(name: str, memory_bytes: int, capability: tuple[int, int]) -> Gpu:
+    """The GPU that a process finds. One that is known counts with the memory that the table has, so that a plan by its
+    name says the same."""
+    ampere = capability >= (8, 0)
+    known = by_product(name)
+    if known is None:
+        return Gpu(name=name, memory_bytes=memory_bytes, packs=ampere, bf16=ampere)
+    near = abs(known.memory_bytes - memory_bytes) <= _NEAR * known.memory_bytes
+    return known if near else replace(known, memory_bytes=memory_bytes)
+
+
+def device_of(config: DeviceConfig) -> Gpu | None:
+    """The GPU of which a run's configuration says how much memory it has; None where nothing tells it."""
+    if config.gpu_memory_bytes is None:
+        return None
+    name = config.gpu or f"{config.gpu_memory_bytes / GIB:.1f} GiB"
+    known = by_product(name) or next((gpu for gpu in KNOWN if gpu.name == name), Gpu(name=name, memory_bytes=0))
+    return replace(known, memory_bytes=config.gpu_memory_bytes)

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_trainer.contract.fit.layers import (
+    Norms,
     Sizes,
     fused_attention,
     gated_mlp,
     layer,
+    plain_activation,
     plain_mlp,
     split_attention,
 )
@@ -147,6 +149,7 @@ def _whole(
         head=(names[1], 0 if tied else matrix),
         outside=norm + outside,
         capped=capped or values.is_set("final_logit_softcapping"),
+        soft_cap=values.is_set("final_logit_softcapping"),
         spread=spread,
     )
 
@@ -162,28 +165,32 @@ def _llama(values: Values, kind: str, family: _Family) -> Shape:
             *gated_mlp(sizes.hidden, sizes.mlp, bias=bias),
         ),
         mlp_values=3 * sizes.mlp,
-        norms=family.norms,
-        head_norms=family.head_norms,
-        scores=values.is_set("attn_logit_softcapping"),
+        norms=Norms(count=family.norms, heads=family.head_norms),
+        # The softmax in fp32 and rounded, and what caps them.
+        score_bytes=8 if values.is_set("attn_logit_softcapping") else 0,
     )
     layers = (one,) * _layers(values)
     return _whole(values, layers, kind, tied=family.tied, norm=sizes.hidden, capped=family.capped)
 
 
 def _gpt2(values: Values, kind: str) -> Shape:
-    """Conv1D everywhere; the activation is written out, so that four values of its width are kept."""
+    """Conv1D everywhere, and dropout by default."""
     hidden = values.number("n_embd", "hidden_size", high=_WIDEST)
     sizes = _sizes(values, mlp_default=4 * hidden)
     positions = values.number("n_positions", "max_position_embeddings", high=_LARGEST_VOCABULARY, default=1024)
-    exact = values.text("activation_function", default="gelu_new") != "gelu_new"
+    mlp_values, wide = plain_activation(values.text("activation_function", default="gelu_new"), sizes.mlp)
+    residual, attention = (values.fraction(f"{name}_pdrop", default=0.1) for name in ("resid", "attn"))
     one = layer(
         sizes,
         (
             *fused_attention(sizes, name="attn.c_attn", output="attn.c_proj", bias=True),
             *plain_mlp(hidden, sizes.mlp, ("mlp.c_fc", "mlp.c_proj"), bias=True),
         ),
-        mlp_values=(1 if exact else 4) * sizes.mlp,
-        norm_bias=True,
+        mlp_values=mlp_values,
+        wide_values=wide,
+        norms=Norms(bias=True),
+        dropped=2 * hidden if residual else 0,
+        own_dropout=attention > 0,
     )
     return _whole(
         values,
@@ -203,14 +210,18 @@ def _gpt_neox(values: Values, kind: str) -> Shape:
     one = layer(
         sizes,
         (
-            *fused_attention(sizes, name="attention.query_key_value", output="attention.dense", bias=True),
+            *fused_attention(
+                sizes, name="attention.query_key_value", output="attention.dense", bias=True, partial=True
+            ),
             *plain_mlp(sizes.hidden, sizes.mlp, names, bias=True),
         ),
         mlp_values=sizes.mlp,
-        norm_bias=True,
+        norms=Norms(bias=True),
+        fused=True,
+        parallel=values.flag("use_parallel_residual", default=True),
     )
     layers = (one,) * _layers(values)
-    names = ("gpt_neox.embed_in", "embed_out")
+    names = ("gpt_neox.embed_in", "lm_head")
     return _whole(values, layers, kind, names=names, prefix="gpt_neox.layers", tied=False, norm=2 * sizes.hidden)
 
 
@@ -218,16 +229,17 @@ def _phi(values: Values, kind: str) -> Shape:
     """Attention and MLP side by side behind one norm; the output embedding has a bias."""
     sizes = _sizes(values)
     vocabulary = values.number("vocab_size", high=_LARGEST_VOCABULARY)
-    exact = values.text("hidden_act", default="gelu_new") != "gelu_new"
+    mlp_values, wide = plain_activation(values.text("hidden_act", default="gelu_new"), sizes.mlp)
     one = layer(
         sizes,
         (
-            *split_attention(sizes, bias=True, out_bias=True, output="dense"),
+            *split_attention(sizes, bias=True, out_bias=True, output="dense", partial=True),
             *plain_mlp(sizes.hidden, sizes.mlp, ("mlp.fc1", "mlp.fc2"), bias=True, reads="attention"),
         ),
-        mlp_values=(1 if exact else 4) * sizes.mlp,
-        norms=1,
-        norm_bias=True,
+        mlp_values=mlp_values,
+        wide_values=wide,
+        norms=Norms(count=1, bias=True),
+        parallel=True,
     )
     layers = (one,) * _layers(values)
     return _whole(values, layers, kind, tied=False, norm=2 * sizes.hidden, outside=vocabulary)
@@ -239,11 +251,12 @@ def _phi3(values: Values, kind: str) -> Shape:
     one = layer(
         sizes,
         (
-            *fused_attention(sizes, name="self_attn.qkv_proj", output="self_attn.o_proj", bias=False),
+            *fused_attention(sizes, name="self_attn.qkv_proj", output="self_attn.o_proj", bias=False, partial=True),
             gate_up[0],
             replace(gate_up[1], inputs=sizes.mlp),
         ),
         mlp_values=3 * sizes.mlp,
+        fused=True,
     )
     return _whole(values, (one,) * _layers(values), kind, tied=False, norm=sizes.hidden)
 
@@ -258,7 +271,7 @@ def _starcoder2(values: Values, kind: str) -> Shape:
             *plain_mlp(sizes.hidden, sizes.mlp, ("mlp.c_fc", "mlp.c_proj"), bias=bias),
         ),
         mlp_values=sizes.mlp,
-        norm_bias=True,
+        norms=Norms(bias=True),
     )
     return _whole(values, (one,) * _layers(values), kind, tied=True, norm=2 * sizes.hidden)
 
@@ -272,6 +285,7 @@ def _falcon(values: Values, kind: str) -> Shape:
     sizes = replace(sizes, kv_heads=1 if multi_query and not new else kv_heads)
     parallel = values.flag("parallel_attn", default=True)
     bias = values.flag("bias", default=False)
+    norms = values.number("num_ln_in_parallel_attn", high=2, default=2) if new else 1 if parallel else 2
     names = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
     one = layer(
         sizes,
@@ -280,9 +294,12 @@ def _falcon(values: Values, kind: str) -> Shape:
             *plain_mlp(hidden, sizes.mlp, names, bias=bias, reads="attention" if parallel and not new else "mlp"),
         ),
         mlp_values=sizes.mlp,
-        norms=values.number("num_ln_in_parallel_attn", high=2, default=2) if new else 1 if parallel else 2,
-        norm_bias=True,
+        norms=Norms(count=norms, bias=True),
+        own_attention=True,
+        parallel=new or parallel,
     )
+    # Keys and values of the new architecture are repeated for each head, those of one head for all are not.
+    one = replace(one, key_value=sizes.query) if new else one
     return _whole(
         values,
         (one,) * _layers(values),

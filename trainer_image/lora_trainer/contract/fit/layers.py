@@ -27,27 +27,31 @@ class Sizes:
         return self.kv_heads * self.head
 
 
-def split_attention(sizes: Sizes, *, bias: bool, out_bias: bool, output: str = "o_proj") -> tuple[Linear, ...]:
-    """Queries, keys and values by a module each, as Llama."""
+def split_attention(
+    sizes: Sizes, *, bias: bool, out_bias: bool, output: str = "o_proj", partial: bool = False
+) -> tuple[Linear, ...]:
+    """Queries, keys and values by a module each, as Llama. With `partial` only a part of each head is rotated: what is
+    put together again lies otherwise in memory, and so does what attention gives, which is copied for the next."""
     inputs = {"query": sizes.query, "key": sizes.key_value, "value": sizes.key_value}
     modules = [
         Linear(name=f"self_attn.{kind[0]}_proj", inputs=sizes.hidden, outputs=size, reads="attention", bias=bias)
         for kind, size in inputs.items()
     ]
-    return (*modules, _output(f"self_attn.{output}", sizes, bias=out_bias))
+    return (*modules, _output(f"self_attn.{output}", sizes, bias=out_bias, partial=partial))
 
 
-def fused_attention(sizes: Sizes, *, name: str, output: str, bias: bool) -> tuple[Linear, ...]:
-    """Queries, keys and values by one module, as GPT-2, Falcon and Phi-3."""
+def fused_attention(sizes: Sizes, *, name: str, output: str, bias: bool, partial: bool = False) -> tuple[Linear, ...]:
+    """Queries, keys and values by one module, as GPT-2, Falcon and Phi-3; `partial` as above."""
     outputs = sizes.query + 2 * sizes.key_value
     return (
         Linear(name=name, inputs=sizes.hidden, outputs=outputs, reads="attention", bias=bias),
-        _output(output, sizes, bias=bias),
+        _output(output, sizes, bias=bias, partial=partial),
     )
 
 
-def _output(name: str, sizes: Sizes, *, bias: bool) -> Linear:
-    return Linear(name=name, inputs=sizes.query, outputs=sizes.hidden, reads="attended", saved=True, bias=bias)
+def _output(name: str, sizes: Sizes, *, bias: bool, partial: bool) -> Linear:
+    saved = not partial
+    return Linear(name=name, inputs=sizes.query, outputs=sizes.hidden, reads="attended", saved=saved, bias=bias)
 
 
 def gated_mlp(
@@ -78,22 +82,40 @@ def plain_mlp(hidden: int, size: int, names: Sequence[str], *, bias: bool, reads
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norms:
+    """Those of a layer: how many over the hidden size, with biases as PyTorch's LayerNorm or without, and with `heads`
+    one over each query's and each key's head."""
+
+    count: int = 2
+    bias: bool = False
+    heads: bool = False
+
+
 def layer(
     sizes: Sizes,
     linear: tuple[Linear, ...],
     *,
     mlp_values: int,
-    norms: int = 2,
-    norm_bias: bool = False,
-    head_norms: bool = False,
+    norms: Norms = Norms(),
+    wide_values: int = 0,
+    dropped: int = 0,
+    routed: int = 0,
     other: int = 0,
     experts: int = 0,
     active: int = 0,
-    scores: bool = False,
+    score_bytes: int = 0,
+    fused: bool = False,
+    own_attention: bool = False,
+    own_dropout: bool = False,
+    parallel: bool = False,
 ) -> Layer:
-    """A layer with `norms` over the hidden size and, with `head_norms`, one over each query's and each key's head."""
-    heads = sizes.query + sizes.key_value if head_norms else 0
-    norm_parameters = norms * sizes.hidden * (2 if norm_bias else 1) + (2 * sizes.head if head_norms else 0)
+    """A layer of these modules and norms; `routed` are values in fp32 that a mixture's routing keeps for a token. For
+    the rest see `Layer`."""
+    heads = sizes.query + sizes.key_value if norms.heads else 0
+    norm_parameters = norms.count * sizes.hidden * (2 if norms.bias else 1) + (2 * sizes.head if norms.heads else 0)
+    # A mean and a scale, or a scale alone.
+    scales = norms.count * (2 if norms.bias else 1) + (sizes.heads + sizes.kv_heads if norms.heads else 0)
     return Layer(
         linear=linear,
         hidden=sizes.hidden,
@@ -101,10 +123,23 @@ def layer(
         key_value=sizes.key_value,
         heads=sizes.heads,
         mlp_values=mlp_values,
-        normed=norms * sizes.hidden + heads,
-        statistics=norms + (sizes.heads + sizes.kv_heads if head_norms else 0),
+        wide_values=wide_values,
+        normed=norms.count * sizes.hidden + heads,
+        statistics=scales + routed,
+        dropped=dropped,
         other=norm_parameters + other,
         experts=experts,
         active=active,
-        scores=scores,
+        score_bytes=score_bytes,
+        fused=fused,
+        layer_norm=norms.bias,
+        own_attention=own_attention,
+        own_dropout=own_dropout,
+        parallel=parallel,
     )
+
+
+def plain_activation(exact: str, size: int) -> tuple[int, int]:
+    """Values that the activation between two modules of an MLP keeps, in the compute type and those that autocast makes
+    fp32. GPT-2's first approximation of GELU is written out, with a power, which a GPU's autocast computes in fp32."""
+    return (size, 3 * size) if exact == "gelu_new" else (size, 0)

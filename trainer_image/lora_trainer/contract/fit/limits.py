@@ -23,3 +23,6 @@ FIT_SHARE = 0.9
 
 CONTEXT_BYTES = 750_000_000
 """CUDA's context, workspaces of cuBLAS and the allocator's rounding, a rule of thumb."""
+
+READS_WEIGHTS = frozenset({"mamba", "falcon_mamba"})
+"""Kinds of models that compute with weights which bitsandbytes would have packed."""

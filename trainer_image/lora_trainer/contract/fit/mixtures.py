@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lora_trainer.contract.fit.layers import Sizes, gated_mlp, layer, split_attention
+from lora_trainer.contract.fit.layers import Norms, Sizes, gated_mlp, layer, split_attention
 from lora_trainer.contract.fit.reading import Values
 from lora_trainer.contract.fit.shape import Layer, Linear
 
@@ -36,9 +36,15 @@ class _Experts:
         """Parameters of one: gate, up and down."""
         return 3 * hidden * self.size
 
-    def values(self, hidden: int) -> int:
-        """What autograd keeps for a token: three widths of each active expert, and its input and output."""
-        return self.active * (3 * self.size + 2 * hidden)
+    def values(self, hidden: int, *, widths: int = 3) -> int:
+        """What autograd keeps for a token of each active expert: so many of its widths, and its output."""
+        return self.active * (widths * self.size + hidden)
+
+    @property
+    def routed(self) -> int:
+        """Values in fp32, or as many bytes, that routing keeps for a token: a softmax over all experts; of each active
+        one its weight, its number and places in the order of experts in 64 bits."""
+        return self.count + 9 * self.active
 
 
 def _mixtral(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
@@ -47,6 +53,7 @@ def _mixtral(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
         sizes,
         split_attention(sizes, bias=False, out_bias=False),
         mlp_values=experts.values(sizes.hidden),
+        routed=experts.routed,
         other=experts.count * sizes.hidden,
         experts=experts.count * experts.weights(sizes.hidden),
         active=experts.active * experts.weights(sizes.hidden),
@@ -55,8 +62,8 @@ def _mixtral(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
 
 
 def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
-    """Qwen2's, with a shared expert, and Qwen3's. Some layers may be dense, of which PEFT 0.21 reads the names in
-    Qwen3's as its experts'."""
+    """Qwen2's, with a shared expert whose output a gate scales, and Qwen3's. Some layers may be dense, of which PEFT
+    0.21 reads the names in Qwen3's as its experts'."""
     second = values.text("model_type", default="") == "qwen2_moe"
     size = values.number("moe_intermediate_size", high=_WIDEST)
     experts = _Experts.read(values, "num_experts", "num_local_experts", size=size)
@@ -68,8 +75,9 @@ def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
     sparse = layer(
         sizes,
         (*attention, *beside, *((gate,) if shared else ())),
-        mlp_values=experts.values(sizes.hidden) + 3 * shared,
-        head_norms=not second,
+        mlp_values=experts.values(sizes.hidden) + (3 * shared + sizes.hidden if shared else 0),
+        norms=Norms(heads=not second),
+        routed=experts.routed,
         other=experts.count * sizes.hidden,
         experts=experts.count * experts.weights(sizes.hidden),
         active=experts.active * experts.weights(sizes.hidden),
@@ -78,7 +86,7 @@ def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
         sizes,
         (*attention, *gated_mlp(sizes.hidden, sizes.mlp, reserved=not second)),
         mlp_values=3 * sizes.mlp,
-        head_norms=not second,
+        norms=Norms(heads=not second),
     )
     every = values.number("decoder_sparse_step", high=2**16, default=1)
     without = values.numbers("mlp_only_layers", high=2**16)
@@ -92,11 +100,13 @@ def _gpt_oss(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
     one = layer(
         sizes,
         split_attention(sizes, bias=True, out_bias=True),
-        mlp_values=experts.values(sizes.hidden),
+        # Gates and ups are bounded, both are kept, and so is what each bound and the sigmoid give.
+        mlp_values=experts.values(sizes.hidden, widths=6),
+        routed=experts.routed,
         other=experts.count * (sizes.hidden + 1) + biases + sizes.heads,
         experts=experts.count * experts.weights(sizes.hidden),
         active=experts.active * experts.weights(sizes.hidden),
-        scores=True,
+        score_bytes=6,
     )
     return (one,) * layers
 

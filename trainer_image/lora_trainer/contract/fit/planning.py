@@ -1,13 +1,31 @@
-"""The plan of a run: what it is expected to take, and how it will compute."""
+"""The plan of a run: how it will compute on its device, what that takes, and why; what does not fit, and what would."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, doubtful
-from lora_trainer.contract.fit.choice import pod_memory, recomputes, setting_of
-from lora_trainer.contract.fit.memory import gpu_memory
-from lora_trainer.contract.fit.shape import Shape
-from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.contract.fit.choice import (
+    Candidate,
+    Fit,
+    Load,
+    Option,
+    choose,
+    pod_memory,
+    presumed,
+    quantizes,
+)
+from lora_trainer.contract.fit.devices import Gpu, device_of
+from lora_trainer.contract.fit.limits import FIT_SHARE
+from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
+from lora_trainer.contract.fit.remedies import remedies
+from lora_trainer.contract.fit.shape import GUESSED, Shape
+from lora_trainer.contract.fit.speed import SHARE
+from lora_trainer.contract.run_plan import Alternative, RunPlan
+
+MOST_ALTERNATIVES = 5
+CPU = "cpu"
+_GIB = 2**30
 
 
 def plan_of(
@@ -19,27 +37,170 @@ def plan_of(
     rows: int | None = None,
     learned_share: float = 1.0,
     longest: int | None = None,
+    gpu: Gpu | None = None,
+    micro_batch_tokens: int | None = None,
+    share: float = SHARE,
 ) -> RunPlan:
-    """The plan of a run. `tokens` and `rows` are those of the training data, None where not known; `learned_share` is
-    the part of the tokens that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`)."""
-    shape = doubtful(shape, adapter)
-    cpu = config.device.gpus == 0
-    recompute = recomputes(config, shape, cpu=cpu)
-    setting = setting_of(config, shape, None, quantization=config.quantization, recompute=recompute)
-    setting = replace(setting, learned=learned_share, row=min(longest or setting.row, setting.row))
-    memory = gpu_memory(shape, adapter, setting)
-    return RunPlan(
+    """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
+
+    `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of the tokens
+    that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `share` of the GPU's peak what
+    times assume. `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan,
+    too, with `fits` False and the sentence as its `reason`.
+    """
+    shape, load = doubtful(shape, adapter), Load(longest=longest, learned=learned_share, tokens=micro_batch_tokens)
+    gpu = gpu or device_of(config.device)
+    if config.device.gpus == 0 or gpu is None:
+        return _without_gpu(config, shape, adapter, load)
+    chosen = choose(config, shape, adapter, gpu, load=load, share=share)
+    plan = _plan(config, shape, adapter, chosen.setting, chosen.memory, load=load)
+    seconds = _seconds(config, chosen.option, tokens=tokens, rows=rows)
+    fits = fits_surely(chosen.option, gpu, shape)
+    return replace(
+        plan,
+        device=gpu.name,
+        device_bytes=gpu.memory_bytes,
+        fits=fits,
+        tokens_per_second=chosen.option.tokens_per_s,
+        seconds=seconds,
+        price=_price(config, seconds),
+        reason=_reason(config, shape, adapter, gpu, chosen, load=load, fits=fits),
+        alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share))[
+            :MOST_ALTERNATIVES
+        ],
+    )
+
+
+def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load) -> RunPlan:
+    """On a CPU, or on a GPU that nothing tells: then `Auto` stays."""
+    setting = presumed(config, shape, load)
+    plan = _plan(config, shape, adapter, setting, gpu_memory(shape, adapter, setting), load=load)
+    if config.device.gpus == 0:
+        reason = "resources.gpus is 0: a CPU computes with the whole base, since it is slow with a quantized one"
+        asked = f"resources.gpus is 0: quantization {config.quantization.value} is taken as asked for"
+        auto = config.quantization is Quantization.AUTO or config.quantization is Quantization.NONE
+        return replace(plan, device=CPU, reason=reason if auto else asked)
+    return replace(
+        plan,
         quantization=config.quantization,
-        activation_checkpointing=recompute,
+        reason="nothing tells the GPU's memory, so that what is Auto is settled on the GPU that the training finds: "
+        "set resources.gpuMinMemoryGiB or resources.gpuProducts to know before",
+    )
+
+
+def _plan(
+    config: TrainConfig, shape: Shape, adapter: Adapter, setting: Setting, memory: Memory, *, load: Load
+) -> RunPlan:
+    """What does not depend on the device."""
+    return RunPlan(
+        quantization=setting.quantization,
+        activation_checkpointing=setting.recompute,
         micro_batch_tokens=setting.tokens,
+        sharded=setting.processes > 1,
         peak_bytes=memory.total,
-        weight_bytes=memory.weights + memory.dequantized,
+        weight_bytes=memory.weights,
         adapter_bytes=memory.adapter + memory.gradients + memory.optimizer + memory.copies,
-        activation_bytes=memory.activations,
-        other_bytes=memory.working + memory.constant,
-        pod_memory_bytes=pod_memory(config, shape, adapter),
+        activation_bytes=memory.activations + memory.working,
+        other_bytes=memory.constant + memory.dequantized,
+        pod_memory_bytes=pod_memory(config, shape, adapter, load),
         trainable_parameters=adapter.parameters,
         adapter_file_bytes=adapter.file_bytes,
         spread=shape.spread,
-        reason="nothing tells which device the run will have, so that it is as it was asked for",
+        reason="",
     )
+
+
+def fits_surely(option: Option, gpu: Gpu, shape: Shape) -> bool | None:
+    """False only where even the lower end of the estimate is above all of the memory, and the family is known; None
+    where it may fit."""
+    if option.fit is Fit.FITS:
+        return True
+    least = option.peak_bytes * (1 - shape.spread)
+    refused = option.fit is Fit.REFUSED or shape.spread >= GUESSED
+    return None if refused or least <= gpu.memory_bytes else False
+
+
+def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: int | None) -> int | None:
+    """Of the training; of a number of steps where the tokens of a row are known."""
+    training = config.training
+    if tokens is None or not option.tokens_per_s:
+        return None
+    if training.epochs is not None:
+        return round(tokens * training.epochs / option.tokens_per_s)
+    if not rows or training.max_steps is None:
+        return None
+    return round(training.max_steps * training.effective_batch_size * tokens / rows / option.tokens_per_s)
+
+
+def _price(config: TrainConfig, seconds: int | None) -> float | None:
+    device = config.device
+    if device.gpu_price is None or seconds is None:
+        return None
+    return round(device.gpu_price * device.processes * seconds / 3600, 2)
+
+
+def _reason(
+    config: TrainConfig,
+    shape: Shape,
+    adapter: Adapter,
+    gpu: Gpu,
+    chosen: Candidate,
+    *,
+    load: Load,
+    fits: bool | None,
+) -> str:
+    """Why it is so, or why it cannot be."""
+    option = chosen.option
+    where = f"{gpu.name} has {gib(gpu.memory_bytes)}"
+    if option.refusal:
+        return option.refusal
+    if fits is False:
+        found = remedies(config, shape, gpu, load)
+        return f"the run needs at least {gib(option.peak_bytes)} of a GPU's memory, and {where}: {found}"
+    way = _way(chosen.setting)
+    room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"
+    if fits is None:
+        width = f" give or take {shape.spread:.0%}" if shape.spread else ""
+        return f"{way} takes least, {gib(option.peak_bytes)}{width} {room}: it may not fit"
+    taken = f"{way} takes {gib(option.peak_bytes)} {room}"
+    if config.quantization is not Quantization.AUTO:
+        return f"{taken}; quantization is {config.quantization.value}, as the run asks"
+    if option.quantization is Quantization.NONE:
+        why = "the whole base fits" if quantizes(config, shape) else "this run cannot be quantized"
+        return f"{taken}; {why}"
+    whole = choose(replace(config, quantization=Quantization.NONE), shape, adapter, gpu, load=load).option
+    return f"{taken}; with the whole base it would be {gib(whole.peak_bytes)} at least"
+
+
+def _way(setting: Setting) -> str:
+    base = {Quantization.NONE: "the whole base"}.get(setting.quantization, f"{setting.quantization.value}")
+    divided = f", divided over {setting.processes} GPUs," if setting.processes > 1 else ""
+    manner = "recomputed" if setting.recompute else "kept"
+    return f"{base}{divided} with {manner} activations and {setting.tokens:,} tokens a micro-batch"
+
+
+def _alternatives(
+    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load, share: float
+) -> Iterator[Alternative]:
+    """Each quantization with and without recomputation, but for the chosen way and what the trainer would refuse."""
+    for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8):
+        for recompute in (False, True):
+            if (quantization, recompute) == (chosen.setting.quantization, chosen.setting.recompute):
+                continue
+            manner = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
+            training = replace(config.training, activation_checkpointing=manner)
+            other = replace(config, quantization=quantization, training=training)
+            option = choose(other, shape, adapter, gpu, load=load, share=share).option
+            if option.fit is Fit.REFUSED or (quantization is not Quantization.NONE and not quantizes(config, shape)):
+                continue
+            yield Alternative(
+                change=f"quantization: {quantization.value}, training.activationCheckpointing: {manner.value}",
+                peak_bytes=option.peak_bytes,
+                fits=fits_surely(option, gpu, shape),
+                tokens_per_second=option.tokens_per_s,
+            )
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / _GIB:.1f} GiB"

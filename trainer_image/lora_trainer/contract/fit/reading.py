@@ -36,6 +36,15 @@ class Values:
             )
         return default
 
+    def fraction(self, key: str, *, default: float) -> float:
+        """A number from 0 to 1."""
+        value = self.document.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise self._error(key, value, "must be a number from 0 to 1")
+        return float(value)
+
     def flag(self, key: str, *, default: bool) -> bool:
         """true or false."""
         value = self.document.get(key)

@@ -33,12 +33,17 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A decoder layer. `mlp_values` are values that autograd keeps of the MLP for a token, its inputs not counted;
-    `normed` the values for which norms keep an fp32 copy, `statistics` their scales in fp32.
+    """A decoder layer. `mlp_values` are values that autograd keeps of the MLP for a token, its inputs not counted, and
+    `wide_values` those of them that a GPU's autocast makes fp32; `normed` the values for which norms keep an fp32 copy,
+    `statistics` their scales in fp32; `dropped` those of which the model's own dropout keeps a mask.
 
     `experts` are parameters in stacked matrices, which are not quantized, `active` those of them that a token passes;
-    `other` parameters of norms and routers. `scores` says that attention's scores are written out, as kernels cannot
-    cap them or add sinks.
+    `other` parameters of norms and routers. `score_bytes` are kept for each head and each token that is seen, where
+    attention's scores are written out, as kernels cannot cap them or add sinks. `fused` says that one module gives
+    queries, keys and values, which a rotation changes: its output is kept for the values. `layer_norm` says that norms
+    are PyTorch's, which a GPU's autocast lets give fp32. `own_attention` says that the model calls PyTorch's by
+    itself, which cannot be exchanged, so that rows are padded; `own_dropout` that attention has dropout of its own,
+    which the kernel for packs has not; `parallel` that attention and MLP read the same.
     """
 
     linear: tuple[Linear, ...]
@@ -50,9 +55,16 @@ class Layer:
     normed: int
     statistics: int
     other: int
+    wide_values: int = 0
+    dropped: int = 0
     experts: int = 0
     active: int = 0
-    scores: bool = False
+    score_bytes: int = 0
+    fused: bool = False
+    layer_norm: bool = False
+    own_attention: bool = False
+    own_dropout: bool = False
+    parallel: bool = False
 
     @property
     def linear_weights(self) -> int:
@@ -72,8 +84,8 @@ class Shape:
     the head's 0 where both are one.
 
     `outside` are all other parameters: positions, last norm, a vision tower. `capped` says that something follows the
-    output embedding, so that all logits exist at once. `doubts` are sentences about what is not known, `spread` the
-    relative width that they give the estimate.
+    output embedding, so that all logits exist at once, and `soft_cap` that this is a tanh, which is kept. `doubts` are
+    sentences about what is not known, `spread` the relative width that they give the estimate.
     """
 
     family: str
@@ -85,6 +97,7 @@ class Shape:
     head: tuple[str, int]
     outside: int
     capped: bool = False
+    soft_cap: bool = False
     doubts: tuple[str, ...] = ()
     spread: float = EXACT
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.adapter import Adapter
 from lora_trainer.contract.fit.devices import Gpu
-from lora_trainer.contract.fit.memory import Setting
+from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.contract.fit.shape import Shape
 
 SHARE = 0.4
@@ -37,15 +36,16 @@ def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
 
 
 def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: float = SHARE) -> Speed | None:
-    """Of one GPU; None where its peak is not known. 4-bit weights are made 16-bit in each pass of a micro-batch, at the
+    """Of one GPU; None where its peak is not known. A pass over a micro-batch takes at least as long as reading the
+    weights it computes with (roofline, doi 10.1145/1498765.1498785). 4-bit weights are made 16-bit before, at the
     memory's bandwidth, however few its tokens are."""
     if gpu.flops is None or gpu.bandwidth is None:
         return None
     flops = flops_per_token(shape, adapter, setting)
     # fp32 has no tensor cores: an eighth of the peak in 16 bits is the largest share that data sheets have.
     peak = gpu.flops / 8 if setting.fp32 else gpu.flops
-    seconds = flops / (peak * share)
-    if setting.quantization in {Quantization.NF4, Quantization.FP4}:
-        passes = 3 if setting.recompute else 2
+    passes = 3 if setting.recompute else 2
+    seconds = max(flops / (peak * share), passes * setting.size * shape.linear_weights / gpu.bandwidth / setting.tokens)
+    if setting.is_4bit:
         seconds += passes * _READ_AND_WRITTEN * shape.linear_weights / gpu.bandwidth / setting.tokens
     return Speed(tokens_per_s=1 / seconds, flops_per_token=flops)

@@ -1,0 +1,373 @@
+"""Advice of the contract: each code said where its rule holds, silent where it does not quite, and never an error."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.advice_facts import (
+    ENDED,
+    ESTIMATE,
+    FALL,
+    GIB,
+    IN_4_BITS,
+    IN_16_BITS,
+    LLAMA,
+    MIXTURE,
+    RISE,
+    ROWS,
+    make_config,
+    make_facts,
+    make_plan,
+    make_preflight,
+)
+
+from lora_trainer.contract.advice.codes import Advice, Code, Severity
+from lora_trainer.contract.advice.facts import Facts, LeftAlone
+from lora_trainer.contract.advice.rules import (
+    RULES,
+    after,
+    after_divergence,
+    before,
+    known_before,
+    of_estimate,
+    spoken,
+)
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.preflight import Preflight
+from lora_trainer.contract.run_plan import RunPlan
+
+Changes = dict[str, Any]
+
+
+def lora(**fields: Any) -> TrainConfig:
+    """A run with this adapter."""
+    return make_config(lora=fields)
+
+
+def training(**fields: Any) -> TrainConfig:
+    """A run trained so."""
+    return make_config(training=fields)
+
+
+def rows(**changes: int) -> Changes:
+    """Other rows."""
+    return {"rows": dataclasses.replace(ROWS, **changes)}
+
+
+def ended(**changes: Any) -> Changes:
+    """Another end."""
+    return {"ended": dataclasses.replace(ENDED, **changes)}
+
+
+def estimate(**changes: Any) -> Changes:
+    """Another estimate."""
+    return {"estimate": dataclasses.replace(ESTIMATE, **changes)}
+
+
+NF4, BITS_16 = make_config(quantization="NF4"), make_config(quantization="None")
+IN_NF4 = {"quantization": Quantization.NF4, "tokens_per_second": 1000.0, "alternatives": (IN_16_BITS,)}
+TIGHT = {"fits": None, "peak_bytes": 23 * GIB, "alternatives": (IN_4_BITS,)}
+KEPT = {"plan": make_plan(activation_checkpointing=False), "shape": LLAMA}
+
+SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
+    Code.RANK_TOO_LOW: (None, rows(learned=100_000_000), "100,000,000 tokens are learned"),
+    Code.RANK_HIGH: (lora(rank=64, alpha=64), rows(training=4_999), "4,999 rows have 980,000 learned tokens"),
+    Code.ALPHA_RATIO: (lora(rank=16, alpha=64), {}, "spec.lora.alpha is 64 at rank 16, a factor of 4"),
+    Code.ALPHA_AT_HIGH_RANK: (lora(rank=128), {}, "spec.training.learningRate is 0.0002"),
+    Code.NOISY_LOSS: (None, ended(unsteady_steps=3), "far above its lowest, or with no number: 3"),
+    Code.FEW_LAYERS: (lora(layers="QueryValue"), {}, "Adapted are QueryValue"),
+    Code.DROPOUT_MEMORY: (lora(dropout="0.05"), KEPT, "takes 8.8 GiB more for activations (39%)"),
+    Code.SEVERAL_EPOCHS: (training(epochs="3"), {}, "sees each row 3 times"),
+    Code.MANY_DUPLICATES: (None, rows(duplicates=500), "Of 10,000 rows 500 are copies"),
+    Code.STILL_IMPROVING: (None, ended(late=FALL), "From step 450 to 600 the held-out loss fell by 0.05 ± 0.02"),
+    Code.HELD_OUT_LOSS_ROSE: (None, ended(lowest=RISE), "From step 300 to 600 the held-out loss rose by 0.05 ± 0.02"),
+    Code.LARGE_BATCH: (training(effectiveBatchSize=33), {}, "effectiveBatchSize is 33"),
+    Code.SMALL_MICRO_BATCH: (NF4, rows(tokens=9_800 * 100), "at most some 1,600 tokens"),
+    Code.LEARNING_RATE: (training(learningRate="0.002"), {}, "learningRate is 0.002"),
+    Code.QUANTIZATION_NOT_NEEDED: (
+        NF4,
+        {"plan": make_plan(**IN_NF4)},
+        "NF4 takes 10% more time than quantization: None, which takes 18.0 GiB of 24.0 GiB",
+    ),
+    Code.QUANTIZATION_WOULD_FIT: (
+        BITS_16,
+        {"plan": make_plan(**TIGHT)},
+        "takes 23.0 GiB of 24.0 GiB, and 9.0 GiB with quantization: NF4",
+    ),
+    Code.ROWS_CUT: (None, rows(cut=1, cut_tokens=70), "more than 2048 tokens: 1, which lose 70"),
+    Code.FEW_HELD_OUT_ROWS: (None, ended(improvement_standard_error=0.031), "less than 0.062 nats (3.1% of the loss)"),
+    Code.HELD_OUT_ROWS_LEARNED: (None, rows(shared=2), "stand among the held-out rows, too: 2"),
+    Code.SERVE_MERGED: (lora(variant="DoRA", modulesToSave=["lm_head"]), {}, "no DoRA adapters; vLLM serves no"),
+    Code.MAX_LORA_RANK: (lora(rank=17), {}, "The largest rank is 17"),
+    Code.RECENT_SERVER: (lora(rankPattern={"q_proj": 8}), {}, "factors of their own"),
+    Code.EXPERTS_NOT_ADAPTED: (None, {"shape": MIXTURE}, "whose experts, 97% of the parameters, are not adapted"),
+    Code.MODULES_PASSED_OVER: (None, {"left_alone": LeftAlone(kind="mixtral", passed_over="up_proj")}, "named up_proj"),
+    Code.LANGUAGE_MODEL_ALONE: (None, {"left_alone": LeftAlone(kind="gemma3", language_part="model.lm")}, "(model.lm)"),
+    Code.ESTIMATE_OFF: (None, estimate(peak_bytes=12 * GIB), "The peak was 12.0 GiB instead of 10.0 GiB"),
+}
+"""Of each code a run of which it is said, and a part of the evidence."""
+
+SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
+    "a rank that holds just what is learned": (Code.RANK_TOO_LOW, None, rows(learned=83_886_080)),
+    "the largest rank": (Code.RANK_TOO_LOW, lora(rank=1024, alpha=1024), rows(learned=10**12)),
+    "a high rank with many rows": (Code.RANK_HIGH, lora(rank=64, alpha=64), rows(training=5_000)),
+    "a high rank that is filled": (Code.RANK_HIGH, lora(rank=64, alpha=64), rows(training=99, learned=8_388_609)),
+    "a rank below 64": (Code.RANK_HIGH, lora(rank=63, alpha=63), rows(training=10)),
+    "alpha equal to the rank": (Code.ALPHA_RATIO, lora(rank=16, alpha=16), {}),
+    "twice the rank": (Code.ALPHA_RATIO, lora(rank=16, alpha=32), {}),
+    "rsLoRA": (Code.ALPHA_RATIO, lora(rank=16, alpha=64, scaling="RankStabilized"), {}),
+    "rank 127": (Code.ALPHA_AT_HIGH_RANK, lora(rank=127), {}),
+    "rank 128 with alpha 128": (Code.ALPHA_AT_HIGH_RANK, lora(rank=128, alpha=128), {}),
+    "rank 128 at a lower rate": (
+        Code.ALPHA_AT_HIGH_RANK,
+        make_config(lora={"rank": 128}, training={"learningRate": "0.0001"}),
+        {},
+    ),
+    "a steady loss": (Code.NOISY_LOSS, None, ended(unsteady_steps=0)),
+    "the MLPs alone": (Code.FEW_LAYERS, lora(layers="MLP"), {}),
+    "one module of the MLPs": (Code.FEW_LAYERS, lora(targetModules=["q_proj", "down_proj"]), {}),
+    "attention, and the head": (Code.FEW_LAYERS, lora(layers="Attention", modulesToSave=["lm_head"]), {}),
+    "dropout recomputed": (Code.DROPOUT_MEMORY, lora(dropout="0.05"), {**KEPT, "plan": make_plan()}),
+    "no dropout": (Code.DROPOUT_MEMORY, None, KEPT),
+    "one epoch": (Code.SEVERAL_EPOCHS, training(epochs="1"), {}),
+    "steps of one epoch": (Code.SEVERAL_EPOCHS, training(maxSteps=612), {}),
+    "few duplicates": (Code.MANY_DUPLICATES, None, rows(duplicates=499)),
+    "a fall of two standard errors": (
+        Code.STILL_IMPROVING,
+        None,
+        ended(late=dataclasses.replace(FALL, fall=0.04)),
+    ),
+    "a fall over few rows": (Code.STILL_IMPROVING, None, ended(late=dataclasses.replace(FALL, rows=19))),
+    "a fall of training rows": (Code.STILL_IMPROVING, None, ended(late=FALL, held_out=False)),
+    "a rise of two standard errors": (
+        Code.HELD_OUT_LOSS_ROSE,
+        None,
+        ended(lowest=dataclasses.replace(RISE, fall=-0.04)),
+    ),
+    "a fall is no rise": (Code.HELD_OUT_LOSS_ROSE, None, ended(lowest=FALL)),
+    "the best was kept": (Code.HELD_OUT_LOSS_ROSE, None, ended(lowest=RISE, kept_best=True)),
+    "a batch of 32": (Code.LARGE_BATCH, training(effectiveBatchSize=32), {}),
+    "a row for each process": (
+        Code.LARGE_BATCH,
+        make_config(training={"effectiveBatchSize": 64}, resources={"gpus": 64}),
+        {},
+    ),
+    "4 bits, and many tokens": (Code.SMALL_MICRO_BATCH, NF4, {}),
+    "16 bits, and few tokens": (Code.SMALL_MICRO_BATCH, None, rows(tokens=9_800)),
+    "4 bits on a CPU": (Code.SMALL_MICRO_BATCH, make_config(quantization="NF4", resources={"gpus": 0}), {}),
+    "the lowest rate": (Code.LEARNING_RATE, training(learningRate="0.00005"), {}),
+    "the highest rate": (Code.LEARNING_RATE, training(learningRate="0.001"), {}),
+    "16 bits do not fit": (
+        Code.QUANTIZATION_NOT_NEEDED,
+        NF4,
+        {"plan": make_plan(**{**IN_NF4, "alternatives": (dataclasses.replace(IN_16_BITS, fits=False),)})},
+    ),
+    "16 bits fit, and are slower": (
+        Code.QUANTIZATION_NOT_NEEDED,
+        NF4,
+        {"plan": make_plan(**{**IN_NF4, "tokens_per_second": 1100.1})},
+    ),
+    "quantization left to the plan": (Code.QUANTIZATION_WOULD_FIT, None, {"plan": make_plan(**TIGHT)}),
+    "quantization that nobody asked for": (Code.QUANTIZATION_NOT_NEEDED, None, {"plan": make_plan(**IN_NF4)}),
+    "16 bits fit": (Code.QUANTIZATION_WOULD_FIT, BITS_16, {"plan": make_plan(**{**TIGHT, "fits": True})}),
+    "nothing tells the device": (
+        Code.QUANTIZATION_WOULD_FIT,
+        BITS_16,
+        {"plan": make_plan(**TIGHT, device=None, device_bytes=None)},
+    ),
+    "whole rows": (Code.ROWS_CUT, None, rows(cut=0)),
+    "enough held-out rows": (Code.FEW_HELD_OUT_ROWS, None, ended(improvement_standard_error=0.03)),
+    "twenty held-out rows": (Code.FEW_HELD_OUT_ROWS, None, {"ended": None, **rows(held_out=20)}),
+    "held-out rows apart": (Code.HELD_OUT_ROWS_LEARNED, None, rows(shared=0)),
+    "DoRA, merged too": (
+        Code.SERVE_MERGED,
+        make_config(lora={"variant": "DoRA"}, output={"uri": "pvc://a/b", "merge": "Both"}),
+        {},
+    ),
+    "vLLM's own rank": (Code.MAX_LORA_RANK, lora(rank=16), {}),
+    "a rank that vLLM does not serve": (Code.MAX_LORA_RANK, lora(rank=513, alpha=513), {}),
+    "a merged model alone": (
+        Code.MAX_LORA_RANK,
+        make_config(lora={"rank": 64, "alpha": 64}, output={"uri": "pvc://a/b", "merge": "Merged"}),
+        {},
+    ),
+    "patterns that keep the factor": (
+        Code.RECENT_SERVER,
+        lora(rankPattern={"q_proj": 8}, alphaPattern={"q_proj": 16}),
+        {},
+    ),
+    "experts that are adapted": (
+        Code.EXPERTS_NOT_ADAPTED,
+        lora(targetParameters=["experts.down_proj"]),
+        {"shape": MIXTURE},
+    ),
+    "a dense model": (Code.EXPERTS_NOT_ADAPTED, None, {"shape": LLAMA}),
+    "nothing passed over": (Code.MODULES_PASSED_OVER, None, {"left_alone": LeftAlone(kind="llama")}),
+    "a model of text": (Code.LANGUAGE_MODEL_ALONE, None, {"left_alone": LeftAlone(kind="llama")}),
+    "an estimate 10 % off": (
+        Code.ESTIMATE_OFF,
+        None,
+        estimate(peak_bytes=11 * GIB, seconds=901.0),
+    ),
+    "no estimate": (Code.ESTIMATE_OFF, None, estimate(estimated_peak_bytes=None, estimated_seconds=None)),
+}
+
+
+def codes(advice: tuple[Advice, ...]) -> list[str]:
+    """What was said."""
+    return [one.code for one in advice]
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_advice_is_said_where_its_rule_holds(code: Code) -> None:
+    """With its evidence, in whole sentences."""
+    config, changes, evidence = SAID[code]
+    facts = make_facts(config, **changes)
+    assert code in codes(after(facts))
+    found = next(one for one in spoken(after(facts)) if one.code is code)
+    assert found.severity is RULES[code].severity
+    assert evidence in found.evidence
+    assert not re.search(r"[{}]", found.line)
+    assert found.line == f"{found.message} ({found.evidence})"
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_advice_is_silent_where_its_rule_does_not_hold(case: str) -> None:
+    """At the limit, and beside it."""
+    code, config, changes = SILENT[case]
+    assert code not in codes(after(make_facts(config, **changes)))
+
+
+def test_every_code_has_a_rule_and_is_silent_somewhere() -> None:
+    """In the order of the codes, each rule under its own."""
+    assert list(RULES) == list(Code)
+    assert all(rule.code is code for code, rule in RULES.items())
+    assert {code for code, _, _ in SILENT.values()} == set(Code)
+
+
+def test_a_run_of_defaults_gets_no_advice() -> None:
+    """Before its training and after it."""
+    assert before(make_config()) == ()
+    assert before(make_config(), make_preflight(), make_plan(), LLAMA) == ()
+    assert after(make_facts()) == ()
+
+
+@pytest.mark.parametrize(
+    ("rank", "learned", "enough"), [(16, 10**8, "32"), (16, 3 * 10**8, "64"), (16, 10**12, "1024"), (20, 10**8, "32")]
+)
+def test_the_rank_that_suffices_is_named(rank: int, learned: int, enough: str) -> None:
+    """The smallest of the usual ones that does; else the largest there is."""
+    facts = make_facts(lora(rank=rank, alpha=rank), **rows(learned=learned))
+    (advice,) = [one for one in after(facts) if one.code == Code.RANK_TOO_LOW]
+    assert advice.values["enough"] == enough
+
+
+def test_the_largest_rank_that_is_declared_is_what_a_server_needs() -> None:
+    """vLLM compares its flag with every rank in the configuration."""
+    (found,) = spoken(before(lora(rankPattern={"k_proj": 100}, alphaPattern={"k_proj": 200})))
+    assert (found.code, "--max-lora-rank 128" in found.message) == (Code.MAX_LORA_RANK, True)
+
+
+def test_before_a_training_nothing_is_said_of_its_end() -> None:
+    """However much is known."""
+    facts = make_facts(None, **ended(late=FALL, unsteady_steps=5), **estimate(seconds=5000.0))
+    assert known_before(facts) == ()
+    assert codes(after(facts)) == ["NoisyLoss", "StillImproving", "EstimateOff"]
+
+
+def test_preflight_and_plan_tell_what_their_rules_need() -> None:
+    """Each count of preflight in its place."""
+    found = make_preflight(
+        target_tokens=10**9,
+        truncated_samples=5,
+        truncated_tokens=500,
+        duplicate_samples=9_000,
+        validation_samples=3,
+        shared_samples=1,
+    )
+    plan = make_plan(**IN_NF4, micro_batch_tokens=2048)
+    assert codes(before(NF4, found, plan, MIXTURE)) == [
+        "RankTooLow",
+        "RowsCut",
+        "FewHeldOutRows",
+        "HeldOutRowsLearned",
+        "ExpertsNotAdapted",
+        "ManyDuplicates",
+        "SmallMicroBatch",
+        "QuantizationNotNeeded",
+    ]
+
+
+def test_a_loss_that_diverged_names_alpha() -> None:
+    """With the values of the run."""
+    (found,) = spoken(after_divergence(lora(rank=16, alpha=32), 20))
+    assert found.code is Code.NOISY_LOSS
+    assert "Set spec.lora.alpha to spec.lora.rank" in found.message
+    assert "alpha is 32 at rank 16" in found.evidence
+
+
+def test_an_estimate_is_judged_by_itself() -> None:
+    """Each number that is off, and only that."""
+    (found,) = spoken(of_estimate(make_config(), dataclasses.replace(ESTIMATE, seconds=2000.0)))
+    assert found.evidence == "The training took 2,000 s instead of 1,000 s"
+    (both,) = spoken(of_estimate(make_config(), dataclasses.replace(ESTIMATE, seconds=2000.0, peak_bytes=GIB)))
+    assert "The peak was 1.0 GiB" in both.evidence
+    assert "2,000 s" in both.evidence
+
+
+def test_words_are_found_for_what_is_known_alone() -> None:
+    """A later release's code, or one without its values, is left out; of a code twice the last one counts."""
+    known = Advice(code="MaxLoraRank", values={"rank": "17", "flag": "32", "default": "16", "later": "x"})
+    strange = (Advice(code="Later"), Advice(code="RowsCut"), Advice(code="LearningRate", values={"rate": "1"}))
+    found = spoken((Advice(code="MaxLoraRank", values={**known.values, "rank": "1"}), *strange, known))
+    assert [one.code for one in found] == [Code.LEARNING_RATE, Code.MAX_LORA_RANK]
+    assert [one.severity for one in found] == [Severity.WARNING, Severity.INFO]
+    assert "The largest rank is 17" in found[1].evidence
+
+
+def test_values_are_never_read_as_templates() -> None:
+    """They come from a pod."""
+    values = {"rank": "{flag.__class__}", "flag": "{0}", "default": "%s"}
+    (found,) = spoken((Advice(code="MaxLoraRank", values=values),))
+    assert found.evidence == "The largest rank is {flag.__class__}, and vLLM takes %s without that flag"
+
+
+ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(
+    config=st.from_type(TrainConfig),
+    preflight=st.none() | st.from_type(Preflight),
+    plan=st.none() | st.from_type(RunPlan),
+    mixture=st.booleans(),
+)
+def test_advice_before_a_training_is_total(
+    config: TrainConfig, preflight: Preflight | None, plan: RunPlan | None, *, mixture: bool
+) -> None:
+    """Whatever was configured, found out and planned: words for each piece of advice, in the bounds of a status."""
+    said = before(config, preflight, plan, MIXTURE if mixture else LLAMA)
+    found = spoken(said)
+    assert {one.code.value for one in found} == {one.code for one in said}
+    assert all(isinstance(value, str) for one in said for value in one.values.values())
+
+
+@given(st.from_type(Facts))
+def test_advice_after_a_training_is_total(facts: Facts) -> None:
+    """NaN and negative numbers among them."""
+    facts = dataclasses.replace(facts, shape=None)
+    said = after(facts)
+    assert {one.code.value for one in spoken(said)} == {one.code for one in said}
+    assert set(codes(known_before(facts))) <= set(codes(said))
+
+
+@given(ANY_FLOAT, ANY_FLOAT)
+def test_no_difference_is_told_from_numbers_that_are_none(fall: float, error: float) -> None:
+    """Only a finite fall beyond two standard errors is one."""
+    late = dataclasses.replace(FALL, fall=fall, standard_error=error)
+    said = Code.STILL_IMPROVING in codes(after(make_facts(None, **ended(late=late))))
+    assert said == (fall > 2 * error)
+    assert not said or not (math.isnan(fall) or math.isnan(error))

@@ -1,0 +1,403 @@
+"""The Job that looks at model, data and output, and plans the run, before GPUs are asked for."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    NOW,
+    SHARED,
+    ended_pod,
+    finished_job,
+    job_name,
+    make_finetune,
+    make_job,
+    make_pod,
+    make_summary,
+    minutes_ago,
+    running_pod,
+    waiting_pod,
+    with_status,
+)
+from tests.unit.plans import condition, plan_for, stated
+from tests.unit.reports import make_plan, make_report
+from tests.unit.status_schema import check_status
+from tests.unit.world import World
+
+from lora_operator.decision.decide import decide
+from lora_operator.views import names
+from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
+from lora_operator.views.observe import parse_finetune
+from lora_operator.views.wording import instant
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.contract.reasons import Reason
+
+PREFLIGHT = f"{job_name()}-preflight"
+POD = f"{PREFLIGHT}-abcde"
+STAGE: dict[str, Any] = {"stage": "preflight"}
+
+
+def finetune(**spec: Any) -> FineTune:
+    """A LoRAFineTune that asks for a preflight."""
+    return make_finetune(spec={"preflight": "Run", **spec})
+
+
+def made(plan: Plan) -> list[tuple[str, str]]:
+    """Kind and name of what a plan creates."""
+    return [(obj["kind"], obj["metadata"]["name"]) for obj in plan.create]
+
+
+def configuration(plan: Plan) -> TrainConfig:
+    """What the Job that a plan creates is to run."""
+    (job,) = (obj for obj in plan.create if obj["kind"] == "Job")
+    return TrainConfig.from_json(job["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION])
+
+
+def looking(**changes: Any) -> JobView:
+    """The Job of the preflight."""
+    return make_job(**STAGE, **changes)
+
+
+def looked(**changes: Any) -> JobView:
+    """The same, ended well."""
+    return finished_job(**STAGE, **changes)
+
+
+def looking_pod(**changes: Any) -> PodView:
+    """Its pod, running."""
+    return running_pod(**STAGE, **changes)
+
+
+def reporting_pod(message: str = "", **changes: Any) -> PodView:
+    """Its pod, ended well, with a report."""
+    return ended_pod(0, message or make_report(**changes).to_message(), **STAGE)
+
+
+def passed(**changes: Any) -> Plan:
+    """The plan once the preflight has ended well."""
+    return plan_for(finetune(), jobs=(looked(),), pods=(reporting_pod(**changes),))
+
+
+def test_the_run_is_looked_at_before_the_training_job_is_made() -> None:
+    """The run counts no attempt yet, and says what it does; there need be no cache."""
+    plan = plan_for(finetune())
+    assert made(plan) == [("Job", PREFLIGHT)]
+    assert stated(plan, "Accepted") == ("True", "Accepted")
+    assert stated(plan, "PreflightPassed") == ("Unknown", "Pending")
+    assert not {"attempt", "jobName", "podName", "preflight", "plan"} & set(plan.status)
+    running = plan_for(with_status(finetune(), plan.status), jobs=(looking(),), pods=(looking_pod(),))
+    assert stated(running) == stated(running, "PreflightPassed") == ("Unknown", "Preflight")
+    assert stated(running, "PodsReady") == ("False", "Preflight")
+    assert POD in condition(running, "Complete")["message"]
+    assert running.ask_progress is None
+    assert running.status["startTime"] == instant(minutes_ago(58))
+
+
+@pytest.mark.parametrize("config", [CONFIG, SHARED], ids=["without a cache", "with a cache"])
+@pytest.mark.parametrize("preflight", [{"preflight": "Run"}, {"preflight": "Skip"}, {}], ids=["Run", "Skip", "absent"])
+def test_it_is_made_for_every_run_that_does_not_skip_it(config: Any, preflight: dict[str, str]) -> None:
+    """With or without something to fetch, and somewhere to fetch it to; only an earlier definition lacks the field."""
+    manifest = dict(finetune(model={"uri": "pvc://models/base"}).manifest)
+    manifest["spec"] = {key: value for key, value in manifest["spec"].items() if key != "preflight"} | preflight
+    plan = decide(parse_finetune(manifest), Observed(), config, NOW)
+    skips = preflight != {"preflight": "Run"}
+    assert made(plan) == [("Job", job_name() if skips else PREFLIGHT)]
+    assert ("PreflightPassed" in {c["type"] for c in plan.status["conditions"]}) is not skips
+
+
+def test_the_training_job_follows_what_was_found() -> None:
+    """The condition says what was found, and the status holds it, for as long as the run exists."""
+    plan = passed()
+    assert made(plan) == [("Job", job_name())]
+    assert stated(plan, "PreflightPassed") == ("True", "PreflightPassed")
+    assert condition(plan, "PreflightPassed")["message"] == "acme/base and 200 rows are at hand"
+    assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
+    assert plan.status["preflight"]["model"]["trainableParameters"] == 4_884_480
+    assert plan.status["preflight"]["dataset"]["p95Tokens"] == 470
+    assert plan.status["preflight"]["output"] == "AtTraining"
+    said = {key: plan.status["plan"][key] for key in ("peakBytes", "peakMemory", "tokensPerSecond", "spread")}
+    assert said == {
+        "peakBytes": 20_079_050_752,
+        "peakMemory": "18.7 GiB",
+        "tokensPerSecond": "12473.2",
+        "spread": "0.1",
+    }
+    check_status(plan.status)
+    later = plan_for(with_status(finetune(), plan.status), jobs=(make_job(),), pods=(running_pod(),))
+    assert condition(later, "PreflightPassed") == condition(plan, "PreflightPassed")
+    assert later.status["podName"] == running_pod().name
+    done = plan_for(
+        with_status(finetune(), later.status),
+        jobs=(finished_job(),),
+        pods=(ended_pod(0, make_summary().to_message()),),
+    )
+    assert stated(done) == ("True", "Succeeded")
+    for status in (later.status, done.status):
+        assert (status["preflight"], status["plan"]) == (plan.status["preflight"], plan.status["plan"])
+
+
+def test_the_training_runs_as_planned_and_so_does_each_attempt_after_it() -> None:
+    """The plan outlives the pod that reported it, and the first status says what was chosen."""
+    auto = finetune(quantization="Auto")
+    pods = (reporting_pod(plan=make_plan(quantization=Quantization.NF4)),)
+    assert configuration(plan_for(auto)).quantization is Quantization.AUTO
+    first = plan_for(auto, jobs=(looked(),), pods=pods)
+    assert planned(first) == (Quantization.NF4, True)
+    resolved = first.status["resolved"]
+    assert (resolved["quantization"], resolved["activationCheckpointing"]) == ("NF4", True)
+    second = plan_for(with_status(auto, first.status))
+    assert made(second) == [("Job", job_name(2))]
+    assert planned(second) == (Quantization.NF4, True)
+    unknown = reporting_pod(plan=make_plan(quantization=Quantization.AUTO, device=None, device_bytes=None, fits=None))
+    left = plan_for(auto, jobs=(looked(),), pods=(unknown,))
+    assert planned(left) == (Quantization.AUTO, None), "the training finds its device"
+    assert "activationCheckpointing" not in left.status["resolved"]
+
+
+def planned(plan: Plan) -> tuple[Quantization, bool | None]:
+    """What was settled of the training that a plan makes the Job for."""
+    config = configuration(plan)
+    return config.quantization, config.planned.activation_checkpointing if config.planned else None
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        {"quantization": "Seven"},
+        {"peakBytes": "many"},
+        {"activationCheckpointing": "True"},
+        {"alternatives": [{"change": 7}]},
+        {"tokensPerSecond": "nan"},
+        {"reason": None},
+    ],
+    ids=lambda junk: next(iter(junk)),
+)
+def test_a_plan_in_the_status_that_cannot_be_read_counts_as_none(junk: Mapping[str, Any]) -> None:
+    """Whoever wrote it: the training settles the rest itself."""
+    status = passed().status
+    status = {**status, "plan": {key: value for key, value in {**status["plan"], **junk}.items() if value is not None}}
+    plan = plan_for(with_status(finetune(), status))
+    assert configuration(plan).planned is None
+
+
+def test_nothing_that_the_status_says_is_taken_for_a_report_before_there_is_one() -> None:
+    """A plan that somebody wrote there does not stand in for the preflight's."""
+    forged = with_status(finetune(), {"plan": passed(plan=make_plan(activation_checkpointing=False)).status["plan"]})
+    assert "plan" not in plan_for(forged).status
+    plan = plan_for(forged, jobs=(looked(),), pods=(reporting_pod(),))
+    assert planned(plan) == (Quantization.NONE, True)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["", "Traceback: no", make_summary(Reason.DATASET_INVALID, "no rows").to_message(), '{"version": 1}'],
+    ids=["none", "a log", "another reason", "another version"],
+)
+def test_a_report_that_cannot_be_read_holds_nothing_up(message: str) -> None:
+    """Its Job has ended well, and the training looks at everything itself."""
+    plan = plan_for(finetune(), jobs=(looked(),), pods=(ended_pod(0, message, **STAGE),) if message else ())
+    assert made(plan) == [("Job", job_name())]
+    assert stated(plan, "PreflightPassed") == ("True", "PreflightPassed")
+    assert "no report of it that can be read" in condition(plan, "PreflightPassed")["message"]
+    assert not {"preflight", "plan"} & set(plan.status)
+
+
+@pytest.mark.parametrize("text", ["\ud800\x1b[31m", "x" * 1500], ids=["unprintable", "long"])
+def test_what_it_reports_stays_within_the_bounds_of_the_status(text: str) -> None:
+    """Whatever a pod says."""
+    others = make_plan().alternatives * 9
+    plan = make_plan(reason=text, seconds=-(2**70), peak_bytes=2**70, spread=1e300, alternatives=others)
+    message = json.dumps(json.loads(make_report().to_message()) | {"plan": _encoded(plan)})
+    found = plan_for(finetune(), jobs=(looked(),), pods=(reporting_pod(message),)).status
+    check_status(found)
+    assert (found["plan"]["seconds"], found["plan"]["peakBytes"]) == (0, 2**63 - 1)
+    assert len(found["plan"]["alternatives"]) == 5
+
+
+def _encoded(plan: Any) -> Any:
+    return json.loads(json.dumps(dataclasses.asdict(plan)))
+
+
+def test_a_failure_that_is_final_is_the_runs_verdict_with_the_trainers_sentence() -> None:
+    """No GPU was asked for."""
+    sentence = "spec.model.uri is hf://acme/base: the Hub does not know it"
+    message = make_summary(Reason.MODEL_NOT_FOUND, sentence).to_message()
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1, **STAGE)
+    plan = plan_for(finetune(), jobs=(job,), pods=(ended_pod(66, message, **STAGE),))
+    assert stated(plan, "Failed") == ("True", "ModelNotFound")
+    assert stated(plan, "PreflightPassed") == ("False", "ModelNotFound")
+    assert condition(plan, "Failed")["message"] == sentence
+    assert condition(plan, "Accepted")["message"] == f"The spec is valid; Job {job.name} runs it"
+    assert plan.create == ()
+    assert plan.status["completionTime"] == instant(minutes_ago(10))
+
+
+def test_a_run_that_does_not_fit_ends_without_a_gpu_and_keeps_its_plan() -> None:
+    """What would make it fit is read there, too."""
+    sentence = "spec.quantization is None: needs 21 GiB of 16 GiB; quantization NF4 needs 9.3 GB"
+    report = make_summary(Reason.DOES_NOT_FIT, sentence, plan=make_plan(fits=False)).to_message()
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1, **STAGE)
+    plan = plan_for(finetune(), jobs=(job,), pods=(ended_pod(64, report, **STAGE),))
+    assert plan.create == ()
+    assert stated(plan, "Failed") == ("True", "DoesNotFit")
+    assert stated(plan, "PreflightPassed") == ("False", "DoesNotFit")
+    assert condition(plan, "Failed")["message"] == sentence
+    assert plan.status["plan"]["fits"] is False
+    check_status(plan.status)
+
+
+def test_a_failure_without_its_pod_is_looked_at_twice() -> None:
+    """The pod may not have reached the cache yet, and a verdict is for ever."""
+    job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, **STAGE)
+    assert plan_for(finetune(), jobs=(job,)).read_first
+    assert stated(plan_for(finetune(), jobs=(job,)), "Failed")[0] == "True"
+
+
+def test_a_pod_that_fails_in_passing_is_tried_again_by_its_job() -> None:
+    """The state tells the failure, and the retry."""
+    pods = (ended_pod(75, "ConnectionError: reset", **STAGE),)
+    plan = plan_for(finetune(), jobs=(looking(status={"failed": 1}),), pods=pods)
+    assert stated(plan) == ("Unknown", "Restarting")
+    assert "Now retry 1 of 3 follows" in condition(plan, "Complete")["message"]
+
+
+def test_too_little_memory_names_the_setting_that_gives_more() -> None:
+    """The spec's memory is that of the training."""
+    job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, **STAGE)
+    pods = (ended_pod(137, reason="OOMKilled", **STAGE),)
+    plan = plan_for(finetune(), jobs=(job,), pods=pods)
+    assert stated(plan) == ("False", "OOMKilled")
+    assert "more than its 2Gi" in condition(plan, "Failed")["message"]
+    assert "have preflightMemory raised" in condition(plan, "Failed")["message"]
+
+
+def test_a_pod_that_does_not_start_tells_why() -> None:
+    """As a training pod does."""
+    pod = waiting_pod("CreateContainerConfigError", 'secret "hf-token" not found', **STAGE)
+    plan = plan_for(finetune(), jobs=(looking(),), pods=(pod,))
+    assert stated(plan) == stated(plan, "PreflightPassed") == ("Unknown", "SecretNotFound")
+    assert plan.watch_events
+
+
+def test_suspend_holds_it_too() -> None:
+    """One wish for the whole run."""
+    plan = plan_for(finetune(suspend=True), jobs=(looking(),), pods=(looking_pod(),))
+    assert [(patch.name, patch.body["spec"]) for patch in plan.patch] == [(PREFLIGHT, {"suspend": True})]
+    assert stated(plan, "Suspended") == ("True", "SuspendedByUser")
+    held = World({"suspend": True, "preflight": "Run"})
+    held.settle()
+    assert [job["spec"]["suspend"] for job in held.jobs.values()] == [True]
+
+
+def test_its_retries_do_not_grow_with_the_nodes_of_the_training() -> None:
+    """It is one pod."""
+    plan = plan_for(finetune(resources={"nodes": 4}), jobs=(looking(),))
+    assert plan.patch == ()
+
+
+def test_one_that_was_deleted_is_made_again_and_counts_nothing() -> None:
+    """Under the same name; once it has done its work, it is not missed."""
+    world = World({"preflight": "Run"})
+    world.settle()
+    for _ in range(5):
+        world.delete_job(PREFLIGHT)
+        world.settle()
+        assert list(world.jobs) == [PREFLIGHT]
+    world.job_controller()
+    (pod,) = world.living_pods()
+    world.finish(pod, 0, "")
+    world.settle()
+    assert list(world.jobs) == [PREFLIGHT, job_name()]
+    world.delete_job(PREFLIGHT)
+    world.settle()
+    assert list(world.jobs) == [job_name()]
+    assert world.condition("PreflightPassed") == ("True", "PreflightPassed")
+
+
+def test_a_second_attempt_is_not_looked_at_again() -> None:
+    """Once for a run."""
+    first = plan_for(finetune(), jobs=(looked(),))
+    plan = plan_for(with_status(finetune(), first.status), jobs=(looked(),))
+    assert made(plan) == [("Job", job_name(2))]
+    assert stated(plan, "PreflightPassed") == ("True", "PreflightPassed")
+
+
+def test_a_pod_that_outlives_its_job_holds_nothing_up() -> None:
+    """Two may fetch at once; only outputs have one writer."""
+    plan = plan_for(finetune(), pods=(looking_pod(job_uid="gone"),))
+    assert made(plan)[0] == ("Job", PREFLIGHT)
+
+
+def test_its_progress_is_not_that_of_the_training() -> None:
+    """Nobody asks it, and no answer of a training pod is taken for its own."""
+    progress = Progress(phase=Phase.TRAINING, step=3, total_steps=4)
+    plan = plan_for(finetune(), jobs=(looking(),), pods=(looking_pod(),), progress=progress)
+    assert "progress" not in plan.status
+    assert plan.ask_progress is None
+
+
+def test_the_time_to_live_takes_it_with_the_rest() -> None:
+    """It is kept until then."""
+    pods = (ended_pod(0, make_summary().to_message()),)
+    done = plan_for(finetune(), jobs=(looked(), finished_job()), pods=pods)
+    assert done.delete == ()
+    expired = with_status(finetune(ttlSecondsAfterFinished=0), done.status)
+    gone = plan_for(expired, jobs=(looked(), finished_job()), pods=pods).delete
+    assert [(ref.kind, ref.name) for ref in gone] == [("Job", PREFLIGHT), ("Job", job_name())]
+
+
+def test_a_pod_that_has_ended_waits_for_its_job_to_say_so() -> None:
+    """Nothing is published by it."""
+    plan = plan_for(finetune(), jobs=(looking(),), pods=(ended_pod(0, **STAGE),))
+    assert stated(plan) == ("Unknown", "Preflight")
+    fresh = plan_for(finetune(), jobs=(looking(),), pods=(make_pod(**STAGE),))
+    assert stated(fresh) == ("Unknown", "Pending")
+
+
+@pytest.mark.parametrize(
+    "status",
+    [{"attempt": 1, "jobName": job_name()}, {}],
+    ids=["stored", "before its first status"],
+)
+def test_a_run_that_has_a_training_job_already_is_not_looked_at(status: dict[str, Any]) -> None:
+    """As after the upgrade from a release without it; its Job may be deleted later."""
+    going = plan_for(with_status(finetune(), status), jobs=(make_job(),), pods=(running_pod(),))
+    assert going.create == ()
+    assert "PreflightPassed" not in {c["type"] for c in going.status["conditions"]}
+    assert made(plan_for(with_status(finetune(), going.status))) == [("Job", job_name(2))]
+
+
+def test_a_run_that_was_being_prepared_at_an_upgrade_is_looked_at_when_the_old_job_is_gone() -> None:
+    """An earlier release made a Job that only fetched: it is stopped, and no two of the run's Jobs are at work."""
+    old = make_job(stage="prepare")
+    stopping = plan_for(finetune(), jobs=(old,))
+    assert [(ref.name, ref.uid) for ref in stopping.delete] == [(old.name, old.uid)]
+    assert (stopping.create, stopping.read_first) == ((), True)
+    waiting = plan_for(finetune(), jobs=(make_job(stage="prepare", deleting=True),))
+    assert (waiting.create, waiting.delete) == ((), ())
+    assert old.name in condition(waiting, "Complete")["message"]
+    assert made(plan_for(with_status(finetune(), waiting.status))) == [("Job", PREFLIGHT)]
+    skips = plan_for(make_finetune(), jobs=(make_job(stage="prepare", deleting=True),))
+    assert skips.create == ()
+
+
+@pytest.mark.parametrize("kind", ["Complete", "Failed"])
+def test_an_old_job_that_has_ended_is_left_as_it_is(kind: str) -> None:
+    """Until the time to live takes it; what it said is found out again."""
+    ended = finished_job(kind, reason="PodFailurePolicy", stage="prepare")
+    plan = plan_for(finetune(), jobs=(ended,), pods=(ended_pod(66, stage="prepare"),))
+    assert (made(plan), plan.delete) == ([("Job", PREFLIGHT)], ())
+
+
+def test_a_run_whose_data_an_earlier_release_had_fetched_goes_on_to_its_training() -> None:
+    """Its condition holds already, under the reason of that release."""
+    said = {"type": "PreflightPassed", "status": "True", "reason": "Prepared", "message": "All is at hand"}
+    old = with_status(finetune(), {"conditions": [{**said, "lastTransitionTime": instant(minutes_ago(5))}]})
+    plan = plan_for(old, jobs=(finished_job(stage="prepare"),))
+    assert made(plan) == [("Job", job_name())]
+    assert stated(plan, "PreflightPassed") == ("True", "PreflightPassed")
+    assert condition(plan, "PreflightPassed")["message"] == "All is at hand"

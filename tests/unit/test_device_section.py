@@ -1,0 +1,83 @@
+"""Where a run's configuration has the memory of its GPU from."""
+
+from typing import Any
+
+import pytest
+from tests.unit.builders import make_manifest
+
+from lora_trainer.contract.config import DeviceConfig
+from lora_trainer.contract.device_section import GpuSetting
+from lora_trainer.contract.fit.devices import GIB, MIB, device_of, find_gpu
+from lora_trainer.contract.manifest import RunOptions, train_config
+
+SETTINGS = (
+    GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.5),
+    GpuSetting(name="amd.com/gpu", memory_gib=192),
+    GpuSetting(name="nvidia.com/gpu", memory_gib=16, price=0.5),
+    GpuSetting(name="NVIDIA-L4", memory_gib=24, price=0.8),
+)
+
+
+def device(resources: dict[str, Any], settings: tuple[GpuSetting, ...] = SETTINGS) -> DeviceConfig:
+    """What the pods of a run are given."""
+    return train_config(make_manifest(spec={"resources": resources}), RunOptions(uid="u", gpus=settings)).device
+
+
+LEAST_24 = 22_610 * MIB
+SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
+    ({"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
+    ({"gpuProducts": ["NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB, 0.8),
+    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "T4", 15_360 * MIB, None),
+    ({"gpuProducts": ["NVIDIA-A10G"]}, "NVIDIA-A10G", LEAST_24, 1.5),
+    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 24}, "NVIDIA-L4", 23_034 * MIB, 0.8),
+    # What nobody knows may be the smallest: what is asked for at least counts, or else nothing does.
+    ({"gpuProducts": ["NVIDIA-L4", "Zebra-9000"], "gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
+    # Before the setting of the resource, which speaks of all of them.
+    ({"gpuMinMemoryGiB": 24, "gpuResourceName": "nvidia.com/mig-3g.40gb"}, "24 GiB", LEAST_24, None),
+    ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", 37_684 * MIB, None),
+    ({"gpuResourceName": "nvidia.com/mig-1g.10gb.shared"}, "", None, None),
+    ({"gpuResourceName": "amd.com/gpu"}, "amd.com/gpu", 180_880 * MIB, None),
+    ({}, "nvidia.com/gpu", 15_074 * MIB, 0.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("resources", "name", "memory", "price"), SOURCES, ids=[str(resources) for resources, *_ in SOURCES]
+)
+def test_the_nearest_source_tells_the_memory(
+    resources: dict[str, Any], name: str, memory: int | None, price: float | None
+) -> None:
+    """What the run asks for, then the slice's name, then the operator's setting."""
+    found = device(resources)
+    if memory is None:
+        assert (found.gpu, found.gpu_memory_bytes) == (None, None)
+        return
+    assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (name, memory, price)
+
+
+def test_where_nothing_tells_it_there_is_none() -> None:
+    """Any GPU may come; a product that nobody knows, and a run without GPUs, tell nothing either."""
+    for resources in ({}, {"gpuProducts": ["NVIDIA-L4", "Zebra-9000"]}, {"gpuProducts": ["NVIDIA-L4-SHARED"]}):
+        found = device(resources, ())
+        assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (None, None, None)
+        assert device_of(found) is None
+    assert device({"gpus": 0}).gpu_memory_bytes is None
+
+
+def test_a_product_that_is_known_has_its_speed() -> None:
+    """And compute capability: a T4 has no bf16, whoever names it; of a size alone nothing is known."""
+    named = device_of(device({"gpuProducts": ["Tesla-T4"]}, ()))
+    assert named == find_gpu("T4")
+    sized = device_of(device({"gpuMinMemoryGiB": 16}, ()))
+    assert sized is not None
+    assert (sized.flops, sized.bf16, sized.memory_bytes) == (None, True, 15_074 * MIB)
+    priced = device_of(device({"gpuProducts": ["NVIDIA-L4"]}))
+    assert priced is not None
+    assert priced.flops == find_gpu("L4").flops
+
+
+def test_a_setting_may_know_less_memory_than_the_table() -> None:
+    """Of a product that is partitioned in software; more than the table has it can only mean as sold."""
+    half = (GpuSetting(name="NVIDIA-L4", memory_gib=12),)
+    assert device({"gpuProducts": ["NVIDIA-L4"]}, half).gpu_memory_bytes == 11_305 * MIB
+    assert 11_305 * MIB < 12 * GIB

@@ -1,0 +1,51 @@
+"""Advice as data: a code, and the values that its sentences are made of."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class Severity(enum.StrEnum):
+    """`WARNING` where work may be lost, or the result may not be what it seems."""
+
+    WARNING = "Warning"
+    INFO = "Info"
+
+
+class Code(enum.StrEnum):
+    """What a piece of advice is about, in the order in which advice of one severity is given."""
+
+    RANK_TOO_LOW = "RankTooLow"
+    RANK_HIGH = "RankHigh"
+    ALPHA_RATIO = "AlphaRatio"
+    ALPHA_AT_HIGH_RANK = "AlphaAtHighRank"
+    NOISY_LOSS = "NoisyLoss"
+    FEW_LAYERS = "FewLayers"
+    DROPOUT_MEMORY = "DropoutMemory"
+    SEVERAL_EPOCHS = "SeveralEpochs"
+    MANY_DUPLICATES = "ManyDuplicates"
+    STILL_IMPROVING = "StillImproving"
+    HELD_OUT_LOSS_ROSE = "HeldOutLossRose"
+    LARGE_BATCH = "LargeBatch"
+    SMALL_MICRO_BATCH = "SmallMicroBatch"
+    LEARNING_RATE = "LearningRate"
+    QUANTIZATION_NOT_NEEDED = "QuantizationNotNeeded"
+    QUANTIZATION_WOULD_FIT = "QuantizationWouldFit"
+    ROWS_CUT = "RowsCut"
+    FEW_HELD_OUT_ROWS = "FewHeldOutRows"
+    HELD_OUT_ROWS_LEARNED = "HeldOutRowsLearned"
+    SERVE_MERGED = "ServeMerged"
+    MAX_LORA_RANK = "MaxLoraRank"
+    RECENT_SERVER = "RecentServer"
+    EXPERTS_NOT_ADAPTED = "ExpertsNotAdapted"
+    MODULES_PASSED_OVER = "ModulesPassedOver"
+    LANGUAGE_MODEL_ALONE = "LanguageModelAlone"
+    ESTIMATE_OFF = "EstimateOff"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """One thing that would make this run, or the next one, go better. `values` fill the sentences of its code."""
+
+    code: str
+    values: Mapping[str, str] = field(default_factory=dict)

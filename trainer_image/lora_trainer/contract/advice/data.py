@@ -1,0 +1,162 @@
+"""Advice about rows, and about what of a model the adapter leaves alone."""
+
+from lora_trainer.contract.advice.codes import Code, Severity
+from lora_trainer.contract.advice.facts import Facts
+from lora_trainer.contract.advice.rule import Rule, Values, count
+
+FEW_ROWS = 20
+"""Losses over fewer held-out rows have standard errors that are themselves uncertain; that of one row is unknown."""
+_MANY_DUPLICATES = 0.05
+_FEW_PER_CENT = 0.03
+_LONGEST_LIST = 160
+
+
+def _rows_cut(facts: Facts) -> Values | None:
+    if facts.rows is None or facts.rows.cut <= 0:
+        return None
+    length = str(facts.config.training.max_sequence_length)
+    return {"cut": count(facts.rows.cut), "tokens": count(facts.rows.cut_tokens), "length": length}
+
+
+def _many_duplicates(facts: Facts) -> Values | None:
+    if facts.rows is None:
+        return None
+    rows = facts.rows.training + facts.rows.held_out
+    if rows <= 0 or facts.rows.duplicates < _MANY_DUPLICATES * rows:
+        return None
+    return {"duplicates": count(facts.rows.duplicates), "rows": count(rows)}
+
+
+def _few_held_out_rows(facts: Facts) -> Values | None:
+    if facts.rows is None:
+        return None
+    rows, ended = facts.rows.held_out, facts.ended
+    if ended is None or not ended.held_out or rows < FEW_ROWS:
+        return {"rows": count(rows)} if rows < FEW_ROWS else None
+    smallest = 2 * ended.improvement_standard_error
+    if not ended.loss_before > 0 or not smallest > _FEW_PER_CENT * ended.loss_before:
+        return None
+    return {"rows": count(rows), "smallest": f"{smallest:.3g}", "share": f"{smallest / ended.loss_before:.1%}"}
+
+
+def _held_out_rows_learned(facts: Facts) -> Values | None:
+    if facts.rows is None or facts.rows.shared <= 0:
+        return None
+    return {"shared": count(facts.rows.shared), "rows": count(facts.rows.held_out)}
+
+
+def _experts_not_adapted(facts: Facts) -> Values | None:
+    if facts.left_alone is None or not facts.left_alone.experts:
+        return None
+    return {"experts": _clipped(facts.left_alone.experts)}
+
+
+def _modules_passed_over(facts: Facts) -> Values | None:
+    if facts.left_alone is None or not facts.left_alone.passed_over:
+        return None
+    return {"names": _clipped(facts.left_alone.passed_over), "kind": _clipped(facts.left_alone.kind)}
+
+
+def _language_model_alone(facts: Facts) -> Values | None:
+    if facts.left_alone is None or not facts.left_alone.language_part:
+        return None
+    return {"part": _clipped(facts.left_alone.language_part), "kind": _clipped(facts.left_alone.kind)}
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST_LIST else text[: _LONGEST_LIST - 1] + "…"
+
+
+RULES = (
+    Rule(
+        code=Code.MANY_DUPLICATES,
+        severity=Severity.INFO,
+        subject="data",
+        condition="5 % of the rows or more are copies of other rows",
+        message="Remove copies from the data set, unless they are meant to count more: they act like further epochs "
+        "over these rows alone",
+        evidence=("Of {rows} rows {duplicates} are copies of others",),
+        source="Lee et al., Deduplicating Training Data Makes Language Models Better, arXiv 2107.06499",
+        rule_of_thumb=True,
+        check=_many_duplicates,
+    ),
+    Rule(
+        code=Code.ROWS_CUT,
+        severity=Severity.WARNING,
+        subject="data",
+        condition="rows are longer than spec.training.maxSequenceLength and are cut",
+        message="Raise spec.training.maxSequenceLength, or split or shorten the long rows: what is cut off is not "
+        "learned, the end of an answer above all",
+        evidence=("Rows with more than {length} tokens: {cut}, which lose {tokens} tokens in all",),
+        source="trainer-data.md",
+        rule_of_thumb=False,
+        check=_rows_cut,
+    ),
+    Rule(
+        code=Code.FEW_HELD_OUT_ROWS,
+        severity=Severity.WARNING,
+        subject="data",
+        condition="fewer than 20 rows are held out; after the training also where two standard errors of the "
+        "improvement are more than 3 % of the loss before it",
+        message="Raise spec.dataset.validationFraction, or name more rows in spec.dataset.validationUri: over few "
+        "held-out rows an improvement of a few per cent cannot be told from chance",
+        evidence=(
+            (
+                "Held-out rows: {rows}, over which less than {smallest} nats ({share} of the loss) cannot be told from "
+                "chance"
+            ),
+            "Held-out rows: {rows}",
+        ),
+        source="Two standard errors of the paired difference; Cochran, Sampling Techniques, 3rd ed., section 6.4",
+        rule_of_thumb=False,
+        check=_few_held_out_rows,
+    ),
+    Rule(
+        code=Code.HELD_OUT_ROWS_LEARNED,
+        severity=Severity.WARNING,
+        subject="data",
+        condition="held-out rows of spec.dataset.validationUri are among the training rows, too",
+        message="Take the held-out rows out of the training data: the held-out loss flatters where the same rows are "
+        "learned",
+        evidence=("Training rows that stand among the held-out rows, too: {shared}",),
+        source="trainer-data.md, The rule of the split",
+        rule_of_thumb=False,
+        check=_held_out_rows_learned,
+    ),
+    Rule(
+        code=Code.EXPERTS_NOT_ADAPTED,
+        severity=Severity.WARNING,
+        subject="mixture",
+        condition="the base is a mixture of experts, and its experts are not adapted",
+        message="Name the experts in spec.lora.targetParameters to adapt them, too: they are no linear modules, so no "
+        "preset has them",
+        evidence=("The model is a mixture, whose {experts} are not adapted",),
+        source="trainer-model.md",
+        rule_of_thumb=False,
+        check=_experts_not_adapted,
+    ),
+    Rule(
+        code=Code.MODULES_PASSED_OVER,
+        severity=Severity.INFO,
+        subject="mixture",
+        condition="a preset passes modules over that PEFT cannot adapt in a model of that kind",
+        message="Nothing is to be done: PEFT takes their names for a mixture's experts or for a kernel's weights",
+        evidence=("Modules named {names} are not adapted in a model of the kind {kind}",),
+        source="PEFT, peft/utils/transformers_weight_conversion.py",
+        rule_of_thumb=False,
+        check=_modules_passed_over,
+    ),
+    Rule(
+        code=Code.LANGUAGE_MODEL_ALONE,
+        severity=Severity.INFO,
+        subject="mixture",
+        condition="the base takes more than text, and its language model alone is adapted",
+        message="Nothing is to be done: rows of text train nothing else",
+        evidence=(
+            "The model of the kind {kind} takes more than text, and its language model ({part}) alone is adapted",
+        ),
+        source="trainer-model.md",
+        rule_of_thumb=False,
+        check=_language_model_alone,
+    ),
+)

@@ -1,0 +1,148 @@
+"""What advice rests on: all that is known of a run, before its training or after it."""
+
+from dataclasses import dataclass
+
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.preflight import Preflight
+from lora_trainer.contract.run_plan import RunPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Counts of rows and tokens; `tokens` and `learned` are of the training rows.
+
+    `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows, `shared` held-out rows that are
+    trained on, too.
+    """
+
+    training: int
+    held_out: int
+    tokens: int
+    learned: int
+    cut: int = 0
+    cut_tokens: int = 0
+    duplicates: int = 0
+    shared: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computing:
+    """How the run computes; None is what is not known. `micro_batch_tokens` are the most of a micro-batch."""
+
+    cpu: bool
+    quantization: Quantization
+    recomputes: bool | None = None
+    micro_batch_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftAlone:
+    """What the adapter leaves alone: `experts` of a mixture in words, modules of the names `passed_over` in a model of
+    this `kind`, and all but its language model, whose name is `language_part`. Empty where there is nothing."""
+
+    kind: str = ""
+    experts: str = ""
+    passed_over: str = ""
+    language_part: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """By how much the held-out loss at the end is below that after `step`, nats per token: paired over `rows`."""
+
+    step: int
+    fall: float
+    standard_error: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What came out. Losses are nats per token over held-out rows, or with `held_out` false over training rows.
+
+    `late` is the change since an evaluation around three quarters of the steps, `lowest` since the one with the lowest
+    loss; with `kept_best` the weights are of that one. `unsteady_steps` are those after which the smoothed loss stood
+    far above its lowest, or which were left out for numbers that are none.
+    """
+
+    steps: int
+    loss_before: float
+    improvement_standard_error: float
+    held_out: bool
+    late: Change | None = None
+    lowest: Change | None = None
+    kept_best: bool = False
+    unsteady_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a training took, and what it was estimated to take; None where nothing was."""
+
+    peak_bytes: int
+    seconds: float
+    estimated_peak_bytes: int | None = None
+    estimated_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """A run as far as it is known. `ended` is None before its end, `left_alone` before the base was looked at."""
+
+    config: TrainConfig
+    computing: Computing
+    shape: Shape | None = None
+    trainable_parameters: int | None = None
+    rows: Rows | None = None
+    left_alone: LeftAlone | None = None
+    plan: RunPlan | None = None
+    ended: Ended | None = None
+    estimate: Estimate | None = None
+
+
+def facts_before(
+    config: TrainConfig, preflight: Preflight | None, plan: RunPlan | None, shape: Shape | None = None
+) -> Facts:
+    """What is known before the training. `shape` is the base's, where its configuration was read."""
+    cpu = config.device.gpus == 0
+    computing = Computing(cpu=cpu, quantization=config.quantization)
+    if plan is not None:
+        computing = Computing(
+            cpu=cpu,
+            quantization=plan.quantization,
+            recomputes=plan.activation_checkpointing,
+            micro_batch_tokens=plan.micro_batch_tokens,
+        )
+    trained = plan.trainable_parameters if plan else preflight.model.trainable_parameters if preflight else None
+    return Facts(
+        config=config,
+        computing=computing,
+        shape=shape,
+        trainable_parameters=trained,
+        rows=_rows(preflight) if preflight else None,
+        left_alone=left_alone_of(config, shape) if shape else None,
+        plan=plan,
+    )
+
+
+def _rows(preflight: Preflight) -> Rows:
+    found = preflight.dataset
+    return Rows(
+        training=found.train_samples,
+        held_out=found.validation_samples,
+        tokens=found.tokens,
+        learned=found.target_tokens,
+        cut=found.truncated_samples,
+        cut_tokens=found.truncated_tokens,
+        duplicates=found.duplicate_samples,
+        shared=found.shared_samples,
+    )
+
+
+def left_alone_of(config: TrainConfig, shape: Shape) -> LeftAlone:
+    """What an adapter leaves alone, as far as a shape tells it."""
+    if not shape.experts or config.lora.target_parameters:
+        return LeftAlone(kind=shape.family)
+    share = shape.experts / max(1, shape.parameters)
+    return LeftAlone(kind=shape.family, experts=f"experts, {share:.0%} of the parameters,")

@@ -1,0 +1,251 @@
+"""Advice about the training: dropout, epochs, batch, learning rate, and whether weights need to be quantized."""
+
+import math
+import re
+
+from lora_trainer.contract.advice.codes import Code, Severity
+from lora_trainer.contract.advice.facts import Facts
+from lora_trainer.contract.advice.rule import Rule, Values, count, number, size
+from lora_trainer.contract.config import Precision, Quantization, Variant
+from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
+from lora_trainer.contract.fit.choice import recomputes
+from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
+from lora_trainer.contract.fit.memory import gpu_memory
+from lora_trainer.contract.fit.setting import Setting
+from lora_trainer.contract.run_plan import Alternative
+
+_LARGE_BATCH = 32
+_LOWEST_RATE, _HIGHEST_RATE = 5e-5, 1e-3
+_ENOUGH_TOKENS = 4096
+_FOUR_BITS = (Quantization.NF4, Quantization.FP4)
+_QUANTIZED = (*_FOUR_BITS, Quantization.INT8)
+_CHANGE = re.compile(r"\bquantization: (\w+)")
+_REGRET = "Schulman et al., LoRA Without Regret (Thinking Machines, 2025)"
+_RASCHKA = "Raschka, Practical Tips for Finetuning LLMs Using LoRA (2023)"
+
+
+def _dropout_memory(facts: Facts) -> Values | None:
+    config, shape, computing = facts.config, facts.shape, facts.computing
+    if config.lora.dropout <= 0 or shape is None:
+        return None
+    recomputed = computing.recomputes
+    if recomputes(config, shape, cpu=computing.cpu) if recomputed is None else recomputed:
+        return None
+    try:
+        adapter = plan_adapter(config.lora, shape)
+    except AdapterError:
+        return None
+    fp32 = config.training.precision is Precision.FP32 or computing.cpu
+    tokens = _most_tokens(facts)
+    kept, plain = (
+        gpu_memory(
+            shape,
+            adapter,
+            Setting(
+                quantization=Quantization.NONE,
+                recompute=False,
+                tokens=tokens,
+                row=config.training.max_sequence_length,
+                packs=not computing.cpu,
+                cpu=computing.cpu,
+                fp32=fp32,
+                dora=config.lora.variant is Variant.DORA,
+                dropout=dropout,
+            ),
+        ).activations
+        for dropout in (True, False)
+    )
+    if kept <= plain:
+        return None
+    share = f"{(kept - plain) / max(1, plain):.0%}"
+    values = {"dropout": number(config.lora.dropout), "more": size(kept - plain), "share": share}
+    return {**values, "tokens": count(tokens)}
+
+
+def _most_tokens(facts: Facts) -> int:
+    """Most tokens of a micro-batch, by the plan or by the configuration."""
+    training, planned = facts.config.training, facts.computing.micro_batch_tokens
+    if planned is not None:
+        return planned
+    longest = training.max_sequence_length
+    budget = CPU_TOKEN_BUDGET if facts.computing.cpu else TOKEN_BUDGET
+    if training.micro_batch_size is not None:
+        budget = training.micro_batch_size * longest
+    return min(max(budget, longest), _rows_of_a_process(facts) * longest)
+
+
+def _rows_of_a_process(facts: Facts) -> int:
+    return math.ceil(facts.config.training.effective_batch_size / max(1, facts.config.device.processes))
+
+
+def _several_epochs(facts: Facts) -> Values | None:
+    training, rows = facts.config.training, facts.rows
+    epochs = training.epochs
+    if epochs is None and rows is not None and training.max_steps is not None:
+        epochs = training.max_steps * training.effective_batch_size / max(1, rows.training)
+    return {"epochs": f"{epochs:.3g}"} if epochs is not None and epochs > 1 else None
+
+
+def _large_batch(facts: Facts) -> Values | None:
+    batch, processes = facts.config.training.effective_batch_size, facts.config.device.processes
+    if batch <= max(_LARGE_BATCH, processes):
+        return None
+    return {"batch": count(batch), "smaller": count(max(_LARGE_BATCH, processes))}
+
+
+def _small_micro_batch(facts: Facts) -> Values | None:
+    if facts.computing.quantization not in _FOUR_BITS or facts.computing.cpu:
+        return None
+    tokens: float = _most_tokens(facts)
+    if facts.rows is not None and facts.rows.training > 0:
+        tokens = min(tokens, _rows_of_a_process(facts) * facts.rows.tokens / facts.rows.training)
+    if tokens >= _ENOUGH_TOKENS:
+        return None
+    return {
+        "tokens": count(tokens),
+        "enough": count(_ENOUGH_TOKENS),
+        "quantization": facts.computing.quantization.value,
+    }
+
+
+def _learning_rate(facts: Facts) -> Values | None:
+    rate = facts.config.training.learning_rate
+    return None if _LOWEST_RATE <= rate <= _HIGHEST_RATE else {"rate": number(rate)}
+
+
+def _alternative(facts: Facts, quantization: Quantization) -> Alternative | None:
+    """The fastest way to run it with that quantization that fits the plan's device."""
+    if facts.plan is None or facts.plan.device_bytes is None:
+        return None
+    fitting = [
+        one
+        for one in facts.plan.alternatives
+        if one.fits and (found := _CHANGE.search(one.change)) is not None and found[1] == quantization.value
+    ]
+    return max(fitting, key=lambda one: one.tokens_per_second or 0.0, default=None)
+
+
+def _quantization_not_needed(facts: Facts) -> Values | None:
+    wanted, other = facts.config.quantization, _alternative(facts, Quantization.NONE)
+    if wanted not in _QUANTIZED or other is None or facts.plan is None:
+        return None
+    ours, theirs = facts.plan.tokens_per_second, other.tokens_per_second
+    if ours is not None and theirs is not None and theirs < ours:
+        return None  # recomputed in 16 bits it fits, and takes longer than quantized
+    values = {
+        "quantization": wanted.value,
+        "change": other.change[:120],
+        "peak": size(other.peak_bytes),
+        "memory": size(facts.plan.device_bytes or 0),
+    }
+    if ours is None or theirs is None or not 0 < ours < theirs:
+        return values
+    return {**values, "slower": f"{theirs / ours - 1:.0%}"}
+
+
+def _quantization_would_fit(facts: Facts) -> Values | None:
+    other = _alternative(facts, Quantization.NF4)
+    if facts.config.quantization is not Quantization.NONE or other is None or facts.plan is None or facts.plan.fits:
+        return None
+    return {
+        "change": other.change[:120],
+        "peak": size(other.peak_bytes),
+        "needed": size(facts.plan.peak_bytes),
+        "memory": size(facts.plan.device_bytes or 0),
+    }
+
+
+RULES = (
+    Rule(
+        code=Code.DROPOUT_MEMORY,
+        severity=Severity.INFO,
+        subject="dropout",
+        condition="dropout is above 0 and activations are kept, not recomputed",
+        message="Set spec.lora.dropout to 0 unless a trial shows that it helps, or "
+        "spec.training.activationCheckpointing to Full: with dropout each adapted module keeps its own input and a "
+        "mask of it",
+        evidence=(
+            (
+                "By the estimate dropout {dropout} takes {more} more for activations ({share}), at {tokens} tokens in "
+                "a micro-batch"
+            ),
+        ),
+        source="fit.md, What is counted",
+        rule_of_thumb=False,
+        check=_dropout_memory,
+    ),
+    Rule(
+        code=Code.SEVERAL_EPOCHS,
+        severity=Severity.INFO,
+        subject="epochs",
+        condition="the run sees its rows more than once",
+        message="Try one epoch first, and more data rather than more epochs: further passes over the same rows often "
+        "make the result worse on others. spec.training.evalSteps with earlyStoppingPatience keeps the best adapter",
+        evidence=("The run sees each row {epochs} times",),
+        source=_RASCHKA,
+        rule_of_thumb=True,
+        check=_several_epochs,
+    ),
+    Rule(
+        code=Code.LARGE_BATCH,
+        severity=Severity.INFO,
+        subject="batch",
+        condition="spec.training.effectiveBatchSize is above 32, and above the number of training processes",
+        message="Lower spec.training.effectiveBatchSize to {smaller} or less: adapters learn less from large batches "
+        "than whole models do, whatever their rank",
+        evidence=("spec.training.effectiveBatchSize is {batch}",),
+        source=_REGRET,
+        rule_of_thumb=True,
+        check=_large_batch,
+    ),
+    Rule(
+        code=Code.SMALL_MICRO_BATCH,
+        severity=Severity.INFO,
+        subject="batch",
+        condition="weights are held in 4 bits and a micro-batch has fewer than 4,096 tokens, on a GPU",
+        message="Let micro-batches have {enough} tokens or more (leave spec.training.microBatchSize away, or raise "
+        "effectiveBatchSize up to 32), or set spec.quantization to None where the base fits in 16 bits: 4-bit "
+        "weights are made 16-bit anew for each micro-batch",
+        evidence=("With {quantization} a micro-batch has at most some {tokens} tokens",),
+        source="fit.md, What is counted; +50 % of time at 110 tokens: Raschka (2023)",
+        rule_of_thumb=True,
+        check=_small_micro_batch,
+    ),
+    Rule(
+        code=Code.LEARNING_RATE,
+        severity=Severity.WARNING,
+        subject="learning rate",
+        condition="spec.training.learningRate is below 5e-5 or above 1e-3",
+        message="Set spec.training.learningRate from 0.00005 to 0.001, 0.0002 for a start: adapters take about ten "
+        "times the rate of a whole model, less leaves them untrained, and more makes the loss diverge",
+        evidence=("spec.training.learningRate is {rate}",),
+        source=_REGRET,
+        rule_of_thumb=True,
+        check=_learning_rate,
+    ),
+    Rule(
+        code=Code.QUANTIZATION_NOT_NEEDED,
+        severity=Severity.INFO,
+        subject="quantization",
+        condition="quantization is asked for, and by the plan the base fits the GPU in 16 bits, no slower",
+        message="Set spec.quantization to Auto or None: the base fits in 16 bits, which is as good and no slower",
+        evidence=(
+            "By the plan {quantization} takes {slower} more time than {change}, which takes {peak} of {memory}",
+            "By the plan {change} takes {peak} of {memory}",
+        ),
+        source="Dettmers et al., QLoRA, arXiv 2305.14314 (equal quality); fit.md (memory and time)",
+        rule_of_thumb=False,
+        check=_quantization_not_needed,
+    ),
+    Rule(
+        code=Code.QUANTIZATION_WOULD_FIT,
+        severity=Severity.WARNING,
+        subject="quantization",
+        condition="no quantization is asked for, the plan does not see the base fit in 16 bits, and in NF4 it fits",
+        message="Set spec.quantization to Auto or NF4, with which the run fits the GPU",
+        evidence=("By the plan the run takes {needed} of {memory}, and {peak} with {change}",),
+        source="fit.md",
+        rule_of_thumb=False,
+        check=_quantization_would_fit,
+    ),
+)

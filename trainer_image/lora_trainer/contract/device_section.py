@@ -1,0 +1,99 @@
+"""`spec.resources` of a manifest as far as the training sees it: how many GPUs, and what is known of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_trainer.contract.config import DeviceConfig
+from lora_trainer.contract.fields import Reader
+from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of
+from lora_trainer.contract.training_section import or_default
+
+LARGEST_GPU_GIB = 1024
+MOST_PRODUCTS = 16
+_CLUSTER = ("cpu", "memory", "sharedMemory")
+_RESOURCE = "nvidia.com/gpu"
+_LONGEST_LABEL = 63
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSetting:
+    """What a cluster's administrator says of a GPU: `name` is its product, as the label `nvidia.com/gpu.product` has
+    it, or the resource's name under which nodes offer it; `memory_gib` is what it is sold with, `price` of an hour."""
+
+    name: str
+    memory_gib: int
+    price: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A GPU that the run may get, and what it costs an hour."""
+
+    gpu: Gpu
+    price: float | None = None
+
+
+def read_device(
+    section: Reader, settings: Sequence[GpuSetting] = (), *, allow_cpu: bool = False, strict: bool = False
+) -> DeviceConfig:
+    """What each of the run's pods is given; what is wrong is added to the section's problems.
+
+    The GPU's memory is that of the smallest product that the run takes, or what it asks for at least; else of the slice
+    or the setting that the resource's name means.
+    """
+    gpus = or_default(section.integer("gpus", 1, 0, 64), 1)
+    nodes = section.integer("nodes", 1, 1, 64) or 1
+    least = section.integer("gpuMinMemoryGiB", None, 1, LARGEST_GPU_GIB)
+    products = section.texts("gpuProducts", most=MOST_PRODUCTS, longest=_LONGEST_LABEL)
+    for product in products:
+        if not _LABEL.fullmatch(product):
+            rule = (
+                "must be a value of the label nvidia.com/gpu.product, as in NVIDIA-L4 (kubectl get nodes -L shows it)"
+            )
+            section.complain("gpuProducts", product, rule)
+    for field, value in (("gpuMinMemoryGiB", least), ("gpuProducts", list(products))):
+        if value and gpus == 0:
+            section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
+    named = section.get("gpuResourceName")
+    resource = named if isinstance(named, str) else _RESOURCE
+    section.seen.update(_CLUSTER)
+    section.finish(strict=strict)
+    found = _smallest(least, products, resource, settings) if gpus else None
+    return DeviceConfig(
+        gpus=gpus,
+        nodes=nodes,
+        allow_cpu=allow_cpu,
+        gpu=found.gpu.name if found else None,
+        gpu_memory_bytes=found.gpu.memory_bytes if found else None,
+        gpu_price=found.price if found else None,
+    )
+
+
+def _smallest(
+    least: int | None, products: Sequence[str], resource: str, settings: Sequence[GpuSetting]
+) -> _Found | None:
+    """The GPU with the least memory that the run may get; None where nothing tells its memory."""
+    if products:
+        named = [_named(product, settings) for product in products]
+        known = [found for found in named if found is not None]
+        enough = [found for found in known if least is None or found.gpu.memory_bytes >= least_memory(least)]
+        # A product of which nothing is known may have less memory than all others.
+        if enough and len(known) == len(products):
+            return min(enough, key=lambda found: found.gpu.memory_bytes)
+    if least is not None:
+        return _Found(gpu=Gpu(name=f"{least} GiB", memory_bytes=least_memory(least)))
+    return _named(resource, settings)
+
+
+def _named(name: str, settings: Sequence[GpuSetting]) -> _Found | None:
+    """By the administrator's settings, which know better, or by what the name itself says."""
+    setting = next((setting for setting in settings if setting.name.lower() == name.lower()), None)
+    known = by_product(name) or slice_of(name)
+    if setting is None:
+        return None if known is None else _Found(gpu=known)
+    memory = least_memory(setting.memory_gib)
+    if known is not None and known.memory_bytes >= memory and setting.memory_gib * GIB >= known.memory_bytes:
+        memory = known.memory_bytes
+    return _Found(gpu=Gpu(name=name, memory_bytes=memory), price=setting.price)

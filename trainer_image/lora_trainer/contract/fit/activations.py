@@ -1,0 +1,119 @@
+"""Bytes that a decoder layer keeps for the backward pass.
+
+Symbols of the comments: s bytes of the compute type, C hidden size, Q width of all queries, KV of all keys, I of the
+MLP, H heads, r rank.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.fit.setting import Setting
+from lora_trainer.contract.fit.shape import Layer
+
+
+@lru_cache(maxsize=4096)
+def layer_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
+    """Bytes that autograd keeps of a layer for a token.
+
+    For Llama with the adapter on all modules, in 16 bits: 8C + 4Q + 4KV + 6I + 4H + 8, and 4C + 2I + 14r.
+    """
+    return (
+        _norm_bytes(layer, setting)
+        + _mlp_bytes(layer, setting)
+        + mask_bytes(setting) * layer.dropped
+        + attention_bytes(layer, setting)
+        + _input_bytes(layer, ranks, setting)
+        + _adapter_bytes(layer, ranks, setting)
+    )
+
+
+def _mlp_bytes(layer: Layer, setting: Setting) -> int:
+    return setting.stream_size * layer.mlp_values + (4 if setting.widened else setting.size) * layer.wide_values
+
+
+def mask_bytes(setting: Setting) -> int:
+    """Of dropout, a value: a GPU's mask has a byte, a CPU's the compute type."""
+    return setting.size if setting.cpu else 1
+
+
+def has_kernel(layer: Layer, setting: Setting) -> bool:
+    """Whether one kernel computes attention over all rows, and takes heads that share keys and values."""
+    return layer.own_attention or (setting.packs and not layer.score_bytes and not layer.own_dropout)
+
+
+def _norm_bytes(layer: Layer, setting: Setting) -> int:
+    """An input in fp32 each; LayerNorm's as it is where nothing widens it, once for norms side by side."""
+    if not layer.layer_norm or setting.widened:
+        return 4 * (layer.normed + layer.statistics)
+    normed = layer.hidden if layer.parallel else layer.normed
+    return setting.size * (normed + layer.statistics)
+
+
+def attention_bytes(layer: Layer, setting: Setting) -> float:
+    """What attention reads and gives, and a sum for each head. Where no kernel takes grouped heads, keys and values are
+    repeated for each; scores that are written out are kept with their mask."""
+    size = setting.size
+    if layer.score_bytes:
+        scores = layer.score_bytes if not setting.fp32 else 4 * (layer.score_bytes - 4) // 2
+        return 3 * size * layer.query + (scores * layer.heads + 1) * setting.row
+    kernel = has_kernel(layer, setting)
+    key_value = layer.key_value if kernel else layer.query
+    # Values are a part of what the fused module gave, unless they are repeated.
+    whole = layer.query + layer.key_value if layer.fused and key_value == layer.key_value else 0
+    values = 2 * (layer.query + key_value) + whole
+    if layer.own_dropout and setting.cpu:
+        # PyTorch's attention for CPUs knows no dropout: it is written out in fp32, with scaled queries and keys; a
+        # softmax, a mask and their product.
+        return 4 * (5 if setting.fp32 else 3) * layer.query + 12 * layer.heads * setting.row
+    return size * values + 4 * layer.heads
+
+
+def _input_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> float:
+    """Inputs that only adapters need, each kept once for all modules that read it; with dropout see below.
+
+    LLM.int8() keeps the input of every module that it quantizes, adapted or not. Where it is fp32, each module makes a
+    copy of its own in 16 bits.
+    """
+    wide = setting.stream_size > setting.size
+    alone = (layer.layer_norm and setting.widened) or wide
+    every = setting.saves_inputs or setting.quantization is Quantization.INT8
+    read: dict[str, int] = {}
+    for module, rank in zip(layer.linear, ranks, strict=True):
+        needed = (every and not wide) or (rank > 0 and not setting.dropout)
+        if needed and not (module.saved and has_kernel(layer, setting)):
+            own_copy = alone and not module.saved and (wide or not module.reads.endswith("product"))
+            read[module.name if own_copy else module.reads] = module.inputs
+    of_quantized = setting.stream_size * inputs_of(layer) if every and wide else 0
+    return setting.size * sum(read.values()) + of_quantized
+
+
+def keeps_input(rank: int, setting: Setting) -> bool:
+    """Whether a module with an adapter of that rank keeps its input as it is."""
+    return rank > 0 and not setting.dropout
+
+
+def inputs_of(layer: Layer) -> int:
+    """Values of all inputs of linear modules, each once."""
+    return sum({module.reads: module.inputs for module in layer.linear}.values())
+
+
+def untrained_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
+    """What the first layer does not keep of `layer_bytes`: the input of its first norm, and an MLP that stands beside
+    attention and has no adapters."""
+    found = (setting.size if layer.layer_norm and not setting.widened else 4) * layer.hidden
+    beside = [rank for module, rank in zip(layer.linear, ranks, strict=True) if "mlp" in module.name]
+    if layer.parallel and not any(beside):
+        found += _mlp_bytes(layer, setting)
+    return found
+
+
+def _adapter_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> float:
+    """A's output; with dropout each module's own input and its mask; with DoRA the base's output and the adapter's."""
+    total = 0.0
+    for module, rank in zip(layer.linear, ranks, strict=True):
+        if rank:
+            total += setting.size * rank
+            total += (setting.size + mask_bytes(setting)) * module.inputs if setting.dropout else 0
+            total += (setting.stream_size + setting.size) * module.outputs if setting.dora else 0
+    return total

@@ -1,0 +1,195 @@
+"""The moments of a training step in which memory may be at its peak, in bytes above what stands all the time.
+
+Symbols of the comments as in `activations`, and V vocabulary, T tokens of a micro-batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.fit.activations import inputs_of, keeps_input, layer_bytes, untrained_bytes
+from lora_trainer.contract.fit.adapter import Adapter
+from lora_trainer.contract.fit.limits import MOST_LOGITS, TOKEN_BUDGET
+from lora_trainer.contract.fit.setting import Setting
+from lora_trainer.contract.fit.shape import Layer, Linear, Shape
+
+_NORM_GRADIENTS = 20
+"""Bytes a value of the hidden size in the backward pass of a norm that is written out: five steps in fp32."""
+_LAYER_NORM_GRADIENTS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Bytes of activations, of autocast's copies of the adapter, of a 4-bit matrix in full, and of what is computed."""
+
+    activations: float
+    working: float
+    copies: float = 0.0
+    dequantized: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.activations + self.working + self.copies + self.dequantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A model, its adapter and how they are trained."""
+
+    shape: Shape
+    adapter: Adapter
+    setting: Setting
+
+    @property
+    def layers(self) -> list[tuple[Layer, tuple[int, ...]]]:
+        """Each with the ranks of its modules."""
+        return list(zip(self.shape.layers, self.adapter.ranks, strict=True))
+
+
+def largest_moment(run: Run) -> Moment:
+    """Of all moments the one that takes most."""
+    return max(_moments(run), key=lambda moment: moment.total)
+
+
+def _moments(run: Run) -> Iterator[Moment]:
+    setting, copies = run.setting, _copies(run)
+    kept, last_norm = _kept(run), 4 * run.shape.hidden * setting.tokens
+    dora = max((_dora_bytes(module, setting) for module in _adapted(run)), default=0.0) if setting.dora else 0.0
+    # Recomputed, autocast forgets its copies at the end of the forward pass.
+    left = _largest_copies(run) if setting.recompute else copies
+    yield Moment(activations=kept + last_norm, working=_loss_bytes(run), copies=0.0 if setting.recompute else copies)
+    yield Moment(activations=kept, working=_forward_bytes(run) * setting.tokens + dora, copies=copies)
+    norm = (_LAYER_NORM_GRADIENTS if run.layers[-1][0].layer_norm else _NORM_GRADIENTS) * run.shape.hidden
+    yield Moment(
+        activations=kept + last_norm, working=norm * setting.tokens, copies=0.0 if setting.recompute else copies
+    )
+    for layer, ranks in dict.fromkeys(run.layers):
+        again = layer_bytes(layer, ranks, setting) * setting.tokens if setting.recompute else 0.0
+        of_product, of_factors = (bytes_ * setting.tokens for bytes_ in _gradient_bytes(layer, ranks, setting))
+        yield Moment(activations=kept, working=again + max(of_factors, dora), copies=left)
+        full = _dequantized(layer, setting)
+        yield Moment(activations=kept, working=again + of_product, copies=left, dequantized=full)
+    # The gradient of embeddings that are trained is made whole, before it is added: everything else is gone by then.
+    yield Moment(activations=0.0, working=4.0 * run.adapter.whole)
+    yield from _evaluation(run)
+
+
+def _kept(run: Run) -> float:
+    """Kept of all layers for the backward pass; recomputed, their inputs alone."""
+    setting, shape = run.setting, run.shape
+    if setting.recompute:
+        # bitsandbytes keeps the inputs of 8-bit modules itself, out of recomputation's reach.
+        by_itself = setting.quantization is Quantization.INT8
+        inputs = sum(inputs_of(layer) for layer in shape.layers) if by_itself else 0
+        stream = setting.stream_size * shape.hidden * len(shape.layers)
+        return (stream + setting.stream_size * inputs) * setting.tokens
+    of_layers = sum(layer_bytes(layer, ranks, setting) for layer, ranks in run.layers)
+    # What is before the first trained parameter needs no gradient.
+    before = 0.0 if run.adapter.whole else untrained_bytes(*run.layers[0], setting)
+    return (of_layers - before) * setting.tokens
+
+
+def _adapted(run: Run) -> Iterator[Linear]:
+    for layer, ranks in dict.fromkeys(run.layers):
+        yield from (module for module, rank in zip(layer.linear, ranks, strict=True) if rank)
+
+
+def _copies(run: Run) -> float:
+    """Autocast's, of A and B in 16 bits."""
+    return 0.0 if run.setting.fp32 else 2.0 * sum(_values(layer, ranks) for layer, ranks in run.layers)
+
+
+def _largest_copies(run: Run) -> float:
+    return 0.0 if run.setting.fp32 else 2.0 * max(_values(layer, ranks) for layer, ranks in run.layers)
+
+
+def _values(layer: Layer, ranks: tuple[int, ...]) -> int:
+    return sum(rank * (module.inputs + module.outputs) for module, rank in zip(layer.linear, ranks, strict=True))
+
+
+def _dequantized(layer: Layer, setting: Setting) -> float:
+    """A quantized matrix that its backward pass needs in full."""
+    if setting.quantization is Quantization.NONE:
+        return 0.0
+    return float(setting.size * max((module.weights for module in layer.linear), default=0))
+
+
+def _gradient_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> tuple[float, float]:
+    """What a layer's backward pass has at once beside what is kept, for a token: while the last module of its MLP gives
+    the gradient of its input, and after that.
+
+    Then there are the gradients of both factors and of their product, less the product, which is gone by then; where
+    scores are written out, their gradient in fp32 twice, when the MLP is gone.
+    """
+    size = setting.stream_size
+    stream = 2 * size * layer.hidden
+    products = [(m, rank) for m, rank in zip(layer.linear, ranks, strict=True) if m.reads.endswith("product")]
+    product = max((module.inputs for module, _ in products), default=0)
+    gone = setting.size * sum(module.inputs for module, rank in products if keeps_input(rank, setting))
+    wide = (4 if setting.widened else size) * layer.wide_values
+    mlp = max(size * max(layer.mlp_values, 2 * product), wide) - gone
+    of_mlp = size * layer.mlp_values + wide + gone
+    scores = 8 * layer.heads * setting.row - of_mlp if layer.score_bytes else 0.0
+    return stream + size * product, stream + max(mlp, scores)
+
+
+def _dora_bytes(module: Linear, setting: Setting) -> float:
+    """PEFT makes the adapter's whole product to learn its lengths: from a unit matrix, in fp32 and for autocast in 16
+    bits; then beside it the sum with the weight, and that in fp32 for its norm."""
+    size = setting.size
+    unit, low = module.inputs**2, 0 if setting.fp32 else size
+    quantized = 0 if setting.quantization is Quantization.NONE else size
+    made = (4 + low) * unit + size * module.weights
+    summed = size * unit + (2 * size + low * 2 + quantized) * module.weights
+    return float(max(made, summed))
+
+
+def _loss_bytes(run: Run) -> float:
+    """A few logits at once in the compute type and in fp32, with the learned positions' hidden states and gradients;
+    all of them, with the steps of a softmax between, where the output embedding is trained or something follows it."""
+    shape, setting = run.shape, run.setting
+    size, learned = setting.size, setting.tokens * setting.learned
+    hidden = size * shape.hidden * learned
+    # LayerNorm gave fp32, which the output embedding takes in 16 bits.
+    wide = 4 * shape.hidden * learned if run.layers[-1][0].layer_norm and setting.widened else 0.0
+    if not setting.fused_loss:
+        return hidden + 14 * shape.vocabulary * setting.tokens
+    if shape.capped or run.adapter.head_trained:
+        return hidden + wide + _all_logits(run, learned)
+    most = max(1, MOST_LOGITS["cpu" if setting.cpu else "cuda"] // shape.vocabulary)
+    logits = min(learned, most) * shape.vocabulary * (4 if setting.fp32 else 6)
+    return 2 * hidden + wide + logits
+
+
+def _all_logits(run: Run, learned: float) -> float:
+    """A softmax, its gradient and that of the logits in fp32; the tanh that capped them. An output embedding that is
+    trained has a copy in 16 bits, and a gradient in these and in fp32."""
+    shape, setting = run.shape, run.setting
+    size, logits = setting.size, learned * shape.vocabulary
+    softmax = (12 + (size if shape.soft_cap else 0)) * logits
+    if not run.adapter.head_trained:
+        return softmax
+    matrix = shape.vocabulary * shape.hidden
+    copy = 0 if setting.fp32 else 2 * matrix
+    return copy + max(softmax, size * logits + 4 * matrix + copy)
+
+
+def _forward_bytes(run: Run) -> float:
+    """One layer where nothing is kept, for a token: the residual stream, a norm in fp32, and the MLP or the scores."""
+    size = run.setting.size
+
+    def one(layer: Layer) -> float:
+        mlp = size * (layer.mlp_values + max((m.inputs for m in layer.linear), default=0)) + 4 * layer.wide_values
+        scores = 10 * layer.heads * run.setting.row if layer.score_bytes else 0
+        attention = size * (2 * layer.query + 2 * layer.key_value) + scores
+        return 4 * layer.hidden + 2 * size * layer.hidden + max(mlp, attention)
+
+    return max(one(layer) for layer in dict.fromkeys(run.shape.layers))
+
+
+def _evaluation(run: Run) -> Iterator[Moment]:
+    """Nothing is kept there. A CPU evaluates with a GPU's number of tokens."""
+    tokens = max(run.setting.tokens, TOKEN_BUDGET) if run.setting.cpu else run.setting.tokens
+    yield Moment(activations=0.0, working=_forward_bytes(run) * tokens, copies=_copies(run))
+    yield Moment(activations=0.0, working=_loss_bytes(run))

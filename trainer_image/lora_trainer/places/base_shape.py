@@ -1,0 +1,29 @@
+"""The shape of the base model in a folder: from its configuration, and from the headers of its files of weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.contract.fit.described import counted, described
+from lora_trainer.contract.fit.reading import read_json
+from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.errors import ConfigError, one_sentence
+from lora_trainer.places.model_folder import read_tensors, weight_files
+
+CONFIG = "config.json"
+
+
+def shape_in(folder: Path, address: str) -> Shape:
+    """The shape of the model in a folder. Raises `ConfigError` for files that cannot be read, and `ShapeError`."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    stored = [entry for name in weight_files(folder, names) for entry in read_tensors(folder / name, address)]
+    return counted(described(read_config(folder / CONFIG), CONFIG), sum(entry.values for entry in stored))
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """A model's configuration. Raises `ConfigError` and `ShapeError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {one_sentence(error)[:300]}") from error
+    return read_json(text, str(path))

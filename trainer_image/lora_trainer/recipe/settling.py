@@ -1,0 +1,125 @@
+"""What `Auto` becomes on the device that a training finds, before weights are read, and what that is expected to take.
+
+By the same functions as the plan that preflight makes before there is a device; that plan is compared with it here.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
+from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
+from lora_trainer.contract.fit.devices import Gpu, found_gpu
+from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.fit.reading import ShapeError
+from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.contract.summary import DatasetStats
+from lora_trainer.errors import ConfigError
+from lora_trainer.model.device import Device
+from lora_trainer.model.options import check_options
+from lora_trainer.model.sharding import device_bytes
+from lora_trainer.places.base import Base
+from lora_trainer.places.base_shape import shape_in
+from lora_trainer.ranks.collectives import Ranks
+
+log = logging.getLogger(__name__)
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The configuration without `Auto` for the quantization, and the plan for the device; None where the model's
+    configuration describes no layers that could be counted."""
+
+    config: TrainConfig
+    plan: RunPlan | None
+
+
+def settle(
+    config: TrainConfig, base: Base, device: Device, stats: DatasetStats, ranks: Ranks, *, kept: Quantization | None
+) -> Settled:
+    """Settle a run on the smallest of its processes' devices; all of them call it, and find the same.
+
+    `kept` is the quantization of the checkpoint that the run goes on from: it wins over what the device would have.
+    """
+    gpu = min(ranks.gather(_gpu_of(device)), key=lambda gpu: gpu.memory_bytes if gpu else 0)
+    if config.quantization is Quantization.AUTO and kept is not None:
+        log.info("quantization: %s, as of the checkpoint", kept.value)
+        config = replace(config, quantization=kept)
+    try:
+        shape = shape_in(base.folder, config.model.uri)
+        plan = _plan(config, shape, stats, gpu)
+    except (ShapeError, AdapterError, ConfigError) as error:
+        log.warning("what the run takes is not estimated: %s", error)
+        return Settled(config=_quantized(config, Quantization.NONE), plan=None)
+    if plan.quantization is not config.quantization and not _possible(config, plan.quantization, base, device):
+        plan = _plan(_quantized(config, Quantization.NONE), shape, stats, gpu)
+    _log(config, plan)
+    return Settled(config=_quantized(config, plan.quantization), plan=plan)
+
+
+def _gpu_of(device: Device) -> Gpu | None:
+    memory = device_bytes(device)
+    return None if memory is None else found_gpu(device.name, memory, device.capability or (0, 0))
+
+
+def _quantized(config: TrainConfig, quantization: Quantization) -> TrainConfig:
+    return replace(config, quantization=quantization) if config.quantization is Quantization.AUTO else config
+
+
+def _plan(config: TrainConfig, shape: Shape, stats: DatasetStats, gpu: Gpu | None) -> RunPlan:
+    """The plan for the device, in the way that was planned before where that fits it, too."""
+    if gpu is None:
+        config = replace(config, device=replace(config.device, gpus=0))
+    adapter = plan_adapter(config.lora, shape)
+
+    def made(of: TrainConfig, tokens: int | None = None) -> RunPlan:
+        return plan_of(
+            of,
+            shape,
+            adapter,
+            tokens=stats.train_tokens,
+            rows=stats.train_samples,
+            learned_share=min(1.0, stats.target_tokens / max(1, stats.train_tokens)),
+            longest=stats.longest_tokens,
+            gpu=gpu,
+            micro_batch_tokens=tokens,
+        )
+
+    planned = config.planned
+    if planned is None or gpu is None:
+        return made(config)
+    training = config.training
+    if training.activation_checkpointing is ActivationCheckpointing.AUTO:
+        manner = ActivationCheckpointing.FULL if planned.activation_checkpointing else ActivationCheckpointing.NONE
+        training = replace(training, activation_checkpointing=manner)
+    plan = made(replace(config, training=training), planned.micro_batch_tokens)
+    return plan if plan.fits else made(config)
+
+
+def _possible(config: TrainConfig, quantization: Quantization, base: Base, device: Device) -> bool:
+    """Whether model and device can be quantized at all, for reasons that no estimate knows."""
+    try:
+        check_options(base, replace(config, quantization=quantization), device)
+    except ConfigError as error:
+        log.info("quantization %s would be chosen and cannot be: %s", quantization.value, error)
+        return False
+    return True
+
+
+def _log(config: TrainConfig, plan: RunPlan) -> None:
+    log.info("expected: %s", plan.reason)
+    planned = config.planned
+    if planned is None:
+        return
+    found = "a CPU" if plan.device_bytes is None else f"{plan.device} with {plan.device_bytes / _GIB:.1f} GiB"
+    known = "a CPU" if planned.device_bytes is None else f"{planned.device} with {planned.device_bytes / _GIB:.1f} GiB"
+    smaller = (plan.device_bytes or 0) < (planned.device_bytes or 0)
+    log.log(
+        logging.WARNING if smaller else logging.INFO,
+        "planned for %s, which was to take %.1f GiB; found %s, which takes %.1f GiB",
+        known,
+        planned.peak_bytes / _GIB,
+        found,
+        plan.peak_bytes / _GIB,
+    )
