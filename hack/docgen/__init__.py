@@ -1,6 +1,7 @@
 """Pages and copies that are made from one source each, so that they cannot disagree with it.
 
 docs/api-reference.md                                   from crds/lorafinetunes.yaml
+docs/advice.md                                          from trainer_image/lora_trainer/contract/advice
 docs/faults.md                                          from the fault matrix, the tests' marks and recorded results
 docs/states.md                                          from operator/lora_operator/decision/states.py and vocabulary.py
 the table of reasons in docs/operator.md                from operator/lora_operator/decision/vocabulary.py

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from docgen import api_reference, chart_values, fault_matrix, metrics_reference, schema, states_page
+from docgen import advice_page, api_reference, chart_values, fault_matrix, metrics_reference, schema, states_page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = Path("helm/lora-finetune-operator")
@@ -38,6 +38,7 @@ def outputs() -> dict[Path, str]:
     values = yaml.safe_load(_read(CHART / "values.yaml"))
     values_schema = json.loads(_read(CHART / "values.schema.json"))
     return {
+        Path("docs/advice.md"): advice_page.render(),
         Path("docs/faults.md"): fault_matrix.render(),
         Path("docs/states.md"): states_page.render(),
         operator: states_page.insert(_read(operator)),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.trainer.test_artifact import filled
 
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, SavedState, Summary, Verification
 from lora_trainer.host.supervisor import Ending
@@ -105,3 +106,25 @@ def test_the_end_of_a_run_says_what_became_of_the_merge(values: dict[str, Any], 
     results = dataclasses.replace(done.summary.results, **{**plain, **values})
     lines = show_summary(dataclasses.replace(done, summary=dataclasses.replace(done.summary, results=results)))
     assert [shown for shown in lines.splitlines() if "rounding" in shown or "no merged" in shown] == [line] * bool(line)
+
+
+def test_the_end_of_a_run_advises_for_the_next_one() -> None:
+    """Warnings first, of a failure too; nothing where there is nothing to say, or no words for it."""
+    advice = (
+        Advice(code="MaxLoraRank", values={"rank": "64", "flag": "64", "default": "16"}),
+        Advice(code="LearningRate", values={"rate": "0.5"}),
+        Advice(code="OfALaterRelease"),
+    )
+    done = ending()
+    assert "Advice" not in show_summary(done)
+    lines = show_summary(dataclasses.replace(done, summary=dataclasses.replace(done.summary, advice=advice))).split(
+        "\n"
+    )
+    assert lines[-3] == "Advice for the next run:"
+    assert lines[-2].startswith("  Warning: Set spec.training.learningRate")
+    assert lines[-1].startswith("  Info: Start vLLM with --max-lora-rank 64")
+    failed = Summary(reason=Reason.LOSS_DIVERGED, message="up", advice=advice[1:])
+    assert show_summary(Ending(code=70, summary=failed)).split("\n")[:2] == [
+        "LossDiverged: up (exit code 70)",
+        "Advice for the next run:",
+    ]

@@ -1,11 +1,16 @@
 """What would make a run go better: said where there is a reason for it, once, and in the bounds of the schema."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.builders import (
     condition_object,
     ended_pod,
+    finished_job,
     make_finetune,
     make_job,
     make_summary,
@@ -13,11 +18,15 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
-from tests.unit.plans import plan_for
+from tests.unit.plans import plan_for, stated
+from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status
 
-from lora_operator.decision.advice import Code
-from lora_operator.views.model import PodView
+from lora_operator.decision.advice import Code, joined
+from lora_operator.views.model import Plan, PodView
+from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.advice.codes import Code as RuleCode
+from lora_trainer.contract.advice.rules import RULES
 from lora_trainer.contract.reasons import Reason
 
 GPU = make_summary(Reason.GPU_FAULT, "CUDA error: the GPU fell off the bus").to_message()
@@ -75,11 +84,140 @@ def test_advice_has_its_reason(
 
 
 def test_several_pieces_of_advice_stand_in_order_and_once_each() -> None:
-    """However many pods give the reason."""
-    spec = {"output": {"uri": "s3://adapters/tone"}, "lora": {"variant": "DoRA"}, "maxRetries": 9}
+    """However many pods give the reason: warnings first, and among equals the cluster's."""
+    spec = {"output": {"uri": "s3://adapters/tone"}, "lora": {"variant": "DoRA", "rank": 64}, "maxRetries": 9}
+    spec["training"] = {"epochs": "3"}
     pods = (pressed(), ended_pod(72, GPU, name="a"), ended_pod(72, GPU, name="b"), ended_pod(137, reason="OOMKilled"))
     plan = plan_for(make_finetune(spec=spec), jobs=(make_job(),), pods=pods)
-    codes = [one["code"] for one in plan.status["advice"]]
-    assert codes == ["NoCheckpointClaim", "MoreMemory", "NodePressure", "GPUFault", "ServeMerged"]
-    assert codes == [code.value for code in Code if code.value in codes]
-    assert {one["severity"] for one in plan.status["advice"]} == {"Warning", "Info"}
+    found = [(one["code"], one["severity"]) for one in plan.status["advice"]]
+    assert found == [
+        *((code, "Warning") for code in ("NoCheckpointClaim", "MoreMemory", "NodePressure", "GPUFault", "ServeMerged")),
+        ("SeveralEpochs", "Info"),
+    ]
+
+
+def advised(plan: Plan) -> dict[str, str]:
+    """The evidence of each piece of advice in the status that a plan writes."""
+    check_status(plan.status)
+    return {one["code"]: one["evidence"] for one in plan.status.get("advice", [])}
+
+
+ROWS = Advice(code="RowsCut", values={"cut": "3", "tokens": "90", "length": "2048"})
+RANK = Advice(code="MaxLoraRank", values={"rank": "64", "flag": "64", "default": "16"})
+STRANGE = (Advice(code="OfALaterRelease", values={"x": "1"}), Advice(code="EstimateOff", values={"later": "1"}))
+
+
+def test_what_preflight_advised_stays_and_gives_way_to_what_the_training_says() -> None:
+    """When its pod is long gone: of a code the last report counts, and what nobody repeats stays."""
+    asked = make_finetune(spec={"preflight": "Run"})
+    stage: dict[str, Any] = {"stage": "preflight"}
+    report = make_report(advice=(ROWS, RANK, *STRANGE)).to_message()
+    first = plan_for(asked, jobs=(finished_job(**stage),), pods=(ended_pod(0, report, **stage),))
+    assert advised(first) == {
+        "RowsCut": "Rows with more than 2048 tokens: 3, which lose 90 tokens in all",
+        "MaxLoraRank": "The largest rank is 64, and vLLM takes 16 without that flag",
+    }
+    later = plan_for(with_status(asked, first.status), jobs=(make_job(),), pods=(running_pod(),))
+    assert advised(later) == advised(first)
+    counted = replace(ROWS, values={**ROWS.values, "cut": "4"})
+    summary = make_summary(advice=(counted, *STRANGE)).to_message()
+    last = plan_for(with_status(asked, later.status), jobs=(finished_job(),), pods=(ended_pod(0, summary),))
+    assert stated(last) == ("True", "Succeeded")
+    assert advised(last)["RowsCut"] == "Rows with more than 2048 tokens: 4, which lose 90 tokens in all"
+    assert set(advised(last)) == {"RowsCut", "MaxLoraRank"}
+    assert [one["severity"] for one in last.status["advice"]] == ["Warning", "Info"]
+
+
+def test_a_failed_training_advises_too() -> None:
+    """Why its loss diverged."""
+    noisy = Advice(code="NoisyLoss", values={"steps": "20", "alpha": "32", "rank": "16"})
+    end = ended_pod(70, make_summary(Reason.LOSS_DIVERGED, "It diverged", advice=(noisy,)).to_message())
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
+    assert "alpha is 32 at rank 16" in advised(plan_for(make_finetune(), jobs=(job,), pods=(end,)))["NoisyLoss"]
+
+
+def test_what_the_spec_shows_is_advised_without_a_preflight() -> None:
+    """From the first status on."""
+    plan = plan_for(make_finetune(spec={"preflight": "Skip", "training": {"learningRate": "0.5"}}))
+    assert advised(plan) == {"LearningRate": "spec.training.learningRate is 0.5"}
+
+
+def test_the_clusters_advice_is_that_of_the_moment() -> None:
+    """It is not kept when its reason is gone, as a stage's report is."""
+    before = {"code": "NodeSilent", "severity": "Warning", "message": "Look at the node", "evidence": "It is silent"}
+    plan = plan_for(with_status(make_finetune(), {"attempt": 1, "advice": [before]}), jobs=(make_job(),))
+    assert advised(plan) == {}
+
+
+GOOD = {"code": "RowsCut", "severity": "Warning", "message": "m", "evidence": "e"}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "none",
+        [None, 3, []],
+        [{"code": "RowsCut"}],
+        [{**GOOD, "severity": "Error"}],
+        [{**GOOD, "severity": ["Warning"]}],
+        [{**GOOD, "code": {}}],
+        [{**GOOD, "code": "Mine"}],
+        [{**GOOD, "message": "m" * 1025}],
+        [{**GOOD, "evidence": 1}],
+    ],
+    ids=["text", "no objects", "bare", "severity", "list", "object", "code", "long", "number"],
+)
+def test_advice_that_somebody_wrote_into_the_status_is_not_kept(forged: Any) -> None:
+    """Whatever it is; a good entry is no other than one of a report."""
+    assert advised(plan_for(with_status(make_finetune(), {"advice": forged}))) == {}
+    kept = plan_for(with_status(make_finetune(), {"advice": [GOOD, *(forged if isinstance(forged, list) else [])]}))
+    assert kept.status["advice"] == [GOOD]
+
+
+def test_all_advice_at_once_is_within_the_bounds_of_the_status() -> None:
+    """Sixteen pieces, the warnings, each within its lengths; a second look changes nothing."""
+    values = {name: "v" * 40 for rule in RULES.values() for name in re.findall(r"{(\w+)}", rule.message)}
+    values |= {
+        name: "v" * 40 for rule in RULES.values() for form in rule.evidence for name in re.findall(r"{(\w+)}", form)
+    }
+    reported = tuple(Advice(code=code.value, values=values) for code in RuleCode)
+    cluster = [
+        {"code": code.value, "severity": "Warning", "message": "m" * 1024, "evidence": "e" * 1024} for code in Code
+    ]
+    found = joined(cluster, *reported)
+    check_status({"conditions": [], "advice": found})
+    warnings = [code.value for code in RuleCode if RULES[code].severity == "Warning"]
+    assert [one["code"] for one in found] == [*(code.value for code in Code), *warnings][:16]
+    assert joined(found, *reported) == found
+    everything = joined([], *reported)
+    assert [one["code"] for one in everything][: len(warnings)] == warnings
+    assert len(everything) == 16
+
+
+@given(st.lists(st.from_type(Advice), max_size=30), st.data())
+def test_any_report_gives_advice_that_the_api_server_takes(strange: list[Advice], data: st.DataObject) -> None:
+    """A pod's own words come on one line, without secrets, and not too long."""
+    names = st.dictionaries(st.sampled_from(["rank", "flag", "default", "rate", "cut"]), st.text(max_size=3000))
+    known = data.draw(
+        st.lists(st.builds(Advice, code=st.sampled_from([code.value for code in RuleCode]), values=names))
+    )
+    found = joined([], *strange, *known)
+    check_status({"conditions": [], "advice": found})
+    assert all(text.isprintable() for one in found for text in one.values())
+
+
+def test_a_secret_in_a_report_is_not_shown() -> None:
+    """Whoever put it there."""
+    (found,) = joined([], Advice(code="LearningRate", values={"rate": "hf_abcdefghijklmnopqrstuvwxyz"}))
+    assert found["evidence"] == "spec.training.learningRate is hf_***"
+
+
+def test_advice_makes_no_event() -> None:
+    """Events tell changes of state alone."""
+    quiet, running = make_finetune(), plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
+    seen = with_status(quiet, running.status)
+    assert plan_for(seen, jobs=(make_job(),), pods=(running_pod(),)).events == ()
+    loud = with_status(make_finetune(spec={"training": {"learningRate": "0.5"}}), running.status)
+    plan = plan_for(loud, jobs=(make_job(),), pods=(running_pod(),))
+    assert advised(plan)
+    assert plan.events == ()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.contract.advice import Advice
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.preflight import MOST_ROW_BYTES, ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.reasons import Reason

@@ -1,7 +1,11 @@
-"""What would make a run, or the next one, go better. Advice informs; it never decides."""
+"""What would make a run, or the next one, go better. Advice informs; it never decides.
+
+The cluster's own is found here; what spec, model, data and results give rise to comes from the contract's rules, in the
+summaries of preflight and training, and as far as the spec alone shows it from the rules themselves.
+"""
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +17,8 @@ from lora_operator.views.conditions import Finding
 from lora_operator.views.model import PodView
 from lora_operator.views.pods import condition_of, failure_of, newest_first
 from lora_operator.views.wording import block_of, last_line, sentence
-from lora_trainer.contract.config import Merge, TrainConfig, Variant
+from lora_trainer.contract.advice import codes, rules
+from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 
@@ -32,13 +37,55 @@ class Code(enum.StrEnum):
     OFTEN_PREEMPTED = "OftenPreempted"
     LABELS_REMOVED = "LabelsRemoved"
     IMAGE_CHANGED = "ImageChanged"
-    SERVE_MERGED = "ServeMerged"
 
 
-def advise(case: Case, state: Finding) -> list[dict[str, Any]]:
-    """The list for the status, at most one for each code; empty where there is nothing to say."""
+_ORDER = (*Code, *codes.Code)
+_LONGEST_TEXT = 1024
+
+
+def advise(case: Case, state: Finding, *reported: codes.Advice) -> list[dict[str, Any]]:
+    """The list for the status, at most one for each code; empty where there is nothing to say.
+
+    `reported` is what preflight has to advise. It is kept in the status from then on, as its pod is not.
+    """
     train = case.request.train
-    found = [
+    by_spec = map(_said, rules.spoken(rules.before(train))) if train else ()
+    return joined([*by_spec, *_kept(case.finetune.status), *_of_the_cluster(case, state, train)], *reported)
+
+
+def joined(known: Iterable[dict[str, Any]], *reported: codes.Advice) -> list[dict[str, Any]]:
+    """A list for the status with what a stage reported: of a code the report counts, else the last that is known.
+
+    Warnings come first, and the last ones are left out where there are more than a status has room for.
+    """
+    found = {one["code"]: one for one in (*known, *map(_said, rules.spoken(reported)))}
+    return sorted(found.values(), key=_place)[: rules.MOST]
+
+
+def _place(advice: Mapping[str, Any]) -> tuple[bool, int]:
+    return advice["severity"] != codes.Severity.WARNING, _ORDER.index(advice["code"])
+
+
+def _said(one: rules.Spoken) -> dict[str, Any]:
+    text = {"message": sentence(one.message), "evidence": sentence(one.evidence)}
+    return {"code": one.code.value, "severity": one.severity.value, **text}
+
+
+def _kept(status: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """What a stage reported, as it stands in the status, whoever wrote it there."""
+    before = status.get("advice")
+    # Lists, as what somebody wrote there need not be hashable.
+    known, severities = [code.value for code in codes.Code], [severity.value for severity in codes.Severity]
+    for one in before if isinstance(before, list) else ():
+        if not isinstance(one, Mapping) or one.get("code") not in known or one.get("severity") not in severities:
+            continue
+        texts = {key: one.get(key) for key in ("message", "evidence")}
+        if all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts.values()):
+            yield {"code": one["code"], "severity": one["severity"], **texts}
+
+
+def _of_the_cluster(case: Case, state: Finding, train: TrainConfig | None) -> list[dict[str, Any]]:
+    return [
         *(_of_the_spec(train) if train else ()),
         *_of_memory(case, state),
         *_of_a_silent_node(case, state),
@@ -47,8 +94,6 @@ def advise(case: Case, state: Finding) -> list[dict[str, Any]]:
         *_of_labels(case),
         *_of_the_image(case),
     ]
-    order = list(Code)
-    return sorted(found, key=lambda advice: order.index(Code(advice["code"])))
 
 
 def _of_the_spec(train: TrainConfig) -> Iterable[dict[str, Any]]:
@@ -59,12 +104,6 @@ def _of_the_spec(train: TrainConfig) -> Iterable[dict[str, Any]]:
         yield _advice(
             Code.NO_CHECKPOINT_CLAIM, message, f"The result goes to {train.output.uri}, and no claim is named"
         )
-    if train.lora.variant is Variant.DORA and train.output.merge is Merge.ADAPTER:
-        message = (
-            "vLLM does not serve DoRA adapters unmerged: set spec.output.merge to Both where it shall serve this one"
-        )
-        evidence = "spec.lora.variant is DoRA and spec.output.merge is Adapter"
-        yield _advice(Code.SERVE_MERGED, message, evidence, severity="Info")
 
 
 def _of_memory(case: Case, state: Finding) -> Iterable[dict[str, Any]]:

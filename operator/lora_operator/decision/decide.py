@@ -29,7 +29,7 @@ from lora_operator.decision.situation import (
     held_by_user,
 )
 from lora_operator.decision.stages.order import STAGES, job_names, latest_job, pods_of, reached
-from lora_operator.decision.stages.preflight import findings, planned
+from lora_operator.decision.stages.preflight import advised, findings, planned
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
@@ -372,7 +372,7 @@ def _await(case: Case, situation: Situation, accepted: Condition | None = None) 
 def _with_counts(case: Case, facts: Facts, state: Finding) -> Facts:
     """With what was found out beforehand and counted over all attempts, and the advice that follows."""
     counted = dataclasses.replace(facts, spent=case.spent, retries=case.retries, findings=findings(case))
-    return dataclasses.replace(counted, advice=advise(case, state))
+    return dataclasses.replace(counted, advice=advise(case, state, *advised(case)))
 
 
 def _milestones(

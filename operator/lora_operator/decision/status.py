@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from lora_operator.decision.advice import joined
 from lora_operator.decision.progress import close_progress
 from lora_operator.decision.proof import Verdict
 from lora_operator.decision.results import (
@@ -108,6 +109,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     summary = verdict.summary
     facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
     facts = dataclasses.replace(facts, spent=facts.spent.ended_at(end))
+    facts = dataclasses.replace(facts, advice=joined(facts.advice, *(summary.advice if summary else ())))
     status = _assemble(finetune, conditions, facts, now)
     status["completionTime"] = instant(end)
     blocks = {

@@ -215,7 +215,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.LOSS_DIVERGED: Explanation(
         "The loss rose far above where it began and stayed there.",
-        "Lower the learning rate, or start from an earlier checkpoint with `resumeFrom`.",
+        "Lower the learning rate, set `lora.alpha` to `lora.rank` where it is larger, or start from an earlier "
+        "checkpoint with `resumeFrom`.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Explanation(
         "The GPU's memory is too small even for one example at a time.",

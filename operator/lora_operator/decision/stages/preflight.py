@@ -20,9 +20,11 @@ from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, JobView, MemoryLimit, PodView
 from lora_operator.views.pods import newest_first, summary_of
 from lora_operator.views.wording import block_of, byte_size, sentence
+from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.fit.settle import settled
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.contract.summary import Summary
 
 Block = dict[str, Any]
 MOST_ALTERNATIVES = 5
@@ -33,12 +35,22 @@ def findings(case: Case) -> Block:
     if _has_passed(case.finetune):
         known = {key: block_of(case.finetune.status, key) for key in ("preflight", "plan")}
         return {key: block for key, block in known.items() if block}
-    job = case.children.stages.get(names.PREFLIGHT)
-    verdict = _judge(case, job, _pods(case, job)) if job else None
-    summary = verdict.summary if verdict else None
+    summary = _report(case)
     preflight = block_from(summary.preflight) if summary and summary.preflight else {}
     plan = plan_block(summary.plan) if summary and summary.plan else {}
     return ({"preflight": preflight} if preflight else {}) | ({"plan": plan} if plan else {})
+
+
+def advised(case: Case) -> tuple[Advice, ...]:
+    """What its pod has to advise, until that stands in the status."""
+    summary = None if _has_passed(case.finetune) else _report(case)
+    return summary.advice if summary else ()
+
+
+def _report(case: Case) -> Summary | None:
+    job = case.children.stages.get(names.PREFLIGHT)
+    verdict = _judge(case, job, _pods(case, job)) if job else None
+    return verdict.summary if verdict else None
 
 
 def planned(case: Case) -> Case:

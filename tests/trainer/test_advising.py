@@ -1,0 +1,96 @@
+"""What a whole training advises: in its log, once each, and in the manifest."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+from tests.trainer.conftest import make_config
+from tests.unit.builders import make_results
+
+from lora_trainer.artifact.manifest import Manifest, read_manifest
+from lora_trainer.contract.advice.codes import Code
+from lora_trainer.contract.advice.rules import spoken
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.data.survey import load_samples
+from lora_trainer.host.advising import advice_on_estimate, advice_on_failure
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.reports import Reporter
+from lora_trainer.recipe.train import Workshop, run_training
+
+
+def trained(folder: Path, model: Path, rows: int, **sections: Any) -> Manifest:
+    """The manifest of a training in this process, on some chats of which a fifth is held out."""
+    claims = folder / "claims"
+    tiny.write_jsonl(claims / "data/train.jsonl", tiny.chats(rows))
+    shutil.copytree(model, claims / "models/tiny")
+    (folder / "adapter").mkdir()
+    config, volumes = make_config(**sections), Volumes(claims=claims)
+    samples = load_samples(config, volumes, Hub())
+    where = folder / "adapter"
+    run_training(config, samples, volumes, Hub(), folder=where, reporter=Reporter(None), workshop=Workshop())
+    return read_manifest(where)
+
+
+def said(lines: list[str], code: Code, manifest: Manifest) -> int:
+    """How often the log says what the manifest advises under a code."""
+    (line,) = [one.line for one in spoken(manifest.advice) if one.code is code]
+    return sum(line in logged for logged in lines)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.02])
+def test_a_training_without_evaluations_shows_where_its_loss_is_going(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, share: float
+) -> None:
+    """Where that costs little; of a short one it says nothing, rather than train for less."""
+    monkeypatch.setattr("lora_trainer.training.trend.MOST_COST", share)
+    training = {"maxSteps": 8, "effectiveBatchSize": 32, "learningRate": "0.01"}
+    with caplog.at_level(logging.INFO):
+        manifest = trained(tmp_path, tiny_folder, 120, training=training)
+    records = [json.loads(line) for line in (tmp_path / "adapter/metrics.jsonl").read_text().splitlines()]
+    evaluated = [record["step"] for record in records if "eval_loss" in record]
+    assert evaluated == ([0, 4, 6, 8] if share == 1.0 else [0, 8])
+    codes = [one.code for one in manifest.advice]
+    assert (Code.STILL_IMPROVING in codes) is (share == 1.0)
+    assert Code.SEVERAL_EPOCHS in codes
+    assert said(caplog.messages, Code.SEVERAL_EPOCHS, manifest) == 1
+
+
+def test_few_held_out_rows_are_warned_of(tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the beginning, and once."""
+    with caplog.at_level(logging.INFO):
+        manifest = trained(tmp_path, tiny_folder, 20, training={"maxSteps": 1, "learningRate": "0.001"})
+    assert [one.code for one in manifest.advice] == ["FewHeldOutRows"]
+    assert said(caplog.messages, Code.FEW_HELD_OUT_ROWS, manifest) == 1
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("advice: ")]
+    assert record.levelno == logging.WARNING
+    assert "Held-out rows: 4" in record.getMessage()
+
+
+def test_a_loss_that_is_no_number_and_one_that_diverged_name_alpha() -> None:
+    """Other failures are none of the adapter's."""
+    for reason in (Reason.LOSS_DIVERGED, Reason.NON_FINITE_LOSS):
+        (found,) = spoken(advice_on_failure(make_config(), reason))
+        assert "Set spec.lora.alpha to spec.lora.rank" in found.message
+    assert advice_on_failure(make_config(), Reason.STORAGE_FULL) == ()
+
+
+def test_results_far_from_the_estimate_are_told() -> None:
+    """Peak memory, and the seconds of all steps; nothing without an estimate."""
+    config, results = make_config(), make_results(trained_tokens=1000, tokens_per_second=10.0, peak_memory_bytes=2**30)
+    assert advice_on_estimate(config, results) == ()
+    near = make_results(
+        trained_tokens=1000,
+        tokens_per_second=10.0,
+        peak_memory_bytes=2**30,
+        estimated_peak_memory_bytes=2**30,
+        estimated_seconds=95,
+    )
+    assert advice_on_estimate(config, near) == ()
+    far = make_results(trained_tokens=1000, tokens_per_second=10.0, estimated_seconds=50)
+    (found,) = spoken(advice_on_estimate(config, far))
+    assert found.evidence == "The training took 100 s instead of 50 s"
