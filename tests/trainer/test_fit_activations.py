@@ -13,8 +13,8 @@ from tests.unit.fit_models import Config
 
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import adapter as fit
-from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.activations import layer_bytes
+from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.attention import choose_attention
