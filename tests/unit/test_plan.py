@@ -166,6 +166,15 @@ def test_one_gpu_gets_the_plan_that_preflight_would_make(
     assert json.loads(printed(capsys, "-o", "json"))["preflight"]["device"] == "T4"
 
 
+def test_advice_knows_the_gpu_that_was_asked_about(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quantizing what would fit in full is said to be of no use, where the card is known."""
+    write(quantization="NF4")
+    said = "Set spec.quantization to Auto or None: the base fits in 16 bits"
+    assert said in " ".join(printed(capsys, "--gpu", "H100").split())
+    assert said not in " ".join(printed(capsys, "--gpu", "T4").split())
+    assert said not in " ".join(printed(capsys).split())
+
+
 def test_json_and_yaml_hold_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With bytes instead of GiB, and every option."""
     from_json = json.loads(printed(capsys, "-o", "json"))
