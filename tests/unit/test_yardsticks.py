@@ -40,6 +40,18 @@ def test_a_published_run_is_met_within_five_per_cent(name: str) -> None:
     assert abs(estimated / published - 1) <= 0.05
 
 
+def test_the_page_of_the_fit_model_says_the_same() -> None:
+    """docs/fit.md: estimate and error of each published run, and the mean of those that nothing was fitted on."""
+    page = (Path(__file__).parents[2] / "docs" / "fit.md").read_text(encoding="utf-8")
+    small, errors = LoraConfig(rank=8, layers=Layers.QUERY_VALUE), []
+    for name, (config, setting, published) in (FITTED | OTHERS).items():
+        estimated = yardsticks.gigabytes(config, setting, small)
+        error = f"{estimated / published - 1:+.1%}".replace("%", " %")
+        assert f"{published} GB, published | {estimated:.2f} GB | {error} |" in page
+        errors += [abs(estimated / published - 1)] if name in OTHERS else []
+    assert f"the mean error is {sum(errors) / len(errors):.1%}".replace("%", " %") in page
+
+
 def test_runs_that_nothing_was_fitted_on_are_met_on_average() -> None:
     """Within 5 %, the worst within 10."""
     small = LoraConfig(rank=8, layers=Layers.QUERY_VALUE)

@@ -316,7 +316,7 @@ def _mixture(values: Values, kind: str) -> Shape:
     sizes = _sizes(values, head_size=mixture.head_size)
     layers = mixture.layers(values, sizes, _layers(values))
     shape = _whole(values, layers, kind, tied=False, norm=sizes.hidden, spread=MIXTURE)
-    return replace(shape, doubts=("what a mixture's experts keep for the backward pass is a rough estimate",))
+    return replace(shape, doubts=("what a GPU's kernel for a mixture's experts needs to work with is not known",))
 
 
 _OTHERS: Mapping[str, Callable[[Values, str], Shape]] = {
