@@ -25,12 +25,12 @@ from transformers import masking_utils
 
 from lora_trainer.contract.fit.limits import MOST_LOGITS
 
-_IN_FP32 = frozenset(
+IN_FP32 = frozenset(
     {"layer_norm", "group_norm", "native_layer_norm", "pow", "__pow__", "__rpow__", "exp", "log", "rsqrt", "reciprocal"}
     | {"softplus", "norm", "logsumexp", "nll_loss", "frobenius_norm"}
 )
 """Of `AT_FORALL_FP32` in PyTorch's `autocast_mode.h`, what models compute with."""
-_IN_FP32_UNLESS_TYPED = frozenset({"softmax", "log_softmax", "cumsum", "cumprod", "prod", "sum", "linalg_norm"})
+IN_FP32_UNLESS_TYPED = frozenset({"softmax", "log_softmax", "cumsum", "cumprod", "prod", "sum", "linalg_norm"})
 """Of `AT_FORALL_FP32_SET_OPT_DTYPE`: where the caller names no type. `linalg_norm` calls those of vectors, matrices."""
 _16_BITS = frozenset({torch.bfloat16, torch.float16})
 
@@ -84,7 +84,7 @@ def _is_off(given: Sequence[Any], named: Mapping[str, Any]) -> bool:
 
 
 def _widens(name: str, named: Mapping[str, Any]) -> bool:
-    return name in _IN_FP32 or (name in _IN_FP32_UNLESS_TYPED and named.get("dtype") is None)
+    return name in IN_FP32 or (name in IN_FP32_UNLESS_TYPED and named.get("dtype") is None)
 
 
 def _wide(value: Any) -> Any:

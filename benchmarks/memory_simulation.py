@@ -66,13 +66,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """Bytes: of what lives throughout (weights, adapter, gradients, optimizer), of what forward left for backward pass,
-    of the peak of a training step, and of the peak of an evaluation."""
+    """Bytes: of what lives throughout (weights, adapter, gradients, optimizer), of what the forward pass left for the
+    backward pass, and at the peaks of the forward pass, of the loss, of the backward pass and of an evaluation."""
 
     standing: int
     kept: int
-    peak: int
+    forward: int
+    loss: int
+    backward: int
     evaluation: int
+
+    @property
+    def peak(self) -> int:
+        """Of all."""
+        return max(self.forward, self.loss, self.backward, self.evaluation)
 
 
 _PERIODS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
@@ -159,10 +166,17 @@ def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
             for tensor in _standing(adapted.model, optimizer):
                 living.count(tensor)
             standing = living.now
-            kept = _train(adapted, batch, examples, how, device=device, living=living)
-            peak, living.peak = living.peak, living.now
+            kept, peaks = _train(adapted, batch, examples, how, device=device, living=living)
+            living.peak = living.now
             _evaluate(adapted, batch, how, device)
-        return Simulated(standing=standing, kept=kept - standing, peak=peak, evaluation=living.peak)
+        return Simulated(
+            standing=standing,
+            kept=kept - standing,
+            forward=peaks[0],
+            loss=peaks[1],
+            backward=peaks[2],
+            evaluation=living.peak,
+        )
 
 
 def _without_numbers(batch: Batch, fake: FakeTensorMode) -> Batch:
@@ -218,7 +232,7 @@ def _quantize(model: nn.Module, head: nn.Module, quantization: Quantization, dev
     small = _in_8_bits if quantization is Quantization.INT8 else partial(_in_4_bits, kind=quantization.value.lower())
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head:
+            if isinstance(child, nn.Linear) and child is not head:
                 setattr(parent, name, small(child, device))
     vars(model)["is_loaded_in_8bit" if quantization is Quantization.INT8 else "is_loaded_in_4bit"] = True
 
@@ -290,16 +304,23 @@ def _statistics(state: Any) -> Iterator[torch.Tensor]:
 
 def _train(
     adapted: Adapted, batch: Batch, examples: Sequence[Example], how: Step, *, device: Device, living: Living
-) -> int:
-    """The trainer's own step. Bytes that live when its forward pass has ended."""
+) -> tuple[int, list[int]]:
+    """The trainer's own step. Bytes that live when the backward pass begins, and the peaks of its three parts."""
     after: list[int] = []
+    peaks: list[int] = []
     budget = Budget(tokens=sum(how.rows), longest=max(how.rows), packed=batch.segments is not None)
+
+    def end(*_: object) -> None:
+        peaks.append(living.peak)
+        living.peak = living.now
 
     def watched(*args: Any) -> torch.Tensor:
         found = loss.token_losses(*args)
         after.append(living.now)
+        end()
         return found
 
+    handle = adapted.model.register_forward_hook(end)
     with (
         mock.patch.object(step, "collate", return_value=batch),
         mock.patch.object(step, "token_losses", watched),
@@ -314,7 +335,9 @@ def _train(
             scaler=torch.amp.GradScaler("cpu", enabled=False),
             ranks=Ranks(),
         )
-    return after[0]
+    end()
+    handle.remove()
+    return after[0], peaks
 
 
 def _evaluate(adapted: Adapted, batch: Batch, how: Step, device: Device) -> None:

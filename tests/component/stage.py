@@ -26,7 +26,7 @@ from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
 from localcluster.client import Client
 from lora_operator.running.self_check import RIGHTS, Right
-from lora_operator.views.names import ATTEMPT_LABEL, STAGE_LABEL, TRAIN
+from lora_operator.views.names import ATTEMPT_LABEL, TRAIN, place_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/lora-trainer:test"
@@ -205,7 +205,7 @@ class Stage:
 
     def jobs_of(self, stage: str) -> list[Object]:
         """The Jobs that train, or those of another stage."""
-        return [j for j in self.objects("jobs") if j["metadata"]["labels"].get(STAGE_LABEL) == stage]
+        return [j for j in self.objects("jobs") if place_of(j["metadata"]["name"])[1] == stage]
 
     def wait_job(self, attempt: int = 1, *, stage: str = TRAIN) -> Object:
         """Wait for the Job of an attempt that trains, or of another of its stages."""

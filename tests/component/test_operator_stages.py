@@ -9,7 +9,7 @@ from tests.component.stage import Stage, gone
 from tests.unit.reports import make_plan, make_report
 
 from lora_operator.views.names import CONFIG_ANNOTATION, PREFLIGHT, TRAIN
-from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.reasons import Reason
 
 RUN = {"preflight": "Run"}
@@ -18,7 +18,7 @@ RUN = {"preflight": "Run"}
 def test_a_run_is_looked_at_before_a_gpu_is_asked_for_and_trains_as_planned(stage: Stage) -> None:
     """A Job without GPUs first, the training Job when it has succeeded; both stay until the end, like the plan."""
     stage.start()
-    stage.apply(**RUN)
+    stage.apply(**RUN, quantization="Auto")
     pod = stage.wait_pod(stage.wait_job(stage=PREFLIGHT))
     assert "nvidia.com/gpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
     stage.run_pod(pod)
@@ -29,13 +29,15 @@ def test_a_run_is_looked_at_before_a_gpu_is_asked_for_and_trains_as_planned(stag
     job = stage.wait_job()
     stage.wait_condition("PreflightPassed", status="True", reason="PreflightPassed")
     config = TrainConfig.from_json(job["spec"]["template"]["metadata"]["annotations"][CONFIG_ANNOTATION])
-    assert config.training.activation_checkpointing is ActivationCheckpointing.FULL
+    assert config.quantization is Quantization.NONE
+    assert config.planned is not None
     training = stage.wait_pod(job)
     stage.run_pod(training)
     stage.wait_condition("PodsReady", status="True")
     stage.end_pod(training, 0, succeeded())
     stage.wait_condition("Complete", status="True")
     status = stage.finetune()["status"]
+    assert status["resolved"]["quantization"] == "None"
     assert status["plan"]["peakMemory"] == "18.7 GiB"
     assert status["preflight"]["dataset"]["trainSamples"] == 200
     assert len(stage.objects("jobs")) == 2

@@ -9,9 +9,10 @@ from tests.e2e.support import CLAIM, condition, finetune, rows, status, verdict,
 
 from hub.deploy import NAMESPACE as HUB
 from localcluster.client import Client
+from lora_operator.views.names import place_of
 
 CACHE = {**CLAIM, "metadata": {"name": "model-cache"}}
-_PREFLIGHT = "--selector=lora-operator.io/role=preflight"
+_PREFLIGHT = "--selector=lora-operator.io/role=prepare"
 
 
 @pytest.fixture
@@ -58,5 +59,5 @@ def test_a_missing_model_ends_the_run_before_a_training_pod_exists(with_cache: I
     assert (complete, reason) == ("False", "ModelNotFound")
     assert "nobody/no-such-model" in message
     jobs = client.get("jobs", f"--namespace={namespace}")["items"]
-    assert [job["metadata"]["labels"]["lora-operator.io/role"] for job in jobs] == ["preflight"]
+    assert [place_of(job["metadata"]["name"])[1] for job in jobs] == ["preflight"]
     assert not status(client, namespace, "nobody").get("jobName")

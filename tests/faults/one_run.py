@@ -9,7 +9,7 @@ from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 
-from lora_operator.views.names import NAME_LABEL, STAGE_LABEL, TRAIN
+from lora_operator.views.names import JOB_NAME_LABEL, NAME_LABEL, TRAIN, place_of
 from lora_operator.views.observe import parse_pod
 from lora_operator.views.pods import has_ended
 
@@ -101,10 +101,12 @@ class Run:
     def children(self, plural: str, stage: str = TRAIN) -> list[Object]:
         """Its objects of a kind, by their labels."""
 
-        def ours(labels: dict[str, str]) -> bool:
-            return labels.get(NAME_LABEL) == self.name and labels.get(STAGE_LABEL) == stage
+        def ours(metadata: Object) -> bool:
+            labels = metadata.get("labels", {})
+            job = labels.get(JOB_NAME_LABEL, metadata["name"])
+            return labels.get(NAME_LABEL) == self.name and place_of(job)[1] == stage
 
-        return [item for item in self.stage.objects(plural) if ours(item["metadata"].get("labels", {}))]
+        return [item for item in self.stage.objects(plural) if ours(item["metadata"])]
 
     @property
     def jobs(self) -> list[Object]:

@@ -18,7 +18,7 @@ from tests.faults.hostile_pods import Pods, answer, progress
 from tests.faults.queue_kind import QUEUE, admit, make_workload, workload_path
 from tests.unit.reports import make_report
 
-from lora_operator.views.names import NAME_LABEL, PREFLIGHT, STAGE_LABEL, TRAIN
+from lora_operator.views.names import JOB_NAME_LABEL, NAME_LABEL, PREFLIGHT, TRAIN, place_of
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 
@@ -77,12 +77,12 @@ class Player:
     def living(self, stage: str = TRAIN) -> Object:
         """Its pod that has not ended; empty where there is none."""
         pods = (p for p in self.pods if p["status"].get("phase") not in ("Succeeded", "Failed"))
-        ours = (p for p in pods if p["metadata"]["labels"][STAGE_LABEL] == stage)
+        ours = (p for p in pods if place_of(p["metadata"]["labels"][JOB_NAME_LABEL])[1] == stage)
         return next((p for p in ours if not p["metadata"].get("deletionTimestamp")), {})
 
     def job(self, stage: str = TRAIN) -> Object:
         """Its newest Job; empty where there is none."""
-        ours = [j for j in self.jobs if j["metadata"]["labels"][STAGE_LABEL] == stage]
+        ours = [j for j in self.jobs if place_of(j["metadata"]["name"])[1] == stage]
         return max(ours, key=lambda job: str(job["metadata"]["name"]), default={})
 
     def job_condition(self, kind: str) -> str:

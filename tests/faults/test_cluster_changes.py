@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 from tests.faults.earlier import restore, take_from_history
 from tests.faults.one_run import Run, begin
 from tests.faults.proofs import Proofs
+from tests.unit.reports import make_report
 
 from localcluster.api import ApiError
+from lora_operator.views.names import PREFLIGHT
 
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
@@ -201,6 +204,36 @@ def test_the_runs_that_a_release_before_left_are_taken_over_as_they_are(stage: S
     runs["suspended"].change(suspend=False)
     runs["suspended"].running_pod()
     assert len(runs["suspended"].jobs) == 1
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["upgrade", "rollback"])
+def test_a_run_that_does_not_train_yet_is_taken_over_by_another_release(
+    stage: Stage, tmp_path: Path, back: bool
+) -> None:
+    """Its model and data were being fetched, or it was being looked at: it comes to one training Job, and ends well."""
+    old = take_from_history(tmp_path / "earlier").start()
+    operator = stage.start() if back else stage.start(**old, cacheClaim="models")
+    role = PREFLIGHT if back else "prepare"
+    run = begin(stage, "early", preflight="Run")
+    before = stage.wait_pod(stage.wait_job(stage=role))
+    stage.run_pod(before)
+    run.wait_state("Preflight" if back else "Preparing")
+    assert operator.stop() == 0
+    stage.start(**(old if back else {"cacheClaim": "models"}))
+    if not back:
+        path = stage.path("pods", before["metadata"]["name"])
+        eventually(lambda: "deletionTimestamp" in stage.api.get(path)["metadata"], "the old Job is stopped")
+        assert stage.jobs_of(PREFLIGHT) == []
+        finish_deletion(stage, before)
+        looking = stage.wait_pod(stage.wait_job(stage=PREFLIGHT))
+        assert stage.jobs_of("prepare") == []
+        stage.run_pod(looking)
+        stage.end_pod(looking, 0, make_report().to_message())
+    pod = run.running_pod()
+    assert len(run.jobs) == 1
+    stage.end_pod(pod, 0, succeeded())
+    run.wait("Complete", "True", "Succeeded")
+    assert len(run.jobs) == 1
 
 
 def _jobs_and_pods(runs: dict[str, Run]) -> dict[str, Any]:

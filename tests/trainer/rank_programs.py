@@ -85,13 +85,15 @@ class Plan:
     state: Path | None = None
     short_of_memory_at: int | None = None
     recompute: bool = False
+    may_recompute: bool = False
     fused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What one process saw: losses, gradient norms and rows of the steps, the loss afterwards, the adapter, how many of
-    the layers' frozen weights it holds, and how many tokens a micro-batch may have in the end."""
+    the layers' frozen weights it holds, and in the end how many tokens a micro-batch may have, and whether activations
+    are recomputed."""
 
     losses: list[float]
     norms: list[float]
@@ -100,6 +102,7 @@ class Outcome:
     adapter: dict[str, list[float]]
     layer_weights: int
     budget_tokens: int
+    recomputes: bool
 
 
 class Taken(Listener):
@@ -146,6 +149,7 @@ def train(plan: Plan) -> Outcome:
             after=after.loss,
             adapter={name: p.detach().flatten().tolist() for name, p in training.parameters.items()},
             budget_tokens=training.budget.tokens,
+            recomputes=bool(model.get_base_model().model.gradient_checkpointing),
             layer_weights=sum(
                 _own(parameter).numel()
                 for name, parameter in model.named_parameters()
@@ -186,6 +190,7 @@ def _lack_memory(training: Training, step: int) -> None:
 def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken) -> Training:
     lora = LoraConfig(rank=4, alpha=8)
     adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+    adapted = dataclasses.replace(adapted, may_recompute=plan.may_recompute)
     if plan.recompute:
         recompute_activations(adapted.model)
     if plan.sharded:

@@ -235,18 +235,22 @@ def test_names_that_peft_takes_for_experts_are_passed_over_or_refused(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "recomputed"),
+    ("wanted", "planned", "recomputed"),
     [
-        (ActivationCheckpointing.AUTO, False),
-        (ActivationCheckpointing.NONE, False),
-        (ActivationCheckpointing.FULL, True),
+        (ActivationCheckpointing.AUTO, None, False),
+        (ActivationCheckpointing.AUTO, False, False),
+        (ActivationCheckpointing.AUTO, True, True),
+        (ActivationCheckpointing.NONE, True, False),
+        (ActivationCheckpointing.FULL, False, True),
     ],
 )
 def test_activations_are_recomputed_where_asked_for(
-    tiny_base: Base, cpu: Device, wanted: ActivationCheckpointing, *, recomputed: bool
+    tiny_base: Base, cpu: Device, wanted: ActivationCheckpointing, *, planned: bool | None, recomputed: bool
 ) -> None:
-    """A small model on a CPU keeps them unless set otherwise."""
+    """Where that is left open, as the plan says; without one a small model on a CPU keeps them. Only what is kept by
+    nobody's wish may be recomputed later."""
     loaded = load_model(tiny_base, Quantization.NONE, cpu)
-    adapted = adapt(loaded, LORA, tiny_base, cpu, 1, checkpointing=wanted)
+    adapted = adapt(loaded, LORA, tiny_base, cpu, 1, checkpointing=wanted, planned=planned)
     assert adapted.checkpointing is recomputed
     assert bool(adapted.model.get_base_model().model.gradient_checkpointing) is recomputed
+    assert adapted.may_recompute is (wanted is ActivationCheckpointing.AUTO and not recomputed)

@@ -12,6 +12,7 @@ from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.loading import skeleton
 from lora_trainer.places.base import Base
+from lora_trainer.recipe.preflight import target_names
 
 SMALLER = {"num_hidden_layers": 2, "n_layer": 2}
 """Layers beyond the second repeat it; whole public models are counted by their files in the unit tests."""
@@ -60,4 +61,7 @@ def test_names_sizes_and_trained_parameters_are_those_of_the_model(name: str, tm
         adapted = put_on(model.model, plan_adapter(lora, model.model, model.linear, Quantization.NONE), empty=True)
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         frozen = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "lora_" not in n)
-        assert fit.plan_adapter(lora, shape).parameters == trained - frozen
+        expected = fit.plan_adapter(lora, shape)
+        assert expected.parameters == trained - frozen
+        names = plan_adapter(lora, model.model, model.linear, Quantization.NONE).names
+        assert set(target_names(shape, expected)) == set(names)

@@ -108,6 +108,15 @@ def test_memory_that_does_not_suffice_for_one_row_is_reported_by_the_process_tha
     assert str(there).startswith("PeerFailedError: another process of the run ended")
 
 
+def test_memory_that_does_not_suffice_for_one_row_makes_all_recompute_where_that_is_open(
+    plan: Plan, alone: Outcome
+) -> None:
+    """The same losses, since activations are the same when they are computed again."""
+    found = outcomes(2, dataclasses.replace(plan, micro=1, short_of_memory_at=1, may_recompute=True))
+    close(found[0], alone)
+    assert [one.recomputes for one in found] == [True, True]
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outcome, recompute: bool) -> None:
     """Each process holds half of the layers' weights and all of the adapter."""

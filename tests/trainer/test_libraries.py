@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -26,6 +27,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model, skeleton
 from lora_trainer.model.quantize import quantization_settings
 from lora_trainer.places.base import Base
+from lora_trainer.stage import expected_quantization
 from lora_trainer.training.optimizers import make_optimizer
 
 
@@ -140,3 +142,19 @@ def test_a_run_that_quantizes_nothing_does_not_import_bitsandbytes_with_peft() -
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "True False"), done.stderr
+
+
+def test_what_auto_may_become_is_known_before_a_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None on a CPU, either on a GPU; what a checkpoint of the run has wins."""
+    auto, named = make_config(quantization="Auto"), make_config(quantization="INT8")
+    assert expected_quantization(named, None) is Quantization.INT8
+    assert expected_quantization(auto, None) is Quantization.NONE
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert expected_quantization(auto, tmp_path) is Quantization.AUTO
+    without = make_config(quantization="Auto", resources={"gpus": 0})
+    assert expected_quantization(without, tmp_path) is Quantization.NONE
+    for name, text in (("step-00000002", "cut off"), ("step-00000001", '{"config": {"quantization": "NF4"}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    assert expected_quantization(auto, tmp_path) is Quantization.NF4
+    assert expected_quantization(without, tmp_path) is Quantization.NF4

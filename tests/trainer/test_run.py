@@ -59,6 +59,10 @@ def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(workplace: Workpl
     assert results.eval_loss_after < results.eval_loss_before - 5 * results.improvement_standard_error
     assert results.verification.difference <= 1e-5
     assert (results.steps, artifact.uri) == (6, "pvc://adapters/out")
+    assert summary.resolved.quantization == "None"
+    assert results.estimated_peak_memory_bytes is not None
+    assert results.estimated_seconds is None
+    assert "expected: resources.gpus is 0" in done.log
     assert "Loss on held-out rows:" in done.output
     assert "FewHeldOutRows" in [one.code for one in done.summary.advice]
     assert "Advice for the next run:" in done.output
@@ -68,6 +72,8 @@ def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(workplace: Workpl
     folder = workplace.claims / "adapters/out"
     assert (folder / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
     assert _loss_with_peft(workplace, folder, cpu) == pytest.approx(results.eval_loss_after, abs=1e-5)
+    measured = read_json(folder / "manifest.json")["measured"]
+    assert measured["estimated_peak_memory_bytes"] == results.estimated_peak_memory_bytes
     config = read_json(folder / "adapter_config.json")
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, "pvc://models/tiny")
 

@@ -15,6 +15,7 @@ from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
 from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifest, write_sealed
+from lora_trainer.artifact.tensor_files import entries_of, header_bytes
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
@@ -30,6 +31,7 @@ from lora_trainer.errors import (
 )
 from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.model_headers import read_headers
 from lora_trainer.places.roles import Role
 from lora_trainer.places.s3 import connect
 from lora_trainer.places.s3_source import cache_folder, fetch_data
@@ -329,6 +331,26 @@ def test_a_model_in_a_bucket_is_fetched_once_and_pinned(
     (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text() + "\n")
     admin.fput_object("models", "base/tiny/config.json", str(tmp_path / "config.json"))
     assert find_base("s3://models/base/tiny", Volumes(), hub).revision != base.revision
+
+
+def test_a_model_in_a_bucket_is_known_by_its_headers(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
+) -> None:
+    """Of the weights nothing else is sent, also after an answer that was cut; its revision is the training's."""
+    put_model(admin, tiny_folder, "base/tiny")
+    proxy.inject(Fault(path="*/model.safetensors", method="GET", cut_after_bytes=5, times=1))
+    hub = Hub(environment=environment(proxy, tmp_path))
+    found = read_headers("s3://models/base/tiny", Volumes(), hub)
+    with (tiny_folder / "model.safetensors").open("rb") as stream:
+        header = header_bytes(stream)
+    assert found.tensors == {"model.safetensors": entries_of(header)}
+    assert proxy.sent("model.safetensors") == len(header) + 5
+    assert not (found.base.folder / "model.safetensors").exists()
+    assert found.base.revision == find_base("s3://models/base/tiny", Volumes(), hub).revision
+    proxy.inject(Fault(path="*/model.safetensors", method="GET", status=403, times=None))
+    with pytest.raises(AccessDeniedError, match="the server denies access") as caught:
+        read_headers("s3://models/base/tiny", Volumes(), hub)
+    assert caught.value.reason is Reason.MODEL_ACCESS_DENIED
 
 
 @pytest.mark.fault("C7.downloaded")

@@ -28,16 +28,18 @@ def decide(
 
 def planned(*, sharded: bool, fits: bool | None = True) -> RunPlan:
     """A plan that says so."""
-    sizes = dict.fromkeys(
-        ("peak_bytes", "weight_bytes", "adapter_bytes", "activation_bytes", "other_bytes", "pod_memory_bytes"), 1
-    )
     return RunPlan(
-        **sizes,
         quantization=Quantization.NONE,
         activation_checkpointing=True,
         micro_batch_tokens=4096,
         sharded=sharded,
         fits=fits,
+        peak_bytes=5,
+        weight_bytes=1,
+        adapter_bytes=1,
+        activation_bytes=2,
+        other_bytes=1,
+        pod_memory_bytes=1,
         trainable_parameters=1,
         adapter_file_bytes=4,
         reason="",

@@ -32,7 +32,7 @@ from lora_operator.views import names
 from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
-from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 
@@ -142,15 +142,26 @@ def test_the_training_job_follows_what_was_found() -> None:
 
 def test_the_training_runs_as_planned_and_so_does_each_attempt_after_it() -> None:
     """The plan outlives the pod that reported it, and the first status says what was chosen."""
-    first = passed(plan=make_plan(activation_checkpointing=True))
-    assert configuration(plan_for(finetune())).training.activation_checkpointing is ActivationCheckpointing.AUTO
-    assert configuration(first).training.activation_checkpointing is ActivationCheckpointing.FULL
-    assert first.status["resolved"]["activationCheckpointing"] is True
-    second = plan_for(with_status(finetune(), first.status))
+    auto = finetune(quantization="Auto")
+    pods = (reporting_pod(plan=make_plan(quantization=Quantization.NF4)),)
+    assert configuration(plan_for(auto)).quantization is Quantization.AUTO
+    first = plan_for(auto, jobs=(looked(),), pods=pods)
+    assert planned(first) == (Quantization.NF4, True)
+    resolved = first.status["resolved"]
+    assert (resolved["quantization"], resolved["activationCheckpointing"]) == ("NF4", True)
+    second = plan_for(with_status(auto, first.status))
     assert made(second) == [("Job", job_name(2))]
-    assert configuration(second).training.activation_checkpointing is ActivationCheckpointing.FULL
-    kept = configuration(passed(plan=make_plan(device=None, device_bytes=None, fits=None)))
-    assert kept.training.activation_checkpointing is ActivationCheckpointing.AUTO, "the training finds its device"
+    assert planned(second) == (Quantization.NF4, True)
+    unknown = reporting_pod(plan=make_plan(quantization=Quantization.AUTO, device=None, device_bytes=None, fits=None))
+    left = plan_for(auto, jobs=(looked(),), pods=(unknown,))
+    assert planned(left) == (Quantization.AUTO, None), "the training finds its device"
+    assert "activationCheckpointing" not in left.status["resolved"]
+
+
+def planned(plan: Plan) -> tuple[Quantization, bool | None]:
+    """What was settled of the training that a plan makes the Job for."""
+    config = configuration(plan)
+    return config.quantization, config.planned.activation_checkpointing if config.planned else None
 
 
 @pytest.mark.parametrize(
@@ -170,7 +181,7 @@ def test_a_plan_in_the_status_that_cannot_be_read_counts_as_none(junk: Mapping[s
     status = passed().status
     status = {**status, "plan": {key: value for key, value in {**status["plan"], **junk}.items() if value is not None}}
     plan = plan_for(with_status(finetune(), status))
-    assert configuration(plan).training.activation_checkpointing is ActivationCheckpointing.AUTO
+    assert configuration(plan).planned is None
 
 
 def test_nothing_that_the_status_says_is_taken_for_a_report_before_there_is_one() -> None:
@@ -178,7 +189,7 @@ def test_nothing_that_the_status_says_is_taken_for_a_report_before_there_is_one(
     forged = with_status(finetune(), {"plan": passed(plan=make_plan(activation_checkpointing=False)).status["plan"]})
     assert "plan" not in plan_for(forged).status
     plan = plan_for(forged, jobs=(looked(),), pods=(reporting_pod(),))
-    assert configuration(plan).training.activation_checkpointing is ActivationCheckpointing.FULL
+    assert planned(plan) == (Quantization.NONE, True)
 
 
 @pytest.mark.parametrize(

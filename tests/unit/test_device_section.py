@@ -24,7 +24,7 @@ def device(resources: dict[str, Any], settings: tuple[GpuSetting, ...] = SETTING
 
 
 LEAST_24 = 22_610 * MIB
-SOURCES = [
+SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
     ({"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
     ({"gpuProducts": ["NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB, 0.8),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "T4", 15_360 * MIB, None),
@@ -42,7 +42,7 @@ SOURCES = [
 
 
 @pytest.mark.parametrize(
-    ("resources", "name", "memory", "price"), SOURCES, ids=[str(dict(resources)) for resources, *_ in SOURCES]
+    ("resources", "name", "memory", "price"), SOURCES, ids=[str(resources) for resources, *_ in SOURCES]
 )
 def test_the_nearest_source_tells_the_memory(
     resources: dict[str, Any], name: str, memory: int | None, price: float | None

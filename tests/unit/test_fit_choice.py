@@ -13,7 +13,9 @@ from lora_trainer.contract.config import (
     DeviceConfig,
     Init,
     LoraConfig,
+    Merge,
     Optimizer,
+    OutputConfig,
     Packing,
     Precision,
     Quantization,
@@ -22,7 +24,7 @@ from lora_trainer.contract.config import (
     Variant,
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import Fit, OnGpu, Option, fastest, on_gpu, option_on, recomputes, setting_of
+from lora_trainer.contract.fit.choice import Fit, Load, OnGpu, Option, choose, on_gpu, option_on, recomputes, setting_of
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.manifest import RunOptions, train_config
@@ -66,23 +68,32 @@ def option(gpu: Gpu, config: TrainConfig, quantization: Quantization, model: Con
         ("T4", (Quantization.NF4, True)),
         ("L4", (Quantization.NONE, True)),
         ("RTX 4090", (Quantization.NONE, True)),
-        ("A100 40", (Quantization.NF4, False)),
+        ("A100 40", (Quantization.NONE, False)),
         ("H100", (Quantization.NONE, False)),
     ],
 )
 def test_llama_3_8b_fits_each_gpu_in_some_way(gpu: str, wanted: tuple[Quantization, bool]) -> None:
-    """A card of 24 GB holds it in bf16; NF4 comes where memory demands it, or where it saves recomputing."""
+    """A card of 24 GB holds it in bf16; NF4 comes where memory demands it, and not where it saves recomputing."""
     best = on(find_gpu(gpu)).fastest
     assert best is not None
     assert (best.quantization, best.recompute) == wanted
 
 
 def test_the_run_as_it_is_written_is_among_the_options() -> None:
-    """bf16, recomputed from a billion parameters on."""
+    """What it leaves open is chosen; what it names is kept, where it does not fit either."""
     found = on(H100).default
-    assert (found.quantization, found.recompute, found.fit) == (Quantization.NONE, True, Fit.FITS)
+    assert (found.quantization, found.recompute, found.fit) == (Quantization.NONE, False, Fit.FITS)
     assert found in on(H100).options
+    full = run(training=TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL))
+    assert on(H100, full).default.recompute
+    whole = replace(full, quantization=Quantization.NONE)
+    assert (on(find_gpu("T4"), whole).default.fit, on(find_gpu("T4"), full).default.fit) == (Fit.TOO_LARGE, Fit.FITS)
+
+
+def test_without_a_device_a_large_model_recomputes() -> None:
+    """From a billion parameters on, on a GPU; as asked where it is asked for."""
     assert not recomputes(run(), shape_of(MODELS["SmolLM2-135M"][0]), cpu=False)
+    assert recomputes(run(), shape_of(llama()), cpu=False)
     assert not recomputes(run(), shape_of(llama()), cpu=True)
     full = run(training=TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL))
     assert recomputes(full, shape_of(MODELS["SmolLM2-135M"][0]), cpu=True)
@@ -153,14 +164,65 @@ def test_what_the_trainer_refuses_is_no_option(
     assert refusal in found.refusal
 
 
-def test_weights_that_fit_no_gpu_are_divided_over_those_of_the_run() -> None:
-    """16 GB of weights on four T4: by the trainer's rule of three quarters of a device."""
+def test_a_base_that_fits_no_gpu_is_divided_over_those_of_the_run() -> None:
+    """16 GB of weights on four T4; on one card that holds it whole, it stays whole."""
     alone = option(find_gpu("T4"), run(), Quantization.NONE)
     four = option(find_gpu("T4"), run(device=DeviceConfig(gpus=4)), Quantization.NONE)
     assert (alone.divided, alone.fit) == (False, Fit.TOO_LARGE)
     assert (four.divided, four.fit) == (True, Fit.FITS)
     assert four.tokens_per_s is not None
     assert not option(H100, run(device=DeviceConfig(gpus=4)), Quantization.NONE).divided
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, (Quantization.NONE, True)),
+        ({"output": OutputConfig(uri="pvc://a/b", merge=Merge.MERGED)}, (Quantization.NF4, False)),
+        ({"lora": LoraConfig(init=Init.PISSA)}, (Quantization.NONE, False)),
+        ({"lora": LoraConfig(target_parameters=("mlp.experts.down_proj",))}, (Quantization.NF4, False)),
+        ({"device": DeviceConfig(gpus=1)}, (Quantization.NF4, False)),
+    ],
+    ids=["an adapter", "a merged model", "PiSSA", "parameters", "one GPU"],
+)
+def test_a_base_is_divided_before_it_is_quantized(changes: dict[str, Any], wanted: tuple[Quantization, bool]) -> None:
+    """Where the trainer can: not with a merge, PiSSA or parameters outside of linear modules."""
+    config = run(**{"device": DeviceConfig(gpus=4), **changes})
+    shape = shape_of(llama())
+    found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("T4"))
+    assert (found.setting.quantization, found.option.divided) == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        (run(lora=LoraConfig(init=Init.PISSA)), llama()),
+        (run(lora=LoraConfig(init=Init.OLORA)), llama()),
+        (run(lora=LoraConfig(modules_to_save=("down_proj",))), llama()),
+        (run(), MIXTRAL),
+        (run(), llama(model_type="mamba")),
+    ],
+    ids=["PiSSA", "OLoRA", "a module trained whole", "a mixture", "Mamba"],
+)
+def test_auto_quantizes_nothing_that_the_trainer_would_refuse(config: TrainConfig, model: Config) -> None:
+    """However little memory there is: then it does not fit."""
+    shape = shape_of(model)
+    found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("8GiB"))
+    assert found.setting.quantization is Quantization.NONE
+    assert found.option.fit is not Fit.FITS
+
+
+def test_rows_that_are_known_to_be_short_take_less() -> None:
+    """The longest row is the least of a micro-batch; logits are only those of learned tokens."""
+    shape, config = shape_of(llama(final_logit_softcapping=30)), run()
+    adapter = plan_adapter(config.lora, shape)
+    plain = choose(config, shape, adapter, H100)
+    few = choose(config, shape, adapter, H100, load=Load(longest=300, learned=0.2))
+    assert few.memory.total < plain.memory.total
+    tight = choose(config, shape, adapter, find_gpu("L4"), load=Load(longest=300, learned=0.2))
+    assert 300 <= tight.setting.tokens < 4096
+    assert not tight.setting.recompute
+    assert choose(config, shape, adapter, H100, load=Load(tokens=2048)).setting.tokens == 2048
 
 
 def test_a_guess_never_says_that_a_run_does_not_fit_where_it_may() -> None:
@@ -179,18 +241,24 @@ def test_a_guess_never_says_that_a_run_does_not_fit_where_it_may() -> None:
     memory=st.tuples(st.integers(GIB, 200 * GIB), st.integers(0, 100 * GIB)),
     known=st.sampled_from([None, *KNOWN]),
     rank=st.integers(1, 512),
-    longest=st.integers(8, 32768),
+    shaped=st.tuples(st.integers(8, 32768), st.sampled_from([1, 1, 2, 8])),
 )
 def test_more_memory_never_makes_a_slower_choice(
-    name: str, memory: tuple[int, int], known: Gpu | None, rank: int, longest: int
+    name: str, memory: tuple[int, int], known: Gpu | None, rank: int, shaped: tuple[int, int]
 ) -> None:
-    """On the same device, of known speed or not: what fitted still fits."""
-    shape = shape_of(MODELS[name][0])
-    config = run(lora=LoraConfig(rank=rank), training=TrainingConfig(max_sequence_length=longest))
+    """On the same device, of known speed or not: what fitted still fits. Nothing is quantized then that was not, nor
+    divided, and where the base is held alike, nothing is slower."""
+    shape, (longest, gpus) = shape_of(MODELS[name][0]), shaped
+    training = TrainingConfig(max_sequence_length=longest)
+    config = run(lora=LoraConfig(rank=rank), training=training, device=DeviceConfig(gpus=gpus))
     adapter = plan_adapter(config.lora, shape)
     small = replace(known or find_gpu("1GiB"), memory_bytes=memory[0])
-    few = fastest(config, shape, adapter, small)
-    more = fastest(config, shape, adapter, replace(small, memory_bytes=sum(memory)))
-    if few is not None:
-        assert more is not None
-        assert (more.tokens_per_s or 0) >= (few.tokens_per_s or 0)
+    few = choose(config, shape, adapter, small)
+    more = choose(config, shape, adapter, replace(small, memory_bytes=sum(memory)))
+    if few.option.fit is not Fit.FITS:
+        return
+    assert more.option.fit is Fit.FITS
+    held = [(one.setting.quantization is not Quantization.NONE, one.option.divided) for one in (few, more)]
+    assert held[1] <= held[0]
+    if held[1] == held[0]:
+        assert (more.option.tokens_per_s or 0) >= (few.option.tokens_per_s or 0)

@@ -66,9 +66,11 @@ def test_weights_take_their_stored_bytes() -> None:
 
 
 def test_trained_parameters_take_eighteen_bytes() -> None:
-    """fp32 with gradient and two moments, and autocast's copy; 8-bit moments take two and their scales."""
-    found = memory(llama())
+    """fp32 with gradient and two moments, and autocast's copy, of one layer where layers are recomputed; 8-bit moments
+    take two and their scales."""
+    found = memory(llama(), replace(DEFAULT, recompute=False))
     assert found.adapter + found.gradients + found.optimizer + found.copies == 18 * 41_943_040
+    assert memory(llama()).copies == 2 * 41_943_040 / 32
     small = memory(llama(), replace(DEFAULT, optimizer=Optimizer.ADAMW_8BIT), LoraConfig(rank=1))
     # Of rank 1 only the sides of 14,336 and 4,096 have enough values.
     values = 2_621_440 - 32 * 2 * 1024
@@ -81,8 +83,8 @@ def test_few_logits_exist_at_once_unless_something_follows_them() -> None:
     loss = memory(llama(), replace(DEFAULT, recompute=False)).working
     assert loss == 6 * rows * 128256 + 4 * 4096 * 4096
     trained = memory(llama(), DEFAULT, LoraConfig(modules_to_save=("lm_head",))).working
-    assert trained == 14 * 4096 * 128256 + 4 * 4096 * 4096
-    assert memory(GEMMA_2).working == 18 * 4096 * 256000 + 4 * 4096 * 2304
+    assert trained == 12 * 4096 * 128256 + 2 * 4096 * 128256 + 2 * 4096 * 4096
+    assert memory(GEMMA_2).working == 14 * 4096 * 256000 + 2 * 4096 * 2304
 
 
 def test_attention_without_a_kernel_repeats_keys_and_values_for_each_head() -> None:
@@ -94,13 +96,13 @@ def test_attention_without_a_kernel_repeats_keys_and_values_for_each_head() -> N
     assert layer_bytes(layer, ranks, without) - layer_bytes(layer, ranks, DEFAULT) == 4 * (4096 - 1024) + 2 * 4096
 
 
-@pytest.mark.parametrize("config", [GEMMA_2, GPT_OSS], ids=["capped", "sinks"])
-def test_scores_that_are_written_out_grow_with_the_row(config: Config) -> None:
-    """Eight bytes for each head and each token that is seen, and one of the mask."""
+@pytest.mark.parametrize(("config", "size"), [(GEMMA_2, 8), (GPT_OSS, 6)], ids=["capped", "sinks"])
+def test_scores_that_are_written_out_grow_with_the_row(config: Config, size: int) -> None:
+    """A softmax in fp32 and rounded, and what caps them, for each head and each token that is seen; a mask."""
     layer = shape_of(config).layers[0]
     ranks = (0,) * len(layer.linear)
     longer = layer_bytes(layer, ranks, replace(DEFAULT, row=4096)) - layer_bytes(layer, ranks, DEFAULT)
-    assert longer == (8 * layer.heads + 1) * 2048
+    assert longer == (size * layer.heads + 1) * 2048
 
 
 def test_layers_are_divided_and_embeddings_are_not() -> None:
@@ -125,7 +127,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_what_costs_memory_costs_some(name: str, change: str) -> None:
     """On every kind of layer that keeps its activations; recomputing them saves most."""
     config, kept = MODELS[name][0], replace(DEFAULT, recompute=False)
-    assert memory(config).total < memory(config, kept).total < memory(config, replace(kept, **CHANGES[change])).total
+    changed = memory(config, replace(kept, **CHANGES[change])).total
+    assert memory(config).total < memory(config, kept).total
+    # Rows of GPT-2 have attention with dropout, and heads of Phi-3 have their own keys: there is nothing to repeat.
+    least = 0 if change == "no kernel" and name in {"GPT-2", "Phi-3-mini"} else 1
+    assert changed >= memory(config, kept).total + least
 
 
 def test_a_pod_without_a_gpu_holds_everything_in_main_memory() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.unit.test_dropout_page import memory
+from tests.unit.test_dropout_page import kept
 
 from docgen.schema import load
 from lora_trainer.contract.config import Layers
@@ -34,6 +34,7 @@ def text_of(path: str) -> str:
         pytest.param("lora.layers", "but never lm_head", id="never the output embeddings"),
         pytest.param("lora.layers", "attention alone learns less even with the same number of parameters", id="layers"),
         pytest.param("lora.dropout", "a habit more than a finding", id="dropout"),
+        pytest.param("quantization", "So quantize only what does not fit otherwise.", id="quantization"),
         pytest.param("training.epochs", 'Absent, and without maxSteps: "1". Rule of thumb: one.', id="epochs"),
         pytest.param("training.epochs", "more data helps more than more passes", id="more data"),
     ],
@@ -45,6 +46,6 @@ def test_the_guide_stands_where_a_user_looks_first(path: str, guide: str) -> Non
 
 def test_what_dropout_costs_is_what_the_fit_model_computes() -> None:
     """Activations of Llama-3-8B with and without it, all linear layers, kept."""
-    without, with_it = (memory(Layers.ALL_LINEAR, recompute=False, dropout=dropout) for dropout in (False, True))
-    share = round(100 * (with_it.activations / without.activations - 1))
+    without, with_it = (kept(Layers.ALL_LINEAR, dropout=dropout) for dropout in (False, True))
+    share = round(100 * (with_it / without - 1))
     assert f"on Llama-3-8B by {share} %" in text_of("lora.dropout")

@@ -166,6 +166,17 @@ def test_a_claim_is_judged_by_the_rule(
     assert found == [lower, higher, same]
 
 
+def test_a_claim_may_be_about_two_settings() -> None:
+    """Neither of them the base."""
+    runs = [*level("base", (1.0, 1.0, 1.0)), *level("one", (3.0, 3.0, 3.0)), *level("other", (2.0, 2.0, 2.0))]
+    verdict, found = judge(Claim(text="", setting="other", expected=Expected.LOWER, against="one"), runs)
+    assert verdict is Verdict.SUPPORTED
+    assert found is not None
+    assert found.value == pytest.approx(-1.0)
+    equal = [*runs, *level("equal", (3.1, 3.1, 3.1))]
+    assert judge(Claim(text="", setting="equal", expected=Expected.SAME, against="one"), equal)[0] is Verdict.SUPPORTED
+
+
 def test_the_claims_are_about_settings_of_the_study() -> None:
     """Each setting but the base has one."""
     assert {claim.setting for claim in CLAIMS} == {setting.name for setting in SETTINGS} - {BASE.name}

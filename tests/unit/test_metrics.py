@@ -40,6 +40,14 @@ def test_a_resource_says_what_it_trains_and_how() -> None:
     assert registry.get_sample_value("lorafinetune_created_timestamp_seconds", WHO) == CREATED.timestamp()
 
 
+def test_the_quantization_is_the_one_that_was_resolved() -> None:
+    """As the column of `kubectl get` has it; what the spec asks for only until then."""
+    status = {"resolved": {"quantization": "INT8"}}
+    registry = registry_of(make_finetune(spec={"quantization": "NF4"}, status=status))
+    facts = {**WHO, "base_model": "hf://acme/base", "quantization": "INT8", "queue": ""}
+    assert registry.get_sample_value("lorafinetune_info", facts) == 1.0
+
+
 def test_a_condition_has_the_series_of_its_status_alone() -> None:
     """Two thirds of all series would be zeros else; a status that Kubernetes does not know has none."""
     conditions = [condition_object("Complete", "False"), condition_object("Accepted", "Maybe")]

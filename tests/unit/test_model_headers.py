@@ -155,6 +155,13 @@ def _nested(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text)
 
 
+def _bytes(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
+
+
 def _header(document: object, size: int) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         text = json.dumps(document).encode()
@@ -174,8 +181,8 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
         r"says that its header has 16,777,217 bytes: it must have at most 16,777,216",
     ),
     "longer than the format": (_longer_than_the_format, "is no safetensors file"),
-    "shorter than eight bytes": (lambda path: path.write_bytes(b"abc") and None, "is no safetensors file"),
-    "empty": (lambda path: path.write_bytes(b"") and None, "is no safetensors file"),
+    "shorter than eight bytes": (_bytes(b"abc"), "is no safetensors file"),
+    "empty": (_bytes(b""), "is no safetensors file"),
     "no JSON": (_no_json, "is no safetensors file, or cut off in its header"),
     "nested too deeply": (_nested, "is no safetensors file, or cut off in its header"),
     "a list": (_header([1], 0), "is no safetensors file, or cut off in its header"),

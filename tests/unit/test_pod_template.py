@@ -258,8 +258,8 @@ def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (1, 1, 1)
     assert "nodeSelector" not in pod_of(job)
     assert job["metadata"]["name"] == f"{job_name()}-preflight"
-    assert job["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
-    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
+    assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
+    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
 
 
 def test_the_pod_of_the_preflight_gets_no_claim_to_write_to_but_the_cache() -> None:
@@ -284,7 +284,7 @@ def test_the_kubelet_asks_the_trainer_whether_it_lives() -> None:
     assert found["ports"] == [{"name": "metrics", "containerPort": 9090}]
 
 
-NODES = [
+NODES: list[tuple[dict[str, Any], list[dict[str, Any]] | None]] = [
     ({}, None),
     ({"gpus": 1}, None),
     ({"gpuMinMemoryGiB": 24}, [{"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["22609"]}]),

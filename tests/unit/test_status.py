@@ -1,5 +1,6 @@
 """What is written into the status, its numbers and its bounds."""
 
+import dataclasses
 from datetime import timedelta
 from typing import Any
 
@@ -17,14 +18,16 @@ from tests.unit.builders import (
     make_results,
     make_summary,
     running_pod,
+    with_status,
 )
 from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status, status_schema
 
 from lora_operator.decision.blocks import read_block
+from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
-from lora_operator.decision.results import resolved_by_spec
+from lora_operator.decision.results import kept_quantization, resolved_by_spec
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
@@ -34,10 +37,12 @@ from lora_trainer.contract.config import (
     LoraConfig,
     ModelConfig,
     OutputConfig,
+    Quantization,
     RunIdentity,
     TrainConfig,
     TrainingConfig,
 )
+from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -325,3 +330,43 @@ def test_an_image_name_of_any_length_fits() -> None:
     """It is clipped like every other text."""
     config = OperatorConfig(trainer_image="registry.example/" + "x" * 600)
     check_status(decide(make_finetune(), Observed(), config, NOW).status)
+
+
+@pytest.mark.parametrize(
+    ("resolved", "kept"),
+    [
+        (None, None),
+        ({}, None),
+        ({"quantization": "Auto"}, None),
+        ({"quantization": "None"}, Quantization.NONE),
+        ({"quantization": "NF4"}, Quantization.NF4),
+        ({"quantization": "INT2"}, None),
+        ({"quantization": 4}, None),
+        ("NF4", None),
+    ],
+)
+def test_what_auto_became_is_read_from_the_status(resolved: Any, kept: Quantization | None) -> None:
+    """Whatever anybody wrote there."""
+    assert kept_quantization({} if resolved is None else {"resolved": resolved}) is kept
+
+
+def test_a_run_goes_on_with_the_quantization_that_it_was_found_to_use() -> None:
+    """Also where its resource was replaced by the old file, which names none: the next attempt's Job has it."""
+    for written in ({}, {"quantization": "Auto"}):
+        finetune = with_status(make_finetune(spec=written), {"resolved": {"quantization": "NF4", "rank": 16}})
+        train = read_case(finetune, Observed(), CONFIG, NOW).request.train
+        assert train is not None
+        assert train.quantization is Quantization.NF4
+        assert resolved_by_spec(train, "image")["quantization"] == "NF4"
+    fresh = read_case(make_finetune(), Observed(), CONFIG, NOW).request.train
+    assert fresh is not None
+    assert resolved_by_spec(fresh, "image")["quantization"] == "Auto"
+
+
+def test_the_operators_gpus_tell_a_runs_device() -> None:
+    """By the name of the resource that it asks for."""
+    site = dataclasses.replace(CONFIG, gpus=(GpuSetting(name="nvidia.com/gpu", memory_gib=24, price=2.0),))
+    train = read_case(make_finetune(), Observed(), site, NOW).request.train
+    assert train is not None
+    assert (train.device.gpu, train.device.gpu_price) == ("nvidia.com/gpu", 2.0)
+    assert train.device.gpu_memory_bytes == 22_610 * 2**20

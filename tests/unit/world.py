@@ -12,7 +12,7 @@ from tests.unit.contradictions import contradictions
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Rejection
-from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, STAGE_LABEL
+from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, place_of
 from lora_operator.views.observe import parse_finetune, parse_job, parse_pod
 from lora_operator.views.wording import instant
 
@@ -128,7 +128,7 @@ class World:
 
     def jobs_of(self, stage: str) -> list[Object]:
         """The Jobs of a stage."""
-        return [job for job in self.jobs.values() if job["metadata"]["labels"][STAGE_LABEL] == stage]
+        return [job for name, job in self.jobs.items() if place_of(name)[1] == stage]
 
     def _create(self, obj: Object) -> None:
         name = obj["metadata"]["name"]

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.contract.advice.rules import Spoken, before, spoken
-from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
-from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, recomputes, rows, setting_of
+from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, pod_memory, presumed, rows
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
+from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
 from lora_trainer.places.base_shape import CONFIG, read_config, shape_in
@@ -31,8 +33,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer. Sizes are bytes; `hours_per_tokens` says of how many tokens the hours are, `spread` by how much the
-    memory may be off for what `doubts` name; `advice` is what can be said without data and device."""
+    """The answer. Sizes are bytes; `quantization` and `recompute` are as the manifest has them, `preflight` what the
+    plan before the training would say, by what is known here: of the device that the manifest names, or the one that
+    was asked about. `trained_tokens` are those of all epochs, `spread` is by how much the memory may be off for what
+    `doubts` name; `advice` is what can be said without data and device."""
 
     run: str
     model: str
@@ -43,11 +47,12 @@ class Plan:
     adapter_bytes: int
     rank: int
     quantization: Quantization
-    recompute: bool
+    recompute: ActivationCheckpointing
     micro_batch_tokens: int
     longest_row: int
     learned_share: float
     pod_memory_bytes: int
+    preflight: RunPlan
     share_percent: int
     trained_tokens: int | None
     rows: tuple[Row, ...]
@@ -67,11 +72,11 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
     except (ShapeError, DeviceError, AdapterError) as error:
         raise ConfigError(str(error)) from error
     shape = doubtful(plain, adapter)
-    shown = tuple(dict.fromkeys((Quantization.NONE, Quantization.NF4, config.quantization)))
+    wanted = (Quantization.NONE, Quantization.NF4, config.quantization)
+    shown = tuple(kind for kind in dict.fromkeys(wanted) if kind is not Quantization.AUTO)
     share = asked.share_percent / 100
-    cpu = config.device.gpus == 0
-    recompute = recomputes(config, shape, cpu=cpu)
-    setting = setting_of(config, shape, None if cpu else gpus[0], quantization=config.quantization, recompute=recompute)
+    setting = presumed(config, shape)
+    only = gpus[0] if len(asked.gpus) == 1 else None
     return Plan(
         run=config.run.name,
         model=config.model.uri,
@@ -82,11 +87,12 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         adapter_bytes=adapter.file_bytes,
         rank=config.lora.rank,
         quantization=config.quantization,
-        recompute=recompute,
+        recompute=config.training.activation_checkpointing,
         micro_batch_tokens=setting.tokens,
         longest_row=setting.row,
         learned_share=setting.learned,
         pod_memory_bytes=pod_memory(config, shape, adapter),
+        preflight=plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only, share=share),
         share_percent=asked.share_percent,
         trained_tokens=_trained(config, asked.tokens),
         rows=rows(config, shape, adapter, shown),

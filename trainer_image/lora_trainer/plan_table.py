@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lora_trainer.contract import codec
-from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization
 from lora_trainer.contract.fit.choice import Fit, OnGpu, Option, Row
 from lora_trainer.contract.fit.limits import FIT_SHARE
 from lora_trainer.plan import Plan
@@ -78,12 +78,12 @@ def _devices(plan: Plan, width: int) -> Iterator[str]:
     yield f"GiB to spare on a GPU (or lacking), within {FIT_SHARE:.0%} of its memory"
     first = "".join(f"{('*' if row.default else '') + row.quantization.value:>8}" for row in shown)
     second = "".join(f"{'recomp.' if row.recompute else 'kept':>8}" for row in shown)
-    yield f"{'':<8}{'':>6}{first}  fastest that fits"
-    yield f"{'GPU':<8}{'GiB':>6}{second}  {'':<13}{'tokens/s':>9}{unit:>9}"
+    yield f"{'':<8}{'':>6}{first}  the run takes there"
+    yield f"{'GPU':<8}{'GiB':>6}{second}  {'':<15}{'tokens/s':>9}{unit:>8}"
     for gpu in plan.gpus:
         by_setting = {(option.quantization, option.recompute): option for option in gpu.options}
         cells = "".join(f"{_cell(by_setting[row.quantization, row.recompute]):>8}" for row in shown)
-        yield f"{gpu.name:<8}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_fastest(gpu, plan)}".rstrip()
+        yield f"{gpu.name:<8}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_taken(gpu, plan)}".rstrip()
 
 
 def _is_wanted(row: Row, plan: Plan) -> bool:
@@ -96,22 +96,23 @@ def _cell(option: Option) -> str:
     return {Fit.UNSURE: f"{amount}?", Fit.HALVED: f"{amount}/2", Fit.REFUSED: "refused"}.get(option.fit, amount)
 
 
-def _fastest(gpu: OnGpu, plan: Plan) -> str:
-    best = gpu.fastest
-    if best is None:
-        return "none"
-    name = f"{best.quantization.value}, {'recomp.' if best.recompute else 'kept'}"
-    if best.tokens_per_s is None:
+def _taken(gpu: OnGpu, plan: Plan) -> str:
+    taken = gpu.default
+    if taken.fit is not Fit.FITS:
+        return "nothing that fits"
+    smaller = plan.micro_batch_tokens // taken.tokens
+    manner = f"{'recomp.' if taken.recompute else 'kept'}{f'/{smaller}' if smaller > 1 else ''}"
+    name = f"{taken.quantization.value}, {manner}"
+    if taken.tokens_per_s is None:
         return name
-    seconds = (plan.trained_tokens or _MILLION) / best.tokens_per_s
-    return f"{name:<13}{best.tokens_per_s:>9,.0f}{_duration(seconds):>9}"
+    seconds = (plan.trained_tokens or _MILLION) / taken.tokens_per_s
+    return f"{name:<15}{taken.tokens_per_s:>9,.0f}{_duration(seconds):>8}"
 
 
 def _verdicts(plan: Plan) -> str:
     """On which GPUs it fits, and on which not."""
     words = {
         Fit.FITS: "It fits",
-        Fit.HALVED: "With halved micro-batches it fits",
         Fit.UNSURE: "Perhaps it fits",
         Fit.TOO_LARGE: "It does not fit",
         Fit.REFUSED: "It is refused on",
@@ -129,13 +130,31 @@ def _duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h" if minutes < 100 * 60 else f"{minutes / 1440:.0f} d"
 
 
+def _asked(plan: Plan) -> str:
+    """What the run leaves open, and what not."""
+    auto = [
+        name
+        for name, value in (
+            ("quantization", plan.quantization),
+            ("training.activationCheckpointing", plan.recompute),
+        )
+        if value.value == "Auto"
+    ]
+    if auto:
+        return f"The run leaves {' and '.join(auto)} to Auto: the last column is what that takes on each GPU."
+    recomputed = "recomputes" if plan.recompute is ActivationCheckpointing.FULL else "keeps"
+    return f"* the run as it is written: quantization {plan.quantization.value}, {recomputed} activations."
+
+
 def _explanations(plan: Plan) -> Iterator[str]:
-    recomputed = "recomputes activations" if plan.recompute else "keeps activations"
-    yield f"* the run as it is written: quantization {plan.quantization.value}, {recomputed}. {_verdicts(plan)}"
+    yield f"{_asked(plan)} {_verdicts(plan)}"
+    if plan.preflight.device is not None:
+        yield f"Plan: {plan.preflight.reason}."
     yield "kept, recomp.: activations are kept for the backward pass, or recomputed in it."
     options = [option for gpu in plan.gpus for option in gpu.options]
-    if any(option.fit is Fit.HALVED for option in options):
-        yield "/2: does not fit at first; the trainer halves its micro-batches until it does, which costs speed."
+    smaller = any(gpu.default.tokens < plan.micro_batch_tokens for gpu in plan.gpus)
+    if smaller or any(option.fit is Fit.HALVED for option in options):
+        yield "/2 and the like: fits with so many times fewer tokens in a micro-batch."
     if any(option.fit is Fit.UNSURE for option in options):
         yield f"?: the estimate may be off by {plan.spread:.0%}, too much to tell."
     for refusal in dict.fromkeys(option.refusal for option in options if option.refusal):

@@ -52,7 +52,9 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
 
 def _recomputes(train: TrainConfig) -> bool | None:
     chosen = train.training.activation_checkpointing
-    return None if chosen is ActivationCheckpointing.AUTO else chosen is ActivationCheckpointing.FULL
+    if chosen is ActivationCheckpointing.AUTO:
+        return train.planned.activation_checkpointing if train.planned else None
+    return chosen is ActivationCheckpointing.FULL
 
 
 def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:

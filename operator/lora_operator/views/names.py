@@ -17,7 +17,7 @@ SUSPEND_ANNOTATION = "lora-operator.io/suspend"
 RETRIES_ANNOTATION = "lora-operator.io/retries-before"
 RELABELLED_ANNOTATION = "lora-operator.io/relabelled"
 CONFIG_ANNOTATION = "lora-operator.io/config"
-STAGE_LABEL = "lora-operator.io/role"
+ROLE_LABEL = "lora-operator.io/role"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
@@ -35,6 +35,9 @@ PREFLIGHT = "preflight"
 TRAIN = "train"
 """The last stage of every run, whose Job has the attempt's own name; that of another stage adds the stage's."""
 STAGES = (PREFLIGHT, TRAIN)
+_ROLES = {PREFLIGHT: "prepare"}
+"""An operator of an earlier release, which may take over again, goes by the label and takes any other word for a
+training: it would end the run without a result."""
 
 
 def child_name(name: str, uid: str, attempt: int) -> str:
@@ -65,5 +68,5 @@ def child_labels(name: str, uid: str, attempt: int, stage: str = TRAIN) -> dict[
         UID_LABEL: uid,
         NAME_LABEL: name,
         ATTEMPT_LABEL: str(attempt),
-        STAGE_LABEL: stage,
+        ROLE_LABEL: _ROLES.get(stage, stage),
     }

@@ -36,7 +36,8 @@ class Adapted:
 
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
-    whether activations are recomputed, `left_alone` what the adapter leaves alone.
+    whether activations are recomputed, `may_recompute` whether they may be where memory does not suffice, `left_alone`
+    what the adapter leaves alone.
     """
 
     model: Any
@@ -46,6 +47,7 @@ class Adapted:
     total_parameters: int
     starts: Mapping[str, Start] = field(default_factory=dict)
     checkpointing: bool = False
+    may_recompute: bool = False
     left_alone: LeftAlone = field(default_factory=LeftAlone)
 
 
@@ -74,11 +76,12 @@ def _configuration(base: Base) -> Any:
 def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded:
     """Read the weights and freeze them. Raises `ConfigError` for what is no complete causal language model."""
     factory = auto_class(_configuration(base), base.name)
+    settings = quantization_settings(quantization, device)
     try:
         model, report = factory.from_pretrained(
             base.folder,
             dtype=device.dtype,
-            quantization_config=quantization_settings(quantization, device),
+            quantization_config=settings,
             device_map={"": device.torch_device},
             trust_remote_code=False,
             use_safetensors=True,
@@ -147,6 +150,8 @@ def adapt(
     recompute = _recomputes(checkpointing, model, total, device, planned=planned)
     if recompute:
         recompute_activations(model)
+    auto = checkpointing is ActivationCheckpointing.AUTO
+    may_recompute = bool(auto and not recompute and model.supports_gradient_checkpointing)
     return Adapted(
         model=model,
         head=_head(model),
@@ -155,6 +160,7 @@ def adapt(
         total_parameters=total + trainable,
         starts=found,
         checkpointing=recompute,
+        may_recompute=may_recompute,
         left_alone=plan.left_alone,
     )
 

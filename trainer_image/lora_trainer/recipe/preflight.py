@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.fit.planning import plan_of
@@ -75,33 +75,37 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
     check_tokenizer(headers.base, address)
     try:
         text = (headers.base.folder / "config.json").read_text(encoding="utf-8")
-        plain = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
-        adapter = plan_adapter(config.lora, plain)
+        shape = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
+        adapter = plan_adapter(config.lora, shape)
     except ShapeError as error:
         raise ConfigError(f"model.uri is {address}: {error}") from error
     except AdapterError as error:
         raise ConfigError(str(error)) from error
-    for sentence in (*plain.doubts, *adapter.doubts, *adapter.notes):
+    for sentence in (*shape.doubts, *adapter.doubts, *adapter.notes):
         log.warning("%s", sentence)
-    return Model(headers=headers, shape=doubtful(plain, adapter), adapter=adapter)
+    return Model(headers=headers, shape=shape, adapter=adapter)
 
 
 def model_facts(model: Model) -> ModelFacts:
     """What the status says of a model."""
     shape, adapter = model.shape, model.adapter
-    names = [(name, adapter.ranks[layer][position] > 0) for layer, position, name, _ in shape.modules()]
-    chosen = [name for name, is_adapted in names if is_adapted]
     return ModelFacts(
         revision=model.headers.base.revision,
         model_type=model.headers.base.model_type,
         parameters=shape.parameters,
         weight_bytes=model.headers.weight_bytes,
-        linear_modules=len(names),
-        adapted=len(chosen),
-        target_modules=short_names(chosen, [name for name, _ in names]),
+        linear_modules=sum(len(layer.linear) for layer in shape.layers),
+        adapted=adapter.modules,
+        target_modules=target_names(shape, adapter),
         trainable_parameters=adapter.parameters,
         known=shape.spread < GUESSED,
     )
+
+
+def target_names(shape: Shape, adapter: Adapter) -> tuple[str, ...]:
+    """The shortest endings that select the modules of an adapter, as the trainer names them."""
+    names = [(name, adapter.ranks[layer][position] > 0) for layer, position, name, _ in shape.modules()]
+    return short_names([name for name, is_adapted in names if is_adapted], [name for name, _ in names])
 
 
 def check_output(config: TrainConfig, volumes: Volumes) -> OutputCheck:

@@ -23,7 +23,7 @@ from lora_trainer.errors import (
     out_of_memory,
 )
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, set_training
+from lora_trainer.model.loading import Adapted, recompute_activations, set_training
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
@@ -219,9 +219,20 @@ class Training:
         return share, None
 
     def _halve(self, number: int, trouble: Exception | None) -> None:
-        """Let micro-batches hold half. Raises `CudaOutOfMemoryError` where one row alone was too much."""
+        """Let micro-batches hold half, or where one row alone was too much, recompute activations if the run leaves
+        that open. Raises `CudaOutOfMemoryError` where neither helps."""
         peak = self.device.peak_memory_bytes()
         halved = self.budget.halved()
+        if halved is None and self.adapted.may_recompute:
+            log.warning(
+                "step %d: out of memory (peak %.2f GiB) with one row: going on with recomputed activations",
+                number,
+                peak / 2**30,
+            )
+            recompute_activations(self.adapted.model)
+            self.adapted = dataclasses.replace(self.adapted, checkpointing=True, may_recompute=False)
+            self._free()
+            return
         if halved is None:
             if trouble is None:
                 raise PeerFailedError("its memory does not suffice for one example")
@@ -241,9 +252,12 @@ class Training:
         )
         self.budget = halved
         self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
+        self._free()
+        self.listener.halved(halved)
+
+    def _free(self) -> None:
         if self.device.torch_device.type == "cuda":
             torch.cuda.empty_cache()
-        self.listener.halved(halved)
 
     def _count(self, guard: LossGuard, number: int, rows: Rows, loss: StepLoss | None, started: float) -> None:
         losses = self.course.losses if loss is None else (*self.course.losses, loss)

@@ -29,7 +29,7 @@ def layer_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float
 
 
 def _mlp_bytes(layer: Layer, setting: Setting) -> int:
-    return setting.size * layer.mlp_values + (4 if setting.widened else setting.size) * layer.wide_values
+    return setting.stream_size * layer.mlp_values + (4 if setting.widened else setting.size) * layer.wide_values
 
 
 def mask_bytes(setting: Setting) -> int:
@@ -47,7 +47,7 @@ def _norm_bytes(layer: Layer, setting: Setting) -> int:
     if not layer.layer_norm or setting.widened:
         return 4 * (layer.normed + layer.statistics)
     normed = layer.hidden if layer.parallel else layer.normed
-    return setting.size * normed + 4 * layer.statistics
+    return setting.size * (normed + layer.statistics)
 
 
 def attention_bytes(layer: Layer, setting: Setting) -> float:
@@ -63,26 +63,29 @@ def attention_bytes(layer: Layer, setting: Setting) -> float:
     whole = layer.query + layer.key_value if layer.fused and key_value == layer.key_value else 0
     values = 2 * (layer.query + key_value) + whole
     if layer.own_dropout and setting.cpu:
-        # PyTorch's attention for CPUs knows no dropout: a softmax, a mask and their product are written out.
-        return size * values + 3 * size * layer.heads * setting.row
+        # PyTorch's attention for CPUs knows no dropout: it is written out in fp32, with scaled queries and keys; a
+        # softmax, a mask and their product.
+        return 4 * (5 if setting.fp32 else 3) * layer.query + 12 * layer.heads * setting.row
     return size * values + 4 * layer.heads
 
 
 def _input_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> float:
     """Inputs that only adapters need, each kept once for all modules that read it; with dropout see below.
 
-    LLM.int8() keeps the input of every module that it quantizes, adapted or not. Where a norm gives fp32, each module
-    makes a copy of its own in 16 bits.
+    LLM.int8() keeps the input of every module that it quantizes, adapted or not. Where it is fp32, each module makes a
+    copy of its own in 16 bits.
     """
-    every = setting.quantization is Quantization.INT8 or setting.saves_inputs
-    alone = layer.layer_norm and setting.widened
+    wide = setting.stream_size > setting.size
+    alone = (layer.layer_norm and setting.widened) or wide
+    every = setting.saves_inputs or setting.quantization is Quantization.INT8
     read: dict[str, int] = {}
     for module, rank in zip(layer.linear, ranks, strict=True):
-        needed = every or (rank > 0 and not setting.dropout)
+        needed = (every and not wide) or (rank > 0 and not setting.dropout)
         if needed and not (module.saved and has_kernel(layer, setting)):
-            of_norm = alone and not module.saved and not module.reads.endswith("product")
-            read[module.name if of_norm else module.reads] = module.inputs
-    return setting.size * sum(read.values())
+            own_copy = alone and not module.saved and (wide or not module.reads.endswith("product"))
+            read[module.name if own_copy else module.reads] = module.inputs
+    of_quantized = setting.stream_size * inputs_of(layer) if every and wide else 0
+    return setting.size * sum(read.values()) + of_quantized
 
 
 def keeps_input(rank: int, setting: Setting) -> bool:
@@ -112,5 +115,5 @@ def _adapter_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> floa
         if rank:
             total += setting.size * rank
             total += (setting.size + mask_bytes(setting)) * module.inputs if setting.dropout else 0
-            total += 2 * setting.size * module.outputs if setting.dora else 0
+            total += (setting.stream_size + setting.size) * module.outputs if setting.dora else 0
     return total

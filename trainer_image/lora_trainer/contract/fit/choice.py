@@ -99,7 +99,8 @@ class OnGpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Memory by part of a setting at its full micro-batch, on a GPU that has a kernel for packed rows."""
+    """Memory by part of a setting at its full micro-batch, on a GPU that has a kernel for packed rows. `default` marks
+    the one that the run asks for, where it leaves nothing to `Auto`."""
 
     quantization: Quantization
     recompute: bool
@@ -201,7 +202,8 @@ def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Ite
         for recompute in (False, True):
             setting = setting_of(config, shape, _REFERENCE, quantization=quantization, recompute=recompute)
             memory = gpu_memory(shape, adapter, setting)
-            default = quantization is config.quantization and recompute is recomputes(config, shape, cpu=False)
+            wanted = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
+            default = quantization is config.quantization and config.training.activation_checkpointing is wanted
             found.append(
                 Row(
                     quantization=quantization,
@@ -375,10 +377,10 @@ def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, shar
 def pod_memory(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None) -> int:
     """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU."""
     processes = max(1, config.device.gpus)
-    return main_memory(shape, adapter, presumed(config, shape, load or Load()), processes=processes)
+    return main_memory(shape, adapter, presumed(config, shape, load), processes=processes)
 
 
-def presumed(config: TrainConfig, shape: Shape, load: Load) -> Setting:
+def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
     """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
     cpu = config.device.gpus == 0
     quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization

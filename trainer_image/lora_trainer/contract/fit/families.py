@@ -221,7 +221,7 @@ def _gpt_neox(values: Values, kind: str) -> Shape:
         parallel=values.flag("use_parallel_residual", default=True),
     )
     layers = (one,) * _layers(values)
-    names = ("gpt_neox.embed_in", "embed_out")
+    names = ("gpt_neox.embed_in", "lm_head")
     return _whole(values, layers, kind, names=names, prefix="gpt_neox.layers", tied=False, norm=2 * sizes.hidden)
 
 

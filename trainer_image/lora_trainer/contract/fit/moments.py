@@ -72,7 +72,7 @@ def _moments(run: Run) -> Iterator[Moment]:
         yield Moment(activations=kept, working=again + of_product, copies=left, dequantized=full)
     # The gradient of embeddings that are trained is made whole, before it is added: everything else is gone by then.
     yield Moment(activations=0.0, working=4.0 * run.adapter.whole)
-    yield Moment(activations=0.0, working=_evaluation_bytes(run))
+    yield from _evaluation(run)
 
 
 def _kept(run: Run) -> float:
@@ -82,7 +82,8 @@ def _kept(run: Run) -> float:
         # bitsandbytes keeps the inputs of 8-bit modules itself, out of recomputation's reach.
         by_itself = setting.quantization is Quantization.INT8
         inputs = sum(inputs_of(layer) for layer in shape.layers) if by_itself else 0
-        return setting.size * (shape.hidden * len(shape.layers) + inputs) * setting.tokens
+        stream = setting.stream_size * shape.hidden * len(shape.layers)
+        return (stream + setting.stream_size * inputs) * setting.tokens
     of_layers = sum(layer_bytes(layer, ranks, setting) for layer, ranks in run.layers)
     # What is before the first trained parameter needs no gradient.
     before = 0.0 if run.adapter.whole else untrained_bytes(*run.layers[0], setting)
@@ -121,11 +122,11 @@ def _gradient_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> t
     Then there are the gradients of both factors and of their product, less the product, which is gone by then; where
     scores are written out, their gradient in fp32 twice, when the MLP is gone.
     """
-    size = setting.size
+    size = setting.stream_size
     stream = 2 * size * layer.hidden
     products = [(m, rank) for m, rank in zip(layer.linear, ranks, strict=True) if m.reads.endswith("product")]
     product = max((module.inputs for module, _ in products), default=0)
-    gone = size * sum(module.inputs for module, rank in products if keeps_input(rank, setting))
+    gone = setting.size * sum(module.inputs for module, rank in products if keeps_input(rank, setting))
     wide = (4 if setting.widened else size) * layer.wide_values
     mlp = max(size * max(layer.mlp_values, 2 * product), wide) - gone
     of_mlp = size * layer.mlp_values + wide + gone
@@ -187,7 +188,8 @@ def _forward_bytes(run: Run) -> float:
     return max(one(layer) for layer in dict.fromkeys(run.shape.layers))
 
 
-def _evaluation_bytes(run: Run) -> float:
+def _evaluation(run: Run) -> Iterator[Moment]:
     """Nothing is kept there. A CPU evaluates with a GPU's number of tokens."""
     tokens = max(run.setting.tokens, TOKEN_BUDGET) if run.setting.cpu else run.setting.tokens
-    return max(_forward_bytes(run) * tokens, _loss_bytes(run))
+    yield Moment(activations=0.0, working=_forward_bytes(run) * tokens, copies=_copies(run))
+    yield Moment(activations=0.0, working=_loss_bytes(run))

@@ -155,7 +155,7 @@ def _reason(
     if option.refusal:
         return option.refusal
     if fits is False:
-        found = remedies(config, shape, adapter, gpu, load)
+        found = remedies(config, shape, gpu, load)
         return f"the run needs at least {gib(option.peak_bytes)} of a GPU's memory, and {where}: {found}"
     way = _way(chosen.setting)
     room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"

@@ -43,6 +43,13 @@ class Setting:
         return self.quantization in {Quantization.NF4, Quantization.FP4}
 
     @property
+    def stream_size(self) -> int:
+        """Bytes of a value of the residual stream. DoRA's lengths are fp32, and PEFT's quantized modules leave in fp32
+        what they make so, where a GPU's autocast is on."""
+        wide = self.dora and self.quantization is not Quantization.NONE and not self.cpu
+        return 4 if wide else self.size
+
+    @property
     def widened(self) -> bool:
         """Whether a GPU's autocast computes in fp32 what needs it; a CPU's leaves that in 16 bits."""
         return not (self.cpu or self.fp32)

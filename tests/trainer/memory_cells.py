@@ -1,0 +1,151 @@
+"""Trainings whose memory is simulated: public models, each with settings so that any two of these meet in some cell."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+from benchmarks.memory_estimate import estimate
+from benchmarks.memory_simulation import Step
+from tests.unit.fit_models import GEMMA_3, GPT2, MODELS, Config, llama
+
+from lora_trainer.contract.config import Layers, LoraConfig, Optimizer, Quantization, TrainingConfig, Variant
+
+_SMALL = {"Llama-3.2-1B": (2048, 8192, 16), "Llama-3.2-3B": (3072, 8192, 28), "Llama-3-70B": (8192, 28672, 80)}
+_OTHERS: dict[str, Config] = {
+    name: llama(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=hidden // 128)
+    for name, (hidden, mlp, layers) in _SMALL.items()
+} | {
+    "Mistral-Nemo-12B": llama(
+        model_type="mistral", hidden_size=5120, num_hidden_layers=40, head_dim=128, vocab_size=131072
+    ),
+    "Qwen2.5-0.5B": llama(
+        model_type="qwen2",
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    ),
+    "SmolLM3-3B": llama(
+        model_type="smollm3",
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "Granite-3-8B": llama(
+        model_type="granite",
+        intermediate_size=12800,
+        num_hidden_layers=40,
+        vocab_size=49155,
+        tie_word_embeddings=True,
+        logits_scaling=16.0,
+    ),
+    "GPT-2-XL": {**GPT2, "n_embd": 1600, "n_layer": 48, "n_head": 25},
+    "Gemma-3-4B, text": GEMMA_3["text_config"],
+}
+PUBLIC: dict[str, Config] = {
+    name: config for name, (config, _) in MODELS.items() if config["model_type"] != "gemma3"
+} | _OTHERS
+"""28 of them. The simulation does not see; the tower of Gemma 3 is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A training of a public model, on a GPU."""
+
+    model: str
+    step: Step
+
+    @property
+    def name(self) -> str:
+        """In a few words."""
+        step, lora = self.step, self.step.lora
+        parts = [
+            self.model,
+            "fp32" if step.fp32 else step.quantization.value.replace("None", "bf16"),
+            f"r={lora.rank}",
+            "query and value" if lora.layers is Layers.QUERY_VALUE else "all linear",
+            *(["dropout"] if lora.dropout else []),
+            *(["DoRA"] if lora.variant is Variant.DORA else []),
+            *([f"{', '.join(lora.modules_to_save)} whole"] if lora.modules_to_save else []),
+            "recomputed" if step.recompute else "kept",
+            f"{len(step.rows)} x {step.rows[0]}",
+            *(["a fifth learned"] if step.learned < 1 else []),
+            *(["8-bit optimizer"] if step.training.optimizer is not Optimizer.ADAMW else []),
+            *(["no kernel"] if not (step.packs or step.fp32) else []),
+        ]
+        return ", ".join(parts)
+
+    @cached_property
+    def config(self) -> Config:
+        """The model's `config.json`."""
+        return PUBLIC[self.model]
+
+    @cached_property
+    def estimated(self) -> int:
+        """Bytes of the fit model, without CUDA's context."""
+        memory = estimate(self.config, self.step)
+        return memory.total - memory.constant
+
+
+def cell(model: str, rows: tuple[int, ...], lora: LoraConfig | None = None, **changes: object) -> Cell:
+    """Of defaults, but for the changes."""
+    step = Step(rows=rows, lora=lora or LoraConfig())
+    return Cell(model=model, step=replace(step, **changes))  # type: ignore[arg-type]
+
+
+_DROPOUT, _DORA = LoraConfig(dropout=0.05), LoraConfig(variant=Variant.DORA)
+_QUERY_VALUE = LoraConfig(rank=8, layers=Layers.QUERY_VALUE)
+_NF4, _INT8 = Quantization.NF4, Quantization.INT8
+_8_BIT = TrainingConfig(optimizer=Optimizer.ADAMW_8BIT)
+FEW = (
+    cell("Llama-2-7B", (1304,), _QUERY_VALUE, recompute=False),
+    cell("Llama-3-8B", (2048, 2048)),
+    cell("Llama-3-8B", (2048, 2048), recompute=False, packs=False),
+    cell("Llama-3-8B", (1024,) * 4, quantization=_NF4),
+    cell("Llama-3-8B", (1024,) * 4, quantization=_INT8),
+    cell("Llama-3-8B", (1024,) * 4, _DORA),
+    cell("Llama-3-8B", (1304,), _DROPOUT, quantization=_NF4, recompute=False),
+    cell("Llama-3-8B", (1024,) * 4, LoraConfig(rank=256, alpha=256), training=_8_BIT),
+    cell("Qwen3-8B", (512, 512), _DORA, quantization=_NF4, recompute=False),
+    cell("Gemma-2-2B", (1024,), learned=0.2),
+    cell("GPT-2", (1024,), recompute=False),
+    cell("Pythia-160M", (1024,), _DROPOUT, recompute=False, fp32=True, packs=False),
+    cell("Phi-2", (512,) * 8, recompute=False),
+    cell("Falcon-7B", (512,) * 8),
+    cell("Qwen3-30B-A3B", (512,) * 8, recompute=False),
+    cell("gpt-oss-20b", (1024,)),
+)
+"""What `make test` simulates."""
+WHOLE = (
+    cell("Pythia-160M", (512,), LoraConfig(modules_to_save=("embed_in",))),
+    cell("Pythia-160M", (512,), LoraConfig(modules_to_save=("lm_head",))),
+)
+"""Of these all layers are simulated: what is trained whole has its peak elsewhere in a shallow model."""
+
+
+def array() -> Iterator[Cell]:
+    """Each public model in each precision, so that it also meets both values of each other option, and any two values
+    of different options meet. Models of which not all is quantized are simulated in bf16 without a kernel instead."""
+    codes = list(product((False, True), repeat=4))
+    for number, (model, config) in enumerate(PUBLIC.items()):
+        first, second = codes[number % 16], codes[(7 * number + 3) % 16]
+        opposite = tuple(not bit for bit in first)
+        quantized = "moe" not in config["model_type"] and config["model_type"] not in {"gpt2", "gpt_oss", "mixtral"}
+        precisions: tuple[dict[str, object], ...] = (
+            {},
+            {"quantization": _NF4} if quantized else {"packs": False},
+            {"fp32": True, "packs": False},
+        )
+        for precision, (dropout, dora, recompute, many) in zip(precisions, (first, second, opposite), strict=True):
+            lora = LoraConfig(dropout=0.05 if dropout else 0.0, variant=Variant.DORA if dora else Variant.LORA)
+            yield cell(model, (512,) * 8 if many else (1024,), lora, recompute=recompute, **precision)

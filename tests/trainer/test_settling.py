@@ -1,0 +1,212 @@
+"""What a run leaves open on the device that its training finds: with real files of a model, on GPUs that are played."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer.conftest import make_config
+
+from lora_trainer.contract.config import Planned, Quantization, TrainConfig
+from lora_trainer.contract.fit.adapter import plan_adapter
+from lora_trainer.contract.fit.devices import Gpu, find_gpu
+from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.fit.settle import settled
+from lora_trainer.contract.summary import DatasetStats
+from lora_trainer.errors import InternalError
+from lora_trainer.model import options
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import load_model
+from lora_trainer.places.base import Base
+from lora_trainer.places.base_shape import shape_in
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.recipe import settling
+from lora_trainer.recipe.settling import Settled, settle
+
+STATS = DatasetStats(
+    train_samples=100,
+    validation_samples=2,
+    train_tokens=50_000,
+    target_tokens=20_000,
+    longest_tokens=900,
+    truncated_samples=0,
+    skipped_samples=0,
+    duplicate_samples=0,
+)
+AUTO = {"quantization": "Auto", "lora": {"rank": 4}, "training": {"maxSequenceLength": 1024}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Several(Ranks):
+    """Processes whose devices have these amounts of memory."""
+
+    gpus: tuple[Gpu | None, ...] = ()
+
+    def gather(self, value: Any) -> list[Any]:
+        """This process's, and the others'."""
+        return [value, *self.gpus]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Plays a GPU of this name, memory and compute capability."""
+
+    def play(name: str, memory: int, capability: tuple[int, int] = (8, 0)) -> Device:
+        monkeypatch.setattr(settling, "device_bytes", lambda _device: memory)
+        # Its kernels are not here to be looked at.
+        monkeypatch.setattr(options, "check_kernels", lambda *_arguments: None)
+        return Device(torch_device=torch.device("cpu"), name=name, dtype=torch.bfloat16, capability=capability)
+
+    return play
+
+
+def settle_on(device: Device, base: Base, config: TrainConfig | None = None, **options: Any) -> Settled:
+    """The run settled on a device, with the tiny model."""
+    config = config or make_config(**AUTO)
+    return settle(config, base, device, STATS, options.pop("ranks", Ranks()), kept=options.pop("kept", None))
+
+
+def demand(base: Base, config: TrainConfig, quantization: Quantization) -> int:
+    """Bytes of memory with which this quantization just fits, in the way that takes least."""
+    shape = shape_in(base.folder, "tiny")
+    forced = dataclasses.replace(config, quantization=quantization)
+    adapter = plan_adapter(config.lora, shape)
+    tiny = Gpu(name="x", memory_bytes=1)
+    least = plan_of(forced, shape, adapter, gpu=tiny, longest=900, learned_share=0.4).peak_bytes
+    return int(least / 0.9) + 2
+
+
+def test_on_a_cpu_nothing_is_quantized(tiny_base: Base, cpu: Device) -> None:
+    """And what it takes is estimated for the process."""
+    found = settle_on(cpu, tiny_base)
+    assert found.config.quantization is Quantization.NONE
+    assert found.plan is not None
+    assert (found.plan.device, found.plan.activation_checkpointing) == ("cpu", False)
+    assert found.plan.peak_bytes > 1_300_000_000
+
+
+def test_a_device_settles_it_as_the_plan_would(tiny_base: Base, gpu: Any) -> None:
+    """In full where it fits, quantized where only that does; by the very function of the plan."""
+    config = make_config(**AUTO)
+    for quantization in (Quantization.NONE, Quantization.NF4):
+        memory = demand(tiny_base, config, quantization)
+        found = settle_on(gpu("NVIDIA Zebra", memory), tiny_base)
+        assert found.plan is not None
+        assert (found.config.quantization, found.plan.fits) == (quantization, True)
+        shape = shape_in(tiny_base.folder, "tiny")
+        planned = plan_of(
+            config,
+            shape,
+            plan_adapter(config.lora, shape),
+            tokens=50_000,
+            rows=100,
+            learned_share=0.4,
+            longest=900,
+            gpu=Gpu(name="NVIDIA Zebra", memory_bytes=memory),
+        )
+        assert found.plan == planned
+        assert settled(config, planned).quantization is found.config.quantization
+    assert found.config.training == config.training
+
+
+def test_the_smallest_device_of_all_processes_decides(tiny_base: Base, gpu: Any) -> None:
+    """Each of them finds the same."""
+    config = make_config(**AUTO)
+    little = Gpu(name="small", memory_bytes=demand(tiny_base, config, Quantization.NF4))
+    large = find_gpu("H100")
+    for own, other in ((little, large), (large, little)):
+        device = gpu(own.name, own.memory_bytes)
+        found = settle_on(device, tiny_base, ranks=Several(gpus=(other,)))
+        assert found.config.quantization is Quantization.NF4
+    one_without = settle_on(gpu("H100", 2**36), tiny_base, ranks=Several(gpus=(None,)))
+    assert one_without.config.quantization is Quantization.NONE
+
+
+@pytest.mark.parametrize("kept", [Quantization.NF4, Quantization.NONE, Quantization.FP4])
+def test_a_checkpoints_quantization_wins_over_the_devices(tiny_base: Base, gpu: Any, kept: Quantization) -> None:
+    """On a device with more memory, with less, and on a CPU."""
+    config = make_config(**AUTO)
+    for memory in (demand(tiny_base, config, Quantization.NF4), 80 * 2**30):
+        found = settle_on(gpu("x", memory), tiny_base, kept=kept)
+        assert found.config.quantization is kept
+        assert found.plan is not None
+        assert found.plan.quantization is kept
+    named = make_config(**{**AUTO, "quantization": "INT8"})
+    assert settle_on(gpu("x", 80 * 2**30), tiny_base, named, kept=kept).config.quantization is Quantization.INT8
+
+
+def test_what_cannot_be_quantized_stays_as_it_is(
+    tiny_base: Base, gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a reason that no estimate knows: such as kernels that this GPU has not."""
+    config = make_config(**AUTO)
+    device = gpu("x", demand(tiny_base, config, Quantization.NF4), (5, 2))
+    monkeypatch.undo()
+    monkeypatch.setattr(settling, "device_bytes", lambda _device: demand(tiny_base, config, Quantization.NF4))
+    with caplog.at_level(logging.INFO):
+        found = settle_on(device, tiny_base)
+    assert found.config.quantization is Quantization.NONE
+    assert found.plan is not None
+    assert found.plan.fits is not True
+    assert (
+        "quantization NF4 would be chosen and cannot be: quantization is NF4: bitsandbytes has kernels" in caplog.text
+    )
+
+
+def test_a_model_without_layers_that_are_known_is_not_estimated(
+    tiny_base: Base, cpu: Device, gpu: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then it is not quantized, and the rules of thumb count."""
+    config = json.loads((tiny_base.folder / "config.json").read_text())
+    del config["num_attention_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    odd = dataclasses.replace(tiny_base, folder=tmp_path)
+    found = settle_on(gpu("x", 2**30), odd)
+    assert (found.config.quantization, found.plan) == (Quantization.NONE, None)
+    assert "what the run takes is not estimated: config.json.num_attention_heads is missing" in caplog.text
+    assert settle_on(cpu, odd).config.quantization is Quantization.NONE
+
+
+def planned(**changes: Any) -> TrainConfig:
+    """A run as preflight settled it, for a GPU of 24 GiB."""
+    plan = Planned(
+        device="L4", device_bytes=24 * 2**30, activation_checkpointing=True, micro_batch_tokens=1024, peak_bytes=2**30
+    )
+    config = make_config(**{**AUTO, "quantization": "None"})
+    return dataclasses.replace(config, planned=dataclasses.replace(plan, **changes))
+
+
+def test_what_was_planned_is_followed_and_compared(tiny_base: Base, gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Though the device would allow for more: the status has said so."""
+    with caplog.at_level(logging.INFO):
+        found = settle_on(gpu("NVIDIA L4", 23_000 * 2**20), tiny_base, planned())
+    assert found.plan is not None
+    assert (found.plan.activation_checkpointing, found.plan.micro_batch_tokens) == (True, 1024)
+    assert "planned for L4 with 24.0 GiB, which was to take 1.0 GiB; found L4 with 22.5 GiB, which takes" in caplog.text
+    free = settle_on(gpu("NVIDIA L4", 23_000 * 2**20), tiny_base)
+    assert free.plan is not None
+    assert (free.plan.activation_checkpointing, free.plan.micro_batch_tokens) == (False, 4096)
+
+
+def test_a_plan_for_another_device_is_dropped_where_it_does_not_fit(
+    tiny_base: Base, gpu: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is settled stays; what only costs memory is chosen anew."""
+    config = planned(activation_checkpointing=False, micro_batch_tokens=4096)
+    memory = demand(tiny_base, config, Quantization.NONE)
+    found = settle_on(gpu("x", memory), tiny_base, config)
+    assert found.plan is not None
+    assert found.plan.fits
+    assert found.plan.activation_checkpointing
+    assert found.config.quantization is Quantization.NONE
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "planned for L4" in warning.getMessage()
+
+
+def test_weights_are_never_read_before_it_is_settled(tiny_base: Base, cpu: Device) -> None:
+    """Whoever forgets it finds out at once."""
+    with pytest.raises(InternalError, match="quantization is Auto: it has to be settled before weights are read"):
+        load_model(tiny_base, Quantization.AUTO, cpu)

@@ -1,0 +1,268 @@
+"""The plan of a run: its reason, its alternatives, what would make it fit, and the configuration that it settles."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.fit_models import MIXTRAL, MODELS, Config, llama
+from tests.unit.test_fit_choice import run
+
+from lora_trainer.contract.config import (
+    ActivationCheckpointing,
+    DeviceConfig,
+    Init,
+    LoraConfig,
+    Optimizer,
+    Planned,
+    Precision,
+    Quantization,
+    TrainConfig,
+    TrainingConfig,
+    Variant,
+)
+from lora_trainer.contract.fit.adapter import plan_adapter
+from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
+from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.fit.settle import settled
+from lora_trainer.contract.run_plan import RunPlan
+
+GIB = 2**30
+FULL = TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL)
+LONG = TrainingConfig(max_sequence_length=65536)
+KEPT = TrainingConfig(activation_checkpointing=ActivationCheckpointing.NONE)
+
+
+def plan(gpu: str | None, config: TrainConfig | None = None, model: Config | None = None, **known: Any) -> RunPlan:
+    """The plan of a run on a GPU, or without one that is known."""
+    config, shape = config or run(), shape_of(model or llama())
+    return plan_of(config, shape, plan_adapter(config.lora, shape), gpu=find_gpu(gpu) if gpu else None, **known)
+
+
+WHY = [
+    ("L4", run(), "the whole base with recomputed activations and 4,096 tokens", "; the whole base fits"),
+    ("A100 40", run(), "the whole base with kept activations and 2,048 tokens", "; the whole base fits"),
+    ("T4", run(), "NF4 with recomputed activations", " GiB at least"),
+    ("H100", run(lora=LoraConfig(init=Init.PISSA)), "the whole base with kept", "; this run cannot be quantized"),
+    ("H100", run(quantization=Quantization.FP4), "FP4 with kept", "; quantization is FP4, as the run asks"),
+    ("T4", run(device=DeviceConfig(gpus=4)), "the whole base, divided over 4 GPUs, with", "; the whole base fits"),
+]
+
+
+@pytest.mark.parametrize(("gpu", "config", "way", "why"), WHY, ids=[f"{gpu} {way}" for gpu, _, way, _ in WHY])
+def test_a_plan_says_why(gpu: str, config: TrainConfig, way: str, why: str) -> None:
+    """What is taken, with how much of what there is, and what decided."""
+    found = plan(gpu, config)
+    assert found.fits
+    assert found.reason.startswith(way)
+    assert found.reason.endswith(why)
+    assert f"{found.peak_bytes / GIB:.1f} GiB of the" in found.reason
+
+
+def test_the_parts_of_a_plan_are_all_of_its_memory() -> None:
+    """So that a table of them adds up."""
+    found = plan("L4", tokens=10_000_000)
+    parts = found.weight_bytes + found.adapter_bytes + found.activation_bytes + found.other_bytes
+    assert parts == found.peak_bytes
+    assert (found.trainable_parameters, found.adapter_file_bytes) == (41_943_040, 4 * 41_943_040)
+    assert (found.device, found.device_bytes) == ("L4", find_gpu("L4").memory_bytes)
+    assert found.tokens_per_second is not None
+    assert found.seconds == round(10_000_000 / found.tokens_per_second)
+
+
+def test_a_plans_time_follows_epochs_steps_and_gpus() -> None:
+    """Where the tokens are known; steps need the tokens of a row, and prices the operator's setting."""
+    one = plan("L4", tokens=1_000_000).seconds
+    assert one is not None
+    twice = plan("L4", run(training=TrainingConfig(epochs=2.0)), tokens=1_000_000).seconds
+    assert twice == pytest.approx(2 * one, abs=1)
+    steps = run(training=TrainingConfig(epochs=None, max_steps=100))
+    assert plan("L4", steps, tokens=1_000_000).seconds is None
+    hundred = plan("L4", steps, tokens=1_000_000, rows=3200).seconds
+    assert hundred == pytest.approx(one / 2, abs=1)
+    assert plan("24GiB", tokens=1_000_000).seconds is None
+    assert plan("L4").seconds is None
+    priced = DeviceConfig(gpus=2, nodes=2, gpu="L4", gpu_memory_bytes=find_gpu("L4").memory_bytes, gpu_price=1.5)
+    found = plan(None, run(device=priced), tokens=100_000_000)
+    assert found.seconds is not None
+    assert found.price == round(4 * 1.5 * found.seconds / 3600, 2)
+    assert plan("L4", tokens=1_000_000).price is None
+
+
+def test_alternatives_are_the_other_ways_that_the_trainer_would_take() -> None:
+    """At most five; none that it would refuse."""
+    found = plan("L4")
+    changes = [one.change for one in found.alternatives]
+    assert changes == [
+        "quantization: None, training.activationCheckpointing: None",
+        "quantization: NF4, training.activationCheckpointing: None",
+        "quantization: NF4, training.activationCheckpointing: Full",
+        "quantization: INT8, training.activationCheckpointing: None",
+        "quantization: INT8, training.activationCheckpointing: Full",
+    ]
+    by_change = {one.change: one for one in found.alternatives}
+    assert by_change[changes[0]].fits is False
+    assert by_change[changes[2]].fits
+    mixture = plan("H200", None, MIXTRAL).alternatives
+    assert [one.change.partition(",")[0] for one in mixture] == ["quantization: None"]
+
+
+FIXES = [
+    ("T4", run(quantization=Quantization.NONE), "quantization: Auto ("),
+    ("T4", run(quantization=Quantization.NONE), "resources.gpus: 2 ("),
+    ("L4", run(quantization=Quantization.NONE, training=KEPT), "training.activationCheckpointing: Auto ("),
+    ("16GiB", run(training=LONG), "training.maxSequenceLength: "),
+    ("6GiB", run(), "resources.gpuMinMemoryGiB: 12 ("),
+    ("18GiB", run(lora=LoraConfig(rank=256)), "training.optimizer: AdamW8bit ("),
+    (
+        "16GiB",
+        run(lora=LoraConfig(rank=512), training=replace(FULL, optimizer=Optimizer.ADAMW_8BIT)),
+        "lora.rank: ",
+    ),
+    ("L4", run(lora=LoraConfig(dropout=0.1), training=KEPT, quantization=Quantization.NF4), "lora.dropout: 0 ("),
+    (
+        "L4",
+        run(lora=LoraConfig(variant=Variant.DORA), training=KEPT, quantization=Quantization.NF4),
+        "lora.variant: LoRA (",
+    ),
+]
+
+
+@pytest.mark.parametrize(("gpu", "config", "fix"), FIXES, ids=[f"{gpu} {fix}" for gpu, _, fix in FIXES])
+def test_what_cannot_fit_says_what_would(gpu: str, config: TrainConfig, fix: str) -> None:
+    """Need, device, and at most three changes with the bytes that they lead to."""
+    found = plan(gpu, config)
+    assert found.fits is False
+    assert found.reason.startswith("the run needs at least ")
+    assert f"and {gpu} has {find_gpu(gpu).memory_bytes / GIB:.1f} GiB: it would fit with " in found.reason
+    assert fix in found.reason
+    assert 1 <= found.reason.count(" GiB)") <= 3
+    assert all(found.reason.count(field) <= 1 for field in ("maxSequenceLength", "lora.rank", "resources.gpus"))
+    assert len(found.reason) < 500
+
+
+def test_a_change_that_is_named_makes_the_run_fit() -> None:
+    """With the bytes that are said, and the next larger one does not."""
+    reason = plan("16GiB", run(training=LONG)).reason
+    found = re.search(r"training.maxSequenceLength: (\d+) \(([\d.]+) GiB\)", reason)
+    assert found is not None
+    shorter = plan("16GiB", run(training=TrainingConfig(max_sequence_length=int(found[1]))))
+    assert (shorter.fits, f"{shorter.peak_bytes / GIB:.1f}") == (True, found[2])
+    assert not plan("16GiB", run(training=TrainingConfig(max_sequence_length=2 * int(found[1])))).fits
+    assert "gpuMinMemoryGiB: 12 (" in plan("6GiB").reason
+    larger = run(device=DeviceConfig(gpu="12 GiB", gpu_memory_bytes=least_memory(12)))
+    assert plan(None, larger).fits
+
+
+def test_nothing_makes_a_model_of_a_trillion_fit() -> None:
+    """Then the sentence says so."""
+    found = plan("T4", run(lora=LoraConfig(init=Init.PISSA)), llama(num_hidden_layers=1000, hidden_size=8192))
+    assert found.fits is False
+    assert found.reason.endswith("take a smaller model")
+
+
+def test_between_nine_tenths_and_all_of_the_memory_a_run_is_tried() -> None:
+    """The tenth is for fragments: an estimate does not know how large they become."""
+    needed = plan("8GiB").peak_bytes
+    shape, config = shape_of(llama()), run()
+    adapter = plan_adapter(config.lora, shape)
+    fits = [
+        plan_of(config, shape, adapter, gpu=Gpu(name="x", memory_bytes=round(needed / share))).fits
+        for share in (0.89, 0.91, 0.99, 1.01)
+    ]
+    assert fits == [True, None, None, False]
+
+
+def test_a_guess_is_never_a_reason_to_refuse() -> None:
+    """It says by how much it may be off, and takes least."""
+    found = plan("4GiB", None, llama(model_type="zebra"))
+    assert (found.fits, found.spread) == (None, 0.3)
+    assert "takes least" in found.reason
+    assert "give or take 30%" in found.reason
+    assert found.quantization is Quantization.NF4
+
+
+def test_what_the_trainer_refuses_is_left_to_it() -> None:
+    """It has the right reason for it, and this is none of memory."""
+    found = plan("T4", run(training=TrainingConfig(precision=Precision.BF16)))
+    assert found.fits is None
+    assert "no native bf16" in found.reason
+
+
+def test_without_a_known_gpu_nothing_is_settled() -> None:
+    """The plan is for the run as a large model is trained, and says how to know before."""
+    config = run()
+    found = plan(None, config)
+    assert (found.device, found.device_bytes, found.fits, found.quantization) == (None, None, None, Quantization.AUTO)
+    assert found.activation_checkpointing
+    assert "set resources.gpuMinMemoryGiB or resources.gpuProducts" in found.reason
+    assert settled(config, found) is config
+
+
+def test_a_run_on_a_cpu_has_the_whole_base() -> None:
+    """Whatever the memory; what is asked for is kept."""
+    on_cpu = run(device=DeviceConfig(gpus=0))
+    found = plan(None, on_cpu, MODELS["SmolLM2-135M"][0])
+    assert (found.device, found.device_bytes, found.quantization) == ("cpu", None, Quantization.NONE)
+    assert found.peak_bytes == found.pod_memory_bytes
+    assert settled(on_cpu, found).quantization is Quantization.NONE
+    asked = plan(None, replace(on_cpu, quantization=Quantization.NF4), MODELS["SmolLM2-135M"][0])
+    assert asked.quantization is Quantization.NF4
+    assert "as asked for" in asked.reason
+
+
+def test_a_plan_settles_auto_and_nothing_else() -> None:
+    """What was chosen stays beside the configuration, for the trainer to follow; settling again changes nothing."""
+    config = run()
+    found = plan("T4", config)
+    once = settled(config, found)
+    assert once.quantization is Quantization.NF4
+    assert once.training == config.training
+    assert once.planned == Planned(
+        device="T4",
+        device_bytes=find_gpu("T4").memory_bytes,
+        activation_checkpointing=True,
+        micro_batch_tokens=4096,
+        peak_bytes=found.peak_bytes,
+    )
+    assert settled(once, found) == once
+    assert TrainConfig.from_json(once.to_json()) == once
+    asked = run(quantization=Quantization.INT8)
+    assert settled(asked, plan("T4", asked)).quantization is Quantization.INT8
+    assert settled(asked, found).quantization is Quantization.INT8
+
+
+@given(
+    name=st.sampled_from(sorted(MODELS)),
+    gpu=st.sampled_from(KNOWN) | st.builds(Gpu, name=st.just("x"), memory_bytes=st.integers(1, 2**42)),
+    quantization=st.sampled_from(Quantization),
+    checkpointing=st.sampled_from(ActivationCheckpointing),
+    known=st.tuples(st.none() | st.integers(1, 10**9), st.floats(0, 1), st.none() | st.integers(0, 10**6)),
+)
+def test_every_run_has_a_plan(
+    name: str,
+    gpu: Gpu,
+    quantization: Quantization,
+    checkpointing: ActivationCheckpointing,
+    known: tuple[int | None, float, int | None],
+) -> None:
+    """With a sentence, positive sizes, and a choice among what was left open."""
+    tokens, learned, longest = known
+    config = run(quantization=quantization, training=TrainingConfig(activation_checkpointing=checkpointing))
+    shape = shape_of(MODELS[name][0])
+    adapter = plan_adapter(config.lora, shape)
+    found = plan_of(config, shape, adapter, tokens=tokens, learned_share=learned, longest=longest, gpu=gpu)
+    assert found.reason
+    assert min(found.peak_bytes, found.weight_bytes, found.activation_bytes, found.pod_memory_bytes) > 0
+    assert len(found.alternatives) <= 5
+    if quantization is Quantization.AUTO:
+        assert found.quantization in {Quantization.NONE, Quantization.NF4}
+    else:
+        assert found.quantization is quantization
+    if checkpointing is not ActivationCheckpointing.AUTO:
+        assert found.activation_checkpointing is (checkpointing is ActivationCheckpointing.FULL)
+    after = settled(config, found)
+    assert after.quantization is found.quantization
