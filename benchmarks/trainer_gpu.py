@@ -9,6 +9,7 @@ operations for each token, N being the model's parameters.
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ import torch
 import transformers
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "trainer_image"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "trainer_image")]
 
-from lora_trainer.contract.config import DeviceConfig, LoraConfig, Precision, Quantization
+from benchmarks.memory_simulation import Step
+
+from lora_trainer.contract.config import ActivationCheckpointing, DeviceConfig, LoraConfig, Precision, Quantization
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.attention import choose_attention
-from lora_trainer.model.device import choose_device
+from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.linear import linear_modules
-from lora_trainer.model.loading import Loaded, adapt, set_training
+from lora_trainer.model.loading import Adapted, Loaded, adapt, set_training
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget
@@ -36,30 +40,41 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bf16 operations a second, by the vendor's data sheets."""
 
 
-def gpu_share(shape: dict[str, int], device: Any, *, quantized: bool, tokens: int, steps: int) -> tuple[float, int]:
-    """Tokens a second of our step on random weights of a Llama's shape, and the model's parameters."""
-
+def adapted_on(config: Mapping[str, Any], how: Step, device: Device) -> tuple[Adapted, bool]:
+    """A Llama of random weights with its adapter, ready to be trained, and whether its rows can be packed."""
     library: Any = transformers
+    shape = {name: value for name, value in config.items() if name != "model_type"}
     with device.torch_device:
         model = library.AutoModelForCausalLM.from_config(library.LlamaConfig(**shape), dtype=device.dtype)
     head = model.get_output_embeddings()
-    if quantized:
+    if how.quantization is not Quantization.NONE:
         quantize(model, head, device)
     model.requires_grad_(False)
     base = Base(folder=Path(), name="random", revision="sha256:0", model_type="llama")
-    quantization = Quantization.NF4 if quantized else Quantization.NONE
-    loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
-    adapted = adapt(loaded, LoraConfig(rank=RANK, alpha=2 * RANK), base, device, 1)
+    loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=how.quantization)
+    checkpointing = ActivationCheckpointing.FULL if how.recompute else ActivationCheckpointing.NONE
+    adapted = adapt(loaded, how.lora, base, device, 1, checkpointing=checkpointing)
     packs = choose_attention(adapted.model, device).packs
     set_training(adapted.model, on=True)
-    ids = np.random.default_rng(1).integers(3, shape["vocab_size"], size=tokens)
-    row = Example(input_ids=ids, labels=ids, truncated=False)
+    return adapted, packs
+
+
+def one_row(tokens: int, vocabulary: int) -> Example:
+    """A row of random tokens, all of which are learned."""
+    ids = np.random.default_rng(1).integers(3, vocabulary, size=tokens)
+    return Example(input_ids=ids, labels=ids, truncated=False)
+
+
+def steps_of(ready: tuple[Adapted, bool], tokens: int, device: Device, *, count: int) -> float:
+    """Seconds of all optimizer steps but the first two."""
+    adapted, packs = ready
+    row = one_row(tokens, adapted.model.config.vocab_size)
     budget = Budget(tokens=tokens, longest=tokens, packed=packs)
     scaler = torch.amp.GradScaler(device.torch_device.type, enabled=False)
     parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=True)
     started = 0.0
-    for step in range(steps + 2):
+    for step in range(count):
         if step == 2:
             # float() of the loss before has waited for the device.
             started = time.perf_counter()
@@ -68,7 +83,16 @@ def gpu_share(shape: dict[str, int], device: Any, *, quantized: bool, tokens: in
         optimizer.zero_grad(set_to_none=True)
     if device.torch_device.type == "cuda":
         torch.cuda.synchronize()
-    return steps * tokens / (time.perf_counter() - started), adapted.total_parameters
+    return time.perf_counter() - started
+
+
+def gpu_share(shape: dict[str, int], device: Device, *, quantized: bool, tokens: int, steps: int) -> tuple[float, int]:
+    """Tokens a second of our step on random weights of a Llama's shape, and the model's parameters."""
+    quantization = Quantization.NF4 if quantized else Quantization.NONE
+    # As `activationCheckpointing: Auto` has it for models of this size.
+    how = Step(rows=(tokens,), lora=LoraConfig(rank=RANK, alpha=2 * RANK), quantization=quantization, recompute=True)
+    ready = adapted_on(shape, how, device)
+    return steps * tokens / steps_of(ready, tokens, device, count=steps + 2), ready[0].total_parameters
 
 
 def quantize(model: Any, head: Any, device: Any) -> None:

@@ -100,7 +100,7 @@ def draw(file: Path, runs: Sequence[Run]) -> None:
             axes.grid(axis="x", alpha=0.3)
         figure.supxlabel(
             "held-out loss less that of the base, nats a learned token; left is better\n"
-            "bars: one and two standard errors; gray: each seed",
+            "bars: one and two standard errors, of rows alone where there is one seed; gray: each seed",
             fontsize="medium",
         )
         panels[0].set_yticks(range(len(shown)), [setting.title for setting in shown])

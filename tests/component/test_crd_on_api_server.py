@@ -89,6 +89,8 @@ OTHER: Mapping[str, Any] = {
     "spec.resources.gpus": 1,
     "spec.resources.nodes": 3,
     "spec.resources.gpuResourceName": "nvidia.com/gpu",
+    "spec.resources.gpuMinMemoryGiB": 24,
+    "spec.resources.gpuProducts": ["NVIDIA-L4"],
     "spec.resources.cpu": 2,
     "spec.resources.memory": "32Gi",
     "spec.resources.sharedMemory": "2Gi",
@@ -333,7 +335,7 @@ def test_defaults_are_those_of_the_documentation(api: Api) -> None:
         "model": {"uri": "hf://meta-llama/Llama-3.1-8B-Instruct", "secretRef": {"name": "hf-token"}},
         "dataset": {"uri": "hf://acme/support-chats", "format": "Auto", "split": "train"},
         "lora": {"rank": 16, "dropout": "0", "scaling": "Classic", "variant": "LoRA", "init": "Default"},
-        "quantization": "None",
+        "quantization": "Auto",
         "training": {
             "learningRate": "0.0002",
             "schedule": "Cosine",
@@ -476,6 +478,23 @@ def test_a_deadline_can_be_raised_and_removed_but_not_lowered(api: Api, stored: 
     assert get(api.replace(put(full, path, None)), path) is None
     (found,) = refusals(lambda: api.replace(put(full, path, 86399)))
     assert (found.field, "set suspend to true or delete" in found.message) == (path, True)
+
+
+def test_the_former_default_of_the_quantization_may_become_auto(api: Api) -> None:
+    """As kubectl replace of a file asks that names none; nothing else may, and there is no way back."""
+    path = "spec.quantization"
+    for name, began in (("was-none", "None"), ("was-nf4", "NF4")):
+        manifest = changed(example("minimal.yaml"), {"metadata": {"name": name}, "spec": {"quantization": began}})
+        written = api.create(manifest, dry_run=False)
+        if began == "None":
+            assert get(api.replace(put(written, path, None)), path) == "Auto"
+            assert get(api.replace(put(written, path, "Auto")), path) == "Auto"
+        else:
+            (found,) = refusals(lambda written=written: api.replace(put(written, path, "Auto")))  # type: ignore[misc]
+            assert (found.field, "immutable" in found.message) == (path, True)
+    auto = api.create(changed(example("minimal.yaml"), {"metadata": {"name": "is-auto"}}), dry_run=False)
+    (found,) = refusals(lambda: api.replace(put(auto, path, "None")))
+    assert (found.field, "immutable" in found.message) == (path, True)
 
 
 def test_sections_of_defaults_may_be_left_out_of_an_update(api: Api, stored: Mapping[str, dict[str, Any]]) -> None:

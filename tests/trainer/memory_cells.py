@@ -5,14 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
+from benchmarks.memory_estimate import estimate
 from benchmarks.memory_simulation import Step
 from tests.unit.fit_models import GEMMA_3, GPT2, MODELS, Config, llama
 
 from lora_trainer.contract.config import Layers, LoraConfig, Optimizer, Quantization, TrainingConfig, Variant
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import gpu_memory
-from lora_trainer.contract.fit.setting import Setting
 
 _SMALL = {"Llama-3.2-1B": (2048, 8192, 16), "Llama-3.2-3B": (3072, 8192, 28), "Llama-3-70B": (8192, 28672, 80)}
 _OTHERS: dict[str, Config] = {
@@ -96,20 +93,7 @@ class Cell:
     @cached_property
     def estimated(self) -> int:
         """Bytes of the fit model, without CUDA's context."""
-        shape, step = shape_of(self.config), self.step
-        setting = Setting(
-            quantization=step.quantization,
-            recompute=step.recompute,
-            tokens=sum(step.rows),
-            row=max(step.rows),
-            packs=step.packs,
-            fp32=step.fp32,
-            dropout=step.lora.dropout > 0,
-            dora=step.lora.variant is Variant.DORA,
-            optimizer=step.training.optimizer,
-            learned=step.learned,
-        )
-        memory = gpu_memory(shape, plan_adapter(step.lora, shape), setting)
+        memory = estimate(self.config, self.step)
         return memory.total - memory.constant
 
 
@@ -122,6 +106,7 @@ def cell(model: str, rows: tuple[int, ...], lora: LoraConfig | None = None, **ch
 _DROPOUT, _DORA = LoraConfig(dropout=0.05), LoraConfig(variant=Variant.DORA)
 _QUERY_VALUE = LoraConfig(rank=8, layers=Layers.QUERY_VALUE)
 _NF4, _INT8 = Quantization.NF4, Quantization.INT8
+_QUERY_VALUE_DROPOUT = replace(_QUERY_VALUE, dropout=0.05)
 _8_BIT = TrainingConfig(optimizer=Optimizer.ADAMW_8BIT)
 FEW = (
     cell("Llama-2-7B", (1304,), _QUERY_VALUE, recompute=False),
@@ -142,6 +127,59 @@ FEW = (
     cell("gpt-oss-20b", (1024,)),
 )
 """What `make test` simulates."""
+MORE = (
+    cell("Llama-3-8B", (2048,) * 2),
+    cell("Llama-3-8B", (2048,) * 2, recompute=False),
+    cell("Llama-3-8B", (2048,) * 2, quantization=_NF4),
+    cell("Llama-3-8B", (1304,), _DROPOUT, quantization=_NF4, recompute=False),
+    cell("Llama-3-8B", (1024,) * 2, quantization=_INT8, recompute=False),
+    cell("Llama-3-8B", (1024,) * 4, quantization=_INT8),
+    cell("Llama-3-8B", (1024,) * 4, LoraConfig(rank=256, alpha=256), training=_8_BIT, recompute=False),
+    cell("Llama-3-8B", (1024,) * 4, _DORA),
+    cell("Llama-3-8B", (1024,), _DORA, recompute=False),
+    cell("Llama-3-8B", (1024,) * 4, _DORA, quantization=_NF4),
+    cell("Llama-3-8B", (1024,) * 4, fp32=True, packs=False),
+    cell("Llama-3-8B", (1024,), fp32=True, packs=False, recompute=False),
+    cell("Llama-3-8B", (1024,) * 4, learned=0.2),
+    cell("Llama-3-8B", (1024,) * 4, packs=False, recompute=False),
+    cell("Llama-2-7B", (1304,), _QUERY_VALUE, recompute=False),
+    cell("Llama-2-7B", (1304,), _QUERY_VALUE_DROPOUT, recompute=False, quantization=_NF4),
+    cell("Llama-2-13B", (512,) * 8),
+    cell("SmolLM2-135M", (1024,) * 4, recompute=False),
+    cell("Mistral-7B", (1024,) * 4, _QUERY_VALUE, recompute=False),
+    cell("Qwen2.5-7B", (1024,) * 8),
+    cell("Qwen2.5-7B", (512,) * 2, _DROPOUT, recompute=False),
+    cell("Qwen3-8B", (512,) * 8, quantization=_NF4),
+    cell("Qwen3-8B", (512,) * 2, _DORA, recompute=False),
+    cell("Gemma-2B", (512,) * 8),
+    cell("Gemma-2B", (512,) * 8, _QUERY_VALUE, recompute=False),
+    cell("Gemma-2-2B", (1024,) * 4),
+    cell("Gemma-2-2B", (1024,) * 4, learned=0.2),
+    cell("Gemma-2-2B", (512,) * 2, recompute=False, learned=0.1),
+    cell("Gemma-3-4B, text", (512,) * 8),
+    cell("Gemma-3-4B, text", (512,) * 2, _DROPOUT, recompute=False),
+    cell("GPT-2", (1024,) * 4, recompute=False),
+    cell("GPT-2", (512,) * 16),
+    cell("Pythia-160M", (1024,) * 4, recompute=False),
+    cell("Pythia-160M", (1024,) * 4, _DROPOUT, recompute=False, fp32=True, packs=False),
+    cell("Phi-2", (512,) * 8),
+    cell("Phi-2", (512,) * 8, _QUERY_VALUE, recompute=False),
+    cell("Phi-3-mini", (512,) * 8, quantization=_NF4),
+    cell("Phi-3-mini", (512,) * 4, recompute=False),
+    cell("StarCoder2-3B", (512,) * 8),
+    cell("StarCoder2-3B", (512,) * 4, _DORA, recompute=False),
+    cell("Falcon-7B", (512,) * 8),
+    cell("Falcon-7B", (512,) * 4, recompute=False),
+    cell("Mixtral-8x7B", (512,) * 8),
+    cell("Mixtral-8x7B", (512,) * 2, recompute=False),
+    cell("Qwen1.5-MoE-A2.7B", (512,) * 8),
+    cell("Qwen1.5-MoE-A2.7B", (512,) * 8, recompute=False),
+    cell("Qwen3-30B-A3B", (512,) * 8),
+    cell("Qwen3-30B-A3B", (512,) * 8, _DROPOUT, recompute=False),
+    cell("gpt-oss-20b", (512,) * 8),
+    cell("gpt-oss-20b", (512,) * 4, recompute=False),
+)
+"""What docs/fit-accuracy.md has."""
 WHOLE = (
     cell("Pythia-160M", (512,), LoraConfig(modules_to_save=("embed_in",))),
     cell("Pythia-160M", (512,), LoraConfig(modules_to_save=("lm_head",))),
@@ -157,7 +195,7 @@ def array() -> Iterator[Cell]:
         first, second = codes[number % 16], codes[(7 * number + 3) % 16]
         opposite = tuple(not bit for bit in first)
         quantized = "moe" not in config["model_type"] and config["model_type"] not in {"gpt2", "gpt_oss", "mixtral"}
-        precisions = (
+        precisions: tuple[dict[str, object], ...] = (
             {},
             {"quantization": _NF4} if quantized else {"packs": False},
             {"fp32": True, "packs": False},

@@ -13,8 +13,9 @@ from tests.unit.fit_models import Config
 
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import adapter as fit
+from lora_trainer.contract.fit.activations import layer_bytes
 from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import Setting, layer_bytes
+from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
@@ -39,6 +40,8 @@ LLAMA: Config = {
     "pad_token_id": 0,
 }
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+NEOX = {"model_type": "gpt_neox", "hidden_act": "gelu", "num_key_value_heads": 4}
+GPT_2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "vocab_size": 300, "bos_token_id": 1, "eos_token_id": 2}
 CASES: dict[str, tuple[Config, LoraConfig, dict[str, Any]]] = {
     "all linear": (LLAMA, LoraConfig(rank=4), {}),
     "query and value": (LLAMA, LoraConfig(rank=4, layers=Layers.QUERY_VALUE), {}),
@@ -49,6 +52,10 @@ CASES: dict[str, tuple[Config, LoraConfig, dict[str, Any]]] = {
     "norms of heads": (LLAMA | {"model_type": "qwen3"}, LoraConfig(rank=4), {}),
     "fused projections": (LLAMA | {"model_type": "phi3"}, LoraConfig(rank=4), {}),
     "capped scores": (LLAMA | {"model_type": "gemma2"} | CAPS, LoraConfig(rank=4), {}),
+    "norms side by side": (LLAMA | NEOX, LoraConfig(rank=4), {}),
+    "a written activation": (LLAMA | {"model_type": "phi", "hidden_act": "gelu_new"}, LoraConfig(rank=4), {}),
+    "own dropout": (GPT_2, LoraConfig(rank=4), {}),
+    "own dropout, fp32": (GPT_2, LoraConfig(rank=4), {"fp32": True}),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmarks import memory_as_gpu
 from benchmarks.memory_simulation import Living, Step, simulate, simulate_deep
-from tests.trainer.memory_cells import FEW, PUBLIC, WHOLE, Cell, array
+from tests.trainer.memory_cells import FEW, MORE, PUBLIC, WHOLE, Cell, array
 from tests.unit.fit_models import llama
 
 MOST = 0.03
@@ -36,7 +36,7 @@ def test_a_training_of_all_layers_takes_what_the_formulas_say(cell: Cell) -> Non
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("cell", tuple(array()), ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [*(cell for cell in MORE if cell not in FEW), *array()], ids=lambda cell: cell.name)
 def test_any_two_options_take_what_the_formulas_say(cell: Cell) -> None:
     """Every model with every value of every option, and every two values of different options."""
     assert abs(error(cell)) <= MOST
@@ -46,6 +46,22 @@ def test_two_layers_foretell_all_of_them() -> None:
     """To the byte: 16 layers of Llama-3.2-1B."""
     how = Step(rows=(256,))
     assert simulate_deep(PUBLIC["Llama-3.2-1B"], how) == simulate(PUBLIC["Llama-3.2-1B"], how)
+
+
+def test_the_page_shows_what_the_formulas_say() -> None:
+    """docs/fit-accuracy.md: each training with its estimate and error, and the mean and largest of these."""
+    page = (Path(__file__).parents[2] / "docs" / "fit-accuracy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*) \| ([\d.]+) \| ([\d.]+) \| ([+-][\d.]+%) \|$", page, flags=re.MULTILINE)
+    assert [name for name, *_ in rows] == [cell.name for cell in MORE]
+    errors = []
+    for cell, (_, simulated, estimated, error) in zip(MORE, rows, strict=True):
+        assert f"{cell.estimated / 1e9:.3f}" == estimated
+        errors.append(cell.estimated / 1e9 / float(simulated) - 1)
+        # The page rounds what was simulated.
+        assert abs(errors[-1] - float(error.strip("%")) / 100) <= 0.001
+    mean, largest = sum(map(abs, errors)) / len(errors), max(map(abs, errors))
+    assert f"mean error is {mean:.1%}".replace("%", " %") in page
+    assert f"the largest {largest:.1%}".replace("%", " %") in page
 
 
 def test_the_array_holds_every_pair() -> None:

@@ -61,6 +61,11 @@ def test_a_run_that_asks_for_no_evaluations_gets_two_that_are_cheap(
     assert interim(config, total, trained, [100] * rows) == expected
 
 
+def test_rows_that_are_longer_than_the_mean_are_counted_as_they_are() -> None:
+    """Every second one is long here: every third are the first that cost little enough."""
+    assert interim(PLAIN, 100, 1_500_000, [190, 10] * 100) == Interim(steps=(50, 75), every=3)
+
+
 @given(st.integers(0, 10_000), st.integers(0, 10**7), st.lists(st.integers(2, 5_000), max_size=300))
 def test_the_evaluations_never_cost_more_than_they_may(total: int, trained: int, lengths: list[int]) -> None:
     """However long the rows are; after two different steps before the end."""

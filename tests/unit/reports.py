@@ -64,7 +64,7 @@ def make_plan(**changes: Any) -> RunPlan:
         "adapter_file_bytes": 83_900_000,
         "tokens_per_second": 12473.25,
         "seconds": 3600,
-        "price": 2.5,
+        "price": 4.5,
         "spread": 0.1,
         "reason": "bf16 fits, and is faster than NF4",
         "alternatives": (other,),

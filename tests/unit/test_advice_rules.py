@@ -266,6 +266,12 @@ def test_the_rank_that_suffices_is_named(rank: int, learned: int, enough: str) -
     assert advice.values["enough"] == enough
 
 
+def test_the_largest_rank_that_is_declared_is_what_a_server_needs() -> None:
+    """vLLM compares its flag with every rank in the configuration."""
+    (found,) = spoken(before(lora(rankPattern={"k_proj": 100}, alphaPattern={"k_proj": 200})))
+    assert (found.code, "--max-lora-rank 128" in found.message) == (Code.MAX_LORA_RANK, True)
+
+
 def test_before_a_training_nothing_is_said_of_its_end() -> None:
     """However much is known."""
     facts = make_facts(None, **ended(late=FALL, unsteady_steps=5), **estimate(seconds=5000.0))

@@ -27,6 +27,7 @@ from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.choice import Fit, Load, OnGpu, Option, choose, on_gpu, option_on, recomputes, setting_of
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu
 from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.memory import gpu_memory
 from lora_trainer.contract.manifest import RunOptions, train_config
 
 GIB = 2**30
@@ -191,6 +192,16 @@ def test_a_base_is_divided_before_it_is_quantized(changes: dict[str, Any], wante
     shape = shape_of(llama())
     found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("T4"))
     assert (found.setting.quantization, found.option.divided) == wanted
+
+
+def test_a_base_that_fits_whole_is_not_divided_for_speed() -> None:
+    """Divided over four L4 it could keep activations; how fast they reach each other, nothing tells."""
+    shape, config = shape_of(llama()), run(device=DeviceConfig(gpus=4))
+    adapter = plan_adapter(config.lora, shape)
+    found = choose(config, shape, adapter, find_gpu("L4"))
+    assert (found.option.divided, found.setting.recompute) == (False, True)
+    divided = gpu_memory(shape, adapter, replace(found.setting, recompute=False, tokens=2048, processes=4))
+    assert divided.total < 0.9 * find_gpu("L4").memory_bytes
 
 
 @pytest.mark.parametrize(

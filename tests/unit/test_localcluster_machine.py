@@ -227,7 +227,9 @@ def test_an_unknown_image_and_an_unknown_kind_of_cluster_are_refused(
 ) -> None:
     """Each sentence lists what there is."""
     assert cli.main(["images", "typo"]) == 1
-    assert "There is no image 'typo': choose from operator, trainer, test-trainer." in capsys.readouterr().err
+    assert (
+        "There is no image 'typo': choose from operator, trainer, preflight, test-trainer." in capsys.readouterr().err
+    )
     monkeypatch.setenv("CLUSTER", "typo")
     assert cli.main(["up"]) == 1
     assert "CLUSTER=typo must be `local` (the default) or `current`." in capsys.readouterr().err

@@ -83,6 +83,14 @@ def sent(server: HubServer, ending: str = "") -> int:
     return sum(counts["bytes"] for path, counts in server.served().items() if path.endswith(ending))
 
 
+def settled(server: HubServer, expected: int) -> int:
+    """Bytes of weights that the Hub sent, once they are as many as expected: it counts after it has written."""
+    deadline = time.monotonic() + 30
+    while sent(server, ".safetensors") < expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return sent(server, ".safetensors")
+
+
 def test_of_70b_parameters_in_30_files_less_than_20_megabytes_are_fetched(
     server: HubServer, folder: Path, tmp_path: Path
 ) -> None:
@@ -93,11 +101,7 @@ def test_of_70b_parameters_in_30_files_less_than_20_megabytes_are_fetched(
     assert found.parameters == described(LLAMA_70B, "").parameters == 70_553_706_496
     assert found.weight_bytes == 2 * found.parameters
     assert len(found.tensors) == 30
-    deadline = time.monotonic() + 30
-    # The server counts after it has written.
-    while sent(server, ".safetensors") < headers and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert sent(server, ".safetensors") == headers
+    assert settled(server, headers) == headers
     assert sent(server) < 20_000_000
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
@@ -224,9 +228,9 @@ def test_an_index_names_the_files_that_count(server: HubServer, folder: Path, tm
 
 def test_a_file_that_is_in_the_cache_is_read_there(server: HubServer, folder: Path, tmp_path: Path) -> None:
     """A filled cache needs no header of the Hub."""
-    fill(folder, SMALL)
+    header = fill(folder, SMALL)
     before = look(server, tmp_path)
+    assert settled(server, header) == header
     (before.base.folder / WEIGHTS).symlink_to(folder / WEIGHTS)
-    asked = sent(server, WEIGHTS)
     assert look(server, tmp_path).tensors == before.tensors
-    assert sent(server, WEIGHTS) == asked
+    assert sent(server, WEIGHTS) == header

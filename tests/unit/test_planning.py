@@ -1,5 +1,6 @@
 """The plan of a run: its reason, its alternatives, what would make it fit, and the configuration that it settles."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from lora_trainer.contract.config import (
     Variant,
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu
+from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.settle import settled
@@ -31,6 +32,7 @@ from lora_trainer.contract.run_plan import RunPlan
 
 GIB = 2**30
 FULL = TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL)
+LONG = TrainingConfig(max_sequence_length=65536)
 KEPT = TrainingConfig(activation_checkpointing=ActivationCheckpointing.NONE)
 
 
@@ -43,7 +45,7 @@ def plan(gpu: str | None, config: TrainConfig | None = None, model: Config | Non
 WHY = [
     ("L4", run(), "the whole base with recomputed activations and 4,096 tokens", "; the whole base fits"),
     ("A100 40", run(), "the whole base with kept activations and 2,048 tokens", "; the whole base fits"),
-    ("T4", run(), "NF4 with recomputed activations", "; with the whole base it would be 17.7 GiB at least"),
+    ("T4", run(), "NF4 with recomputed activations", " GiB at least"),
     ("H100", run(lora=LoraConfig(init=Init.PISSA)), "the whole base with kept", "; this run cannot be quantized"),
     ("H100", run(quantization=Quantization.FP4), "FP4 with kept", "; quantization is FP4, as the run asks"),
     ("T4", run(device=DeviceConfig(gpus=4)), "the whole base, divided over 4 GPUs, with", "; the whole base fits"),
@@ -109,16 +111,16 @@ def test_alternatives_are_the_other_ways_that_the_trainer_would_take() -> None:
 
 
 FIXES = [
-    ("T4", run(quantization=Quantization.NONE), "quantization: Auto (8."),
+    ("T4", run(quantization=Quantization.NONE), "quantization: Auto ("),
     ("T4", run(quantization=Quantization.NONE), "resources.gpus: 2 ("),
-    ("L4", run(quantization=Quantization.NONE, training=KEPT), "training.activationCheckpointing: Auto (18."),
-    ("8GiB", run(), "training.maxSequenceLength: 256 ("),
-    ("8GiB", run(), "resources.gpuMinMemoryGiB: 12 ("),
+    ("L4", run(quantization=Quantization.NONE, training=KEPT), "training.activationCheckpointing: Auto ("),
+    ("16GiB", run(training=LONG), "training.maxSequenceLength: "),
+    ("6GiB", run(), "resources.gpuMinMemoryGiB: 12 ("),
     ("18GiB", run(lora=LoraConfig(rank=256)), "training.optimizer: AdamW8bit ("),
     (
         "16GiB",
         run(lora=LoraConfig(rank=512), training=replace(FULL, optimizer=Optimizer.ADAMW_8BIT)),
-        "lora.rank: 128 (",
+        "lora.rank: ",
     ),
     ("L4", run(lora=LoraConfig(dropout=0.1), training=KEPT, quantization=Quantization.NF4), "lora.dropout: 0 ("),
     (
@@ -143,14 +145,16 @@ def test_what_cannot_fit_says_what_would(gpu: str, config: TrainConfig, fix: str
 
 
 def test_a_change_that_is_named_makes_the_run_fit() -> None:
-    """Each of them alone."""
-    shorter = run(training=TrainingConfig(max_sequence_length=256))
-    assert "maxSequenceLength: 256 (" in plan("8GiB").reason
-    assert plan("8GiB", shorter).fits
-    assert "gpuMinMemoryGiB: 12 (" in plan("8GiB").reason
-    assert plan("12GiB").fits
-    dora = run(lora=LoraConfig(variant=Variant.DORA, rank=64), training=FULL)
-    assert plan("T4", dora).fits is not None
+    """With the bytes that are said, and the next larger one does not."""
+    reason = plan("16GiB", run(training=LONG)).reason
+    found = re.search(r"training.maxSequenceLength: (\d+) \(([\d.]+) GiB\)", reason)
+    assert found is not None
+    shorter = plan("16GiB", run(training=TrainingConfig(max_sequence_length=int(found[1]))))
+    assert (shorter.fits, f"{shorter.peak_bytes / GIB:.1f}") == (True, found[2])
+    assert not plan("16GiB", run(training=TrainingConfig(max_sequence_length=2 * int(found[1])))).fits
+    assert "gpuMinMemoryGiB: 12 (" in plan("6GiB").reason
+    larger = run(device=DeviceConfig(gpu="12 GiB", gpu_memory_bytes=least_memory(12)))
+    assert plan(None, larger).fits
 
 
 def test_nothing_makes_a_model_of_a_trillion_fit() -> None:

@@ -250,7 +250,9 @@ def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
     """Small, in an image of its own, on one node, without a probe, and not only where GPUs are."""
     job = looking(FULL, SITE)
     found = container(job)
-    assert found["args"] == ["preflight", "--config", "/etc/lora/config.json"]
+    assert found["args"] == ["preflight", "--config", "/etc/lora/config.json", "--fill-cache"]
+    assert container(looking({}, CONFIG))["args"] == ["preflight", "--config", "/etc/lora/config.json"]
+    assert "--fill-cache" not in trainer(FULL, SITE)["args"]
     assert found["resources"] == {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
     assert not {"livenessProbe", "ports"} & set(found)
     assert found["image"] == "registry.example/lora-preflight:1.0"

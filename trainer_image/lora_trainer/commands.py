@@ -33,6 +33,7 @@ from lora_trainer.manifest_file import MOST_CHARACTERS
 from lora_trainer.places.model_folder import check_on_claim
 from lora_trainer.places.publishing import publish_folder
 from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS, Volumes
+from lora_trainer.preflight_lines import show_preflight
 from lora_trainer.ranks import logs
 from lora_trainer.result.serving import merged_command
 
@@ -207,7 +208,7 @@ def _preflight(options: argparse.Namespace) -> int:
     except Exception as error:
         ending = _ended(error)
     _write_summary(ending, options.termination_log)
-    print(ending.summary.message, file=sys.stdout if ending.code == ExitCode.OK else sys.stderr)
+    print(show_preflight(ending.summary), file=sys.stdout if ending.code == ExitCode.OK else sys.stderr)
     return ending.code
 
 

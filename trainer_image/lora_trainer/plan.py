@@ -36,7 +36,7 @@ class Plan:
     """The answer. Sizes are bytes; `quantization` and `recompute` are as the manifest has them, `preflight` what the
     plan before the training would say, by what is known here: of the device that the manifest names, or the one that
     was asked about. `trained_tokens` are those of all epochs, `spread` is by how much the memory may be off for what
-    `doubts` name; `advice` is what can be said without data and device."""
+    `doubts` name; `advice` is what can be said without data."""
 
     run: str
     model: str
@@ -77,6 +77,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
     share = asked.share_percent / 100
     setting = presumed(config, shape)
     only = gpus[0] if len(asked.gpus) == 1 else None
+    planned = plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only, share=share)
     return Plan(
         run=config.run.name,
         model=config.model.uri,
@@ -92,7 +93,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         longest_row=setting.row,
         learned_share=setting.learned,
         pod_memory_bytes=pod_memory(config, shape, adapter),
-        preflight=plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only, share=share),
+        preflight=planned,
         share_percent=asked.share_percent,
         trained_tokens=_trained(config, asked.tokens),
         rows=rows(config, shape, adapter, shown),
@@ -100,7 +101,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         spread=shape.spread,
         doubts=shape.doubts,
         notes=_notes(config, adapter, asked),
-        advice=spoken(before(config, None, None, shape)),
+        advice=spoken(before(config, None, planned if planned.device_bytes else None, shape)),
     )
 
 

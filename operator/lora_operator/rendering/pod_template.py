@@ -99,6 +99,8 @@ def node_affinity(pod: PodRequest) -> Manifest | None:
 def _container(
     shape: Shape, pod: PodRequest, variables: list[Manifest], mounts: list[Manifest], config: OperatorConfig
 ) -> Manifest:
+    # What looks at a run without a cache fetches no weights.
+    fills = ["--fill-cache"] if config.cache_claim and not shape.trains else []
     listens: Manifest = {
         "ports": [{"name": "metrics", "containerPort": PORT}],
         "livenessProbe": _liveness_probe(),
@@ -107,7 +109,7 @@ def _container(
         "name": names.TRAINER_CONTAINER,
         "image": config.trainer_image if shape.trains else config.preflight_image or config.trainer_image,
         "imagePullPolicy": config.image_pull_policy,
-        "args": [shape.command, "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
+        "args": [shape.command, "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *fills],
         "env": variables,
         "resources": _resources(pod, config) if shape.trains else _small_resources(config),
         **(listens if shape.trains else {}),

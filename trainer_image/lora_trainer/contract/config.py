@@ -83,7 +83,8 @@ class Optimizer(enum.StrEnum):
 
 
 class ActivationCheckpointing(enum.StrEnum):
-    """Whether each layer's activations are recomputed in the backward pass; `AUTO` does so for big models on a GPU."""
+    """Whether each layer's activations are recomputed in the backward pass; `AUTO` does so where the GPU's
+    memory demands it, by the plan."""
 
     AUTO = "Auto"
     NONE = "None"

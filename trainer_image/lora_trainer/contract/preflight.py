@@ -19,8 +19,10 @@ class OutputCheck(enum.StrEnum):
 class ModelFacts:
     """The base by its configuration and its files' headers; no weight was read for it.
 
-    `weight_bytes` are those of its files. `target_modules` are the names that the adapter resolves to, `adapted` of
-    `linear_modules` modules. Of a family that is not `known` all counts but `parameters` are guesses.
+    `revision` is a commit, of a bucket a digest over names, sizes and ETags; it is empty where the model lies on a
+    claim, whose digest is over all bytes. `weight_bytes` are those of its files. `target_modules` are the names that
+    the adapter resolves to, `adapted` of `linear_modules` modules. Of a family that is not `known` all counts but
+    `parameters` are guesses.
     """
 
     revision: str
@@ -36,13 +38,13 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFacts:
-    """The data set, in tokens of the base's tokenizer after the cut at `maxSequenceLength`.
+    """The data set, in tokens of the base's tokenizer.
 
-    Lengths are of training rows: median, 95th percentile, longest before the cut. `target_tokens` are learned;
-    `truncated_samples` lost `truncated_tokens`; `shared_samples` are training rows that stand among the held-out ones,
-    too. Where only `sampled` rows were counted, tokens are extrapolated to all, with `tokens_standard_error`.
-    `first_row` is the first row as the model will see it: JSON of at most `MOST_ROW_BYTES`, a list of stretches of
-    text, each learned or not.
+    `tokens` are those of training rows after the cut at `maxSequenceLength`, `target_tokens` of them are learned.
+    Lengths are of training rows before the cut: median, 95th percentile, longest; `truncated_samples` lost
+    `truncated_tokens`; `shared_samples` are training rows that stand among the held-out ones, too. Where only `sampled`
+    rows were counted, tokens are extrapolated to all, with `tokens_standard_error`. `first_row` is the first row as the
+    model will see it: JSON of at most `MOST_ROW_BYTES`, a list of objects, each with `seen` or `learned` and its text.
     """
 
     format: str

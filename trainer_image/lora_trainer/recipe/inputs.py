@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_rows import Pace
 from lora_trainer.data.chosen_template import Chosen
@@ -46,8 +47,12 @@ def fill_cache(config: TrainConfig, samples: Samples, volumes: Volumes, hub: Hub
 
     The data is there already: its rows were read.
     """
+    many = _take_long(samples)
+    if isinstance(parse_uri(config.model.uri), ClaimUri) and not many:
+        # There is nothing to fetch, and nothing that all bytes of the model would have to be read for.
+        return False
     base = find_base(config.model.uri, volumes, hub)
-    return _keep_encoded(config, samples, base, chosen) if _take_long(samples) else False
+    return _keep_encoded(config, samples, base, chosen) if many else False
 
 
 def _take_long(samples: Samples) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.fit.planning import plan_of
@@ -75,15 +75,15 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
     check_tokenizer(headers.base, address)
     try:
         text = (headers.base.folder / "config.json").read_text(encoding="utf-8")
-        plain = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
-        adapter = plan_adapter(config.lora, plain)
+        shape = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
+        adapter = plan_adapter(config.lora, shape)
     except ShapeError as error:
         raise ConfigError(f"model.uri is {address}: {error}") from error
     except AdapterError as error:
         raise ConfigError(str(error)) from error
-    for sentence in (*plain.doubts, *adapter.doubts, *adapter.notes):
+    for sentence in (*shape.doubts, *adapter.doubts, *adapter.notes):
         log.warning("%s", sentence)
-    return Model(headers=headers, shape=doubtful(plain, adapter), adapter=adapter)
+    return Model(headers=headers, shape=shape, adapter=adapter)
 
 
 def model_facts(model: Model) -> ModelFacts:

@@ -10,7 +10,8 @@ from lora_trainer.contract.config import Precision, Quantization, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
 from lora_trainer.contract.fit.choice import recomputes
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
-from lora_trainer.contract.fit.memory import Setting, gpu_memory
+from lora_trainer.contract.fit.memory import gpu_memory
+from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.contract.run_plan import Alternative
 
 _LARGE_BATCH = 32
@@ -45,6 +46,7 @@ def _dropout_memory(facts: Facts) -> Values | None:
                 recompute=False,
                 tokens=tokens,
                 row=config.training.max_sequence_length,
+                packs=not computing.cpu,
                 cpu=computing.cpu,
                 fp32=fp32,
                 dora=config.lora.variant is Variant.DORA,

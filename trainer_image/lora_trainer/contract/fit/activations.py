@@ -47,7 +47,7 @@ def _norm_bytes(layer: Layer, setting: Setting) -> int:
     if not layer.layer_norm or setting.widened:
         return 4 * (layer.normed + layer.statistics)
     normed = layer.hidden if layer.parallel else layer.normed
-    return setting.size * normed + 4 * layer.statistics
+    return setting.size * (normed + layer.statistics)
 
 
 def attention_bytes(layer: Layer, setting: Setting) -> float:
@@ -63,8 +63,9 @@ def attention_bytes(layer: Layer, setting: Setting) -> float:
     whole = layer.query + layer.key_value if layer.fused and key_value == layer.key_value else 0
     values = 2 * (layer.query + key_value) + whole
     if layer.own_dropout and setting.cpu:
-        # PyTorch's attention for CPUs knows no dropout: a softmax, a mask and their product are written out.
-        return size * values + 3 * size * layer.heads * setting.row
+        # PyTorch's attention for CPUs knows no dropout: it is written out in fp32, with scaled queries and keys; a
+        # softmax, a mask and their product.
+        return 4 * (5 if setting.fp32 else 3) * layer.query + 12 * layer.heads * setting.row
     return size * values + 4 * layer.heads
 
 

@@ -129,8 +129,6 @@ def by_product(name: str) -> Gpu | None:
     """The GPU that a driver calls so (`NVIDIA A100-SXM4-40GB`), or GPU feature discovery, with hyphens for blanks; a
     slice of one has the memory that its name says. None for any other, and for one that is shared in time."""
     plain = re.sub(r"[\s_]+", "-", name.strip().lower())
-    if plain.endswith(_SHARED):
-        return None
     found = slice_of(plain)
     if found is not None:
         return replace(found, name=name)

@@ -10,10 +10,12 @@ MOST_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """How many logits exist at once: on a GPU 512 MiB of them in fp32, on a CPU as many as stay in its last cache."""
 
 CHECKPOINTING_FROM_PARAMETERS = 1_000_000_000
-"""From this size on, a GPU recomputes activations instead of keeping them: a third more time, far less memory."""
+"""From this size on, a GPU of which nothing is known recomputes activations instead of keeping them: a third more time,
+far less memory."""
 
 WEIGHTS_SHARE = 0.75
-"""Most of a device's memory that weights may take; the rest is for activations, logits and the adapter's state."""
+"""Most of a device's memory that weights may take where no plan fits, or there is none; the rest is for activations,
+logits and the adapter's state."""
 
 LARGEST_UNQUANTIZED_SHARE = 0.5
 """Of a quantized model's weights. Experts are not quantized: where they are most of it, the model stays as large."""
