@@ -21,6 +21,8 @@ from localcluster.api import ApiError
 from lora_operator.views.names import PREFLIGHT
 
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+# What both releases know: to the earlier one the definition's default Auto is ConfigInvalid.
+OF_BOTH = {"quantization": "None"}
 BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
 
 
@@ -141,7 +143,7 @@ def test_an_operator_of_another_release_takes_the_runs_over_and_ends_them(
         faults.kept("A17.verdict", before)
         now = faults.kept("A17.one-job", before)
     assert {name: len(jobs) for name, jobs in now.jobs.items()} == {run.name: 1 for run in begun}
-    late = begin(stage, "late")
+    late = begin(stage, "late", **OF_BOTH)
     late.running_pod()
     faults.kept("A17.ends-well", faults.remember(late))
 
@@ -150,7 +152,7 @@ def _begin_in_every_state(stage: Stage) -> list[Run]:
     """Runs of the operator that works now, each in a state of its own."""
     specs: dict[str, Any] = {"running": {}, "retried": {}, "deleted": {}, "ended": {}}
     specs |= {"nodes": {"resources": {"nodes": 2}}, "suspended": {"suspend": True}}
-    runs = {name: begin(stage, name, **spec) for name, spec in specs.items()}
+    runs = {name: begin(stage, name, **OF_BOTH, **spec) for name, spec in specs.items()}
     lost = runs["retried"].running_pod()
     stage.end_pod(lost, 137, reason="OOMKilled")
     job = runs["deleted"].job()["metadata"]["name"]
@@ -214,7 +216,7 @@ def test_a_run_that_does_not_train_yet_is_taken_over_by_another_release(
     old = take_from_history(tmp_path / "earlier").start()
     operator = stage.start() if back else stage.start(**old, cacheClaim="models")
     role = PREFLIGHT if back else "prepare"
-    run = begin(stage, "early", preflight="Run")
+    run = begin(stage, "early", preflight="Run", **OF_BOTH)
     before = stage.wait_pod(stage.wait_job(stage=role))
     stage.run_pod(before)
     run.wait_state("Preflight" if back else "Preparing")
