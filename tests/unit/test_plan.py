@@ -193,7 +193,7 @@ def test_doubts_and_refusals_are_said(place: Path, capsys: pytest.CaptureFixture
     write(MIXTRAL)
     text = " ".join(printed(capsys).split())
     assert "refused: most of the weights are experts of a mixture, which are not quantized." in text
-    assert "Not sure: what a mixture's experts keep" in text
+    assert "Not sure: what a GPU's kernel for a mixture's experts needs" in text
     write(llama(model_type="zebra"), quantization="None")
     text = " ".join(printed(capsys).split())
     assert "Not sure: its kind 'zebra' is not known here" in text
