@@ -26,6 +26,20 @@ def test_the_parameters_of_a_public_model_are_counted_exactly(name: str) -> None
     assert shape.spread < GUESSED
 
 
+@pytest.mark.parametrize(
+    ("name", "stray"),
+    [
+        ("GPT-2", {"intermediate_size": 9999, "num_key_value_heads": 4, "head_dim": 16}),
+        ("Pythia", {"num_key_value_heads": 4, "head_dim": 16}),
+    ],
+    ids=["GPT-2", "GPT-NeoX"],
+)
+def test_what_transformers_does_not_read_of_a_configuration_counts_for_nothing(name: str, stray: Config) -> None:
+    """Such keys stand in files that somebody converted."""
+    config = next(config for key, (config, _) in MODELS.items() if key.startswith(name))
+    assert shape_of(config | stray).layers == shape_of(config).layers
+
+
 def test_every_known_family_has_a_public_model_or_the_layers_of_one() -> None:
     """So that no family's counts are unproven without somebody having said so."""
     kinds = {config.get("text_config", config)["model_type"] for config, _ in MODELS.values()}

@@ -118,6 +118,11 @@ def _sizes(values: Values, *, head_size: int | None = None, mlp_default: int = 0
     return Sizes(hidden=hidden, heads=heads, kv_heads=kv_heads, head=head, mlp=mlp)
 
 
+def _own_heads(sizes: Sizes) -> Sizes:
+    """Of a kind without grouped heads, in whose configuration Transformers reads no numbers for them."""
+    return replace(sizes, kv_heads=sizes.heads, head=sizes.hidden // sizes.heads)
+
+
 def _layers(values: Values) -> int:
     return values.number("num_hidden_layers", "n_layer", "n_layers", high=LARGEST_LAYER_INDEX + 1)
 
@@ -176,7 +181,8 @@ def _llama(values: Values, kind: str, family: _Family) -> Shape:
 def _gpt2(values: Values, kind: str) -> Shape:
     """Conv1D everywhere, and dropout by default."""
     hidden = values.number("n_embd", "hidden_size", high=_WIDEST)
-    sizes = _sizes(values, mlp_default=4 * hidden)
+    sizes = _own_heads(_sizes(values, mlp_default=4 * hidden))
+    sizes = replace(sizes, mlp=values.number("n_inner", high=_WIDEST, default=4 * hidden))
     positions = values.number("n_positions", "max_position_embeddings", high=_LARGEST_VOCABULARY, default=1024)
     mlp_values, wide = plain_activation(values.text("activation_function", default="gelu_new"), sizes.mlp)
     residual, attention = (values.fraction(f"{name}_pdrop", default=0.1) for name in ("resid", "attn"))
@@ -205,7 +211,7 @@ def _gpt2(values: Values, kind: str) -> Shape:
 
 
 def _gpt_neox(values: Values, kind: str) -> Shape:
-    sizes = _sizes(values)
+    sizes = _own_heads(_sizes(values))
     names = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
     one = layer(
         sizes,
