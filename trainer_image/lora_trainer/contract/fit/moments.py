@@ -150,7 +150,10 @@ def _dora_bytes(module: Linear, setting: Setting) -> float:
     quantized = 0 if setting.quantization is Quantization.NONE else size
     made = (4 + low) * unit + size * module.weights
     summed = size * unit + (2 * size + low * 2 + quantized) * module.weights
-    return float(max(made, summed))
+    # What a quantized module reads is fp32 there, and so is what dropout leaves of it.
+    wide = setting.stream_size if setting.stream_size > size else 0
+    read = wide * module.inputs * (2 if setting.dropout else 1)
+    return float(max(made, summed) + read * setting.tokens)
 
 
 def _loss_bytes(run: Run) -> float:
