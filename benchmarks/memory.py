@@ -24,6 +24,7 @@ import torch
 from benchmarks.memory_estimate import estimate, setting_of
 from benchmarks.memory_simulation import Step, simulate_deep
 from benchmarks.trainer_gpu import LLAMA_3_8B, adapted_on, one_row, steps_of
+from peft.helpers import disable_input_dtype_casting
 
 from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Precision, Quantization
 from lora_trainer.contract.fit.activations import layer_bytes
@@ -105,7 +106,8 @@ def _kept(config: Mapping[str, Any], how: Step, device: Device) -> int:
         alive.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, disable_input_dtype_casting(adapted.model):
         loss = token_losses(adapted.model, adapted.head, batch, device).sum()
     assert loss.requires_grad
     return sum(sizes.values())

@@ -93,6 +93,14 @@ def keeps_input(rank: int, setting: Setting) -> bool:
     return rank > 0 and not setting.dropout
 
 
+def kept_weights(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> int:
+    """Bytes of quantized matrices in full that a layer keeps, however few its tokens are: with dropout, PEFT's DoRA
+    multiplies what was dropped by the weight itself, and the backward pass needs that again."""
+    if not (setting.dora and setting.dropout) or setting.quantization is Quantization.NONE:
+        return 0
+    return setting.size * sum(module.weights for module, rank in zip(layer.linear, ranks, strict=True) if rank)
+
+
 def inputs_of(layer: Layer) -> int:
     """Values of all inputs of linear modules, each once."""
     return sum({module.reads: module.inputs for module in layer.linear}.values())
@@ -115,5 +123,7 @@ def _adapter_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> floa
         if rank:
             total += setting.size * rank
             total += (setting.size + mask_bytes(setting)) * module.inputs if setting.dropout else 0
-            total += (setting.stream_size + setting.size) * module.outputs if setting.dora else 0
+            # With dropout the base's output is computed again, in the compute type.
+            base = setting.size if setting.dropout else setting.stream_size
+            total += (base + setting.size) * module.outputs if setting.dora else 0
     return total

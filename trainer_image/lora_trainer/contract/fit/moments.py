@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.fit.activations import inputs_of, keeps_input, layer_bytes, untrained_bytes
+from lora_trainer.contract.fit.activations import (
+    inputs_of,
+    keeps_input,
+    kept_weights,
+    layer_bytes,
+    untrained_bytes,
+)
 from lora_trainer.contract.fit.adapter import Adapter
 from lora_trainer.contract.fit.limits import MOST_LOGITS, TOKEN_BUDGET
 from lora_trainer.contract.fit.setting import Setting
@@ -65,7 +71,8 @@ def _moments(run: Run) -> Iterator[Moment]:
         activations=kept + last_norm, working=norm * setting.tokens, copies=0.0 if setting.recompute else copies
     )
     for layer, ranks in dict.fromkeys(run.layers):
-        again = layer_bytes(layer, ranks, setting) * setting.tokens if setting.recompute else 0.0
+        layer_kept = layer_bytes(layer, ranks, setting) * setting.tokens + kept_weights(layer, ranks, setting)
+        again = layer_kept if setting.recompute else 0.0
         of_product, of_factors = (bytes_ * setting.tokens for bytes_ in _gradient_bytes(layer, ranks, setting))
         yield Moment(activations=kept, working=again + max(of_factors, dora), copies=left)
         full = _dequantized(layer, setting)
@@ -87,7 +94,8 @@ def _kept(run: Run) -> float:
     of_layers = sum(layer_bytes(layer, ranks, setting) for layer, ranks in run.layers)
     # What is before the first trained parameter needs no gradient.
     before = 0.0 if run.adapter.whole else untrained_bytes(*run.layers[0], setting)
-    return (of_layers - before) * setting.tokens
+    weights = sum(kept_weights(layer, ranks, setting) for layer, ranks in run.layers)
+    return (of_layers - before) * setting.tokens + weights
 
 
 def _adapted(run: Run) -> Iterator[Linear]:
@@ -142,7 +150,10 @@ def _dora_bytes(module: Linear, setting: Setting) -> float:
     quantized = 0 if setting.quantization is Quantization.NONE else size
     made = (4 + low) * unit + size * module.weights
     summed = size * unit + (2 * size + low * 2 + quantized) * module.weights
-    return float(max(made, summed))
+    # What a quantized module reads is fp32 there, and so is what dropout leaves of it.
+    wide = setting.stream_size if setting.stream_size > size else 0
+    read = wide * module.inputs * (2 if setting.dropout else 1)
+    return float(max(made, summed) + read * setting.tokens)
 
 
 def _loss_bytes(run: Run) -> float:
