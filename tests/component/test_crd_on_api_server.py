@@ -140,6 +140,8 @@ REPLACED_BY_ALTERNATIVE = (
     "spec.training.epochs",
     "spec.training.earlyStoppingPatience",
     "spec.resources.nodes",
+    "spec.resources.gpuMinMemoryGiB",
+    "spec.resources.gpuProducts",
     "spec.output.mergePrecision",
     "spec.tracking.project",
     "spec.tracking.secretRef",

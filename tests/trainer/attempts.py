@@ -36,7 +36,7 @@ class Attempts:
     def __init__(self, root: Path, samples: Samples, encoder: Encoder, **kept: Any) -> None:
         self.root, self.samples, self.encoder = root, samples, encoder
         self.own = root / "own"
-        self.own.mkdir()
+        self.own.mkdir(exist_ok=True)
         self.kept = KeptRows(own=self.own, **kept)
         self.count = 0
 

@@ -128,7 +128,7 @@ def test_a_training_without_a_sign_of_life_is_a_stall() -> None:
 
 def identity_of(revision: str = "sha256:1", data: str = "sha256:2", **sections: Any) -> Identity:
     """Of a run with these sections."""
-    return identity(make_config(**sections), revision, data)
+    return identity(make_config(**{"quantization": "None", **sections}), revision, data)
 
 
 @pytest.mark.parametrize(

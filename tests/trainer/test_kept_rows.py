@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -192,12 +193,13 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(
     """Whichever file is the last one: the next attempt encodes, and removes what is half written."""
     attempts = Attempts(tmp_path, samples, encoder)
     for last in (1, 5, 9, 11):
-        child = os.fork()
-        if child == 0:
-            _die_at(last)
-            attempts.run()
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        # Not forked: the threads that other tests began in this process would be missing there, with their locks held.
+        child = multiprocessing.get_context("spawn").Process(
+            target=_run_and_die_at, args=(tmp_path, samples, encoder, attempts.count, last)
+        )
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
         assert re.fullmatch(r"\.rows-[0-9a-f]{16}\.[0-9a-f]{8}", attempts.folder().name)
         attempts.count += 1
     assert attempts.encoded()
@@ -205,8 +207,15 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(
     assert not attempts.encoded()
 
 
+def _run_and_die_at(place: Path, samples: Samples, encoder: Encoder, count: int, call: int) -> None:
+    attempts = Attempts(place, samples, encoder)
+    attempts.count = count
+    _die_at(call)
+    attempts.run()
+
+
 def _die_at(call: int) -> None:
-    """In a forked process: be killed at one of the files that are copied and the two times that files are synced."""
+    """Of a process of its own: be killed at one of the copied files, or one of the two times that files are synced."""
     calls = iter(range(1, call + 1))
 
     def wrapped(action: Any) -> Any:

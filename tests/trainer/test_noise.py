@@ -219,7 +219,7 @@ def test_a_sound_adapter_is_within_the_noise(sound: Sound) -> None:
     assert manifest.noise is not None
     assert found.noise is not None
     assert found.noise >= manifest.noise
-    exact = config.quantization is Quantization.NONE and manifest.resolved.compute_dtype == "fp32"
+    exact = manifest.resolved.quantization == "None" and manifest.resolved.compute_dtype == "fp32"
     assert (manifest.noise < 1e-5) == exact
     gain = manifest.measured.eval_loss_before - manifest.measured.eval_loss_after
     kind = manifest.resolved.compute_dtype

@@ -21,8 +21,8 @@ class ModelFacts:
 
     `revision` is a commit, of a bucket a digest over names, sizes and ETags; it is empty where the model lies on a
     claim, whose digest is over all bytes. `weight_bytes` are those of its files. `target_modules` are the names that
-    the adapter resolves to, `adapted` of `linear_modules` modules. Of a family that is not `known` all counts but
-    `parameters` are guesses.
+    the adapter resolves to, `adapted` of `linear_modules` modules; these and the trained parameters are 0
+    where layers could not be counted. Of a family that is not `known` all counts but `parameters` are guesses.
     """
 
     revision: str

@@ -9,7 +9,7 @@ from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapte
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.reading import MissingError, ShapeError, read_json
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.reasons import Reason
@@ -20,7 +20,7 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import check_tokenizer, load_encoder
-from lora_trainer.errors import ConfigError, DoesNotFitError
+from lora_trainer.errors import ConfigError, DoesNotFitError, one_sentence
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import ModelHeaders, read_headers
 from lora_trainer.places.outputs import open_sink
@@ -33,11 +33,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A base model without its weights: its files, the shape that they have, and the adapter that the run puts on."""
+    """A base model without its weights: its files, the shape that they have, and the adapter that the run puts on.
+
+    The latter two are None where the kind is not known well enough to count: only the training can tell then.
+    """
 
     headers: ModelHeaders
-    shape: Shape
-    adapter: Adapter
+    shape: Shape | None
+    adapter: Adapter | None
 
 
 def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = False) -> Summary:
@@ -76,19 +79,42 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
     try:
         text = (headers.base.folder / "config.json").read_text(encoding="utf-8")
         shape = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
-        adapter = plan_adapter(config.lora, shape)
+    except MissingError as error:
+        return _uncounted(headers, error)
     except ShapeError as error:
         raise ConfigError(f"model.uri is {address}: {error}") from error
+    try:
+        adapter = plan_adapter(config.lora, shape)
     except AdapterError as error:
+        if shape.spread >= GUESSED:
+            return _uncounted(headers, error)
         raise ConfigError(str(error)) from error
     for sentence in (*shape.doubts, *adapter.doubts, *adapter.notes):
         log.warning("%s", sentence)
     return Model(headers=headers, shape=shape, adapter=adapter)
 
 
+def _uncounted(headers: ModelHeaders, error: ValueError) -> Model:
+    """A guess is no reason to refuse: the training looks at the modules themselves."""
+    log.warning("the layers of the model are not known, so that nothing is planned: %s", one_sentence(error))
+    return Model(headers=headers, shape=None, adapter=None)
+
+
 def model_facts(model: Model) -> ModelFacts:
     """What the status says of a model."""
     shape, adapter = model.shape, model.adapter
+    if shape is None or adapter is None:
+        return ModelFacts(
+            revision=model.headers.base.revision,
+            model_type=model.headers.base.model_type,
+            parameters=model.headers.parameters,
+            weight_bytes=model.headers.weight_bytes,
+            linear_modules=0,
+            adapted=0,
+            target_modules=(),
+            trainable_parameters=0,
+            known=False,
+        )
     return ModelFacts(
         revision=model.headers.base.revision,
         model_type=model.headers.base.model_type,
@@ -116,8 +142,13 @@ def check_output(config: TrainConfig, volumes: Volumes) -> OutputCheck:
     return OutputCheck.CHECKED
 
 
-def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
-    """What the run will take. Raises `DoesNotFitError` where that is more than a device that is known has."""
+def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan | None:
+    """What the run will take, None where that is not known.
+
+    Raises `DoesNotFitError` where it is more than a device that is known has.
+    """
+    if model.shape is None or model.adapter is None:
+        return None
     plan = plan_of(
         config,
         model.shape,
@@ -125,7 +156,7 @@ def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
         tokens=rows.tokens,
         rows=rows.train_samples,
         learned_share=rows.target_tokens / rows.tokens,
-        longest=rows.longest_tokens,
+        longest=rows.longest_tokens if rows.sampled is None else None,
     )
     if plan.fits is False and plan.device is not None:
         raise DoesNotFitError(plan.reason, plan)
@@ -136,8 +167,9 @@ def _sentence(config: TrainConfig, found: Preflight, *, filled: bool) -> str:
     model, rows = found.model, found.dataset
     checked = "was tried" if found.output is OutputCheck.CHECKED else "is tried when the training begins"
     samples = rows.train_samples + rows.validation_samples
+    trains = f"{model.trainable_parameters:,} to train" if model.linear_modules else "of layers that are not known here"
     return (
-        f"{config.model.uri} ({model.model_type}, {model.parameters:,} parameters, {model.trainable_parameters:,} to "
-        f"train) and {samples:,} rows of {config.dataset.uri} ({rows.format}, {rows.skipped_samples} skipped) are "
+        f"{config.model.uri} ({model.model_type}, {model.parameters:,} parameters, {trains}) and "
+        f"{samples:,} rows of {config.dataset.uri} ({rows.format}, {rows.skipped_samples} skipped) are "
         f"good{', and in the cache' if filled else ''}; {config.output.uri} {checked}"
     )

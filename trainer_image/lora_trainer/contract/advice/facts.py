@@ -114,7 +114,7 @@ def facts_before(
             recomputes=plan.activation_checkpointing,
             micro_batch_tokens=plan.micro_batch_tokens,
         )
-    trained = plan.trainable_parameters if plan else preflight.model.trainable_parameters if preflight else None
+    trained = plan.trainable_parameters if plan else preflight.model.trainable_parameters or None if preflight else None
     return Facts(
         config=config,
         computing=computing,

@@ -13,6 +13,10 @@ class ShapeError(ValueError):
     """A configuration that no model can have; the text is a sentence with field, value, rule and remedy."""
 
 
+class MissingError(ShapeError):
+    """A configuration lacks a number, for which Transformers may know a default or another name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
     """One object of a configuration; `path` is its place in the file. Reads raise `ShapeError`."""
@@ -30,7 +34,7 @@ class Values:
                     raise self._error(key, value, rule)
                 return value
         if default is None:
-            raise ShapeError(
+            raise MissingError(
                 f"{self.path}.{keys[0]} is missing: must be a whole number from {low:,} to {high:,}; take the model's "
                 "own config.json"
             )

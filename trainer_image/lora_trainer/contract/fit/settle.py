@@ -11,7 +11,9 @@ def settled(config: TrainConfig, plan: RunPlan | None) -> TrainConfig:
     kept beside it as `planned`. Where nothing tells the device, nothing is settled. Idempotent."""
     if plan is None or plan.device is None:
         return config
-    quantization = plan.quantization if config.quantization is Quantization.AUTO else config.quantization
+    # Whose checkpoint a run goes on from, that run's quantization it keeps, which the training finds there.
+    settles = config.quantization is Quantization.AUTO and config.resume_from is None
+    quantization = plan.quantization if settles else config.quantization
     planned = Planned(
         device=plan.device,
         device_bytes=plan.device_bytes,
