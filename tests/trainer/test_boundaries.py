@@ -129,6 +129,7 @@ def stretches(tokens: Tokens) -> list[tuple[int, int]]:
 @example(prompt="parc", answer="el")
 @example(prompt="e", answer="\u0301tude")
 @example(prompt="", answer="A")
+@example(prompt="\n", answer="\n")
 def test_an_answer_follows_the_tokens_of_its_prompt(kind: Callable[[], Any], prompt: str, answer: str) -> None:
     """With nothing between them that keeps them apart, and nothing lost on either side."""
     tokenizer = kind()

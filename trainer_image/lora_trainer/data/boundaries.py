@@ -43,7 +43,7 @@ class Boundaries:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._special = _special_tokens(tokenizer) if tokenizer.is_fast else {}
-        self._context = self._choose_context()
+        self._contexts = self._choose_contexts()
 
     def tokenize(self, texts: Sequence[Text]) -> list[Tokens]:
         """The tokens of each text, without any that the tokenizer puts before or behind."""
@@ -118,13 +118,17 @@ class Boundaries:
         """The tokens of a text that is not the beginning of another one."""
         if not piece:
             return []
-        before, together = self._ids(self._context), self._ids(self._context + piece)
-        return together[len(before) :] if together[: len(before)] == before else self._ids(piece)
+        for context in self._contexts:
+            before, together = self._ids(context), self._ids(context + piece)
+            if together[: len(before)] == before:
+                return together[len(before) :]
+        return self._ids(piece)
 
-    def _choose_context(self) -> str:
+    def _choose_contexts(self) -> tuple[str, ...]:
         """What to tokenize a piece behind: some tokenizers put a blank before whatever comes first."""
         line_end, letter, both = (self._ids(text) for text in ("\n", "a", "\na"))
-        return "\n" if both[: len(line_end)] == line_end and both != line_end + letter else ""
+        # A piece that begins with a line's end may become one token with the context's.
+        return ("\n", "a") if both[: len(line_end)] == line_end and both != line_end + letter else ("",)
 
     def _ids(self, text: str) -> list[int]:
         if not text:
