@@ -401,3 +401,15 @@ def test_a_run_whose_data_an_earlier_release_had_fetched_goes_on_to_its_training
     assert made(plan) == [("Job", job_name())]
     assert stated(plan, "PreflightPassed") == ("True", "PreflightPassed")
     assert condition(plan, "PreflightPassed")["message"] == "All is at hand"
+
+
+def test_the_first_row_shows_no_secret_and_keeps_its_blanks() -> None:
+    """Whoever may read the run would read a key that stands in its data."""
+    preflight = make_report().preflight
+    assert preflight is not None
+    row = '[{"seen":"def f():        return hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"}]'
+    dataset = dataclasses.replace(preflight.dataset, first_row=row)
+    shown = passed(preflight=dataclasses.replace(preflight, dataset=dataset)).status["preflight"]["dataset"]
+    assert "def f():        return" in shown["firstRow"]
+    assert "hf_abcdefgh" not in shown["firstRow"]
+    assert shown["fingerprint"] == preflight.dataset.fingerprint

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lora_operator.decision.progress import whole
-from lora_operator.views.wording import decimal, printable
+from lora_operator.views.wording import decimal, masked
 from lora_trainer.contract import codec
 from lora_trainer.contract.summary import clip
 
 T = TypeVar("T")
 LONGEST_TEXT = 1024
+_READ = 4 * LONGEST_TEXT
 MOST_ITEMS = 256
 Block = dict[str, Any]
 
@@ -49,7 +50,13 @@ def _scalar(value: object) -> Any:
         return whole(value)
     if isinstance(value, float):
         return decimal(value, ".6g") if math.isfinite(value) else None
-    return clip(printable(value), LONGEST_TEXT) if isinstance(value, str) else value
+    return _shown(value) if isinstance(value, str) else value
+
+
+def _shown(text: str) -> str:
+    """Without what looks like a secret, which a row of the data may hold; blanks stay, as indented code has them."""
+    begin = text[:_READ]
+    return clip(masked("".join(letter if letter.isprintable() else " " for letter in begin)), LONGEST_TEXT)
 
 
 def _document(kind: Any, value: object) -> object:
