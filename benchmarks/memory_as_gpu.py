@@ -114,6 +114,8 @@ def settings_of_gpu() -> Iterator[None]:
         mock.patch.object(dora, "dequantize_module_weight", _in_full),
         # Its numbers are read one by one.
         mock.patch.object(bitsandbytes.functional, "create_dynamic_map", side_effect=_code_of_8_bits),
+        # It keeps them for each later quantization of the process, which would be given these.
+        mock.patch.dict(bitsandbytes.functional.name2qmap, clear=True),
     ):
         yield
 

@@ -4,6 +4,7 @@ import itertools
 import re
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from benchmarks import memory_as_gpu
@@ -44,6 +45,15 @@ def test_any_two_options_take_what_the_formulas_say(cell: Cell) -> None:
     """Every model with every value of every option, and every two values of different options."""
     norms_widen = shape_of(cell.config).layers[0].layer_norm and cell.step.quantization is not Quantization.NONE
     assert abs(error(cell)) <= (KNOWN_GAP if norms_widen else MOST)
+
+
+def test_a_simulation_leaves_no_fake_numbers_behind() -> None:
+    """bitsandbytes keeps the codes of its first double quantization for the whole process."""
+    tiny = llama(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=128)
+    codes = bitsandbytes.functional.name2qmap
+    codes.clear()
+    simulate(tiny | {"head_dim": 16, "num_key_value_heads": 4}, Step(rows=(64,), quantization=Quantization.NF4))
+    assert not codes
 
 
 def test_two_layers_foretell_all_of_them() -> None:
