@@ -11,9 +11,11 @@ from benchmarks.scale.processes import IMAGE, wait_until
 from tests.component.documents import failed, succeeded
 
 from localcluster.api import Api
-from lora_operator.views.names import NAME_LABEL, UID_LABEL, child_name
+from lora_operator.views.names import NAME_LABEL, ROLE_LABEL, UID_LABEL, child_name
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Summary
 
+TRAIN, PREFLIGHT = "train", "prepare"
 GROUP = "/apis/lora-operator.io/v1alpha1"
 STRATEGIC = "application/strategic-merge-patch+json"
 _SEED = "seed"
@@ -27,7 +29,7 @@ def finetunes_path(namespace: str) -> str:
     return f"{GROUP}/namespaces/{namespace}/lorafinetunes"
 
 
-def finetune(name: str) -> Object:
+def finetune(name: str, preflight: str = "Skip") -> Object:
     """A LoRAFineTune as most users write it, but for its preflight: what is compared has none."""
     return {
         "apiVersion": "lora-operator.io/v1alpha1",
@@ -37,7 +39,7 @@ def finetune(name: str) -> Object:
             "model": {"uri": "hf://acme/model"},
             "dataset": {"uri": "hf://acme/data"},
             "output": {"uri": f"pvc://adapters/{name}"},
-            "preflight": "Skip",
+            "preflight": preflight,
         },
     }
 
@@ -50,14 +52,29 @@ def suspended(name: str, annotation: int) -> Object:
     return document
 
 
+def looked_at(name: str) -> Object:
+    """One with a preflight, as by default."""
+    return finetune(name, "Run")
+
+
 def finetunes(namespace: str, manifest: Callable[[str], Object] = finetune) -> Kind:
-    """LoRAFineTunes of a namespace and their Jobs."""
+    """LoRAFineTunes of a namespace and the Jobs of their training."""
     return Kind(
         path=finetunes_path(namespace),
         manifest=manifest,
         jobs_path=f"/apis/batch/v1/namespaces/{namespace}/jobs",
-        owner_of=lambda job: str(job["metadata"].get("labels", {}).get(NAME_LABEL)),
+        owner_of=lambda job: _run_of(job, TRAIN),
     )
+
+
+def unplayed_preflight(pod: Object) -> str | None:
+    """The run whose preflight a pod is."""
+    return _run_of(pod, PREFLIGHT)
+
+
+def _run_of(child: Object, role: str) -> str | None:
+    labels = child["metadata"].get("labels", {})
+    return str(labels[NAME_LABEL]) if labels.get(ROLE_LABEL) == role else None
 
 
 def make_namespaces(api: Api, names: Sequence[str]) -> None:
@@ -78,10 +95,13 @@ class Ending:
     @property
     def message(self) -> str:
         """What the trainer writes at its end."""
+        if self.reason is Reason.PREFLIGHT_PASSED:
+            return Summary(reason=self.reason, message="Played").to_message()
         return failed(self.reason, f"Played: {self.reason.value}") if self.exit_code else succeeded()
 
 
 SUCCESS = Ending(exit_code=0, reason=Reason.SUCCEEDED)
+PASSED = Ending(exit_code=0, reason=Reason.PREFLIGHT_PASSED)
 
 
 def running(ip: str) -> Object:
@@ -113,64 +133,74 @@ def _pod_status(phase: str, state: Object) -> Object:
     return {"phase": phase, "containerStatuses": [container]}
 
 
-def pods_of_runs(api: Api, namespace: str) -> dict[str, str]:
-    """Name of the pod of each run, by the name of the run."""
-    pods = api.get(f"/api/v1/namespaces/{namespace}/pods")["items"]
+def pods_of_runs(api: Api, namespace: str, role: str = TRAIN) -> dict[str, str]:
+    """Name of the pod of each run that has one for this, by the name of the run."""
+    pods = api.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={ROLE_LABEL}%3D{role}")["items"]
     return {pod["metadata"]["labels"][NAME_LABEL]: pod["metadata"]["name"] for pod in pods}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A run that a real operator has brought to its end, with its Job and its pod, to be copied."""
+    """A run that a real operator has brought to its end, with the Job and the pod of its preflight and its training, to
+    be copied."""
 
     finetune: Object
-    job: Object
-    pod: Object
+    children: Sequence[tuple[Object, Object]]
 
 
 def finish_one(api: Api, namespace: str) -> Finished:
     """Take one run through its life; an operator must be running."""
-    api.post(finetunes_path(namespace), finetune(_SEED))
-    wait_until(lambda: _SEED in pods_of_runs(api, namespace), "the run has a pod")
-    path = f"/api/v1/namespaces/{namespace}/pods/{pods_of_runs(api, namespace)[_SEED]}"
-    for status in (running("127.0.0.1"), ended(SUCCESS)):
-        api.patch(f"{path}/status", {"status": status})
+    api.post(finetunes_path(namespace), looked_at(_SEED))
+    names = []
+    for role, ending in ((PREFLIGHT, PASSED), (TRAIN, SUCCESS)):
+        names.append(_pod_of_seed(api, namespace, role))
+        for status in (running("127.0.0.1"), ended(ending)):
+            api.patch(f"/api/v1/namespaces/{namespace}/pods/{names[-1]}/status", {"status": status})
     place = f"{finetunes_path(namespace)}/{_SEED}"
     wait_until(lambda: bool(api.get(place)["status"].get("completionTime")), "the run has ended")
-    done = api.get(place)
-    job = api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{done['status']['jobName']}")
-    return Finished(finetune=done, job=job, pod=api.get(path))
+    pods = [api.get(f"/api/v1/namespaces/{namespace}/pods/{name}") for name in names]
+    owners = [pod["metadata"]["ownerReferences"][0]["name"] for pod in pods]
+    jobs = [api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{owner}") for owner in owners]
+    return Finished(finetune=api.get(place), children=list(zip(jobs, pods, strict=True)))
+
+
+def _pod_of_seed(api: Api, namespace: str, role: str) -> str:
+    wait_until(lambda: _SEED in pods_of_runs(api, namespace, role), "the run has a pod")
+    return pods_of_runs(api, namespace, role)[_SEED]
 
 
 def add_finished(api: Api, like: Finished, namespace: str, names: Sequence[str]) -> None:
-    """Copies of a finished run with Job and pod. No operator may run: it would start them before they have a status."""
+    """Copies of a finished run with Jobs and pods. No operator may run: it would start those without a status."""
     connections = Connections(api, CONNECTIONS)
     try:
         path = finetunes_path(namespace)
-        connections.send_all("POST", [(path, finetune(name)) for name in names])
+        connections.send_all("POST", [(path, looked_at(name)) for name in names])
         uids = _uids(api, path)
-        copies = [_copy(like, name, uids[name]) for name in names]
-        connections.send_all(
-            "PATCH", [(f"{path}/{name}/status", {"status": c.finetune["status"]}) for name, c in copies], MERGE_PATCH
-        )
-        jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-        connections.send_all("POST", [(jobs, copy.job) for _, copy in copies])
-        status = {key: value for key, value in like.job["status"].items() if key != "uncountedTerminatedPods"}
-        connections.send_all(
-            "PATCH",
-            [(f"{jobs}/{c.job['metadata']['name']}/status", {"status": status}) for _, c in copies],
-            MERGE_PATCH,
-        )
+        copies = {name: _copy(like, name, uids[name]) for name in names}
+        statuses = [(f"{path}/{name}", copy.finetune["status"]) for name, copy in copies.items()]
+        _state(connections, statuses)
+        jobs, pods = f"/apis/batch/v1/namespaces/{namespace}/jobs", f"/api/v1/namespaces/{namespace}/pods"
+        children = [
+            (job, pod, like_job["status"], like_pod["status"])
+            for copy in copies.values()
+            for (job, pod), (like_job, like_pod) in zip(copy.children, like.children, strict=True)
+        ]
+        connections.send_all("POST", [(jobs, job) for job, *_ in children])
+        _state(connections, [(f"{jobs}/{job['metadata']['name']}", _counted(status)) for job, _, status, _ in children])
         uids = _uids(api, jobs)
-        pods = f"/api/v1/namespaces/{namespace}/pods"
-        connections.send_all("POST", [(pods, _owned(copy.pod, uids)) for _, copy in copies])
-        connections.send_all(
-            "PATCH",
-            [(f"{pods}/{c.pod['metadata']['name']}/status", {"status": like.pod["status"]}) for _, c in copies],
-            MERGE_PATCH,
-        )
+        connections.send_all("POST", [(pods, _owned(pod, uids)) for _, pod, *_ in children])
+        _state(connections, [(f"{pods}/{pod['metadata']['name']}", status) for _, pod, _, status in children])
     finally:
         connections.close()
+
+
+def _state(connections: Connections, statuses: Sequence[tuple[str, Object]]) -> None:
+    patches = [(f"{path}/status", {"status": status}) for path, status in statuses]
+    connections.send_all("PATCH", patches, MERGE_PATCH)
+
+
+def _counted(status: Object) -> Object:
+    return {key: value for key, value in status.items() if key != "uncountedTerminatedPods"}
 
 
 def _uids(api: Api, path: str) -> dict[str, str]:
@@ -178,15 +208,22 @@ def _uids(api: Api, path: str) -> dict[str, str]:
     return {item["metadata"]["name"]: item["metadata"]["uid"] for item in items}
 
 
-def _copy(like: Finished, name: str, uid: str) -> tuple[str, Finished]:
-    job_name = child_name(name, uid, 1)
+def _copy(like: Finished, name: str, uid: str) -> Finished:
     replaced = {
-        str(like.pod["metadata"]["name"]): f"{job_name}-0-abcde",
-        str(like.job["metadata"]["name"]): job_name,
+        # Names of all Jobs and pods of a run begin so.
+        str(like.finetune["status"]["jobName"]): child_name(name, uid, 1),
         str(like.finetune["metadata"]["uid"]): uid,
         f"/{_SEED}": f"/{name}",
     }
-    done, job, pod = (_renamed(document, replaced) for document in (like.finetune, like.job, like.pod))
+    return Finished(
+        finetune=_renamed(like.finetune, replaced),
+        children=[
+            _copy_of_child(_renamed(job, replaced), _renamed(pod, replaced), name, uid) for job, pod in like.children
+        ],
+    )
+
+
+def _copy_of_child(job: Object, pod: Object, name: str, uid: str) -> tuple[Object, Object]:
     for document in (job, pod):
         metadata = document["metadata"]
         labels = {**metadata["labels"], NAME_LABEL: name, UID_LABEL: uid}
@@ -203,7 +240,7 @@ def _copy(like: Finished, name: str, uid: str) -> tuple[str, Finished]:
     template = job["spec"]["template"]["metadata"]
     template["labels"] = {key: value for key, value in template["labels"].items() if not key.endswith("controller-uid")}
     pod["spec"]["schedulerName"] = "played"
-    return name, Finished(finetune=done, job=job, pod=pod)
+    return job, pod
 
 
 def _renamed(document: Object, replaced: dict[str, str]) -> Object:

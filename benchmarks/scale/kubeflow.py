@@ -1,22 +1,26 @@
 """(d) The same creations against Kubeflow Trainer with JobSet and against this operator, on one full cluster.
 
 Its webhooks need a network of pods, so this part has a cluster with a node. Nothing there has a GPU, so all pods wait.
-This operator runs as a process in the node's network, as the other controllers do.
+This operator runs as a process in the node's network, as the other controllers do. It is measured without a preflight,
+and with one that passes as soon as it has a pod: then until the Job of the training.
 """
 
+import itertools
 import json
 import random
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.scale.connections import Object
 from benchmarks.scale.creation import WARM_UP, Creation, Kind, create
-from benchmarks.scale.fleet import finetunes, make_namespaces
+from benchmarks.scale.fleet import finetunes, looked_at, make_namespaces
 from benchmarks.scale.machine import Busy, percentile
+from benchmarks.scale.playing import Preflights
 from benchmarks.scale.processes import REPOSITORY, define, operator_in, wait_until
 from benchmarks.scale.rows import Row
 
@@ -25,6 +29,8 @@ from localcluster.api import Api
 from localcluster.client import HACK_CLUSTER, Client, local
 
 NAME = "bench-kubeflow"
+_THEIRS, _OURS, _WITH_PREFLIGHT = "Kubeflow Trainer", "this operator", "this operator with a preflight"
+Round = dict[str, Creation]
 _GROUP = "trainer.kubeflow.org/v1alpha1"
 _RUNTIME: Object = {
     "apiVersion": _GROUP,
@@ -81,7 +87,8 @@ def compare(loads: list[Load]) -> Iterator[Row]:
         cluster.kubectl("apply", "--server-side", "--filename=-", stdin=_as_json(_RUNTIME))
         define(NAME)
         inside = (str(HACK_CLUSTER), "exec", f"--name={NAME}", "--")
-        with operator_in(places.pki / "admin.conf", prefix=inside):
+        # No node has so many CPUs: preflights wait, too, and their life is played.
+        with operator_in(places.pki / "admin.conf", prefix=inside, preflightCPU="1000"):
             _both(api, Load(count=WARM_UP, rate=20), "warm")
             for number, load in enumerate(loads):
                 busy = Busy()
@@ -89,33 +96,42 @@ def compare(loads: list[Load]) -> Iterator[Row]:
                 yield from _rows(load, rounds, busy.share())
 
 
-def _both(api: Api, load: Load, suffix: str) -> tuple[Creation, Creation]:
+def _both(api: Api, load: Load, suffix: str) -> Round:
     """Kubeflow Trainer's and this operator's, one after the other, each in a namespace of its own."""
-    done: list[Creation] = []
-    for who, kind in (("kubeflow", _trainjobs), ("lora", finetunes)):
-        namespace = f"{who}-{suffix}"
-        make_namespaces(api, [namespace])
-        done.append(create(api, kind(namespace), [f"run-{i:05}" for i in range(load.count)], load.rate))
-        _wait_for_pods(api, namespace, load.count)
-    return done[0], done[1]
+    with_preflight = partial(finetunes, manifest=looked_at)
+    sides: dict[str, Callable[[str], Kind]] = {
+        _THEIRS: _trainjobs,
+        _OURS: finetunes,
+        _WITH_PREFLIGHT: with_preflight,
+    }
+    return {who: _one(api, load, f"bench-{suffix}-{side}", kind) for side, (who, kind) in enumerate(sides.items())}
 
 
-def _rows(load: Load, rounds: list[tuple[Creation, Creation]], busy: float) -> Iterator[Row]:
+def _one(api: Api, load: Load, namespace: str, kind: Callable[[str], Kind]) -> Creation:
+    make_namespaces(api, [namespace])
+    with Preflights(api, namespace):
+        done = create(api, kind(namespace), [f"run-{i:05}" for i in range(load.count)], load.rate)
+    _wait_for_pods(api, namespace, load.count)
+    return done
+
+
+def _rows(load: Load, rounds: list[Round], busy: float) -> Iterator[Row]:
     """The last round of each, and how they compare: the medians where there were several."""
     several = f" (the last of {load.rounds} rounds)" if load.rounds > 1 else ""
-    for who, done in zip(("Kubeflow Trainer", "this operator"), rounds[-1], strict=True):
+    for who, done in rounds[-1].items():
         yield Row(what=f"{who}: apply to Job, {load}{several}", wanted="", measured=str(done), busy=busy)
     facts = (
         ("p99", lambda done: percentile(done.latencies_s, 0.99)),
         ("last creation to last Job", lambda done: done.after_last_s),
         ("last Job", lambda done: done.last_job_s),
     )
-    for name, read in facts:
-        theirs, ours = ([read(pair[side]) for pair in rounds] for side in (0, 1))
+    for side, (name, read) in itertools.product((_OURS, _WITH_PREFLIGHT), facts):
+        theirs, ours = ([read(done[who]) for done in rounds] for who in (_THEIRS, side))
         ratio = statistics.median(ours) / max(statistics.median(theirs), 0.001)
+        with_preflight = " with a preflight" if side == _WITH_PREFLIGHT else ""
         yield Row(
-            what=f"{name} against Kubeflow Trainer's, {load}",
-            wanted=load.wanted.get(name, ""),
+            what=f"{name}{with_preflight} against Kubeflow Trainer's, {load}",
+            wanted="" if with_preflight else load.wanted.get(name, ""),
             measured=f"{ratio:.2f} x: {_listed(ours)} against {_listed(theirs)} s{', medians' if several else ''}",
             busy=busy,
         )

@@ -14,6 +14,7 @@ from benchmarks.scale.fleet import (
     finetunes,
     finetunes_path,
     finish_one,
+    looked_at,
     make_namespaces,
     pods_of_runs,
     running,
@@ -21,6 +22,7 @@ from benchmarks.scale.fleet import (
 from benchmarks.scale.machine import MIB, Busy, percentile
 from benchmarks.scale.playing import (
     CONTROLLER_RATE,
+    Preflights,
     condition_of,
     connections_to,
     failed_job,
@@ -47,7 +49,7 @@ _ENDINGS = (
 
 
 def creation(rate: float | None, count: int, wanted: str) -> Row:
-    """(a) Creations, until each has its Job."""
+    """(a) Creations, until each has its Job; without a preflight, whose pod takes as long as it takes."""
     with a_control_plane() as plane, an_operator(plane.kubeconfig) as operator:
         make_namespaces(plane.api, ["bench", "warm"])
         create(plane.api, finetunes("warm"), [f"run-{number:05}" for number in range(WARM_UP)], 20)
@@ -65,7 +67,10 @@ def creation(rate: float | None, count: int, wanted: str) -> Row:
 
 
 def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
-    """(b) A cluster that fills up with finished resources, and then the whole fleet: cold start, memory, rest."""
+    """(b) A cluster that fills up with finished resources, and then the whole fleet: cold start, memory, rest.
+
+    All have a preflight with Job and pod of its own; the latency is that of the training's Job behind it.
+    """
     with a_control_plane(controller_requests_per_second=CONTROLLER_RATE) as plane:
         api = plane.api
         make_namespaces(api, _TEAMS)
@@ -85,7 +90,8 @@ def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
                 settle(operator, made)
                 count = active // steps
                 names = [f"wait-{step}-{number:05}" for number in range(count)]
-                done = create(api, finetunes(_TEAMS[step]), names, 20)
+                with Preflights(api, _TEAMS[step]):
+                    done = create(api, finetunes(_TEAMS[step], looked_at), names, 20)
                 settle(operator, made)
                 yield Point(
                     resources=made + count * (step + 1),

@@ -1,11 +1,13 @@
 """What parts of the benchmark share: pods whose kubelet is played, and waiting until the operator is at rest."""
 
+import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.scale.connections import Connection, Connections, Object
+from benchmarks.scale.connections import Connection, Connections, Object, Watch
 from benchmarks.scale.creation import CONNECTIONS
-from benchmarks.scale.fleet import STRATEGIC
+from benchmarks.scale.fleet import PASSED, STRATEGIC, ended, unplayed_preflight
 from benchmarks.scale.processes import Operator, wait_until
 
 from localcluster.api import Api
@@ -75,3 +77,34 @@ def connections_to(api: Api) -> Iterator[Connections]:
         yield connections
     finally:
         connections.close()
+
+
+class Preflights:
+    """Within it, each preflight of a namespace has passed as soon as its pod is there."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api, self._namespace = api, namespace
+        self._pods: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._play, daemon=True)
+        self._watch = Watch(api, f"/api/v1/namespaces/{namespace}/pods", self._found, names_only=True)
+
+    def __enter__(self) -> "Preflights":
+        self._watch.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.__exit__()
+        self._pods.put(None)
+        self._thread.join()
+
+    def _found(self, pod: Object) -> str | None:
+        run = unplayed_preflight(pod)
+        if run is not None and run not in self._watch.seen:
+            self._pods.put(str(pod["metadata"]["name"]))
+        return run
+
+    def _play(self) -> None:
+        with connections_to(self._api) as connections:
+            while (pod := self._pods.get()) is not None:
+                play(connections, self._namespace, {pod: ended(PASSED)})
