@@ -252,6 +252,30 @@ def test_suspend_frees_the_quota_and_resuming_waits_for_it_again(team: Team) -> 
     team.wait(lambda: team.states()["d"] == "Queued", "d has a Job, which waits")
 
 
+def test_a_preflight_waits_for_cpu_alone_and_the_training_behind_it_for_gpus(team: Team) -> None:
+    """Each is a Workload of its own; what the preflight held is free again before the training asks."""
+    for name in ("a", "b"):
+        team.run(name)
+    team.wait_states("two train", Training=2)
+    cpu = "/spec/resourceGroups/0/flavors/0/resources/0/nominalQuota"
+
+    def allow(quota: str) -> None:
+        change = json.dumps([{"op": "replace", "path": cpu, "value": quota}])
+        team.cluster.kubectl("patch", "clusterqueue", team.namespace, "--type=json", "--patch", change)
+
+    allow("500m")
+    team.run("c", preflight="Run")
+    team.wait(lambda: "for cpu" in team.condition("c", "QuotaReserved").get("message", ""), "it needs a whole CPU")
+    assert team.states()["c"] == "Queued"
+    assert team.condition("c", "PreflightPassed")["status"] == "Unknown"
+
+    allow("64")
+    team.wait(lambda: _says_what_is_short(team, "c"), "it waits for a GPU")
+    assert team.condition("c", "PreflightPassed")["status"] == "True"
+    team.kubectl("delete", "lorafinetune", "a")
+    team.wait(lambda: team.states()["c"] == "Training", "it trains")
+
+
 @pytest.mark.fault("B3")
 def test_a_preempted_run_saves_waits_in_its_queue_and_goes_on_from_its_checkpoint(team: Team) -> None:
     """A run of higher priority takes the quota; what was done is kept, and no retry is used up."""
