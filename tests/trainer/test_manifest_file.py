@@ -5,8 +5,7 @@ import yaml
 from tests.unit.builders import make_manifest
 
 from lora_trainer.errors import ConfigError
-from lora_trainer.local_run import load_manifest
-from lora_trainer.manifest_file import MOST_CHARACTERS
+from lora_trainer.manifest_file import MOST_CHARACTERS, load_manifest
 
 GOOD = """\
 apiVersion: lora-operator.io/v1alpha1

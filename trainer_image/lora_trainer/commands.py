@@ -1,64 +1,32 @@
-"""The commands: run a fine-tuning, look at its inputs, plan it, verify and publish results, ask models questions."""
+"""The command line: its commands and options, and the module that each is in, which is imported for it alone."""
 
 import argparse
-import dataclasses
-import logging
 import os
-import shutil
-import signal
-import sys
-import threading
-import uuid
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
-from types import FrameType
 
-from lora_trainer.by_hand import check_checkpoint, check_question, check_result
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import MergePrecision, TrainConfig
-from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.config import MergePrecision
 from lora_trainer.contract.progress import PORT
 from lora_trainer.contract.release import RELEASE
-from lora_trainer.contract.summary import Summary
-from lora_trainer.contract.uri import ClaimUri, parse_uri
-from lora_trainer.errors import ConfigError, DoesNotFitError, InternalError, explain, one_sentence
 from lora_trainer.host.child import stage_environment
-from lora_trainer.host.launch import grace_s
-from lora_trainer.host.live import is_live, shown
-from lora_trainer.host.supervisor import Ending, Settings, Supervisor
-from lora_trainer.host.view import View
-from lora_trainer.local_run import last_uid, load_manifest, show_summary
-from lora_trainer.manifest_file import MOST_CHARACTERS
-from lora_trainer.places.model_folder import check_on_claim
-from lora_trainer.places.publishing import publish_folder
-from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS, Volumes
-from lora_trainer.preflight_lines import show_preflight
+from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS
 from lora_trainer.ranks import logs
-from lora_trainer.result.serving import merged_command
 
-log = logging.getLogger(__name__)
 _ABOUT = "Run a fine-tuning, look at its inputs, plan it, verify and publish results, ask models questions."
-TERMINATION_LOG = Path("/dev/termination-log")
+_MODULES = {"run": "run_commands", "preflight": "run_commands", "plan": "plan_command"}
+"""Where a command is that is not among those on results: `plan` has answered while the rest would be imported."""
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line says; the process's exit status."""
     options = _parser().parse_args(arguments)
     logs.set_up(form=getattr(options, "log_format", logs.TEXT))
-    # PyTorch, which `verify` and `ask` load into this process, reads it when it is imported.
+    # PyTorch, which some commands load into this process, reads it when it is imported.
     os.environ.update(stage_environment())
-    commands = {
-        "run": _run,
-        "plan": _plan,
-        "preflight": _preflight,
-        "publish": _publish,
-        "verify": _verify,
-        "export": _export,
-        "merge": _merge,
-        "ask": _ask,
-    }
-    return int(commands[options.command](options))
+    module = import_module(f"lora_trainer.{_MODULES.get(options.command, 'result_commands')}")
+    command: Callable[[argparse.Namespace], int] = getattr(module, options.command)
+    return command(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,202 +125,3 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(argument)
 
     return read
-
-
-def _run(options: argparse.Namespace) -> int:
-    local = options.file is not None
-    try:
-        if options.work is not None and not options.work.is_dir():
-            raise ConfigError(f"--work is {options.work}: must be a folder that exists")
-        config = _local_config(options.file) if local else TrainConfig.from_json(_read(options.config))
-        if options.resume:
-            config = _last_run(config, options, local=local)
-        if local and options.claims != CLAIMS:
-            _make_output_claim(config, options.claims)
-        grace = grace_s(os.environ)
-    except Exception as error:
-        ending = _ended(error)
-    else:
-        logs.set_up(form=options.log_format, run=codec.encode(config.run))
-        port = options.metrics_port if options.metrics_port is not None or local else PORT
-        settings = Settings(
-            volumes=_volumes(options),
-            port=port,
-            work=options.work,
-            grace_s=grace,
-            log_format=options.log_format,
-            tried_again=not local,
-        )
-        stopping = threading.Event()
-        # Until the supervisor takes over, and from its return on, Ctrl-C is remembered and tears nothing away.
-        signal.signal(signal.SIGINT, lambda _signal, _frame: stopping.set())
-        with _view(options.log_format) as view:
-            ending = Supervisor(config=config, settings=settings, stopping=stopping, view=view).run()
-    _write_summary(ending, options.termination_log)
-    if local:
-        print(show_summary(ending))
-    return ending.code
-
-
-def _preflight(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        config = _local_config(options.file) if options.file else TrainConfig.from_json(_read(options.config))
-        # NumPy and HTTP, which the supervisor of a run does without.
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415
-        from lora_trainer.recipe.preflight import preflight  # noqa: PLC0415
-
-        with _view(options.log_format):
-            summary = preflight(config, _volumes(options), Hub(), fill=options.fill_cache)
-        ending = Ending(code=int(ExitCode.OK), summary=summary)
-    except Exception as error:
-        ending = _ended(error)
-    _write_summary(ending, options.termination_log)
-    print(show_preflight(ending.summary), file=sys.stdout if ending.code == ExitCode.OK else sys.stderr)
-    return ending.code
-
-
-def _plan(options: argparse.Namespace) -> int:
-    def action() -> None:
-        from lora_trainer.plan import Asked, plan_run  # noqa: PLC0415 - no other command needs it
-        from lora_trainer.plan_table import show  # noqa: PLC0415
-
-        asked = Asked(
-            config_file=options.config,
-            gpus=tuple(options.gpu),
-            tokens=options.tokens,
-            share_percent=options.share,
-        )
-        plan = plan_run(_local_config(options.file), _volumes(options), asked)
-        print(show(plan, options.form, shutil.get_terminal_size((80, 24)).columns))
-
-    return _by_hand(action)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    # SystemExit and not a TrainerError: libraries that catch Exception must not swallow it.
-    raise SystemExit(ExitCode.TERMINATED)
-
-
-def _ended(error: Exception) -> Ending:
-    known = explain(error)
-    if isinstance(known, InternalError):
-        log.exception("unexpected error")
-    plan = known.plan if isinstance(known, DoesNotFitError) else None
-    return Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known), plan=plan))
-
-
-def _publish(options: argparse.Namespace) -> int:
-    def action() -> None:
-        check_result(options.folder)
-        published = publish_folder(options.folder, options.uri, _volumes(options))
-        print(f"{published.uri} ({published.digest})")
-
-    return _by_hand(action)
-
-
-def _by_hand(action: Callable[[], None]) -> int:
-    """Run a command for a person, who gets one sentence of whatever goes wrong; the exit status."""
-    try:
-        with _view():
-            action()
-    except Exception as error:
-        known = explain(error)
-        print(known, file=sys.stderr)
-        return int(known.code)
-    return int(ExitCode.OK)
-
-
-def _view(log_format: str = logs.TEXT) -> AbstractContextManager[View]:
-    return shown(live=log_format == logs.TEXT and is_live(sys.stderr, os.environ))
-
-
-def _local_config(path: Path) -> TrainConfig:
-    return load_manifest(_read(path), str(path), uid=str(uuid.uuid4()))
-
-
-def _last_run(config: TrainConfig, options: argparse.Namespace, *, local: bool) -> TrainConfig:
-    """The run of this name that was saved last, which every later attempt finds by its uid."""
-    if not local:
-        raise ConfigError("--resume goes with -f: a configuration of the operator names its run itself")
-    uid = last_uid(config, _volumes(options))
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, uid=uid))
-
-
-def _make_output_claim(config: TrainConfig, claims: Path) -> None:
-    """On a cluster somebody creates the claim; here the folder that stands for it may as well be made."""
-    uri = parse_uri(config.output.uri)
-    if isinstance(uri, ClaimUri):
-        (claims / uri.claim).mkdir(parents=True, exist_ok=True)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8") as stream:
-            return stream.read(MOST_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_sentence(error)}") from error
-
-
-def _volumes(options: argparse.Namespace) -> Volumes:
-    return Volumes(claims=options.claims, config_maps=options.configmaps)
-
-
-def _write_summary(ending: Ending, path: Path | None) -> None:
-    target = path or (TERMINATION_LOG if os.access(TERMINATION_LOG, os.W_OK) else None)
-    if target is None:
-        return
-    try:
-        target.write_text(ending.summary.to_message(), encoding="utf-8")
-    except OSError as error:
-        print(f"the summary cannot be written to {target}: {error.strerror}", file=sys.stderr)
-
-
-def _verify(options: argparse.Namespace) -> int:
-    def action() -> None:
-        check_on_claim(check_result(options.folder).config.model.uri, _volumes(options))
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - PyTorch, after what needs none of it
-        from lora_trainer.result.verify import verify  # noqa: PLC0415
-
-        result = verify(options.folder, _volumes(options), Hub(), anywhere=True)
-        print(f"verified: loss {result.loss:.6f}, within {result.tolerance:.2g} of what the training measured")
-
-    return _by_hand(action)
-
-
-def _export(options: argparse.Namespace) -> int:
-    def action() -> None:
-        check_checkpoint(options.checkpoint, _volumes(options))
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
-        from lora_trainer.result.export_checkpoint import export_checkpoint  # noqa: PLC0415
-
-        result = export_checkpoint(options.checkpoint, options.output, _volumes(options), Hub())
-        print(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance:.2g} of the checkpoint's")
-
-    return _by_hand(action)
-
-
-def _merge(options: argparse.Namespace) -> int:
-    def action() -> None:
-        check_on_claim(check_result(options.adapter).config.model.uri, _volumes(options))
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
-        from lora_trainer.result.merge_stage import merge_by_hand  # noqa: PLC0415
-
-        result = merge_by_hand(
-            options.adapter, options.output, _volumes(options), Hub(), MergePrecision(options.precision)
-        )
-        print(f"{options.output}: loss {result.loss:.6f}, within {result.tolerance:.2g} of base model and adapter")
-        print(f"Serve it: {merged_command(str(options.output))}")
-
-    return _by_hand(action)
-
-
-def _ask(options: argparse.Namespace) -> int:
-    def action() -> None:
-        check_question(options.adapter, options.base, _volumes(options))
-        from lora_trainer.ask import ask, show  # noqa: PLC0415 - as above
-
-        answers = ask(options.base, options.adapter, options.question, options.max_new_tokens, _volumes(options))
-        print(show(answers, as_json=options.format == "json"))
-
-    return _by_hand(action)

@@ -1,4 +1,4 @@
-"""A run without a cluster: the manifest that `kubectl apply` takes, and a summary for a person."""
+"""A run without a cluster: the last of its name, and a summary for a person."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -6,31 +6,18 @@ from pathlib import Path, PurePosixPath
 from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadable
 from lora_trainer.contract.advice.rules import spoken
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import ManifestError, RunOptions, checkpoint_claim, train_config
+from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import CAUSAL_CLASS, Artifact, Results, Summary
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
-from lora_trainer.manifest_file import one_resource, read_documents
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import command, merged_command
 from lora_trainer.training.checkpoint import RUN_FILE, newest_of
 
 _COPY = "path/of/its/copy"
-
-
-def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
-    """The run of the one LoRAFineTune in a YAML file, which may hold other documents. Raises `ConfigError`.
-
-    Without a cluster a GPU cannot be given or withheld: the run takes one if there is one, else the CPU.
-    """
-    manifest = one_resource(read_documents(text, name), name)
-    try:
-        return train_config(manifest, RunOptions(uid=uid, allow_cpu=True, strict=True))
-    except ManifestError as error:
-        raise ConfigError(f"{name}: {error}") from error
 
 
 def last_uid(config: TrainConfig, volumes: Volumes) -> str:

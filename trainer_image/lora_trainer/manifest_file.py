@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fields import nearest
-from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 from lora_trainer.errors import ConfigError
 
 MOST_CHARACTERS = 3 * 2**20
@@ -14,6 +15,18 @@ MOST_CHARACTERS = 3 * 2**20
 _MERGE, _TIMESTAMP, _INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "timestamp", "int"))
 _LONGEST_NUMBER_BITS = 128
 _LONG_NUMBER = "the number has more digits than any field takes"
+
+
+def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
+    """The run of the one LoRAFineTune in a YAML file, which may hold other documents. Raises `ConfigError`.
+
+    Without a cluster a GPU cannot be given or withheld: the run takes one if there is one, else the CPU.
+    """
+    manifest = one_resource(read_documents(text, name), name)
+    try:
+        return train_config(manifest, RunOptions(uid=uid, allow_cpu=True, strict=True))
+    except ManifestError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def read_documents(text: str, name: str) -> tuple[Any, ...]:

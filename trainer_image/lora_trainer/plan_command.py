@@ -1,0 +1,24 @@
+"""`lora-trainer plan`: what a run would take of which GPU."""
+
+import argparse
+import shutil
+
+from lora_trainer.command_options import by_hand, local_config, volumes
+from lora_trainer.plan import Asked, plan_run
+from lora_trainer.plan_table import show
+
+
+def plan(options: argparse.Namespace) -> int:
+    """The exit status; the plan is printed."""
+
+    def action() -> None:
+        asked = Asked(
+            config_file=options.config,
+            gpus=tuple(options.gpu),
+            tokens=options.tokens,
+            share_percent=options.share,
+        )
+        found = plan_run(local_config(options.file), volumes(options), asked)
+        print(show(found, options.form, shutil.get_terminal_size((80, 24)).columns))
+
+    return by_hand(action)

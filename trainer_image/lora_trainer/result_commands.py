@@ -1,0 +1,79 @@
+"""Commands on finished results: publish, verify, export, merge, ask."""
+
+import argparse
+
+from lora_trainer.by_hand import check_checkpoint, check_question, check_result
+from lora_trainer.command_options import by_hand, volumes
+from lora_trainer.contract.config import MergePrecision
+from lora_trainer.places.model_folder import check_on_claim
+from lora_trainer.places.publishing import publish_folder
+from lora_trainer.result.serving import merged_command
+
+
+def publish(options: argparse.Namespace) -> int:
+    """Put a finished result at an address; the exit status."""
+
+    def action() -> None:
+        check_result(options.folder)
+        published = publish_folder(options.folder, options.uri, volumes(options))
+        print(f"{published.uri} ({published.digest})")
+
+    return by_hand(action)
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check an adapter's digests and its loss; the exit status."""
+
+    def action() -> None:
+        check_on_claim(check_result(options.folder).config.model.uri, volumes(options))
+        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - PyTorch, after what needs none of it
+        from lora_trainer.result.verify import verify  # noqa: PLC0415
+
+        result = verify(options.folder, volumes(options), Hub(), anywhere=True)
+        print(f"verified: loss {result.loss:.6f}, within {result.tolerance:.2g} of what the training measured")
+
+    return by_hand(action)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Make a verified adapter of a checkpoint; the exit status."""
+
+    def action() -> None:
+        check_checkpoint(options.checkpoint, volumes(options))
+        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
+        from lora_trainer.result.export_checkpoint import export_checkpoint  # noqa: PLC0415
+
+        result = export_checkpoint(options.checkpoint, options.output, volumes(options), Hub())
+        print(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance:.2g} of the checkpoint's")
+
+    return by_hand(action)
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Make a model of an adapter and its base model; the exit status."""
+
+    def action() -> None:
+        check_on_claim(check_result(options.adapter).config.model.uri, volumes(options))
+        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
+        from lora_trainer.result.merge_stage import merge_by_hand  # noqa: PLC0415
+
+        result = merge_by_hand(
+            options.adapter, options.output, volumes(options), Hub(), MergePrecision(options.precision)
+        )
+        print(f"{options.output}: loss {result.loss:.6f}, within {result.tolerance:.2g} of base model and adapter")
+        print(f"Serve it: {merged_command(str(options.output))}")
+
+    return by_hand(action)
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Answers of base model and adapter to the same questions; the exit status."""
+
+    def action() -> None:
+        check_question(options.adapter, options.base, volumes(options))
+        from lora_trainer.ask import ask, show  # noqa: PLC0415 - as above
+
+        answers = ask(options.base, options.adapter, options.question, options.max_new_tokens, volumes(options))
+        print(show(answers, as_json=options.format == "json"))
+
+    return by_hand(action)
