@@ -55,6 +55,25 @@ def test_the_nearest_source_tells_the_memory(
     assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (name, memory, price)
 
 
+@pytest.mark.parametrize(
+    ("resources", "sold"),
+    [
+        ({"gpuMinMemoryGiB": 80}, 80),
+        ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, 40),
+        ({"gpuProducts": ["NVIDIA-A10G"]}, 24),
+        ({}, 16),
+        ({"gpuProducts": ["NVIDIA-L4"]}, None),
+    ],
+    ids=str,
+)
+def test_what_only_has_a_size_may_have_all_of_it(resources: dict[str, Any], sold: int | None) -> None:
+    """Of a GPU that the table has, the driver's number is known: that is all."""
+    found = device_of(device(resources))
+    assert found is not None
+    assert found.sold_bytes == (None if sold is None else sold * GIB)
+    assert found.most_bytes == (found.memory_bytes if sold is None else sold * GIB)
+
+
 def test_where_nothing_tells_it_there_is_none() -> None:
     """Any GPU may come; a product that nobody knows, and a run without GPUs, tell nothing either."""
     for resources in ({}, {"gpuProducts": ["NVIDIA-L4", "Zebra-9000"]}, {"gpuProducts": ["NVIDIA-L4-SHARED"]}):

@@ -176,6 +176,16 @@ def test_between_nine_tenths_and_all_of_the_memory_a_run_is_tried() -> None:
     assert fits == [True, None, None, False]
 
 
+@pytest.mark.parametrize(("least", "sold", "fits"), [(0.92, 1.001, None), (0.92, 0.999, False), (1.12, 1.2, True)])
+def test_a_size_refuses_only_what_is_larger(least: float, sold: float, fits: bool | None) -> None:
+    """Where a run names the size that a GPU is sold with, the driver has some of it, or none: who knows."""
+    needed = plan("8GiB").peak_bytes
+    sized = DeviceConfig(gpu="9 GiB", gpu_memory_bytes=round(needed * least), gpu_sold_bytes=round(needed * sold))
+    found = plan(None, run(device=sized))
+    assert found.fits is fits
+    assert ("and 9 GiB has at most" in found.reason) is (fits is False)
+
+
 def test_a_guess_is_never_a_reason_to_refuse() -> None:
     """It says by how much it may be off, and takes least."""
     found = plan("4GiB", None, llama(model_type="zebra"))

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
-from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of
+from lora_trainer.contract.fit.devices import Gpu, by_product, least_memory, slice_of, sold_with
 from lora_trainer.contract.training_section import or_default
 
 LARGEST_GPU_GIB = 1024
@@ -67,6 +67,7 @@ def read_device(
         allow_cpu=allow_cpu,
         gpu=found.gpu.name if found else None,
         gpu_memory_bytes=found.gpu.memory_bytes if found else None,
+        gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
     )
 
@@ -83,7 +84,7 @@ def _smallest(
         if enough and len(known) == len(products):
             return min(enough, key=lambda found: found.gpu.memory_bytes)
     if least is not None:
-        return _Found(gpu=Gpu(name=f"{least} GiB", memory_bytes=least_memory(least)))
+        return _Found(gpu=sold_with(least, f"{least} GiB"))
     return _named(resource, settings)
 
 
@@ -93,7 +94,7 @@ def _named(name: str, settings: Sequence[GpuSetting]) -> _Found | None:
     known = by_product(name) or slice_of(name)
     if setting is None:
         return None if known is None else _Found(gpu=known)
-    memory = least_memory(setting.memory_gib)
-    if known is not None and known.memory_bytes >= memory and setting.memory_gib * GIB >= known.memory_bytes:
-        memory = known.memory_bytes
-    return _Found(gpu=Gpu(name=name, memory_bytes=memory), price=setting.price)
+    sold = sold_with(setting.memory_gib, name)
+    if known is not None and sold.memory_bytes <= known.memory_bytes <= sold.most_bytes:
+        sold = replace(sold, memory_bytes=known.memory_bytes, sold_bytes=known.sold_bytes)
+    return _Found(gpu=sold, price=setting.price)

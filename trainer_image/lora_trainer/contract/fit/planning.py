@@ -111,13 +111,18 @@ def _plan(
 
 
 def fits_surely(option: Option, gpu: Gpu, shape: Shape) -> bool | None:
-    """False only where even the lower end of the estimate is above all of the memory, and the family is known; None
-    where it may fit."""
+    """False only where even the lower end of the estimate is above all of the memory that the GPU may have, and the
+    family is known; None where it may fit."""
     if option.fit is Fit.FITS:
         return True
-    least = option.peak_bytes * (1 - shape.spread)
+    least = _least(option, shape)
     refused = option.fit is Fit.REFUSED or shape.spread >= GUESSED
-    return None if refused or least <= gpu.memory_bytes else False
+    return None if refused or least <= gpu.most_bytes else False
+
+
+def _least(option: Option, shape: Shape) -> float:
+    """The lower end of the estimate."""
+    return option.peak_bytes * (1 - shape.spread)
 
 
 def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: int | None) -> int | None:
@@ -151,12 +156,12 @@ def _reason(
 ) -> str:
     """Why it is so, or why it cannot be."""
     option = chosen.option
-    where = f"{gpu.name} has {gib(gpu.memory_bytes)}"
     if option.refusal:
         return option.refusal
     if fits is False:
         found = remedies(config, shape, gpu, load)
-        return f"the run needs at least {gib(option.peak_bytes)} of a GPU's memory, and {where}: {found}"
+        has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
+        return f"the run needs at least {gib(_least(option, shape))} of a GPU's memory, and {gpu.name} {has}: {found}"
     way = _way(chosen.setting)
     room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"
     if fits is None:
