@@ -18,12 +18,17 @@ SETTINGS = (
 )
 
 
-def device(resources: dict[str, Any], settings: tuple[GpuSetting, ...] = SETTINGS) -> DeviceConfig:
-    """What the pods of a run are given."""
-    return train_config(make_manifest(spec={"resources": resources}), RunOptions(uid="u", gpus=settings)).device
+def device(
+    resources: dict[str, Any], settings: tuple[GpuSetting, ...] = SETTINGS, product: str | None = None
+) -> DeviceConfig:
+    """What the pods of a run are given, on the nodes of a product where it selects them."""
+    spec: dict[str, Any] = {"resources": resources}
+    if product is not None:
+        spec["scheduling"] = {"nodeSelector": {"nvidia.com/gpu.product": product, "zone": "a"}}
+    return train_config(make_manifest(spec=spec), RunOptions(uid="u", gpus=settings)).device
 
 
-LEAST_24 = 22_610 * MIB
+LEAST_24, LEAST_40 = 22_610 * MIB, 37_684 * MIB
 SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
     ({"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
     ({"gpuProducts": ["NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB, 0.8),
@@ -32,9 +37,15 @@ SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 24}, "NVIDIA-L4", 23_034 * MIB, 0.8),
     # What nobody knows may be the smallest: what is asked for at least counts, or else nothing does.
     ({"gpuProducts": ["NVIDIA-L4", "Zebra-9000"], "gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
-    # Before the setting of the resource, which speaks of all of them.
-    ({"gpuMinMemoryGiB": 24, "gpuResourceName": "nvidia.com/mig-3g.40gb"}, "24 GiB", LEAST_24, None),
-    ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", 37_684 * MIB, None),
+    # A slice is all that the run gets of a GPU, whatever that has, or it asks for at least.
+    ({"gpuMinMemoryGiB": 24, "gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", LEAST_40, None),
+    (
+        {"gpuProducts": ["NVIDIA-A100-SXM4-80GB"], "gpuResourceName": "nvidia.com/mig-3g.40gb"},
+        "nvidia.com/mig-3g.40gb",
+        LEAST_40,
+        None,
+    ),
+    ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", LEAST_40, None),
     ({"gpuResourceName": "nvidia.com/mig-1g.10gb.shared"}, "", None, None),
     ({"gpuResourceName": "amd.com/gpu"}, "amd.com/gpu", 180_880 * MIB, None),
     ({}, "nvidia.com/gpu", 15_074 * MIB, 0.5),
@@ -53,6 +64,27 @@ def test_the_nearest_source_tells_the_memory(
         assert (found.gpu, found.gpu_memory_bytes) == (None, None)
         return
     assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (name, memory, price)
+
+
+@pytest.mark.parametrize(
+    ("product", "resources", "name", "memory"),
+    [
+        ("NVIDIA-L4", {}, "NVIDIA-L4", 23_034 * MIB),
+        ("NVIDIA-A10G", {}, "NVIDIA-A10G", LEAST_24),
+        ("NVIDIA-L4", {"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB),
+        ("NVIDIA-L4", {"gpuMinMemoryGiB": 16}, "NVIDIA-L4", 23_034 * MIB),
+        ("Zebra-9000", {"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24),
+        ("Zebra-9000", {}, "nvidia.com/gpu", 15_074 * MIB),
+        ("NVIDIA-A100-SXM4-80GB", {"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", LEAST_40),
+    ],
+)
+def test_nodes_that_are_selected_by_their_gpu_tell_it(
+    product: str, resources: dict[str, Any], name: str, memory: int
+) -> None:
+    """As a product that the run names; of one that nobody knows, the other sources count."""
+    found = device(resources, product=product)
+    assert (found.gpu, found.gpu_memory_bytes) == (name, memory)
+    assert device({"gpus": 0}, product=product).gpu is None
 
 
 @pytest.mark.parametrize(

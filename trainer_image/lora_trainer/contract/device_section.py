@@ -36,12 +36,17 @@ class _Found:
 
 
 def read_device(
-    section: Reader, settings: Sequence[GpuSetting] = (), *, allow_cpu: bool = False, strict: bool = False
+    section: Reader,
+    settings: Sequence[GpuSetting] = (),
+    *,
+    selected: str | None = None,
+    allow_cpu: bool = False,
+    strict: bool = False,
 ) -> DeviceConfig:
     """What each of the run's pods is given; what is wrong is added to the section's problems.
 
-    The GPU's memory is that of the smallest product that the run takes, or what it asks for at least; else of the slice
-    or the setting that the resource's name means.
+    The GPU's memory is that of the slice which the resource's name means; else of the smallest product that the run
+    takes, or of the one whose nodes are `selected`; else what it asks for at least, or the setting of the resource.
     """
     gpus = or_default(section.integer("gpus", 1, 0, 64), 1)
     nodes = section.integer("nodes", 1, 1, 64) or 1
@@ -60,7 +65,7 @@ def read_device(
     resource = named if isinstance(named, str) else _RESOURCE
     section.seen.update(_CLUSTER)
     section.finish(strict=strict)
-    found = _smallest(least, products, resource, settings) if gpus else None
+    found = _smallest(least, (selected,) if selected else products, resource, settings) if gpus else None
     return DeviceConfig(
         gpus=gpus,
         nodes=nodes,
@@ -76,6 +81,9 @@ def _smallest(
     least: int | None, products: Sequence[str], resource: str, settings: Sequence[GpuSetting]
 ) -> _Found | None:
     """The GPU with the least memory that the run may get; None where nothing tells its memory."""
+    if slice_of(resource) is not None:
+        # Whatever GPU it is a slice of.
+        return _named(resource, settings)
     if products:
         named = [_named(product, settings) for product in products]
         known = [found for found in named if found is not None]
