@@ -8,7 +8,7 @@ from tests.unit.builders import make_manifest
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.fit.devices import GIB, MIB, device_of, find_gpu
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 
 SETTINGS = (
     GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.5),
@@ -104,6 +104,50 @@ def test_what_only_has_a_size_may_have_all_of_it(resources: dict[str, Any], sold
     assert found is not None
     assert found.sold_bytes == (None if sold is None else sold * GIB)
     assert found.most_bytes == (found.memory_bytes if sold is None else sold * GIB)
+
+
+MIG = "nvidia.com/mig-1g.10gb"
+UNOBTAINABLE: list[tuple[dict[str, Any], str]] = [
+    ({"gpuResourceName": MIG, "gpuMinMemoryGiB": 11}, f"gpuMinMemoryGiB is 11: must be at most 10, the memory of {MIG}"),
+    ({"gpuResourceName": f"{MIG}.shared", "gpuMinMemoryGiB": 11}, f"at most 10, the memory of {MIG}.shared"),
+    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 32}, "at most what one of Tesla-T4, NVIDIA-L4 has"),
+    ({"gpuResourceName": "amd.com/gpu", "gpuMinMemoryGiB": 64}, "gpuMinMemoryGiB is 64: must not be set with gpuResour"),
+    ({"gpuResourceName": "gpu.intel.com/xe", "gpuProducts": ["A"]}, "gpuProducts is ['A']: must not be set with gpuRes"),
+]
+
+
+@pytest.mark.parametrize(("resources", "rule"), UNOBTAINABLE, ids=[str(resources) for resources, _ in UNOBTAINABLE])
+def test_what_no_node_can_give_is_refused(resources: dict[str, Any], rule: str) -> None:
+    """One sentence with field, value, rule and remedy, and not a pod that waits forever; without GPUs another one."""
+    with pytest.raises(ManifestError) as refused:
+        device(resources)
+    assert len(refused.value.problems) == 1
+    assert rule in str(refused.value)
+    with pytest.raises(ManifestError, match="must not be set with gpus 0"):
+        device({**resources, "gpus": 0})
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"gpuResourceName": MIG, "gpuMinMemoryGiB": 10},
+        {"gpuResourceName": MIG, "gpuProducts": ["NVIDIA-A100-SXM4-80GB"]},
+        {"gpuProducts": ["Tesla-T4", "Zebra-9000"], "gpuMinMemoryGiB": 32},
+        {"gpuProducts": ["NVIDIA-A10G"], "gpuMinMemoryGiB": 32},
+        {"gpuProducts": ["Tesla-T4", "NVIDIA-L40S"], "gpuMinMemoryGiB": 48},
+        {"gpuResourceName": "example.com/vgpu", "gpuMinMemoryGiB": 24},
+    ],
+    ids=str,
+)
+def test_what_a_node_may_give_is_not(resources: dict[str, Any]) -> None:
+    """Whatever the setting knows of a product, and whoever offers NVIDIA's GPUs under another name."""
+    assert device(resources).gpus == 1
+
+
+def test_a_selected_product_has_what_is_asked_for() -> None:
+    """As a named one."""
+    with pytest.raises(ManifestError, match="must be at most what one of NVIDIA-L4 has"):
+        device({"gpuMinMemoryGiB": 48}, product="NVIDIA-L4")
 
 
 def test_where_nothing_tells_it_there_is_none() -> None:

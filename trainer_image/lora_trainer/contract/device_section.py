@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
-from lora_trainer.contract.fit.devices import Gpu, by_product, least_memory, slice_of, sold_with
+from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of, sold_with
 from lora_trainer.contract.training_section import or_default
 
 LARGEST_GPU_GIB = 1024
@@ -14,6 +14,8 @@ MOST_PRODUCTS = 16
 _CLUSTER = ("cpu", "memory", "sharedMemory")
 _RESOURCE = "nvidia.com/gpu"
 _LONGEST_LABEL = 63
+_OTHER_VENDORS = re.compile(r"(amd\.com|gpu\.intel\.com|habana\.ai)/")
+"""Whose GPUs no node has with the labels of NVIDIA's GPU feature discovery."""
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
@@ -63,9 +65,13 @@ def read_device(
             section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
     named = section.get("gpuResourceName")
     resource = named if isinstance(named, str) else _RESOURCE
+    if selected:
+        products = (selected,)
+    if gpus:
+        _check_obtainable(section, least, products, resource)
     section.seen.update(_CLUSTER)
     section.finish(strict=strict)
-    found = _smallest(least, (selected,) if selected else products, resource, settings) if gpus else None
+    found = _smallest(least, products, resource, settings) if gpus else None
     return DeviceConfig(
         gpus=gpus,
         nodes=nodes,
@@ -75,6 +81,28 @@ def read_device(
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
     )
+
+
+def _check_obtainable(section: Reader, least: int | None, products: Sequence[str], resource: str) -> None:
+    """Complain of what no node can give: pods would wait for it forever, or get less than they ask for."""
+    if _OTHER_VENDORS.match(resource):
+        for field in ("gpuMinMemoryGiB", "gpuProducts"):
+            value = section.document.get(field)
+            if value:
+                rule = f"must not be set with gpuResourceName {resource}, whose nodes lack NVIDIA's labels: remove it"
+                section.complain(field, value, rule)
+        return
+    if least is None:
+        return
+    part = slice_of(resource.removesuffix(".shared"))
+    if part is not None and part.most_bytes < least * GIB:
+        rule = f"must be at most {part.most_bytes // GIB}, the memory of {resource}: lower or remove it"
+        section.complain("gpuMinMemoryGiB", least, rule)
+        return
+    known = [by_product(product) for product in products]
+    if known and all(gpu is not None and gpu.memory_bytes < least_memory(least) for gpu in known):
+        rule = f"must be at most what one of {', '.join(products)} has: lower it, or name larger gpuProducts"
+        section.complain("gpuMinMemoryGiB", least, rule)
 
 
 def _smallest(
