@@ -108,11 +108,20 @@ def test_what_only_has_a_size_may_have_all_of_it(resources: dict[str, Any], sold
 
 MIG = "nvidia.com/mig-1g.10gb"
 UNOBTAINABLE: list[tuple[dict[str, Any], str]] = [
-    ({"gpuResourceName": MIG, "gpuMinMemoryGiB": 11}, f"gpuMinMemoryGiB is 11: must be at most 10, the memory of {MIG}"),
+    (
+        {"gpuResourceName": MIG, "gpuMinMemoryGiB": 11},
+        f"gpuMinMemoryGiB is 11: must be at most 10, the memory of {MIG}",
+    ),
     ({"gpuResourceName": f"{MIG}.shared", "gpuMinMemoryGiB": 11}, f"at most 10, the memory of {MIG}.shared"),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 32}, "at most what one of Tesla-T4, NVIDIA-L4 has"),
-    ({"gpuResourceName": "amd.com/gpu", "gpuMinMemoryGiB": 64}, "gpuMinMemoryGiB is 64: must not be set with gpuResour"),
-    ({"gpuResourceName": "gpu.intel.com/xe", "gpuProducts": ["A"]}, "gpuProducts is ['A']: must not be set with gpuRes"),
+    (
+        {"gpuResourceName": "amd.com/gpu", "gpuMinMemoryGiB": 64},
+        "gpuMinMemoryGiB is 64: must not be set with gpuResour",
+    ),
+    (
+        {"gpuResourceName": "gpu.intel.com/xe", "gpuProducts": ["A"]},
+        "gpuProducts is ['A']: must not be set with gpuRes",
+    ),
 ]
 
 

@@ -153,7 +153,6 @@ def test_what_the_trainer_halves_is_no_refusal() -> None:
         ("T4", run(training=TrainingConfig(precision=Precision.BF16)), llama(), Quantization.NF4, "no native bf16"),
         ("H100", run(), MIXTRAL, Quantization.NF4, "experts of a mixture"),
         ("H100", run(lora=LoraConfig(init=Init.PISSA)), llama(), Quantization.NF4, "lora.init is PiSSA"),
-        ("8GiB", run(device=DeviceConfig(gpus=2)), MODELS["Llama-2-13B"][0], Quantization.NF4, "not divided"),
     ],
 )
 def test_what_the_trainer_refuses_is_no_option(

@@ -24,6 +24,7 @@ from lora_trainer.contract.config import (
     Variant,
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
+from lora_trainer.contract.fit.choice import refusal
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.planning import plan_of
@@ -199,7 +200,43 @@ def test_what_the_trainer_refuses_is_left_to_it() -> None:
     """It has the right reason for it, and this is none of memory."""
     found = plan("T4", run(training=TrainingConfig(precision=Precision.BF16)))
     assert found.fits is None
-    assert "no native bf16" in found.reason
+    assert found.reason.startswith("training.precision is BF16: T4 has no native bf16; use Auto or FP16")
+
+
+T4 = DeviceConfig(gpu="Tesla-T4", gpu_memory_bytes=find_gpu("T4").memory_bytes)
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "why"),
+    [
+        (run(training=TrainingConfig(precision=Precision.BF16), device=T4), llama(), "training.precision is BF16: T4"),
+        (run(quantization=Quantization.INT8), MIXTRAL, "quantization is INT8: 97% of the model's weights are experts"),
+        (run(quantization=Quantization.NF4, device=DeviceConfig(gpus=0)), MIXTRAL, "quantization is NF4: 97%"),
+        (run(quantization=Quantization.NF4, lora=LoraConfig(init=Init.OLORA)), llama(), "lora.init is OLoRA: it goes"),
+        (run(training=TrainingConfig(precision=Precision.BF16)), llama(), ""),
+        (run(device=T4), llama(), ""),
+        (run(), MIXTRAL, ""),
+        (run(lora=LoraConfig(init=Init.OLORA)), llama(), ""),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_known_before(config: TrainConfig, model: Config, why: str) -> None:
+    """Whatever the memory: with field, value, rule and remedy; nothing is refused that Auto can go around."""
+    found = refusal(config, shape_of(model))
+    assert found.startswith(why)
+    assert bool(found) is bool(why)
+
+
+def test_a_quantized_base_is_whole_on_each_gpu() -> None:
+    """As large as on one alone, and no larger: it is refused for memory alone, with what divides it."""
+    model, two, nf4 = MODELS["Llama-2-13B"][0], DeviceConfig(gpus=2), Quantization.NF4
+    one = plan("8GiB", run(quantization=nf4), model)
+    needed = one.peak_bytes / 0.9 / GIB
+    assert plan(f"{needed + 0.1:.1f}GiB", run(quantization=nf4, device=two), model).fits
+    assert plan(f"{needed * 0.95:.1f}GiB", run(quantization=nf4, device=two), model).fits is None
+    four = plan("9.5GiB", run(quantization=nf4, device=DeviceConfig(gpus=8)), model)
+    assert four.fits is False
+    assert f"needs at least {one.peak_bytes / GIB:.1f} GiB of a GPU's memory, each with the quantized" in four.reason
+    assert "quantization: Auto (" in four.reason
 
 
 def test_without_a_known_gpu_nothing_is_settled() -> None:

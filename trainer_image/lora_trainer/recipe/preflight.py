@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
+from lora_trainer.contract.fit.choice import refusal
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.fit.planning import plan_of
@@ -89,6 +90,9 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
         if shape.spread >= GUESSED:
             return _uncounted(headers, error)
         raise ConfigError(str(error)) from error
+    refused = refusal(config, shape)
+    if refused:
+        raise ConfigError(refused)
     for sentence in (*shape.doubts, *adapter.doubts, *adapter.notes):
         log.warning("%s", sentence)
     return Model(headers=headers, shape=shape, adapter=adapter)

@@ -160,8 +160,10 @@ def _reason(
         return option.refusal
     if fits is False:
         found = remedies(config, shape, gpu, load)
+        whole = config.device.processes > 1 and option.quantization is not Quantization.NONE
+        needs = f"{gib(_least(option, shape))} of a GPU's memory{', each with the quantized base' if whole else ''}"
         has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
-        return f"the run needs at least {gib(_least(option, shape))} of a GPU's memory, and {gpu.name} {has}: {found}"
+        return f"the run needs at least {needs}, and {gpu.name} {has}: {found}"
     way = _way(chosen.setting)
     room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"
     if fits is None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lora_trainer.contract.config import ActivationCheckpointing, Optimizer, Quantization, TrainConfig, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
-from lora_trainer.contract.fit.choice import Fit, Load, choose, quantizes
+from lora_trainer.contract.fit.choice import Fit, Load, choose
 from lora_trainer.contract.fit.devices import Gpu, least_memory
 from lora_trainer.contract.fit.shape import Shape
 
@@ -17,7 +17,7 @@ _LEAST_LENGTH, _LEAST_RANK = 256, 4
 def remedies(config: TrainConfig, shape: Shape, gpu: Gpu, load: Load) -> str:
     """At most `MOST` changes, each of which makes the run fit, as the end of a sentence."""
     found = []
-    for ways in _changes(config, shape):
+    for ways in _changes(config):
         fitting = ((change, _peak(other, shape, gpu, load)) for change, other in ways)
         first = next((f"{change} ({peak / _GIB:.1f} GiB)" for change, peak in fitting if peak is not None), None)
         found += [first] if first else []
@@ -35,7 +35,7 @@ def _peak(config: TrainConfig, shape: Shape, gpu: Gpu, load: Load) -> int | None
     return option.peak_bytes if option.fit is Fit.FITS else None
 
 
-def _changes(config: TrainConfig, shape: Shape) -> Iterator[Iterable[tuple[str, TrainConfig]]]:
+def _changes(config: TrainConfig) -> Iterator[Iterable[tuple[str, TrainConfig]]]:
     """From what costs time alone, over what changes the result little, to what changes it or costs money; of the ways
     of each the smallest change first, so that one of them is named."""
     training, lora = config.training, config.lora
@@ -45,7 +45,7 @@ def _changes(config: TrainConfig, shape: Shape) -> Iterator[Iterable[tuple[str, 
     if training.optimizer is Optimizer.ADAMW:
         small = replace(training, optimizer=Optimizer.ADAMW_8BIT)
         yield (("training.optimizer: AdamW8bit", replace(config, training=small)),)
-    if config.quantization in {Quantization.NONE, Quantization.INT8} and quantizes(config, shape):
+    if config.quantization is not Quantization.AUTO:
         yield (("quantization: Auto", replace(config, quantization=Quantization.AUTO)),)
     if lora.variant is Variant.DORA:
         yield (("lora.variant: LoRA", replace(config, lora=replace(lora, variant=Variant.LORA))),)
