@@ -110,17 +110,17 @@ MIG = "nvidia.com/mig-1g.10gb"
 UNOBTAINABLE: list[tuple[dict[str, Any], str]] = [
     (
         {"gpuResourceName": MIG, "gpuMinMemoryGiB": 11},
-        f"gpuMinMemoryGiB is 11: must be at most 10, the memory of {MIG}",
+        f"GiB is 11: must be at most 10, the memory of {MIG}:",
     ),
     ({"gpuResourceName": f"{MIG}.shared", "gpuMinMemoryGiB": 11}, f"at most 10, the memory of {MIG}.shared"),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 32}, "at most what one of Tesla-T4, NVIDIA-L4 has"),
     (
         {"gpuResourceName": "amd.com/gpu", "gpuMinMemoryGiB": 64},
-        "gpuMinMemoryGiB is 64: must not be set with gpuResour",
+        "gpuMinMemoryGiB is 64: must not be set with",
     ),
     (
         {"gpuResourceName": "gpu.intel.com/xe", "gpuProducts": ["A"]},
-        "gpuProducts is ['A']: must not be set with gpuRes",
+        "gpuProducts is ['A']: must not be set with",
     ),
 ]
 

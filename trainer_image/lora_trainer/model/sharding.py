@@ -33,8 +33,8 @@ def must_shard(
     """Whether the base model has to be divided over the processes; `device_bytes` is None on a CPU.
 
     It is as the plan says, where that fits. Where there is none, or it may not fit, the weights alone decide: they may
-    take `WEIGHTS_SHARE` of a GPU, or where they cannot be divided and it may fit all of it. Raises `ConfigError` where it would have to be and cannot, `CudaOutOfMemoryError`
-    where even its parts do not fit.
+    take `WEIGHTS_SHARE` of a GPU, or all of it where they cannot be divided and may fit. Raises `ConfigError` where it
+    would have to be and cannot, `CudaOutOfMemoryError` where even its parts do not fit.
     """
     if device_bytes is None or processes == 1:
         return False
