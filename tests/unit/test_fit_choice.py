@@ -223,12 +223,14 @@ def test_auto_quantizes_nothing_that_the_trainer_would_refuse(config: TrainConfi
 
 
 def test_rows_that_are_known_to_be_short_take_less() -> None:
-    """The longest row is the least of a micro-batch; logits are only those of learned tokens."""
+    """The longest row is the least of a micro-batch; all of its tokens may be learned, few as they are in the mean."""
     shape, config = shape_of(llama(final_logit_softcapping=30)), run()
     adapter = plan_adapter(config.lora, shape)
     plain = choose(config, shape, adapter, H100)
     few = choose(config, shape, adapter, H100, load=Load(longest=300, learned=0.2))
-    assert few.memory.total < plain.memory.total
+    assert few == choose(config, shape, adapter, H100, load=Load(longest=300))
+    short = choose(config, shape, adapter, H100, load=Load(longest=10))
+    assert short.memory.total < plain.memory.total
     tight = choose(config, shape, adapter, find_gpu("L4"), load=Load(longest=300, learned=0.2))
     assert 300 <= tight.setting.tokens < 4096
     assert not tight.setting.recompute

@@ -27,6 +27,7 @@ from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.choice import refusal
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
 from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.memory import Setting, gpu_memory
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.settle import settled
 from lora_trainer.contract.run_plan import RunPlan
@@ -185,6 +186,23 @@ def test_a_size_refuses_only_what_is_larger(least: float, sold: float, fits: boo
     found = plan(None, run(device=sized))
     assert found.fits is fits
     assert ("and 9 GiB has at most" in found.reason) is (fits is False)
+
+
+@pytest.mark.parametrize("model", [llama(final_logit_softcapping=30), llama()], ids=["all logits at once", "some"])
+def test_few_learned_tokens_are_no_reason_to_reckon_with_little_and_one_not_to_refuse(model: Config) -> None:
+    """A micro-batch may be one of answers alone: so an estimate is never too low. And another one may be of prompts."""
+    known: dict[str, Any] = {"tokens": 100_000, "rows": 1000, "learned_share": 0.1, "longest": 2000}
+    every = plan("8GiB", None, model)
+    few = plan("8GiB", None, model, **known | {"longest": None})
+    assert few.peak_bytes == every.peak_bytes
+    shape, config = shape_of(model), run()
+    adapter = plan_adapter(config.lora, shape)
+    row = plan("8GiB", None, model, **known)
+    taken = Setting(quantization=row.quantization, recompute=True, tokens=row.micro_batch_tokens, row=2000)
+    least = gpu_memory(shape, adapter, replace(taken, learned=0.1 * 100 / 2000)).total
+    assert least < row.peak_bytes
+    for memory, fits in ((least - 1, False), (least, None), (row.peak_bytes - 1, None)):
+        assert plan_of(config, shape, adapter, gpu=Gpu(name="x", memory_bytes=memory), **known).fits is fits
 
 
 def test_a_guess_is_never_a_reason_to_refuse() -> None:

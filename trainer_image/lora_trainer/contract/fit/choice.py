@@ -47,8 +47,9 @@ class Fit(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of the
-    tokens that is learned. `tokens` limits a micro-batch further, where an earlier plan did."""
+    """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of a
+    micro-batch's tokens that is `learned` at least. All of them may be, and are counted so; only what does not fit with
+    that share surely does not. `tokens` limits a micro-batch further, where an earlier plan did."""
 
     longest: int | None = None
     learned: float = 1.0
@@ -135,7 +136,6 @@ def setting_of(
         dora=config.lora.variant is Variant.DORA,
         # Pages that left the GPU are not counted on: they leave only when something else lacks memory.
         optimizer=Optimizer.ADAMW if training.optimizer is Optimizer.ADAMW else Optimizer.ADAMW_8BIT,
-        learned=load.learned,
     )
 
 

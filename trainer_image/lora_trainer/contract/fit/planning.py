@@ -43,19 +43,22 @@ def plan_of(
 ) -> RunPlan:
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
-    `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of the tokens
+    `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of all tokens
     that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `share` of the GPU's peak what
     times assume. `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan,
     too, with `fits` False and the sentence as its `reason`.
     """
-    shape, load = doubtful(shape, adapter), Load(longest=longest, learned=learned_share, tokens=micro_batch_tokens)
+    shape, load = doubtful(shape, adapter), Load(longest=longest, tokens=micro_batch_tokens)
+    if tokens is not None and rows:
+        # Some row has at least as many learned tokens as all have in the mean, and may be the longest.
+        load = replace(load, learned=learned_share * min(1.0, tokens / rows / load.row(config)))
     gpu = gpu or device_of(config.device)
     if config.device.gpus == 0 or gpu is None:
         return _without_gpu(config, shape, adapter, load)
     chosen = choose(config, shape, adapter, gpu, load=load, share=share)
     plan = _plan(config, shape, adapter, chosen.setting, chosen.memory, load=load)
     seconds = _seconds(config, chosen.option, tokens=tokens, rows=rows)
-    fits = fits_surely(chosen.option, gpu, shape)
+    fits = fits_surely(chosen, shape, adapter, gpu, load)
     return replace(
         plan,
         device=gpu.name,
@@ -110,19 +113,19 @@ def _plan(
     )
 
 
-def fits_surely(option: Option, gpu: Gpu, shape: Shape) -> bool | None:
+def fits_surely(chosen: Candidate, shape: Shape, adapter: Adapter, gpu: Gpu, load: Load) -> bool | None:
     """False only where even the lower end of the estimate is above all of the memory that the GPU may have, and the
     family is known; None where it may fit."""
-    if option.fit is Fit.FITS:
+    if chosen.option.fit is Fit.FITS:
         return True
-    least = _least(option, shape)
-    refused = option.fit is Fit.REFUSED or shape.spread >= GUESSED
-    return None if refused or least <= gpu.most_bytes else False
+    left_open = chosen.option.fit is Fit.REFUSED or shape.spread >= GUESSED
+    return None if left_open or _least(chosen, shape, adapter, load) <= gpu.most_bytes else False
 
 
-def _least(option: Option, shape: Shape) -> float:
-    """The lower end of the estimate."""
-    return option.peak_bytes * (1 - shape.spread)
+def _least(chosen: Candidate, shape: Shape, adapter: Adapter, load: Load) -> float:
+    """Bytes of the lower end of the estimate, with as few learned tokens as there may be at once."""
+    few = gpu_memory(shape, adapter, replace(chosen.setting, learned=load.learned))
+    return few.total * (1 - shape.spread)
 
 
 def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: int | None) -> int | None:
@@ -161,7 +164,7 @@ def _reason(
     if fits is False:
         found = remedies(config, shape, gpu, load)
         whole = config.device.processes > 1 and option.quantization is not Quantization.NONE
-        needs = f"{gib(_least(option, shape))} of a GPU's memory{', each with the quantized base' if whole else ''}"
+        needs = f"{gib(_least(chosen, shape, adapter, load))} of a GPU's memory{', each with the quantized base' if whole else ''}"
         has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
         return f"the run needs at least {needs}, and {gpu.name} {has}: {found}"
     way = _way(chosen.setting)
@@ -197,13 +200,14 @@ def _alternatives(
             manner = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
             training = replace(config.training, activation_checkpointing=manner)
             other = replace(config, quantization=quantization, training=training)
-            option = choose(other, shape, adapter, gpu, load=load, share=share).option
+            found = choose(other, shape, adapter, gpu, load=load, share=share)
+            option = found.option
             if option.fit is Fit.REFUSED or (quantization is not Quantization.NONE and not quantizes(config, shape)):
                 continue
             yield Alternative(
                 change=f"quantization: {quantization.value}, training.activationCheckpointing: {manner.value}",
                 peak_bytes=option.peak_bytes,
-                fits=fits_surely(option, gpu, shape),
+                fits=fits_surely(found, shape, adapter, gpu, load),
                 tokens_per_second=option.tokens_per_s,
             )
 
