@@ -159,6 +159,36 @@ def test_a_change_that_is_named_makes_the_run_fit() -> None:
     assert plan(None, larger).fits
 
 
+@pytest.mark.parametrize(
+    ("known", "least"),
+    [({}, 256), ({"p95": 5000}, 5000), ({"p95": 5000, "longest": 60_000}, 5000), ({"longest": 60_000}, 60_000)],
+    ids=str,
+)
+def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, int], least: int) -> None:
+    """But for one in twenty; of which only the longest is known, none."""
+    reason = plan("12GiB", run(training=LONG), **known).reason
+    assert "it would fit with " in reason
+    found = re.search(r"training.maxSequenceLength: (\d+)", reason)
+    assert (found is None) is (least > 8192)
+    assert found is None or int(found[1]) >= least
+    assert "maxSequenceLength" not in plan("9GiB", run(training=LONG), p95=5000).reason
+
+
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        (None, "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("6 GiB", "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("Zebra-6", "resources.gpuProducts of 12 GiB (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("nvidia.com/mig-1g.6gb", "a GPU of 12 GiB (8.6 GiB)"),
+    ],
+)
+def test_a_larger_gpu_is_asked_for_as_the_small_one_was(named: str | None, remedy: str) -> None:
+    """With what that needs: a size beside a slice, or a product that has less, finds no node."""
+    device = DeviceConfig(gpu=named, gpu_memory_bytes=6 * GIB)
+    assert plan(None, run(device=device)).reason.endswith(remedy)
+
+
 def test_nothing_makes_a_model_of_a_trillion_fit() -> None:
     """Then the sentence says so."""
     found = plan("T4", run(lora=LoraConfig(init=Init.PISSA)), llama(num_hidden_layers=1000, hidden_size=8192))
@@ -264,6 +294,7 @@ def test_without_a_known_gpu_nothing_is_settled() -> None:
     assert (found.device, found.device_bytes, found.fits, found.quantization) == (None, None, None, Quantization.AUTO)
     assert found.activation_checkpointing
     assert "set resources.gpuMinMemoryGiB or resources.gpuProducts" in found.reason
+    assert found.reason.endswith("where nodes have the labels of GPU feature discovery")
     assert settled(config, found) is config
 
 

@@ -161,6 +161,7 @@ def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan | No
         rows=rows.train_samples,
         learned_share=rows.target_tokens / rows.tokens,
         longest=rows.longest_tokens if rows.sampled is None else None,
+        p95=rows.p95_tokens,
     )
     if plan.fits is False and plan.device is not None:
         raise DoesNotFitError(plan.reason, plan)

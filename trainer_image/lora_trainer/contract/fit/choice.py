@@ -49,10 +49,12 @@ class Fit(enum.StrEnum):
 class Load:
     """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of a
     micro-batch's tokens that is `learned` at least. All of them may be, and are counted so; only what does not fit with
-    that share surely does not. `tokens` limits a micro-batch further, where an earlier plan did."""
+    that share surely does not. `p95` is the length that 95 % of the rows do not exceed, None where not known. `tokens`
+    limits a micro-batch further, where an earlier plan did."""
 
     longest: int | None = None
     learned: float = 1.0
+    p95: int | None = None
     tokens: int | None = None
 
     def row(self, config: TrainConfig) -> int:

@@ -18,7 +18,7 @@ from lora_trainer.contract.fit.choice import (
 from lora_trainer.contract.fit.devices import Gpu, device_of
 from lora_trainer.contract.fit.limits import FIT_SHARE
 from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
-from lora_trainer.contract.fit.remedies import remedies
+from lora_trainer.contract.fit.remedies import LABELS, remedies
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.fit.speed import SHARE
 from lora_trainer.contract.run_plan import Alternative, RunPlan
@@ -37,6 +37,7 @@ def plan_of(
     rows: int | None = None,
     learned_share: float = 1.0,
     longest: int | None = None,
+    p95: int | None = None,
     gpu: Gpu | None = None,
     micro_batch_tokens: int | None = None,
     share: float = SHARE,
@@ -44,11 +45,11 @@ def plan_of(
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
     `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of all tokens
-    that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `share` of the GPU's peak what
-    times assume. `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan,
-    too, with `fits` False and the sentence as its `reason`.
+    that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `p95` what 95 % of the rows
+    have at most, `share` of the GPU's peak what times assume. `micro_batch_tokens` limits a micro-batch as an earlier
+    plan did. Total: what does not fit has a plan, too, with `fits` False and the sentence as its `reason`.
     """
-    shape, load = doubtful(shape, adapter), Load(longest=longest, tokens=micro_batch_tokens)
+    shape, load = doubtful(shape, adapter), Load(longest=longest, p95=p95, tokens=micro_batch_tokens)
     if tokens is not None and rows:
         # Some row has at least as many learned tokens as all have in the mean, and may be the longest.
         load = replace(load, learned=learned_share * min(1.0, tokens / rows / load.row(config)))
@@ -87,7 +88,7 @@ def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load
         plan,
         quantization=config.quantization,
         reason="nothing tells the GPU's memory, so that what is Auto is settled on the GPU that the training finds: "
-        "set resources.gpuMinMemoryGiB or resources.gpuProducts to know before",
+        f"set resources.gpuMinMemoryGiB or resources.gpuProducts to know before, {LABELS}",
     )
 
 
