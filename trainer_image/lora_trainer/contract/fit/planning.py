@@ -165,7 +165,8 @@ def _reason(
     if fits is False:
         found = remedies(config, shape, gpu, load)
         whole = config.device.processes > 1 and option.quantization is not Quantization.NONE
-        needs = f"{gib(_least(chosen, shape, adapter, load))} of a GPU's memory{', each with the quantized base' if whole else ''}"
+        least = gib(_least(chosen, shape, adapter, load))
+        needs = f"{least} of a GPU's memory{', each with the quantized base' if whole else ''}"
         has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
         return f"the run needs at least {needs}, and {gpu.name} {has}: {found}"
     way = _way(chosen.setting)
