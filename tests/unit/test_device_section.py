@@ -32,7 +32,7 @@ LEAST_24, LEAST_40 = 22_610 * MIB, 37_684 * MIB
 SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
     ({"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
     ({"gpuProducts": ["NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB, 0.8),
-    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "T4", 15_360 * MIB, None),
+    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "T4", 15_360 * MIB, 0.5),
     ({"gpuProducts": ["NVIDIA-A10G"]}, "NVIDIA-A10G", LEAST_24, 1.5),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 24}, "NVIDIA-L4", 23_034 * MIB, 0.8),
     # What nobody knows may be the smallest: what is asked for at least counts, or else nothing does.
@@ -85,6 +85,32 @@ def test_nodes_that_are_selected_by_their_gpu_tell_it(
     found = device(resources, product=product)
     assert (found.gpu, found.gpu_memory_bytes) == (name, memory)
     assert device({"gpus": 0}, product=product).gpu is None
+
+
+@pytest.mark.parametrize(
+    ("resources", "name", "price"),
+    [
+        ({}, "nvidia.com/gpu", 0.9),
+        ({"gpuMinMemoryGiB": 16}, "nvidia.com/gpu", 0.9),
+        ({"gpuMinMemoryGiB": 24}, "nvidia.com/gpu", 0.9),
+        ({"gpuMinMemoryGiB": 32}, "32 GiB", None),
+        ({"gpuProducts": ["NVIDIA-L4"]}, "L4", 0.9),
+        ({"gpuProducts": ["NVIDIA-A10G"]}, "NVIDIA-A10G", 1.5),
+        ({"gpuProducts": ["Tesla-T4"]}, "T4", None),
+        ({"gpuProducts": ["NVIDIA-L40S"]}, "L40S", None),
+    ],
+    ids=str,
+)
+def test_a_price_by_the_resources_name_is_that_of_all_gpus_of_that_size(
+    resources: dict[str, Any], name: str, price: float | None
+) -> None:
+    """A product's own goes before; of another size the cluster cannot have only one kind."""
+    settings = (
+        GpuSetting(name="nvidia.com/gpu", memory_gib=24, price=0.9),
+        GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.5),
+    )
+    found = device(resources, settings)
+    assert (found.gpu, found.gpu_price) == (name, price)
 
 
 @pytest.mark.parametrize(

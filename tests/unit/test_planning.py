@@ -91,7 +91,12 @@ def test_a_plans_time_follows_epochs_steps_and_gpus() -> None:
     found = plan(None, run(device=priced), tokens=100_000_000)
     assert found.seconds is not None
     assert found.price == round(4 * 1.5 * found.seconds / 3600, 2)
+    assert found.price_per_hour == 6.0
     assert plan("L4", tokens=1_000_000).price is None
+    # Of what speed is not known, an hour's price is.
+    named = DeviceConfig(gpus=2, gpu="nvidia.com/gpu", gpu_memory_bytes=22 * GIB, gpu_price=1.5)
+    found = plan(None, run(device=named), tokens=100_000_000)
+    assert (found.price, found.price_per_hour) == (None, 3.0)
 
 
 def test_alternatives_are_the_other_ways_that_the_trainer_would_take() -> None:

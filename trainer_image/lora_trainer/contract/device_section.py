@@ -109,19 +109,29 @@ def _smallest(
     least: int | None, products: Sequence[str], resource: str, settings: Sequence[GpuSetting]
 ) -> _Found | None:
     """The GPU with the least memory that the run may get; None where nothing tells its memory."""
+    of_resource = _named(resource, settings)
     if slice_of(resource) is not None:
         # Whatever GPU it is a slice of.
-        return _named(resource, settings)
+        return of_resource
     if products:
         named = [_named(product, settings) for product in products]
         known = [found for found in named if found is not None]
         enough = [found for found in known if least is None or found.gpu.memory_bytes >= least_memory(least)]
         # A product of which nothing is known may have less memory than all others.
         if enough and len(known) == len(products):
-            return min(enough, key=lambda found: found.gpu.memory_bytes)
-    if least is not None:
+            smallest = min(enough, key=lambda found: found.gpu.memory_bytes)
+            return smallest if of_resource is None else _priced(smallest, of_resource)
+    # A setting by the resource's name speaks of all GPUs of a cluster: what it lacks of the least, others must have.
+    if least is not None and (of_resource is None or of_resource.gpu.memory_bytes < least_memory(least)):
         return _Found(gpu=sold_with(least, f"{least} GiB"))
-    return _named(resource, settings)
+    return of_resource
+
+
+def _priced(found: _Found, of_resource: _Found) -> _Found:
+    """With the price of all GPUs under the resource's name, unless these are of another size."""
+    least, most = of_resource.gpu.memory_bytes, of_resource.gpu.most_bytes
+    alike = least <= found.gpu.most_bytes and found.gpu.memory_bytes <= most
+    return replace(found, price=of_resource.price) if found.price is None and alike else found
 
 
 def _named(name: str, settings: Sequence[GpuSetting]) -> _Found | None:

@@ -60,6 +60,8 @@ def plan_of(
     plan = _plan(config, shape, adapter, chosen.setting, chosen.memory, load=load)
     seconds = _seconds(config, chosen.option, tokens=tokens, rows=rows)
     fits = fits_surely(chosen, shape, adapter, gpu, load)
+    each = config.device.gpu_price
+    hourly = None if each is None else each * config.device.processes
     return replace(
         plan,
         device=gpu.name,
@@ -67,7 +69,8 @@ def plan_of(
         fits=fits,
         tokens_per_second=chosen.option.tokens_per_s,
         seconds=seconds,
-        price=_price(config, seconds),
+        price=None if hourly is None or seconds is None else round(hourly * seconds / 3600, 2),
+        price_per_hour=hourly,
         reason=_reason(config, shape, adapter, gpu, chosen, load=load, fits=fits),
         alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share))[
             :MOST_ALTERNATIVES
@@ -139,13 +142,6 @@ def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: i
     if not rows or training.max_steps is None:
         return None
     return round(training.max_steps * training.effective_batch_size * tokens / rows / option.tokens_per_s)
-
-
-def _price(config: TrainConfig, seconds: int | None) -> float | None:
-    device = config.device
-    if device.gpu_price is None or seconds is None:
-        return None
-    return round(device.gpu_price * device.processes * seconds / 3600, 2)
 
 
 def _reason(
