@@ -160,14 +160,19 @@ def test_every_row_is_counted_as_the_training_counts_it(workplace: Workplace) ->
     ids=["numbers that Transformers knows", "names that only the model knows"],
 )
 def test_a_guess_is_no_reason_to_refuse(workplace: Workplace, config: dict[str, Any], lora: dict[str, Any]) -> None:
-    """The training looks at the model itself: there is a report without a plan, and no advice on capacity."""
+    """The training looks at the model itself: the plan knows the weights alone, and there is no advice on capacity."""
     path = workplace.claims / "models/tiny/config.json"
     known = KEYS if "targetModules" in lora else {}
     path.write_text(json.dumps(known | config), encoding="utf-8")
-    found = preflight(make_config(lora=lora), Volumes(claims=workplace.claims), Hub())
+    found = looked_at(workplace, lora=lora, quantization="Auto", resources={"gpuMinMemoryGiB": 24})
     assert found.reason is Reason.PREFLIGHT_PASSED
     assert found.preflight is not None
-    assert found.plan is None
+    assert found.plan is not None
+    assert (found.plan.quantization, found.plan.device, found.plan.fits) == (Quantization.AUTO, None, None)
+    assert found.plan.weight_bytes == 2 * found.preflight.model.parameters
+    assert (
+        "training settles Auto by them: it would be None, since unquantized weights take 0.0 GiB" in found.plan.reason
+    )
     assert not found.preflight.model.known
     assert found.preflight.model.parameters > 0
     assert "of layers that are not known here" in found.message

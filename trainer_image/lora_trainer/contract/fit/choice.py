@@ -129,7 +129,7 @@ def setting_of(
     return Setting(
         quantization=quantization,
         recompute=recompute,
-        tokens=_tokens(config, longest, load.tokens, cpu=gpu is None),
+        tokens=micro_batch_tokens(config, longest, load.tokens, cpu=gpu is None),
         row=longest,
         packs=kernel and training.packing is Packing.ENABLED,
         cpu=gpu is None,
@@ -141,7 +141,7 @@ def setting_of(
     )
 
 
-def _tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -> int:
+def micro_batch_tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -> int:
     """Most tokens of a micro-batch: the budget, a longer row alone, and never more than a process's rows of a step."""
     training = config.training
     budget = CPU_TOKEN_BUDGET if cpu else TOKEN_BUDGET
@@ -152,12 +152,12 @@ def _tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -
     return min(max(budget, longest), rows * longest)
 
 
-def recomputes(config: TrainConfig, shape: Shape, *, cpu: bool) -> bool:
+def recomputes(config: TrainConfig, parameters: int, *, cpu: bool) -> bool:
     """Whether a run whose device is not known recomputes activations: where it is asked to, else if it is large."""
     wanted = config.training.activation_checkpointing
     if wanted is not ActivationCheckpointing.AUTO:
         return wanted is ActivationCheckpointing.FULL
-    return is_large(shape.parameters) and not cpu
+    return is_large(parameters) and not cpu
 
 
 def is_large(parameters: int) -> bool:
@@ -392,6 +392,6 @@ def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Set
     """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
     cpu = config.device.gpus == 0
     quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
-    recompute = recomputes(config, shape, cpu=cpu)
+    recompute = recomputes(config, shape.parameters, cpu=cpu)
     gpu = None if cpu else _REFERENCE
     return setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)

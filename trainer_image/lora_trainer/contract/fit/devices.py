@@ -174,3 +174,8 @@ def device_of(config: DeviceConfig) -> Gpu | None:
     name = config.gpu or f"{config.gpu_memory_bytes / GIB:.1f} GiB"
     known = by_product(name) or next((gpu for gpu in KNOWN if gpu.name == name), Gpu(name=name, memory_bytes=0))
     return replace(known, memory_bytes=config.gpu_memory_bytes, sold_bytes=config.gpu_sold_bytes)
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / GIB:.1f} GiB"

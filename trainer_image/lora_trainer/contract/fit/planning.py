@@ -15,7 +15,7 @@ from lora_trainer.contract.fit.choice import (
     presumed,
     quantizes,
 )
-from lora_trainer.contract.fit.devices import Gpu, device_of
+from lora_trainer.contract.fit.devices import Gpu, device_of, gib
 from lora_trainer.contract.fit.limits import FIT_SHARE
 from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
 from lora_trainer.contract.fit.remedies import LABELS, remedies
@@ -25,7 +25,6 @@ from lora_trainer.contract.run_plan import Alternative, RunPlan
 
 MOST_ALTERNATIVES = 5
 CPU = "cpu"
-_GIB = 2**30
 
 
 def plan_of(
@@ -208,8 +207,3 @@ def _alternatives(
                 fits=fits_surely(found, shape, adapter, gpu, load),
                 tokens_per_second=option.tokens_per_s,
             )
-
-
-def gib(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / _GIB:.1f} GiB"
