@@ -25,6 +25,7 @@ from lora_trainer.contract.config import (
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.choice import refusal
+from lora_trainer.contract.fit.described import counted
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.memory import Setting, gpu_memory
@@ -169,7 +170,7 @@ def test_a_change_that_is_named_makes_the_run_fit() -> None:
     [({}, 256), ({"p95": 5000}, 5000), ({"p95": 5000, "longest": 60_000}, 5000), ({"longest": 60_000}, 60_000)],
     ids=str,
 )
-def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, int], least: int) -> None:
+def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, Any], least: int) -> None:
     """But for one in twenty; of which only the longest is known, none."""
     reason = plan("12GiB", run(training=LONG), **known).reason
     assert "it would fit with " in reason
@@ -367,3 +368,46 @@ def test_every_run_has_a_plan(
         assert found.activation_checkpointing is (checkpointing is ActivationCheckpointing.FULL)
     after = settled(config, found)
     assert after.quantization is found.quantization
+
+
+@given(
+    model=st.tuples(st.sampled_from(sorted(MODELS)), st.sampled_from([0.0, 0.01, 0.2])),
+    sizes=st.lists(st.integers(1, 256), min_size=2, max_size=2, unique=True).map(sorted),
+    kind=st.sampled_from([None, "T4", "L4", "H100"]),
+    asks=st.tuples(st.sampled_from(Quantization), st.sampled_from(Precision), st.sampled_from([1, 1, 2, 8])),
+    known=st.tuples(st.integers(1, 4096), st.floats(0, 1), st.none() | st.integers(1, 4096)),
+)
+def test_more_memory_never_refuses_what_less_did_not(
+    model: tuple[str, float],
+    sizes: list[int],
+    kind: str | None,
+    asks: tuple[Quantization, Precision, int],
+    known: tuple[int, float, int | None],
+) -> None:
+    """By the size that a GPU is sold with, and by what it reports: what fits still does, as fast where the base is held
+    alike, and what may fit still may. Some of the parameters may be unexplained."""
+    (name, unexplained), (quantization, precision, gpus), (row, learned, longest) = model, asks, known
+    shape = counted(shape_of(MODELS[name][0]), round(MODELS[name][1] * (1 + unexplained)))
+    adapter = plan_adapter(LoraConfig(), shape)
+    reported = find_gpu(kind) if kind else Gpu(name="x", memory_bytes=0)
+    config = run(
+        quantization=quantization,
+        training=TrainingConfig(precision=precision),
+        device=DeviceConfig(gpus=gpus, gpu=reported.name),
+    )
+    rows: dict[str, Any] = {"tokens": 1000 * row, "rows": 1000, "learned_share": learned, "longest": longest}
+
+    def on(size: int) -> tuple[RunPlan, RunPlan]:
+        known_by_size = replace(reported, memory_bytes=least_memory(size), sold_bytes=size * GIB)
+        both = known_by_size, replace(reported, memory_bytes=size * GIB)
+        sold, exact = (plan_of(config, shape, adapter, gpu=gpu, **rows) for gpu in both)
+        return sold, exact
+
+    small, large = map(on, sizes)
+    for few, more in (*zip(small, large, strict=True), small):
+        assert more.fits is not False or few.fits is False
+        if few.fits:
+            held = [(one.quantization is not Quantization.NONE, one.sharded) for one in (few, more)]
+            assert more.fits
+            assert held[1] <= held[0]
+            assert held[1] < held[0] or (more.tokens_per_second or 0) >= (few.tokens_per_second or 0)

@@ -159,9 +159,9 @@ def _reason(
         return option.refusal
     if fits is False:
         found = remedies(config, shape, gpu, load)
-        whole = config.device.processes > 1 and option.quantization is not Quantization.NONE
+        on_each = config.device.processes > 1 and option.quantization is not Quantization.NONE
         least = gib(_least(chosen, shape, adapter, load))
-        needs = f"{least} of a GPU's memory{', each with the quantized base' if whole else ''}"
+        needs = f"{least} of a GPU's memory{', each with the quantized base' if on_each else ''}"
         has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
         return f"the run needs at least {needs}, and {gpu.name} {has}: {found}"
     way = _way(chosen.setting)
