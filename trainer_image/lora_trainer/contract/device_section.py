@@ -89,7 +89,7 @@ def _check_obtainable(section: Reader, least: int | None, products: Sequence[str
         for field in ("gpuMinMemoryGiB", "gpuProducts"):
             value = section.document.get(field)
             if value:
-                rule = f"must not be set with gpuResourceName {resource}: its nodes lack the labels of NVIDIA; remove it"
+                rule = f"must not be set with gpuResourceName {resource}: its nodes lack labels of NVIDIA; remove it"
                 section.complain(field, value, rule)
         return
     if least is None:
