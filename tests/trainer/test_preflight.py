@@ -160,14 +160,19 @@ def test_every_row_is_counted_as_the_training_counts_it(workplace: Workplace) ->
     ids=["numbers that Transformers knows", "names that only the model knows"],
 )
 def test_a_guess_is_no_reason_to_refuse(workplace: Workplace, config: dict[str, Any], lora: dict[str, Any]) -> None:
-    """The training looks at the model itself: there is a report without a plan, and no advice on capacity."""
+    """The training looks at the model itself: the plan knows the weights alone, and there is no advice on capacity."""
     path = workplace.claims / "models/tiny/config.json"
     known = KEYS if "targetModules" in lora else {}
     path.write_text(json.dumps(known | config), encoding="utf-8")
-    found = preflight(make_config(lora=lora), Volumes(claims=workplace.claims), Hub())
+    found = looked_at(workplace, lora=lora, quantization="Auto", resources={"gpuMinMemoryGiB": 24})
     assert found.reason is Reason.PREFLIGHT_PASSED
     assert found.preflight is not None
-    assert found.plan is None
+    assert found.plan is not None
+    assert (found.plan.quantization, found.plan.device, found.plan.fits) == (Quantization.AUTO, None, None)
+    assert found.plan.weight_bytes == 2 * found.preflight.model.parameters
+    assert (
+        "training settles Auto by them: it would be None, since unquantized weights take 0.0 GiB" in found.plan.reason
+    )
     assert not found.preflight.model.known
     assert found.preflight.model.parameters > 0
     assert "of layers that are not known here" in found.message
@@ -223,6 +228,15 @@ def test_an_adapter_that_the_model_cannot_have_is_refused(
     with pytest.raises(ConfigError) as caught:
         looked_at(workplace, lora=lora)
     assert str(caught.value).startswith(sentence)
+
+
+def test_what_a_gpu_that_is_known_cannot_compute_is_refused(workplace: Workplace) -> None:
+    """With the reason of the training, before it has the GPU; where the GPU may be another, that is left to it."""
+    bf16 = {"training": {"precision": "BF16"}}
+    with pytest.raises(ConfigError, match=r"training\.precision is BF16: T4 has no native bf16") as own:
+        looked_at(workplace, **bf16, resources={"gpuProducts": ["Tesla-T4"]})
+    assert own.value.reason is Reason.CONFIG_INVALID
+    assert looked_at(workplace, **bf16, resources={"gpuMinMemoryGiB": 16}).reason is Reason.PREFLIGHT_PASSED
 
 
 @pytest.fixture

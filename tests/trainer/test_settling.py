@@ -21,7 +21,7 @@ from lora_trainer.model import options
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import shape_in
+from lora_trainer.places.base_shape import parameters_in, shape_in
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe import settling
 from lora_trainer.recipe.settling import Settled, settle
@@ -156,18 +156,38 @@ def test_what_cannot_be_quantized_stays_as_it_is(
     )
 
 
-def test_a_model_without_layers_that_are_known_is_not_estimated(
-    tiny_base: Base, cpu: Device, gpu: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Then it is not quantized, and the rules of thumb count."""
+@pytest.fixture
+def odd(tiny_base: Base, tmp_path: Path) -> Base:
+    """The tiny model with a configuration that describes no layers."""
     config = json.loads((tiny_base.folder / "config.json").read_text())
     del config["num_attention_heads"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    odd = dataclasses.replace(tiny_base, folder=tmp_path)
+    return dataclasses.replace(tiny_base, folder=tmp_path)
+
+
+def test_a_model_without_layers_that_are_known_is_not_estimated(
+    odd: Base, cpu: Device, gpu: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the rules of thumb count; what has no weights, either, is not quantized."""
     found = settle_on(gpu("x", 2**30), odd)
     assert (found.config.quantization, found.plan) == (Quantization.NONE, None)
     assert "what the run takes is not estimated: config.json.num_attention_heads is missing" in caplog.text
     assert settle_on(cpu, odd).config.quantization is Quantization.NONE
+
+
+def test_the_weights_of_such_a_model_decide(
+    odd: Base, tiny_base: Base, gpu: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three quarters of the memory may be theirs. A checkpoint's quantization wins, and so do the model's modules."""
+    (odd.folder / "model.safetensors").symlink_to(tiny_base.folder / "model.safetensors")
+    weights = 2 * parameters_in(tiny_base.folder, "tiny")
+    for memory, quantization in ((weights / 0.75 + 1, Quantization.NONE), (weights / 0.75 - 1, Quantization.NF4)):
+        with caplog.at_level(logging.INFO):
+            assert settle_on(gpu("x", int(memory)), odd).config.quantization is quantization
+        assert f"quantization: {quantization.value}, by the weights: unquantized weights take" in caplog.text
+    monkeypatch.setattr(settling, "_possible", lambda *_arguments: False)
+    assert settle_on(gpu("x", 1000), odd).config.quantization is Quantization.NONE
+    assert settle_on(gpu("x", 1000), odd, kept=Quantization.FP4).config.quantization is Quantization.FP4
 
 
 def planned(**changes: Any) -> TrainConfig:

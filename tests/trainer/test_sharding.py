@@ -100,6 +100,16 @@ def test_what_cannot_be_divided_is_refused(sections: dict[str, Any], named: str)
     assert not decide(size=40 * GIB, **sections)
 
 
+def test_what_cannot_be_divided_is_tried_whole_where_it_may_fit() -> None:
+    """As on one GPU alone, where the plan is not sure; not what is larger than a GPU."""
+    unsure = planned(sharded=False, fits=None)
+    assert not decide(size=0.8 * H100, plan=unsure, quantization="NF4")
+    with pytest.raises(ConfigError, match="quantization is NF4"):
+        decide(size=0.8 * H100, plan=planned(sharded=False, fits=False), quantization="NF4")
+    with pytest.raises(ConfigError, match="quantization is NF4"):
+        decide(size=H100 + 1, plan=unsure, quantization="NF4")
+
+
 def test_memory_of_weights_is_reported_from_the_headers_of_their_files(tiny_folder: Path) -> None:
     """Tied embeddings are stored once."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - takes seconds to import

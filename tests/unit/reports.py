@@ -65,6 +65,7 @@ def make_plan(**changes: Any) -> RunPlan:
         "tokens_per_second": 12473.25,
         "seconds": 3600,
         "price": 4.5,
+        "price_per_hour": 1.5,
         "spread": 0.1,
         "reason": "bf16 fits, and is faster than NF4",
         "alternatives": (other,),

@@ -8,7 +8,7 @@ from tests.unit.builders import make_manifest
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.fit.devices import GIB, MIB, device_of, find_gpu
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 
 SETTINGS = (
     GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.5),
@@ -18,23 +18,34 @@ SETTINGS = (
 )
 
 
-def device(resources: dict[str, Any], settings: tuple[GpuSetting, ...] = SETTINGS) -> DeviceConfig:
-    """What the pods of a run are given."""
-    return train_config(make_manifest(spec={"resources": resources}), RunOptions(uid="u", gpus=settings)).device
+def device(
+    resources: dict[str, Any], settings: tuple[GpuSetting, ...] = SETTINGS, product: str | None = None
+) -> DeviceConfig:
+    """What the pods of a run are given, on the nodes of a product where it selects them."""
+    spec: dict[str, Any] = {"resources": resources}
+    if product is not None:
+        spec["scheduling"] = {"nodeSelector": {"nvidia.com/gpu.product": product, "zone": "a"}}
+    return train_config(make_manifest(spec=spec), RunOptions(uid="u", gpus=settings)).device
 
 
-LEAST_24 = 22_610 * MIB
+LEAST_24, LEAST_40 = 22_610 * MIB, 37_684 * MIB
 SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
     ({"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
     ({"gpuProducts": ["NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB, 0.8),
-    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "T4", 15_360 * MIB, None),
+    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "T4", 15_360 * MIB, 0.5),
     ({"gpuProducts": ["NVIDIA-A10G"]}, "NVIDIA-A10G", LEAST_24, 1.5),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 24}, "NVIDIA-L4", 23_034 * MIB, 0.8),
     # What nobody knows may be the smallest: what is asked for at least counts, or else nothing does.
     ({"gpuProducts": ["NVIDIA-L4", "Zebra-9000"], "gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
-    # Before the setting of the resource, which speaks of all of them.
-    ({"gpuMinMemoryGiB": 24, "gpuResourceName": "nvidia.com/mig-3g.40gb"}, "24 GiB", LEAST_24, None),
-    ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", 37_684 * MIB, None),
+    # A slice is all that the run gets of a GPU, whatever that has, or it asks for at least.
+    ({"gpuMinMemoryGiB": 24, "gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", LEAST_40, None),
+    (
+        {"gpuProducts": ["NVIDIA-A100-SXM4-80GB"], "gpuResourceName": "nvidia.com/mig-3g.40gb"},
+        "nvidia.com/mig-3g.40gb",
+        LEAST_40,
+        None,
+    ),
+    ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", LEAST_40, None),
     ({"gpuResourceName": "nvidia.com/mig-1g.10gb.shared"}, "", None, None),
     ({"gpuResourceName": "amd.com/gpu"}, "amd.com/gpu", 180_880 * MIB, None),
     ({}, "nvidia.com/gpu", 15_074 * MIB, 0.5),
@@ -53,6 +64,125 @@ def test_the_nearest_source_tells_the_memory(
         assert (found.gpu, found.gpu_memory_bytes) == (None, None)
         return
     assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (name, memory, price)
+
+
+@pytest.mark.parametrize(
+    ("product", "resources", "name", "memory"),
+    [
+        ("NVIDIA-L4", {}, "NVIDIA-L4", 23_034 * MIB),
+        ("NVIDIA-A10G", {}, "NVIDIA-A10G", LEAST_24),
+        ("NVIDIA-L4", {"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB),
+        ("NVIDIA-L4", {"gpuMinMemoryGiB": 16}, "NVIDIA-L4", 23_034 * MIB),
+        ("Zebra-9000", {"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24),
+        ("Zebra-9000", {}, "nvidia.com/gpu", 15_074 * MIB),
+        ("NVIDIA-A100-SXM4-80GB", {"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", LEAST_40),
+    ],
+)
+def test_nodes_that_are_selected_by_their_gpu_tell_it(
+    product: str, resources: dict[str, Any], name: str, memory: int
+) -> None:
+    """As a product that the run names; of one that nobody knows, the other sources count."""
+    found = device(resources, product=product)
+    assert (found.gpu, found.gpu_memory_bytes) == (name, memory)
+    assert device({"gpus": 0}, product=product).gpu is None
+
+
+@pytest.mark.parametrize(
+    ("resources", "name", "price"),
+    [
+        ({}, "nvidia.com/gpu", 0.9),
+        ({"gpuMinMemoryGiB": 16}, "nvidia.com/gpu", 0.9),
+        ({"gpuMinMemoryGiB": 24}, "nvidia.com/gpu", 0.9),
+        ({"gpuMinMemoryGiB": 32}, "32 GiB", None),
+        ({"gpuProducts": ["NVIDIA-L4"]}, "L4", 0.9),
+        ({"gpuProducts": ["NVIDIA-A10G"]}, "NVIDIA-A10G", 1.5),
+        ({"gpuProducts": ["Tesla-T4"]}, "T4", None),
+        ({"gpuProducts": ["NVIDIA-L40S"]}, "L40S", None),
+    ],
+    ids=str,
+)
+def test_a_price_by_the_resources_name_is_that_of_all_gpus_of_that_size(
+    resources: dict[str, Any], name: str, price: float | None
+) -> None:
+    """A product's own goes before; of another size the cluster cannot have only one kind."""
+    settings = (
+        GpuSetting(name="nvidia.com/gpu", memory_gib=24, price=0.9),
+        GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.5),
+    )
+    found = device(resources, settings)
+    assert (found.gpu, found.gpu_price) == (name, price)
+
+
+@pytest.mark.parametrize(
+    ("resources", "sold"),
+    [
+        ({"gpuMinMemoryGiB": 80}, 80),
+        ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, 40),
+        ({"gpuProducts": ["NVIDIA-A10G"]}, 24),
+        ({}, 16),
+        ({"gpuProducts": ["NVIDIA-L4"]}, None),
+    ],
+    ids=str,
+)
+def test_what_only_has_a_size_may_have_all_of_it(resources: dict[str, Any], sold: int | None) -> None:
+    """Of a GPU that the table has, the driver's number is known: that is all."""
+    found = device_of(device(resources))
+    assert found is not None
+    assert found.sold_bytes == (None if sold is None else sold * GIB)
+    assert found.most_bytes == (found.memory_bytes if sold is None else sold * GIB)
+
+
+MIG = "nvidia.com/mig-1g.10gb"
+UNOBTAINABLE: list[tuple[dict[str, Any], str]] = [
+    (
+        {"gpuResourceName": MIG, "gpuMinMemoryGiB": 11},
+        f"GiB is 11: must be at most 10, the memory of {MIG}:",
+    ),
+    ({"gpuResourceName": f"{MIG}.shared", "gpuMinMemoryGiB": 11}, f"at most 10, the memory of {MIG}.shared"),
+    ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 32}, "at most what one of Tesla-T4, NVIDIA-L4 has"),
+    (
+        {"gpuResourceName": "amd.com/gpu", "gpuMinMemoryGiB": 64},
+        "gpuMinMemoryGiB is 64: must not be set with",
+    ),
+    (
+        {"gpuResourceName": "gpu.intel.com/xe", "gpuProducts": ["A"]},
+        "gpuProducts is ['A']: must not be set with",
+    ),
+]
+
+
+@pytest.mark.parametrize(("resources", "rule"), UNOBTAINABLE, ids=[str(resources) for resources, _ in UNOBTAINABLE])
+def test_what_no_node_can_give_is_refused(resources: dict[str, Any], rule: str) -> None:
+    """One sentence with field, value, rule and remedy, and not a pod that waits forever; without GPUs another one."""
+    with pytest.raises(ManifestError) as refused:
+        device(resources)
+    assert len(refused.value.problems) == 1
+    assert rule in str(refused.value)
+    with pytest.raises(ManifestError, match="must not be set with gpus 0"):
+        device({**resources, "gpus": 0})
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"gpuResourceName": MIG, "gpuMinMemoryGiB": 10},
+        {"gpuResourceName": MIG, "gpuProducts": ["NVIDIA-A100-SXM4-80GB"]},
+        {"gpuProducts": ["Tesla-T4", "Zebra-9000"], "gpuMinMemoryGiB": 32},
+        {"gpuProducts": ["NVIDIA-A10G"], "gpuMinMemoryGiB": 32},
+        {"gpuProducts": ["Tesla-T4", "NVIDIA-L40S"], "gpuMinMemoryGiB": 48},
+        {"gpuResourceName": "example.com/vgpu", "gpuMinMemoryGiB": 24},
+    ],
+    ids=str,
+)
+def test_what_a_node_may_give_is_not(resources: dict[str, Any]) -> None:
+    """Whatever the setting knows of a product, and whoever offers NVIDIA's GPUs under another name."""
+    assert device(resources).gpus == 1
+
+
+def test_a_selected_product_has_what_is_asked_for() -> None:
+    """As a named one."""
+    with pytest.raises(ManifestError, match="must be at most what one of NVIDIA-L4 has"):
+        device({"gpuMinMemoryGiB": 48}, product="NVIDIA-L4")
 
 
 def test_where_nothing_tells_it_there_is_none() -> None:

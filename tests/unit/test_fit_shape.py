@@ -11,6 +11,7 @@ from tests.unit.fit_models import GEMMA_3, GPT2, MIXTRAL, MODELS, QWEN2_MOE, QWE
 
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
+from lora_trainer.contract.fit.described import counted
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
 from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
 from lora_trainer.contract.fit.reading import ShapeError, read_json
@@ -118,6 +119,32 @@ def test_a_tower_that_is_not_known_is_no_part_of_the_count_and_says_so() -> None
     assert shape.parameters == shape_of(llama()).parameters
     assert shape.spread > EXACT
     assert "is not counted" in shape.doubts[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "share", "spread"),
+    [
+        (llama(), 0.0005, EXACT),
+        (llama(), 0.02, 0.06),
+        (llama(), -0.02, 0.06),
+        (llama(), 0.5, GUESSED),
+        (MIXTRAL, 0.02, MIXTURE + 0.06),
+        (llama(model_type="zebra"), 0.02, GUESSED),
+    ],
+    ids=["buffers", "some more", "some less", "half of it", "of a mixture", "of no known family"],
+)
+def test_numbers_that_nothing_explains_widen_the_estimate(model: Config, share: float, spread: float) -> None:
+    """By what they may take less than counted, up to what makes it a guess."""
+    shape = shape_of(model)
+    found = counted(shape, round(shape.parameters / (1 - share)))
+    assert found.spread == pytest.approx(spread, rel=1e-3)
+    assert len(found.doubts) == len(shape.doubts) + (abs(share) > 0.001)
+
+
+def test_a_tied_output_embedding_that_is_stored_is_explained() -> None:
+    """Some files have it twice; memory has it once."""
+    shape = shape_of(MODELS["SmolLM2-135M"][0])
+    assert counted(shape, shape.parameters + shape.embeddings[1]) == shape
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_doubts_and_refusals_are_said(place: Path, capsys: pytest.CaptureFixture
     """A mixture's, and a family's that nobody knows."""
     write(MIXTRAL)
     text = " ".join(printed(capsys).split())
-    assert "refused: most of the weights are experts of a mixture, which are not quantized." in text
+    assert "refused: quantization is NF4: 97% of the model's weights are experts of a mixture, which are not" in text
     assert "Not sure: what a GPU's kernel for a mixture's experts needs" in text
     write(llama(model_type="zebra"), quantization="None")
     text = " ".join(printed(capsys).split())

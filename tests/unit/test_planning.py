@@ -24,8 +24,11 @@ from lora_trainer.contract.config import (
     Variant,
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
+from lora_trainer.contract.fit.choice import refusal
+from lora_trainer.contract.fit.described import counted
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
 from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.memory import Setting, gpu_memory
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.settle import settled
 from lora_trainer.contract.run_plan import RunPlan
@@ -89,7 +92,12 @@ def test_a_plans_time_follows_epochs_steps_and_gpus() -> None:
     found = plan(None, run(device=priced), tokens=100_000_000)
     assert found.seconds is not None
     assert found.price == round(4 * 1.5 * found.seconds / 3600, 2)
+    assert found.price_per_hour == 6.0
     assert plan("L4", tokens=1_000_000).price is None
+    # Of what speed is not known, an hour's price is.
+    named = DeviceConfig(gpus=2, gpu="nvidia.com/gpu", gpu_memory_bytes=22 * GIB, gpu_price=1.5)
+    found = plan(None, run(device=named), tokens=100_000_000)
+    assert (found.price, found.price_per_hour) == (None, 3.0)
 
 
 def test_alternatives_are_the_other_ways_that_the_trainer_would_take() -> None:
@@ -157,6 +165,36 @@ def test_a_change_that_is_named_makes_the_run_fit() -> None:
     assert plan(None, larger).fits
 
 
+@pytest.mark.parametrize(
+    ("known", "least"),
+    [({}, 256), ({"p95": 5000}, 5000), ({"p95": 5000, "longest": 60_000}, 5000), ({"longest": 60_000}, 60_000)],
+    ids=str,
+)
+def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, Any], least: int) -> None:
+    """But for one in twenty; of which only the longest is known, none."""
+    reason = plan("12GiB", run(training=LONG), **known).reason
+    assert "it would fit with " in reason
+    found = re.search(r"training.maxSequenceLength: (\d+)", reason)
+    assert (found is None) is (least > 8192)
+    assert found is None or int(found[1]) >= least
+    assert "maxSequenceLength" not in plan("9GiB", run(training=LONG), p95=5000).reason
+
+
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        (None, "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("6 GiB", "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("Zebra-6", "resources.gpuProducts of 12 GiB (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("nvidia.com/mig-1g.6gb", "a GPU of 12 GiB (8.6 GiB)"),
+    ],
+)
+def test_a_larger_gpu_is_asked_for_as_the_small_one_was(named: str | None, remedy: str) -> None:
+    """With what that needs: a size beside a slice, or a product that has less, finds no node."""
+    device = DeviceConfig(gpu=named, gpu_memory_bytes=6 * GIB)
+    assert plan(None, run(device=device)).reason.endswith(remedy)
+
+
 def test_nothing_makes_a_model_of_a_trillion_fit() -> None:
     """Then the sentence says so."""
     found = plan("T4", run(lora=LoraConfig(init=Init.PISSA)), llama(num_hidden_layers=1000, hidden_size=8192))
@@ -176,6 +214,33 @@ def test_between_nine_tenths_and_all_of_the_memory_a_run_is_tried() -> None:
     assert fits == [True, None, None, False]
 
 
+@pytest.mark.parametrize(("least", "sold", "fits"), [(0.92, 1.001, None), (0.92, 0.999, False), (1.12, 1.2, True)])
+def test_a_size_refuses_only_what_is_larger(least: float, sold: float, fits: bool | None) -> None:
+    """Where a run names the size that a GPU is sold with, the driver has some of it, or none: who knows."""
+    needed = plan("8GiB").peak_bytes
+    sized = DeviceConfig(gpu="9 GiB", gpu_memory_bytes=round(needed * least), gpu_sold_bytes=round(needed * sold))
+    found = plan(None, run(device=sized))
+    assert found.fits is fits
+    assert ("and 9 GiB has at most" in found.reason) is (fits is False)
+
+
+@pytest.mark.parametrize("model", [llama(final_logit_softcapping=30), llama()], ids=["all logits at once", "some"])
+def test_few_learned_tokens_are_no_reason_to_reckon_with_little_and_one_not_to_refuse(model: Config) -> None:
+    """A micro-batch may be one of answers alone: so an estimate is never too low. And another one may be of prompts."""
+    known: dict[str, Any] = {"tokens": 100_000, "rows": 1000, "learned_share": 0.1, "longest": 2000}
+    every = plan("8GiB", None, model)
+    few = plan("8GiB", None, model, **known | {"longest": None})
+    assert few.peak_bytes == every.peak_bytes
+    shape, config = shape_of(model), run()
+    adapter = plan_adapter(config.lora, shape)
+    row = plan("8GiB", None, model, **known)
+    taken = Setting(quantization=row.quantization, recompute=True, tokens=row.micro_batch_tokens, row=2000)
+    least = gpu_memory(shape, adapter, replace(taken, learned=0.1 * 100 / 2000)).total
+    assert least < row.peak_bytes
+    for memory, fits in ((least - 1, False), (least, None), (row.peak_bytes - 1, None)):
+        assert plan_of(config, shape, adapter, gpu=Gpu(name="x", memory_bytes=memory), **known).fits is fits
+
+
 def test_a_guess_is_never_a_reason_to_refuse() -> None:
     """It says by how much it may be off, and takes least."""
     found = plan("4GiB", None, llama(model_type="zebra"))
@@ -189,7 +254,43 @@ def test_what_the_trainer_refuses_is_left_to_it() -> None:
     """It has the right reason for it, and this is none of memory."""
     found = plan("T4", run(training=TrainingConfig(precision=Precision.BF16)))
     assert found.fits is None
-    assert "no native bf16" in found.reason
+    assert found.reason.startswith("training.precision is BF16: T4 has no native bf16; use Auto or FP16")
+
+
+T4 = DeviceConfig(gpu="Tesla-T4", gpu_memory_bytes=find_gpu("T4").memory_bytes)
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "why"),
+    [
+        (run(training=TrainingConfig(precision=Precision.BF16), device=T4), llama(), "training.precision is BF16: T4"),
+        (run(quantization=Quantization.INT8), MIXTRAL, "quantization is INT8: 97% of the model's weights are experts"),
+        (run(quantization=Quantization.NF4, device=DeviceConfig(gpus=0)), MIXTRAL, "quantization is NF4: 97%"),
+        (run(quantization=Quantization.NF4, lora=LoraConfig(init=Init.OLORA)), llama(), "lora.init is OLoRA: it goes"),
+        (run(training=TrainingConfig(precision=Precision.BF16)), llama(), ""),
+        (run(device=T4), llama(), ""),
+        (run(), MIXTRAL, ""),
+        (run(lora=LoraConfig(init=Init.OLORA)), llama(), ""),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_known_before(config: TrainConfig, model: Config, why: str) -> None:
+    """Whatever the memory: with field, value, rule and remedy; nothing is refused that Auto can go around."""
+    found = refusal(config, shape_of(model))
+    assert found.startswith(why)
+    assert bool(found) is bool(why)
+
+
+def test_a_quantized_base_is_whole_on_each_gpu() -> None:
+    """As large as on one alone, and no larger: it is refused for memory alone, with what divides it."""
+    model, two, nf4 = MODELS["Llama-2-13B"][0], DeviceConfig(gpus=2), Quantization.NF4
+    one = plan("8GiB", run(quantization=nf4), model)
+    needed = one.peak_bytes / 0.9 / GIB
+    assert plan(f"{needed + 0.1:.1f}GiB", run(quantization=nf4, device=two), model).fits
+    assert plan(f"{needed * 0.95:.1f}GiB", run(quantization=nf4, device=two), model).fits is None
+    four = plan("9.5GiB", run(quantization=nf4, device=DeviceConfig(gpus=8)), model)
+    assert four.fits is False
+    assert f"needs at least {one.peak_bytes / GIB:.1f} GiB of a GPU's memory, each with the quantized" in four.reason
+    assert "quantization: Auto (" in four.reason
 
 
 def test_without_a_known_gpu_nothing_is_settled() -> None:
@@ -199,6 +300,7 @@ def test_without_a_known_gpu_nothing_is_settled() -> None:
     assert (found.device, found.device_bytes, found.fits, found.quantization) == (None, None, None, Quantization.AUTO)
     assert found.activation_checkpointing
     assert "set resources.gpuMinMemoryGiB or resources.gpuProducts" in found.reason
+    assert found.reason.endswith("where nodes have the labels of GPU feature discovery")
     assert settled(config, found) is config
 
 
@@ -266,3 +368,46 @@ def test_every_run_has_a_plan(
         assert found.activation_checkpointing is (checkpointing is ActivationCheckpointing.FULL)
     after = settled(config, found)
     assert after.quantization is found.quantization
+
+
+@given(
+    model=st.tuples(st.sampled_from(sorted(MODELS)), st.sampled_from([0.0, 0.01, 0.2])),
+    sizes=st.lists(st.integers(1, 256), min_size=2, max_size=2, unique=True).map(sorted),
+    kind=st.sampled_from([None, "T4", "L4", "H100"]),
+    asks=st.tuples(st.sampled_from(Quantization), st.sampled_from(Precision), st.sampled_from([1, 1, 2, 8])),
+    known=st.tuples(st.integers(1, 4096), st.floats(0, 1), st.none() | st.integers(1, 4096)),
+)
+def test_more_memory_never_refuses_what_less_did_not(
+    model: tuple[str, float],
+    sizes: list[int],
+    kind: str | None,
+    asks: tuple[Quantization, Precision, int],
+    known: tuple[int, float, int | None],
+) -> None:
+    """By the size that a GPU is sold with, and by what it reports: what fits still does, as fast where the base is held
+    alike, and what may fit still may. Some of the parameters may be unexplained."""
+    (name, unexplained), (quantization, precision, gpus), (row, learned, longest) = model, asks, known
+    shape = counted(shape_of(MODELS[name][0]), round(MODELS[name][1] * (1 + unexplained)))
+    adapter = plan_adapter(LoraConfig(), shape)
+    reported = find_gpu(kind) if kind else Gpu(name="x", memory_bytes=0)
+    config = run(
+        quantization=quantization,
+        training=TrainingConfig(precision=precision),
+        device=DeviceConfig(gpus=gpus, gpu=reported.name),
+    )
+    rows: dict[str, Any] = {"tokens": 1000 * row, "rows": 1000, "learned_share": learned, "longest": longest}
+
+    def on(size: int) -> tuple[RunPlan, RunPlan]:
+        known_by_size = replace(reported, memory_bytes=least_memory(size), sold_bytes=size * GIB)
+        both = known_by_size, replace(reported, memory_bytes=size * GIB)
+        sold, exact = (plan_of(config, shape, adapter, gpu=gpu, **rows) for gpu in both)
+        return sold, exact
+
+    small, large = map(on, sizes)
+    for few, more in (*zip(small, large, strict=True), small):
+        assert more.fits is not False or few.fits is False
+        if few.fits:
+            held = [(one.quantization is not Quantization.NONE, one.sharded) for one in (few, more)]
+            assert more.fits
+            assert held[1] <= held[0]
+            assert held[1] < held[0] or (more.tokens_per_second or 0) >= (few.tokens_per_second or 0)

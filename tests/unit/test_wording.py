@@ -197,6 +197,17 @@ def test_fractions_are_strings_of_bounded_length() -> None:
     assert len(decimal(1e300, ".4f")) == 32
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-05, "0.00001"), (1234567.8, "1234570"), (-2.5e-07, "-0.00000025"), (0.0, "0"), (442.7, "442.7")],
+)
+def test_fractions_have_no_exponents(value: float, text: str) -> None:
+    """People compare them; one that would be too long keeps its exponent, rather than to lose its digits."""
+    assert decimal(value, ".6g") == text
+    assert float(decimal(1e-300, ".6g")) == 1e-300
+    assert float(decimal(1e300, ".6g")) == 1e300
+
+
 def test_a_block_that_is_no_map_reads_as_empty() -> None:
     """As does a missing one."""
     assert block_of({"progress": []}, "progress") == block_of({}, "progress") == {}

@@ -11,6 +11,7 @@ from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.devices import least_label
 from lora_trainer.contract.progress import PORT
+from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 USER_ID = 10001
 
@@ -89,7 +90,7 @@ def node_affinity(pod: PodRequest) -> Manifest | None:
         least = str(least_label(pod.gpu_min_memory_gib))
         wanted.append({"key": names.GPU_MEMORY_LABEL, "operator": "Gt", "values": [least]})
     if pod.gpu_products:
-        wanted.append({"key": names.GPU_PRODUCT_LABEL, "operator": "In", "values": list(pod.gpu_products)})
+        wanted.append({"key": PRODUCT_LABEL, "operator": "In", "values": list(pod.gpu_products)})
     if not wanted or not pod.gpus:
         return None
     terms = {"nodeSelectorTerms": [{"matchExpressions": wanted}]}

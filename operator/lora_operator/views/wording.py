@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from lora_trainer.contract.summary import clip
@@ -36,6 +37,7 @@ _SECRETS = (
     ),
 )
 _READ_LIMITS = 8
+_LONGEST_NUMBER = 32
 _BARE = re.compile(r"[\W_]*")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -113,8 +115,11 @@ def byte_size(count: int) -> str:
 
 
 def decimal(value: float, form: str) -> str:
-    """A fraction as a string, as `form` formats it: the API has no floats; it must not depend on a YAML dumper."""
-    return clip(format(value, form), 32)
+    """A fraction as a string, as `form` formats it, but without an exponent wherever that fits: the API has no floats;
+    it must not depend on a YAML dumper."""
+    text = format(value, form)
+    plain = format(Decimal(text), "f") if "e" in text else text
+    return plain if len(plain) <= _LONGEST_NUMBER else clip(text, _LONGEST_NUMBER)
 
 
 def block_of(status: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -238,8 +238,9 @@ class DeviceConfig:
     `allow_cpu`.
 
     `gpu` names the GPU as far as the manifest and the operator's settings tell it, and `gpu_memory_bytes` is the least
-    memory that it has; None where nothing tells it. `gpu_price` is what one of them costs an hour, in whatever money
-    the operator's settings are written in.
+    memory that it has; None where nothing tells it. `gpu_sold_bytes` is the size that it is sold with, and so the most
+    that it has, None where the first is its very memory. `gpu_price` is what one of them costs an hour, in whatever
+    money the operator's settings are written in.
     """
 
     gpus: int = 1
@@ -247,6 +248,7 @@ class DeviceConfig:
     allow_cpu: bool = False
     gpu: str | None = None
     gpu_memory_bytes: int | None = None
+    gpu_sold_bytes: int | None = None
     gpu_price: float | None = None
 
     @property

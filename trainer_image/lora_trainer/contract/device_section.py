@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
-from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of
+from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of, sold_with
 from lora_trainer.contract.training_section import or_default
 
 LARGEST_GPU_GIB = 1024
@@ -14,6 +14,8 @@ MOST_PRODUCTS = 16
 _CLUSTER = ("cpu", "memory", "sharedMemory")
 _RESOURCE = "nvidia.com/gpu"
 _LONGEST_LABEL = 63
+_OTHER_VENDORS = re.compile(r"(amd\.com|gpu\.intel\.com|habana\.ai)/")
+"""Whose GPUs no node has with the labels of NVIDIA's GPU feature discovery."""
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
@@ -36,12 +38,17 @@ class _Found:
 
 
 def read_device(
-    section: Reader, settings: Sequence[GpuSetting] = (), *, allow_cpu: bool = False, strict: bool = False
+    section: Reader,
+    settings: Sequence[GpuSetting] = (),
+    *,
+    selected: str | None = None,
+    allow_cpu: bool = False,
+    strict: bool = False,
 ) -> DeviceConfig:
     """What each of the run's pods is given; what is wrong is added to the section's problems.
 
-    The GPU's memory is that of the smallest product that the run takes, or what it asks for at least; else of the slice
-    or the setting that the resource's name means.
+    The GPU's memory is that of the slice which the resource's name means; else of the smallest product that the run
+    takes, or of the one whose nodes are `selected`; else what it asks for at least, or the setting of the resource.
     """
     gpus = or_default(section.integer("gpus", 1, 0, 64), 1)
     nodes = section.integer("nodes", 1, 1, 64) or 1
@@ -58,6 +65,10 @@ def read_device(
             section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
     named = section.get("gpuResourceName")
     resource = named if isinstance(named, str) else _RESOURCE
+    if selected:
+        products = (selected,)
+    if gpus:
+        _check_obtainable(section, least, products, resource)
     section.seen.update(_CLUSTER)
     section.finish(strict=strict)
     found = _smallest(least, products, resource, settings) if gpus else None
@@ -67,24 +78,60 @@ def read_device(
         allow_cpu=allow_cpu,
         gpu=found.gpu.name if found else None,
         gpu_memory_bytes=found.gpu.memory_bytes if found else None,
+        gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
     )
+
+
+def _check_obtainable(section: Reader, least: int | None, products: Sequence[str], resource: str) -> None:
+    """Complain of what no node can give: pods would wait for it forever, or get less than they ask for."""
+    if _OTHER_VENDORS.match(resource):
+        for field in ("gpuMinMemoryGiB", "gpuProducts"):
+            value = section.document.get(field)
+            if value:
+                rule = f"must not be set with gpuResourceName {resource}: its nodes lack labels of NVIDIA; remove it"
+                section.complain(field, value, rule)
+        return
+    if least is None:
+        return
+    part = slice_of(resource.removesuffix(".shared"))
+    if part is not None and part.most_bytes < least * GIB:
+        rule = f"must be at most {part.most_bytes // GIB}, the memory of {resource}: lower or remove it"
+        section.complain("gpuMinMemoryGiB", least, rule)
+        return
+    known = [by_product(product) for product in products]
+    if known and all(gpu is not None and gpu.memory_bytes < least_memory(least) for gpu in known):
+        rule = f"must be at most what one of {', '.join(products)} has: lower it, or name larger gpuProducts"
+        section.complain("gpuMinMemoryGiB", least, rule)
 
 
 def _smallest(
     least: int | None, products: Sequence[str], resource: str, settings: Sequence[GpuSetting]
 ) -> _Found | None:
     """The GPU with the least memory that the run may get; None where nothing tells its memory."""
+    of_resource = _named(resource, settings)
+    if slice_of(resource) is not None:
+        # Whatever GPU it is a slice of.
+        return of_resource
     if products:
         named = [_named(product, settings) for product in products]
         known = [found for found in named if found is not None]
         enough = [found for found in known if least is None or found.gpu.memory_bytes >= least_memory(least)]
         # A product of which nothing is known may have less memory than all others.
         if enough and len(known) == len(products):
-            return min(enough, key=lambda found: found.gpu.memory_bytes)
-    if least is not None:
-        return _Found(gpu=Gpu(name=f"{least} GiB", memory_bytes=least_memory(least)))
-    return _named(resource, settings)
+            smallest = min(enough, key=lambda found: found.gpu.memory_bytes)
+            return smallest if of_resource is None else _priced(smallest, of_resource)
+    # A setting by the resource's name speaks of all GPUs of a cluster: what it lacks of the least, others must have.
+    if least is not None and (of_resource is None or of_resource.gpu.memory_bytes < least_memory(least)):
+        return _Found(gpu=sold_with(least, f"{least} GiB"))
+    return of_resource
+
+
+def _priced(found: _Found, of_resource: _Found) -> _Found:
+    """With the price of all GPUs under the resource's name, unless these are of another size."""
+    least, most = of_resource.gpu.memory_bytes, of_resource.gpu.most_bytes
+    alike = least <= found.gpu.most_bytes and found.gpu.memory_bytes <= most
+    return replace(found, price=of_resource.price) if found.price is None and alike else found
 
 
 def _named(name: str, settings: Sequence[GpuSetting]) -> _Found | None:
@@ -93,7 +140,7 @@ def _named(name: str, settings: Sequence[GpuSetting]) -> _Found | None:
     known = by_product(name) or slice_of(name)
     if setting is None:
         return None if known is None else _Found(gpu=known)
-    memory = least_memory(setting.memory_gib)
-    if known is not None and known.memory_bytes >= memory and setting.memory_gib * GIB >= known.memory_bytes:
-        memory = known.memory_bytes
-    return _Found(gpu=Gpu(name=name, memory_bytes=memory), price=setting.price)
+    sold = sold_with(setting.memory_gib, name)
+    if known is not None and sold.memory_bytes <= known.memory_bytes <= sold.most_bytes:
+        sold = replace(sold, memory_bytes=known.memory_bytes, sold_bytes=known.sold_bytes)
+    return _Found(gpu=sold, price=setting.price)

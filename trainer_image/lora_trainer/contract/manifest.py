@@ -26,7 +26,7 @@ from lora_trainer.contract.config import (
 from lora_trainer.contract.device_section import GpuSetting, read_device
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.lora_section import check_quantized, read_lora
-from lora_trainer.contract.scheduling_fields import check_names
+from lora_trainer.contract.scheduling_fields import check_names, selected_product
 from lora_trainer.contract.template_fields import read_arguments, read_template
 from lora_trainer.contract.training_section import or_default, read_training
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, Uri, UriError, parse_uri
@@ -123,7 +123,13 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
         lora=lora,
         quantization=quantization,
         training=read_training(spec.child("training"), strict=options.strict),
-        device=read_device(spec.child("resources"), options.gpus, allow_cpu=options.allow_cpu, strict=options.strict),
+        device=read_device(
+            spec.child("resources"),
+            options.gpus,
+            selected=selected_product(section),
+            allow_cpu=options.allow_cpu,
+            strict=options.strict,
+        ),
         checkpoint=_checkpoint(spec.child("checkpoint"), options),
         output=_output(spec.child("output", required=True), options),
         tracking=_tracking(spec.child("tracking"), options),

@@ -26,8 +26,9 @@ class RunPlan:
     micro-batch. `fits` is None where the estimate is too wide, or the device not known; where it is False, `reason` is
     the sentence that the run ends with. `pod_memory_bytes` is what `resources.memory` should be at least. `seconds` is
     the length of the training at an assumed share of the device's peak, `price` what its GPUs cost as long as that,
-    where the operator's settings say what one costs an hour. `reason` says in a sentence why it was chosen so; `spread`
-    is by how much, relatively, an estimate may be off for a family that is not known.
+    and `price_per_hour` what they cost an hour, where the operator's settings say what one does. Where layers could
+    not be counted, memory is that of the weights alone, and what depends on layers is 0. `reason` says in a sentence
+    why it was chosen so; `spread` is by how much, relatively, an estimate may be off for what is not known.
     """
 
     quantization: Quantization
@@ -48,6 +49,7 @@ class RunPlan:
     tokens_per_second: float | None = None
     seconds: int | None = None
     price: float | None = None
+    price_per_hour: float | None = None
     spread: float = 0.0
     reason: str
     alternatives: tuple[Alternative, ...] = ()

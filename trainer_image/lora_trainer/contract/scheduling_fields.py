@@ -1,11 +1,20 @@
 """The names of the fields by which pods find their nodes. Only a cluster reads their values."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from lora_trainer.contract.fields import Reader
 
 TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
 _OTHERS = ("nodeSelector", "priorityClassName")
+PRODUCT_LABEL = "nvidia.com/gpu.product"
+"""By which GPU feature discovery says which GPUs a node has."""
+
+
+def selected_product(spec: Mapping[str, Any]) -> str | None:
+    """The GPU whose nodes alone `scheduling.nodeSelector` takes. What is wrong there is not complained of here."""
+    scheduling = Reader(path="spec", document=spec, problems=[]).child("scheduling")
+    return scheduling.strings("nodeSelector").get(PRODUCT_LABEL)
 
 
 def check_names(section: Reader) -> None:

@@ -33,8 +33,8 @@ def must_shard(
     """Whether the base model has to be divided over the processes; `device_bytes` is None on a CPU.
 
     It is as the plan says, where that fits. Where there is none, or it may not fit, the weights alone decide: they may
-    take `WEIGHTS_SHARE` of a GPU. Raises `ConfigError` where it would have to be and cannot, `CudaOutOfMemoryError`
-    where even its parts do not fit.
+    take `WEIGHTS_SHARE` of a GPU, or all of it where they cannot be divided and may fit. Raises `ConfigError` where it
+    would have to be and cannot, `CudaOutOfMemoryError` where even its parts do not fit.
     """
     if device_bytes is None or processes == 1:
         return False
@@ -53,6 +53,9 @@ def must_shard(
         "lora.targetParameters is set": bool(lora.target_parameters),
     }
     reasons = [reason for reason, applies in unfit.items() if applies]
+    if reasons and plan is not None and plan.fits is None and weight_bytes <= device_bytes:
+        # Whole on each of them, as on one alone: to run out of memory is better than to be refused for a rule of thumb.
+        return False
     if reasons:
         raise ConfigError(
             f"{reasons[0]}: {size}, so that its weights must be divided over the GPUs, with which this does not go "

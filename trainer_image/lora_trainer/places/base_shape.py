@@ -15,9 +15,14 @@ CONFIG = "config.json"
 
 def shape_in(folder: Path, address: str) -> Shape:
     """The shape of the model in a folder. Raises `ConfigError` for files that cannot be read, and `ShapeError`."""
+    return counted(described(read_config(folder / CONFIG), CONFIG), parameters_in(folder, address))
+
+
+def parameters_in(folder: Path, address: str) -> int:
+    """How many numbers the files of weights in a folder hold. Raises `ConfigError` for those that cannot be read."""
     names = [path.name for path in folder.glob("*.safetensors")]
     stored = [entry for name in weight_files(folder, names) for entry in read_tensors(folder / name, address)]
-    return counted(described(read_config(folder / CONFIG), CONFIG), sum(entry.values for entry in stored))
+    return sum(entry.values for entry in stored)
 
 
 def read_config(path: Path) -> Mapping[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
+from lora_trainer.contract.fit.by_weights import plan_by_weights
+from lora_trainer.contract.fit.choice import refusal
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.fit.planning import plan_of
@@ -67,7 +69,7 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
         message=_sentence(config, found, filled=fill),
         preflight=found,
         plan=plan,
-        advice=before(config, found, plan, model.shape),
+        advice=before(config, found, plan if model.shape and model.adapter else None, model.shape),
     )
 
 
@@ -89,6 +91,9 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
         if shape.spread >= GUESSED:
             return _uncounted(headers, error)
         raise ConfigError(str(error)) from error
+    refused = refusal(config, shape)
+    if refused:
+        raise ConfigError(refused)
     for sentence in (*shape.doubts, *adapter.doubts, *adapter.notes):
         log.warning("%s", sentence)
     return Model(headers=headers, shape=shape, adapter=adapter)
@@ -96,7 +101,7 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
 
 def _uncounted(headers: ModelHeaders, error: ValueError) -> Model:
     """A guess is no reason to refuse: the training looks at the modules themselves."""
-    log.warning("the layers of the model are not known, so that nothing is planned: %s", one_sentence(error))
+    log.warning("the layers of the model are not known, but only its weights: %s", one_sentence(error))
     return Model(headers=headers, shape=None, adapter=None)
 
 
@@ -142,13 +147,14 @@ def check_output(config: TrainConfig, volumes: Volumes) -> OutputCheck:
     return OutputCheck.CHECKED
 
 
-def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan | None:
-    """What the run will take, None where that is not known.
+def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
+    """What the run will take, by the weights alone where the model's layers are not known.
 
     Raises `DoesNotFitError` where it is more than a device that is known has.
     """
     if model.shape is None or model.adapter is None:
-        return None
+        longest = rows.longest_tokens if rows.sampled is None else None
+        return plan_by_weights(config, model.headers.parameters, longest)
     plan = plan_of(
         config,
         model.shape,
@@ -157,6 +163,7 @@ def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan | No
         rows=rows.train_samples,
         learned_share=rows.target_tokens / rows.tokens,
         longest=rows.longest_tokens if rows.sampled is None else None,
+        p95=rows.p95_tokens,
     )
     if plan.fits is False and plan.device is not None:
         raise DoesNotFitError(plan.reason, plan)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
+from lora_trainer.contract.fit.by_weights import settled_by_weights
 from lora_trainer.contract.fit.devices import Gpu, found_gpu
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.reading import ShapeError
@@ -19,7 +20,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.options import check_options
 from lora_trainer.model.sharding import device_bytes
 from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import shape_in
+from lora_trainer.places.base_shape import parameters_in, shape_in
 from lora_trainer.ranks.collectives import Ranks
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,26 @@ def settle(
         plan = _plan(config, shape, stats, gpu)
     except (ShapeError, AdapterError, ConfigError) as error:
         log.warning("what the run takes is not estimated: %s", error)
-        return Settled(config=_quantized(config, Quantization.NONE), plan=None)
+        return Settled(config=_by_weights(config, base, device, gpu), plan=None)
     if plan.quantization is not config.quantization and not _possible(config, plan.quantization, base, device):
         plan = _plan(_quantized(config, Quantization.NONE), shape, stats, gpu)
     _log(config, plan)
     return Settled(config=_quantized(config, plan.quantization), plan=plan)
+
+
+def _by_weights(config: TrainConfig, base: Base, device: Device, gpu: Gpu | None) -> TrainConfig:
+    """Settled by the weights alone, if they can be read."""
+    if gpu is None or config.quantization is not Quantization.AUTO:
+        return _quantized(config, Quantization.NONE)
+    try:
+        parameters = parameters_in(base.folder, config.model.uri)
+    except ConfigError:
+        return _quantized(config, Quantization.NONE)  # whoever loads them says so
+    found, why = settled_by_weights(config, parameters, gpu)
+    if found is not Quantization.NONE and not _possible(config, found, base, device):
+        found = Quantization.NONE
+    log.info("quantization: %s, by the weights: %s", found.value, why)
+    return _quantized(config, found)
 
 
 def _gpu_of(device: Device) -> Gpu | None:

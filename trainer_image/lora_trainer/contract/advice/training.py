@@ -29,7 +29,7 @@ def _dropout_memory(facts: Facts) -> Values | None:
     if config.lora.dropout <= 0 or shape is None:
         return None
     recomputed = computing.recomputes
-    if recomputes(config, shape, cpu=computing.cpu) if recomputed is None else recomputed:
+    if recomputes(config, shape.parameters, cpu=computing.cpu) if recomputed is None else recomputed:
         return None
     try:
         adapter = plan_adapter(config.lora, shape)

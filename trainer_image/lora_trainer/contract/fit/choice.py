@@ -15,7 +15,7 @@ from lora_trainer.contract.config import (
     Variant,
 )
 from lora_trainer.contract.fit.adapter import Adapter
-from lora_trainer.contract.fit.devices import KNOWN, Gpu
+from lora_trainer.contract.fit.devices import KNOWN, Gpu, device_of
 from lora_trainer.contract.fit.limits import (
     CHECKPOINTING_FROM_PARAMETERS,
     CPU_TOKEN_BUDGET,
@@ -23,7 +23,6 @@ from lora_trainer.contract.fit.limits import (
     LARGEST_UNQUANTIZED_SHARE,
     READS_WEIGHTS,
     TOKEN_BUDGET,
-    WEIGHTS_SHARE,
 )
 from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory, main_memory
 from lora_trainer.contract.fit.names import matches
@@ -48,11 +47,14 @@ class Fit(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of the
-    tokens that is learned. `tokens` limits a micro-batch further, where an earlier plan did."""
+    """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of a
+    micro-batch's tokens that is `learned` at least. All of them may be, and are counted so; only what does not fit with
+    that share surely does not. `p95` is the length that 95 % of the rows do not exceed, None where not known. `tokens`
+    limits a micro-batch further, where an earlier plan did."""
 
     longest: int | None = None
     learned: float = 1.0
+    p95: int | None = None
     tokens: int | None = None
 
     def row(self, config: TrainConfig) -> int:
@@ -127,7 +129,7 @@ def setting_of(
     return Setting(
         quantization=quantization,
         recompute=recompute,
-        tokens=_tokens(config, longest, load.tokens, cpu=gpu is None),
+        tokens=micro_batch_tokens(config, longest, load.tokens, cpu=gpu is None),
         row=longest,
         packs=kernel and training.packing is Packing.ENABLED,
         cpu=gpu is None,
@@ -136,11 +138,10 @@ def setting_of(
         dora=config.lora.variant is Variant.DORA,
         # Pages that left the GPU are not counted on: they leave only when something else lacks memory.
         optimizer=Optimizer.ADAMW if training.optimizer is Optimizer.ADAMW else Optimizer.ADAMW_8BIT,
-        learned=load.learned,
     )
 
 
-def _tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -> int:
+def micro_batch_tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -> int:
     """Most tokens of a micro-batch: the budget, a longer row alone, and never more than a process's rows of a step."""
     training = config.training
     budget = CPU_TOKEN_BUDGET if cpu else TOKEN_BUDGET
@@ -151,12 +152,12 @@ def _tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -
     return min(max(budget, longest), rows * longest)
 
 
-def recomputes(config: TrainConfig, shape: Shape, *, cpu: bool) -> bool:
+def recomputes(config: TrainConfig, parameters: int, *, cpu: bool) -> bool:
     """Whether a run whose device is not known recomputes activations: where it is asked to, else if it is large."""
     wanted = config.training.activation_checkpointing
     if wanted is not ActivationCheckpointing.AUTO:
         return wanted is ActivationCheckpointing.FULL
-    return is_large(shape.parameters) and not cpu
+    return is_large(parameters) and not cpu
 
 
 def is_large(parameters: int) -> bool:
@@ -322,18 +323,18 @@ def _candidate(
     config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, share: float
 ) -> Candidate:
     memory = gpu_memory(shape, adapter, setting)
-    refusal = _refusal(config, shape, gpu, setting.quantization, weights=memory.weights)
+    refused = _refusal(config, shape, gpu, setting.quantization)
     found: Speed | None = speed(shape, adapter, setting, gpu, share=share)
     option = Option(
         quantization=setting.quantization,
         recompute=setting.recompute,
-        fit=Fit.REFUSED if refusal else _fit(memory.total, gpu, shape),
+        fit=Fit.REFUSED if refused else _fit(memory.total, gpu, shape),
         peak_bytes=memory.total,
         spare_bytes=int(FIT_SHARE * gpu.memory_bytes) - memory.total,
         tokens=setting.tokens,
         divided=setting.processes > 1,
         tokens_per_s=found.tokens_per_s * config.device.processes if found else None,
-        refusal=refusal,
+        refusal=refused,
     )
     return Candidate(setting=setting, memory=memory, option=option)
 
@@ -345,18 +346,25 @@ def _fit(peak: int, gpu: Gpu, shape: Shape) -> Fit:
     return Fit.TOO_LARGE if peak * (1 - shape.spread) > most else Fit.UNSURE
 
 
-def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantization, *, weights: int) -> str:
-    """What the trainer refuses whatever the memory."""
-    if config.training.precision is Precision.BF16 and not gpu.bf16:
-        return "training.precision is BF16: this GPU has no native bf16; use Auto or FP16"
+def refusal(config: TrainConfig, shape: Shape) -> str:
+    """Why the trainer would not begin a run, whatever the memory: a sentence, empty where it would."""
+    gpu = device_of(config.device)
+    found = [_refusal(config, shape, gpu, quantization) for quantization in asked(config, shape)]
+    return found[0] if all(found) else ""
+
+
+def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu | None, quantization: Quantization) -> str:
+    if config.training.precision is Precision.BF16 and gpu is not None and not gpu.bf16:
+        return f"training.precision is BF16: {gpu.name} has no native bf16; use Auto or FP16, or name other GPUs"
     if quantization is Quantization.NONE:
         return ""
     if shape.experts > LARGEST_UNQUANTIZED_SHARE * shape.parameters:
-        return "most of the weights are experts of a mixture, which are not quantized"
+        share = f"{shape.experts / shape.parameters:.0%} of the model's weights"
+        asks = f"quantization is {quantization.value}"
+        return f"{asks}: {share} are experts of a mixture, which are not quantized; use Auto or None"
     if config.lora.init.changes_base:
-        return f"lora.init is {config.lora.init.value}: it needs quantization None"
-    divided = config.device.processes > 1 and weights > WEIGHTS_SHARE * gpu.memory_bytes
-    return "quantized weights are not divided over GPUs" if divided else ""
+        return f"lora.init is {config.lora.init.value}: it goes with quantization None alone; use Auto or None"
+    return ""
 
 
 def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, share: float = SHARE) -> Option | None:
@@ -384,6 +392,6 @@ def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Set
     """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
     cpu = config.device.gpus == 0
     quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
-    recompute = recomputes(config, shape, cpu=cpu)
+    recompute = recomputes(config, shape.parameters, cpu=cpu)
     gpu = None if cpu else _REFERENCE
     return setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)

@@ -21,17 +21,24 @@ class DeviceError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU. `memory_bytes` is what its driver reports, `flops` the dense peak in 16 bits with fp32 accumulation a
-    second, `bandwidth` bytes a second; None where not known. `packs` says whether PyTorch has a kernel for packed rows
-    (compute capability 8.0 and more), `bf16` whether it computes in bf16 natively.
+    """A GPU. `memory_bytes` is what its driver reports; where only the size is known that it is sold with, this is
+    `sold_bytes`, and `memory_bytes` what its driver reports at least. `flops` is the dense peak in 16 bits with fp32
+    accumulation a second, `bandwidth` bytes a second; None where not known. `packs` says whether PyTorch has a kernel
+    for packed rows (compute capability 8.0 and more), `bf16` whether it computes in bf16 natively.
     """
 
     name: str
     memory_bytes: int
+    sold_bytes: int | None = None
     flops: float | None = None
     bandwidth: float | None = None
     packs: bool = True
     bf16: bool = True
+
+    @property
+    def most_bytes(self) -> int:
+        """What it may have at most, as far as that is known: only what needs more surely does not fit."""
+        return self.memory_bytes if self.sold_bytes is None else self.sold_bytes
 
 
 def _gpu(name: str, mib: int, teraflops: float, gigabytes: float, *, ampere: bool = True) -> Gpu:
@@ -125,6 +132,11 @@ def least_memory(gib: int) -> int:
     return (least_label(gib) + 1) * MIB
 
 
+def sold_with(gib: int, name: str) -> Gpu:
+    """A GPU of which only the size is known that it is sold with."""
+    return Gpu(name=name, memory_bytes=least_memory(gib), sold_bytes=gib * GIB)
+
+
 def by_product(name: str) -> Gpu | None:
     """The GPU that a driver calls so (`NVIDIA A100-SXM4-40GB`), or GPU feature discovery, with hyphens for blanks; a
     slice of one has the memory that its name says. None for any other, and for one that is shared in time."""
@@ -141,7 +153,7 @@ def slice_of(name: str) -> Gpu | None:
     found = None if name.lower().endswith(_SHARED) else _SLICE.search(name.lower())
     if found is None or not 1 <= int(found[1]) <= _MOST // GIB:
         return None
-    return Gpu(name=name.rpartition("/")[2], memory_bytes=least_memory(int(found[1])))
+    return sold_with(int(found[1]), name.rpartition("/")[2])
 
 
 def found_gpu(name: str, memory_bytes: int, capability: tuple[int, int]) -> Gpu:
@@ -152,7 +164,7 @@ def found_gpu(name: str, memory_bytes: int, capability: tuple[int, int]) -> Gpu:
     if known is None:
         return Gpu(name=name, memory_bytes=memory_bytes, packs=ampere, bf16=ampere)
     near = abs(known.memory_bytes - memory_bytes) <= _NEAR * known.memory_bytes
-    return known if near else replace(known, memory_bytes=memory_bytes)
+    return known if near else replace(known, memory_bytes=memory_bytes, sold_bytes=None)
 
 
 def device_of(config: DeviceConfig) -> Gpu | None:
@@ -161,4 +173,9 @@ def device_of(config: DeviceConfig) -> Gpu | None:
         return None
     name = config.gpu or f"{config.gpu_memory_bytes / GIB:.1f} GiB"
     known = by_product(name) or next((gpu for gpu in KNOWN if gpu.name == name), Gpu(name=name, memory_bytes=0))
-    return replace(known, memory_bytes=config.gpu_memory_bytes)
+    return replace(known, memory_bytes=config.gpu_memory_bytes, sold_bytes=config.gpu_sold_bytes)
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / GIB:.1f} GiB"

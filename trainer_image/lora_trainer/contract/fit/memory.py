@@ -17,7 +17,7 @@ _QUANTIZED, _DOUBLE_QUANTIZED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 such scales (arXiv 2305.14314, section 3)."""
 _SMALLEST_8BIT = 4096
 """Tensors of fewer values keep an optimizer's state in fp32 (bitsandbytes, `min_8bit_size`)."""
-_CPU_LIBRARIES, _GPU_LIBRARIES = 1_300_000_000, 4_000_000_000
+CPU_LIBRARIES, GPU_LIBRARIES = 1_300_000_000, 4_000_000_000
 """Resident set of Python with PyTorch, Transformers, PEFT: measured on a CPU; with CUDA a rule of thumb."""
 
 
@@ -57,7 +57,7 @@ def gpu_memory(shape: Shape, adapter: Adapter, setting: Setting) -> Memory:
         copies=round(moment.copies),
         activations=round(moment.activations),
         working=round(moment.working),
-        constant=_CPU_LIBRARIES if setting.cpu else CONTEXT_BYTES,
+        constant=CPU_LIBRARIES if setting.cpu else CONTEXT_BYTES,
     )
 
 
@@ -69,7 +69,7 @@ def main_memory(shape: Shape, adapter: Adapter, setting: Setting, *, processes: 
     """
     if setting.cpu:
         return gpu_memory(shape, adapter, setting).total
-    return _GPU_LIBRARIES * processes + 12 * adapter.parameters
+    return GPU_LIBRARIES * processes + 12 * adapter.parameters
 
 
 def base_bytes(

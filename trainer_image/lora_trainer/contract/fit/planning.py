@@ -15,17 +15,16 @@ from lora_trainer.contract.fit.choice import (
     presumed,
     quantizes,
 )
-from lora_trainer.contract.fit.devices import Gpu, device_of
+from lora_trainer.contract.fit.devices import Gpu, device_of, gib
 from lora_trainer.contract.fit.limits import FIT_SHARE
 from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
-from lora_trainer.contract.fit.remedies import remedies
+from lora_trainer.contract.fit.remedies import LABELS, remedies
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.fit.speed import SHARE
 from lora_trainer.contract.run_plan import Alternative, RunPlan
 
 MOST_ALTERNATIVES = 5
 CPU = "cpu"
-_GIB = 2**30
 
 
 def plan_of(
@@ -37,25 +36,31 @@ def plan_of(
     rows: int | None = None,
     learned_share: float = 1.0,
     longest: int | None = None,
+    p95: int | None = None,
     gpu: Gpu | None = None,
     micro_batch_tokens: int | None = None,
     share: float = SHARE,
 ) -> RunPlan:
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
-    `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of the tokens
-    that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `share` of the GPU's peak what
-    times assume. `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan,
-    too, with `fits` False and the sentence as its `reason`.
+    `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of all tokens
+    that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `p95` what 95 % of the rows
+    have at most, `share` of the GPU's peak what times assume. `micro_batch_tokens` limits a micro-batch as an earlier
+    plan did. Total: what does not fit has a plan, too, with `fits` False and the sentence as its `reason`.
     """
-    shape, load = doubtful(shape, adapter), Load(longest=longest, learned=learned_share, tokens=micro_batch_tokens)
+    shape, load = doubtful(shape, adapter), Load(longest=longest, p95=p95, tokens=micro_batch_tokens)
+    if tokens is not None and rows:
+        # Some row has at least as many learned tokens as all have in the mean, and may be the longest.
+        load = replace(load, learned=learned_share * min(1.0, tokens / rows / load.row(config)))
     gpu = gpu or device_of(config.device)
     if config.device.gpus == 0 or gpu is None:
         return _without_gpu(config, shape, adapter, load)
     chosen = choose(config, shape, adapter, gpu, load=load, share=share)
     plan = _plan(config, shape, adapter, chosen.setting, chosen.memory, load=load)
     seconds = _seconds(config, chosen.option, tokens=tokens, rows=rows)
-    fits = fits_surely(chosen.option, gpu, shape)
+    fits = fits_surely(chosen, shape, adapter, gpu, load)
+    each = config.device.gpu_price
+    hourly = None if each is None else each * config.device.processes
     return replace(
         plan,
         device=gpu.name,
@@ -63,7 +68,8 @@ def plan_of(
         fits=fits,
         tokens_per_second=chosen.option.tokens_per_s,
         seconds=seconds,
-        price=_price(config, seconds),
+        price=None if hourly is None or seconds is None else round(hourly * seconds / 3600, 2),
+        price_per_hour=hourly,
         reason=_reason(config, shape, adapter, gpu, chosen, load=load, fits=fits),
         alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share))[
             :MOST_ALTERNATIVES
@@ -84,7 +90,7 @@ def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load
         plan,
         quantization=config.quantization,
         reason="nothing tells the GPU's memory, so that what is Auto is settled on the GPU that the training finds: "
-        "set resources.gpuMinMemoryGiB or resources.gpuProducts to know before",
+        f"set resources.gpuMinMemoryGiB or resources.gpuProducts to know before, {LABELS}",
     )
 
 
@@ -110,14 +116,19 @@ def _plan(
     )
 
 
-def fits_surely(option: Option, gpu: Gpu, shape: Shape) -> bool | None:
-    """False only where even the lower end of the estimate is above all of the memory, and the family is known; None
-    where it may fit."""
-    if option.fit is Fit.FITS:
+def fits_surely(chosen: Candidate, shape: Shape, adapter: Adapter, gpu: Gpu, load: Load) -> bool | None:
+    """False only where even the lower end of the estimate is above all of the memory that the GPU may have, and the
+    family is known; None where it may fit."""
+    if chosen.option.fit is Fit.FITS:
         return True
-    least = option.peak_bytes * (1 - shape.spread)
-    refused = option.fit is Fit.REFUSED or shape.spread >= GUESSED
-    return None if refused or least <= gpu.memory_bytes else False
+    left_open = chosen.option.fit is Fit.REFUSED or shape.spread >= GUESSED
+    return None if left_open or _least(chosen, shape, adapter, load) <= gpu.most_bytes else False
+
+
+def _least(chosen: Candidate, shape: Shape, adapter: Adapter, load: Load) -> float:
+    """Bytes of the lower end of the estimate, with as few learned tokens as there may be at once."""
+    few = gpu_memory(shape, adapter, replace(chosen.setting, learned=load.learned))
+    return few.total * (1 - shape.spread)
 
 
 def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: int | None) -> int | None:
@@ -132,13 +143,6 @@ def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: i
     return round(training.max_steps * training.effective_batch_size * tokens / rows / option.tokens_per_s)
 
 
-def _price(config: TrainConfig, seconds: int | None) -> float | None:
-    device = config.device
-    if device.gpu_price is None or seconds is None:
-        return None
-    return round(device.gpu_price * device.processes * seconds / 3600, 2)
-
-
 def _reason(
     config: TrainConfig,
     shape: Shape,
@@ -151,12 +155,15 @@ def _reason(
 ) -> str:
     """Why it is so, or why it cannot be."""
     option = chosen.option
-    where = f"{gpu.name} has {gib(gpu.memory_bytes)}"
     if option.refusal:
         return option.refusal
     if fits is False:
         found = remedies(config, shape, gpu, load)
-        return f"the run needs at least {gib(option.peak_bytes)} of a GPU's memory, and {where}: {found}"
+        on_each = config.device.processes > 1 and option.quantization is not Quantization.NONE
+        least = gib(_least(chosen, shape, adapter, load))
+        needs = f"{least} of a GPU's memory{', each with the quantized base' if on_each else ''}"
+        has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
+        return f"the run needs at least {needs}, and {gpu.name} {has}: {found}"
     way = _way(chosen.setting)
     room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"
     if fits is None:
@@ -190,17 +197,13 @@ def _alternatives(
             manner = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
             training = replace(config.training, activation_checkpointing=manner)
             other = replace(config, quantization=quantization, training=training)
-            option = choose(other, shape, adapter, gpu, load=load, share=share).option
+            found = choose(other, shape, adapter, gpu, load=load, share=share)
+            option = found.option
             if option.fit is Fit.REFUSED or (quantization is not Quantization.NONE and not quantizes(config, shape)):
                 continue
             yield Alternative(
                 change=f"quantization: {quantization.value}, training.activationCheckpointing: {manner.value}",
                 peak_bytes=option.peak_bytes,
-                fits=fits_surely(option, gpu, shape),
+                fits=fits_surely(found, shape, adapter, gpu, load),
                 tokens_per_second=option.tokens_per_s,
             )
-
-
-def gib(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / _GIB:.1f} GiB"
