@@ -76,10 +76,12 @@ class Hub:
             },
         )
 
-    def download(self, uri: HubUri, repository: Repository, wanted: Sequence[str]) -> Path:
+    def download(self, uri: HubUri, repository: Repository, wanted: Sequence[str], *, complete: bool = True) -> Path:
         """Fetch `wanted` files of the commit into the cache; the folder that holds them. Raises as `repository`.
 
-        Access is checked with this run's token also where everything is cached: another run may have filled the cache.
+        If they are `complete`, all that a run needs, the cache notes the commit as what the revision is at, for those
+        who load it without asking. Access is checked with this run's token also where everything is cached: another run
+        may have filled the cache.
         """
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
 
@@ -103,7 +105,8 @@ class Hub:
             )
 
         folder = Path(self.call(uri, role, fetch))
-        self.call(uri, role, lambda: self._remember(uri, repository))
+        if complete:
+            self.call(uri, role, lambda: self._remember(uri, repository))
         return folder
 
     def remote_file(self, uri: HubUri, repository: Repository, name: str) -> RemoteFile:

@@ -85,7 +85,7 @@ def _of_claim(uri: ClaimUri, volumes: Volumes) -> ModelHeaders:
 def _of_hub(uri: HubUri, hub: Hub, wanted: Callable[[Sequence[str]], Sequence[str]]) -> ModelHeaders:
     repository = hub.repository(uri, Role.MODEL)
     names = model_files(repository.files, str(uri))
-    folder = hub.download(uri, repository, wanted(names))
+    folder = hub.download(uri, repository, wanted(names), complete=False)
     found = _Found(folder=folder, names=names, name=uri.repo, revision=repository.commit, address=str(uri))
     return _look(found, lambda name: hub.remote_file(uri, repository, name))
 
