@@ -127,7 +127,8 @@ class Hub:
             except Exception as error:  # as in `call`, but each request is tried several times already
                 raise explain_hub(error, uri, role) from error
 
-        return RemoteFile(size_bytes=found.size or 0, read=read)
+        large = repository.large.get(name)
+        return RemoteFile(size_bytes=large.size_bytes if large else found.size, read=read)
 
     @property
     def offline(self) -> bool:
