@@ -121,6 +121,22 @@ def test_rows_that_take_too_much_memory_are_left_out(
     assert "1 rows of more than 100 characters were not tokenized" in caplog.text
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 1)
     assert count_rows(samples, encoder, 42) == exact
+    monkeypatch.setattr(row_facts, "MOST_CHARACTERS", 4)
+    with pytest.raises(DatasetError, match=r"^each of 40 rows has more than 4 characters.*spec\.preflight to Skip$"):
+        count_rows(samples, encoder, 42)
+
+
+def test_conversations_of_very_many_answers_are_left_out(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that comes before each answer is rendered once more."""
+    turns = [{"role": role, "content": "winds"} for role in ("user", "assistant")]
+    rows = [{"messages": turns * (90 if n == 5 else 2)} for n in range(40)]
+    samples = samples_of(tmp_path, rows, validationFraction="0")
+    monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 1000)
+    facts = count_rows(samples, encoder, 42)
+    assert facts.sampled == 39
+    assert "1 rows of more than 1,000 characters were not tokenized" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ No token is kept, so that any number of rows takes little memory and no disk.
 """
 
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -17,10 +16,11 @@ from lora_trainer.data.chosen_rows import parsed_rows
 from lora_trainer.data.counts import Counts, Found, check
 from lora_trainer.data.encoding import Batch, batches, encode_batches
 from lora_trainer.data.first_row import show_row
-from lora_trainer.data.formats import Sample, size
+from lora_trainer.data.formats import Sample, is_larger
 from lora_trainer.data.store import LEARNED, Block
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import DatasetError
 from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ MOST_BYTES = 2**30
 LONGEST_CHARACTERS = 2**20
 """Of a row that is tokenized here, and of several at a time: a fast tokenizer takes about 160 bytes a character while
 it works on it, and the pod has 1 GiB, of which the libraries take a third."""
+
+MOST_CHARACTERS = 3 * 2**20
+"""The same where no row is shorter: half a GiB, and nothing else at that time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,8 +86,13 @@ def count_rows(samples: Samples, encoder: Encoder, seed: int, *, most_rows: int 
     parts = [_drawn(part, wanted / rows, seed) for part in samples.parts] if rows > wanted else list(samples.parts)
     tally, left_out = _tally(samples, parts, encoder, LONGEST_CHARACTERS)
     if not tally.training:
-        # No row is short enough: as much memory as they take is what the training takes, too.
-        tally, left_out = _tally(samples, parts, encoder, sys.maxsize)
+        tally, left_out = _tally(samples, parts, encoder, MOST_CHARACTERS)
+    if not tally.training and left_out:
+        raise DatasetError(
+            f"each of {left_out} rows has more than {MOST_CHARACTERS:,} characters, or very many answers, and takes "
+            "more memory to count than there is before a training: split them into shorter rows, or set "
+            "spec.preflight to Skip"
+        )
     sampled = rows > wanted or left_out > 0
     found = Found(
         training=sum(map(len, tally.lengths)),
@@ -132,7 +140,7 @@ def _tally(samples: Samples, parts: list[Part], encoder: Encoder, longest: int) 
     def short(rows: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
         nonlocal left_out
         for number, sample in rows:
-            if size(sample) > longest:
+            if is_larger(sample, longest):
                 left_out += 1
             else:
                 yield number, sample
