@@ -75,7 +75,7 @@ def test_long_conversations_come_in_small_batches(monkeypatch: pytest.MonkeyPatc
 def test_what_is_tokenized_at_once_is_bounded(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many texts a conversation becomes; the tokens are the same, and what was cut is not kept."""
     encoder = Encoder(encoder.tokenizer, LossOn.COMPLETION, 60, list(encoder.stop_ids), Chosen(text=REWRITES))
-    samples = [talk(6), talk(1), PlainText(where="y", text="winds " * 80), talk(3)]
+    samples: list[Sample] = [talk(6), talk(1), PlainText(where="y", text="winds " * 80), talk(3)]
     whole = Block.of(encoder.encode_all(samples))
     groups: list[tuple[int, int]] = []
     tokenize = Boundaries.tokenize
