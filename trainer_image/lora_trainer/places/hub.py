@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import TransientError
 from lora_trainer.places import network
-from lora_trainer.places.hub_cache import LargeFile, fetch_large, opened
+from lora_trainer.places.hub_cache import LargeFile, blob_or_partial, fetch_large, opened
 from lora_trainer.places.hub_errors import explain_hub, retry_after_s
 from lora_trainer.places.network import ATTEMPTS, RemoteFile, read_part
 from lora_trainer.places.roles import Role
+from lora_trainer.places.room import check_room
 
 T = TypeVar("T")
 
@@ -89,6 +90,10 @@ class Hub:
         if self.offline:
             return self._storage(repository.repo, role) / "snapshots" / repository.commit
         self._check_access(uri, repository, wanted[0])
+        storage = self._storage(repository.repo, role)
+        large = [repository.large[name] for name in wanted if name in repository.large]
+        begun = [(blob_or_partial(storage, file), file.size_bytes) for file in large]
+        check_room(storage, begun, f"{role.field} is {uri}")
         for name in wanted:
             if name in repository.large:
                 self._fetch_large(uri, repository, name)
