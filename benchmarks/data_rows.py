@@ -1,22 +1,24 @@
 """What reading a large data set costs: rows per second, and the resident set of the process that reads it.
 
-    .venv/bin/python benchmarks/data_rows.py [--rows 1000000] [--text] [--model FOLDER]
+    .venv/bin/python benchmarks/data_rows.py [--rows 1000000] [--text | --preflight] [--model FOLDER]
 
 Writes a Parquet file of generated chats (with --text of lines of some fifteen tokens), then reads, checks, splits and
 encodes it in processes of its own, as a run does before its training, with the tokenizer of the model in FOLDER
 (SmolLM2-135M-Instruct, which `make test` fetches). Prints the resident set over time, of which what is mapped from
-files can be taken back by the kernel, and the totals.
+files can be taken back by the kernel, and the totals. With --preflight the file is JSONL of chats of some 2 KB, read as
+by a preflight in a process without PyTorch; --counted bounds the rows that are tokenized.
 """
 
 import argparse
 import contextlib
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY / "trainer_image")]
 
 from hub.model import cache_root, ensure_model
+from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.data.dataset import encode
+from lora_trainer.data.row_facts import MOST_ROWS, count_rows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.places.base import open_folder
@@ -50,22 +54,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--text", action="store_true", help="short lines of text instead of chats")
+    parser.add_argument("--preflight", action="store_true", help="JSONL, checked and counted as before a training")
+    parser.add_argument("--counted", type=int, default=MOST_ROWS)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     model = options.model or ensure_model(cache_root())
     if options.read is not None:
-        read(options.read, model)
+        if options.preflight:
+            count(options.read, model, options.counted)
+        else:
+            read(options.read, model)
+        print(f"largest resident set {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB", flush=True)
         return
     print(f"machine: {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory(prefix="data-rows-") as folder:
         started = time.monotonic()
-        path = Path(folder) / "claims/data/train.parquet"
+        form = "jsonl" if options.preflight else "parquet"
+        path = Path(folder) / f"claims/data/train.{form}"
         path.parent.mkdir(parents=True)
-        write(path, options.rows, text_table if options.text else chat_table)
+        if options.preflight:
+            write_lines(path, options.rows)
+        else:
+            write(path, options.rows, text_table if options.text else chat_table)
         size = path.stat().st_size / 2**20
-        print(f"{options.rows:,} rows in {size:,.0f} MiB of Parquet, written in {time.monotonic() - started:.0f} s\n")
-        watch(Path(folder), model, options.rows)
+        print(f"{options.rows:,} rows in {size:,.0f} MiB of {form}, written in {time.monotonic() - started:.0f} s\n")
+        more = ["--preflight", "--counted", str(options.counted)] if options.preflight else []
+        watch(Path(folder), model, options.rows, more)
 
 
 def write(path: Path, rows: int, table_of: Callable[[np.random.Generator, range], pa.Table]) -> None:
@@ -75,6 +90,19 @@ def write(path: Path, rows: int, table_of: Callable[[np.random.Generator, range]
         for start in range(0, rows, _GROUP_ROWS):
             numbers = range(start, min(start + _GROUP_ROWS, rows))
             writer.write_table(table_of(random, numbers), row_group_size=10_000)
+
+
+def write_lines(path: Path, rows: int) -> None:
+    """A file of JSONL with chats of some 2 KB, a thousand different ones with the row's number before each turn."""
+    random = np.random.Generator(np.random.PCG64(1))
+    chats = [(sentence(random, 40), sentence(random, 330)) for _ in range(1000)]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            question, answer = chats[number % len(chats)]
+            file.write(
+                f'{{"messages": [{{"role": "user", "content": "{number} {question}?"}}, '
+                f'{{"role": "assistant", "content": "{number} {answer}."}}]}}\n'
+            )
 
 
 def chat_table(random: np.random.Generator, numbers: range) -> pa.Table:
@@ -100,10 +128,20 @@ def sentence(random: np.random.Generator, words: int) -> str:
     return " ".join(WORDS[i] for i in random.integers(0, len(WORDS), random.integers(words // 2, words * 3 // 2)))
 
 
-def watch(folder: Path, model: Path, rows: int) -> None:
+def watch(folder: Path, model: Path, rows: int, more: Sequence[str] = ()) -> None:
     """Run the reading process and print its resident set while it goes on."""
     started = time.monotonic()
-    command = [sys.executable, str(Path(__file__)), "--read", str(folder), "--model", str(model), "--rows", str(rows)]
+    command = [
+        sys.executable,
+        str(Path(__file__)),
+        "--read",
+        str(folder),
+        "--model",
+        str(model),
+        "--rows",
+        str(rows),
+        *more,
+    ]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "TMPDIR": str(folder)}
     print("| seconds | resident set, MiB | of it own memory | of it mapped files |\n|---|---|---|---|")
     with subprocess.Popen(command, env=environment) as process:
@@ -142,11 +180,11 @@ def children(number: int) -> list[int]:
     return []
 
 
-def read(folder: Path, model: Path) -> None:
-    """What a run does with its data before its training."""
+def configuration(form: str) -> TrainConfig:
+    """Of a run on the claim, with the defaults of a manifest."""
     spec: dict[str, Any] = {
         "model": {"uri": "pvc://models/m"},
-        "dataset": {"uri": "pvc://data/train.parquet"},
+        "dataset": {"uri": f"pvc://data/train.{form}"},
         "output": {"uri": "pvc://adapters/out"},
     }
     document = {
@@ -155,7 +193,29 @@ def read(folder: Path, model: Path) -> None:
         "metadata": {"name": "rows"},
         "spec": spec,
     }
-    config = train_config(document, RunOptions(uid="u", allow_cpu=True, strict=True))
+    return train_config(document, RunOptions(uid="u", allow_cpu=True, strict=True))
+
+
+def count(folder: Path, model: Path, most_rows: int) -> None:
+    """What a preflight does with the data of a run."""
+    # None is what Python takes for a module that is not there: the preflight's image has none of them.
+    sys.modules.update(dict.fromkeys(("torch", "peft", "bitsandbytes", "accelerate")))
+    config = configuration("jsonl")
+    training = config.training
+    encoder = load_encoder(open_folder(model), training.loss_on, training.max_sequence_length)
+    started = time.monotonic()
+    samples = load_samples(config, Volumes(claims=folder / "claims"), Hub())
+    checked = time.monotonic()
+    print(f"checked and split in {checked - started:.0f} s", flush=True)
+    facts = count_rows(samples, encoder, training.seed, most_rows=most_rows)
+    seconds = time.monotonic() - checked
+    counted = facts.sampled or facts.train_samples + facts.validation_samples
+    print(f"{counted:,} rows counted in {seconds:.0f} s, {counted / seconds:,.0f} a second: {facts}", flush=True)
+
+
+def read(folder: Path, model: Path) -> None:
+    """What a run does with its data before its training."""
+    config = configuration("parquet")
     encoder = load_encoder(open_folder(model), config.training.loss_on, config.training.max_sequence_length)
     started = time.monotonic()
     samples = load_samples(config, Volumes(claims=folder / "claims"), Hub())

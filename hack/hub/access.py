@@ -78,6 +78,17 @@ def refusal(restriction: Restriction | None, repo: str, token: str | None, *, fo
     return Refusal(status=HTTPStatus.FORBIDDEN, code="GatedRepo", message=message)
 
 
+def check_reader(
+    restrictions: RepoRestrictions, key: str, token: str | None, *, is_there: bool, for_content: bool
+) -> None:
+    """Refuse unless the repository of `key` ("models/<org>/<name>") exists and `token` may read that much of it."""
+    refused = refusal(restrictions.get(key), key.partition("/")[2], token, for_content=for_content)
+    if refused is None and not is_there:
+        refused = unknown_repository(token)
+    if refused is not None:
+        raise RefusedError(refused)
+
+
 def read_restrictions(file: Path) -> RepoRestrictions:
     """Read `{"models/acme/secret": {"visibility": "gated", "tokens": ["hf_..."]}}`."""
     restrictions: RepoRestrictions = {}

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
     from localcluster.console import Console
 
-SOURCES = ("__init__.py", "access.py", "answers.py", "faults.py", "repositories.py", "server.py", "uploads.py")
+SOURCES = (
+    "__init__.py",
+    "access.py",
+    "answers.py",
+    "faults.py",
+    "repositories.py",
+    "server.py",
+    "uploads.py",
+    "writing.py",
+)
 FOLDER = Path(__file__).parent
 HUB = Image(
     name="hub-stand-in",

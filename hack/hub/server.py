@@ -25,11 +25,9 @@ from hub.access import (
     Refusal,
     RefusedError,
     RepoRestrictions,
-    Restriction,
+    check_reader,
     invalid_credentials,
     read_restrictions,
-    refusal,
-    unknown_repository,
 )
 from hub.answers import (
     ByteRange,
@@ -42,7 +40,8 @@ from hub.answers import (
 )
 from hub.faults import Fault, Faults, parse_faults
 from hub.repositories import Kind, RepoFile, Repositories, Revision
-from hub.uploads import BATCH_PATH, PART_PATH, WRITE_PATH, Uploads, Writers, check_writer, who_am_i
+from hub.uploads import Uploads
+from hub.writing import WriteRequest, Writers, Writing, who_am_i
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -68,8 +67,8 @@ class HubServer:
         """Bind the socket (port 0: any free one); nothing is answered before start() or serve_forever()."""
         self.repositories = Repositories(root)
         self.restrictions = restrictions if restrictions is not None else {}
-        self.writers = writers if writers is not None else {}
         self.uploads = Uploads(root=root, repositories=self.repositories)
+        self.writing = Writing(uploads=self.uploads, writers=writers or {}, restrictions=self.restrictions)
         self.faults = Faults()
         self._requests: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -206,10 +205,15 @@ class _Handler(BaseHTTPRequestHandler):
         invalid = invalid_credentials(self._token())
         if invalid is not None:
             raise RefusedError(invalid)
-        if self.command in {"POST", "PUT"} and self._written(raw_path):
-            return
+        hub = self.server.hub
+        if self.command in {"POST", "PUT"}:
+            request = WriteRequest(path=raw_path, token=self._token(), body=self._body, base=hub.url)
+            answer = hub.writing.answer(request)
+            if answer is not None:
+                self._send_json(answer.content, status=answer.status, headers=answer.headers)
+                return
         if raw_path == "/api/whoami-v2":
-            self._send_json(who_am_i(self.server.hub.writers, self._token()))
+            self._send_json(who_am_i(hub.writing.writers, self._token()))
         elif (found := API_PATH.fullmatch(raw_path)) is not None:
             kind: Kind = "models" if found.group(1) == "models" else "datasets"
             self._describe(kind, unquote(found.group(2)), found.group(3) or "", found.group(4) or "")
@@ -221,65 +225,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             raise RefusedError(Refusal(status=HTTPStatus.NOT_FOUND, code="", message="Sorry, we can't find the page"))
 
-    def _written(self, raw_path: str) -> bool:
-        """Answer a request that writes, or of what is going to be written; False: it is none."""
-        hub = self.server.hub
-        if raw_path == "/api/validate-yaml":
-            self._send_json({"errors": [], "warnings": []})
-        elif raw_path == "/api/repos/create":
-            self._create(json.loads(self._body))
-        elif (found := WRITE_PATH.fullmatch(raw_path)) is not None:
-            repo = unquote(found.group(1))
-            self._check("models", repo, for_content=True)
-            check_writer(hub.writers, self._token(), repo)
-            if found.group(2) == "preupload":
-                self._send_json(hub.uploads.modes(repo, json.loads(self._body)["files"]))
-            else:
-                commit = hub.uploads.commit(repo, self._body.splitlines())
-                self._send_json(
-                    {"success": True, "commitOid": commit, "commitUrl": f"{hub.url}/{repo}/commit/{commit}"}
-                )
-        elif (found := BATCH_PATH.fullmatch(raw_path)) is not None:
-            check_writer(hub.writers, self._token(), unquote(found.group(1)))
-            self._send_json(hub.uploads.batch(hub.url, json.loads(self._body)["objects"]))
-        elif (found := PART_PATH.fullmatch(raw_path)) is not None:
-            # The real Hub hands out signed addresses of its storage: no token is sent there.
-            if found.group(2) is None:
-                hub.uploads.complete(found.group(1))
-                self._send_json({})
-            else:
-                etag = hub.uploads.put_part(found.group(1), int(found.group(2)), self._body)
-                self._send_json({}, headers={"ETag": f'"{etag}"'})
-        else:
-            return False
-        return True
-
-    def _create(self, wish: dict[str, str]) -> None:
-        hub = self.server.hub
-        repo = f"{wish['organization']}/{wish['name']}"
-        check_writer(hub.writers, self._token(), repo)
-        record = {"url": f"{hub.url}/{repo}", "name": repo}
-        if not hub.uploads.create(repo):
-            self._send_json(record | {"error": "You already created this model repo"}, status=HTTPStatus.CONFLICT)
-            return
-        if wish.get("visibility") == "private" or wish.get("private"):
-            hub.restrictions[f"models/{repo}"] = Restriction(
-                visibility="private", tokens=frozenset({str(self._token())})
-            )
-        self._send_json(record)
-
     def _token(self) -> str | None:
         scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
         return token if scheme == "Bearer" and token else None
 
     def _check(self, kind: Kind, repo: str, *, for_content: bool) -> None:
         """Refuse unless the repository exists and this request's token may read that much of it."""
-        token = self._token()
-        refused = refusal(self.server.hub.restrictions.get(f"{kind}/{repo}"), repo, token, for_content=for_content)
-        if refused is None and not self.server.hub.repositories.revisions(kind, repo):
-            refused = unknown_repository(token)
-        if refused is not None:
-            raise RefusedError(refused)
+        hub = self.server.hub
+        is_there = bool(hub.repositories.revisions(kind, repo))
+        check_reader(hub.restrictions, f"{kind}/{repo}", self._token(), is_there=is_there, for_content=for_content)
 
     def _revision(self, kind: Kind, repo: str, name: str) -> Revision:
         revision = self.server.hub.repositories.find(kind, repo, name or "main")

@@ -1,12 +1,11 @@
-"""The part of the Hub that is written to: new repositories, large files in parts, commits that are made as a whole.
+"""Content on its way into the Hub: new repositories, large files in parts, commits that are made as a whole.
 
-Who may write is told by `Writers`. Large files wait below `ROOT/.uploads` until a commit takes them.
+Large files wait below `ROOT/.uploads` until a commit takes them.
 """
 
 import base64
 import hashlib
 import json
-import re
 import shutil
 import threading
 from collections.abc import Iterable
@@ -17,32 +16,8 @@ from pathlib import Path
 from hub.access import Refusal, RefusedError, unknown_repository
 from hub.repositories import LFS_SIZE_BYTES, LFS_SUFFIXES, Repositories
 
-WRITE_PATH = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/[^/]+")
-BATCH_PATH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
-PART_PATH = re.compile(r"/lfs/([0-9a-f]+)/(?:part/(\d+)|complete)")
 PART_BYTES = 1024 * 1024
 """The Hub's parts are larger; small ones let a test lose one of several."""
-
-Writers = dict[str, frozenset[str]]
-"""Token to the organisations whose repositories it may create and write; an empty set: it may read only."""
-
-
-def check_writer(writers: Writers, token: str | None, repo: str) -> None:
-    """Refuse a token that may not write to `repo` ("org/name")."""
-    if token is None or token not in writers:
-        raise RefusedError(Refusal(status=HTTPStatus.UNAUTHORIZED, code="", message="Invalid username or password."))
-    if repo.partition("/")[0] not in writers[token]:
-        message = f'Forbidden: you don\'t have the rights to write to "{repo}".'
-        raise RefusedError(Refusal(status=HTTPStatus.FORBIDDEN, code="", message=message))
-
-
-def who_am_i(writers: Writers, token: str | None) -> dict[str, object]:
-    """Describe the owner of a token."""
-    if token is None or token not in writers:
-        raise RefusedError(Refusal(status=HTTPStatus.UNAUTHORIZED, code="", message="Invalid username or password."))
-    organisations = [{"name": name, "roleInOrg": "write"} for name in sorted(writers[token])]
-    role = "write" if writers[token] else "read"
-    return {"type": "user", "name": "tester", "orgs": organisations, "auth": {"accessToken": {"role": role}}}
 
 
 @dataclass(kw_only=True)

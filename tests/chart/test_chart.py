@@ -18,6 +18,7 @@ from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm/lora-finetune-operator"
+SMALL_NODES: Any = {"nodeSelector": {"pool": "small"}, "tolerations": [{"key": "team", "operator": "Exists"}]}
 
 
 def test_lint_is_clean_when_it_is_strict(helm: Any) -> None:
@@ -171,7 +172,7 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         watch={"namespaces": ["team-a"]},
         imagePullSecrets=[{"name": "registry"}],
         trainer={"image": {"tag": "v1", "pullPolicy": "Always"}, "serviceAccountName": "trainer"},
-        preflight={"image": {"repository": "registry.example.com/preflight"}},
+        preflight={"image": {"repository": "registry.example.com/preflight"}, **SMALL_NODES},
         config={
             "hubEndpoint": "http://hub:8000",
             "allowCPU": True,
@@ -229,6 +230,8 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         cache_claim="lora-cache",
         preflight_cpu="500m",
         preflight_memory="1Gi",
+        preflight_node_selector=SMALL_NODES["nodeSelector"],
+        preflight_tolerations=tuple(SMALL_NODES["tolerations"]),
         gpus=(GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.2),),
         require_rendered_image=True,
         stall_timeout_s=900,

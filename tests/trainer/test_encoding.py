@@ -1,5 +1,6 @@
 """Rows encoded by several processes: the same tokens in the same order, and the same errors."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -7,12 +8,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from lora_trainer.data import encoding
+from lora_trainer.contract.config import LossOn
+from lora_trainer.data import encoding, tokens
+from lora_trainer.data.boundaries import Boundaries, Tokens
+from lora_trainer.data.chat import Text
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.encoding import Batch, batches, encode_batches
-from lora_trainer.data.formats import Conversation, PlainText, Sample
+from lora_trainer.data.formats import Conversation, PlainText, Sample, rendered_size, size
 from lora_trainer.data.messages import Message
+from lora_trainer.data.store import Block
 from lora_trainer.data.tokens import Encoded, Encoder
 from lora_trainer.errors import DatasetError, KernelOutOfMemoryError
+
+REWRITES = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if m.role == 'user' or loop.last else m.content[:-3] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The text of an earlier answer is another one."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +55,46 @@ def test_long_rows_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100)
     samples = [PlainText(where="x", text="x" * length) for length in (10, 10, 10, 150, 90, 90)]
     assert [len(batch.samples) for batch in batches(enumerate(samples))] == [3, 1, 2]
+
+
+def talk(turns: int, words: int = 9) -> Conversation:
+    """A conversation of so many questions and answers."""
+    roles = ("user", "assistant") * turns
+    messages = [Message(role=role, content=f"{n} " + "winds " * words) for n, role in enumerate(roles)]
+    return Conversation(where="x", messages=tuple(messages))
+
+
+def test_long_conversations_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each answer all is rendered once more that comes before it."""
+    monkeypatch.setattr(encoding, "BATCH_ROWS", 512)
+    monkeypatch.setattr(encoding, "BATCH_RENDERED", 4 * rendered_size(talk(8)))
+    assert rendered_size(talk(8)) == 8 * size(talk(8))
+    assert [len(batch.samples) for batch in batches(enumerate([*[talk(8)] * 7, *[talk(1)] * 9]))] == [5, 11]
+
+
+def test_what_is_tokenized_at_once_is_bounded(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many texts a conversation becomes; the tokens are the same, and what was cut is not kept."""
+    encoder = Encoder(encoder.tokenizer, LossOn.COMPLETION, 60, list(encoder.stop_ids), Chosen(text=REWRITES))
+    samples: list[Sample] = [talk(6), talk(1), PlainText(where="y", text="winds " * 80), talk(3)]
+    whole = Block.of(encoder.encode_all(samples))
+    groups: list[tuple[int, int]] = []
+    tokenize = Boundaries.tokenize
+
+    def noted(given: Boundaries, texts: Sequence[Text]) -> list[Tokens]:
+        groups.append((len(texts), sum(len(text.text) for text in texts)))
+        return tokenize(given, texts)
+
+    monkeypatch.setattr(Boundaries, "tokenize", noted)
+    monkeypatch.setattr(tokens, "TOKENIZED_AT_ONCE", 900)
+    found = encoder.encode_all(samples)
+    assert [len(several) for several in found] == [6, 1, 1, 3]
+    assert max(count for count, _ in groups) > 1
+    assert {count for count, characters in groups if characters > 900} == {1}, "a longer text alone"
+    for field in dataclasses.fields(whole):
+        assert np.array_equal(getattr(Block.of(found), field.name), getattr(whole, field.name))
+    cut = [one.example.input_ids for several in found for one in several if one.example.truncated]
+    assert cut
+    assert all(ids.base is None for ids in cut)
 
 
 def test_an_error_in_another_process_is_the_same_error(encoder: Encoder) -> None:

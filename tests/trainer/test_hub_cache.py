@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import urllib3
@@ -198,8 +199,33 @@ def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
     assert settled_bytes(server, before + rest) - before == rest
 
 
-def test_a_full_cache_is_reported(server: HubServer, tmp_path: Path) -> None:
-    """74, and no half file under a whole one's name."""
+def test_a_cache_without_room_is_noticed_before_a_byte_is_fetched(
+    server: HubServer, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """74; what has arrived before counts, and so does what is there."""
+    hub, needed = client(server, tmp_path), size(tiny_folder)
+    free = needed - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    sentence = rf"model\.uri is hf://org/tiny: {needed:,} bytes are still to be fetched, .* room for {free:,};"
+    with pytest.raises(StorageError, match=sentence) as caught:
+        find(hub)
+    assert (caught.value.code, caught.value.reason) == (74, Reason.STORAGE_FULL)
+    assert weight_bytes(server) == 0
+    server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", cut_after_bytes=1000))
+    server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", status=403, times=None))
+    free = needed
+    with pytest.raises(AccessDeniedError):
+        find(hub)
+    server.faults.replace([])
+    free = needed - 1000
+    find(hub)
+    free = 0
+    assert find(hub).stat().st_size == needed
+
+
+def test_a_full_cache_is_reported(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """74, and no half file under a whole one's name, where others have filled it meanwhile."""
+    monkeypatch.setattr("lora_trainer.places.hub.check_room", lambda *_: None)
     with servers.full_disk(tmp_path / "small", 200) as small:
         with pytest.raises(
             StorageError, match=r"the Hub's cache \(HF_HOME\) cannot be written: the volume is full"

@@ -300,6 +300,15 @@ def test_failures_have_the_reasons_of_the_training(workplace: Workplace) -> None
         assert caught.value.reason is reason
 
 
+def test_data_is_fetched_once(workplace: Workplace, hub: HubServer, tmp_path: Path) -> None:
+    """To be checked and to be counted: what was fetched is read again."""
+    path = tmp_path / "hub/datasets/org/chats/train.jsonl"
+    tiny.write_jsonl(path, tiny.chats(12))
+    looked_at(workplace, dataset={"uri": "hf://org/chats"})
+    (sent,) = [count["bytes"] for name, count in hub.served().items() if name.endswith("train.jsonl")]
+    assert sent == path.stat().st_size
+
+
 def _plan(*, fits: bool | None, device: str | None) -> RunPlan:
     found: dict[str, Any] = dict.fromkeys(("peak_bytes", "weight_bytes", "adapter_bytes", "activation_bytes"), 10**10)
     return RunPlan(

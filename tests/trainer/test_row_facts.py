@@ -1,5 +1,6 @@
 """What preflight says of the rows: the counts are those of the training, and of a sample they come with their error."""
 
+import itertools
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ from tests.trainer.test_data import on_claim
 
 from lora_trainer.contract.preflight import MOST_ROW_BYTES, RowFacts
 from lora_trainer.data import row_facts
+from lora_trainer.data.counts import surely_lost
 from lora_trainer.data.dataset import Data, encode
 from lora_trainer.data.first_row import show_row
 from lora_trainer.data.row_facts import count_rows
@@ -103,6 +105,8 @@ def test_of_large_files_fewer_rows_are_counted(
     samples = samples_of(tmp_path, uneven(200))
     size = sum(path.stat().st_size for part in samples.parts for _, path in part.files)
     monkeypatch.setattr(row_facts, "MOST_BYTES", size // 4)
+    assert count_rows(samples, encoder, 42).sampled is None, "at least so many rows, whatever they take"
+    monkeypatch.setattr(row_facts, "FEWEST_ROWS", 1)
     assert 45 <= (count_rows(samples, encoder, 42).sampled or 0) <= 55
 
 
@@ -121,6 +125,22 @@ def test_rows_that_take_too_much_memory_are_left_out(
     assert "1 rows of more than 100 characters were not tokenized" in caplog.text
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 1)
     assert count_rows(samples, encoder, 42) == exact
+    monkeypatch.setattr(row_facts, "MOST_CHARACTERS", 4)
+    with pytest.raises(DatasetError, match=r"^40 rows have more than 4 characters.*spec\.preflight to Skip$"):
+        count_rows(samples, encoder, 42)
+
+
+def test_conversations_of_very_many_answers_are_left_out(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that comes before each answer is rendered once more."""
+    turns = [{"role": role, "content": "winds"} for role in ("user", "assistant")]
+    rows = [{"messages": turns * (90 if n == 5 else 2)} for n in range(40)]
+    samples = samples_of(tmp_path, rows, validationFraction="0")
+    monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 1000)
+    facts = count_rows(samples, encoder, 42)
+    assert facts.sampled == 39
+    assert "1 rows of more than 1,000 characters were not tokenized" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -144,20 +164,76 @@ def test_rows_that_no_training_would_take_are_refused_as_by_it(
     assert str(ours.value) == str(theirs.value)
 
 
-def test_a_sample_refuses_only_what_leaves_no_doubt(tmp_path: Path, encoder: Encoder) -> None:
-    """A little more than half of the tokens are cut in the whole: a training says so, which has counted all."""
-    rows = [{"prompt": "a", "completion": "winds " * (60 if n % 2 else 4)} for n in range(100)]
-    samples = samples_of(tmp_path, rows, validationFraction="0")
-    # Long rows keep as much as makes the cut 52 % of all.
-    whole = encode(samples, encoder).training
-    encoder.max_length = next(
-        length
-        for length in range(200, 1, -1)
-        if np.maximum(whole.lengths - length, 0).sum() > 0.52 * whole.targets.sum()
-    )
-    with pytest.raises(DatasetError, match="would be cut off"):
+SAMPLED: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "more than half is cut": (
+        [{"prompt": "a", "completion": "winds " * 90}] * 3 + [{"prompt": "a", "completion": "b"}],
+        "would be cut",
+    ),
+    "all answers are cut": ([{"prompt": "a", "completion": "winds " * 25}], "no answer keeps its end"),
+    "most rows are lost": (
+        [{"prompt": "winds " * 90, "completion": "a"}] * 3 + [{"prompt": "a", "completion": "b"}],
+        "no answer left",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_sample_refuses_only_what_is_certain_of_all_rows(
+    tmp_path: Path, encoder: Encoder, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training has counted all of them when it refuses; a sample's sentence is a warning."""
+    rows, sentence = SAMPLED[name]
+    samples = samples_of(tmp_path, rows * 50, validationFraction="0")
+    encoder.max_length = 30
+    with pytest.raises(DatasetError, match=sentence):
         count_rows(samples, encoder, 42)
-    assert count_rows(samples, encoder, 42, most_rows=50).sampled
+    assert count_rows(samples, encoder, 42, most_rows=len(rows) * 25).sampled
+    assert "the training may say: " in caplog.text
+    assert sentence in caplog.text
+
+
+def test_a_sample_that_leaves_no_doubt_refuses(tmp_path: Path, encoder: Encoder) -> None:
+    """Each row that was drawn has no answer left, and they are half of all."""
+    samples = samples_of(tmp_path, [{"prompt": "winds " * 90, "completion": "a"}] * 100, validationFraction="0")
+    encoder.max_length = 30
+    with pytest.raises(DatasetError, match=r"^(50 of 50|51 of 51) rows have no answer left"):
+        count_rows(samples, encoder, 42, most_rows=50)
+
+
+@pytest.mark.parametrize(
+    ("lost", "drawn", "rows", "sure"),
+    [
+        (10, 10, 10**6, False),
+        (60, 60, 10**6, True),
+        (120_000, 200_000, 10**9, True),
+        (100_500, 200_000, 10**9, False),
+        (53, 100, 100, False),
+        (99, 100, 101, True),
+        (1, 1, 1, False),
+    ],
+)
+def test_how_many_lost_rows_of_a_sample_are_enough(lost: int, drawn: int, rows: int, sure: bool) -> None:
+    """The fewer the rows, the more of them."""
+    assert surely_lost(lost, drawn, rows) is sure
+
+
+def test_a_few_short_rows_do_not_speak_for_long_ones(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only one short enough to be counted in little memory has no answer left, or the only ones that were drawn."""
+    long, lost = {"prompt": "a", "completion": "b " * 100}, {"prompt": "b " * 40, "completion": "a"}
+    samples = samples_of(tmp_path, [lost, *[long] * 30], validationFraction="0")
+    encoder.max_length = 30
+    monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 90)
+    with pytest.raises(DatasetError, match="no answer keeps its end"):
+        count_rows(samples, encoder, 42)
+    monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 900)
+    encoder.max_length = 300
+    samples = samples_of(tmp_path / "more", [{**lost, "prompt": "b " * 400}, *[long] * 30], validationFraction="0")
+    draws = (np.random.default_rng(seed).choice(np.arange(31), 1, replace=False)[0] for seed in itertools.count())
+    of_the_first = next(seed for seed, row in enumerate(draws) if row == 0)
+    facts = count_rows(samples, encoder, of_the_first, most_rows=1)
+    assert (facts.train_samples, facts.skipped_samples, facts.sampled) == (30, 1, None)
 
 
 def test_the_first_row_is_as_the_model_sees_it(tmp_path: Path, encoder: Encoder) -> None:

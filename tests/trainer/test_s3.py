@@ -270,9 +270,15 @@ def test_a_pods_workload_identity_needs_no_secret(proxy: Proxy, monkeypatch: pyt
         assert len(agent.requests) == 1
 
 
-def test_a_full_cache_is_reported(proxy: Proxy, admin: minio.Minio, tiny_folder: Path, small_disk: Path) -> None:
-    """74, and no half file under a whole one's name."""
+def test_a_full_cache_is_reported(
+    proxy: Proxy, admin: minio.Minio, tiny_folder: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """74, before a byte is fetched; and no half file under a whole one's name, where others filled it meanwhile."""
     put_model(admin, tiny_folder, "base/tiny")
+    with pytest.raises(StorageError, match=r"bytes are still to be fetched, and the cache \(HF_HOME\) has room for"):
+        find(proxy, small_disk, "s3://models/base/tiny")
+    assert not list(small_disk.rglob("*.partial"))
+    monkeypatch.setattr("lora_trainer.places.s3_source.check_room", lambda *_: None)
     with pytest.raises(StorageError, match=r"the cache \(HF_HOME\) cannot be written: the volume is full") as caught:
         find(proxy, small_disk, "s3://models/base/tiny")
     assert (caught.value.code, caught.value.reason) == (74, Reason.STORAGE_FULL)

@@ -97,6 +97,11 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
             "trainerImage: a\ngpus: [" + ", ".join(f"{{name: G{n}, memoryGiB: 24}}" for n in range(65)) + "]\n",
             "at most 64 GPUs",
         ),
+        ("trainerImage: a\npreflightNodeSelector: {gpu: true}\n", r"preflightNodeSelector\.gpu is True: must be a str"),
+        (
+            "trainerImage: a\npreflightTolerations: [{key: gpu, for: ever}]\n",
+            "preflightTolerations is .* must be tolerations that have effect, key, operator, value alone",
+        ),
         ("- a\n", "map of settings"),
         ("trainerImage: [\n", "not YAML"),
     ],

@@ -1,5 +1,7 @@
 """A base model is known by its configuration and its weights' headers: how little is fetched, and what is wrong."""
 
+import dataclasses
+import functools
 import json
 import struct
 import time
@@ -11,12 +13,14 @@ import pytest
 from tests.unit.fit_models import llama
 from tests.unit.sparse_weights import quick_digests, write_weights
 
+from hub.answers import repository_record
 from hub.faults import Fault
 from hub.server import HubServer
 from lora_trainer.artifact.tensor_files import entries_of, header_bytes
 from lora_trainer.contract.fit.described import described
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError, TransientError
+from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import MOST_HEADER_BYTES, ModelHeaders, read_headers
 from lora_trainer.places.network import ATTEMPTS
@@ -120,6 +124,44 @@ def test_a_server_without_ranges_is_not_read_to_the_end(server: HubServer, folde
     server.inject(Fault(path=f"*/{WEIGHTS}", method="GET", whole=True, times=None))
     assert look(server, tmp_path).parameters == 2**30
     assert sent(server, WEIGHTS) < 2**26
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["in the list alone", "nowhere"])
+def test_a_mirror_that_leaves_sizes_out_is_read_all_the_same(
+    server: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, listed: bool
+) -> None:
+    """It redirects to a storage, say, and names no size before."""
+    found = Hub._metadata
+    monkeypatch.setattr(Hub, "_metadata", lambda *given: dataclasses.replace(found(*given), size=None))
+    if not listed:
+        plain = functools.partial(repository_record, with_file_metadata=False)
+        monkeypatch.setattr("hub.server.repository_record", lambda *given, **_: plain(*given))
+    fill(folder, SMALL)
+    assert look(server, tmp_path).parameters == described(SMALL, "").parameters
+    with (folder / WEIGHTS).open("r+b") as stream:
+        stream.truncate((folder / WEIGHTS).stat().st_size - 1)
+    if listed:
+        with pytest.raises(ConfigError, match="it is cut off or damaged"):
+            look(server, tmp_path)
+    else:
+        assert look(server, tmp_path).parameters, "only the training can tell"
+
+
+def test_what_was_only_looked_at_is_no_revision_to_load_offline(
+    server: HubServer, folder: Path, tmp_path: Path
+) -> None:
+    """The cache's note of the revision stays at the commit whose weights are there."""
+    fill(folder, SMALL)
+    reference = tmp_path / "cache/models--acme--base/refs/main"
+    look(server, tmp_path)
+    assert not reference.exists()
+    hub = Hub(environment={"HF_ENDPOINT": server.url}, cache=tmp_path / "cache")
+    whole = find_base("hf://acme/base", Volumes(), hub)
+    assert reference.read_text(encoding="ascii") == whole.revision
+    fill(folder, {**SMALL, "rope_theta": 5.0})
+    assert look(server, tmp_path).base.revision != whole.revision
+    offline = Hub(environment={"HF_HUB_OFFLINE": "1"}, cache=tmp_path / "cache")
+    assert find_base("hf://acme/base", Volumes(), offline).revision == whole.revision
 
 
 def test_a_header_that_is_cut_off_is_asked_for_again(server: HubServer, folder: Path, tmp_path: Path) -> None:

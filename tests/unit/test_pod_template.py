@@ -247,7 +247,7 @@ def test_a_failure_of_several_nodes_together_counts_as_one(retries: int, nodes: 
 
 
 def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
-    """Small, in an image of its own, on one node, without a probe, and not only where GPUs are."""
+    """Small, in an image of its own, on one node, without a probe."""
     job = looking(FULL, SITE)
     found = container(job)
     assert found["args"] == ["preflight", "--config", "/etc/lora/config.json", "--fill-cache"]
@@ -258,7 +258,6 @@ def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
     assert found["image"] == "registry.example/lora-preflight:1.0"
     assert container(looking({}))["image"] == CONFIG.trainer_image, "where it has none of its own"
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (1, 1, 1)
-    assert "nodeSelector" not in pod_of(job)
     assert job["metadata"]["name"] == f"{job_name()}-preflight"
     assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
     assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
@@ -306,10 +305,65 @@ NODES: list[tuple[dict[str, Any], list[dict[str, Any]] | None]] = [
 
 @pytest.mark.parametrize(("resources", "wanted"), NODES, ids=[str(list(resources)) for resources, _ in NODES])
 def test_a_training_goes_only_to_nodes_whose_gpus_are_large_enough(resources: Any, wanted: Any) -> None:
-    """By the labels of GPU feature discovery, all of them on one node; what only looks goes anywhere."""
+    """By the labels of GPU feature discovery, all of them on one node; what looks without a claim goes anywhere."""
     spec = {"resources": resources}
     affinity = pod_of(rendered(spec, CONFIG)).get("affinity")
     terms = {"nodeSelectorTerms": [{"matchExpressions": wanted}]}
     asked = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
     assert affinity == (None if wanted is None else asked)
-    assert "affinity" not in pod_of(looking(spec))
+    assert "affinity" not in pod_of(looking({**MAPPED, **spec}, CONFIG))
+    if wanted is not None:
+        assert pod_of(looking(spec, SHARED))["affinity"] == asked
+
+
+TEAM = {"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"}
+GPUS = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+LABELS = {"pool": "a100", "kubernetes.io/arch": "amd64"}
+SCHEDULED = {"scheduling": {"nodeSelector": LABELS, "tolerations": [TEAM]}}
+ON_CLAIM = {"dataset": {"uri": "pvc://data/a.jsonl"}}
+MAPPED = {"dataset": {"uri": "configmap://data/a.jsonl"}}
+NEAR = {"matchExpressions": [{"key": "nvidia.com/gpu.memory", "operator": "Exists"}]}
+PREFERRED = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": NEAR}]}}
+PLACES: dict[str, tuple[dict[str, Any], OperatorConfig, dict[str, Any]]] = {
+    "anywhere": (MAPPED, CONFIG, {}),
+    "without a claim where its image runs": (
+        {**MAPPED, **SCHEDULED},
+        CONFIG,
+        {"nodeSelector": {"kubernetes.io/arch": "amd64"}, "tolerations": [TEAM]},
+    ),
+    "with the data's claim where the training may go": (
+        {**ON_CLAIM, **SCHEDULED},
+        CONFIG,
+        {"nodeSelector": LABELS, "affinity": PREFERRED, "tolerations": [TEAM, GPUS]},
+    ),
+    "with the cache's claim near GPUs": (MAPPED, SHARED, {"affinity": PREFERRED, "tolerations": [GPUS]}),
+    "with a claim and GPUs of another maker": (
+        {**ON_CLAIM, "resources": {"gpuResourceName": "amd.com/gpu"}},
+        CONFIG,
+        {"affinity": PREFERRED, "tolerations": [{**GPUS, "key": "amd.com/gpu"}]},
+    ),
+    "with a claim and no GPU": (
+        {**ON_CLAIM, **SCHEDULED, "resources": {"gpus": 0}},
+        SHARED,
+        {"nodeSelector": LABELS, "tolerations": [TEAM]},
+    ),
+    "a toleration of its own once": (
+        {**ON_CLAIM, "scheduling": {"tolerations": [GPUS]}},
+        CONFIG,
+        {"affinity": PREFERRED, "tolerations": [GPUS]},
+    ),
+    "where the operator's configuration says": (
+        {**ON_CLAIM, **SCHEDULED},
+        dataclasses.replace(SHARED, preflight_node_selector={"pool": "small"}, preflight_tolerations=(GPUS,)),
+        {"nodeSelector": {"pool": "small"}, "tolerations": [TEAM, GPUS]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_preflight_that_mounts_a_claim_goes_where_the_training_can_follow(name: str) -> None:
+    """A claim that waits for its first pod is bound there, and must not be out of reach of the GPUs."""
+    spec, config, expected = PLACES[name]
+    pod = pod_of(looking(spec, config))
+    fields = ("nodeSelector", "affinity", "tolerations")
+    assert {key: pod[key] for key in fields if key in pod} == expected

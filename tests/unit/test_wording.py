@@ -41,6 +41,8 @@ SECRETS = [
     "openai said no to sk-proj-T3BlbkFJa1b2c3d4e5f6g7h8",
     "slack said no to xoxb-2464212345-2468212345-AbCdEfGhIjKl",
     "slack said no to xoxp-2464212345-2468212345-AbCdEfGhIjKl",
+    r'[{"seen":"env:\nhf_AbCdEfGhIjKl\tsk-proj-T3BlbkFJa1b2c3d4e5f6g7h8"}]',
+    r'[{"seen":"\u001bAKIAIOSFODNN7EXAMPLE\reyJhdXRocyI6eyJodWIuZXhhbXBsZSI6e319"}]',
 ]
 PARTS = [
     "AbCdEf",

@@ -67,6 +67,8 @@ app.kubernetes.io/part-of: lora-operator
 {{- end -}}
 {{- end -}}
 {{- $_ := set $config "preflightImage" $preflight -}}
+{{- $_ := set $config "preflightNodeSelector" .Values.preflight.nodeSelector -}}
+{{- $_ := set $config "preflightTolerations" .Values.preflight.tolerations -}}
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
 {{- $_ := set $config "imagePullSecrets" $pullSecrets -}}
 {{- $_ := set $config "trainerServiceAccountName" .Values.trainer.serviceAccountName -}}

@@ -1,17 +1,17 @@
 """The pod of a stage: restricted, and alike but for what the stage asks for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from lora_operator.rendering.environment import RENDEZVOUS_PORT, environment
-from lora_operator.rendering.volumes import CONFIG_FILE, CONFIG_FOLDER, as_manifests, volumes
+from lora_operator.rendering.placement import preflight_placement, training_placement
+from lora_operator.rendering.volumes import CONFIG_FILE, CONFIG_FOLDER, Volume, as_manifests, volumes
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.devices import least_label
 from lora_trainer.contract.progress import PORT
-from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 USER_ID = 10001
 
@@ -22,8 +22,8 @@ Manifest = dict[str, Any]
 class Shape:
     """What the pod of a stage is for: the trainer's `command`, and whether it trains.
 
-    A pod that trains asks for GPUs and goes where they are, writes the output, answers for its progress, and meets
-    those of other nodes. Any other looks and fetches, in the image and on what the operator's configuration gives it.
+    A pod that trains asks for GPUs, writes the output, answers for its progress, and meets those of other nodes. Any
+    other looks and fetches, in the image and on what the operator's configuration gives it.
     """
 
     command: str
@@ -47,7 +47,8 @@ def pod_template(
 
 def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, config: OperatorConfig) -> Manifest:
     several = shape.trains and pod.nodes > 1
-    sources, mounts = as_manifests(volumes(pod, train, config, writes=shape.trains))
+    own = volumes(pod, train, config, writes=shape.trains)
+    sources, mounts = as_manifests(own)
     rendezvous = f"{name}-0.{name}:{RENDEZVOUS_PORT}" if several else ""
     variables = environment(pod, train, config, trains=shape.trains, rendezvous=rendezvous)
     spec: Manifest = {
@@ -69,10 +70,7 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
     optional = {
         # Gives each pod the address HOSTNAME.SUBDOMAIN, under which its peers find it.
         "subdomain": name if several else None,
-        # Looking needs no GPU and so no node that has one, but storage and taints may be those of the training.
-        "nodeSelector": dict(pod.node_selector) if shape.trains else None,
-        "affinity": node_affinity(pod) if shape.trains else None,
-        "tolerations": [dict(toleration) for toleration in pod.tolerations],
+        **_placement(shape, pod, config, own),
         "priorityClassName": pod.priority_class_name,
         "imagePullSecrets": [{"name": name} for name in config.image_pull_secrets],
         "serviceAccountName": config.trainer_service_account_name,
@@ -80,21 +78,11 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
     return {**spec, **{key: value for key, value in optional.items() if value}}
 
 
-def node_affinity(pod: PodRequest) -> Manifest | None:
-    """Only nodes that GPU feature discovery labels with enough memory and with a product that the run takes.
-
-    A label has the MiB that the driver reports, some of what a GPU is sold with missing: see `least_label`.
-    """
-    wanted: list[Manifest] = []
-    if pod.gpu_min_memory_gib is not None:
-        least = str(least_label(pod.gpu_min_memory_gib))
-        wanted.append({"key": names.GPU_MEMORY_LABEL, "operator": "Gt", "values": [least]})
-    if pod.gpu_products:
-        wanted.append({"key": PRODUCT_LABEL, "operator": "In", "values": list(pod.gpu_products)})
-    if not wanted or not pod.gpus:
-        return None
-    terms = {"nodeSelectorTerms": [{"matchExpressions": wanted}]}
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+def _placement(shape: Shape, pod: PodRequest, config: OperatorConfig, own: Iterable[Volume]) -> Manifest:
+    if shape.trains:
+        return training_placement(pod)
+    mounts_claim = any("persistentVolumeClaim" in volume.source for volume in own)
+    return preflight_placement(pod, config, mounts_claim=mounts_claim)
 
 
 def _container(

@@ -1,7 +1,8 @@
 """Operator configuration: one YAML file, rendered by the chart; an unknown key is an error at start."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class OperatorConfig:
     mlflow_tracking_uri, wandb_base_url   servers of the trackers
     cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
     preflight_cpu, -memory  requests of those pods, which also fill that claim; the memory is their limit too
+    preflight_node_selector nodes of those pods, instead of those that their runs would send them to
+    preflight_tolerations   of those pods, beside those of their runs: key, operator, value, effect
     require_rendered_image  a success counts only from a pod with the very image that the operator wrote into its Job
     stall_timeout_s         a training without a step for so long is stopped and started again
     gpus                    the cluster's GPUs: product or resource, memory in GiB, price of an hour
@@ -69,6 +72,8 @@ class OperatorConfig:
     cache_claim: str = ""
     preflight_cpu: str = "1"
     preflight_memory: str = "2Gi"
+    preflight_node_selector: Mapping[str, str] = field(default_factory=dict)
+    preflight_tolerations: tuple[Mapping[str, str], ...] = ()
     require_rendered_image: bool = False
     stall_timeout_s: int = 1800
     gpus: tuple[GpuSetting, ...] = ()
@@ -128,6 +133,7 @@ def load_config(path: Path) -> OperatorConfig:
 
 _GPU_NAMES = {"memoryGiB": "memory_gib", "pricePerHour": "price"}
 MOST_GPUS = 64
+TOLERATION_KEYS = frozenset({"key", "operator", "value", "effect"})
 
 
 def _gpu(document: object) -> object:
@@ -153,12 +159,20 @@ def _broken_gpus(gpus: tuple[GpuSetting, ...]) -> str:
     )
 
 
+def _broken_tolerations(tolerations: tuple[Mapping[str, str], ...]) -> str:
+    known = all(toleration.keys() <= TOLERATION_KEYS for toleration in tolerations)
+    return "" if known else f"tolerations that have {', '.join(sorted(TOLERATION_KEYS))} alone"
+
+
+_LISTS: Mapping[str, Callable[[Any], str]] = {"gpus": _broken_gpus, "preflight_tolerations": _broken_tolerations}
+
+
 def _broken_rule(name: str, value: object) -> str:
     """What a setting of the right type must be, and is not; empty where it is."""
     if name in _CHOICES:
         return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
-    if name == "gpus" and isinstance(value, tuple):
-        return _broken_gpus(value)
+    if name in _LISTS and isinstance(value, tuple):
+        return _LISTS[name](value)
     if name == "http_port":
         return "" if isinstance(value, int) and 1 <= value <= 65535 else "from 1 to 65535"
     if name == "most_unfinished_runs_per_namespace":

@@ -10,14 +10,16 @@ from lora_trainer.contract.summary import clip
 
 SENTENCE_LENGTH = 1024
 
+# Also behind an escape of JSON, whose last letter would be taken for one of the word: "\nhf_...".
+_BEGIN = r"(?:\b|(?<=\\[bfnrt])|(?<=\\u[0-9a-fA-F]{4}))"
 # Each is linear in the length of a line: none begins with a run of letters that could begin anywhere in that run.
 _SECRETS = (
-    (re.compile(r"\b(hf_|gh[opsur]_|github_pat_)\w{8,}"), r"\1***"),
-    (re.compile(r"\b(glpat-|xox[abeoprs]-)(?=[-\w]{0,40}[0-9])(?=[-\w]{0,40}[A-Z])[-\w]{10,}"), r"\1***"),
-    (re.compile(r"\b(sk-)(?=[-\w]{0,80}[0-9])(?=[-\w]{0,80}[A-Z])[-\w]{16,}"), r"\1***"),
-    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}"), r"\1***"),
+    (re.compile(_BEGIN + r"(hf_|gh[opsur]_|github_pat_)\w{8,}"), r"\1***"),
+    (re.compile(_BEGIN + r"(glpat-|xox[abeoprs]-)(?=[-\w]{0,40}[0-9])(?=[-\w]{0,40}[A-Z])[-\w]{10,}"), r"\1***"),
+    (re.compile(_BEGIN + r"(sk-)(?=[-\w]{0,80}[0-9])(?=[-\w]{0,80}[A-Z])[-\w]{16,}"), r"\1***"),
+    (re.compile(_BEGIN + r"(AKIA|ASIA)[A-Z0-9]{12,}"), r"\1***"),
     # JSON in base64, such as a Docker configuration and a JSON web token.
-    (re.compile(r"\beyJ[-\w+/]{8,}[-\w+/.=]*"), "***"),
+    (re.compile(_BEGIN + r"eyJ[-\w+/]{8,}[-\w+/.=]*"), "***"),
     (re.compile(r"(?i)(\bauth\\?[\"']\s*:\s*\\?[\"'])[^\s\"'\\]+"), r"\1***"),
     # URLs that are signed: S3's two ways, Google's and Azure's.
     (re.compile(r"(?i)(\bX-(?:Amz|Goog)-(?:Signature|Credential)=|[?&;](?:Signature|sig)=)[^\s&\"']+"), r"\1***"),

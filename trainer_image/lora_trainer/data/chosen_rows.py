@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_trainer.data.encoding import Batch, batches, encode_batches
-from lora_trainer.data.formats import Layout, Sample, parse, size
+from lora_trainer.data.formats import Layout, Sample, is_larger, parse, size
 from lora_trainer.data.readers import read_rows
 from lora_trainer.data.store import Block
 from lora_trainer.data.survey import Mask, Part
@@ -36,7 +36,7 @@ def encoded_rows(
 
 def _short(rows: Iterator[tuple[int, Sample]], longest: int | None) -> Iterator[tuple[int, Sample]]:
     for number, sample in rows:
-        if longest is not None and size(sample) > longest:
+        if longest is not None and is_larger(sample, longest):
             raise KernelOutOfMemoryError(
                 f"{sample.where}: a row of {size(sample):,} characters takes more memory to encode than there may be"
             )

@@ -1,5 +1,6 @@
 """What is counted of rows while they are encoded, and for what of it a run is refused."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,11 @@ from lora_trainer.errors import DatasetError
 MOST_CUT = 0.5
 """Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
 
-_SURE = 0.6
-"""The same share, and that of lost rows, where a sample was counted: it leaves no doubt about the whole."""
+MOST_LOST = 0.5
+"""The same share of rows of which nothing is learned."""
+
+_DOUBT = 1e-12
+"""How likely it may be that a refusal by a sample is wrong of the whole."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,30 +65,49 @@ class Found:
     is_text: bool
 
 
-def check(counts: Counts, examples: Found, max_length: int, *, sampled: bool = False) -> None:
-    """Refuse what would train a model that has seen too little, or one whose answers never end. Raises `DatasetError`.
+def check(counts: Counts, examples: Found, max_length: int) -> None:
+    """Refuse what would train a model that has seen too little, or one whose answers never end.
 
-    Of rows that are `sampled` only what is wrong beyond doubt is refused: the training sees all of them.
+    Raises `DatasetError`.
     """
+    objection = objection_to(counts, examples, max_length)
+    if objection:
+        raise DatasetError(objection)
+
+
+def objection_to(counts: Counts, examples: Found, max_length: int) -> str:
+    """For what a training on just these rows is refused, as a sentence; empty where it is not."""
     longest = f"training.maxSequenceLength ({max_length})"
-    if not examples.training or counts.lost > counts.rows * (_SURE if sampled else 0.5):
-        raise DatasetError(
+    if not examples.training or counts.lost > counts.rows * MOST_LOST:
+        return (
             f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
             "longer; raise it or shorten the prompts"
         )
     if not examples.whole and not examples.is_text:
-        raise DatasetError(
+        return (
             f"all {examples.training} rows are longer than {longest}, so that no answer keeps its end and the model "
             "would never learn to stop: raise it or shorten the rows"
         )
     cut = counts.cut_targets / (counts.cut_targets + examples.targets)
-    if cut > (_SURE if sampled else MOST_CUT):
-        raise DatasetError(
+    if cut > MOST_CUT:
+        return (
             f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
             f"{MOST_CUT:.0%}: raise it, or split the rows into shorter ones"
         )
     if counts.whole is not None and counts.unended_answers == counts.learned_answers:
-        raise DatasetError(
+        return (
             f"{counts.whole}: no end-of-sequence token is learned after an answer, here as in all rows, so the model "
             "would never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
         )
+    return ""
+
+
+def surely_lost(lost: int, drawn: int, rows: int) -> bool:
+    """Whether of all `rows` too many have nothing to learn, by a sample of `drawn` ones without replacement.
+
+    By the bound on the error of a mean (Serfling, Probability Inequalities for the Sum in Sampling without Replacement,
+    1974, corollary 1.1): sqrt((1 - (n - 1) / N) ln(1 / p) / 2n). Of all other objections the rest of the rows decides.
+    """
+    error = math.sqrt((1 - (drawn - 1) / rows) * -math.log(_DOUBT) / (2 * drawn))
+    # One row is not drawn: the first.
+    return (lost - 1) / drawn - error > MOST_LOST

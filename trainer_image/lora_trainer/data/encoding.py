@@ -11,12 +11,15 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from lora_trainer.data.formats import Sample, size
+from lora_trainer.data.formats import Sample, rendered_size, size
 from lora_trainer.data.store import Block
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import KernelOutOfMemoryError
 
 BATCH_ROWS, BATCH_CHARACTERS = 512, 2**20
+BATCH_RENDERED = 16 * BATCH_CHARACTERS
+"""Characters of all texts that are rendered at once: of long conversations many times what they have themselves."""
+
 ALONE_BATCHES = 16
 """With more batches it is worth to start other processes."""
 
@@ -35,14 +38,15 @@ def batches(rows: Iterable[tuple[int, Sample]]) -> Iterator[Batch]:
     """Cut a stream of samples into batches, of few rows where these are long."""
     numbers: list[int] = []
     samples: list[Sample] = []
-    characters = 0
+    characters, rendered = 0, 0
     for number, sample in rows:
         numbers.append(number)
         samples.append(sample)
         characters += size(sample)
-        if len(numbers) == BATCH_ROWS or characters > BATCH_CHARACTERS:
+        rendered += rendered_size(sample)
+        if len(numbers) == BATCH_ROWS or characters > BATCH_CHARACTERS or rendered > BATCH_RENDERED:
             yield Batch(numbers=numbers, samples=samples)
-            numbers, samples, characters = [], [], 0
+            numbers, samples, characters, rendered = [], [], 0, 0
     if numbers:
         yield Batch(numbers=numbers, samples=samples)
 

@@ -32,6 +32,9 @@ class PlainText:
 
 Sample = Conversation | PlainText
 
+_RENDERED_TIMES = 64
+"""So many times as much text may be made of a conversation where memory is short."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -152,7 +155,22 @@ def nothing_to_learn(row: Row, layout: Layout) -> str:
 
 def size(sample: Sample) -> int:
     """Characters of a sample, about."""
-    return len(sample.text) if isinstance(sample, PlainText) else sum(len(m.content) for m in sample.messages)
+    if isinstance(sample, PlainText):
+        return len(sample.text)
+    extras = [m.extra for m in sample.messages if m.extra] + list(sample.tools)
+    return sum(len(m.content) for m in sample.messages) + sum(len(str(extra)) for extra in extras)
+
+
+def rendered_size(sample: Sample) -> int:
+    """Characters of all that a chat template makes of a sample, about: each answer has a text of its own, which begins
+    with all that comes before it."""
+    answers = 0 if isinstance(sample, PlainText) else sum(message.is_answer for message in sample.messages)
+    return size(sample) * max(1, answers)
+
+
+def is_larger(sample: Sample, longest: int) -> bool:
+    """Whether a sample has more characters, or so many answers that a multiple of these would be rendered of it."""
+    return size(sample) > longest or rendered_size(sample) > _RENDERED_TIMES * longest
 
 
 def content_key(sample: Sample) -> int:

@@ -4,8 +4,7 @@ No token is kept, so that any number of rows takes little memory and no disk.
 """
 
 import logging
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,13 +13,14 @@ from numpy.typing import NDArray
 from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.data.chosen_rows import parsed_rows
-from lora_trainer.data.counts import Counts, Found, check
+from lora_trainer.data.counts import Counts, Found, objection_to, surely_lost
 from lora_trainer.data.encoding import Batch, batches, encode_batches
 from lora_trainer.data.first_row import show_row
-from lora_trainer.data.formats import Sample, size
+from lora_trainer.data.formats import Sample, is_larger
 from lora_trainer.data.store import LEARNED, Block
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import DatasetError
 from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,15 @@ MOST_ROWS = 200_000
 MOST_BYTES = 2**30
 """Of files, about, as far as rows of them are counted: to tokenize more would take longer than to begin a training."""
 
+FEWEST_ROWS = 1000
+"""That are counted of the largest files, too."""
+
 LONGEST_CHARACTERS = 2**20
 """Of a row that is tokenized here, and of several at a time: a fast tokenizer takes about 160 bytes a character while
 it works on it, and the pod has 1 GiB, of which the libraries take a third."""
+
+MOST_CHARACTERS = 3 * 2**20
+"""The same where no row is shorter: half a GiB, and nothing else at that time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +57,11 @@ class _Tally:
     truncated: int = 0
     whole: int = 0
     first: NDArray[np.uint32] | None = None
+
+    @property
+    def examples(self) -> int:
+        """How many there are to train on."""
+        return sum(map(len, self.lengths))
 
     def add(self, batch: Batch, block: Block, part: Part) -> None:
         """Count some more rows."""
@@ -78,34 +89,58 @@ def count_rows(samples: Samples, encoder: Encoder, seed: int, *, most_rows: int 
     A total over N rows of which n were drawn is N times their mean; the variance of that is N² s²/n (1 - n/N), s² being
     that of the drawn rows (Cochran, Sampling Techniques, 1977, theorem 2.2).
     """
-    rows = sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts)
+    rows = _chosen(samples.parts)
     wanted = min(most_rows, _affordable(samples, rows))
     parts = [_drawn(part, wanted / rows, seed) for part in samples.parts] if rows > wanted else list(samples.parts)
     tally, left_out = _tally(samples, parts, encoder, LONGEST_CHARACTERS)
-    if not tally.training:
-        # No row is short enough: as much memory as they take is what the training takes, too.
-        tally, left_out = _tally(samples, parts, encoder, sys.maxsize)
-    sampled = rows > wanted or left_out > 0
-    found = Found(
-        training=sum(map(len, tally.lengths)),
-        whole=tally.whole,
-        targets=tally.targets + tally.held_out_targets,
-        is_text=samples.kind is DatasetFormat.TEXT,
-    )
-    check(tally.counts, found, encoder.max_length, sampled=sampled)
+    if left_out and not tally.examples:
+        tally, left_out = _tally(samples, parts, encoder, MOST_CHARACTERS)
+    elif not tally.examples and not _are_lost(tally, left_out, rows):
+        tally, left_out = _tally(samples, list(samples.parts), encoder, MOST_CHARACTERS)
+    if left_out and not tally.examples:
+        raise DatasetError(
+            f"{left_out} rows have more than {MOST_CHARACTERS:,} characters, or very many answers: to count them takes "
+            "more memory than there is before a training, and without them nothing is left to count; split them into "
+            "shorter rows, or set spec.preflight to Skip"
+        )
     if left_out:
         log.warning(
             "%d rows of more than %s characters were not tokenized: tokens are extrapolated from the others",
             left_out,
             f"{LONGEST_CHARACTERS:,}",
         )
+    _check(samples, tally, encoder, left_out)
     facts = _facts(samples, tally, encoder)
-    return _extrapolated(facts, samples, tally) if sampled else facts
+    return _extrapolated(facts, samples, tally) if tally.counts.rows < rows else facts
+
+
+def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int) -> None:
+    """Refuse what a training would refuse, where that is certain: it sees all rows. Raises `DatasetError`."""
+    counts, rows = tally.counts, _chosen(samples.parts)
+    found = Found(
+        training=tally.examples,
+        whole=tally.whole,
+        targets=tally.targets + tally.held_out_targets,
+        is_text=samples.kind is DatasetFormat.TEXT,
+    )
+    objection = objection_to(counts, found, encoder.max_length)
+    if objection and (counts.rows == rows or _are_lost(tally, left_out, rows)):
+        raise DatasetError(objection)
+    if objection:
+        log.warning("of %d rows, of which %d were counted, the training may say: %s", rows, counts.rows, objection)
+
+
+def _are_lost(tally: _Tally, left_out: int, rows: int) -> bool:
+    return surely_lost(tally.counts.lost, tally.counts.rows + left_out, rows)
+
+
+def _chosen(parts: Sequence[Part]) -> int:
+    return sum(int(np.count_nonzero(part.training | part.held_out)) for part in parts)
 
 
 def _affordable(samples: Samples, rows: int) -> int:
     file_bytes = sum(path.stat().st_size for part in samples.parts for _, path in part.files)
-    return rows if file_bytes <= MOST_BYTES else max(1, rows * MOST_BYTES // file_bytes)
+    return rows if file_bytes <= MOST_BYTES else max(FEWEST_ROWS, rows * MOST_BYTES // file_bytes)
 
 
 def _drawn(part: Part, share: float, seed: int) -> Part:
@@ -127,12 +162,12 @@ def _tally(samples: Samples, parts: list[Part], encoder: Encoder, longest: int) 
     """What the rows of some parts come to, and how many of them have more than `longest` characters and were left
     out."""
     tally, left_out = _Tally(), 0
-    counter = Counter("encoding rows", sum(int(np.count_nonzero(part.training | part.held_out)) for part in parts))
+    counter = Counter("encoding rows", _chosen(parts))
 
     def short(rows: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
         nonlocal left_out
         for number, sample in rows:
-            if size(sample) > longest:
+            if is_larger(sample, longest):
                 left_out += 1
             else:
                 yield number, sample

@@ -16,12 +16,13 @@ def held_out(keys: Keys, fraction: float, seed: int) -> NDArray[np.bool_]:
     wanted = round(len(keys) * fraction)
     drawn = _mixed(keys, seed)
     ordered = np.sort(drawn)
-    # How many rows there are up to and with each distinct content but the last.
-    counts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    if wanted == 0 or len(counts) == 0:
+    ends = ordered[1:] != ordered[:-1]
+    if wanted == 0 or not ends.any():
         return np.zeros(len(keys), np.bool_)
-    enough = min(int(np.searchsorted(counts, wanted)), len(counts) - 1)
-    held: NDArray[np.bool_] = drawn <= ordered[counts[enough] - 1]
+    # Where a distinct content ends: the first one with enough rows up to it, else the last but one.
+    enough = ends[wanted - 1 :]
+    end = wanted - 1 + int(enough.argmax()) if enough.any() else len(ends) - 1 - int(ends[::-1].argmax())
+    held: NDArray[np.bool_] = drawn <= ordered[end]
     return held
 
 
@@ -63,6 +64,9 @@ def common(keys: Keys, others: Keys) -> int:
 def _mixed(keys: Keys, seed: int) -> Keys:
     """Another hash for every seed: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     mixed = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        # In place: of tens of millions of rows each copy takes hundreds of MiB.
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ ENCODING = 2
 
 1: of a conversation that its template rewrites, the last answer alone was learned.
 """
+
+TOKENIZED_AT_ONCE = 2**20
+"""Characters, but for a longer text: a fast tokenizer takes about 160 bytes for each while it works on it."""
 
 _SHOWN, _SHOWN_PIECES = 200, 8
 """Characters of each end of a stretch in the log, and stretches."""
@@ -119,8 +123,12 @@ class Encoder:
         """The examples of each of many samples, in several threads. Raises `DatasetError` for the first that cannot be
         encoded."""
         texts = self._renderer.render(samples)
-        found = iter(self._boundaries.tokenize([text for several in texts for text in several]))
-        return [[self._encoded(text, next(found)) for text in several] for several in texts]
+        found = (
+            self._encoded(text, tokens)
+            for some in _groups(text for several in texts for text in several)
+            for text, tokens in zip(some, self._boundaries.tokenize(some), strict=True)
+        )
+        return [list(islice(found, len(several))) for several in texts]
 
     def show(self, example: Example) -> str:
         """The text of an example in one line of JSON, bounded, with what is learned between >>> and <<<."""
@@ -145,7 +153,10 @@ class Encoder:
             learned = np.ones(len(ids), np.bool_)
         keep = self.max_length
         example = Example(
-            input_ids=ids[:keep], labels=np.where(learned[:keep], ids[:keep], IGNORED), truncated=len(ids) > keep
+            # A view would keep all that was cut off.
+            input_ids=ids if len(ids) <= keep else ids[:keep].copy(),
+            labels=np.where(learned[:keep], ids[:keep], IGNORED),
+            truncated=len(ids) > keep,
         )
         runs = _runs(learned)
         begun = [(start, end) for start, end in runs if start < keep]
@@ -159,6 +170,20 @@ class Encoder:
             learned_answers=text.answers - len(runs) + len(begun),
             unended_answers=len(unended),
         )
+
+
+def _groups(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Texts that are tokenized at once, in order. A conversation may become many of them, each as long as it is."""
+    group: list[Text] = []
+    characters = 0
+    for text in texts:
+        if group and characters + len(text.text) > TOKENIZED_AT_ONCE:
+            yield group
+            group, characters = [], 0
+        group.append(text)
+        characters += len(text.text)
+    if group:
+        yield group
 
 
 def _runs(learned: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import TransientError
 from lora_trainer.places import network
-from lora_trainer.places.hub_cache import LargeFile, fetch_large, opened
+from lora_trainer.places.hub_cache import LargeFile, blob_or_partial, fetch_large, opened
 from lora_trainer.places.hub_errors import explain_hub, retry_after_s
 from lora_trainer.places.network import ATTEMPTS, RemoteFile, read_part
 from lora_trainer.places.roles import Role
+from lora_trainer.places.room import check_room
 
 T = TypeVar("T")
 
@@ -76,10 +77,12 @@ class Hub:
             },
         )
 
-    def download(self, uri: HubUri, repository: Repository, wanted: Sequence[str]) -> Path:
+    def download(self, uri: HubUri, repository: Repository, wanted: Sequence[str], *, complete: bool = True) -> Path:
         """Fetch `wanted` files of the commit into the cache; the folder that holds them. Raises as `repository`.
 
-        Access is checked with this run's token also where everything is cached: another run may have filled the cache.
+        If they are `complete`, all that a run needs, the cache notes the commit as what the revision is at, for those
+        who load it without asking. Access is checked with this run's token also where everything is cached: another run
+        may have filled the cache.
         """
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
 
@@ -87,6 +90,10 @@ class Hub:
         if self.offline:
             return self._storage(repository.repo, role) / "snapshots" / repository.commit
         self._check_access(uri, repository, wanted[0])
+        storage = self._storage(repository.repo, role)
+        large = [repository.large[name] for name in wanted if name in repository.large]
+        begun = [(blob_or_partial(storage, file), file.size_bytes) for file in large]
+        check_room(storage, begun, f"{role.field} is {uri}")
         for name in wanted:
             if name in repository.large:
                 self._fetch_large(uri, repository, name)
@@ -103,7 +110,8 @@ class Hub:
             )
 
         folder = Path(self.call(uri, role, fetch))
-        self.call(uri, role, lambda: self._remember(uri, repository))
+        if complete:
+            self.call(uri, role, lambda: self._remember(uri, repository))
         return folder
 
     def remote_file(self, uri: HubUri, repository: Repository, name: str) -> RemoteFile:
@@ -124,7 +132,8 @@ class Hub:
             except Exception as error:  # as in `call`, but each request is tried several times already
                 raise explain_hub(error, uri, role) from error
 
-        return RemoteFile(size_bytes=found.size or 0, read=read)
+        large = repository.large.get(name)
+        return RemoteFile(size_bytes=large.size_bytes if large else found.size, read=read)
 
     @property
     def offline(self) -> bool:

@@ -45,7 +45,7 @@ def fetch_large(
     """
     blob = storage / "blobs" / file.sha256
     blob.parent.mkdir(parents=True, exist_ok=True)
-    partial = blob.with_name(f".{file.sha256}.partial")
+    partial = _partial(blob)
     with alone_in_cache(blob.with_name(f".{file.sha256}.lock"), lambda: _size(partial), what=what):
         if _is_intact(blob, file):
             return
@@ -58,6 +58,16 @@ def fetch_large(
                 return
             partial.unlink()
         raise TransientError(f"{what} arrived with other bytes than the sha256 that the Hub names")
+
+
+def blob_or_partial(storage: Path, file: LargeFile) -> Path:
+    """Where a file lies in `storage`, or what has arrived of it; neither need exist."""
+    blob = storage / "blobs" / file.sha256
+    return blob if blob.is_file() else _partial(blob)
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f".{blob.name}.partial")
 
 
 def _open(url: str, have: int, token: str | bool, endpoint: str | None) -> urllib3.BaseHTTPResponse:

@@ -122,8 +122,9 @@ def read_tensors(path: Path, address: str) -> tuple[Entry, ...]:
     return tensors_in(header, path.name, path.stat().st_size, address)
 
 
-def tensors_in(header: bytes, name: str, size_bytes: int, address: str) -> tuple[Entry, ...]:
-    """The tensors of a file of weights, which must be as long as its header says. Raises `ConfigError`."""
+def tensors_in(header: bytes, name: str, size_bytes: int | None, address: str) -> tuple[Entry, ...]:
+    """The tensors of a file of weights, which must be as long as its header says, if its size is known. Raises
+    `ConfigError`."""
     try:
         entries = entries_of(header)
     except ValueError as error:
@@ -132,7 +133,7 @@ def tensors_in(header: bytes, name: str, size_bytes: int, address: str) -> tuple
             "again"
         ) from error
     expected = len(header) + sum(entry.size_bytes for entry in entries)
-    if size_bytes != expected:
+    if size_bytes is not None and size_bytes != expected:
         raise ConfigError(
             f"model.uri is {address}: its {name} has {size_bytes} bytes, its header says {expected}: it is cut off or "
             "damaged; copy or upload it again"

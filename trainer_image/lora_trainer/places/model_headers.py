@@ -85,7 +85,7 @@ def _of_claim(uri: ClaimUri, volumes: Volumes) -> ModelHeaders:
 def _of_hub(uri: HubUri, hub: Hub, wanted: Callable[[Sequence[str]], Sequence[str]]) -> ModelHeaders:
     repository = hub.repository(uri, Role.MODEL)
     names = model_files(repository.files, str(uri))
-    folder = hub.download(uri, repository, wanted(names))
+    folder = hub.download(uri, repository, wanted(names), complete=False)
     found = _Found(folder=folder, names=names, name=uri.repo, revision=repository.commit, address=str(uri))
     return _look(found, lambda name: hub.remote_file(uri, repository, name))
 
@@ -133,14 +133,15 @@ def _look(model: _Found, locate: Callable[[str], RemoteFile]) -> ModelHeaders:
 def fetch_header(file: RemoteFile, name: str, address: str) -> bytes:
     """The header of a remote file with the eight bytes before it, and nothing of the tensors. Raises `ConfigError`
     where it says that it is longer than it can be."""
-    prefix = file.read(0, min(PREFIX_BYTES, file.size_bytes))
+    size_bytes = MOST_HEADER_BYTES + PREFIX_BYTES if file.size_bytes is None else file.size_bytes
+    prefix = file.read(0, min(PREFIX_BYTES, size_bytes))
     try:
         length = header_length(prefix)
     except ValueError as error:
         raise ConfigError(
             f"model.uri is {address}: its {name} is no safetensors file; copy or upload it again"
         ) from error
-    most = min(file.size_bytes - PREFIX_BYTES, MOST_HEADER_BYTES)
+    most = min(size_bytes - PREFIX_BYTES, MOST_HEADER_BYTES)
     if length > most:
         raise ConfigError(
             f"model.uri is {address}: its {name} says that its header has {length:,} bytes: it must have at most "

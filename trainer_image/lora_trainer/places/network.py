@@ -45,9 +45,10 @@ def http_pool(url: str, *, backoff_s: float = 0.5, ca_variable: str | None = Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file that is read in parts: its whole size, and `read`, which takes the first byte and how many."""
+    """A file that is read in parts: its whole size, None where the server does not say, and `read`, which takes the
+    first byte and how many."""
 
-    size_bytes: int
+    size_bytes: int | None
     read: Callable[[int, int], bytes]
 
 

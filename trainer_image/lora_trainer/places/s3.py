@@ -121,7 +121,7 @@ class Connection:
 
         Raises `TransientError` where the bytes keep missing or are not those of the ETag.
         """
-        partial = target.with_name(f".{target.name}.partial")
+        partial = partial_of(target)
         what = f"{self.role.field} is {uri}: {item.key}"
         with self.sentences(uri):
             fetch_whole(partial, item.size_bytes, lambda have: self._open(uri, item, have), what=what)
@@ -218,6 +218,11 @@ def _credentials(role: Role, environment: Mapping[str, str]) -> Provider | None:
     # A node's own agent is asked directly, the token service like any other server.
     remote = environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")
     return IamAwsProvider(http_client=http_pool("https://sts.amazonaws.com") if remote else None)
+
+
+def partial_of(target: Path) -> Path:
+    """Where what has arrived of a file waits for the rest."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def _bare(etag: str | None) -> str:

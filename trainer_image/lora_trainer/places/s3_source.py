@@ -11,7 +11,8 @@ from lora_trainer.errors import storage_error
 from lora_trainer.places.cache_folders import cache_home
 from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.roles import Role
-from lora_trainer.places.s3 import Connection, Item, connect
+from lora_trainer.places.room import check_room
+from lora_trainer.places.s3 import Connection, Item, connect, partial_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +81,10 @@ def fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environ
         folder.mkdir(parents=True, exist_ok=True)
         what = f"{connection.role.field} is {uri}"
         with alone_in_cache(folder / ".lock", lambda: _sizes(folder), what=what):
-            for name, item in items.items():
-                if not _is_whole(folder / name, item):
-                    connection.download(uri, item, folder / name)
+            missing = {folder / name: item for name, item in items.items() if not _is_whole(folder / name, item)}
+            check_room(folder, [(partial_of(path), item.size_bytes) for path, item in missing.items()], what)
+            for path, item in missing.items():
+                connection.download(uri, item, path)
     except OSError as error:
         raise storage_error(error, "the cache (HF_HOME)") from error
     return Fetched(folder=folder, revision=revision, names=tuple(items))
