@@ -34,12 +34,17 @@ def _work(rank: int, reporter: Reporter) -> None:
     torch.distributed.init_process_group("gloo")
     torch.distributed.barrier()
     reporter.phase(Phase.TRAINING)
-    if how in ("error", "killed"):
+    if how in ("error", "killed", "aborted"):
         torch.distributed.barrier()  # the failure of one ends the other, which has reported by then
     if rank == 0 or how in ("never", "unsaved"):
         signal.pause()
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "aborted":
+        # As NCCL's watchdog does, from a thread of its own: PyTorch's text, then SIGABRT.
+        sys.stderr.write(f"{os.environ['LAST_WORDS']}\n")
+        sys.stderr.flush()
+        os.abort()
     raise DatasetError("row 17 of train.jsonl has no columns: give it some")
 
 

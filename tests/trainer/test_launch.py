@@ -18,7 +18,7 @@ from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.cpus import cpu_threads
-from lora_trainer.ranks.reports import Failure, Report, first_cause
+from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
 
 POD = {"JOB_COMPLETION_INDEX": "1", "LORA_RENDEZVOUS": "tune-x-1-0.tune-x-1:29400"}
 
@@ -176,6 +176,26 @@ def test_one_process_that_fails_ends_all_with_its_own_cause(
     log = capfd.readouterr().err
     assert "Traceback" not in log
     assert "elastic" not in log
+
+
+def test_a_process_that_nccls_watchdog_aborts_is_explained_by_its_last_words(
+    watched: Watched, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay in the log."""
+    words = "Process group watchdog thread terminated with exception: CUDA error: an illegal memory access was found"
+    monkeypatch.setenv("FAIL", "aborted")
+    monkeypatch.setenv("LAST_WORDS", words)
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    assert (caught.value.failure.code, caught.value.failure.reason) == (ExitCode.GPU_FAULT, Reason.GPU_FAULT)
+    assert "illegal memory access" in caught.value.failure.message
+    assert words in capfd.readouterr().err
+
+
+def test_a_process_that_a_signal_ended_without_a_word_has_the_signals_name() -> None:
+    """Nothing else is known of it; also of one that the system does not name."""
+    assert "ended with signal SIGABRT and no explanation" in failure_of_status(-6).message
+    assert "ended with signal 250 and no" in failure_of_status(-250).message
 
 
 def test_a_request_to_stop_reaches_every_process(watched: Watched) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,9 +144,13 @@ def failure_of_status(status: int) -> Failure:
             message="the kernel killed the training process, most likely for memory: raise resources.memory, or lower "
             "training.maxSequenceLength or training.microBatchSize",
         )
-    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    how = f"signal {_name_of(-status)}" if status < 0 else f"exit status {status}"
     return Failure(
         code=int(ExitCode.INTERNAL),
         reason=Reason.INTERNAL_ERROR,
         message=f"the training process ended with {how} and no explanation: see the log of the pod",
     )
+
+
+def _name_of(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else str(number)
