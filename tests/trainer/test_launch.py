@@ -2,7 +2,10 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +179,37 @@ def test_one_process_that_fails_ends_all_with_its_own_cause(
     log = capfd.readouterr().err
     assert "Traceback" not in log
     assert "elastic" not in log
+
+
+def test_a_process_that_fails_takes_those_along_that_wait_for_it(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a divided base, a process that gives up within a layer leaves the others in a collective, deaf to SIGTERM:
+    they end soon, and not when the training counts as standing still. Nor does it wait for them itself."""
+    monkeypatch.setattr("lora_trainer.host.child.PEERS_S", 1.0)
+    monkeypatch.setenv("FAIL", "deaf")
+    failed_at: list[float] = []
+    watched.stages.take = lambda report: failed_at.append(time.monotonic()) if report.failure else None
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    assert time.monotonic() - failed_at[0] < 20
+    assert caught.value.failure.reason is Reason.DATASET_INVALID
+
+
+def test_one_of_several_processes_that_failed_does_not_wait_for_pythons_own_end() -> None:
+    """It would abort collectives that the others wait in; a process alone, and one that did well, end as usual."""
+    program = (
+        "import atexit, os; from lora_trainer.host.guard import leave; atexit.register(os._exit, 9); "
+        "leave({status}, {environment})"
+    )
+    cases = [(71, {"LOCAL_RANK": "1"}, 71), (71, {}, 9), (0, {"LOCAL_RANK": "1"}, 9)]
+    ended = [
+        subprocess.run(
+            [sys.executable, "-c", program.format(status=status, environment=environment)], check=False
+        ).returncode
+        for status, environment, _ in cases
+    ]
+    assert ended == [expected for *_, expected in cases]
 
 
 def test_a_process_that_nccls_watchdog_aborts_is_explained_by_its_last_words(

@@ -21,7 +21,7 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
-from lora_trainer.host.guard import guarded
+from lora_trainer.host.guard import guarded, leave
 from lora_trainer.host.launch import end_with_parent
 from lora_trainer.host.lock import check_ticket
 from lora_trainer.places.cache_folders import cached_rows
@@ -183,4 +183,4 @@ _STAGES: Mapping[str, Callable[[TrainConfig, argparse.Namespace, Volumes, Report
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(), os.environ)

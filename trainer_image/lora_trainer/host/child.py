@@ -21,6 +21,9 @@ from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first
 log = logging.getLogger(__name__)
 STACKS_S = 1.0
 """How long a stage may take to log its stacks before it is killed."""
+PEERS_S = 30.0
+"""How long a stage may take to end once one of its processes has reported why it ends. The others may wait in a
+collective, within a layer or in a driver, where they hear no signal."""
 
 
 _AFTER_A_STOP = (ExitCode.TERMINATED, ExitCode.STORAGE)
@@ -89,9 +92,7 @@ class Stages:
         child = self.child
         if child is not None:
             child.send_signal(signal.SIGTERM)
-            timer = threading.Timer(self.grace_s, child.kill)
-            timer.daemon = True
-            timer.start()
+            self._end_within(self.grace_s)
 
     def wait(self, seconds: float) -> None:
         """Wait, and no longer than until a request to stop. Raises `StageFailedError` for that."""
@@ -118,8 +119,18 @@ class Stages:
         except ValueError as error:
             log.warning("unreadable report of the stage: %s", error)
             return
+        if report.failure is not None and self.failure is None:
+            self._end_within(PEERS_S)
         self.failure = first_cause(self.failure, report.failure)
         self.take(report)
+
+    def _end_within(self, seconds: float) -> None:
+        """Kill the stage at work unless it ends by itself until then. torchrun's processes end with it."""
+        child = self.child
+        if child is not None:
+            timer = threading.Timer(seconds, child.kill)
+            timer.daemon = True
+            timer.start()
 
     def _cause(self, status: int) -> Failure:
         if self.stopping.is_set() and (self.failure is None or self.failure.code not in _AFTER_A_STOP):
