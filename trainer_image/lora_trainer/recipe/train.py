@@ -314,7 +314,7 @@ def _kernels(settled: Settled, adapted: Adapted, device: Device, longest: int) -
     log.info("%d adapted modules compute in one piece, attention: %s", fuse(adapted.model), attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
-        log.info("rows are padded: in a pack, this kind of model would let them see each other")
+        log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
     budget = Budget.of(
         config.training.micro_batch_size,
         longest,
