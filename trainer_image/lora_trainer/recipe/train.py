@@ -25,6 +25,7 @@ from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.device_check import check_room
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.options import check_options
@@ -267,6 +268,8 @@ def _adapted(
     """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
     which `linear` are quantized."""
     config, plan = settled.config, settled.plan
+    if plan is not None and plan.fits:
+        check_room(device.torch_device, device.name, plan.peak_bytes)
     sharded = must_shard(
         plan=plan,
         weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
