@@ -75,6 +75,16 @@ def test_a_budget_is_halved_until_a_single_row_is_left() -> None:
     assert sizes == [4000, 2000, 1000]
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pack_of_short_rows_shrinks_to_the_longest_row(*, packed: bool) -> None:
+    """Although no second row of the longest length had room in it."""
+    halved = Budget(tokens=4096, longest=3000, packed=packed).halved()
+    assert halved is not None
+    assert halved.tokens == 3000
+    assert halved.halved() is None
+    assert Budget(tokens=4096, longest=5000, packed=packed).halved() is None
+
+
 def test_rows_of_like_length_share_a_micro_batch() -> None:
     """The longest first, nothing lost, padding within the budget; a row that is longer comes alone."""
     lengths = [10, 50, 20, 200, 30, 11, 12]

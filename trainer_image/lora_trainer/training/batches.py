@@ -46,8 +46,9 @@ class Budget:
         return max(1, self.tokens // self.longest)
 
     def halved(self) -> "Budget | None":
-        """Half of it, for a device whose memory did not suffice; None where the longest row already comes alone."""
-        return replace(self, tokens=self.tokens // 2) if self.rows > 1 else None
+        """Half of it, for a device whose memory did not suffice, and no less than the longest row takes; None where it
+        holds no more than that row."""
+        return replace(self, tokens=max(self.longest, self.tokens // 2)) if self.tokens > self.longest else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
-from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.training.optimizers import load_state, make_optimizer
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import learning_rate_factor, total_steps, wanted_rows
 from lora_trainer.training.state import (
@@ -93,7 +93,7 @@ class Training:
         if weights_only:
             return
         self.course, self.best = state.course, state.best
-        self.optimizer.load_state_dict(dict(state.optimizer))
+        load_state(self.optimizer, state.optimizer)
         self.scaler.load_state_dict(dict(state.scaler))
         if self.course.budget_tokens is not None:
             self.budget = dataclasses.replace(self.budget, tokens=min(self.budget.tokens, self.course.budget_tokens))
