@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import signal
 import time
@@ -93,14 +92,13 @@ class Reporter:
         """Report how far a piece of work is that is no step."""
         self.send(Report(activity=activity))
 
-    def smaller_micro_batches(self, rows: int, counters: Counters) -> None:
-        """Report that memory did not suffice: micro-batches have that many rows of the longest length from now on."""
+    def smaller_micro_batches(self, rows: int, accumulation: int, counters: Counters) -> None:
+        """Report that memory did not suffice: micro-batches have at most that many rows of the longest length from now
+        on, and a step that many micro-batches."""
         resolved = self._progress.resolved
         if resolved is not None:
-            effective = resolved.micro_batch_size * resolved.gradient_accumulation_steps
-            resolved = dataclasses.replace(
-                resolved, micro_batch_size=rows, gradient_accumulation_steps=math.ceil(effective / rows)
-            )
+            rows = min(rows, resolved.micro_batch_size)
+            resolved = dataclasses.replace(resolved, micro_batch_size=rows, gradient_accumulation_steps=accumulation)
         self.progress(counters, resolved=resolved)
 
     def failure(self, error: TrainerError) -> None:

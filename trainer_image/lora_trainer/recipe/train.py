@@ -41,7 +41,7 @@ from lora_trainer.recipe.settling import Settled, settle
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
+from lora_trainer.training.batches import Budget, accumulation, evaluation_budget, token_budget
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.identity import Identity, difference, identity
@@ -390,7 +390,9 @@ def _resolved(
         trainable_parameters=adapted.trainable_parameters,
         total_parameters=adapted.total_parameters,
         micro_batch_size=min(budget.rows, share),
-        gradient_accumulation_steps=math.ceil(share / budget.rows),
+        gradient_accumulation_steps=accumulation(
+            data.training.lengths, budget, config.training.effective_batch_size, config.training.seed, ranks.world
+        ),
         quantization=config.quantization.value,
         packing=budget.packed,
         attention=kernel,

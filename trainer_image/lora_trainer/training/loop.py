@@ -25,7 +25,7 @@ from lora_trainer.errors import (
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, recompute_activations, set_training
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import Budget, Rows, step_rows
+from lora_trainer.training.batches import Budget, Rows, accumulation, step_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
@@ -170,6 +170,9 @@ class Training:
         if taken:
             self.scaler.step(self.optimizer)
         self.scaler.update()
+        if taken and not math.isfinite(norm):
+            log.info("step %d: beyond the range of fp16: left out, the loss is scaled by less", number)
+            taken = False
         self.optimizer.zero_grad(set_to_none=True)
         self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)
         if not taken:
@@ -253,7 +256,12 @@ class Training:
         self.budget = halved
         self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
         self._free()
-        self.listener.halved(halved)
+        self.listener.halved(halved, self.accumulation())
+
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step, as of now."""
+        config, lengths = self.config, self.examples.lengths
+        return accumulation(lengths, self.budget, config.effective_batch_size, config.seed, self.ranks.world)
 
     def _free(self) -> None:
         if self.device.torch_device.type == "cuda":
