@@ -35,6 +35,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
+from lora_trainer.ranks.logs import with_error
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
 from lora_trainer.recipe.settling import Settled, settle
@@ -350,7 +351,8 @@ class Evaluator:
             model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks
         )
         kind = "held-out" if self.data.held_out else "training"
-        log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(rows), kind)
+        loss = with_error(result.loss, result.standard_error)
+        log.info("loss %s %s on %d %s rows", when, loss, len(rows), kind)
         return result
 
     def noise(self, result: Evaluation) -> float:

@@ -256,12 +256,8 @@ class Training:
         self.budget = halved
         self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
         self._free()
-        self.listener.halved(halved, self.accumulation())
-
-    def accumulation(self) -> int:
-        """Micro-batches of an optimizer step, as of now."""
-        config, lengths = self.config, self.examples.lengths
-        return accumulation(lengths, self.budget, config.effective_batch_size, config.seed, self.ranks.world)
+        rows, seed = self.config.effective_batch_size, self.config.seed
+        self.listener.halved(halved, accumulation(self.examples.lengths, halved, rows, seed, self.ranks.world))
 
     def _free(self) -> None:
         if self.device.torch_device.type == "cuda":
