@@ -1,7 +1,7 @@
 """The device, the number of its threads, and the types that weights and computations have on it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -80,8 +80,9 @@ def _gpu(wanted: int, precision: Precision, local_rank: int) -> Device:
 
 def _said_by_cuda() -> str:
     """Why it sees no GPU; nothing where it does not say."""
+    initialise: Callable[[], None] = torch.cuda.init
     try:
-        torch.cuda.init()
+        initialise()
     except (RuntimeError, AssertionError) as error:
         return str(error)
     return ""
