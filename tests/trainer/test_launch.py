@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
+from lora_trainer.host.torchrun import pass_on
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
@@ -224,6 +226,22 @@ def test_a_process_that_nccls_watchdog_aborts_is_explained_by_its_last_words(
     assert (caught.value.failure.code, caught.value.failure.reason) == (ExitCode.GPU_FAULT, Reason.GPU_FAULT)
     assert "illegal memory access" in caught.value.failure.message
     assert words in capfd.readouterr().err
+
+
+def test_a_log_that_nobody_takes_stops_no_process() -> None:
+    """Its pipe is emptied, and its end is kept all the same."""
+    nobody, gone = os.pipe()
+    os.close(nobody)
+    read_end, write_end = os.pipe()
+    kept: deque[bytes] = deque(maxlen=4)
+    passing = threading.Thread(target=pass_on, args=(read_end, gone, kept), daemon=True)
+    passing.start()
+    for number in range(40):  # more than a pipe holds
+        os.write(write_end, bytes([number]) * 4096)
+    os.close(write_end)
+    passing.join(30)
+    assert not passing.is_alive()
+    assert b"".join(kept)[-1] == 39
 
 
 def test_a_process_that_a_signal_ended_without_a_word_has_the_signals_name() -> None:

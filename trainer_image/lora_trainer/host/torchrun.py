@@ -5,6 +5,7 @@ FD is the descriptor of the supervisor's pipe. torchrun closes all descriptors i
 these open the pipe by its path.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -36,7 +37,7 @@ class PassedLog:
         self._kept: deque[bytes] = deque(maxlen=_KEPT_PIECES)
         os.dup2(write_end, 2)
         os.close(write_end)
-        self._passing = threading.Thread(target=self._pass_on, args=(read_end,), name="log", daemon=True)
+        self._passing = threading.Thread(target=pass_on, args=(read_end, self._to, self._kept), name="log", daemon=True)
         self._passing.start()
 
     def end(self) -> str:
@@ -45,11 +46,17 @@ class PassedLog:
         self._passing.join(_LOG_ENDS_S)
         return b"".join(self._kept).decode(errors="replace")
 
-    def _pass_on(self, read_end: int) -> None:
-        while piece := os.read(read_end, _PIECE):
-            self._kept.append(piece)
+
+def pass_on(read_end: int, to: int, kept: deque[bytes]) -> None:
+    """Copy one descriptor to another until nobody writes any more, and keep the last pieces.
+
+    What nobody takes is dropped: a pipe that fills up would stop whoever writes into it.
+    """
+    while piece := os.read(read_end, _PIECE):
+        kept.append(piece)
+        with contextlib.suppress(OSError):
             while piece:
-                piece = piece[os.write(self._to, piece) :]
+                piece = piece[os.write(to, piece) :]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -95,7 +95,7 @@ def failed(name: str, error: Exception, *, free: int, total: int) -> Exception:
     """What the first computation on a GPU failed of."""
     known = explain(error)
     if isinstance(known, CudaOutOfMemoryError):
-        return held(name, free, total, max(free + 1, _LEAST_FREE_BYTES)) or known
+        return held(name, free, total, _LEAST_FREE_BYTES) or known
     if "busy or unavailable" in str(error):
         return GpuFaultError(
             f"the GPU {name} is held by another process ({' '.join(str(error).split())[:80]}): end it (nvidia-smi on "
@@ -122,7 +122,7 @@ def check_room(device: torch.device, name: str, needed: int) -> None:
     if device.type != "cuda":
         return
     free, total = _memory(device)
-    trouble = held(name, free, total, needed - CONTEXT_BYTES)
+    trouble = held(name, free, total, needed - CONTEXT_BYTES) if total else None
     if trouble is not None:
         raise trouble
 
