@@ -62,7 +62,7 @@ def difference(runs: Sequence[Run], setting: str, base: str, kind: Kind | None =
     means = [statistics.fmean(row) for row in zip(*pairs, strict=True)]
     return Difference(
         by_seed=found,
-        rows_error=ratio_standard_error(_of(means, kind), _of(tokens, kind)),
+        rows_error=ratio_standard_error(_of(means, kind), _of(tokens, kind)) or 0.0,
         seeds_error=statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None,
     )
 

@@ -200,6 +200,13 @@ ROWS = (
                 says=("{sentence}",),
                 event=("Warning", Reason.GPU_FAULT),
             ),
+            Sees(
+                key="unfit",
+                when="a GPU or a driver that is too old for the image (exit code 64)",
+                conditions={"Failed": ("True", Reason.GPU_FAULT)},
+                says=("{sentence}",),
+                event=("Warning", Reason.GPU_FAULT),
+            ),
             Shown(
                 key="code", says="A GPU that was given and is not there ends the trainer with 72", by="by the trainer"
             ),

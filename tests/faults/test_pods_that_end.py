@@ -194,6 +194,18 @@ def test_a_gpu_with_too_little_memory_ends_the_run_with_the_peak_and_advice(shar
     faults.kept("B6.one-job", faults.remember(run, silent))
 
 
+@pytest.mark.fault("B9.unfit")
+def test_a_gpu_that_is_too_old_for_the_image_ends_the_run_at_once(shared: Stage, faults: Proofs) -> None:
+    """No retry would find another image; nor does the advice send anybody to repair the node."""
+    said = "the GPU Tesla V100 has compute capability 7.0, and the trainer's image needs 7.5 or more: choose newer GPUs"
+    run = begin(shared, "b9-unfit")
+    pod = run.running_pod()
+    shared.end_pod(pod, 64, failed(Reason.GPU_FAULT, said))
+    faults.saw("B9.unfit", run, sentence=said)
+    assert [pod["metadata"]["uid"]] == run.pods_of_this_moment()
+    assert "GPUFault" not in {one["code"] for one in run.status.get("advice", ())}
+
+
 @pytest.mark.fault(
     "B7.unreachable", "B7.one-writer", "B7.pods", "B7.retries", "B7.one-job", "B7.ends-well", "B7.advice"
 )

@@ -1,16 +1,18 @@
 """A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be asked to stop,
 and with FAIL=unsaved fails then."""
 
+import atexit
 import os
 import signal
 import sys
+import time
 
 import torch.distributed
 
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import DatasetError, StorageError
-from lora_trainer.host.guard import guarded
+from lora_trainer.host.guard import guarded, leave
 from lora_trainer.host.launch import end_with_parent
 from lora_trainer.ranks.reports import Reporter, open_report
 
@@ -34,14 +36,24 @@ def _work(rank: int, reporter: Reporter) -> None:
     torch.distributed.init_process_group("gloo")
     torch.distributed.barrier()
     reporter.phase(Phase.TRAINING)
-    if how in ("error", "killed"):
+    if how in ("error", "killed", "aborted"):
         torch.distributed.barrier()  # the failure of one ends the other, which has reported by then
+    if how == "deaf" and rank == 0:
+        # As a process does that waits in a collective of its GPU.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if how == "deaf" and rank == 1:
+        atexit.register(time.sleep, 300)  # as Python's own end, which waits for the others
     if rank == 0 or how in ("never", "unsaved"):
         signal.pause()
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "aborted":
+        # As NCCL's watchdog does, from a thread of its own: PyTorch's text, then SIGABRT.
+        sys.stderr.write(f"{os.environ['LAST_WORDS']}\n")
+        sys.stderr.flush()
+        os.abort()
     raise DatasetError("row 17 of train.jsonl has no columns: give it some")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(), os.environ)

@@ -133,7 +133,9 @@ def test_a_model_whose_rows_would_meet_is_not_packed(kind: str, options: dict[st
     """State over the sequence, chunks of fixed positions, attention that is not Transformers' common one."""
     model = make(kind, **options)
     before = alone(model, tokens())
-    assert not choose_attention(model, DEVICE).packs
+    found = choose_attention(model, DEVICE)
+    assert not found.packs
+    assert found.unpacked
     assert (alone(model, tokens()) - before).abs().max() <= 1e-5
 
 
@@ -153,6 +155,51 @@ def test_a_model_that_drops_the_segments_is_not_packed(monkeypatch: pytest.Monke
 def test_sixteen_bits_are_packed_too(dtype: torch.dtype) -> None:
     """Their rounding is not taken for contamination."""
     assert choose_attention(make("Llama", dtype), DEVICE).packs
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (RuntimeError("FlashAttention only supports Ampere GPUs or newer."), True),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), True),
+        (ValueError("isolated attention is causal and takes no mask"), False),
+        (NotImplementedError("no rule for it"), False),
+    ],
+)
+def test_a_kernel_that_fails_is_reported_as_such_and_not_as_rows_that_see_each_other(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, *, broken: bool
+) -> None:
+    """With its own words; the model then computes as it did, and rows are padded."""
+    model = make("Llama")
+    before = model.config._attn_implementation
+    fail_with(error, monkeypatch)
+    found = choose_attention(model, DEVICE)
+    assert (found.packs, found.broken, found.kernel) == (False, broken, before)
+    assert str(error) in found.unpacked
+    assert "see each other" not in found.unpacked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_what_padding_would_not_help_against_ends_the_choice(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Memory that does not suffice, and a GPU that failed, are what they are."""
+    fail_with(error, monkeypatch)
+    with pytest.raises(type(error), match=str(error)[:20]):
+        choose_attention(make("Llama"), DEVICE)
+
+
+def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel of a row in a pack raise."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(attention, "_causal", fail)
 
 
 def kernel_for_packs(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_trainer.data.tokens import IGNORED, Example
-from lora_trainer.training.batches import Budget, collate, micro_batches, step_rows, token_budget
+from lora_trainer.training.batches import Budget, accumulation, collate, micro_batches, step_rows, token_budget
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,16 @@ def test_a_budget_is_halved_until_a_single_row_is_left() -> None:
     assert sizes == [4000, 2000, 1000]
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pack_of_short_rows_shrinks_to_the_longest_row(*, packed: bool) -> None:
+    """Although no second row of the longest length had room in it."""
+    halved = Budget(tokens=4096, longest=3000, packed=packed).halved()
+    assert halved is not None
+    assert halved.tokens == 3000
+    assert halved.halved() is None
+    assert Budget(tokens=4096, longest=5000, packed=packed).halved() is None
+
+
 def test_rows_of_like_length_share_a_micro_batch() -> None:
     """The longest first, nothing lost, padding within the budget; a row that is longer comes alone."""
     lengths = [10, 50, 20, 200, 30, 11, 12]
@@ -110,6 +120,25 @@ def test_a_pack_restarts_positions_and_learns_nothing_across_rows() -> None:
     assert (batch.segments.lengths, batch.segments.bounds.tolist()) == ((3, 2), [0, 3, 5])
     assert batch.learned.tolist() == [[False, True, False, True]]
     assert (batch.targets.tolist(), batch.rows.tolist()) == ([7, 9], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "packed", "processes", "micro_batches_of_a_step"),
+    [
+        ([100] * 15 + [1000], True, 1, 3),  # 2,500 tokens in packs of 1,000
+        ([100] * 15 + [1000], False, 1, 3),  # the long row alone, ten rows of 100, and five
+        ([100] * 15 + [1000], True, 2, 2),  # 1,000 and 600 tokens, or 1,200 and 400 on one of both
+        ([1000] * 16, True, 1, 16),
+        ([10] * 16, True, 4, 1),
+    ],
+)
+def test_the_micro_batches_of_a_step_are_counted_from_its_rows(
+    lengths: list[int], *, packed: bool, processes: int, micro_batches_of_a_step: int
+) -> None:
+    """And not as if each row were as long as the longest: packs hold more of the others."""
+    budget = Budget(tokens=1000, longest=max(lengths), packed=packed)
+    found = accumulation(np.array(lengths), budget, 16, seed=3, processes=processes)
+    assert found == micro_batches_of_a_step
 
 
 def test_a_cpu_takes_smaller_micro_batches_than_a_gpu() -> None:

@@ -12,7 +12,10 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_artifact import make_manifest
 
 from lora_trainer.artifact.manifest import Form, Manifest, MergedModel, Serving
+from lora_trainer.contract import codec
 from lora_trainer.contract.config import Init, TrainConfig
+from lora_trainer.contract.summary import Results, Verification
+from lora_trainer.host.supervisor import success_sentence
 from lora_trainer.result.card import model_card as card_of
 from lora_trainer.result.hyperparameters import camel_case, cell, leaves
 from lora_trainer.result.serving import TEMPLATE
@@ -192,3 +195,18 @@ def test_files_that_do_not_lie_beside_the_card_are_not_named(curves: bool) -> No
 def test_the_card_names_the_list_of_evaluated_rows(rows: bool) -> None:
     """Results of earlier releases have none."""
     assert ("held_out_rows.json` says which" in model_card(manifest(), rows=rows)) is rows
+
+
+def test_a_standard_error_that_a_single_row_does_not_have_is_left_out() -> None:
+    """It was 0.0000, as if the loss were exact: in the card, the sentence, the curve and for the operator."""
+    errors = ("eval_loss_before_standard_error", "eval_loss_after_standard_error", "improvement_standard_error")
+    measured = dataclasses.replace(manifest().measured, **dict.fromkeys(errors))
+    sure = manifest(measured=dataclasses.replace(measured, **dict.fromkeys(errors, 0.5)))
+    alone = manifest(measured=measured)
+    assert "| base model | 1.0000 |  |" in model_card(alone)
+    assert "| base model | 1.0000 | 0.5000 |" in model_card(sure)
+    assert "from 1.000 to 1.000; the verified" in success_sentence("pvc://a/b", alone)
+    assert "from 1.000 to 1.000 (± 0.500); the verified" in success_sentence("pvc://a/b", sure)
+    verification = Verification(loss=1.0, difference=0.0, tolerance=1.0)
+    told = codec.encode(Results(**codec.encode(measured), verification=verification))
+    assert told["improvement_standard_error"] == 0.0, "operators of earlier releases expect a number"

@@ -30,6 +30,15 @@ def test_an_attempt_goes_on_where_the_last_checkpoint_was(tmp_path: Path) -> Non
     assert [record["loss"] > 100 for record in records[:-1]] == [True] * 4 + [False] * 4
 
 
+def test_an_evaluation_of_one_row_has_no_standard_error(tmp_path: Path) -> None:
+    """The key is left out; lines of others have it."""
+    metrics = MetricsFile(tmp_path / METRICS)
+    metrics.evaluated(0, loss=2.0, standard_error=None)
+    metrics.evaluated(4, loss=1.0, standard_error=0.5)
+    found = [record.get("eval_loss_standard_error", "none") for record in read_records(tmp_path / METRICS)]
+    assert found == ["none", 0.5]
+
+
 def test_a_run_that_starts_at_the_beginning_starts_an_empty_file(tmp_path: Path) -> None:
     """The evaluation before the first step goes, too: it is made again."""
     path = tmp_path / METRICS

@@ -1,5 +1,8 @@
-"""How many threads a stage takes, and how they wait."""
+"""How many threads a stage takes, and how they wait; how its GPU's memory is allocated."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,19 @@ def test_threads_wait_asleep_unless_set_otherwise(monkeypatch: pytest.MonkeyPatc
     assert stage_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert stage_environment()["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_the_gpus_memory_is_mapped_piece_by_piece_unless_the_user_sets_the_allocator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a name and a value that PyTorch knows, under whichever name the user wrote another."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    environment = {**os.environ, **stage_environment()}
+    program = "import torch; print(torch._C._accelerator_getAllocatorSettings())"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    assert "PYTORCH_ALLOC_CONF" not in stage_environment()
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:False")
+    assert stage_environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:False"

@@ -4,11 +4,12 @@ import errno
 
 import pytest
 import torch
+import torch.distributed
 import urllib3
 
-from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import explain, one_sentence
+from lora_trainer.errors import explain, explain_abort, one_sentence
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,175 @@ def test_an_error_of_a_library_has_an_exit_code_and_one_line(error: Exception, c
     known = explain(error)
     assert (known.code, known.reason) == (code, reason)
     assert "\n" not in str(known)
+
+
+def nccl(status: str, last: str, name: str) -> torch.distributed.DistBackendError:
+    """NCCL's error as PyTorch raises it."""
+    return torch.distributed.DistBackendError(
+        f"NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, {status} (run with NCCL_DEBUG=INFO "
+        f"for details), NCCL version 2.30.7\n{name}: {last}"
+    )
+
+
+def system(last: str) -> torch.distributed.DistBackendError:
+    """One of a system call."""
+    preface = "System call (e.g. socket, malloc) or external library call failed or device error. \nLast error:\n"
+    return nccl("unhandled system error", preface + last, "ncclSystemError")
+
+
+def remote(last: str) -> torch.distributed.DistBackendError:
+    """One of another process."""
+    preface = "A call failed possibly due to a network error or a remote process exiting prematurely.\nLast error:\n"
+    return nccl("remote process exited or there was a network error", preface + last, "ncclRemoteError")
+
+
+def cuda(last: str) -> torch.distributed.DistBackendError:
+    """One of a CUDA function."""
+    preface = "Call to CUDA function failed.\nLast error:\n"
+    return nccl("unhandled cuda error", preface + last, "ncclUnhandledCudaError")
+
+
+PEER, OWN_NETWORK = (ExitCode.TRANSIENT, Reason.PEER_FAILED), (ExitCode.TRANSIENT, Reason.RESTARTING)
+GPU, UNFIT = (ExitCode.GPU_FAULT, Reason.GPU_FAULT), (ExitCode.CONFIG_INVALID, Reason.GPU_FAULT)
+SHORT = (ExitCode.CUDA_OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("error", "blame", "named"),
+    [
+        (
+            remote("socketProgressOpt: Call to recv from 10.0.0.7<33759> failed : Connection reset by peer"),
+            PEER,
+            "33759",
+        ),
+        (
+            remote("NET/IB : Got completion from peer 10.0.0.7<54862> with status=12 opcode=0 len=0 vendor err 129"),
+            PEER,
+            "12",
+        ),
+        (
+            remote("NET/IB : Got completion from peer 10.0.0.7<5486> with status=4 opcode=0 len=0 vendor err 81"),
+            OWN_NETWORK,
+            "4",
+        ),
+        (system("socketStartConnect: Connect to 10.0.0.7<52822> failed : No route to host"), PEER, "No route"),
+        (system("Call to ibv_modify_qp failed with error No such device"), OWN_NETWORK, "ibv_modify_qp"),
+        (system("Bootstrap : no socket interface found"), OWN_NETWORK, "no socket interface"),
+        (system("Error while creating shared memory segment /dev/shm/nccl-KWfVyt (size 5967872)"), OWN_NETWORK, "shm"),
+        (cuda("Cuda failure 999 'unknown error'"), GPU, "999"),
+        (cuda("Cuda failure 'uncorrectable ECC error encountered'"), GPU, "ECC"),
+        (cuda("Cuda failure 2 'out of memory'"), SHORT, "out of memory"),
+        (
+            nccl(
+                "invalid usage",
+                "This usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU "
+                "detected : rank 1 and rank 0 both on CUDA device 50000",
+                "ncclInvalidUsage",
+            ),
+            UNFIT,
+            "Duplicate GPU",
+        ),
+        (
+            torch.distributed.DistNetworkError(
+                "The client socket has timed out after 60000ms while trying to connect to (10.0.0.7, 29400)."
+            ),
+            PEER,
+            "29400",
+        ),
+        (
+            torch.distributed.DistNetworkError(
+                "The server socket has failed to listen on any local network address. port: "
+                "29400, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"
+            ),
+            OWN_NETWORK,
+            "29400",
+        ),
+    ],
+)
+def test_a_collective_that_fails_is_blamed_on_whom_it_is_the_fault_of(
+    error: Exception, blame: tuple[ExitCode, Reason], named: str
+) -> None:
+    """This node's network card and GPU are not hidden behind another process, whose log would say nothing of them."""
+    known = explain(error)
+    assert (known.code, known.reason) == blame
+    assert named in str(known)
+    assert "NCCL_DEBUG" not in str(known)
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (
+            RuntimeError(
+                "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be "
+                "asynchronously reported at some other API call"
+            ),
+            "docs/install.md",
+        ),
+        (RuntimeError("The NVIDIA driver on your system is too old (found version 12020)."), "found version 12020"),
+        (
+            RuntimeError(
+                "Failed to find C compiler. Please specify via CC environment variable or set triton.knobs.build.impl."
+            ),
+            "C compiler",
+        ),
+        (
+            type("OutOfResources", (Exception,), {})(
+                "out of resource: shared memory, Required: 131072, Hardware limit: "
+                "101376. Reducing block sizes or `num_stages` may help."
+            ),
+            "101376",
+        ),
+        (type("PTXASError", (RuntimeError,), {})("PTXAS error: Internal Triton PTX codegen error"), "does not compile"),
+    ],
+)
+def test_what_no_attempt_can_mend_is_a_fault_of_the_gpu_that_is_final(error: Exception, named: str) -> None:
+    """The exit code is one that operators of earlier releases take as final, too."""
+    known = explain(error)
+    assert (known.code, known.reason) == UNFIT
+    assert known.code in FINAL
+    assert named in str(known)
+    assert "asynchronously" not in str(known)
+
+
+WATCHDOG = "[rank1]:[E410 01:50:33.889423318 ProcessGroupNCCL.cpp:1895] [PG ID 0 PG GUID 0(default_pg) Rank 1] "
+ENDED = WATCHDOG + "Process group watchdog thread terminated with exception: "
+TIMEOUT = (
+    "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, OpType=ALLREDUCE, NumelIn=4096, "
+    "NumelOut=4096, Timeout(ms)=600000) ran for 600004 milliseconds before timing out."
+)
+FRAMES = (
+    "\nException raised from checkTimeout at /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:632 (most "
+    "recent call first):\nframe #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x96 (0x7f5a in libc10.so)\n"
+)
+THROWN = "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [PG ID 0 Rank 1] "
+
+
+@pytest.mark.parametrize(
+    ("log", "blame", "named"),
+    [
+        (ENDED + TIMEOUT + FRAMES + THROWN + ENDED + TIMEOUT + FRAMES, PEER, "ALLREDUCE"),
+        (ENDED + "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be" + FRAMES, GPU, "ECC"),
+        (ENDED + str(remote("socketProgress: Connection closed by remote peer node1<57557>")) + FRAMES, PEER, "node1"),
+        (ENDED + str(system("Call to ibv_reg_mr failed with error Bad address")) + FRAMES, OWN_NETWORK, "ibv_reg_mr"),
+        (ENDED + str(cuda("Cuda failure 2 'out of memory'")), SHORT, "out of memory"),
+    ],
+)
+def test_an_abort_of_the_watchdog_is_explained_from_its_log(
+    log: str, blame: tuple[ExitCode, Reason], named: str
+) -> None:
+    """NCCL's watchdog ends its process by SIGABRT, which no exception handler sees."""
+    known = explain_abort("step 12/100  loss 1.2\n" + log)
+    assert known is not None
+    assert (known.code, known.reason) == blame
+    assert named in str(known)
+    assert "frame #0" not in str(known)
+
+
+@pytest.mark.parametrize("log", ["", "step 12/100\n", "terminate called\n  what():  basic_string::_M_create\n"])
+def test_an_abort_of_anything_else_stays_without_a_cause(log: str) -> None:
+    """Nothing is guessed."""
+    assert explain_abort(log) is None
 
 
 def test_signatures_and_passwords_of_addresses_are_no_part_of_a_sentence() -> None:

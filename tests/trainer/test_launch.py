@@ -2,7 +2,11 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import threading
+import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,10 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
+from lora_trainer.host.torchrun import pass_on
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.cpus import cpu_threads
-from lora_trainer.ranks.reports import Failure, Report, first_cause
+from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
 
 POD = {"JOB_COMPLETION_INDEX": "1", "LORA_RENDEZVOUS": "tune-x-1-0.tune-x-1:29400"}
 
@@ -176,6 +181,73 @@ def test_one_process_that_fails_ends_all_with_its_own_cause(
     log = capfd.readouterr().err
     assert "Traceback" not in log
     assert "elastic" not in log
+
+
+def test_a_process_that_fails_takes_those_along_that_wait_for_it(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a divided base, a process that gives up within a layer leaves the others in a collective, deaf to SIGTERM:
+    they end soon, and not when the training counts as standing still. Nor does it wait for them itself."""
+    monkeypatch.setattr("lora_trainer.host.child.PEERS_S", 1.0)
+    monkeypatch.setenv("FAIL", "deaf")
+    failed_at: list[float] = []
+    watched.stages.take = lambda report: failed_at.append(time.monotonic()) if report.failure else None
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    assert time.monotonic() - failed_at[0] < 20
+    assert caught.value.failure.reason is Reason.DATASET_INVALID
+
+
+def test_one_of_several_processes_that_failed_does_not_wait_for_pythons_own_end() -> None:
+    """It would abort collectives that the others wait in; a process alone, and one that did well, end as usual."""
+    program = (
+        "import atexit, os; from lora_trainer.host.guard import leave; atexit.register(os._exit, 9); "
+        "leave({status}, {environment})"
+    )
+    cases = [(71, {"LOCAL_RANK": "1"}, 71), (71, {}, 9), (0, {"LOCAL_RANK": "1"}, 9)]
+    ended = [
+        subprocess.run(
+            [sys.executable, "-c", program.format(status=status, environment=environment)], check=False
+        ).returncode
+        for status, environment, _ in cases
+    ]
+    assert ended == [expected for *_, expected in cases]
+
+
+def test_a_process_that_nccls_watchdog_aborts_is_explained_by_its_last_words(
+    watched: Watched, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay in the log."""
+    words = "Process group watchdog thread terminated with exception: CUDA error: an illegal memory access was found"
+    monkeypatch.setenv("FAIL", "aborted")
+    monkeypatch.setenv("LAST_WORDS", words)
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    assert (caught.value.failure.code, caught.value.failure.reason) == (ExitCode.GPU_FAULT, Reason.GPU_FAULT)
+    assert "illegal memory access" in caught.value.failure.message
+    assert words in capfd.readouterr().err
+
+
+def test_a_log_that_nobody_takes_stops_no_process() -> None:
+    """Its pipe is emptied, and its end is kept all the same."""
+    nobody, gone = os.pipe()
+    os.close(nobody)
+    read_end, write_end = os.pipe()
+    kept: deque[bytes] = deque(maxlen=4)
+    passing = threading.Thread(target=pass_on, args=(read_end, gone, kept), daemon=True)
+    passing.start()
+    for number in range(40):  # more than a pipe holds
+        os.write(write_end, bytes([number]) * 4096)
+    os.close(write_end)
+    passing.join(30)
+    assert not passing.is_alive()
+    assert b"".join(kept)[-1] == 39
+
+
+def test_a_process_that_a_signal_ended_without_a_word_has_the_signals_name() -> None:
+    """Nothing else is known of it; also of one that the system does not name."""
+    assert "ended with signal SIGABRT and no explanation" in failure_of_status(-6).message
+    assert "ended with signal 250 and no" in failure_of_status(-250).message
 
 
 def test_a_request_to_stop_reaches_every_process(watched: Watched) -> None:

@@ -1,5 +1,9 @@
 """The optimizer that was asked for: its kind, its settings, its state in 8 bits, and what a step does."""
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
@@ -9,7 +13,7 @@ from lora_trainer.contract.config import LoraConfig, Optimizer, TrainingConfig
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import Base
-from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.training.optimizers import load_state, make_optimizer
 
 KINDS = {
     Optimizer.ADAMW: torch.optim.AdamW,
@@ -61,6 +65,45 @@ def test_large_state_is_kept_in_8_bits(cpu: Device, name: Optimizer) -> None:
     optimizer.step()
     assert optimizer.state[large]["state1"].dtype == torch.uint8
     assert optimizer.state[small]["state1"].dtype == torch.float32
+
+
+def pages(self: Any, parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What bitsandbytes gives on a GPU: main memory that the GPU maps, and marks on it."""
+    buffer: Any = torch.zeros(parameter.shape, dtype=dtype)
+    if parameter.numel() >= 1e5:
+        buffer.is_paged, buffer.page_deviceid = True, 0
+        self.page_mng.paged_tensors.append(buffer)
+    return buffer
+
+
+def test_paged_state_is_paged_again_after_a_resumption(
+    cpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file, whose tensors keep the marks of pages and are none; the next step is the uninterrupted run's."""
+    monkeypatch.setattr(PagedAdamW8bit, "get_state_buffer", pages)
+    monkeypatch.setattr(PagedAdamW8bit, "prefetch_state", lambda self, parameter: None)
+    large, small = torch.nn.Parameter(torch.ones(400, 300)), torch.nn.Parameter(torch.ones(64, 64))
+    gpu = dataclasses.replace(cpu, torch_device=torch.device("cuda", 0))
+    config = TrainingConfig(optimizer=Optimizer.PAGED_ADAMW_8BIT)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        large.grad, small.grad = torch.full((400, 300), 0.5), torch.ones(64, 64)
+        optimizer.step()
+
+    first: Any = make_optimizer([large, small], config, gpu)
+    step(first)
+    torch.save(first.state_dict(), tmp_path / "optimizer.pt")
+    first.page_mng.paged_tensors.clear()
+    second: Any = make_optimizer([large, small], config, gpu)
+    load_state(second, torch.load(tmp_path / "optimizer.pt"))
+    owned = {id(tensor) for tensor in second.page_mng.paged_tensors}
+    assert {id(second.state[large][name]) for name in ("state1", "state2")} == owned
+    for parameter in (large, small):
+        for name, value in first.state[parameter].items():
+            assert torch.equal(torch.as_tensor(second.state[parameter][name]), torch.as_tensor(value)), name
+    step(first)
+    step(second)
+    assert torch.equal(second.state[large]["state1"], first.state[large]["state1"])
 
 
 @pytest.mark.parametrize("name", list(Optimizer))

@@ -14,6 +14,7 @@ from torch import nn
 from lora_trainer.contract.config import DeviceConfig, LoraConfig, Precision, Quantization, Variant
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
+from lora_trainer.model import device_check
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.device import Device, choose_device
@@ -121,19 +122,27 @@ def test_eight_bits_are_stored_in_eight_bits(tiny_base: Base, cpu: Device) -> No
 
 
 @pytest.mark.parametrize(
-    ("quantization", "capability", "refused"),
+    ("quantization", "capability", "cuda", "refused"),
     [
-        (Quantization.INT8, (7, 0), True),
-        (Quantization.INT8, (7, 5), False),
-        (Quantization.NF4, (5, 2), True),
-        (Quantization.FP4, (6, 0), False),
-        (Quantization.NONE, (3, 5), False),
+        (Quantization.INT8, (7, 0), "12.6", True),
+        (Quantization.INT8, (7, 5), "13.2", False),
+        (Quantization.NF4, (5, 2), "12.6", True),
+        (Quantization.FP4, (6, 0), "12.6", False),
+        (Quantization.FP4, (7, 0), "13.2", True),
+        (Quantization.NF4, (7, 5), "13.2", False),
+        (Quantization.NONE, (3, 5), "13.2", False),
     ],
 )
 def test_a_gpu_without_the_kernels_is_reported(
-    *, quantization: Quantization, capability: tuple[int, int], refused: bool
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    quantization: Quantization,
+    capability: tuple[int, int],
+    cuda: str,
+    refused: bool,
 ) -> None:
     """Before anything is loaded."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
     if not refused:
         check_kernels(quantization, Variant.LORA, gpu(capability))
         return
@@ -162,6 +171,8 @@ def turing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (15 * 2**30, 15 * 2**30))
+    monkeypatch.setattr(device_check, "multiply", lambda device, dtype: None)
 
 
 @pytest.mark.usefixtures("turing")
@@ -174,7 +185,7 @@ def test_a_gpu_without_native_bf16_computes_in_fp16() -> None:
     for quantization in FOUR_BITS:
         settings = quantization_settings(quantization, device)
         assert settings.bnb_4bit_compute_dtype == torch.float16
-    with pytest.raises(ConfigError, match="this GPU has no native bf16; use Auto or FP16"):
+    with pytest.raises(ConfigError, match=r"native bf16 needs 8\.0; use Auto or FP16"):
         choose_device(DeviceConfig(gpus=1), Precision.BF16)
 
 

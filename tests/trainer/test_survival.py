@@ -228,6 +228,7 @@ def test_out_of_memory_halves_the_micro_batch_and_takes_the_same_step_again(
     training.run()
     assert calls == [budget, budget, budget // 2, budget // 2, budget // 2]
     assert listener.budgets == [budget // 2]
+    assert listener.accumulations == [6]
     assert [step.loss for step in listener.steps] == pytest.approx([step.loss for step in calm.steps], abs=1e-5)
     resumed = bench.training()
     resumed.restore(bench.newest_state())
@@ -278,6 +279,22 @@ def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: py
     assert [step.number for step in listener.steps] == [1, 4]
     assert training.course.guard.bad == 2
     assert listener.saves == [1, 4], "a good state made room for one in doubt"
+
+
+def test_a_step_that_the_scaler_of_fp16_leaves_out_does_not_count_as_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is no loss of a step; it is no sign of a bad training either, since a lower scale helps."""
+    listener = Kept()
+    training = bench.training(listener)
+    training.scaler = torch.amp.GradScaler("cpu")
+    scale = training.scaler.get_scale()
+    poisoned(training, {2}, monkeypatch)
+    trained = training.run()
+    assert listener.left_out_steps == [2]
+    assert [step.number for step in listener.steps] == [1, 3, 4]
+    assert training.scaler.get_scale() == scale / 2
+    assert (training.course.guard.bad, trained.unsteady_steps) == (0, 0)
 
 
 @pytest.mark.fault("C8.sentence", "C8.checkpoint")

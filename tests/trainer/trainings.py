@@ -75,6 +75,7 @@ class Kept(Listener):
         self.saves: list[int] = []
         self.left_out_steps: list[int] = []
         self.budgets: list[int] = []
+        self.accumulations: list[int] = []
         self.passes = 0
         self._after = after
 
@@ -95,9 +96,10 @@ class Kept(Listener):
         """Keep it."""
         self.left_out_steps.append(step)
 
-    def halved(self, budget: Budget) -> None:
+    def halved(self, budget: Budget, accumulation: int) -> None:
         """Keep it."""
         self.budgets.append(budget.tokens)
+        self.accumulations.append(accumulation)
 
     def alive(self) -> None:
         """Count it."""

@@ -65,6 +65,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[PodView, ...], str 
     "a node silent for a moment": ({}, {}, (silent(4),), None, ""),
     "a node short of memory": ({}, {}, (pressed(),), "NodePressure", "low on memory"),
     "a GPU fault": ({}, {}, (ended_pod(72, GPU),), "GPUFault", "fell off the bus"),
+    "a GPU that does not suit the image": ({}, {}, (ended_pod(64, GPU),), None, ""),
     "preempted twice": ({}, {"retries": {"preempted": 2}}, (), None, ""),
     "preempted often": ({}, {"retries": {"preempted": 3}}, (), "OftenPreempted", "3 times"),
 }

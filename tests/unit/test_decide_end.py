@@ -16,6 +16,7 @@ from tests.unit.builders import (
     make_finetune,
     make_job,
     make_pod,
+    make_results,
     make_summary,
     minutes_ago,
     running_pod,
@@ -126,6 +127,19 @@ def test_a_result_that_no_job_has_counted_is_told_of_where_no_retry_is_left() ->
     assert stated(plan, "Failed") == ("True", "BackoffLimitExceeded")
     assert f"pod {pods[0].name} says that it has published" in condition(plan, "Failed")["message"]
     assert "output folder" in condition(plan, "Failed")["message"]
+
+
+def test_a_standard_error_that_there_is_none_of_is_absent_from_the_status() -> None:
+    """Of a single evaluated row the trainer says 0."""
+    errors = ("evalLossBeforeStandardError", "evalLossAfterStandardError", "improvementStandardError")
+    none = dict.fromkeys(
+        ("eval_loss_before_standard_error", "eval_loss_after_standard_error", "improvement_standard_error"), 0.0
+    )
+    for results, shown in ((make_results(), errors), (make_results(**none), ())):
+        pod = ended_pod(0, make_summary(results=results).to_message())
+        found = plan_for(make_finetune(), jobs=(finished_job(),), pods=(pod,)).status["results"]
+        assert tuple(key for key in errors if key in found) == shown
+        assert found["evalLossAfter"] == "1.4568"
 
 
 def test_a_verified_adapter_makes_the_run_complete() -> None:

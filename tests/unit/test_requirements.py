@@ -27,7 +27,7 @@ def _pins(name: str) -> dict[str, str]:
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in _lines(name)}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "trainer-cuda12"])
 def test_every_line_is_one_package_at_one_version(name: str) -> None:
     """No address of a registry, no option, no range: what is installed depends on this file alone."""
     for line in _lines(name):
@@ -59,6 +59,15 @@ def test_preflight_ships_without_torch_and_encodes_as_the_trainer_does() -> None
     assert not {"torch", "peft", "bitsandbytes", "accelerate"} & pins.keys()
     assert not [name for name in pins if name.startswith(("nvidia", "cuda", "triton"))]
     assert pins.items() <= _pins("trainer").items()
+
+
+def test_the_image_for_cuda_12_differs_in_pytorch_alone() -> None:
+    """Its packages are those of the trainer, but for PyTorch and what that takes of CUDA, which its own wheel pins."""
+    ours, theirs = _pins("trainer"), _pins("trainer-cuda12")
+    of_cuda_13 = {name for name in ours if name.startswith(("cuda-", "nvidia-"))}
+    assert ours.keys() - theirs.keys() == of_cuda_13
+    assert {name for name, pin in theirs.items() if ours.get(name) != pin} == {"torch", "triton"}
+    assert "+cu12" in theirs["torch"]
 
 
 def test_the_operator_ships_without_torch() -> None:

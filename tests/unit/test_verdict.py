@@ -16,6 +16,7 @@ from tests.unit.builders import (
 from tests.unit.plans import judged
 
 from lora_operator.decision.proof import Evidence, Verdict, proven_success
+from lora_operator.decision.retries import Retries, count_pods
 from lora_operator.views.model import JobView, PodView
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
@@ -200,6 +201,15 @@ def test_retries_that_end_with_a_telling_failure_end_with_that() -> None:
     """A GPU that is never there is a GPU fault."""
     found = failed(ended_pod(72, "no GPU"), reason="BackoffLimitExceeded")
     assert found.finding.reason is Reason.GPU_FAULT
+
+
+def test_a_gpu_that_does_not_suit_the_image_is_a_gpu_fault_that_is_final() -> None:
+    """By the exit code of a configuration that cannot be honoured, and the reason of the summary."""
+    said = "the GPU Tesla V100 has compute capability 7.0, and the trainer's image needs 7.5 or more: choose newer GPUs"
+    pod = ended_pod(64, make_summary(Reason.GPU_FAULT, said).to_message())
+    found = failed(pod, reason="PodFailurePolicy")
+    assert (found.finding.reason, found.finding.message) == (Reason.GPU_FAULT, said)
+    assert count_pods(Retries(), (finished_job("Failed", reason="PodFailurePolicy"),), (pod,)).counts == {}
 
 
 def test_a_deadline_tells_the_seconds_and_what_came_before() -> None:

@@ -8,6 +8,7 @@ TrainerError
  ├─ NonFiniteLossError     70  NonFiniteLoss or LossDiverged
  ├─ CudaOutOfMemoryError   71  CUDAOutOfMemory
  ├─ GpuFaultError          72  GPUFault
+ │   └─ GpuUnfitError      64  GPUFault
  ├─ VerificationError      73  VerificationFailed
  │   └─ DamagedError       1   VerificationFailed
  ├─ StorageError           74  StorageFull, StorageError or UploadFailed
@@ -34,6 +35,27 @@ _FAILING_ERRNOS = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
 """What a volume answers that fails, whether it is read or written."""
 
 _COLLECTIVE_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_OUT_OF_DEVICE_MEMORY = re.compile(
+    r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure (\d+ )?'out of memory'|\[CUDA\]: out of memory"
+)
+"""cuBLAS, NCCL and kernels that allocate past PyTorch's allocator report the shortage as a failure of the GPU."""
+_UNFIT = re.compile(
+    r"no kernel image is available|driver on your system is too old|CUDA driver version is insufficient|"
+    r"unsupported toolchain|Duplicate GPU detected"
+)
+_UNCOMPILED_ERRORS = ("CompilationError", "PTXASError", "OutOfResources", "InductorError", "BackendCompilerFailed")
+_UNCOMPILED = re.compile(r"Failed to find C compiler|ptxas fatal|PTXAS error|out of resource: shared memory")
+_GPU_FAILED = re.compile(r"CUDA error|CUDA driver|Cuda failure|unhandled cuda error|\[CUDA\]: ")
+_OWN_NETWORK = re.compile(
+    r"\bibv_\w+|no socket interface|/dev/shm|shared memory segment|failed to listen|[Aa]ddress already in use|"
+    r"Got async (fatal )?event|Got completion .*?(status=|error )[1-4]\b"
+)
+"""What NCCL and the store report of this node: calls of its network card that fail, no interface, no shared memory, and
+work requests that end with a local error (`ibv_wc_status` 1 to 4)."""
+_WATCHDOG = re.compile(r"watchdog thread terminated with exception: |Watchdog caught |what\(\): ")
+_NO_PART_OF_THE_CAUSE = re.compile(
+    r" (Exception raised from|CUDA kernel errors might be|For debugging consider|frame #0|\(run with NCCL_DEBUG)"
+)
 _QUERY = re.compile(r"\?[\w.%-]+=[^\s'\")>]*")
 _PASSWORD = re.compile(r"://[^\s/@]+@")
 _PEER_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
@@ -93,6 +115,18 @@ class GpuFaultError(TrainerError):
     """No usable GPU where one was given."""
 
     code = ExitCode.GPU_FAULT
+
+
+class GpuUnfitError(GpuFaultError):
+    """The GPUs, their driver or the image's kernels cannot do what the run asks, in no attempt.
+
+    The exit code is that of a configuration that cannot be honoured, which every operator takes as final.
+    """
+
+    code = ExitCode.CONFIG_INVALID
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Reason.GPU_FAULT)
 
 
 class StorageError(TrainerError):
@@ -215,22 +249,80 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(_explain_torch(error), CudaOutOfMemoryError | KernelOutOfMemoryError)
 
 
+def explain_abort(log: str) -> TrainerError | None:
+    """Why a process aborted, from the end of what it wrote to stderr: NCCL's watchdog leaves no other word.
+
+    None where it was not the watchdog, or not a failure that is known.
+    """
+    text = " ".join(log.split())
+    begin = max((found.end() for found in _WATCHDOG.finditer(text)), default=None)
+    if begin is None:
+        return None
+    cause = text[begin:]
+    return _explain_device(cause) or (_explain_collective(cause) if "NCCL" in cause or "operation" in cause else None)
+
+
 def _explain_torch(error: Exception) -> TrainerError | None:
     """PyTorch's errors are known by name: importing their types would take seconds."""
     name, text = type(error).__name__, " ".join(str(error).split())
-    # cuBLAS and kernels that allocate past PyTorch's allocator report the same shortage as a failure of the GPU.
-    if name == "OutOfMemoryError" or "CUDA error: out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text:
-        return CudaOutOfMemoryError(
-            f"the GPU's memory does not suffice ({text[:200]}): lower training.microBatchSize or "
-            "training.maxSequenceLength, or use quantization: NF4"
-        )
+    if name == "OutOfMemoryError":
+        return _device_memory(text)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return KernelOutOfMemoryError(
             "the memory does not suffice: raise resources.memory, or lower training.microBatchSize or "
             "training.maxSequenceLength"
         )
-    if name in _COLLECTIVE_ERRORS or (name == "RuntimeError" and any(phrase in text for phrase in _PEER_GONE)):
-        return PeerFailedError(text)
-    if name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
-        return GpuFaultError(f"the GPU failed ({text[:300]}): check the node's driver and its health")
-    return None
+    if name in _UNCOMPILED_ERRORS or _UNCOMPILED.search(text):
+        return GpuUnfitError(
+            f"a GPU kernel does not compile ({_gist(text)}): the image needs a C compiler and kernels for this GPU; "
+            "use the trainer image of the release, or another kind of GPU"
+        )
+    return _explain_device(text) or _explain_by_name(name, text)
+
+
+def _explain_by_name(name: str, text: str) -> TrainerError | None:
+    if name in _COLLECTIVE_ERRORS:
+        return _explain_collective(text)
+    if name == "RuntimeError" and any(phrase in text for phrase in _PEER_GONE):
+        return PeerFailedError(_gist(text))
+    return _gpu_fault(text) if name == "AcceleratorError" else None
+
+
+def _explain_device(text: str) -> TrainerError | None:
+    """What CUDA, its driver and NCCL say of this process's own GPU."""
+    if _OUT_OF_DEVICE_MEMORY.search(text):
+        return _device_memory(text)
+    if _UNFIT.search(text):
+        return GpuUnfitError(
+            f"the GPUs cannot be used ({_gist(text)}): each process needs a GPU of its own, of a kind and with a "
+            "driver that the trainer's image is built for; docs/install.md says which"
+        )
+    return _gpu_fault(text) if _GPU_FAILED.search(text) else None
+
+
+def _explain_collective(text: str) -> TrainerError:
+    """Whose failure it is that a collective failed: this node's own, or somebody else's."""
+    if _OWN_NETWORK.search(text):
+        return TransientError(
+            f"this node's network or shared memory failed ({_gist(text)}): look at the node's network card and its "
+            "driver if this lasts; the run is tried again from its last checkpoint"
+        )
+    return PeerFailedError(_gist(text))
+
+
+def _device_memory(text: str) -> CudaOutOfMemoryError:
+    return CudaOutOfMemoryError(
+        f"the GPU's memory does not suffice ({_gist(text)}): lower training.microBatchSize or "
+        "training.maxSequenceLength, or use quantization: NF4"
+    )
+
+
+def _gpu_fault(text: str) -> GpuFaultError:
+    return GpuFaultError(f"the GPU failed ({_gist(text)}): check the node's driver and its health")
+
+
+def _gist(text: str) -> str:
+    """The cause without stack frames and advice for programmers; of NCCL's errors what comes after its own preface."""
+    cause = _NO_PART_OF_THE_CAUSE.split(text, maxsplit=1)[0]
+    named = re.search(r"\bnccl[A-Z]\w+: ", text)
+    return (_NO_PART_OF_THE_CAUSE.split(text[named.start() :], maxsplit=1)[0] if named else cause)[:300].strip(" .")

@@ -14,6 +14,7 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.logs import with_error
 from lora_trainer.result.serving import command, merged_command
 from lora_trainer.training.checkpoint import RUN_FILE, newest_of
 
@@ -73,9 +74,9 @@ def _losses(summary: Summary) -> tuple[str, ...]:
     gain = results.eval_loss_before - results.eval_loss_after
     return (
         f"Loss on {rows}:",
-        f"  base model    {results.eval_loss_before:.4f} ± {results.eval_loss_before_standard_error:.4f}",
-        f"  with adapter  {results.eval_loss_after:.4f} ± {results.eval_loss_after_standard_error:.4f}",
-        f"  improvement   {gain:.4f} ± {results.improvement_standard_error:.4f}",
+        f"  base model    {with_error(results.eval_loss_before, results.eval_loss_before_standard_error)}",
+        f"  with adapter  {with_error(results.eval_loss_after, results.eval_loss_after_standard_error)}",
+        f"  improvement   {with_error(gain, results.improvement_standard_error)}",
         f"Trained {resolved.trainable_parameters:,} of {resolved.total_parameters:,} parameters on {resolved.device},",
         f"  {results.steps} steps, {results.trained_tokens} tokens, {results.tokens_per_second:.0f} tokens/s",
         f"Verified in a fresh process: loss {verified.loss:.6f}",

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lora_trainer.artifact.manifest import read_manifest
@@ -21,7 +21,7 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
-from lora_trainer.host.guard import guarded
+from lora_trainer.host.guard import guarded, leave
 from lora_trainer.host.launch import end_with_parent
 from lora_trainer.host.lock import check_ticket
 from lora_trainer.places.cache_folders import cached_rows
@@ -88,11 +88,13 @@ def import_peft(quantization: Quantization) -> None:
 
 def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     reporter.phase(Phase.PREPARING)
+    check_gpus(config, range(config.device.gpus))
     fetch(config, volumes, Hub())
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    # Before PyTorch: a bad template and bad data show at once.
+    check_gpus(config, [int(os.environ.get("LOCAL_RANK", "0"))])
+    # On a CPU before PyTorch: a bad template and bad data show at once.
     chosen_template(config.dataset, volumes)
     config = with_kept_limit(config, _folder_of_run(config, options, volumes))
     samples = load_samples(config, volumes, Hub())
@@ -107,6 +109,22 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
         stop=options.stop,
     )
     run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+
+
+def check_gpus(config: TrainConfig, numbers: Iterable[int]) -> None:
+    """Whether the pod's GPUs of these numbers can train, and have the memory free that was planned.
+
+    Before anything is fetched or read, which takes minutes. Raises `GpuFaultError` and `ConfigError`.
+    """
+    if config.device.gpus == 0:
+        return
+    from lora_trainer.model.device import choose_device  # noqa: PLC0415 - as above
+    from lora_trainer.model.device_check import check_room  # noqa: PLC0415
+
+    for number in numbers:
+        device = choose_device(config.device, config.training.precision, number)
+        if config.planned is not None and config.planned.device_bytes is not None:
+            check_room(device.torch_device, device.name, config.planned.peak_bytes)
 
 
 def expected_quantization(config: TrainConfig, folder: Path | None) -> Quantization:
@@ -183,4 +201,4 @@ _STAGES: Mapping[str, Callable[[TrainConfig, argparse.Namespace, Volumes, Report
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(), os.environ)

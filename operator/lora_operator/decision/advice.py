@@ -19,6 +19,7 @@ from lora_operator.views.pods import condition_of, failure_of, newest_first
 from lora_operator.views.wording import block_of, last_line, sentence
 from lora_trainer.contract.advice import codes, rules
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 
@@ -141,7 +142,9 @@ def _of_pods(pods: Iterable[PodView]) -> Iterable[dict[str, Any]]:
             )
             evidence = f"Pod {pod.name} on node {pod.node}: {last_line(disruption.message or pod.message)}"
             yield _advice(Code.NODE_PRESSURE, message, evidence)
-        if failure is not None and failure.reason is Reason.GPU_FAULT and Code.GPU_FAULT not in given:
+        # A GPU that does not suit the image is as good as it was: there is nothing to be repaired.
+        broken = failure is not None and failure.reason is Reason.GPU_FAULT and pod.trainer.exit_code not in FINAL
+        if failure is not None and broken and Code.GPU_FAULT not in given:
             given.add(Code.GPU_FAULT)
             message = "Have the node's GPU and driver checked, and the node cordoned until then"
             yield _advice(Code.GPU_FAULT, message, f"Pod {pod.name} on node {pod.node}: {failure.message}")

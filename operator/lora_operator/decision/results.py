@@ -132,20 +132,24 @@ def results_block(results: Results) -> Block:
         "estimatedPeakMemoryBytes": results.estimated_peak_memory_bytes,
         "estimatedSeconds": results.estimated_seconds,
     }
+    # 0 stands for none, as of a single row.
+    errors = {
+        "evalLossBeforeStandardError": results.eval_loss_before_standard_error,
+        "evalLossAfterStandardError": results.eval_loss_after_standard_error,
+        "improvementStandardError": results.improvement_standard_error,
+    }
     merged = {"mergedLoss": results.merged_loss, "mergedExpectedLoss": results.merged_expected_loss}
     return {
         **{key: whole(count) for key, count in optional.items() if count is not None},
         **{key: decimal(loss, ".4f") for key, loss in merged.items() if loss is not None},
+        **{key: decimal(error, ".4f") for key, error in errors.items() if error},
         **({"mergeFailure": _text(results.merge_failure, 1024)} if results.merge_failure else {}),
         "stoppedEarly": results.stopped_early,
         "steps": whole(results.steps),
         "trainedTokens": whole(results.trained_tokens),
         "trainLoss": decimal(results.train_loss, ".4f"),
         "evalLossBefore": decimal(results.eval_loss_before, ".4f"),
-        "evalLossBeforeStandardError": decimal(results.eval_loss_before_standard_error, ".4f"),
         "evalLossAfter": decimal(results.eval_loss_after, ".4f"),
-        "evalLossAfterStandardError": decimal(results.eval_loss_after_standard_error, ".4f"),
-        "improvementStandardError": decimal(results.improvement_standard_error, ".4f"),
         "heldOut": results.held_out,
         "durationSeconds": _seconds(results.duration_seconds),
         "tokensPerSecond": decimal(results.tokens_per_second, ".1f"),

@@ -252,8 +252,9 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "adapter whose merge failed.",
     ),
     Reason.GPU_FAULT: Explanation(
-        "The GPU failed, or there was none where one was asked for.",
-        "Check the node, its driver and its device plugin.",
+        "The GPU failed, there was none where one was asked for, another process holds it, or it or its driver is too "
+        "old for the trainer's image, which is not tried again.",
+        "Do what the message says; check the node, its driver and its device plugin.",
     ),
     Reason.NODE_LOST: Explanation(
         "The pod's node disappeared, or lost the pod's container in a restart.",

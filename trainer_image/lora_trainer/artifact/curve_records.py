@@ -1,7 +1,8 @@
 """The records of a training's curve: `metrics.jsonl`.
 
 One JSON object a line, with the time in seconds since 1970. A step's line has step, epoch, loss, learning_rate,
-gradient_norm, tokens, tokens_per_second and seconds; an evaluation's has step, eval_loss and eval_loss_standard_error.
+gradient_norm, tokens, tokens_per_second and seconds; an evaluation's has step, eval_loss and, of more than one row,
+eval_loss_standard_error.
 Losses are in nats per learned token.
 """
 
@@ -41,9 +42,10 @@ class MetricsFile:
         """Append what was measured after an optimizer step."""
         self._write(line_of({"step": step, "time": round(self._wall_clock(), 3), **values}), replace=False)
 
-    def evaluated(self, step: int, *, loss: float, standard_error: float) -> None:
+    def evaluated(self, step: int, *, loss: float, standard_error: float | None) -> None:
         """Append an evaluation after optimizer step `step`."""
-        self.add(step, eval_loss=loss, eval_loss_standard_error=standard_error)
+        error = {} if standard_error is None else {"eval_loss_standard_error": standard_error}
+        self.add(step, eval_loss=loss, **error)
 
     def _write(self, text: str, *, replace: bool) -> None:
         if self._path is None or self._failed:

@@ -44,9 +44,9 @@ class Measured:
     train_loss: float
     eval_loss_before: float
     eval_loss_after: float
-    eval_loss_before_standard_error: float
-    eval_loss_after_standard_error: float
-    improvement_standard_error: float
+    eval_loss_before_standard_error: float | None = None
+    eval_loss_after_standard_error: float | None = None
+    improvement_standard_error: float | None = None
     held_out: bool
     duration_seconds: float
     tokens_per_second: float

@@ -21,7 +21,13 @@ from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first
 log = logging.getLogger(__name__)
 STACKS_S = 1.0
 """How long a stage may take to log its stacks before it is killed."""
+PEERS_S = 30.0
+"""How long a stage may take to end once one of its processes has reported why it ends. The others may wait in a
+collective, within a layer or in a driver, where they hear no signal."""
 
+
+_ALLOCATOR_NAMES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
+"""Where PyTorch's allocator is set: the name of 2.9 and later, and the one before it, which still counts."""
 
 _AFTER_A_STOP = (ExitCode.TERMINATED, ExitCode.STORAGE)
 """With these a stage that was asked to stop says what it saved, or why it could not; all else followed from it."""
@@ -89,9 +95,7 @@ class Stages:
         child = self.child
         if child is not None:
             child.send_signal(signal.SIGTERM)
-            timer = threading.Timer(self.grace_s, child.kill)
-            timer.daemon = True
-            timer.start()
+            self._end_within(self.grace_s)
 
     def wait(self, seconds: float) -> None:
         """Wait, and no longer than until a request to stop. Raises `StageFailedError` for that."""
@@ -118,8 +122,18 @@ class Stages:
         except ValueError as error:
             log.warning("unreadable report of the stage: %s", error)
             return
+        if report.failure is not None and self.failure is None:
+            self._end_within(PEERS_S)
         self.failure = first_cause(self.failure, report.failure)
         self.take(report)
+
+    def _end_within(self, seconds: float) -> None:
+        """Kill the stage at work unless it ends by itself until then. torchrun's processes end with it."""
+        child = self.child
+        if child is not None:
+            timer = threading.Timer(seconds, child.kill)
+            timer.daemon = True
+            timer.start()
 
     def _cause(self, status: int) -> Failure:
         if self.stopping.is_set() and (self.failure is None or self.failure.code not in _AFTER_A_STOP):
@@ -137,11 +151,16 @@ def stage_environment() -> dict[str, str]:
     Threads that wait for each other sleep instead of spinning: where another process also wants the CPU, a spinning one
     takes it from the very thread that it waits for. Two to six times as fast on two busy cores.
 
+    Packs change their shape at every micro-batch, which leaves gaps between blocks of fixed size: PyTorch's allocator
+    maps memory piece by piece instead. It reads that when it is initialised, and the user's own setting counts.
+
     Keys of trackers are for the tracker's process alone.
     """
     threads = str(cpu_threads())
+    allocator = {} if _ALLOCATOR_NAMES & os.environ.keys() else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
+        **allocator,
         **{name: value for name, value in os.environ.items() if name not in SECRETS},
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

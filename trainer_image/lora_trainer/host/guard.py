@@ -1,7 +1,10 @@
 """The outermost part of a process of the trainer: no stack trace leaves it but into the log."""
 
 import logging
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.errors import InternalError, TerminatedError, TrainerError, explain
@@ -24,6 +27,20 @@ def guarded(action: Callable[[], None], reporter: Reporter) -> int:
             log.exception("unexpected error")
         return _failed(known, reporter)
     return ExitCode.OK
+
+
+def leave(status: int, environment: Mapping[str, str]) -> NoReturn:
+    """End the process with `status`: one of several that failed at once, without Python's own end.
+
+    That would abort NCCL's communicators and wait for kernels which themselves wait for the others, who in turn hear
+    of the failure only when the process is gone.
+    """
+    if status != ExitCode.OK and "LOCAL_RANK" in environment:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _failed(error: TrainerError, reporter: Reporter) -> int:

@@ -386,7 +386,9 @@ def success_sentence(uri: str, manifest: Manifest) -> str:
     rows = "held-out rows" if measured.held_out else "training rows (none were held out)"
     what = {Form.ADAPTER: "adapter is", Form.MERGED: "merged model is", Form.BOTH: "adapter and merged model are"}
     merge = "" if manifest.merge_failure is None else f"; there is no merged model: {manifest.merge_failure}"
+    error = measured.improvement_standard_error
+    sure = "" if error is None else f" (± {error:.3f})"
     return (
-        f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f} "
-        f"(± {measured.improvement_standard_error:.3f}); the verified {what[manifest.format]} at {uri}{merge}"
+        f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f}{sure}; "
+        f"the verified {what[manifest.format]} at {uri}{merge}"
     )

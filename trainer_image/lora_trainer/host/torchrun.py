@@ -5,9 +5,13 @@ FD is the descriptor of the supervisor's pipe. torchrun closes all descriptors i
 these open the pipe by its path.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +20,43 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
 from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.errors import explain
+from lora_trainer.errors import explain, explain_abort
 from lora_trainer.ranks.reports import Report, Reporter, failure_of_status
+
+_KEPT_PIECES, _PIECE = 64, 4096
+"""How much of the end of the log is kept: what NCCL's watchdog says, with its stack frames, of each of eight GPUs."""
+_LOG_ENDS_S = 5.0
+
+
+class PassedLog:
+    """Passes on what this process and its children write to stderr, and keeps the end of it."""
+
+    def __init__(self) -> None:
+        read_end, write_end = os.pipe()
+        self._to = os.dup(2)
+        self._kept: deque[bytes] = deque(maxlen=_KEPT_PIECES)
+        os.dup2(write_end, 2)
+        os.close(write_end)
+        self._passing = threading.Thread(target=pass_on, args=(read_end, self._to, self._kept), name="log", daemon=True)
+        self._passing.start()
+
+    def end(self) -> str:
+        """The end of the log, once the children are gone; from now on stderr is what it was."""
+        os.dup2(self._to, 2)
+        self._passing.join(_LOG_ENDS_S)
+        return b"".join(self._kept).decode(errors="replace")
+
+
+def pass_on(read_end: int, to: int, kept: deque[bytes]) -> None:
+    """Copy one descriptor to another until nobody writes any more, and keep the last pieces.
+
+    What nobody takes is dropped: a pipe that fills up would stop whoever writes into it.
+    """
+    while piece := os.read(read_end, _PIECE):
+        kept.append(piece)
+        with contextlib.suppress(OSError):
+            while piece:
+                piece = piece[os.write(to, piece) :]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     # It repeats with stack traces what the processes report in one sentence.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
     start: Callable[[Any], None] = run
+    log = PassedLog()
     try:
         start(get_args_parser().parse_args([*options, f"/proc/{os.getpid()}/fd/{descriptor}"]))
     except ChildFailedError as error:
@@ -34,6 +74,10 @@ def main(arguments: Sequence[str]) -> int:
         status = min(failure.exitcode for failure in error.failures.values())
         if status > 0:
             return int(error.get_first_failure()[1].exitcode)
+        known = explain_abort(log.end()) if status == -signal.SIGABRT else None
+        if known is not None:
+            reporter.failure(known)
+            return known.code
         killed = failure_of_status(status)
         reporter.send(Report(failure=killed))
         return killed.code

@@ -4,7 +4,6 @@ No mask says so: a mask over a pack of T tokens has T x T entries, of which most
 attention of its own; on a GPU one kernel call covers all rows.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from lora_trainer.errors import GpuUnfitError, InternalError, explain, one_sentence
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import each_token_alone
 
-log = logging.getLogger(__name__)
+_SEEN = "in a pack, this kind of model would let them see each other"
 
 NAME = "isolated"
 """Under which Transformers knows `attend`. It makes no masks for names that it has no mask function for."""
@@ -43,10 +43,15 @@ class Segments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """What a model computes attention with: `kernel` for people, and whether rows may be packed."""
+    """What a model computes attention with: `kernel` for people, and whether rows may be packed.
+
+    Where they may not, `unpacked` says why; `broken` is whether that is a kernel's failure and not the model's kind.
+    """
 
     kernel: str
     packs: bool
+    unpacked: str = ""
+    broken: bool = False
 
 
 def attend(
@@ -187,7 +192,8 @@ def choose_attention(model: Any, device: Device) -> Attention:
     evaluation mode afterwards.
 
     Tried and not looked up: recurrent layers, convolutions, positions that a model counts itself and arguments that it
-    does not pass on all let rows of a pack see each other, in ways that no list of kinds keeps up with.
+    does not pass on all let rows of a pack see each other, in ways that no list of kinds keeps up with. Raises what
+    ends a run anyway, as memory that does not suffice.
     """
     from transformers import AttentionInterface  # noqa: PLC0415 - Transformers takes seconds to import
 
@@ -201,7 +207,7 @@ def choose_attention(model: Any, device: Device) -> Attention:
 def _chosen(model: Any, device: torch.device) -> Attention:
     before = model.config._attn_implementation
     if _has_chunks(model):
-        return Attention(kernel=str(before), packs=False)
+        return Attention(kernel=str(before), packs=False, unpacked=_SEEN)
     ids, most = _probe(model, device), _rounding(model)
     alone = _alone(model, ids, before)
     try:
@@ -209,11 +215,24 @@ def _chosen(model: Any, device: torch.device) -> Attention:
         if model.config._attn_implementation == NAME and _agree(list(_rows(model, ids)), alone, most):
             segments = segments_of(_PROBE_LENGTHS, device)
             packs = not _has_memory(model) and _keeps_apart(model, ids, alone, segments)
-            return Attention(kernel="+".join(sorted(segments.kernels)) if packs else "sdpa", packs=packs)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        log.debug("isolated attention does not suit this model: %s", error)
+            kernel = "+".join(sorted(segments.kernels)) if packs else "sdpa"
+            return Attention(kernel=kernel, packs=packs, unpacked="" if packs else _SEEN)
+        unpacked, broken = "this kind of model does not compute its logits with attention over packs", False
+    except (TypeError, ValueError, RuntimeError) as error:
+        unpacked, broken = _why(error)
     model.set_attn_implementation(before)
-    return Attention(kernel=str(before), packs=False)
+    return Attention(kernel=str(before), packs=False, unpacked=unpacked, broken=broken)
+
+
+def _why(error: Exception) -> tuple[str, bool]:
+    """Why rows cannot be packed, and whether a kernel is to blame. Raises what padding would not help against: too
+    little memory, a GPU that failed, a process that is gone."""
+    known = explain(error)
+    if not isinstance(known, GpuUnfitError | InternalError):
+        raise error
+    if isinstance(error, TypeError | ValueError | NotImplementedError):
+        return f"this kind of model does not take packs ({one_sentence(error)})", False
+    return f"the kernel for packs does not work on this device ({one_sentence(error)})", True
 
 
 def _alone(model: Any, ids: torch.Tensor, implementation: str) -> list[torch.Tensor]:

@@ -1,13 +1,14 @@
 """The device, the number of its threads, and the types that weights and computations have on it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from lora_trainer.contract.config import DeviceConfig, Precision
-from lora_trainer.errors import ConfigError, GpuFaultError
+from lora_trainer.errors import ConfigError
+from lora_trainer.model.device_check import check_gpu, driver_version, no_gpu, too_few
 from lora_trainer.ranks.cpus import cpu_threads
 
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
@@ -50,28 +51,13 @@ class Device:
 def choose_device(config: DeviceConfig, precision: Precision, local_rank: int = 0) -> Device:
     """This process's GPU of those that the pod was given, or the CPU where none was asked for or allowed.
 
-    `local_rank` numbers the pod's processes. Raises `GpuFaultError`.
+    `local_rank` numbers the pod's processes. A GPU is tried, see `device_check`. Raises `GpuFaultError` and
+    `ConfigError`.
     """
     if config.gpus > 0 and torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise GpuFaultError(
-                f"resources.gpus is {config.gpus}, but the container sees {torch.cuda.device_count()} usable GPUs: "
-                "check the node's driver and device plugin, or lower resources.gpus"
-            )
-        device = torch.device("cuda", local_rank)
-        # Libraries allocate on the current device where they are given none.
-        torch.cuda.set_device(device)
-        return Device(
-            torch_device=device,
-            name=torch.cuda.get_device_name(device),
-            dtype=_gpu_dtype(precision),
-            capability=torch.cuda.get_device_capability(device),
-        )
+        return _gpu(config.gpus, precision, local_rank)
     if config.gpus > 0 and not config.allow_cpu:
-        raise GpuFaultError(
-            f"resources.gpus is {config.gpus}, but the container sees no usable GPU: check the node's driver and "
-            "device plugin, or set resources.gpus: 0 for a run on CPU"
-        )
+        raise no_gpu(config.gpus, _said_by_cuda(), driver=driver_version(), cuda=torch.version.cuda)
     if precision is Precision.FP16:
         raise ConfigError("training.precision is FP16: it needs a GPU; on a CPU use Auto, FP32 or BF16")
     dtype = torch.float32 if precision is Precision.AUTO else _DTYPES[precision]
@@ -79,10 +65,36 @@ def choose_device(config: DeviceConfig, precision: Precision, local_rank: int = 
     return Device(torch_device=torch.device("cpu"), name="cpu", dtype=dtype)
 
 
-def _gpu_dtype(precision: Precision) -> torch.dtype:
+def _gpu(wanted: int, precision: Precision, local_rank: int) -> Device:
+    seen = torch.cuda.device_count()
+    if local_rank >= seen:
+        raise too_few(wanted, seen, torch.cuda.get_device_name(0) if seen else "")
+    device = torch.device("cuda", local_rank)
+    # Libraries allocate on the current device where they are given none.
+    torch.cuda.set_device(device)
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    dtype = _gpu_dtype(precision, name, capability)
+    check_gpu(device, name, capability, dtype)
+    return Device(torch_device=device, name=name, dtype=dtype, capability=capability)
+
+
+def _said_by_cuda() -> str:
+    """Why it sees no GPU; nothing where it does not say."""
+    initialise: Callable[[], None] = torch.cuda.init
+    try:
+        initialise()
+    except (RuntimeError, AssertionError) as error:
+        return str(error)
+    return ""
+
+
+def _gpu_dtype(precision: Precision, name: str, capability: tuple[int, int]) -> torch.dtype:
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision is Precision.AUTO:
         return torch.bfloat16 if native else torch.float16
     if precision is Precision.BF16 and not native:
-        raise ConfigError("training.precision is BF16: this GPU has no native bf16; use Auto or FP16")
+        raise ConfigError(
+            f"training.precision is BF16: the GPU {name} has compute capability {'.'.join(map(str, capability))}, and "
+            "native bf16 needs 8.0; use Auto or FP16"
+        )
     return _DTYPES[precision]

@@ -16,8 +16,10 @@ from lora_trainer.model.device import Device
 
 OUTLIER_THRESHOLD = 6.0
 """Inputs of INT8 beyond this magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339, section 3.2)."""
-_LEAST_CAPABILITY = {Quantization.NF4: (6, 0), Quantization.FP4: (6, 0), Quantization.INT8: (7, 5)}
-"""Compute capability of the oldest GPUs that bitsandbytes has kernels for (its installation guide)."""
+_LEAST_OF_CUDA = {"12": (6, 0)}
+_LEAST = (7, 5)
+"""Compute capability of the oldest GPUs that bitsandbytes has kernels for (its installation guide): in a library for
+CUDA 12 also of older ones, for 4 bits."""
 
 
 def quantization_settings(quantization: Quantization, device: Device) -> Any:
@@ -49,7 +51,9 @@ def check_kernels(quantization: Quantization, variant: Variant, device: Device) 
     """Raise `ConfigError` for what the device cannot compute."""
     if quantization is Quantization.NONE:
         return
-    least = _LEAST_CAPABILITY[quantization]
+    least = _LEAST
+    if quantization is not Quantization.INT8:
+        least = _LEAST_OF_CUDA.get((torch.version.cuda or "").partition(".")[0], _LEAST)
     if device.capability is not None and device.capability < least:
         found = ".".join(map(str, device.capability))
         raise ConfigError(

@@ -125,3 +125,8 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // part:02d}{smaller}"
     return f"{whole}s"
+
+
+def with_error(value: float, standard_error: float | None) -> str:
+    """For people: 1.2345 ± 0.0067, or the value alone where there is no error, None or 0."""
+    return f"{value:.4f} ± {standard_error:.4f}" if standard_error else f"{value:.4f}"

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import math
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,14 +92,13 @@ class Reporter:
         """Report how far a piece of work is that is no step."""
         self.send(Report(activity=activity))
 
-    def smaller_micro_batches(self, rows: int, counters: Counters) -> None:
-        """Report that memory did not suffice: micro-batches have that many rows of the longest length from now on."""
+    def smaller_micro_batches(self, rows: int, accumulation: int, counters: Counters) -> None:
+        """Report that memory did not suffice: micro-batches have at most that many rows of the longest length from now
+        on, and a step that many micro-batches."""
         resolved = self._progress.resolved
         if resolved is not None:
-            effective = resolved.micro_batch_size * resolved.gradient_accumulation_steps
-            resolved = dataclasses.replace(
-                resolved, micro_batch_size=rows, gradient_accumulation_steps=math.ceil(effective / rows)
-            )
+            rows = min(rows, resolved.micro_batch_size)
+            resolved = dataclasses.replace(resolved, micro_batch_size=rows, gradient_accumulation_steps=accumulation)
         self.progress(counters, resolved=resolved)
 
     def failure(self, error: TrainerError) -> None:
@@ -143,9 +142,13 @@ def failure_of_status(status: int) -> Failure:
             message="the kernel killed the training process, most likely for memory: raise resources.memory, or lower "
             "training.maxSequenceLength or training.microBatchSize",
         )
-    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    how = f"signal {_name_of(-status)}" if status < 0 else f"exit status {status}"
     return Failure(
         code=int(ExitCode.INTERNAL),
         reason=Reason.INTERNAL_ERROR,
         message=f"the training process ended with {how} and no explanation: see the log of the pod",
     )
+
+
+def _name_of(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else str(number)

@@ -85,7 +85,7 @@ def ended_of(trained: Trained, before: Evaluation, after: Evaluation, planned: i
     return Ended(
         steps=trained.steps,
         loss_before=before.loss,
-        improvement_standard_error=improvement_standard_error(before, after),
+        improvement_standard_error=improvement_standard_error(before, after) or 0.0,
         held_out=held_out,
         late=since_late(trained.marks, after, planned),
         lowest=since_lowest(trained.marks, after),

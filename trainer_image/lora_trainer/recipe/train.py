@@ -25,6 +25,7 @@ from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.device_check import check_room
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.options import check_options
@@ -34,13 +35,14 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
+from lora_trainer.ranks.logs import with_error
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
 from lora_trainer.recipe.settling import Settled, settle
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
+from lora_trainer.training.batches import Budget, accumulation, evaluation_budget, token_budget
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.identity import Identity, difference, identity
@@ -267,6 +269,8 @@ def _adapted(
     """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
     which `linear` are quantized."""
     config, plan = settled.config, settled.plan
+    if plan is not None and plan.fits:
+        check_room(device.torch_device, device.name, plan.peak_bytes)
     sharded = must_shard(
         plan=plan,
         weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
@@ -314,7 +318,7 @@ def _kernels(settled: Settled, adapted: Adapted, device: Device, longest: int) -
     log.info("%d adapted modules compute in one piece, attention: %s", fuse(adapted.model), attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
-        log.info("rows are padded: in a pack, this kind of model would let them see each other")
+        log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
     budget = Budget.of(
         config.training.micro_batch_size,
         longest,
@@ -347,7 +351,8 @@ class Evaluator:
             model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks
         )
         kind = "held-out" if self.data.held_out else "training"
-        log.info("loss %s %.4f ± %.4f on %d %s rows", when, result.loss, result.standard_error, len(rows), kind)
+        loss = with_error(result.loss, result.standard_error)
+        log.info("loss %s %s on %d %s rows", when, loss, len(rows), kind)
         return result
 
     def noise(self, result: Evaluation) -> float:
@@ -387,7 +392,9 @@ def _resolved(
         trainable_parameters=adapted.trainable_parameters,
         total_parameters=adapted.total_parameters,
         micro_batch_size=min(budget.rows, share),
-        gradient_accumulation_steps=math.ceil(share / budget.rows),
+        gradient_accumulation_steps=accumulation(
+            data.training.lengths, budget, config.training.effective_batch_size, config.training.seed, ranks.world
+        ),
         quantization=config.quantization.value,
         packing=budget.packed,
         attention=kernel,

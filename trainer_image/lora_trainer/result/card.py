@@ -58,9 +58,9 @@ def model_card(manifest: Manifest, *, curves: bool, template: bool, rows: bool) 
         "## Results\n",
         f"| | loss per learned token on {evaluated}, in nats | standard error |",
         "|---|---|---|",
-        f"| base model | {measured.eval_loss_before:.4f} | {measured.eval_loss_before_standard_error:.4f} |",
-        f"| fine-tuned | {measured.eval_loss_after:.4f} | {measured.eval_loss_after_standard_error:.4f} |",
-        f"| improvement | {gain:.4f} | {measured.improvement_standard_error:.4f} |\n",
+        f"| base model | {measured.eval_loss_before:.4f} | {_error(measured.eval_loss_before_standard_error)} |",
+        f"| fine-tuned | {measured.eval_loss_after:.4f} | {_error(measured.eval_loss_after_standard_error)} |",
+        f"| improvement | {gain:.4f} | {_error(measured.improvement_standard_error)} |\n",
         *_merged_loss(manifest),
         *((f"![Loss over the optimizer steps]({LOSS_CURVE})\n",) if curves else ()),
         "## Load it\n",
@@ -186,3 +186,7 @@ def _table(value: object, header: str) -> str:
 def _mapping(values: Mapping[str, object], header: str) -> str:
     rows = "\n".join(f"| {name} | {cell(value)} |" for name, value in values.items())
     return f"| | {header} |\n|---|---|\n{rows}\n"
+
+
+def _error(standard_error: float | None) -> str:
+    return "" if standard_error is None else f"{standard_error:.4f}"

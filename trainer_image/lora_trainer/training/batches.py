@@ -1,5 +1,6 @@
 """Which rows go into which optimizer step, and how a step is cut into micro-batches, packed or padded."""
 
+import statistics
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,12 @@ import torch
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import Segments, positions, segments_of
+from lora_trainer.ranks.collectives import balance
 
 IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
 """What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
+
+_STEPS_LOOKED_AT = 15
 
 Rows = npt.NDArray[np.integer[Any]]
 """Row numbers, or a number for each row."""
@@ -46,8 +50,9 @@ class Budget:
         return max(1, self.tokens // self.longest)
 
     def halved(self) -> "Budget | None":
-        """Half of it, for a device whose memory did not suffice; None where the longest row already comes alone."""
-        return replace(self, tokens=self.tokens // 2) if self.rows > 1 else None
+        """Half of it, for a device whose memory did not suffice, and no less than the longest row takes; None where it
+        holds no more than that row."""
+        return replace(self, tokens=max(self.longest, self.tokens // 2)) if self.tokens > self.longest else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +184,19 @@ def _fill(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int)
             batches.append([row])
         insort(room, (left - length, batch))
     return sorted(batches, key=lambda batch: -sum(int(lengths[row]) for row in batch))
+
+
+def accumulation(lengths: Rows, budget: Budget, effective: int, seed: int, processes: int = 1) -> int:
+    """Micro-batches of an optimizer step of `effective` rows, on the busiest of the processes: the median of the first
+    steps. It follows from the rows' lengths, packed or padded, and not from the longest alone."""
+    total = min(effective * _STEPS_LOOKED_AT, max(effective, len(lengths)))
+    counts = []
+    for rows in step_rows(len(lengths), effective, total, seed):
+        sizes = lengths[rows].tolist()
+        parts = balance(sizes, processes)
+        shares = [[size for size, part in zip(sizes, parts, strict=True) if part == one] for one in range(processes)]
+        counts.append(max(len(micro_batches(share, budget)) for share in shares))
+    return statistics.median_high(counts)
 
 
 def token_budget(device: torch.device) -> int:

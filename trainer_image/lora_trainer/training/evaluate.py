@@ -31,13 +31,14 @@ class Evaluation:
         return sum(self.sums) / sum(self.tokens)
 
     @property
-    def standard_error(self) -> float:
-        """Of `loss`, over rows."""
+    def standard_error(self) -> float | None:
+        """Of `loss`, over rows; None for a single one."""
         return ratio_standard_error(self.sums, self.tokens)
 
 
-def improvement_standard_error(before: Evaluation, after: Evaluation) -> float:
-    """Of the difference of two losses over the same rows: paired, since a hard row is hard before and after."""
+def improvement_standard_error(before: Evaluation, after: Evaluation) -> float | None:
+    """Of the difference of two losses over the same rows: paired, since a hard row is hard before and after. None for a
+    single row."""
     differences = tuple(b - a for b, a in zip(before.sums, after.sums, strict=True))
     return ratio_standard_error(differences, before.tokens)
 

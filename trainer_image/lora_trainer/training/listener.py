@@ -71,8 +71,8 @@ class Listener:
     def not_saved(self, step: int) -> None:
         """A checkpoint could not be written; the training ends."""
 
-    def halved(self, budget: Budget) -> None:
-        """The device's memory did not suffice: micro-batches hold less from now on."""
+    def halved(self, budget: Budget, accumulation: int) -> None:
+        """The device's memory did not suffice: micro-batches hold less from now on, and a step has so many of them."""
 
     def alive(self) -> None:
         """Another micro-batch begins."""

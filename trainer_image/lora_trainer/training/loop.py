@@ -25,11 +25,11 @@ from lora_trainer.errors import (
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, recompute_activations, set_training
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import Budget, Rows, step_rows
+from lora_trainer.training.batches import Budget, Rows, accumulation, step_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
-from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.training.optimizers import load_state, make_optimizer
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import learning_rate_factor, total_steps, wanted_rows
 from lora_trainer.training.state import (
@@ -93,7 +93,7 @@ class Training:
         if weights_only:
             return
         self.course, self.best = state.course, state.best
-        self.optimizer.load_state_dict(dict(state.optimizer))
+        load_state(self.optimizer, state.optimizer)
         self.scaler.load_state_dict(dict(state.scaler))
         if self.course.budget_tokens is not None:
             self.budget = dataclasses.replace(self.budget, tokens=min(self.budget.tokens, self.course.budget_tokens))
@@ -170,6 +170,9 @@ class Training:
         if taken:
             self.scaler.step(self.optimizer)
         self.scaler.update()
+        if taken and not math.isfinite(norm):
+            log.info("step %d: beyond the range of fp16: left out, the loss is scaled by less", number)
+            taken = False
         self.optimizer.zero_grad(set_to_none=True)
         self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)
         if not taken:
@@ -253,7 +256,8 @@ class Training:
         self.budget = halved
         self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
         self._free()
-        self.listener.halved(halved)
+        rows, seed = self.config.effective_batch_size, self.config.seed
+        self.listener.halved(halved, accumulation(self.examples.lengths, halved, rows, seed, self.ranks.world))
 
     def _free(self) -> None:
         if self.device.torch_device.type == "cuda":

@@ -107,10 +107,10 @@ class Narrator(Listener):
             self._reported_at_s = self._clock()
             self._reporter.progress()
 
-    def halved(self, budget: Budget) -> None:
+    def halved(self, budget: Budget, accumulation: int) -> None:
         """See `Listener`."""
         self._halvings += 1
-        self._reporter.smaller_micro_batches(budget.rows, self._counters())
+        self._reporter.smaller_micro_batches(budget.rows, accumulation, self._counters())
 
     def _counters(self, step: Step | None = None) -> Counters:
         return Counters(

@@ -69,12 +69,12 @@ def _count(examples: Examples) -> int:
 
 
 def noise_of(first: Evaluation, again: Evaluation) -> float:
-    """|shift| + 2 standard errors of it, in nats per token: `again` has the first rows of `first`.
+    """|shift| + 2 standard errors of it, where there are any, in nats per token: `again` has the first rows of `first`.
 
     The shift is the mean per learned token, its standard error over rows.
     """
     shifts = tuple(other - one for one, other in zip(first.sums, again.sums, strict=False))
-    return abs(sum(shifts)) / sum(again.tokens) + 2 * ratio_standard_error(shifts, again.tokens)
+    return abs(sum(shifts)) / sum(again.tokens) + 2 * (ratio_standard_error(shifts, again.tokens) or 0.0)
 
 
 def tolerance_of(

@@ -1,6 +1,6 @@
 """The optimizer that was asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from lora_trainer.model.device import Device
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+_PAGED = frozenset({"state1", "state2"})
+"""What bitsandbytes pages, of parameters that are large enough."""
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, device: Device) -> torch.optim.Optimizer:
@@ -36,3 +38,19 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, d
     kind: Any = PagedAdamW8bit if paged else AdamW8bit
     optimizer: torch.optim.Optimizer = kind(groups, **settings)
     return optimizer
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Give an optimizer the state that its `state_dict` was.
+
+    bitsandbytes would move that of a paged one to the GPU whole, where it stays, and keeps the marks of pages on what
+    was read from a file and is none.
+    """
+    paged: Any = optimizer
+    if not getattr(paged, "is_paged", False):
+        optimizer.load_state_dict(dict(state))
+        return
+    paged.load_state_dict(dict(state), move_to_device=False)
+    for parameter, values in paged.state.items():
+        for name in _PAGED & values.keys():
+            values[name] = paged.get_state_buffer(parameter, dtype=values[name].dtype).copy_(values[name])

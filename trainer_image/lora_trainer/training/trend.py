@@ -88,6 +88,6 @@ def _change(mark: Mark | None, end: Evaluation) -> Change | None:
     return Change(
         step=mark.step,
         fall=mark.evaluation.loss - last.loss,
-        standard_error=improvement_standard_error(mark.evaluation, last),
+        standard_error=improvement_standard_error(mark.evaluation, last) or 0.0,
         rows=len(last.tokens),
     )

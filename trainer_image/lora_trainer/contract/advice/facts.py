@@ -49,7 +49,8 @@ class LeftAlone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """By how much the held-out loss at the end is below that after `step`, nats per token: paired over `rows`."""
+    """By how much the held-out loss at the end is below that after `step`, nats per token: paired over `rows`, with a
+    `standard_error` of 0 where that is a single one."""
 
     step: int
     fall: float
