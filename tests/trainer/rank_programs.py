@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import signal
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from torch.distributed.tensor import DTensor
 
-from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainingConfig
+from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainConfig, TrainingConfig
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
@@ -25,6 +29,8 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
+from lora_trainer.recipe.settling import Settled
+from lora_trainer.recipe.train import _adapted
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
@@ -156,6 +162,31 @@ def train(plan: Plan) -> Outcome:
                 if ".layers." in name and not parameter.requires_grad
             ),
         )
+
+
+def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[str, str]]:
+    """Digests of the whole model before its training, and of the start values of each module; process 1 computes with
+    other numbers."""
+    with join(CPU.torch_device, WAIT_S) as ranks, contextlib.ExitStack() as stack:
+        if ranks.rank == 1:
+            for init in ("pissa_init", "olora_init"):
+                stack.enter_context(mock.patch.object(LoraLayer, init, _of_other_weights(getattr(LoraLayer, init))))
+        settled = Settled(config=config, plan=None)
+        adapted, _ = _adapted(settled, open_folder(folder), CPU, None, ranks, linear=0)
+        starts = {name: _digest([start.down, start.up]) for name, start in adapted.starts.items()}
+        return _digest(adapted.model.parameters()), starts
+
+
+def _of_other_weights(take: Callable[..., None]) -> Callable[..., None]:
+    def found(layer: Any, *arguments: Any) -> None:
+        layer.get_base_layer().weight.data *= 1.001
+        take(layer, *arguments)
+
+    return found
+
+
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def verify_adapter(folder: Path, claims: Path) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.trainer import rank_programs
+from tests.trainer.conftest import make_config
 from tests.trainer.processes import together
 from tests.trainer.rank_programs import Outcome, Plan
 
@@ -115,6 +116,16 @@ def test_memory_that_does_not_suffice_for_one_row_makes_all_recompute_where_that
     found = outcomes(2, dataclasses.replace(plan, micro=1, short_of_memory_at=1, may_recompute=True))
     close(found[0], alone)
     assert [one.recomputes for one in found] == [True, True]
+
+
+@pytest.mark.parametrize("init", ["PiSSA", "OLoRA"])
+def test_all_processes_take_the_directions_that_the_first_one_found(tiny_folder: Path, init: str) -> None:
+    """Whatever another one would find: what is left in the base is the same on all, bit for bit."""
+    config = make_config(lora={"init": init, "rank": 4}, quantization="None")
+    here, there = together(2, rank_programs.start_from_directions, tiny_folder, config)
+    assert isinstance(here, tuple), here
+    assert len(here[1]) == 14
+    assert here == there
 
 
 @pytest.mark.parametrize("recompute", [False, True])

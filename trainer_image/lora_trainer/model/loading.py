@@ -18,6 +18,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
 from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,17 +130,19 @@ def adapt(
     checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO,
     planned: bool | None = None,
     starts: Mapping[str, Start] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Adapted:
     """Put a fresh adapter on the chosen modules: the model starts as the base, with random values by `seed`.
 
     `planned` says whether a plan recomputes activations, where that is left to it; None where there is no plan.
-    `starts` are those of a checkpoint or of another process, for PiSSA and OLoRA. Raises `ConfigError`.
+    `starts` are those of a checkpoint, for PiSSA and OLoRA; without them all of `ranks` take those of the first. Raises
+    `ConfigError`.
     """
     plan = plan_adapter(config, loaded.model, loaded.linear, loaded.quantization)
     total = logical_parameters(loaded.model)
     torch.manual_seed(seed)
     model = put_on(loaded.model, plan)
-    found = take_directions(model, str(plan.init), starts) if config.init.changes_base else {}
+    found = take_directions(model, str(plan.init), starts, ranks) if config.init.changes_base else {}
     _train_in_fp32(model)
     # Set afterwards: PEFT replaces a name that differs from the folder that the weights were read from.
     adapter = model.peft_config["default"]

@@ -283,6 +283,7 @@ def _adapted(
         checkpointing=config.training.activation_checkpointing,
         planned=plan.activation_checkpointing if plan else None,
         starts=state.starts if state and state.starts else None,
+        ranks=ranks,
     )
     log.info(
         "trainable parameters %d of %d (%.3f %%) in %s",
