@@ -86,7 +86,7 @@ class Plan:
     config: TrainingConfig
     micro: int = 64
     packed: bool = False
-    sharded: bool = False
+    sharded_over: int | None = None
     resume_at: int | None = None
     state: Path | None = None
     short_of_memory_at: int | None = None
@@ -224,8 +224,8 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
     adapted = dataclasses.replace(adapted, may_recompute=plan.may_recompute)
     if plan.recompute:
         recompute_activations(adapted.model)
-    if plan.sharded:
-        shard(adapted.model, CPU, ranks)
+    if plan.sharded_over is not None:
+        shard(adapted.model, CPU, ranks, plan.sharded_over)
         ranks = dataclasses.replace(ranks, lockstep=True)
     if plan.fused:
         fuse(adapted.model)

@@ -70,6 +70,7 @@ RESOLVED = st.builds(
     **dict.fromkeys(("quantization", "attention", "optimizer"), TEXT),
     **dict.fromkeys(("packing", "activation_checkpointing", "sharded"), st.booleans()),
     processes=COUNT,
+    sharded_over=st.none() | COUNT,
 )
 PROGRESS = st.builds(
     Progress,

@@ -98,6 +98,7 @@ def resolved_by_run(run: ResolvedRun) -> Block:
         "activationCheckpointing": run.activation_checkpointing,
         "processes": _int32(run.processes),
         "sharded": run.sharded,
+        **({} if run.sharded_over is None else {"shardedOver": _int32(run.sharded_over)}),
         "modelClass": _text(run.model_class, 128),
     }
 

@@ -38,7 +38,7 @@ class Adapted:
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
     whether activations are recomputed, `may_recompute` whether they may be where memory does not suffice, `left_alone`
-    what the adapter leaves alone.
+    what the adapter leaves alone, `sharded_over` over how many processes the base is divided, None where it is whole.
     """
 
     model: Any
@@ -50,6 +50,7 @@ class Adapted:
     checkpointing: bool = False
     may_recompute: bool = False
     left_alone: LeftAlone = field(default_factory=LeftAlone)
+    sharded_over: int | None = None
 
 
 def skeleton(base: Base) -> Loaded:

@@ -119,7 +119,8 @@ def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
             timeout=timedelta(seconds=timeout_s),
             device_id=device if on_gpu else None,
         )
-    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank())
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank(), local_world=here)
     # After an error the process ends without taking leave: the others would be waited for.
     yield ranks
     ranks.barrier()

@@ -28,7 +28,7 @@ from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.options import check_options
-from lora_trainer.model.sharding import device_bytes, must_shard, on_cpu, shard, weight_bytes
+from lora_trainer.model.sharding import device_bytes, divided_over, on_cpu, shard, weight_bytes
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -267,15 +267,15 @@ def _adapted(
     """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
     which `linear` are quantized."""
     config, plan = settled.config, settled.plan
-    sharded = must_shard(
+    over = divided_over(
         plan=plan,
         weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
         device_bytes=device_bytes(device),
-        processes=ranks.world,
+        ranks=ranks,
         config=config,
     )
     adapted = adapt(
-        load_model(base, config.quantization, on_cpu(device) if sharded else device),
+        load_model(base, config.quantization, on_cpu(device) if over > 1 else device),
         config.lora,
         base,
         device,
@@ -292,10 +292,12 @@ def _adapted(
         100 * adapted.trainable_parameters / adapted.total_parameters,
         ", ".join(adapted.target_modules),
     )
-    if sharded:
-        shard(adapted.model, device, ranks)
+    if over > 1:
+        shard(adapted.model, device, ranks, over)
+        adapted = dataclasses.replace(adapted, sharded_over=over)
         ranks = dataclasses.replace(ranks, lockstep=True)
-        log.info("the base model's layers are divided over %d processes", ranks.world)
+        where = "all nodes" if over > ranks.local_world else "each node"
+        log.info("the base model's layers are divided over %d processes, those of %s", over, where)
     for parameter in trainable(adapted.model).values():
         ranks.broadcast(parameter.data)
     return adapted, ranks
@@ -395,6 +397,7 @@ def _resolved(
         optimizer=config.training.optimizer.value,
         activation_checkpointing=adapted.checkpointing,
         processes=ranks.world,
-        sharded=ranks.lockstep,
+        sharded=adapted.sharded_over is not None,
+        sharded_over=adapted.sharded_over,
         model_class=class_name(adapted.model.config, base.name),
     )

@@ -82,7 +82,7 @@ def _found(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, 
         )
     if ranks.lockstep:
         place = device
-        shard(loaded.model, device, ranks)
+        shard(loaded.model, device, ranks, ranks.world)
     budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens)
     model, head = loaded.model, loaded.head
     found = evaluate(model, head, examples, place, lambda rows: None, budget=budget, ranks=ranks)

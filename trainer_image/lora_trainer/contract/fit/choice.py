@@ -64,7 +64,8 @@ class Load:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """A setting on a device. `spare_bytes` are below the part of its memory that an estimate may take, negative where
-    they lack; `tokens` has a micro-batch then. `refusal` is why the trainer would not begin, empty where it would."""
+    they lack; `tokens` has a micro-batch then. The base is divided over `processes`, 1 where it is whole. `refusal` is why
+    the trainer would not begin, empty where it would."""
 
     quantization: Quantization
     recompute: bool
@@ -72,9 +73,14 @@ class Option:
     peak_bytes: int
     spare_bytes: int
     tokens: int
-    divided: bool
+    processes: int
     tokens_per_s: float | None
     refusal: str = ""
+
+    @property
+    def divided(self) -> bool:
+        """Whether each process holds a part of the base."""
+        return self.processes > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +257,8 @@ def option_on(
     load: Load | None = None,
     share: float = SHARE,
 ) -> Option:
-    """One setting on one device: with the full micro-batch, divided where only that fits, with halved ones else."""
+    """One setting on one device: with the full micro-batch, divided over as few as needed where only that fits, with
+    halved ones else."""
     found = [
         _candidate(config, shape, adapter, gpu, setting, share=share).option
         for setting in _settings(config, shape, gpu, quantization, recompute=recompute, load=load or Load())
@@ -259,7 +266,7 @@ def option_on(
     fits = next((option for option in found if option.fit is Fit.FITS), None)
     if fits is None:
         return next((option for option in found if option.divided), found[0])
-    full = next(option for option in found if option.divided is fits.divided)
+    full = next(option for option in found if option.processes == fits.processes)
     if full is fits:
         return fits
     return replace(fits, fit=Fit.HALVED, spare_bytes=full.spare_bytes, peak_bytes=full.peak_bytes)
@@ -277,7 +284,8 @@ def choose(
     """How a run computes on a device, of the ways that it leaves open; one that does not fit, if none does.
 
     Of what fits the whole base comes before a quantized one, and undivided before divided: the first changes the
-    result, the second depends on links between GPUs that nothing tells. Then the fastest, and with equal times the
+    result, the second depends on links between GPUs that nothing tells. Divided within a node comes before over all
+    nodes, whose network would carry the base twice for each micro-batch. Then the fastest, and with equal times the
     largest micro-batch. Where nothing surely fits, it is what takes least. So with more memory a base is never
     quantized that was not, and neither divided nor slower where it is held alike.
     """
@@ -298,7 +306,7 @@ def choose(
         fitting,
         key=lambda one: (
             one.setting.quantization is not Quantization.NONE,
-            one.option.divided,
+            one.option.processes,
             _seconds(shape, adapter, gpu, one.setting, share=share),
             -one.setting.tokens,
         ),
@@ -308,9 +316,12 @@ def choose(
 def _settings(
     config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantization, *, recompute: bool, load: Load
 ) -> Iterator[Setting]:
-    """Whole, then divided where it can be; of each the full micro-batch first, then halved down to the longest row."""
+    """Whole, then where it can be divided within a node, and over all; of each the full micro-batch first, then halved
+    down to the longest row."""
     full = setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)
-    for processes in (1, config.device.processes) if divisible(config, quantization) else (1,):
+    device = config.device
+    divisions = sorted({1, device.gpus, device.processes}) if divisible(config, quantization) else [1]
+    for processes in divisions:
         setting = replace(full, processes=processes)
         yield setting
         while setting.tokens // setting.row > 1:
@@ -331,7 +342,7 @@ def _candidate(
         peak_bytes=memory.total,
         spare_bytes=int(FIT_SHARE * gpu.memory_bytes) - memory.total,
         tokens=setting.tokens,
-        divided=setting.processes > 1,
+        processes=setting.processes,
         tokens_per_s=found.tokens_per_s * config.device.processes if found else None,
         refusal=refusal,
     )

@@ -97,6 +97,7 @@ def _plan(
         activation_checkpointing=setting.recompute,
         micro_batch_tokens=setting.tokens,
         sharded=setting.processes > 1,
+        sharded_over=setting.processes if setting.processes > 1 else None,
         peak_bytes=memory.total,
         weight_bytes=memory.weights,
         adapter_bytes=memory.adapter + memory.gradients + memory.optimizer + memory.copies,
