@@ -23,14 +23,15 @@ from lora_trainer.errors import TerminatedError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model, recompute_activations
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.model.sharding import shard
+from lora_trainer.model.sharding import mesh_over, shard
+from lora_trainer.model.turns import in_turn
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
+from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.settling import Settled
-from lora_trainer.recipe.train import _adapted
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
@@ -172,7 +173,7 @@ def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[
             for init in ("pissa_init", "olora_init"):
                 stack.enter_context(mock.patch.object(LoraLayer, init, _of_other_weights(getattr(LoraLayer, init))))
         settled = Settled(config=config, plan=None)
-        adapted, _ = _adapted(settled, open_folder(folder), CPU, None, ranks, linear=0)
+        adapted, _ = adapted_on_all(settled, open_folder(folder), CPU, None, ranks, linear=0)
         starts = {name: _digest([start.down, start.up]) for name, start in adapted.starts.items()}
         return _digest(adapted.model.parameters()), starts
 
@@ -220,13 +221,15 @@ def _lack_memory(training: Training, step: int) -> None:
 
 def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken) -> Training:
     lora = LoraConfig(rank=4, alpha=8)
-    adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+    mesh = None if plan.sharded_over is None else mesh_over(CPU, ranks, plan.sharded_over)
+    with in_turn(ranks, ranks.local_world if mesh is None else 1):
+        adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+        if plan.recompute:
+            recompute_activations(adapted.model)
+        if mesh is not None:
+            shard(adapted.model, CPU, mesh)
+            ranks = dataclasses.replace(ranks, lockstep=True)
     adapted = dataclasses.replace(adapted, may_recompute=plan.may_recompute)
-    if plan.recompute:
-        recompute_activations(adapted.model)
-    if plan.sharded_over is not None:
-        shard(adapted.model, CPU, ranks, plan.sharded_over)
-        ranks = dataclasses.replace(ranks, lockstep=True)
     if plan.fused:
         fuse(adapted.model)
     return Training(

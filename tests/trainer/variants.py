@@ -53,9 +53,7 @@ def learn(
     return losses
 
 
-def backward(
-    adapted: Adapted, examples: Examples, device: Device, scaler: torch.amp.GradScaler | None = None
-) -> float:
+def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch.amp.GradScaler | None = None) -> float:
     """Add the gradients of a step over all examples, in two micro-batches or more; its loss."""
     longest = max(example.length for example in examples)
     set_training(adapted.model, on=True)

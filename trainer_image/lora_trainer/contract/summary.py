@@ -22,7 +22,8 @@ class ResolvedRun:
     """What the run turned out to use, once the trainer knew. `device` is `cpu` or the GPU's name.
 
     `micro_batch_size` is in examples of the longest length; `attention` names the kernel's kind. With `sharded` each
-    process holds a part of the base model, which is divided over `sharded_over` of them; None where it is whole. `model_class` is the class of Transformers that the base is loaded with.
+    process holds a part of the base model, which is divided over `sharded_over` of them; None where it is whole.
+    `model_class` is the class of Transformers that the base is loaded with.
     """
 
     device: str

@@ -1,10 +1,12 @@
 """A base model that does not fit one GPU, divided over those of a node, or of all nodes, with FSDP2.
 
 Each decoder layer's weights lie in equal parts on these processes and are gathered for the moment in which the layer
-computes: within a node over the links between its GPUs, so that each node has the whole base (HSDP). Only a base that no
-node holds is divided over all nodes: then it crosses the network twice for each micro-batch. Adapters stay whole on each process: they are small, their gradients are summed as without sharding, and rank
-0 can write them as they are. So do embeddings, last norm and output embeddings, 4 GB for the largest vocabularies: the
-loss calls the output embeddings apart from the model.
+computes: within a node over the links between its GPUs, so that each node has the whole base (HSDP). Only a base that
+no node holds is divided over all nodes: then it crosses the network twice for each micro-batch.
+
+Adapters stay whole on each process: they are small, their gradients are summed as without sharding, and rank 0 can
+write them as they are. So do embeddings, last norm and output embeddings, 4 GB for the largest vocabularies: the loss
+calls the output embeddings apart from the model.
 """
 
 import json
@@ -97,19 +99,22 @@ def on_cpu(device: Device) -> Device:
     return replace(device, torch_device=torch.device("cpu"), name="cpu")
 
 
-def shard(model: Any, device: Device, ranks: Ranks, over: int) -> None:
-    """Divide the frozen weights of the decoder layers of a model on the CPU over neighbouring processes, `over` how
-    many, and move everything to the device.
-
-    A layer at a time comes to the device whole, so that its memory never holds more than its part and one layer. On the
-    CPU the weights are pages of the model's files, which all processes of a node share.
-    """
+def mesh_over(device: Device, ranks: Ranks, over: int) -> Any:
+    """The processes by whose parts a model is divided: `over` neighbours, and others with the same parts. A
+    collective."""
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - takes a second to import
-    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
-    # With two dimensions the first one's processes hold the same parts.
     shape = (ranks.world,) if over == ranks.world else (ranks.world // over, over)
-    mesh = init_device_mesh(device.torch_device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    return init_device_mesh(device.torch_device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+
+
+def shard(model: Any, device: Device, mesh: Any) -> None:
+    """Divide the frozen weights of the decoder layers of a model on the CPU, and move everything to the device.
+
+    A layer at a time comes to the device whole, so that its memory never holds more than its part and one layer.
+    """
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - takes a second to import
+
     decoder, layers = _decoder(model)
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in layers:

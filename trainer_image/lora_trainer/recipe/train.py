@@ -25,16 +25,16 @@ from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.device import Device, choose_device
-from lora_trainer.model.loading import Adapted, adapt, load_model
+from lora_trainer.model.loading import Adapted
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.options import check_options
-from lora_trainer.model.sharding import device_bytes, divided_over, on_cpu, shard, weight_bytes
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
+from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
 from lora_trainer.recipe.settling import Settled, settle
 from lora_trainer.result.curves import write_curves
@@ -50,7 +50,7 @@ from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import total_steps
-from lora_trainer.training.state import RunRecord, State, trainable
+from lora_trainer.training.state import RunRecord, State
 from lora_trainer.training.stopping import Stop
 from lora_trainer.training.trend import Interim
 
@@ -109,7 +109,7 @@ def run_training(
         ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
-        adapted, ranks = _adapted(settled, base, device, state, group, linear=linear)
+        adapted, ranks = adapted_on_all(settled, base, device, state, group, linear=linear)
         kernel, budget = _kernels(settled, adapted, device, data.stats.longest_tokens)
         resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
 
@@ -259,48 +259,6 @@ def _agreed(ours: Identity, ranks: Ranks) -> Identity:
     if found is not None:
         raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
     return ours
-
-
-def _adapted(
-    settled: Settled, base: Base, device: Device, state: State | None, ranks: Ranks, *, linear: int
-) -> tuple[Adapted, Ranks]:
-    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
-    which `linear` are quantized."""
-    config, plan = settled.config, settled.plan
-    over = divided_over(
-        plan=plan,
-        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
-        device_bytes=device_bytes(device),
-        ranks=ranks,
-        config=config,
-    )
-    adapted = adapt(
-        load_model(base, config.quantization, on_cpu(device) if over > 1 else device),
-        config.lora,
-        base,
-        device,
-        config.training.seed,
-        checkpointing=config.training.activation_checkpointing,
-        planned=plan.activation_checkpointing if plan else None,
-        starts=state.starts if state and state.starts else None,
-        ranks=ranks,
-    )
-    log.info(
-        "trainable parameters %d of %d (%.3f %%) in %s",
-        adapted.trainable_parameters,
-        adapted.total_parameters,
-        100 * adapted.trainable_parameters / adapted.total_parameters,
-        ", ".join(adapted.target_modules),
-    )
-    if over > 1:
-        shard(adapted.model, device, ranks, over)
-        adapted = dataclasses.replace(adapted, sharded_over=over)
-        ranks = dataclasses.replace(ranks, lockstep=True)
-        where = "all nodes" if over > ranks.local_world else "each node"
-        log.info("the base model's layers are divided over %d processes, those of %s", over, where)
-    for parameter in trainable(adapted.model).values():
-        ranks.broadcast(parameter.data)
-    return adapted, ranks
 
 
 def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:

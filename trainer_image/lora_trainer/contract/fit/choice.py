@@ -64,8 +64,8 @@ class Load:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """A setting on a device. `spare_bytes` are below the part of its memory that an estimate may take, negative where
-    they lack; `tokens` has a micro-batch then. The base is divided over `processes`, 1 where it is whole. `refusal` is why
-    the trainer would not begin, empty where it would."""
+    they lack; `tokens` has a micro-batch then. The base is divided over `processes`, 1 where it is whole. `refusal` is
+    why the trainer would not begin, empty where it would."""
 
     quantization: Quantization
     recompute: bool
@@ -385,10 +385,17 @@ def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, shar
     return 1 / found.tokens_per_s if found else 0.0
 
 
-def pod_memory(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None) -> int:
-    """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU."""
-    processes = max(1, config.device.gpus)
-    return main_memory(shape, adapter, presumed(config, shape, load), processes=processes)
+def pod_memory(
+    config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
+) -> int:
+    """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU.
+
+    A base that is divided is read there first. It stays pages of its files, but for experts, which are put together
+    from one tensor each: then the processes take turns, and one copy is there at a time.
+    """
+    setting = presumed(config, shape, load)
+    copies = setting.size * shape.experts if divided else 0
+    return copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
 
 
 def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:

@@ -103,7 +103,7 @@ def _plan(
         adapter_bytes=memory.adapter + memory.gradients + memory.optimizer + memory.copies,
         activation_bytes=memory.activations + memory.working,
         other_bytes=memory.constant + memory.dequantized,
-        pod_memory_bytes=pod_memory(config, shape, adapter, load),
+        pod_memory_bytes=pod_memory(config, shape, adapter, load, divided=setting.processes > 1),
         trainable_parameters=adapter.parameters,
         adapter_file_bytes=adapter.file_bytes,
         spread=shape.spread,
