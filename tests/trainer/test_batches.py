@@ -108,7 +108,7 @@ def test_a_pack_restarts_positions_and_learns_nothing_across_rows() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.segments is not None
     assert (batch.segments.lengths, batch.segments.bounds.tolist()) == ((3, 2), [0, 3, 5])
-    assert batch.learned.tolist() == [[False, True, False, True]]
+    assert batch.learned.tolist() == [1, 3]
     assert (batch.targets.tolist(), batch.rows.tolist()) == ([7, 9], [0, 1])
 
 

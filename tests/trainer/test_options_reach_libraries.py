@@ -218,7 +218,7 @@ TRAINING: Mapping[str, Probe] = {
         look=lambda s: {(len(b.input_ids), b.segments is None) for b in s.batches},
         want={(1, False)},
     ),
-    "loss_on": Probe(change={"lossOn": "All"}, look=lambda s: all(bool(b.learned[0, 0]) for b in s.batches), want=True),
+    "loss_on": Probe(change={"lossOn": "All"}, look=lambda s: all(b.learned[0] == 0 for b in s.batches), want=True),
     "optimizer": Probe(change={"optimizer": "AdamW8bit"}, look=lambda s: type(s.optimizers[0]), want=AdamW8bit),
     "weight_decay": Probe(change={"weightDecay": "0.125"}, look=lambda s: s.group["weight_decay"], want=0.125),
     "max_grad_norm": Probe(change={"maxGradNorm": "0.5"}, look=lambda s: set(s.norms), want={0.5}),

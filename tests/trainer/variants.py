@@ -57,7 +57,7 @@ def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch
     """Add the gradients of a step over all examples, in two micro-batches or more; its loss."""
     longest = max(example.length for example in examples)
     set_training(adapted.model, on=True)
-    return run_step(
+    share = run_step(
         adapted,
         list(examples),
         targets=sum(example.targets for example in examples),
@@ -66,6 +66,7 @@ def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch
         scaler=scaler or torch.amp.GradScaler(device.torch_device.type, enabled=False),
         ranks=Ranks(),
     )
+    return float(share)
 
 
 def loss_of(model: Any, head: Any, examples: Examples, device: Device) -> float:

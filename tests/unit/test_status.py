@@ -98,6 +98,7 @@ RESULTS = st.builds(
     best_step=st.none() | COUNT,
     merge_failure=st.none() | TEXT,
     resumed_step=st.none() | COUNT,
+    micro_batch_fill=st.none() | FRACTION,
     stopped_early=st.booleans(),
     verification=st.builds(
         Verification, loss=FRACTION, difference=FRACTION, noise=st.none() | FRACTION, tolerance=FRACTION
@@ -195,7 +196,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
     merge: dict[str, Any] = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
     estimated = {"estimated_peak_memory_bytes": 19_000_000_000, "estimated_seconds": 1800}
-    results = make_results(best_step=350, resumed_step=100, **merge, **estimated)
+    results = make_results(best_step=350, resumed_step=100, micro_batch_fill=0.67, **merge, **estimated)
     artifact, divided = make_artifact(serving_needs="vLLM 0.32"), make_resolved(sharded=True, sharded_over=8)
     pods = (
         ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=divided).to_message()),

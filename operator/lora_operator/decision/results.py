@@ -134,9 +134,11 @@ def results_block(results: Results) -> Block:
         "estimatedSeconds": results.estimated_seconds,
     }
     merged = {"mergedLoss": results.merged_loss, "mergedExpectedLoss": results.merged_expected_loss}
+    fill = {} if results.micro_batch_fill is None else {"microBatchFill": decimal(results.micro_batch_fill, ".3f")}
     return {
         **{key: whole(count) for key, count in optional.items() if count is not None},
         **{key: decimal(loss, ".4f") for key, loss in merged.items() if loss is not None},
+        **fill,
         **({"mergeFailure": _text(results.merge_failure, 1024)} if results.merge_failure else {}),
         "stoppedEarly": results.stopped_early,
         "steps": whole(results.steps),

@@ -96,7 +96,8 @@ class Results:
     model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
     `merge_failure` says why there is no merged model. What was estimated before the weights were read is comparable:
     `estimated_peak_memory_bytes` with `peak_memory_bytes`, without a GPU driver's own memory, and `estimated_seconds`
-    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate.
+    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate. `micro_batch_fill` is
+    the share of the room of all micro-batches that their tokens took, without padding; None where nothing counted it.
     """
 
     steps: int
@@ -114,6 +115,7 @@ class Results:
     best_step: int | None = None
     stopped_early: bool = False
     resumed_step: int | None = None
+    micro_batch_fill: float | None = None
     merged_loss: float | None = None
     merged_expected_loss: float | None = None
     merge_failure: str | None = None

@@ -12,6 +12,7 @@ import torch
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import Segments, positions, segments_of
+from lora_trainer.model.device import sent
 
 IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
 """What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
@@ -55,8 +56,8 @@ class Batch:
     """Rows on a device: each padded on the right, or all one after the other in a single one, with `segments` then.
 
     Shapes: `input_ids` (rows, tokens), `position_ids` the same or None where every row begins at 0, `targets` (learned
-    tokens,). `learned` (rows, tokens - 1) marks the positions whose next token is learned; `rows` (learned tokens,)
-    says to which of the given rows each of these belongs.
+    tokens,). `learned` (learned tokens,) are the positions whose next token is learned, counted through all rows;
+    `rows` (learned tokens,) says to which of the given rows each of these belongs.
     """
 
     input_ids: torch.Tensor
@@ -91,15 +92,15 @@ def _pad(examples: Sequence[Example], device: torch.device) -> Batch:
     for row, example in enumerate(examples):
         input_ids[row, : example.length] = example.input_ids
         labels[row, : example.length] = example.labels
-    following = torch.from_numpy(labels)[:, 1:]
-    learned = following != IGNORED
+    following = labels[:, 1:]
+    rows, columns = (following != IGNORED).nonzero()
     return Batch(
-        input_ids=torch.from_numpy(input_ids).to(device),
+        input_ids=sent(input_ids, device),
         position_ids=None,
         segments=None,
-        learned=learned.to(device),
-        targets=following[learned].to(device),
-        rows=learned.nonzero()[:, 0].to(device),
+        learned=sent(rows * width + columns, device),
+        targets=sent(following[rows, columns], device),
+        rows=sent(rows, device),
     )
 
 
@@ -108,16 +109,15 @@ def _pack(examples: Sequence[Example], device: torch.device) -> Batch:
     labels = np.concatenate([example.labels for example in examples])
     # The first token of a row follows the last of another: it is no prediction of that.
     labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
-    following = torch.from_numpy(labels)[None, 1:]
-    learned = following != IGNORED
-    rows = torch.from_numpy(np.repeat(np.arange(len(examples)), lengths))[None, 1:]
+    learned = np.flatnonzero(labels[1:] != IGNORED)
+    rows = np.repeat(np.arange(len(examples)), lengths)
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate([example.input_ids for example in examples]))[None].to(device),
+        input_ids=sent(np.concatenate([example.input_ids for example in examples])[None], device),
         position_ids=positions(lengths, device),
         segments=segments_of(lengths, device),
-        learned=learned.to(device),
-        targets=following[learned].to(device),
-        rows=rows[learned].to(device),
+        learned=sent(learned, device),
+        targets=sent(labels[1 + learned], device),
+        rows=sent(rows[1 + learned], device),
     )
 
 
