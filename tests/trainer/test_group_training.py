@@ -130,8 +130,11 @@ def test_all_processes_take_the_directions_that_the_first_one_found(tiny_folder:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outcome, recompute: bool) -> None:
-    """Each process holds half of the layers' weights and all of the adapter."""
-    found = outcomes(2, dataclasses.replace(plan, sharded_over=2, recompute=recompute, fused=not recompute, micro=1))
+    """Each process holds half of the layers' weights and all of the adapter; packed, too, in as many packs on each."""
+    manner: dict[str, Any] = (
+        {"recompute": True, "micro": 1} if recompute else {"fused": True, "packed": True, "micro": 2}
+    )
+    found = outcomes(2, dataclasses.replace(plan, sharded_over=2, **manner))
     close(found[0], alone)
     assert all(one.adapter == found[0].adapter for one in found)
     assert [one.layer_weights for one in found] == [alone.layer_weights // 2] * 2
