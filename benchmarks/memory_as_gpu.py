@@ -6,8 +6,7 @@ mode changes the calls in which that makes a difference of memory:
 * autocast's list of operations in fp32: a GPU's has norms, powers and softmaxes, a CPU's has not;
 * dropout keeps a mask of one byte a value, and attention with dropout writes no scores out;
 * what is copied deeply is a parameter, which fake tensors do not know of themselves;
-* numbers that a step reads from tensors do not exist: losses are read as 0, and a mask selects as many positions as the
-  caller says are learned.
+* numbers that a step reads from tensors do not exist: they are read as 0.
 """
 
 import contextlib
@@ -36,11 +35,7 @@ _16_BITS = frozenset({torch.bfloat16, torch.float16})
 
 
 class AsGpu(TorchFunctionMode):
-    """Within it, a CPU computes as a GPU; `selected` is how many positions any mask of bools selects."""
-
-    def __init__(self, *, selected: int) -> None:
-        super().__init__()
-        self._selected = selected
+    """Within it, a CPU computes as a GPU."""
 
     def __torch_function__(
         self,
@@ -60,21 +55,9 @@ class AsGpu(TorchFunctionMode):
             return torch.native_dropout(given[0], given[1] if len(given) > 1 else named["p"], True)[0]
         if name == "scaled_dot_product_attention":
             named["dropout_p"] = 0.0
-        elif name == "__getitem__":
-            given = (given[0], self._positions(given[1]))
         elif torch.is_autocast_enabled("cpu") and _widens(name, named):
             given = tuple(_wide(value) for value in given)
         return func(*given, **named)
-
-    def _positions(self, index: Any) -> Any:
-        """In place of a mask, indices of as many positions; of two dimensions in the mask, as many indices."""
-        if isinstance(index, tuple):
-            found = [self._positions(item) for item in index]
-            return tuple(one for item in found for one in (item if isinstance(item, tuple) else (item,)))
-        if not isinstance(index, torch.Tensor) or index.dtype is not torch.bool:
-            return index
-        indices = tuple(torch.zeros(self._selected, dtype=torch.int64) for _ in range(index.dim()))
-        return indices if index.dim() > 1 else indices[0]
 
 
 def _is_off(given: Sequence[Any], named: Mapping[str, Any]) -> bool:

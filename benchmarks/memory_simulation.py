@@ -150,7 +150,7 @@ def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
         settings_of_gpu(),
-        AsGpu(selected=len(batches[True].targets)),
+        AsGpu(),
     ):
         adapted = _adapted(config, how, device)
         # A model that computes its attention by itself is given padded rows.

@@ -24,8 +24,12 @@ class ProgramError(Exception):
     """What a process raised, as text."""
 
 
-def together(world: int, program: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `program(*arguments)` returns in each of `world` processes, by rank; an exception as `ProgramError`."""
+def together(world: int, program: Callable[..., Any], *arguments: Any, nodes: int = 1) -> list[Any]:
+    """What `program(*arguments)` returns in each of `world` processes, by rank; an exception as `ProgramError`.
+
+    They are told that they are on so many nodes.
+    """
+    here = world // nodes
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -33,8 +37,8 @@ def together(world: int, program: Callable[..., Any], *arguments: Any) -> list[A
     context.set_forkserver_preload(_PRELOAD)
     started = []
     for rank in range(world):
-        environment: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
-        environment |= {"LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank % here, "WORLD_SIZE": world}
+        environment |= {"LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
         ours, theirs = context.Pipe()
         process = context.Process(target=_run, args=(theirs, environment, program, arguments))

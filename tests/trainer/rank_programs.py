@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import signal
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from torch.distributed.tensor import DTensor
 
-from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainingConfig
+from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainConfig, TrainingConfig
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
@@ -19,12 +23,15 @@ from lora_trainer.errors import TerminatedError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model, recompute_activations
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.model.sharding import shard
+from lora_trainer.model.sharding import mesh_over, shard
+from lora_trainer.model.turns import in_turn
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
+from lora_trainer.recipe.adapting import adapted_on_all
+from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
@@ -80,7 +87,7 @@ class Plan:
     config: TrainingConfig
     micro: int = 64
     packed: bool = False
-    sharded: bool = False
+    sharded_over: int | None = None
     resume_at: int | None = None
     state: Path | None = None
     short_of_memory_at: int | None = None
@@ -158,6 +165,31 @@ def train(plan: Plan) -> Outcome:
         )
 
 
+def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[str, str]]:
+    """Digests of the whole model before its training, and of the start values of each module; process 1 computes with
+    other numbers."""
+    with join(CPU.torch_device, WAIT_S) as ranks, contextlib.ExitStack() as stack:
+        if ranks.rank == 1:
+            for init in ("pissa_init", "olora_init"):
+                stack.enter_context(mock.patch.object(LoraLayer, init, _of_other_weights(getattr(LoraLayer, init))))
+        settled = Settled(config=config, plan=None)
+        adapted, _ = adapted_on_all(settled, open_folder(folder), CPU, None, ranks, linear=0)
+        starts = {name: _digest([start.down, start.up]) for name, start in adapted.starts.items()}
+        return _digest(adapted.model.parameters()), starts
+
+
+def _of_other_weights(take: Callable[..., None]) -> Callable[..., None]:
+    def found(layer: Any, *arguments: Any) -> None:
+        layer.get_base_layer().weight.data *= 1.001
+        take(layer, *arguments)
+
+    return found
+
+
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
 def verify_adapter(folder: Path, claims: Path) -> float:
     """The loss that the verification finds."""
     torch.set_num_threads(1)
@@ -189,13 +221,15 @@ def _lack_memory(training: Training, step: int) -> None:
 
 def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken) -> Training:
     lora = LoraConfig(rank=4, alpha=8)
-    adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+    mesh = None if plan.sharded_over is None else mesh_over(CPU, ranks, plan.sharded_over)
+    with in_turn(ranks, ranks.local_world if mesh is None else 1):
+        adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+        if plan.recompute:
+            recompute_activations(adapted.model)
+        if mesh is not None:
+            shard(adapted.model, CPU, mesh)
+            ranks = dataclasses.replace(ranks, lockstep=True)
     adapted = dataclasses.replace(adapted, may_recompute=plan.may_recompute)
-    if plan.recompute:
-        recompute_activations(adapted.model)
-    if plan.sharded:
-        shard(adapted.model, CPU, ranks)
-        ranks = dataclasses.replace(ranks, lockstep=True)
     if plan.fused:
         fuse(adapted.model)
     return Training(

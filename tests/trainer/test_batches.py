@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lora_trainer.data.tokens import IGNORED, Example
-from lora_trainer.training.batches import Budget, accumulation, collate, micro_batches, step_rows, token_budget
+from lora_trainer.training.batches import Budget, collate, micro_batches, step_rows, token_budget
 
 CPU = torch.device("cpu")
+from lora_trainer.training.packs import accumulation
 
 
 def taken(rows: int, effective: int, total_rows: int, start_step: int = 0) -> list[list[int]]:
@@ -118,7 +119,7 @@ def test_a_pack_restarts_positions_and_learns_nothing_across_rows() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.segments is not None
     assert (batch.segments.lengths, batch.segments.bounds.tolist()) == ((3, 2), [0, 3, 5])
-    assert batch.learned.tolist() == [[False, True, False, True]]
+    assert batch.learned.tolist() == [1, 3]
     assert (batch.targets.tolist(), batch.rows.tolist()) == ([7, 9], [0, 1])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.trainer import rank_programs
+from tests.trainer.conftest import make_config
 from tests.trainer.processes import together
 from tests.trainer.rank_programs import Outcome, Plan
 
@@ -117,17 +118,42 @@ def test_memory_that_does_not_suffice_for_one_row_makes_all_recompute_where_that
     assert [one.recomputes for one in found] == [True, True]
 
 
+@pytest.mark.parametrize("init", ["PiSSA", "OLoRA"])
+def test_all_processes_take_the_directions_that_the_first_one_found(tiny_folder: Path, init: str) -> None:
+    """Whatever another one would find: what is left in the base is the same on all, bit for bit."""
+    config = make_config(lora={"init": init, "rank": 4}, quantization="None")
+    here, there = together(2, rank_programs.start_from_directions, tiny_folder, config)
+    assert isinstance(here, tuple), here
+    assert len(here[1]) == 14
+    assert here == there
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outcome, recompute: bool) -> None:
-    """Each process holds half of the layers' weights and all of the adapter."""
-    found = outcomes(2, dataclasses.replace(plan, sharded=True, recompute=recompute, fused=not recompute, micro=1))
+    """Each process holds half of the layers' weights and all of the adapter; packed, too, in as many packs on each."""
+    manner: dict[str, Any] = (
+        {"recompute": True, "micro": 1} if recompute else {"fused": True, "packed": True, "micro": 2}
+    )
+    found = outcomes(2, dataclasses.replace(plan, sharded_over=2, **manner))
     close(found[0], alone)
     assert all(one.adapter == found[0].adapter for one in found)
     assert [one.layer_weights for one in found] == [alone.layer_weights // 2] * 2
 
 
+def test_a_base_that_is_divided_within_each_node_gives_what_one_divided_over_all_gives(
+    plan: Plan, alone: Outcome
+) -> None:
+    """Two nodes of two processes: whichever parts of the weights are gathered, they are the same weights."""
+    within, flat = (outcomes(4, dataclasses.replace(plan, sharded_over=over, micro=1)) for over in (2, 4))
+    close(within[0], alone)
+    assert [one.adapter for one in within] == [one.adapter for one in flat]
+    assert within[0].norms == flat[0].norms
+    assert {one.layer_weights for one in within} == {alone.layer_weights // 2}
+    assert {one.layer_weights for one in flat} == {alone.layer_weights // 4}
+
+
 def test_a_sharded_process_without_rows_goes_through_the_layers_with_the_others(plan: Plan) -> None:
     """One row a step for two processes, whose layers gather their weights from each other."""
     one_row = dataclasses.replace(plan, config=dataclasses.replace(CONFIG, effective_batch_size=1))
-    found = outcomes(2, dataclasses.replace(one_row, sharded=True))
+    found = outcomes(2, dataclasses.replace(one_row, sharded_over=2))
     close(found[0], outcomes(1, one_row)[0])

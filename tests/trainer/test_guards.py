@@ -218,7 +218,7 @@ def test_metrics_count_saves_bad_steps_and_halvings() -> None:
         assert f"lora_training_{name} 0.0" in text
     assert "lora_training_checkpoint_last_success_timestamp_seconds 0.0" in text
     progress = Progress(resolved=replace(RESOLVED))
-    metrics.update(progress, Counters(tokens=5, gradient_norm=2.5, step_seconds=1.5))
+    metrics.update(progress, Counters(tokens=5, gradient_norm=2.5, step_seconds=1.5, fill=0.75))
     metrics.update(progress, Counters(tokens=5, left_out=2, saves=3, failed_saves=1, halvings=1))
     text = metrics.text().decode()
     for line in (
@@ -229,6 +229,7 @@ def test_metrics_count_saves_bad_steps_and_halvings() -> None:
         "micro_batch_halvings_total 1.0",
         "grad_norm 2.5",
         "step_duration_seconds 1.5",
+        "micro_batch_fill 0.75",
         "tokens_total 5.0",
     ):
         assert f"lora_training_{line}" in text

@@ -58,7 +58,7 @@ def step(model: Adapted, device: Device, budget: Budget) -> tuple[float, list[to
     for parameter in parameters:
         parameter.grad = None
     found = run_step(model, examples, targets=targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
-    return found, [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return float(found), [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 CONFIG = LoraConfig(rank=4, alpha=8)
@@ -189,7 +189,7 @@ def test_what_a_model_does_to_its_logits_is_part_of_the_loss(cpu: Device, kind: 
     examples = rows(3)
     batch = collate(examples, cpu.torch_device)
     found = token_losses(model, model.get_output_embeddings(), batch, cpu)
-    logits = model(input_ids=batch.input_ids).logits[:, :-1][batch.learned]
+    logits = model(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.learned]
     torch.testing.assert_close(found, nn.functional.cross_entropy(logits, batch.targets, reduction="none"))
 
 

@@ -21,6 +21,7 @@ def step(number: int, total: int) -> Step:
         gradient_norm=1.0,
         tokens=100,
         rows=4,
+        fill=0.5,
         seconds=20.0,
         tokens_per_second=5.0,
         remaining_seconds=20.0 * (total - number),

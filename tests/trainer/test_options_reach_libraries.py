@@ -24,7 +24,7 @@ from lora_trainer.model.loading import Adapted, adapt
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import train
+from lora_trainer.recipe import adapting, train
 from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop, step
 from lora_trainer.training.batches import Batch, collate
@@ -98,7 +98,7 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         return dataclasses.replace(result, sums=tuple(value + seen.evaluations for value in result.sums))
 
     patch.setattr(LlamaForCausalLM, "forward", record_forward)
-    patch.setattr(train, "adapt", record_adapt)
+    patch.setattr(adapting, "adapt", record_adapt)
     patch.setattr(loop, "make_optimizer", record_optimizer)
     patch.setattr(torch.nn.utils, "clip_grad_norm_", record_clip)
     patch.setattr(step, "collate", record_collate)
@@ -218,7 +218,7 @@ TRAINING: Mapping[str, Probe] = {
         look=lambda s: {(len(b.input_ids), b.segments is None) for b in s.batches},
         want={(1, False)},
     ),
-    "loss_on": Probe(change={"lossOn": "All"}, look=lambda s: all(bool(b.learned[0, 0]) for b in s.batches), want=True),
+    "loss_on": Probe(change={"lossOn": "All"}, look=lambda s: all(b.learned[0] == 0 for b in s.batches), want=True),
     "optimizer": Probe(change={"optimizer": "AdamW8bit"}, look=lambda s: type(s.optimizers[0]), want=AdamW8bit),
     "weight_decay": Probe(change={"weightDecay": "0.125"}, look=lambda s: s.group["weight_decay"], want=0.125),
     "max_grad_norm": Probe(change={"maxGradNorm": "0.5"}, look=lambda s: set(s.norms), want={0.5}),

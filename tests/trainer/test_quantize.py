@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -199,3 +200,31 @@ def test_fp16_trains_with_a_scaled_loss(
     assert {p.dtype for p in adapted.model.parameters() if p.requires_grad} == {torch.float32}
     losses = variants.learn(adapted, rows, device, steps=5)
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("quantization", "variant"),
+    [(q, v) for q in QUANTIZED for v in (Variant.LORA, Variant.DORA) if (q, v) != (Quantization.INT8, Variant.DORA)],
+)
+def test_what_a_gpu_computes_beside_quantized_weights_is_what_a_cpu_does(
+    tiny_base: Base, encoder: Encoder, cpu: Device, quantization: Quantization, variant: Variant
+) -> None:
+    """PEFT asks whether autocast is on in a way that means CUDA's: on a CPU it takes the other branch, which rounds
+    what the adapter gives to the type of the base's product."""
+    device, rows = variants.with_type(cpu, torch.bfloat16), variants.rows(encoder)
+    is_on = torch.is_autocast_enabled
+    as_gpu = mock.Mock(side_effect=lambda kind="cpu": is_on(kind))
+    found = []
+    for asked in (is_on, as_gpu):
+        adapted = variants.fresh(tiny_base, device, dataclasses.replace(LORA, variant=variant), quantization)
+        # Beside a B of zeros, A would have no gradient.
+        for name, parameter in adapted.model.named_parameters():
+            if ".lora_B." in name:
+                nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+        with mock.patch("torch.is_autocast_enabled", asked):
+            loss = variants.backward(adapted, rows, device)
+        found.append((loss, torch.cat([p.grad.flatten() for p in adapted.model.parameters() if p.requires_grad])))
+    assert mock.call() in as_gpu.mock_calls, "PEFT no longer asks so"
+    (loss, gradients), (loss_of_gpu, gradients_of_gpu) = found
+    assert loss_of_gpu == pytest.approx(loss, abs=2e-3)
+    assert float((gradients_of_gpu - gradients).norm() / gradients.norm()) < 0.02

@@ -11,28 +11,41 @@ from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
-from lora_trainer.model.sharding import must_shard, weight_bytes
+from lora_trainer.model.sharding import divided_over, weight_bytes
+from lora_trainer.ranks.collectives import Ranks
 
 GIB = 2**30
 H100 = 80 * GIB
 LLAMA_70B = 141 * GIB
 
 
-def decide(
-    size: float = LLAMA_70B, gpu: int | None = H100, processes: int = 8, plan: RunPlan | None = None, **sections: Any
-) -> bool:
+def over(
+    size: float = LLAMA_70B,
+    gpu: int | None = H100,
+    processes: int = 8,
+    plan: RunPlan | None = None,
+    nodes: int = 1,
+    **sections: Any,
+) -> int:
     """The decision; everything has a default that shards."""
     config = make_config(**{"quantization": "None", **sections})
-    return must_shard(plan=plan, weight_bytes=size, device_bytes=gpu, processes=processes, config=config)
+    ranks = Ranks(world=processes, local_world=processes // nodes)
+    return divided_over(plan=plan, weight_bytes=size, device_bytes=gpu, ranks=ranks, config=config)
 
 
-def planned(*, sharded: bool, fits: bool | None = True) -> RunPlan:
+def decide(size: float = LLAMA_70B, gpu: int | None = H100, **others: Any) -> bool:
+    """Whether it is divided."""
+    return over(size, gpu, **others) > 1
+
+
+def planned(*, sharded: bool, sharded_over: int | None = None, fits: bool | None = True) -> RunPlan:
     """A plan that says so."""
     return RunPlan(
         quantization=Quantization.NONE,
         activation_checkpointing=True,
         micro_batch_tokens=4096,
         sharded=sharded,
+        sharded_over=sharded_over,
         fits=fits,
         peak_bytes=5,
         weight_bytes=1,
@@ -53,6 +66,22 @@ def test_a_plan_that_fits_decides(sharded: bool) -> None:
         assert decide(size=size, plan=planned(sharded=sharded)) is sharded
     assert not decide(plan=planned(sharded=True), processes=1)
     assert not decide(plan=planned(sharded=True), gpu=None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sharded_over", "wanted"), [(2, 4, 4), (2, 8, 8), (2, None, 8), (1, 8, 8), (4, 4, 8)]
+)
+def test_a_plan_says_whether_a_node_suffices(nodes: int, sharded_over: int | None, wanted: int) -> None:
+    """A plan of an earlier release knows all processes alone; so does one for nodes of another size."""
+    assert over(nodes=nodes, plan=planned(sharded=True, sharded_over=sharded_over)) == wanted
+
+
+def test_weights_are_divided_over_all_nodes_only_where_one_does_not_hold_them() -> None:
+    """What is gathered for each layer then crosses the network."""
+    assert over(processes=16, nodes=2) == 8
+    assert over(processes=16, nodes=8) == 16
+    assert over(processes=4, nodes=4) == 4
+    assert over(processes=8, nodes=1) == 8
 
 
 @pytest.mark.parametrize("fits", [None, False])

@@ -197,7 +197,7 @@ def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int]
     """Have the arithmetic of a step fail as CUDA does; `fails` gets call and budget. The budgets of all calls."""
     calls: list[int] = []
 
-    def step(*arguments: object, **options: object) -> float:
+    def step(*arguments: object, **options: object) -> torch.Tensor:
         budget = options["budget"].tokens  # type: ignore[attr-defined]
         calls.append(budget)
         share = run_step(*arguments, **options)  # type: ignore[arg-type]
@@ -250,7 +250,7 @@ def test_out_of_memory_with_one_example_ends_with_peak_and_advice(
 def poisoned(training: Training, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the gradients of some steps infinite."""
 
-    def step(*arguments: object, **options: object) -> float:
+    def step(*arguments: object, **options: object) -> torch.Tensor:
         share = run_step(*arguments, **options)  # type: ignore[arg-type]
         if training.course.step + 1 in steps:
             next(iter(training.parameters.values())).grad[0, 0] = math.inf  # type: ignore[index]

@@ -44,25 +44,29 @@ def learn(
     parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, training, device)
     scaler = torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype == torch.float16)
-    longest = max(example.length for example in examples)
-    set_training(adapted.model, on=True)
     losses = []
     for _ in range(steps):
-        losses.append(
-            run_step(
-                adapted,
-                list(examples),
-                targets=sum(example.targets for example in examples),
-                budget=Budget(tokens=3 * longest, longest=longest),
-                device=device,
-                scaler=scaler,
-                ranks=Ranks(),
-            )
-        )
+        losses.append(backward(adapted, examples, device, scaler))
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
     return losses
+
+
+def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch.amp.GradScaler | None = None) -> float:
+    """Add the gradients of a step over all examples, in two micro-batches or more; its loss."""
+    longest = max(example.length for example in examples)
+    set_training(adapted.model, on=True)
+    share = run_step(
+        adapted,
+        list(examples),
+        targets=sum(example.targets for example in examples),
+        budget=Budget(tokens=3 * longest, longest=longest),
+        device=device,
+        scaler=scaler or torch.amp.GradScaler(device.torch_device.type, enabled=False),
+        ranks=Ranks(),
+    )
+    return float(share)
 
 
 def loss_of(model: Any, head: Any, examples: Examples, device: Device) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import MIXTRAL, MODELS, Config, llama
+from tests.unit.fit_models import LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
 from tests.unit.test_fit_choice import run
 
 from lora_trainer.contract.config import (
@@ -53,6 +53,31 @@ WHY = [
     ("H100", run(quantization=Quantization.FP4), "FP4 with kept", "; quantization is FP4, as the run asks"),
     ("T4", run(device=DeviceConfig(gpus=4)), "the whole base, divided over 4 GPUs, with", "; the whole base fits"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "nodes", "over"), [("T4", 4, 2, 4), ("T4", 2, 4, 8), ("T4", 1, 8, 8), ("H100", 4, 2, None)]
+)
+def test_a_base_is_divided_within_a_node_where_one_holds_it(gpu: str, gpus: int, nodes: int, over: int | None) -> None:
+    """26 GB of weights: four T4 hold them, two do not."""
+    config = run(device=DeviceConfig(gpus=gpus, nodes=nodes))
+    found = plan(gpu, config, LLAMA_2_13B)
+    assert found.fits
+    assert (found.sharded, found.sharded_over) == (over is not None, over)
+    assert over is None or f"divided over {over} GPUs" in found.reason
+
+
+def test_a_divided_mixture_is_read_through_a_copy_of_its_experts() -> None:
+    """One at a time in each pod; what is not divided is read straight to the GPU, and other weights stay in files."""
+    mixture = plan("A100 80", run(device=DeviceConfig(gpus=8)), MIXTRAL)
+    dense = plan("T4", run(device=DeviceConfig(gpus=8)))
+    assert mixture.sharded
+    assert mixture.pod_memory_bytes - 2 * shape_of(MIXTRAL).experts == pytest.approx(8 * 4e9, rel=0.1)
+    assert dense.sharded
+    assert dense.pod_memory_bytes == pytest.approx(8 * 4e9, rel=0.1)
+    whole = plan("B200", run(device=DeviceConfig(gpus=8)), MIXTRAL)
+    assert not whole.sharded
+    assert whole.pod_memory_bytes == pytest.approx(8 * 4e9, rel=0.1)
 
 
 @pytest.mark.parametrize(("gpu", "config", "way", "why"), WHY, ids=[f"{gpu} {way}" for gpu, _, way, _ in WHY])

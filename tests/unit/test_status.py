@@ -15,12 +15,13 @@ from tests.unit.builders import (
     make_artifact,
     make_finetune,
     make_job,
+    make_resolved,
     make_results,
     make_summary,
     running_pod,
     with_status,
 )
-from tests.unit.reports import make_report
+from tests.unit.reports import make_plan, make_report
 from tests.unit.status_schema import check_status, status_schema
 
 from lora_operator.decision.blocks import read_block
@@ -70,6 +71,7 @@ RESOLVED = st.builds(
     **dict.fromkeys(("quantization", "attention", "optimizer"), TEXT),
     **dict.fromkeys(("packing", "activation_checkpointing", "sharded"), st.booleans()),
     processes=COUNT,
+    sharded_over=st.none() | COUNT,
 )
 PROGRESS = st.builds(
     Progress,
@@ -96,6 +98,7 @@ RESULTS = st.builds(
     best_step=st.none() | COUNT,
     merge_failure=st.none() | TEXT,
     resumed_step=st.none() | COUNT,
+    micro_batch_fill=st.none() | FRACTION,
     stopped_early=st.booleans(),
     verification=st.builds(
         Verification, loss=FRACTION, difference=FRACTION, noise=st.none() | FRACTION, tolerance=FRACTION
@@ -193,14 +196,16 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     saved = SavedState(uri="pvc://adapters/.lora-checkpoints/support-tone-abcde/step-00000100", step=100)
     merge: dict[str, Any] = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
     estimated = {"estimated_peak_memory_bytes": 19_000_000_000, "estimated_seconds": 1800}
-    results = make_results(best_step=350, resumed_step=100, **merge, **estimated)
-    artifact = make_artifact(serving_needs="vLLM 0.32")
-    pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
+    results = make_results(best_step=350, resumed_step=100, micro_batch_fill=0.67, **merge, **estimated)
+    artifact, divided = make_artifact(serving_needs="vLLM 0.32"), make_resolved(sharded=True, sharded_over=8)
+    pods = (
+        ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=divided).to_message()),
+    )
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
     killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
     looked_at = make_finetune(spec={"preflight": "Run"})
-    report = ended_pod(0, make_report().to_message(), stage="preflight")
+    report = ended_pod(0, make_report(plan=make_plan(sharded=True, sharded_over=8)).to_message(), stage="preflight")
     plans = [
         running,
         decide(looked_at, Observed(jobs=(finished_job(stage="preflight"),), pods=(report,)), CONFIG, NOW),

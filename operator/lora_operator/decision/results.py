@@ -98,6 +98,7 @@ def resolved_by_run(run: ResolvedRun) -> Block:
         "activationCheckpointing": run.activation_checkpointing,
         "processes": _int32(run.processes),
         "sharded": run.sharded,
+        **({} if run.sharded_over is None else {"shardedOver": _int32(run.sharded_over)}),
         "modelClass": _text(run.model_class, 128),
     }
 
@@ -139,10 +140,12 @@ def results_block(results: Results) -> Block:
         "improvementStandardError": results.improvement_standard_error,
     }
     merged = {"mergedLoss": results.merged_loss, "mergedExpectedLoss": results.merged_expected_loss}
+    fill = {} if results.micro_batch_fill is None else {"microBatchFill": decimal(results.micro_batch_fill, ".3f")}
     return {
         **{key: whole(count) for key, count in optional.items() if count is not None},
         **{key: decimal(loss, ".4f") for key, loss in merged.items() if loss is not None},
         **{key: decimal(error, ".4f") for key, error in errors.items() if error},
+        **fill,
         **({"mergeFailure": _text(results.merge_failure, 1024)} if results.merge_failure else {}),
         "stoppedEarly": results.stopped_early,
         "steps": whole(results.steps),

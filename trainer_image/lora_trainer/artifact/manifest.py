@@ -54,6 +54,7 @@ class Measured:
     best_step: int | None = None
     stopped_early: bool = False
     resumed_step: int | None = None
+    micro_batch_fill: float | None = None
     estimated_peak_memory_bytes: int | None = None
     estimated_seconds: int | None = None
 

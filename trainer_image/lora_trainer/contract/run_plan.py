@@ -23,7 +23,8 @@ class RunPlan:
     `device` and `device_bytes` are None where nothing tells which GPU it will be: then nothing is settled, and
     `quantization` is what the run asks for, `Auto` included, which the training settles by the same rule on the device
     that it finds. Without a GPU `device` is `cpu`, and `device_bytes` None. `micro_batch_tokens` are the most of a
-    micro-batch. `fits` is None where the estimate is too wide, or the device not known; where it is False, `reason` is
+    micro-batch. With `sharded` the base's layers are divided over `sharded_over` processes, those of a node or of all.
+    `fits` is None where the estimate is too wide, or the device not known; where it is False, `reason` is
     the sentence that the run ends with. `pod_memory_bytes` is what `resources.memory` should be at least. `seconds` is
     the length of the training at an assumed share of the device's peak, `price` what its GPUs cost as long as that,
     and `price_per_hour` what they cost an hour, where the operator's settings say what one does. Where layers could
@@ -35,6 +36,7 @@ class RunPlan:
     activation_checkpointing: bool
     micro_batch_tokens: int
     sharded: bool = False
+    sharded_over: int | None = None
     device: str | None = None
     device_bytes: int | None = None
     fits: bool | None = None

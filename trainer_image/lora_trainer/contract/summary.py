@@ -22,7 +22,8 @@ class ResolvedRun:
     """What the run turned out to use, once the trainer knew. `device` is `cpu` or the GPU's name.
 
     `micro_batch_size` is in examples of the longest length; `attention` names the kernel's kind. With `sharded` each
-    process holds a part of the base model. `model_class` is the class of Transformers that the base is loaded with.
+    process holds a part of the base model, which is divided over `sharded_over` of them; None where it is whole.
+    `model_class` is the class of Transformers that the base is loaded with.
     """
 
     device: str
@@ -43,6 +44,7 @@ class ResolvedRun:
     activation_checkpointing: bool = False
     processes: int = 1
     sharded: bool = False
+    sharded_over: int | None = None
     model_class: str = CAUSAL_CLASS
 
 
@@ -95,7 +97,8 @@ class Results:
     model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
     `merge_failure` says why there is no merged model. What was estimated before the weights were read is comparable:
     `estimated_peak_memory_bytes` with `peak_memory_bytes`, without a GPU driver's own memory, and `estimated_seconds`
-    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate.
+    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate. `micro_batch_fill` is
+    the share of the room of all micro-batches that their tokens took, without padding; None where nothing counted it.
     """
 
     steps: int
@@ -113,6 +116,7 @@ class Results:
     best_step: int | None = None
     stopped_early: bool = False
     resumed_step: int | None = None
+    micro_batch_fill: float | None = None
     merged_loss: float | None = None
     merged_expected_loss: float | None = None
     merge_failure: str | None = None

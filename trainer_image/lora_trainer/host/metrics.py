@@ -26,6 +26,9 @@ class TrainingMetrics:
         self._epoch = self._gauge("epoch", "Passes over the training data.")
         self._speed = self._gauge("tokens_per_second", "Training tokens per second over the last steps.")
         self._step_duration = self._gauge("step_duration_seconds", "Duration of the last optimizer step.")
+        self._fill = self._gauge(
+            "micro_batch_fill", "Share of the room of the last step's micro-batches that its tokens took, padding not."
+        )
         self._peak = self._gauge("peak_memory_bytes", "Most memory used: of the GPU, or of the process on a CPU.")
         self._heartbeat = self._gauge("heartbeat_timestamp_seconds", "When the trainer last made progress.")
         self._tokens = Counter("lora_training_tokens", "Tokens trained on, without padding.", registry=self.registry)
@@ -87,6 +90,8 @@ class TrainingMetrics:
             self._gradient_norm.set(counters.gradient_norm)
         if counters.step_seconds is not None:
             self._step_duration.set(counters.step_seconds)
+        if counters.fill is not None:
+            self._fill.set(counters.fill)
 
     def text(self) -> bytes:
         """The exposition format."""

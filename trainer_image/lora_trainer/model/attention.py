@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lora_trainer.errors import GpuUnfitError, InternalError, explain, one_sentence
-from lora_trainer.model.device import Device
+from lora_trainer.model.device import Device, sent
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import each_token_alone
 
@@ -295,10 +296,10 @@ def _agree(found: list[torch.Tensor], wanted: list[torch.Tensor], most: float) -
 
 def segments_of(lengths: tuple[int, ...], device: torch.device) -> Segments:
     """Segments of these lengths, one after the other."""
-    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Segments(lengths=lengths, bounds=bounds.to(device))
+    bounds = np.cumsum([0, *lengths], dtype=np.int32)
+    return Segments(lengths=lengths, bounds=sent(bounds, device))
 
 
 def positions(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Position of each token in its row, shape (1, tokens)."""
-    return torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+    return sent(np.concatenate([np.arange(length) for length in lengths])[None], device)

@@ -7,12 +7,14 @@ must therefore be s (B A - B0 A0), whose rank is at most twice that of the train
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from lora_trainer.ranks.collectives import ALONE, Ranks
 
 PREFIX = "base_model.model."
 """Before each name in an adapter's file."""
@@ -29,13 +31,19 @@ class Start:
 
 
 @torch.no_grad()
-def take_directions(model: Any, init: str, given: Mapping[str, Start] | None = None) -> dict[str, Start]:
+def take_directions(
+    model: Any, init: str, given: Mapping[str, Start] | None = None, ranks: Ranks = ALONE
+) -> dict[str, Start]:
     """Move the main directions of each adapted weight of a fresh PEFT model from the base into the adapter.
 
-    They follow from weights and seed of PyTorch. A run that is resumed, or a process beside the first, hands in those
-    that were found: another machine, or another number of threads, may find others by a rounding. Then the base gets
-    the same values bit for bit, as the same expression is evaluated.
+    They follow from weights and seed of PyTorch. Another machine, or another number of threads, may find others by a
+    rounding, or with the signs of a pair turned. So a run that is resumed hands in those that were `given`, and the
+    processes beside the first take its: the base gets the same values bit for bit, as the same expression is evaluated.
+    A collective where none are given.
     """
+    if given is None and not ranks.is_main:
+        given = ranks.broadcast_object(given)
+        return take_directions(model, init, given)
     starts: dict[str, Start] = {}
     for name, layer in _layers(model):
         if given is not None:
@@ -49,6 +57,8 @@ def take_directions(model: Any, init: str, given: Mapping[str, Start] | None = N
             up=layer.lora_B[_ADAPTER].weight.detach().clone(),
             scale=float(layer.scaling[_ADAPTER]),
         )
+    if given is None:
+        ranks.broadcast_object({name: replace(at, down=at.down.cpu(), up=at.up.cpu()) for name, at in starts.items()})
     return starts
 
 

@@ -18,6 +18,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
 from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Adapted:
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
     whether activations are recomputed, `may_recompute` whether they may be where memory does not suffice, `left_alone`
-    what the adapter leaves alone.
+    what the adapter leaves alone, `sharded_over` over how many processes the base is divided, None where it is whole.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class Adapted:
     checkpointing: bool = False
     may_recompute: bool = False
     left_alone: LeftAlone = field(default_factory=LeftAlone)
+    sharded_over: int | None = None
 
 
 def skeleton(base: Base) -> Loaded:
@@ -129,17 +131,19 @@ def adapt(
     checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO,
     planned: bool | None = None,
     starts: Mapping[str, Start] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Adapted:
     """Put a fresh adapter on the chosen modules: the model starts as the base, with random values by `seed`.
 
     `planned` says whether a plan recomputes activations, where that is left to it; None where there is no plan.
-    `starts` are those of a checkpoint or of another process, for PiSSA and OLoRA. Raises `ConfigError`.
+    `starts` are those of a checkpoint, for PiSSA and OLoRA; without them all of `ranks` take those of the first. Raises
+    `ConfigError`.
     """
     plan = plan_adapter(config, loaded.model, loaded.linear, loaded.quantization)
     total = logical_parameters(loaded.model)
     torch.manual_seed(seed)
     model = put_on(loaded.model, plan)
-    found = take_directions(model, str(plan.init), starts) if config.init.changes_base else {}
+    found = take_directions(model, str(plan.init), starts, ranks) if config.init.changes_base else {}
     _train_in_fp32(model)
     # Set afterwards: PEFT replaces a name that differs from the folder that the weights were read from.
     adapter = model.peft_config["default"]

@@ -1,9 +1,12 @@
-"""A base model that does not fit one GPU, divided over all of them with FSDP2.
+"""A base model that does not fit one GPU, divided over those of a node, or of all nodes, with FSDP2.
 
-Each decoder layer's weights lie in equal parts on all processes and are gathered for the moment in which the layer
-computes. Adapters stay whole on each process: they are small, their gradients are summed as without sharding, and rank
-0 can write them as they are. So do embeddings, last norm and output embeddings, 4 GB for the largest vocabularies: the
-loss calls the output embeddings apart from the model.
+Each decoder layer's weights lie in equal parts on these processes and are gathered for the moment in which the layer
+computes: within a node over the links between its GPUs, so that each node has the whole base (HSDP). Only a base that
+no node holds is divided over all nodes: then it crosses the network twice for each micro-batch.
+
+Adapters stay whole on each process: they are small, their gradients are summed as without sharding, and rank 0 can
+write them as they are. So do embeddings, last norm and output embeddings, 4 GB for the largest vocabularies: the loss
+calls the output embeddings apart from the model.
 """
 
 import json
@@ -27,21 +30,24 @@ from lora_trainer.ranks.collectives import Ranks
 _GIB = 2**30
 
 
-def must_shard(
-    *, plan: RunPlan | None, weight_bytes: float, device_bytes: int | None, processes: int, config: TrainConfig
-) -> bool:
-    """Whether the base model has to be divided over the processes; `device_bytes` is None on a CPU.
+def divided_over(
+    *, plan: RunPlan | None, weight_bytes: float, device_bytes: int | None, ranks: Ranks, config: TrainConfig
+) -> int:
+    """Over how many processes the base model has to be divided, 1 where it stays whole; `device_bytes` is None on a
+    CPU.
 
     It is as the plan says, where that fits. Where there is none, or it may not fit, the weights alone decide: they may
     take `WEIGHTS_SHARE` of a GPU, or all of it where they cannot be divided and may fit. Raises `ConfigError` where it
     would have to be and cannot, `CudaOutOfMemoryError` where even its parts do not fit.
     """
+    processes = ranks.world
     if device_bytes is None or processes == 1:
-        return False
+        return 1
+    within = ranks.local_world if processes % ranks.local_world == 0 else processes
     if plan is not None and plan.fits:
-        return plan.sharded
+        return (within if plan.sharded_over == within else processes) if plan.sharded else 1
     if weight_bytes <= WEIGHTS_SHARE * device_bytes:
-        return False
+        return 1
     size = f"the base model takes {weight_bytes / _GIB:.1f} GiB, and a GPU has {device_bytes / _GIB:.1f} GiB"
     if not fits_divided(weight_bytes, device_bytes, processes):
         raise CudaOutOfMemoryError(f"{size}: {processes} GPUs do not suffice; raise resources.gpus or resources.nodes")
@@ -61,7 +67,7 @@ def must_shard(
             f"{reasons[0]}: {size}, so that its weights must be divided over the GPUs, with which this does not go "
             "together; leave it out, or use GPUs with more memory"
         )
-    return True
+    return within if within > 1 and fits_divided(weight_bytes, device_bytes, within) else processes
 
 
 def fits_divided(weight_bytes: float, device_bytes: int | None, processes: int) -> bool:
@@ -96,16 +102,22 @@ def on_cpu(device: Device) -> Device:
     return replace(device, torch_device=torch.device("cpu"), name="cpu")
 
 
-def shard(model: Any, device: Device, ranks: Ranks) -> None:
+def mesh_over(device: Device, ranks: Ranks, over: int) -> Any:
+    """The processes by whose parts a model is divided: `over` neighbours, and others with the same parts. A
+    collective."""
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - takes a second to import
+
+    shape = (ranks.world,) if over == ranks.world else (ranks.world // over, over)
+    return init_device_mesh(device.torch_device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+
+
+def shard(model: Any, device: Device, mesh: Any) -> None:
     """Divide the frozen weights of the decoder layers of a model on the CPU, and move everything to the device.
 
-    A layer at a time comes to the device whole, so that its memory never holds more than its part and one layer. On the
-    CPU the weights are pages of the model's files, which all processes of a node share.
+    A layer at a time comes to the device whole, so that its memory never holds more than its part and one layer.
     """
-    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - takes a second to import
-    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - takes a second to import
 
-    mesh = init_device_mesh(device.torch_device.type, (ranks.world,))
     decoder, layers = _decoder(model)
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in layers:

@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """This process's place: `rank` of `world`, `local_rank` on its node. Rank 0 logs, saves and exports.
+    """This process's place: `rank` of `world`, `local_rank` of the `local_world` on its node. Rank 0 logs, saves and
+    exports.
 
     Every method but `share` is a collective: all processes call it, in the same order, also one without any rows. Each
     raises `PeerFailedError` where another process is gone. With `lockstep` the model's own layers are collectives too.
@@ -25,6 +26,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 1
     lockstep: bool = False
 
     @property

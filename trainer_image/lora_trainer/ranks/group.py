@@ -60,16 +60,19 @@ class Group(Ranks):
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """See `Ranks`. A parameter that has a gradient nowhere keeps none."""
-        for bucket in _buckets(parameters):
-            numbers = torch.cat([_gradient(parameter) for parameter in bucket])
-            present = torch.tensor([parameter.grad is not None for parameter in bucket]).to(numbers)
-            summed = torch.cat([numbers, present])
+        everything = list(parameters)
+        # On the CPU, as all small things: nothing waits for the GPUs here.
+        present = torch.tensor([int(parameter.grad is not None) for parameter in everything])
+        with _peers():
+            dist.all_reduce(present, dist.ReduceOp.MAX)
+        somewhere = [parameter for parameter, found in zip(everything, present.tolist(), strict=True) if found]
+        for bucket in _buckets(somewhere):
+            summed = torch.cat([_gradient(parameter) for parameter in bucket])
             with _peers():
                 dist.all_reduce(summed)
-            found = summed[numbers.numel() :].tolist()
-            parts = torch.split(summed[: numbers.numel()], [parameter.numel() for parameter in bucket])
-            for parameter, part, count in zip(bucket, parts, found, strict=True):
-                parameter.grad = part.view_as(parameter).clone() if count else None
+            parts = torch.split(summed, [parameter.numel() for parameter in bucket])
+            for parameter, part in zip(bucket, parts, strict=True):
+                parameter.grad = part.view_as(parameter).clone()
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `Ranks`."""
@@ -119,7 +122,8 @@ def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
             timeout=timedelta(seconds=timeout_s),
             device_id=device if on_gpu else None,
         )
-    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank())
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank(), local_world=here)
     # After an error the process ends without taking leave: the others would be waited for.
     yield ranks
     ranks.barrier()

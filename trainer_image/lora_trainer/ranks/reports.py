@@ -31,6 +31,7 @@ class Counters:
     halvings: int = 0
     gradient_norm: float | None = None
     step_seconds: float | None = None
+    fill: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,11 +25,9 @@ from lora_trainer.errors import TransientError
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.device import Device, choose_device
-from lora_trainer.model.device_check import check_room
-from lora_trainer.model.loading import Adapted, adapt, load_model
+from lora_trainer.model.loading import Adapted
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.options import check_options
-from lora_trainer.model.sharding import device_bytes, must_shard, on_cpu, shard, weight_bytes
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -37,22 +35,24 @@ from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.logs import with_error
 from lora_trainer.ranks.reports import Report, Reporter
+from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
 from lora_trainer.recipe.settling import Settled, settle
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.training.batches import Budget, accumulation, evaluation_budget, token_budget
+from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.identity import Identity, difference, identity
 from lora_trainer.training.loop import Training
 from lora_trainer.training.narrator import Narrator
 from lora_trainer.training.noise import measure_noise
+from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import total_steps
-from lora_trainer.training.state import RunRecord, State, trainable
+from lora_trainer.training.state import RunRecord, State
 from lora_trainer.training.stopping import Stop
 from lora_trainer.training.trend import Interim
 
@@ -111,7 +111,7 @@ def run_training(
         ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
-        adapted, ranks = _adapted(settled, base, device, state, group, linear=linear)
+        adapted, ranks = adapted_on_all(settled, base, device, state, group, linear=linear)
         kernel, budget = _kernels(settled, adapted, device, data.stats.longest_tokens)
         resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
 
@@ -263,47 +263,6 @@ def _agreed(ours: Identity, ranks: Ranks) -> Identity:
     return ours
 
 
-def _adapted(
-    settled: Settled, base: Base, device: Device, state: State | None, ranks: Ranks, *, linear: int
-) -> tuple[Adapted, Ranks]:
-    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
-    which `linear` are quantized."""
-    config, plan = settled.config, settled.plan
-    if plan is not None and plan.fits:
-        check_room(device.torch_device, device.name, plan.peak_bytes)
-    sharded = must_shard(
-        plan=plan,
-        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
-        device_bytes=device_bytes(device),
-        processes=ranks.world,
-        config=config,
-    )
-    adapted = adapt(
-        load_model(base, config.quantization, on_cpu(device) if sharded else device),
-        config.lora,
-        base,
-        device,
-        config.training.seed,
-        checkpointing=config.training.activation_checkpointing,
-        planned=plan.activation_checkpointing if plan else None,
-        starts=state.starts if state and state.starts else None,
-    )
-    log.info(
-        "trainable parameters %d of %d (%.3f %%) in %s",
-        adapted.trainable_parameters,
-        adapted.total_parameters,
-        100 * adapted.trainable_parameters / adapted.total_parameters,
-        ", ".join(adapted.target_modules),
-    )
-    if sharded:
-        shard(adapted.model, device, ranks)
-        ranks = dataclasses.replace(ranks, lockstep=True)
-        log.info("the base model's layers are divided over %d processes", ranks.world)
-    for parameter in trainable(adapted.model).values():
-        ranks.broadcast(parameter.data)
-    return adapted, ranks
-
-
 def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:
     """Packed as the training is. INT8 finds outliers over a whole batch: only in the very batches of the verification,
     which pads, do the same weights give the same loss."""
@@ -401,6 +360,7 @@ def _resolved(
         optimizer=config.training.optimizer.value,
         activation_checkpointing=adapted.checkpointing,
         processes=ranks.world,
-        sharded=ranks.lockstep,
+        sharded=adapted.sharded_over is not None,
+        sharded_over=adapted.sharded_over,
         model_class=class_name(adapted.model.config, base.name),
     )

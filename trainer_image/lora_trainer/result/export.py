@@ -82,6 +82,7 @@ def measured_by(
         peak_memory_bytes=device.peak_memory_bytes(),
         best_step=trained.best_step,
         stopped_early=trained.stopped_early,
+        micro_batch_fill=trained.fill,
         resumed_step=resumed,
         estimated_peak_memory_bytes=None if plan is None else measurable_peak(plan),
         estimated_seconds=None if plan is None else plan.seconds,

@@ -22,10 +22,9 @@ from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.listener import Trained
-from lora_trainer.training.loop import mean_loss
 from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.resume import Saved
-from lora_trainer.training.state import RunRecord, State, put_back, read_record, trainable
+from lora_trainer.training.state import RunRecord, State, mean_loss, put_back, read_record, trainable
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +114,7 @@ def _write(
         loss=mean_loss(course.losses),
         seconds=course.seconds,
         best_step=None if course.best is None else course.best.step,
+        fill=course.fill,
     )
     measured = measured_by(
         trained, record.before, after, device, held_out=record.held_out, seconds=course.seconds, resumed=None

@@ -13,7 +13,8 @@ from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import load_model
-from lora_trainer.model.sharding import device_bytes, fits_divided, on_cpu, shard, weight_bytes
+from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, weight_bytes
+from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -74,15 +75,17 @@ def _found(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, 
     config, place, ranks = manifest.config, device, group
     if manifest.resolved.sharded:
         place, ranks = on_cpu(device), _in_lockstep(base, device, group)
-    loaded = load_model(base, config.quantization, place)
-    trained = apply_adapter(loaded, folder, config.lora, place)
-    if trained != manifest.resolved.trainable_parameters:
-        raise VerificationError(
-            f"the adapter holds {trained} parameters, {manifest.resolved.trainable_parameters} were trained"
-        )
-    if ranks.lockstep:
-        place = device
-        shard(loaded.model, device, ranks)
+    mesh = mesh_over(device, ranks, ranks.world) if ranks.lockstep else None
+    with in_turn(group, readers(base.folder, device.dtype, group) if mesh else group.local_world):
+        loaded = load_model(base, config.quantization, place)
+        trained = apply_adapter(loaded, folder, config.lora, place)
+        if trained != manifest.resolved.trainable_parameters:
+            raise VerificationError(
+                f"the adapter holds {trained} parameters, {manifest.resolved.trainable_parameters} were trained"
+            )
+        if mesh:
+            place = device
+            shard(loaded.model, device, mesh)
     budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens)
     model, head = loaded.model, loaded.head
     found = evaluate(model, head, examples, place, lambda rows: None, budget=budget, ranks=ranks)

@@ -1,6 +1,5 @@
 """Which rows go into which optimizer step, and how a step is cut into micro-batches, packed or padded."""
 
-import statistics
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,10 @@ import torch
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import Segments, positions, segments_of
-from lora_trainer.ranks.collectives import balance
+from lora_trainer.model.device import sent
 
 IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
 """What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
-
-_STEPS_LOOKED_AT = 15
 
 Rows = npt.NDArray[np.integer[Any]]
 """Row numbers, or a number for each row."""
@@ -60,8 +57,8 @@ class Batch:
     """Rows on a device: each padded on the right, or all one after the other in a single one, with `segments` then.
 
     Shapes: `input_ids` (rows, tokens), `position_ids` the same or None where every row begins at 0, `targets` (learned
-    tokens,). `learned` (rows, tokens - 1) marks the positions whose next token is learned; `rows` (learned tokens,)
-    says to which of the given rows each of these belongs.
+    tokens,). `learned` (learned tokens,) are the positions whose next token is learned, counted through all rows;
+    `rows` (learned tokens,) says to which of the given rows each of these belongs.
     """
 
     input_ids: torch.Tensor
@@ -96,15 +93,15 @@ def _pad(examples: Sequence[Example], device: torch.device) -> Batch:
     for row, example in enumerate(examples):
         input_ids[row, : example.length] = example.input_ids
         labels[row, : example.length] = example.labels
-    following = torch.from_numpy(labels)[:, 1:]
-    learned = following != IGNORED
+    following = labels[:, 1:]
+    rows, columns = (following != IGNORED).nonzero()
     return Batch(
-        input_ids=torch.from_numpy(input_ids).to(device),
+        input_ids=sent(input_ids, device),
         position_ids=None,
         segments=None,
-        learned=learned.to(device),
-        targets=following[learned].to(device),
-        rows=learned.nonzero()[:, 0].to(device),
+        learned=sent(rows * width + columns, device),
+        targets=sent(following[rows, columns], device),
+        rows=sent(rows, device),
     )
 
 
@@ -113,16 +110,15 @@ def _pack(examples: Sequence[Example], device: torch.device) -> Batch:
     labels = np.concatenate([example.labels for example in examples])
     # The first token of a row follows the last of another: it is no prediction of that.
     labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
-    following = torch.from_numpy(labels)[None, 1:]
-    learned = following != IGNORED
-    rows = torch.from_numpy(np.repeat(np.arange(len(examples)), lengths))[None, 1:]
+    learned = np.flatnonzero(labels[1:] != IGNORED)
+    rows = np.repeat(np.arange(len(examples)), lengths)
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate([example.input_ids for example in examples]))[None].to(device),
+        input_ids=sent(np.concatenate([example.input_ids for example in examples])[None], device),
         position_ids=positions(lengths, device),
         segments=segments_of(lengths, device),
-        learned=learned.to(device),
-        targets=following[learned].to(device),
-        rows=rows[learned].to(device),
+        learned=sent(learned, device),
+        targets=sent(labels[1 + learned], device),
+        rows=sent(rows[1 + learned], device),
     )
 
 
@@ -184,19 +180,6 @@ def _fill(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int)
             batches.append([row])
         insort(room, (left - length, batch))
     return sorted(batches, key=lambda batch: -sum(int(lengths[row]) for row in batch))
-
-
-def accumulation(lengths: Rows, budget: Budget, effective: int, seed: int, processes: int = 1) -> int:
-    """Micro-batches of an optimizer step of `effective` rows, on the busiest of the processes: the median of the first
-    steps. It follows from the rows' lengths, packed or padded, and not from the longest alone."""
-    total = min(effective * _STEPS_LOOKED_AT, max(effective, len(lengths)))
-    counts = []
-    for rows in step_rows(len(lengths), effective, total, seed):
-        sizes = lengths[rows].tolist()
-        parts = balance(sizes, processes)
-        shares = [[size for size, part in zip(sizes, parts, strict=True) if part == one] for one in range(processes)]
-        counts.append(max(len(micro_batches(share, budget)) for share in shares))
-    return statistics.median_high(counts)
 
 
 def token_budget(device: torch.device) -> int:

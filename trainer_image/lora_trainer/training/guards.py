@@ -81,3 +81,10 @@ class LossGuard:
                 "larger, or raise training.warmupRatio; the last checkpoint is from before",
                 Reason.LOSS_DIVERGED,
             )
+
+
+def was_in_range(step: int, norm: float) -> bool:
+    """Whether fp16 held the gradients of a step, the length of which is `norm`: a scaler leaves it out otherwise."""
+    if not math.isfinite(norm):
+        log.info("step %d: beyond the range of fp16: left out, the loss is scaled by less", step)
+    return math.isfinite(norm)

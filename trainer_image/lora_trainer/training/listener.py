@@ -13,7 +13,8 @@ SPEED_WINDOW = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One optimizer step that was taken; `number` counts from 1, `tokens` are the step's without padding."""
+    """One optimizer step that was taken; `number` counts from 1, `tokens` are the step's without padding, `fill` their
+    share of what its micro-batches had room for."""
 
     number: int
     total: int
@@ -23,6 +24,7 @@ class Step:
     gradient_norm: float
     tokens: int
     rows: int
+    fill: float
     seconds: float
     tokens_per_second: float
     remaining_seconds: float
@@ -31,8 +33,9 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """What the loop did, all attempts together; `loss` is the mean over the learned tokens of the last tenth of the
-    steps. With `best_step` the model has the weights of the best evaluation, after that step. `marks` are evaluations
-    on the way, `unsteady_steps` those after which the loss stood high, or which were left out."""
+    steps. With `best_step` the model has the weights of the best evaluation, after that step. `fill` is the mean of all
+    steps, None where a run began with an earlier release and has taken none since. `marks` are evaluations on the way,
+    `unsteady_steps` those after which the loss stood high, or which were left out."""
 
     steps: int
     tokens: int
@@ -40,6 +43,7 @@ class Trained:
     seconds: float
     best_step: int | None = None
     stopped_early: bool = False
+    fill: float | None = None
     marks: tuple[Mark, ...] = ()
     unsteady_steps: int = 0
 

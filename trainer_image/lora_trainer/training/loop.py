@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +24,12 @@ from lora_trainer.errors import (
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, recompute_activations, set_training
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import Budget, Rows, accumulation, step_rows
+from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.guards import LossGuard
+from lora_trainer.training.guards import LossGuard, was_in_range
 from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
 from lora_trainer.training.optimizers import load_state, make_optimizer
+from lora_trainer.training.packs import accumulation, room
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import learning_rate_factor, total_steps, wanted_rows
 from lora_trainer.training.state import (
@@ -41,6 +41,7 @@ from lora_trainer.training.state import (
     Tensors,
     are_finite,
     copy_of,
+    mean_loss,
     put_back,
     seed_step,
     trainable,
@@ -162,27 +163,29 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
         targets = int(self.examples.targets[rows].sum())
-        loss = self._gradients(number, rows, targets)
+        share = self._gradients(number, rows, targets)
         self.scaler.unscale_(self.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
+        length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        # The one place of a step that waits for the device.
+        part, norm = torch.stack([share, length.double()]).tolist()
+        loss = self.ranks.sum(part)
         guard = dataclasses.replace(self.course.guard)
         taken = guard.may_take(number, loss, norm, self.scaler.get_scale() if self.scaler.is_enabled() else None)
         if taken:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        if taken and not math.isfinite(norm):
-            log.info("step %d: beyond the range of fp16: left out, the loss is scaled by less", number)
-            taken = False
+        taken = taken and was_in_range(number, norm)
         self.optimizer.zero_grad(set_to_none=True)
+        before = self.course
         self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)
         if not taken:
             self.listener.left_out(number)
             return
         guard.observe(number, loss)
-        self._report(rows, loss, norm, factor, self.clock() - started)
+        self._report(before, loss, norm, factor, self.clock() - started)
 
-    def _gradients(self, number: int, rows: Rows, targets: int) -> float:
-        """Gradients of a step's mean loss per learned token, over all processes; that loss."""
+    def _gradients(self, number: int, rows: Rows, targets: int) -> torch.Tensor:
+        """Gradients of a step's mean loss per learned token, over all processes; this process's share of that loss."""
         lengths = self.examples.lengths[rows]
         mine = [self.examples[row] for row in self.ranks.share(rows.tolist(), lengths.tolist())]
         while True:
@@ -195,9 +198,9 @@ class Training:
                 raise Interrupted
             self._halve(number, trouble)
         self.ranks.sum_gradients(self.parameters.values())
-        return self.ranks.sum(share)
+        return share
 
-    def _attempt(self, examples: Sequence[Example], targets: int) -> tuple[float, Exception | None]:
+    def _attempt(self, examples: Sequence[Example], targets: int) -> tuple[torch.Tensor, Exception | None]:
         """This process's share of the loss, or why there is none, without the frames that hold on to memory."""
         # Where layers are collectives, a process that gives up alone would leave the others waiting.
         self.interruptible = not self.ranks.lockstep
@@ -212,11 +215,11 @@ class Training:
                 ranks=self.ranks,
             )
         except Interrupted as error:
-            return 0.0, error.with_traceback(None)
+            return torch.zeros(()), error.with_traceback(None)
         except Exception as error:
             if self.ranks.lockstep or not out_of_memory(error):
                 raise
-            return 0.0, error.with_traceback(None)
+            return torch.zeros(()), error.with_traceback(None)
         finally:
             self.interruptible = False
         return share, None
@@ -234,7 +237,7 @@ class Training:
             )
             recompute_activations(self.adapted.model)
             self.adapted = dataclasses.replace(self.adapted, checkpointing=True, may_recompute=False)
-            self._free()
+            self.device.give_back()
             return
         if halved is None:
             if trouble is None:
@@ -255,28 +258,28 @@ class Training:
         )
         self.budget = halved
         self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
-        self._free()
+        self.device.give_back()
         rows, seed = self.config.effective_batch_size, self.config.seed
         self.listener.halved(halved, accumulation(self.examples.lengths, halved, rows, seed, self.ranks.world))
 
-    def _free(self) -> None:
-        if self.device.torch_device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def _count(self, guard: LossGuard, number: int, rows: Rows, loss: StepLoss | None, started: float) -> None:
         losses = self.course.losses if loss is None else (*self.course.losses, loss)
+        lengths, ranks = self.examples.lengths[rows], self.ranks
+        tokens = int(lengths.sum())
         self.course = dataclasses.replace(
             self.course,
             step=number,
-            tokens=self.course.tokens + int(self.examples.lengths[rows].sum()),
+            tokens=self.course.tokens + tokens,
             rows=self.course.rows + len(rows),
+            filled=self.course.filled + tokens,
+            room=self.course.room + room(lengths, self.budget, ranks.world, lockstep=ranks.lockstep),
             seconds=self.course.seconds + self.clock() - started,
             losses=losses[-max(1, min(MOST_LOSSES, self.total // 10)) :],
             guard=guard,
         )
 
-    def _report(self, rows: Rows, loss: float, norm: float, factor: float, seconds: float) -> None:
-        tokens = int(self.examples.lengths[rows].sum())
+    def _report(self, before: Course, loss: float, norm: float, factor: float, seconds: float) -> None:
+        tokens = self.course.tokens - before.tokens
         speed, remaining = speed_and_rest(self.recent, tokens, seconds, self.total - self.course.step)
         step = Step(
             number=self.course.step,
@@ -286,7 +289,8 @@ class Training:
             learning_rate=self.config.learning_rate * factor,
             gradient_norm=norm,
             tokens=tokens,
-            rows=len(rows),
+            rows=self.course.rows - before.rows,
+            fill=tokens / (self.course.room - before.room),
             seconds=seconds,
             tokens_per_second=speed,
             remaining_seconds=remaining,
@@ -387,12 +391,7 @@ class Training:
             seconds=self.course.seconds,
             best_step=None if best is None else best.step,
             stopped_early=self.course.stopped_early,
+            fill=self.course.fill,
             marks=self.course.marks,
             unsteady_steps=self.course.guard.unsteady + self.course.guard.bad,
         )
-
-
-def mean_loss(losses: Sequence[StepLoss]) -> float:
-    """Mean per learned token of some steps; NaN of none."""
-    tokens = sum(loss.targets for loss in losses)
-    return sum(loss.loss * loss.targets for loss in losses) / tokens if tokens else math.nan

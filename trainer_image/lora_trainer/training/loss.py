@@ -62,10 +62,11 @@ def _is_last(model: Any, head: nn.Module, batch: Batch, device: Device) -> bool:
 
 @contextlib.contextmanager
 def _selecting(head: nn.Module, learned: torch.Tensor) -> Iterator[None]:
-    """Within it, `head` is given the hidden states of learned positions only, shape (learned tokens, size)."""
+    """Within it, `head` is given the hidden states of learned positions only, shape (learned tokens, size). By their
+    numbers: how many a mask selects, only the device would know."""
 
     def select(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (inputs[0][:, :-1][learned],)
+        return (inputs[0].flatten(0, 1)[learned],)
 
     handle = head.register_forward_pre_hook(select)
     try:

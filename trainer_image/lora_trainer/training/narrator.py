@@ -122,6 +122,7 @@ class Narrator(Listener):
             halvings=self._halvings,
             gradient_norm=None if step is None else step.gradient_norm,
             step_seconds=None if step is None else step.seconds,
+            fill=None if step is None else step.fill,
         )
 
 

@@ -6,7 +6,8 @@ with smaller micro-batches, draws what it drew before.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ class StepLoss:
     targets: int
 
 
+def mean_loss(losses: Sequence[StepLoss]) -> float:
+    """Mean per learned token of some steps; NaN of none."""
+    tokens = sum(loss.targets for loss in losses)
+    return sum(loss.loss * loss.targets for loss in losses) / tokens if tokens else math.nan
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """An evaluation on the way."""
@@ -62,7 +69,8 @@ class BestSoFar:
 class Course:
     """Where a training stands after `step` optimizer steps. `seconds` counts all attempts; `losses` are those of
     the last steps; `budget_tokens` is what a micro-batch may hold, where memory did not suffice for the plan. `marks`
-    are the evaluations that the last one is compared with; checkpoints of earlier releases have none."""
+    are the evaluations that the last one is compared with, `filled` the tokens of micro-batches that had room for
+    `room`; checkpoints of earlier releases have none of these."""
 
     step: int = 0
     tokens: int = 0
@@ -75,6 +83,13 @@ class Course:
     stopped_early: bool = False
     budget_tokens: int | None = None
     marks: tuple[Mark, ...] = ()
+    filled: int = 0
+    room: int = 0
+
+    @property
+    def fill(self) -> float | None:
+        """Share of the micro-batches' room that their tokens took, without padding; None where nothing counted it."""
+        return self.filled / self.room if self.room else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The arithmetic of one optimizer step: gradients of the mean loss per learned token, micro-batch by micro-batch."""
+"""The arithmetic of one optimizer step: gradients of the mean loss per learned token, micro-batch by micro-batch.
+
+Nothing in it waits for the device, which computes while the next micro-batch is prepared.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +13,9 @@ from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
+from lora_trainer.training.batches import IDLE, Budget, collate
 from lora_trainer.training.loss import token_losses
+from lora_trainer.training.packs import cut
 
 
 def run_step(
@@ -23,23 +27,28 @@ def run_step(
     device: Device,
     scaler: torch.amp.GradScaler,
     ranks: Ranks,
-) -> float:
-    """Add the gradients of the summed loss of this process's `examples`, divided by `targets`; that share of the loss.
+) -> torch.Tensor:
+    """Add the gradients of the summed loss of this process's `examples`, divided by `targets`; that share of the loss,
+    fp64, on the device.
 
     `targets` are the learned tokens of the whole step, over all processes. Averaging the means of micro-batches would
     weigh tokens of short answers more. Raises `torch.OutOfMemoryError` with gradients half done.
     """
-    share = 0.0
-    parts = micro_batches([example.length for example in examples], budget)
-    for part in range(ranks.rounds(len(parts))):
-        idle = part >= len(parts)
-        batch = collate(
-            [IDLE] if idle else [examples[row] for row in parts[part]], device.torch_device, packed=budget.packed
-        )
-        # PEFT keeps adapters in fp32 and would cast their inputs to fp32 and keep the copies; autocast does without.
-        # The backward pass too: with checkpointing it runs the forward pass again, which must do the same.
-        with disable_input_dtype_casting(adapted.model, active=device.dtype != torch.float32):
+    share = torch.zeros((), dtype=torch.float64, device=device.torch_device)
+    lengths = [example.length for example in examples]
+    parts = cut(lengths, budget)
+    rounds = ranks.rounds(len(parts))
+    if ranks.lockstep:
+        parts = cut(lengths, budget, at_least=rounds)
+    # PEFT keeps adapters in fp32 and would cast their inputs to fp32 and keep the copies; autocast does without.
+    # The backward pass too: with checkpointing it runs the forward pass again, which must do the same.
+    with disable_input_dtype_casting(adapted.model, active=device.dtype != torch.float32):
+        for part in range(rounds):
+            idle = part >= len(parts)
+            batch = collate(
+                [IDLE] if idle else [examples[row] for row in parts[part]], device.torch_device, packed=budget.packed
+            )
             loss = token_losses(adapted.model, adapted.head, batch, device).sum() / (math.inf if idle else targets)
             torch.autograd.backward(scaler.scale(loss))
-        share += float(loss.detach())
+            share += loss.detach()
     return share

@@ -28,6 +28,7 @@ class Code(enum.StrEnum):
     HELD_OUT_LOSS_ROSE = "HeldOutLossRose"
     LARGE_BATCH = "LargeBatch"
     SMALL_MICRO_BATCH = "SmallMicroBatch"
+    PACKS_NOT_FILLED = "PacksNotFilled"
     LEARNING_RATE = "LearningRate"
     QUANTIZATION_NOT_NEEDED = "QuantizationNotNeeded"
     QUANTIZATION_WOULD_FIT = "QuantizationWouldFit"

@@ -6,7 +6,7 @@ import re
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count, number, size
-from lora_trainer.contract.config import Precision, Quantization, Variant
+from lora_trainer.contract.config import Packing, Precision, Quantization, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
 from lora_trainer.contract.fit.choice import recomputes
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
@@ -17,6 +17,7 @@ from lora_trainer.contract.run_plan import Alternative
 _LARGE_BATCH = 32
 _LOWEST_RATE, _HIGHEST_RATE = 5e-5, 1e-3
 _ENOUGH_TOKENS = 4096
+_LEAST_FILL = 0.5
 _FOUR_BITS = (Quantization.NF4, Quantization.FP4)
 _QUANTIZED = (*_FOUR_BITS, Quantization.INT8)
 _CHANGE = re.compile(r"\bquantization: (\w+)")
@@ -106,6 +107,18 @@ def _small_micro_batch(facts: Facts) -> Values | None:
         "enough": count(_ENOUGH_TOKENS),
         "quantization": facts.computing.quantization.value,
     }
+
+
+def _packs_not_filled(facts: Facts) -> Values | None:
+    training, rows, planned = facts.config.training, facts.rows, facts.computing.micro_batch_tokens
+    chosen = training.packing is not Packing.ENABLED or training.micro_batch_size is not None
+    if chosen or facts.computing.cpu or rows is None or rows.training <= 0 or _small_micro_batch(facts) is not None:
+        return None
+    tokens = _rows_of_a_process(facts) * rows.tokens / rows.training
+    # What memory keeps smaller than that is filled.
+    if tokens >= _LEAST_FILL * TOKEN_BUDGET or (planned is not None and planned < tokens):
+        return None
+    return {"tokens": count(tokens), "room": count(TOKEN_BUDGET), "fill": f"{tokens / TOKEN_BUDGET:.0%}"}
 
 
 def _learning_rate(facts: Facts) -> Values | None:
@@ -210,6 +223,19 @@ RULES = (
         source="fit.md, What is counted; +50 % of time at 110 tokens: Raschka (2023)",
         rule_of_thumb=True,
         check=_small_micro_batch,
+    ),
+    Rule(
+        code=Code.PACKS_NOT_FILLED,
+        severity=Severity.INFO,
+        subject="batch",
+        condition="a GPU's rows of a step fill less than half of a pack of 4,096 tokens, and memory has room for more",
+        message="Let fewer GPUs share a step (spec.resources.gpus, nodes), which changes no result, or raise "
+        "spec.training.effectiveBatchSize up to 32: reading the weights and starting each operation take as long for "
+        "a pack that is nearly empty",
+        evidence=("A step gives each GPU some {tokens} tokens, {fill} of the {room} that a pack has room for",),
+        source="fit.md, What is counted (a pass takes at least as long as reading the weights)",
+        rule_of_thumb=True,
+        check=_packs_not_filled,
     ),
     Rule(
         code=Code.LEARNING_RATE,

@@ -66,7 +66,8 @@ class Load:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """A setting on a device. `spare_bytes` are below the part of its memory that an estimate may take, negative where
-    they lack; `tokens` has a micro-batch then. `refusal` is why the trainer would not begin, empty where it would."""
+    they lack; `tokens` has a micro-batch then. The base is divided over `processes`, 1 where it is whole. `refusal` is
+    why the trainer would not begin, empty where it would."""
 
     quantization: Quantization
     recompute: bool
@@ -74,9 +75,14 @@ class Option:
     peak_bytes: int
     spare_bytes: int
     tokens: int
-    divided: bool
+    processes: int
     tokens_per_s: float | None
     refusal: str = ""
+
+    @property
+    def divided(self) -> bool:
+        """Whether each process holds a part of the base."""
+        return self.processes > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +258,8 @@ def option_on(
     load: Load | None = None,
     share: float = SHARE,
 ) -> Option:
-    """One setting on one device: with the full micro-batch, divided where only that fits, with halved ones else."""
+    """One setting on one device: with the full micro-batch, divided over as few as needed where only that fits, with
+    halved ones else."""
     found = [
         _candidate(config, shape, adapter, gpu, setting, share=share).option
         for setting in _settings(config, shape, gpu, quantization, recompute=recompute, load=load or Load())
@@ -260,7 +267,7 @@ def option_on(
     fits = next((option for option in found if option.fit is Fit.FITS), None)
     if fits is None:
         return next((option for option in found if option.divided), found[0])
-    full = next(option for option in found if option.divided is fits.divided)
+    full = next(option for option in found if option.processes == fits.processes)
     if full is fits:
         return fits
     return replace(fits, fit=Fit.HALVED, spare_bytes=full.spare_bytes, peak_bytes=full.peak_bytes)
@@ -278,7 +285,8 @@ def choose(
     """How a run computes on a device, of the ways that it leaves open; one that does not fit, if none does.
 
     Of what fits the whole base comes before a quantized one, and undivided before divided: the first changes the
-    result, the second depends on links between GPUs that nothing tells. Then the fastest, and with equal times the
+    result, the second depends on links between GPUs that nothing tells. Divided within a node comes before over all
+    nodes, whose network would carry the base twice for each micro-batch. Then the fastest, and with equal times the
     largest micro-batch. Where nothing surely fits, it is what takes least. So with more memory a base is never
     quantized that was not, and neither divided nor slower where it is held alike.
     """
@@ -299,7 +307,7 @@ def choose(
         fitting,
         key=lambda one: (
             one.setting.quantization is not Quantization.NONE,
-            one.option.divided,
+            one.option.processes,
             _seconds(shape, adapter, gpu, one.setting, share=share),
             -one.setting.tokens,
         ),
@@ -309,9 +317,12 @@ def choose(
 def _settings(
     config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantization, *, recompute: bool, load: Load
 ) -> Iterator[Setting]:
-    """Whole, then divided where it can be; of each the full micro-batch first, then halved down to the longest row."""
+    """Whole, then where it can be divided within a node, and over all; of each the full micro-batch first, then halved
+    down to the longest row."""
     full = setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)
-    for processes in (1, config.device.processes) if divisible(config, quantization) else (1,):
+    device = config.device
+    divisions = sorted({1, device.gpus, device.processes}) if divisible(config, quantization) else [1]
+    for processes in divisions:
         setting = replace(full, processes=processes)
         yield setting
         while setting.tokens // setting.row > 1:
@@ -332,7 +343,7 @@ def _candidate(
         peak_bytes=memory.total,
         spare_bytes=int(FIT_SHARE * gpu.memory_bytes) - memory.total,
         tokens=setting.tokens,
-        divided=setting.processes > 1,
+        processes=setting.processes,
         tokens_per_s=found.tokens_per_s * config.device.processes if found else None,
         refusal=refused,
     )
@@ -382,10 +393,17 @@ def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, shar
     return 1 / found.tokens_per_s if found else 0.0
 
 
-def pod_memory(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None) -> int:
-    """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU."""
-    processes = max(1, config.device.gpus)
-    return main_memory(shape, adapter, presumed(config, shape, load), processes=processes)
+def pod_memory(
+    config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
+) -> int:
+    """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU.
+
+    A base that is divided is read there first. It stays pages of its files, but for experts, which are put together
+    from one tensor each: then the processes take turns, and one copy is there at a time.
+    """
+    setting = presumed(config, shape, load)
+    copies = setting.size * shape.experts if divided else 0
+    return copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
 
 
 def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:

@@ -1,0 +1,69 @@
+"""How a step's rows are spread over processes and micro-batches."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_trainer.training.batches import Budget, micro_batches
+from lora_trainer.training.packs import cut, room, spread
+
+LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=40)
+TOKENS = st.integers(20, 700)
+
+
+def loads(lengths: list[int], batches: list[list[int]]) -> list[int]:
+    """Tokens of each micro-batch."""
+    return [sum(lengths[row] for row in batch) for batch in batches]
+
+
+@given(LENGTHS, TOKENS, st.integers(0, 9))
+def test_packs_are_even_and_within_the_budget(lengths: list[int], tokens: int, at_least: int) -> None:
+    """Every row once; a row that is longer alone; no more packs than best fit needs, or than were asked for; the
+    fullest first."""
+    budget = Budget(tokens=tokens, longest=max(lengths), packed=True)
+    packs = cut(lengths, budget, at_least=at_least)
+    assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
+    shared = [load for load, pack in zip(loads(lengths, packs), packs, strict=True) if lengths[pack[0]] <= tokens]
+    assert all(load <= tokens for load in shared)
+    assert all(len(pack) == 1 for pack in packs if lengths[pack[0]] > tokens)
+    assert max(shared, default=0) - min(shared, default=0) <= max((n for n in lengths if n <= tokens), default=0)
+    assert min(len(lengths), at_least) <= len(packs) <= max(at_least, len(micro_batches(lengths, budget)))
+    assert loads(lengths, packs) == sorted(loads(lengths, packs), reverse=True)
+    assert packs == cut(lengths, budget, at_least=at_least)
+
+
+@given(LENGTHS, TOKENS, st.integers(1, 9), st.booleans(), st.booleans())
+def test_processes_share_the_rows_of_a_step(
+    lengths: list[int], tokens: int, processes: int, packed: bool, lockstep: bool
+) -> None:
+    """Every row once, in packs as many on each where layers are collectives, and about as many tokens on each."""
+    budget = Budget(tokens=tokens, longest=max(lengths), packed=packed)
+    found = spread(lengths, budget, processes, lockstep=lockstep)
+    assert sorted(row for each in found for batch in each for row in batch) == list(range(len(lengths)))
+    sums = [sum(loads(lengths, each)) for each in found]
+    assert max(sums) - min(sums) <= max(lengths)
+    most = max(map(len, found))
+    if packed and lockstep:
+        assert all(len(each) == min(most, sum(map(len, each))) for each in found)
+    assert sum(lengths) <= room(lengths, budget, processes, lockstep=lockstep)
+
+
+def test_sixteen_chats_are_two_packs_of_eight() -> None:
+    """And not one of 4,096 tokens beside one of 1,400; on eight processes each has two."""
+    budget = Budget(tokens=4096, longest=341, packed=True)
+    assert loads([341] * 16, cut([341] * 16, budget)) == [2728, 2728]
+    eight = spread([341] * 16, budget, 8, lockstep=False)
+    assert [loads([341] * 16, each) for each in eight] == [[682]] * 8
+    assert room([341] * 16, budget, 8, lockstep=False) == 8 * 4096
+
+
+def test_packs_that_cannot_be_even_stay_within_the_budget() -> None:
+    """Rows of 6, 6, 4, 4, 4 into two packs of 12: the even spread would hold 14 and 10."""
+    lengths = [6, 6, 4, 4, 4]
+    assert loads(lengths, cut(lengths, Budget(tokens=12, longest=6, packed=True))) == [12, 12]
+
+
+def test_padded_rows_stay_with_rows_of_their_length() -> None:
+    """Padding would cost more than an even spread gains."""
+    lengths = [100, 10, 100, 10, 10]
+    budget = Budget(tokens=200, longest=100)
+    assert cut(lengths, budget, at_least=4) == micro_batches(lengths, budget)

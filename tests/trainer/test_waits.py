@@ -1,0 +1,129 @@
+"""A training step does not wait for the device: counted on a CPU, by the operations that would wait for a GPU."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer import variants
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.attention import choose_attention
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import adapt, load_model
+from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.places.base import Base
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.loop import Training
+
+WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_dim", "_unique2"}
+"""Operations whose result's value or shape only the device knows."""
+READING = {"tolist", "cpu", "numpy", "__array__"}
+"""Methods that read a tensor whole, without an operation where it is on the CPU already."""
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts them, of the backward pass too."""
+
+    def __init__(self, seen: Counter[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = seen
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """PyTorch's protocol: `func`, counted."""
+        name = func.overloadpacket.__name__  # type: ignore[attr-defined]
+        by_mask = name.startswith("index") and any(
+            isinstance(leaf, torch.Tensor) and leaf.dtype is torch.bool for leaf in tree_leaves(list(args[1:]))
+        )
+        if name in WAITING or by_mask:
+            self.seen[f"{name} by a mask" if by_mask else name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Reads(TorchFunctionMode):
+    """Counts tensors that are read whole."""
+
+    def __init__(self, seen: Counter[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """PyTorch's protocol: `func`, counted."""
+        name = getattr(func, "__name__", "")
+        if name in READING:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class BySteps(Listener):
+    """What was counted in each step."""
+
+    def __init__(self, seen: Counter[str]) -> None:
+        self.seen = seen
+        self.steps: list[Counter[str]] = []
+
+    def stepped(self, step: Step) -> None:
+        """Keep it, and count anew."""
+        self.steps.append(Counter(self.seen))
+        self.seen.clear()
+
+
+@pytest.mark.parametrize(
+    ("packed", "changes"),
+    [
+        (True, {}),
+        (False, {"dtype": torch.bfloat16, "recompute": ActivationCheckpointing.FULL}),
+        (True, {"dtype": torch.bfloat16, "quantization": Quantization.NF4, "dropout": 0.1}),
+    ],
+    ids=["packed", "padded, recomputed, in 16 bits", "NF4 with dropout"],
+)
+def test_a_step_reads_from_the_device_once(
+    tiny_base: Base, encoder: Encoder, cpu: Device, packed: bool, changes: dict[str, Any]
+) -> None:
+    """Its loss and the norm of its gradient, together, however many micro-batches it has; the first step also tries
+    whether the output embedding is the last of the model."""
+    device, rows = variants.with_type(cpu, changes.get("dtype", torch.float32)), variants.rows(encoder, 12)
+    adapted = adapt(
+        load_model(tiny_base, changes.get("quantization", Quantization.NONE), device),
+        LoraConfig(rank=4, alpha=8, dropout=changes.get("dropout", 0.0)),
+        tiny_base,
+        device,
+        1,
+        checkpointing=changes.get("recompute", ActivationCheckpointing.NONE),
+    )
+    assert choose_attention(adapted.model, device).packs
+    fuse(adapted.model)
+    passes = []
+    adapted.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    seen: Counter[str] = Counter()
+    listener = BySteps(seen)
+    training = Training(
+        adapted=adapted,
+        examples=rows,
+        config=TrainingConfig(epochs=None, max_steps=3, effective_batch_size=12, seed=5),
+        budget=Budget.of(2, int(rows.lengths.max()), packed=packed),
+        device=device,
+        listener=listener,
+    )
+    with Waits(seen), Reads(seen):
+        training.run()
+    assert len(passes) > 3 * 3, "a step has several micro-batches"
+    assert listener.steps[1:] == [Counter(tolist=1)] * 2

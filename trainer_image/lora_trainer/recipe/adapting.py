@@ -1,0 +1,63 @@
+"""The base model with its adapter, whole on each process or divided over them, and the same on all."""
+
+import dataclasses
+import logging
+
+from lora_trainer.model.device import Device
+from lora_trainer.model.device_check import check_room
+from lora_trainer.model.loading import Adapted, adapt, load_model
+from lora_trainer.model.sharding import device_bytes, divided_over, mesh_over, on_cpu, shard, weight_bytes
+from lora_trainer.model.turns import in_turn, readers
+from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.recipe.settling import Settled
+from lora_trainer.training.state import State, trainable
+
+log = logging.getLogger(__name__)
+
+
+def adapted_on_all(
+    settled: Settled, base: Base, device: Device, state: State | None, ranks: Ranks, *, linear: int
+) -> tuple[Adapted, Ranks]:
+    """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
+    which `linear` are quantized."""
+    config, plan = settled.config, settled.plan
+    if plan is not None and plan.fits:
+        check_room(device.torch_device, device.name, plan.peak_bytes)
+    over = divided_over(
+        plan=plan,
+        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
+        device_bytes=device_bytes(device),
+        ranks=ranks,
+        config=config,
+    )
+    mesh = mesh_over(device, ranks, over) if over > 1 else None
+    with in_turn(ranks, readers(base.folder, device.dtype, ranks) if mesh else ranks.local_world):
+        adapted = adapt(
+            load_model(base, config.quantization, on_cpu(device) if mesh else device),
+            config.lora,
+            base,
+            device,
+            config.training.seed,
+            checkpointing=config.training.activation_checkpointing,
+            planned=plan.activation_checkpointing if plan else None,
+            starts=state.starts if state and state.starts else None,
+            ranks=ranks,
+        )
+        if mesh:
+            shard(adapted.model, device, mesh)
+    log.info(
+        "trainable parameters %d of %d (%.3f %%) in %s",
+        adapted.trainable_parameters,
+        adapted.total_parameters,
+        100 * adapted.trainable_parameters / adapted.total_parameters,
+        ", ".join(adapted.target_modules),
+    )
+    if over > 1:
+        adapted = dataclasses.replace(adapted, sharded_over=over)
+        ranks = dataclasses.replace(ranks, lockstep=True)
+        where = "all nodes" if over > ranks.local_world else "each node"
+        log.info("the base model's layers are divided over %d processes, those of %s", over, where)
+    for parameter in trainable(adapted.model).values():
+        ranks.broadcast(parameter.data)
+    return adapted, ranks

@@ -1,0 +1,92 @@
+"""How the rows of an optimizer step are spread over processes and micro-batches: evenly, so that none waits for others.
+
+A step is a sum over its rows, whichever micro-batch they are in: the spread changes time and memory, and no result but
+for rounding.
+"""
+
+import heapq
+import statistics
+from collections.abc import Sequence
+
+from lora_trainer.ranks.collectives import balance
+from lora_trainer.training.batches import Budget, Rows, micro_batches, step_rows
+
+_STEPS_LOOKED_AT = 15
+Batches = list[list[int]]
+"""Positions of rows, by micro-batch; the largest micro-batch first."""
+
+
+def spread(lengths: Sequence[int] | Rows, budget: Budget, processes: int, *, lockstep: bool) -> list[Batches]:
+    """The micro-batches of each process. In `lockstep`, packs are as many on each as on the busiest: it waits for them
+    anyway, and they hold less."""
+    shares: Batches = [[] for _ in range(processes)]
+    for position, process in enumerate(balance([int(length) for length in lengths], processes)):
+        shares[process].append(position)
+    sizes = [[int(lengths[position]) for position in share] for share in shares]
+    least = max(len(cut(each, budget)) for each in sizes) if lockstep else 0
+    return [
+        [[share[row] for row in batch] for batch in cut(each, budget, at_least=least)]
+        for share, each in zip(shares, sizes, strict=True)
+    ]
+
+
+def room(lengths: Sequence[int] | Rows, budget: Budget, processes: int, *, lockstep: bool) -> int:
+    """Tokens that all micro-batches of a step could hold."""
+    batches = (batch for each in spread(lengths, budget, processes, lockstep=lockstep) for batch in each)
+    return sum(max(budget.tokens, sum(int(lengths[row]) for row in batch)) for batch in batches)
+
+
+def accumulation(lengths: Rows, budget: Budget, effective: int, seed: int, processes: int = 1) -> int:
+    """Micro-batches of an optimizer step of `effective` rows, on the busiest of the processes: the median of the first
+    steps. It follows from the rows' lengths, packed or padded, and not from the longest alone."""
+    total = min(effective * _STEPS_LOOKED_AT, max(effective, len(lengths)))
+    steps = step_rows(len(lengths), effective, total, seed)
+    counts = [max(map(len, spread(lengths[rows], budget, processes, lockstep=False))) for rows in steps]
+    return statistics.median_high(counts)
+
+
+def cut(lengths: Sequence[int] | Rows, budget: Budget, *, at_least: int = 0) -> Batches:
+    """The micro-batches of one process, each within the budget but for a row that is longer and comes alone.
+
+    Packs are as few as best-fit decreasing finds, or `at_least` so many where there are rows for them, and differ by
+    the longest row in them at most.
+    """
+    found = micro_batches(lengths, budget)
+    if not budget.packed:
+        return found
+    alone = [pack for pack in found if sum(int(lengths[row]) for row in pack) > budget.tokens]
+    others = [pack for pack in found if pack not in alone]
+    rows = sorted((row for pack in others for row in pack), key=lambda row: (-int(lengths[row]), row))
+    count = min(max(len(others), at_least - len(alone)), len(rows))
+    even = _evenly(rows, lengths, count)
+    if any(sum(int(lengths[row]) for row in pack) > budget.tokens for pack in even):
+        even = _levelled([*others, *([] for _ in range(count - len(others)))], lengths)
+    return alone + sorted((pack for pack in even if pack), key=lambda pack: -sum(int(lengths[row]) for row in pack))
+
+
+def _evenly(descending: Sequence[int], lengths: Sequence[int] | Rows, count: int) -> Batches:
+    """Each row to the pack that has least so far (Graham 1969): the last one it got is what a pack is ahead by, at
+    most."""
+    packs: Batches = [[] for _ in range(count)]
+    loads = [(0, pack) for pack in range(count)]
+    for row in descending:
+        load, pack = loads[0]
+        packs[pack].append(row)
+        heapq.heapreplace(loads, (load + int(lengths[row]), pack))
+    return packs
+
+
+def _levelled(packs: Batches, lengths: Sequence[int] | Rows) -> Batches:
+    """Rows moved from the fullest pack to the emptiest while these differ by more than the longest row.
+
+    What has got a row is below the fullest then: none exceeds what one held before, and the sum of squares falls.
+    """
+    longest = max(int(lengths[row]) for pack in packs for row in pack)
+    while True:
+        packs = sorted(packs, key=lambda pack: sum(int(lengths[row]) for row in pack))
+        gap = sum(int(lengths[row]) for row in packs[-1]) - sum(int(lengths[row]) for row in packs[0])
+        if gap <= longest:
+            return packs
+        moved = min(packs[-1], key=lambda row: (abs(gap / 2 - int(lengths[row])), row))
+        packs[-1] = [row for row in packs[-1] if row != moved]
+        packs[0] = [*packs[0], moved]
