@@ -17,6 +17,7 @@ from tests.unit.builders import (
     make_job,
     make_results,
     make_summary,
+    minutes_ago,
     running_pod,
     with_status,
 )
@@ -28,6 +29,7 @@ from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
 from lora_operator.decision.results import kept_quantization, resolved_by_spec
+from lora_operator.decision.usage import Loss
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
@@ -197,7 +199,8 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     artifact = make_artifact(serving_needs="vLLM 0.32")
     pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
-    no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
+    far = {"step": 7, "lastUpdateTime": instant(minutes_ago(20))}
+    no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}, status={"progress": far})
     killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
     looked_at = make_finetune(spec={"preflight": "Run"})
     report = ended_pod(0, make_report().to_message(), stage="preflight")
@@ -216,12 +219,13 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
                 written.setdefault(key, set()).update(value)
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
-    blocks = ("preflight", "plan", "resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries")
-    for key in blocks:
+    found = ("preflight", "plan", "resolved", "dataset", "results", "artifact")
+    for key in (*found, "progress", "checkpoint", "retries", "usage"):
         assert written[key] == set(schema[key]["properties"]), key
     for key in ("model", "dataset"):
         part = next(plan.status["preflight"][key] for plan in plans if "preflight" in plan.status)
         assert set(part) == set(schema["preflight"]["properties"][key]["properties"]), key
+    assert {loss.value for loss in Loss} == set(schema["usage"]["properties"]["lostSteps"]["properties"])
     verified = [plan.status["results"]["verification"] for plan in plans if "results" in plan.status]
     keys = set(schema["results"]["properties"]["verification"]["properties"])
     assert [set(block) for block in verified] == [keys, keys]
