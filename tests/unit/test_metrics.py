@@ -257,7 +257,10 @@ def full_status(result: str) -> dict[str, Any]:
     }
     if result == "going":
         return {**going, **stated("Training", conditions=[*conditions, *stated("Training")["conditions"]])}
-    end = {"completionTime": instant(minutes_ago(1)), "results": {"trainLoss": "1", "evalLossAfter": "1"}}
+    end: dict[str, Any] = {
+        "completionTime": instant(minutes_ago(1)),
+        "results": {"trainLoss": "1", "evalLossAfter": "1"},
+    }
     end["results"]["evalLossBefore"] = "1"
     return {**going, **end, "conditions": [*conditions, *stated("Succeeded", "True")["conditions"]]}
 
