@@ -15,8 +15,9 @@ _HEAD = """\
 # Metrics
 
 In the format of Prometheus and OpenMetrics. Units are base units (seconds, bytes, ratios from 0 to 1); counters end in
-`_total`; a histogram has `_bucket`, `_count` and `_sum`. Where the values of the labels are known beforehand, a series
-exists with 0 before its first event. No metric carries an error text, an address or a secret.
+`_total`; a histogram has `_bucket`, `_count` and `_sum`. Where the values of the labels are known beforehand, a counter
+exists with 0 before its first event. No metric carries an error text, an address with credentials or a secret. The
+operator's `/metrics` is compressed where the scraper takes gzip.
 
 """
 _OPERATOR = """\
@@ -53,7 +54,11 @@ are not 0).
 _TRAINER = """
 ## A training pod: `/metrics` on port 9090
 
-They end with the pod; the pod's labels `lora-operator.io/name` and `lora-operator.io/uid` say which run it belongs to.
+They end with the pod. The chart's PodMonitor gives each of them the labels `name` (of the LoRAFineTune), `uid`,
+`attempt`, `role` and `completion_index`, so that they join with `lorafinetune_*` by `namespace` and `name`.
+
+A counter begins with 0; a quantity has no series before its first value. Of several nodes, the first one's pod has the
+run's numbers, and each has the memory of its own GPUs.
 
 """
 _EXAMPLE = {
@@ -79,12 +84,13 @@ def render() -> str:
     registry = CollectorRegistry()
     Metrics(registry)
     own = list(registry.collect())
+    trainer = TrainingMetrics()
     objects = list(ObjectCollector([parse_finetune(_EXAMPLE)]).collect())
     parts = (
         (_OPERATOR, [metric for metric in own if metric.name.startswith("lora_operator_")]),
         (_FLEET, [metric for metric in own if not metric.name.startswith("lora_operator_")]),
         (_OBJECTS, objects),
-        (_TRAINER, list(TrainingMetrics().registry.collect())),
+        (_TRAINER, [*trainer.run.collect(), *trainer.gpus.collect()]),
     )
     return _HEAD + "".join(text + _table(metrics) for text, metrics in parts)
 
@@ -110,6 +116,7 @@ def _sampled(metric: Metric) -> list[str]:
 
 _LABELS = {
     "lora_operator_left_out_namespace": ("namespace",),
+    **{f"lora_training_gpu_memory_{kind}_bytes": ("gpu",) for kind in ("allocated", "reserved", "peak")},
     "lorafinetune_finished": ("namespace", "result", "reason"),
     "lorafinetune_restarts": ("namespace", "cause"),
     "lorafinetune_gpu_seconds": ("namespace", "useful"),

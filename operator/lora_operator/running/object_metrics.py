@@ -28,13 +28,13 @@ _KINDS = {"info": "_info", "counter": "_total", "gauge": ""}
 Labels = tuple[tuple[str, str], ...]
 Series = tuple[tuple[Labels, float], ...]
 Found = Series | float | None
-"""One number without a label of its own is kept as it is: with tuples, thousands of resources take four times as much."""
+"""A number without a label of its own is kept as it is: as tuples, those of all resources take four times as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
-    """A metric: `read` gives a resource's series, with the labels beside its place, or its one number; None and no series
-    where nothing is known."""
+    """A metric: `read` gives a resource's series, with the labels beside its place, or its one number; neither where
+    nothing is known."""
 
     name: str
     help: str
