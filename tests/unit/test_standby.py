@@ -83,6 +83,7 @@ async def test_a_hand_over_doubles_no_series() -> None:
     before = shown(leader)
     assert shown(waiting) == []
     assert len(before) == len(set(before)) > 10
+    assert {"lorafinetune_info", "lorafinetune_gpu_seconds_total"} <= {name for name, _ in before}
     waiting.begin_work()
     assert shown(waiting) == before
 

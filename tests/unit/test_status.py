@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import (
     CONFIG,
+    CREATED,
     NOW,
     ended_pod,
     finished_job,
@@ -374,3 +375,29 @@ def test_the_operators_gpus_tell_a_runs_device() -> None:
     assert train is not None
     assert (train.device.gpu, train.device.gpu_price) == ("nvidia.com/gpu", 2.0)
     assert train.device.gpu_memory_bytes == 22_610 * 2**20
+
+
+def test_the_status_keeps_since_when_the_run_is_in_its_state() -> None:
+    """From the creation on for one that waits from the beginning; then since each change, and no look moves it."""
+    pending = Observed(jobs=(make_job(),))
+    first = decide(make_finetune(), pending, CONFIG, NOW).status
+    assert first["stateSince"] == instant(CREATED)
+    later = NOW + timedelta(minutes=5)
+    waiting = with_status(make_finetune(), first)
+    assert decide(waiting, pending, CONFIG, later).status["stateSince"] == instant(CREATED)
+    runs = Observed(jobs=(make_job(),), pods=(running_pod(),), progress=Progress(phase=Phase.TRAINING))
+    training = decide(waiting, runs, CONFIG, later).status
+    assert training["stateSince"] == instant(later)
+    again = decide(with_status(waiting, training), runs, CONFIG, later + timedelta(minutes=1)).status
+    assert again["stateSince"] == instant(later)
+    failed = Observed(jobs=(make_job(),), pods=(ended_pod(65),))
+    ended = decide(with_status(waiting, training), failed, CONFIG, later).status
+    assert ended["stateSince"] == instant(minutes_ago(11)), "a failure knows its own time"
+
+
+def test_a_state_that_an_earlier_release_wrote_has_no_beginning() -> None:
+    """An upgrade writes no status for that alone."""
+    pending = Observed(jobs=(make_job(),))
+    before = decide(make_finetune(), pending, CONFIG, NOW).status
+    del before["stateSince"]
+    assert decide(with_status(make_finetune(), before), pending, CONFIG, NOW).status == before
