@@ -101,6 +101,25 @@ def test_steps_of_an_earlier_pod_are_not_lost_again_with_one_that_reported_none(
     assert block["wastedGpuSeconds"] == 6 * 39 * 60
 
 
+def test_what_the_next_pod_reports_is_none_of_the_one_before() -> None:
+    """An operator that was away meets both at once: the first one's checkpoint counts, the second one's is its own."""
+    first = ended_pod(137, reason="OOMKilled", name="first", ended_at=minutes_ago(40))
+    second = running_pod(name="second")
+    kept = reported(90, ago=1, saved=20, saved_ago=45)
+    block = usage_of(first, second, progress=kept)
+    assert block == {
+        "usefulGpuSeconds": 6 * 5 * 60,
+        "wastedGpuSeconds": 6 * 5 * 60,
+        "countedUntil": instant(minutes_ago(40)),
+    }
+    saved_again = usage_of(first, second, progress=reported(90, ago=1, saved=80, saved_ago=10))
+    assert saved_again == {
+        "usefulGpuSeconds": 6 * 20 * 60,
+        "wastedGpuSeconds": 6 * 10 * 60,
+        "countedUntil": instant(minutes_ago(10)),
+    }
+
+
 def test_all_that_a_successful_pod_did_since_the_last_count_is_useful() -> None:
     """Also what came after the last checkpoint; a pod that ended before it is counted by itself."""
     status = {"usage": {"usefulGpuSeconds": 7, "countedUntil": instant(minutes_ago(41))}, "attempt": 1}

@@ -104,14 +104,40 @@ def follow_usage(
     status, `end` that of the run once it has one."""
     usage = before
     began = [(pod.trainer.started_at, pod) for pod in pods if pod.stage == TRAIN and pod.index == 0]
-    for started_at, pod in sorted(((at, pod) for at, pod in began if at), key=lambda pair: (pair[0], pair[1].name)):
-        usage = _with_checkpoint(usage, pod, started_at, progress, gpus)
+    in_turn = sorted(((at, pod) for at, pod in began if at), key=lambda pair: (pair[0], pair[1].name))
+    for number, (started_at, pod) in enumerate(in_turn):
+        later = in_turn[number + 1 :]
+        said = _said(progress, before=later[0][0] if later else None)
+        usage = _with_checkpoint(usage, pod, started_at, said, gpus)
         ended_at = _ended_at(pod, end)
         start = _start(usage, started_at)
         if ended_at is None or ended_at <= start or (end is None and claims_success(pod)):
             continue  # nothing is certain yet, or all is counted
-        usage = _with_end(usage, pod, progress, start=start, ended_at=ended_at, gpus=gpus, cause_of=cause_of, end=end)
+        usage = _with_end(usage, pod, said, start=start, ended_at=ended_at, gpus=gpus, cause_of=cause_of, end=end)
     return usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Said:
+    """What was reported, and when: the step reached, and the last checkpoint."""
+
+    step: int = 0
+    at: datetime | None = None
+    saved_step: int = 0
+    saved_at: datetime | None = None
+
+
+def _said(progress: Mapping[str, Any], before: datetime | None) -> _Said:
+    """By a pod in whose place another began `before`, to which everything later belongs; None for the last pod."""
+    at, saved_at = parse_instant(progress.get("lastUpdateTime")), parse_instant(progress.get("checkpointTime"))
+    ours = before is None or (at is not None and at < before)
+    saved_by_us = before is None or (saved_at is not None and saved_at < before)
+    return _Said(
+        step=_number(progress.get("step")) if ours else 0,
+        at=at if ours else None,
+        saved_step=_number(progress.get("checkpointStep")) if saved_by_us else 0,
+        saved_at=saved_at if saved_by_us else None,
+    )
 
 
 def _start(usage: Usage, started_at: datetime) -> datetime:
@@ -125,12 +151,12 @@ def _ended_at(pod: PodView, end: End | None) -> datetime | None:
     return pod.trainer.finished_at or condition_of(pod, "DisruptionTarget").since or condition_of(pod, "Ready").since
 
 
-def _with_checkpoint(usage: Usage, pod: PodView, started_at: datetime, progress: Mapping[str, Any], gpus: int) -> Usage:
+def _with_checkpoint(usage: Usage, pod: PodView, started_at: datetime, said: _Said, gpus: int) -> Usage:
     """Up to the checkpoint that the pod has last reported, all was useful."""
-    saved_at, start = parse_instant(progress.get("checkpointTime")), _start(usage, started_at)
-    if saved_at is None or saved_at <= start:
+    start = _start(usage, started_at)
+    if said.saved_at is None or said.saved_at <= start:
         return usage
-    until = min(saved_at, pod.trainer.finished_at or saved_at)
+    until = min(said.saved_at, pod.trainer.finished_at or said.saved_at)
     return replace(
         usage,
         useful_gpu_s=_sum(usage.useful_gpu_s, gpus * _seconds(start, until)),
@@ -141,7 +167,7 @@ def _with_checkpoint(usage: Usage, pod: PodView, started_at: datetime, progress:
 def _with_end(
     usage: Usage,
     pod: PodView,
-    progress: Mapping[str, Any],
+    said: _Said,
     *,
     start: datetime,
     ended_at: datetime,
@@ -153,11 +179,9 @@ def _with_end(
     are."""
     seconds = gpus * _seconds(start, ended_at)
     succeeded = end is not None and end.succeeded and claims_success(pod)
-    known = _number(progress.get("checkpointStep"))
-    summary = summary_of(pod)
+    known, summary = said.saved_step, summary_of(pod)
     saved = max(known, summary.checkpoint.step if summary and summary.checkpoint else 0)
-    reported_at = parse_instant(progress.get("lastUpdateTime"))
-    reached = _number(progress.get("step")) if reported_at is not None and reported_at >= start else 0
+    reached = said.step if said.at is not None and said.at >= start else 0
     lost = 0 if succeeded else max(0, reached - saved)
     useful = seconds if succeeded else seconds * (saved - known) // max(1, saved - known + lost)
     steps = dict(usage.lost_steps)
