@@ -48,6 +48,12 @@ def samples_in(families: Any) -> Iterator[tuple[str, tuple[tuple[str, str], ...]
                 yield sample.name, tuple(sorted(sample.labels.items())), sample.value
 
 
+def series_in(text: str) -> set[str]:
+    """Names and labels as they are written."""
+    lines = text.splitlines()
+    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#") and "_created" not in line}
+
+
 @pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", OPENMETRICS])
 def test_the_text_has_the_samples_of_the_librarys_and_every_time(accept: str) -> None:
     """Samples are made while they are written: none may be missing from the second scrape, whatever their labels."""
@@ -55,12 +61,14 @@ def test_the_text_has_the_samples_of_the_librarys_and_every_time(accept: str) ->
     registry = registry_of(*readable, make_finetune(status={"attempt": 2, "results": {"trainLoss": "0.1"}}))
     encode, wanted_type = exposition.choose_encoder(accept)
     read = read_openmetrics if accept == OPENMETRICS else read_plain
-    wanted = sorted(samples_in(read(encode(registry).decode())))
+    whole = encode(registry).decode()
+    wanted = sorted(samples_in(read(whole)))
     for _ in range(2):
         content_type, parts = pieces(registry, accept)
         text = b"".join(parts).decode()
         assert content_type == wanted_type
         assert sorted(samples_in(read(text))) == wanted
+        assert series_in(text) == series_in(whole), "labels have their place, by which people search with grep"
         assert text.endswith("# EOF\n") == (accept == OPENMETRICS)
     assert sum(name == "lorafinetune_info" for name, _, _ in wanted) == len(HOSTILE)
 

@@ -52,6 +52,7 @@ class _Row:
     """All that the series of one resource say, family by family: far less than the resource itself."""
 
     place: Labels
+    written: str
     found: tuple[Found, ...]
 
 
@@ -77,10 +78,9 @@ class ObjectFamily(Metric):
             found = row.found[self._number]
             if found is None:
                 continue
-            place = _written(row.place)
             for labels, value in _series(found):
-                more = f",{_written(labels)}" if labels else ""
-                yield f"{self._name}{{{place}{more}}} {_digits(value)}\n"
+                written = _written((*row.place, *labels)) if labels else row.written
+                yield f"{self._name}{{{written}}} {_digits(value)}\n"
 
 
 class ObjectCollector(Collector):
@@ -104,8 +104,10 @@ class ObjectCollector(Collector):
 
 
 def _read(finetune: FineTune, now_s: float) -> _Row:
+    place = ("namespace", finetune.namespace), ("name", finetune.name)
     return _Row(
-        place=(("namespace", finetune.namespace), ("name", finetune.name)),
+        place=place,
+        written=_written(place),
         found=tuple(family.read(finetune, now_s) for family in _FAMILIES),
     )
 
@@ -131,7 +133,8 @@ def _plain(kind: str) -> str:
 
 
 def _written(labels: Labels) -> str:
-    return ",".join([f'{key}="{_escaped(value)}"' for key, value in labels])
+    """In the library's order."""
+    return ",".join([f'{key}="{_escaped(value)}"' for key, value in sorted(labels)])
 
 
 def _digits(value: float) -> str:
