@@ -1,13 +1,14 @@
 """How the operator does with a fleet: creation, cold start, memory, rest, and runs that all fail at once.
 
-    .venv/bin/python benchmarks/operator_scale.py [--parts creation fleet failure training hostile kubeflow] [--record]
-                                                  [--operator FOLDER]
+    .venv/bin/python benchmarks/operator_scale.py [--parts creation fleet scrape failure training hostile kubeflow]
+                                                  [--record] [--operator FOLDER]
 
 Each part starts a control plane of its own (etcd, API server, controllers, scheduler; no node: pods wait, or their life
 is played by writing their status) and one operator process with its production settings.
 
 creation   LoRAFineTunes at 20/s, at 100/s and as fast as the API server takes them: the time until each has its Job
 fleet      a cluster that fills up with finished runs, their Jobs and pods: latency, memory, cold start, and rest
+scrape     one scrape of 1,000 and of 6,000 finished runs
 failure    1,000 running runs that all fail at once: the time until each says so, and what it costs
 training   1,000 runs that train and report: the statuses that are written, and what they cost operator and API server
 hostile    1,600 suspended runs of 256 KiB and 480 pods that never answer: memory, and what another namespace notices
@@ -32,7 +33,7 @@ from benchmarks.scale.processes import SOURCES
 from benchmarks.scale.record import record
 from benchmarks.scale.rows import Point, Row
 
-PARTS = ("creation", "fleet", "failure", "training", "hostile", "kubeflow")
+PARTS = ("creation", "fleet", "scrape", "failure", "training", "hostile", "kubeflow")
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
 
@@ -74,6 +75,9 @@ def _measure(part: str, options: argparse.Namespace) -> Iterator[Row | Point]:
         yield parts.creation(None, share_of(1000), "last Job <= 8 s")
     elif part == "fleet":
         yield from parts.fleet(share_of(5000), share_of(1000), options.rest)
+    elif part == "scrape":
+        yield parts.scrape(share_of(1000), "<= 0.3 s, 5 MB, 0.5 MB compressed")
+        yield parts.scrape(share_of(6000), "<= 1.22 s, <= 220 MiB")
     elif part == "failure":
         yield from parts.mass_failure(share_of(1000))
     elif part == "training":

@@ -71,10 +71,17 @@ class Operator:
         """What it has cost so far."""
         return usage(self.process.pid)
 
+    def scrape(self, encoding: str = "identity") -> bytes:
+        """What `/metrics` answers, in that encoding."""
+        headers = {"Accept-Encoding": encoding}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/metrics", headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - of this machine
+            body: bytes = response.read()
+        return body
+
     def metrics(self) -> dict[str, float]:
         """All series by name and labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as response:
-            lines = response.read().decode().splitlines()
+        lines = self.scrape().decode().splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
     def requests(self) -> dict[str, float]:

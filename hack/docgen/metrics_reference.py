@@ -15,8 +15,9 @@ _HEAD = """\
 # Metrics
 
 In the format of Prometheus and OpenMetrics. Units are base units (seconds, bytes, ratios from 0 to 1); counters end in
-`_total`; a histogram has `_bucket`, `_count` and `_sum`. Where the values of the labels are known beforehand, a series
-exists with 0 before its first event. No metric carries an error text, an address or a secret.
+`_total`; a histogram has `_bucket`, `_count` and `_sum`. Where the values of the labels are known beforehand, a counter
+exists with 0 before its first event. No metric carries an error text, an address with credentials or a secret. The
+operator's `/metrics` is compressed where the scraper takes gzip.
 
 """
 _OPERATOR = """\
@@ -29,32 +30,50 @@ _FLEET = """
 ## Runs that the operator has looked after
 
 Counted since the operator's process began, when the status that says so is written: a restart counts nothing twice, and
-what happened while no operator ran is counted when the next one notices it.
+what happened while no operator ran is counted when the next one notices it. Of a run that is deleted, what was not
+counted by then is lost.
+
+`lorafinetune_gpu_seconds_total` and `lorafinetune_steps_lost_total` begin with 0 in each namespace that has a run.
+`lorafinetune_finished_total` and `lorafinetune_restarts_total` have too many reasons for that, and begin with their
+first event, which `increase()` leaves out: take `lorafinetune_completed_timestamp_seconds` and
+`lorafinetune_retries_total` instead. GPU seconds are those for which a pod that trains ran, and come in the steps in
+which it becomes certain what they were for: with each checkpoint that the operator hears of, and at the pod's end.
 
 """
 _OBJECTS = """
 ## One set of series for each LoRAFineTune
 
-Absent with `runMetrics: false`, for a Prometheus that cannot hold some 16 series for each of them.
+Absent with `runMetrics: false`, for a Prometheus that cannot hold some 25 series for each of them.
 
 Read from the resource at each scrape, and gone with it. A number that is not known has no series. Final values stay
-here for as long as the resource, while a pod's own series end with the pod.
+here for as long as the resource, while a pod's own series end with the pod. A resource has at most 25 of them, and
+beside those one for each piece of advice (16 at most) and `lorafinetune_retries_total` (4, and after the end those that
+are not 0).
 
 """
 _TRAINER = """
 ## A training pod: `/metrics` on port 9090
 
-They end with the pod; the pod's labels `lora-operator.io/name` and `lora-operator.io/uid` say which run it belongs to.
+They end with the pod. The chart's PodMonitor gives each of them the labels `name` (of the LoRAFineTune), `uid`,
+`attempt`, `role` and `completion_index`, so that they join with `lorafinetune_*` by `namespace` and `name`.
+
+A counter begins with 0; a quantity has no series before its first value. Of several nodes, the first one's pod has the
+run's numbers, and each has the memory of its own GPUs.
 
 """
 _EXAMPLE = {
     "metadata": {"name": "x", "namespace": "x", "creationTimestamp": "2026-01-01T00:00:00Z"},
     "status": {
-        "conditions": [{"type": "Complete", "status": "True"}],
+        "conditions": [{"type": "Complete", "status": "True", "reason": "Succeeded"}],
+        "advice": [{"code": "MoreMemory", "severity": "Warning"}],
+        "retries": {"error": 1},
         "startTime": "2026-01-01T00:00:00Z",
         "completionTime": "2026-01-01T00:00:00Z",
+        "activeUntil": "2026-01-01T00:00:00Z",
+        "plan": {"peakBytes": 1},
         "progress": {"step": 1, "totalSteps": 1, "peakMemoryBytes": 1},
-        "results": {"trainLoss": "1", "evalLossAfter": "1"},
+        "results": {"trainLoss": "1", "evalLossBefore": "1", "evalLossAfter": "1"},
+        "checkpoint": {"step": 1},
     },
 }
 """A finished run, which has every series."""
@@ -65,12 +84,13 @@ def render() -> str:
     registry = CollectorRegistry()
     Metrics(registry)
     own = list(registry.collect())
+    trainer = TrainingMetrics()
     objects = list(ObjectCollector([parse_finetune(_EXAMPLE)]).collect())
     parts = (
         (_OPERATOR, [metric for metric in own if metric.name.startswith("lora_operator_")]),
         (_FLEET, [metric for metric in own if not metric.name.startswith("lora_operator_")]),
         (_OBJECTS, objects),
-        (_TRAINER, list(TrainingMetrics().registry.collect())),
+        (_TRAINER, [*trainer.run.collect(), *trainer.gpus.collect()]),
     )
     return _HEAD + "".join(text + _table(metrics) for text, metrics in parts)
 
@@ -96,7 +116,10 @@ def _sampled(metric: Metric) -> list[str]:
 
 _LABELS = {
     "lora_operator_left_out_namespace": ("namespace",),
+    **{f"lora_training_gpu_memory_{kind}_bytes": ("gpu",) for kind in ("allocated", "reserved", "peak")},
     "lorafinetune_finished": ("namespace", "result", "reason"),
     "lorafinetune_restarts": ("namespace", "cause"),
+    "lorafinetune_gpu_seconds": ("namespace", "useful"),
+    "lorafinetune_steps_lost": ("namespace", "cause"),
 }
 """Of metrics whose first series appears with the first event."""

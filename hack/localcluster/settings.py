@@ -23,6 +23,7 @@ KUEUE_VERSION = "0.17.0"
 JOBSET_VERSION = "0.10.1"
 KUBEFLOW_TRAINER_VERSION = "2.1.0"
 KWOK_VERSION = "0.7.0"
+PROMETHEUS_OPERATOR_VERSION = "0.85.0"
 
 NODE_NAME = "node-1"
 # Addresses exist in the cluster's own network namespace only, so they cannot collide with the host's.

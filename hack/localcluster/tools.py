@@ -164,6 +164,13 @@ KWOK = Tool(
     packages=("sigs.k8s.io/kwok/cmd/kwok",),
 )
 """Plays nodes and their kubelets: a process on the host, beside any cluster."""
+PROMETHEUS_OPERATOR = Tool(
+    name="prometheus-operator",
+    module="github.com/prometheus-operator/prometheus-operator",
+    version=settings.PROMETHEUS_OPERATOR_VERSION,
+    packages=("github.com/prometheus-operator/prometheus-operator/cmd/operator",),
+)
+"""Its definitions, which the chart's monitors are held against."""
 SERVERS = (VERSITYGW, KUEUE)
 """What tests talk to beside the cluster's own parts."""
 

@@ -8,9 +8,9 @@ import torch
 
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.training.batches import Budget, collate, micro_batches, step_rows, token_budget
+from lora_trainer.training.packs import accumulation
 
 CPU = torch.device("cpu")
-from lora_trainer.training.packs import accumulation
 
 
 def taken(rows: int, effective: int, total_rows: int, start_step: int = 0) -> list[list[int]]:

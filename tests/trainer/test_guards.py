@@ -1,18 +1,15 @@
-"""When a training ends for its numbers, when it stands still, what it belongs to, and what its metrics say."""
+"""When a training ends for its numbers, when it stands still, and what it belongs to."""
 
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.trainer.conftest import make_config
-from tests.trainer.trainings import RESOLVED
 
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import NonFiniteLossError
-from lora_trainer.host.metrics import TrainingMetrics
 from lora_trainer.host.stall import StallWatch
 from lora_trainer.ranks.reports import Counters, Report
 from lora_trainer.training.guards import DIVERGED_STEPS, LossGuard
@@ -208,28 +205,3 @@ def test_another_runs_state_is_gone_on_from_where_only_length_and_manner_differ(
     assert weights_difference(identity_of(data="sha256:9"), ours) is None
     assert weights_difference(identity_of(lora={"layers": "Attention"}), ours) is not None
     assert weights_difference(identity_of(revision="sha256:9"), ours) is not None
-
-
-def test_metrics_count_saves_bad_steps_and_halvings() -> None:
-    """Each is there with 0 from the start; a save does not touch what only steps know."""
-    metrics = TrainingMetrics(wall_clock=lambda: 1000.0)
-    text = metrics.text().decode()
-    for name in ('checkpoint_saves_total{result="ok"}', "nonfinite_values_total", "micro_batch_halvings_total"):
-        assert f"lora_training_{name} 0.0" in text
-    assert "lora_training_checkpoint_last_success_timestamp_seconds 0.0" in text
-    progress = Progress(resolved=replace(RESOLVED))
-    metrics.update(progress, Counters(tokens=5, gradient_norm=2.5, step_seconds=1.5, fill=0.75))
-    metrics.update(progress, Counters(tokens=5, left_out=2, saves=3, failed_saves=1, halvings=1))
-    text = metrics.text().decode()
-    for line in (
-        'checkpoint_saves_total{result="ok"} 3.0',
-        'checkpoint_saves_total{result="failed"} 1.0',
-        "checkpoint_last_success_timestamp_seconds 1000.0",
-        "nonfinite_values_total 2.0",
-        "micro_batch_halvings_total 1.0",
-        "grad_norm 2.5",
-        "step_duration_seconds 1.5",
-        "micro_batch_fill 0.75",
-        "tokens_total 5.0",
-    ):
-        assert f"lora_training_{line}" in text

@@ -140,8 +140,10 @@ def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Wo
         assert progress.peak_memory_bytes is not None
         assert progress.resolved is not None
         metrics = _get(port, "/metrics")
-        assert "lora_training_step " in metrics
-        assert "lora_training_tokens_total " in metrics
+        for name in ("step", "tokens_total", "loss", "checkpoint_interval_seconds", "peak_memory_bytes"):
+            assert f"\nlora_training_{name} " in metrics
+        assert "\nlora_training_loss 0.0" not in metrics
+        assert 'lora_training_phase{phase="' in metrics
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=60)
     finally:

@@ -232,7 +232,8 @@ def make_pod(**changes: Any) -> PodView:
 def running_pod(**changes: Any) -> PodView:
     """A pod whose trainer has been running for half an hour."""
     conditions = (condition_object("Ready", since=minutes_ago(30)),)
-    return make_pod(**{"phase": "Running", "state": {"running": {}}, "conditions": conditions, **changes})
+    state = {"running": {"startedAt": instant(minutes_ago(30))}}
+    return make_pod(**{"phase": "Running", "state": state, "conditions": conditions, **changes})
 
 
 def waiting_pod(reason: str, message: str = "", **changes: Any) -> PodView:
@@ -244,8 +245,8 @@ def ended_pod(
     code: int, message: str = "", *, reason: str = "Error", ended_at: datetime | None = None, **changes: Any
 ) -> PodView:
     """A pod whose trainer has ended, eleven minutes ago by default."""
-    finished_at = instant(ended_at or minutes_ago(11))
-    ended = {"exitCode": code, "message": message, "reason": reason, "finishedAt": finished_at}
+    times = {"startedAt": instant(minutes_ago(50)), "finishedAt": instant(ended_at or minutes_ago(11))}
+    ended = {"exitCode": code, "message": message, "reason": reason, **times}
     return make_pod(**{"phase": "Failed" if code else "Succeeded", "state": {"terminated": ended}, **changes})
 
 

@@ -30,6 +30,7 @@ from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
 from lora_operator.decision.retries import Cause
+from lora_operator.decision.usage import Usage, stored_usage
 from lora_operator.views.conditions import Type
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Observed, Rejection
@@ -68,6 +69,7 @@ class Life(RuleBasedStateMachine):
         self.snapshot: Observed | None = None
         self.counts: dict[Cause, int] = {}
         self.run_s = 0
+        self.usage = Usage()
         self.endings = 0
 
     @initialize(
@@ -153,7 +155,14 @@ class Life(RuleBasedStateMachine):
     @rule(step=st.integers(-5, 500), phase=st.sampled_from(Phase), stated=st.booleans())
     def report(self, step: int, phase: Phase, stated: bool) -> None:
         """A trainer answers, or does not."""
-        report = Progress(phase=phase, step=step, total_steps=400, loss=1.5, resolved=make_resolved())
+        report = Progress(
+            phase=phase,
+            step=step,
+            total_steps=400,
+            loss=1.5,
+            checkpoint_step=step - step % 50 if step >= 50 else None,
+            resolved=make_resolved(),
+        )
         self.world.progress = report if stated else None
 
     @rule(refusal=st.sampled_from([None, (403, "exceeded quota: gpus"), (409, "already exists"), (422, "no")]))
@@ -206,7 +215,13 @@ class Life(RuleBasedStateMachine):
         assert sum(counts.values()) <= self.endings, "more ends than pods that ended and suspensions"
         assert world.status.get("runSeconds", 0) >= self.run_s
         assert world.status.get("runSeconds", 0) <= (world.now - NOW).total_seconds()
-        self.counts, self.run_s = counts, world.status.get("runSeconds", 0)
+        usage = stored_usage(world.status)
+        assert usage.useful_gpu_s >= self.usage.useful_gpu_s
+        assert usage.wasted_gpu_s >= self.usage.wasted_gpu_s
+        assert all(usage.lost_steps.get(loss, 0) >= steps for loss, steps in self.usage.lost_steps.items())
+        gpus = self.world.finetune["spec"]["resources"]["nodes"]
+        assert usage.useful_gpu_s + usage.wasted_gpu_s <= gpus * (world.now - NOW).total_seconds()
+        self.counts, self.run_s, self.usage = counts, world.status.get("runSeconds", 0), usage
         if world.condition("Complete")[0] != "Unknown":
             assert all(world.is_over(job) for job in world.jobs.values()), "a Job goes on without a run"
 

@@ -63,6 +63,31 @@ async def test_the_series_of_runs_are_shown_once_the_work_begins_unless_they_are
     assert operator.registry.get_sample_value("lorafinetune_attempts", whose) == (0.0 if shown else None)
 
 
+def shown(operator: Operator) -> list[tuple[str, str]]:
+    """Series about runs, by name and labels."""
+    samples = (sample for family in operator.registry.collect() for sample in family.samples)
+    kept = ("lorafinetune_run_duration", "lorafinetune_queue_wait")
+    return [
+        (sample.name, str(sorted(sample.labels.items())))
+        for sample in samples
+        if sample.name.startswith("lorafinetune_") and not sample.name.startswith(kept)
+    ]
+
+
+async def test_a_hand_over_doubles_no_series() -> None:
+    """The next leader shows what the last one did, and that one was the only one until its process ended."""
+    leader, waiting = make_operator(), make_operator()
+    for operator in (leader, waiting):
+        operator.cache.finetunes.put(make_manifest())
+    leader.begin_work()
+    before = shown(leader)
+    assert shown(waiting) == []
+    assert len(before) == len(set(before)) > 10
+    assert {"lorafinetune_info", "lorafinetune_gpu_seconds_total"} <= {name for name, _ in before}
+    waiting.begin_work()
+    assert shown(waiting) == before
+
+
 async def test_the_limit_of_runs_is_known_before_the_first_turn() -> None:
     """Whichever run is looked at first after a start, those beyond the limit are the same."""
     operator = make_operator(most_unfinished_runs_per_namespace=1)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import (
     CONFIG,
+    CREATED,
     NOW,
     ended_pod,
     finished_job,
@@ -18,6 +19,7 @@ from tests.unit.builders import (
     make_resolved,
     make_results,
     make_summary,
+    minutes_ago,
     running_pod,
     with_status,
 )
@@ -29,6 +31,7 @@ from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
 from lora_operator.decision.results import kept_quantization, resolved_by_spec
+from lora_operator.decision.usage import Loss
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
@@ -202,7 +205,8 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
         ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=divided).to_message()),
     )
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
-    no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
+    far = {"step": 7, "lastUpdateTime": instant(minutes_ago(20))}
+    no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}, status={"progress": far})
     killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
     looked_at = make_finetune(spec={"preflight": "Run"})
     report = ended_pod(0, make_report(plan=make_plan(sharded=True, sharded_over=8)).to_message(), stage="preflight")
@@ -221,12 +225,13 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
                 written.setdefault(key, set()).update(value)
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
-    blocks = ("preflight", "plan", "resolved", "dataset", "progress", "results", "artifact", "checkpoint", "retries")
-    for key in blocks:
+    found = ("preflight", "plan", "resolved", "dataset", "results", "artifact")
+    for key in (*found, "progress", "checkpoint", "retries", "usage"):
         assert written[key] == set(schema[key]["properties"]), key
     for key in ("model", "dataset"):
         part = next(plan.status["preflight"][key] for plan in plans if "preflight" in plan.status)
         assert set(part) == set(schema["preflight"]["properties"][key]["properties"]), key
+    assert {loss.value for loss in Loss} == set(schema["usage"]["properties"]["lostSteps"]["properties"])
     verified = [plan.status["results"]["verification"] for plan in plans if "results" in plan.status]
     keys = set(schema["results"]["properties"]["verification"]["properties"])
     assert [set(block) for block in verified] == [keys, keys]
@@ -375,3 +380,30 @@ def test_the_operators_gpus_tell_a_runs_device() -> None:
     assert train is not None
     assert (train.device.gpu, train.device.gpu_price) == ("nvidia.com/gpu", 2.0)
     assert train.device.gpu_memory_bytes == 22_610 * 2**20
+
+
+def test_the_status_keeps_since_when_the_run_is_in_its_state() -> None:
+    """From the creation on for one that waits from the beginning; then since each change, and no look moves it."""
+    pending = Observed(jobs=(make_job(),))
+    first = decide(make_finetune(), pending, CONFIG, NOW).status
+    assert first["stateSince"] == instant(CREATED)
+    later = NOW + timedelta(minutes=5)
+    waiting = with_status(make_finetune(), first)
+    assert decide(waiting, pending, CONFIG, later).status["stateSince"] == instant(CREATED)
+    runs = Observed(jobs=(make_job(),), pods=(running_pod(),), progress=Progress(phase=Phase.TRAINING))
+    training = decide(waiting, runs, CONFIG, later).status
+    assert training["stateSince"] == instant(later)
+    again = decide(with_status(waiting, training), runs, CONFIG, later + timedelta(minutes=1)).status
+    assert again["stateSince"] == instant(later)
+    failed = Observed(jobs=(make_job(),), pods=(ended_pod(65),))
+    ended = decide(with_status(waiting, training), failed, CONFIG, later).status
+    assert ended["stateSince"] == instant(minutes_ago(11)), "a failure knows its own time"
+
+
+def test_a_state_that_an_earlier_release_wrote_has_no_beginning() -> None:
+    """An upgrade writes no status for that alone."""
+    pending = Observed(jobs=(make_job(),))
+    written = decide(make_finetune(), pending, CONFIG, NOW).status
+    before = {key: value for key, value in written.items() if key != "stateSince"}
+    assert before != written
+    assert decide(with_status(make_finetune(), before), pending, CONFIG, NOW).status == before

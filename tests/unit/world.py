@@ -227,15 +227,19 @@ class World:
 
     def start(self, pod: Object) -> None:
         """The trainer runs."""
+        running = {"startedAt": instant(self.now)}
         pod["status"] = {
             "phase": "Running",
-            "containerStatuses": [{"name": "trainer", "state": {"running": {}}}],
+            "containerStatuses": [{"name": "trainer", "state": {"running": running}}],
             "conditions": [condition_object("Ready", since=self.now)],
         }
 
     def finish(self, pod: Object, code: int, message: str, *, disrupted: bool = False) -> None:
         """The trainer ends, and the Job controller takes note as its policies say."""
-        ended = {"exitCode": code, "message": message, "reason": "Error", "finishedAt": instant(self.now)}
+        state = pod["status"].get("containerStatuses", [{"state": {}}])[0]["state"]
+        started_at = state.get("running", {}).get("startedAt", instant(self.now))
+        times = {"startedAt": started_at, "finishedAt": instant(self.now)}
+        ended = {"exitCode": code, "message": message, "reason": "Error", **times}
         pod["status"] = {
             "phase": "Failed" if code else "Succeeded",
             "containerStatuses": [{"name": "trainer", "state": {"terminated": ended}}],

@@ -41,6 +41,8 @@ class Code(enum.StrEnum):
 
 
 _ORDER = (*Code, *codes.Code)
+CODES = frozenset(code.value for code in _ORDER)
+SEVERITIES = frozenset(severity.value for severity in codes.Severity)
 _LONGEST_TEXT = 1024
 
 

@@ -34,6 +34,7 @@ from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
+from lora_operator.decision.usage import count_usage
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views.conditions import (
@@ -314,8 +315,9 @@ def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Pla
         job=job,
         pod=pods[0] if pods else None,
         resolved=_resolved(case),
+        progress=dict(progress),
     )
-    counted = _with_counts(case, facts, verdict.finding)
+    counted = _with_counts(case, facts, verdict.finding, verdict)
     accepted = accepted or acceptance(job.name if job else case.job_name)
     status = final_status(case.finetune, accepted, verdict, counted, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
@@ -369,9 +371,10 @@ def _await(case: Case, situation: Situation, accepted: Condition | None = None) 
     return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
 
 
-def _with_counts(case: Case, facts: Facts, state: Finding) -> Facts:
+def _with_counts(case: Case, facts: Facts, state: Finding, verdict: Verdict | None = None) -> Facts:
     """With what was found out beforehand and counted over all attempts, and the advice that follows."""
-    counted = dataclasses.replace(facts, spent=case.spent, retries=case.retries, findings=findings(case))
+    usage = count_usage(case, facts.progress, verdict)
+    counted = dataclasses.replace(facts, spent=case.spent, retries=case.retries, usage=usage, findings=findings(case))
     return dataclasses.replace(counted, advice=advise(case, state, *advised(case)))
 
 

@@ -19,7 +19,15 @@ from lora_operator.decision.results import (
 from lora_operator.decision.retries import Retries, retries_block
 from lora_operator.decision.situation import Situation
 from lora_operator.decision.spent_time import SpentTime, time_block
-from lora_operator.views.conditions import Condition, Finding, Type, refresh_conditions, write_conditions
+from lora_operator.decision.usage import Usage, usage_block
+from lora_operator.views.conditions import (
+    Condition,
+    Finding,
+    Type,
+    refresh_conditions,
+    state_of,
+    write_conditions,
+)
 from lora_operator.views.model import FineTune, JobView, PodView
 from lora_operator.views.wording import block_of, instant, parse_instant
 from lora_trainer.contract.reasons import Reason
@@ -56,6 +64,7 @@ class Facts:
     progress: Status = dataclasses.field(default_factory=dict)
     spent: SpentTime = dataclasses.field(default_factory=SpentTime)
     retries: Retries = dataclasses.field(default_factory=Retries)
+    usage: Usage = dataclasses.field(default_factory=Usage)
     advice: list[Status] = dataclasses.field(default_factory=list)
 
 
@@ -85,7 +94,7 @@ def ongoing_status(
         Condition(type=Type.FAILED, holds=None, finding=_timeless(state)),
         *facts.milestones,
     )
-    return _assemble(finetune, conditions, facts, now)
+    return _assemble(finetune, conditions, facts, now, state)
 
 
 def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, facts: Facts, now: datetime) -> Status:
@@ -110,7 +119,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
     facts = dataclasses.replace(facts, spent=facts.spent.ended_at(end))
     facts = dataclasses.replace(facts, advice=joined(facts.advice, *(summary.advice if summary else ())))
-    status = _assemble(finetune, conditions, facts, now)
+    status = _assemble(finetune, conditions, facts, now, finding)
     status["completionTime"] = instant(end)
     blocks = {
         "progress": close_progress(finetune, summary.results if summary and done else None),
@@ -131,7 +140,9 @@ def refreshed_status(finetune: FineTune) -> Status:
     }
 
 
-def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts, now: datetime) -> Status:
+def _assemble(
+    finetune: FineTune, conditions: Iterable[Condition], facts: Facts, now: datetime, state: Finding
+) -> Status:
     before = finetune.status
     resolved = {**(facts.resolved or block_of(before, "resolved"))}
     if facts.found_out is not None:
@@ -140,6 +151,7 @@ def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts,
     status: Status = {
         "observedGeneration": finetune.generation,
         "conditions": write_conditions(finetune, conditions, now),
+        "stateSince": _state_since(finetune, state, now),
         "attempt": facts.attempt,
         "startTime": instant(started) if started else "",
         "jobName": facts.job_name,
@@ -148,10 +160,22 @@ def _assemble(finetune: FineTune, conditions: Iterable[Condition], facts: Facts,
         "resolved": resolved,
         "progress": facts.progress,
         "retries": retries_block(facts.retries),
+        "usage": usage_block(facts.usage),
         "advice": facts.advice,
     }
     known = {key: value for key, value in status.items() if value not in ("", {}, [], 0) or key == "observedGeneration"}
     return known | time_block(facts.spent)
+
+
+def _state_since(finetune: FineTune, state: Finding, now: datetime) -> str:
+    """Since when the run is in this state; empty where it was before anybody wrote that down."""
+    before = finetune.status
+    if state_of(before) == state.reason and "observedGeneration" in before:
+        return _text(before.get("stateSince"))
+    if state_of(before) in (state.reason, "") and state.reason is Reason.PENDING:
+        created = parse_instant(block_of(finetune.manifest, "metadata").get("creationTimestamp"))
+        return instant(created or now)  # the definition's default says so, before there is an operator
+    return instant(min(state.since or now, now))
 
 
 def _free(finetune: FineTune, facts: Facts) -> Finding:

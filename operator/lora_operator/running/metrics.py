@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from lora_operator.running.transitions import has_just_ended, restart_cause, run_s, waited_s
+from lora_operator.decision.usage import Loss
+from lora_operator.running.transitions import has_just_ended, restart_cause, run_s, used_since, waited_s
 from lora_operator.views.conditions import result_of, state_of
 from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.release import RELEASE
@@ -80,6 +81,20 @@ class Metrics:
             ["namespace", "cause"],
             registry=registry,
         )
+        self.gpu_seconds = Counter(
+            "lorafinetune_gpu_seconds",
+            "GPU seconds that pods of runs have used: useful is true up to a run's last checkpoint or its success, and "
+            "false for what is to be done again. They are counted once that is certain.",
+            ["namespace", "useful"],
+            registry=registry,
+        )
+        self.lost_steps = Counter(
+            "lorafinetune_steps_lost",
+            "Optimizer steps that pods of runs had reported when they ended, and that no checkpoint holds, by cause as "
+            "in status.usage.lostSteps.",
+            ["namespace", "cause"],
+            registry=registry,
+        )
         self.run_seconds = Histogram(
             "lorafinetune_run_duration_seconds",
             "Time from the first start of a run to its end.",
@@ -98,6 +113,12 @@ class Metrics:
 
     def observe(self, before: FineTune, observed: Observed, status: Mapping[str, Any]) -> None:
         """Count what a status that was just written says for the first time."""
+        self.begin_at_zero([before.namespace])
+        used = used_since(before, status)
+        self.gpu_seconds.labels(before.namespace, "true").inc(used.useful_gpu_s)
+        self.gpu_seconds.labels(before.namespace, "false").inc(used.wasted_gpu_s)
+        for loss, steps in used.lost_steps.items():
+            self.lost_steps.labels(before.namespace, loss.value).inc(steps)
         if (wait_s := waited_s(before, status)) is not None:
             self.wait_seconds.observe(wait_s)
         if cause := restart_cause(before, observed, status):
@@ -107,6 +128,14 @@ class Metrics:
             self.finished.labels(before.namespace, result, state_of(status)).inc()
             if (duration_s := run_s(status)) is not None:
                 self.run_seconds.labels(result).observe(duration_s)
+
+    def begin_at_zero(self, namespaces: Iterable[str]) -> None:
+        """Show, for these namespaces of runs, the counters whose other labels are known beforehand."""
+        for namespace in namespaces:
+            for useful in ("true", "false"):
+                self.gpu_seconds.labels(namespace, useful)
+            for loss in Loss:
+                self.lost_steps.labels(namespace, loss.value)
 
     def left_out(self, namespaces: Iterable[str]) -> None:
         """Show the namespaces that are not looked after."""

@@ -1,110 +1,182 @@
 """One set of series for each LoRAFineTune, read from the cache at each scrape and gone with the resource."""
 
-import sys
+import functools
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from lora_operator.decision.advice import CODES, SEVERITIES
+from lora_operator.decision.retries import Cause, stored_retries
+from lora_operator.decision.spent_time import stored_time
+from lora_operator.decision.states import group_of
+from lora_operator.views.conditions import Type, result_of, state_of
 from lora_operator.views.model import FineTune
 from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.request import read_nodes
 from lora_operator.views.wording import block_of, parse_instant
 
 _STATUSES = ("True", "False", "Unknown")
-_IDENTITY = ("namespace", "name")
-_CONDITION = "lorafinetune_status_condition"
+_TYPES = frozenset(kind.value for kind in Type)
+_KINDS = {"info": "_info", "counter": "_total", "gauge": ""}
+
+Labels = tuple[tuple[str, str], ...]
+Series = tuple[tuple[Labels, float], ...]
+Found = Series | float | None
+"""A number without a label of its own is kept as it is: as tuples, those of all resources take four times as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Value:
-    """A gauge of one number for each resource; no series where `read` finds none."""
+class _Family:
+    """A metric: `read` gives a resource's series, with the labels beside its place, or its one number; neither where
+    nothing is known."""
 
     name: str
     help: str
-    read: Callable[[FineTune], float | None]
+    kind: str = "gauge"
+    read: Callable[[FineTune, float], Found]
+
+    @property
+    def sample_name(self) -> str:
+        """The name of each of its series."""
+        return self.name + _KINDS[self.kind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """All that the series of one resource say: far less than the resource itself."""
+    """All that the series of one resource say, family by family: far less than the resource itself."""
 
-    place: tuple[str, str]
-    facts: Mapping[str, str]
-    conditions: tuple[tuple[str, str], ...]
-    numbers: tuple[float | None, ...]
+    place: Labels
+    written: str
+    found: tuple[Found, ...]
+
+
+class ObjectFamily(Metric):
+    """The series of all resources for one metric. A sample is made when it is written, and none is kept."""
+
+    def __init__(self, family: _Family, number: int, rows: Sequence[_Row]) -> None:
+        super().__init__(family.name, family.help, family.kind)
+        self._name, self._number, self._rows = family.sample_name, number, rows
+        # What reads a family goes through its samples once.
+        self.samples = cast("list[Sample]", self._samples())
+
+    def _samples(self) -> Iterator[Sample]:
+        for row in self._rows:
+            for labels, value in _series(row.found[self._number]):
+                yield Sample(self._name, dict((*row.place, *labels)), value)
+
+    def lines(self, *, openmetrics: bool) -> Iterator[str]:
+        """The family in the exposition format, a line at a time."""
+        name, kind = (self.name, self.type) if openmetrics else (self._name, _plain(self.type))
+        yield f"# HELP {name} {self.documentation}\n# TYPE {name} {kind}\n"
+        for row in self._rows:
+            found = row.found[self._number]
+            if found is None:
+                continue
+            for labels, value in _series(found):
+                written = _written((*row.place, *labels)) if labels else row.written
+                yield f"{self._name}{{{written}}} {_digits(value)}\n"
 
 
 class ObjectCollector(Collector):
-    """Reads LoRAFineTunes as they are known now.
+    """Reads LoRAFineTunes as they are known now, of which a cluster may hold thousands; `clock` is seconds since 1970.
 
-    A cluster may hold thousands of finished ones: a sample is made when it is written, and none is kept. For the same
-    reason a condition has one series, not one for each status that it could have.
+    To keep series few, a condition has one, not one for each status that it could have, and so has the state.
     """
 
-    def __init__(self, finetunes: Iterable[FineTune]) -> None:
+    def __init__(self, finetunes: Iterable[FineTune], clock: Callable[[], float] = time.time) -> None:
         self._finetunes = finetunes
+        self._clock = clock
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples, so that registering does not read the cache."""
         return _families(())
 
     def collect(self) -> Iterable[Metric]:
-        """The families with a sample for each resource."""
-        return _families(tuple(map(_read, self._finetunes)))
+        """The families with the samples of each resource."""
+        now_s = self._clock()
+        return _families(tuple(_read(finetune, now_s) for finetune in self._finetunes))
 
 
-def _read(finetune: FineTune) -> _Row:
-    conditions = finetune.status.get("conditions")
-    listed = conditions if isinstance(conditions, list) else ()
+def _read(finetune: FineTune, now_s: float) -> _Row:
+    place = ("namespace", finetune.namespace), ("name", finetune.name)
     return _Row(
-        place=(finetune.namespace, finetune.name),
-        facts={
-            "base_model": _text(_map(finetune.spec, "model").get("uri")),
-            "quantization": _quantization(finetune),
-            "queue": _text(_map(_map(finetune.manifest, "metadata"), "labels").get(QUEUE_LABEL)),
-        },
-        conditions=tuple((sys.intern(_text(c.get("type"))), sys.intern(_text(c.get("status")))) for c in listed),
-        numbers=tuple(value.read(finetune) for value in _VALUES),
+        place=place,
+        written=_written(place),
+        found=tuple(family.read(finetune, now_s) for family in _FAMILIES),
     )
 
 
-def _families(rows: Sequence[_Row]) -> Iterator[Metric]:
-    info = InfoMetricFamily("lorafinetune", "What is trained and how; queue is empty without one.", labels=_IDENTITY)
-    yield _with(info, (Sample("lorafinetune_info", {**_identity(row), **row.facts}, 1.0) for row in rows))
-    conditions = GaugeMetricFamily(
-        _CONDITION, "1 for the status that a condition has, True, False or Unknown; no series for the two others."
+def _families(rows: Sequence[_Row]) -> Iterator[ObjectFamily]:
+    return (ObjectFamily(family, number, rows) for number, family in enumerate(_FAMILIES))
+
+
+def _series(found: Found) -> Series:
+    if found is None:
+        return ()
+    return (((), found),) if isinstance(found, float) else found
+
+
+@functools.cache
+def _is(*labels: tuple[str, str]) -> tuple[Labels, float]:
+    """A series of 1 for labels from lists of ours: one for all resources."""
+    return labels, 1.0
+
+
+def _plain(kind: str) -> str:
+    return "gauge" if kind == "info" else kind
+
+
+def _written(labels: Labels) -> str:
+    """In the library's order."""
+    return ",".join([f'{key}="{_escaped(value)}"' for key, value in sorted(labels)])
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def _escaped(value: str) -> str:
+    if '"' not in value and "\\" not in value and "\n" not in value:
+        return value
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _facts(finetune: FineTune, _: float) -> Series:
+    labels = (
+        ("base_model", _text(_map(finetune.spec, "model").get("uri"))),
+        ("quantization", _quantization(finetune)),
+        ("queue", _text(_map(_map(finetune.manifest, "metadata"), "labels").get(QUEUE_LABEL))),
     )
-    yield _with(conditions, _condition_samples(rows))
-    for number, value in enumerate(_VALUES):
-        yield _with(GaugeMetricFamily(value.name, value.help), _number_samples(rows, number, value.name))
+    return ((labels, 1.0),)
 
 
-def _with(family: Metric, samples: Iterator[Sample]) -> Metric:
-    # What writes a family goes through its samples once.
-    family.samples = cast("list[Sample]", samples)
-    return family
+def _state(finetune: FineTune, _: float) -> Series:
+    group = group_of(finetune.status)
+    return () if group is None else (_is(("group", group.value), ("state", state_of(finetune.status))),)
 
 
-def _identity(row: _Row) -> dict[str, str]:
-    return dict(zip(_IDENTITY, row.place, strict=True))
+def _conditions(finetune: FineTune, _: float) -> Series:
+    listed = ((_text(one.get("type")), _text(one.get("status"))) for one in _maps(finetune.status, "conditions"))
+    known = ((kind, status) for kind, status in listed if kind in _TYPES and status in _STATUSES)
+    return tuple(_is(("condition", kind), ("status", status)) for kind, status in known)
 
 
-def _condition_samples(rows: Iterable[_Row]) -> Iterator[Sample]:
-    for row in rows:
-        for kind, status in row.conditions:
-            if status in _STATUSES:
-                yield Sample(_CONDITION, {**_identity(row), "condition": kind, "status": status}, 1.0)
+def _retries(finetune: FineTune, _: float) -> Series:
+    retries, ended = stored_retries(finetune.status), bool(result_of(finetune.status))
+    counts = ((cause, retries.of(cause)) for cause in Cause)
+    return tuple(((("cause", cause.value),), float(number)) for cause, number in counts if number or not ended)
 
 
-def _number_samples(rows: Iterable[_Row], number: int, name: str) -> Iterator[Sample]:
-    for row in rows:
-        value = row.numbers[number]
-        if value is not None:
-            yield Sample(name, _identity(row), value)
+def _advice(finetune: FineTune, _: float) -> Series:
+    listed = ((_text(one.get("code")), _text(one.get("severity"))) for one in _maps(finetune.status, "advice"))
+    known = ((code, severity) for code, severity in dict(listed).items() if code in CODES and severity in SEVERITIES)
+    return tuple(_is(("code", code), ("severity", severity)) for code, severity in known)
 
 
 def _quantization(finetune: FineTune) -> str:
@@ -124,21 +196,50 @@ def _progress_ratio(finetune: FineTune) -> float | None:
     return min(1.0, step / total) if step is not None and total else None
 
 
-def _timestamp(read: Callable[[FineTune], object]) -> Callable[[FineTune], float | None]:
+def _state_since(finetune: FineTune) -> object:
+    """Before the first status of an operator, and at the end, other times say it."""
+    status = finetune.status
+    since = status.get("stateSince") or (status.get("completionTime") if result_of(status) else None)
+    seen = "observedGeneration" in status
+    return since if seen or since else _map(finetune.manifest, "metadata").get("creationTimestamp")
+
+
+def _active_seconds(finetune: FineTune, now_s: float) -> float | None:
+    spent = stored_time(finetune.status)
+    if spent.active_since is None:
+        return float(spent.run_s) if spent.active_until else None
+    return spent.run_s + max(0.0, now_s - spent.active_since.timestamp())
+
+
+def _checkpoint_step(finetune: FineTune) -> float | None:
+    left = _number(block_of(finetune.status, "checkpoint").get("step"))
+    return _number(block_of(finetune.status, "progress").get("checkpointStep")) if left is None else left
+
+
+def _one(read: Callable[[FineTune], float | None]) -> Callable[[FineTune, float], Found]:
+    return lambda finetune, _: read(finetune)
+
+
+def _timestamp(read: Callable[[FineTune], object]) -> Callable[[FineTune, float], Found]:
     def seconds(finetune: FineTune) -> float | None:
         moment = parse_instant(read(finetune))
         return moment.timestamp() if moment else None
 
-    return seconds
+    return _one(seconds)
 
 
-def _status_number(block: str, field: str) -> Callable[[FineTune], float | None]:
-    return lambda finetune: _number(block_of(finetune.status, block).get(field))
+def _status_number(block: str, field: str) -> Callable[[FineTune, float], Found]:
+    return _one(lambda finetune: _number(block_of(finetune.status, block).get(field)))
 
 
 def _map(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = document.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+def _maps(document: Mapping[str, Any], key: str) -> Iterable[Mapping[str, Any]]:
+    items = document.get(key)
+    return (item for item in items if isinstance(item, Mapping)) if isinstance(items, list) else ()
 
 
 def _text(value: object) -> str:
@@ -147,55 +248,111 @@ def _text(value: object) -> str:
 
 def _number(value: object) -> float | None:
     try:
-        return float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
-_VALUES = (
-    _Value(
+_FAMILIES = (
+    _Family(
+        name="lorafinetune",
+        kind="info",
+        help="What is trained and how; quantization is the one that is used, once that is known, and queue is empty "
+        "without one.",
+        read=_facts,
+    ),
+    _Family(
+        name="lorafinetune_state",
+        help="1 for the STATE that the run is in and its group (docs/states.md); no series for the others.",
+        read=_state,
+    ),
+    _Family(
+        name="lorafinetune_state_since_timestamp_seconds",
+        help="Since when the run is in its state.",
+        read=_timestamp(_state_since),
+    ),
+    _Family(
+        name="lorafinetune_status_condition",
+        help="1 for the status that a condition has, True, False or Unknown; no series for the two others.",
+        read=_conditions,
+    ),
+    _Family(
         name="lorafinetune_created_timestamp_seconds",
         help="When the LoRAFineTune was created.",
         read=_timestamp(lambda finetune: _map(finetune.manifest, "metadata").get("creationTimestamp")),
     ),
-    _Value(
+    _Family(
         name="lorafinetune_started_timestamp_seconds",
         help="When its first Job started.",
         read=_timestamp(lambda finetune: finetune.status.get("startTime")),
     ),
-    _Value(
+    _Family(
         name="lorafinetune_completed_timestamp_seconds",
         help="When the run ended, well or badly.",
         read=_timestamp(lambda finetune: finetune.status.get("completionTime")),
     ),
-    _Value(
+    _Family(
+        name="lorafinetune_active_seconds",
+        help="How long the run has been active, over all attempts and with the preflight: what activeDeadlineSeconds "
+        "limits.",
+        read=_active_seconds,
+    ),
+    _Family(
         name="lorafinetune_requested_gpus",
         help="GPUs that the run asks for, of all its nodes together; 0 for a run on the CPU.",
-        read=_requested_gpus,
+        read=_one(_requested_gpus),
     ),
-    _Value(
+    _Family(
         name="lorafinetune_attempts",
         help="Jobs made for the run so far; above 1 only where one was deleted before it was done.",
-        read=lambda finetune: _number(finetune.status.get("attempt", 0)),
+        read=_one(lambda finetune: _number(finetune.status.get("attempt", 0))),
     ),
-    _Value(
+    _Family(
+        name="lorafinetune_retries",
+        kind="counter",
+        help="Pods that ended early in a way that is tried again, by cause as in status.retries; after the end only "
+        "the causes that there were.",
+        read=_retries,
+    ),
+    _Family(
+        name="lorafinetune_advice",
+        help="1 for each piece of advice in the status, by what it is about and its severity, Info or Warning.",
+        read=_advice,
+    ),
+    _Family(
         name="lorafinetune_progress_ratio",
         help="Share of the optimizer steps that are done, from 0 to 1; none before the first report.",
-        read=_progress_ratio,
+        read=_one(_progress_ratio),
     ),
-    _Value(
+    _Family(
+        name="lorafinetune_checkpoint_step",
+        help="Step after which the last valid checkpoint was saved; none before the first.",
+        read=_one(_checkpoint_step),
+    ),
+    _Family(
+        name="lorafinetune_estimated_memory_bytes",
+        help="Highest memory that the training is expected to use, of a GPU or, without one, of the pod.",
+        read=_status_number("plan", "peakBytes"),
+    ),
+    _Family(
         name="lorafinetune_peak_memory_bytes",
         help="Highest device memory that the trainer has reported.",
         read=_status_number("progress", "peakMemoryBytes"),
     ),
-    _Value(
+    _Family(
         name="lorafinetune_final_loss",
         help="Training loss of a run that succeeded, over the last tenth of its steps, in nats per target token.",
         read=_status_number("results", "trainLoss"),
     ),
-    _Value(
+    _Family(
         name="lorafinetune_final_eval_loss",
         help="Held-out loss of a run that succeeded, in nats per target token.",
         read=_status_number("results", "evalLossAfter"),
+    ),
+    _Family(
+        name="lorafinetune_final_eval_loss_before",
+        help="Held-out loss of the base model, before the training of a run that succeeded, in nats per target token.",
+        read=_status_number("results", "evalLossBefore"),
     ),
 )

@@ -132,7 +132,9 @@ class Operator:
     def begin_work(self) -> None:
         """Have all runs looked at, and from now on those that there is news of; their series are shown."""
         self.working = True
-        for key in self.cache.finetunes.places():
+        places = self.cache.finetunes.places()
+        self.metrics.begin_at_zero({place.namespace for place in places})
+        for key in places:
             self.wake(key)
         if self.config.run_metrics:
             # Not before: of two processes that report the same runs, sums would count each run twice.

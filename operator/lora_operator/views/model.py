@@ -103,7 +103,8 @@ class WorkloadView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerView:
-    """State of the trainer's container; `exit_code` and `termination_message` are set once it has ended."""
+    """State of the trainer's container; `exit_code` and `termination_message` are set once it has ended, `started_at`
+    once it has begun."""
 
     waiting_reason: str = ""
     waiting_message: str = ""
@@ -111,6 +112,7 @@ class ContainerView:
     exit_code: int | None = None
     termination_reason: str = ""
     termination_message: str = ""
+    started_at: datetime | None = None
     finished_at: datetime | None = None
 
 

@@ -186,6 +186,7 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
                 exit_code=_integer(ended, "exitCode"),
                 termination_reason=_text(ended, "reason"),
                 termination_message=_text(ended, "message"),
+                started_at=_time(ended, "startedAt") or _time(_map(state, "running"), "startedAt"),
                 finished_at=_time(ended, "finishedAt"),
             )
     return ContainerView()

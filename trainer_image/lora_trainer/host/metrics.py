@@ -1,80 +1,131 @@
-"""The metrics of a training pod, under `/metrics`. Every series exists with 0 before its first event."""
+"""The metrics of a training pod, under `/metrics`.
+
+A counter begins with 0; a quantity has no series before its first value, so that nobody takes a loss of 0 for one. Of
+several nodes, the first one's pod has the run's numbers, and each has those of its own GPUs.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from lora_trainer.contract.progress import Progress
-from lora_trainer.ranks.reports import Counters
+from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.ranks.reports import Counters, GpuMemory
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_STEP_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_GAUGES = {
+    "loss": "Training loss of the last optimizer step, in nats per learned token.",
+    "eval_loss": "Loss on the held-out rows, in nats per learned token.",
+    "learning_rate": "Learning rate of the last optimizer step.",
+    "grad_norm": "Norm of the gradient before clipping.",
+    "step": "Optimizer steps taken.",
+    "steps": "Optimizer steps of the whole run.",
+    "epoch": "Passes over the training data.",
+    "tokens_per_second": "Training tokens per second over the last steps.",
+    "micro_batch_fill": "Share of the room of the last step's micro-batches that its tokens took, padding not.",
+    "mfu_ratio": "Share of the GPUs' dense 16-bit peak that the training reaches, for 4N operations a token, N the "
+    "parameters that a token is multiplied with: what is computed again does not count. None where the GPU is not "
+    "known, or computes in fp32.",
+    "peak_memory_bytes": "Most memory used: of the GPU, or of the process on a CPU.",
+    "heartbeat_timestamp_seconds": "When the pod last did something for the run, in whatever stage.",
+    "checkpoint_interval_seconds": "Seconds between two checkpoints, at most; none where nothing outlives the pod, and "
+    "when the training is done.",
+    "checkpoint_last_success_timestamp_seconds": "When the last checkpoint was proven.",
+}
+_OF_THE_TRAINING = ("tokens_per_second", "mfu_ratio", "checkpoint_interval_seconds")
+_GPU_GAUGES = {
+    "allocated": "Memory that tensors take on a GPU of this pod; gpu is its number in the pod.",
+    "reserved": "Memory that PyTorch has taken from a GPU of this pod.",
+    "peak": "Most memory that tensors have taken on a GPU of this pod.",
+}
 
 
 class TrainingMetrics:
-    """Holds a registry of its own; `wall_clock` gives seconds since 1970."""
+    """Holds registries of its own; `wall_clock` gives seconds since 1970. `leads`: this pod has the run's numbers."""
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        disable_created_metrics()
+        self.leads = False
+        self.stirs: Callable[[], bool] = lambda: False
+        """Whether a stage that reports nothing, such as one that loads a model, has worked since the last scrape."""
         self._wall_clock = wall_clock
-        self.registry = CollectorRegistry()
-        self._loss = self._gauge("loss", "Training loss of the last optimizer step, in nats per learned token.")
-        self._eval_loss = self._gauge("eval_loss", "Loss on the held-out rows, in nats per learned token.")
-        self._learning_rate = self._gauge("learning_rate", "Learning rate of the last optimizer step.")
-        self._gradient_norm = self._gauge("grad_norm", "Norm of the gradient before clipping.")
-        self._step = self._gauge("step", "Optimizer steps taken.")
-        self._steps = self._gauge("steps", "Optimizer steps of the whole run.")
-        self._epoch = self._gauge("epoch", "Passes over the training data.")
-        self._speed = self._gauge("tokens_per_second", "Training tokens per second over the last steps.")
-        self._step_duration = self._gauge("step_duration_seconds", "Duration of the last optimizer step.")
-        self._fill = self._gauge(
-            "micro_batch_fill", "Share of the room of the last step's micro-batches that its tokens took, padding not."
+        self.run, self.gpus = CollectorRegistry(), CollectorRegistry()
+        self._values: dict[str, float] = {}
+        self._phase = Phase.STARTING
+        self._memory: dict[int, GpuMemory] = {}
+        self.run.register(_Families(self._run_families))
+        self.gpus.register(_Families(self._gpu_families))
+        self._step_seconds = Histogram(
+            "lora_training_step_duration_seconds",
+            "Duration of an optimizer step.",
+            buckets=_STEP_SECONDS,
+            registry=self.run,
         )
-        self._peak = self._gauge("peak_memory_bytes", "Most memory used: of the GPU, or of the process on a CPU.")
-        self._heartbeat = self._gauge("heartbeat_timestamp_seconds", "When the trainer last made progress.")
-        self._tokens = Counter("lora_training_tokens", "Tokens trained on, without padding.", registry=self.registry)
-        self._samples = Counter("lora_training_samples", "Rows trained on.", registry=self.registry)
+        self._tokens = Counter("lora_training_tokens", "Tokens trained on, without padding.", registry=self.run)
+        self._samples = Counter("lora_training_samples", "Rows trained on.", registry=self.run)
         self._saves = Counter(
             "lora_training_checkpoint_saves",
             "Checkpoints written, by result (ok, failed).",
             ["result"],
-            registry=self.registry,
+            registry=self.run,
         )
         for result in ("ok", "failed"):
             self._saves.labels(result)
-        self._saved = self._gauge("checkpoint_last_success_timestamp_seconds", "When the last checkpoint was proven.")
         self._left_out = Counter(
             "lora_training_nonfinite_values",
             "Optimizer steps left out because loss or gradients were not finite.",
-            registry=self.registry,
+            registry=self.run,
         )
         self._halvings = Counter(
             "lora_training_micro_batch_halvings",
             "Times that memory did not suffice and micro-batches were halved.",
-            registry=self.registry,
+            registry=self.run,
         )
         self._seen = Counters()
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"lora_training_{name}", text, registry=self.registry)
+    def beat(self) -> None:
+        """Something was done for the run."""
+        self._values["heartbeat_timestamp_seconds"] = self._wall_clock()
+
+    def stage(self, name: str) -> None:
+        """Another stage begins: what only a training has, and the memory of its processes, are gone."""
+        self.beat()
+        if name != "train":
+            for quantity in _OF_THE_TRAINING:
+                self._values.pop(quantity, None)
+            self._memory = {}
+
+    def checkpoint_interval(self, interval_s: float) -> None:
+        """The training that begins saves so often."""
+        self._values["checkpoint_interval_seconds"] = interval_s
+
+    def memory(self, gpu: GpuMemory) -> None:
+        """Take over a report of a process of this pod."""
+        self._memory = {**self._memory, gpu.gpu: gpu}
 
     def update(self, progress: Progress, counters: Counters | None) -> None:
         """Take over a report of progress."""
-        pairs = (
-            (self._loss, progress.loss),
-            (self._eval_loss, progress.eval_loss),
-            (self._learning_rate, progress.learning_rate),
-            (self._step, progress.step),
-            (self._steps, progress.total_steps),
-            (self._epoch, progress.epoch),
-            (self._speed, progress.tokens_per_second),
-            (self._peak, progress.peak_memory_bytes),
+        self.beat()
+        self._phase = progress.phase
+        total = progress.total_steps
+        self._set(
+            loss=progress.loss,
+            eval_loss=progress.eval_loss,
+            learning_rate=progress.learning_rate,
+            step=None if total is None else progress.step,
+            steps=total,
+            epoch=progress.epoch,
+            tokens_per_second=progress.tokens_per_second if progress.phase is Phase.TRAINING else None,
+            peak_memory_bytes=progress.peak_memory_bytes,
         )
-        for gauge, value in pairs:
-            if value is not None:
-                gauge.set(value)
         if counters is not None:
             self._count(counters)
-        self._heartbeat.set(self._wall_clock())
+
+    def _set(self, **values: float | None) -> None:
+        self._values |= {name: float(value) for name, value in values.items() if value is not None}
 
     def _count(self, counters: Counters) -> None:
         seen, self._seen = self._seen, counters
@@ -84,15 +135,48 @@ class TrainingMetrics:
         self._halvings.inc(counters.halvings - seen.halvings)
         self._saves.labels("ok").inc(counters.saves - seen.saves)
         self._saves.labels("failed").inc(counters.failed_saves - seen.failed_saves)
-        if counters.saves > seen.saves:
-            self._saved.set(self._wall_clock())
-        if counters.gradient_norm is not None:
-            self._gradient_norm.set(counters.gradient_norm)
+        saved = counters.saves > seen.saves
+        self._set(
+            checkpoint_last_success_timestamp_seconds=self._wall_clock() if saved else None,
+            grad_norm=counters.gradient_norm,
+            mfu_ratio=counters.mfu,
+            micro_batch_fill=counters.fill,
+        )
         if counters.step_seconds is not None:
-            self._step_duration.set(counters.step_seconds)
-        if counters.fill is not None:
-            self._fill.set(counters.fill)
+            self._step_seconds.observe(counters.step_seconds)
+
+    def _run_families(self) -> Iterable[Metric]:
+        phase = GaugeMetricFamily("lora_training_phase", "1 for the phase that the run is in.", labels=["phase"])
+        phase.add_metric([self._phase.value], 1.0)
+        yield phase
+        for name, text in _GAUGES.items():
+            family = GaugeMetricFamily(f"lora_training_{name}", text)
+            value = self._values.get(name)
+            if value is not None:
+                family.add_metric([], value)
+            yield family
+
+    def _gpu_families(self) -> Iterable[Metric]:
+        memory = sorted(self._memory.items())
+        for kind, text in _GPU_GAUGES.items():
+            family = GaugeMetricFamily(f"lora_training_gpu_memory_{kind}_bytes", text, labels=["gpu"])
+            for gpu, known in memory:
+                family.add_metric([str(gpu)], float(getattr(known, f"{kind}_bytes")))
+            yield family
 
     def text(self) -> bytes:
         """The exposition format."""
-        return generate_latest(self.registry)
+        if self.stirs():
+            self.beat()
+        return (generate_latest(self.run) if self.leads else b"") + generate_latest(self.gpus)
+
+
+class _Families(Collector):
+    """Families that are made at each scrape."""
+
+    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        return self._families()

@@ -44,6 +44,11 @@ class StallWatch:
             self._steps_s.append(report.counters.step_seconds)
 
     @property
+    def watches(self) -> bool:
+        """Whether something should report now."""
+        return self._watched
+
+    @property
     def limit_s(self) -> float:
         """The longest silence that is no stall."""
         return max(self._timeout_s, MEDIANS * statistics.median(self._steps_s) if self._steps_s else 0.0)

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 
 from lora_trainer.artifact.files import make_folder
-from lora_trainer.artifact.manifest import LOG, Form, Manifest, Published, describe, finish, is_complete, read_manifest
+from lora_trainer.artifact.manifest import LOG, Manifest, Published, describe, finish, is_complete, read_manifest
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import DatasetStats, Results, SavedState, Summary, Verification, clip
+from lora_trainer.contract.summary import DatasetStats, SavedState, Summary, Verification
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import InternalError, explain
 from lora_trainer.host.advising import advice_on_estimate, advice_on_failure
@@ -32,7 +32,9 @@ from lora_trainer.host.endpoints import serve
 from lora_trainer.host.launch import local_program, this_node, training_program
 from lora_trainer.host.lock import Holder, Lock, held
 from lora_trainer.host.metrics import CONTENT_TYPE, TrainingMetrics
+from lora_trainer.host.pulse import Pulse
 from lora_trainer.host.stall import StallWatch
+from lora_trainer.host.success import results_of, success_sentence
 from lora_trainer.host.tracking import tracked
 from lora_trainer.host.view import View
 from lora_trainer.host.workspace import Workspace, open_workspace
@@ -137,11 +139,15 @@ class Supervisor:
             take=self._take,
             grace_s=self.settings.grace_s,
             stopping=self.stopping,
-            started=self.view.stage,
+            started=self._begin,
         )
         self.stages = stages
+        pulse = Pulse(lambda: stages.child.pid if stages.child else None)
+        # A training that should report is alive by its reports alone: one that hangs may well take CPU time.
+        self.metrics.stirs = lambda: pulse.stirs() and not self.watch.watches
         try:
             node = this_node(self.config, os.environ)
+            self.metrics.leads = node.is_main
             grace_s = self.settings.grace_s
             stages.training = training_program(self.config, node, cpu_threads(), grace_s=grace_s)
             stages.sharded = local_program(self.config, cpu_threads(), grace_s=grace_s)
@@ -244,6 +250,8 @@ class Supervisor:
         workspace.discard_staged()
         make_folder(workspace.staged)
         durable = ("--workspace", workspace.folder, "--ticket", lock.ticket) if workspace.durable else ()
+        if workspace.durable:
+            self.metrics.checkpoint_interval(self.config.checkpoint.interval_s)
         with tracked(self.config, stages.config_file, workspace.folder, stages.environment):
             self._watched_training(stages, "--folder", workspace.staged, *durable)
 
@@ -296,9 +304,17 @@ class Supervisor:
         self._verify(stages, folder)
         return self._succeeded(read_manifest(folder))
 
+    def _begin(self, stage: str) -> None:
+        self.view.stage(stage)
+        self.metrics.stage(stage)
+
     def _take(self, report: Report) -> None:
+        if report.memory is not None:  # of any process of the training, which says nothing of the others
+            self.metrics.memory(report.memory)
+            return
         self.watch.hear(report)
         self.view.take(report)
+        self.metrics.beat()
         if report.progress is not None:
             self.progress = report.progress
             self.metrics.update(report.progress, report.counters)
@@ -309,7 +325,7 @@ class Supervisor:
     def _succeeded(self, manifest: Manifest) -> Ending:
         if self.verification is None or self.published is None:
             raise InternalError("the stages ended well but did not report a verified and published result")
-        results = _results(manifest, self.verification)
+        results = results_of(manifest, self.verification)
         summary = Summary(
             reason=Reason.SUCCEEDED,
             message=success_sentence(self.published.uri, manifest),
@@ -363,32 +379,7 @@ def _tidy(workspace: Workspace, lock: Lock) -> None:
     Checkpoints(workspace.folder, keep=1, may_write=lock.check).prune()
 
 
-def _results(manifest: Manifest, verification: Verification) -> Results:
-    merged, failure = manifest.merged, manifest.merge_failure
-    return Results(
-        **codec.encode(manifest.measured),
-        merged_loss=None if merged is None else merged.loss,
-        merged_expected_loss=None if merged is None else merged.expected,
-        merge_failure=None if failure is None else clip(failure, 512),
-        verification=verification,
-    )
-
-
 def _is_remote(config: TrainConfig) -> bool:
     """Whether model or data have to be fetched."""
     addresses = (config.model.uri, config.dataset.uri, config.dataset.validation_uri)
     return any(not isinstance(parse_uri(uri), ClaimUri | ConfigMapUri) for uri in addresses if uri is not None)
-
-
-def success_sentence(uri: str, manifest: Manifest) -> str:
-    """The summary's message of a run that went well."""
-    measured = manifest.measured
-    rows = "held-out rows" if measured.held_out else "training rows (none were held out)"
-    what = {Form.ADAPTER: "adapter is", Form.MERGED: "merged model is", Form.BOTH: "adapter and merged model are"}
-    merge = "" if manifest.merge_failure is None else f"; there is no merged model: {manifest.merge_failure}"
-    error = measured.improvement_standard_error
-    sure = "" if error is None else f" (± {error:.3f})"
-    return (
-        f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f}{sure}; "
-        f"the verified {what[manifest.format]} at {uri}{merge}"
-    )

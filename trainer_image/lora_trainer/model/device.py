@@ -12,6 +12,7 @@ from lora_trainer.contract.config import DeviceConfig, Precision
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device_check import check_gpu, driver_version, no_gpu, too_few
 from lora_trainer.ranks.cpus import cpu_threads
+from lora_trainer.ranks.reports import GpuMemory
 
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
@@ -53,6 +54,17 @@ class Device:
         import resource  # noqa: PLC0415 - not on Windows, where the module must still import
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def gpu_memory(self) -> GpuMemory | None:
+        """Of this process's GPU; None on a CPU."""
+        if self.torch_device.type != "cuda":
+            return None
+        return GpuMemory(
+            gpu=self.torch_device.index or 0,
+            allocated_bytes=torch.cuda.memory_allocated(self.torch_device),
+            reserved_bytes=torch.cuda.memory_reserved(self.torch_device),
+            peak_bytes=torch.cuda.max_memory_allocated(self.torch_device),
+        )
 
 
 def sent(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

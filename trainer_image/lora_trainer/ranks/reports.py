@@ -21,7 +21,8 @@ from lora_trainer.ranks.activity import Activity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """Totals of this attempt so far, for metrics that only grow. `left_out` are steps without finite numbers."""
+    """Totals of this attempt so far, for metrics that only grow. `left_out` are steps without finite numbers; `mfu` is
+    the share of the GPUs' peak."""
 
     tokens: int = 0
     rows: int = 0
@@ -32,6 +33,17 @@ class Counters:
     gradient_norm: float | None = None
     step_seconds: float | None = None
     fill: float | None = None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory:
+    """Memory of one GPU, which PyTorch numbers `gpu`: of tensors now and at most, and what is kept for them."""
+
+    gpu: int
+    allocated_bytes: int
+    reserved_bytes: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +62,7 @@ class Report:
     progress: Progress | None = None
     activity: Activity | None = None
     counters: Counters | None = None
+    memory: GpuMemory | None = None
     dataset: DatasetStats | None = None
     verification: Verification | None = None
     published: Published | None = None
@@ -68,8 +81,8 @@ class Report:
 class Reporter:
     """Sends reports on a file descriptor, or nowhere. `wall_clock` gives seconds since 1970.
 
-    With `failures_only` everything else is left to another process of the node. Each report is one write: lines of
-    several processes do not mix as long as they are shorter than a pipe's atomic 4096 bytes, and failures are.
+    With `failures_only` all but the memory of its GPU is left to another process of the node. Each report is one write:
+    lines of several processes do not mix as long as they are shorter than a pipe's atomic 4096 bytes, and these are.
     """
 
     def __init__(
@@ -108,7 +121,8 @@ class Reporter:
 
     def send(self, report: Report) -> None:
         """Send one line. Ends the process where the supervisor is gone: nobody would verify and publish the result."""
-        if self._descriptor is None or (self._failures_only and report.failure is None):
+        said_by_all = report.failure is not None or report.memory is not None
+        if self._descriptor is None or (self._failures_only and not said_by_all):
             return
         data = report.to_line().encode()
         try:

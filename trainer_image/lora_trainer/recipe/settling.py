@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
 from lora_trainer.contract.fit.by_weights import settled_by_weights
-from lora_trainer.contract.fit.devices import Gpu, found_gpu
+from lora_trainer.contract.fit.devices import Gpu, by_product, found_gpu
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
@@ -72,6 +72,16 @@ def _by_weights(config: TrainConfig, base: Base, device: Device, gpu: Gpu | None
         found = Quantization.NONE
     log.info("quantization: %s, by the weights: %s", found.value, why)
     return _quantized(config, found)
+
+
+def peak_share(shape: Shape | None, device: Device, ranks: Ranks) -> float | None:
+    """Share of the peak of all processes' GPUs that training one token a second takes, by 4N operations a token (see
+    `flops_per_token`); None where model or GPU are not known, and in fp32, of which no data sheet has a comparable
+    peak."""
+    gpu = by_product(device.name)
+    if shape is None or gpu is None or gpu.flops is None or device.dtype_name == "fp32":
+        return None
+    return 4 * shape.multiplied / (gpu.flops * ranks.world)
 
 
 def _gpu_of(device: Device) -> Gpu | None:

@@ -37,7 +37,7 @@ from lora_trainer.ranks.logs import with_error
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
-from lora_trainer.recipe.settling import Settled, settle
+from lora_trainer.recipe.settling import Settled, peak_share, settle
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
@@ -122,7 +122,7 @@ def run_training(
 
         reporter.phase(Phase.EVALUATING, resolved)
         curves = _curves(folder, saved if goes_on else None)
-        narrator = Narrator(reporter, device, curves)
+        narrator = Narrator(reporter, device, curves, peak_share(adviser.facts.shape, device, ranks))
         evaluation = Evaluator(
             adapted=adapted,
             data=data,

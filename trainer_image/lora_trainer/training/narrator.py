@@ -8,7 +8,7 @@ from lora_trainer.artifact.curve_records import MetricsFile
 from lora_trainer.contract.progress import Phase
 from lora_trainer.model.device import Device
 from lora_trainer.ranks.logs import duration, fields
-from lora_trainer.ranks.reports import Counters, Reporter
+from lora_trainer.ranks.reports import Counters, Report, Reporter
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.listener import Listener, Step
@@ -21,20 +21,24 @@ LONGEST_SILENCE_S = 60.0
 
 
 class Narrator(Listener):
-    """Reports to a supervisor, the curves and the log."""
+    """Reports to a supervisor, the curves and the log. `peak_share` is the share of the GPUs' peak that one token a
+    second takes, where that is known."""
 
     def __init__(
         self,
         reporter: Reporter,
         device: Device,
         curves: MetricsFile | None = None,
+        peak_share: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reporter = reporter
         self._curves = curves or MetricsFile(None)
         self._device = device
+        self._peak_share = peak_share
         self._clock = clock
         self._reported_at_s = self._logged_at_s = clock()
+        self._weighed_at_s: float | None = None
         self._tokens = self._rows = self._left_out = 0
         self._saves = self._failed_saves = self._halvings = 0
 
@@ -54,6 +58,7 @@ class Narrator(Listener):
             estimated_remaining_seconds=round(step.remaining_seconds),
             peak_memory_bytes=self._device.peak_memory_bytes(),
         )
+        self._weigh()
         self._curves.add(
             step.number,
             epoch=step.epoch,
@@ -112,6 +117,14 @@ class Narrator(Listener):
         self._halvings += 1
         self._reporter.smaller_micro_batches(budget.rows, accumulation, self._counters())
 
+    def _weigh(self) -> None:
+        """Report the GPU's memory, now and then."""
+        if self._weighed_at_s is not None and self._reported_at_s - self._weighed_at_s < SIGN_OF_LIFE_S:
+            return
+        self._weighed_at_s = self._reported_at_s
+        if memory := self._device.gpu_memory():
+            self._reporter.send(Report(memory=memory))
+
     def _counters(self, step: Step | None = None) -> Counters:
         return Counters(
             tokens=self._tokens,
@@ -123,6 +136,7 @@ class Narrator(Listener):
             gradient_norm=None if step is None else step.gradient_norm,
             step_seconds=None if step is None else step.seconds,
             fill=None if step is None else step.fill,
+            mfu=None if step is None or self._peak_share is None else step.tokens_per_second * self._peak_share,
         )
 
 
