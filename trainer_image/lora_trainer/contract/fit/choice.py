@@ -24,13 +24,13 @@ from lora_trainer.contract.fit.limits import (
     READS_WEIGHTS,
     TOKEN_BUDGET,
 )
-from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory, main_memory
+from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
 from lora_trainer.contract.fit.names import matches
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.fit.speed import SHARE, Speed, speed
 
 _LARGEST_HEAD = 256
-_REFERENCE = KNOWN[-1]
+REFERENCE = KNOWN[-1]
 """By whose peak and bandwidth settings are ordered on a device whose own are not known."""
 
 
@@ -207,7 +207,7 @@ def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Ite
     found = []
     for quantization in quantizations:
         for recompute in (False, True):
-            setting = setting_of(config, shape, _REFERENCE, quantization=quantization, recompute=recompute)
+            setting = setting_of(config, shape, REFERENCE, quantization=quantization, recompute=recompute)
             memory = gpu_memory(shape, adapter, setting)
             wanted = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
             default = quantization is config.quantization and config.training.activation_checkpointing is wanted
@@ -388,28 +388,6 @@ def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, sh
 
 def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, share: float) -> float:
     """Of a token, on the device or, where its speed is not known, on the reference."""
-    known = gpu if gpu.flops is not None else replace(_REFERENCE, packs=gpu.packs)
+    known = gpu if gpu.flops is not None else replace(REFERENCE, packs=gpu.packs)
     found = speed(shape, adapter, setting, known, share=share)
     return 1 / found.tokens_per_s if found else 0.0
-
-
-def pod_memory(
-    config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
-) -> int:
-    """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU.
-
-    A base that is divided is read there first. It stays pages of its files, but for experts, which are put together
-    from one tensor each: then the processes take turns, and one copy is there at a time.
-    """
-    setting = presumed(config, shape, load)
-    copies = setting.size * shape.experts if divided else 0
-    return copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
-
-
-def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
-    """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
-    cpu = config.device.gpus == 0
-    quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
-    recompute = recomputes(config, shape.parameters, cpu=cpu)
-    gpu = None if cpu else _REFERENCE
-    return setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)

@@ -11,13 +11,12 @@ from lora_trainer.contract.fit.choice import (
     Load,
     Option,
     choose,
-    pod_memory,
-    presumed,
     quantizes,
 )
 from lora_trainer.contract.fit.devices import Gpu, device_of, gib
 from lora_trainer.contract.fit.limits import FIT_SHARE
 from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
+from lora_trainer.contract.fit.pod import pod_memory, presumed
 from lora_trainer.contract.fit.remedies import LABELS, remedies
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.fit.speed import SHARE

@@ -1,0 +1,29 @@
+"""The main memory of a run's pods, and how a run computes where nothing tells its GPU."""
+
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.fit.adapter import Adapter
+from lora_trainer.contract.fit.choice import REFERENCE, Load, recomputes, setting_of
+from lora_trainer.contract.fit.memory import Setting, main_memory
+from lora_trainer.contract.fit.shape import Shape
+
+
+def pod_memory(
+    config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
+) -> int:
+    """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU.
+
+    A base that is divided is read there first. It stays pages of its files, but for experts, which are put together
+    from one tensor each: then the processes take turns, and one copy is there at a time.
+    """
+    setting = presumed(config, shape, load)
+    copies = setting.size * shape.experts if divided else 0
+    return copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
+
+
+def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
+    """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
+    cpu = config.device.gpus == 0
+    quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
+    recompute = recomputes(config, shape.parameters, cpu=cpu)
+    gpu = None if cpu else REFERENCE
+    return setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)
