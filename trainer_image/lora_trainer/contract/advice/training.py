@@ -233,7 +233,7 @@ RULES = (
         "spec.training.effectiveBatchSize up to 32: reading the weights and starting each operation take as long for "
         "a pack that is nearly empty",
         evidence=("A step gives each GPU some {tokens} tokens, {fill} of the {room} that a pack has room for",),
-        source="fit.md, What is counted (a pass takes at least as long as reading the weights)",
+        source="fit.md, What is counted",
         rule_of_thumb=True,
         check=_packs_not_filled,
     ),
