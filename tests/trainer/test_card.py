@@ -15,7 +15,7 @@ from lora_trainer.artifact.manifest import Form, Manifest, MergedModel, Serving
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Init, TrainConfig
 from lora_trainer.contract.summary import Results, Verification
-from lora_trainer.host.supervisor import success_sentence
+from lora_trainer.host.success import success_sentence
 from lora_trainer.result.card import model_card as card_of
 from lora_trainer.result.hyperparameters import camel_case, cell, leaves
 from lora_trainer.result.serving import TEMPLATE
