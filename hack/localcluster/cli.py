@@ -101,7 +101,7 @@ def _add_builds(commands: _Commands) -> None:
     build.add_argument(
         "--servers",
         action="store_true",
-        help="what tests need beside the cluster, as well: an S3 server, Kueue, Helm 4",
+        help="what tests need beside the cluster, as well: an S3 server, Kueue, ...",
     )
     pushed = _command(commands, "images", _images, "build the images and push them to the registry")
     _add_images(pushed)

@@ -24,6 +24,8 @@ KUEUE_VERSION = "0.17.0"
 JOBSET_VERSION = "0.10.1"
 KUBEFLOW_TRAINER_VERSION = "2.1.0"
 KWOK_VERSION = "0.7.0"
+# Without the plug-in for container runtimes of 0.8, which fails where there is none.
+KUBE_NETWORK_POLICIES_VERSION = "0.7.0"
 
 NODE_NAME = "node-1"
 # Addresses exist in the cluster's own network namespace only, so they cannot collide with the host's.

@@ -168,7 +168,16 @@ KWOK = Tool(
     packages=("sigs.k8s.io/kwok/cmd/kwok",),
 )
 """Plays nodes and their kubelets: a process on the host, beside any cluster."""
-SERVERS = (VERSITYGW, KUEUE, HELM4)
+ENFORCER = Tool(
+    name="enforcer",
+    module="sigs.k8s.io/kube-network-policies",
+    version=settings.KUBE_NETWORK_POLICIES_VERSION,
+    packages=("localcluster/enforcer",),
+    source=(Path(__file__).parent / "enforcer" / "main.go").read_text(encoding="utf-8"),
+    kubernetes=settings.KUBERNETES_VERSION,
+)
+"""The reference implementation of network policies, without a cluster."""
+SERVERS = (VERSITYGW, KUEUE, HELM4, ENFORCER)
 """What tests need beside the cluster's own parts."""
 
 
