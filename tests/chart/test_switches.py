@@ -1,10 +1,12 @@
 """What a switch of the chart renders, without a cluster: network policies, the rules on runs, the notes, helm test."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
-from tests.chart.matrix import NETWORK, POLICIES
+from tests.chart.matrix import MONITOR, NETWORK, POLICIES
 from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
 
 from lora_operator.views.names import QUEUE_LABEL, STAGES, child_labels
@@ -170,3 +172,46 @@ def test_the_sample_fits_the_values(hooks: Render) -> None:
     assert sample(config={"allowCPU": True})["spec"]["resources"] == {"gpus": 0}
     assert "labels" not in sample()["metadata"]
     assert QUEUE_LABEL in sample(policies=POLICIES)["metadata"]["labels"]
+
+
+NEXT: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"metrics": {"serviceMonitor": MONITOR}}, "nothing is scraped until a Prometheus selects the ServiceMonitor"),
+    ({"metrics": {"podMonitor": MONITOR}}, "-o jsonpath='{.items[*].spec.podMonitorSelector}'"),
+    ({"config": {"cacheClaim": "hub"}}, "Each namespace with runs needs the PersistentVolumeClaim hub."),
+    (
+        {"config": {"caBundleConfigMap": "ca"}, "imagePullSecrets": [{"name": "registry"}]},
+        "Each namespace with runs needs the ConfigMap ca with ca.crt, the Secret registry.",
+    ),
+    ({"trainer": {"serviceAccountName": "identity"}}, "needs the ServiceAccount identity."),
+    ({"watch": LISTED}, "kubectl -n team-a create rolebinding lora-edit --role=lora-edit --group="),
+    ({"rbac": {"create": False}}, "grant the service account lora the rights that docs/install.md lists"),
+    ({"replicas": 0}, "replicas is 0: no operator runs."),
+    ({"policies": POLICIES}, "kubectl describe validatingadmissionpolicy lora-runs"),
+    ({"policies": POLICIES}, "In the run above model.uri must begin with hf://acme/ or pvc://models/."),
+    ({"networkPolicy": NETWORK}, "is to be applied in each namespace with runs:"),
+    ({"networkPolicy": NETWORK}, "it has an effect only where the network plugin enforces policies"),
+)
+
+
+# Helm prints notes where there is a cluster; an object of the user's own may hold what the notes are made of.
+NOTES = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "notes"},
+    "data": {"next": '{{ include "lora-operator.nextSteps" . | b64enc }}'},
+}
+
+
+def next_steps(render: Render, **values: Any) -> str:
+    """The end of the notes."""
+    secret = only(render(**values, extraObjects=[NOTES]), "Secret")
+    return base64.b64decode(secret["data"]["next"] or "").decode()
+
+
+@pytest.mark.parametrize(("values", "sentence"), NEXT)
+def test_the_notes_name_the_next_step_for_what_is_switched_on(
+    render: Render, values: dict[str, Any], sentence: str
+) -> None:
+    """With the command to type, where there is one; by default there is none."""
+    assert sentence in next_steps(render, **values)
+    assert next_steps(render) == ""
