@@ -81,10 +81,10 @@ def test_every_two_choices_install_and_follow_each_other(target: Target, prometh
         target.install(values=merged(values, {"crds": {"keep": True}}))
         manifest = client.helm("get", "manifest", RELEASE, f"--namespace={target.system}")
         tests = client.helm("get", "hooks", RELEASE, f"--namespace={target.system}")
-        for spec in pods_of([o for text in (manifest, tests) for o in yaml.safe_load_all(text) if o]):
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
+        for found in pods_of([o for text in (manifest, tests) for o in yaml.safe_load_all(text) if o]):
             # Its account may be a given one, or come with helm test alone.
-            pod["spec"]["serviceAccountName"] = "default"
+            spec = {**found, "serviceAccountName": "default"}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
             client.kubectl(
                 "create", "--dry-run=server", f"--namespace={target.system}", "-f", "-", stdin=json.dumps(pod)
             )
