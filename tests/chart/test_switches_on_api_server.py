@@ -363,3 +363,4 @@ def test_helm_test_finds_a_whole_installation_whole_and_says_what_is_missing(
             assert test.returncode != 0, said
     job = client.get("job", f"{RELEASE}-test", here)
     assert job["status"]["failed"] == 1
+    client.kubectl("delete", "job", f"{RELEASE}-test", here, "--cascade=foreground")

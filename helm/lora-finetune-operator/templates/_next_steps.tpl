@@ -20,8 +20,8 @@
 {{- $namespace := (lookup "v1" "Namespace" "" $root.Release.Namespace).metadata | default dict }}
 {{- $found := "" }}
 {{- range $prometheus := .prometheuses }}
-{{- $monitors := include "lora-operator.selects" (dict "selector" (get $prometheus.spec (printf "%sSelector" $.prefix)) "labels" $.labels) }}
-{{- $place := get $prometheus.spec (printf "%sNamespaceSelector" $.prefix) }}
+{{- $monitors := include "lora-operator.selects" (dict "selector" (index $prometheus.spec (printf "%sSelector" $.prefix)) "labels" $.labels) }}
+{{- $place := index $prometheus.spec (printf "%sNamespaceSelector" $.prefix) }}
 {{- $near := eq $prometheus.metadata.namespace $root.Release.Namespace }}
 {{- if not (kindIs "invalid" $place) }}
 {{- $names := merge (dict "kubernetes.io/metadata.name" $root.Release.Namespace) ($namespace.labels | default dict) }}
@@ -52,7 +52,7 @@ which would end the installation: they are looked at only by who creates objects
     kubectl get prometheus -A -o jsonpath='{.items[*].spec.{{ $prefix }}Selector}'
 {{- else if not (include "lora-operator.isScraped" (dict "root" $ "prometheuses" $prometheuses "prefix" $prefix "labels" $labels)) }}
 
-* metrics.{{ $prefix }}: NO Prometheus of this cluster selects the {{ $kind }}, so nothing is scraped. Set metrics.{{ $prefix }}.additionalLabels to what yours selects by{{ with (first $prometheuses).spec }}, as in {{ get . (printf "%sSelector" $prefix) | toJson }} in the namespaces {{ get . (printf "%sNamespaceSelector" $prefix) | toJson }}{{ end }}.
+* metrics.{{ $prefix }}: NO Prometheus of this cluster selects the {{ $kind }}, so nothing is scraped. Set metrics.{{ $prefix }}.additionalLabels to what yours selects by{{ with (first $prometheuses).spec }}, as in {{ index . (printf "%sSelector" $prefix) | toJson }} in the namespaces {{ index . (printf "%sNamespaceSelector" $prefix) | toJson }}{{ end }}.
 {{- else }}
 
 * metrics.{{ $prefix }}: a Prometheus of this cluster selects the {{ $kind }}; docs/metrics.md lists what it finds.
