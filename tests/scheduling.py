@@ -24,7 +24,12 @@ FULL_CLUSTER = "the full cluster"
 """The unit of all tests on it: they install charts, offer GPUs and kill its kubelet."""
 
 _ON_FULL_CLUSTER = ("tests/cluster/", "tests/e2e/")
-_ON_CONTROL_PLANE = ("tests/component/", "tests/faults/", "tests/chart/test_chart_on_api_server.py")
+_ON_CONTROL_PLANE = (
+    "tests/component/",
+    "tests/faults/",
+    "tests/chart/test_chart_on_api_server.py",
+    "tests/chart/test_switches_on_api_server.py",
+)
 # A cluster of its own beside the others.
 _BESIDE = "tests/cluster/test_local_cluster_life.py"
 # The files that take much longer than others with as many tests begin first, in this order.

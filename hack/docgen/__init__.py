@@ -6,6 +6,6 @@ docs/faults.md                                          from the fault matrix, t
 docs/states.md                                          from operator/lora_operator/decision/states.py and vocabulary.py
 the table of reasons in docs/operator.md                from operator/lora_operator/decision/vocabulary.py
 docs/metrics.md                                         from the metrics' registries
-the table of values in docs/install.md                  from the chart's values.yaml and values.schema.json
+helm/lora-finetune-operator/README.md                   from the chart's Chart.yaml, values.yaml and values.schema.json
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from crds/lorafinetunes.yaml
 """

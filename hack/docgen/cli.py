@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from docgen import advice_page, api_reference, chart_values, fault_matrix, metrics_reference, schema, states_page
+from docgen import advice_page, api_reference, chart_readme, fault_matrix, metrics_reference, schema, states_page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = Path("helm/lora-finetune-operator")
@@ -34,7 +34,8 @@ def outputs() -> dict[Path, str]:
     """Every generated file with the text that it should have."""
     definition = REPOSITORY / DEFINITION
     example = _read(Path("examples/minimal.yaml"))
-    install, operator = Path("docs/install.md"), Path("docs/operator.md")
+    operator = Path("docs/operator.md")
+    chart = yaml.safe_load(_read(CHART / "Chart.yaml"))
     values = yaml.safe_load(_read(CHART / "values.yaml"))
     values_schema = json.loads(_read(CHART / "values.schema.json"))
     return {
@@ -45,7 +46,7 @@ def outputs() -> dict[Path, str]:
         Path("docs/metrics.md"): metrics_reference.render(),
         Path("docs/api-reference.md"): api_reference.render(schema.load(definition), example),
         CHART / "files/lorafinetunes.yaml": definition.read_text(encoding="utf-8"),
-        install: chart_values.insert(_read(install), values, values_schema),
+        CHART / "README.md": chart_readme.render(chart, values, values_schema, str(CHART)),
     }
 
 

@@ -98,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_builds(commands: _Commands) -> None:
     build = _command(commands, "build", _build, "build Kubernetes and the images at the same time; start nothing")
     _add_images(build)
-    build.add_argument("--servers", action="store_true", help="the S3 server and Kueue, which tests talk to, as well")
+    build.add_argument(
+        "--servers",
+        action="store_true",
+        help="what tests need beside the cluster, as well: an S3 server, Kueue, ...",
+    )
     pushed = _command(commands, "images", _images, "build the images and push them to the registry")
     _add_images(pushed)
     pushed.add_argument("--json", action="store_true", help="print the references as JSON")

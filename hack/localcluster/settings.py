@@ -15,8 +15,9 @@ KUBERNETES_VERSION = "1.34.4"
 # What this Kubernetes is released with. With one before 3.4.31 or 3.5.13, Debian's for instance, each list is read from
 # etcd instead of the API server's own cache: ten times the CPU, and streamed lists are refused.
 ETCD_VERSION = "3.6.5"
-# The one that is built on the libraries of this Kubernetes: a newer one compiles a second set of them, for minutes.
+# The ones that are built on the libraries of this Kubernetes: a newer one compiles a second set of them, for minutes.
 HELM_VERSION = "3.19.5"
+HELM4_VERSION = "4.0.5"
 COREDNS_VERSION = "1.12.4"
 VERSITYGW_VERSION = "1.8.0"
 KUEUE_VERSION = "0.17.0"
@@ -24,6 +25,8 @@ JOBSET_VERSION = "0.10.1"
 KUBEFLOW_TRAINER_VERSION = "2.1.0"
 KWOK_VERSION = "0.7.0"
 PROMETHEUS_OPERATOR_VERSION = "0.85.0"
+# Without the plug-in for container runtimes of 0.8, which fails where there is none.
+KUBE_NETWORK_POLICIES_VERSION = "0.7.0"
 
 NODE_NAME = "node-1"
 # Addresses exist in the cluster's own network namespace only, so they cannot collide with the host's.

@@ -32,6 +32,7 @@ _KUBERNETES_COMMANDS = (
     "kube-proxy",
 )
 _MAJOR_VERSION = re.compile(r"/v[0-9]+$")
+_HELM_STAMPED = {"3": ("lint/rules", "chartutil"), "4": ("chart/v2/lint/rules", "chart/common")}
 _STAGING_MODULE = re.compile(r"^\t(k8s\.io/[a-z-]+) v0\.0\.0$", re.MULTILINE)
 _REQUIREMENT = re.compile(r"^\t(\S+) (v\S+)(?: // indirect)?$", re.MULTILINE)
 # What the Corefile of the local cluster names.
@@ -92,16 +93,17 @@ def kubernetes(version: str = settings.KUBERNETES_VERSION) -> Tool:
 
 
 def helm(version: str = settings.HELM_VERSION) -> Tool:
-    module = "helm.sh/helm/v3"
+    release = version.partition(".")[0]
+    module = f"helm.sh/helm/v{release}"
     major, minor, _ = settings.KUBERNETES_VERSION.split(".")
     # Without them `helm template` and `helm lint` take Kubernetes for 1.20.
     stamps = [
         f"-X {module}/pkg/{package}.k8sVersion{part}={value}"
-        for package in ("lint/rules", "chartutil")
+        for package in _HELM_STAMPED[release]
         for part, value in (("Major", major), ("Minor", minor))
     ]
     return Tool(
-        name="helm",
+        name="helm" if release == "3" else f"helm{release}",
         module=module,
         version=version,
         packages=(f"{module}/cmd/helm",),
@@ -113,6 +115,8 @@ def helm(version: str = settings.HELM_VERSION) -> Tool:
 
 
 HELM = helm()
+HELM4 = helm(settings.HELM4_VERSION)
+"""The chart's tests run under both."""
 ETCD = Tool(
     name="etcd",
     module="go.etcd.io/etcd/server/v3",
@@ -171,8 +175,17 @@ PROMETHEUS_OPERATOR = Tool(
     packages=("github.com/prometheus-operator/prometheus-operator/cmd/operator",),
 )
 """Its definitions, which the chart's monitors are held against."""
-SERVERS = (VERSITYGW, KUEUE)
-"""What tests talk to beside the cluster's own parts."""
+ENFORCER = Tool(
+    name="enforcer",
+    module="sigs.k8s.io/kube-network-policies",
+    version=settings.KUBE_NETWORK_POLICIES_VERSION,
+    packages=("localcluster/enforcer",),
+    source=(Path(__file__).parent / "enforcer" / "main.go").read_text(encoding="utf-8"),
+    kubernetes=settings.KUBERNETES_VERSION,
+)
+"""The reference implementation of network policies, without a cluster."""
+SERVERS = (VERSITYGW, KUEUE, HELM4, ENFORCER)
+"""What tests need beside the cluster's own parts."""
 
 
 def available() -> dict[str, Tool]:

@@ -15,6 +15,7 @@ from lora_operator.running.explain_command import FORMS, ExplainError, explain, 
 from lora_operator.running.operate import operate
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.running.verify_command import Installation, VerifyError, parse_account, verify
 from lora_operator.views.config import OperatorConfig, load_config
 from lora_trainer.contract.codec import CodecError
 
@@ -26,10 +27,10 @@ MOUNTED_CONFIG = Path("/etc/lora-operator/config.yaml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the operator, or explain one LoRAFineTune.
+    """Run the operator, explain one LoRAFineTune, or verify the installation.
 
-    Returns 0 after SIGTERM or an explanation, 2 for arguments or a configuration that cannot be read, 1 for everything
-    else.
+    Returns 0 after SIGTERM, an explanation or a good verification, 2 for arguments or a configuration that cannot be
+    read, 1 for everything else.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"lora-operator: There is no {path}: name the settings by --config or {CONFIG_VARIABLE}\n")
     except (CodecError, OSError) as error:
         parser.exit(2, f"lora-operator: {error}\n")
+    if options.command == "verify":
+        return _verify(options, config)
     return _explain(options, config, bare=bare) if explains else _operate(config)
 
 
@@ -70,8 +73,19 @@ def _explain(options: argparse.Namespace, config: OperatorConfig, *, bare: bool)
     return 0
 
 
+def _verify(options: argparse.Namespace, config: OperatorConfig) -> int:
+    try:
+        account = parse_account(options.account)
+        installation = Installation(account=account, sample=options.sample, metrics_url=options.metrics)
+        asyncio.run(verify(installation, config))
+    except VerifyError as error:
+        sys.stderr.write(f"lora-operator: {error}\n")
+        return 1
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    text = "Run LoRAFineTune resources as Jobs, or explain one."
+    text = "Run LoRAFineTune resources as Jobs, explain one, or verify the installation."
     parser = argparse.ArgumentParser(prog="lora-operator", description=text)
     settings = f"YAML file of settings (default: ${CONFIG_VARIABLE}, else {MOUNTED_CONFIG})"
     parser.add_argument("--config", type=Path, metavar="FILE", help=settings)
@@ -80,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help=what, description=what[0].upper() + what[1:])
     command.add_argument("place", metavar="NAMESPACE/NAME")
     command.add_argument("--output", "-o", choices=sorted(FORMS), default="text", help="form of the answer")
+    command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=settings)
+    what = "say whether the operator's account has its rights, a sample is accepted and a leader is there"
+    command = commands.add_parser("verify", help=what, description=what[0].upper() + what[1:])
+    command.add_argument("--account", required=True, metavar="NAMESPACE/NAME", help="the operator's service account")
+    command.add_argument("--sample", required=True, type=Path, metavar="FILE", help="a LoRAFineTune for a dry run")
+    command.add_argument("--metrics", default="", metavar="URL", help="of the operator's /metrics; empty: not asked")
     command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=settings)
     return parser
 

@@ -1,24 +1,22 @@
-"""Helm, and the chart rendered by it."""
+"""Helm 3 and 4, and the chart rendered by them."""
 
 import functools
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.chart.matrix import IMAGES, merged
+from tests.chart.target import CHART, Target, make_target
 
 from localcluster import settings, tools
+from localcluster.client import Client
 from localcluster.console import Console
 
-CHART = Path(__file__).resolve().parents[2] / "helm/lora-finetune-operator"
-IMAGES = {
-    "image": {"repository": "registry.example.com/operator"},
-    "trainer": {"image": {"repository": "registry.example.com/trainer"}},
-}
 Manifest = dict[str, Any]
 
 
@@ -45,25 +43,15 @@ class Helm:
         return self.attempt(*command, "--values", "-", stdin=yaml.safe_dump(merged(IMAGES, values)))
 
 
-def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as Helm merges them: maps key by key, anything else replaced."""
-    result = dict(base)
-    for key, value in change.items():
-        before = result.get(key)
-        nested = isinstance(value, dict) and isinstance(before, dict)
-        result[key] = merged(before, value) if nested and isinstance(before, dict) else value
-    return result
+@pytest.fixture(scope="session", params=[tools.HELM, tools.HELM4], ids=["helm3", "helm4"])
+def helm(request: pytest.FixtureRequest) -> Helm:
+    """One of the project's own Helms, built on first use."""
+    return Helm(binary=tools.ensure(request.param, settings.cache_directory(), Console()) / "helm")
 
 
 @pytest.fixture(scope="session")
-def helm() -> Helm:
-    """The project's own Helm, built on first use."""
-    return Helm(binary=tools.ensure(tools.HELM, settings.cache_directory(), Console()) / "helm")
-
-
-@pytest.fixture(scope="session")
-def render(helm: Helm) -> Callable[..., list[Manifest]]:
-    """Objects that the chart renders with these values."""
+def documents(helm: Helm) -> Callable[..., list[Manifest]]:
+    """Objects that the chart renders with these values, those of its hooks included."""
 
     @functools.cache
     def text(values: str) -> str:
@@ -75,3 +63,26 @@ def render(helm: Helm) -> Callable[..., list[Manifest]]:
         return [document for document in yaml.safe_load_all(text(json.dumps(values, sort_keys=True))) if document]
 
     return rendered
+
+
+@pytest.fixture(scope="session")
+def render(documents: Callable[..., list[Manifest]]) -> Callable[..., list[Manifest]]:
+    """Objects that are installed with these values."""
+    return lambda **values: [document for document in documents(**values) if not _is_hook(document)]
+
+
+@pytest.fixture(scope="session")
+def hooks(documents: Callable[..., list[Manifest]]) -> Callable[..., list[Manifest]]:
+    """Objects of `helm test` with these values."""
+    return lambda **values: [document for document in documents(**values) if _is_hook(document)]
+
+
+@pytest.fixture(scope="module")
+def target(control_plane: Client, helm: Helm) -> Iterator[Target]:
+    """Namespaces of the module's own on the control plane, and this Helm for its release there."""
+    with make_target(control_plane, helm.binary.parent) as made:
+        yield made
+
+
+def _is_hook(document: Manifest) -> bool:
+    return "helm.sh/hook" in document["metadata"].get("annotations", {})

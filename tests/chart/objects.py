@@ -18,3 +18,8 @@ def pod_of(objects: list[Manifest]) -> Manifest:
 
 def settings_of(objects: list[Manifest]) -> str:
     return str(only(objects, "ConfigMap")["data"]["config.yaml"])
+
+
+def pods_of(objects: list[Manifest]) -> list[Manifest]:
+    """Pods of the operator and of helm test."""
+    return [o["spec"]["template"]["spec"] for o in objects if o["kind"] in ("Deployment", "Job")]

@@ -1,70 +1,13 @@
 """The chart installed, upgraded and removed through a real API server; no node runs its pod here."""
 
 import json
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import pytest
 import yaml
+from tests.chart.target import RELEASE, Target
 
-from localcluster.client import Client
 from localcluster.processes import wait_until
 
-CHART = Path(__file__).resolve().parents[2] / "helm/lora-finetune-operator"
-RELEASE = "lora-chart-test"
 LORA = "lora-operator.io"
-IMAGES = (
-    "--set=image.repository=registry.example.com/operator",
-    "--set=trainer.image.repository=registry.example.com/trainer",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """The operator's namespace, which enforces the restricted Pod Security Standard, and that of a team with runs."""
-
-    client: Client
-    system: str
-    team: str
-
-    def install(self, *flags: str) -> str:
-        """`helm upgrade --install`; the definition may be there already, put by kubectl."""
-        release = ("upgrade", "--install", RELEASE, str(CHART), f"--namespace={self.system}", "--take-ownership")
-        return self.client.helm(*release, *IMAGES, *flags)
-
-    def uninstall(self) -> None:
-        self.client.helm("uninstall", RELEASE, f"--namespace={self.system}", "--ignore-not-found")
-
-    def may(self, verb: str, what: str, namespace: str, *, name: str = "") -> bool:
-        """Whether the operator has a right; `what` is group/resource or group/resource/subresource."""
-        group, resource, subresource = (*what.split("/"), "")[:3]
-        attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
-            "spec": {
-                "user": f"system:serviceaccount:{self.system}:{RELEASE}",
-                "resourceAttributes": {**attributes, "namespace": namespace, "name": name},
-            },
-        }
-        answer = json.loads(self.client.kubectl("create", "-f", "-", "--output=json", stdin=json.dumps(review)))
-        return bool(answer["status"]["allowed"])
-
-
-@pytest.fixture(scope="module")
-def target(control_plane: Client) -> Iterator[Target]:
-    """Two namespaces, removed afterwards with what is left of the release."""
-    unique = uuid.uuid4().hex[:8]
-    made = Target(client=control_plane, system=f"chart-{unique}", team=f"team-{unique}")
-    for name in (made.system, made.team):
-        control_plane.kubectl("create", "namespace", name)
-    control_plane.kubectl("label", "namespace", made.system, "pod-security.kubernetes.io/enforce=restricted")
-    yield made
-    made.uninstall()
-    for name in (made.system, made.team):
-        control_plane.kubectl("delete", "namespace", name, "--wait=false")
 
 
 def sample(notes: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from docgen import chart_values, cli
+from docgen import chart_readme, cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ def test_a_stale_file_is_named_and_renewed(
 ) -> None:
     """--check changes nothing and names the file; without it the file is written again."""
     sources = ("crds/lorafinetunes.yaml", "examples/minimal.yaml", *map(str, cli.outputs()))
-    for name in (*sources, *(str(cli.CHART / file) for file in ("values.yaml", "values.schema.json"))):
+    for name in (*sources, *(str(cli.CHART / file) for file in ("Chart.yaml", "values.yaml", "values.schema.json"))):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((REPOSITORY / name).read_text())
     monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
@@ -37,8 +37,10 @@ def test_a_stale_file_is_named_and_renewed(
 
 def test_a_value_without_description_stops_the_generator() -> None:
     """A value that the schema does not know cannot slip into the chart."""
-    page = chart_values.BEGIN + chart_values.END
+    chart = {"name": "c", "description": "d", "version": "1", "appVersion": "1", "kubeVersion": ">=1.31.0-0"}
+    assert "needs Kubernetes 1.31.0 or later" in chart_readme.render(chart, {}, {"properties": {}}, "c")
     with pytest.raises(KeyError, match="new"):
-        chart_values.insert(page, {"new": 1}, {"properties": {}})
-    with pytest.raises(ValueError, match="lacks the marks"):
-        chart_values.insert("no marks", {}, {"properties": {}})
+        chart_readme.render(chart, {"new": 1}, {"properties": {}}, "c")
+    group = {"properties": {"group": {"description": "A group.", "properties": {}}}}
+    with pytest.raises(KeyError, match="new"):
+        chart_readme.render(chart, {"group": {"new": 1}}, group, "c")

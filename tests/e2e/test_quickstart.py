@@ -11,6 +11,7 @@ from tests.e2e.conftest import Installed
 from tests.e2e.support import CLAIM, SLOW, finetune, long_rows, pods, rows, status, verdict, wait_end
 
 from demoflow.ask import QUESTIONS
+from demoflow.run import RELEASE, RELEASE_NAMESPACE
 from localcluster.client import CommandError
 from lora_operator.views.names import CONFIG_ANNOTATION
 
@@ -103,6 +104,14 @@ def test_the_operators_metrics_are_well_formed_and_tell_the_run(
     assert [float(line.split()[-1]) for line in loss] == [
         pytest.approx(float(finished["status"]["results"]["evalLossAfter"]), abs=1e-3)
     ]
+
+
+def test_helm_test_finds_the_installation_whole(installed: Installed) -> None:
+    """By its own pod: the operator's rights, the sample and a leader, after which nothing of the test is left."""
+    here = f"--namespace={RELEASE_NAMESPACE}"
+    assert "Succeeded" in installed.client.helm("test", RELEASE, here, "--timeout=60s")
+    of_the_test = "--selector=app.kubernetes.io/component=test"
+    assert installed.client.get("jobs,configmaps,serviceaccounts", here, of_the_test)["items"] == []
 
 
 @pytest.mark.fault("C3.node")

@@ -50,10 +50,20 @@ def test_what_down_deletes_holds_neither_volumes_nor_images() -> None:
 def test_the_key_of_a_tool_changes_with_its_version_and_its_flags() -> None:
     """A binary in the cache is what the key says, always."""
     keys = {tools.kubernetes("1.34.4").key, tools.kubernetes("1.34.5").key, tools.helm("3.22.0").key}
-    keys |= {tools.helm("3.22.1").key}
-    assert len(keys) == 4
+    keys |= {tools.helm("3.22.1").key, tools.helm("4.0.5").key}
+    assert len(keys) == 5
     assert tools.kubernetes("1.34.4").key == tools.kubernetes("1.34.4").key
     assert "gitMinor=34" in tools.kubernetes("1.34.4").linker_flags
+
+
+def test_both_helms_take_themselves_for_what_they_are_and_for_built_with_this_kubernetes() -> None:
+    """Without the flags `helm template` renders for Kubernetes 1.20; their folders and locks are apart."""
+    for tool, release in ((tools.HELM, "3"), (tools.HELM4, "4")):
+        assert tool.module == f"helm.sh/helm/v{release}"
+        assert f"-X {tool.module}/internal/version.version=v{release}." in tool.linker_flags
+        assert tool.linker_flags.count("k8sVersionMinor=34") == 2
+        assert tool.commands == ("helm",)
+    assert tools.HELM.name != tools.HELM4.name
 
 
 def test_the_module_of_kubernetes_replaces_every_staging_module() -> None:

@@ -15,6 +15,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
+{{/* Of the Job of `helm test`. */}}
+{{- define "lora-operator.testLabels" -}}
+app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end -}}
+
 {{- define "lora-operator.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "lora-operator.selectorLabels" . }}
@@ -39,6 +46,55 @@ app.kubernetes.io/part-of: lora-operator
 {{- else -}}
 {{- printf "%s:%s" $repository (.image.tag | default .root.Chart.AppVersion) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* What the restricted Pod Security Standard asks of a pod, and of its container. */}}
+{{- define "lora-operator.podSecurityContext" -}}
+runAsNonRoot: true
+{{- with .Values.securityContext.runAsUser }}
+runAsUser: {{ . | int64 }}
+{{- end }}
+{{- with .Values.securityContext.runAsGroup }}
+runAsGroup: {{ . | int64 }}
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "lora-operator.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Where pods of the operator's image may run. */}}
+{{- define "lora-operator.placement" -}}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" }}
+{{- with index $.Values $field }}
+{{ $field }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A first run, which fits the values; the notes print it, and `helm test` tries it. */}}
+{{- define "lora-operator.sample" -}}
+apiVersion: lora-operator.io/v1alpha1
+kind: LoRAFineTune
+metadata:
+  name: first-run
+  {{- if and .Values.policies.enabled .Values.policies.requireQueue }}
+  labels: {kueue.x-k8s.io/queue-name: your-queue}
+  {{- end }}
+spec:
+  model: {uri: "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}
+  dataset: {uri: "configmap://first-data/train.jsonl", validationFraction: "0.25"}
+  training: {maxSteps: 10, effectiveBatchSize: 4}
+  {{- if .Values.config.allowCPU }}
+  resources: {gpus: 0}
+  {{- end }}
+  output: {uri: "pvc://adapters/first-run"}
 {{- end -}}
 
 {{/* Not empty where the operators elect a leader. */}}

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lora_operator.cluster.api import (
     EVENTS,
@@ -42,6 +43,23 @@ class Right:
     def __str__(self) -> str:
         group = f".{self.resource.group}" if self.resource.group else ""
         return f"{self.verb} {self.resource.plural}{group}" + (f"/{self.subresource}" if self.subresource else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A service account whose rights somebody else looks for."""
+
+    namespace: str
+    name: str
+
+    def review(self, namespace: str) -> tuple[str, Mapping[str, Any]]:
+        """Path, and spec without the question, of a review of its rights in a namespace or, if empty, everywhere."""
+        spec = {
+            "user": f"system:serviceaccount:{self.namespace}:{self.name}",
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{self.namespace}", "system:authenticated"],
+        }
+        place = f"namespaces/{namespace}/localsubjectaccessreviews" if namespace else "subjectaccessreviews"
+        return place, spec
 
 
 def _rights(resource: Resource, *verbs: str) -> tuple[Right, ...]:
@@ -88,6 +106,13 @@ async def check_rights(api: Api, namespaces: Sequence[str], rights: Sequence[Rig
     return [namespace for namespace, missing in shortages.items() if any(map(_is_sight, missing))]
 
 
+async def shortage(api: Api, account: Account, namespaces: Sequence[str], rights: Sequence[Right]) -> str:
+    """A sentence where an account lacks one of these rights, by reviews that whoever asks must be allowed to create."""
+    found = {namespace: await _missing(api, rights, namespace, account) for namespace in namespaces or [""]}
+    shortages = {namespace: missing for namespace, missing in found.items() if missing}
+    return _shortage(shortages) if shortages else ""
+
+
 async def can_look_after(api: Api, namespace: str, rights: Sequence[Right]) -> bool:
     """Whether no right to list or watch is missing in a namespace."""
     return not await _missing(api, list(filter(_is_sight, rights)), namespace)
@@ -98,8 +123,8 @@ def _is_sight(right: Right) -> bool:
     return right.verb in ("list", "watch") and right.resource is not EVENTS
 
 
-async def _missing(api: Api, rights: Sequence[Right], namespace: str) -> list[Right]:
-    allowed = await asyncio.gather(*(_is_allowed(api, right, namespace) for right in rights))
+async def _missing(api: Api, rights: Sequence[Right], namespace: str, account: Account | None = None) -> list[Right]:
+    allowed = await asyncio.gather(*(_is_allowed(api, right, namespace, account=account) for right in rights))
     return [right for right, yes in zip(rights, allowed, strict=True) if not yes]
 
 
@@ -117,11 +142,12 @@ def _where(namespace: str) -> str:
     return f"in namespace {namespace}" if namespace else "in the whole cluster"
 
 
-async def check_lease(api: Api, namespace: str, name: str) -> None:
+async def check_lease(api: Api, namespace: str, name: str, account: Account | None = None) -> None:
     """Raise `SelfCheckError` where a right on the Lease is missing, `UnreachableError` where nothing answers."""
     # A Lease that does not exist yet has no name by which a role could allow to create it.
     named = {right: "" if right.verb == "create" else name for right in LEASE_RIGHTS}
-    allowed = await asyncio.gather(*(_is_allowed(api, right, namespace, named[right]) for right in LEASE_RIGHTS))
+    reviews = (_is_allowed(api, right, namespace, named[right], account=account) for right in LEASE_RIGHTS)
+    allowed = await asyncio.gather(*reviews)
     missing = [str(right) for right, yes in zip(LEASE_RIGHTS, allowed, strict=True) if not yes]
     if missing:
         raise SelfCheckError(
@@ -152,7 +178,9 @@ async def check_definition(api: Api) -> None:
         )
 
 
-async def _is_allowed(api: Api, right: Right, namespace: str, name: str = "") -> bool:
+async def _is_allowed(
+    api: Api, right: Right, namespace: str, name: str = "", *, account: Account | None = None
+) -> bool:
     attributes = {
         "verb": right.verb,
         "group": right.resource.group,
@@ -162,10 +190,19 @@ async def _is_allowed(api: Api, right: Right, namespace: str, name: str = "") ->
         "namespace": namespace,
         "name": name,
     }
+    place, subject = account.review(namespace) if account is not None else ("selfsubjectaccessreviews", {})
+    kind = (
+        "SelfSubjectAccessReview"
+        if account is None
+        else "LocalSubjectAccessReview"
+        if namespace
+        else "SubjectAccessReview"
+    )
     review = {
         "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": {key: value for key, value in attributes.items() if value}},
+        "kind": kind,
+        "metadata": {"namespace": namespace} if kind.startswith("Local") else {},
+        "spec": {**subject, "resourceAttributes": {key: value for key, value in attributes.items() if value}},
     }
-    answer = await api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review)
+    answer = await api.request("POST", f"/apis/authorization.k8s.io/v1/{place}", body=review)
     return bool(answer.get("status", {}).get("allowed"))

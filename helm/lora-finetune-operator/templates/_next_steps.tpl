@@ -1,0 +1,115 @@
+{{/* Whether a label selector takes these labels, as Kubernetes defines it: `true` or nothing. A null selector takes none. */}}
+{{- define "lora-operator.selects" -}}
+{{- $labels := .labels }}
+{{- $good := not (kindIs "invalid" .selector) }}
+{{- with .selector }}
+{{- range $key, $value := .matchLabels }}
+{{- if ne (get $labels $key) $value }}{{ $good = false }}{{ end }}
+{{- end }}
+{{- range .matchExpressions }}
+{{- $held := and (hasKey $labels .key) (or (not (has .operator (list "In" "NotIn"))) (has (get $labels .key) .values)) }}
+{{- if ne $held (has .operator (list "In" "Exists")) }}{{ $good = false }}{{ end }}
+{{- end }}
+{{- end }}
+{{- if $good }}true{{ end }}
+{{- end -}}
+
+{{/* Whether a Prometheus of the cluster takes a monitor. Call with a dict: root, prometheuses, prefix, labels. */}}
+{{- define "lora-operator.isScraped" -}}
+{{- $root := .root }}
+{{- $namespace := (lookup "v1" "Namespace" "" $root.Release.Namespace).metadata | default dict }}
+{{- $found := "" }}
+{{- range $prometheus := .prometheuses }}
+{{- $monitors := include "lora-operator.selects" (dict "selector" (index $prometheus.spec (printf "%sSelector" $.prefix)) "labels" $.labels) }}
+{{- $place := index $prometheus.spec (printf "%sNamespaceSelector" $.prefix) }}
+{{- $near := eq $prometheus.metadata.namespace $root.Release.Namespace }}
+{{- if not (kindIs "invalid" $place) }}
+{{- $names := merge (dict "kubernetes.io/metadata.name" $root.Release.Namespace) ($namespace.labels | default dict) }}
+{{- $near = include "lora-operator.selects" (dict "selector" $place "labels" $names) | eq "true" }}
+{{- end }}
+{{- if and $monitors $near }}{{ $found = "true" }}{{ end }}
+{{- end }}
+{{- $found }}
+{{- end -}}
+
+{{/*
+A sentence on each monitor. Who installs in listed namespaces alone may not be allowed to list the cluster's Prometheuses,
+which would end the installation: they are looked at only by who creates objects of the whole cluster.
+*/}}
+{{- define "lora-operator.monitorNotes" -}}
+{{- $name := include "lora-operator.fullname" . }}
+{{- $prometheuses := list }}
+{{- if and (or .Values.crds.install (not .Values.watch.namespaces)) (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/Prometheus") }}
+{{- $prometheuses = (lookup "monitoring.coreos.com/v1" "Prometheus" "" "").items | default list }}
+{{- end }}
+{{- range $kind, $prefix := dict "ServiceMonitor" "serviceMonitor" "PodMonitor" "podMonitor" }}
+{{- $value := index $.Values.metrics $prefix }}
+{{- if $value.enabled }}
+{{- $labels := merge (include "lora-operator.labels" $ | fromYaml) $value.additionalLabels }}
+{{- if not $prometheuses }}
+
+* metrics.{{ $prefix }}: nothing is scraped until a Prometheus selects the {{ $kind }} by its labels. This shows by which yours selects, for metrics.{{ $prefix }}.additionalLabels:
+    kubectl get prometheus -A -o jsonpath='{.items[*].spec.{{ $prefix }}Selector}'
+{{- else if not (include "lora-operator.isScraped" (dict "root" $ "prometheuses" $prometheuses "prefix" $prefix "labels" $labels)) }}
+
+* metrics.{{ $prefix }}: NO Prometheus of this cluster selects the {{ $kind }}, so nothing is scraped. Set metrics.{{ $prefix }}.additionalLabels to what yours selects by{{ with (first $prometheuses).spec }}, as in {{ index . (printf "%sSelector" $prefix) | toJson }} in the namespaces {{ index . (printf "%sNamespaceSelector" $prefix) | toJson }}{{ end }}.
+{{- else }}
+
+* metrics.{{ $prefix }}: a Prometheus of this cluster selects the {{ $kind }}; docs/metrics.md lists what it finds.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What is to be done next about what was switched on. */}}
+{{- define "lora-operator.nextSteps" -}}
+{{- $name := include "lora-operator.fullname" . }}
+{{- include "lora-operator.monitorNotes" . }}
+{{- $needs := list }}
+{{- with .Values.config.cacheClaim }}{{ $needs = append $needs (printf "the PersistentVolumeClaim %s" .) }}{{ end }}
+{{- with .Values.config.caBundleConfigMap }}{{ $needs = append $needs (printf "the ConfigMap %s with ca.crt" .) }}{{ end }}
+{{- with .Values.trainer.serviceAccountName }}{{ $needs = append $needs (printf "the ServiceAccount %s" .) }}{{ end }}
+{{- range .Values.imagePullSecrets }}{{ $needs = append $needs (printf "the Secret %s" .name) }}{{ end }}
+{{- with $needs }}
+
+* Each namespace with runs needs {{ join ", " . }}.
+{{- end }}
+{{- if and .Values.watch.namespaces .Values.rbac.create (not .Values.rbac.aggregate) }}
+
+* watch.namespaces: bind your people in each of them, for instance:
+    kubectl -n {{ first .Values.watch.namespaces }} create rolebinding {{ $name }}-edit --role={{ $name }}-edit --group=YOUR-GROUP
+{{- end }}
+{{- if not .Values.rbac.create }}
+
+* rbac.create is false: grant the service account {{ include "lora-operator.serviceAccountName" . }} the rights that docs/install.md lists, or the operator does not start.
+{{- end }}
+{{- if eq (int .Values.replicas) 0 }}
+
+* replicas is 0: no operator runs. Runs that were begun go on; raise it to have their results recorded.
+{{- end }}
+{{- if .Values.policies.enabled }}
+
+* policies: the rules are in force within some seconds, and hold for new runs. To see them:
+    kubectl describe validatingadmissionpolicy {{ $name }}-runs
+{{- range $field, $prefixes := dict "model.uri" .Values.policies.modelPrefixes "dataset.uri" .Values.policies.datasetPrefixes "output.uri" .Values.policies.outputPrefixes }}
+{{- with $prefixes }}
+  In the run above {{ $field }} must begin with {{ join " or " . }}.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if .Values.networkPolicy.enabled }}
+
+* networkPolicy: it has an effect only where the network plugin enforces policies.
+{{- if not .Values.watch.namespaces }} The training pods' is to be applied in each namespace with runs:
+
+kubectl -n NAMESPACE apply -f - <<'YAML'
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ $name }}-trainers
+spec:
+  {{- include "lora-operator.trainerPolicy" . | nindent 2 }}
+YAML
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,109 @@
+"""Values in which each pair of choices occurs: with all combinations of them nothing could be tested."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import combinations, product
+from typing import Any
+
+Values = Mapping[str, Any]
+
+IMAGES = {
+    "image": {"repository": "registry.example.com/operator"},
+    "trainer": {"image": {"repository": "registry.example.com/trainer"}},
+}
+PREFIXES = {
+    "modelPrefixes": ["hf://acme/", "pvc://models/"],
+    "datasetPrefixes": ["pvc://"],
+    "outputPrefixes": ["pvc://"],
+}
+POLICIES = {"enabled": True, "contact": "the platform team", "mostGPUs": 8, "requireQueue": True, **PREFIXES}
+NETWORK = {"enabled": True, "apiServerCIDRs": ["10.0.0.1/32", "fd00::1/128"], "prometheusNamespaces": ["monitoring"]}
+MONITOR = {"enabled": True, "additionalLabels": {"release": "prometheus"}}
+EXTRA = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-extra"}}
+
+# The first choice of each is the default.
+SWITCHES: Mapping[str, Sequence[Values]] = {
+    "crds": ({}, {"crds": {"keep": False}}, {"crds": {"install": False}}),
+    "aggregate": ({}, {"rbac": {"aggregate": True}}, {"rbac": {"aggregate": False}}),
+    "service": ({}, {"metrics": {"service": {"enabled": False}}}, {"metrics": {"serviceMonitor": MONITOR}}),
+    "replicas": ({}, {"replicas": 2}),
+    "namespaces": ({}, {"watch": {"namespaces": ["team-a", "lora-system"]}}),
+    "account": ({}, {"serviceAccount": {"create": False, "name": "given"}}),
+    "rbac": ({}, {"rbac": {"create": False}}),
+    "podMonitor": ({}, {"metrics": {"podMonitor": MONITOR}}),
+    "networkPolicy": ({}, {"networkPolicy": NETWORK}),
+    "policies": ({}, {"policies": POLICIES}),
+    "user": ({}, {"securityContext": {"runAsUser": None, "runAsGroup": None}}),
+    "names": ({}, {"fullnameOverride": "tuner", "nameOverride": "tuning"}),
+    "pullSecrets": ({}, {"imagePullSecrets": [{"name": "registry"}], "image": {"digest": f"sha256:{'a' * 64}"}}),
+    "placement": ({}, {"nodeSelector": {"pool": "system"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}),
+    "config": ({}, {"config": {"allowCPU": True, "cacheClaim": "lora-cache"}}),
+    "extra": ({}, {"extraObjects": [EXTRA]}),
+}
+
+_TRIES = 50
+Row = tuple[int, ...]
+Pair = tuple[tuple[int, int], tuple[int, int]]
+
+
+def pairs(sizes: Sequence[int]) -> set[Pair]:
+    """Every two choices of different switches, each as the number of its switch and of the choice."""
+    return {
+        ((one, a), (other, b))
+        for one, other in combinations(range(len(sizes)), 2)
+        for a, b in product(range(sizes[one]), range(sizes[other]))
+    }
+
+
+def covered(row: Row) -> set[Pair]:
+    """The pairs of a row."""
+    return set(combinations(enumerate(row), 2))
+
+
+def pairwise(sizes: Sequence[int]) -> Iterator[Row]:
+    """Rows in which every pair occurs, the first one of defaults alone; each is the best of some that are tried."""
+    left = pairs(sizes)
+    row: Row = (0,) * len(sizes)
+    order = random.Random(0)  # noqa: S311 - the same rows each time
+    while True:
+        yield row
+        left -= covered(row)
+        if not left:
+            return
+        tried = [_grown(order, left, sizes) for _ in range(_TRIES)]
+        row = max(tried, key=lambda new: len(left & covered(new)))
+
+
+def _grown(order: random.Random, left: set[Pair], sizes: Sequence[int]) -> Row:
+    """A row with a missing pair and then, switch by switch, the choice that adds most of what is missing."""
+    chosen = dict(order.choice(sorted(left)))
+    others = [switch for switch in range(len(sizes)) if switch not in chosen]
+    order.shuffle(others)
+    for switch in others:
+        chosen[switch] = max(range(sizes[switch]), key=lambda choice: _gain(left, chosen, (switch, choice)))
+    return tuple(chosen[switch] for switch in range(len(sizes)))
+
+
+def _gain(left: set[Pair], chosen: Mapping[int, int], new: tuple[int, int]) -> int:
+    return sum((min(new, other), max(new, other)) in left for other in chosen.items())
+
+
+SIZES = [len(choices) for choices in SWITCHES.values()]
+ROWS = list(pairwise(SIZES))
+
+
+def merged(base: Values, change: Values) -> dict[str, Any]:
+    """Values as Helm merges them: maps key by key, anything else replaced."""
+    result = dict(base)
+    for key, value in change.items():
+        before = result.get(key)
+        nested = isinstance(value, dict) and isinstance(before, dict)
+        result[key] = merged(before, value) if nested and isinstance(before, dict) else value
+    return result
+
+
+def values_of(row: Row) -> dict[str, Any]:
+    """The values of a row."""
+    chosen = (choices[number] for choices, number in zip(SWITCHES.values(), row, strict=True))
+    return reduce(merged, chosen, {})

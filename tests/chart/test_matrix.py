@@ -1,0 +1,74 @@
+"""Every two choices together: what is rendered is known, linted, and the same by Helm 3 and 4.
+
+After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/chart/test_matrix.py`, and read the difference.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart.matrix import IMAGES, ROWS, SIZES, covered, merged, pairs, values_of
+from tests.chart.objects import Manifest, Render, pods_of
+from tests.chart.target import CHART
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart"
+UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
+
+
+def test_each_two_choices_occur_together() -> None:
+    """In a dozen rows or so, rather than in tens of thousands."""
+    assert set().union(*map(covered, ROWS)) == pairs(SIZES)
+    assert ROWS[0] == (0,) * len(SIZES)
+    assert len(ROWS) < 20
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)))
+def test_a_row_renders_as_it_is_recorded(documents: Render, helm: Any, number: int) -> None:
+    """Its objects, without the definition's content, which is a copy; and lint finds nothing."""
+    values = values_of(ROWS[number])
+    objects = sorted(documents(**values), key=_place)
+    text = f"# {json.dumps(values)}\n" + yaml.safe_dump_all(
+        map(_short, objects), sort_keys=False, default_flow_style=None, width=110
+    )
+    file = GOLDEN / f"{number:02}.yaml"
+    if UPDATE:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+    linted = helm.run("lint", "--strict", str(CHART), "--values", "-", stdin=yaml.safe_dump(merged(IMAGES, values)))
+    assert "0 chart(s) failed" in linted
+    assert "[WARNING]" not in linted
+
+
+def test_there_is_no_record_without_a_row() -> None:
+    """What is left of a longer matrix."""
+    assert [file.name for file in sorted(GOLDEN.iterdir())] == [f"{number:02}.yaml" for number in range(len(ROWS))]
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)))
+def test_whatever_is_switched_on_no_pod_asks_for_more_than_the_restricted_standard_allows(number: int) -> None:
+    """The rules of the standard, on the pods of the operator and of helm test."""
+    pods = pods_of(list(yaml.safe_load_all((GOLDEN / f"{number:02}.yaml").read_text())))
+    assert pods
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {"configMap", "emptyDir"}
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert {"requests", "limits"} <= set(container["resources"])
+
+
+def _place(document: Manifest) -> tuple[str, str, str]:
+    metadata = document["metadata"]
+    return document["kind"], metadata.get("namespace", ""), metadata["name"]
+
+
+def _short(document: Manifest) -> Manifest:
+    return {**document, "spec": "..."} if document["kind"] == "CustomResourceDefinition" else document

@@ -1,0 +1,217 @@
+"""What a switch of the chart renders, without a cluster: network policies, the rules on runs, the notes, helm test."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart.matrix import MONITOR, NETWORK, POLICIES
+from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
+
+from lora_operator.views.names import QUEUE_LABEL, STAGES, child_labels
+from lora_trainer.contract.progress import PORT
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LISTED = {"namespaces": ["team-a", "team-b"]}
+
+
+def test_chart_annotations_are_what_the_project_has() -> None:
+    """Artifact Hub shows the example that the project shows."""
+    chart = yaml.safe_load((REPOSITORY / "helm/lora-finetune-operator/Chart.yaml").read_text())
+    annotations = chart["annotations"]
+    assert all(isinstance(text, str) for text in annotations.values())
+    (example,) = yaml.safe_load(annotations["artifacthub.io/crdsExamples"])
+    assert example == yaml.safe_load((REPOSITORY / "examples/minimal.yaml").read_text())
+    (crd,) = yaml.safe_load(annotations["artifacthub.io/crds"])
+    definition = yaml.safe_load((REPOSITORY / "crds/lorafinetunes.yaml").read_text())
+    assert crd["name"] == definition["metadata"]["name"]
+    assert crd["kind"] == definition["spec"]["names"]["kind"]
+    assert [crd["version"]] == [version["name"] for version in definition["spec"]["versions"]]
+
+
+def ports(rules: list[Manifest]) -> set[int]:
+    """The ports of rules on what comes in or goes out."""
+    return {port["port"] for rule in rules for port in rule.get("ports", ())}
+
+
+def network_policies(objects: list[Manifest]) -> dict[tuple[str, str], Manifest]:
+    """Specs by namespace and name."""
+    found = (o for o in objects if o["kind"] == "NetworkPolicy")
+    return {(o["metadata"]["namespace"], o["metadata"]["name"]): o["spec"] for o in found}
+
+
+def test_without_the_switch_nothing_restricts_the_network_or_the_runs(render: Render) -> None:
+    """Both are asked for."""
+    assert not [o for o in render() if o["kind"] == "NetworkPolicy" or o["kind"].startswith("Validating")]
+
+
+def test_the_operators_policy_lets_through_what_it_does_and_nothing_else(render: Render, hooks: Render) -> None:
+    """Out: names, the API server, the progress of runs. In: Prometheus and the Job of helm test."""
+    objects = render(networkPolicy=NETWORK, watch=LISTED)
+    policy = network_policies(objects)["lora-system", "lora"]
+    template = only(objects, "Deployment")["spec"]["template"]
+    assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (come_in,) = policy["ingress"]
+    assert ports([come_in]) == {template["spec"]["containers"][0]["ports"][0]["containerPort"]} == {8080}
+    job, prometheus = come_in["from"]
+    labels = only(hooks(networkPolicy=NETWORK), "Job")["spec"]["template"]["metadata"]["labels"]
+    assert job == {"podSelector": {"matchLabels": labels}}
+    assert prometheus["namespaceSelector"]["matchExpressions"][0]["values"] == ["monitoring"]
+
+    names, server, runs = policy["egress"]
+    assert (ports([names]), "to" in names) == ({53}, False)
+    assert [peer["ipBlock"]["cidr"] for peer in server["to"]] == NETWORK["apiServerCIDRs"]
+    assert ports([server]) == {443, 6443}
+    (peer,) = runs["to"]
+    assert ports([runs]) == {PORT}
+    assert peer["namespaceSelector"]["matchExpressions"][0]["values"] == LISTED["namespaces"]
+    assert peer["podSelector"]["matchLabels"].items() <= child_labels("tone", "uid", 1).items()
+    (everywhere,) = network_policies(render(networkPolicy=NETWORK))["lora-system", "lora"]["egress"][2]["to"]
+    assert everywhere["namespaceSelector"] == {}
+
+
+def test_each_listed_namespace_gets_the_training_pods_policy(render: Render) -> None:
+    """In: peers, operator and Prometheus. Out: all but the metadata services, in both families."""
+    objects = render(networkPolicy=NETWORK, watch=LISTED)
+    found = {place: spec for place, spec in network_policies(objects).items() if place[1] == "lora-trainers"}
+    assert {namespace for namespace, _ in found} == set(LISTED["namespaces"])
+    policy = found["team-a", "lora-trainers"]
+    for stage in STAGES:
+        assert policy["podSelector"]["matchLabels"].items() <= child_labels("tone", "uid", 1, stage).items()
+    peers, scrapes = policy["ingress"]
+    assert peers == {"from": [{"podSelector": policy["podSelector"]}]}
+    operator, prometheus = scrapes["from"]
+    assert (ports([scrapes]), prometheus["namespaceSelector"]["matchExpressions"][0]["values"]) == (
+        {PORT},
+        ["monitoring"],
+    )
+    assert operator["namespaceSelector"]["matchExpressions"][0]["values"] == ["lora-system"]
+    pod = only(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert operator["podSelector"]["matchLabels"].items() <= pod.items()
+
+    (out,) = policy["egress"]
+    assert "ports" not in out
+    inside, v4, v6 = out["to"]
+    assert inside == {"namespaceSelector": {}}
+    assert v4["ipBlock"] == {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}
+    assert v6["ipBlock"]["cidr"] == "::/0"
+    assert "fd00:ec2::254/128" in v6["ipBlock"]["except"]
+    free = network_policies(render(networkPolicy={**NETWORK, "blockedCIDRs": []}, watch=LISTED))
+    assert free["team-a", "lora-trainers"]["egress"][0]["to"][1:] == [
+        {"ipBlock": {"cidr": "0.0.0.0/0"}},
+        {"ipBlock": {"cidr": "::/0"}},
+    ]
+
+
+def test_helm_test_has_an_account_that_asks_and_tries_and_can_do_nothing_else(hooks: Render) -> None:
+    """Reviews, which are not stored, and LoRAFineTunes in the operator's namespace; all of it goes after the test."""
+    everywhere, listed = hooks(), hooks(watch=LISTED)
+    reviews = ({"subjectaccessreviews"}, {"localsubjectaccessreviews"})
+    assert {
+        r for o in everywhere if o["kind"] == "ClusterRole" for rule in o["rules"] for r in rule["resources"]
+    } == reviews[0]
+    assert not [o for o in listed if o["kind"].startswith("Cluster")]
+    for objects in (everywhere, listed):
+        granted = [
+            (o["metadata"]["namespace"], resource)
+            for o in objects
+            if o["kind"] == "Role"
+            for rule in o["rules"]
+            for resource in rule["resources"]
+        ]
+        assert ("lora-system", "lorafinetunes") in granted
+        assert {r for _, r in granted} == reviews[1] | {"lorafinetunes"}
+        verbs = {v for o in objects if "Role" in o["kind"] for rule in o.get("rules", ()) for v in rule["verbs"]}
+        assert verbs == {"create"}
+        subjects = [s["name"] for o in objects if o["kind"].endswith("Binding") for s in o["subjects"]]
+        assert set(subjects) == {only(objects, "ServiceAccount")["metadata"]["name"]} == {"lora-test"}
+        for o in objects:
+            annotations = o["metadata"]["annotations"]
+            assert annotations["helm.sh/hook"] == "test"
+            assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+    assert {n for o in listed if o["kind"] == "Role" for n in [o["metadata"]["namespace"]]} == {
+        "lora-system",
+        *LISTED["namespaces"],
+    }
+    assert hooks(rbac={"create": False}) == []
+
+
+def test_helm_test_runs_the_operators_image_on_the_operators_settings(render: Render, hooks: Render) -> None:
+    """After all that its pod needs is there; where no Service leads to the metrics they are not looked at."""
+    objects = hooks()
+    job = only(objects, "Job")
+    weights = {o["kind"]: int(o["metadata"]["annotations"]["helm.sh/hook-weight"]) for o in objects}
+    assert all(weight < weights["Job"] for kind, weight in weights.items() if kind != "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == pod_of(render())["containers"][0]["image"]
+    service = only(render(), "Service")
+    port = service["spec"]["ports"][0]["port"]
+    assert container["args"] == [
+        "verify",
+        "--config=/etc/lora-operator/config.yaml",
+        "--account=lora-system/lora",
+        "--sample=/etc/lora-operator-test/sample.yaml",
+        f"--metrics=http://{service['metadata']['name']}.lora-system.svc:{port}/metrics",
+    ]
+    (without,) = only(hooks(metrics={"service": {"enabled": False}}), "Job")["spec"]["template"]["spec"]["containers"]
+    assert container["args"][:-1] == without["args"]
+    mounts = {v["name"]: v.get("configMap", {}).get("name") for v in job["spec"]["template"]["spec"]["volumes"]}
+    assert (mounts["config"], mounts["sample"]) == ("lora", "lora-test")
+    assert "trainerImage" in settings_of(render())
+
+
+def test_the_sample_fits_the_values(hooks: Render) -> None:
+    """It trains where the cluster allows it, and has a queue where one is required."""
+
+    def sample(**values: Any) -> Manifest:
+        return dict(yaml.safe_load(only(hooks(**values), "ConfigMap")["data"]["sample.yaml"]))
+
+    assert "resources" not in sample()["spec"]
+    assert sample(config={"allowCPU": True})["spec"]["resources"] == {"gpus": 0}
+    assert "labels" not in sample()["metadata"]
+    assert QUEUE_LABEL in sample(policies=POLICIES)["metadata"]["labels"]
+
+
+NEXT: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"metrics": {"serviceMonitor": MONITOR}}, "nothing is scraped until a Prometheus selects the ServiceMonitor"),
+    ({"metrics": {"podMonitor": MONITOR}}, "-o jsonpath='{.items[*].spec.podMonitorSelector}'"),
+    ({"config": {"cacheClaim": "hub"}}, "Each namespace with runs needs the PersistentVolumeClaim hub."),
+    (
+        {"config": {"caBundleConfigMap": "ca"}, "imagePullSecrets": [{"name": "registry"}]},
+        "Each namespace with runs needs the ConfigMap ca with ca.crt, the Secret registry.",
+    ),
+    ({"trainer": {"serviceAccountName": "identity"}}, "needs the ServiceAccount identity."),
+    ({"watch": LISTED}, "kubectl -n team-a create rolebinding lora-edit --role=lora-edit --group="),
+    ({"rbac": {"create": False}}, "grant the service account lora the rights that docs/install.md lists"),
+    ({"replicas": 0}, "replicas is 0: no operator runs."),
+    ({"policies": POLICIES}, "kubectl describe validatingadmissionpolicy lora-runs"),
+    ({"policies": POLICIES}, "In the run above model.uri must begin with hf://acme/ or pvc://models/."),
+    ({"networkPolicy": NETWORK}, "is to be applied in each namespace with runs:"),
+    ({"networkPolicy": NETWORK}, "it has an effect only where the network plugin enforces policies"),
+)
+
+
+# Helm prints notes where there is a cluster; an object of the user's own may hold what the notes are made of.
+NOTES = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "notes"},
+    "data": {"next": '{{ include "lora-operator.nextSteps" . | b64enc }}'},
+}
+
+
+def next_steps(render: Render, **values: Any) -> str:
+    """The end of the notes."""
+    secret = only(render(**values, extraObjects=[NOTES]), "Secret")
+    return base64.b64decode(secret["data"]["next"] or "").decode()
+
+
+@pytest.mark.parametrize(("values", "sentence"), NEXT)
+def test_the_notes_name_the_next_step_for_what_is_switched_on(
+    render: Render, values: dict[str, Any], sentence: str
+) -> None:
+    """With the command to type, where there is one; by default there is none."""
+    assert sentence in next_steps(render, **values)
+    assert next_steps(render) == ""
