@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.multiprocessing as processes
@@ -40,8 +40,8 @@ def make(folder: Path, *, mixture: bool) -> int:
         )
     else:
         config = LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, **_SIZES)
-    model: Any = (MixtralForCausalLM if mixture else LlamaForCausalLM)(config).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="100MB")
+    model: Any = (MixtralForCausalLM if mixture else LlamaForCausalLM)(config)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="100MB")
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
@@ -70,12 +70,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--processes", type=int, default=4)
     count = parser.parse_args().processes
-    context = processes.get_context("spawn")
+    context, library = processes.get_context("spawn"), cast("Any", processes)
     for name, mixture in (("dense", False), ("mixture", True)):
         with tempfile.TemporaryDirectory() as folder:
             size = make(Path(folder), mixture=mixture)
             answers, meeting = context.SimpleQueue(), context.Barrier(count)
-            started = processes.start_processes(
+            started = library.start_processes(
                 read, (Path(folder), meeting, answers), nprocs=count, join=False, start_method="spawn"
             )
             found = [answers.get() for _ in range(count)]

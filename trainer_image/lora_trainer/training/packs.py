@@ -60,8 +60,9 @@ def cut(lengths: Sequence[int] | Rows, budget: Budget, *, at_least: int = 0) -> 
     count = min(max(len(others), at_least - len(alone)), len(rows))
     even = _evenly(rows, lengths, count)
     if any(sum(int(lengths[row]) for row in pack) > budget.tokens for pack in even):
-        even = _levelled([*others, *([] for _ in range(count - len(others)))], lengths)
-    return alone + sorted((pack for pack in even if pack), key=lambda pack: -sum(int(lengths[row]) for row in pack))
+        # Packs so full that an even spread overflows one are even as best fit leaves them.
+        even = others
+    return alone + sorted(even, key=lambda pack: -sum(int(lengths[row]) for row in pack))
 
 
 def _evenly(descending: Sequence[int], lengths: Sequence[int] | Rows, count: int) -> Batches:
@@ -74,19 +75,3 @@ def _evenly(descending: Sequence[int], lengths: Sequence[int] | Rows, count: int
         packs[pack].append(row)
         heapq.heapreplace(loads, (load + int(lengths[row]), pack))
     return packs
-
-
-def _levelled(packs: Batches, lengths: Sequence[int] | Rows) -> Batches:
-    """Rows moved from the fullest pack to the emptiest while these differ by more than the longest row.
-
-    What has got a row is below the fullest then: none exceeds what one held before, and the sum of squares falls.
-    """
-    longest = max(int(lengths[row]) for pack in packs for row in pack)
-    while True:
-        packs = sorted(packs, key=lambda pack: sum(int(lengths[row]) for row in pack))
-        gap = sum(int(lengths[row]) for row in packs[-1]) - sum(int(lengths[row]) for row in packs[0])
-        if gap <= longest:
-            return packs
-        moved = min(packs[-1], key=lambda row: (abs(gap / 2 - int(lengths[row])), row))
-        packs[-1] = [row for row in packs[-1] if row != moved]
-        packs[0] = [*packs[0], moved]
