@@ -200,7 +200,7 @@ def count(folder: Path, model: Path, most_rows: int) -> None:
     """What a preflight does with the data of a run."""
     # None is what Python takes for a module that is not there: the preflight's image has none of them.
     absent: dict[str, Any] = dict.fromkeys(("torch", "peft", "bitsandbytes", "accelerate"))
-    sys.modules.update(absent)
+    sys.modules.update(**absent)
     config = configuration("jsonl")
     training = config.training
     encoder = load_encoder(open_folder(model), training.loss_on, training.max_sequence_length)

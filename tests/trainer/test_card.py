@@ -200,8 +200,10 @@ def test_the_card_names_the_list_of_evaluated_rows(rows: bool) -> None:
 def test_a_standard_error_that_a_single_row_does_not_have_is_left_out() -> None:
     """It was 0.0000, as if the loss were exact: in the card, the sentence, the curve and for the operator."""
     errors = ("eval_loss_before_standard_error", "eval_loss_after_standard_error", "improvement_standard_error")
-    measured = dataclasses.replace(manifest().measured, **dict.fromkeys(errors))
-    sure = manifest(measured=dataclasses.replace(measured, **dict.fromkeys(errors, 0.5)))
+    none: dict[str, Any] = dict.fromkeys(errors)
+    known: dict[str, Any] = dict.fromkeys(errors, 0.5)
+    measured = dataclasses.replace(manifest().measured, **none)
+    sure = manifest(measured=dataclasses.replace(measured, **known))
     alone = manifest(measured=measured)
     assert "| base model | 1.0000 |  |" in model_card(alone)
     assert "| base model | 1.0000 | 0.5000 |" in model_card(sure)

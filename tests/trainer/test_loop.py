@@ -167,4 +167,5 @@ def test_a_paired_improvement_is_surer_than_two_means() -> None:
     after = Evaluation(sums=(0.0, 30.0, 80.0), tokens=(10, 10, 10))
     assert before.loss - after.loss == pytest.approx(1.0)
     assert improvement_standard_error(before, after) == pytest.approx(0.0)
+    assert before.standard_error is not None
     assert before.standard_error > 1
