@@ -73,7 +73,8 @@ def pages(self: Any, parameter: torch.Tensor, dtype: torch.dtype = torch.float32
     if parameter.numel() >= 1e5:
         buffer.is_paged, buffer.page_deviceid = True, 0
         self.page_mng.paged_tensors.append(buffer)
-    return buffer
+    paged: torch.Tensor = buffer
+    return paged
 
 
 def test_paged_state_is_paged_again_after_a_resumption(
