@@ -81,18 +81,46 @@ _EXAMPLE = {
 
 def render() -> str:
     """The whole page."""
-    registry = CollectorRegistry()
-    Metrics(registry)
-    own = list(registry.collect())
-    trainer = TrainingMetrics()
-    objects = list(ObjectCollector([parse_finetune(_EXAMPLE)]).collect())
+    own, objects, trainer = _families()
     parts = (
         (_OPERATOR, [metric for metric in own if metric.name.startswith("lora_operator_")]),
         (_FLEET, [metric for metric in own if not metric.name.startswith("lora_operator_")]),
         (_OBJECTS, objects),
-        (_TRAINER, [*trainer.run.collect(), *trainer.gpus.collect()]),
+        (_TRAINER, trainer),
     )
     return _HEAD + "".join(text + _table(metrics) for text, metrics in parts)
+
+
+def operator_series() -> dict[str, tuple[str, ...]]:
+    """The labels of each series of the operator, by its name."""
+    own, objects, _ = _families()
+    return _series([*own, *objects])
+
+
+def trainer_series() -> dict[str, tuple[str, ...]]:
+    """The labels of each series of a training pod, by its name."""
+    return _series(_families()[2])
+
+
+def _families() -> tuple[list[Metric], list[Metric], list[Metric]]:
+    """The operator's own metrics, those of LoRAFineTunes, and those of a training pod."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    trainer = TrainingMetrics()
+    objects = ObjectCollector([parse_finetune(_EXAMPLE)]).collect()
+    return list(registry.collect()), list(objects), [*trainer.run.collect(), *trainer.gpus.collect()]
+
+
+def _series(metrics: Iterable[Metric]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for metric in metrics:
+        labels = tuple(_label_names(metric))
+        if metric.type == "histogram":
+            found |= {f"{metric.name}_bucket": (*labels, "le"), f"{metric.name}_count": labels}
+            found |= {f"{metric.name}_sum": labels}
+        else:
+            found[_name(metric)] = labels
+    return found
 
 
 def _table(metrics: Iterable[Metric]) -> str:
@@ -105,13 +133,14 @@ def _name(metric: Metric) -> str:
 
 
 def _labels(metric: Metric) -> str:
+    return ", ".join(code(label) for label in _label_names(metric))
+
+
+def _label_names(metric: Metric) -> Iterable[str]:
     # A child exists only where its labels are known beforehand; the declaration is the same for all.
-    return ", ".join(code(label) for label in _LABELS.get(metric.name, _sampled(metric)))
-
-
-def _sampled(metric: Metric) -> list[str]:
-    names = {label: None for sample in metric.samples for label in sample.labels if label != "le"}
-    return list(names)
+    return _LABELS.get(metric.name) or dict.fromkeys(
+        label for sample in metric.samples for label in sample.labels if label != "le"
+    )
 
 
 _LABELS = {
