@@ -112,7 +112,7 @@ def _families() -> tuple[list[Metric], list[Metric], list[Metric]]:
 
 
 def _series(metrics: Iterable[Metric]) -> dict[str, tuple[str, ...]]:
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for metric in metrics:
         labels = tuple(_label_names(metric))
         if metric.type == "histogram":

@@ -152,9 +152,7 @@ def test_the_rules_read_what_there_is(render: Render, namespaces: list[str]) -> 
 def test_what_a_query_reads_is_found() -> None:
     """And what there is not is named."""
     known = {"a_total": ("x", "le"), "b": ("y",)}
-    query = (
-        'sum by (x, z) (rate(a_total{x="1", w!~"}"}[5m])) / on (x) group_left (y) (b{y=~"("} offset 1h) > 2e6 or c'
-    )
+    query = 'sum by (x, z) (rate(a_total{x="1", w!~"}"}[5m])) / on (x) group_left (y) (b{y=~"("} offset 1h) > 2e6 or c'
     assert list(promql.faults(query, known)) == [
         "a_total has no label w",
         "no metric c",
