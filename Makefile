@@ -54,6 +54,7 @@ lint: venv
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python hack/docs --check
+	@$(BIN)/python hack/dashboards --check
 
 unit: venv
 	@$(PYTEST) tests/unit tests/golden -q
@@ -78,6 +79,7 @@ bench: everything
 
 docs: venv
 	@$(BIN)/python hack/docs
+	@$(BIN)/python hack/dashboards
 
 clean:
 	@hack/cluster down

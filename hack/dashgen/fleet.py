@@ -1,0 +1,382 @@
+"""The dashboard *LoRA fleet*: what runs, waits and fails, and why; what it costs; whether the operator is well."""
+
+from dashgen.board import Bars, Board, Curves, Link, Numbers, Panel, Query, Row, Table, Variable
+
+_OF = 'namespace=~"$namespace"'
+_STATE = f"max by (namespace, name, group, state) (lorafinetune_state{{{_OF}}})"
+_SINCE = f"max by (namespace, name) (lorafinetune_state_since_timestamp_seconds{{{_OF}}})"
+_COMPLETED = f"max by (namespace, name) (lorafinetune_completed_timestamp_seconds{{{_OF}}})"
+_JOIN = "on (namespace, name) group_left (group, state)"
+_RUNS = "It needs metrics.serviceMonitor.enabled and config.runMetrics."
+_PODS = "It needs metrics.podMonitor.enabled."
+_GROUPS = (
+    ("Running", "good"),
+    ("Succeeded", "good"),
+    ("Waiting", "doubtful"),
+    ("Held", "busy"),
+    ("Retrying", "doubtful"),
+    ("Failing", "bad"),
+    ("Failed", "bad"),
+)
+
+
+def _in_group(groups: str) -> str:
+    """Runs in these groups of states, without looking at those that ended."""
+    return f'max by (namespace, name, group, state) (lorafinetune_state{{{_OF}, group=~"{groups}"}})'
+
+
+def _unfinished(value: str) -> str:
+    """A number of each run that has not ended, with its state."""
+    return f"{value} * {_JOIN} {_in_group('Waiting|Held|Running|Retrying|Failing')}"
+
+
+_GLANCE: tuple[Panel, ...] = (
+    Numbers(
+        title="Alerts",
+        description="Alerts that fire now; each has a runbook. They need metrics.prometheusRule.enabled.",
+        unit="none",
+        queries=[
+            Query(
+                expr='count by (alertname) (ALERTS{alertname=~"LoRA.+", alertstate="firing"})', legend="{{alertname}}"
+            )
+        ],
+        width=8,
+        height=4,
+        empty="none",
+        levels=[(0, "bad")],
+    ),
+    Numbers(
+        title="Operators that lead",
+        description="1 is right: red where nobody works on runs, orange where several do. It needs "
+        "metrics.serviceMonitor.enabled.",
+        unit="none",
+        queries=[Query(expr="sum by (job) (lora_operator_leader)", legend="{{job}}")],
+        width=4,
+        height=4,
+        empty="not scraped",
+        levels=[(0, "bad"), (1, "good"), (2, "doubtful")],
+    ),
+    Numbers(
+        title="Runs",
+        description=f"Runs by group of states, those that ended as long as they are not deleted. {_RUNS}",
+        unit="none",
+        queries=[Query(expr=f"count by (group) ({_STATE})", legend="{{group}}")],
+        width=12,
+        height=4,
+        empty="no runs",
+        colors=_GROUPS,
+    ),
+)
+
+_RUNNING: tuple[Panel, ...] = (
+    Curves(
+        title="Runs that have not ended",
+        description=f"By group of states. {_RUNS}",
+        unit="none",
+        queries=[
+            Query(expr=f"count by (group) ({_in_group('Waiting|Held|Running|Retrying|Failing')})", legend="{{group}}")
+        ],
+        width=12,
+        stacked=True,
+        colors=_GROUPS,
+        decimals=0,
+    ),
+    Curves(
+        title="GPUs",
+        description="That running runs asked for, and that waiting ones ask for. Utilization is on DCGM's dashboard. "
+        + _RUNS,
+        unit="none",
+        queries=[
+            Query(
+                expr=f"sum by (group) (max by (namespace, name) (lorafinetune_requested_gpus{{{_OF}}}) * {_JOIN} "
+                f"{_in_group('Running|Waiting|Held')})",
+                legend="{{group}}",
+            )
+        ],
+        width=12,
+        stacked=True,
+        colors=_GROUPS,
+        decimals=0,
+    ),
+    Table(
+        title="Runs that have not ended, the one longest in its state first",
+        description=f"A run's name leads to its own dashboard. {_RUNS}",
+        unit="none",
+        queries=[
+            Query(expr=_unfinished(f"(time() - {_SINCE})"), legend="in this state"),
+            Query(
+                expr=_unfinished(f"max by (namespace, name) (lorafinetune_progress_ratio{{{_OF}}})"), legend="progress"
+            ),
+            Query(expr=_unfinished(f"max by (namespace, name) (lorafinetune_requested_gpus{{{_OF}}})"), legend="GPUs"),
+        ],
+        columns=[
+            ("namespace", "namespace"),
+            ("name", "name"),
+            ("group", "group"),
+            ("state", "state"),
+            ("A", "in this state for"),
+            ("B", "progress"),
+            ("C", "GPUs"),
+        ],
+        units=[("A", "s"), ("B", "percentunit")],
+        link="name",
+        by="A",
+        width=24,
+        height=9,
+        empty="",
+    ),
+)
+
+_WAITING: tuple[Panel, ...] = (
+    Curves(
+        title="What runs wait for",
+        description="Runs by the state that they wait in; docs/states.md says what each means and what helps. " + _RUNS,
+        unit="none",
+        queries=[Query(expr=f"count by (state) ({_in_group('Waiting|Held')})", legend="{{state}}")],
+        width=12,
+        stacked=True,
+        decimals=0,
+        empty="nothing waits",
+    ),
+    Curves(
+        title="From creation to the Job's start",
+        description="Over the last six hours, of all namespaces: what a queue, a preflight and spec.suspend cost. "
+        "It needs metrics.serviceMonitor.enabled.",
+        unit="s",
+        queries=[
+            Query(
+                expr=f"histogram_quantile({share}, sum by (le) (increase(lorafinetune_queue_wait_seconds_bucket[6h])))",
+                legend=legend,
+            )
+            for share, legend in ((0.5, "half of them within"), (0.9, "nine of ten within"))
+        ],
+        width=12,
+        empty="none began",
+    ),
+)
+
+_FAILING: tuple[Panel, ...] = (
+    Bars(
+        title="Failures in the time shown, by reason",
+        description="Of runs that are not deleted yet; docs/states.md says what helps. " + _RUNS,
+        unit="none",
+        queries=[
+            Query(
+                expr=f"sort_desc(count by (state) ({_in_group('Failed')} and on (namespace, name) "
+                f"({_COMPLETED} > time() - $__range_s)))",
+                legend="{{state}}",
+            )
+        ],
+        width=8,
+        empty="none failed",
+        levels=[(0, "bad")],
+        decimals=0,
+    ),
+    Curves(
+        title="Retries by cause",
+        description="Pods that ended early in a way that is tried again. " + _RUNS,
+        unit="none",
+        queries=[
+            Query(
+                expr=f"sum by (cause) (increase(lorafinetune_retries_total{{{_OF}}}[$__rate_interval]))",
+                legend="{{cause}}",
+            )
+        ],
+        width=8,
+        stacked=True,
+        colors=[("error", "bad"), ("outOfMemory", "doubtful"), ("nodeLost", "busy")],
+    ),
+    Curves(
+        title="Runs that ended in the six hours before",
+        description="Succeeded and failed, of those that are not deleted yet. " + _RUNS,
+        unit="none",
+        queries=[
+            Query(
+                expr=f"count by (group) ({_in_group('Succeeded|Failed')} and on (namespace, name) "
+                f"({_COMPLETED} > time() - 6 * 3600))",
+                legend="{{group}}",
+            )
+        ],
+        width=8,
+        stacked=True,
+        colors=_GROUPS,
+        decimals=0,
+        empty="none ended",
+    ),
+    Table(
+        title="Runs that failed in the time shown, the longest ago first",
+        description=f"A run's name leads to its own dashboard. {_RUNS}",
+        unit="s",
+        queries=[
+            Query(
+                expr=f"(time() - ({_COMPLETED} > time() - $__range_s)) * {_JOIN} {_in_group('Failed')}", legend="ended"
+            )
+        ],
+        columns=[
+            ("namespace", "namespace"),
+            ("name", "name"),
+            ("state", "reason"),
+            ("A", "ended, ago"),
+            ("group", "group"),
+        ],
+        link="name",
+        by="A",
+        width=24,
+        height=7,
+        empty="",
+    ),
+)
+
+_COST: tuple[Panel, ...] = (
+    Curves(
+        title="Tokens trained on",
+        description=f"By namespace, without padding. {_PODS}",
+        unit="short",
+        queries=[
+            Query(
+                expr=f"sum by (namespace) (rate(lora_training_tokens_total{{{_OF}}}[$__rate_interval]))",
+                legend="{{namespace}}: tokens a second",
+            )
+        ],
+        width=8,
+        stacked=True,
+        empty="nothing trains",
+    ),
+    Curves(
+        title="GPU hours of the hour before",
+        description="Useful up to a run's last checkpoint or its success, wasted where it is to be done again. "
+        "Counted with each checkpoint, and when a pod has ended. It needs metrics.serviceMonitor.enabled.",
+        unit="none",
+        queries=[
+            Query(
+                expr=f'sum(increase(lorafinetune_gpu_seconds_total{{{_OF}, useful="{useful}"}}[1h])) / 3600',
+                legend=legend,
+            )
+            for useful, legend in (("true", "useful"), ("false", "wasted"))
+        ],
+        width=8,
+        stacked=True,
+        colors=[("useful", "good"), ("wasted", "bad")],
+    ),
+    Curves(
+        title="Steps lost in the hour before, by cause",
+        description="Optimizer steps that no checkpoint holds. It needs metrics.serviceMonitor.enabled.",
+        unit="none",
+        queries=[
+            Query(
+                expr=f"sum by (cause) (increase(lorafinetune_steps_lost_total{{{_OF}}}[1h]))",
+                legend="{{cause}}",
+            )
+        ],
+        width=8,
+        stacked=True,
+    ),
+)
+
+_OPERATOR: tuple[Panel, ...] = (
+    Curves(
+        title="Turns by result",
+        description="Turns of LoRAFineTunes a second. An error is refused what it must do, a retry met trouble that "
+        "passes. It needs metrics.serviceMonitor.enabled, as all panels here.",
+        unit="cps",
+        queries=[
+            Query(expr="sum by (result) (rate(lora_operator_reconcile_total[$__rate_interval]))", legend="{{result}}")
+        ],
+        width=8,
+        colors=[("success", "good"), ("retry", "doubtful"), ("error", "bad")],
+    ),
+    Curves(
+        title="Duration of a turn, and runs that wait for one",
+        description="With its requests to the API server. The queue is at rest near 0.",
+        unit="s",
+        queries=[
+            *(
+                Query(
+                    expr=f"histogram_quantile({share}, sum by (le) "
+                    "(rate(lora_operator_reconcile_duration_seconds_bucket[$__rate_interval])))",
+                    legend=legend,
+                )
+                for share, legend in ((0.5, "half of them within"), (0.99, "99 of 100 within"))
+            ),
+        ],
+        width=8,
+    ),
+    Curves(
+        title="Requests to the API server",
+        description="By what they do and the status of the answer; error where none came.",
+        unit="reqps",
+        queries=[
+            Query(
+                expr="sum by (verb, code) (rate(lora_operator_api_requests_total[$__rate_interval]))",
+                legend="{{verb}} {{code}}",
+            )
+        ],
+        width=8,
+    ),
+    Curves(
+        title="Leaders",
+        description="1 for the process that works on runs. Two lines change places in a hand-over.",
+        unit="none",
+        queries=[Query(expr="max by (job, pod) (lora_operator_leader)", legend="{{pod}}")],
+        width=6,
+        height=6,
+        decimals=0,
+    ),
+    Curves(
+        title="Silence of the watches",
+        description="Since the last event or bookmark, which comes every minute. The operator ends itself after "
+        "config.watchStaleSeconds (150).",
+        unit="s",
+        queries=[
+            Query(
+                expr="time() - min by (resource) (lora_operator_watch_last_event_timestamp_seconds > 0)",
+                legend="{{resource}}",
+            )
+        ],
+        width=6,
+        height=6,
+        levels=[(150, "bad")],
+    ),
+    Curves(
+        title="LoRAFineTunes that wait for a worker",
+        description="At rest near 0.",
+        unit="none",
+        queries=[Query(expr="max by (job) (lora_operator_queue_depth)", legend="{{job}}")],
+        width=6,
+        height=6,
+        decimals=0,
+    ),
+    Numbers(
+        title="Namespaces left out",
+        description="Listed ones in which a right to list or watch is missing.",
+        unit="none",
+        queries=[Query(expr="max by (namespace) (lora_operator_left_out_namespace) == 1", legend="{{namespace}}")],
+        width=6,
+        height=6,
+        empty="none",
+        levels=[(0, "bad")],
+        names=True,
+    ),
+)
+
+BOARD = Board(
+    uid="lora-fleet",
+    title="LoRA fleet",
+    description="All LoRAFineTunes: what runs, waits and fails, and why; what it costs; whether the operator is well.",
+    span="6h",
+    variables=[
+        Variable(name="namespace", label="Namespace", query="label_values(lorafinetune_info, namespace)", several=True)
+    ],
+    links=[
+        Link(title="LoRA run", url="/d/lora-run?var-datasource=${datasource}"),
+        Link(title="NVIDIA DCGM", url="/d/Oxed_c6Wz"),
+    ],
+    rows=[
+        Row(title="At a glance", panels=_GLANCE),
+        Row(title="What runs", panels=_RUNNING),
+        Row(title="What waits, and why", panels=_WAITING),
+        Row(title="What fails, and why", panels=_FAILING),
+        Row(title="What it costs", panels=_COST),
+        Row(title="The operator", panels=_OPERATOR),
+    ],
+)

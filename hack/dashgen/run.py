@@ -1,0 +1,317 @@
+"""The dashboard *LoRA run*: how one LoRAFineTune learns, what it uses, and what happened to it."""
+
+from dashgen.board import Board, Curves, Link, Note, Numbers, Panel, Query, Row, Table, Variable
+
+_OF = '{namespace="$namespace", name="$name"}'
+_RUNS = "It needs metrics.serviceMonitor.enabled and config.runMetrics."
+_PODS = "It ends with the pod, and needs metrics.podMonitor.enabled."
+_POD = (
+    f"group by (pod) (lora_training_heartbeat_timestamp_seconds{_OF} or lora_training_gpu_memory_reserved_bytes{_OF})"
+)
+"""Each pod of the run; of several nodes only the first one's tells more than its GPUs' memory."""
+
+
+def _max(metric: str, by: str = "") -> str:
+    """The value, whichever operator or pod it comes from."""
+    return f"max{f' by ({by}) ' if by else ''}({metric}{_OF})"
+
+
+def _of_gpus(metric: str) -> str:
+    """A metric of DCGM's exporter by the GPUs of the run's pods; {} is its selector. Where its exporter is scraped
+    without honorLabels, the pod stands in exported_pod."""
+    mine = metric.replace("{}", '{exported_namespace="$namespace", exported_pod!=""}')
+    other = metric.replace("{}", '{namespace="$namespace", pod!="", exported_pod=""}')
+    return (
+        f'(label_replace(max by (exported_pod, Hostname, gpu) ({mine}), "pod", "$1", "exported_pod", "(.+)")'
+        f" or max by (pod, Hostname, gpu) ({other})) * on (pod) group_left () {_POD}"
+    )
+
+
+_GLANCE: tuple[Panel, ...] = (
+    Numbers(
+        title="State",
+        description=f"Group and state; docs/states.md says what it means and what helps. {_RUNS}",
+        unit="none",
+        queries=[Query(expr=_max("lorafinetune_state", "group, state"), legend="{{group}}: {{state}}")],
+        width=7,
+        height=4,
+        empty="no such run",
+        names=True,
+    ),
+    Numbers(
+        title="In this state for",
+        description=_RUNS,
+        unit="s",
+        queries=[Query(expr=f"time() - {_max('lorafinetune_state_since_timestamp_seconds')}", legend="in this state")],
+        width=3,
+        height=4,
+        decimals=0,
+    ),
+    Numbers(
+        title="Progress",
+        description=f"Share of the optimizer steps that are done. {_RUNS}",
+        unit="percentunit",
+        queries=[Query(expr=_max("lorafinetune_progress_ratio"), legend="done")],
+        width=3,
+        height=4,
+        empty="no step yet",
+        decimals=0,
+    ),
+    Numbers(
+        title="Time to go",
+        description=f"For the steps that are left, at the pace of the last ten minutes. {_PODS}",
+        unit="s",
+        queries=[
+            Query(
+                expr=f"({_max('lora_training_steps')} - {_max('lora_training_step')}) * "
+                f"max(rate(lora_training_step_duration_seconds_sum{_OF}[10m]) / "
+                f"rate(lora_training_step_duration_seconds_count{_OF}[10m]))",
+                legend="time to go",
+            )
+        ],
+        width=3,
+        height=4,
+        empty="not training",
+        decimals=0,
+    ),
+    Numbers(
+        title="Since the last checkpoint",
+        description="What would be trained again if the pod ended now; orange from two intervals on, red from three. "
+        + _PODS,
+        unit="none",
+        queries=[
+            Query(
+                expr=f"(time() - {_max('lora_training_checkpoint_last_success_timestamp_seconds')}) / "
+                f"{_max('lora_training_checkpoint_interval_seconds')}",
+                legend="intervals",
+            ),
+        ],
+        width=4,
+        height=4,
+        empty="none saved",
+        levels=[(2, "doubtful"), (3, "bad")],
+        decimals=1,
+    ),
+    Numbers(
+        title="Retries",
+        description=f"Pods that ended early in a way that is tried again, by cause. {_RUNS}",
+        unit="none",
+        queries=[Query(expr=f"{_max('lorafinetune_retries_total', 'cause')} > 0", legend="{{cause}}")],
+        width=4,
+        height=4,
+        empty="none",
+        levels=[(0, "doubtful")],
+    ),
+)
+
+_WHAT: tuple[Panel, ...] = (
+    Table(
+        title="What is trained",
+        description=f"Base model, the quantization that is used, and the queue. {_RUNS}",
+        unit="none",
+        queries=[
+            Query(expr=_max("lorafinetune_info", "base_model, quantization, queue"), legend="{{base_model}}"),
+        ],
+        columns=[("base_model", "base model"), ("quantization", "quantization"), ("queue", "queue"), ("A", "is so")],
+        width=12,
+        height=4,
+        empty="",
+    ),
+    Table(
+        title="Advice",
+        description="What the operator would do differently; docs/advice.md says more, and kubectl describe has the "
+        f"numbers. {_RUNS}",
+        unit="none",
+        queries=[Query(expr=_max("lorafinetune_advice", "code, severity"), legend="{{severity}}: {{code}}")],
+        columns=[("severity", "severity"), ("code", "about"), ("A", "is so")],
+        width=12,
+        height=4,
+        empty="",
+    ),
+)
+
+_LEARNING: tuple[Panel, ...] = (
+    Curves(
+        title="Loss",
+        description="In nats per token that is learned: of the last step, on the held-out rows, and that of the base "
+        f"model on these, once the run has ended. {_PODS}",
+        unit="none",
+        queries=[
+            Query(expr=_max("lora_training_loss"), legend="training"),
+            Query(expr=_max("lora_training_eval_loss"), legend="held-out"),
+            Query(expr=_max("lorafinetune_final_eval_loss_before"), legend="held-out, base model"),
+        ],
+        width=12,
+        height=9,
+        limits=["held-out, base model"],
+        decimals=3,
+    ),
+    Curves(
+        title="Learning rate",
+        description=_PODS,
+        unit="sci",
+        queries=[Query(expr=_max("lora_training_learning_rate"), legend="learning rate")],
+        width=6,
+        height=9,
+    ),
+    Curves(
+        title="Norm of the gradient",
+        description=f"Before clipping, and steps that were left out because it or the loss was not finite. {_PODS}",
+        unit="none",
+        queries=[
+            Query(expr=_max("lora_training_grad_norm"), legend="norm"),
+            Query(expr=_max("lora_training_nonfinite_values_total"), legend="steps left out"),
+        ],
+        width=6,
+        height=9,
+        colors=[("steps left out", "bad")],
+    ),
+)
+
+_SPEED: tuple[Panel, ...] = (
+    Curves(
+        title="Tokens a second",
+        description=f"Without padding. {_PODS}",
+        unit="short",
+        queries=[
+            Query(expr=f"sum(rate(lora_training_tokens_total{_OF}[$__rate_interval]))", legend="tokens a second"),
+        ],
+        width=8,
+    ),
+    Curves(
+        title="Duration of an optimizer step",
+        description=_PODS,
+        unit="s",
+        queries=[
+            Query(
+                expr=f"sum(rate(lora_training_step_duration_seconds_sum{_OF}[$__rate_interval])) / "
+                f"sum(rate(lora_training_step_duration_seconds_count{_OF}[$__rate_interval]))",
+                legend="on average",
+            ),
+            Query(
+                expr="histogram_quantile(0.95, sum by (le) "
+                f"(rate(lora_training_step_duration_seconds_bucket{_OF}[$__rate_interval])))",
+                legend="95 of 100 within",
+            ),
+        ],
+        width=8,
+    ),
+    Curves(
+        title="How well the GPUs are used",
+        description="The share of their 16-bit peak that the training reaches (4N operations a token), where that is "
+        "known; and the share of the time in which DCGM saw a GPU work, where its exporter is scraped.",
+        unit="percentunit",
+        queries=[
+            Query(expr=_max("lora_training_mfu_ratio"), legend="of the peak"),
+            Query(expr=_of_gpus("DCGM_FI_DEV_GPU_UTIL{} / 100"), legend="{{Hostname}} GPU {{gpu}} at work"),
+        ],
+        width=8,
+        empty="no GPU, or none that is known",
+    ),
+)
+
+_MEMORY: tuple[Panel, ...] = (
+    Curves(
+        title="Memory of the GPUs",
+        description="Of the fullest GPU: taken by tensors now and at most, taken by PyTorch, what was planned before "
+        f"the run, and all that there is, which DCGM's exporter says. Without a GPU, of the process. {_PODS}",
+        unit="bytes",
+        queries=[
+            Query(expr=_max("lorafinetune_estimated_memory_bytes"), legend="planned"),
+            Query(expr=_max("lora_training_gpu_memory_allocated_bytes"), legend="tensors now"),
+            Query(expr=_max("lora_training_gpu_memory_peak_bytes"), legend="tensors at most"),
+            Query(expr=_max("lora_training_gpu_memory_reserved_bytes"), legend="taken by PyTorch"),
+            Query(
+                expr=f"{_max('lora_training_peak_memory_bytes')} unless {_max('lora_training_gpu_memory_peak_bytes')}",
+                legend="process at most",
+            ),
+            Query(
+                expr=f"min({_of_gpus('(DCGM_FI_DEV_FB_USED{} + DCGM_FI_DEV_FB_FREE{})')}) * 2 ^ 20",
+                legend="all there is",
+            ),
+        ],
+        width=12,
+        height=9,
+        limits=["planned", "all there is"],
+        colors=[("all there is", "bad")],
+    ),
+    Curves(
+        title="Memory of the pods",
+        description="Of the trainer's processes, and the limit beyond which the kernel kills them, from the kubelet's "
+        "cAdvisor.",
+        unit="bytes",
+        queries=[
+            Query(
+                expr='max by (pod) (container_memory_rss{namespace="$namespace", container="trainer"}) '
+                f"* on (pod) {_POD}",
+                legend="{{pod}}",
+            ),
+            Query(
+                expr='max(container_spec_memory_limit_bytes{namespace="$namespace", container="trainer"} '
+                f"* on (pod) group_left () {_POD})",
+                legend="limit",
+            ),
+        ],
+        width=12,
+        height=9,
+        limits=["limit"],
+        colors=[("limit", "bad")],
+        empty="cAdvisor is not scraped",
+    ),
+)
+
+_COURSE: tuple[Panel, ...] = (
+    Curves(
+        title="Steps",
+        description=f"Taken, saved and in all. After a restart the line begins again at the checkpoint. {_PODS}",
+        unit="none",
+        queries=[
+            Query(expr=_max("lora_training_step"), legend="taken"),
+            Query(expr=_max("lorafinetune_checkpoint_step"), legend="saved"),
+            Query(expr=_max("lora_training_steps"), legend="in all"),
+        ],
+        width=12,
+        limits=["in all"],
+        decimals=0,
+    ),
+    Curves(
+        title="Active time and attempts",
+        description="How long the run has been active over all attempts, which activeDeadlineSeconds limits. " + _RUNS,
+        unit="s",
+        queries=[Query(expr=_max("lorafinetune_active_seconds"), legend="active")],
+        width=12,
+    ),
+)
+
+BOARD = Board(
+    uid="lora-run",
+    title="LoRA run",
+    description="One LoRAFineTune: how it learns, what it uses, and what happened to it.",
+    span="3h",
+    variables=[
+        Variable(name="namespace", label="Namespace", query="label_values(lorafinetune_info, namespace)"),
+        Variable(name="name", label="Run", query='label_values(lorafinetune_info{namespace="$namespace"}, name)'),
+    ],
+    links=[
+        Link(title="LoRA fleet", url="/d/lora-fleet?var-datasource=${datasource}&var-namespace=${namespace}"),
+        Link(title="NVIDIA DCGM", url="/d/Oxed_c6Wz"),
+    ],
+    notes=[
+        Note(
+            name="Restarts",
+            expr=f"sum by (cause) (changes(lorafinetune_retries_total{_OF}[1m])) > 0",
+            title="Pod ended early: {{cause}}",
+            color="orange",
+        ),
+        Note(
+            name="Attempts", expr=f"sum(changes(lorafinetune_attempts{_OF}[1m])) > 0", title="New attempt", color="blue"
+        ),
+    ],
+    rows=[
+        Row(title="At a glance", panels=(*_GLANCE, *_WHAT)),
+        Row(title="How it learns", panels=_LEARNING),
+        Row(title="How fast", panels=_SPEED),
+        Row(title="Memory", panels=_MEMORY),
+        Row(title="Course", panels=_COURSE),
+    ],
+)

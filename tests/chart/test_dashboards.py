@@ -1,0 +1,271 @@
+"""The chart's dashboards: fresh, complete, and asking for nothing that there is not."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart import promql
+from tests.chart.objects import Render
+
+from dashgen import cli, run
+from dashgen.board import render as rendered
+from docgen.metrics_reference import operator_series, trainer_series
+
+FILES = sorted((cli.REPOSITORY / cli.FOLDER).glob("*.json"))
+BOARDS = {file.stem: json.loads(file.read_text()) for file in FILES}
+# What Grafana puts in.
+_FILLED_IN = {"$__rate_interval": "1m", "$__range_s": "3600", "$namespace": "team-a", "$name": "tone"}
+UNSHOWN = {
+    "lora_operator_build_info": "in the alert's log",
+    "lorafinetune_status_condition": "the state says as much",
+    "lorafinetune_created_timestamp_seconds": "as the time in the state",
+    "lorafinetune_started_timestamp_seconds": "as the time in the state",
+    "lorafinetune_final_loss": "the curve says as much",
+    "lorafinetune_final_eval_loss": "the curve says as much",
+    "lorafinetune_peak_memory_bytes": "the pod's own says as much",
+    "lorafinetune_finished_total": "the states say as much, and begin with the first",
+    "lorafinetune_restarts_total": "lorafinetune_retries_total names the run",
+    "lorafinetune_run_duration_seconds": "runs are of different sizes",
+    "lora_training_epoch": "the steps say as much",
+    "lora_training_phase": "the state says as much",
+    "lora_training_samples_total": "the tokens say as much",
+    "lora_training_tokens_per_second": "the tokens say as much",
+    "lora_training_checkpoint_saves_total": "the steps saved say as much",
+    "lora_training_micro_batch_halvings_total": "the step time and the log say as much",
+}
+"""Metrics on no dashboard, and why."""
+
+
+TITLES = {
+    "fleet": [
+        "Alerts",
+        "Operators that lead",
+        "Runs",
+        "Runs that have not ended",
+        "GPUs",
+        "Runs that have not ended, the one longest in its state first",
+        "What runs wait for",
+        "From creation to the Job's start",
+        "Failures in the time shown, by reason",
+        "Retries by cause",
+        "Runs that ended in the six hours before",
+        "Runs that failed in the time shown, the longest ago first",
+        "Tokens trained on",
+        "GPU hours of the hour before",
+        "Steps lost in the hour before, by cause",
+        "Turns by result",
+        "Duration of a turn, and runs that wait for one",
+        "Requests to the API server",
+        "Leaders",
+        "Silence of the watches",
+        "LoRAFineTunes that wait for a worker",
+        "Namespaces left out",
+    ],
+    "run": [
+        "State",
+        "In this state for",
+        "Progress",
+        "Time to go",
+        "Since the last checkpoint",
+        "Retries",
+        "What is trained",
+        "Advice",
+        "Loss",
+        "Learning rate",
+        "Norm of the gradient",
+        "Tokens a second",
+        "Duration of an optimizer step",
+        "How well the GPUs are used",
+        "Memory of the GPUs",
+        "Memory of the pods",
+        "Steps",
+        "Active time and attempts",
+    ],
+}
+
+
+def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those with data."""
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def filled(query: str) -> str:
+    """As Grafana sends it."""
+    for name, value in _FILLED_IN.items():
+        query = query.replace(name, value)
+    return query
+
+
+def queries(board: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Of each panel and annotation: where, the query, and its legend."""
+    for panel in panels(board):
+        yield from ((panel["title"], target["expr"], target["legendFormat"]) for target in panel["targets"])
+    yield from ((note["name"], note["expr"], note["titleFormat"]) for note in board["annotations"]["list"])
+
+
+def test_the_dashboards_are_fresh(capsys: pytest.CaptureFixture[str]) -> None:
+    """hack/dashboards --check passes: run `make docs` and commit after a change of their description."""
+    assert cli.main(["--check"]) == 0, capsys.readouterr().err
+    assert [file.relative_to(cli.REPOSITORY) for file in FILES] == sorted(cli.outputs())
+
+
+def test_a_stale_dashboard_is_named_and_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--check changes nothing; without it the file is written again."""
+    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
+    (tmp_path / cli.FOLDER.parent).mkdir(parents=True)
+    assert cli.main(["--check"]) == 1
+    assert f"{cli.FOLDER}/fleet.json is not what its source gives" in capsys.readouterr().err
+    assert not (tmp_path / cli.FOLDER).exists()
+    assert cli.main([]) == 0
+    assert json.loads((tmp_path / cli.FOLDER / "run.json").read_text()) == rendered(run.BOARD)
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_dashboard_can_be_put_under_any_grafana(board: dict[str, Any]) -> None:
+    """Its address is fixed, its number is the server's to give, and every query goes to the chosen data source."""
+    assert (board["id"], board["uid"]) == (None, f"lora-{board['title'].removeprefix('LoRA ')}")
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    assert variables["datasource"]["query"] == "prometheus"
+    sources = [panel["datasource"] for panel in panels(board)]
+    sources += [target["datasource"] for panel in panels(board) for target in panel["targets"]]
+    sources += [
+        thing["datasource"] for thing in [*variables.values(), *board["annotations"]["list"]] if "datasource" in thing
+    ]
+    assert all(source == chosen for source in sources)
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_every_panel_says_what_it_shows(board: dict[str, Any]) -> None:
+    """It has a title, a unit, and a legend for each query; its description says what to switch on for its data."""
+    for panel in panels(board):
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
+        assert panel["description"].endswith("."), panel["title"]
+        own = {
+            name for _, query, _ in queries({"panels": [panel], "annotations": {"list": []}}) for name in _names(query)
+        }
+        if panel["gridPos"]["y"] < _top(board, "The operator") and any(
+            name.startswith("lorafinetune_") for name in own
+        ):
+            assert "metrics." in panel["description"], panel["title"]
+    titles = [panel["title"] for panel in panels(board)]
+    assert len(set(titles)) == len(titles)
+
+
+def _top(board: dict[str, Any], row: str) -> float:
+    return next((p["gridPos"]["y"] for p in board["panels"] if p["title"] == row), float("inf"))
+
+
+def _names(query: str) -> set[str]:
+    return {name for name, _ in promql.read(filled(query)).selectors}
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_panels_are_numbered_and_do_not_overlap(board: dict[str, Any]) -> None:
+    """And none stands out of the 24 columns."""
+    assert [panel["id"] for panel in board["panels"]] == list(range(1, len(board["panels"]) + 1))
+    places = [panel["gridPos"] for panel in board["panels"]]
+    assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for place in places)
+    for a, b in combinations(places, 2):
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (a, b)
+
+
+def test_every_query_is_accepted_by_promtool(tmp_path: Path) -> None:
+    """As an expression of a rule each."""
+    found = [filled(query) for board in BOARDS.values() for _, query, _ in queries(board)]
+    rules = [{"record": f"a:b:c{number}", "expr": query} for number, query in enumerate(found)]
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_every_query_reads_what_there_is(board: dict[str, Any]) -> None:
+    """A metric that is renamed in the code makes this fail, and not a user's dashboard; so does a label."""
+    known = promql.known_series()
+    for title, query, legend in queries(board):
+        reads = promql.read(filled(query))
+        assert list(promql.faults(filled(query), known)) == [], title
+        labels = reads.made.union(*(known[name] for name, _ in reads.selectors))
+        assert set(re.findall(r"\{\{(\w+)\}\}", legend)) <= (reads.lists or labels), title
+        assert "vector(" not in query, title
+    for variable in board["templating"]["list"][1:]:
+        text, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]).groups()  # type: ignore[union-attr] # else it is wrong
+        assert list(promql.faults(filled(text), known)) == []
+        assert label in known[promql.read(text).selectors[0][0]]
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_rates_fit_the_scraping_and_the_time_that_is_shown(board: dict[str, Any]) -> None:
+    """By Grafana's own choice, but for what happens seldom, and says over what time it is counted."""
+    for title, query, _ in queries(board):
+        for span in re.findall(r"\[([^\]]+)\]", query):
+            assert span in ("$__rate_interval", "10m", "1h", "6h") or title in ("Restarts", "Attempts"), title
+
+
+def test_the_run_is_chosen_by_its_namespace_and_name() -> None:
+    """One after the other, and the fleet's tables lead to it."""
+    names = [variable["name"] for variable in BOARDS["run"]["templating"]["list"]]
+    assert names == ["datasource", "namespace", "name"]
+    assert (
+        BOARDS["run"]["templating"]["list"][2]["query"]
+        == 'label_values(lorafinetune_info{namespace="$namespace"}, name)'
+    )
+    tables = [panel for panel in panels(BOARDS["fleet"]) if panel["type"] == "table"]
+    assert len(tables) == 2
+    for table in tables:
+        (properties,) = [
+            o["properties"] for o in table["fieldConfig"]["overrides"] if o["matcher"]["options"] == "name"
+        ]
+        assert "/d/lora-run?var-datasource=${datasource}&var-namespace=${__data.fields.namespace}" in str(properties)
+        renamed = table["transformations"][-1]["options"]["renameByName"]
+        assert (renamed["namespace"], renamed["name"]) == ("namespace", "name")
+
+
+def test_the_dashboards_lead_to_each_other_and_to_that_of_the_gpus() -> None:
+    """NVIDIA's own, by the address under which Grafana's site has it."""
+    urls = {name: [link["url"].partition("?")[0] for link in board["links"]] for name, board in BOARDS.items()}
+    assert urls == {"fleet": ["/d/lora-run", "/d/Oxed_c6Wz"], "run": ["/d/lora-fleet", "/d/Oxed_c6Wz"]}
+
+
+def test_every_metric_is_on_a_dashboard_or_left_out_for_a_reason() -> None:
+    """So a panel that is dropped, or a metric that is new, is noticed."""
+    shown = {name for board in BOARDS.values() for _, query, _ in queries(board) for name in _names(query)}
+    known = {_base(name) for name in (*shown, *UNSHOWN)}
+    missing = {name for name in (*operator_series(), *trainer_series()) if _base(name) not in known}
+    assert missing == set()
+    assert shown.isdisjoint(UNSHOWN)
+
+
+def _base(name: str) -> str:
+    return re.sub("_(bucket|count|sum)$", "", name)
+
+
+def test_no_panel_is_lost() -> None:
+    """What the two answer, panel by panel."""
+    titles = {name: [panel["title"] for panel in panels(board)] for name, board in BOARDS.items()}
+    assert titles == {name: TITLES[name] for name in titles}
+
+
+def test_the_chart_brings_them_for_grafanas_sidecar(render: Render) -> None:
+    """In a ConfigMap each, with the label that it looks for; nothing unless it is switched on."""
+    assert [o["metadata"]["name"] for o in render() if o["kind"] == "ConfigMap"] == ["lora"]
+    values = {"enabled": True, "annotations": {"grafana_folder": "LoRA"}, "additionalLabels": {"team": "ml"}}
+    objects = render(metrics={"grafanaDashboard": values})
+    maps = [o for o in objects if "grafana_dashboard" in o["metadata"].get("labels", {})]
+    assert [o["metadata"]["name"] for o in maps] == ["lora-fleet-dashboard", "lora-run-dashboard"]
+    for config, (name, board) in zip(maps, BOARDS.items(), strict=True):
+        assert {"grafana_dashboard": "1", "team": "ml"}.items() <= config["metadata"]["labels"].items()
+        assert config["metadata"]["annotations"] == {"grafana_folder": "LoRA"}
+        assert json.loads(config["data"][f"lora-{name}.json"]) == board
