@@ -26,7 +26,8 @@ class Panel:
     """A panel of the dashboard, `width` of 24 columns and `height` rows of 30 pixels.
 
     `levels` are the values from which on another color holds, by the names of `_COLORS`, and `colors` those of single
-    legends; `empty` is what stands there where the query finds nothing. `limits`: legends drawn as dashed lines.
+    legends, or of those that match /a pattern/; `empty` is what stands there where the query finds nothing. `limits`:
+    legends drawn as dashed lines.
     """
 
     title: str
@@ -263,20 +264,21 @@ def _curves(panel: Curves) -> Json:
     custom |= {"scaleDistribution": {"type": "log", "log": 10} if panel.logarithmic else {"type": "linear"}}
     custom |= {"thresholdsStyle": {"mode": "line" if panel.levels else "off"}}
     options = {
-        "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "max"]},
+        "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["last", "max"]},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
     return {"type": "timeseries", "fieldConfig": _fields(panel, custom), "options": options}
 
 
 def _numbers(panel: Numbers) -> Json:
+    labelled = any("{{" in query.legend for query in panel.queries)
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "background" if panel.levels or panel.colors else "value",
         "graphMode": "none",
         "justifyMode": "auto",
         "orientation": "auto",
-        "textMode": "name" if panel.names else "auto",
+        "textMode": "name" if panel.names else "value_and_name" if labelled else "auto",
     }
     return {"type": "stat", "fieldConfig": _fields(panel, {}), "options": options}
 
@@ -300,7 +302,7 @@ def _table(panel: Table) -> Json:
     named = {f"Value #{name}" if len(name) == 1 and name.isupper() else name: title for name, title in titles.items()}
     if not several:
         named = {name.replace("Value #A", "Value"): title for name, title in named.items()}
-    hidden = {"Time": True, "__name__": True}
+    hidden = {name: True for name in ("Time", "__name__", "Value") if name not in named}
     order = {name: position for position, name in enumerate(named)}
     organize = {"excludeByName": hidden, "indexByName": order, "renameByName": named}
     merge = [{"id": "merge", "options": {}}] if several else []
@@ -343,4 +345,5 @@ def _fields(panel: Panel, custom: Json) -> Json:
 
 
 def _override(title: str, key: str, value: object) -> Json:
-    return {"matcher": {"id": "byName", "options": title}, "properties": [{"id": key, "value": value}]}
+    matcher = "byRegexp" if title.startswith("/") else "byName"
+    return {"matcher": {"id": matcher, "options": title}, "properties": [{"id": key, "value": value}]}

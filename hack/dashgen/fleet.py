@@ -6,6 +6,7 @@ _OF = 'namespace=~"$namespace"'
 _STATE = f"max by (namespace, name, group, state) (lorafinetune_state{{{_OF}}})"
 _SINCE = f"max by (namespace, name) (lorafinetune_state_since_timestamp_seconds{{{_OF}}})"
 _COMPLETED = f"max by (namespace, name) (lorafinetune_completed_timestamp_seconds{{{_OF}}})"
+_ALERTS = 'ALERTS{alertname=~"LoRA(Operator|FineTune).+", alertstate="firing"}'
 _JOIN = "on (namespace, name) group_left (group, state)"
 _RUNS = "It needs metrics.serviceMonitor.enabled and config.runMetrics."
 _PODS = "It needs metrics.podMonitor.enabled."
@@ -25,25 +26,30 @@ def _in_group(groups: str) -> str:
     return f'max by (namespace, name, group, state) (lorafinetune_state{{{_OF}, group=~"{groups}"}})'
 
 
+def _latest(groups: str) -> str:
+    """Runs whose latest state is in these groups, one series each: for some minutes after a leader has died Prometheus
+    may show both the old state of a run and the new one, and nothing can be joined with two."""
+    latest = f"topk by (namespace, name) (1, timestamp(lorafinetune_state{{{_OF}}}))"
+    found = f'lorafinetune_state{{{_OF}, group=~"{groups}"}}'
+    return f"group by (namespace, name, group, state) ({latest} and on (namespace, name, group, state) {found})"
+
+
 def _unfinished(value: str) -> str:
     """A number of each run that has not ended, with its state."""
-    return f"{value} * {_JOIN} {_in_group('Waiting|Held|Running|Retrying|Failing')}"
+    return f"{value} * {_JOIN} {_latest('Waiting|Held|Running|Retrying|Failing')}"
 
 
 _GLANCE: tuple[Panel, ...] = (
     Numbers(
         title="Alerts",
-        description="Alerts that fire now; each has a runbook. They need metrics.prometheusRule.enabled.",
+        description="How many fire now. They need metrics.prometheusRule.enabled.",
         unit="none",
-        queries=[
-            Query(
-                expr='count by (alertname) (ALERTS{alertname=~"LoRA.+", alertstate="firing"})', legend="{{alertname}}"
-            )
-        ],
-        width=8,
+        queries=[Query(expr=f"count by (severity) ({_ALERTS})", legend="{{severity}}")],
+        width=5,
         height=4,
         empty="none",
         levels=[(0, "bad")],
+        colors=[("warning", "doubtful")],
     ),
     Numbers(
         title="Operators that lead",
@@ -61,10 +67,22 @@ _GLANCE: tuple[Panel, ...] = (
         description=f"Runs by group of states, those that ended as long as they are not deleted. {_RUNS}",
         unit="none",
         queries=[Query(expr=f"count by (group) ({_STATE})", legend="{{group}}")],
-        width=12,
+        width=15,
         height=4,
         empty="no runs",
         colors=_GROUPS,
+    ),
+    Table(
+        title="Alerts that fire",
+        description="Each has a runbook in docs/runbooks. A run's name leads to its own dashboard. They need "
+        "metrics.prometheusRule.enabled.",
+        unit="none",
+        queries=[Query(expr=f"max by (severity, alertname, namespace, name) ({_ALERTS})", legend="{{alertname}}")],
+        columns=[("severity", "severity"), ("alertname", "alert"), ("namespace", "namespace"), ("name", "name")],
+        link="name",
+        width=24,
+        height=5,
+        empty="none",
     ),
 )
 
@@ -83,15 +101,16 @@ _RUNNING: tuple[Panel, ...] = (
     ),
     Curves(
         title="GPUs",
-        description="That running runs asked for, and that waiting ones ask for. Utilization is on DCGM's dashboard. "
+        description="That running runs have, and that others wait for. How busy they are is on DCGM's dashboard. "
         + _RUNS,
         unit="none",
         queries=[
             Query(
-                expr=f"sum by (group) (max by (namespace, name) (lorafinetune_requested_gpus{{{_OF}}}) * {_JOIN} "
-                f"{_in_group('Running|Waiting|Held')})",
-                legend="{{group}}",
+                expr=f"sum(max by (namespace, name) (lorafinetune_requested_gpus{{{_OF}}}) "
+                f'and on (namespace, name) lorafinetune_state{{{_OF}, group="{group}"}})',
+                legend=group,
             )
+            for group in ("Running", "Waiting", "Held")
         ],
         width=12,
         stacked=True,
@@ -208,16 +227,13 @@ _FAILING: tuple[Panel, ...] = (
         description=f"A run's name leads to its own dashboard. {_RUNS}",
         unit="s",
         queries=[
-            Query(
-                expr=f"(time() - ({_COMPLETED} > time() - $__range_s)) * {_JOIN} {_in_group('Failed')}", legend="ended"
-            )
+            Query(expr=f"(time() - ({_COMPLETED} > time() - $__range_s)) * {_JOIN} {_latest('Failed')}", legend="ended")
         ],
         columns=[
             ("namespace", "namespace"),
             ("name", "name"),
             ("state", "reason"),
             ("A", "ended, ago"),
-            ("group", "group"),
         ],
         link="name",
         by="A",
@@ -286,8 +302,8 @@ _OPERATOR: tuple[Panel, ...] = (
         colors=[("success", "good"), ("retry", "doubtful"), ("error", "bad")],
     ),
     Curves(
-        title="Duration of a turn, and runs that wait for one",
-        description="With its requests to the API server. The queue is at rest near 0.",
+        title="Duration of a turn",
+        description="With its requests to the API server.",
         unit="s",
         queries=[
             *(

@@ -37,6 +37,12 @@ _GLANCE: tuple[Panel, ...] = (
         height=4,
         empty="no such run",
         names=True,
+        colors=[
+            ("/^(Running|Succeeded)/", "good"),
+            ("/^(Waiting|Retrying|Running: Stalled)/", "doubtful"),
+            ("/^Held/", "busy"),
+            ("/^Fail/", "bad"),
+        ],
     ),
     Numbers(
         title="In this state for",
@@ -75,9 +81,9 @@ _GLANCE: tuple[Panel, ...] = (
         decimals=0,
     ),
     Numbers(
-        title="Since the last checkpoint",
-        description="What would be trained again if the pod ended now; orange from two intervals on, red from three. "
-        + _PODS,
+        title="Checkpoint age, in intervals",
+        description="What would be trained again if the pod ended now, in intervals between two checkpoints: orange "
+        f"from two on, red from three. {_PODS}",
         unit="none",
         queries=[
             Query(
@@ -112,7 +118,7 @@ _WHAT: tuple[Panel, ...] = (
         queries=[
             Query(expr=_max("lorafinetune_info", "base_model, quantization, queue"), legend="{{base_model}}"),
         ],
-        columns=[("base_model", "base model"), ("quantization", "quantization"), ("queue", "queue"), ("A", "is so")],
+        columns=[("base_model", "base model"), ("quantization", "quantization"), ("queue", "queue")],
         width=12,
         height=4,
         empty="",
@@ -123,7 +129,7 @@ _WHAT: tuple[Panel, ...] = (
         f"numbers. {_RUNS}",
         unit="none",
         queries=[Query(expr=_max("lorafinetune_advice", "code, severity"), legend="{{severity}}: {{code}}")],
-        columns=[("severity", "severity"), ("code", "about"), ("A", "is so")],
+        columns=[("severity", "severity"), ("code", "about")],
         width=12,
         height=4,
         empty="",
@@ -203,7 +209,10 @@ _SPEED: tuple[Panel, ...] = (
         unit="percentunit",
         queries=[
             Query(expr=_max("lora_training_mfu_ratio"), legend="of the peak"),
-            Query(expr=_of_gpus("DCGM_FI_DEV_GPU_UTIL{} / 100"), legend="{{Hostname}} GPU {{gpu}} at work"),
+            Query(
+                expr=f"max by (Hostname, gpu) ({_of_gpus('DCGM_FI_DEV_GPU_UTIL{} / 100')})",
+                legend="{{Hostname}} GPU {{gpu}} at work",
+            ),
         ],
         width=8,
         empty="no GPU, or none that is known",
@@ -275,7 +284,7 @@ _COURSE: tuple[Panel, ...] = (
         decimals=0,
     ),
     Curves(
-        title="Active time and attempts",
+        title="Active time",
         description="How long the run has been active over all attempts, which activeDeadlineSeconds limits. " + _RUNS,
         unit="s",
         queries=[Query(expr=_max("lorafinetune_active_seconds"), legend="active")],

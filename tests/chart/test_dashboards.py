@@ -47,6 +47,7 @@ TITLES = {
         "Alerts",
         "Operators that lead",
         "Runs",
+        "Alerts that fire",
         "Runs that have not ended",
         "GPUs",
         "Runs that have not ended, the one longest in its state first",
@@ -60,7 +61,7 @@ TITLES = {
         "GPU hours of the hour before",
         "Steps lost in the hour before, by cause",
         "Turns by result",
-        "Duration of a turn, and runs that wait for one",
+        "Duration of a turn",
         "Requests to the API server",
         "Leaders",
         "Silence of the watches",
@@ -72,7 +73,7 @@ TITLES = {
         "In this state for",
         "Progress",
         "Time to go",
-        "Since the last checkpoint",
+        "Checkpoint age, in intervals",
         "Retries",
         "What is trained",
         "Advice",
@@ -85,7 +86,7 @@ TITLES = {
         "Memory of the GPUs",
         "Memory of the pods",
         "Steps",
-        "Active time and attempts",
+        "Active time",
     ],
 }
 
@@ -223,7 +224,7 @@ def test_the_run_is_chosen_by_its_namespace_and_name() -> None:
         == 'label_values(lorafinetune_info{namespace="$namespace"}, name)'
     )
     tables = [panel for panel in panels(BOARDS["fleet"]) if panel["type"] == "table"]
-    assert len(tables) == 2
+    assert len(tables) == 3
     for table in tables:
         (properties,) = [
             o["properties"] for o in table["fieldConfig"]["overrides"] if o["matcher"]["options"] == "name"
