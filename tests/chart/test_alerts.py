@@ -149,6 +149,37 @@ def test_the_rules_read_what_there_is(render: Render, namespaces: list[str]) -> 
                 known[entry["record"]] = tuple(entry["record"].partition(":")[0].split("_"))
 
 
+def test_the_page_lists_each_alert_as_it_is(render: Render) -> None:
+    """Its severity, its time and its thresholds."""
+    page = (REPOSITORY / "docs/monitoring.md").read_text()
+    rows = re.findall(r"^\| \[(\w+)\]\(runbooks/(\w+)\.md\) \| (\w+) \| (\w+) \| (.*) \|$", page, re.MULTILINE)
+    (group,) = only(render(metrics={"prometheusRule": ENABLED}), "PrometheusRule")["spec"]["groups"]
+    rules = {rule["alert"]: rule for rule in group["rules"] if "alert" in rule}
+    assert [row[0] for row in rows] == list(rules)
+    for alert, runbook, severity, lasts, text in rows:
+        assert (runbook, severity, lasts) == (alert, rules[alert]["labels"]["severity"], rules[alert]["for"])
+        for threshold in VALUES["metrics"]["prometheusRule"]["alerts"][alert].values():
+            values = threshold if isinstance(threshold, list) else [threshold]
+            assert all(str(value) in [*text.split(), lasts] or f"{value}," in text for value in values), alert
+
+
+def test_the_pages_three_lines_switch_everything_on(helm: Any) -> None:
+    """Run by Bash, with what stands in for helm."""
+    page = (REPOSITORY / "docs/monitoring.md").read_text()
+    (lines,) = re.findall(r"^```sh\n(stack=.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert lines.count("\n") == 3
+    script = "helm() { printf '%s\\n' \"$@\"; }\n" + lines
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    flags = [argument for argument in done.stdout.splitlines() if argument.startswith("--set=")]
+    assert len(flags) == 8
+    rendered = helm.template({}, *flags)
+    assert rendered.returncode == 0, rendered.stderr
+    labels = {o["kind"]: o["metadata"].get("labels", {}) for o in yaml.safe_load_all(rendered.stdout) if o}
+    for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"):
+        assert labels[kind]["release"] == "kube-prometheus-stack"
+    assert rendered.stdout.count('grafana_dashboard: "1"') == 2
+
+
 def test_what_a_query_reads_is_found() -> None:
     """And what there is not is named."""
     known = {"a_total": ("x", "le"), "b": ("y",)}
