@@ -3,11 +3,9 @@
 from dashgen.board import Bars, Board, Curves, Link, Numbers, Panel, Query, Row, Table, Variable
 
 _OF = 'namespace=~"$namespace"'
-_STATE = f"max by (namespace, name, group, state) (lorafinetune_state{{{_OF}}})"
-_SINCE = f"max by (namespace, name) (lorafinetune_state_since_timestamp_seconds{{{_OF}}})"
+_STATE = f"lorafinetune_state{{{_OF}}}"
 _COMPLETED = f"max by (namespace, name) (lorafinetune_completed_timestamp_seconds{{{_OF}}})"
 _ALERTS = 'ALERTS{alertname=~"LoRA(Operator|FineTune).+", alertstate="firing"}'
-_JOIN = "on (namespace, name) group_left (group, state)"
 _RUNS = "It needs metrics.serviceMonitor.enabled and config.runMetrics."
 _PODS = "It needs metrics.podMonitor.enabled."
 _GROUPS = (
@@ -22,21 +20,20 @@ _GROUPS = (
 
 
 def _in_group(groups: str) -> str:
-    """Runs in these groups of states, without looking at those that ended."""
-    return f'max by (namespace, name, group, state) (lorafinetune_state{{{_OF}, group=~"{groups}"}})'
+    """Runs in these groups of states. To merge those of two operators by name and namespace would take Prometheus a
+    second for each thousand; the one before is gone at the next scrape."""
+    return f'lorafinetune_state{{{_OF}, group=~"{groups}"}}'
 
 
-def _latest(groups: str) -> str:
-    """Runs whose latest state is in these groups, one series each: for some minutes after a leader has died Prometheus
-    may show both the old state of a run and the new one, and nothing can be joined with two."""
-    latest = f"topk by (namespace, name) (1, timestamp(lorafinetune_state{{{_OF}}}))"
-    found = f'lorafinetune_state{{{_OF}, group=~"{groups}"}}'
-    return f"group by (namespace, name, group, state) ({latest} and on (namespace, name, group, state) {found})"
+def _with_state(value: str, groups: str) -> str:
+    """A number of each run in these groups of states, by its state. Both are joined as one operator told them at once:
+    when a leader has died, Prometheus has two of each for some minutes, and nothing can be joined with two."""
+    joined = f"{_in_group(groups)} * on (namespace, name, instance) group_left () {value}"
+    return f"max by (namespace, name, group, state) ({joined})"
 
 
 def _unfinished(value: str) -> str:
-    """A number of each run that has not ended, with its state."""
-    return f"{value} * {_JOIN} {_latest('Waiting|Held|Running|Retrying|Failing')}"
+    return _with_state(value, "Waiting|Held|Running|Retrying|Failing")
 
 
 _GLANCE: tuple[Panel, ...] = (
@@ -106,11 +103,10 @@ _RUNNING: tuple[Panel, ...] = (
         unit="none",
         queries=[
             Query(
-                expr=f"sum(max by (namespace, name) (lorafinetune_requested_gpus{{{_OF}}}) "
-                f'and on (namespace, name) lorafinetune_state{{{_OF}, group="{group}"}})',
-                legend=group,
+                expr=f"sum by (group) ({_in_group('Running|Waiting|Held')} "
+                f"* on (namespace, name, instance) group_left () lorafinetune_requested_gpus{{{_OF}}})",
+                legend="{{group}}",
             )
-            for group in ("Running", "Waiting", "Held")
         ],
         width=12,
         stacked=True,
@@ -122,11 +118,12 @@ _RUNNING: tuple[Panel, ...] = (
         description=f"A run's name leads to its own dashboard. {_RUNS}",
         unit="none",
         queries=[
-            Query(expr=_unfinished(f"(time() - {_SINCE})"), legend="in this state"),
             Query(
-                expr=_unfinished(f"max by (namespace, name) (lorafinetune_progress_ratio{{{_OF}}})"), legend="progress"
+                expr=_unfinished(f"(time() - lorafinetune_state_since_timestamp_seconds{{{_OF}}})"),
+                legend="in this state",
             ),
-            Query(expr=_unfinished(f"max by (namespace, name) (lorafinetune_requested_gpus{{{_OF}}})"), legend="GPUs"),
+            Query(expr=_unfinished(f"lorafinetune_progress_ratio{{{_OF}}}"), legend="progress"),
+            Query(expr=_unfinished(f"lorafinetune_requested_gpus{{{_OF}}}"), legend="GPUs"),
         ],
         columns=[
             ("namespace", "namespace"),
@@ -206,16 +203,10 @@ _FAILING: tuple[Panel, ...] = (
         colors=[("error", "bad"), ("outOfMemory", "doubtful"), ("nodeLost", "busy")],
     ),
     Curves(
-        title="Runs that ended in the six hours before",
-        description="Succeeded and failed, of those that are not deleted yet. " + _RUNS,
+        title="Runs that have ended",
+        description="Succeeded and failed ones that are not deleted yet: the line rises when one ends. " + _RUNS,
         unit="none",
-        queries=[
-            Query(
-                expr=f"count by (group) ({_in_group('Succeeded|Failed')} and on (namespace, name) "
-                f"({_COMPLETED} > time() - 6 * 3600))",
-                legend="{{group}}",
-            )
-        ],
+        queries=[Query(expr=f"count by (group) ({_in_group('Succeeded|Failed')})", legend="{{group}}")],
         width=8,
         stacked=True,
         colors=_GROUPS,
@@ -227,7 +218,12 @@ _FAILING: tuple[Panel, ...] = (
         description=f"A run's name leads to its own dashboard. {_RUNS}",
         unit="s",
         queries=[
-            Query(expr=f"(time() - ({_COMPLETED} > time() - $__range_s)) * {_JOIN} {_latest('Failed')}", legend="ended")
+            Query(
+                expr=_with_state(
+                    f"(time() - (lorafinetune_completed_timestamp_seconds{{{_OF}}} > time() - $__range_s))", "Failed"
+                ),
+                legend="ended",
+            )
         ],
         columns=[
             ("namespace", "namespace"),

@@ -55,7 +55,7 @@ TITLES = {
         "From creation to the Job's start",
         "Failures in the time shown, by reason",
         "Retries by cause",
-        "Runs that ended in the six hours before",
+        "Runs that have ended",
         "Runs that failed in the time shown, the longest ago first",
         "Tokens trained on",
         "GPU hours of the hour before",
