@@ -342,8 +342,8 @@ async def test_gpu_seconds_are_counted_once_and_not_at_each_status_where_none_ar
     world.server.unknown = unknown
     times = {"startedAt": instant(NOW - timedelta(minutes=3)), "finishedAt": instant(NOW - timedelta(minutes=1))}
     world.cache.pods.put(_pod("5", name="first", phase="Failed", state={"terminated": {"exitCode": 1, **times}}))
-    for minute in range(3):
-        world.tell_pod("0/4 nodes are available: " + ("1 is full", "2 are full", "all are cordoned")[minute], str(10 + minute))
+    for version, found in (("10", "1 is full"), ("11", "2 are full"), ("12", "all are cordoned")):
+        world.tell_pod(f"0/4 nodes are available: {found}", version)
         world.now_s += 100
         await world.turn()
     assert statuses(world) > 1
