@@ -132,6 +132,17 @@ def test_memory_that_another_process_holds_is_compared_with_the_plan(monkeypatch
     check_gpus(dataclasses.replace(config, planned=plan), [0])
 
 
+@pytest.mark.parametrize("peak", [21 * GIB, 27 * GIB])
+def test_a_plan_that_not_even_an_empty_gpu_has_room_for_is_no_reason_to_refuse_it(
+    monkeypatch: pytest.MonkeyPatch, peak: int
+) -> None:
+    """It was made for a larger GPU, or with an estimate too wide to tell: nobody holds what is missing."""
+    plan = Planned(device="L40", device_bytes=46 * GIB, activation_checkpointing=True, micro_batch_tokens=4096,
+                   peak_bytes=peak)  # fmt: skip
+    card(free=peak - 2 * GIB if peak < 23 * GIB else 22 * GIB).show(monkeypatch)
+    check_gpus(dataclasses.replace(on_gpu(), planned=plan), [0])
+
+
 def test_a_type_that_the_gpu_lacks_is_refused_with_both_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     """The configuration is at fault, and says what to write instead."""
     config = on_gpu(training={"precision": "BF16"})

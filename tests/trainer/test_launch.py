@@ -228,6 +228,22 @@ def test_a_process_that_nccls_watchdog_aborts_is_explained_by_its_last_words(
     assert words in capfd.readouterr().err
 
 
+def test_the_end_of_the_log_is_there_however_torchrun_ends() -> None:
+    """It says what a process failed of, and is still on its way when the process is gone."""
+    program = """
+import os, sys, time
+from lora_trainer.host import torchrun
+passed_on = torchrun.pass_on
+def run(_):
+    os.write(2, b"the last words")
+    raise RuntimeError
+torchrun.run, torchrun.pass_on = run, lambda *pipe: (time.sleep(0.3), passed_on(*pipe))
+sys.exit(torchrun.main(["train.py", str(os.open(os.devnull, os.O_WRONLY))]))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, b"the last words" in ended.stderr) == (ExitCode.INTERNAL, True)
+
+
 def test_a_log_that_nobody_takes_stops_no_process() -> None:
     """Its pipe is emptied, and its end is kept all the same."""
     nobody, gone = os.pipe()

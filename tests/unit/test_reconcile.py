@@ -1,6 +1,7 @@
 """Turns of one run against an API server in memory: what is read and written, and when it is looked at next."""
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ class Server(Api):
         self.patched: Object | ApiError = ApiError(500, "InternalError", "no answer was put down")
         self.refused = ""
         self.conflict = False
+        self.unknown = ""  # a field of the status that its definition lacks
         self.asked: list[str] = []
 
     async def request(
@@ -56,7 +58,8 @@ class Server(Api):
         if method == "PUT":
             version = str(int(self.finetune["metadata"].get("resourceVersion", "1")) + 1)
             metadata = {**self.finetune["metadata"], "resourceVersion": version}
-            self.finetune = {**self.finetune, "metadata": metadata, "status": body["status"]}
+            status = {key: part for key, part in body["status"].items() if key != self.unknown}
+            self.finetune = {**self.finetune, "metadata": metadata, "status": status}
             return self.finetune
         if method == "PATCH":
             if isinstance(self.patched, ApiError):
@@ -100,6 +103,7 @@ class World:
 
     def __init__(self, *, spec: Object | None = None, status: Object | None = None) -> None:
         manifest = make_manifest(spec=spec, status=status)
+        self.registry = CollectorRegistry()
         self.now_s = 0.0
         self.over_limit: int | None = None
         self.poller = Poller(
@@ -116,7 +120,7 @@ class World:
             poller=self.poller,
             events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
-            count=Metrics(CollectorRegistry()).observe,
+            count=Metrics(self.registry).observe,
             now=lambda: NOW,
             over_limit=lambda _: self.over_limit,
             pacing=Pacing(lambda: self.now_s, 60),
@@ -327,6 +331,24 @@ async def test_a_pod_that_ended_and_was_gone_before_anybody_looked_is_counted_on
     await world.turn()
     await world.turn()
     assert world.server.finetune["status"]["retries"]["preempted"] == 1
+
+
+@pytest.mark.parametrize(("unknown", "counted"), [("", 120.0), ("usage", 0.0)])
+async def test_gpu_seconds_are_counted_once_and_not_at_each_status_where_none_are_stored(
+    unknown: str, counted: float
+) -> None:
+    """By an operator whose definition in the cluster is older, each look finds them as if for the first time."""
+    world = World()
+    world.server.unknown = unknown
+    times = {"startedAt": instant(NOW - timedelta(minutes=3)), "finishedAt": instant(NOW - timedelta(minutes=1))}
+    world.cache.pods.put(_pod("5", name="first", phase="Failed", state={"terminated": {"exitCode": 1, **times}}))
+    for version, found in (("10", "1 is full"), ("11", "2 are full"), ("12", "all are cordoned")):
+        world.tell_pod(f"0/4 nodes are available: {found}", version)
+        world.now_s += 100
+        await world.turn()
+    assert statuses(world) > 1
+    labels = {"namespace": NAMESPACE, "useful": "false"}
+    assert world.registry.get_sample_value("lorafinetune_gpu_seconds_total", labels) == counted
 
 
 async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:

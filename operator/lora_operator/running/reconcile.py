@@ -212,10 +212,12 @@ class Reconciler:
         line.wrote_status()
         key = Key(finetune.namespace, finetune.name)
         self._pacing.forget(key)
-        self._contention.wrote(key, finetune, self._cache.finetunes.get(key))
+        stored = self._cache.finetunes.get(key)
+        self._contention.wrote(key, finetune, stored)
         # What this process has written itself is no news when a watch brings it.
         self._written(key)
-        self._count(finetune, observed, plan.status)
+        # What an older definition leaves out of it would be counted anew at each status.
+        self._count(finetune, observed, stored.status if stored is not None else plan.status)
         return True
 
     async def _delete(self, finetune: FineTune, plan: Plan, line: DecisionLine) -> ApiError | None:

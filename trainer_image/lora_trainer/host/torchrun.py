@@ -87,6 +87,8 @@ def main(arguments: Sequence[str]) -> int:
         known = explain(error)
         reporter.failure(known)
         return known.code
+    finally:
+        log.end()
     return ExitCode.OK
 
 

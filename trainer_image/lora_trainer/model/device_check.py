@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lora_trainer.contract.fit.limits import CONTEXT_BYTES
+from lora_trainer.contract.fit.limits import CONTEXT_BYTES, FIT_SHARE
 from lora_trainer.errors import CudaOutOfMemoryError, GpuFaultError, GpuUnfitError, InternalError, explain
 
 LEAST_DRIVER = {"12": 525, "13": 580}
@@ -118,11 +118,15 @@ def check_gpu(device: torch.device, name: str, capability: tuple[int, int], dtyp
 
 
 def check_room(device: torch.device, name: str, needed: int) -> None:
-    """Whether `needed` bytes of a GPU's memory are free, the process's own context included. Raises `GpuFaultError`."""
+    """Whether `needed` bytes of a GPU's memory are free, the process's own context included. Raises `GpuFaultError`.
+
+    What the whole of it has no room for, no other process keeps from a run: micro-batches get smaller then, or it was
+    estimated too high.
+    """
     if device.type != "cuda":
         return
     free, total = _memory(device)
-    trouble = held(name, free, total, needed - CONTEXT_BYTES) if total else None
+    trouble = held(name, free, total, needed - CONTEXT_BYTES) if needed <= FIT_SHARE * total else None
     if trouble is not None:
         raise trouble
 

@@ -61,7 +61,7 @@ def divided_over(
     reasons = [reason for reason, applies in unfit.items() if applies]
     if reasons and plan is not None and plan.fits is None and weight_bytes <= device_bytes:
         # Whole on each of them, as on one alone: to run out of memory is better than to be refused for a rule of thumb.
-        return False
+        return 1
     if reasons:
         raise ConfigError(
             f"{reasons[0]}: {size}, so that its weights must be divided over the GPUs, with which this does not go "
