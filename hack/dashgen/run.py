@@ -205,10 +205,12 @@ _SPEED: tuple[Panel, ...] = (
     Curves(
         title="How well the GPUs are used",
         description="The share of their 16-bit peak that the training reaches (4N operations a token), where that is "
-        "known; and the share of the time in which DCGM saw a GPU work, where its exporter is scraped.",
+        "known; the share of micro-batches that is tokens and not padding; and the share of the time in which DCGM saw "
+        f"a GPU work, where its exporter is scraped. {_PODS}",
         unit="percentunit",
         queries=[
             Query(expr=_max("lora_training_mfu_ratio"), legend="of the peak"),
+            Query(expr=_max("lora_training_micro_batch_fill"), legend="tokens in micro-batches"),
             Query(
                 expr=f"max by (Hostname, gpu) ({_of_gpus('DCGM_FI_DEV_GPU_UTIL{} / 100')})",
                 legend="{{Hostname}} GPU {{gpu}} at work",

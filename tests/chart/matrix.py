@@ -20,6 +20,8 @@ PREFIXES = {
 POLICIES = {"enabled": True, "contact": "the platform team", "mostGPUs": 8, "requireQueue": True, **PREFIXES}
 NETWORK = {"enabled": True, "apiServerCIDRs": ["10.0.0.1/32", "fd00::1/128"], "prometheusNamespaces": ["monitoring"]}
 MONITOR = {"enabled": True, "additionalLabels": {"release": "prometheus"}}
+RULES = {**MONITOR, "runbookURL": "https://git.example.com/docs/runbooks", "disabled": ["LoRAFineTuneGPUIdle"]}
+DASHBOARDS = {"enabled": True, "annotations": {"grafana_folder": "LoRA"}}
 EXTRA = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-extra"}}
 
 # The first choice of each is the default.
@@ -32,6 +34,8 @@ SWITCHES: Mapping[str, Sequence[Values]] = {
     "account": ({}, {"serviceAccount": {"create": False, "name": "given"}}),
     "rbac": ({}, {"rbac": {"create": False}}),
     "podMonitor": ({}, {"metrics": {"podMonitor": MONITOR}}),
+    "prometheusRule": ({}, {"metrics": {"prometheusRule": RULES}}),
+    "grafanaDashboard": ({}, {"metrics": {"grafanaDashboard": DASHBOARDS}}),
     "networkPolicy": ({}, {"networkPolicy": NETWORK}),
     "policies": ({}, {"policies": POLICIES}),
     "user": ({}, {"securityContext": {"runAsUser": None, "runAsGroup": None}}),

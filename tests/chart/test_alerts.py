@@ -12,8 +12,9 @@ import jsonschema
 import pytest
 import yaml
 from tests.chart import promql
-from tests.chart.conftest import CHART, IMAGES, merged
+from tests.chart.matrix import IMAGES, merged
 from tests.chart.objects import Render, only
+from tests.chart.target import CHART
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CASES = sorted(Path(__file__).with_name("alerts").glob("*.yaml"))

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.chart.matrix import MONITOR, NETWORK, POLICIES
+from tests.chart.matrix import MONITOR, NETWORK, POLICIES, RULES
 
 CLUSTER = ("--api-versions=apps/v1/Deployment",)
 """What Helm knows of a real cluster: kinds, and none but the built-in ones that are named."""
@@ -72,6 +72,7 @@ def test_values_that_contradict_each_other_are_named_with_the_remedy(
     [
         ({"metrics": {"serviceMonitor": MONITOR}}, "monitoring.coreos.com/v1/ServiceMonitor"),
         ({"metrics": {"podMonitor": MONITOR}}, "monitoring.coreos.com/v1/PodMonitor"),
+        ({"metrics": {"prometheusRule": RULES}}, "monitoring.coreos.com/v1/PrometheusRule"),
         ({"networkPolicy": NETWORK}, "networking.k8s.io/v1/NetworkPolicy"),
         ({"policies": POLICIES}, "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.matrix import MONITOR, NETWORK, POLICIES
+from tests.chart.matrix import DASHBOARDS, MONITOR, NETWORK, POLICIES, RULES
 from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
 
 from lora_operator.views.names import QUEUE_LABEL, STAGES, child_labels
@@ -177,6 +177,12 @@ def test_the_sample_fits_the_values(hooks: Render) -> None:
 NEXT: tuple[tuple[dict[str, Any], str], ...] = (
     ({"metrics": {"serviceMonitor": MONITOR}}, "nothing is scraped until a Prometheus selects the ServiceMonitor"),
     ({"metrics": {"podMonitor": MONITOR}}, "-o jsonpath='{.items[*].spec.podMonitorSelector}'"),
+    (
+        {"metrics": {"prometheusRule": RULES}},
+        "no alert fires until a Prometheus selects the PrometheusRule by its labels",
+    ),
+    ({"metrics": {"prometheusRule": RULES}}, "-o jsonpath='{.items[*].spec.ruleSelector}'"),
+    ({"metrics": {"grafanaDashboard": DASHBOARDS}}, "shows LoRA fleet and LoRA run, at /d/lora-fleet and /d/lora-run."),
     ({"config": {"cacheClaim": "hub"}}, "Each namespace with runs needs the PersistentVolumeClaim hub."),
     (
         {"config": {"caBundleConfigMap": "ca"}, "imagePullSecrets": [{"name": "registry"}]},

@@ -40,9 +40,10 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 @pytest.fixture(scope="module")
 def prometheus_definitions(control_plane: Client) -> Iterator[None]:
     """The names of the Prometheus operator's kinds, with any content."""
-    for kind in ("ServiceMonitor", "PodMonitor", "Prometheus"):
+    kinds = ("ServiceMonitor", "PodMonitor", "PrometheusRule", "Prometheus")
+    for kind in kinds:
         control_plane.kubectl("apply", "--server-side", "--filename=-", stdin=json.dumps(definition(kind)))
-    names = [definition(kind)["metadata"]["name"] for kind in ("ServiceMonitor", "PodMonitor", "Prometheus")]
+    names = [definition(kind)["metadata"]["name"] for kind in kinds]
     control_plane.kubectl("wait", "--for=condition=Established", *(f"crd/{name}" for name in names))
 
     def discovered() -> bool:
@@ -198,25 +199,30 @@ def prometheus(namespace: str, **spec: Any) -> str:
     )
 
 
-def test_the_notes_name_monitors_that_no_prometheus_selects(target: Target, prometheus_definitions: None) -> None:
+def test_the_notes_name_monitors_and_rules_that_no_prometheus_selects(
+    target: Target, prometheus_definitions: None
+) -> None:
     """By its labels and by the namespace, as the Prometheus operator compares them; nothing selects by default."""
     client = target.client
     on = {"enabled": True, "additionalLabels": {"release": "stack"}}
-    values = {"metrics": {"serviceMonitor": on, "podMonitor": {**on, "additionalLabels": {"release": "other"}}}}
+    rules = {**on, "runbookURL": "https://git.example.com/docs/runbooks"}
+    other = {**on, "additionalLabels": {"release": "other"}}
+    values = {"metrics": {"serviceMonitor": on, "podMonitor": other, "prometheusRule": rules}}
     assert "nothing is scraped until a Prometheus selects the PodMonitor" in target.install(values=values)
     anywhere: dict[str, Any] = {"serviceMonitorNamespaceSelector": {}, "podMonitorNamespaceSelector": {}}
     by_label = {"matchLabels": {"release": "stack"}}
     exists = {"matchExpressions": [{"key": "release", "operator": "In", "values": ["stack", "other"]}]}
     absent = {"matchExpressions": [{"key": "release", "operator": "DoesNotExist"}]}
     here = {"matchLabels": {"kubernetes.io/metadata.name": target.system}}
-    cases: tuple[tuple[dict[str, Any], tuple[bool, bool]], ...] = (
-        ({**anywhere, "serviceMonitorSelector": by_label, "podMonitorSelector": by_label}, (True, False)),
-        ({**anywhere, "serviceMonitorSelector": {}, "podMonitorSelector": exists}, (True, True)),
-        ({**anywhere, "serviceMonitorSelector": absent}, (False, False)),
-        ({"serviceMonitorSelector": {}, "podMonitorSelector": {}}, (False, False)),
+    everything: dict[str, Any] = {"ruleSelector": {}, "ruleNamespaceSelector": {}}
+    cases: tuple[tuple[dict[str, Any], tuple[bool, bool, bool]], ...] = (
+        ({**anywhere, "serviceMonitorSelector": by_label, "podMonitorSelector": by_label}, (True, False, False)),
+        ({**anywhere, **everything, "serviceMonitorSelector": {}, "podMonitorSelector": exists}, (True, True, True)),
+        ({**anywhere, **everything, "serviceMonitorSelector": absent, "ruleSelector": absent}, (False, False, False)),
+        ({"serviceMonitorSelector": {}, "podMonitorSelector": {}, "ruleSelector": {}}, (False, False, False)),
         (
             {"serviceMonitorSelector": {}, "podMonitorSelector": {}, "serviceMonitorNamespaceSelector": here},
-            (True, False),
+            (True, False, False),
         ),
     )
     for spec, scraped in cases:
@@ -224,10 +230,11 @@ def test_the_notes_name_monitors_that_no_prometheus_selects(target: Target, prom
         notes = target.install(values=values)
         found = tuple(
             f"NO Prometheus of this cluster selects the {kind}" not in notes
-            for kind in ("ServiceMonitor", "PodMonitor")
+            for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")
         )
         assert found == scraped, spec
-        assert "nothing is scraped until" not in notes
+        assert "until a Prometheus selects" not in notes
+    client.kubectl("delete", f"--namespace={target.team}", "prometheus/main")  # other tests' notes would see it
 
 
 def test_the_notes_hold_the_training_pods_policy_where_all_namespaces_are_watched(target: Target) -> None:

@@ -14,7 +14,7 @@
 {{- if $good }}true{{ end }}
 {{- end -}}
 
-{{/* Whether a Prometheus of the cluster takes a monitor. Call with a dict: root, prometheuses, prefix, labels. */}}
+{{/* Whether a Prometheus of the cluster takes a monitor, or rules. Call with a dict: root, prometheuses, prefix, labels. */}}
 {{- define "lora-operator.isScraped" -}}
 {{- $root := .root }}
 {{- $namespace := (lookup "v1" "Namespace" "" $root.Release.Namespace).metadata | default dict }}
@@ -33,7 +33,7 @@
 {{- end -}}
 
 {{/*
-A sentence on each monitor. Who installs in listed namespaces alone may not be allowed to list the cluster's Prometheuses,
+A sentence on each monitor, and on the rules. Who installs in listed namespaces alone may not be allowed to list the cluster's Prometheuses,
 which would end the installation: they are looked at only by who creates objects of the whole cluster.
 */}}
 {{- define "lora-operator.monitorNotes" -}}
@@ -42,20 +42,22 @@ which would end the installation: they are looked at only by who creates objects
 {{- if and (or .Values.crds.install (not .Values.watch.namespaces)) (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/Prometheus") }}
 {{- $prometheuses = (lookup "monitoring.coreos.com/v1" "Prometheus" "" "").items | default list }}
 {{- end }}
-{{- range $kind, $prefix := dict "ServiceMonitor" "serviceMonitor" "PodMonitor" "podMonitor" }}
-{{- $value := index $.Values.metrics $prefix }}
+{{- range $kind, $prefix := dict "ServiceMonitor" "serviceMonitor" "PodMonitor" "podMonitor" "PrometheusRule" "rule" }}
+{{- $field := eq $prefix "rule" | ternary "prometheusRule" $prefix }}
+{{- $nothing := eq $prefix "rule" | ternary "no alert fires" "nothing is scraped" }}
+{{- $value := index $.Values.metrics $field }}
 {{- if $value.enabled }}
 {{- $labels := merge (include "lora-operator.labels" $ | fromYaml) $value.additionalLabels }}
 {{- if not $prometheuses }}
 
-* metrics.{{ $prefix }}: nothing is scraped until a Prometheus selects the {{ $kind }} by its labels. This shows by which yours selects, for metrics.{{ $prefix }}.additionalLabels:
+* metrics.{{ $field }}: {{ $nothing }} until a Prometheus selects the {{ $kind }} by its labels. This shows by which yours selects, for metrics.{{ $field }}.additionalLabels:
     kubectl get prometheus -A -o jsonpath='{.items[*].spec.{{ $prefix }}Selector}'
 {{- else if not (include "lora-operator.isScraped" (dict "root" $ "prometheuses" $prometheuses "prefix" $prefix "labels" $labels)) }}
 
-* metrics.{{ $prefix }}: NO Prometheus of this cluster selects the {{ $kind }}, so nothing is scraped. Set metrics.{{ $prefix }}.additionalLabels to what yours selects by{{ with (first $prometheuses).spec }}, as in {{ index . (printf "%sSelector" $prefix) | toJson }} in the namespaces {{ index . (printf "%sNamespaceSelector" $prefix) | toJson }}{{ end }}.
+* metrics.{{ $field }}: NO Prometheus of this cluster selects the {{ $kind }}, so {{ $nothing }}. Set metrics.{{ $field }}.additionalLabels to what yours selects by{{ with (first $prometheuses).spec }}, as in {{ index . (printf "%sSelector" $prefix) | toJson }} in the namespaces {{ index . (printf "%sNamespaceSelector" $prefix) | toJson }}{{ end }}.
 {{- else }}
 
-* metrics.{{ $prefix }}: a Prometheus of this cluster selects the {{ $kind }}; docs/metrics.md lists what it finds.
+* metrics.{{ $field }}: a Prometheus of this cluster selects the {{ $kind }}; docs/{{ eq $prefix "rule" | ternary "monitoring.md lists its alerts" "metrics.md lists what it finds" }}.
 {{- end }}
 {{- end }}
 {{- end }}
@@ -96,6 +98,10 @@ which would end the installation: they are looked at only by who creates objects
   In the run above {{ $field }} must begin with {{ join " or " . }}.
 {{- end }}
 {{- end }}
+{{- end }}
+{{- if .Values.metrics.grafanaDashboard.enabled }}
+
+* metrics.grafanaDashboard: a Grafana whose sidecar looks in this namespace shows LoRA fleet and LoRA run, at /d/lora-fleet and /d/lora-run.
 {{- end }}
 {{- if .Values.networkPolicy.enabled }}
 
