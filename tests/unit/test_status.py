@@ -15,6 +15,7 @@ from tests.unit.builders import (
     make_artifact,
     make_finetune,
     make_job,
+    make_resolved,
     make_results,
     make_summary,
     running_pod,
@@ -27,7 +28,7 @@ from lora_operator.decision.blocks import read_block
 from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
-from lora_operator.decision.results import kept_quantization, resolved_by_spec
+from lora_operator.decision.results import kept_quantization, resolved_by_run, resolved_by_spec
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
@@ -70,6 +71,9 @@ RESOLVED = st.builds(
     **dict.fromkeys(("quantization", "attention", "optimizer"), TEXT),
     **dict.fromkeys(("packing", "activation_checkpointing", "sharded"), st.booleans()),
     processes=COUNT,
+    kernels=st.none() | st.lists(TEXT, max_size=20).map(tuple),
+    kernels_left_out=st.lists(TEXT, max_size=20).map(tuple),
+    kernels_changed_step=st.none() | COUNT,
 )
 PROGRESS = st.builds(
     Progress,
@@ -195,7 +199,9 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     estimated = {"estimated_peak_memory_bytes": 19_000_000_000, "estimated_seconds": 1800}
     results = make_results(best_step=350, resumed_step=100, **merge, **estimated)
     artifact = make_artifact(serving_needs="vLLM 0.32")
-    pods = (ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact).to_message()),)
+    resolved = make_resolved(kernels=("a",), kernels_left_out=("b: it fails",), kernels_changed_step=7)
+    summary = make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=resolved)
+    pods = (ended_pod(0, summary.to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}})
     killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
@@ -324,6 +330,18 @@ def test_fractions_of_the_spec_are_resolved_in_plain_notation() -> None:
     assert (block["dropout"], block["learningRate"], block["warmupRatio"]) == ("0.05", "0.00001", "1")
     assert (block["validationFraction"], block["maxSteps"]) == ("0", 7)
     assert not {"epochs", "maxValidationRows"} & set(block)
+
+
+def test_the_kernels_of_a_run_are_told_apart_from_none_and_from_not_known() -> None:
+    """Whatever a trainer names; those that were left out with their reason, and the step after which."""
+    run = make_resolved()
+    assert not {"kernels", "kernelsLeftOut", "kernelsChangedStep"} & set(resolved_by_run(run))
+    none = resolved_by_run(dataclasses.replace(run, kernels=()))
+    assert (none["kernels"], none.get("kernelsLeftOut")) == ([], None)
+    some = dataclasses.replace(run, kernels=("a",) * 17, kernels_left_out=("b: it fails",), kernels_changed_step=0)
+    block = resolved_by_run(some)
+    assert (block["kernels"], block["kernelsLeftOut"]) == (["a"] * 16, ["b: it fails"])
+    assert block["kernelsChangedStep"] == 0
 
 
 def test_an_image_name_of_any_length_fits() -> None:
