@@ -252,6 +252,30 @@ def test_a_run_with_everything_left_out_is_that_of_reference(
     assert not all(map(torch.equal, reference, fused))
 
 
+def test_what_cannot_be_compared_is_left_out(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """As where memory does not suffice for the wider type: no reason for a run to end."""
+
+    def written_out(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model, path = adapted(tiny_base, cpu, CONFIG), dataclasses.replace(FUSED_ADAPTER, written_out=written_out)
+    found = prove(path, model.model, model.head, arguments(encoder, cpu), cpu, timed=True)
+    assert found.refusal == "it cannot be compared: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert installed(model) == 0
+
+
+def test_modules_that_no_row_reaches_are_not_proven(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """They stay with plain PyTorch, as do all where none is reached."""
+    model = adapted(tiny_base, cpu, CONFIG)
+    batch = arguments(encoder, cpu)
+    for layer in model.model.get_base_model().model.layers:
+        vars(layer.mlp)["forward"] = torch.zeros_like
+    assert len(prove(FUSED_ADAPTER, model.model, model.head, batch, cpu, timed=False).modules) == 8
+    nothing = dataclasses.replace(FUSED_ADAPTER, find=lambda model: FUSED_ADAPTER.find(model)[-3:])
+    found = prove(nothing, model.model, model.head, batch, cpu, timed=False)
+    assert (found.modules, found.refusal) == ((), "no row at hand reaches a module that it suits")
+
+
 def test_both_factors_are_compared_with_values_that_count(tiny_base: Base, cpu: Device) -> None:
     """B is 0 at the start, and then nothing of the adapter shows."""
     module = FUSED_ADAPTER.find(adapted(tiny_base, cpu, CONFIG).model)[0]

@@ -112,7 +112,10 @@ def _slower(trials: Mapping["_Trial", int]) -> str | None:
     """Why a fast path counts as slower, over modules of each kind by their numbers; None where it does not."""
     fast = plain = 0.0
     for _ in range(_ROUNDS):
-        times = [(count, *trial.seconds()) for trial, count in trials.items()]
+        try:
+            times = [(count, *trial.seconds()) for trial, count in trials.items()]
+        except Exception as error:  # as above
+            return f"it fails: {one_sentence(error)[:200]}"
         fast, plain = (sum(one[0] * one[way] for one in times) for way in (1, 2))
         if fast <= _MOST_TIME * plain:
             return None
@@ -131,7 +134,8 @@ def _inputs(
     divided = any(hasattr(module, "unshard") for module in model.modules())
 
     def keep(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        found.setdefault(module, given[0].detach())
+        if given and given[0].numel():
+            found.setdefault(module, given[0].detach())
         # Divided layers are gathered and let go of by hooks, which must all run.
         if len(found) == len(modules) and not divided:
             raise _EnoughError
@@ -175,12 +179,16 @@ class _Trial:
 
     def refusal(self) -> str | None:
         """Why the fast path is left out for its numbers, None where nothing is against them."""
-        with self._stirred():
-            plain, wanted = self._plain(), self._written_out()
-            try:
-                return self._compared(self._fast(), plain, wanted)
-            except Exception as error:  # a kernel may raise anything, and the run does without it
-                return f"it fails: {one_sentence(error)[:200]}"
+        try:
+            with self._stirred():
+                plain, wanted = self._plain(), self._written_out()
+                try:
+                    fast = self._fast()
+                except Exception as error:  # a kernel may raise anything, and the run does without it
+                    return f"it fails: {one_sentence(error)[:200]}"
+                return self._compared(fast, plain, wanted)
+        except Exception as error:  # such as too little memory for the wider type
+            return f"it cannot be compared: {one_sentence(error)[:200]}"
 
     def seconds(self) -> tuple[float, float]:
         """Of a pass forward and backward: on the fast path, and of plain PyTorch."""
@@ -217,8 +225,8 @@ class _Trial:
         """The result, and the gradients of its product with random numbers, the same each time."""
         random = torch.Generator(result.device).manual_seed(0)
         weights = torch.randn(result.shape, generator=random, device=result.device, dtype=torch.float32)
-        # Rounded alike for each type of results.
-        weights = weights.to(self.device.dtype).to(result.dtype)
+        # Small, for sums over many rows must not leave fp16; and rounded alike for each type of results.
+        weights = (weights / 64).to(self.device.dtype).to(result.dtype)
         return [result.detach(), *torch.autograd.grad(result, of, weights)]
 
     def _compared(
