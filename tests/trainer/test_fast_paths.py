@@ -145,6 +145,7 @@ def test_a_kernel_that_is_slower_is_left_out_where_it_is_timed(
     """A run that goes on does not time: a busy machine would change its numbers."""
     model, batch, clock = adapted(tiny_base, cpu, CONFIG), arguments(encoder, cpu), Clock()
     monkeypatch.setattr(fast_paths, "time", clock)
+    monkeypatch.setattr(fast_paths, "_LEAST_WORK", 0)
 
     def refusal(path: FastPath, *, timed: bool) -> str | None:
         return prove(path, model.model, model.head, batch, cpu, timed=timed).refusal
@@ -153,6 +154,8 @@ def test_a_kernel_that_is_slower_is_left_out_where_it_is_timed(
     assert refusal(changed(clock.slow), timed=True) == wanted
     assert refusal(changed(clock.slow), timed=False) is None
     assert refusal(FUSED_ADAPTER, timed=True) is None
+    monkeypatch.setattr(fast_paths, "_LEAST_WORK", 2**30)
+    assert refusal(changed(clock.slow), timed=True) is None, "too small for a clock"
 
 
 class Others(Ranks):
@@ -191,6 +194,7 @@ def test_a_run_keeps_the_kernels_that_it_began_with(
     assert choose(PROVEN, Kernels.REFERENCE) == Chosen()
     assert installed(model) == 0
     monkeypatch.setattr(fast_paths, "_MOST_TIME", 0.0)
+    monkeypatch.setattr(fast_paths, "_LEAST_WORK", 0)
     assert choose(PROVEN) == PROVEN
     assert installed(model) == 14
     for module in FUSED_ADAPTER.find(model.model):

@@ -27,6 +27,9 @@ roundings, since libraries add up in different orders."""
 _MOST_TIME, _ROUNDS = 1.1, 7
 """A fast path is slower that takes so many times plain PyTorch's time in each of so many rounds, and not in one of them
 less: timings of a busy machine differ by that much, and two runs are to choose alike."""
+_LEAST_WORK = 2**30
+"""Products of a weight and a value, over all modules, below which nothing is timed: calls then take longer than what
+they compute, and a clock would choose by chance."""
 MOST_TOKENS = {"cpu": 256, "cuda": 1024}
 """Of the pack, by the kind of device: more would take longer and show nothing else."""
 
@@ -110,6 +113,8 @@ def prove(
 
 def _slower(trials: Mapping["_Trial", int]) -> str | None:
     """Why a fast path counts as slower, over modules of each kind by their numbers; None where it does not."""
+    if sum(count * trial.work for trial, count in trials.items()) < _LEAST_WORK:
+        return None
     fast = plain = 0.0
     for _ in range(_ROUNDS):
         try:
@@ -176,6 +181,12 @@ class _Trial:
     module: nn.Module
     given: torch.Tensor
     device: Device
+
+    @property
+    def work(self) -> int:
+        """Products of a weight and a value in a pass."""
+        weights = sum(parameter.numel() for parameter in self.module.parameters())
+        return self.given.numel() // self.given.shape[-1] * weights
 
     def refusal(self) -> str | None:
         """Why the fast path is left out for its numbers, None where nothing is against them."""
