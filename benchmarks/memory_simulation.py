@@ -47,7 +47,8 @@ from lora_trainer.training.optimizers import make_optimizer
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """How a step computes. `rows` are the lengths of a micro-batch's rows, `learned` the share of tokens that is
-    learned; `packs` says that one kernel takes all rows of a pack, as a GPU from Ampere on has for 16 bits."""
+    learned; `packs` says that one kernel takes all rows of a pack, as a GPU from Ampere on has for 16 bits; `fused`
+    that adapted modules compute in one piece in 16 bits, too, which a run knows only on its device."""
 
     rows: tuple[int, ...]
     lora: LoraConfig = LoraConfig()  # noqa: RUF009 - frozen
@@ -57,6 +58,7 @@ class Step:
     packs: bool = True
     fp32: bool = False
     learned: float = 1.0
+    fused: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -208,7 +210,8 @@ def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> Adapted:
         adapted = adapt(loaded, how.lora, base, device, 1, checkpointing=checkpointing)
     library.AttentionInterface.register(attention.NAME, attention.attend)
     adapted.model.set_attn_implementation(attention.NAME)
-    fuse(adapted.model)
+    if how.fused or how.fp32:
+        fuse(adapted.model)
     set_training(adapted.model, on=True)
     loss._LAST[adapted.head] = _is_last(adapted)
     return adapted

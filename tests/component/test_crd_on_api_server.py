@@ -83,6 +83,7 @@ OTHER: Mapping[str, Any] = {
     "spec.training.maxGradNorm": "0.3",
     "spec.training.precision": "FP32",
     "spec.training.activationCheckpointing": "None",
+    "spec.training.kernels": "Auto",
     "spec.training.seed": 1,
     "spec.training.evalSteps": 7,
     "spec.training.earlyStoppingPatience": 7,
@@ -351,6 +352,7 @@ def test_defaults_are_those_of_the_documentation(api: Api) -> None:
             "maxGradNorm": "1",
             "precision": "Auto",
             "activationCheckpointing": "Auto",
+            "kernels": "Auto",
             "seed": 42,
         },
         "resources": {"gpus": 1, "nodes": 1, "gpuResourceName": "nvidia.com/gpu"},
@@ -557,6 +559,7 @@ def endless(kind: type) -> Any:
         float | None: 1e300,
         str | None: "x" * 5000,
         tuple[str, ...]: ("x" * 5000,) * 999,
+        tuple[str, ...] | None: ("x" * 5000,) * 999,
     }
     hints = typing.get_type_hints(kind)
     return kind(

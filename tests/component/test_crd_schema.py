@@ -95,6 +95,7 @@ def test_choices_are_those_of_the_contract() -> None:
         "spec.training.packing": config.Packing,
         "spec.training.optimizer": config.Optimizer,
         "spec.training.activationCheckpointing": config.ActivationCheckpointing,
+        "spec.training.kernels": config.Kernels,
         "spec.output.merge": config.Merge,
         "spec.output.mergePrecision": config.MergePrecision,
         "spec.tracking.kind": config.Tracker,

@@ -7,7 +7,7 @@ from subprocess import Popen
 
 from tests.trainer import rank_programs
 from tests.trainer.processes import together
-from tests.trainer.runs import Workplace
+from tests.trainer.runs import Workplace, read_json
 
 from lora_trainer.artifact.manifest import MANIFEST, read_manifest
 from lora_trainer.contract.exit_codes import ExitCode
@@ -40,6 +40,7 @@ def test_a_run_of_two_processes_that_was_stopped_is_gone_on_from(workplace: Work
     assert process.returncode == ExitCode.TERMINATED, log
     assert workplace.summary().reason is Reason.EVICTED
     assert "Traceback" not in log
+    record = read_json(next(workplace.claims.glob("adapters/.lora-checkpoints/*/step-*/run.json")))
 
     done = workplace.run("--config", config, "--metrics-port", "0")
     assert done.status == 0, done.log
@@ -49,6 +50,7 @@ def test_a_run_of_two_processes_that_was_stopped_is_gone_on_from(workplace: Work
     assert done.summary.succeeded
     assert (resolved.processes, resolved.sharded) == (2, False)
     assert (resolved.micro_batch_size, resolved.gradient_accumulation_steps) == (4, 1)
+    assert resolved.kernels == tuple(record["resolved"]["kernels"]), "whatever a clock said this time"
     assert results.steps == STEPS
     assert results.resumed_step is not None
     assert 5 <= results.resumed_step < STEPS

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import bitsandbytes
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,8 @@ from lora_trainer.contract.fit import limits
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
-from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.loading import Adapted, adapt, load_model, recompute_activations, set_training
+from lora_trainer.model.lora_kernel import fuse, install
 from lora_trainer.model.products import product
 from lora_trainer.model.quantize import OUTLIER_THRESHOLD, is_8bit
 from lora_trainer.places.base import Base
@@ -106,21 +107,104 @@ def test_outliers_of_8_bits_are_not_taken_for_contamination(tiny_base: Base, cpu
 
 
 @pytest.mark.parametrize(
-    ("config", "quantization", "dtype"),
+    ("config", "quantization"),
     [
-        (dataclasses.replace(CONFIG, dropout=0.1), Quantization.NONE, torch.float32),
-        (dataclasses.replace(CONFIG, variant=Variant.DORA), Quantization.NONE, torch.float32),
-        (CONFIG, Quantization.NF4, torch.float32),
-        (CONFIG, Quantization.NONE, torch.bfloat16),
+        (dataclasses.replace(CONFIG, dropout=0.1), Quantization.NONE),
+        (dataclasses.replace(CONFIG, variant=Variant.DORA), Quantization.NONE),
+        (dataclasses.replace(CONFIG, variant=Variant.DORA), Quantization.NF4),
+        (CONFIG, Quantization.INT8),
     ],
-    ids=["dropout", "DoRA", "NF4", "bf16"],
+    ids=["dropout", "DoRA", "NF4, DoRA", "INT8"],
 )
 def test_what_is_not_plain_keeps_pefts_own_pass(
-    tiny_base: Base, cpu: Device, config: LoraConfig, quantization: Quantization, dtype: torch.dtype
+    tiny_base: Base, cpu: Device, config: LoraConfig, quantization: Quantization
 ) -> None:
-    """Rather than computed without its dropout, magnitude, quantization or mixed precision."""
+    """Rather than computed without its dropout, magnitude or scales."""
+    assert fuse(adapted(tiny_base, cpu, config, quantization).model) == 0
+
+
+@pytest.fixture
+def autocast_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT asks whether autocast is on without naming a device, and means the GPU's: for 4-bit weights it then takes
+    another branch than on a CPU."""
+    asked = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type="cpu": asked(device_type))
+
+
+@pytest.mark.usefixtures("autocast_as_on_a_gpu")
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "most"),
+    [
+        (Quantization.NF4, torch.float32, 1e-5),
+        (Quantization.NONE, torch.bfloat16, 2**-6),
+        (Quantization.NF4, torch.bfloat16, 2**-6),
+        (Quantization.FP4, torch.bfloat16, 2**-6),
+    ],
+    ids=["NF4 in fp32", "bf16", "NF4", "FP4"],
+)
+def test_fused_16_and_4_bits_give_what_peft_gives(
+    tiny_base: Base, cpu: Device, quantization: Quantization, dtype: torch.dtype, most: float, *, recompute: bool
+) -> None:
+    """Of a whole step, to the rounding of the type through two layers; module by module it is the fast path's proof."""
     device = dataclasses.replace(cpu, dtype=dtype)
-    assert fuse(adapted(tiny_base, device, config, quantization).model) == 0
+    model = adapted(tiny_base, device, CONFIG, quantization)
+    if recompute:
+        recompute_activations(model.model)
+    loss, gradients = step(model, device, PADDED)
+    assert fuse(model.model) == 14
+    fused_loss, fused = step(model, device, PADDED)
+    assert fused_loss == pytest.approx(loss, rel=most)
+    assert len(fused) == len(gradients) == 28
+    for ours, theirs in zip(fused, gradients, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert (ours - theirs).norm() <= most * theirs.norm()
+
+
+def test_4_bit_weights_are_made_whole_once_a_pass_and_not_kept(
+    tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In full they are four times their size: kept, they would undo the quantization."""
+    device = dataclasses.replace(cpu, dtype=torch.bfloat16)
+    model = adapted(tiny_base, device, CONFIG, Quantization.NF4).model
+    fuse(model)
+    made: list[torch.Tensor] = []
+    dequantize = bitsandbytes.functional.dequantize_4bit
+
+    def counted(*args: Any) -> torch.Tensor:
+        made.append(dequantize(*args))
+        return made[-1]
+
+    monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", counted)
+    kept: list[torch.Tensor] = []
+    module = model.get_base_model().model.layers[0].mlp.up_proj
+    x = torch.randn(1, 7, 64, dtype=torch.bfloat16, requires_grad=True)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with device.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = module(x)
+    assert len(made) == 1
+    assert not {tensor.untyped_storage().data_ptr() for tensor in kept} & {made[0].untyped_storage().data_ptr()}
+    torch.autograd.backward(result.sum())
+    assert len(made) == 2
+    assert x.grad is not None
+
+
+def test_where_autocast_computes_in_another_type_than_the_weights_peft_computes(tiny_base: Base, cpu: Device) -> None:
+    """Some models keep modules in fp32 beside 16-bit ones; without autocast PEFT widens what 16-bit modules read."""
+    bf16 = dataclasses.replace(cpu, dtype=torch.bfloat16)
+    for base, used, given in ((cpu, bf16, torch.float32), (bf16, cpu, torch.bfloat16)):
+        module = adapted(tiny_base, base, CONFIG).model.get_base_model().model.layers[0].mlp.up_proj
+        x = torch.randn(2, 3, 64, dtype=given)
+        with torch.no_grad(), used.autocast():
+            wanted = module(x)
+            install(module)
+            found = module(x)
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
 
 
 def test_fused_modules_can_be_switched_off(tiny_base: Base, cpu: Device) -> None:

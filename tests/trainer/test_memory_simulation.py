@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes
@@ -12,7 +13,7 @@ from benchmarks.memory_simulation import Living, Step, simulate, simulate_deep
 from tests.trainer.memory_cells import FEW, MORE, PUBLIC, WHOLE, Cell, array
 from tests.unit.fit_models import llama
 
-from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.contract.fit.families import shape_of
 
 MOST, KNOWN_GAP = 0.03, 0.1
@@ -45,6 +46,22 @@ def test_any_two_options_take_what_the_formulas_say(cell: Cell) -> None:
     """Every model with every value of every option, and every two values of different options."""
     norms_widen = shape_of(cell.config).layers[0].layer_norm and cell.step.quantization is not Quantization.NONE
     assert abs(error(cell)) <= (KNOWN_GAP if norms_widen else MOST)
+
+
+@pytest.mark.parametrize(
+    ("rank", "quantization"), [(16, Quantization.NONE), (256, Quantization.NONE), (16, Quantization.NF4)]
+)
+def test_the_fused_adapter_takes_no_more_than_pefts(rank: int, quantization: Quantization) -> None:
+    """A plan counts PEFT's: which of the two a run takes shows on its device alone."""
+    config = llama(hidden_size=512, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, vocab_size=512)
+    config |= {"num_key_value_heads": 2, "head_dim": 128}
+    lora = LoraConfig(rank=rank, alpha=rank)
+    for recompute in (True, False):
+        plain = Step(rows=(128, 128), lora=lora, quantization=quantization, recompute=recompute)
+        one, other = simulate(config, plain), simulate(config, replace(plain, fused=True))
+        assert other.standing == one.standing
+        assert other.kept <= one.kept
+        assert other.peak <= one.peak
 
 
 def test_a_simulation_leaves_no_fake_numbers_behind() -> None:

@@ -228,6 +228,7 @@ TRAINING: Mapping[str, Probe] = {
         look=lambda s: s.adapted[0].model.get_base_model().model.gradient_checkpointing,
         want=True,
     ),
+    "kernels": Probe(change={"kernels": "Reference"}, look=lambda s: "forward" in vars(s.first_layer), want=False),
     "seed": Probe(
         change={"seed": 43},
         look=lambda s: (s.batches[0].input_ids.tolist(), s.first_layer.lora_A["default"].weight.tolist()),

@@ -81,6 +81,7 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "training.maxGradNorm": ("0.5", PLAIN),
     "training.precision": ("BF16", PLAIN),
     "training.activationCheckpointing": ("Full", PLAIN),
+    "training.kernels": ("Reference", PLAIN),
     "training.seed": (7, PLAIN),
     "training.evalSteps": (5, PLAIN),
     "training.earlyStoppingPatience": (3, EVALUATED),

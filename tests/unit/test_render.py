@@ -74,6 +74,7 @@ FULL: dict[str, Any] = {
         "weightDecay": "0.01",
         "maxGradNorm": "0.5",
         "activationCheckpointing": "Full",
+        "kernels": "Reference",
         "seed": 7,
         "evalSteps": 50,
         "earlyStoppingPatience": 3,

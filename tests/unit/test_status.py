@@ -30,7 +30,7 @@ from lora_operator.decision.blocks import read_block
 from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
-from lora_operator.decision.results import kept_quantization, resolved_by_spec
+from lora_operator.decision.results import kept_quantization, resolved_by_run, resolved_by_spec
 from lora_operator.decision.usage import Loss
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
@@ -75,6 +75,9 @@ RESOLVED = st.builds(
     **dict.fromkeys(("packing", "activation_checkpointing", "sharded"), st.booleans()),
     processes=COUNT,
     sharded_over=st.none() | COUNT,
+    kernels=st.none() | st.lists(TEXT, max_size=20).map(tuple),
+    kernels_left_out=st.lists(TEXT, max_size=20).map(tuple),
+    kernels_changed_step=st.none() | COUNT,
 )
 PROGRESS = st.builds(
     Progress,
@@ -200,10 +203,11 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     merge: dict[str, Any] = {"merged_loss": 1.3, "merged_expected_loss": 1.29, "merge_failure": "the volume is full"}
     estimated = {"estimated_peak_memory_bytes": 19_000_000_000, "estimated_seconds": 1800}
     results = make_results(best_step=350, resumed_step=100, micro_batch_fill=0.67, **merge, **estimated)
-    artifact, divided = make_artifact(serving_needs="vLLM 0.32"), make_resolved(sharded=True, sharded_over=8)
-    pods = (
-        ended_pod(0, make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=divided).to_message()),
-    )
+    artifact = make_artifact(serving_needs="vLLM 0.32")
+    kernels: dict[str, Any] = {"kernels": ("a",), "kernels_left_out": ("b: it fails",), "kernels_changed_step": 7}
+    resolved = make_resolved(sharded=True, sharded_over=8, **kernels)
+    summary = make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=resolved)
+    pods = (ended_pod(0, summary.to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     far = {"step": 7, "lastUpdateTime": instant(minutes_ago(20))}
     no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}, status={"progress": far})
@@ -334,6 +338,18 @@ def test_fractions_of_the_spec_are_resolved_in_plain_notation() -> None:
     assert (block["dropout"], block["learningRate"], block["warmupRatio"]) == ("0.05", "0.00001", "1")
     assert (block["validationFraction"], block["maxSteps"]) == ("0", 7)
     assert not {"epochs", "maxValidationRows"} & set(block)
+
+
+def test_the_kernels_of_a_run_are_told_apart_from_none_and_from_not_known() -> None:
+    """Whatever a trainer names; those that were left out with their reason, and the step after which."""
+    run = make_resolved()
+    assert not {"kernels", "kernelsLeftOut", "kernelsChangedStep"} & set(resolved_by_run(run))
+    none = resolved_by_run(dataclasses.replace(run, kernels=()))
+    assert (none["kernels"], none.get("kernelsLeftOut")) == ([], None)
+    some = dataclasses.replace(run, kernels=("a",) * 17, kernels_left_out=("b: it fails",), kernels_changed_step=0)
+    block = resolved_by_run(some)
+    assert (block["kernels"], block["kernelsLeftOut"]) == (["a"] * 16, ["b: it fails"])
+    assert block["kernelsChangedStep"] == 0
 
 
 def test_an_image_name_of_any_length_fits() -> None:

@@ -93,8 +93,9 @@ def test_texts_that_take_six_bytes_a_character_fit_too() -> None:
 
 
 MODULES = tuple(f"layers.{number}.some_module" for number in range(12))
-VALUES: dict[Any, Any] = {tuple[str, ...]: MODULES, int: 1, bool: True, int | None: 1}
+VALUES: dict[Any, Any] = {tuple[str, ...]: MODULES, int: 1, bool: True, tuple[str, ...] | None: (), int | None: 1}
 RESOLVED = {field.name: VALUES.get(field.type, "x") for field in dataclasses.fields(ResolvedRun)}
+RESOLVED["kernels_left_out"] = ()
 LARGE = Summary(
     reason=Reason.PREFLIGHT_PASSED,
     message="m" * 900,

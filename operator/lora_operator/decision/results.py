@@ -11,7 +11,7 @@ from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
 
 LARGEST_INT32 = 2**31 - 1
-MOST_MODULES = 256
+MOST_MODULES, MOST_KERNELS = 256, 16
 Block = dict[str, Any]
 
 
@@ -79,7 +79,13 @@ def kept_quantization(status: Mapping[str, Any]) -> Quantization | None:
 
 def resolved_by_run(run: ResolvedRun) -> Block:
     """What only the trainer could find out."""
+    optional = {
+        "kernels": None if run.kernels is None else [_text(name, 64) for name in run.kernels[:MOST_KERNELS]],
+        "kernelsLeftOut": [_text(why, 512) for why in run.kernels_left_out[:MOST_KERNELS]] or None,
+        "kernelsChangedStep": None if run.kernels_changed_step is None else whole(run.kernels_changed_step),
+    }
     return {
+        **{key: value for key, value in optional.items() if value is not None},
         "device": _text(run.device, 128),
         "computeDtype": _text(run.compute_dtype, 32),
         "modelType": _text(run.model_type, 128),

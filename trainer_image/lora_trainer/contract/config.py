@@ -91,6 +91,13 @@ class ActivationCheckpointing(enum.StrEnum):
     FULL = "Full"
 
 
+class Kernels(enum.StrEnum):
+    """Whether modules are computed on fast paths that have proven themselves on the device, or as the libraries do."""
+
+    AUTO = "Auto"
+    REFERENCE = "Reference"
+
+
 class Merge(enum.StrEnum):
     """What is published: the adapter, the base model with the adapter merged into it, or both."""
 
@@ -227,6 +234,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     precision: Precision = Precision.AUTO
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO
+    kernels: Kernels = Kernels.AUTO
     seed: int = 42
     eval_steps: int | None = None
     early_stopping_patience: int | None = None

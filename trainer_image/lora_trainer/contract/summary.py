@@ -24,6 +24,8 @@ class ResolvedRun:
     `micro_batch_size` is in examples of the longest length; `attention` names the kernel's kind. With `sharded` each
     process holds a part of the base model, which is divided over `sharded_over` of them; None where it is whole.
     `model_class` is the class of Transformers that the base is loaded with.
+    `kernels` are the fast paths that were taken, None is what a trainer says that names none; `kernels_left_out` has a
+    sentence for each that was not, and after `kernels_changed_step` one was left out that had been taken before.
     """
 
     device: str
@@ -46,6 +48,9 @@ class ResolvedRun:
     sharded: bool = False
     sharded_over: int | None = None
     model_class: str = CAUSAL_CLASS
+    kernels: tuple[str, ...] | None = None
+    kernels_left_out: tuple[str, ...] = ()
+    kernels_changed_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
+    Kernels,
     LossOn,
     Optimizer,
     Packing,
@@ -44,6 +45,7 @@ def read_training(section: Reader, *, strict: bool) -> TrainingConfig:
         activation_checkpointing=section.choice(
             "activationCheckpointing", ActivationCheckpointing.AUTO, ActivationCheckpointing
         ),
+        kernels=section.choice("kernels", Kernels.AUTO, Kernels),
         seed=or_default(section.integer("seed", 42, 0, 2**31 - 1), 42),
         eval_steps=section.integer("evalSteps", None, 1, 10_000_000),
         early_stopping_patience=section.integer("earlyStoppingPatience", None, 1, 1000),

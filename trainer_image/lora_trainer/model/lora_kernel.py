@@ -1,10 +1,12 @@
 """The forward and backward pass of an adapted linear module in as few passes over memory as there are matrix products.
 
 PEFT adds the adapter's product to the module's own in separate passes, forward and backward. Here each product is added
-by the matrix multiplication that computes it. The numbers are the same but for rounding.
+by the matrix multiplication that computes it. The numbers are the same but for rounding. 4-bit weights are made whole
+once in each pass, and kept by none.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,49 +14,127 @@ import torch
 from torch import nn
 
 from lora_trainer.model.products import product
+from lora_trainer.model.quantize import full_weight, is_4bit
 
 ADAPTER = "default"
 
 
 def fuse(model: nn.Module) -> int:
-    """Let the adapted modules of `model` that are plain compute with `_LoraLinear`; how many these are.
+    """Let all adapted modules of `model` that are plain compute in one piece; how many these are."""
+    found = plain_modules(model)
+    for module in found:
+        install(module)
+    return len(found)
 
-    Plain is a frozen fp32 `nn.Linear` with an fp32 LoRA pair of its own and nothing else: no dropout, no bias of the
-    adapter, no DoRA, no quantized weights. All others keep PEFT's forward pass.
+
+def plain_modules(model: nn.Module) -> list[nn.Module]:
+    """The adapted modules of `model` that can be computed in one piece.
+
+    Plain is a frozen `nn.Linear`, in full or in 4 bits, with an fp32 LoRA pair of its own and nothing else: no dropout,
+    no bias of the adapter, no DoRA. All others keep PEFT's forward pass.
     """
-    from peft.tuners.lora.layer import Linear  # noqa: PLC0415 - PEFT takes seconds to import
+    return [module for module in model.modules() if _is_plain(module)]
 
-    fused = 0
-    for module in model.modules():
-        if type(module) is Linear and _is_plain(module):
-            vars(module)["forward"] = partial(_forward, module, module.forward)
-            fused += 1
-    return fused
+
+def install(module: nn.Module) -> None:
+    """Let one plain module compute with `_LoraLinear`."""
+    vars(module)["forward"] = partial(_forward, module, module.forward)
+
+
+def remove(module: nn.Module) -> None:
+    """Let it compute as PEFT does again."""
+    vars(module).pop("forward", None)
+
+
+def kind(module: Any) -> Hashable:
+    """What two plain modules share that compute alike."""
+    base = module.get_base_layer()
+    shapes = (base.in_features, base.out_features, module.r[ADAPTER], base.bias is None)
+    return type(base).__name__, base.weight.dtype, *shapes
+
+
+def factors(module: Any) -> tuple[nn.Parameter, ...]:
+    """A and B."""
+    return module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+
+
+def written_out(module: Any, x: torch.Tensor, given: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a plain module computes, with these A and B, in their type."""
+    base, (down, up) = module.get_base_layer(), given
+    bias = None if base.bias is None else base.bias.to(x.dtype)
+    own: torch.Tensor = nn.functional.linear(x, full_weight(base).to(x.dtype), bias)
+    return own + float(module.scaling[ADAPTER]) * (x @ down.T @ up.T)
+
+
+@contextlib.contextmanager
+def stirred(module: Any, x: torch.Tensor) -> Iterator[None]:
+    """Within it, B is random, and the adapter gives about as much as the module: B is 0 at the start, and of nothing
+    the error cannot be told."""
+    down, up = factors(module)
+    before = up.data
+    random = torch.Generator(up.device).manual_seed(1)
+    wild = torch.randn(up.shape, generator=random, device=up.device)
+    rows = x.detach().reshape(-1, x.shape[-1])[:64].float()
+    own, added = (
+        rows @ full_weight(module.get_base_layer()).T,
+        module.scaling[ADAPTER] * (rows @ down.detach().T @ wild.T),
+    )
+    factor = own.norm() / added.norm()
+    up.data = wild * (factor if factor.isfinite() and factor > 0 else 1.0)
+    try:
+        yield
+    finally:
+        up.data = before
+
+
+def compute_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The type in which products of a tensor of this type are computed: autocast's, where that is on."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
 def _is_plain(module: Any) -> bool:
+    if not hasattr(module, "lora_A") or not hasattr(module, "get_base_layer"):
+        return False
     base = module.get_base_layer()
+    # By name, as is_4bit: importing PEFT's takes seconds.
+    kinds = {"Linear": type(base) is nn.Linear, "Linear4bit": is_4bit(base)}
     return (
-        type(base) is nn.Linear
+        kinds.get(type(module).__name__, False)
         and not any(parameter.requires_grad for parameter in base.parameters())
         and list(module.lora_A) == list(module.lora_B) == [ADAPTER]
         and isinstance(module.lora_dropout[ADAPTER], nn.Identity)
         and not module.fan_in_fan_out
         and not module.lora_variant
         and not any(module.lora_bias.values())
-        and {base.weight.dtype, module.lora_A[ADAPTER].weight.dtype} == {torch.float32}
+        and {module.lora_A[ADAPTER].weight.dtype, module.lora_B[ADAPTER].weight.dtype} == {torch.float32}
     )
 
 
 def _forward(module: Any, original: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    if module.disable_adapters or module.merged or args or kwargs or x.dtype != torch.float32:
-        return original(x, *args, **kwargs)
     base = module.get_base_layer()
+    state = getattr(base.weight, "quant_state", None)
+    dtype = compute_type(x.device, x.dtype)
     down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-    rows = x.reshape(-1, x.shape[-1])
-    result: torch.Tensor = _LoraLinear.apply(rows, base.weight, base.bias, down, up, module.scaling[ADAPTER])
+    # Without autocast, PEFT computes the adapter beside 16-bit weights in fp32.
+    alike = x.dtype == down.dtype or torch.is_autocast_enabled(x.device.type)
+    given = base.compute_dtype if state is not None else base.weight.dtype
+    if module.disable_adapters or module.merged or args or kwargs or dtype != given or not alike:
+        return original(x, *args, **kwargs)
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    result: torch.Tensor = _LoraLinear.apply(rows, base.weight, state, base.bias, down, up, module.scaling[ADAPTER])
     # Not within the function: autograd lets nobody change a view in place that a function of its own has made.
-    return result.view(*x.shape[:-1], -1)
+    result = result.view(*x.shape[:-1], -1)
+    # As bitsandbytes gives back the type that it is given.
+    return result if state is None else result.to(x.dtype)
+
+
+def _whole(weight: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight (outputs, inputs) in the type that is computed in."""
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - takes seconds to import
+
+    return torch.as_tensor(dequantize_4bit(weight, state)).to(dtype)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -65,27 +145,31 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any,
         rows: torch.Tensor,
         weight: torch.Tensor,
+        state: Any,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        """Shapes: `rows` (rows, inputs), `weight` (outputs, inputs), `down` (rank, inputs), `up` (outputs, rank)."""
-        low = rows @ down.T
-        result = product(rows, weight, bias)
-        result.addmm_(low, up.T, alpha=scale)
-        ctx.save_for_backward(rows, low, weight, down, up)
-        ctx.scale = scale
+        """Shapes: `rows` (rows, inputs), `weight` (outputs, inputs), or packed with its `state`, `down` (rank, inputs),
+        `up` (outputs, rank)."""
+        low = rows @ down.to(rows.dtype).T
+        result = product(rows, _whole(weight, state, rows.dtype), None if bias is None else bias.to(rows.dtype))
+        result.addmm_(low, up.to(rows.dtype).T, alpha=scale)
+        ctx.save_for_backward(rows, low, weight if state is None else None, down, up)
+        ctx.scale, ctx.packed = scale, (None if state is None else weight.detach(), state)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients of the rows, A and B."""
+        """The gradients of the rows, A and B. What the forward pass made of the weights is made again, not kept."""
         rows, low, weight, down, up = ctx.saved_tensors
-        low_gradient = (gradient @ up).mul_(ctx.scale)
-        of_up = (gradient.T @ low).mul_(ctx.scale)
-        of_down = low_gradient.T @ rows
+        low_gradient = (gradient @ up.to(rows.dtype)).mul_(ctx.scale)
+        of_up = (gradient.T @ low).mul_(ctx.scale).to(up.dtype)
+        of_down = (low_gradient.T @ rows).to(down.dtype)
         of_rows = None
         if ctx.needs_input_grad[0]:
-            of_rows = product(gradient, weight.T).addmm_(low_gradient, down)
-        return of_rows, None, None, of_down, of_up, None
+            packed, state = ctx.packed
+            whole = _whole(weight if state is None else packed, state, rows.dtype)
+            of_rows = product(gradient, whole.T).addmm_(low_gradient, down.to(rows.dtype))
+        return of_rows, None, None, None, of_down, of_up, None

@@ -17,6 +17,7 @@ from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import shape_in
 from lora_trainer.recipe.settling import Settled
+from lora_trainer.recipe.way import Way
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
 from lora_trainer.training.listener import Trained
@@ -34,7 +35,7 @@ def facts_of(
     *,
     shared_rows: int,
     device: Device,
-    budget: Budget,
+    way: Way,
 ) -> Facts:
     """What is known when the training begins; `shared_rows` are training rows that are held-out ones, too."""
     stats, config = data.stats, settled.config
@@ -44,7 +45,9 @@ def facts_of(
             cpu=device.torch_device.type == "cpu",
             quantization=config.quantization,
             recomputes=adapted.checkpointing,
-            micro_batch_tokens=budget.tokens,
+            micro_batch_tokens=way.budget.tokens,
+            kernels_left_out=way.kernels.left_out,
+            kernels_changed_step=way.kernels.changed_step,
         ),
         shape=_shape(base),
         trainable_parameters=adapted.trainable_parameters,

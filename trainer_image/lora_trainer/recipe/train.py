@@ -1,6 +1,5 @@
 """One run, top-down: tokens, model, evaluation before, training, evaluation after, adapter on the volume."""
 
-import dataclasses
 import logging
 import math
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
 from lora_trainer.artifact.manifest import Measured
 from lora_trainer.contract.advice.codes import Advice
-from lora_trainer.contract.config import Packing, Quantization, TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
@@ -22,11 +21,9 @@ from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted
-from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.options import check_options
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
@@ -37,11 +34,12 @@ from lora_trainer.ranks.logs import with_error
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
-from lora_trainer.recipe.settling import Settled, peak_share, settle
+from lora_trainer.recipe.settling import peak_share, settle
+from lora_trainer.recipe.way import Way, way_of
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.training.batches import Budget, evaluation_budget, token_budget
+from lora_trainer.training.batches import Budget, evaluation_budget
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.identity import Identity, difference, identity
@@ -112,11 +110,11 @@ def run_training(
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
         adapted, ranks = adapted_on_all(settled, base, device, state, group, linear=linear)
-        kernel, budget = _kernels(settled, adapted, device, data.stats.longest_tokens)
-        resolved = _resolved(config, base, data, adapted, device=device, budget=budget, ranks=ranks, kernel=kernel)
+        way = way_of(settled, adapted, data, device, ranks, saved=saved)
+        resolved = _resolved(config, base, data, adapted, device=device, way=way, ranks=ranks)
 
         adviser = Adviser.begin(
-            facts_of(settled, base, data, adapted, shared_rows=samples.shared, device=device, budget=budget),
+            facts_of(settled, base, data, adapted, shared_rows=samples.shared, device=device, way=way),
             speaks=ranks.is_main,
         )
 
@@ -126,7 +124,7 @@ def run_training(
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
-            budget=_evaluation_budget(config, budget),
+            budget=_evaluation_budget(config, way.budget),
             device=device,
             ranks=ranks,
             alive=narrator.alive,
@@ -142,7 +140,7 @@ def run_training(
             adapted=adapted,
             examples=data.training,
             config=config.training,
-            budget=budget,
+            budget=way.budget,
             device=device,
             ranks=ranks,
             listener=narrator,
@@ -270,25 +268,6 @@ def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:
     return evaluation_budget(config.training.micro_batch_size, training.longest, packed=packed)
 
 
-def _kernels(settled: Settled, adapted: Adapted, device: Device, longest: int) -> tuple[str, Budget]:
-    """Let the model compute in the fastest way that fits it: its attention's name, and the size of micro-batches."""
-    config, plan = settled.config, settled.plan
-    attention = choose_attention(adapted.model, device)
-    log.info("%d adapted modules compute in one piece, attention: %s", fuse(adapted.model), attention.kernel)
-    packed = config.training.packing is Packing.ENABLED
-    if packed and not attention.packs:
-        log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
-    budget = Budget.of(
-        config.training.micro_batch_size,
-        longest,
-        packed=packed and attention.packs,
-        tokens=token_budget(device.torch_device),
-    )
-    if plan is not None and plan.fits and plan.micro_batch_tokens < budget.tokens:
-        budget = dataclasses.replace(budget, tokens=max(plan.micro_batch_tokens, longest))
-    return attention.kernel, budget
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluator:
     """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `interim` are the
@@ -335,10 +314,10 @@ def _resolved(
     adapted: Adapted,
     *,
     device: Device,
-    budget: Budget,
+    way: Way,
     ranks: Ranks,
-    kernel: str,
 ) -> ResolvedRun:
+    budget = way.budget
     share = math.ceil(config.training.effective_batch_size / ranks.world)
     return ResolvedRun(
         device=device.name,
@@ -356,11 +335,14 @@ def _resolved(
         ),
         quantization=config.quantization.value,
         packing=budget.packed,
-        attention=kernel,
+        attention=way.attention,
         optimizer=config.training.optimizer.value,
         activation_checkpointing=adapted.checkpointing,
         processes=ranks.world,
         sharded=adapted.sharded_over is not None,
         sharded_over=adapted.sharded_over,
         model_class=class_name(adapted.model.config, base.name),
+        kernels=way.kernels.taken,
+        kernels_left_out=way.kernels.left_out,
+        kernels_changed_step=way.kernels.changed_step,
     )

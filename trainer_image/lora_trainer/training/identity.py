@@ -17,8 +17,14 @@ _LIMIT = "dataset.maxValidationRows"
 _AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null"}
 """What the fields meant that checkpoints of earlier releases lack."""
 
-_NOT_DECIDING = ("dataset.uri", "dataset.validationUri", "training.microBatchSize", "training.activationCheckpointing")
-"""Where equal data came from, and what trades memory for time."""
+_NOT_DECIDING = (
+    "dataset.uri",
+    "dataset.validationUri",
+    "training.microBatchSize",
+    "training.activationCheckpointing",
+    "training.kernels",
+)
+"""Where equal data came from, what trades memory for time, and what differs by rounding alone."""
 
 _LENGTH_AND_MANNER = (
     "training.epochs",

@@ -11,6 +11,7 @@ from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.errors import CheckpointError
+from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
@@ -101,6 +102,16 @@ class Saved:
     def quantization(self) -> Quantization:
         """How the base's weights were held."""
         return self.record.config.quantization
+
+    @property
+    def kernels(self) -> Chosen:
+        """The fast paths that it was trained on. Earlier releases name none, and had one for fp32 alone."""
+        resolved = self.record.resolved
+        taken = resolved.kernels
+        if taken is None:
+            plain = resolved.compute_dtype == "fp32" and self.quantization is Quantization.NONE
+            taken = (FUSED_ADAPTER.name,) if plain else ()
+        return Chosen(taken=taken, left_out=resolved.kernels_left_out, changed_step=resolved.kernels_changed_step)
 
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""

@@ -28,12 +28,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computing:
-    """How the run computes; None is what is not known. `micro_batch_tokens` are the most of a micro-batch."""
+    """How the run computes; None is what is not known. `micro_batch_tokens` are the most of a micro-batch;
+    `kernels_left_out` and `kernels_changed_step` as in `ResolvedRun`."""
 
     cpu: bool
     quantization: Quantization
     recomputes: bool | None = None
     micro_batch_tokens: int | None = None
+    kernels_left_out: tuple[str, ...] = ()
+    kernels_changed_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

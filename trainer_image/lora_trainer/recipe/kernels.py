@@ -1,0 +1,85 @@
+"""Which fast paths a run takes: chosen once, by all its processes, and kept with its checkpoints."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+
+from lora_trainer.contract.config import Kernels
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Example
+from lora_trainer.model.device import Device
+from lora_trainer.model.fast_paths import ALL, MOST_TOKENS, Chosen, Verdict, prove
+from lora_trainer.model.loading import Adapted
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.training.batches import collate
+
+log = logging.getLogger(__name__)
+
+
+def choose_kernels(
+    wanted: Kernels,
+    adapted: Adapted,
+    examples: Examples,
+    device: Device,
+    ranks: Ranks,
+    *,
+    packed: bool,
+    kept: Chosen | None,
+    step: int = 0,
+) -> Chosen:
+    """Install the fast paths that prove themselves on every process; all of these call it, and find the same.
+
+    `kept` are those of the checkpoint that the run goes on from, which is after `step`; None without one. They are not
+    timed again, nor are others taken: a run is to go on with the numbers that it began with.
+    """
+    if wanted is Kernels.REFERENCE:
+        log.info("kernels: plain PyTorch alone, as training.kernels asks for")
+        return Chosen()
+    pack = collate(list(_first_rows(examples, device, packed=packed)), device.torch_device, packed=packed)
+    paths = ALL if kept is None else [path for path in ALL if path.name in kept.taken]
+    found = (prove(path, adapted.model, adapted.head, pack.arguments, device, timed=kept is None) for path in paths)
+    verdicts = {verdict.path.name: _agreed(verdict, ranks) for verdict in found}
+    chosen = _fresh(verdicts) if kept is None else _kept(verdicts, kept, step)
+    for sentence in chosen.left_out if kept is None else chosen.left_out[len(kept.left_out) :]:
+        log.warning("kernel left out: %s", sentence)
+    log.info("kernels: %s", ", ".join(chosen.taken) or "plain PyTorch alone")
+    return chosen
+
+
+def _first_rows(examples: Examples, device: Device, *, packed: bool) -> Iterator[Example]:
+    """Rows of a pack of so many tokens as a comparison takes, the last one cut; one row where they are not packed."""
+    room = MOST_TOKENS[device.torch_device.type]
+    for number in range(len(examples) if packed else 1):
+        row = examples[number]
+        yield dataclasses.replace(row, input_ids=row.input_ids[:room], labels=row.labels[:room])
+        room -= row.length
+        if room < 2:
+            return
+
+
+def _agreed(verdict: Verdict, ranks: Ranks) -> Verdict:
+    """What one process refuses, all leave out. Where it is taken, it is installed."""
+    refusal = next((one for one in ranks.gather(verdict.refusal) if one is not None), None)
+    for module in verdict.modules if refusal is None else ():
+        verdict.path.install(module)
+    return dataclasses.replace(verdict, refusal=refusal)
+
+
+def _fresh(verdicts: Mapping[str, Verdict]) -> Chosen:
+    refused = {name: verdict.refusal for name, verdict in verdicts.items() if verdict.refusal is not None}
+    return Chosen(taken=_taken(verdicts), left_out=tuple(f"{name}: {reason}" for name, reason in refused.items()))
+
+
+def _kept(verdicts: Mapping[str, Verdict], kept: Chosen, step: int) -> Chosen:
+    taken = _taken(verdicts)
+    reasons = {name: verdict.refusal for name, verdict in verdicts.items()}
+    lost = [
+        f"{name}: {reasons.get(name) or 'there is none for this model here'}; it was taken up to step {step}"
+        for name in kept.taken
+        if name not in taken
+    ]
+    return Chosen(taken=taken, left_out=(*kept.left_out, *lost), changed_step=step if lost else kept.changed_step)
+
+
+def _taken(verdicts: Mapping[str, Verdict]) -> tuple[str, ...]:
+    return tuple(name for name, verdict in verdicts.items() if verdict.modules and verdict.refusal is None)
