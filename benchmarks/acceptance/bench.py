@@ -16,8 +16,8 @@ from lora_trainer.model.device import Device, choose_device
 
 _TINY: Mapping[str, Any] = {
     "vocab_size": 101,
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -18,6 +18,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, load_model, set_training
 from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
@@ -154,6 +155,20 @@ def prepared(
     """The trainer's own loop on a model that was read from its files, rows packed where it can."""
     loaded = load_model(base, recipe.quantization, device)
     adapted = adapt(loaded, recipe.lora, base, device, 3, checkpointing=recipe.checkpointing)
+    return training_of(adapted, recipe, device, bench, listener, stop=stop or Stop())
+
+
+def training_of(
+    adapted: Adapted,
+    recipe: Recipe,
+    device: Device,
+    bench: "Bench",
+    listener: Listener,
+    *,
+    stop: Stop,
+    ranks: Ranks = ALONE,
+) -> Training:
+    """The same of a model at hand, with other processes."""
     packs = choose_attention(adapted.model, device).packs
     lengths = [max(4, length) for length in bench.lengths] * 4
     examples = Examples.of(learnable_rows(lengths, int(adapted.model.config.vocab_size)))
@@ -164,6 +179,7 @@ def prepared(
         config=recipe.training,
         budget=Budget.of(None, longest, packed=packs, tokens=recipe.tokens or 2 * longest),
         device=device,
+        ranks=ranks,
         listener=listener,
-        stop=stop or Stop(),
+        stop=stop,
     )
