@@ -1,10 +1,10 @@
-"""The acceptance of a GPU: whether this project trains on it rightly, within the memory that was foretold, and how fast.
+"""The acceptance of a GPU: whether it trains rightly, within the memory that was foretold, and how fast.
 
     python benchmarks/gpu_acceptance.py [--parts device attention ...] [--minutes 20] [--json FILE]
 
 Models have random weights, by their configurations: nothing is downloaded. Each part runs in a process of its own, in
-the order correctness, memory, speed, so that a crash of one leaves the others. A part that lacks a package, a GPU or the
-time says "not run". `--device cpu --tiny` runs the same code on a CPU within minutes and proves nothing about a GPU.
+the order correctness, memory, speed, so that a crash of one leaves the others. A check that lacks a package, a second
+GPU or the time says "not run". `--device cpu --tiny` runs the same code on a CPU and proves nothing about a GPU.
 Exit code: 0 where nothing failed and something passed, else 1.
 """
 

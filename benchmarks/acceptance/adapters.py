@@ -46,13 +46,9 @@ def cases() -> Mapping[str, Case]:
         "DoRA": Case(lora=LoraConfig(**plain, variant=Variant.DORA)),
         "PiSSA": Case(lora=LoraConfig(**plain, init=Init.PISSA)),
         "OLoRA": Case(lora=LoraConfig(**plain, init=Init.OLORA)),
-        "dropout, rank-stabilized": Case(
-            lora=LoraConfig(**plain, dropout=0.05, scaling=Scaling.RANK_STABILIZED)
-        ),
+        "dropout, rank-stabilized": Case(lora=LoraConfig(**plain, dropout=0.05, scaling=Scaling.RANK_STABILIZED)),
         "mixture": Case(lora=LoraConfig(**plain), kind="mixtral", options=_MIXTURE),
-        "mixture, experts": Case(
-            lora=LoraConfig(**plain, target_parameters=experts), kind="mixtral", options=_MIXTURE
-        ),
+        "mixture, experts": Case(lora=LoraConfig(**plain, target_parameters=experts), kind="mixtral", options=_MIXTURE),
     }
 
 

@@ -69,7 +69,7 @@ def _as_alone(bench: Bench, kind: str, options: Mapping[str, Any]) -> Outcome:
     expected = kind not in _WRITTEN_OUT and has_kernel(bench.head_dim, bench.head_dim, device.dtype, device.capability)
     if expected and chosen.kernel != "varlen":
         return judged(False, f"computed with {chosen.kernel} where the kernel for packs was expected")
-    return compared(found, usual, wanted, ("logits", "gradient"), device.dtype, said=chosen.kernel)
+    return compared(found, usual, wanted, names=("logits", "gradient"), dtype=device.dtype, said=chosen.kernel)
 
 
 def _isolated(bench: Bench, kind: str, options: Mapping[str, Any]) -> Outcome:

@@ -25,6 +25,7 @@ def compared(
     found: Sequence[torch.Tensor],
     plain: Sequence[torch.Tensor],
     right: Sequence[torch.Tensor],
+    *,
     names: Sequence[str],
     dtype: torch.dtype,
     said: str = "",

@@ -47,7 +47,7 @@ class Finding:
     seconds: float = 0.0
 
 
-def judged(right: bool, said: str, **figures: Figure) -> Outcome:  # noqa: FBT001 - reads as a sentence
+def judged(right: bool, said: str, **figures: Figure) -> Outcome:
     """Passed where `right`, else failed."""
     return Outcome(state=State.PASSED if right else State.FAILED, said=said, figures=figures)
 

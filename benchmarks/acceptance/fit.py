@@ -16,7 +16,14 @@ from lora_trainer.contract.config import LoraConfig, Quantization
 _TOO_LOW, _TOO_HIGH = -0.03, 0.15
 """Errors of an estimate that are let pass: one that is too low promises a fit that is none, one that is too high only
 wastes memory."""
-_SETTINGS = ((1024, 16, True), (4096, 16, True), (4096, 256, True), (8192, 16, True), (1024, 16, False), (4096, 64, False))
+_SETTINGS = (
+    (1024, 16, True),
+    (4096, 16, True),
+    (4096, 256, True),
+    (8192, 16, True),
+    (1024, 16, False),
+    (4096, 64, False),
+)
 """Tokens of a micro-batch, rank, whether activations are recomputed."""
 
 

@@ -82,7 +82,12 @@ def program(bench: Bench, folder: Path) -> Results:
         whole, _ = _trained(bench, base, ranks, divided=False)
         divided, held = _trained(bench, base, ranks, divided=True)
         share = ranks.sum(held) / ranks.world
-    return {**found, "whole_apart": _apart(whole, alone), "divided_apart": _apart(divided, alone), "divided_share": share}
+    return {
+        **found,
+        "whole_apart": _apart(whole, alone),
+        "divided_apart": _apart(divided, alone),
+        "divided_share": share,
+    }
 
 
 def _apart(found: list[float], wanted: list[float]) -> float:

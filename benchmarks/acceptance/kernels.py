@@ -82,7 +82,7 @@ def _fused_adapter(bench: Bench, device: Device) -> Outcome:
     fused = fuse(adapted.model)
     results = (_results(model, batch, device) for model in (adapted.model, plain, right))
     found, usual, wanted = results
-    return compared(found, usual, wanted, ("losses", "gradient"), torch.float32, said=f"{fused} modules")
+    return compared(found, usual, wanted, names=("losses", "gradient"), dtype=torch.float32, said=f"{fused} modules")
 
 
 def _results(model: Any, batch: Batch, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +108,7 @@ def _loss(bench: Bench) -> Outcome:
     found = _with_gradient(adapted.model, token_losses(adapted.model, adapted.head, batch, device))
     usual = _results(plain, batch, device)
     wanted = _results(right, batch, bench.computing_in(torch.float32))
-    return compared(found, usual, wanted, ("losses", "gradient"), device.dtype)
+    return compared(found, usual, wanted, names=("losses", "gradient"), dtype=device.dtype)
 
 
 def _optimizer(bench: Bench) -> Outcome:
@@ -126,6 +126,4 @@ def _optimizer(bench: Bench) -> Outcome:
         return torch.cat([parameter.detach().flatten() for parameter in parameters])
 
     found, plain = (stepped(torch.float32, fused=fused) for fused in (True, False))
-    return compared([found], [plain], [stepped(torch.float64, fused=False)], ["parameters"], torch.float32)
-
-
+    return compared([found], [plain], [stepped(torch.float64, fused=False)], names=["parameters"], dtype=torch.float32)

@@ -150,7 +150,7 @@ class Recipe:
 
 
 def prepared(
-    base: Base, recipe: Recipe, device: Device, bench: "Bench", listener: Listener, stop: Stop | None = None
+    base: Base, recipe: Recipe, device: Device, bench: "Bench", listener: Listener, *, stop: Stop | None = None
 ) -> Training:
     """The trainer's own loop on a model that was read from its files, rows packed where it can."""
     loaded = load_model(base, recipe.quantization, device)

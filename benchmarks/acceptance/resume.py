@@ -64,7 +64,9 @@ def _resumes(bench: Bench, optimizer: Optimizer) -> Outcome:
     losses = once[1][-len(found[1]) :]
     apart = max(abs(one / other - 1) for one, other in zip(found[1], losses, strict=True))
     if repeatable:
-        return judged(same, f"{'the same' if same else 'not the same'} bytes after {state.course.step} + 3 steps", apart=apart)
+        return judged(
+            same, f"{'the same' if same else 'not the same'} bytes after {state.course.step} + 3 steps", apart=apart
+        )
     said = f"the device gives other bytes each time; losses {apart:.1e} apart"
     return judged(apart <= _CLOSE[bench.device.dtype], said, apart=apart)
 
@@ -85,7 +87,7 @@ def _whole(base: Base, recipe: Recipe, bench: Bench) -> tuple[bytes, list[float]
 def _stopped(base: Base, recipe: Recipe, bench: Bench) -> State:
     """The state of a training that SIGTERM ended, as it comes back from files."""
     stop = Stop()
-    training = prepared(base, recipe, bench.device, bench, _Killed(), stop)
+    training = prepared(base, recipe, bench.device, bench, _Killed(), stop=stop)
     with _handled(stop):
         try:
             training.run()

@@ -65,7 +65,9 @@ def _halves(bench: Bench, short: Short) -> Outcome:
             training.run()
     apart = max(abs(one / other - 1) for one, other in zip(lacking.losses, enough.losses, strict=True))
     right = bool(lacking.budgets) and apart <= _SAME[bench.device.dtype]
-    said = f"{before} tokens to {lacking.budgets or 'no fewer'}, losses of {len(lacking.losses)} steps {apart:.1e} apart"
+    said = (
+        f"{before} tokens to {lacking.budgets or 'no fewer'}, losses of {len(lacking.losses)} steps {apart:.1e} apart"
+    )
     return judged(right, said, apart=apart, halvings=len(lacking.budgets))
 
 

@@ -1,9 +1,9 @@
 """Speed of our optimizer step: tokens a second, the share of the device's peak at 4 N operations for each token, parts
 of a step and the time without a kernel.
 
-Rank 16 on all linear modules, one row a micro-batch, activations recomputed. N are the model's parameters that a token
-meets: its forward pass is 2 N operations, and so is the backward pass through frozen weights (no gradients of them). What is computed
-twice for memory's sake counts once.
+Rank 16 on all linear modules, one row a micro-batch, activations recomputed. N are the base's parameters that a token
+meets: its forward pass is 2 N operations, and so is the backward pass, which needs no gradients of frozen weights. What
+is computed twice for memory's sake counts once.
 """
 
 import gc

@@ -33,7 +33,9 @@ def trains(
         training.run()
         # As many steps in all, for the learning rate's sake; the first is enough.
         recomputing = replace(recipe, checkpointing=ActivationCheckpointing.FULL)
-        other = prepared(base, replace(recomputing, training=replace(recipe.training, max_steps=1)), where, bench, again)
+        other = prepared(
+            base, replace(recomputing, training=replace(recipe.training, max_steps=1)), where, bench, again
+        )
         other.run()
     if not kept.steps or not again.steps:
         return judged(False, f"no step was taken, {len(kept.left_out_steps)} were left out for their numbers")
