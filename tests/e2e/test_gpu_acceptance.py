@@ -1,4 +1,4 @@
-"""The acceptance of a GPU in the trainer's image, without a GPU: as a pod's user, the image can build what Triton needs."""
+"""The acceptance of a GPU in the trainer's image, on a CPU: as a pod's user it can build what Triton needs."""
 
 import json
 from pathlib import Path
