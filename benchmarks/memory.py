@@ -21,9 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "trainer_image")]
 
 import torch
+from benchmarks.acceptance.models import adapted_on, one_row
+from benchmarks.acceptance.shapes import LLAMA_3_8B
+from benchmarks.acceptance.steps import stepper
 from benchmarks.memory_estimate import estimate, setting_of
 from benchmarks.memory_simulation import Step, simulate_deep
-from benchmarks.trainer_gpu import LLAMA_3_8B, adapted_on, one_row, steps_of
 from peft.helpers import disable_input_dtype_casting
 
 from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Precision, Quantization
@@ -31,6 +33,7 @@ from lora_trainer.contract.fit.activations import layer_bytes
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.loading import Adapted
 from lora_trainer.training.batches import Budget, collate
 from lora_trainer.training.loss import token_losses
 
@@ -58,7 +61,7 @@ def matrix() -> Iterator[Row]:
             f"{name}, {quantization.value}, {'recomputed' if recompute else 'kept'}, {tokens} tokens, "
             f"dropout {dropout:g}, r = {rank}, {layers.value}"
         )
-        yield words, {"model_type": "llama", **shape}, how
+        yield words, shape, how
 
 
 def simulated(config: Mapping[str, Any], how: Step) -> tuple[float, float]:
@@ -74,10 +77,17 @@ def measured(config: Mapping[str, Any], how: Step, device: Device) -> tuple[floa
     torch.cuda.empty_cache()
     device.reset_peak_memory()
     try:
-        steps_of(adapted_on(config, how, device), sum(how.rows), device, count=3)
+        adapted, packs = _adapted(config, how, device)
+        step = stepper(adapted, sum(how.rows), device, packs=packs)
+        for _ in range(3):
+            step()
     except torch.OutOfMemoryError:
         return None
     return device.peak_memory_bytes(), memory.total - memory.constant
+
+
+def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[Adapted, bool]:
+    return adapted_on(config, how.lora, device, quantization=how.quantization, recompute=how.recompute)
 
 
 def counted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[float, float]:
@@ -91,7 +101,7 @@ def counted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[float
 
 
 def _kept(config: Mapping[str, Any], how: Step, device: Device) -> int:
-    adapted, packs = adapted_on(config, how, device)
+    adapted, packs = _adapted(config, how, device)
     row = one_row(COUNTED_TOKENS, config["vocab_size"])
     budget = Budget(tokens=COUNTED_TOKENS, longest=COUNTED_TOKENS, packed=packs)
     batch = collate([row], device.torch_device, packed=budget.packed)

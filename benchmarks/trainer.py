@@ -11,7 +11,7 @@ seconds.
 
 `short` are chats with a long tail: log-normal lengths with a mean of a sixth of `--max-length`; half of each row is
 its prompt. `full` are rows that all have `--full-length` tokens. A GPU's share
-of its peak is measured by `benchmarks/trainer_gpu.py`.
+of its peak is measured by `benchmarks/gpu_acceptance.py`.
 """
 
 import argparse

@@ -41,6 +41,11 @@ _LOCK = (
     "trainer_image/lora_trainer/host/lock.py",
 )
 _CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/contract")
+_ACCEPTANCE = (
+    "benchmarks/acceptance",
+    "benchmarks/gpu_acceptance.py",
+    *(f"benchmarks/memory{part}.py" for part in ("", "_as_gpu", "_estimate", "_simulation")),
+)
 OPERATOR = Image(
     name="operator",
     repository="lora-operator",
@@ -52,7 +57,7 @@ TRAINER = Image(
     name="trainer",
     repository="lora-trainer",
     dockerfile="trainer_image/Dockerfile",
-    inputs=("requirements/trainer.txt", "trainer_image/lora_trainer"),
+    inputs=("requirements/trainer.txt", "trainer_image/lora_trainer", *_ACCEPTANCE),
     # torch and CUDA: 6 GB in Buildah's storage and on the node, and 3 GB packed in the registry and on the node.
     first_build_gib=22,
 )

@@ -1,0 +1,185 @@
+"""Models of random weights from configurations, in memory or as files, and rows to train them with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.model.attention import choose_attention
+from lora_trainer.model.device import Device
+from lora_trainer.model.linear import linear_modules
+from lora_trainer.model.loading import Adapted, Loaded, adapt, load_model, set_training
+from lora_trainer.places.base import Base
+from lora_trainer.ranks.collectives import ALONE, Ranks
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.loop import Training
+from lora_trainer.training.stopping import Stop
+
+if TYPE_CHECKING:
+    from benchmarks.acceptance.bench import Bench
+
+
+def random_model(kind: str, options: Mapping[str, Any], device: Device) -> Any:
+    """A causal language model of random weights, on the device, in its type."""
+    library: Any = transformers
+    torch.manual_seed(0)
+    with device.torch_device:
+        return library.AutoModelForCausalLM.from_config(
+            library.AutoConfig.for_model(kind, **options), dtype=device.dtype
+        )
+
+
+def adapted_on(
+    config: Mapping[str, Any], lora: LoraConfig, device: Device, *, quantization: Quantization, recompute: bool
+) -> tuple[Adapted, bool]:
+    """The model that a `config.json` describes, with random weights and an adapter, and whether its rows can be packed.
+
+    Quantized on the device: no file, and no copy in main memory.
+    """
+    kind = str(config["model_type"])
+    model = random_model(kind, {name: value for name, value in config.items() if name != "model_type"}, device)
+    model.config.use_cache = False
+    head = model.get_output_embeddings()
+    if quantization is not Quantization.NONE:
+        quantize(model, head, device, quantization)
+    model.requires_grad_(False)
+    base = Base(folder=Path(), name="random", revision="sha256:0", model_type=kind)
+    loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
+    checkpointing = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
+    adapted = adapt(loaded, lora, base, device, 1, checkpointing=checkpointing)
+    packs = choose_attention(adapted.model, device).packs
+    set_training(adapted.model, on=True)
+    return adapted, packs
+
+
+def quantize(model: Any, head: Any, device: Device, quantization: Quantization) -> None:
+    """Replace the linear modules by 4-bit ones, as loading a checkpoint does."""
+    import bitsandbytes  # noqa: PLC0415 - takes seconds to import
+
+    library: Any = bitsandbytes
+    kind = quantization.value.lower()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child is not head:
+                small = library.nn.Linear4bit(
+                    child.in_features,
+                    child.out_features,
+                    bias=child.bias is not None,
+                    compute_dtype=device.dtype,
+                    compress_statistics=True,
+                    quant_type=kind,
+                    device="meta",
+                )
+                small.weight = library.nn.Params4bit(
+                    child.weight.data, requires_grad=False, compress_statistics=True, quant_type=kind
+                ).to(device.torch_device)
+                small.bias = child.bias
+                setattr(parent, name, small)
+
+
+def random_base(folder: Path, kind: str, options: Mapping[str, Any], device: Device) -> Base:
+    """The same as files, as a run reads them."""
+    random_model(kind, options, device).save_pretrained(folder)
+    return Base(folder=folder, name="random", revision="sha256:0", model_type=kind)
+
+
+def one_row(tokens: int, vocabulary: int) -> Example:
+    """A row of random tokens, all of which are learned."""
+    ids = np.random.default_rng(1).integers(3, vocabulary, size=tokens)
+    return Example(input_ids=ids, labels=ids, truncated=False)
+
+
+def learnable_rows(lengths: Sequence[int], vocabulary: int) -> list[Example]:
+    """Rows that count in steps of their own, whose first quarter is a prompt."""
+    found = []
+    for row, length in enumerate(lengths):
+        ids = 3 + (row * 7 + (1 + row % 3) * np.arange(length)) % min(vocabulary - 3, 50)
+        labels = np.where(np.arange(length) < length // 4, IGNORED, ids)
+        found.append(Example(input_ids=ids, labels=labels, truncated=False))
+    return found
+
+
+class Taken(Listener):
+    """Keeps what a training reports."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.budgets: list[int] = []
+        self.left_out_steps: list[int] = []
+
+    def stepped(self, step: Step) -> None:
+        """Keep it."""
+        self.steps.append(step)
+
+    def left_out(self, step: int) -> None:
+        """Count it."""
+        self.left_out_steps.append(step)
+
+    def halved(self, budget: Budget, accumulation: int) -> None:
+        """Keep what a micro-batch may hold from now on."""
+        self.budgets.append(budget.tokens)
+
+    @property
+    def losses(self) -> list[float]:
+        """Of the steps."""
+        return [step.loss for step in self.steps]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A short training of a small model."""
+
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=8, alpha=16))
+    quantization: Quantization = Quantization.NONE
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            epochs=None, max_steps=8, learning_rate=0.01, warmup_ratio=0.0, effective_batch_size=8
+        )
+    )
+    checkpointing: ActivationCheckpointing = ActivationCheckpointing.NONE
+    tokens: int | None = None
+
+
+def prepared(
+    base: Base, recipe: Recipe, device: Device, bench: "Bench", listener: Listener, *, stop: Stop | None = None
+) -> Training:
+    """The trainer's own loop on a model that was read from its files, rows packed where it can."""
+    loaded = load_model(base, recipe.quantization, device)
+    adapted = adapt(loaded, recipe.lora, base, device, 3, checkpointing=recipe.checkpointing)
+    return training_of(adapted, recipe, device, bench, listener, stop=stop or Stop())
+
+
+def training_of(
+    adapted: Adapted,
+    recipe: Recipe,
+    device: Device,
+    bench: "Bench",
+    listener: Listener,
+    *,
+    stop: Stop,
+    ranks: Ranks = ALONE,
+) -> Training:
+    """The same of a model at hand, with other processes."""
+    packs = choose_attention(adapted.model, device).packs
+    lengths = [max(4, length) for length in bench.lengths] * 4
+    examples = Examples.of(learnable_rows(lengths, int(adapted.model.config.vocab_size)))
+    longest = max(lengths)
+    return Training(
+        adapted=adapted,
+        examples=examples,
+        config=recipe.training,
+        budget=Budget.of(None, longest, packed=packs, tokens=recipe.tokens or 2 * longest),
+        device=device,
+        ranks=ranks,
+        listener=listener,
+        stop=stop,
+    )

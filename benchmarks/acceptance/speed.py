@@ -1,0 +1,99 @@
+"""Speed of our optimizer step: tokens a second, the share of the device's peak at 4 N operations for each token, parts
+of a step and the time without a kernel.
+
+Rank 16 on all linear modules, one row a micro-batch, activations recomputed. N are the base's parameters that a token
+meets: its forward pass is 2 N operations, and so is the backward pass, which needs no gradients of frozen weights. What
+is computed twice for memory's sake counts once.
+"""
+
+import gc
+import itertools
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import torch
+from benchmarks.acceptance.bench import Bench
+from benchmarks.acceptance.findings import Check, Figure, Outcome, State, judged, not_run
+from benchmarks.acceptance.models import adapted_on
+from benchmarks.acceptance.profile import idle_share, parts, profiled
+from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LAYERS, Shape, active_share
+from benchmarks.acceptance.steps import stepper, timed
+
+from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.contract.fit.devices import by_product
+from lora_trainer.errors import out_of_memory
+from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.quantize import is_4bit
+
+RANK = 16
+TOKENS = (4096, 1024, 8192)
+WANTED = {("Llama-3-8B", Quantization.NONE, 4096): 0.45, ("Llama-3-8B", Quantization.NF4, 4096): 0.405}
+"""Least share of an H100's peak: 45 % in bf16, and NF4 within 10 % of that."""
+_WARM, _STEPS = 2, 8
+
+
+def checks(bench: Bench) -> Iterator[Check]:
+    """What something is expected of comes first."""
+    if bench.tiny:
+        tiny = {**bench.sizes, "model_type": "llama"}
+        yield Check(name="tiny, NF4, 64", run=partial(_speed, bench, "tiny", tiny, Quantization.NF4, 64))
+        return
+    shapes = {"Llama-3-8B": LLAMA_3_8B, "Llama-3.2-1B": LLAMA_3_2_1B, "24-layer mixture": MIXTURE_24_LAYERS}
+    quantizations = (Quantization.NONE, Quantization.NF4)
+    for tokens, (name, shape), quantization in itertools.product(TOKENS, shapes.items(), quantizations):
+        kind = bench.device.dtype_name if quantization is Quantization.NONE else quantization.value
+        run = partial(_speed, bench, name, shape, quantization, tokens)
+        yield Check(name=f"{name}, {kind}, {tokens}", run=run)
+
+
+def _speed(bench: Bench, name: str, shape: Shape, quantization: Quantization, tokens: int) -> Outcome:
+    if not (bench.on_gpu or bench.tiny):
+        return not_run("the speed of a CPU is measured by benchmarks/trainer.py")
+    if quantization is not Quantization.NONE and "num_experts" in shape:
+        return not_run("bitsandbytes does not quantize the experts of a mixture")
+    try:
+        return _measured(bench, name, shape, quantization, tokens)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    gc.collect()
+    return not_run("does not fit this GPU")
+
+
+def _measured(bench: Bench, name: str, shape: Shape, quantization: Quantization, tokens: int) -> Outcome:
+    device, lora = bench.device, LoraConfig(rank=RANK, alpha=2 * RANK)
+    adapted, packs = adapted_on(shape, lora, device, quantization=quantization, recompute=True)
+    fuse(adapted.model)
+    step = stepper(adapted, tokens, device, packs=packs)
+    device.reset_peak_memory()
+    seconds = timed(step, device, warm=1 if bench.tiny else _WARM, count=2 if bench.tiny else _STEPS)
+    kernels = profiled(step, device.torch_device)
+    shares, idle, speed = parts(kernels), idle_share(kernels), tokens / seconds
+    figures: dict[str, Figure] = {
+        "tokens_per_second": speed,
+        "peak_bytes": device.peak_memory_bytes(),
+        "idle_share": idle,
+        **{f"part: {part}": share for part, share in shares.items()},
+    }
+    said = f"{speed:,.0f} tokens/s"
+    gpu = by_product(device.name)
+    share = None
+    if gpu is not None and gpu.flops is not None and device.dtype is not torch.float32:
+        share = 4 * active_parameters(adapted.model, shape) * speed / gpu.flops
+        figures["mfu"] = share
+        said += f", MFU {share:.1%}"
+    said += f", {idle:.1%} without a kernel; " + ", ".join(f"{part} {value:.0%}" for part, value in shares.items())
+    wanted = WANTED.get((name, quantization, tokens))
+    if share is None or wanted is None or gpu is None or gpu.name != "H100":
+        return Outcome(state=State.MEASURED, said=said, figures=figures)
+    return judged(share >= wanted, f"{said}; wanted: {wanted:.1%}", **figures)
+
+
+def active_parameters(model: torch.nn.Module, shape: Mapping[str, object]) -> float:
+    """Of the base, those that a token meets; two for each byte in 4 bits."""
+    packed = {id(m.weight): m.in_features * m.out_features for m in model.modules() if is_4bit(m)}
+    return sum(
+        active_share(name, shape) * packed.get(id(parameter), parameter.numel())
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    )

@@ -1,0 +1,52 @@
+"""Optimizer steps as the trainer takes them, on one row, to be measured."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from benchmarks.acceptance.models import one_row
+
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.step import run_step
+
+
+def stepper(adapted: Adapted, tokens: int, device: Device, *, packs: bool) -> Callable[[], None]:
+    """An optimizer step over one row, which waits for the device no more than the trainer's own."""
+    row = one_row(tokens, int(adapted.model.config.vocab_size))
+    budget = Budget(tokens=tokens, longest=tokens, packed=packs)
+    scaler = torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype is torch.float16)
+    parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+
+    def step() -> None:
+        share = run_step(
+            adapted, [row], targets=row.targets, budget=budget, device=device, scaler=scaler, ranks=Ranks()
+        )
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.stack([share, norm.double()]).tolist()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def timed(step: Callable[[], None], device: Device, *, warm: int, count: int) -> float:
+    """Seconds of one of `count` steps, after `warm` others."""
+    for _ in range(warm):
+        step()
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    _wait(device)
+    return (time.perf_counter() - started) / count
+
+
+def _wait(device: Device) -> None:
+    if device.torch_device.type == "cuda":
+        torch.cuda.synchronize(device.torch_device)
