@@ -37,6 +37,6 @@ def argo_check() -> str:
 
 def flux_check() -> Object:
     """Which kind is checked, and the expressions."""
-    (manifest,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (manifest,) = re.findall(r"(?ms)^```yaml\n(.*?)^```$", PAGE.read_text())
     (check,) = yaml.safe_load(manifest)["spec"]["healthCheckExprs"]
     return dict(check)
