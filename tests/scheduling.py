@@ -29,6 +29,7 @@ _ON_CONTROL_PLANE = (
     "tests/faults/",
     "tests/chart/test_chart_on_api_server.py",
     "tests/chart/test_switches_on_api_server.py",
+    "tests/chart/test_upgrade.py",
 )
 # A cluster of its own beside the others.
 _BESIDE = "tests/cluster/test_local_cluster_life.py"

@@ -29,9 +29,9 @@ class Target:
     system: str
     team: str
 
-    def install(self, *flags: str, values: Mapping[str, Any] | None = None) -> str:
+    def install(self, *flags: str, values: Mapping[str, Any] | None = None, chart: Path = CHART) -> str:
         """`helm upgrade --install`; the definition may be there already, put by kubectl."""
-        release = ("upgrade", "--install", RELEASE, str(CHART), f"--namespace={self.system}", "--take-ownership")
+        release = ("upgrade", "--install", RELEASE, str(chart), f"--namespace={self.system}", "--take-ownership")
         given = ("--values=-",) if values is not None else ()
         return self.client.helm(*release, *IMAGES, *flags, *given, stdin=yaml.safe_dump(dict(values or {})))
 

@@ -2,11 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import yaml
 from tests.chart.matrix import ROWS, merged, values_of
 from tests.chart.objects import pods_of
+from tests.chart.operating import operating
 from tests.chart.target import RELEASE, Target
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
@@ -250,33 +249,6 @@ def test_the_notes_hold_the_training_pods_policy_where_all_namespaces_are_watche
     client.kubectl("delete", "networkpolicy", name, here)
     target.install(values={"networkPolicy": network, "watch": {"namespaces": [target.team]}})
     assert client.get("networkpolicy", name, here)["spec"] == by_hand
-
-
-@contextmanager
-def operating(target: Target, folder: Path) -> Iterator[OperatorProcess]:
-    """The operator with the release's own settings and account, as a process of this machine."""
-    settings = yaml.safe_load(
-        target.client.get("configmap", RELEASE, f"--namespace={target.system}")["data"]["config.yaml"]
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    file, log = folder / "config.yaml", folder / "operator.log"
-    file.write_text(yaml.safe_dump({**settings, "httpPort": port}))
-    environment = {**os.environ, "KUBECONFIG": str(target.kubeconfig(RELEASE, folder))}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lora_operator", "--config", str(file)],
-            stdout=output,
-            stderr=output,
-            env=environment,
-        )
-    operator = OperatorProcess(process=process, port=port, log=log, account=RELEASE, user=RELEASE)
-    try:
-        operator.wait_ready()
-        yield operator
-    finally:
-        operator.kill()
 
 
 def pod_of_test(target: Target, *, other_than: str = "") -> dict[str, Any]:

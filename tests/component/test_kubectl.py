@@ -3,11 +3,15 @@
 import itertools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from tests.component.documents import failed, succeeded
 from tests.component.patience import eventually
-from tests.component.stage import Stage, gone
+from tests.component.stage import REPOSITORY, Stage, gone
 
 from lora_operator.views.names import TRAIN
 from lora_trainer.contract.reasons import Reason
@@ -119,6 +123,53 @@ def waiting(stage: Stage) -> tuple[Object, Object]:
     pod = stage.wait_pod(job)
     stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
     return job, pod
+
+
+def rounds_of_examples() -> list[dict[Path, list[Object]]]:
+    """Every file of the examples with its objects, in rounds in which no name comes twice."""
+    rounds: list[dict[Path, list[Object]]] = []
+    for path in sorted((REPOSITORY / "examples").glob("*.yaml")):
+        objects = [document for document in yaml.safe_load_all(path.read_text()) if document]
+        names = {*map(identity, objects)}
+        if not rounds or names & {*map(identity, chain(*rounds[-1].values()))}:
+            rounds.append({})
+        rounds[-1][path] = objects
+    return rounds
+
+
+def identity(document: Object) -> tuple[str, str]:
+    return document["kind"], document["metadata"]["name"]
+
+
+@pytest.mark.parametrize("way", [(), ("--server-side",)], ids=["client", "server"])
+def test_applying_an_example_again_changes_nothing_and_its_diff_is_empty(stage: Stage, way: tuple[str, ...]) -> None:
+    """Of every example, after the operator has written what it writes; and applied the other way, nothing changes."""
+    stage.start()
+    other = () if way else ("--server-side", "--force-conflicts")
+    for examples in rounds_of_examples():
+        files = [f"--filename={path}" for path in examples]
+        names = [identity(document) for document in chain(*examples.values())]
+        runs = [name for kind, name in names if kind == "LoRAFineTune"]
+        kubectl(stage, "delete", "lft", *runs, "--ignore-not-found")
+        kubectl(stage, "apply", *way, *files)
+        for name in runs:
+            stage.wait_condition("Accepted", status="True", name=name)
+        assert kubectl(stage, "diff", *way, *files) == ""
+        before = stored(stage, names)
+        said = kubectl(stage, "apply", *way, *files).splitlines()
+        assert {line.rpartition(" ")[2] for line in said} == {"serverside-applied" if way else "unchanged"}
+        assert len(said) == len(names)
+        assert stored(stage, names) == before
+        kubectl(stage, "apply", *other, *files)
+        assert stored(stage, names) == before
+        assert kubectl(stage, "diff", *other, *files) == ""
+
+
+def stored(stage: Stage, names: list[tuple[str, str]]) -> list[Object]:
+    """These objects without their status, and of their metadata what counts changes of the spec."""
+    wanted = [f"{kind}/{name}" for kind, name in names]
+    found = stage.cluster.get(*wanted, f"--namespace={stage.namespace}")["items"]
+    return [{**it, "metadata": {"generation": it["metadata"].get("generation")}, "status": None} for it in found]
 
 
 def test_deletion_in_the_foreground_ends_when_job_and_pods_are_gone(stage: Stage) -> None:

@@ -34,7 +34,7 @@ DEFINITION = REPOSITORY / "crds" / "lorafinetunes.yaml"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/lorafinetunes.lora-operator.io"
 # The last one that gave each attempt a ConfigMap.
 EARLIER_COMMIT = "a7989e66db32d3de9bac91dc10c0f0278fa59dd1"
-_SOURCES = ("operator", "trainer_image/lora_trainer")
+_SOURCES = ("operator", "trainer_image/lora_trainer", "helm")
 _ASK = """
 import dataclasses, json, sys
 from lora_operator.running.self_check import RIGHTS
@@ -49,7 +49,7 @@ _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierOperator:
-    """Where its code lies, the rights that its chart grants it, and the tests' settings that it does not know."""
+    """Where its code and its chart lie, the rights that its chart grants it, and the tests' settings that it does not know."""
 
     sources: Path
     rights: tuple[Right, ...]
