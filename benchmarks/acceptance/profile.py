@@ -71,7 +71,7 @@ def profiled(step: Callable[[], None], device: torch.device) -> list[Interval]:
 
 
 def _is_kernel(event: Any) -> bool:
-    return bool(event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation)
+    return bool(event.device_type.name == "CUDA" and not event.is_user_annotation)
 
 
 def _is_outermost(event: Any) -> bool:
