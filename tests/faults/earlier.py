@@ -49,7 +49,7 @@ _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierOperator:
-    """Where its code and its chart lie, the rights that its chart grants it, and settings that it does not know."""
+    """Where its code and chart lie, the rights that the chart grants it, and the tests' settings unknown to it."""
 
     sources: Path
     rights: tuple[Right, ...]
