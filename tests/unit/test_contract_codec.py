@@ -127,7 +127,7 @@ PROBLEMS = [
 def test_what_does_not_fit_is_named_by_its_path(change: dict[str, Any], message: str) -> None:
     """Path, value, rule."""
     with pytest.raises(codec.CodecError) as error:
-        Progress.from_json(json.dumps(change))
+        codec.decode(Progress, change)
     assert str(error.value).startswith(message)
 
 
@@ -202,6 +202,13 @@ def test_progress_leaves_out_what_was_resolved_where_it_would_not_fit() -> None:
     text = progress.to_json()
     assert len(text) <= MAX_PROGRESS_BYTES
     assert Progress.from_json(text) == Progress(phase=Phase.TRAINING, step=3)
+
+
+def test_progress_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
+    """After a rollback of the operator the pods of the newer trainer go on, and have not fallen silent."""
+    document = json.loads(Progress(phase=Phase.TRAINING, step=3, resolved=make_resolved()).to_json())
+    document["resolved"]["novelty"] = document["novelty"] = 1
+    assert Progress.from_json(json.dumps(document)).step == 3
 
 
 def test_a_summary_of_a_later_release_is_read_as_far_as_it_is_known() -> None:

@@ -49,7 +49,7 @@ def cut(lengths: Sequence[int] | Rows, budget: Budget, *, at_least: int = 0) -> 
     """The micro-batches of one process, each within the budget but for a row that is longer and comes alone.
 
     Packs are as few as best-fit decreasing finds, or `at_least` so many where there are rows for them, and differ by
-    the longest row in them at most.
+    the longest row in them at most. Where rows fill them so far that an even spread overflows one, they are best fit's.
     """
     found = micro_batches(lengths, budget)
     if not budget.packed:
@@ -60,7 +60,6 @@ def cut(lengths: Sequence[int] | Rows, budget: Budget, *, at_least: int = 0) -> 
     count = min(max(len(others), at_least - len(alone)), len(rows))
     even = _evenly(rows, lengths, count)
     if any(sum(int(lengths[row]) for row in pack) > budget.tokens for pack in even):
-        # Packs so full that an even spread overflows one are even as best fit leaves them.
         even = others
     return alone + sorted(even, key=lambda pack: -sum(int(lengths[row]) for row in pack))
 
