@@ -88,7 +88,8 @@ def _isolated(bench: Bench, kind: str, options: Mapping[str, Any]) -> Outcome:
     found = _packed(bench, model, ids, device)[-last:]
     handle.remove()
     torch.autograd.backward(found.float().square().sum())
-    leaked = float(seen[0].grad[0, :-last].abs().max())
+    gradient = torch.as_tensor(seen[0].grad)
+    leaked = float(gradient[0, :-last].abs().max())
     others = torch.cat([(ids[:, :-last] + 1) % bench.sizes["vocab_size"], ids[:, -last:]], dim=1)
     with torch.no_grad():
         beside = _packed(bench, model, others, device)[-last:]

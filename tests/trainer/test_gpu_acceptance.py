@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,7 +155,8 @@ def test_a_mixture_counts_the_experts_that_a_token_meets() -> None:
     shape = dict(MIXTURE_24_LAYERS)
     config = AutoConfig.for_model(str(shape.pop("model_type")), **shape)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        factory: Any = AutoModelForCausalLM
+        model = factory.from_config(config)
     model.requires_grad_(False)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(14.3e9, rel=0.01)
     assert active_parameters(model, MIXTURE_24_LAYERS) == pytest.approx(2.7e9, rel=0.02)
