@@ -164,7 +164,7 @@ def run_cell(cell: Cell, claims: Path, folder: Path, dataset: Sections = DRAWN) 
         return load_model(base, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_trainer.recipe.train.load_model", load)
+        patch.setattr("lora_trainer.recipe.adapting.load_model", load)
         samples = load_samples(config, volumes, Hub())
         try:
             run_training(config, samples, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=Workshop())

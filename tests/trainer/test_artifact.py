@@ -47,7 +47,7 @@ def make_manifest(uid: str) -> Manifest:
         base_model="org/tiny",
         base_revision="c" * 40,
         config=dataclasses.replace(config, run=dataclasses.replace(config.run, uid=uid)),
-        resolved=filled(ResolvedRun, target_modules=("q_proj",)),
+        resolved=filled(ResolvedRun, target_modules=("q_proj",), kernels_left_out=()),
         dataset=filled(DatasetStats),
         measured=filled(Measured),
         versions={"torch": "2"},
