@@ -100,7 +100,7 @@ def test_the_operators_metrics_are_well_formed_and_tell_the_run(
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     label = f'namespace="{module_namespace}"'
-    loss = [line for line in text.splitlines() if line.startswith("lorafinetune_final_eval_loss") and label in line]
+    loss = [line for line in text.splitlines() if line.startswith("lorafinetune_final_eval_loss{") and label in line]
     assert [float(line.split()[-1]) for line in loss] == [
         pytest.approx(float(finished["status"]["results"]["evalLossAfter"]), abs=1e-3)
     ]
