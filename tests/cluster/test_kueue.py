@@ -20,7 +20,7 @@ from localcluster.settings import REPOSITORY
 
 Object = dict[str, Any]
 QUOTA_GPUS = 2
-_SETTINGS = ("--set=config.progressIntervalSeconds=1", "--set=config.pendingCheckSeconds=1")
+_SETTINGS = tuple(f"--set=config.{name}Seconds=1" for name in ("progressInterval", "pendingCheck", "statusDelay"))
 _SCRIPT = [
     {"on_term": "save"},
     {"resume": {"phase": "Training", "total_steps": 10}},
@@ -202,7 +202,6 @@ def test_of_five_runs_two_train_and_three_wait_until_quota_is_free(team: Team) -
         team.run(name)
     team.wait_states("two train and three wait", Training=QUOTA_GPUS, Queued=3)
     for name in team.those("Queued"):
-        # A status in which only a sentence is new waits for up to a minute.
         team.wait(partial(_says_what_is_short, team, name), "the run has the queue's own words")
         quota, suspended = team.condition(name, "QuotaReserved"), team.condition(name, "Suspended")
         assert (quota["status"], quota["reason"]) == ("False", "Queued")
