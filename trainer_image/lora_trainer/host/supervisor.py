@@ -142,7 +142,7 @@ class Supervisor:
             started=self._begin,
         )
         self.stages = stages
-        pulse = Pulse(lambda: stages.child.pid if stages.child else None)
+        pulse = Pulse(lambda: getattr(stages.child, "pid", None))
         # A training that should report is alive by its reports alone: one that hangs may well take CPU time.
         self.metrics.stirs = lambda: pulse.stirs() and not self.watch.watches
         try:

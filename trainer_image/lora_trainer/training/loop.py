@@ -167,7 +167,7 @@ class Training:
         self.scaler.unscale_(self.optimizer)
         length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         # The one place of a step that waits for the device.
-        part, norm = torch.stack([share, length.double()]).tolist()
+        part, norm = torch.stack([share, length.to(share)]).tolist()
         loss = self.ranks.sum(part)
         guard = dataclasses.replace(self.course.guard)
         taken = guard.may_take(number, loss, norm, self.scaler.get_scale() if self.scaler.is_enabled() else None)
