@@ -10,8 +10,9 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashgen import cli
+from docgen import command
 
-FILES = sorted((cli.REPOSITORY / cli.FOLDER).glob("*.json"))
+FILES = sorted((command.REPOSITORY / cli.FOLDER).glob("*.json"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

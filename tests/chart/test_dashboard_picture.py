@@ -12,6 +12,7 @@ import pytest
 from dashgen import cli, picture, prometheus
 from dashgen.prometheus import Series, Span
 from dashgen.units import written
+from docgen import command
 
 SPAN = Span(begin_s=1_800_000_000, end_s=1_800_003_600)
 ANSWERS = {
@@ -85,7 +86,7 @@ def test_numbers_are_written_with_their_unit(value: float, unit: str, decimals: 
 @pytest.mark.parametrize("name", ["fleet", "run"])
 def test_every_panel_is_drawn_with_data_and_without(name: str, tmp_path: Path) -> None:
     """Its title, its legends and its values are there, or the words for their absence."""
-    board = json.loads((cli.REPOSITORY / cli.FOLDER / f"{name}.json").read_text())
+    board = json.loads((command.REPOSITORY / cli.FOLDER / f"{name}.json").read_text())
     labels = {"namespace": "team-a", "name": "tone", "group": "Failed", "state": "OOMKilled", "alertname": "LoRAX"}
 
     def ask(query: str, over_time: bool) -> list[Series]:

@@ -15,9 +15,10 @@ from tests.chart.objects import Render
 
 from dashgen import cli, run
 from dashgen.board import render as rendered
+from docgen import command
 from docgen.metrics_reference import operator_series, trainer_series
 
-FILES = sorted((cli.REPOSITORY / cli.FOLDER).glob("*.json"))
+FILES = sorted((command.REPOSITORY / cli.FOLDER).glob("*.json"))
 BOARDS = {file.stem: json.loads(file.read_text()) for file in FILES}
 # What Grafana puts in.
 _FILLED_IN = {"$__rate_interval": "1m", "$__range_s": "3600", "$namespace": "team-a", "$name": "tone"}
@@ -113,14 +114,14 @@ def queries(board: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def test_the_dashboards_are_fresh(capsys: pytest.CaptureFixture[str]) -> None:
     """hack/dashboards --check passes: run `make docs` and commit after a change of their description."""
     assert cli.main(["--check"]) == 0, capsys.readouterr().err
-    assert [file.relative_to(cli.REPOSITORY) for file in FILES] == sorted(cli.outputs())
+    assert [file.relative_to(command.REPOSITORY) for file in FILES] == sorted(cli.outputs())
 
 
 def test_a_stale_dashboard_is_named_and_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """--check changes nothing; without it the file is written again."""
-    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path)
     (tmp_path / cli.FOLDER.parent).mkdir(parents=True)
     assert cli.main(["--check"]) == 1
     assert f"{cli.FOLDER}/fleet.json is not what its source gives" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from docgen import chart_readme, cli
+from docgen import chart_readme, cli, command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,7 @@ def test_a_stale_file_is_named_and_renewed(
     for name in (*sources, *(str(cli.CHART / file) for file in ("Chart.yaml", "values.yaml", "values.schema.json"))):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((REPOSITORY / name).read_text())
-    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path)
     page = tmp_path / "docs/api-reference.md"
     fresh = page.read_text()
     page.write_text(fresh.replace("16", "17"))
