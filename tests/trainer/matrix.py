@@ -38,7 +38,7 @@ OPTIONS: Mapping[str, Mapping[str, Sections]] = {
     "quantization": {name: {"quantization": name} for name in ("None", "NF4", "FP4", "INT8")},
     "precision": {name: {"training": {"precision": name}} for name in ("FP32", "BF16")},
     "packing": {name: {"training": {"packing": name}} for name in ("Enabled", "Disabled")},
-    "checkpointing": {name: {"training": {"activationCheckpointing": name}} for name in ("None", "Full")},
+    "checkpointing": {name: {"training": {"activationCheckpointing": name}} for name in ("None", "Selective", "Full")},
     "optimizer": {name: {"training": {"optimizer": name}} for name in ("AdamW", "AdamW8bit")},
     "merge": {name: {"output": {"merge": name}} for name in ("Adapter", "Merged")},
 }

@@ -77,7 +77,7 @@ class Cell:
             *(["dropout"] if lora.dropout else []),
             *(["DoRA"] if lora.variant is Variant.DORA else []),
             *([f"{', '.join(lora.modules_to_save)} whole"] if lora.modules_to_save else []),
-            "recomputed" if step.recompute else "kept",
+            "MLPs recomputed" if step.selective else "recomputed" if step.recompute else "kept",
             f"{len(step.rows)} x {step.rows[0]}",
             *(["a fifth learned"] if step.learned < 1 else []),
             *(["8-bit optimizer"] if step.training.optimizer is not Optimizer.ADAMW else []),
@@ -125,6 +125,9 @@ FEW = (
     cell("Falcon-7B", (512,) * 8),
     cell("Qwen3-30B-A3B", (512,) * 8, recompute=False),
     cell("gpt-oss-20b", (1024,)),
+    cell("Llama-3-8B", (1024,) * 4, selective=True),
+    cell("Phi-2", (512,) * 8, selective=True),
+    cell("Mixtral-8x7B", (512,) * 8, selective=True),
 )
 """What `make test` simulates."""
 MORE = (
@@ -178,6 +181,12 @@ MORE = (
     cell("Qwen3-30B-A3B", (512,) * 8, _DROPOUT, recompute=False),
     cell("gpt-oss-20b", (512,) * 8),
     cell("gpt-oss-20b", (512,) * 4, recompute=False),
+    cell("Llama-3-8B", (1024,) * 4, selective=True),
+    cell("Llama-3-8B", (1024,) * 4, quantization=_NF4, selective=True),
+    cell("Llama-3-8B", (1024,) * 4, quantization=_INT8, selective=True),
+    cell("Llama-3-8B", (1024,) * 4, _DROPOUT, quantization=_NF4, selective=True),
+    cell("Phi-2", (512,) * 8, selective=True),
+    cell("Mixtral-8x7B", (512,) * 8, selective=True),
 )
 """What docs/fit-accuracy.md has."""
 WHOLE = (

@@ -21,8 +21,9 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import adapt, load_model, recompute_activations
+from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.recompute import recompute_activations, recompute_mlps
 from lora_trainer.model.sharding import mesh_over, shard
 from lora_trainer.model.turns import in_turn
 from lora_trainer.places.base import Base, open_folder
@@ -92,6 +93,7 @@ class Plan:
     state: Path | None = None
     short_of_memory_at: int | None = None
     recompute: bool = False
+    selective: bool = False
     may_recompute: bool = False
     fused: bool = False
 
@@ -226,6 +228,8 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
         adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
         if plan.recompute:
             recompute_activations(adapted.model)
+        elif plan.selective:
+            recompute_mlps(adapted.model)
         if mesh is not None:
             shard(adapted.model, CPU, mesh)
             ranks = dataclasses.replace(ranks, lockstep=True)

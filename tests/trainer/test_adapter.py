@@ -26,11 +26,14 @@ from lora_trainer.contract.config import (
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import adapted_names, plan_adapter
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import adapt, load_model, skeleton
+from lora_trainer.model.linear import linear_modules
+from lora_trainer.model.loading import Loaded, adapt, load_model, skeleton
 from lora_trainer.model.options import check_options
+from lora_trainer.model.recompute import Recomputed
 from lora_trainer.places.base import Base, open_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
+AUTO, NONE, SELECTIVE, FULL = ActivationCheckpointing
 
 
 def layers(model: Any) -> dict[str, Any]:
@@ -237,20 +240,44 @@ def test_names_that_peft_takes_for_experts_are_passed_over_or_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("wanted", "planned", "recomputed"),
     [
-        (ActivationCheckpointing.AUTO, None, False),
-        (ActivationCheckpointing.AUTO, False, False),
-        (ActivationCheckpointing.AUTO, True, True),
-        (ActivationCheckpointing.NONE, True, False),
-        (ActivationCheckpointing.FULL, False, True),
+        (AUTO, None, NONE),
+        (AUTO, NONE, NONE),
+        (AUTO, SELECTIVE, SELECTIVE),
+        (AUTO, FULL, FULL),
+        (NONE, FULL, NONE),
+        (SELECTIVE, FULL, SELECTIVE),
+        (FULL, NONE, FULL),
     ],
 )
 def test_activations_are_recomputed_where_asked_for(
-    tiny_base: Base, cpu: Device, wanted: ActivationCheckpointing, *, planned: bool | None, recomputed: bool
+    tiny_base: Base,
+    cpu: Device,
+    wanted: ActivationCheckpointing,
+    planned: ActivationCheckpointing | None,
+    recomputed: ActivationCheckpointing,
 ) -> None:
     """Where that is left open, as the plan says; without one a small model on a CPU keeps them. Only what is kept by
     nobody's wish may be recomputed later."""
     loaded = load_model(tiny_base, Quantization.NONE, cpu)
     adapted = adapt(loaded, LORA, tiny_base, cpu, 1, checkpointing=wanted, planned=planned)
     assert adapted.checkpointing is recomputed
-    assert bool(adapted.model.get_base_model().model.gradient_checkpointing) is recomputed
-    assert adapted.may_recompute is (wanted is ActivationCheckpointing.AUTO and not recomputed)
+    decoder = adapted.model.get_base_model().model
+    assert bool(decoder.gradient_checkpointing) is (recomputed is FULL)
+    of_mlps = [isinstance(vars(layer.mlp).get("forward"), Recomputed) for layer in decoder.layers]
+    assert of_mlps == [recomputed is SELECTIVE] * len(of_mlps)
+    assert adapted.may_recompute is (wanted is AUTO and recomputed is not FULL)
+
+
+def test_mlps_that_a_model_has_not_are_recomputed_with_all_the_rest(tiny_base: Base, cpu: Device) -> None:
+    """As a plan takes them for Llama's; what is asked for by name is refused with a sentence."""
+
+    def other() -> Loaded:
+        loaded = load_model(tiny_base, Quantization.NONE, cpu)
+        layer = loaded.model.model.layers[0]
+        layer.feed_forward = layer.mlp
+        del layer.mlp
+        return dataclasses.replace(loaded, linear=linear_modules(loaded.model, loaded.head))
+
+    with pytest.raises(ConfigError, match=r"activationCheckpointing is Selective: .* cannot recompute MLPs"):
+        adapt(other(), LORA, tiny_base, cpu, 1, checkpointing=SELECTIVE)
+    assert adapt(other(), LORA, tiny_base, cpu, 1, planned=SELECTIVE).checkpointing is FULL

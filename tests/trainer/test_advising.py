@@ -1,8 +1,11 @@
 """What a whole training advises: in its log, once each, and in the manifest."""
 
+import itertools
 import json
 import logging
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,16 @@ from lora_trainer.contract.advice.codes import Code
 from lora_trainer.contract.advice.rules import spoken
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.survey import load_samples
+from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.host.advising import advice_on_estimate, advice_on_failure
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
+from lora_trainer.recipe import train
 from lora_trainer.recipe.train import Workshop, run_training
+from lora_trainer.training import loop
+from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.step import run_step
 
 
 def trained(folder: Path, model: Path, rows: int, **sections: Any) -> Manifest:
@@ -69,6 +77,43 @@ def test_few_held_out_rows_are_warned_of(tmp_path: Path, tiny_folder: Path, capl
     (record,) = [record for record in caplog.records if record.getMessage().startswith("advice: ")]
     assert record.levelno == logging.WARNING
     assert "Held-out rows: 4" in record.getMessage()
+
+
+def test_last_steps_that_were_left_out_are_told(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No third step came to end the run: the adapter is that of the last good step, and it computes."""
+    factors = iter((1.0, math.nan, math.nan))
+    monkeypatch.setattr(loop, "run_step", lambda *given, **more: run_step(*given, **more) * next(factors))
+    manifest = trained(tmp_path, tiny_folder, 20, training={"maxSteps": 3, "learningRate": "0.001"})
+    (found,) = (one for one in manifest.advice if one.code == Code.NOISY_LOSS)
+    assert found.values["steps"] == "2"
+    assert math.isfinite(manifest.measured.train_loss)
+
+
+@pytest.mark.parametrize(
+    ("nth", "sentence"),
+    [
+        (1, "the loss before training is nan: the base model itself gives no number for a row; set training.precision"),
+        (2, "the loss after training is nan: lower training.learningRate, and use BF16 or FP32 instead of FP16"),
+    ],
+    ids=["the base", "the adapter"],
+)
+def test_a_model_that_gives_no_number_is_no_result(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, *, nth: int, sentence: str
+) -> None:
+    """A base before anything is trained; an adapter whose last steps may all have been taken."""
+    calls = itertools.count(1)
+
+    def evaluated(*given: Any, **more: Any) -> Evaluation:
+        found = evaluate(*given, **more)
+        return replace(found, sums=(math.nan, *found.sums[1:])) if next(calls) == nth else found
+
+    monkeypatch.setattr(train, "evaluate", evaluated)
+    with pytest.raises(NonFiniteLossError, match=sentence) as ended:
+        trained(tmp_path, tiny_folder, 20, training={"maxSteps": 1, "learningRate": "0.001"})
+    assert ended.value.reason is Reason.NON_FINITE_LOSS
+    assert not (tmp_path / "adapter/manifest.json").exists()
 
 
 def test_a_loss_that_is_no_number_and_one_that_diverged_name_alpha() -> None:

@@ -307,3 +307,26 @@ def test_the_name_is_known_to_transformers() -> None:
     model = make("Llama")
     choose_attention(model, DEVICE)
     assert model.config._attn_implementation == NAME
+
+
+def test_a_cpu_keeps_no_copies_of_keys_that_heads_share() -> None:
+    """Eight heads share one key head: its copies would be most of what the backward pass keeps."""
+    query, key, value = (torch.randn(1, heads, 20, 8, requires_grad=True) for heads in (8, 1, 1))
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attend(nn.Module(), query, key, value, None)
+    # Queries, results and a number for each row of a head's scores.
+    assert sum(kept) <= 2 * query.numel() + key.numel() + value.numel() + 8 * 20
+
+
+def test_attention_is_chosen_in_four_passes() -> None:
+    """Each reads all the weights: alone in two ways, and in two packs."""
+    model, passes = make("Llama"), list[int]()
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    assert choose_attention(model, DEVICE).packs
+    assert len(passes) == 4

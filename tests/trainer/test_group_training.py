@@ -113,7 +113,7 @@ def test_memory_that_does_not_suffice_for_one_row_makes_all_recompute_where_that
     plan: Plan, alone: Outcome
 ) -> None:
     """The same losses, since activations are the same when they are computed again."""
-    found = outcomes(2, dataclasses.replace(plan, micro=1, short_of_memory_at=1, may_recompute=True))
+    found = outcomes(2, dataclasses.replace(plan, micro=1, short_of_memory_at=1, may_recompute=True, selective=True))
     close(found[0], alone)
     assert [one.recomputes for one in found] == [True, True]
 
@@ -132,7 +132,7 @@ def test_all_processes_take_the_directions_that_the_first_one_found(tiny_folder:
 def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outcome, recompute: bool) -> None:
     """Each process holds half of the layers' weights and all of the adapter; packed, too, in as many packs on each."""
     manner: dict[str, Any] = (
-        {"recompute": True, "micro": 1} if recompute else {"fused": True, "packed": True, "micro": 2}
+        {"recompute": True, "micro": 1} if recompute else {"selective": True, "fused": True, "packed": True, "micro": 2}
     )
     found = outcomes(2, dataclasses.replace(plan, sharded_over=2, **manner))
     close(found[0], alone)

@@ -310,3 +310,30 @@ def test_a_state_that_a_stopped_run_could_not_save_is_reported(watched: Watched)
         watched.stages.run("train")
     stopper.join()
     assert (caught.value.failure.code, caught.value.failure.reason) == (ExitCode.STORAGE, Reason.STORAGE_FULL)
+
+
+_ENDS_ITSELF = """
+import datetime, sys, time
+from torch.distributed.elastic.rendezvous.utils import _PeriodicTimer
+{hook}
+kept = []
+kept.append(_PeriodicTimer(datetime.timedelta(seconds=0.01), kept.clear))
+kept[0].start()
+time.sleep(0.3)
+class Defect:
+    def __del__(self):
+        1 / 0
+Defect()
+"""
+_HOOK = "from lora_trainer.host import torchrun; sys.unraisablehook = torchrun.leave_out_a_timer_s_end"
+
+
+def test_a_timer_of_torchrun_that_ends_in_its_own_thread_leaves_no_stack_trace() -> None:
+    """As its rendezvous may when a run is stopped; PyTorch prints one. What else cannot be raised is printed."""
+    without, with_it = (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120).stderr
+        for program in (_ENDS_ITSELF.format(hook=""), _ENDS_ITSELF.format(hook=_HOOK))
+    )
+    assert "cannot join current thread" in without
+    assert "cannot join current thread" not in with_it
+    assert "ZeroDivisionError" in with_it

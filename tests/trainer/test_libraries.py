@@ -1,7 +1,7 @@
 """The names that we set in other libraries exist there: an upgrade fails here and not on a GPU."""
 
 import dataclasses
-import importlib
+import importlib.metadata
 import inspect
 import os
 import subprocess
@@ -17,6 +17,7 @@ from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora.layer import Linear as LoraLinear
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import TRAINER
+from tests.trainer.trainings import RESOLVED
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -27,6 +28,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model, skeleton
 from lora_trainer.model.quantize import quantization_settings
 from lora_trainer.places.base import Base
+from lora_trainer.result.export import versions
 from lora_trainer.stage import expected_quantization
 from lora_trainer.training.optimizers import make_optimizer
 
@@ -158,3 +160,15 @@ def test_what_auto_may_become_is_known_before_a_model_is(tmp_path: Path, monkeyp
         (tmp_path / name / "run.json").write_text(text)
     assert expected_quantization(auto, tmp_path) is Quantization.NF4
     assert expected_quantization(without, tmp_path) is Quantization.NF4
+
+
+@pytest.mark.parametrize(
+    ("kernels", "named"), [(("fused-adapter", "liger-rope"), True), (("fused-adapter",), False), (None, False)]
+)
+def test_the_versions_of_a_run_name_liger_where_it_took_a_kernel_of_it(
+    *, kernels: tuple[str, ...] | None, named: bool
+) -> None:
+    """With a kernel of another release numbers may round otherwise; a run without one has nothing to do with it."""
+    found = versions(dataclasses.replace(RESOLVED, kernels=kernels))
+    assert found.get("liger-kernel") == (importlib.metadata.version("liger-kernel") if named else None)
+    assert {"torch", "transformers", "peft", "bitsandbytes", "accelerate"} <= set(found)

@@ -6,19 +6,22 @@ import math
 import pytest
 import torch
 
-from lora_trainer.contract.config import LoraConfig, Quantization, Schedule, TrainingConfig
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, Schedule, TrainingConfig
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, adapt, load_model, recompute_activations
+from lora_trainer.model.loading import Adapted, adapt, load_model
+from lora_trainer.model.recompute import recompute_activations
 from lora_trainer.places.base import Base
-from lora_trainer.training.batches import Budget
+from lora_trainer.training.batches import Budget, collate
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
+from lora_trainer.training.loss import token_losses
 from lora_trainer.training.schedule import learning_rate_factor
 from lora_trainer.training.standard_error import ratio_standard_error
+from lora_trainer.training.state import trainable
 
 GOLDEN_LOSSES = (5.83390, 5.73794, 5.51850, 5.43696, 5.38098, 5.36081)
 
@@ -30,10 +33,15 @@ def examples(encoder: Encoder, count: int = 12) -> Examples:
     )
 
 
-def fresh(base: Base, device: Device, dropout: float = 0.0) -> Adapted:
+def fresh(
+    base: Base,
+    device: Device,
+    dropout: float = 0.0,
+    checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO,
+) -> Adapted:
     """The tiny model with a fresh adapter."""
     config = LoraConfig(rank=4, alpha=8, dropout=dropout)
-    return adapt(load_model(base, Quantization.NONE, device), config, base, device, 3)
+    return adapt(load_model(base, Quantization.NONE, device), config, base, device, 3, checkpointing=checkpointing)
 
 
 class Taken(Listener):
@@ -77,13 +85,12 @@ def test_micro_batches_change_nothing_but_memory(tiny_base: Base, encoder: Encod
 def test_recomputing_activations_changes_nothing_but_memory(
     tiny_base: Base, encoder: Encoder, cpu: Device, dtype: torch.dtype
 ) -> None:
-    """The second forward pass draws the same dropout and casts the same inputs as the first."""
+    """The second forward pass draws the same dropout and casts the same inputs as the first: bit for bit."""
     device = dataclasses.replace(cpu, dtype=dtype)
     losses: list[list[float]] = []
-    for recompute in (False, True):
-        adapted, taken = fresh(tiny_base, device, dropout=0.1), Taken()
-        if recompute:
-            recompute_activations(adapted.model)
+    weights: list[list[torch.Tensor]] = []
+    for manner in (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL):
+        adapted, taken = fresh(tiny_base, device, dropout=0.1, checkpointing=manner), Taken()
         Training(
             adapted=adapted,
             examples=examples(encoder),
@@ -93,7 +100,41 @@ def test_recomputing_activations_changes_nothing_but_memory(
             listener=taken,
         ).run()
         losses.append([step.loss for step in taken.steps])
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+        weights.append(list(trainable(adapted.model).values()))
+    assert losses[0] == losses[1] == losses[2]
+    for others in weights[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(weights[0], others, strict=True))
+
+
+def kept(adapted: Adapted, encoder: Encoder, device: Device) -> int:
+    """Values that a forward pass keeps for the backward pass, which is then taken."""
+    stored: list[torch.Tensor] = []
+
+    def store(tensor: torch.Tensor) -> torch.Tensor:
+        stored.append(tensor)
+        return tensor
+
+    batch = collate([examples(encoder)[0]], device.torch_device)
+    with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
+        loss = token_losses(adapted.model, adapted.head, batch, device).sum()
+    torch.autograd.backward(loss)
+    return sum(tensor.numel() for tensor in stored)
+
+
+def test_recomputed_mlps_keep_less_and_are_computed_twice(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """And where memory does not suffice for that, all of a layer is recomputed, and an MLP no third time."""
+    adapted = fresh(tiny_base, cpu, checkpointing=ActivationCheckpointing.SELECTIVE)
+    calls: list[object] = []
+    adapted.model.get_base_model().model.layers[0].mlp.act_fn.register_forward_hook(lambda *_: calls.append(_))
+    kept(adapted, encoder, cpu)  # tries first whether anything follows the output embedding
+    calls.clear()
+    of_attention = kept(adapted, encoder, cpu)
+    assert len(calls) == 2
+    recompute_activations(adapted.model)
+    adapted.model.train()
+    assert kept(adapted, encoder, cpu) < of_attention
+    assert len(calls) == 4
+    assert of_attention < kept(fresh(tiny_base, cpu, checkpointing=ActivationCheckpointing.NONE), encoder, cpu)
 
 
 def test_a_step_reports_what_it_did(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:

@@ -125,6 +125,9 @@ def test_rows_that_take_too_much_memory_are_left_out(
     assert "1 rows of more than 100 characters were not tokenized" in caplog.text
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 1)
     assert count_rows(samples, encoder, 42) == exact
+    monkeypatch.setattr(row_facts, "MOST_CHARACTERS", 400)
+    count_rows(samples, encoder, 42)
+    assert "1 rows of more than 400 characters were not tokenized" in caplog.text
     monkeypatch.setattr(row_facts, "MOST_CHARACTERS", 4)
     with pytest.raises(DatasetError, match=r"^40 rows have more than 4 characters.*spec\.preflight to Skip$"):
         count_rows(samples, encoder, 42)

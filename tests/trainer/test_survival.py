@@ -21,7 +21,11 @@ from lora_trainer.errors import (
 )
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import Base
+from lora_trainer.places.hub import Hub
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.training import loop
+from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.loop import Training
 from lora_trainer.training.step import run_step
@@ -313,6 +317,34 @@ def test_three_steps_without_finite_numbers_end_the_run_with_the_last_good_state
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.adapter.values())
 
 
+@pytest.mark.parametrize(("steps", "scaled"), [(2, False), (4, True)], ids=["two steps", "four steps in fp16"])
+def test_a_run_of_which_no_step_was_taken_has_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, steps: int, scaled: bool
+) -> None:
+    """It ends before a third step in a row, or before fp16's factor is found: its adapter has learned nothing."""
+    training = bench.training(max_steps=steps)
+    training.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    poisoned(training, set(range(1, steps + 1)), monkeypatch)
+    with pytest.raises(NonFiniteLossError, match=f"none of the {steps} steps had a finite loss") as ended:
+        training.run()
+    assert (ended.value.reason, ended.value.code) == (Reason.NON_FINITE_LOSS, 70)
+
+
+def test_a_state_in_which_nothing_was_learned_is_not_exported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler of fp16 left every step out, which is no sign of a bad training: the states were saved."""
+    training = bench.training(max_steps=2)
+    training.scaler = torch.amp.GradScaler("cpu")
+    poisoned(training, {1, 2}, monkeypatch)
+    with pytest.raises(NonFiniteLossError, match="none of the 2 steps"):
+        training.run()
+    checkpoint = Checkpoints(bench.folder, keep=2).newest()
+    assert checkpoint is not None
+    output = bench.folder / "exported"
+    with pytest.raises(NonFiniteLossError, match="none of the 2 steps"):
+        export_checkpoint(checkpoint.folder, output, Volumes(claims=bench.folder), Hub())
+    assert not output.exists()
+
+
 def test_weights_that_are_no_numbers_are_never_saved(bench: Bench) -> None:
     """Whatever made them so."""
 
@@ -342,6 +374,13 @@ def test_the_best_weights_are_kept_and_taken_and_patience_ends_the_run(bench: Be
     again.restore(bench.newest_state())
     assert again.run() == replace(done, seconds=again.course.seconds)
     assert all(torch.equal(best[name], value) for name, value in weights(again).items())
+
+
+def test_an_evaluation_that_gave_no_number_is_never_the_best(bench: Bench) -> None:
+    """No later one would be lower than it."""
+    bench.evaluate = falling([math.nan, 1.0, 1.2])
+    done = bench.training(max_steps=3, eval_steps=1, early_stopping_patience=2).run()
+    assert (done.best_step, done.stopped_early) == (2, False)
 
 
 def test_weights_of_another_shape_are_a_mismatch(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """A verification that notices: an adapter of another scale, other weights, another model, other data."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import cli, commands
 from lora_trainer.artifact.manifest import MANIFEST, Manifest, file_entries, read_manifest
-from lora_trainer.ask import ask, show
+from lora_trainer.ask import Pair, show
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.data.survey import load_samples
@@ -302,7 +303,8 @@ def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> No
 
 def test_base_and_adapter_answer_the_same_questions(adapter: tuple[Path, Volumes]) -> None:
     """As JSON for programs, side by side for people; two answers, since the adapter changed the model."""
-    answers = ask(None, adapter[0], ["Who are you?", "When do you open?"], 8, adapter[1])
+    pair = Pair(None, adapter[0], 8, adapter[1])
+    answers = [pair.answer(question) for question in ("Who are you?", "When do you open?")]
     assert [answer.question for answer in answers] == ["Who are you?", "When do you open?"]
     assert any(answer.base != answer.adapter for answer in answers)
     assert json.loads(show(answers, as_json=True))[0] == {
@@ -311,6 +313,19 @@ def test_base_and_adapter_answer_the_same_questions(adapter: tuple[Path, Volumes
         "adapter": answers[0].adapter,
     }
     assert "Q: Who are you?\n  base:    " in show(answers, as_json=False)
+
+
+def test_a_conversation_answers_line_by_line(
+    adapter: tuple[Path, Volumes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one line of JSON each; empty lines are none."""
+    monkeypatch.setattr(commands, "stage_environment", dict[str, str])
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n\nWhen do you open?\n"))
+    claims = str(adapter[1].claims)
+    assert cli.main(["ask", "--adapter", str(adapter[0]), "--claims", claims, "--format", "json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["question"] for record in records] == ["Who are you?", "When do you open?"]
+    assert all(record.keys() == {"question", "base", "adapter"} for record in records)
 
 
 def test_asking_an_adapter_that_cannot_be_read_is_reported_in_one_line(

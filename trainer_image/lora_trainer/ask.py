@@ -30,26 +30,32 @@ class Answer:
     adapter: str
 
 
-def ask(
-    base_uri: str | None, adapter: Path, questions: Sequence[str], max_new_tokens: int, volumes: Volumes
-) -> tuple[Answer, ...]:
-    """Ask both. `base_uri` None is the model of the adapter's manifest. Raises `TrainerError`."""
-    from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
+class Pair:
+    """A base model with an adapter that can be taken off again."""
 
-    if not (adapter / "adapter_config.json").is_file():
-        raise ConfigError(f"--adapter is {adapter}: there is no adapter_config.json")
-    base = _base(base_uri, adapter, volumes)
-    device = choose_device(DeviceConfig(gpus=1, allow_cpu=True), Precision.AUTO)
-    encoder = load_encoder(base, LossOn.COMPLETION, 2**20)
-    prompts = [_prompt(encoder, adapter, question) for question in questions]
-    model = load_model(base, Quantization.NONE, device).model.eval()
-    plain = [_answer(model, encoder, prompt, max_new_tokens, device) for prompt in prompts]
-    tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
-    styled = [_answer(tuned, encoder, prompt, max_new_tokens, device) for prompt in prompts]
-    return tuple(
-        Answer(question=question, base=before, adapter=after)
-        for question, before, after in zip(questions, plain, styled, strict=True)
-    )
+    def __init__(self, base_uri: str | None, adapter: Path, max_new_tokens: int, volumes: Volumes) -> None:
+        """Load both. `base_uri` None is the model of the adapter's manifest. Raises `TrainerError`."""
+        from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
+
+        if not (adapter / "adapter_config.json").is_file():
+            raise ConfigError(f"--adapter is {adapter}: there is no adapter_config.json")
+        base = _base(base_uri, adapter, volumes)
+        self._adapter = adapter
+        self._max_new_tokens = max_new_tokens
+        self._device = choose_device(DeviceConfig(gpus=1, allow_cpu=True), Precision.AUTO)
+        self._encoder = load_encoder(base, LossOn.COMPLETION, 2**20)
+        model = load_model(base, Quantization.NONE, self._device).model
+        self._model = PeftModel.from_pretrained(model, str(adapter)).eval()
+
+    def answer(self, question: str) -> Answer:
+        """What both say."""
+        prompt = _prompt(self._encoder, self._adapter, question)
+        with self._model.disable_adapter():
+            plain = self._said(prompt)
+        return Answer(question=question, base=plain, adapter=self._said(prompt))
+
+    def _said(self, prompt: Sequence[int]) -> str:
+        return _answer(self._model, self._encoder, prompt, self._max_new_tokens, self._device)
 
 
 def _base(uri: str | None, adapter: Path, volumes: Volumes) -> Base:
@@ -106,6 +112,11 @@ def _answer(model: Any, encoder: Encoder, prompt: Sequence[int], max_new_tokens:
         )
     text: str = encoder.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
     return text.strip()
+
+
+def line(answer: Answer) -> str:
+    """An answer as JSON on one line."""
+    return json.dumps(asdict(answer), ensure_ascii=False)
 
 
 def show(answers: Sequence[Answer], *, as_json: bool) -> str:

@@ -105,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         "--base", metavar="URI", help="hf://, pvc:// or a folder; default: the model the adapter was made of"
     )
     ask.add_argument("--adapter", type=Path, required=True, metavar="DIR")
-    ask.add_argument("--question", action="append", required=True, metavar="TEXT", type=_text)
+    ask.add_argument(
+        "--question", action="append", metavar="TEXT", type=_text, help="default: the lines of standard input"
+    )
     ask.add_argument("--max-new-tokens", type=_number(1, 100_000), default=64, metavar="N")
     ask.add_argument("--format", choices=("text", "json"), default="text")
     return parser

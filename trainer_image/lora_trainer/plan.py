@@ -6,9 +6,9 @@ from pathlib import Path
 from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
-from lora_trainer.contract.fit.choice import OnGpu, Row, on_gpu, rows
 from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
+from lora_trainer.contract.fit.options import OnGpu, Row, on_gpu, rows
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.pod import pod_memory, presumed
 from lora_trainer.contract.fit.reading import ShapeError

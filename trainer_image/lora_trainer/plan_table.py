@@ -9,15 +9,22 @@ import yaml
 
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization
-from lora_trainer.contract.fit.choice import Fit, OnGpu, Option, Row
+from lora_trainer.contract.fit.choice import Fit, Option
 from lora_trainer.contract.fit.limits import FIT_SHARE
+from lora_trainer.contract.fit.options import OnGpu, Row
 from lora_trainer.plan import Plan
 
 _GIB = 2**30
 _MILLION = 1_000_000
 _LEAST_WIDTH, _MOST_WIDTH = 60, 120
-_THREE_WIDTH = 100
-"""From how many columns on the devices' table has room for three quantizations."""
+_BESIDE, _COLUMN = 48, 8
+"""Columns of the devices' table but for those of its settings, and of each of these."""
+_WHAT = {
+    ActivationCheckpointing.NONE: ("no", "kept", "keeps activations"),
+    ActivationCheckpointing.SELECTIVE: ("MLPs", "MLPs", "recomputes MLPs"),
+    ActivationCheckpointing.FULL: ("yes", "recomp.", "recomputes activations"),
+}
+"""What is recomputed: in the table of memory, in that of devices, and in a sentence."""
 
 
 def show(plan: Plan, form: str, width: int) -> str:
@@ -69,26 +76,32 @@ def _memory(plan: Plan) -> Iterator[str]:
             f"{_gib(memory.constant + memory.dequantized):>7}{_gib(row.peak_bytes):>8}"
         )
         mark = "*" if row.default else " "
-        yield f"{mark} {row.quantization.value:<13}{'yes' if row.recompute else 'no':<11}{parts}"
+        yield f"{mark} {row.quantization.value:<13}{_WHAT[row.manner][0]:<11}{parts}"
 
 
 def _devices(plan: Plan, width: int) -> Iterator[str]:
-    shown = [row for row in plan.rows if width >= _THREE_WIDTH or len(plan.rows) <= 4 or _is_wanted(row, plan)]
+    shown = _shown(plan, width)
     unit = "per 1M" if plan.trained_tokens is None else "time"
     yield f"GiB to spare on a GPU (or lacking), within {FIT_SHARE:.0%} of its memory"
     first = "".join(f"{('*' if row.default else '') + row.quantization.value:>8}" for row in shown)
-    second = "".join(f"{'recomp.' if row.recompute else 'kept':>8}" for row in shown)
+    second = "".join(f"{_WHAT[row.manner][1]:>8}" for row in shown)
     yield f"{'':<8}{'':>6}{first}  the run takes there"
     yield f"{'GPU':<8}{'GiB':>6}{second}  {'':<15}{'tokens/s':>9}{unit:>8}"
     for gpu in plan.gpus:
-        by_setting = {(option.quantization, option.recompute): option for option in gpu.options}
-        cells = "".join(f"{_cell(by_setting[row.quantization, row.recompute]):>8}" for row in shown)
+        by_setting = {(option.quantization, option.manner): option for option in gpu.options}
+        cells = "".join(f"{_cell(by_setting[row.quantization, row.manner]):>8}" for row in shown)
         yield f"{gpu.name:<8}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_taken(gpu, plan)}".rstrip()
 
 
-def _is_wanted(row: Row, plan: Plan) -> bool:
-    """Where three quantizations are too wide a table: none, and the one that the run asks for."""
-    return row.quantization in {Quantization.NONE, plan.quantization}
+def _shown(plan: Plan, width: int) -> list[Row]:
+    """As many settings as there is room for: all, or of each quantization two, or those of none and of the one that the
+    run asks for."""
+    room = (width - _BESIDE) // _COLUMN
+    between = plan.recompute is ActivationCheckpointing.SELECTIVE
+    left_out = ActivationCheckpointing.NONE if between else ActivationCheckpointing.SELECTIVE
+    two = [row for row in plan.rows if row.manner is not left_out]
+    wanted = [row for row in two if row.quantization in {Quantization.NONE, plan.quantization}]
+    return next((rows for rows in (list(plan.rows), two) if len(rows) <= room), wanted if len(two) > 4 else two)
 
 
 def _cell(option: Option) -> str:
@@ -100,8 +113,9 @@ def _taken(gpu: OnGpu, plan: Plan) -> str:
     taken = gpu.default
     if taken.fit is not Fit.FITS:
         return "nothing that fits"
-    smaller = plan.micro_batch_tokens // taken.tokens
-    manner = f"{'recomp.' if taken.recompute else 'kept'}{f'/{smaller}' if smaller > 1 else ''}"
+    smaller, larger = plan.micro_batch_tokens // taken.tokens, taken.tokens // plan.micro_batch_tokens
+    times = f"/{smaller}" if smaller > 1 else f"*{larger}" if larger > 1 else ""
+    manner = f"{_WHAT[taken.manner][1]}{times}"
     name = f"{taken.quantization.value}, {manner}"
     if taken.tokens_per_s is None:
         return name
@@ -142,19 +156,20 @@ def _asked(plan: Plan) -> str:
     ]
     if auto:
         return f"The run leaves {' and '.join(auto)} to Auto: the last column is what that takes on each GPU."
-    recomputed = "recomputes" if plan.recompute is ActivationCheckpointing.FULL else "keeps"
-    return f"* the run as it is written: quantization {plan.quantization.value}, {recomputed} activations."
+    return f"* the run as it is written: quantization {plan.quantization.value}, {_WHAT[plan.recompute][2]}."
 
 
 def _explanations(plan: Plan) -> Iterator[str]:
     yield f"{_asked(plan)} {_verdicts(plan)}"
     if plan.preflight.device is not None:
         yield f"Plan: {plan.preflight.reason}."
-    yield "kept, recomp.: activations are kept for the backward pass, or recomputed in it."
+    yield "kept, MLPs, recomp.: activations are kept for the backward pass, those of MLPs or all are recomputed in it."
     options = [option for gpu in plan.gpus for option in gpu.options]
-    smaller = any(gpu.default.tokens < plan.micro_batch_tokens for gpu in plan.gpus)
-    if smaller or any(option.fit is Fit.HALVED for option in options):
+    taken = [gpu.default.tokens for gpu in plan.gpus if gpu.default.fit is Fit.FITS]
+    if any(tokens < plan.micro_batch_tokens for tokens in taken) or any(option.fit is Fit.HALVED for option in options):
         yield "/2 and the like: fits with so many times fewer tokens in a micro-batch."
+    if any(tokens > plan.micro_batch_tokens for tokens in taken):
+        yield "*2 and the like: there is room for so many times more of them, which is taken."
     if any(option.fit is Fit.UNSURE for option in options):
         yield f"?: the estimate may be off by {plan.spread:.0%}, too much to tell."
     for refusal in dict.fromkeys(option.refusal for option in options if option.refusal):

@@ -1,6 +1,7 @@
 """Commands on finished results: publish, verify, export, merge, ask."""
 
 import argparse
+import sys
 
 from lora_trainer.by_hand import check_checkpoint, check_question, check_result
 from lora_trainer.command_options import by_hand, volumes
@@ -67,13 +68,22 @@ def merge(options: argparse.Namespace) -> int:
 
 
 def ask(options: argparse.Namespace) -> int:
-    """Answers of base model and adapter to the same questions; the exit status."""
+    """Answers of base model and adapter to the same questions; the exit status.
+
+    Without a question, each line of standard input is one, answered before the next is read.
+    """
 
     def action() -> None:
         check_question(options.adapter, options.base, volumes(options))
-        from lora_trainer.ask import ask, show  # noqa: PLC0415 - as above
+        from lora_trainer.ask import Pair, line, show  # noqa: PLC0415 - as above
 
-        answers = ask(options.base, options.adapter, options.question, options.max_new_tokens, volumes(options))
-        print(show(answers, as_json=options.format == "json"))
+        as_json = options.format == "json"
+        pair = Pair(options.base, options.adapter, options.max_new_tokens, volumes(options))
+        if options.question:
+            print(show([pair.answer(question) for question in options.question], as_json=as_json))
+            return
+        for text in filter(str.strip, sys.stdin):
+            answer = pair.answer(text.strip())
+            print(line(answer) if as_json else show([answer], as_json=False), flush=True)
 
     return by_hand(action)

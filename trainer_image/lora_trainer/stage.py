@@ -124,7 +124,7 @@ def check_gpus(config: TrainConfig, numbers: Iterable[int]) -> None:
     for number in numbers:
         device = choose_device(config.device, config.training.precision, number)
         if config.planned is not None and config.planned.device_bytes is not None:
-            check_room(device.torch_device, device.name, config.planned.peak_bytes)
+            check_room(device.torch_device, device.name, config.planned.room_bytes or config.planned.peak_bytes)
 
 
 def expected_quantization(config: TrainConfig, folder: Path | None) -> Quantization:

@@ -119,7 +119,9 @@ def _member(kind: type[enum.Enum], document: object, path: str) -> enum.Enum:
     raise CodecError(f"{path} is {_shown(document)}: must be one of {choices}")
 
 
-def _scalar(kind: type, document: object, path: str) -> object:
+def _scalar(kind: Any, document: object, path: str) -> object:
+    if kind is Any:
+        return document
     if kind is float and isinstance(document, int) and not isinstance(document, bool):
         return float(document)
     if not isinstance(document, kind) or (kind is not bool and isinstance(document, bool)):

@@ -83,12 +83,25 @@ class Optimizer(enum.StrEnum):
 
 
 class ActivationCheckpointing(enum.StrEnum):
-    """Whether each layer's activations are recomputed in the backward pass; `AUTO` does so where the GPU's
-    memory demands it, by the plan."""
+    """Whether each layer's activations are recomputed in the backward pass, or those of its MLP alone; `AUTO` does so
+    where the GPU's memory demands it, by the plan."""
 
     AUTO = "Auto"
     NONE = "None"
+    SELECTIVE = "Selective"
     FULL = "Full"
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether anything is."""
+        return self in {ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL}
+
+    @classmethod
+    def of(cls, *, recompute: bool, selective: bool) -> "ActivationCheckpointing":
+        """The manner in which a run recomputes, with `selective` MLPs alone."""
+        if not recompute:
+            return cls.NONE
+        return cls.SELECTIVE if selective else cls.FULL
 
 
 class Kernels(enum.StrEnum):
@@ -299,7 +312,9 @@ class TrackingConfig:
 class Planned:
     """How a run was settled before its training began, for a device of `device_bytes`, None for a CPU.
 
-    It counts for what the run leaves to `Auto`. `peak_bytes` is the estimate, of the GPU or of the process on a CPU.
+    It counts for what the run leaves to `Auto`. With `selective_checkpointing` MLPs alone are recomputed. `peak_bytes`
+    is the estimate, of the GPU or of the process on a CPU; `room_bytes` what of it must be free at the start, None
+    where an earlier release settled it.
     """
 
     device: str
@@ -307,6 +322,15 @@ class Planned:
     activation_checkpointing: bool
     micro_batch_tokens: int
     peak_bytes: int
+    selective_checkpointing: bool = False
+    room_bytes: int | None = None
+
+    @property
+    def manner(self) -> ActivationCheckpointing:
+        """How it recomputes."""
+        return ActivationCheckpointing.of(
+            recompute=self.activation_checkpointing, selective=self.selective_checkpointing
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,9 @@ from lora_trainer.contract.training_section import or_default
 
 LARGEST_GPU_GIB = 1024
 MOST_PRODUCTS = 16
-_CLUSTER = ("cpu", "memory", "sharedMemory")
-_RESOURCE = "nvidia.com/gpu"
+_CLUSTER = ("cpu", "memory", "sharedMemory", "ephemeralStorage", "extendedResources")
+GPU_RESOURCE = "nvidia.com/gpu"
+"""Where neither the manifest nor the cluster's settings name another."""
 _LONGEST_LABEL = 63
 _OTHER_VENDORS = re.compile(r"(amd\.com|gpu\.intel\.com|habana\.ai)/")
 """Whose GPUs no node has with the labels of NVIDIA's GPU feature discovery."""
@@ -42,10 +43,12 @@ def read_device(
     settings: Sequence[GpuSetting] = (),
     *,
     selected: str | None = None,
+    resource: str = GPU_RESOURCE,
     allow_cpu: bool = False,
     strict: bool = False,
 ) -> DeviceConfig:
-    """What each of the run's pods is given; what is wrong is added to the section's problems.
+    """What each of the run's pods is given; what is wrong is added to the section's problems. `resource` is that of
+    GPUs where the section names none.
 
     The GPU's memory is that of the slice which the resource's name means; else of the smallest product that the run
     takes, or of the one whose nodes are `selected`; else what it asks for at least, or the setting of the resource.
@@ -64,7 +67,7 @@ def read_device(
         if value and gpus == 0:
             section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
     named = section.get("gpuResourceName")
-    resource = named if isinstance(named, str) else _RESOURCE
+    resource = named if isinstance(named, str) else resource
     if selected:
         products = (selected,)
     if gpus:

@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
-_DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
+_DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?([eE][-+]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +90,19 @@ class Reader:
         high: float,
         open_low: bool = False,
         open_high: bool = False,
+        or_whole: bool = False,
     ) -> float | None:
-        """A quoted decimal between `low` and `high`; YAML numbers are refused since the API takes strings here."""
+        """A quoted decimal between `low` and `high`; YAML numbers are refused since the API takes strings here, but for
+        whole ones with `or_whole`."""
         value = self.get(key)
         if value is None:
             return default
+        if or_whole and _whole(value, 0, 10**7):
+            value = str(value)
         if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
             example = _as_decimal(value) or _as_decimal(default) or "1"
-            self.complain(
-                key, value, f'must be a quoted decimal number without exponent, {rule}, as in {key}: "{example}"'
-            )
+            kind = "a whole or a quoted decimal number" if or_whole else "a quoted decimal number"
+            self.complain(key, value, f'must be {kind}, {rule}, as in {key}: "{example}"')
             return default
         number = float(value)
         if number < low or number > high or (open_low and number == low) or (open_high and number == high):

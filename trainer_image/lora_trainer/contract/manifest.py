@@ -6,7 +6,7 @@ without a cluster, and because a resource may have been stored before a rule exi
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_trainer.contract.config import (
@@ -23,7 +23,7 @@ from lora_trainer.contract.config import (
     TrackingConfig,
     TrainConfig,
 )
-from lora_trainer.contract.device_section import GpuSetting, read_device
+from lora_trainer.contract.device_section import GPU_RESOURCE, GpuSetting, read_device
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.lora_section import check_quantized, read_lora
 from lora_trainer.contract.scheduling_fields import check_names, selected_product
@@ -88,6 +88,7 @@ class RunOptions:
 
     `max_validation_rows` counts for a manifest without that field: the run keeps what it began with. `quantization` is
     what `Auto` has become, None before that. `gpus` are those whose memory or price the cluster's settings tell.
+    `gpu_resource` and `checkpoint_claim` are the cluster's defaults for a manifest that names none.
     """
 
     uid: str
@@ -98,6 +99,8 @@ class RunOptions:
     max_validation_rows: int | None = MAX_VALIDATION_ROWS
     quantization: Quantization | None = None
     gpus: tuple[GpuSetting, ...] = ()
+    gpu_resource: str = GPU_RESOURCE
+    checkpoint_claim: str | None = None
 
 
 def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfig:
@@ -127,6 +130,7 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
             spec.child("resources"),
             options.gpus,
             selected=selected_product(section),
+            resource=options.gpu_resource,
             allow_cpu=options.allow_cpu,
             strict=options.strict,
         ),
@@ -136,6 +140,8 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
         resume_from=_resume_from(spec, options, name),
         stall_timeout_s=options.stall_timeout_s,
     )
+    if checkpoint_claim(config) is None:
+        config = replace(config, checkpoint=replace(config.checkpoint, claim=options.checkpoint_claim))
     _check_whole(spec, config)
     if options.strict:
         check_names(spec.child("scheduling"))
@@ -309,6 +315,9 @@ def _resume_from(spec: Reader, options: RunOptions, own_name: str) -> str | None
     return name
 
 
+_OR_DEFAULT = ", or have the chart's defaults.checkpointClaim name one for new runs"
+
+
 def _check_whole(spec: Reader, config: TrainConfig) -> None:
     """Rules between sections."""
     if config.training.effective_batch_size < config.device.processes:
@@ -322,10 +331,12 @@ def _check_whole(spec: Reader, config: TrainConfig) -> None:
         rule = "needs held-out rows: set dataset.validationUri, or dataset.validationFraction above 0"
         spec.child("training").complain("earlyStoppingPatience", config.training.early_stopping_patience, rule)
     if config.device.nodes > 1 and checkpoint_claim(config) is None:
-        rule = "must be 1 without checkpoint.volumeClaimName, a claim that all nodes can mount: set it"
+        rule = "must be 1 without checkpoint.volumeClaimName, a claim that all nodes can mount: set it" + _OR_DEFAULT
         spec.child("resources").complain("nodes", config.device.nodes, rule)
     if config.resume_from is not None and checkpoint_claim(config) is None:
-        rule = "needs checkpoint.volumeClaimName, the claim that holds the other run's checkpoints: set it"
+        rule = (
+            "needs checkpoint.volumeClaimName, the claim that holds the other run's checkpoints: set it" + _OR_DEFAULT
+        )
         spec.child("resumeFrom").complain("name", config.resume_from, rule)
 
 

@@ -62,4 +62,6 @@ class Progress:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise codec.CodecError(f"$ is not JSON: {error}") from error
+        if isinstance(document, dict) and "phase" not in document:
+            raise codec.CodecError("$ has no phase: every trainer says its phase")
         return codec.decode(cls, codec.known(cls, document))

@@ -3,12 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_trainer.contract.fields import Reader
+from lora_trainer.contract.fields import Problem, Reader
 
 TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
-_OTHERS = ("nodeSelector", "priorityClassName")
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 """By which GPU feature discovery says which GPUs a node has."""
+
+_Names = Mapping[str, Any]
+"""Of an object, or of each object of a list, with those of what is inside; empty for what has no such names."""
+
+
+def _affinity(term: str, names: _Names, required: _Names) -> _Names:
+    preferred = {"weight": {}, term: names}
+    return {
+        f"{how}DuringSchedulingIgnoredDuringExecution": n
+        for how, n in (("required", required), ("preferred", preferred))
+    }
+
+
+_EXPRESSIONS: _Names = {"matchExpressions": dict.fromkeys(("key", "operator", "values"))}
+_PODS: _Names = {"topologyKey": {}, "namespaces": {}, "labelSelector": {"matchLabels": {}, **_EXPRESSIONS}}
+_SCHEDULING: _Names = {
+    "affinity": {
+        "nodeAffinity": _affinity("preference", _EXPRESSIONS, {"nodeSelectorTerms": _EXPRESSIONS}),
+        **{kind: _affinity("podAffinityTerm", _PODS, _PODS) for kind in ("podAffinity", "podAntiAffinity")},
+    },
+    "nodeSelector": {},
+    "priorityClassName": {},
+    "runtimeClassName": {},
+    "tolerations": dict.fromkeys(TOLERATION_KEYS),
+}
 
 
 def selected_product(spec: Mapping[str, Any]) -> str | None:
@@ -18,13 +42,16 @@ def selected_product(spec: Mapping[str, Any]) -> str | None:
 
 
 def check_names(section: Reader) -> None:
-    """Complain of names that `scheduling` and its tolerations do not have."""
-    tolerations = section.get("tolerations")
-    for number, toleration in enumerate(tolerations if isinstance(tolerations, list) else ()):
-        if isinstance(toleration, Mapping):
-            path = section.path_of(f"tolerations[{number}]")
-            Reader(path=path, document=toleration, problems=section.problems, seen=set(TOLERATION_KEYS)).finish(
-                strict=True
-            )
-    section.seen.update(_OTHERS)
-    section.finish(strict=True)
+    """Complain of names that `scheduling`, its tolerations and its affinity do not have."""
+    _check(section.path, section.document, _SCHEDULING, section.problems)
+
+
+def _check(path: str, document: object, names: _Names, problems: list[Problem]) -> None:
+    if isinstance(document, list):
+        for number, item in enumerate(document):
+            _check(f"{path}[{number}]", item, names, problems)
+    if isinstance(document, Mapping):
+        Reader(path=path, document=document, problems=problems, seen=set(names)).finish(strict=True)
+        for name, inner in names.items():
+            if inner:
+                _check(f"{path}.{name}", document.get(name), inner, problems)

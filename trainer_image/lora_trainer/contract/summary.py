@@ -24,6 +24,8 @@ class ResolvedRun:
     `micro_batch_size` is in examples of the longest length; `attention` names the kernel's kind. With `sharded` each
     process holds a part of the base model, which is divided over `sharded_over` of them; None where it is whole.
     `model_class` is the class of Transformers that the base is loaded with.
+    With `selective_checkpointing` activations of MLPs alone were recomputed. A micro-batch began with at most
+    `micro_batch_tokens`, None is what a trainer says that names none.
     `kernels` are the fast paths that were taken, None is what a trainer says that names none; `kernels_left_out` has a
     sentence for each that was not, and after `kernels_changed_step` one was left out that had been taken before.
     """
@@ -51,6 +53,8 @@ class ResolvedRun:
     kernels: tuple[str, ...] | None = None
     kernels_left_out: tuple[str, ...] = ()
     kernels_changed_step: int | None = None
+    selective_checkpointing: bool = False
+    micro_batch_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,9 @@ N = TypeVar("N", int, float)
 def read_training(section: Reader, *, strict: bool) -> TrainingConfig:
     """The training's configuration; what is wrong is added to the section's problems."""
     max_steps = section.integer("maxSteps", None, 1, 10_000_000)
-    epochs = section.decimal("epochs", None, rule="more than 0 and at most 100", low=0, high=100, open_low=True)
+    epochs = section.decimal(
+        "epochs", None, rule="more than 0 and at most 100", low=0, high=100, open_low=True, or_whole=True
+    )
     if max_steps is not None and section.get("epochs") is not None:
         section.complain("maxSteps", max_steps, "must not be set together with epochs: remove one of the two")
     rate = section.decimal("learningRate", 0.0002, rule="more than 0 and at most 1", low=0, high=1, open_low=True)

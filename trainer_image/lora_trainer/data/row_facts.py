@@ -92,11 +92,12 @@ def count_rows(samples: Samples, encoder: Encoder, seed: int, *, most_rows: int 
     rows = _chosen(samples.parts)
     wanted = min(most_rows, _affordable(samples, rows))
     parts = [_drawn(part, wanted / rows, seed) for part in samples.parts] if rows > wanted else list(samples.parts)
-    tally, left_out = _tally(samples, parts, encoder, LONGEST_CHARACTERS)
-    if left_out and not tally.examples:
-        tally, left_out = _tally(samples, parts, encoder, MOST_CHARACTERS)
-    elif not tally.examples and not _are_lost(tally, left_out, rows):
-        tally, left_out = _tally(samples, list(samples.parts), encoder, MOST_CHARACTERS)
+    longest = LONGEST_CHARACTERS
+    tally, left_out = _tally(samples, parts, encoder, longest)
+    if not tally.examples and (left_out or not _are_lost(tally, left_out, rows)):
+        parts = parts if left_out else list(samples.parts)
+        longest = MOST_CHARACTERS
+        tally, left_out = _tally(samples, parts, encoder, longest)
     if left_out and not tally.examples:
         raise DatasetError(
             f"{left_out} rows have more than {MOST_CHARACTERS:,} characters, or very many answers: to count them takes "
@@ -107,7 +108,7 @@ def count_rows(samples: Samples, encoder: Encoder, seed: int, *, most_rows: int 
         log.warning(
             "%d rows of more than %s characters were not tokenized: tokens are extrapolated from the others",
             left_out,
-            f"{LONGEST_CHARACTERS:,}",
+            f"{longest:,}",
         )
     _check(samples, tally, encoder, left_out)
     facts = _facts(samples, tally, encoder)

@@ -59,12 +59,20 @@ def pass_on(read_end: int, to: int, kept: deque[bytes]) -> None:
                 piece = piece[os.write(to, piece) :]
 
 
+def leave_out_a_timer_s_end(unraisable: "sys.UnraisableHookArgs") -> None:
+    """For `sys.unraisablehook`: torchrun's rendezvous has a timer whose thread may be the last that knows it, and then
+    fails to wait for itself. Nothing is wrong then, and nobody is to read a stack trace."""
+    if "cannot join current thread" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun to its end; the exit status of the process that failed first, or 0."""
     *options, descriptor = arguments
     reporter = Reporter(int(descriptor))
     # It repeats with stack traces what the processes report in one sentence.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = leave_out_a_timer_s_end
     start: Callable[[Any], None] = run
     log = PassedLog()
     try:

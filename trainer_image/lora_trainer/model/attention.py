@@ -4,7 +4,6 @@ No mask says so: a mask over a pack of T tokens has T x T entries, of which most
 attention of its own; on a GPU one kernel call covers all rows.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,10 +150,13 @@ def _varlen(
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _Kind) -> torch.Tensor:
     """Causal attention of each row of the batch, shape as `query`."""
     repeats, tokens = query.shape[1] // key.shape[1], query.shape[2]
-    if repeats > 1:
+    explicit = kind.softcap is not None or kind.sinks is not None
+    # A CPU's kernel shares keys and values between heads by itself, and keeps no copies for the backward pass.
+    shares = query.device.type == "cpu" and not explicit
+    if repeats > 1 and not shares:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     windowed = kind.window is not None and kind.window < tokens
-    if kind.softcap is not None or kind.sinks is not None:
+    if explicit:
         return _explicit(query, key, value, kind)
     return scaled_dot_product_attention(
         query,
@@ -164,6 +166,7 @@ def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _
         dropout_p=kind.dropout,
         is_causal=not windowed,
         scale=kind.scaling,
+        enable_gqa=repeats > 1 and shares,
     )
 
 
@@ -213,7 +216,7 @@ def _chosen(model: Any, device: torch.device) -> Attention:
     alone = _alone(model, ids, before)
     try:
         model.set_attn_implementation(NAME)
-        if model.config._attn_implementation == NAME and _agree(list(_rows(model, ids)), alone, most):
+        if model.config._attn_implementation == NAME and _agree(_rows(model, ids), alone, most):
             segments = segments_of(_PROBE_LENGTHS, device)
             packs = not _has_memory(model) and _keeps_apart(model, ids, alone, segments)
             kernel = "+".join(sorted(segments.kernels)) if packs else "sdpa"
@@ -238,11 +241,11 @@ def _why(error: Exception) -> tuple[str, bool]:
 
 def _alone(model: Any, ids: torch.Tensor, implementation: str) -> list[torch.Tensor]:
     try:
-        return list(_rows(model, ids))
+        return _rows(model, ids)
     except ValueError:
         # PyTorch's own attention cannot cap scores; the explicit one of Transformers computes everything.
         model.set_attn_implementation("eager")
-        found = list(_rows(model, ids))
+        found = _rows(model, ids)
         model.set_attn_implementation(implementation)
         return found
 
@@ -263,9 +266,12 @@ def _probe(model: Any, device: torch.device) -> torch.Tensor:
     return (torch.arange(sum(_PROBE_LENGTHS), device=device) * 7919 + 5)[None] % vocabulary
 
 
-def _rows(model: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    for row in torch.split(ids, list(_PROBE_LENGTHS), dim=1):
-        yield model(input_ids=row, use_cache=False).logits[0].float()
+def _rows(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Logits of each row, whatever follows it: a pass over a few tokens takes as long as reading the weights does."""
+    starts = torch.tensor([sum(_PROBE_LENGTHS[:row]) for row in range(len(_PROBE_LENGTHS))], device=ids.device)
+    columns = starts[:, None] + torch.arange(max(_PROBE_LENGTHS), device=ids.device)
+    logits = model(input_ids=ids[0, columns % ids.shape[1]], use_cache=False).logits.float()
+    return [logits[row, :length] for row, length in enumerate(_PROBE_LENGTHS)]
 
 
 def _packed(model: Any, ids: torch.Tensor, segments: Segments) -> list[torch.Tensor]:

@@ -6,16 +6,16 @@ are norms, relative to the same computation in the next wider type: fp32 for 16 
 
 import contextlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from lora_trainer.errors import one_sentence
-from lora_trainer.model import lora_kernel
+from lora_trainer.model import gates, liger, lora_kernel
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
 
@@ -34,12 +34,39 @@ MOST_TOKENS = {"cpu": 256, "cuda": 1024}
 """Of the pack, by the kind of device: more would take longer and show nothing else."""
 
 
+Tensors = tuple[torch.Tensor, ...]
+_Found = list[tuple[str, torch.Tensor]]
+"""Results and gradients, each with its name in a sentence."""
+Result = torch.Tensor | Tensors
+Compute = Callable[[nn.Module, Sequence[torch.Tensor]], Result]
+Keep = Callable[[nn.Module, Tensors], None]
+
+
+class Handle(Protocol):
+    """Of a hook."""
+
+    def remove(self) -> None:
+        """Take it off."""
+
+
+def first_input(module: nn.Module, keep: Keep) -> Handle:
+    """Give `keep` what the module is called with, in its next passes."""
+    return module.register_forward_pre_hook(lambda _module, given: keep(module, given[:1]))
+
+
+def nothing_stirred(_module: nn.Module, _x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """For modules whose parameters are what they are."""
+    return contextlib.nullcontext()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastPath:
     """A faster way to compute some modules of a model; `find` gives those that it suits, the same on every process.
 
-    Modules of one `kind` compute alike. `written_out` computes a module from its input and its trained `parameters`, in
-    the type of these. `stirred` gives all of them values that count, within it.
+    Modules of one `kind` compute alike. What is compared is the whole module, or where `plain` and `fast` are given the
+    part of it that they compute from the `inputs`, which follow from what `watch` saw. The first `trained` of these
+    have gradients, and so have the module's `parameters`. `written_out` computes the same in the type that it is given
+    both in. `stirred` gives the parameters values that count, within it. `work` is in products of two numbers.
     """
 
     name: str
@@ -47,9 +74,17 @@ class FastPath:
     install: Callable[[nn.Module], None]
     remove: Callable[[nn.Module], None]
     kind: Callable[[nn.Module], Hashable]
-    parameters: Callable[[nn.Module], tuple[nn.Parameter, ...]]
-    written_out: Callable[[nn.Module, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
-    stirred: Callable[[nn.Module, torch.Tensor], contextlib.AbstractContextManager[None]]
+    written_out: Callable[[nn.Module, Sequence[torch.Tensor], Sequence[torch.Tensor]], Result]
+    work: Callable[[nn.Module, Sequence[torch.Tensor]], int]
+    parameters: Callable[[nn.Module], tuple[nn.Parameter, ...]] = lambda _module: ()
+    stirred: Callable[[nn.Module, torch.Tensor], contextlib.AbstractContextManager[None]] = nothing_stirred
+    watch: Callable[[nn.Module, Keep], Handle] = first_input
+    inputs: Callable[[nn.Module, Tensors], Tensors] = lambda _module, seen: seen
+    plain: Callable[[nn.Module, Sequence[torch.Tensor]], torch.Tensor | Tensors] = lambda module, inputs: module(
+        *inputs
+    )
+    fast: Callable[[nn.Module, Sequence[torch.Tensor]], torch.Tensor | Tensors] | None = None
+    trained: int = 1
 
 
 FUSED_ADAPTER = FastPath(
@@ -58,11 +93,54 @@ FUSED_ADAPTER = FastPath(
     install=lora_kernel.install,
     remove=lora_kernel.remove,
     kind=lora_kernel.kind,
-    parameters=lora_kernel.factors,
     written_out=lora_kernel.written_out,
+    work=lora_kernel.work,
+    parameters=lora_kernel.factors,
     stirred=lora_kernel.stirred,
 )
-ALL = (FUSED_ADAPTER,)
+LIGER_RMS_NORM = FastPath(
+    name="liger-rms-norm",
+    find=liger.norms,
+    install=liger.install_norm,
+    remove=liger.remove,
+    kind=liger.norm_kind,
+    written_out=liger.wide_norm,
+    work=liger.work,
+)
+LIGER_ROPE = FastPath(
+    name="liger-rope",
+    find=liger.rotating,
+    install=liger.install_rotation,
+    remove=liger.remove,
+    kind=liger.rotation_kind,
+    written_out=lambda module, inputs, _: liger.plain_rotation(module, inputs),
+    work=liger.work,
+    watch=liger.watch_rotation,
+    plain=liger.plain_rotation,
+    fast=lambda _module, inputs: liger.rotate(*inputs),
+    trained=2,
+)
+LIGER_SWIGLU = FastPath(
+    name="liger-swiglu",
+    find=liger.gated_mlps,
+    install=liger.install_gate,
+    remove=liger.remove,
+    kind=gates.kind,
+    written_out=lambda module, inputs, _: gates.plain(module, inputs),
+    work=liger.work,
+    inputs=gates.inputs,
+    plain=gates.plain,
+    fast=lambda _module, inputs: liger.gate(*inputs),
+    trained=2,
+)
+RECOMPUTED_SWIGLU = replace(
+    LIGER_SWIGLU,
+    name="recomputed-swiglu",
+    find=gates.on_cpu,
+    install=lambda module: gates.install(module, gates.recomputed),
+    fast=lambda _module, inputs: gates.recomputed(*inputs),
+)
+ALL = (FUSED_ADAPTER, LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU, RECOMPUTED_SWIGLU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +176,12 @@ def prove(
         kinds.setdefault(path.kind(module), []).append(module)
     if not kinds:
         return Verdict(path=path, modules=())
-    given = _inputs(model, head, [same[0] for same in kinds.values()], arguments, device)
+    given = _seen(path, [same[0] for same in kinds.values()], model, head, arguments, device=device)
     # What the pack does not reach, such as an expert without tokens, is not proven.
     proven = [same for same in kinds.values() if same[0] in given]
     if not proven:
         return Verdict(path=path, modules=(), refusal="no row at hand reaches a module that it suits")
-    trials = {_Trial(path=path, module=same[0], given=given[same[0]], device=device): len(same) for same in proven}
+    trials = {Trial(path=path, module=same[0], seen=given[same[0]], device=device): len(same) for same in proven}
     with _whole(model, [same[0] for same in proven]):
         refusal = next((found for trial in trials if (found := trial.refusal()) is not None), None)
         if refusal is None and timed:
@@ -111,7 +189,7 @@ def prove(
     return Verdict(path=path, modules=tuple(module for same in proven for module in same), refusal=refusal)
 
 
-def _slower(trials: Mapping["_Trial", int]) -> str | None:
+def _slower(trials: Mapping["Trial", int]) -> str | None:
     """Why a fast path counts as slower, over modules of each kind by their numbers; None where it does not."""
     if sum(count * trial.work for trial, count in trials.items()) < _LEAST_WORK:
         return None
@@ -131,21 +209,27 @@ class _EnoughError(Exception):
     """All inputs are known."""
 
 
-def _inputs(
-    model: Any, head: nn.Module, modules: Sequence[nn.Module], arguments: Mapping[str, Any], device: Device
-) -> dict[nn.Module, torch.Tensor]:
+def _seen(
+    path: FastPath,
+    modules: Sequence[nn.Module],
+    model: Any,
+    head: nn.Module,
+    arguments: Mapping[str, Any],
+    *,
+    device: Device,
+) -> dict[nn.Module, Tensors]:
     """What each of these modules is given in a forward pass, those that it reaches."""
-    found: dict[nn.Module, torch.Tensor] = {}
+    found: dict[nn.Module, Tensors] = {}
     divided = any(hasattr(module, "unshard") for module in model.modules())
 
-    def keep(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+    def keep(module: nn.Module, given: Tensors) -> None:
         if given and given[0].numel():
-            found.setdefault(module, given[0].detach())
+            found.setdefault(module, tuple(tensor.detach().clone() for tensor in given))
         # Divided layers are gathered and let go of by hooks, which must all run.
         if len(found) == len(modules) and not divided:
             raise _EnoughError
 
-    handles = [module.register_forward_pre_hook(keep) for module in modules]
+    handles = [path.watch(module, keep) for module in modules]
     # Logits of all positions are the largest tensor there is, and nobody asks for them.
     handles.append(head.register_forward_pre_hook(lambda _module, given: (given[0][:, :1],)))
     set_training(model, on=False)
@@ -174,27 +258,26 @@ def _whole(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Trial:
-    """A module and its input, computed in three ways."""
+class Trial:
+    """A module and what it was given, computed in three ways."""
 
     path: FastPath
     module: nn.Module
-    given: torch.Tensor
+    seen: Tensors
     device: Device
 
     @property
     def work(self) -> int:
-        """Products of a weight and a value in a pass."""
-        weights = sum(parameter.numel() for parameter in self.module.parameters())
-        return self.given.numel() // self.given.shape[-1] * weights
+        """Products of two numbers in a pass."""
+        return self.path.work(self.module, self.seen)
 
     def refusal(self) -> str | None:
         """Why the fast path is left out for its numbers, None where nothing is against them."""
         try:
-            with self._stirred():
-                plain, wanted = self._plain(), self._written_out()
+            with self._stirred() as inputs:
+                plain, wanted = self._plain(inputs), self._written_out(inputs)
                 try:
-                    fast = self._fast()
+                    fast = self._fast(inputs)
                 except Exception as error:  # a kernel may raise anything, and the run does without it
                     return f"it fails: {one_sentence(error)[:200]}"
                 return self._compared(fast, plain, wanted)
@@ -203,48 +286,65 @@ class _Trial:
 
     def seconds(self) -> tuple[float, float]:
         """Of a pass forward and backward: on the fast path, and of plain PyTorch."""
-        with self._stirred():
-            return self._seconds(self._fast), self._seconds(self._plain)
+        with self._stirred() as inputs:
+            return self._seconds(lambda: self._fast(inputs)), self._seconds(lambda: self._plain(inputs))
 
     @contextlib.contextmanager
-    def _stirred(self) -> Iterator[None]:
+    def _stirred(self) -> Iterator[Tensors]:
+        """The inputs of what is compared, and within it the module as it is compared."""
         casts = disable_input_dtype_casting(self.module, active=self.device.dtype != torch.float32)
-        with casts, self.path.stirred(self.module, self.given):
-            yield
+        with casts, self.path.stirred(self.module, self.seen[0]):
+            with torch.no_grad(), self.device.autocast():
+                inputs = self.path.inputs(self.module, self.seen)
+            yield inputs
 
-    def _plain(self) -> list[torch.Tensor]:
-        with self.device.autocast():
-            x = self.given.detach().requires_grad_()
-            result = self.module(x)
-        return self._with_gradients(result, (x, *self.path.parameters(self.module)))
+    def _plain(self, inputs: Tensors) -> _Found:
+        return self._computed(self.path.plain, inputs)
 
-    def _fast(self) -> list[torch.Tensor]:
+    def _fast(self, inputs: Tensors) -> _Found:
+        if self.path.fast is not None:
+            return self._computed(self.path.fast, inputs)
         self.path.install(self.module)
         try:
-            return self._plain()
+            return self._computed(self.path.plain, inputs)
         finally:
             self.path.remove(self.module)
 
-    def _written_out(self) -> list[torch.Tensor]:
+    def _computed(self, compute: Compute, inputs: Tensors) -> _Found:
+        given = self._leaves(inputs)
+        with self.device.autocast():
+            # Copies: a kernel may write over what it is given.
+            result = compute(self.module, [tensor.clone() for tensor in given])
+        return self._with_gradients(result, given, self.path.parameters(self.module))
+
+    def _written_out(self, inputs: Tensors) -> _Found:
         wide = torch.float64 if self.device.dtype == torch.float32 else torch.float32
-        x, *parameters = (
-            tensor.detach().to(wide).requires_grad_() for tensor in (self.given, *self.path.parameters(self.module))
-        )
-        return self._with_gradients(self.path.written_out(self.module, x, parameters), (x, *parameters))
+        given = self._leaves(tensor.to(wide) for tensor in inputs)
+        parameters = [one.detach().to(wide).requires_grad_() for one in self.path.parameters(self.module)]
+        return self._with_gradients(self.path.written_out(self.module, given, parameters), given, parameters)
 
-    def _with_gradients(self, result: torch.Tensor, of: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The result, and the gradients of its product with random numbers, the same each time."""
-        random = torch.Generator(result.device).manual_seed(0)
-        weights = torch.randn(result.shape, generator=random, device=result.device, dtype=torch.float32)
+    def _leaves(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensor.detach().requires_grad_(number < self.path.trained) for number, tensor in enumerate(inputs)]
+
+    def _with_gradients(
+        self, result: Result, given: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]
+    ) -> _Found:
+        """The results, and the gradients of their product with random numbers, the same each time."""
+        results = (result,) if isinstance(result, torch.Tensor) else result
+        random = torch.Generator(results[0].device).manual_seed(0)
+        weights = [torch.randn(one.shape, generator=random, device=one.device, dtype=torch.float32) for one in results]
         # Small, for sums over many rows must not leave fp16; and rounded alike for each type of results.
-        weights = (weights / 64).to(self.device.dtype).to(result.dtype)
-        return [result.detach(), *torch.autograd.grad(result, of, weights)]
+        weights = [(one / 64).to(self.device.dtype).to(results[0].dtype) for one in weights]
+        of = (*given[: self.path.trained], *parameters)
+        gradients = torch.autograd.grad(results, of, weights)
+        return [
+            *(("its result", one.detach()) for one in results),
+            *(("the gradient of its input", one.detach()) for one in gradients[: self.path.trained]),
+            *(("a gradient of its weights", one.detach()) for one in gradients[self.path.trained :]),
+        ]
 
-    def _compared(
-        self, fast: Sequence[torch.Tensor], plain: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]
-    ) -> str | None:
-        names = ("its result", "the gradient of its input", *["a gradient of its weights"] * (len(wanted) - 2))
-        for name, ours, theirs, right in zip(names, fast, plain, wanted, strict=True):
+    def _compared(self, fast: _Found, plain: _Found, wanted: _Found) -> str | None:
+        for (name, ours), (_, theirs), (_, right) in zip(fast, plain, wanted, strict=True):
             if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
                 return f"{name} has another type or shape than plain PyTorch's"
             error, usual = _error(ours, right), _error(theirs, right)

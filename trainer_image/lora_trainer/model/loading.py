@@ -17,6 +17,7 @@ from lora_trainer.model.convert import Start, take_directions
 from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
+from lora_trainer.model.recompute import check_recomputation, recomputable, recompute_activations, recompute_mlps
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import ALONE, Ranks
 
@@ -37,7 +38,7 @@ class Adapted:
 
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
-    whether activations are recomputed, `may_recompute` whether they may be where memory does not suffice, `left_alone`
+    which activations are recomputed, `may_recompute` whether all may be where memory does not suffice, `left_alone`
     what the adapter leaves alone, `sharded_over` over how many processes the base is divided, None where it is whole.
     """
 
@@ -47,7 +48,7 @@ class Adapted:
     trainable_parameters: int
     total_parameters: int
     starts: Mapping[str, Start] = field(default_factory=dict)
-    checkpointing: bool = False
+    checkpointing: ActivationCheckpointing = ActivationCheckpointing.NONE
     may_recompute: bool = False
     left_alone: LeftAlone = field(default_factory=LeftAlone)
     sharded_over: int | None = None
@@ -129,13 +130,13 @@ def adapt(
     seed: int,
     *,
     checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO,
-    planned: bool | None = None,
+    planned: ActivationCheckpointing | None = None,
     starts: Mapping[str, Start] | None = None,
     ranks: Ranks = ALONE,
 ) -> Adapted:
     """Put a fresh adapter on the chosen modules: the model starts as the base, with random values by `seed`.
 
-    `planned` says whether a plan recomputes activations, where that is left to it; None where there is no plan.
+    `planned` says which activations a plan recomputes, where that is left to it; None where there is no plan.
     `starts` are those of a checkpoint, for PiSSA and OLoRA; without them all of `ranks` take those of the first. Raises
     `ConfigError`.
     """
@@ -151,11 +152,16 @@ def adapt(
     adapter.base_model_name_or_path = base.name
     adapter.revision = None if base.revision.startswith("sha256:") else base.revision
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    recompute = _recomputes(checkpointing, model, total, device, planned=planned)
-    if recompute:
+    recomputed = _recomputed(checkpointing, model, total, device, planned=planned)
+    if recomputed is ActivationCheckpointing.SELECTIVE:
+        recompute_mlps(model)
+    elif recomputed is ActivationCheckpointing.FULL:
         recompute_activations(model)
-    auto = checkpointing is ActivationCheckpointing.AUTO
-    may_recompute = bool(auto and not recompute and model.supports_gradient_checkpointing)
+    may_recompute = bool(
+        checkpointing is ActivationCheckpointing.AUTO
+        and recomputed is not ActivationCheckpointing.FULL
+        and model.supports_gradient_checkpointing
+    )
     return Adapted(
         model=model,
         head=_head(model),
@@ -163,7 +169,7 @@ def adapt(
         trainable_parameters=trainable,
         total_parameters=total + trainable,
         starts=found,
-        checkpointing=recompute,
+        checkpointing=recomputed,
         may_recompute=may_recompute,
         left_alone=plan.left_alone,
     )
@@ -204,25 +210,23 @@ def _head(model: Any) -> nn.Module:
     return found
 
 
-def _recomputes(
-    wanted: ActivationCheckpointing, model: Any, parameters: int, device: Device, *, planned: bool | None
-) -> bool:
-    if wanted is ActivationCheckpointing.FULL and not model.supports_gradient_checkpointing:
-        raise ConfigError(
-            "training.activationCheckpointing is Full: this kind of model cannot recompute activations; "
-            "use Auto or None"
-        )
+def _recomputed(
+    wanted: ActivationCheckpointing,
+    model: Any,
+    parameters: int,
+    device: Device,
+    *,
+    planned: ActivationCheckpointing | None,
+) -> ActivationCheckpointing:
+    """Which activations are recomputed. What a plan recomputes in MLPs, which this kind of model has not, are all."""
+    none, full = ActivationCheckpointing.NONE, ActivationCheckpointing.FULL
+    check_recomputation(wanted, model)
     if wanted is not ActivationCheckpointing.AUTO:
-        return wanted is ActivationCheckpointing.FULL
+        return wanted
+    possible = recomputable(model)
     if planned is None:
-        planned = is_large(parameters) and device.torch_device.type == "cuda"
-    return bool(planned and model.supports_gradient_checkpointing)
-
-
-def recompute_activations(model: Any) -> None:
-    """Recompute each layer's activations in the backward pass instead of keeping them."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
+        planned = full if is_large(parameters) and device.torch_device.type == "cuda" else none
+    return next(one for one in (planned, full, none) if possible[one])
 
 
 def set_training(model: nn.Module, *, on: bool) -> None:

@@ -58,9 +58,9 @@ def factors(module: Any) -> tuple[nn.Parameter, ...]:
     return module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
 
 
-def written_out(module: Any, x: torch.Tensor, given: Sequence[torch.Tensor]) -> torch.Tensor:
+def written_out(module: Any, inputs: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> torch.Tensor:
     """What a plain module computes, with these A and B, in their type."""
-    base, (down, up) = module.get_base_layer(), given
+    base, (x,), (down, up) = module.get_base_layer(), inputs, given
     bias = None if base.bias is None else base.bias.to(x.dtype)
     own: torch.Tensor = nn.functional.linear(x, full_weight(base).to(x.dtype), bias)
     return own + float(module.scaling[ADAPTER]) * (x @ down.T @ up.T)
@@ -85,6 +85,12 @@ def stirred(module: Any, x: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         up.data = before
+
+
+def work(module: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
+    """Products of a weight and a value in a pass."""
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    return inputs[0].numel() // inputs[0].shape[-1] * weights
 
 
 def compute_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.experts import check_experts
 from lora_trainer.model.loading import skeleton
 from lora_trainer.model.quantize import check_kernels, check_kind
+from lora_trainer.model.recompute import check_recomputation
 from lora_trainer.places.base import Base
 
 
@@ -23,6 +24,7 @@ def check_options(base: Base, config: TrainConfig, device: Device) -> int:
     empty = skeleton(base)
     check_kind(quantization, empty.model.config.get_text_config().model_type)
     check_experts(empty.model, quantization)
+    check_recomputation(config.training.activation_checkpointing, empty.model)
     plan = plan_adapter(config.lora, empty.model, empty.linear, quantization)
     check_on(empty.model, plan)
     return sum(map(prod, empty.linear.values()))

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+from lora_trainer.contract.fit.settle import room_bytes
 from lora_trainer.model.device import Device
 from lora_trainer.model.device_check import check_room
 from lora_trainer.model.loading import Adapted, adapt, load_model
@@ -23,7 +24,7 @@ def adapted_on_all(
     which `linear` are quantized."""
     config, plan = settled.config, settled.plan
     if plan is not None and plan.fits:
-        check_room(device.torch_device, device.name, plan.peak_bytes)
+        check_room(device.torch_device, device.name, room_bytes(plan))
     over = divided_over(
         plan=plan,
         weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
@@ -40,7 +41,7 @@ def adapted_on_all(
             device,
             config.training.seed,
             checkpointing=config.training.activation_checkpointing,
-            planned=plan.activation_checkpointing if plan else None,
+            planned=plan.manner if plan else None,
             starts=state.starts if state and state.starts else None,
             ranks=ranks,
         )

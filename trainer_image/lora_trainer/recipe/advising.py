@@ -44,7 +44,7 @@ def facts_of(
         computing=Computing(
             cpu=device.torch_device.type == "cpu",
             quantization=config.quantization,
-            recomputes=adapted.checkpointing,
+            recomputes=adapted.checkpointing.recomputes,
             micro_batch_tokens=way.budget.tokens,
             kernels_left_out=way.kernels.left_out,
             kernels_changed_step=way.kernels.changed_step,

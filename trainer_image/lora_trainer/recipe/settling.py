@@ -117,8 +117,7 @@ def _plan(config: TrainConfig, shape: Shape, stats: DatasetStats, gpu: Gpu | Non
         return made(config)
     training = config.training
     if training.activation_checkpointing is ActivationCheckpointing.AUTO:
-        manner = ActivationCheckpointing.FULL if planned.activation_checkpointing else ActivationCheckpointing.NONE
-        training = replace(training, activation_checkpointing=manner)
+        training = replace(training, activation_checkpointing=planned.manner)
     plan = made(replace(config, training=training), planned.micro_batch_tokens)
     return plan if plan.fits else made(config)
 

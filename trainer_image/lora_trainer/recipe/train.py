@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
 from lora_trainer.artifact.manifest import Measured
 from lora_trainer.contract.advice.codes import Advice
-from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
@@ -42,6 +42,7 @@ from lora_trainer.result.held_out import write_held_out_rows
 from lora_trainer.training.batches import Budget, evaluation_budget
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.guards import check_evaluated
 from lora_trainer.training.identity import Identity, difference, identity
 from lora_trainer.training.loop import Training
 from lora_trainer.training.narrator import Narrator
@@ -110,7 +111,7 @@ def run_training(
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
         adapted, ranks = adapted_on_all(settled, base, device, state, group, linear=linear)
-        way = way_of(settled, adapted, data, device, ranks, saved=saved)
+        way = way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
         resolved = _resolved(config, base, data, adapted, device=device, way=way, ranks=ranks)
 
         adviser = Adviser.begin(
@@ -130,7 +131,7 @@ def run_training(
             alive=narrator.alive,
             interim=interim_of(config, data),
         )
-        before = (saved.before(ours) if saved and goes_on else None) or evaluation("before training")
+        before = (saved.before(ours) if saved and goes_on else None) or evaluation(trained=False)
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
         if not goes_on:
             curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)
@@ -146,15 +147,15 @@ def run_training(
             listener=narrator,
             stop=workshop.stop,
             saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
-            evaluate=lambda: evaluation("on the way"),
+            evaluate=evaluation.on_the_way,
             interim=evaluation.interim,
-            sample=lambda: evaluation("on the way", evaluation.interim.every),
+            sample=lambda: evaluation.on_the_way(evaluation.interim.every),
         )
         if saved and state:
             _go_on(training, saved, state, record, reporter, goes_on=goes_on)
         trained = training.run()
         reporter.phase(Phase.EVALUATING)
-        after = evaluation("after training")
+        after = evaluation(trained=True)
         noise = evaluation.noise(after)
         reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
         curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
@@ -231,7 +232,7 @@ def _record(
         held_out=data.held_out,
         base_model=base.name,
         base_revision=base.revision,
-        versions=versions(),
+        versions=versions(resolved),
         before=before,
     )
 
@@ -281,8 +282,17 @@ class Evaluator:
     alive: Callable[[], None]
     interim: Interim
 
-    def __call__(self, when: str, every: int = 1) -> Evaluation:
-        """Loss on every `every`-th held-out row; `when` is for the log."""
+    def __call__(self, *, trained: bool) -> Evaluation:
+        """Loss on all held-out rows before or after the training. Raises `NonFiniteLossError` where it is no number."""
+        result = self._found("after training" if trained else "before training")
+        check_evaluated(result.loss, trained=trained)
+        return result
+
+    def on_the_way(self, every: int = 1) -> Evaluation:
+        """Loss on every `every`-th held-out row."""
+        return self._found("on the way", every)
+
+    def _found(self, when: str, every: int = 1) -> Evaluation:
         rows = self.data.evaluation[::every]
         model, head = self.adapted.model, self.adapted.head
         result = evaluate(
@@ -330,6 +340,7 @@ def _resolved(
         trainable_parameters=adapted.trainable_parameters,
         total_parameters=adapted.total_parameters,
         micro_batch_size=min(budget.rows, share),
+        micro_batch_tokens=budget.tokens,
         gradient_accumulation_steps=accumulation(
             data.training.lengths, budget, config.training.effective_batch_size, config.training.seed, ranks.world
         ),
@@ -337,7 +348,8 @@ def _resolved(
         packing=budget.packed,
         attention=way.attention,
         optimizer=config.training.optimizer.value,
-        activation_checkpointing=adapted.checkpointing,
+        activation_checkpointing=adapted.checkpointing.recomputes,
+        selective_checkpointing=adapted.checkpointing is ActivationCheckpointing.SELECTIVE,
         processes=ranks.world,
         sharded=adapted.sharded_over is not None,
         sharded_over=adapted.sharded_over,

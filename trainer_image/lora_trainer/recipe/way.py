@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from lora_trainer.contract.config import Packing
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.dataset import Data
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
@@ -28,22 +29,33 @@ class Way:
     budget: Budget
 
 
-def way_of(settled: Settled, adapted: Adapted, data: Data, device: Device, ranks: Ranks, *, saved: Saved | None) -> Way:
-    """Let the model compute so; all processes call it. `saved` is the checkpoint that the run goes on from."""
+def way_of(
+    settled: Settled,
+    adapted: Adapted,
+    data: Data,
+    device: Device,
+    ranks: Ranks,
+    *,
+    saved: Saved | None,
+    goes_on: bool,
+) -> Way:
+    """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
+    where it takes more of that than the weights, and then its packs stay as they were cut."""
     config, plan, longest = settled.config, settled.plan, data.stats.longest_tokens
     attention = choose_attention(adapted.model, device)
     log.info("attention: %s", attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
         log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
-    budget = Budget.of(
+    budget = budget_of(
         config.training.micro_batch_size,
         longest,
         packed=packed and attention.packs,
-        tokens=token_budget(device.torch_device),
+        device=device,
+        plan=plan,
+        kept=saved.budget_tokens if saved and goes_on else None,
     )
-    if plan is not None and plan.fits and plan.micro_batch_tokens < budget.tokens:
-        budget = dataclasses.replace(budget, tokens=max(plan.micro_batch_tokens, longest))
+    log.info("micro-batches: at most %d tokens", budget.tokens)
     kernels = choose_kernels(
         config.training.kernels,
         adapted,
@@ -55,3 +67,27 @@ def way_of(settled: Settled, adapted: Adapted, data: Data, device: Device, ranks
         step=saved.checkpoint.step if saved else 0,
     )
     return Way(attention=attention.kernel, kernels=kernels, budget=budget)
+
+
+def budget_of(
+    micro_batch_size: int | None, longest: int, *, packed: bool, device: Device, plan: RunPlan | None, kept: int | None
+) -> Budget:
+    """What a micro-batch may hold: as many rows as are asked for, else what fits by the plan, and no more of either
+    than fits. Without a plan that fits a GPU it is a number for all devices. `kept` is what the checkpoint had that
+    the run goes on from: it is not exceeded, since packs are cut by it; that it is not reached is logged."""
+    budget = Budget.of(micro_batch_size, longest, packed=packed, tokens=token_budget(device.torch_device))
+    tokens = budget.tokens
+    if plan is not None and plan.fits:
+        fitting = plan.micro_batch_tokens
+        tokens = fitting if micro_batch_size is None else min(tokens, fitting)
+    kept = kept if micro_batch_size is None else None
+    if kept is not None:
+        tokens = min(tokens, kept)
+    if tokens != budget.tokens:
+        budget = dataclasses.replace(budget, tokens=max(tokens, longest))
+    if kept is not None and budget.tokens < kept:
+        log.warning(
+            "micro-batches hold fewer tokens than the checkpoint's did: other rows are computed together, and the last "
+            "digits of the result change"
+        )
+    return budget

@@ -26,6 +26,7 @@ from lora_trainer.training.evaluate import Evaluation, improvement_standard_erro
 from lora_trainer.training.listener import Trained
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+_LIGER = "liger-kernel"
 
 
 def write_adapter(adapted: Adapted, folder: Path, template: str | None) -> None:
@@ -117,7 +118,7 @@ def write_manifest(
         advice=advice,
         serving=adapter_serving(folder),
         encoding=ENCODING,
-        versions=versions(),
+        versions=versions(resolved),
         files=(),
     )
     try:
@@ -129,7 +130,9 @@ def write_manifest(
         raise storage_error(error, "the adapter") from error
 
 
-def versions() -> dict[str, str]:
-    """Of this project, Python, and the libraries that compute."""
-    libraries = {library: importlib.metadata.version(library) for library in _LIBRARIES}
+def versions(resolved: ResolvedRun) -> dict[str, str]:
+    """Of this project, Python, and the libraries that compute; Liger's where a run takes a kernel of it."""
+    liger = any(kernel.startswith("liger-") for kernel in resolved.kernels or ())
+    names = (*_LIBRARIES, _LIGER) if liger else _LIBRARIES
+    libraries = {library: importlib.metadata.version(library) for library in names}
     return {"lora-finetune-operator": RELEASE, "python": platform.python_version(), **libraries}

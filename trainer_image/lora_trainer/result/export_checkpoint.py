@@ -21,6 +21,7 @@ from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
 from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.guards import check_trained
 from lora_trainer.training.listener import Trained
 from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.resume import Saved
@@ -33,12 +34,14 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     """Write the adapter that the run would have published, had it ended at this checkpoint, into a new folder.
 
     Where the run looked for its best weights, these are taken. Model and data are read where the run had them, on a CPU
-    where there is no GPU. Raises `CheckpointError`, `ConfigError`, `VerificationError` and what reading can raise.
+    where there is no GPU. Raises `CheckpointError`, `ConfigError`, `NonFiniteLossError`, `VerificationError` and what
+    reading can raise.
     """
     if output.exists():
         raise ConfigError(f"--output is {output}: it exists already and is not overwritten; name a new folder")
     saved = Saved(checkpoint=read_checkpoint(checkpoint), record=read_record(checkpoint), own=True)
     record, state = saved.record, saved.state()
+    check_trained(state.course.step, len(state.course.losses))
     config = record.config
     device = choose_device(dataclasses.replace(config.device, allow_cpu=True), config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)

@@ -215,7 +215,8 @@ def _check_space(folder: Path, size_bytes: int) -> None:
     if free < size_bytes + MARGIN_BYTES:
         raise StorageError(
             f"a checkpoint of {size_bytes / 2**20:.1f} MiB does not fit: the checkpoint volume has "
-            f"{free / 2**20:.1f} MiB free; free space, enlarge it or lower checkpoint.keep",
+            f"{free / 2**20:.1f} MiB free; free space or enlarge it, or create a new LoRAFineTune with a lower "
+            "checkpoint.keep",
             Reason.STORAGE_FULL,
         )
 

@@ -10,6 +10,7 @@ from lora_trainer.errors import NonFiniteLossError
 log = logging.getLogger(__name__)
 BAD_STEPS = 3
 """So many steps in a row without finite loss and gradients end a run; single ones are left out of the training."""
+_REMEDY = "lower training.learningRate, and use BF16 or FP32 instead of FP16"
 
 SMOOTHING = 0.9
 """Weight of the past in the smoothed loss: about the last ten steps count."""
@@ -61,8 +62,7 @@ class LossGuard:
         what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
         if self.bad_in_a_row >= BAD_STEPS:
             raise NonFiniteLossError(
-                f"the {what} at step {step}, the third step in a row without finite numbers: lower "
-                "training.learningRate, and use BF16 or FP32 instead of FP16"
+                f"the {what} at step {step}, the third step in a row without finite numbers: {_REMEDY}"
             )
         log.warning("the %s at step %d: the step is left out", what, step)
         return False
@@ -88,3 +88,29 @@ def was_in_range(step: int, norm: float) -> bool:
     if not math.isfinite(norm):
         log.info("step %d: beyond the range of fp16: left out, the loss is scaled by less", step)
     return math.isfinite(norm)
+
+
+def check_trained(steps: int, taken: int) -> None:
+    """Raise `NonFiniteLossError` where of all `steps` none was `taken`: the adapter is the one that the run began with.
+
+    A run may be shorter than `BAD_STEPS`, or than the scaler of fp16 needs to find its factor.
+    """
+    if not taken:
+        raise NonFiniteLossError(
+            f"none of the {steps} steps had a finite loss and finite gradients, so that nothing was learned: {_REMEDY}"
+        )
+
+
+def check_evaluated(loss: float, *, trained: bool) -> None:
+    """Raise `NonFiniteLossError` where an evaluation before the training, or after it with `trained`, gave no number.
+
+    So steps that were left out at the end, with no third one to end the run, are forgiven to an adapter that computes.
+    """
+    if math.isfinite(loss):
+        return
+    if not trained:
+        raise NonFiniteLossError(
+            f"the loss before training is {loss}: the base model itself gives no number for a row; set "
+            "training.precision to BF16 or FP32, or take another base model"
+        )
+    raise NonFiniteLossError(f"the loss after training is {loss}: {_REMEDY}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lora_trainer.contract.config import TrainingConfig
+from lora_trainer.contract.config import ActivationCheckpointing, TrainingConfig
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.errors import (
@@ -22,11 +22,12 @@ from lora_trainer.errors import (
     out_of_memory,
 )
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, recompute_activations, set_training
+from lora_trainer.model.loading import Adapted, set_training
+from lora_trainer.model.recompute import recompute_activations
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.guards import LossGuard, was_in_range
+from lora_trainer.training.guards import LossGuard, check_trained, was_in_range
 from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
 from lora_trainer.training.optimizers import load_state, make_optimizer
 from lora_trainer.training.packs import accumulation, room
@@ -137,6 +138,7 @@ class Training:
                 self._end_if_asked()
                 if self.ranks.any(self._save_is_due()):
                     self._save()
+            check_trained(self.course.step, len(self.course.losses))
             self._save()
             self._end_if_asked()
         return self._finish()
@@ -236,14 +238,15 @@ class Training:
                 peak / 2**30,
             )
             recompute_activations(self.adapted.model)
-            self.adapted = dataclasses.replace(self.adapted, checkpointing=True, may_recompute=False)
+            self.adapted = dataclasses.replace(
+                self.adapted, checkpointing=ActivationCheckpointing.FULL, may_recompute=False
+            )
             self.device.give_back()
             return
         if halved is None:
             if trouble is None:
                 raise PeerFailedError("its memory does not suffice for one example")
-            error = explain(trouble)
-            raise type(error)(
+            raise type(explain(trouble))(
                 f"the memory does not suffice for one example of {self.budget.longest} tokens (peak "
                 f"{peak / 2**30:.2f} GiB): lower training.maxSequenceLength, set training.activationCheckpointing: "
                 "Full or quantization: NF4, or use a device with more memory"
@@ -338,7 +341,7 @@ class Training:
 
     def _compare(self, step: int, loss: float, patience: int) -> None:
         best = self.course.best
-        if self.ranks.broadcast_object(best is None or loss < best.loss):
+        if self.ranks.broadcast_object(loss < (float("inf") if best is None else best.loss)):
             self.course = dataclasses.replace(self.course, best=BestSoFar(step=step, loss=loss, waited=0))
             self.best = copy_of(self.parameters)
         elif best is not None:

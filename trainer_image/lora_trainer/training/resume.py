@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
@@ -112,6 +113,13 @@ class Saved:
             plain = resolved.compute_dtype == "fp32" and self.quantization is Quantization.NONE
             taken = (FUSED_ADAPTER.name,) if plain else ()
         return Chosen(taken=taken, left_out=resolved.kernels_left_out, changed_step=resolved.kernels_changed_step)
+
+    @property
+    def budget_tokens(self) -> int | None:
+        """Most tokens of a micro-batch as it began, None where `microBatchSize` says so. Earlier releases name none."""
+        if self.record.config.training.micro_batch_size is not None:
+            return None
+        return self.record.resolved.micro_batch_tokens or TOKEN_BUDGET
 
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""

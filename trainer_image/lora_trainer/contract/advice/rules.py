@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice import adapter, data, end, kernels, training
+from lora_trainer.contract.advice import adapter, data, end, kernels, storage, training
 from lora_trainer.contract.advice.codes import Advice, Code, Severity
 from lora_trainer.contract.advice.facts import Ended, Estimate, Facts, facts_before
 from lora_trainer.contract.advice.rule import Rule
@@ -17,7 +17,7 @@ MOST = 16
 RULES: Mapping[Code, Rule] = {
     rule.code: rule
     for rule in sorted(
-        (*adapter.RULES, *training.RULES, *data.RULES, *kernels.RULES, *end.RULES),
+        (*adapter.RULES, *training.RULES, *data.RULES, *storage.RULES, *kernels.RULES, *end.RULES),
         key=lambda rule: list(Code).index(rule.code),
     )
 }

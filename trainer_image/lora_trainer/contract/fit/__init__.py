@@ -7,6 +7,7 @@ memory    bytes by part, at the peak of the training
 speed     floating-point operations, and seconds at a share of a device's peak
 devices   GPUs by name, with memory, peak and bandwidth
 choice    quantization and recomputation: what fits, and the fastest of it
+options   all of these on a device, for a table
 by_weights what can be said without the layers
 limits    the constants that trainer and estimate share
 """

@@ -5,6 +5,7 @@ MLP, H heads, r rank.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from lora_trainer.contract.config import Quantization
@@ -26,6 +27,38 @@ def layer_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float
         + _input_bytes(layer, ranks, setting)
         + _adapter_bytes(layer, ranks, setting)
     )
+
+
+@lru_cache(maxsize=4096)
+def kept_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
+    """Bytes that a layer keeps for a token until its backward pass, as `setting` recomputes.
+
+    Recomputed whole, its input. Selectively all but what is within its MLP, and the MLP's input, which attention may
+    keep already. bitsandbytes keeps the inputs of 8-bit modules by itself, out of recomputation's reach.
+    """
+    if not setting.recompute:
+        return layer_bytes(layer, ranks, setting)
+    in_8_bits = setting.quantization is Quantization.INT8
+    if not setting.selective:
+        return setting.stream_size * (layer.hidden + (inputs_of(layer) if in_8_bits else 0))
+    attention, its_ranks = without_mlp(layer, ranks)
+    found = layer_bytes(attention, its_ranks, setting)
+    mlp = [module for module in layer.linear if module.in_mlp]
+    if in_8_bits:
+        found += setting.stream_size * sum(module.inputs for module in mlp if module.reads.endswith("product"))
+    size = 4 if layer.layer_norm and setting.widened else setting.stream_size
+    read = {
+        module.reads for module, rank in zip(attention.linear, its_ranks, strict=True) if keeps_input(rank, setting)
+    }
+    shared = size == setting.size and any(module.reads in read for module in mlp)
+    return found if shared else found + size * layer.hidden
+
+
+def without_mlp(layer: Layer, ranks: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
+    """A layer of attention and norms alone, and the ranks of its modules."""
+    left = [(module, rank) for module, rank in zip(layer.linear, ranks, strict=True) if not module.in_mlp]
+    attention = replace(layer, linear=tuple(module for module, _ in left), mlp_values=0, wide_values=0)
+    return attention, tuple(rank for _, rank in left)
 
 
 def _mlp_bytes(layer: Layer, setting: Setting) -> int:
@@ -51,14 +84,13 @@ def _norm_bytes(layer: Layer, setting: Setting) -> int:
 
 
 def attention_bytes(layer: Layer, setting: Setting) -> float:
-    """What attention reads and gives, and a sum for each head. Where no kernel takes grouped heads, keys and values are
-    repeated for each; scores that are written out are kept with their mask."""
+    """What attention reads and gives, and a sum for each head. Where no kernel takes grouped heads (a CPU's does), keys
+    and values are repeated for each; scores that are written out are kept with their mask."""
     size = setting.size
     if layer.score_bytes:
         scores = layer.score_bytes if not setting.fp32 else 4 * (layer.score_bytes - 4) // 2
         return 3 * size * layer.query + (scores * layer.heads + 1) * setting.row
-    kernel = has_kernel(layer, setting)
-    key_value = layer.key_value if kernel else layer.query
+    key_value = layer.key_value if setting.cpu or has_kernel(layer, setting) else layer.query
     # Values are a part of what the fused module gave, unless they are repeated.
     whole = layer.query + layer.key_value if layer.fused and key_value == layer.key_value else 0
     values = 2 * (layer.query + key_value) + whole
@@ -110,8 +142,8 @@ def untrained_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> f
     """What the first layer does not keep of `layer_bytes`: the input of its first norm, and an MLP that stands beside
     attention and has no adapters."""
     found = (setting.size if layer.layer_norm and not setting.widened else 4) * layer.hidden
-    beside = [rank for module, rank in zip(layer.linear, ranks, strict=True) if "mlp" in module.name]
-    if layer.parallel and not any(beside):
+    beside = [rank for module, rank in zip(layer.linear, ranks, strict=True) if module.in_mlp]
+    if layer.parallel and not any(beside) and not setting.selective:
         found += _mlp_bytes(layer, setting)
     return found
 

@@ -39,6 +39,15 @@ class Adapter:
         """Of `adapter_model.safetensors`, which is fp32; its header is not counted."""
         return 4 * self.parameters
 
+    def in_mlp(self, shape: Shape) -> int:
+        """Values of A and B in MLPs."""
+        return sum(
+            rank * (module.inputs + module.outputs)
+            for layer, ranks in zip(shape.layers, self.ranks, strict=True)
+            for module, rank in zip(layer.linear, ranks, strict=True)
+            if module.in_mlp
+        )
+
     @cached_property
     def modules(self) -> int:
         """How many linear modules are adapted."""

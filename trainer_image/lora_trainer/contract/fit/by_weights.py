@@ -3,7 +3,7 @@
 from lora_trainer.contract.config import Precision, Quantization, TrainConfig
 from lora_trainer.contract.fit.choice import Load, divisible, micro_batch_tokens, recomputes
 from lora_trainer.contract.fit.devices import Gpu, device_of, gib
-from lora_trainer.contract.fit.limits import CONTEXT_BYTES, WEIGHTS_SHARE
+from lora_trainer.contract.fit.limits import CONTEXT_BYTES, CPU_TOKEN_BUDGET, TOKEN_BUDGET, WEIGHTS_SHARE
 from lora_trainer.contract.fit.memory import CPU_LIBRARIES, GPU_LIBRARIES, base_bytes
 from lora_trainer.contract.fit.shape import GUESSED
 from lora_trainer.contract.run_plan import RunPlan
@@ -41,7 +41,9 @@ def plan_by_weights(config: TrainConfig, parameters: int, longest: int | None = 
     return RunPlan(
         quantization=config.quantization,
         activation_checkpointing=recomputes(config, parameters, cpu=cpu),
-        micro_batch_tokens=micro_batch_tokens(config, Load(longest=longest).row(config), None, cpu=cpu),
+        micro_batch_tokens=micro_batch_tokens(
+            config, Load(longest=longest).row(config), None, CPU_TOKEN_BUDGET if cpu else TOKEN_BUDGET
+        ),
         peak_bytes=weights + other,
         weight_bytes=weights,
         adapter_bytes=0,

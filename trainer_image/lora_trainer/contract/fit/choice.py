@@ -1,7 +1,7 @@
 """What a run takes on a device by quantization and recomputation, what of it fits, and the fastest of what does."""
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import (
@@ -20,6 +20,7 @@ from lora_trainer.contract.fit.limits import (
     CHECKPOINTING_FROM_PARAMETERS,
     CPU_TOKEN_BUDGET,
     FIT_SHARE,
+    LARGEST_TOKEN_BUDGET,
     LARGEST_UNQUANTIZED_SHARE,
     READS_WEIGHTS,
     TOKEN_BUDGET,
@@ -30,6 +31,8 @@ from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.fit.speed import SHARE, Speed, speed
 
 _LARGEST_HEAD = 256
+MANNERS = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
+"""From the fastest to what takes least memory."""
 REFERENCE = KNOWN[-1]
 """By whose peak and bandwidth settings are ordered on a device whose own are not known."""
 
@@ -71,6 +74,7 @@ class Option:
 
     quantization: Quantization
     recompute: bool
+    selective: bool = False
     fit: Fit
     peak_bytes: int
     spare_bytes: int
@@ -78,6 +82,11 @@ class Option:
     processes: int
     tokens_per_s: float | None
     refusal: str = ""
+
+    @property
+    def manner(self) -> ActivationCheckpointing:
+        """How it recomputes."""
+        return ActivationCheckpointing.of(recompute=self.recompute, selective=self.selective)
 
     @property
     def divided(self) -> bool:
@@ -94,39 +103,17 @@ class Candidate:
     option: Option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnGpu:
-    """A device with its options: that of the run as it is written, and the fastest that fits, None where none does."""
-
-    name: str
-    memory_bytes: int
-    options: tuple[Option, ...]
-    default: Option
-    fastest: Option | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Memory by part of a setting at its full micro-batch, on a GPU that has a kernel for packed rows. `default` marks
-    the one that the run asks for, where it leaves nothing to `Auto`."""
-
-    quantization: Quantization
-    recompute: bool
-    default: bool
-    memory: Memory
-    peak_bytes: int
-
-
 def setting_of(
     config: TrainConfig,
     shape: Shape,
     gpu: Gpu | None,
     *,
     quantization: Quantization,
-    recompute: bool,
+    manner: ActivationCheckpointing,
     load: Load | None = None,
+    budget: int = TOKEN_BUDGET,
 ) -> Setting:
-    """How the trainer would compute there, with the full micro-batch; None is a CPU."""
+    """How the trainer would compute there, with the full micro-batch, on a GPU of `budget` tokens; None is a CPU."""
     training, load = config.training, load or Load()
     longest = load.row(config)
     fp32 = training.precision is Precision.FP32 or (gpu is None and training.precision is Precision.AUTO)
@@ -134,8 +121,9 @@ def setting_of(
     kernel = gpu is not None and gpu.packs and not fp32 and head <= _LARGEST_HEAD
     return Setting(
         quantization=quantization,
-        recompute=recompute,
-        tokens=micro_batch_tokens(config, longest, load.tokens, cpu=gpu is None),
+        recompute=manner.recomputes,
+        selective=manner is ActivationCheckpointing.SELECTIVE,
+        tokens=micro_batch_tokens(config, longest, load.tokens, CPU_TOKEN_BUDGET if gpu is None else budget),
         row=longest,
         packs=kernel and training.packing is Packing.ENABLED,
         cpu=gpu is None,
@@ -147,10 +135,9 @@ def setting_of(
     )
 
 
-def micro_batch_tokens(config: TrainConfig, longest: int, most: int | None, *, cpu: bool) -> int:
+def micro_batch_tokens(config: TrainConfig, longest: int, most: int | None, budget: int) -> int:
     """Most tokens of a micro-batch: the budget, a longer row alone, and never more than a process's rows of a step."""
     training = config.training
-    budget = CPU_TOKEN_BUDGET if cpu else TOKEN_BUDGET
     if training.micro_batch_size is not None:
         budget = training.micro_batch_size * longest
     budget = budget if most is None else min(budget, most)
@@ -162,7 +149,7 @@ def recomputes(config: TrainConfig, parameters: int, *, cpu: bool) -> bool:
     """Whether a run whose device is not known recomputes activations: where it is asked to, else if it is large."""
     wanted = config.training.activation_checkpointing
     if wanted is not ActivationCheckpointing.AUTO:
-        return wanted is ActivationCheckpointing.FULL
+        return wanted.recomputes
     return is_large(parameters) and not cpu
 
 
@@ -202,77 +189,6 @@ def divisible(config: TrainConfig, quantization: Quantization) -> bool:
     )
 
 
-def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Iterable[Quantization]) -> tuple[Row, ...]:
-    """Memory by part for each quantization, with and without recomputation."""
-    found = []
-    for quantization in quantizations:
-        for recompute in (False, True):
-            setting = setting_of(config, shape, REFERENCE, quantization=quantization, recompute=recompute)
-            memory = gpu_memory(shape, adapter, setting)
-            wanted = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
-            default = quantization is config.quantization and config.training.activation_checkpointing is wanted
-            found.append(
-                Row(
-                    quantization=quantization,
-                    recompute=recompute,
-                    default=default,
-                    memory=memory,
-                    peak_bytes=memory.total,
-                )
-            )
-    return tuple(found)
-
-
-def on_gpu(
-    config: TrainConfig,
-    shape: Shape,
-    adapter: Adapter,
-    gpu: Gpu,
-    quantizations: Sequence[Quantization],
-    *,
-    share: float = SHARE,
-) -> OnGpu:
-    """All options on a device."""
-    options = tuple(
-        option_on(config, shape, adapter, gpu, quantization=quantization, recompute=recompute, share=share)
-        for quantization in quantizations
-        for recompute in (False, True)
-    )
-    return OnGpu(
-        name=gpu.name,
-        memory_bytes=gpu.memory_bytes,
-        options=options,
-        default=choose(config, shape, adapter, gpu, share=share).option,
-        fastest=fastest(config, shape, adapter, gpu, share=share),
-    )
-
-
-def option_on(
-    config: TrainConfig,
-    shape: Shape,
-    adapter: Adapter,
-    gpu: Gpu,
-    *,
-    quantization: Quantization,
-    recompute: bool,
-    load: Load | None = None,
-    share: float = SHARE,
-) -> Option:
-    """One setting on one device: with the full micro-batch, divided over as few as needed where only that fits, with
-    halved ones else."""
-    found = [
-        _candidate(config, shape, adapter, gpu, setting, share=share).option
-        for setting in _settings(config, shape, gpu, quantization, recompute=recompute, load=load or Load())
-    ]
-    fits = next((option for option in found if option.fit is Fit.FITS), None)
-    if fits is None:
-        return next((option for option in found if option.divided), found[0])
-    full = next(option for option in found if option.processes == fits.processes)
-    if full is fits:
-        return fits
-    return replace(fits, fit=Fit.HALVED, spare_bytes=full.spare_bytes, peak_bytes=full.peak_bytes)
-
-
 def choose(
     config: TrainConfig,
     shape: Shape,
@@ -291,14 +207,22 @@ def choose(
     quantized that was not, and neither divided nor slower where it is held alike.
     """
     wanted = config.training.activation_checkpointing
-    recomputations = (
-        (False, True) if wanted is ActivationCheckpointing.AUTO else (wanted is ActivationCheckpointing.FULL,)
-    )
+    manners = MANNERS if wanted is ActivationCheckpointing.AUTO else (wanted,)
     found = [
-        _candidate(config, shape, adapter, gpu, setting, share=share)
+        candidate
         for quantization in asked(config, shape)
-        for recompute in recomputations
-        for setting in _settings(config, shape, gpu, quantization, recompute=recompute, load=load or Load())
+        for manner in manners
+        for candidate in candidates_of(
+            config,
+            shape,
+            adapter,
+            gpu,
+            quantization=quantization,
+            manner=manner,
+            load=load or Load(),
+            budget=LARGEST_TOKEN_BUDGET,
+            share=share,
+        )
     ]
     fitting = [candidate for candidate in found if candidate.option.fit is Fit.FITS]
     if not fitting:
@@ -314,20 +238,35 @@ def choose(
     )
 
 
-def _settings(
-    config: TrainConfig, shape: Shape, gpu: Gpu, quantization: Quantization, *, recompute: bool, load: Load
-) -> Iterator[Setting]:
+def candidates_of(
+    config: TrainConfig,
+    shape: Shape,
+    adapter: Adapter,
+    gpu: Gpu,
+    *,
+    quantization: Quantization,
+    manner: ActivationCheckpointing,
+    load: Load,
+    budget: int = TOKEN_BUDGET,
+    share: float = SHARE,
+) -> Iterator[Candidate]:
     """Whole, then where it can be divided within a node, and over all; of each the full micro-batch first, then halved
-    down to the longest row."""
-    full = setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)
+    until it fits, or down to the longest row. Divided over processes none is larger than `TOKEN_BUDGET`: they cannot
+    halve it together where the estimate was too low.
+    """
+    full = setting_of(config, shape, gpu, quantization=quantization, manner=manner, load=load, budget=budget)
     device = config.device
     divisions = sorted({1, device.gpus, device.processes}) if divisible(config, quantization) else [1]
     for processes in divisions:
-        setting = replace(full, processes=processes)
-        yield setting
-        while setting.tokens // setting.row > 1:
+        alone = processes == 1 or config.training.micro_batch_size is not None
+        most = full.tokens if alone else min(full.tokens, max(full.row, TOKEN_BUDGET))
+        setting = replace(full, processes=processes, tokens=most)
+        found = _candidate(config, shape, adapter, gpu, setting, share=share)
+        yield found
+        while found.option.fit is not Fit.FITS and setting.tokens > setting.row:
             setting = replace(setting, tokens=max(setting.tokens // 2, setting.row))
-            yield setting
+            found = _candidate(config, shape, adapter, gpu, setting, share=share)
+            yield found
 
 
 def _candidate(
@@ -339,6 +278,7 @@ def _candidate(
     option = Option(
         quantization=setting.quantization,
         recompute=setting.recompute,
+        selective=setting.selective,
         fit=Fit.REFUSED if refused else _fit(memory.total, gpu, shape),
         peak_bytes=memory.total,
         spare_bytes=int(FIT_SHARE * gpu.memory_bytes) - memory.total,
@@ -376,14 +316,6 @@ def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu | None, quantization: Q
     if config.lora.init.changes_base:
         return f"lora.init is {config.lora.init.value}: it goes with quantization None alone; use Auto or None"
     return ""
-
-
-def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, share: float = SHARE) -> Option | None:
-    """What `Auto` for quantization and recomputation would take, if anything fits."""
-    free = replace(config.training, activation_checkpointing=ActivationCheckpointing.AUTO)
-    auto = replace(config, quantization=Quantization.AUTO, training=free)
-    found = choose(auto, shape, adapter, gpu, share=share).option
-    return found if found.fit is Fit.FITS else None
 
 
 def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, share: float) -> float:

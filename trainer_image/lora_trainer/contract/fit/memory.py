@@ -10,7 +10,7 @@ from lora_trainer.contract.fit.moments import Run, largest_moment
 from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.contract.fit.shape import Shape
 
-__all__ = ["Memory", "Setting", "gpu_memory", "layer_bytes", "main_memory"]
+__all__ = ["Memory", "Setting", "gpu_memory", "layer_bytes", "main_memory", "state_bytes"]
 
 _QUANTIZED, _DOUBLE_QUANTIZED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: 4 bits and a scale in fp32 for 64 weights; or a scale of 8 bits for these, and one in fp32 for 256
@@ -53,7 +53,7 @@ def gpu_memory(shape: Shape, adapter: Adapter, setting: Setting) -> Memory:
         dequantized=round(moment.dequantized),
         adapter=4 * values,
         gradients=4 * values,
-        optimizer=round(_state_bytes(adapter, setting.optimizer)),
+        optimizer=round(state_bytes(adapter, setting.optimizer)),
         copies=round(moment.copies),
         activations=round(moment.activations),
         working=round(moment.working),
@@ -100,7 +100,7 @@ def _weight_bytes(shape: Shape, setting: Setting) -> float:
     return sum(layers) / setting.processes + 2 * max(layers, default=0.0) + whole
 
 
-def _state_bytes(adapter: Adapter, optimizer: Optimizer) -> float:
+def state_bytes(adapter: Adapter, optimizer: Optimizer) -> float:
     """Two moments: 8 bytes a value, or 2 and two scales in fp32 for 256 values (arXiv 2110.02861)."""
     if optimizer is Optimizer.ADAMW:
         return 8.0 * adapter.parameters

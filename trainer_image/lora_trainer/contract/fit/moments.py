@@ -5,14 +5,16 @@ Symbols of the comments as in `activations`, and V vocabulary, T tokens of a mic
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.activations import (
-    inputs_of,
     keeps_input,
+    kept_bytes,
     kept_weights,
     layer_bytes,
     untrained_bytes,
+    without_mlp,
 )
 from lora_trainer.contract.fit.adapter import Adapter
 from lora_trainer.contract.fit.limits import MOST_LOGITS, TOKEN_BUDGET
@@ -39,7 +41,7 @@ class Moment:
         return self.activations + self.working + self.copies + self.dequantized
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A model, its adapter and how they are trained."""
 
@@ -52,6 +54,15 @@ class Run:
         """Each with the ranks of its modules."""
         return list(zip(self.shape.layers, self.adapter.ranks, strict=True))
 
+    @cached_property
+    def kinds(self) -> list[tuple[Layer, tuple[int, ...], int]]:
+        """Those that differ, each with its number. Models repeat one object, which is known by its identity."""
+        found: dict[tuple[int, tuple[int, ...]], tuple[Layer, int]] = {}
+        for layer, ranks in self.layers:
+            _, before = found.get((id(layer), ranks), (layer, 0))
+            found[id(layer), ranks] = layer, before + 1
+        return [(layer, ranks, number) for (_, ranks), (layer, number) in found.items()]
+
 
 def largest_moment(run: Run) -> Moment:
     """Of all moments the one that takes most."""
@@ -62,17 +73,14 @@ def _moments(run: Run) -> Iterator[Moment]:
     setting, copies = run.setting, _copies(run)
     kept, last_norm = _kept(run), 4 * run.shape.hidden * setting.tokens
     dora = max((_dora_bytes(module, setting) for module in _adapted(run)), default=0.0) if setting.dora else 0.0
-    # Recomputed, autocast forgets its copies at the end of the forward pass.
-    left = _largest_copies(run) if setting.recompute else copies
-    yield Moment(activations=kept + last_norm, working=_loss_bytes(run), copies=0.0 if setting.recompute else copies)
+    held = _held_copies(run)
+    yield Moment(activations=kept + last_norm, working=_loss_bytes(run), copies=held)
     yield Moment(activations=kept, working=_forward_bytes(run) * setting.tokens + dora, copies=copies)
     norm = (_LAYER_NORM_GRADIENTS if run.layers[-1][0].layer_norm else _NORM_GRADIENTS) * run.shape.hidden
-    yield Moment(
-        activations=kept + last_norm, working=norm * setting.tokens, copies=0.0 if setting.recompute else copies
-    )
-    for layer, ranks in dict.fromkeys(run.layers):
-        layer_kept = layer_bytes(layer, ranks, setting) * setting.tokens + kept_weights(layer, ranks, setting)
-        again = layer_kept if setting.recompute else 0.0
+    yield Moment(activations=kept + last_norm, working=norm * setting.tokens, copies=held)
+    left = held + _largest_copies(run)
+    for layer, ranks, _ in run.kinds:
+        again = _again(layer, ranks, setting)
         of_product, of_factors = (bytes_ * setting.tokens for bytes_ in _gradient_bytes(layer, ranks, setting))
         yield Moment(activations=kept, working=again + max(of_factors, dora), copies=left)
         full = _dequantized(layer, setting)
@@ -83,33 +91,60 @@ def _moments(run: Run) -> Iterator[Moment]:
 
 
 def _kept(run: Run) -> float:
-    """Kept of all layers for the backward pass; recomputed, their inputs alone."""
-    setting, shape = run.setting, run.shape
-    if setting.recompute:
-        # bitsandbytes keeps the inputs of 8-bit modules itself, out of recomputation's reach.
-        by_itself = setting.quantization is Quantization.INT8
-        inputs = sum(inputs_of(layer) for layer in shape.layers) if by_itself else 0
-        stream = setting.stream_size * shape.hidden * len(shape.layers)
-        return (stream + setting.stream_size * inputs) * setting.tokens
-    of_layers = sum(layer_bytes(layer, ranks, setting) for layer, ranks in run.layers)
+    """Kept of all layers for the backward pass."""
+    setting = run.setting
+    of_layers = sum(number * kept_bytes(layer, ranks, setting) for layer, ranks, number in run.kinds)
+    if setting.whole_layers:
+        return of_layers * setting.tokens
     # What is before the first trained parameter needs no gradient.
     before = 0.0 if run.adapter.whole else untrained_bytes(*run.layers[0], setting)
-    weights = sum(kept_weights(layer, ranks, setting) for layer, ranks in run.layers)
+    weights = sum(number * kept_weights(*_held(layer, ranks, setting), setting) for layer, ranks, number in run.kinds)
     return (of_layers - before) * setting.tokens + weights
 
 
+def _again(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
+    """What a layer's backward pass makes once more: all that the layer would keep, or what is within its MLP."""
+    if not setting.recompute:
+        return 0.0
+    whole, weights = layer_bytes(layer, ranks, setting), kept_weights(layer, ranks, setting)
+    if setting.selective:
+        attention = without_mlp(layer, ranks)
+        whole, weights = whole - layer_bytes(*attention, setting), weights - kept_weights(*attention, setting)
+    return whole * setting.tokens + weights
+
+
+def _held(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> tuple[Layer, tuple[int, ...]]:
+    """The part of a layer that is not recomputed."""
+    return without_mlp(layer, ranks) if setting.selective else (layer, ranks)
+
+
 def _adapted(run: Run) -> Iterator[Linear]:
-    for layer, ranks in dict.fromkeys(run.layers):
+    for layer, ranks, _ in run.kinds:
         yield from (module for module, rank in zip(layer.linear, ranks, strict=True) if rank)
 
 
 def _copies(run: Run) -> float:
     """Autocast's, of A and B in 16 bits."""
-    return 0.0 if run.setting.fp32 else 2.0 * sum(_values(layer, ranks) for layer, ranks in run.layers)
+    return 0.0 if run.setting.fp32 else 2.0 * sum(number * _values(layer, ranks) for layer, ranks, number in run.kinds)
+
+
+def _held_copies(run: Run) -> float:
+    """Those that are kept for the backward pass: at the end of the forward pass autocast forgets the others."""
+    if run.setting.fp32 or run.setting.whole_layers:
+        return 0.0
+    return 2.0 * sum(number * _values(*_held(layer, ranks, run.setting)) for layer, ranks, number in run.kinds)
 
 
 def _largest_copies(run: Run) -> float:
-    return 0.0 if run.setting.fp32 else 2.0 * max(_values(layer, ranks) for layer, ranks in run.layers)
+    """Those that recomputing a layer makes again."""
+    if run.setting.fp32 or not run.setting.recompute:
+        return 0.0
+
+    def made(layer: Layer, ranks: tuple[int, ...]) -> int:
+        held = _values(*without_mlp(layer, ranks)) if run.setting.selective else 0
+        return _values(layer, ranks) - held
+
+    return 2.0 * max(made(layer, ranks) for layer, ranks, _ in run.kinds)
 
 
 def _values(layer: Layer, ranks: tuple[int, ...]) -> int:
@@ -196,7 +231,7 @@ def _forward_bytes(run: Run) -> float:
         attention = size * (2 * layer.query + 2 * layer.key_value) + scores
         return 4 * layer.hidden + 2 * size * layer.hidden + max(mlp, attention)
 
-    return max(one(layer) for layer in dict.fromkeys(run.shape.layers))
+    return max(one(layer) for layer, *_ in run.kinds)
 
 
 def _evaluation(run: Run) -> Iterator[Moment]:

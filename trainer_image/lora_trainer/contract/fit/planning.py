@@ -6,6 +6,7 @@ from dataclasses import replace
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, doubtful
 from lora_trainer.contract.fit.choice import (
+    MANNERS,
     Candidate,
     Fit,
     Load,
@@ -20,9 +21,15 @@ from lora_trainer.contract.fit.pod import pod_memory, presumed
 from lora_trainer.contract.fit.remedies import LABELS, remedies
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.fit.speed import SHARE
+from lora_trainer.contract.fit.storage import checkpoint_bytes, claim_bytes
 from lora_trainer.contract.run_plan import Alternative, RunPlan
 
-MOST_ALTERNATIVES = 5
+_MANNER = {
+    ActivationCheckpointing.NONE: "kept activations",
+    ActivationCheckpointing.SELECTIVE: "recomputed MLPs",
+    ActivationCheckpointing.FULL: "recomputed activations",
+}
+MOST_ALTERNATIVES = 8
 CPU = "cpu"
 
 
@@ -100,6 +107,7 @@ def _plan(
     return RunPlan(
         quantization=setting.quantization,
         activation_checkpointing=setting.recompute,
+        selective_checkpointing=setting.selective,
         micro_batch_tokens=setting.tokens,
         sharded=setting.processes > 1,
         sharded_over=setting.processes if setting.processes > 1 else None,
@@ -111,6 +119,8 @@ def _plan(
         pod_memory_bytes=pod_memory(config, shape, adapter, load, divided=setting.processes > 1),
         trainable_parameters=adapter.parameters,
         adapter_file_bytes=adapter.file_bytes,
+        checkpoint_bytes=checkpoint_bytes(config, adapter),
+        claim_bytes=claim_bytes(config, shape, adapter),
         spread=shape.spread,
         reason="",
     )
@@ -162,8 +172,9 @@ def _reason(
         on_each = config.device.processes > 1 and option.quantization is not Quantization.NONE
         least = gib(_least(chosen, shape, adapter, load))
         needs = f"{least} of a GPU's memory{', each with the quantized base' if on_each else ''}"
+        named = f"a GPU of {gpu.name}" if gpu.name[:1].isdigit() else gpu.name
         has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
-        return f"the run needs at least {needs}, and {gpu.name} {has}: {found}"
+        return f"the run needs at least {needs}, and {named} {has}: {found}"
     way = _way(chosen.setting)
     room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"
     if fits is None:
@@ -182,19 +193,18 @@ def _reason(
 def _way(setting: Setting) -> str:
     base = {Quantization.NONE: "the whole base"}.get(setting.quantization, f"{setting.quantization.value}")
     divided = f", divided over {setting.processes} GPUs," if setting.processes > 1 else ""
-    manner = "recomputed" if setting.recompute else "kept"
-    return f"{base}{divided} with {manner} activations and {setting.tokens:,} tokens a micro-batch"
+    manner = _MANNER[setting.manner]
+    return f"{base}{divided} with {manner} and {setting.tokens:,} tokens a micro-batch"
 
 
 def _alternatives(
     config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load, share: float
 ) -> Iterator[Alternative]:
-    """Each quantization with and without recomputation, but for the chosen way and what the trainer would refuse."""
+    """Each quantization in each manner of recomputation, but for the chosen way and what the trainer would refuse."""
     for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8):
-        for recompute in (False, True):
-            if (quantization, recompute) == (chosen.setting.quantization, chosen.setting.recompute):
+        for manner in MANNERS:
+            if (quantization, manner) == (chosen.setting.quantization, chosen.setting.manner):
                 continue
-            manner = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
             training = replace(config.training, activation_checkpointing=manner)
             other = replace(config, quantization=quantization, training=training)
             found = choose(other, shape, adapter, gpu, load=load, share=share)

@@ -1,6 +1,6 @@
 """The main memory of a run's pods, and how a run computes where nothing tells its GPU."""
 
-from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter
 from lora_trainer.contract.fit.choice import REFERENCE, Load, recomputes, setting_of
 from lora_trainer.contract.fit.memory import Setting, main_memory
@@ -24,6 +24,9 @@ def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Set
     """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
     cpu = config.device.gpus == 0
     quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
-    recompute = recomputes(config, shape.parameters, cpu=cpu)
+    manner = config.training.activation_checkpointing
+    if manner is ActivationCheckpointing.AUTO:
+        recompute = recomputes(config, shape.parameters, cpu=cpu)
+        manner = ActivationCheckpointing.of(recompute=recompute, selective=False)
     gpu = None if cpu else REFERENCE
-    return setting_of(config, shape, gpu, quantization=quantization, recompute=recompute, load=load)
+    return setting_of(config, shape, gpu, quantization=quantization, manner=manner, load=load)

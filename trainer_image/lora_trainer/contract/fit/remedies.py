@@ -41,7 +41,7 @@ def _changes(config: TrainConfig, load: Load) -> Iterator[Iterable[tuple[str, Tr
     """From what costs time alone, over what changes the result little, to what changes it or costs money; of the ways
     of each the smallest change first, so that one of them is named."""
     training, lora = config.training, config.lora
-    if training.activation_checkpointing is ActivationCheckpointing.NONE:
+    if training.activation_checkpointing in {ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE}:
         auto = replace(training, activation_checkpointing=ActivationCheckpointing.AUTO)
         yield (("training.activationCheckpointing: Auto", replace(config, training=auto)),)
     if training.optimizer is Optimizer.ADAMW:

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Optimizer, Quantization
+from lora_trainer.contract.config import ActivationCheckpointing, Optimizer, Quantization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """How a run computes. `tokens` has a micro-batch at most, `row` the longest row; `learned` is the share of tokens
-    that is learned. `packs` says that one kernel computes attention over packed rows; `processes` over how many the
-    layers are divided, 1 for not.
+    that is learned. `recompute` says that activations are recomputed, with `selective` those of MLPs alone; `packs`
+    that one kernel computes attention over packed rows; `processes` over how many the layers are divided, 1 for not.
 
     The last three are other programs', whose published runs are reproduced with them: `saves_inputs` that quantized
     modules keep their inputs (bitsandbytes of 2023), `double_quantized` False that scales of 4-bit weights stay fp32
@@ -28,9 +28,20 @@ class Setting:
     optimizer: Optimizer = Optimizer.ADAMW
     learned: float = 1.0
     processes: int = 1
+    selective: bool = False
     saves_inputs: bool = False
     double_quantized: bool = True
     fused_loss: bool = True
+
+    @property
+    def whole_layers(self) -> bool:
+        """Whether layers keep their inputs alone."""
+        return self.recompute and not self.selective
+
+    @property
+    def manner(self) -> ActivationCheckpointing:
+        """How it recomputes."""
+        return ActivationCheckpointing.of(recompute=self.recompute, selective=self.selective)
 
     @property
     def size(self) -> int:

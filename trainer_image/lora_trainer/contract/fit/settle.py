@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from lora_trainer.contract.config import Planned, Quantization, TrainConfig
+from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
 
 
@@ -20,5 +21,14 @@ def settled(config: TrainConfig, plan: RunPlan | None) -> TrainConfig:
         activation_checkpointing=plan.activation_checkpointing,
         micro_batch_tokens=plan.micro_batch_tokens,
         peak_bytes=plan.peak_bytes,
+        selective_checkpointing=plan.selective_checkpointing,
+        room_bytes=room_bytes(plan),
     )
     return replace(config, quantization=quantization, planned=planned)
+
+
+def room_bytes(plan: RunPlan) -> int:
+    """What must be free of a device for a run to begin: the estimate, with `TOKEN_BUDGET` tokens in a micro-batch where
+    the plan has more. Where others hold the rest, micro-batches are halved, at little cost."""
+    share = max(0.0, 1 - TOKEN_BUDGET / plan.micro_batch_tokens) if plan.micro_batch_tokens else 0.0
+    return plan.peak_bytes - int(share * plan.activation_bytes)

@@ -26,6 +26,11 @@ class Linear:
     reserved: bool = False
 
     @property
+    def in_mlp(self) -> bool:
+        """Whether it is a part of the layer's MLP, shared experts included."""
+        return self.name.startswith("mlp.")
+
+    @property
     def weights(self) -> int:
         """Parameters of the matrix."""
         return self.inputs * self.outputs
@@ -72,6 +77,11 @@ class Layer:
         return sum(module.weights for module in self.linear)
 
     @property
+    def mlp_weights(self) -> int:
+        """Those of them that are in the MLP."""
+        return sum(module.weights for module in self.linear if module.in_mlp)
+
+    @property
     def parameters(self) -> int:
         """All of them."""
         biases = sum(module.outputs for module in self.linear if module.bias)
@@ -115,6 +125,11 @@ class Shape:
     def linear_weights(self) -> int:
         """Parameters of the layers' linear modules, which quantization makes smaller; the output embedding is none."""
         return sum(layer.linear_weights for layer in self.layers)
+
+    @cached_property
+    def mlp_share(self) -> float:
+        """Share of the linear modules' weights that MLPs have."""
+        return sum(layer.mlp_weights for layer in self.layers) / max(1, self.linear_weights)
 
     @cached_property
     def experts(self) -> int:

@@ -24,7 +24,7 @@ class Speed:
 
 def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
     """Of forward and backward pass: 4N + 6P + 6 t Q L, N parameters that multiply a token, P of the adapter, t tokens
-    of a row, Q width of all queries, L layers; recomputed, the layers' forward pass once more.
+    of a row, Q width of all queries, L layers; recomputed, the layers' forward pass once more, or that of their MLPs.
 
     A frozen matrix has no gradient of its own, hence 4 and not 6; half of causal attention is masked and not computed.
     """
@@ -32,6 +32,8 @@ def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
     forward = 2 * shape.multiplied + 2 * adapter.parameters + attention
     backward = 2 * shape.multiplied + 4 * adapter.parameters + 2 * attention
     again = forward - 2 * shape.vocabulary * shape.hidden if setting.recompute else 0
+    if setting.selective:
+        again = 2 * sum(layer.mlp_weights + layer.active for layer in shape.layers) + 2 * adapter.in_mlp(shape)
     return float(forward + backward + again)
 
 
@@ -44,7 +46,9 @@ def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: 
     flops = flops_per_token(shape, adapter, setting)
     # fp32 has no tensor cores: an eighth of the peak in 16 bits is the largest share that data sheets have.
     peak = gpu.flops / 8 if setting.fp32 else gpu.flops
-    passes = 3 if setting.recompute else 2
+    passes = 2.0
+    if setting.recompute:
+        passes += shape.mlp_share if setting.selective else 1
     seconds = max(flops / (peak * share), passes * setting.size * shape.linear_weights / gpu.bandwidth / setting.tokens)
     if setting.is_4bit:
         seconds += passes * _READ_AND_WRITTEN * shape.linear_weights / gpu.bandwidth / setting.tokens

@@ -1,0 +1,102 @@
+"""How many tokens a micro-batch has: what fits the device by the plan, and what the checkpoint had that a run goes on
+from."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer.conftest import make_config
+from tests.trainer.test_sharding import planned
+from tests.trainer.trainings import RESOLVED
+
+from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
+from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.model.device import Device
+from lora_trainer.recipe.way import budget_of
+from lora_trainer.training.resume import Saved
+
+GPU = Device(torch_device=torch.device("cuda"), name="H200", dtype=torch.bfloat16)
+LARGE = {"micro_batch_tokens": 16384}
+
+
+def plan(*, tokens: int, fits: bool | None = True) -> RunPlan:
+    """One of so many tokens."""
+    return replace(planned(sharded=False, fits=fits), micro_batch_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("made", "rows", "kept", "tokens"),
+    [
+        (None, None, None, 4096),
+        (plan(tokens=16384), None, None, 16384),
+        (plan(tokens=2048), None, None, 2048),
+        (plan(tokens=100), None, None, 512),
+        (plan(tokens=1024, fits=None), None, None, 4096),
+        (plan(tokens=16384), 4, None, 4 * 512),
+        (plan(tokens=1024), 4, None, 1024),
+        (plan(tokens=16384), None, 4096, 4096),
+        (plan(tokens=2048), None, 16384, 2048),
+        (plan(tokens=16384), 4, 1024, 4 * 512),
+    ],
+    ids=[
+        "no plan",
+        "much memory",
+        "little memory",
+        "less than the longest row",
+        "not sure",
+        "rows that are asked for",
+        "more rows than fit",
+        "a checkpoint with fewer",
+        "a checkpoint of a larger GPU",
+        "a checkpoint, and rows that are asked for",
+    ],
+)
+def test_a_micro_batch_holds_what_fits(made: RunPlan | None, rows: int | None, kept: int | None, tokens: int) -> None:
+    """On a GPU, with rows of up to 512 tokens."""
+    found = budget_of(rows, 512, packed=True, device=GPU, plan=made, kept=kept)
+    assert (found.tokens, found.longest, found.packed) == (tokens, 512, True)
+
+
+@pytest.mark.parametrize(
+    ("longest", "rows", "kept", "warned"),
+    [
+        (512, None, 16384, True),
+        (512, None, 1024, True),
+        (512, None, CPU_TOKEN_BUDGET, False),
+        (512, None, None, False),
+        (1024, None, 1024, True),
+        (384, 2, 1024, False),
+    ],
+    ids=[
+        "of a GPU",
+        "of an earlier release",
+        "of this one",
+        "none",
+        "of an earlier release with long rows",
+        "rows that are asked for",
+    ],
+)
+def test_a_cpu_has_its_own_number(
+    cpu: Device, caplog: pytest.LogCaptureFixture, *, longest: int, rows: int | None, kept: int | None, warned: bool
+) -> None:
+    """Whatever a checkpoint had, and says where that was more: packs are cut otherwise, and round otherwise."""
+    planned = plan(tokens=CPU_TOKEN_BUDGET, fits=None)
+    assert budget_of(rows, longest, packed=False, device=cpu, plan=planned, kept=kept).tokens == CPU_TOKEN_BUDGET
+    sentence = "micro-batches hold fewer tokens than the checkpoint's did: other rows are computed together"
+    assert [sentence in line for line in caplog.messages] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("resolved", "training", "tokens"),
+    [({}, {}, 4096), (LARGE, {}, 16384), (LARGE, {"microBatchSize": 4}, None)],
+    ids=["an earlier release", "this one", "rows that were asked for"],
+)
+def test_a_checkpoint_keeps_the_size_of_micro_batches(
+    resolved: dict[str, Any], training: dict[str, Any], tokens: int | None
+) -> None:
+    """Packs are cut by it: another one would round otherwise."""
+    record: Any = SimpleNamespace(resolved=replace(RESOLVED, **resolved), config=make_config(training=training))
+    checkpoint: Any = SimpleNamespace(step=4)
+    assert Saved(checkpoint=checkpoint, record=record, own=True).budget_tokens == tokens

@@ -1,0 +1,192 @@
+"""Liger's kernels for what stands between the matrices of a layer: norms, the rotation of queries and keys, and gates.
+
+Functions of the library (liger-kernel) are taken, whose Triton kernels are compiled on the device, and put into modules
+one by one: no class is changed. Names only suggest which modules compute what a kernel does; `fast_paths` compares.
+"""
+
+import copy
+import functools
+import importlib.util
+import inspect
+import types
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_trainer.model import gates
+from lora_trainer.model.recompute import put_forward, take_forward
+
+DEVICES = {"cuda"}
+"""Kinds of devices that Triton compiles for."""
+_PRODUCTS = 1024
+"""What moving a value costs, in products of two numbers: a GPU does some hundreds for each byte that it reads or writes
+(an H100 295, by its data sheet), and a value is read and written a few times."""
+_ROTATE = "apply_rotary_pos_emb"
+Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def remove(module: nn.Module) -> None:
+    """Let a module compute as its class does again."""
+    take_forward(module)
+
+
+def work(_module: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
+    """In products of two numbers."""
+    return _PRODUCTS * inputs[0].numel()
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    """Norms by the root of a mean square, with a frozen weight."""
+    return [module for module in model.modules() if _is_norm(module)] if _present() else []
+
+
+def norm_kind(module: Any) -> Hashable:
+    """What norms share that compute alike."""
+    return type(module).__name__, tuple(module.weight.shape), module.weight.dtype, _epsilon(module)
+
+
+def install_norm(module: nn.Module) -> None:
+    """Let a norm compute with Liger's kernel."""
+    put_forward(module, functools.partial(norm, module))
+
+
+def norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """Gemma's weights are what they add to 1, and it multiplies by them in fp32; the gradient is not written over the
+    one that the norm is given, which a residual stream beside it may share."""
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # noqa: PLC0415 - takes a second to import
+
+    offset, casts = (1.0, "gemma") if "Gemma" in type(module).__name__ else (0.0, "llama")
+    # By rows: else another kernel would take many short ones, which the few that are compared do not reach.
+    found: torch.Tensor = LigerRMSNormFunction.apply(x, module.weight, _epsilon(module), offset, casts, False, True)
+    return found
+
+
+def wide_norm(module: nn.Module, inputs: Sequence[torch.Tensor], _: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The same by the module's own code, in the input's type."""
+    (x,) = inputs
+    found: torch.Tensor = copy.deepcopy(module).to(x.dtype)(x)
+    return found
+
+
+def rotating(model: nn.Module) -> list[nn.Module]:
+    """Attention that rotates queries and keys by the function that its file calls as Llama's."""
+    return [module for module in model.modules() if _rotates(module) and _is_here(module)] if _present() else []
+
+
+def rotation_kind(module: Any) -> Hashable:
+    """What attention modules share that rotate alike."""
+    return type(module).__name__, getattr(module, "head_dim", None)
+
+
+def install_rotation(module: nn.Module) -> None:
+    """Let attention rotate with Liger's kernel."""
+    plain = _plain_rotate(module)
+
+    def rotated(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return plain(*args, **kwargs) if kwargs or len(args) != 4 else rotate(*args)
+
+    put_forward(module, _with_rotation(module, rotated))
+
+
+def rotate(
+    queries: torch.Tensor, keys: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shapes: (rows, heads, tokens, size of a head), and (rows or 1, tokens, size). The kernel writes over what it is
+    given, which may be needed elsewhere: it is given copies."""
+    from liger_kernel.ops.rope import LigerRopeFunction  # noqa: PLC0415 - takes a second to import
+
+    found = LigerRopeFunction.apply(queries.clone(), keys.clone(), cosines, sines)
+    return found[0], found[1]
+
+
+def plain_rotation(module: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by the function of the module's own file."""
+    return _plain_rotate(module)(*inputs)
+
+
+class Watched:
+    """A rotation that gives `keep` what it is called with."""
+
+    def __init__(self, module: nn.Module, keep: Callable[[nn.Module, tuple[torch.Tensor, ...]], None]) -> None:
+        plain, self.module = _plain_rotate(module), module
+
+        def watched(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            keep(module, args)
+            return plain(*args, **kwargs)
+
+        put_forward(module, _with_rotation(module, watched))
+
+    def remove(self) -> None:
+        """As before."""
+        remove(self.module)
+
+
+def watch_rotation(module: nn.Module, keep: Callable[[nn.Module, tuple[torch.Tensor, ...]], None]) -> Watched:
+    """Give `keep` queries, keys, cosines and sines of the next passes."""
+    return Watched(module, keep)
+
+
+def gated_mlps(model: nn.Module) -> list[nn.Module]:
+    """MLPs with a gate through SiLU."""
+    return [module for module in gates.gated_mlps(model) if _is_here(module)] if _present() else []
+
+
+def install_gate(module: nn.Module) -> None:
+    """Let an MLP compute its gate with Liger's kernel."""
+    gates.install(module, gate)
+
+
+def gate(gated: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:
+    """SiLU of `gated` times `ups`. The backward pass writes over both."""
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # noqa: PLC0415 - takes a second to import
+
+    found: torch.Tensor = LigerSiLUMulFunction.apply(gated, ups)
+    return found
+
+
+def _present() -> bool:
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+def _is_here(module: nn.Module) -> bool:
+    return gates.device_type(module) in DEVICES
+
+
+def _is_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__.endswith("RMSNorm")
+        and isinstance(weight, nn.Parameter)
+        and list(module.parameters()) == [weight]
+        and not weight.requires_grad
+        and weight.dim() == 1
+        and _epsilon(module) is not None
+        and _is_here(module)
+    )
+
+
+def _epsilon(module: Any) -> float | None:
+    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return found if isinstance(found, float) else None
+
+
+def _rotates(module: nn.Module) -> bool:
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and _ROTATE in code.co_names
+
+
+def _plain_rotate(module: nn.Module) -> Rotate:
+    found: Rotate = inspect.unwrap(type(module).forward).__globals__[_ROTATE]
+    return found
+
+
+def _with_rotation(module: nn.Module, rotated: Rotate) -> Callable[..., Any]:
+    """The forward pass of the module's class, in which the name of the rotation means another function."""
+    plain: Any = inspect.unwrap(type(module).forward)
+    other = types.FunctionType(
+        plain.__code__, {**plain.__globals__, _ROTATE: rotated}, plain.__name__, plain.__defaults__, plain.__closure__
+    )
+    other.__kwdefaults__ = plain.__kwdefaults__
+    return types.MethodType(other, module)
