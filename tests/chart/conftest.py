@@ -1,52 +1,34 @@
-"""Helm 3 and 4, and the chart rendered by them."""
+"""Helm 3 and 4, and the chart rendered by them.
+
+A module whose tests need to run under both says so by `HELMS`: what a test reads of a rendering alone is the same under
+either, as test_matrix.py finds.
+"""
 
 import functools
 import json
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import yaml
-from tests.chart.matrix import IMAGES, merged
-from tests.chart.target import CHART, Target, make_target
+from tests.chart.helms import Helm, built
+from tests.chart.objects import Manifest, parsed
+from tests.chart.target import Target, make_target
 
-from localcluster import settings, tools
+from localcluster import tools
 from localcluster.client import Client
-from localcluster.console import Console
-
-Manifest = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Helm:
-    """The helm binary. A failure is reported with its standard error."""
-
-    binary: Path
-
-    def run(self, *arguments: str, stdin: str | None = None) -> str:
-        done = self.attempt(*arguments, stdin=stdin)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def attempt(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(self.binary), *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=120
-        )
-
-    def template(self, values: Mapping[str, Any], *flags: str) -> subprocess.CompletedProcess[str]:
-        """`helm template` as release `lora` in namespace `lora-system`, with values from a file."""
-        # A Helm that was built without the release's linker flags takes itself for one of Kubernetes 1.20.
-        command = ("template", "lora", str(CHART), "--namespace", "lora-system", "--kube-version", "1.31.0", *flags)
-        return self.attempt(*command, "--values", "-", stdin=yaml.safe_dump(merged(IMAGES, values)))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of the chart under Helm 3, or under each Helm that its module names."""
+    if "helm" in metafunc.fixturenames:
+        helms = getattr(metafunc.module, "HELMS", (tools.HELM,))
+        metafunc.parametrize("helm", helms, indirect=True, scope="session", ids=lambda tool: tool.name)
 
 
-@pytest.fixture(scope="session", params=[tools.HELM, tools.HELM4], ids=["helm3", "helm4"])
+@pytest.fixture(scope="session")
 def helm(request: pytest.FixtureRequest) -> Helm:
-    """One of the project's own Helms, built on first use."""
-    return Helm(binary=tools.ensure(request.param, settings.cache_directory(), Console()) / "helm")
+    """The Helm of the test."""
+    return built(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +42,7 @@ def documents(helm: Helm) -> Callable[..., list[Manifest]]:
         return done.stdout
 
     def rendered(**values: Any) -> list[Manifest]:
-        return [document for document in yaml.safe_load_all(text(json.dumps(values, sort_keys=True))) if document]
+        return parsed(text(json.dumps(values, sort_keys=True)))
 
     return rendered
 

@@ -22,7 +22,17 @@ NETWORK = {"enabled": True, "apiServerCIDRs": ["10.0.0.1/32", "fd00::1/128"], "p
 MONITOR = {"enabled": True, "additionalLabels": {"release": "prometheus"}}
 RULES = {**MONITOR, "runbookURL": "https://git.example.com/docs/runbooks", "disabled": ["LoRAFineTuneGPUIdle"]}
 DASHBOARDS = {"enabled": True, "annotations": {"grafana_folder": "LoRA"}}
-EXTRA = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-extra"}}
+DEFAULTS = {
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "memoryPerGPU": "24Gi",
+    "environment": {"NCCL_DEBUG": "WARN"},
+    "cacheClaim": "lora-cache",
+}
+EXTRA = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "{{ .Release.Name }}-extra", "namespace": "{{ .Release.Namespace }}"},
+}
 
 # The first choice of each is the default.
 SWITCHES: Mapping[str, Sequence[Values]] = {
@@ -42,7 +52,7 @@ SWITCHES: Mapping[str, Sequence[Values]] = {
     "names": ({}, {"fullnameOverride": "tuner", "nameOverride": "tuning"}),
     "pullSecrets": ({}, {"imagePullSecrets": [{"name": "registry"}], "image": {"digest": f"sha256:{'a' * 64}"}}),
     "placement": ({}, {"nodeSelector": {"pool": "system"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}),
-    "config": ({}, {"config": {"allowCPU": True, "cacheClaim": "lora-cache"}}),
+    "config": ({}, {"config": {"allowCPU": True}, "defaults": DEFAULTS}),
     "extra": ({}, {"extraObjects": [EXTRA]}),
 }
 

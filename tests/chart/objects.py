@@ -3,8 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import yaml
+
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
+
+
+def parsed(text: str) -> list[Manifest]:
+    """The documents that Helm has rendered, empty ones left out; by libyaml, as each text has the definition in it."""
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
 def only(objects: list[Manifest], kind: str, name: str | None = None) -> Manifest:

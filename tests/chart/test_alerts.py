@@ -13,7 +13,7 @@ import pytest
 import yaml
 from tests.chart import promql
 from tests.chart.matrix import IMAGES, merged
-from tests.chart.objects import Render, only
+from tests.chart.objects import Render, only, parsed
 from tests.chart.target import CHART
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -175,7 +175,7 @@ def test_the_pages_three_lines_switch_everything_on(helm: Any) -> None:
     assert len(flags) == 8
     rendered = helm.template({}, *flags)
     assert rendered.returncode == 0, rendered.stderr
-    labels = {o["kind"]: o["metadata"].get("labels", {}) for o in yaml.safe_load_all(rendered.stdout) if o}
+    labels = {o["kind"]: o["metadata"].get("labels", {}) for o in parsed(rendered.stdout)}
     for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"):
         assert labels[kind]["release"] == "kube-prometheus-stack"
     assert rendered.stdout.count('grafana_dashboard: "1"') == 2
@@ -202,6 +202,15 @@ def test_series_of_other_releases_are_left_to_them(render: Render) -> None:
                 assert "namespace" in matched, entry
             if name.startswith("lora_operator_") and not name.endswith("left_out_namespace"):
                 assert "job" in matched, entry
+
+
+def test_the_operators_series_have_the_job_that_the_service_monitor_gives_them(render: Render) -> None:
+    """The Service's name: under another one each alert about the operator would be blind, and LoRAOperatorDown fire."""
+    objects = render(metrics={"prometheusRule": ENABLED, "serviceMonitor": {"enabled": True}}, fullnameOverride="tuner")
+    rules = only(objects, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    jobs = {job for rule in rules for job in re.findall(r'job="([^"]*)"', rule["expr"])}
+    assert "jobLabel" not in only(objects, "ServiceMonitor")["spec"]
+    assert jobs == {only(objects, "Service")["metadata"]["name"]}
 
 
 def test_thresholds_and_durations_come_from_the_values(render: Render) -> None:

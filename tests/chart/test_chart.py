@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.chart import helms
 from tests.chart.objects import Render, only, pod_of, settings_of
 
 from lora_operator.running.self_check import LEASE_RIGHTS
@@ -18,6 +19,7 @@ from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm/lora-finetune-operator"
+HELMS = helms.BOTH
 SMALL_NODES: Any = {"nodeSelector": {"pool": "small"}, "tolerations": [{"key": "team", "operator": "Exists"}]}
 
 
@@ -176,7 +178,6 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         config={
             "hubEndpoint": "http://hub:8000",
             "allowCPU": True,
-            "defaultCPU": "4",
             "progressIntervalSeconds": 0.5,
             "offline": True,
             "s3Endpoint": "http://s3:7070",
@@ -188,7 +189,6 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
             "ociPlainHTTPRegistries": ["registry.registry.svc:5000"],
             "mlflowTrackingURI": "http://mlflow:5000",
             "wandbBaseURL": "https://wandb.example",
-            "cacheClaim": "lora-cache",
             "preflightCPU": "500m",
             "preflightMemory": "1Gi",
             "gpus": [{"name": "NVIDIA-A10G", "memoryGiB": 24, "pricePerHour": 1.2}],
@@ -199,6 +199,21 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
             "leaseDurationSeconds": 30,
             "renewDeadlineSeconds": 20,
             "retryPeriodSeconds": 5,
+        },
+        defaults={
+            "gpuResourceName": "amd.com/gpu",
+            "nodeSelector": {"pool": "gpus"},
+            "tolerations": SMALL_NODES["tolerations"],
+            "affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}},
+            "runtimeClassName": "nvidia",
+            "priorityClassName": "batch",
+            "queue": "gpus",
+            "ttlSecondsAfterFinished": 2592000,
+            "cpuPerGPU": "4",
+            "memoryPerGPU": "24Gi",
+            "environment": {"NCCL_DEBUG": "WARN", "HTTPS_PROXY": "http://proxy:3128"},
+            "checkpointClaim": "saves",
+            "cacheClaim": "lora-cache",
         },
         replicas=2,
         logLevel="DEBUG",
@@ -215,7 +230,18 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         trainer_service_account_name="trainer",
         hub_endpoint="http://hub:8000",
         allow_cpu=True,
-        default_cpu="4",
+        default_cpu_per_gpu="4",
+        default_memory_per_gpu="24Gi",
+        default_gpu_resource_name="amd.com/gpu",
+        default_node_selector={"pool": "gpus"},
+        default_tolerations=tuple(SMALL_NODES["tolerations"]),
+        default_affinity={"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}},
+        default_runtime_class_name="nvidia",
+        default_priority_class_name="batch",
+        default_queue="gpus",
+        default_ttl_s=2592000,
+        default_environment={"NCCL_DEBUG": "WARN", "HTTPS_PROXY": "http://proxy:3128"},
+        default_checkpoint_claim="saves",
         progress_interval_s=0.5,
         offline=True,
         s3_endpoint="http://s3:7070",
@@ -246,6 +272,19 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         log_level="DEBUG",
         log_format="text",
     )
+
+
+def test_the_earlier_names_of_defaults_are_read_once_more(render: Render, tmp_path: Path) -> None:
+    """Whoever upgrades with the values of the last release keeps what they set; the new name counts where both are."""
+    old = {"cacheClaim": "old", "defaultCPU": "3", "defaultMemory": "5Gi", "httpProxy": "http://proxy:3129"}
+    file = tmp_path / "config.yaml"
+    file.write_text(settings_of(render(config=old, defaults={"memoryPerGPU": "7Gi"})))
+    found = load_config(file)
+    assert (found.cache_claim, found.default_cpu, found.default_cpu_per_gpu) == ("old", "3", "")
+    assert (found.default_memory, found.default_memory_per_gpu) == ("5Gi", "7Gi")
+    assert found.http_proxy == "http://proxy:3129"
+    file.write_text(settings_of(render(config=old, defaults={"cacheClaim": "new"})))
+    assert load_config(file).cache_claim == "new"
 
 
 def test_defaults_of_the_chart_are_those_of_the_operator(render: Render, tmp_path: Path) -> None:
@@ -377,6 +416,13 @@ def test_a_misspelt_value_is_refused_by_name(helm: Any) -> None:
         ({"config": {"hubEndpoint": "hub:8000"}}, "hubEndpoint"),
         ({"config": {"defaultMemory": "lots"}}, "defaultMemory"),
         ({"config": {"s3Endpoint": "s3:7070"}}, "s3Endpoint"),
+        ({"defaults": {"memoryPerGPU": "lots"}}, "memoryPerGPU"),
+        ({"defaults": {"tolerance": []}}, "tolerance"),
+        ({"defaults": {"tolerations": [{"keys": "gpu"}]}}, "keys"),
+        ({"defaults": {"affinity": {"nodes": {}}}}, "nodes"),
+        ({"defaults": {"environment": {"HF_TOKEN": "hf_x"}}}, "HF_TOKEN"),
+        ({"defaults": {"environment": {"UCX_TLS": "http://me:secret@host"}}}, "UCX_TLS"),
+        ({"defaults": {"ttlSecondsAfterFinished": 0}}, "ttlSecondsAfterFinished"),
         ({"config": {"cacheClaim": "pvc://models"}}, "cacheClaim"),
         ({"config": {"ociPlainHTTPRegistries": ["http://registry:5000"]}}, "ociPlainHTTPRegistries"),
         ({"config": {"stallTimeoutSeconds": 0}}, "stallTimeoutSeconds"),

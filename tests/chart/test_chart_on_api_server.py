@@ -3,11 +3,13 @@
 import json
 
 import yaml
+from tests.chart import helms
 from tests.chart.target import RELEASE, Target
 
 from localcluster.processes import wait_until
 
 LORA = "lora-operator.io"
+HELMS = helms.BOTH
 
 
 def sample(notes: str) -> str:

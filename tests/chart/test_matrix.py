@@ -6,16 +6,25 @@ After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/chart/test_matrix.py
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from tests.chart.matrix import IMAGES, ROWS, SIZES, covered, merged, pairs, values_of
-from tests.chart.objects import Manifest, Render, pods_of
+from tests.chart import helms
+from tests.chart.matrix import IMAGES, ROWS, SIZES, Values, covered, merged, pairs, values_of
+from tests.chart.objects import Manifest, Render, parsed, pods_of
 from tests.chart.target import CHART
+
+from localcluster import tools
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart"
 UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
+
+
+def assert_lint_is_clean(helm: helms.Helm, values: Values) -> None:
+    """`helm lint --strict` with these values."""
+    linted = helm.run("lint", "--strict", str(CHART), "--values", "-", stdin=yaml.safe_dump(merged(IMAGES, values)))
+    assert "0 chart(s) failed" in linted
+    assert "[WARNING]" not in linted
 
 
 def test_each_two_choices_occur_together() -> None:
@@ -26,7 +35,7 @@ def test_each_two_choices_occur_together() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)))
-def test_a_row_renders_as_it_is_recorded(documents: Render, helm: Any, number: int) -> None:
+def test_a_row_renders_as_it_is_recorded(documents: Render, helm: helms.Helm, number: int) -> None:
     """Its objects, without the content of definition, dashboards and alerts, tested elsewhere; lint finds nothing."""
     values = values_of(ROWS[number])
     objects = sorted(documents(**values), key=_place)
@@ -38,9 +47,15 @@ def test_a_row_renders_as_it_is_recorded(documents: Render, helm: Any, number: i
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
     assert text == file.read_text()
-    linted = helm.run("lint", "--strict", str(CHART), "--values", "-", stdin=yaml.safe_dump(merged(IMAGES, values)))
-    assert "0 chart(s) failed" in linted
-    assert "[WARNING]" not in linted
+    assert_lint_is_clean(helm, values)
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)))
+def test_helm_4_renders_a_row_as_helm_3_does(documents: Render, number: int) -> None:
+    """In whole, so that what other tests read of Helm 3's renderings is said of Helm 4's; lint finds nothing either."""
+    values, helm = values_of(ROWS[number]), helms.built(tools.HELM4)
+    assert sorted(parsed(helm.template(values).stdout), key=_place) == sorted(documents(**values), key=_place)
+    assert_lint_is_clean(helm, values)
 
 
 def test_there_is_no_record_without_a_row() -> None:

@@ -99,7 +99,6 @@ needs_queues = pytest.mark.skipif(
 
 
 @needs_queues
-@pytest.mark.parametrize("helm", [tools.HELM], indirect=True, ids=["helm3"])
 def test_who_reaches_whom_is_what_the_page_on_installing_says(render: Render) -> None:
     """Each pair in IPv4 and in IPv6, with the labels that operator and Jobs really have."""
     objects = render(networkPolicy=NETWORK, watch={"namespaces": LISTED})

@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from tests.chart import helms
 from tests.chart.matrix import MONITOR, NETWORK, POLICIES, RULES
 
+HELMS = helms.BOTH
 CLUSTER = ("--api-versions=apps/v1/Deployment",)
 """What Helm knows of a real cluster: kinds, and none but the built-in ones that are named."""
 
@@ -50,6 +52,14 @@ def test_an_impossible_value_is_named(helm: Any, values: dict[str, Any], path: s
             "networkPolicy.prometheusNamespaces is empty: with networkPolicy.enabled",
         ),
         ({"policies": {"enabled": True, "contact": "me"}}, "policies.enabled is true and there is no rule: set"),
+        (
+            {"defaults": {"environment": {"HTTPS_PROXY": "user:pass@proxy:3128"}}},
+            "defaults.environment.HTTPS_PROXY has a user, token or password",
+        ),
+        (
+            {"defaults": {"environment": {"HTTP_PROXY": "http://TOKEN@proxy:3128"}}},
+            "defaults.environment.HTTP_PROXY has a user, token or password",
+        ),
         (
             {"policies": {**POLICIES, "contact": ""}},
             "policies.contact is empty: a run that is refused says whom to ask",

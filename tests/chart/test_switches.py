@@ -183,7 +183,19 @@ NEXT: tuple[tuple[dict[str, Any], str], ...] = (
     ),
     ({"metrics": {"prometheusRule": RULES}}, "-o jsonpath='{.items[*].spec.ruleSelector}'"),
     ({"metrics": {"grafanaDashboard": DASHBOARDS}}, "shows LoRA fleet and LoRA run, at /d/lora-fleet and /d/lora-run."),
-    ({"config": {"cacheClaim": "hub"}}, "Each namespace with runs needs the PersistentVolumeClaim hub."),
+    ({"defaults": {"cacheClaim": "hub"}}, "Each namespace with runs needs the PersistentVolumeClaim hub."),
+    (
+        {"defaults": {"cacheClaim": "hub", "checkpointClaim": "saves", "queue": "gpus"}},
+        "needs the PersistentVolumeClaim hub, the PersistentVolumeClaim saves, the LocalQueue gpus.",
+    ),
+    (
+        {"config": {"cacheClaim": "hub", "defaultMemory": "4Gi"}},
+        "config.cacheClaim is now defaults.cacheClaim, config.defaultMemory, for a pod as a whole, is now defaults.mem",
+    ),
+    (
+        {"config": {"defaultMemory": "4Gi"}},
+        "is now defaults.memoryPerGPU, which is multiplied by the pod's GPUs: the earlier names are read in this",
+    ),
     (
         {"config": {"caBundleConfigMap": "ca"}, "imagePullSecrets": [{"name": "registry"}]},
         "Each namespace with runs needs the ConfigMap ca with ca.crt, the Secret registry.",

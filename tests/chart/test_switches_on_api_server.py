@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from tests.chart import helms
 from tests.chart.matrix import ROWS, merged, values_of
-from tests.chart.objects import pods_of
+from tests.chart.objects import parsed, pods_of
 from tests.chart.operating import operating
 from tests.chart.target import RELEASE, Target
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
+from tests.pages.blocks import block
+from tests.pages.typed import typed
 
 from localcluster.client import Client, CommandError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+HELMS = helms.BOTH
 MONITORING = "monitoring.coreos.com"
 # What a careless template would break, or be broken by.
 CONTACT = 'das "ML"-Team \\ {{ .Values }} <ü>'
@@ -81,7 +84,7 @@ def test_every_two_choices_install_and_follow_each_other(target: Target, prometh
         target.install(values=merged(values, {"crds": {"keep": True}}))
         manifest = client.helm("get", "manifest", RELEASE, f"--namespace={target.system}")
         tests = client.helm("get", "hooks", RELEASE, f"--namespace={target.system}")
-        for found in pods_of([o for text in (manifest, tests) for o in yaml.safe_load_all(text) if o]):
+        for found in pods_of([*parsed(manifest), *parsed(tests)]):
             # Its account may be a given one, or come with helm test alone.
             spec = {**found, "serviceAccountName": "default"}
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
@@ -185,6 +188,17 @@ def test_a_run_that_is_older_than_the_rules_may_be_changed_and_no_run_gives_its_
         client.kubectl("label", "lft", "queued", here, f"{QUEUE}-")
     client.kubectl("label", "lft", "queued", here, f"{QUEUE}=other", "--overwrite")
     client.kubectl("delete", "lft", "older", "queued", here)
+
+
+def test_the_page_quotes_the_rule_of_its_flags(target: Target, tmp_path: Path) -> None:
+    """docs/install.md, as a user is told who breaks it."""
+    (call,) = typed(block("docs/install.md", "--set policies.enabled=true").commands, tmp_path).calls
+    flags = call.arguments[call.arguments.index("--set") :]
+    target.install("--set=watch.namespaces={" + target.team + "}", *flags)
+    sentence = block("docs/install.md", "spec.model.uri is").text.strip()
+    worst = run_of(model={"uri": "hf://else/model"})
+    eventually(lambda: "#ml-platform" in refused(target, worst), "the rule is in force")
+    assert sentence in refused(target, worst)
 
 
 def prometheus(namespace: str, **spec: Any) -> str:

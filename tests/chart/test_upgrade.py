@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.chart import helms
 from tests.chart.operating import operating
 from tests.chart.target import CHART, RELEASE, Target
 from tests.component.documents import succeeded
@@ -18,6 +19,7 @@ from tests.faults.one_run import Run, begin
 from localcluster.client import Client
 
 DEFINITION = "crd/lorafinetunes.lora-operator.io"
+HELMS = helms.BOTH
 # What the definition has got since, in the spec and in the status.
 ADDED = {"spec": "preflight", "status": "stateSince"}
 

@@ -23,9 +23,13 @@ from localcluster.processes import wait_until
 from lora_operator.decision import results
 from lora_operator.decision.blocks import block_from
 from lora_operator.decision.stages.preflight import plan_block
+from lora_operator.views.defaults import Defaults
+from lora_operator.views.request import read_request
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
 
+# What an administrator may set for runs that are silent.
+SITE = Defaults(queue="gpus", ttl_s=86400, environment={"NCCL_DEBUG": "WARN"}, cache_claim="models")
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFINITION = REPOSITORY / "crds/lorafinetunes.yaml"
 BAD = Path(__file__).parent / "crd_bad"
@@ -95,8 +99,17 @@ OTHER: Mapping[str, Any] = {
     "spec.resources.cpu": 2,
     "spec.resources.memory": "32Gi",
     "spec.resources.sharedMemory": "2Gi",
+    "spec.resources.ephemeralStorage": "7Gi",
+    "spec.resources.extendedResources": {"rdma/other": 1},
     "spec.scheduling.nodeSelector": {"other": "label"},
     "spec.scheduling.tolerations": [{"key": "other", "operator": "Exists"}],
+    "spec.scheduling.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms": [{}],
+    "spec.scheduling.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution": [],
+    "spec.scheduling.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution": [],
+    "spec.scheduling.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution": [],
+    "spec.scheduling.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution": [],
+    "spec.scheduling.affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution": [],
+    "spec.scheduling.runtimeClassName": "other",
     "spec.scheduling.priorityClassName": "other",
     "spec.output.uri": "s3://acme-models/other",
     "spec.output.secretRef.name": "other",
@@ -355,7 +368,7 @@ def test_defaults_are_those_of_the_documentation(api: Api) -> None:
             "kernels": "Auto",
             "seed": 42,
         },
-        "resources": {"gpus": 1, "nodes": 1, "gpuResourceName": "nvidia.com/gpu"},
+        "resources": {"gpus": 1, "nodes": 1},
         "scheduling": {},
         "output": {"uri": "pvc://adapters/support-tone", "merge": "Adapter", "mergePrecision": "Auto"},
         "checkpoint": {"intervalSeconds": 600, "keep": 2},
@@ -501,6 +514,31 @@ def test_the_former_default_of_the_quantization_may_become_auto(api: Api) -> Non
     assert (found.field, "immutable" in found.message) == (path, True)
 
 
+def test_a_number_may_be_written_in_each_of_its_ways(api: Api) -> None:
+    """Quoted with an exponent, and epochs with quotes or without: that is the same run, and the same resource."""
+    path, training = "spec.training.epochs", {"learningRate": "2e-4", "weightDecay": "1E-2", "epochs": 2}
+    named = changed(example("minimal.yaml"), {"metadata": {"name": "two-ways"}, "spec": {"training": training}})
+    written = api.create(named, dry_run=False)
+    assert (get(written, path), get(written, "spec.training.learningRate")) == (2, "2e-4")
+    assert get(api.replace(put(written, path, "2")), path) == "2"
+    for other in (1, "1", "2.5"):
+        (found,) = refusals(lambda other=other: api.replace(put(written, path, other)))  # type: ignore[misc]
+        assert (found.field, "immutable" in found.message) == (path, True)
+
+
+def test_the_former_default_of_the_gpus_name_may_be_left_out(api: Api) -> None:
+    """As kubectl replace of a file asks that names none; it cannot be added, and another name stays."""
+    path = "spec.resources.gpuResourceName"
+    for name, began in (("was-default", "nvidia.com/gpu"), ("was-named", "amd.com/gpu")):
+        named = changed(example("minimal.yaml"), {"metadata": {"name": name}})
+        written = api.create(put(named, path, began), dry_run=False)
+        if began == "nvidia.com/gpu":
+            assert get(api.replace(put(written, path, None)), path) is None
+        else:
+            (found,) = refusals(lambda written=written: api.replace(put(written, path, None)))  # type: ignore[misc]
+            assert (found.field, "immutable" in found.message) == (path, True)
+
+
 def test_sections_of_defaults_may_be_left_out_of_an_update(api: Api, stored: Mapping[str, dict[str, Any]]) -> None:
     """Taking away what equals the defaults changes nothing, so it is allowed."""
     bare = stored["bare"]
@@ -571,10 +609,10 @@ def test_what_the_operator_writes_is_stored_as_it_is(api: Api) -> None:
     """Whatever a trainer says, nothing of the status is refused as out of bounds or pruned as unknown."""
     manifest = changed(example("every-field.yaml"), {"metadata": {"name": "endless", "namespace": api.namespace}})
     written = api.create(manifest, dry_run=False)
-    train = train_config(written, RunOptions(uid="0"))
+    request = read_request(written, RunOptions(uid="0"), SITE)
     written["status"] |= {
         "observedGeneration": 1,
-        "resolved": results.resolved_by_spec(train, "x" * 5000) | results.resolved_by_run(endless(ResolvedRun)),
+        "resolved": results.resolved_by_request(request, "x" * 5000) | results.resolved_by_run(endless(ResolvedRun)),
         "preflight": block_from(make_preflight()),
         "plan": plan_block(make_plan()),
         "dataset": results.dataset_block(endless(DatasetStats)),

@@ -76,6 +76,7 @@ def computing(**changes: Any) -> Changes:
 NF4, BITS_16 = make_config(quantization="NF4"), make_config(quantization="None")
 IN_NF4 = {"quantization": Quantization.NF4, "tokens_per_second": 1000.0, "alternatives": (IN_16_BITS,)}
 TIGHT = {"fits": None, "peak_bytes": 23 * GIB, "alternatives": (IN_4_BITS,)}
+ON_CLAIM = {"checkpoint_bytes": 480 * 2**20, "claim_bytes": 2 * GIB}
 LEFT_OUT = ("fused-adapter: it fails: " + 300 * "x",)
 KEPT = {"plan": make_plan(activation_checkpointing=False), "shape": LLAMA}
 
@@ -108,6 +109,7 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
     Code.ROWS_CUT: (None, rows(cut=1, cut_tokens=70), "more than 2048 tokens: 1, which lose 70"),
     Code.FEW_HELD_OUT_ROWS: (None, ended(improvement_standard_error=0.031), "less than 0.062 nats (3.1% of the loss)"),
     Code.HELD_OUT_ROWS_LEARNED: (None, rows(shared=2), "stand among the held-out rows, too: 2"),
+    Code.CLAIM_SIZE: (None, {"plan": make_plan(**ON_CLAIM)}, "takes 480.0 MiB, and 3 of them are there at a time"),
     Code.SERVE_MERGED: (lora(variant="DoRA", modulesToSave=["lm_head"]), {}, "no DoRA adapters; vLLM serves no"),
     Code.MAX_LORA_RANK: (lora(rank=17), {}, "The largest rank is 17"),
     Code.RECENT_SERVER: (lora(rankPattern={"q_proj": 8}), {}, "factors of their own"),
@@ -202,6 +204,9 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
     "enough held-out rows": (Code.FEW_HELD_OUT_ROWS, None, ended(improvement_standard_error=0.03)),
     "twenty held-out rows": (Code.FEW_HELD_OUT_ROWS, None, {"ended": None, **rows(held_out=20)}),
     "held-out rows apart": (Code.HELD_OUT_ROWS_LEARNED, None, rows(shared=0)),
+    "little on a claim": (Code.CLAIM_SIZE, None, {"plan": make_plan(**{**ON_CLAIM, "claim_bytes": GIB - 1})}),
+    "no claim": (Code.CLAIM_SIZE, make_config(output={"uri": "s3://adapters/a"}), {"plan": make_plan(**ON_CLAIM)}),
+    "no plan of a claim": (Code.CLAIM_SIZE, None, {"plan": make_plan()}),
     "DoRA, merged too": (
         Code.SERVE_MERGED,
         make_config(lora={"variant": "DoRA"}, output={"uri": "pvc://a/b", "merge": "Both"}),

@@ -1,6 +1,8 @@
 """What the API server's refusals become, with a client that answers from a script."""
 
+import json
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from kubernetes.aio.client import Configuration
@@ -30,10 +32,12 @@ class ScriptedClient:
     def __init__(self, *answers: Answer) -> None:
         self.configuration = Configuration(host="https://server.example")
         self.asked = 0
+        self.urls: list[str] = []
         self._answers = answers
 
-    async def call_api(self, *_: Any, **__: Any) -> Answer:
+    async def call_api(self, _: str, url: str, *__: Any, **___: Any) -> Answer:
         self.asked += 1
+        self.urls.append(url)
         return self._answers[min(self.asked, len(self._answers)) - 1]
 
 
@@ -84,3 +88,19 @@ async def test_an_answer_that_is_no_document_is_reported_as_it_is() -> None:
     """A proxy in between speaks HTML."""
     error = await refusal(502, b"<html>bad gateway</html>")
     assert (error.reason, error.message) == ("Unknown", "<html>bad gateway</html>")
+
+
+async def test_small_objects_are_listed_by_more_at_a_time_and_large_ones_by_few() -> None:
+    """A chunk of those that no user wrote notes on takes a request less often; none may fill the memory."""
+
+    def chunk(size: int, count: int, token: str) -> Answer:
+        items = [{"metadata": {"name": "x" * size}}] * count
+        body = {"metadata": {"resourceVersion": "7", "continue": token}, "items": items}
+        return Answer(200, json.dumps(body).encode(), {})
+
+    answers = (chunk(10_000, 20, "a"), chunk(40_000, 80, "b"), chunk(250_000, 26, "c"), chunk(10, 0, ""))
+    client = ScriptedClient(*answers)
+    chunks = [found async for found in Api(cast("ApiClient", client)).list_chunks(PODS, None, {})]
+    assert [len(found.documents) for found in chunks] == [20, 80, 26, 0]
+    limits = [parse_qs(urlsplit(url).query)["limit"] for url in client.urls]
+    assert limits == [["20"], ["80"], ["26"], ["20"]]

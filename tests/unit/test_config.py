@@ -102,11 +102,30 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
             "trainerImage: a\npreflightTolerations: [{key: gpu, for: ever}]\n",
             "preflightTolerations is .* must be tolerations that have effect, key, operator, value alone",
         ),
+        (
+            "trainerImage: a\ndefaultEnvironment: {HF_TOKEN: x}\n",
+            "defaultEnvironment is .* must be at most 64 variables",
+        ),
+        (
+            "trainerImage: a\ndefaultEnvironment: {HTTPS_PROXY: 'http://me:secret@proxy:3128'}\n",
+            "defaultEnvironment is of HTTPS_PROXY: .* or with a user, token or password, .* without one",
+        ),
+        ("trainerImage: a\ndefaultEnvironment: {HTTPS_PROXY: 'user:secret@proxy:3128'}\n", "without one"),
+        ("trainerImage: a\ndefaultEnvironment: {HTTP_PROXY: 'http://TOKEN@proxy:3128'}\n", "without one"),
+        ("trainerImage: a\ndefaultEnvironment: {UCX_TLS: 'http://me:secret@host'}\n", "without one"),
+        (
+            "trainerImage: a\ndefaultEnvironment: {NCCL_DEBUG: 1}\n",
+            r"defaultEnvironment\.NCCL_DEBUG is 1: must be a str",
+        ),
+        ("trainerImage: a\ndefaultAffinity: {nodes: {}}\n", "defaultAffinity is .* nodeAffinity, podAffinity"),
+        ("trainerImage: a\ndefaultTTLSeconds: 0\n", "defaultTTLSeconds is 0: must be above 0"),
+        ("trainerImage: a\ndefaultGPUResourceName: ''\n", "defaultGPUResourceName is '': must be set"),
         ("- a\n", "map of settings"),
         ("trainerImage: [\n", "not YAML"),
     ],
 )
 def test_a_bad_file_is_named_in_one_sentence(tmp_path: Path, text: str, named: str) -> None:
-    """The key, the value and the rule, and no guessing."""
-    with pytest.raises(CodecError, match=named):
+    """The key, the value and the rule, and no guessing; no password."""
+    with pytest.raises(CodecError, match=named) as refused:
         load_config(write(tmp_path, text))
+    assert "secret" not in str(refused.value)

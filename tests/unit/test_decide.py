@@ -54,14 +54,16 @@ def test_a_resource_on_its_way_out_is_left_alone() -> None:
 
 def test_an_invalid_spec_fails_at_once_with_every_problem_and_makes_nothing() -> None:
     """The spec cannot change any more, so there is nothing to wait for."""
-    plan = plan_for(make_finetune(spec={"lora": {"rank": 0}, "training": {"epochs": 2}, "resources": {"cpu": "much"}}))
+    plan = plan_for(
+        make_finetune(spec={"lora": {"rank": 0}, "training": {"epochs": 2.5}, "resources": {"cpu": "much"}})
+    )
     assert plan.create == ()
     assert stated(plan, "Accepted") == ("False", "ConfigInvalid")
     assert stated(plan, "Complete") == ("False", "ConfigInvalid")
     assert stated(plan, "Failed") == ("True", "ConfigInvalid")
     message = condition(plan, "Failed")["message"]
     assert "spec.lora.rank is 0: must be a whole number from 1 to 1024" in message
-    assert "spec.training.epochs is 2" in message
+    assert "spec.training.epochs is 2.5" in message
     assert 'spec.resources.cpu is "much"' in message
     assert "create a new LoRAFineTune" in message
     assert plan.status["completionTime"] == instant(NOW)

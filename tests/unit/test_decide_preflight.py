@@ -109,6 +109,19 @@ def test_it_is_made_for_every_run_that_does_not_skip_it(config: Any, preflight: 
     assert ("PreflightPassed" in {c["type"] for c in plan.status["conditions"]}) is not skips
 
 
+def test_what_the_plan_settled_is_stated_although_a_crash_came_after_the_training_job() -> None:
+    """The status before it has what the preflight's Job was made with; the next attempt would go by that."""
+    plan = make_plan(pod_memory_bytes=100 * 2**30)
+    begun = plan_for(with_status(finetune(), plan_for(finetune()).status), jobs=(looking(),), pods=(looking_pod(),))
+    assert begun.status["resolved"]["pod"]["memory"] == "8Gi"
+    seen: dict[str, Any] = {"jobs": (looked(),), "pods": (reporting_pod(plan=plan),)}
+    there = with_status(finetune(), begun.status)
+    told = plan_for(there, **seen).status["resolved"]
+    assert told["pod"]["memory"] == "100Gi"
+    after = plan_for(there, jobs=(looked(), make_job()), pods=seen["pods"])
+    assert after.status["resolved"] == told
+
+
 def test_the_training_job_follows_what_was_found() -> None:
     """The condition says what was found, and the status holds it, for as long as the run exists."""
     plan = passed()
@@ -215,7 +228,7 @@ def test_what_it_reports_stays_within_the_bounds_of_the_status(text: str) -> Non
     found = plan_for(finetune(), jobs=(looked(),), pods=(reporting_pod(message),)).status
     check_status(found)
     assert (found["plan"]["seconds"], found["plan"]["peakBytes"]) == (0, 2**63 - 1)
-    assert len(found["plan"]["alternatives"]) == 5
+    assert len(found["plan"]["alternatives"]) == 8
 
 
 def _encoded(plan: Any) -> Any:

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.pages.blocks import block
 
-from demoflow import ask, progress, report, run
+from demoflow import ask, monitoring, picture, progress, report, run
 from demoflow.cluster import Images
 from demoflow.errors import DemoError
+from localcluster import prometheus, settings
 from localcluster.client import Client
+from localcluster.console import Console
+from lora_client.views.answers import Answer, side_by_side
 
 
 def resource(*conditions: tuple[str, str, str, str], **status: Any) -> dict[str, Any]:
@@ -118,8 +122,8 @@ def test_losses_are_shown_with_their_standard_errors() -> None:
 
 def test_answers_stand_beside_each_other() -> None:
     """Both columns wrap at their width and stay aligned."""
-    answer = report.Answer(question="Where?", base="one two three four five six seven", adapter="Ahoy!")
-    lines = report.side_by_side([answer], 60).splitlines()
+    answer = Answer(question="Where?", base="one two three four five six seven", adapter="Ahoy!")
+    lines = side_by_side([answer], 60).splitlines()
     assert lines[0] == "Q: Where?"
     bars = {line.index("│") for line in lines[1:]}
     assert len(bars) == 1
@@ -133,7 +137,7 @@ def test_answers_stand_beside_each_other() -> None:
 def test_answers_are_read_from_a_log_with_warnings_before_them() -> None:
     """The list at the end counts; a log without one is an error with a sentence."""
     log = 'a warning [1]\n[\n  {"question": "Q", "base": "B [x]", "adapter": "A"}\n]\n'
-    assert ask.parse(log) == [report.Answer(question="Q", base="B [x]", adapter="A")]
+    assert ask.parse(log) == [Answer(question="Q", base="B [x]", adapter="A")]
     with pytest.raises(DemoError, match="printed no answers"):
         ask.parse("nothing")
 
@@ -212,3 +216,89 @@ def test_a_release_that_somebody_else_installed_is_left_as_it_is(
     with pytest.raises(DemoError, match=r"^Release lora-finetune-operator in namespace lora-system .* uninstall it"):
         run.install_chart(client, images, "", timeout_s=9)
     assert {arguments[0] for arguments in asked} == {"list"}
+
+
+OUTPUT = """== installing the pinned Python packages into .venv
+ok start cluster local (node node-1 is Ready)  12 s
+   train support-tone: 20 s so far, Training · step 8/51
+ok train support-tone (51 steps on cpu)  1 min 12 s
+
+$ kubectl -n lora-demo get lft support-tone -o wide
+NAME           STATE
+
+Loss on 50 held-out rows, in nats per token (± standard error):
+  improvement   3.129 ± 0.052
+
+Q: one?
+  Base model:  │  With the adapter:
+
+Q: two?
+  Base model:  │  With the adapter:
+
+Q: three?
+
+Adapter: pvc://adapters/support-tone
+"""
+
+
+def test_the_picture_shows_the_end_of_a_demo_without_its_progress() -> None:
+    """And loads no font from anywhere, as Rich's own pictures do."""
+    assert picture.shown(OUTPUT) == [
+        "$ make demo",
+        "…",
+        "ok train support-tone (51 steps on cpu)  1 min 12 s",
+        "",
+        "Loss on 50 held-out rows, in nats per token (± standard error):",
+        "  improvement   3.129 ± 0.052",
+        "",
+        "Q: one?",
+        "  Base model:  │  With the adapter:",
+        "",
+        "Q: two?",
+        "  Base model:  │  With the adapter:",
+    ]
+    drawn = picture.draw(OUTPUT)
+    assert "Q:&#160;two?" in drawn
+    assert "url(http" not in drawn
+    with pytest.raises(ValueError, match="draw the picture from a demo that went to its end"):
+        picture.draw(OUTPUT.partition("Loss on")[0])
+
+
+@pytest.mark.parametrize(("value", "want"), [(None, False), ("0", False), ("1", True)])
+def test_the_demo_is_watched_where_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, want: bool
+) -> None:
+    """By MONITORING=1, on the cluster that the demo starts."""
+    monkeypatch.delenv("CLUSTER", raising=False)
+    monkeypatch.delenv("MONITORING", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MONITORING", value)
+    assert monitoring.is_wanted() is want
+
+
+@pytest.mark.parametrize(
+    ("value", "cluster", "words"),
+    [
+        ("yes", "local", "MONITORING=yes must be 1"),
+        ("1", "current", "is for the local cluster: .* docs/monitoring.md"),
+    ],
+)
+def test_a_watch_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str, cluster: str, words: str
+) -> None:
+    """Before anything is built."""
+    monkeypatch.setenv("MONITORING", value)
+    monkeypatch.setenv("CLUSTER", cluster)
+    with pytest.raises(DemoError, match=words):
+        monitoring.is_wanted()
+
+
+def test_a_watched_demo_ends_with_what_the_page_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the ports are free, but for the user's home."""
+    addresses = {program: f"http://127.0.0.1:{port}" for program, port in prometheus.PORTS.items()}
+    monkeypatch.setattr(prometheus, "addresses", lambda _places: addresses)
+    monkeypatch.setattr(monitoring, "_draw", lambda *_: None)
+    monkeypatch.setattr(settings, "cache_directory", lambda: tmp_path)
+    shown = monitoring.show("support-tone", "lora-demo", 3, Console())
+    page = block("docs/monitoring.md", "Monitoring:").text
+    assert f"{shown}\n" == page.replace("/root/.cache/lora-operator", str(tmp_path))

@@ -7,6 +7,7 @@ from lora_trainer.contract.config import DeviceConfig, Init, LoraConfig, Precisi
 from lora_trainer.contract.config import TrainingConfig as Training
 from lora_trainer.contract.fit.by_weights import plan_by_weights, settled_by_weights
 from lora_trainer.contract.fit.devices import GIB, Gpu
+from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.contract.fit.settle import settled
 
 GPU = Gpu(name="Zebra", memory_bytes=16 * GIB)
@@ -54,5 +55,5 @@ def test_such_a_plan_settles_nothing_and_says_why(config: TrainConfig, reason: s
     assert (found.fits, found.device, found.trainable_parameters, found.spread) == (None, None, 0, 0.3)
     assert found.weight_bytes == (32 if config.device.gpus == 0 else 16) * 10**9
     assert found.peak_bytes == found.weight_bytes + found.other_bytes
-    assert found.micro_batch_tokens == (1024 if config.device.gpus == 0 else 4096)
+    assert found.micro_batch_tokens == (CPU_TOKEN_BUDGET if config.device.gpus == 0 else TOKEN_BUDGET)
     assert found.activation_checkpointing is (config.device.gpus > 0)

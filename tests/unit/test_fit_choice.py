@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import MIXTRAL, MODELS, Config, llama
+from tests.unit.fit_models import LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
 
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
@@ -24,14 +24,19 @@ from lora_trainer.contract.config import (
     Variant,
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import Fit, Load, OnGpu, Option, choose, on_gpu, option_on, recomputes, setting_of
+from lora_trainer.contract.fit.choice import MANNERS, Fit, Load, Option, choose, recomputes, setting_of
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu
 from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.limits import LARGEST_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.contract.fit.memory import gpu_memory
+from lora_trainer.contract.fit.options import OnGpu, on_gpu, option_on
+from lora_trainer.contract.fit.setting import Setting
+from lora_trainer.contract.fit.speed import flops_per_token, speed
 from lora_trainer.contract.manifest import RunOptions, train_config
 
 GIB = 2**30
 H100 = find_gpu("H100")
+FULL = ActivationCheckpointing.FULL
 
 
 def run(**changes: Any) -> TrainConfig:
@@ -60,7 +65,7 @@ def option(gpu: Gpu, config: TrainConfig, quantization: Quantization, model: Con
     """One option of a run that recomputes."""
     shape = shape_of(model or llama())
     adapter = plan_adapter(config.lora, shape)
-    return option_on(config, shape, adapter, gpu, quantization=quantization, recompute=True)
+    return option_on(config, shape, adapter, gpu, quantization=quantization, manner=FULL)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +89,27 @@ def test_the_run_as_it_is_written_is_among_the_options() -> None:
     """What it leaves open is chosen; what it names is kept, where it does not fit either."""
     found = on(H100).default
     assert (found.quantization, found.recompute, found.fit) == (Quantization.NONE, False, Fit.FITS)
-    assert found in on(H100).options
+    smaller = replace(found, tokens=4096, peak_bytes=0, spare_bytes=0, tokens_per_s=0.0)
+    assert smaller in [replace(one, peak_bytes=0, spare_bytes=0, tokens_per_s=0.0) for one in on(H100).options]
     full = run(training=TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL))
     assert on(H100, full).default.recompute
     whole = replace(full, quantization=Quantization.NONE)
     assert (on(find_gpu("T4"), whole).default.fit, on(find_gpu("T4"), full).default.fit) == (Fit.TOO_LARGE, Fit.FITS)
+
+
+def test_selective_recomputation_lies_between_none_and_full() -> None:
+    """In memory and time, for every model; Auto takes it where those of attention fit alone."""
+    for config, _ in MODELS.values():
+        shape = shape_of(config)
+        adapter = plan_adapter(run().lora, shape)
+        settings = [setting_of(run(), shape, H100, quantization=Quantization.NONE, manner=manner) for manner in MANNERS]
+        taken = [gpu_memory(shape, adapter, setting).total for setting in settings]
+        assert taken == sorted(taken, reverse=True)
+        done = [flops_per_token(shape, adapter, setting) for setting in settings]
+        assert done == sorted(done)
+        assert len(set(done)) == len(done)
+    found = choose(run(), shape_of(llama()), plan_adapter(run().lora, shape_of(llama())), find_gpu("30GiB"))
+    assert found.setting.manner is ActivationCheckpointing.SELECTIVE
 
 
 def test_without_a_device_a_large_model_recomputes() -> None:
@@ -109,21 +130,19 @@ def test_without_a_device_a_large_model_recomputes() -> None:
         (TrainingConfig(micro_batch_size=4, effective_batch_size=4), 4, 2048),
         (TrainingConfig(effective_batch_size=1), 1, 2048),
         (TrainingConfig(), 0, 2048),
-        (TrainingConfig(max_sequence_length=512), 0, 1024),
+        (TrainingConfig(max_sequence_length=512), 0, 768),
     ],
 )
 def test_a_micro_batch_has_the_trainers_budget(training: TrainingConfig, gpus: int, tokens: int) -> None:
-    """4,096 tokens, 1,024 on a CPU; a longer row comes alone; never more than a step's rows of one process."""
+    """4,096 tokens, 768 on a CPU; a longer row comes alone; never more than a step's rows of one process."""
     config = run(training=training, device=DeviceConfig(gpus=gpus))
-    found = setting_of(
-        config, shape_of(llama()), H100 if gpus else None, quantization=Quantization.NONE, recompute=True
-    )
+    found = setting_of(config, shape_of(llama()), H100 if gpus else None, quantization=Quantization.NONE, manner=FULL)
     assert found.tokens == tokens
 
 
 def test_a_setting_follows_the_run() -> None:
     """Each field that costs memory."""
-    plain = setting_of(run(), shape_of(llama()), H100, quantization=Quantization.NONE, recompute=True)
+    plain = setting_of(run(), shape_of(llama()), H100, quantization=Quantization.NONE, manner=FULL)
     assert (plain.packs, plain.fp32, plain.dropout, plain.dora) == (True, False, False, False)
     config = run(
         lora=LoraConfig(dropout=0.1, variant=Variant.DORA),
@@ -131,12 +150,82 @@ def test_a_setting_follows_the_run() -> None:
             precision=Precision.FP32, packing=Packing.DISABLED, optimizer=Optimizer.PAGED_ADAMW_8BIT
         ),
     )
-    found = setting_of(config, shape_of(llama()), H100, quantization=Quantization.NONE, recompute=True)
+    found = setting_of(config, shape_of(llama()), H100, quantization=Quantization.NONE, manner=FULL)
     assert (found.packs, found.fp32, found.dropout, found.dora) == (False, True, True, True)
     assert found.optimizer is Optimizer.ADAMW_8BIT
-    assert not setting_of(
-        run(), shape_of(llama()), find_gpu("T4"), quantization=Quantization.NONE, recompute=True
-    ).packs
+    assert not setting_of(run(), shape_of(llama()), find_gpu("T4"), quantization=Quantization.NONE, manner=FULL).packs
+
+
+@pytest.mark.parametrize(
+    ("gpu", "config", "tokens"),
+    [
+        ("T4", run(), 2048),
+        ("L4", run(), 4096),
+        ("A100 80", run(), 8192),
+        ("H200", run(), 16384),
+        ("B200", run(training=TrainingConfig(effective_batch_size=4)), 4 * 2048),
+        ("B200", run(training=TrainingConfig(micro_batch_size=1)), 2048),
+        ("H200", run(training=TrainingConfig(max_sequence_length=32768)), 32768),
+        ("B200", run(training=TrainingConfig(activation_checkpointing=FULL, effective_batch_size=64)), 16384),
+    ],
+)
+def test_a_micro_batch_is_as_large_as_fits(gpu: str, config: TrainConfig, tokens: int) -> None:
+    """Of Llama-3-8B, never more than a step's rows, and as many rows as the run asks for."""
+    shape = shape_of(llama())
+    found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu(gpu))
+    assert (found.option.fit, found.setting.tokens) == (Fit.FITS, tokens)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "row", "config"),
+    [
+        ("RTX 4090", 9000, {"quantization": Quantization.NONE}),
+        ("L4", 6000, {}),
+        ("T4", 9000, {"quantization": Quantization.NF4}),
+    ],
+)
+def test_a_long_row_is_tried_alone_before_a_run_is_refused_or_quantized(
+    gpu: str, row: int, config: dict[str, Any]
+) -> None:
+    """However its length lies between the halves of the largest micro-batch."""
+    shape = shape_of(llama())
+    long = run(training=TrainingConfig(max_sequence_length=row), **config)
+    found = choose(long, shape, plan_adapter(long.lora, shape), find_gpu(gpu))
+    alone = config.get("quantization", Quantization.NONE)
+    assert (found.option.fit, found.setting.tokens, found.setting.quantization) == (Fit.FITS, row, alone)
+
+
+def test_a_divided_base_gets_no_larger_micro_batch_than_without_a_plan() -> None:
+    """Its processes cannot halve it together; a number of rows that is asked for counts."""
+    shape = shape_of(LLAMA_2_13B)
+    device = DeviceConfig(gpus=8)
+
+    def tokens(**training: Any) -> int:
+        config = run(training=TrainingConfig(effective_batch_size=64, **training), device=device)
+        found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("T4"))
+        assert found.setting.processes == 8
+        return found.setting.tokens
+
+    assert tokens() == TOKEN_BUDGET
+    assert tokens(micro_batch_size=4) == 4 * 2048
+
+
+@pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.NF4])
+def test_more_tokens_than_the_largest_micro_batch_would_save_no_hundredth(gpu: Gpu, quantization: Quantization) -> None:
+    """By the model's time, which the bound rests on; half of it costs more than that on some GPU."""
+    shape = shape_of(llama())
+    adapter = plan_adapter(run().lora, shape)
+
+    def tokens_per_s(tokens: int) -> float:
+        setting = Setting(quantization=quantization, recompute=False, tokens=tokens, row=2048)
+        found = speed(shape, adapter, setting, gpu)
+        assert found is not None
+        return found.tokens_per_s
+
+    assert tokens_per_s(2 * LARGEST_TOKEN_BUDGET) / tokens_per_s(LARGEST_TOKEN_BUDGET) < 1.01
+    if gpu.name == "B200" and quantization is Quantization.NF4:
+        assert tokens_per_s(LARGEST_TOKEN_BUDGET // 2) / tokens_per_s(LARGEST_TOKEN_BUDGET // 4) > 1.01
 
 
 def test_what_the_trainer_halves_is_no_refusal() -> None:

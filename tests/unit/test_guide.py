@@ -35,7 +35,7 @@ def text_of(path: str) -> str:
         pytest.param("lora.layers", "attention alone learns less even with the same number of parameters", id="layers"),
         pytest.param("lora.dropout", "a habit more than a finding", id="dropout"),
         pytest.param("quantization", "So quantize only what does not fit otherwise.", id="quantization"),
-        pytest.param("training.epochs", 'Absent, and without maxSteps: "1". Rule of thumb: one.', id="epochs"),
+        pytest.param("training.epochs", "Absent, and without maxSteps: 1. Rule of thumb: one.", id="epochs"),
         pytest.param("training.epochs", "more data helps more than more passes", id="more data"),
     ],
 )

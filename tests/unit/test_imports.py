@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"lora_operator": ROOT / "operator", "lora_trainer": ROOT / "trainer_image"}
+PACKAGES = {
+    "lora_client": ROOT / "operator",
+    "lora_operator": ROOT / "operator",
+    "lora_trainer": ROOT / "trainer_image",
+}
+FOLDERS = tuple(dict.fromkeys(PACKAGES.values()))
 # Of the operator: without clock and client.
 PURE = ("lora_operator.views.", "lora_operator.rendering.", "lora_operator.decision.")
 READS_A_FILE = "lora_operator.views.config"
@@ -53,6 +58,43 @@ def test_the_trainer_does_not_know_the_operator() -> None:
         assert not any(i.split(".")[0] == "lora_operator" for i in imports(path)), name
 
 
+SHARED_WITH_THE_CLIENT = (
+    "lora_trainer.contract.",
+    # YAML as people write it, and what a run takes of which GPU: neither needs PyTorch.
+    "lora_trainer.errors.",
+    "lora_trainer.manifest_file.",
+    "lora_trainer.places.volumes.",
+    "lora_trainer.plan.",
+    "lora_trainer.plan_table.",
+    "lora_operator.decision.",
+    "lora_operator.running.explain.",
+    "lora_operator.views.",
+)
+
+
+def test_the_client_shares_the_contract_and_what_is_pure_of_the_operator() -> None:
+    """It must install without torch and without kopf."""
+    for name, path in modules("lora_client").items():
+        foreign = {i for i in imports(path) if i.split(".")[0] in ("lora_operator", "lora_trainer")}
+        assert all(f"{i}.".startswith(SHARED_WITH_THE_CLIENT) for i in foreign), (name, foreign)
+
+
+def test_importing_the_whole_client_loads_neither_pytorch_nor_kopf() -> None:
+    """Seen in a fresh process, with all that is imported late."""
+    late = {i for path in modules("lora_client").values() for i in imports(path)}
+    names = [*modules("lora_client"), *(name for name in late if name in modules("lora_trainer"))]
+    program = f"import {', '.join(names)}, kubernetes.stream.ws_client, sys; print(*sys.modules)"
+    folders = [str(folder) for folder in FOLDERS]
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {folders!r}; {program}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert not {"torch", "kopf", "transformers", "peft", "aiohttp", "numpy"} & set(result.stdout.split())
+
+
 def test_the_contract_needs_the_standard_library_alone() -> None:
     """Both sides import it at no cost."""
     contract = {
@@ -91,7 +133,7 @@ def test_importing_the_contract_loads_no_library() -> None:
 
 def lint(folder: Path) -> "subprocess.CompletedProcess[str]":
     """Hold the packages in `folder` against the floors that pyproject.toml lists."""
-    paths = os.pathsep.join(str(folder / path.name) for path in PACKAGES.values())
+    paths = os.pathsep.join(str(folder / path.name) for path in FOLDERS)
     return subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
         check=False,
@@ -124,6 +166,22 @@ def test_each_floor_imports_from_those_below_it_alone() -> None:
         ),
         ("trainer_image/lora_trainer/attic.py", "", "- lora_trainer.attic"),
         ("operator/lora_operator/attic/__init__.py", "", "- lora_operator.attic"),
+        ("operator/lora_client/attic.py", "", "- lora_client.attic"),
+        (
+            "operator/lora_client/views/words.py",
+            "import lora_client.cluster.connection\n",
+            "lora_client.views.words -> lora_client.cluster.connection",
+        ),
+        (
+            "operator/lora_client/verbs/logs.py",
+            "import lora_operator.cluster.login\n",
+            "lora_client.verbs.logs -> lora_operator.cluster.login",
+        ),
+        (
+            "operator/lora_operator/views/jobs.py",
+            "import lora_client.errors\n",
+            "lora_operator.views.jobs -> lora_client.errors",
+        ),
         (
             "operator/lora_operator/views/observe.py",
             "import lora_operator.decision.decide\n",
@@ -138,7 +196,7 @@ def test_each_floor_imports_from_those_below_it_alone() -> None:
 )
 def test_an_import_from_above_is_found(tmp_path: Path, file: str, text: str, complaint: str) -> None:
     """Wherever in a file it stands; and a module that is on no floor."""
-    for path in PACKAGES.values():
+    for path in FOLDERS:
         shutil.copytree(path, tmp_path / path.name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / file).parent.mkdir(exist_ok=True)
     with (tmp_path / file).open("a") as stream:

@@ -36,6 +36,10 @@ CHECKED: Spec = {**PLAIN, "checkpoint": {"volumeClaimName": "saves"}}
 MERGED: Spec = {**PLAIN, "output": {"uri": "s3://adapters/tone", "merge": "Merged"}}
 EVALUATED: Spec = {**PLAIN, "training": {"evalSteps": 10}}
 
+REQUIRED, PREFERRED = (f"{how}DuringSchedulingIgnoredDuringExecution" for how in ("required", "preferred"))
+LABEL = {"key": "pool", "operator": "Exists"}
+NEAR = {"topologyKey": "kubernetes.io/hostname"}
+
 # For each leaf another valid value than PLAIN's or its default; and the resource in which it is changed, where PLAIN
 # would not do.
 CASES: Mapping[str, tuple[Any, Spec]] = {
@@ -93,8 +97,21 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "resources.cpu": (7, PLAIN),
     "resources.memory": ("3Gi", PLAIN),
     "resources.sharedMemory": ("2Gi", PLAIN),
+    "resources.ephemeralStorage": ("50Gi", PLAIN),
+    "resources.extendedResources": ({"rdma/hca": 1}, PLAIN),
     "scheduling.nodeSelector": ({"a": "b"}, PLAIN),
     "scheduling.tolerations": ([{"key": "gpu", "operator": "Exists"}], PLAIN),
+    f"scheduling.affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms": ([{"matchExpressions": [LABEL]}], PLAIN),
+    f"scheduling.affinity.nodeAffinity.{PREFERRED}": (
+        [{"weight": 1, "preference": {"matchExpressions": [LABEL]}}],
+        PLAIN,
+    ),
+    **{
+        f"scheduling.affinity.{kind}.{how}": ([term], PLAIN)
+        for kind in ("podAffinity", "podAntiAffinity")
+        for how, term in ((REQUIRED, NEAR), (PREFERRED, {"weight": 1, "podAffinityTerm": NEAR}))
+    },
+    "scheduling.runtimeClassName": ("nvidia", PLAIN),
     "scheduling.priorityClassName": ("high", PLAIN),
     "output.uri": ("oci://ghcr.io/acme/tone:v1", PLAIN),
     "output.secretRef.name": ("writer", PLAIN),
@@ -233,6 +250,7 @@ def test_every_choice_of_a_leaf_gives_a_run_of_its_own() -> None:
 def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(name: str) -> None:
     """The others are about the operator itself: how it watches, asks, retries and logs."""
     itself = {
+        "default_ttl_s",  # of a Job that has ended
         *("most_unfinished_runs_per_namespace", "run_metrics", "status_delay_s"),
         *("namespaces", "progress_interval_s", "progress_timeout_s", "pending_check_s", "resync_interval_s"),
         *("leader_election", "lease_name", "lease_namespace", "require_rendered_image"),
@@ -255,6 +273,12 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
         "gpus": (GpuSetting(name="nvidia.com/gpu", memory_gib=24),),
         "preflight_node_selector": {"pool": "small"},
         "preflight_tolerations": ({"key": "team", "operator": "Exists"},),
+        "default_gpu_resource_name": "amd.com/gpu",
+        "default_node_selector": {"pool": "gpus"},
+        "default_tolerations": ({"key": "gpu", "operator": "Exists"},),
+        "default_affinity": {"podAffinity": {REQUIRED: [{"topologyKey": "kubernetes.io/hostname"}]}},
+        "default_environment": {"NCCL_DEBUG": "WARN"},
+        "default_ttl_s": 600,
     }
     value = getattr(SITE, name)
     if name in others:
@@ -262,7 +286,7 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
     elif isinstance(value, bool):
         other = not value
     elif isinstance(value, str):
-        other = value + "0" if name not in {"default_cpu", "default_memory"} else "1" + value
+        other = value + "0"
     else:
         other = (*value, "other") if isinstance(value, tuple) else value + 1
     site = dataclasses.replace(SITE, **{name: other})

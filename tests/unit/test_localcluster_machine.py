@@ -227,9 +227,8 @@ def test_an_unknown_image_and_an_unknown_kind_of_cluster_are_refused(
 ) -> None:
     """Each sentence lists what there is."""
     assert cli.main(["images", "typo"]) == 1
-    assert (
-        "There is no image 'typo': choose from operator, trainer, preflight, test-trainer." in capsys.readouterr().err
-    )
+    choices = "choose from operator, trainer, preflight, test-trainer, prometheus."
+    assert f"There is no image 'typo': {choices}" in capsys.readouterr().err
     monkeypatch.setenv("CLUSTER", "typo")
     assert cli.main(["up"]) == 1
     assert "CLUSTER=typo must be `local` (the default) or `current`." in capsys.readouterr().err
@@ -290,3 +289,13 @@ def test_the_command_needs_nothing_but_the_standard_library() -> None:
     code = f"import sys; sys.path.insert(0, {str(HACK_CLUSTER.parent)!r}); import localcluster.cli, localcluster.client"
     done = subprocess.run(["python3", "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_failure_is_explained_by_the_end_of_its_log(tmp_path: Path) -> None:
+    """Where there is one."""
+    log = tmp_path / "build.log"
+    assert ClusterError("it failed", log=log).explained() == "it failed"
+    log.write_text("".join(f"line {number}\n" for number in range(30)))
+    said = ClusterError("it failed", log=log).explained().splitlines()
+    assert said[:3] == ["it failed", f"--- the end of {log}:", "line 10"]
+    assert said[-1] == "line 29"

@@ -28,9 +28,10 @@ from lora_trainer.contract.fit.choice import refusal
 from lora_trainer.contract.fit.described import counted
 from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
 from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.fit.memory import Setting, gpu_memory
 from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.settle import settled
+from lora_trainer.contract.fit.settle import room_bytes, settled
 from lora_trainer.contract.run_plan import RunPlan
 
 GIB = 2**30
@@ -48,7 +49,8 @@ def plan(gpu: str | None, config: TrainConfig | None = None, model: Config | Non
 WHY = [
     ("L4", run(), "the whole base with recomputed activations and 4,096 tokens", "; the whole base fits"),
     ("A100 40", run(), "the whole base with kept activations and 2,048 tokens", "; the whole base fits"),
-    ("T4", run(), "NF4 with recomputed activations", " GiB at least"),
+    ("T4", run(), "NF4 with recomputed MLPs and 2,048 tokens", " GiB at least"),
+    ("H200", run(), "the whole base with kept activations and 16,384 tokens", "; the whole base fits"),
     ("H100", run(lora=LoraConfig(init=Init.PISSA)), "the whole base with kept", "; this run cannot be quantized"),
     ("H100", run(quantization=Quantization.FP4), "FP4 with kept", "; quantization is FP4, as the run asks"),
     ("T4", run(device=DeviceConfig(gpus=4)), "the whole base, divided over 4 GPUs, with", "; the whole base fits"),
@@ -126,21 +128,23 @@ def test_a_plans_time_follows_epochs_steps_and_gpus() -> None:
 
 
 def test_alternatives_are_the_other_ways_that_the_trainer_would_take() -> None:
-    """At most five; none that it would refuse."""
+    """At most eight; none that it would refuse."""
     found = plan("L4")
     changes = [one.change for one in found.alternatives]
     assert changes == [
         "quantization: None, training.activationCheckpointing: None",
-        "quantization: NF4, training.activationCheckpointing: None",
-        "quantization: NF4, training.activationCheckpointing: Full",
-        "quantization: INT8, training.activationCheckpointing: None",
-        "quantization: INT8, training.activationCheckpointing: Full",
+        "quantization: None, training.activationCheckpointing: Selective",
+        *(
+            f"quantization: {quantization}, training.activationCheckpointing: {manner}"
+            for quantization in ("NF4", "INT8")
+            for manner in ("None", "Selective", "Full")
+        ),
     ]
     by_change = {one.change: one for one in found.alternatives}
     assert by_change[changes[0]].fits is False
     assert by_change[changes[2]].fits
     mixture = plan("H200", None, MIXTRAL).alternatives
-    assert [one.change.partition(",")[0] for one in mixture] == ["quantization: None"]
+    assert [one.change.partition(",")[0] for one in mixture] == ["quantization: None"] * 2
 
 
 FIXES = [
@@ -170,7 +174,8 @@ def test_what_cannot_fit_says_what_would(gpu: str, config: TrainConfig, fix: str
     found = plan(gpu, config)
     assert found.fits is False
     assert found.reason.startswith("the run needs at least ")
-    assert f"and {gpu} has {find_gpu(gpu).memory_bytes / GIB:.1f} GiB: it would fit with " in found.reason
+    named = f"a GPU of {gpu}" if gpu[0].isdigit() else gpu
+    assert f"and {named} has {find_gpu(gpu).memory_bytes / GIB:.1f} GiB: it would fit with " in found.reason
     assert fix in found.reason
     assert 1 <= found.reason.count(" GiB)") <= 3
     assert all(found.reason.count(field) <= 1 for field in ("maxSequenceLength", "lora.rank", "resources.gpus"))
@@ -246,7 +251,7 @@ def test_a_size_refuses_only_what_is_larger(least: float, sold: float, fits: boo
     sized = DeviceConfig(gpu="9 GiB", gpu_memory_bytes=round(needed * least), gpu_sold_bytes=round(needed * sold))
     found = plan(None, run(device=sized))
     assert found.fits is fits
-    assert ("and 9 GiB has at most" in found.reason) is (fits is False)
+    assert ("and a GPU of 9 GiB has at most" in found.reason) is (fits is False)
 
 
 @pytest.mark.parametrize("model", [llama(final_logit_softcapping=30), llama()], ids=["all logits at once", "some"])
@@ -352,11 +357,16 @@ def test_a_plan_settles_auto_and_nothing_else() -> None:
         device="T4",
         device_bytes=find_gpu("T4").memory_bytes,
         activation_checkpointing=True,
-        micro_batch_tokens=4096,
+        selective_checkpointing=True,
+        micro_batch_tokens=2048,
         peak_bytes=found.peak_bytes,
+        room_bytes=found.peak_bytes,
     )
     assert settled(once, found) == once
     assert TrainConfig.from_json(once.to_json()) == once
+    assert room_bytes(replace(found, micro_batch_tokens=4 * TOKEN_BUDGET, activation_bytes=2**30)) == (
+        found.peak_bytes - 3 * 2**28
+    )
     asked = run(quantization=Quantization.INT8)
     assert settled(asked, plan("T4", asked)).quantization is Quantization.INT8
     assert settled(asked, found).quantization is Quantization.INT8
@@ -384,13 +394,13 @@ def test_every_run_has_a_plan(
     found = plan_of(config, shape, adapter, tokens=tokens, learned_share=learned, longest=longest, gpu=gpu)
     assert found.reason
     assert min(found.peak_bytes, found.weight_bytes, found.activation_bytes, found.pod_memory_bytes) > 0
-    assert len(found.alternatives) <= 5
+    assert len(found.alternatives) <= 8
     if quantization is Quantization.AUTO:
         assert found.quantization in {Quantization.NONE, Quantization.NF4}
     else:
         assert found.quantization is quantization
     if checkpointing is not ActivationCheckpointing.AUTO:
-        assert found.activation_checkpointing is (checkpointing is ActivationCheckpointing.FULL)
+        assert found.manner is checkpointing
     after = settled(config, found)
     assert after.quantization is found.quantization
 

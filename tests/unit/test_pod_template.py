@@ -61,6 +61,22 @@ KEYS = [
     ({"model": {"uri": "s3://models/b", **SECRET}}, s3("MODEL", "s")),
     ({"dataset": {"uri": "hf://a/b", **SECRET}}, {"DATASET_HF_TOKEN": ("s", "HF_TOKEN", False)}),
     (
+        {"model": {"uri": "hf://a/b", **SECRET}, "dataset": {"uri": "hf://a/c"}},
+        {"MODEL_HF_TOKEN": ("s", "HF_TOKEN", False), "DATASET_HF_TOKEN": ("s", "HF_TOKEN", False)},
+    ),
+    (
+        {"model": {"uri": "s3://models/b", **SECRET}, "dataset": {"uri": "hf://a/c", "validationUri": "s3://data/b"}},
+        s3("MODEL", "s") | s3("DATASET", "s"),
+    ),
+    (
+        {"model": {"uri": "hf://a/b", **SECRET}, "dataset": {"uri": "hf://a/c", "secretRef": {"name": "own"}}},
+        {"MODEL_HF_TOKEN": ("s", "HF_TOKEN", False), "DATASET_HF_TOKEN": ("own", "HF_TOKEN", False)},
+    ),
+    (
+        {"model": {"uri": "hf://a/b", **SECRET}, "dataset": {"uri": "s3://data/b"}},
+        {"MODEL_HF_TOKEN": ("s", "HF_TOKEN", False)},
+    ),
+    (
         {"dataset": {"uri": "hf://a/b", "validationUri": "s3://data/b", **SECRET}},
         {"DATASET_HF_TOKEN": ("s", "HF_TOKEN", False), **s3("DATASET", "s")},
     ),

@@ -18,6 +18,7 @@ from lora_operator.decision.stages.preflight import PREFLIGHT
 from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
+from lora_operator.views.defaults import defaults_for
 from lora_operator.views.model import FineTune
 from lora_operator.views.request import Request, read_request
 from lora_trainer.contract.config import TrainConfig
@@ -149,7 +150,9 @@ def understood(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) ->
     """The resource, read and found valid."""
     finetune = make_finetune(spec=spec, metadata=metadata)
     request = read_request(
-        finetune.manifest, RunOptions(uid=finetune.uid, allow_cpu=config.allow_cpu, gpus=config.gpus)
+        finetune.manifest,
+        RunOptions(uid=finetune.uid, allow_cpu=config.allow_cpu, gpus=config.gpus),
+        defaults_for(finetune.spec, {}, config),
     )
     assert request.train is not None, request.problems
     return finetune, request, request.train
@@ -312,6 +315,6 @@ def test_a_job_never_carries_a_time_to_live() -> None:
 
 def test_defaults_of_the_site_fill_what_the_resource_leaves_open() -> None:
     """Requests come from the operator's configuration."""
-    site = dataclasses.replace(CONFIG, default_cpu="3", default_memory="12Gi")
+    site = dataclasses.replace(CONFIG, default_cpu_per_gpu="3", default_memory_per_gpu="12Gi")
     job = rendered({"resources": {"cpu": "500m"}}, site)
     assert container(job)["resources"]["requests"] == {"cpu": "500m", "memory": "12Gi"}

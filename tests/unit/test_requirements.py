@@ -13,8 +13,12 @@ FILES = {
     "operator": ("operator",),
     "trainer": ("trainer", "tracking"),
     "preflight": ("preflight",),
-    "test": ("operator", "trainer", "preflight", "tracking", "test"),
+    "client": ("client",),
+    "release": ("release",),
+    "test": ("client", "operator", "trainer", "preflight", "tracking", "release", "test"),
 }
+# In an environment of its own, without the project.
+APART = {"audit": ("audit",)}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
 
@@ -27,7 +31,7 @@ def _pins(name: str) -> dict[str, str]:
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in _lines(name)}
 
 
-@pytest.mark.parametrize("name", [*FILES, "trainer-cuda12"])
+@pytest.mark.parametrize("name", [*FILES, *APART, "trainer-cuda12"])
 def test_every_line_is_one_package_at_one_version(name: str) -> None:
     """No address of a registry, no option, no range: what is installed depends on this file alone."""
     for line in _lines(name):
@@ -37,17 +41,18 @@ def test_every_line_is_one_package_at_one_version(name: str) -> None:
         assert line == f"{Requirement(line).name}=={specifier.version}"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *APART])
 def test_every_direct_requirement_is_pinned_within_its_range(name: str) -> None:
     """A range that was raised without `hack/pin` shows here, and not in a pod."""
     extras = PROJECT["project"]["optional-dependencies"]
     pins = _pins(name)
-    for text in [*PROJECT["project"]["dependencies"], *(text for extra in FILES[name] for text in extras[extra])]:
+    own = PROJECT["project"]["dependencies"] if name in FILES else []
+    for text in [*own, *(text for extra in {**FILES, **APART}[name] for text in extras[extra])]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
-@pytest.mark.parametrize("name", ["operator", "trainer", "preflight"])
+@pytest.mark.parametrize("name", ["operator", "trainer", "preflight", "client", "release"])
 def test_what_is_tested_is_what_is_shipped(name: str) -> None:
     """The tests' file holds every package of the images at the same version."""
     assert _pins(name).items() <= _pins("test").items()

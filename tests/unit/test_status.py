@@ -72,8 +72,9 @@ RESOLVED = st.builds(
     **dict.fromkeys(("trainable_parameters", "total_parameters", "micro_batch_size"), COUNT),
     gradient_accumulation_steps=COUNT,
     **dict.fromkeys(("quantization", "attention", "optimizer"), TEXT),
-    **dict.fromkeys(("packing", "activation_checkpointing", "sharded"), st.booleans()),
+    **dict.fromkeys(("packing", "activation_checkpointing", "selective_checkpointing", "sharded"), st.booleans()),
     processes=COUNT,
+    micro_batch_tokens=st.none() | COUNT,
     sharded_over=st.none() | COUNT,
     kernels=st.none() | st.lists(TEXT, max_size=20).map(tuple),
     kernels_left_out=st.lists(TEXT, max_size=20).map(tuple),
@@ -205,7 +206,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     results = make_results(best_step=350, resumed_step=100, micro_batch_fill=0.67, **merge, **estimated)
     artifact = make_artifact(serving_needs="vLLM 0.32")
     kernels: dict[str, Any] = {"kernels": ("a",), "kernels_left_out": ("b: it fails",), "kernels_changed_step": 7}
-    resolved = make_resolved(sharded=True, sharded_over=8, **kernels)
+    resolved = make_resolved(sharded=True, sharded_over=8, micro_batch_tokens=8192, **kernels)
     summary = make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=resolved)
     pods = (ended_pod(0, summary.to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})

@@ -37,7 +37,7 @@ def facts(kind: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]
 
 
 ALTERNATIVES = st.lists(
-    st.builds(Alternative, change=SHORT, peak_bytes=NUMBER, fits=st.booleans(), tokens_per_second=st.none()), max_size=5
+    st.builds(Alternative, change=SHORT, peak_bytes=NUMBER, fits=st.booleans(), tokens_per_second=st.none()), max_size=8
 )
 PLANS = facts(
     RunPlan,
@@ -48,6 +48,7 @@ PLANS = facts(
     spread=st.floats(0, 1),
     alternatives=ALTERNATIVES.map(tuple),
     activation_checkpointing=st.booleans(),
+    selective_checkpointing=st.booleans(),
     sharded=st.booleans(),
 )
 PREFLIGHTS = facts(Preflight, model=facts(ModelFacts, known=st.booleans()), dataset=facts(RowFacts))

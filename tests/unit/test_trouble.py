@@ -40,6 +40,41 @@ PODS = {
         Reason.UNSCHEDULABLE,
         ["Insufficient nvidia.com/gpu", "add a node that fits"],
     ),
+    "the GPUs' nodes are tainted": (
+        unscheduled(
+            "0/3 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present}, 1 node(s) had "
+            "untolerated taint {node-role.kubernetes.io/control-plane: }, 1 Insufficient cpu. preemption: not helpful."
+        ),
+        Reason.UNSCHEDULABLE,
+        [
+            "add a node that fits, or ask for less in spec.resources",
+            "; where runs may use the tainted nodes, write scheduling.tolerations: [{key: nvidia.com/gpu, ",
+            'value: "present"}] or have it added to the chart\'s defaults.tolerations; either counts for a new',
+        ],
+    ),
+    "taints without a value, some of them twice": (
+        unscheduled(
+            "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: }, 1 node(s) had untolerated taint(s) "
+            "{gpu: }, 1 node(s) had untolerated taint {team: a}."
+        ),
+        Reason.UNSCHEDULABLE,
+        ['tolerations: [{key: gpu, operator: Exists}, {key: team, operator: Equal, value: "a"}] or', "defaults.toler"],
+    ),
+    "nodes are on their way out, or not ready for pods yet": (
+        unscheduled(
+            "0/4 nodes are available: 1 node(s) had untolerated taint {ToBeDeletedByClusterAutoscaler: 1764260000}, "
+            "1 node(s) had untolerated taint {DeletionCandidateOfClusterAutoscaler: 1764260000}, 1 node(s) had "
+            "untolerated taint {karpenter.sh/disrupted: }, 1 node(s) had untolerated taint "
+            "{node.cilium.io/agent-not-ready: true}."
+        ),
+        Reason.UNSCHEDULABLE,
+        ["}: add a node that fits"],
+    ),
+    "a node is cordoned": (
+        unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unschedulable: }."),
+        Reason.UNSCHEDULABLE,
+        ["add a node that fits"],
+    ),
     "the claim does not exist, says the scheduler": (
         unscheduled('0/1 nodes are available: persistentvolumeclaim "adapters" not found. preemption: none'),
         Reason.VOLUME_NOT_READY,
@@ -158,6 +193,13 @@ HEALTHY = {
 def test_a_pod_on_its_way_has_no_trouble(case: str) -> None:
     """Waiting is no trouble."""
     assert trouble_of_pod(HEALTHY[case], ()) is None
+
+
+def test_who_must_tolerate_a_taint_is_not_told_to_ask_for_less() -> None:
+    """Less CPU helps nobody onto a node that is kept for others."""
+    found = trouble_of_pod(unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint {gpu: x}."), ())
+    assert found is not None
+    assert "ask for less" not in found.message
 
 
 EVENTS = {

@@ -1,4 +1,4 @@
-"""The claims of docs/yardsticks.md: each with what our formulas say, computed again."""
+"""Each claim of docs/yardsticks.md with what our formulas say, computed again; the defaults of docs/choosing.md."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,8 @@ from lora_trainer.contract.config import Layers, LoraConfig, TrainingConfig
 from lora_trainer.contract.fit.setting import Setting
 
 PAGE = (Path(__file__).parents[2] / "docs" / "yardsticks.md").read_text(encoding="utf-8")
-ROWS = [line.strip("| ").split(" | ") for line in PAGE.partition("## Advice")[0].splitlines() if line.startswith("| ")][
-    1:
-]
+CHOOSING = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text(encoding="utf-8")
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")][1:]
 FITTED = {"Llama-2-7B, bf16": (LLAMA_2_7B, yardsticks.THEIRS, 21.33)}
 OTHERS: dict[str, tuple[Config, Setting, float]] = {
     "Llama-2-7B, NF4": (LLAMA_2_7B, yardsticks.THEIRS_NF4, 14.18),
@@ -60,12 +59,12 @@ def test_runs_that_nothing_was_fitted_on_are_met_on_average() -> None:
     assert max(errors) <= 0.1
 
 
-def test_the_page_says_the_defaults_that_the_product_has() -> None:
+def test_the_advice_names_the_defaults_that_the_product_has() -> None:
     """Of the contract."""
     lora, training = LoraConfig(), TrainingConfig()
     advice = {
         line.split("|")[1].strip(): line.rstrip("| ").split("|")[-1].strip()
-        for line in PAGE.partition("## Advice")[2].splitlines()
+        for line in CHOOSING.splitlines()
         if re.match(r"\| [a-z]+ ", line)
     }
     assert advice["rank"] == str(lora.rank)

@@ -9,6 +9,10 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "lora-operator.metricsService" -}}
+{{- include "lora-operator.fullname" . }}-metrics
+{{- end -}}
+
 {{- define "lora-operator.selectorLabels" -}}
 app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -102,8 +106,25 @@ spec:
 {{- if gt (int .Values.replicas) 1 }}true{{ end -}}
 {{- end -}}
 
+{{/* Values whose names are those of an earlier release, with the present ones: a sentence, or nothing. */}}
+{{- define "lora-operator.renamed" -}}
+{{- $found := list -}}
+{{- range $old, $new := dict "cacheClaim" "cacheClaim" "httpsProxy" "environment.HTTPS_PROXY" "httpProxy" "environment.HTTP_PROXY" "noProxy" "environment.NO_PROXY" -}}
+{{- if index $.Values.config $old }}{{ $found = append $found (printf "config.%s is now defaults.%s" $old $new) }}{{ end -}}
+{{- end -}}
+{{- range $old, $new := dict "defaultCPU" "cpuPerGPU" "defaultMemory" "memoryPerGPU" -}}
+{{- if index $.Values.config $old }}{{ $found = append $found (printf "config.%s, for a pod as a whole, is now defaults.%s, which is multiplied by the pod's GPUs" $old $new) }}{{ end -}}
+{{- end -}}
+{{- join ", " $found -}}
+{{- end -}}
+
 {{/* The operator's configuration file. */}}
 {{- define "lora-operator.config" -}}
+{{- range $name := list "HTTPS_PROXY" "HTTP_PROXY" -}}
+{{- if contains "@" (get ($.Values.defaults.environment | default dict) $name) -}}
+{{- fail (printf "defaults.environment.%s has a user, token or password, which whoever may read runs would see: let the pods through the proxy without one, and write its address without @" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.config -}}
 {{- range $shorter, $longer := dict "retryPeriodSeconds" "renewDeadlineSeconds" "renewDeadlineSeconds" "leaseDurationSeconds" -}}
 {{- if ge (float64 (index $.Values.config $shorter)) (float64 (index $.Values.config $longer)) -}}
@@ -123,6 +144,13 @@ spec:
 {{- end -}}
 {{- end -}}
 {{- $_ := set $config "preflightImage" $preflight -}}
+{{- with .Values.defaults -}}
+{{- $_ := set $config "defaultGPUResourceName" .gpuResourceName -}}
+{{- range $field, $key := dict "nodeSelector" "defaultNodeSelector" "tolerations" "defaultTolerations" "affinity" "defaultAffinity" "environment" "defaultEnvironment" "runtimeClassName" "defaultRuntimeClassName" "priorityClassName" "defaultPriorityClassName" "queue" "defaultQueue" "checkpointClaim" "defaultCheckpointClaim" "cpuPerGPU" "defaultCPUPerGPU" "memoryPerGPU" "defaultMemoryPerGPU" "ttlSecondsAfterFinished" "defaultTTLSeconds" -}}
+{{- $_ := set $config $key (index $.Values.defaults $field) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $config "cacheClaim" (.Values.defaults.cacheClaim | default .Values.config.cacheClaim) -}}
 {{- $_ := set $config "preflightNodeSelector" .Values.preflight.nodeSelector -}}
 {{- $_ := set $config "preflightTolerations" .Values.preflight.tolerations -}}
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}

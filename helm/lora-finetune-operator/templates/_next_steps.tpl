@@ -68,13 +68,20 @@ which would end the installation: they are looked at only by who creates objects
 {{- $name := include "lora-operator.fullname" . }}
 {{- include "lora-operator.monitorNotes" . }}
 {{- $needs := list }}
-{{- with .Values.config.cacheClaim }}{{ $needs = append $needs (printf "the PersistentVolumeClaim %s" .) }}{{ end }}
+{{- range uniq (list (.Values.defaults.cacheClaim | default .Values.config.cacheClaim) .Values.defaults.checkpointClaim) }}
+{{- with . }}{{ $needs = append $needs (printf "the PersistentVolumeClaim %s" .) }}{{ end }}
+{{- end }}
+{{- with .Values.defaults.queue }}{{ $needs = append $needs (printf "the LocalQueue %s" .) }}{{ end }}
 {{- with .Values.config.caBundleConfigMap }}{{ $needs = append $needs (printf "the ConfigMap %s with ca.crt" .) }}{{ end }}
 {{- with .Values.trainer.serviceAccountName }}{{ $needs = append $needs (printf "the ServiceAccount %s" .) }}{{ end }}
 {{- range .Values.imagePullSecrets }}{{ $needs = append $needs (printf "the Secret %s" .name) }}{{ end }}
 {{- with $needs }}
 
 * Each namespace with runs needs {{ join ", " . }}.
+{{- end }}
+{{- with include "lora-operator.renamed" . }}
+
+* {{ . }}: the earlier names are read in this release for the last time.
 {{- end }}
 {{- if and .Values.watch.namespaces .Values.rbac.create (not .Values.rbac.aggregate) }}
 

@@ -1,6 +1,6 @@
 {{/* Labels of the operator's own series: those of this release. A ServiceMonitor names its job after the Service. */}}
 {{- define "lora-operator.ownSeries" -}}
-namespace="{{ .Release.Namespace }}"{{ if .Values.metrics.serviceMonitor.enabled }}, job="{{ include "lora-operator.fullname" . }}"{{ end }}
+namespace="{{ .Release.Namespace }}"{{ if .Values.metrics.serviceMonitor.enabled }}, job="{{ include "lora-operator.metricsService" . }}"{{ end }}
 {{- end -}}
 
 {{/* Labels of the series of runs: those of the watched namespaces, since another release looks after the others. */}}

@@ -12,6 +12,7 @@ from lora_operator.decision.spent_time import SpentTime, follow_time, stored_tim
 from lora_operator.views.budget import Used
 from lora_operator.views.conditions import state_of
 from lora_operator.views.config import OperatorConfig
+from lora_operator.views.defaults import defaults_for
 from lora_operator.views.jobs import suspension_of
 from lora_operator.views.model import FineTune, JobView, Observed, WorkloadView
 from lora_operator.views.names import child_name
@@ -73,7 +74,8 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
         quantization=kept_quantization(finetune.status),
         gpus=config.gpus,
     )
-    request = read_request(finetune.manifest, options)
+    defaults = defaults_for(finetune.spec, finetune.status, config)
+    request = read_request(finetune.manifest, options, defaults)
     stored = stored_time(finetune.status)
     spent = follow_time(stored, children.jobs, observed.pods)
     retries = count_pods(stored_retries(finetune.status), children.jobs, observed.pods)

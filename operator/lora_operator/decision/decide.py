@@ -19,7 +19,7 @@ from lora_operator.decision.notices import notices, recreated
 from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
 from lora_operator.decision.proof import Verdict, claims_success, proven_success
 from lora_operator.decision.quota import Place, held, hold, no_quota, place_of, quota_reserved, waits_for_user
-from lora_operator.decision.results import resolved_by_spec
+from lora_operator.decision.results import resolved_by_request
 from lora_operator.decision.situation import (
     Scene,
     Situation,
@@ -200,7 +200,7 @@ def _create(case: Case, stage: Stage, train: TrainConfig) -> Plan:
         return dataclasses.replace(plan, create=(rendered,), watch_events=False)
     events = (recreated(job.name, job.attempt, case.job_name),) if children.expected else ()
     fresh = dataclasses.replace(children, attempt=job.attempt, job=job, pods=())
-    resolved = resolved_by_spec(train, case.config.trainer_image)
+    resolved = resolved_by_request(case.request, case.config.trainer_image)
     plan = _watch_new(dataclasses.replace(case, children=fresh), stage, job, resolved)
     service = (render_service(finetune, train),) if case.request.pod.nodes > 1 else ()
     return dataclasses.replace(plan, create=(*service, rendered), events=(*events, *plan.events), watch_events=False)
@@ -394,6 +394,7 @@ def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
 
 
 def _resolved(case: Case) -> Status:
-    """What was resolved stays; it is made up for only where a crash came before the first status."""
-    before, train = block_of(case.finetune.status, "resolved"), case.request.train
-    return before or (resolved_by_spec(train, case.config.trainer_image) if train else {})
+    """What was resolved stays, unless a crash came before the first status of the run, or of the Job that trains."""
+    before, told = block_of(case.finetune.status, "resolved"), case.finetune.status.get("attempt")
+    is_of_this = (told if isinstance(told, int) else 0) >= case.children.attempt
+    return before if before and is_of_this else resolved_by_request(case.request, case.config.trainer_image)

@@ -6,6 +6,7 @@ The resource, its status, the result and the checkpoints stay.
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
+from lora_operator.views.defaults import kept_ttl_s
 from lora_operator.views.jobs import is_ending
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed
 from lora_operator.views.names import child_name
@@ -18,7 +19,7 @@ def expired_objects(
 ) -> tuple[tuple[ObjectRef, ...], float | None]:
     """What is to be deleted now, or the seconds until something is. Only where the verdict is stored already."""
     jobs = [job for job in observed.jobs if job.owner_uid == finetune.uid and not job.deleting]
-    ttl_s = read_policy(finetune.manifest).ttl_s
+    ttl_s = read_policy(finetune.manifest, kept_ttl_s(finetune.status)).ttl_s
     ended_at = parse_instant(finetune.status.get("completionTime"))
     left_s = None
     if ttl_s is not None and ended_at is not None and jobs:

@@ -5,14 +5,20 @@ from decimal import Decimal
 from typing import Any
 
 from lora_operator.decision.progress import whole
+from lora_operator.views.request import Request
 from lora_operator.views.wording import block_of, decimal, printable
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
-from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
+from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS, checkpoint_claim
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
 
 LARGEST_INT32 = 2**31 - 1
 MOST_MODULES, MOST_KERNELS = 256, 16
 Block = dict[str, Any]
+
+
+def resolved_by_request(request: Request, image: str) -> Block:
+    """What the run and its pods get by the spec and the operator's defaults; empty where the spec breaks a rule."""
+    return resolved_by_spec(request.train, image) | {"pod": _pod_block(request, request.train)} if request.train else {}
 
 
 def resolved_by_spec(train: TrainConfig, image: str) -> Block:
@@ -44,17 +50,47 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
         "epochs": training.epochs and _number(training.epochs),
         "maxSteps": training.max_steps,
         "evalSteps": training.eval_steps,
-        "activationCheckpointing": _recomputes(train),
+        **_recomputed(train),
         "maxValidationRows": train.dataset.max_validation_rows,
     }
     return block | {key: value for key, value in optional.items() if value is not None}
 
 
-def _recomputes(train: TrainConfig) -> bool | None:
-    chosen = train.training.activation_checkpointing
-    if chosen is ActivationCheckpointing.AUTO:
-        return train.planned.activation_checkpointing if train.planned else None
-    return chosen is ActivationCheckpointing.FULL
+def _recomputed(train: TrainConfig) -> dict[str, bool]:
+    """Which activations are recomputed; empty where nothing has settled it."""
+    manner = train.training.activation_checkpointing
+    if manner is ActivationCheckpointing.AUTO:
+        if train.planned is None:
+            return {}
+        manner = train.planned.manner
+    return {
+        "activationCheckpointing": manner.recomputes,
+        "selectiveCheckpointing": manner is ActivationCheckpointing.SELECTIVE,
+    }
+
+
+def _pod_block(request: Request, train: TrainConfig) -> Block:
+    """What each training pod asks for, and what else the operator's defaults decide; `Defaults` reads it back."""
+    pod = request.pod
+    block = {
+        "gpuResourceName": pod.gpu_resource_name if pod.gpus else "",
+        "cpu": pod.cpu,
+        "memory": pod.memory,
+        "nodeSelector": dict(pod.node_selector),
+        "tolerations": [dict(toleration) for toleration in pod.tolerations],
+        "affinity": dict(pod.affinity),
+        "runtimeClassName": pod.runtime_class_name,
+        "priorityClassName": pod.priority_class_name,
+        # What the resource itself says of these may change.
+        "queue": request.defaults.queue,
+        "ttlSecondsAfterFinished": request.defaults.ttl_s,
+        "environment": dict(pod.environment),
+        "checkpointClaim": checkpoint_claim(train),
+        "cacheClaim": pod.cache_claim,
+    }
+    kept = {key: value for key, value in block.items() if value not in (None, "", {}, [])}
+    # An empty one too: without any, `defaults_for` takes the run for one of an earlier release.
+    return kept | {"environment": block["environment"]}
 
 
 def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:
@@ -82,6 +118,7 @@ def resolved_by_run(run: ResolvedRun) -> Block:
     optional = {
         "kernels": None if run.kernels is None else [_text(name, 64) for name in run.kernels[:MOST_KERNELS]],
         "kernelsLeftOut": [_text(why, 512) for why in run.kernels_left_out[:MOST_KERNELS]] or None,
+        "microBatchTokens": None if run.micro_batch_tokens is None else whole(run.micro_batch_tokens),
         "kernelsChangedStep": None if run.kernels_changed_step is None else whole(run.kernels_changed_step),
     }
     return {
@@ -102,6 +139,7 @@ def resolved_by_run(run: ResolvedRun) -> Block:
         "attention": _text(run.attention, 64),
         "optimizer": _text(run.optimizer, 64),
         "activationCheckpointing": run.activation_checkpointing,
+        "selectiveCheckpointing": run.selective_checkpointing,
         "processes": _int32(run.processes),
         "sharded": run.sharded,
         **({} if run.sharded_over is None else {"shardedOver": _int32(run.sharded_over)}),

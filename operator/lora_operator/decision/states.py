@@ -194,9 +194,7 @@ class Statement:
 
 CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
     Type.ACCEPTED: (
-        Statement(
-            status="Unknown", meaning="No operator has seen the resource yet", reasons=frozenset({Reason.PENDING})
-        ),
+        Statement(status="Unknown", meaning="No operator has seen the resource", reasons=frozenset({Reason.PENDING})),
         Statement(
             status="True",
             meaning="The spec is valid and the cluster took the Job",
@@ -216,14 +214,14 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
         ),
         Statement(
             status="False",
-            meaning="It waits for its queue, lost its place there, or holds no quota any more; only with a queue",
+            meaning="It waits for its queue, lost its place there, or holds no quota; absent without a queue",
             reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
         ),
     ),
     Type.PREFLIGHT_PASSED: (
         Statement(
             status="Unknown",
-            meaning="Model, data, output and memory are being looked at; absent where `spec.preflight` is Skip",
+            meaning="Model, data, output and memory are being checked; absent where `spec.preflight` is Skip",
             reasons=_ONGOING,
         ),
         Statement(
@@ -237,7 +235,7 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
         Statement(status="True", meaning="The trainer runs, on every node", reasons=frozenset({Reason.POD_RUNNING})),
         Statement(
             status="False",
-            meaning="It does not run: yet, for the moment, or any more",
+            meaning="It does not run yet, at the moment, or any longer",
             reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
         ),
     ),
@@ -245,14 +243,14 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
         Statement(status="True", meaning="A valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
         Statement(
             status="False",
-            meaning="There is none: yet, or for want of a claim, or because the run ended before it",
+            meaning="There is none yet, there is no claim for one, or the run ended before it",
             reasons=STATES[Group.FAILED] | {Reason.PENDING, Reason.NO_CHECKPOINT_CLAIM, Reason.SUCCEEDED},
         ),
     ),
     Type.SUSPENDED: (
         Statement(
             status="True",
-            meaning="The run is held, by spec.suspend, by its queue or by somebody else",
+            meaning="The run is held by `spec.suspend`, its queue or another client",
             reasons=STATES[Group.HELD],
         ),
         Statement(status="False", meaning="Nothing holds it", reasons=frozenset({Reason.NOT_SUSPENDED})),
@@ -260,7 +258,7 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
     Type.ARTIFACT_PUBLISHED: (
         Statement(
             status="Unknown",
-            meaning="The run goes on",
+            meaning="The run continues",
             reasons=frozenset({Reason.PENDING, Reason.PUBLISHING}),
         ),
         Statement(
@@ -271,12 +269,12 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
         Statement(status="False", meaning="There will be none", reasons=STATES[Group.FAILED]),
     ),
     Type.COMPLETE: (
-        Statement(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
+        Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
         Statement(status="True", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
         Statement(status="False", meaning="The run failed", reasons=STATES[Group.FAILED]),
     ),
     Type.FAILED: (
-        Statement(status="Unknown", meaning="The run goes on; the reason is its STATE", reasons=_ONGOING),
+        Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
         Statement(status="False", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
         Statement(status="True", meaning="The run failed", reasons=STATES[Group.FAILED]),
     ),

@@ -32,6 +32,12 @@ _MISSING_OBJECT = re.compile(r'(secrets?|configmaps?) "([^"]+)" not found', re.I
 _MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:[^/\s]+/)?(\S+)", re.IGNORECASE)
 _MISSING_PATH = re.compile(r"references non-existent (secret|config) key: (\S+)", re.IGNORECASE)
 _MISSING_PULL_SECRETS = re.compile(r"image pull secrets \(([^)]+)\)")
+_TAINT = re.compile(r"untolerated taint[s()]*:? \{([^:{}\s]{1,317}):\s*([^{}\s]{0,63})\}")
+_OF_THE_CLUSTER = re.compile(
+    r"(node|node-role|node\.cloudprovider)\.kubernetes\.io/|karpenter\.sh/|.+/agent-not-ready$"
+    r"|(ToBeDeletedBy|DeletionCandidateOf)ClusterAutoscaler$"
+)
+"""Taints of nodes that are not ready, cordoned, on their way out, or none of users' business."""
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
 # Reasons that Events alone may have reported: the pod or the Job itself says nothing of them.
@@ -173,8 +179,30 @@ def _unscheduled(pod: PodView) -> Finding | None:
         remedy = "look at the claim with kubectl describe pvc: it is not bound, or to a volume out of reach"
         which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
         return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
-    remedy = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
+    fitting = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
+    tolerated = _tolerate(scheduled.message)
+    # Onto nodes with the taint alone a toleration helps; of those that lack something as well, nothing tells.
+    both = tolerated and "Insufficient " in scheduled.message
+    remedy = f"{fitting}; {tolerated}" if both else tolerated or fitting
     return _finding(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {said}", remedy, scheduled.since)
+
+
+def _tolerate(said: str) -> str:
+    """What lets the pod onto nodes that a taint keeps it from; empty where no taint is to be tolerated.
+
+    The scheduler tells a taint's key and value, and not its effect: a toleration without one is for all of them.
+    """
+    taints = [taint for taint in _TAINT.findall(said) if not _OF_THE_CLUSTER.match(taint[0])]
+    if not taints:
+        return ""
+    wanted = ", ".join(
+        f'{{key: {key}, operator: Equal, value: "{value}"}}' if value else f"{{key: {key}, operator: Exists}}"
+        for key, value in dict.fromkeys(taints)
+    )
+    return (
+        f"where runs may use the tainted nodes, write scheduling.tolerations: [{wanted}] or have it added to the "
+        "chart's defaults.tolerations; either counts for a new LoRAFineTune alone"
+    )
 
 
 def _waiting(pod: PodView, events: Iterable[EventView]) -> Finding | None:

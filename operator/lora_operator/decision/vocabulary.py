@@ -1,4 +1,4 @@
-"""What each reason means and what to do about it: for docs/operator.md, docs/states.md and `lora-operator explain`."""
+"""What each reason means and what to do about it: for docs/states.md and `lora-operator explain`."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -23,12 +23,12 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Nothing.",
     ),
     Reason.QUEUED: Explanation(
-        "The run waits in its queue for quota; the message has the queue's own words.",
+        "The run waits in its queue for quota; the message is the queue's.",
         "Nothing; to be sooner, raise its priority class or the quota of its queue.",
     ),
     Reason.PREEMPTED: Explanation(
         "The queue took the run's quota for another run, after a checkpoint where there is a claim for one.",
-        "Nothing; it goes on from its last checkpoint when the queue admits it again.",
+        "Nothing; it resumes from its last checkpoint when the queue admits it again.",
     ),
     Reason.QUOTA_RESERVED: Explanation(
         "The queue has reserved the quota that the run needs.",
@@ -36,7 +36,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.SUSPENDED_BY_USER: Explanation(
         "`spec.suspend` is true: no pod runs and no GPU is held.",
-        "Set `spec.suspend` to false to go on.",
+        "Set `spec.suspend` to false to resume.",
     ),
     Reason.SUSPENDED_EXTERNALLY: Explanation(
         "The Job is suspended, though not by `spec.suspend`: a queue holds it, or a person.",
@@ -48,7 +48,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.EVICTED: Explanation(
         "The cluster took the pod away: a drain, a preemption, a node short of memory or disk.",
-        "Nothing while the run goes on: a new pod follows, and counts as a retry only where the node was short.",
+        "Nothing while the run continues: a new pod follows, and counts as a retry only where the node was short.",
     ),
     Reason.NODE_UNREACHABLE: Explanation(
         "The pod's node is silent, so the pod may still be writing.",
@@ -56,7 +56,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.UNSCHEDULABLE: Explanation(
         "No node can run the pod; the scheduler's words say why.",
-        "Add a node that fits, or ask for less in a new resource.",
+        "Add a node that fits, or ask for less in a new resource; a taint is tolerated with `scheduling.tolerations`, "
+        "which the message spells, or by the chart's `defaults.tolerations`.",
     ),
     Reason.QUOTA_EXCEEDED: Explanation(
         "A ResourceQuota of the namespace does not allow the Job or its pod, or the namespace has as many unfinished "
@@ -73,19 +74,19 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.SECRET_NOT_FOUND: Explanation(
         "A Secret of a `secretRef`, or a key that its use needs, does not exist.",
-        "Create it; the run goes on by itself.",
+        "Create it; the run then starts.",
     ),
     Reason.CONFIG_MAP_NOT_FOUND: Explanation(
         "A ConfigMap of the data set or of the CA bundle, or its key, does not exist.",
-        "Create it; the run goes on by itself.",
+        "Create it; the run then starts.",
     ),
     Reason.VOLUME_NOT_READY: Explanation(
         "A claim does not exist, is not bound, or its volume cannot be attached or mounted.",
-        "Create or repair the claim; the run goes on by itself.",
+        "Create or repair the claim; the run then starts.",
     ),
     Reason.CONTAINER_NOT_STARTED: Explanation(
         "The node cannot set up the pod or its container for another reason.",
-        "Show the message to whoever runs the cluster.",
+        "Show the message to the cluster's administrator.",
     ),
     Reason.ADMISSION_DENIED: Explanation(
         "A webhook, a policy or the API server's validation refuses the Job or its pod.",
@@ -144,7 +145,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Nothing.",
     ),
     Reason.PREFLIGHT: Explanation(
-        "Model, data, output and memory are looked at before a GPU is asked for. "
+        "Model, data, output and memory are checked before a GPU is requested. "
         "Where there is a cache claim, model and data are fetched into it.",
         "Nothing.",
     ),
@@ -171,7 +172,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.RESTARTING: Explanation(
         "A pod failed or was deleted, and another follows while there are retries; the message has the failure.",
-        "Nothing, unless it repeats or ends the run: then put right what the message says.",
+        "Nothing, unless it repeats or ends the run: then fix what the message names.",
     ),
     Reason.SUCCEEDED: Explanation(
         "The adapter is published and verified.",
@@ -195,7 +196,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.DATASET_ACCESS_DENIED: Explanation(
         "The Hub or the object store refused access to the data set.",
-        "Check the Secret of `dataset.secretRef`, and the data set's terms on the Hub.",
+        "Check the Secret of `dataset.secretRef`, or of `model.secretRef` without one, and the data set's terms on the "
+        "Hub.",
     ),
     Reason.MODEL_NOT_FOUND: Explanation(
         "The base model does not exist where `model.uri` says.",
@@ -266,11 +268,11 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.PENDING_TIMEOUT: Explanation(
         "The run waited longer than `pendingTimeoutSeconds` without all its pods running; the message says for what.",
-        "Put that right and create a new resource.",
+        "Fix that and create a new resource.",
     ),
     Reason.BACKOFF_LIMIT_EXCEEDED: Explanation(
         "More pods failed, or more Jobs were deleted, than `maxRetries` allows; the message has the last error.",
-        "Put its cause right and create a new resource.",
+        "Fix its cause and create a new resource.",
     ),
     Reason.RESULT_UNKNOWN: Explanation(
         "The run ended without saying how, so nothing proves an adapter.",

@@ -25,7 +25,7 @@ def environment(
     pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, trains: bool, rendezvous: str = ""
 ) -> list[Manifest]:
     """All variables of a container; what `trains` writes to a tracker. `rendezvous` is host:port of several nodes."""
-    plain = {"HOME": "/tmp", **_services(train, config)}  # noqa: S108 - an emptyDir
+    plain = {"HOME": "/tmp", **_services(train, config), **_defaults(pod)}  # noqa: S108 - an emptyDir
     if rendezvous:
         plain["LORA_RENDEZVOUS"] = rendezvous
     return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(pod, train, trains=trains))
@@ -45,8 +45,7 @@ def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
         ("HTTP_PROXY", config.http_proxy),
         ("NO_PROXY", config.no_proxy),
     ):
-        # Some libraries look for the one spelling only, some for the other.
-        optional |= {name: value, name.lower(): value}
+        optional |= _spelled(name, value)
     if config.ca_bundle_config_map:
         optional |= dict.fromkeys(_CA_VARIABLES, f"{CA_FOLDER}/{CA_KEY}")
     optional["LORA_OCI_PLAIN_HTTP"] = ",".join(config.oci_plain_http_registries)
@@ -57,6 +56,18 @@ def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
     return values | {name: value for name, value in optional.items() if value}
 
 
+def _defaults(pod: PodRequest) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name, value in pod.environment.items():
+        values |= _spelled(name, value)
+    return values
+
+
+def _spelled(name: str, value: str) -> dict[str, str]:
+    """Of a proxy some libraries look for the one spelling only, some for the other."""
+    return {name: value, name.lower(): value} if name.endswith("_PROXY") else {name: value}
+
+
 def _secrets(pod: PodRequest, train: TrainConfig, *, trains: bool) -> Iterator[Manifest]:
     """Each purpose has its own variables: a run may read with one token and write with another.
 
@@ -64,7 +75,11 @@ def _secrets(pod: PodRequest, train: TrainConfig, *, trains: bool) -> Iterator[M
     """
     data = [train.dataset.uri, *([train.dataset.validation_uri] if train.dataset.validation_uri else [])]
     yield from _access("MODEL", pod.model_secret, [train.model.uri])
-    yield from _access("DATASET", pod.dataset_secret, data)
+    if pod.dataset_secret:
+        yield from _access("DATASET", pod.dataset_secret, data)
+    else:  # whoever may read the model there reads the rows with the same credentials
+        place = type(parse_uri(train.model.uri))
+        yield from _access("DATASET", pod.model_secret, [uri for uri in data if type(parse_uri(uri)) is place])
     yield from _access("OUTPUT", pod.output_secret, [train.output.uri])
     if not trains:
         return

@@ -5,9 +5,8 @@ from typing import Any
 
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
+from lora_operator.views.gpu_nodes import gpu_labels, with_labels
 from lora_operator.views.request import PodRequest
-from lora_trainer.contract.fit.devices import least_label
-from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 Manifest = dict[str, Any]
 _OF_THE_IMAGE = ("kubernetes.io/arch", "kubernetes.io/os")
@@ -19,8 +18,7 @@ _GPU_FIRST = 100
 
 def training_placement(pod: PodRequest) -> Manifest:
     """Where a run trains, as fields of a pod."""
-    wanted = _gpu_labels(pod)
-    affinity = {"nodeAffinity": _required(wanted)} if wanted else {}
+    affinity = with_labels(pod.affinity, _gpu_labels(pod))
     return _given(pod.node_selector, affinity, [dict(toleration) for toleration in pod.tolerations])
 
 
@@ -36,34 +34,21 @@ def preflight_placement(pod: PodRequest, config: OperatorConfig, *, mounts_claim
     if not mounts_claim:
         labels = {key: value for key, value in pod.node_selector.items() if key in _OF_THE_IMAGE}
         return _given(labels, {}, tolerations)
+    # Beside which pods a training should run says nothing of what looks at it.
+    near = {"nodeAffinity": pod.affinity["nodeAffinity"]} if "nodeAffinity" in pod.affinity else {}
     if not pod.gpus:
-        return _given(pod.node_selector, {}, tolerations)
+        return _given(pod.node_selector, near, tolerations)
     # What the API server gives to each pod that asks for the resource (ExtendedResourceToleration).
     own = {"key": pod.gpu_resource_name, "operator": "Exists", "effect": "NoSchedule"}
     wanted = _gpu_labels(pod)
     # Not every cluster labels its nodes: without a wish of the run this can only be preferred.
     preference = {"matchExpressions": [{"key": names.GPU_MEMORY_LABEL, "operator": "Exists"}]}
-    affinity = _required(wanted) if wanted else _preferred(preference)
-    return _given(pod.node_selector, {"nodeAffinity": affinity}, tolerations + ([] if own in tolerations else [own]))
+    affinity = with_labels(near, wanted) if wanted or near else {"nodeAffinity": _preferred(preference)}
+    return _given(pod.node_selector, affinity, tolerations + ([] if own in tolerations else [own]))
 
 
 def _gpu_labels(pod: PodRequest) -> list[Manifest]:
-    """Only nodes that GPU feature discovery labels with enough memory and with a product that the run takes.
-
-    A label has the MiB that the driver reports, some of what a GPU is sold with missing: see `least_label`.
-    """
-    wanted: list[Manifest] = []
-    if pod.gpu_min_memory_gib is not None:
-        least = str(least_label(pod.gpu_min_memory_gib))
-        wanted.append({"key": names.GPU_MEMORY_LABEL, "operator": "Gt", "values": [least]})
-    if pod.gpu_products:
-        wanted.append({"key": PRODUCT_LABEL, "operator": "In", "values": list(pod.gpu_products)})
-    return wanted if pod.gpus else []
-
-
-def _required(expressions: list[Manifest]) -> Manifest:
-    terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
-    return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+    return gpu_labels(pod.gpus, pod.gpu_min_memory_gib, pod.gpu_products)
 
 
 def _preferred(term: Manifest) -> Manifest:

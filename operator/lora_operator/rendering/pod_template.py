@@ -72,6 +72,7 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
         "subdomain": name if several else None,
         **_placement(shape, pod, config, own),
         "priorityClassName": pod.priority_class_name,
+        "runtimeClassName": pod.runtime_class_name if shape.trains else None,
         "imagePullSecrets": [{"name": name} for name in config.image_pull_secrets],
         "serviceAccountName": config.trainer_service_account_name,
     }
@@ -89,7 +90,7 @@ def _container(
     shape: Shape, pod: PodRequest, variables: list[Manifest], mounts: list[Manifest], config: OperatorConfig
 ) -> Manifest:
     # What looks at a run without a cache fetches no weights.
-    fills = ["--fill-cache"] if config.cache_claim and not shape.trains else []
+    fills = ["--fill-cache"] if pod.cache_claim and not shape.trains else []
     listens: Manifest = {
         "ports": [{"name": "metrics", "containerPort": PORT}],
         "livenessProbe": _liveness_probe(),
@@ -100,7 +101,7 @@ def _container(
         "imagePullPolicy": config.image_pull_policy,
         "args": [shape.command, "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *fills],
         "env": variables,
-        "resources": _resources(pod, config) if shape.trains else _small_resources(config),
+        "resources": _resources(pod) if shape.trains else _small_resources(config),
         **(listens if shape.trains else {}),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -126,10 +127,15 @@ def _liveness_probe() -> Manifest:
     }
 
 
-def _resources(pod: PodRequest, config: OperatorConfig) -> Manifest:
-    memory = pod.memory or config.default_memory
-    gpus = {pod.gpu_resource_name: str(pod.gpus)} if pod.gpus else {}
-    return {"requests": {"cpu": pod.cpu or config.default_cpu, "memory": memory}, "limits": {"memory": memory, **gpus}}
+def _resources(pod: PodRequest) -> Manifest:
+    devices = {name: str(count) for name, count in pod.extended_resources.items()}
+    if pod.gpus:
+        devices = {pod.gpu_resource_name: str(pod.gpus), **devices}
+    storage = {"ephemeral-storage": pod.ephemeral_storage} if pod.ephemeral_storage else {}
+    return {
+        "requests": {"cpu": pod.cpu, "memory": pod.memory, **storage},
+        "limits": {"memory": pod.memory, **devices},
+    }
 
 
 def _small_resources(config: OperatorConfig) -> Manifest:

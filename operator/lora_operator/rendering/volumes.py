@@ -44,9 +44,9 @@ def volumes(pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, writ
     return (
         Volume(name="config", source={"downwardAPI": {"items": [configuration]}}, path=CONFIG_FOLDER),
         Volume(name="tmp", source={"emptyDir": {}}, path="/tmp", writable=True),  # noqa: S108 - an emptyDir
-        *_cache(claims, config),
+        *_cache(claims, pod.cache_claim),
         Volume(name="shared-memory", source={"emptyDir": memory}, path="/dev/shm", writable=True),  # noqa: S108 - as above
-        *_claim_volumes(claims, config),
+        *_claim_volumes(claims, pod.cache_claim),
         *_data_config_maps(train),
         *_ca_bundle(config),
     )
@@ -62,30 +62,30 @@ def as_manifests(volumes: tuple[Volume, ...]) -> tuple[list[Manifest], list[Mani
     return list(sources.values()), mounts
 
 
-def _cache(claims: Mapping[str, bool], config: OperatorConfig) -> Iterator[Volume]:
+def _cache(claims: Mapping[str, bool], cache: str | None) -> Iterator[Volume]:
     """Models and data from afar: on the namespace's claim for them, or for the life of the pod."""
-    if not config.cache_claim:
+    if not cache:
         yield Volume(name="cache", source={"emptyDir": {}}, path=CACHE_FOLDER, writable=True)
         return
     yield Volume(
-        name=_names(claims, config)[config.cache_claim],
-        source=_claim(config.cache_claim, writable=True),
+        name=_names(claims, cache)[cache],
+        source=_claim(cache, writable=True),
         path=CACHE_FOLDER,
         writable=True,
     )
 
 
-def _claim_volumes(claims: Mapping[str, bool], config: OperatorConfig) -> Iterator[Volume]:
-    volume_names = _names(claims, config)
+def _claim_volumes(claims: Mapping[str, bool], cache: str | None) -> Iterator[Volume]:
+    volume_names = _names(claims, cache)
     for claim, writable in claims.items():
         # One volume for each claim: a pod that names a claim in two volumes may wait for the second for ever.
-        source = _claim(claim, writable=writable or claim == config.cache_claim)
+        source = _claim(claim, writable=writable or claim == cache)
         yield Volume(name=volume_names[claim], source=source, path=f"{CLAIMS_FOLDER}/{claim}", writable=writable)
 
 
-def _names(claims: Mapping[str, bool], config: OperatorConfig) -> Mapping[str, str]:
+def _names(claims: Mapping[str, bool], cache: str | None) -> Mapping[str, str]:
     names = {claim: f"claim-{index}" for index, claim in enumerate(claims)}
-    return {config.cache_claim: "cache", **names} if config.cache_claim else names
+    return {cache: "cache", **names} if cache else names
 
 
 def _claim(name: str, *, writable: bool) -> Manifest:

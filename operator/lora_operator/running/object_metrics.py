@@ -151,9 +151,14 @@ def _facts(finetune: FineTune, _: float) -> Series:
     labels = (
         ("base_model", _text(_map(finetune.spec, "model").get("uri"))),
         ("quantization", _quantization(finetune)),
-        ("queue", _text(_map(_map(finetune.manifest, "metadata"), "labels").get(QUEUE_LABEL))),
+        ("queue", _queue(finetune)),
     )
     return ((labels, 1.0),)
+
+
+def _queue(finetune: FineTune) -> str:
+    pod = _map(_map(finetune.status, "resolved"), "pod")
+    return _text(_map(_map(finetune.manifest, "metadata"), "labels").get(QUEUE_LABEL)) or _text(pod.get("queue"))
 
 
 def _state(finetune: FineTune, _: float) -> Series:

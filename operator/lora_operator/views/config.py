@@ -34,7 +34,9 @@ class OperatorConfig:
     stall_timeout_s         a training without a step for so long is stopped and started again
     gpus                    the cluster's GPUs: product or resource, memory in GiB, price of an hour
     allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
-    default_cpu, -memory    requests of a training pod whose resource names none
+    default_cpu_per_gpu, -memory-   requests of a training pod whose resource names none; empty: as defaults.py has it
+    default_cpu, -memory    earlier settings of the same, for a pod as a whole; read where those above are empty
+    default_...             what else a run gets where its resource names none; defaults.py has how long it keeps it
     most_unfinished_runs_per_namespace   those beyond wait for an older one to end; 0 is no limit
     run_metrics             a set of series for each LoRAFineTune, beside those of the operator
     progress_interval_s     how often a running pod is asked for its progress, and the status written
@@ -78,8 +80,20 @@ class OperatorConfig:
     stall_timeout_s: int = 1800
     gpus: tuple[GpuSetting, ...] = ()
     allow_cpu: bool = False
-    default_cpu: str = "2"
-    default_memory: str = "8Gi"
+    default_cpu_per_gpu: str = ""
+    default_memory_per_gpu: str = ""
+    default_cpu: str = ""
+    default_memory: str = ""
+    default_gpu_resource_name: str = "nvidia.com/gpu"
+    default_node_selector: Mapping[str, str] = field(default_factory=dict)
+    default_tolerations: tuple[Mapping[str, str], ...] = ()
+    default_affinity: Mapping[str, Any] = field(default_factory=dict)
+    default_runtime_class_name: str = ""
+    default_priority_class_name: str = ""
+    default_queue: str = ""
+    default_ttl_s: int | None = None
+    default_environment: Mapping[str, str] = field(default_factory=dict)
+    default_checkpoint_claim: str = ""
     termination_grace_s: int = 120
     most_unfinished_runs_per_namespace: int = 0
     run_metrics: bool = True
@@ -123,7 +137,8 @@ def load_config(path: Path) -> OperatorConfig:
     for name in OperatorConfig.__dataclass_fields__:
         rule = _broken_rule(name, getattr(config, name))
         if rule:
-            raise codec.CodecError(f"{path.name}.{yaml_name(name)} is {getattr(config, name)!r}: must be {rule}")
+            shown = _shown(name, getattr(config, name))
+            raise codec.CodecError(f"{path.name}.{yaml_name(name)} is {shown}: must be {rule}")
     for shorter, longer in _ORDERED:
         if getattr(config, shorter) >= getattr(config, longer):
             rule = f"below {yaml_name(longer)}, which is {getattr(config, longer)!r}"
@@ -164,15 +179,53 @@ def _broken_tolerations(tolerations: tuple[Mapping[str, str], ...]) -> str:
     return "" if known else f"tolerations that have {', '.join(sorted(TOLERATION_KEYS))} alone"
 
 
-_LISTS: Mapping[str, Callable[[Any], str]] = {"gpus": _broken_gpus, "preflight_tolerations": _broken_tolerations}
+def _broken_affinity(affinity: Mapping[str, Any]) -> str:
+    kinds = ("nodeAffinity", "podAffinity", "podAntiAffinity")
+    return "" if affinity.keys() <= set(kinds) else f"an affinity that has {', '.join(kinds)} alone"
+
+
+def may_be_shown(name: str, value: str) -> bool:
+    """Whether a status can hold this variable: it is short, and has neither a user nor a password of a proxy."""
+    secret = "@" in value if name in PROXIES else _PASSWORD.search(value)
+    return len(value) <= LONGEST_VALUE and not secret
+
+
+def _shown(name: str, value: object) -> str:
+    """As a message may have it, since a variable may hold the password for which it is refused."""
+    return f"of {', '.join(value)}" if name == "default_environment" and isinstance(value, Mapping) else repr(value)
+
+
+def _broken_environment(environment: Mapping[str, str]) -> str:
+    known = len(environment) <= MOST_VARIABLES and all(VARIABLE.fullmatch(name) for name in environment)
+    if known and all(may_be_shown(name, value) for name, value in environment.items()):
+        return ""
+    return (
+        f"at most {MOST_VARIABLES} variables of NCCL, Gloo, UCX and libfabric (NCCL_, TORCH_NCCL_, GLOO_, UCX_, FI_), "
+        f"HTTP_PROXY, HTTPS_PROXY, NO_PROXY and TZ alone, none longer than {LONGEST_VALUE} characters or with a user, "
+        "token or password, which whoever may read runs would see: let the pods through the proxy without one (no @ in "
+        "its address)"
+    )
+
+
+MOST_VARIABLES, LONGEST_VALUE = 64, 1024
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
+VARIABLE = re.compile(r"((TORCH_)?NCCL|GLOO|UCX|FI)_[A-Z0-9_]{1,100}|HTTPS?_PROXY|NO_PROXY|TZ")
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+_CHECKS: Mapping[str, Callable[[Any], str]] = {
+    "gpus": _broken_gpus,
+    "preflight_tolerations": _broken_tolerations,
+    "default_tolerations": _broken_tolerations,
+    "default_affinity": _broken_affinity,
+    "default_environment": _broken_environment,
+}
 
 
 def _broken_rule(name: str, value: object) -> str:
     """What a setting of the right type must be, and is not; empty where it is."""
     if name in _CHOICES:
         return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
-    if name in _LISTS and isinstance(value, tuple):
-        return _LISTS[name](value)
+    if name in _CHECKS:
+        return _CHECKS[name](value)
     if name == "http_port":
         return "" if isinstance(value, int) and 1 <= value <= 65535 else "from 1 to 65535"
     if name == "most_unfinished_runs_per_namespace":
@@ -197,7 +250,7 @@ def yaml_name(field_name: str) -> str:
     return words[0] + "".join(_ACRONYMS.get(word, word.capitalize()) for word in words[1:])
 
 
-_ACRONYMS = {"cpu": "CPU", "http": "HTTP", "uri": "URI", "url": "URL"}
+_ACRONYMS = {"cpu": "CPU", "gpu": "GPU", "http": "HTTP", "ttl": "TTL", "uri": "URI", "url": "URL"}
 _CHOICES = {
     "image_pull_policy": ("Always", "IfNotPresent", "Never"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
@@ -209,7 +262,7 @@ _ORDERED = (
     # Else a watch that is only quiet ends the process before it is restarted.
     ("watch_inactivity_s", "watch_stale_s"),
 )
-_REQUIRED = ("trainer_image", "lease_name", "default_cpu", "default_memory", "preflight_cpu", "preflight_memory")
+_REQUIRED = ("trainer_image", "lease_name", "default_gpu_resource_name", "preflight_cpu", "preflight_memory")
 
 
 def _field_name(key: str) -> str:

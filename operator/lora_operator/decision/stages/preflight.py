@@ -19,6 +19,8 @@ from lora_operator.views.conditions import Condition, Finding, Type, previous_co
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, JobView, MemoryLimit, PodView
 from lora_operator.views.pods import newest_first, summary_of
+from lora_operator.views.quantity import at_least
+from lora_operator.views.request import PodRequest
 from lora_operator.views.wording import block_of, byte_size, sentence
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.fit.settle import settled
@@ -27,7 +29,7 @@ from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import Summary
 
 Block = dict[str, Any]
-MOST_ALTERNATIVES = 5
+MOST_ALTERNATIVES = 8
 
 
 def findings(case: Case) -> Block:
@@ -58,7 +60,16 @@ def planned(case: Case) -> Case:
     train, plan = case.request.train, read_block(RunPlan, findings(case).get("plan", {}))
     if train is None or plan is None:
         return case
-    return dataclasses.replace(case, request=dataclasses.replace(case.request, train=settled(train, plan)))
+    request = dataclasses.replace(case.request, pod=_with_memory(case, plan), train=settled(train, plan))
+    return dataclasses.replace(case, request=request)
+
+
+def _with_memory(case: Case, plan: RunPlan) -> PodRequest:
+    """With at least the main memory that the plan estimates, where the resource says nothing of it."""
+    pod = case.request.pod
+    if pod.memory is None or "memory" in block_of(case.finetune.spec, "resources"):
+        return pod
+    return dataclasses.replace(pod, memory=at_least(pod.memory, plan.pod_memory_bytes))
 
 
 def plan_block(plan: RunPlan) -> Block:

@@ -15,7 +15,7 @@ from lora_trainer.contract.reasons import Reason
 
 def _memory(case: Case) -> MemoryLimit:
     return MemoryLimit(
-        amount=case.request.pod.memory or case.config.default_memory,
+        amount=case.request.pod.memory or "",
         remedy="create a new LoRAFineTune with more in spec.resources.memory",
     )
 

@@ -1,0 +1,135 @@
+"""A pod for as long as a command needs it: made, waited for, and gone afterwards, however the command ends."""
+
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from lora_client.cluster.connection import ApiError, Cluster, Object, UnreachableError
+from lora_client.errors import ClientError
+from lora_client.output import note
+from lora_client.views.helper_pod import LABEL, Need, adapter_place, holder, pod, trouble
+from lora_client.views.resources import name_of, text
+from lora_operator.views.names import TRAIN, UID_LABEL, place_of
+
+START_S = 600.0
+GONE_S = 30.0
+TRIED_S = 10.0
+MADE_S = 1.0
+"""Within which a pod may still appear whose making was not answered."""
+_POLL_S = 1.0
+
+
+@contextmanager
+def helper(cluster: Cluster, run: Object, need: Need, *, start_s: float = START_S) -> Iterator[str]:
+    """The name of a running pod that sees the run's adapter. Raises `ClientError` where it does not start in time."""
+    place = adapter_place(run)
+    claim = cluster.get("persistentvolumeclaims", place.claim)
+    user, node, alone = holder(claim, cluster.items("pods"))
+    if alone:
+        raise ClientError(
+            f"The claim {place.claim} (ReadWriteOncePod) is in use by pod {user}: try again when that has ended"
+        )
+    if node:
+        note(
+            f"The claim {place.claim} (ReadWriteOnce) is in use by pod {user} on node {node}: only there it can be read"
+        )
+    _sweep(cluster)
+    manifest = pod(run, _template(cluster, run), place, need, node)
+    # Chosen here: whoever is interrupted before the answer comes has to know what to delete.
+    name = manifest["metadata"].pop("generateName") + secrets.token_hex(4)
+    manifest["metadata"]["name"] = name
+    uid, refused = "", False
+    try:
+        try:
+            made = cluster.request("POST", cluster.path("pods"), query={"fieldManager": "lora"}, body=manifest)
+        except ApiError:
+            refused = True
+            raise
+        uid = text(made, "metadata", "uid")
+        _wait(cluster, name, start_s)
+        yield name
+    finally:
+        if not refused:
+            _delete(cluster, name, uid)
+
+
+def _template(cluster: Cluster, run: Object) -> Object:
+    """The pod template of the latest training Job; empty where none is left."""
+    jobs = cluster.items("jobs", {"labelSelector": f"{UID_LABEL}={text(run, 'metadata', 'uid')}"})
+    training = [job for job in jobs if place_of(name_of(job))[1] == TRAIN]
+    latest = max(training, key=lambda job: place_of(name_of(job))[0], default=None)
+    template: Object = latest["spec"]["template"] if latest else {}
+    return template
+
+
+def _wait(cluster: Cluster, name: str, start_s: float) -> None:
+    begun, reported = time.monotonic(), ""
+    while True:
+        state = cluster.get("pods", name)
+        phase, why = text(state, "status", "phase"), trouble(state)
+        if phase == "Running":
+            return
+        if phase in ("Succeeded", "Failed"):
+            raise ClientError(
+                f"Pod {name} ended before it was used ({text(state, 'status', 'message') or phase}): try again"
+            )
+        if why and why != reported:
+            reported = why
+            note(f"Waiting for pod {name}: {why}")
+        if time.monotonic() - begun > start_s:
+            raise ClientError(
+                f"Pod {name} did not start within {start_s:.0f} s ({why or phase}): ask the cluster's administrator"
+            )
+        time.sleep(_POLL_S)
+
+
+def _delete(cluster: Cluster, name: str, uid: str) -> None:
+    """Until it is gone; nobody interrupts that. Without a `uid` the server has not answered yet that it is made."""
+    before = signal.getsignal(signal.SIGINT)
+    with suppress(ValueError):  # not the main thread, which alone hears of signals
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _deleted(cluster, name, uid)
+    except ClientError as error:
+        command = f"kubectl delete pod {name} -n {cluster.namespace}"
+        note(f"Pod {name} could not be deleted ({error}): {command}")
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, before)
+
+
+def _deleted(cluster: Cluster, name: str, uid: str) -> None:
+    """Raises `ApiError` where it may not be deleted, `UnreachableError` where nobody answers for `TRIED_S`."""
+    path = cluster.path("pods", name)
+    body = {"preconditions": {"uid": uid}} if uid else None
+    begun = time.monotonic()
+    while True:
+        passed_s = time.monotonic() - begun
+        try:
+            cluster.request("DELETE", path, body=body)
+            deadline = time.monotonic() + GONE_S
+            while time.monotonic() < deadline:
+                cluster.request("GET", path)
+                time.sleep(_POLL_S / 4)
+            return
+        except UnreachableError:
+            if passed_s > TRIED_S:
+                raise
+        except ApiError as error:
+            if error.code not in (404, 409):
+                raise
+            if uid or passed_s > MADE_S:
+                return
+        time.sleep(_POLL_S)
+
+
+def _sweep(cluster: Cluster) -> None:
+    """Delete helpers that ended and were left by a client that was killed."""
+    for left in cluster.items("pods", {"labelSelector": LABEL}):
+        if text(left, "status", "phase") in ("Succeeded", "Failed"):
+            body: dict[str, Any] = {"preconditions": {"uid": left["metadata"]["uid"]}}
+            with suppress(ApiError):
+                cluster.request("DELETE", cluster.path("pods", name_of(left)), body=body)

@@ -1,0 +1,350 @@
+"""The command line: its verbs and options; what a verb does is imported for it alone."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from lora_client.errors import ClientError
+from lora_client.output import Form, note
+from lora_trainer.contract.release import RELEASE
+
+if TYPE_CHECKING:
+    from lora_client.cluster.connection import Cluster
+
+COMPLETION_VARIABLE = "_LORA_COMPLETE"
+
+app = typer.Typer(
+    name="lora",
+    help="Fine-tune language models with LoRA on Kubernetes. Every verb has --help; so has kubectl lora.",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def connect(context: str | None, namespace: str | None) -> "Cluster":
+    """The cluster that is meant. Raises `ClientError`."""
+    from lora_client.cluster import connection
+
+    return connection.connect(context, namespace)
+
+
+def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of runs, for the shell; nothing where they cannot be listed."""
+    from lora_client.views.resources import name_of
+
+    try:
+        with connect(ctx.params.get("context"), ctx.params.get("namespace")) as cluster:
+            return [name for run in cluster.items("lorafinetunes") if (name := name_of(run)).startswith(incomplete)]
+    except ClientError:
+        return []
+
+
+Context = Annotated[str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: the context's.")
+]
+Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=_complete_run)]
+File = Annotated[
+    str, typer.Option("--file", "-f", metavar="FILE", help="Manifest of one LoRAFineTune; - is standard input.")
+]
+Memory = Annotated[str, typer.Option(metavar="QUANTITY", help="Memory of the pod; default: the training's.")]
+
+
+@app.callback(invoke_without_command=True)
+def _lora(
+    version: Annotated[bool, typer.Option("--version", help="Print the release of this client.")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"lora {RELEASE}\n")
+
+
+@app.command("list")
+def list_runs(
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")] = False,
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """List the runs of a namespace."""
+    from lora_client.verbs import reading
+
+    with connect(context, namespace) as cluster:
+        reading.list_runs(cluster, output, everywhere=everywhere)
+
+
+@app.command()
+def status(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
+    """Show how a run stands: state, progress, losses, adapter, advice."""
+    from lora_client.verbs import reading
+
+    with connect(context, namespace) as cluster:
+        reading.status(cluster, name, output)
+
+
+@app.command()
+def explain(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
+    """Say what the operator sees of a run, what it decides, and why the run waits. Changes nothing."""
+    from lora_client.verbs import explaining
+
+    with connect(context, namespace) as cluster:
+        explaining.explain(cluster, name, output)
+
+
+@app.command()
+def validate(file: File, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> int:
+    """Ask the cluster whether it takes a manifest, without creating anything: a sentence for every problem."""
+    from lora_client.verbs import changing
+
+    with connect(context, namespace) as cluster:
+        return changing.validate(cluster, file, output, asked=namespace is not None)
+
+
+@app.command()
+def run(
+    file: File,
+    follow: Annotated[
+        bool, typer.Option("--watch/--no-watch", help="Follow it; the exit status is then the run's.")
+    ] = True,
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> int:
+    """Apply a manifest and watch the run. Exit status 0: it succeeded; 1: it failed or was refused."""
+    from lora_client.verbs import changing
+
+    with connect(context, namespace) as cluster:
+        name = changing.submit(cluster, file, output, asked=namespace is not None)
+        return _watch(cluster, name, output) if follow else 0
+
+
+@app.command()
+def watch(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> int:
+    """Follow a run to its end: place in the queue, phase, losses, speed, time left. Ctrl-C leaves it running."""
+    with connect(context, namespace) as cluster:
+        return _watch(cluster, name, output)
+
+
+def _watch(cluster: "Cluster", name: str, form: Form) -> int:
+    from lora_client.verbs.watch import watch
+
+    try:
+        return watch(cluster, name, form)
+    except KeyboardInterrupt:
+        note(f"\n{name} goes on: lora watch {name} -n {cluster.namespace} shows it again")
+        raise
+
+
+@app.command()
+def suspend(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
+    """Let a run save its state and free its GPUs."""
+    _set_suspended(name, output, context, namespace, suspend=True)
+
+
+@app.command()
+def resume(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
+    """Let a suspended run go on at its last step."""
+    _set_suspended(name, output, context, namespace, suspend=False)
+
+
+def _set_suspended(name: str, form: Form, context: str | None, namespace: str | None, *, suspend: bool) -> None:
+    from lora_client.verbs import changing
+
+    with connect(context, namespace) as cluster:
+        changing.set_suspended(cluster, name, form, suspend=suspend)
+
+
+@app.command()
+def logs(
+    name: Name,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the last one.")] = None,
+    stage: Annotated[str, typer.Option(help="train or preflight.")] = "train",
+    index: Annotated[int, typer.Option(min=0, help="Of the pods that train together; 0 leads.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-F", help="Go on as the log grows.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, help="Only so many last lines.")] = None,
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Print the log of a run's pod, or the one that a finished run keeps beside its adapter."""
+    from lora_client.verbs import logs as verb
+
+    with connect(context, namespace) as cluster:
+        verb.logs(cluster, name, output, attempt=attempt, stage=stage, index=index, follow=follow, tail=tail)
+
+
+@app.command()
+def clone(
+    name: Name,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As in lora.rank=32; repeatable.")
+    ] = None,
+    new: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Default: the name with a number.")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print the manifest, create nothing.")] = False,
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Start a new run from an old one, with changes: what defines a run cannot be changed afterwards."""
+    from lora_client.verbs import changing
+
+    with connect(context, namespace) as cluster:
+        changing.clone(cluster, name, new, changes or [], output, dry=dry)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Name of a run.", autocompletion=_complete_run)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Name of another.", autocompletion=_complete_run)],
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Show what differs between two runs, and which has the lower loss."""
+    from lora_client.verbs import reading
+
+    with connect(context, namespace) as cluster:
+        reading.compare(cluster, first, second, output)
+
+
+@app.command()
+def pull(
+    name: Name,
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", help="A new folder; default: the run's name.")
+    ] = None,
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Copy the adapter of a finished run here and check its digest; the pod that reads it is gone afterwards."""
+    from lora_client.verbs import pull as verb
+
+    with connect(context, namespace) as cluster:
+        verb.pull(cluster, name, folder, output)
+
+
+@app.command()
+def ask(
+    name: Name,
+    question: Annotated[str | None, typer.Argument(help="Without one, a line after the other is answered.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="With the GPUs of the training, or on a CPU.")] = False,
+    tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="The longest answer.")] = 64,
+    memory: Memory = "",
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Ask base model and adapter the same question; the pod that answers is gone afterwards."""
+    from lora_client.verbs import ask as verb
+    from lora_client.views.helper_pod import Need
+
+    need = Need(verb="ask", model=True, gpu=gpu, memory=memory)
+    with connect(context, namespace) as cluster:
+        verb.ask(cluster, name, question, output, need=need, most_tokens=tokens)
+
+
+@app.command()
+def serve(
+    name: Name,
+    kind: Annotated[str, typer.Option("--with", metavar="SERVER", help="vllm or kserve.")] = "vllm",
+    output: Output = Form.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Print the manifest that serves an adapter, for kubectl apply."""
+    from lora_client.verbs import serve as verb
+
+    with connect(context, namespace) as cluster:
+        verb.serve(cluster, name, kind, output)
+
+
+@app.command()
+def init(
+    file: Annotated[
+        str, typer.Option("--file", "-f", metavar="FILE", help="A new file; - is standard output.")
+    ] = "finetune.yaml",
+    model: Annotated[str | None, typer.Option(metavar="URI", help="The base model.")] = None,
+    dataset: Annotated[str | None, typer.Option(metavar="URI", help="The training data.")] = None,
+    adapter: Annotated[str | None, typer.Option("--to", metavar="URI", help="Where the adapter goes.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the end of --to.")] = None,
+    secret: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Secret with the Hub's token or a bucket's keys.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the adapter; default 16.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="Of the run; default 1.")] = None,
+    output: Output = Form.TEXT,
+) -> None:
+    """Write a manifest: three questions, or flags instead."""
+    from lora_client.verbs import writing
+
+    answers = {"model": model, "dataset": dataset, "output": adapter}
+    writing.init(file, name=name, answers=answers, rank=rank, gpus=gpus, secret=secret, form=output)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="YAML of a tool, or a script's command line.")],
+    file: Annotated[str, typer.Option("--file", "-f", metavar="FILE", help="A new file; - is standard output.")] = "-",
+    tool: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TOOL", help="trl, axolotl or llama-factory; default: by its options."),
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the run.")] = "converted",
+    gpus: Annotated[int, typer.Option(min=0, max=64, help="That the tool was started on.")] = 1,
+    output: Output = Form.TEXT,
+) -> None:
+    """Make a manifest of a configuration of TRL, Axolotl or LLaMA-Factory, and say what has no field."""
+    from lora_client.verbs import writing
+
+    writing.convert(source, name=name, tool=tool, gpus=gpus, output=file, form=output)
+
+
+@app.command()
+def plan(
+    file: File,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="The model's config.json.")] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(metavar="GPU", help="A name (T4, H100) or a memory (24GiB); repeatable.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Of the data set, for hours.")] = None,
+    output: Output = Form.TEXT,
+) -> None:
+    """Say what a run takes of which GPU, without any and without a cluster."""
+    from lora_client.verbs import writing
+
+    writing.plan(file, config=config, gpus=gpu or [], tokens=tokens, form=output)
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> int:
+    """Print the completion of a shell, as in: source <(lora completion bash)."""
+    from typer.completion import shell_complete
+
+    if shell not in ("bash", "zsh", "fish"):
+        raise ClientError(f"SHELL is {shell}: must be bash, zsh or fish")
+    return shell_complete(get_command(app), {}, "lora", COMPLETION_VARIABLE, f"source_{shell}")
+
+
+def run_command(arguments: Sequence[str], program: str = "lora") -> int:
+    """Run what the command line says; the exit status. Raises `ClientError`, for wrong arguments too."""
+    command = get_command(app)
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from typer.completion import shell_complete
+
+        return shell_complete(command, {}, "lora", COMPLETION_VARIABLE, instruction)
+    try:
+        with command.make_context(program, list(arguments) or ["--help"]) as context:
+            code: Any = command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.TyperException as error:
+        place = getattr(error, "ctx", None)
+        path = place.command_path if place is not None else program
+        raise ClientError(f"{error.format_message().rstrip('.')}: {path} --help lists what there is") from error
+    return code if isinstance(code, int) else 0

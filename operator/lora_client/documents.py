@@ -1,0 +1,51 @@
+"""Manifests as people write them: one LoRAFineTune of a YAML file, or of standard input."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_client.errors import ClientError
+from lora_trainer.contract.manifest import KIND
+from lora_trainer.errors import ConfigError
+from lora_trainer.manifest_file import MOST_CHARACTERS, one_resource, read_documents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """The resource of a file; `others` names what else is in it, as Kind/name."""
+
+    resource: Mapping[str, Any]
+    others: tuple[str, ...]
+
+
+def read_file(path: str) -> str:
+    """A file's text, that of standard input for `-`. Raises `ClientError`."""
+    try:
+        if path == "-":
+            return sys.stdin.read(MOST_CHARACTERS + 1)
+        with Path(path).open(encoding="utf-8") as stream:
+            return stream.read(MOST_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise ClientError(f"{path} is not text in UTF-8: name the YAML file that kubectl apply takes") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not a file name"
+        raise ClientError(f"{path} cannot be read ({why}): name the YAML file that kubectl apply takes") from error
+
+
+def load_document(path: str) -> Document:
+    """The one LoRAFineTune of a file. Raises `ClientError`."""
+    try:
+        documents = read_documents(read_file(path), path)
+        resource = one_resource(documents, path)
+    except ConfigError as error:
+        raise ClientError(str(error)) from error
+    others = [d for d in documents if d is not resource and isinstance(d, Mapping)]
+    return Document(resource=resource, others=tuple(_title(other) for other in others))
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    return f"{document.get('kind', KIND)}/{name}"

@@ -1,0 +1,114 @@
+"""A file of another tool to a LoRAFineTune."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from lora_client.errors import ClientError
+from lora_client.foreign import mapping
+from lora_client.foreign.mapping import Conversion
+from lora_client.foreign.tools import TOOLS, recognised, rest
+from lora_client.yaml_text import yaml_text
+
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """The manifest; pairs of option and field; options without a field with the reason; what has to be filled in."""
+
+    tool: str
+    manifest: Mapping[str, Any]
+    mapped: tuple[tuple[str, str], ...]
+    left: tuple[tuple[str, str, str], ...]
+    to_fill: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "tool": self.tool,
+            "manifest": self.manifest,
+            "mapped": [{"option": option, "field": field} for option, field in self.mapped],
+            "left": [{"option": name, "value": value, "why": why} for name, value, why in self.left],
+            "toFillIn": list(self.to_fill),
+        }
+
+
+def convert(text: str, *, name: str, tool: str | None = None, gpus: int = 1) -> Converted:
+    """The run that a configuration describes. Raises `ClientError` for text that is none."""
+    options = read_options(text)
+    tool = tool or recognised(options)
+    if tool not in TOOLS:
+        raise ClientError(f"--from is {tool}: must be one of {', '.join(TOOLS)}")
+    title, rules = TOOLS[tool]
+    conversion = Conversion(tool=title, options=options)
+    try:
+        rules(conversion, gpus)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ClientError(
+            f"The configuration of {title} has a value of a wrong kind ({error}): check it with the tool itself"
+        ) from error
+    rest(conversion)
+    return Converted(
+        tool=title,
+        manifest=mapping.manifest(conversion, name),
+        mapped=tuple(conversion.mapped),
+        left=tuple(conversion.left),
+        to_fill=tuple(conversion.to_fill),
+    )
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """The options of a YAML or JSON file, or of a command line. Raises `ClientError`."""
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        document = text
+    # A command on one line that ends in JSON is YAML, too, with most of it as a key.
+    if isinstance(document, Mapping) and document and all(_NAME.fullmatch(str(key)) for key in document):
+        return dict(document)
+    options = dict(_of_command(text))
+    if not options:
+        raise ClientError(
+            "The file holds no options: give an Axolotl or LLaMA-Factory YAML, or the command line of a script"
+        )
+    return options
+
+
+def _of_command(text: str) -> Iterator[tuple[str, Any]]:
+    """`--name value`, `--name=value`, `--switch`, `--no_switch`; several values become a list."""
+    try:
+        words = shlex.split(text.replace("\\\n", " "), comments=True)
+    except ValueError:
+        return
+    name, values = "", []
+    for word in [*words, "--"]:
+        if not word.startswith("--"):
+            values.append(_read(word))
+            continue
+        if name:
+            yield name, True if not values else values[0] if len(values) == 1 else values
+        name, equals, value = word[2:].partition("=")
+        name, values = name.replace("-", "_"), [_read(value)] if equals else []
+
+
+def _read(word: str) -> Any:
+    try:
+        return json.loads(word.lower() if word in ("True", "False") else word)
+    except ValueError:
+        return word
+
+
+def text_of(converted: Converted) -> str:
+    """The manifest as YAML, with what does not map as comments above it."""
+    lines = [f"# From a configuration of {converted.tool}, by lora convert."]
+    lines += [f"# Fill in {entry}" for entry in converted.to_fill]
+    if converted.left:
+        lines.append("# Without a field here:")
+        lines += [f"#   {name}: {' '.join(value.split())} ({why})" for name, value, why in converted.left]
+    return "\n".join(lines) + "\n" + yaml_text(dict(converted.manifest))

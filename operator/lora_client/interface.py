@@ -1,0 +1,68 @@
+"""The Python interface, with the verbs of the command line.
+
+    from lora_client import LoRAClient
+    run = LoRAClient(namespace="team-a").run(spec).wait()
+    folder = run.pull()
+
+Failures raise `ClientError`, whose text is the sentence that the command line would print.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_client.errors import ClientError
+from lora_client.local import LocalRuns
+from lora_client.runs import ClusterRuns, Run, Runs
+from lora_client.spec import Manifest, Spec
+from lora_trainer.contract.manifest import API_VERSION, KIND
+
+__all__ = ["LoRAClient", "Run"]
+
+
+class LoRAClient:
+    """Runs of one namespace of a cluster or, with the backend `local`, of an installed `lora-trainer` on this machine.
+
+    `folder` is where a local run's claims lie, each in a folder of its name; ConfigMaps are in `config_maps`.
+    """
+
+    def __init__(
+        self,
+        *,
+        context: str | None = None,
+        namespace: str | None = None,
+        backend: str = "kubernetes",
+        folder: Path | str = "lora-volumes",
+        config_maps: Path | str = "configmaps",
+    ) -> None:
+        if backend not in ("kubernetes", "local"):
+            raise ClientError(f"backend is {backend}: must be kubernetes or local")
+        self._runs: Runs = (
+            ClusterRuns(context, namespace) if backend == "kubernetes" else LocalRuns(Path(folder), Path(config_maps))
+        )
+
+    def run(self, spec: Spec | Manifest, *, name: str | None = None) -> Run:
+        """Start a run: `spec` as in the manifest, or the whole manifest. Raises `ClientError` with every problem."""
+        manifest = _manifest(spec, name)
+        return self._runs.start(manifest)
+
+    def validate(self, spec: Spec | Manifest, *, name: str | None = None) -> tuple[str, ...]:
+        """A sentence for every problem; none where the run would be taken."""
+        return self._runs.problems(_manifest(spec, name))
+
+    def get(self, name: str) -> Run:
+        """A run that exists."""
+        return self._runs.get(name)
+
+    def list(self) -> Sequence[Run]:
+        """All runs of the namespace."""
+        return self._runs.all()
+
+
+def _manifest(spec: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    if "spec" in spec:  # a whole manifest
+        metadata = dict(spec.get("metadata") or {})
+        return {**spec, "metadata": {**metadata, **({"name": name} if name else {})}}
+    name = name or f"run-{secrets.token_hex(4)}"
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": dict(spec)}

@@ -1,0 +1,144 @@
+"""A run as an object, and where runs are: in a cluster, or on this machine."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lora_client.cluster.connection import Cluster, connect
+from lora_client.cluster.follow import follow
+from lora_client.cluster.run_pods import choose, pods_of
+from lora_client.errors import ClientError
+from lora_client.output import note
+from lora_client.verbs import changing, checking
+from lora_client.verbs.pull import pull
+from lora_client.views.resources import message, result, state
+from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
+
+
+class Run(Protocol):
+    """One run."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def state(self) -> str:
+        """What it does, or how it ended."""
+
+    def wait(self, timeout_s: float | None = None) -> "Run":
+        """Wait for its success and return it. Raises `ClientError` where it fails, or has not ended in time."""
+
+    def pull(self, folder: Path | str | None = None) -> Path:
+        """Copy its adapter into a new folder, digest checked, and return that."""
+
+    def logs(self) -> str:
+        """The log of its training so far."""
+
+
+class Runs(Protocol):
+    """A place of runs."""
+
+    def start(self, manifest: Mapping[str, Any]) -> Run: ...
+    def problems(self, manifest: Mapping[str, Any]) -> tuple[str, ...]: ...
+    def get(self, name: str) -> Run: ...
+    def all(self) -> Sequence[Run]: ...
+
+
+class ClusterRuns:
+    """Runs of a namespace."""
+
+    def __init__(self, context: str | None, namespace: str | None) -> None:
+        self._cluster = connect(context, namespace)
+        self._asked = namespace is not None
+
+    def start(self, manifest: Mapping[str, Any]) -> Run:
+        """Create it. Raises `ClientError`."""
+        manifest = checking.placed(self._cluster, manifest, asked=self._asked)
+        checking.require_good(self._cluster, manifest)
+        return ClusterRun(self._cluster, checking.apply(self._cluster, manifest))
+
+    def problems(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+        """By the server's dry run."""
+        manifest = checking.placed(self._cluster, manifest, asked=self._asked)
+        return checking.check(self._cluster, manifest).problems
+
+    def get(self, name: str) -> Run:
+        """Raises `ClientError` for none."""
+        return ClusterRun(self._cluster, self._cluster.get("lorafinetunes", name))
+
+    def all(self) -> Sequence[Run]:
+        """By name."""
+        return [ClusterRun(self._cluster, run) for run in self._cluster.items("lorafinetunes")]
+
+
+class ClusterRun:
+    """A LoRAFineTune; `resource` is as it was when it was last read."""
+
+    def __init__(self, cluster: Cluster, resource: Mapping[str, Any]) -> None:
+        self._cluster = cluster
+        self.resource = resource
+
+    def __repr__(self) -> str:
+        return f"<Run {self._cluster.namespace}/{self.name}: {self.state}>"
+
+    @property
+    def name(self) -> str:
+        """See `Run`."""
+        return str(self.resource["metadata"]["name"])
+
+    @property
+    def state(self) -> str:
+        """See `Run`."""
+        return state(self.resource)
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """Its status as it was when it was last read."""
+        return self.resource.get("status") or {}
+
+    def refresh(self) -> "ClusterRun":
+        """Read it anew."""
+        self.resource = self._cluster.get("lorafinetunes", self.name)
+        return self
+
+    def wait(self, timeout_s: float | None = None) -> "ClusterRun":
+        """See `Run`."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = self._cluster.least_pause_s
+        try:
+            for seen in follow(self._cluster, self.name, note):
+                self.resource = seen or self.resource
+                if result(self.resource):
+                    break
+                if end is not None and time.monotonic() > end:
+                    raise ClientError(f"{self.name} has not ended within {timeout_s:g} s: it is {self.state}")
+        finally:
+            self._cluster.least_pause_s = pause_s
+        if result(self.resource) == "failed":
+            raise ClientError(f"{self.name} failed ({self.state}): {message(self.resource)}")
+        return self
+
+    def suspend(self) -> "ClusterRun":
+        """Let it save its state and free its GPUs."""
+        self.resource = changing.patch_suspended(self._cluster, self.name, suspend=True)
+        return self
+
+    def resume(self) -> "ClusterRun":
+        """Let it go on."""
+        self.resource = changing.patch_suspended(self._cluster, self.name, suspend=False)
+        return self
+
+    def pull(self, folder: Path | str | None = None) -> Path:
+        """See `Run`."""
+        return pull(self._cluster, self.name, None if folder is None else str(folder))
+
+    def logs(self) -> str:
+        """See `Run`."""
+        pod = choose(pods_of(self._cluster, self.resource), attempt=None, stage=TRAIN, index=0)
+        if pod is None:
+            return ""
+        path = self._cluster.path("pods", pod.name, "log")
+        lines = self._cluster.lines(path, {"container": TRAINER_CONTAINER}, silence_s=30.0)
+        return b"".join(lines).decode(errors="replace")

@@ -1,0 +1,1 @@
+"""The verbs of the client: each reads or changes the cluster and prints."""

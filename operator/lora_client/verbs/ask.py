@@ -1,0 +1,74 @@
+"""`lora ask`: one question, or a conversation, with base model and adapter beside each other."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lora_client.cluster.connection import Cluster
+from lora_client.cluster.helper import helper
+from lora_client.cluster.process import Process
+from lora_client.errors import ClientError
+from lora_client.output import Form, data, note, say
+from lora_client.views.answers import Answer, side_by_side
+from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of
+
+if TYPE_CHECKING:
+    from lora_client.views.resources import Object
+
+_FIRST_S = 1800.0
+"""Until the first answer: the model is loaded, and fetched where no cache has it."""
+
+
+def ask(cluster: Cluster, name: str, question: str | None, form: Form, *, need: Need, most_tokens: int) -> None:
+    """Ask and print; without a question, one for each line that is typed. Raises `ClientError`."""
+    if question is not None and not question.strip():
+        raise ClientError("QUESTION is empty: type one, or leave it out to be asked for one after the other")
+    if form is Form.NAME:
+        raise ClientError("-o is name: an answer has none, so use text, json or yaml")
+    run = cluster.get("lorafinetunes", name)
+    folder = folder_of(adapter_place(run))
+    command = ["python3", "-m", "lora_trainer.cli", "ask", "--adapter", folder, "--format", "json"]
+    command += ["--max-new-tokens", str(most_tokens)]
+    with helper(cluster, run, need) as pod, Process(cluster, pod, CONTAINER, command) as process:
+        note("Loading the model ...")
+        for asked in _questions(question):
+            process.write(" ".join(asked.split()).encode() + b"\n")
+            _print(_answer(process.line(_FIRST_S)), form)
+
+
+def _questions(question: str | None) -> Iterator[str]:
+    if question is not None:
+        yield question
+        return
+    prompts = sys.stdin.isatty()
+    while True:
+        try:
+            line = input("> ") if prompts else input()
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def _answer(line: bytes) -> Answer:
+    try:
+        record: Object = json.loads(line)
+        return Answer(question=str(record["question"]), base=str(record["base"]), adapter=str(record["adapter"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClientError(
+            f"The pod answered what cannot be read ({line[:80]!r}): lora ask needs a run of this release"
+        ) from error
+
+
+def _print(answer: Answer, form: Form) -> None:
+    record = {"question": answer.question, "base": answer.base, "adapter": answer.adapter}
+    if form is Form.JSON:
+        say(json.dumps(record, ensure_ascii=False))
+    elif form is Form.YAML:
+        say("---")
+        data(form, record)
+    else:
+        say(side_by_side([answer], shutil.get_terminal_size((100, 24)).columns))
+    sys.stdout.flush()

@@ -1,0 +1,79 @@
+"""`lora validate`, `run`, `suspend`, `resume`, `clone`: what is asked of the cluster, and what it made of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_client.cluster.connection import MERGE_PATCH, Cluster, Object
+from lora_client.documents import load_document
+from lora_client.errors import FAILED
+from lora_client.output import Form, data, note, show
+from lora_client.verbs.checking import apply, check, placed, require_good
+from lora_client.views.changes import clone as changed
+from lora_client.views.changes import free_name, parse_change
+from lora_client.views.resources import name_of, result
+
+
+def validate(cluster: Cluster, path: str, form: Form, *, asked: bool) -> int:
+    """Ask the server about a file; 1 where it would be refused. Raises `ClientError` where nobody can be asked."""
+    document = load_document(path)
+    manifest = placed(cluster, document.resource, asked=asked)
+    found = check(cluster, manifest)
+    if form in (Form.JSON, Form.YAML):
+        data(form, {"valid": not found.problems, "problems": list(found.problems), "notes": list(found.notes)})
+    elif found.problems:
+        for problem in found.problems:
+            note(problem)
+    else:
+        show(form, [manifest], [f"{name_of(manifest)} is good: lora run -f {path} starts it"])
+        for text in found.notes:
+            note(f"Note: {text}")
+    return FAILED if found.problems else 0
+
+
+def submit(cluster: Cluster, path: str, form: Form, *, asked: bool) -> str:
+    """Apply the LoRAFineTune of a file and print it; its name. Raises `ClientError` with a line for each problem."""
+    document = load_document(path)
+    manifest = placed(cluster, document.resource, asked=asked)
+    require_good(cluster, manifest)
+    stored = apply(cluster, manifest)
+    if document.others:
+        note(f"Left alone in {path}: {', '.join(document.others)}; kubectl apply -f {path} makes them, too")
+    show(form, [stored], [f"{name_of(stored)} is in namespace {cluster.namespace}"])
+    return name_of(stored)
+
+
+def set_suspended(cluster: Cluster, name: str, form: Form, *, suspend: bool) -> None:
+    """Suspend a run or let it go on. Raises `ClientError`."""
+    run = patch_suspended(cluster, name, suspend=suspend)
+    if result(run):
+        sentence = f"{name} has ended: suspend changes nothing any more; lora clone {name} starts it anew"
+    elif suspend:
+        sentence = f"{name} is being suspended: it saves its state and frees its GPUs; lora resume {name} goes on"
+    else:
+        sentence = f"{name} goes on: lora watch {name}"
+    show(form, [run], [sentence])
+
+
+def patch_suspended(cluster: Cluster, name: str, *, suspend: bool) -> Object:
+    """The run with that field. Raises `ClientError`."""
+    path = cluster.path("lorafinetunes", name)
+    return cluster.request("PATCH", path, body={"spec": {"suspend": suspend}}, content_type=MERGE_PATCH)
+
+
+def clone(cluster: Cluster, name: str, new: str | None, changes: Sequence[str], form: Form, *, dry: bool) -> None:
+    """Start a run made from another one. Raises `ClientError` with a line for each problem."""
+    parsed = [parse_change(text) for text in changes]
+    run = cluster.get("lorafinetunes", name)
+    new = new or free_name(name, {name_of(other) for other in cluster.items("lorafinetunes")})
+    manifest = changed(run, new, parsed)
+    require_good(cluster, manifest)
+    if dry:
+        show(Form.YAML if form is Form.TEXT else form, [manifest], ())
+        return
+    stored = _create(cluster, manifest)
+    show(form, [stored], [f"{new} is made from {name}: lora watch {new}"])
+
+
+def _create(cluster: Cluster, manifest: Mapping[str, Any]) -> Object:
+    query = {"fieldManager": "lora", "fieldValidation": "Strict"}
+    return cluster.request("POST", cluster.path("lorafinetunes"), query=query, body=manifest)

@@ -1,0 +1,80 @@
+"""Asking the API server, without writing, whether it would take a manifest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_client.cluster.connection import APPLY_PATCH, MANAGER, ApiError, Cluster
+from lora_client.errors import ClientError
+from lora_client.views.checked import Checked, checked, own_problems
+from lora_client.views.refusals import Refusal
+from lora_client.views.resources import name_of, namespace_of
+
+_STRICT = {"fieldValidation": "Strict", "fieldManager": MANAGER}
+_DRY = {"dryRun": "All"}
+_INVALID = (400, 422)
+
+
+def check(cluster: Cluster, manifest: Mapping[str, Any]) -> Checked:
+    """A sentence for every problem. Raises `ClientError` where the server cannot be asked."""
+    own = own_problems(manifest)
+    refusals = _refusals(cluster, manifest)
+    return checked(own, refusals)
+
+
+def require_good(cluster: Cluster, manifest: Mapping[str, Any]) -> Checked:
+    """What was noted. Raises `ClientError` with a line for each problem."""
+    found = check(cluster, manifest)
+    if found.problems:
+        raise ClientError("\n".join(found.problems))
+    return found
+
+
+def _refusals(cluster: Cluster, manifest: Mapping[str, Any]) -> list[Refusal]:
+    path = cluster.path("lorafinetunes")
+    found: list[Refusal] = []
+    # Unknown fields are refused before anything else is looked at; the rest is asked for without them.
+    for validation in ("Strict", "Ignore"):
+        try:
+            cluster.request("POST", path, query={**_DRY, **_STRICT, "fieldValidation": validation}, body=manifest)
+        except ApiError as error:
+            if error.code == 409:
+                return found + _changes(cluster, manifest)
+            if error.code not in _INVALID:
+                raise
+            found.append(error.refusal)
+            if error.code == 400:
+                continue
+        break
+    return found
+
+
+def _changes(cluster: Cluster, manifest: Mapping[str, Any]) -> list[Refusal]:
+    """What may not be changed of a run that exists."""
+    try:
+        apply(cluster, manifest, dry=True)
+    except ApiError as error:
+        if error.code not in _INVALID:
+            raise
+        return [error.refusal]
+    return []
+
+
+def apply(cluster: Cluster, manifest: Mapping[str, Any], *, dry: bool = False) -> dict[str, Any]:
+    """Create the run or change it, by server-side apply; the resource as it is stored. Raises `ApiError`."""
+    query = {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict", **(_DRY if dry else {})}
+    path = cluster.path("lorafinetunes", name_of(manifest))
+    return cluster.request("PATCH", path, query=query, body=manifest, content_type=APPLY_PATCH)
+
+
+def placed(cluster: Cluster, manifest: Mapping[str, Any], *, asked: bool) -> dict[str, Any]:
+    """The manifest with its namespace, which `-n` must not contradict. Raises `ClientError`."""
+    metadata = manifest.get("metadata")
+    named = namespace_of(manifest)
+    if asked and named and named != cluster.namespace:
+        raise ClientError(
+            f"The file names the namespace {named}, and -n the namespace {cluster.namespace}: remove one of the two"
+        )
+    cluster.namespace = named or cluster.namespace
+    if not isinstance(metadata, Mapping):
+        return dict(manifest)
+    return {**manifest, "metadata": {**metadata, "namespace": cluster.namespace}}

@@ -1,0 +1,84 @@
+"""`lora explain`: what the operator sees of a run, what it decides, and why it waits, with the user's own rights."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from lora_client.cluster.connection import ApiError, Cluster, Object
+from lora_client.output import Form, data, show
+from lora_operator.decision.decide import decide
+from lora_operator.running.explain import describe, render
+from lora_operator.views.config import OperatorConfig
+from lora_operator.views.model import EventView, FineTune, JobView, Observed, PodView, WorkloadView
+from lora_operator.views.names import UID_LABEL
+from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
+from lora_operator.views.pods import has_ended, newest_first
+
+_MOST_EVENTS = "50"
+_DEFAULTS = "Decided with default settings: lora-operator explain in the operator's pod knows those of the cluster"
+
+
+def explain(cluster: Cluster, name: str, form: Form) -> None:
+    """Print the explanation. Raises `ClientError`."""
+    run = cluster.get("lorafinetunes", name)
+    if form is Form.NAME:
+        show(form, [run], ())
+        return
+    finetune = parse_finetune(run)
+    notes = [_DEFAULTS]
+    observed = _observe(cluster, finetune, notes)
+    config, now = OperatorConfig(trainer_image="unknown"), datetime.now(UTC)
+    plan = decide(finetune, observed, config, now)
+    document = describe(finetune, observed, plan, config=config, now=now, notes=notes)
+    if form is Form.TEXT:
+        show(form, [run], render(document).splitlines())
+    else:
+        data(form, document)
+
+
+def _observe(cluster: Cluster, finetune: FineTune, notes: list[str]) -> Observed:
+    selector = {"labelSelector": f"{UID_LABEL}={finetune.uid}"}
+    jobs = [parse_job(job) for job in cluster.items("jobs", selector)]
+    jobs = [job for job in jobs if job.owner_uid == finetune.uid]
+    pods = [parse_pod(pod) for pod in cluster.items("pods", selector)]
+    workloads = _workloads(cluster, {job.uid for job in jobs}, notes)
+    return Observed(
+        jobs=tuple(jobs),
+        pods=tuple(pods),
+        kueue=workloads is not None,
+        workloads=workloads or (),
+        events=tuple(_events(cluster, jobs, pods, notes)),
+    )
+
+
+def _workloads(cluster: Cluster, jobs: set[str], notes: list[str]) -> tuple[WorkloadView, ...] | None:
+    """Kueue's records of these Jobs; None where the cluster has no Kueue."""
+    try:
+        found = map(parse_workload, cluster.items("workloads"))
+    except ApiError as error:
+        if error.code == 404:
+            return None
+        if error.code != 403:
+            raise
+        notes.append(f"Kueue's Workloads cannot be read, so what its queue says is missing: {error.refusal.message}")
+        return None
+    return tuple(workload for workload in found if workload.job_uid in jobs)
+
+
+def _events(cluster: Cluster, jobs: list[JobView], pods: list[PodView], notes: list[str]) -> Iterator[EventView]:
+    """About pods that have not ended, or the latest Job where there is none: they only explain."""
+    living = [pod.uid for pod in newest_first(pods) if not has_ended(pod)]
+    latest = sorted(jobs, key=lambda job: (job.attempt, job.created_at), reverse=True)
+    for uid in living[:2] or [job.uid for job in latest[:1]]:
+        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": _MOST_EVENTS}
+        try:
+            answer: Object = cluster.request("GET", cluster.path("events"), query=query)
+        except ApiError as error:
+            if error.code != 403:
+                raise
+            notes.append(
+                f"The Events of the children cannot be read, so a reason may be missing: {error.refusal.message}"
+            )
+            return
+        items: list[Any] = answer.get("items") or []
+        yield from map(parse_event, items)

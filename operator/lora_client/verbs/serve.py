@@ -1,0 +1,35 @@
+"""`lora serve`: the manifest that serves a run's adapter, printed for `kubectl apply`."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from lora_client.cluster.connection import Cluster
+from lora_client.errors import ClientError
+from lora_client.output import Form, data, say
+from lora_client.views.resources import name_of
+from lora_client.views.serving import SERVERS, manifests
+from lora_client.yaml_text import yaml_text
+
+
+def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
+    """Print it. Raises `ClientError` where the result cannot be served."""
+    if kind not in SERVERS:
+        raise ClientError(f"--with is {kind}: must be {' or '.join(SERVERS)}")
+    documents = manifests(cluster.get("lorafinetunes", name), kind)
+    if form is Form.JSON:
+        data(form, {"apiVersion": "v1", "kind": "List", "items": documents})
+        return
+    if form is Form.NAME:
+        for document in documents:
+            say(_title(document))
+        return
+    for document in documents:
+        sys.stdout.write("---\n" + yaml_text(document))
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    """As kubectl names it: deployment.apps/tone, service/tone."""
+    group, slash, _ = document["apiVersion"].partition("/")
+    kind = document["kind"].lower()
+    return f"{kind}.{group}/{name_of(document)}" if slash else f"{kind}/{name_of(document)}"

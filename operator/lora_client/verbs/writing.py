@@ -1,0 +1,144 @@
+"""`lora init`, `convert`, `plan`: what needs no cluster."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_client.documents import load_document, read_file
+from lora_client.errors import ClientError
+from lora_client.foreign.convert import convert as converted
+from lora_client.foreign.convert import text_of
+from lora_client.foreign.mapping import NOT_GIVEN
+from lora_client.output import Form, data, note, say, show
+from lora_client.views.checked import own_problems, shown
+from lora_client.yaml_text import yaml_text
+from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
+from lora_trainer.errors import TrainerError
+
+_DEFAULT_CLAIM = "of the chart's defaults.checkpointClaim"
+"""In the place of a name that only the cluster knows."""
+_NO_CLAIM = (
+    "neither checkpoint.volumeClaimName nor output.uri names a claim, and a plan asks no cluster: this one "
+    "counts on the chart's defaults.checkpointClaim, without which a run starts anew when its pod is lost"
+)
+_QUESTIONS = {
+    "model": "Base model (hf://organisation/name, s3://bucket/folder or pvc://claim/folder): ",
+    "dataset": "Training data (hf://, s3://, pvc://claim/file.jsonl or configmap://name/key): ",
+    "output": "Where the adapter goes (pvc://claim/folder, s3://, hf:// or oci://): ",
+}
+
+
+def init(
+    path: str,
+    *,
+    name: str | None,
+    answers: dict[str, str | None],
+    rank: int | None,
+    gpus: int | None,
+    secret: str | None,
+    form: Form,
+) -> None:
+    """Write to a new file, or for `-` to standard output. Asks for what no flag says. Raises `ClientError`."""
+    spec: dict[str, Any] = {}
+    for field, question in _QUESTIONS.items():
+        spec[field] = {"uri": answers.get(field) or _asked(field, question)}
+    if secret:
+        for field in ("model", "dataset"):
+            if spec[field]["uri"].startswith(("hf://", "s3://")):
+                spec[field]["secretRef"] = {"name": secret}
+    if rank is not None:
+        spec["lora"] = {"rank": rank}
+    if gpus is not None:
+        spec["resources"] = {"gpus": gpus}
+    name = name or _name_of(spec["output"]["uri"])
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
+    problems = own_problems(manifest)
+    if problems:
+        raise ClientError("\n".join(map(shown, problems)))
+    _write(path, yaml_text(manifest), form, manifest)
+
+
+def _asked(field: str, question: str) -> str:
+    if not sys.stdin.isatty():
+        raise ClientError(f"--{field} is missing: name it, or run this in a terminal, where it is asked for")
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    answer = sys.stdin.readline().strip()
+    if not answer:
+        raise ClientError(f"--{field} is missing: name it, or answer the question")
+    return answer
+
+
+def _name_of(output: str) -> str:
+    last = output.rpartition("/")[2].partition(":")[0].lower()
+    name = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in last).strip("-")[:52]
+    return name if name and name[0].isalpha() else f"run-{name}"[:52].rstrip("-")
+
+
+def _write(path: str, text: str, form: Form, manifest: Mapping[str, Any]) -> None:
+    """To a new file, for `-` to standard output, and the answer in its form: of the two only one is printed."""
+    if path == "-":
+        sys.stdout.write(text) if form is Form.TEXT else show(form, [manifest], ())
+        return
+    _create(path, text)
+    show(form, [manifest], [f"{path} is written: lora validate -f {path} asks the cluster about it"])
+
+
+def _create(path: str, text: str) -> None:
+    try:
+        with Path(path).open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError as error:
+        raise ClientError(f"{path} exists already: name another file with -f, or remove it") from error
+    except OSError as error:
+        raise ClientError(f"{path} cannot be written ({error.strerror}): name another file with -f") from error
+
+
+def convert(path: str, *, name: str, tool: str | None, gpus: int, output: str, form: Form) -> None:
+    """Write the run that another tool's configuration describes. Raises `ClientError`."""
+    found = converted(read_file(path), name=name, tool=tool, gpus=gpus)
+    if form in (Form.JSON, Form.YAML):
+        if output != "-":
+            _create(output, text_of(found))
+        data(form, found.document())
+        return
+    _write(output, text_of(found), form, found.manifest)
+    for option, field in found.mapped:
+        note(f"{option} -> spec.{field}")
+    for option, value, why in found.left:
+        unsaid = value == NOT_GIVEN
+        note(f"{option} is not given: {why}" if unsaid else f"{option} ({' '.join(value.split())}) has no field: {why}")
+    for entry in found.to_fill:
+        note(f"Fill in {entry}")
+
+
+def plan(path: str, *, config: str | None, gpus: list[str], tokens: int | None, form: Form) -> None:
+    """Print what a run takes of which GPU. Raises `ClientError`."""
+    from lora_trainer.places.volumes import Volumes  # noqa: PLC0415 - tables of models, which other verbs do without
+    from lora_trainer.plan import Asked, plan_run  # noqa: PLC0415
+    from lora_trainer.plan_table import show as table  # noqa: PLC0415
+
+    resource = load_document(path).resource
+    options = RunOptions(uid="plan", allow_cpu=True, strict=True, checkpoint_claim=_DEFAULT_CLAIM)
+    try:
+        run = train_config(resource, options)
+        asked = Asked(config_file=Path(config) if config else None, gpus=tuple(gpus), tokens=tokens)
+        found = plan_run(run, Volumes(), asked)
+    except ManifestError as error:
+        raise ClientError("\n".join(map(shown, error.problems))) from error
+    except TrainerError as error:
+        raise ClientError(str(error)) from error
+    except ImportError as error:
+        raise ClientError(
+            "Models on the Hub are read with a library that the client does not bring: name the model's config.json, "
+            "from its page on the Hub, by --config"
+        ) from error
+    if form is Form.NAME:
+        show(form, [resource], ())
+        return
+    if run.checkpoint.claim == _DEFAULT_CLAIM:
+        found = replace(found, notes=(*found.notes, _NO_CLAIM))
+    say(table(found, form if form in (Form.JSON, Form.YAML) else "table", shutil.get_terminal_size((100, 24)).columns))

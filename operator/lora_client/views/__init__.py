@@ -1,0 +1,1 @@
+"""What the client shows and changes, as pure functions of resources."""

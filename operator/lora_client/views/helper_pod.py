@@ -1,0 +1,215 @@
+"""The pods of `pull` and `ask`, as restricted as those that train: where they run, what they mount, what they know."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_client.errors import ClientError
+from lora_client.views.kept_pod import CACHE, TRAINER, gpus, kept_pod
+from lora_client.views.resources import Object, name_of, part, text
+from lora_trainer.contract.uri import ClaimUri, Uri, UriError, parse_uri
+
+CONTAINER = "lora"
+LABEL = "lora-operator.io/client"
+CLAIMS = "/claims"
+LONGEST_S = 3600
+"""Then the cluster ends the pod, if the client was killed before it could."""
+_USER = 10001
+_HOLD = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep({})"
+# Without its priority, which is for training: a helper must not evict anybody.
+_TAKEN = ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "runtimeClassName")
+_NOT_FOR_THE_MODEL = ("OUTPUT_", "DATASET_", "LORA_", "MLFLOW_", "WANDB_")
+_MOUNTS_OF_A_MODEL = (f"{CLAIMS}/", CACHE, "/etc/lora-ca", "/dev/shm")  # noqa: S108 - mounts of the pod
+_WITHOUT_GPU = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a helper is for: `verb` names it; with `model` it gets what the training pod had to reach the base model,
+    and with `gpu` also its GPUs."""
+
+    verb: str
+    model: bool = False
+    gpu: bool = False
+    memory: str = ""
+
+
+def adapter_place(run: Object) -> ClaimUri:
+    """Where a run's result lies on a claim. Raises `ClientError` where it is elsewhere, or is not yet."""
+    address, name = text(run, "status", "artifact", "uri"), name_of(run)
+    if not address:
+        raise ClientError(f"{name} has no adapter yet: lora status {name} says how it stands")
+    try:
+        uri: Uri = parse_uri(address)
+    except UriError as error:
+        raise ClientError(f"The adapter's address {address} cannot be read: {error}") from error
+    if not isinstance(uri, ClaimUri):
+        raise ClientError(f"The adapter of {name} is at {address}, on no claim: {_elsewhere(address)}")
+    return uri
+
+
+def _elsewhere(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    return {
+        "s3": f"aws s3 cp --recursive {address} ./adapter copies it",
+        "hf": f"hf download {rest.partition('@')[0]} --local-dir adapter copies it",
+        "oci": f"oras pull {rest} copies it",
+    }.get(scheme, "fetch it from there")
+
+
+def folder_of(place: ClaimUri) -> str:
+    """Where the helper sees the result."""
+    return f"{CLAIMS}/{place.claim}/{place.path}"
+
+
+def pod(run: Object, template: Object, place: ClaimUri, need: Need, node: str = "") -> dict[str, Any]:
+    """The helper. `template` is the pod template of the run's latest Job, empty where that is gone; `node` the only one
+    that it can run on, empty for any."""
+    given = part(template, "spec") or kept_pod(run)
+    trainer: Object = next((c for c in given.get("containers") or () if c.get("name") == TRAINER), {})
+    image = text(run, "status", "resolved", "image") or str(trainer.get("image") or "")
+    if not image:
+        raise ClientError(
+            f"It is not known which image trained {name_of(run)}: its status names none, and its Job is gone"
+        )
+    volumes, mounts = _volumes(run, given, trainer, place, need)
+    spec = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "activeDeadlineSeconds": LONGEST_S,
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": CONTAINER,
+                "image": image,
+                "imagePullPolicy": str(trainer.get("imagePullPolicy") or "IfNotPresent"),
+                "command": ["python3", "-c", _HOLD.format(LONGEST_S)],
+                "env": _environment(trainer) if need.model else [],
+                "resources": _resources(run, trainer, need),
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+        **_placement(given, node),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": f"{name_of(run)[:40]}-{need.verb}-",
+            "labels": {LABEL: need.verb, "app.kubernetes.io/name": "lora-client"},
+            "ownerReferences": [_owner(run)],
+        },
+        "spec": spec,
+    }
+
+
+def _owner(run: Object) -> dict[str, Any]:
+    """It goes with the run at the latest; not as a controller, by which the operator knows its own."""
+    keys = ("apiVersion", "kind")
+    return {**{key: run[key] for key in keys}, "name": name_of(run), "uid": text(run, "metadata", "uid")}
+
+
+def _placement(given: Mapping[str, Any], node: str) -> dict[str, Any]:
+    taken = {key: given[key] for key in _TAKEN if given.get(key)}
+    if node:
+        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+        taken = {**taken, "affinity": {"nodeAffinity": required}}
+    return taken
+
+
+def _environment(trainer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the training pod had to reach the Hub and its model; secrets as references, never read. Not the output's."""
+    given = [dict(variable) for variable in trainer.get("env") or ()]
+    return [variable for variable in given if not str(variable.get("name", "")).startswith(_NOT_FOR_THE_MODEL)]
+
+
+def _resources(run: Object, trainer: Mapping[str, Any], need: Need) -> dict[str, Any]:
+    if not need.model:
+        return _WITHOUT_GPU
+    given = {kind: dict(part(trainer, "resources", kind)) for kind in ("requests", "limits")}
+    plain = ("cpu", "memory", "ephemeral-storage")
+    if need.gpu and (not gpus(run)[1] or not given["limits"].keys() - set(plain)):
+        why = "its status and its Job name no GPU" if gpus(run)[1] else "it trained without one"
+        raise ClientError(f"--gpu cannot be had for {name_of(run)} ({why}): leave it out")
+    if not need.gpu:
+        given = {kind: {key: value for key, value in own.items() if key in plain} for kind, own in given.items()}
+    if need.memory:
+        given = {kind: {**own, "memory": need.memory} for kind, own in given.items()}
+    return {kind: own for kind, own in given.items() if own}
+
+
+def _volumes(
+    run: Object, given: Mapping[str, Any], trainer: Mapping[str, Any], place: ClaimUri, need: Need
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The claim with the adapter, read-only; for a model also the training pod's cache and other claims."""
+    volumes: dict[str, dict[str, Any]] = {"tmp": {"emptyDir": {}}}
+    mounts: dict[str, tuple[str, bool]] = {"/tmp": ("tmp", False)}  # noqa: S108 - an emptyDir
+    if need.model:
+        paths = {str(mount.get("name")): str(mount.get("mountPath")) for mount in trainer.get("volumeMounts") or ()}
+        for volume in given.get("volumes") or ():
+            name, path = str(volume.get("name")), paths.get(str(volume.get("name")), "")
+            if path.startswith(_MOUNTS_OF_A_MODEL):
+                volumes[name] = {key: value for key, value in volume.items() if key != "name"}
+                mounts[path] = (name, path.startswith((CLAIMS, "/etc/")))
+        if CACHE not in mounts:
+            volumes["cache"], mounts[CACHE] = {"emptyDir": {}}, ("cache", False)
+    wanted = [place.claim]
+    model = text(run, "spec", "model", "uri")
+    if need.model and model.startswith("pvc://"):
+        wanted.append(model.removeprefix("pvc://").partition("/")[0])
+    for claim in dict.fromkeys(wanted):
+        # A claim that stands in two volumes of a pod may be waited for without end.
+        known = (n for n, v in volumes.items() if text(v, "persistentVolumeClaim", "claimName") == claim)
+        name = next(known, "") or f"claim-{len(volumes)}"
+        volumes.setdefault(name, {"persistentVolumeClaim": {"claimName": claim}})
+        mounts.setdefault(f"{CLAIMS}/{claim}", (name, True))
+    listed = [
+        {"name": name, "mountPath": path, **({"readOnly": True} if read else {})}
+        for path, (name, read) in mounts.items()
+    ]
+    return [{"name": name, **source} for name, source in volumes.items()], listed
+
+
+def holder(claim: Object, pods: Iterable[Object]) -> tuple[str, str, bool]:
+    """Pod and node that use a claim now, and whether that keeps every other pod out; empty where none does.
+
+    A ReadWriteOnce claim serves one node at a time, a ReadWriteOncePod claim one pod.
+    """
+    modes = set(part(claim, "spec").get("accessModes") or ())
+    if not modes or modes & {"ReadWriteMany", "ReadOnlyMany"}:
+        return "", "", False
+    name = name_of(claim)
+    for other in pods:
+        used = (text(v, "persistentVolumeClaim", "claimName") for v in part(other, "spec").get("volumes") or ())
+        node = text(other, "spec", "nodeName")
+        if name in used and node and text(other, "status", "phase") not in ("Succeeded", "Failed"):
+            return name_of(other), node, modes == {"ReadWriteOncePod"}
+    return "", "", False
+
+
+def trouble(state: Object) -> str:
+    """Why a helper does not start, in the cluster's own words; empty while nothing is wrong."""
+    for found in part(state, "status").get("conditions") or ():
+        if found.get("type") == "PodScheduled" and found.get("status") == "False" and found.get("message"):
+            return str(found["message"])
+    for container in part(state, "status").get("containerStatuses") or ():
+        waiting = part(container, "state", "waiting")
+        if waiting.get("reason") not in (None, "", "ContainerCreating", "PodInitializing"):
+            return " ".join(filter(None, (str(waiting["reason"]), str(waiting.get("message") or ""))))
+    return ""

@@ -1,0 +1,74 @@
+"""What every verb reads of a LoRAFineTune. Nothing here raises: an odd resource reads as an empty one."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from lora_operator.views.conditions import condition_in, result_of, state_of
+from lora_operator.views.wording import duration, parse_instant
+
+Object = Mapping[str, Any]
+TYPE = "lorafinetune.lora-operator.io"
+_WAITING = ("Suspended", "Accepted", "QuotaReserved", "PodsReady")
+
+
+def part(document: object, *keys: str) -> dict[str, Any]:
+    """The object at this path; an empty one where there is none."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return dict(document) if isinstance(document, Mapping) else {}
+
+
+def text(document: object, *keys: str) -> str:
+    """The scalar at this path as text; empty where there is none."""
+    value = part(document, *keys[:-1]).get(keys[-1])
+    return "" if value is None or isinstance(value, Mapping | list) else str(value)
+
+
+def name_of(resource: Object) -> str:
+    """Its name."""
+    return text(resource, "metadata", "name")
+
+
+def namespace_of(resource: Object) -> str:
+    """Its namespace."""
+    return text(resource, "metadata", "namespace")
+
+
+def state(resource: Object) -> str:
+    """What `kubectl get` shows as STATE: the reason of the condition Complete."""
+    return state_of(part(resource, "status")) or "Pending"
+
+
+def message(resource: Object) -> str:
+    """The sentence of the condition Complete, or of Failed for a run that failed."""
+    kind = "Failed" if result(resource) == "failed" else "Complete"
+    return str(condition_in(part(resource, "status"), kind).get("message") or "")
+
+
+def result(resource: Object) -> str:
+    """`succeeded`, `failed`, or empty for a run that has not ended."""
+    return result_of(part(resource, "status"))
+
+
+def waiting_for(resource: Object) -> str:
+    """Reason and sentence of the condition that holds the run up; empty where none does."""
+    status = part(resource, "status")
+    if result_of(status):
+        return ""
+    for kind in _WAITING:
+        found = condition_in(status, kind)
+        if found.get("status") == ("True" if kind == "Suspended" else "False") and found.get("message"):
+            return f"{found.get('reason', kind)}: {found['message']}"
+    return ""
+
+
+def age(resource: Object, now: datetime) -> str:
+    """Since its creation: 45s, 3m20s."""
+    return since(text(resource, "metadata", "creationTimestamp"), now)
+
+
+def since(instant: str, now: datetime) -> str:
+    """How long ago; empty for no time."""
+    moment = parse_instant(instant)
+    return duration(max(0, int((now - moment).total_seconds()))) if moment else ""

@@ -1,0 +1,120 @@
+"""What a run gets where its resource is silent: the operator's settings as they were when its first Job was made.
+
+They stand in `status.resolved.pod`, and a changed setting reaches new runs alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lora_operator.views.config import OperatorConfig, may_be_shown
+from lora_operator.views.quantity import times
+from lora_operator.views.wording import block_of
+from lora_trainer.contract.device_section import GPU_RESOURCE
+from lora_trainer.contract.scheduling_fields import TOLERATION_KEYS
+
+CPU_PER_GPU, MEMORY_PER_GPU = "2", "8Gi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """For a pod as a whole. `cpu` and `memory` are quantities; empty and None mean none."""
+
+    gpu_resource_name: str = GPU_RESOURCE
+    cpu: str | None = None
+    memory: str | None = None
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    affinity: Mapping[str, Any] = field(default_factory=dict)
+    runtime_class_name: str | None = None
+    priority_class_name: str | None = None
+    queue: str | None = None
+    ttl_s: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_claim: str | None = None
+    cache_claim: str | None = None
+
+
+def defaults_for(spec: Mapping[str, Any], status: Mapping[str, Any], config: OperatorConfig) -> Defaults:
+    """Those of a run: as they are kept in its status or, before its first Job, as the configuration has them.
+
+    A run that an earlier release began has none in its status: it goes on with what that release knew. CPU and memory
+    were then said for a pod as a whole, so for such a run that setting counts before the one for each GPU.
+
+    Proxies were once settings of every pod and of no status. Where `resolved.pod` has an `environment`, an empty one
+    included, the run began after that and keeps it; without one, or without `pod`, it may have begun with such a proxy,
+    and follows the present ones, whichever of their names they have.
+    """
+    proxies = {name: value for name, value in _environment(config).items() if name.endswith("_PROXY")}
+    resolved = block_of(status, "resolved")
+    kept = block_of(resolved, "pod")
+    if kept:
+        known = _kept(kept)
+        return known if isinstance(kept.get("environment"), Mapping) else replace(known, environment=proxies)
+    gpus = block_of(spec, "resources").get("gpus", 1)
+    count = min(max(1, gpus), 64) if isinstance(gpus, int) else 1
+    cpu, memory = times(config.default_cpu_per_gpu, count), times(config.default_memory_per_gpu, count)
+    if resolved:
+        return Defaults(
+            cpu=config.default_cpu or cpu or CPU_PER_GPU,
+            memory=config.default_memory or memory or MEMORY_PER_GPU,
+            environment=proxies,
+            cache_claim=config.cache_claim or None,
+        )
+    return Defaults(
+        gpu_resource_name=config.default_gpu_resource_name,
+        cpu=cpu or config.default_cpu or times(CPU_PER_GPU, count),
+        memory=memory or config.default_memory or times(MEMORY_PER_GPU, count),
+        node_selector=config.default_node_selector,
+        tolerations=config.default_tolerations,
+        affinity=config.default_affinity,
+        runtime_class_name=config.default_runtime_class_name or None,
+        priority_class_name=config.default_priority_class_name or None,
+        queue=config.default_queue or None,
+        ttl_s=config.default_ttl_s,
+        environment=_environment(config),
+        checkpoint_claim=config.default_checkpoint_claim or None,
+        cache_claim=config.cache_claim or None,
+    )
+
+
+def kept_ttl_s(status: Mapping[str, Any]) -> int | None:
+    """The time to live that a run without one of its own began with."""
+    return _kept(block_of(block_of(status, "resolved"), "pod")).ttl_s
+
+
+def _environment(config: OperatorConfig) -> Mapping[str, str]:
+    """The variables of a new run; an earlier setting of a proxy that a status must not show stays a pod's alone."""
+    earlier = {"HTTPS_PROXY": config.https_proxy, "HTTP_PROXY": config.http_proxy, "NO_PROXY": config.no_proxy}
+    shown = {name: value for name, value in earlier.items() if value and may_be_shown(name, value)}
+    return {**shown, **config.default_environment}
+
+
+def _kept(block: Mapping[str, Any]) -> Defaults:
+    """What stands in the status; of another type than the operator wrote it reads as absent."""
+    tolerations, ttl_s = block.get("tolerations"), block.get("ttlSecondsAfterFinished")
+    known = [item for item in tolerations if isinstance(item, Mapping)] if isinstance(tolerations, list) else []
+    return Defaults(
+        gpu_resource_name=_text(block, "gpuResourceName") or GPU_RESOURCE,
+        cpu=_text(block, "cpu"),
+        memory=_text(block, "memory"),
+        node_selector=_texts(block, "nodeSelector"),
+        tolerations=tuple({key: item[key] for key in TOLERATION_KEYS if key in item} for item in known),
+        affinity=block_of(block, "affinity"),
+        runtime_class_name=_text(block, "runtimeClassName"),
+        priority_class_name=_text(block, "priorityClassName"),
+        queue=_text(block, "queue"),
+        ttl_s=ttl_s if isinstance(ttl_s, int) and not isinstance(ttl_s, bool) else None,
+        environment=_texts(block, "environment"),
+        checkpoint_claim=_text(block, "checkpointClaim"),
+        cache_claim=_text(block, "cacheClaim"),
+    )
+
+
+def _text(block: Mapping[str, Any], key: str) -> str | None:
+    value = block.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _texts(block: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    return {name: value for name, value in block_of(block, key).items() if isinstance(value, str)}

@@ -1,0 +1,311 @@
+"""The command line without a cluster: help, wrong words, files that are none, clusters that do not answer."""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora_client.__main__ import main
+from lora_trainer.contract.manifest import RunOptions, train_config
+
+ROOT = Path(__file__).parents[3]
+MANIFEST = """\
+apiVersion: lora-operator.io/v1alpha1
+kind: LoRAFineTune
+metadata: {name: tone}
+spec:
+  model: {uri: "hf://acme/model"}
+  dataset: {uri: "hf://acme/chats"}
+  output: {uri: "pvc://adapters/tone"}
+"""
+CONFIG = """\
+{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+ "num_key_value_heads": 2, "vocab_size": 1000, "tie_word_embeddings": true, "max_position_embeddings": 512,
+ "architectures": ["LlamaForCausalLM"]}
+"""
+
+
+def kubeconfig(path: Path, server: str) -> Path:
+    """One context, named here."""
+    cluster = {"name": "c", "cluster": {"server": server}}
+    context = {"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "team-a"}}
+    user = {"name": "u", "user": {"token": "t"}}
+    document = {"current-context": "here", "clusters": [cluster], "contexts": [context], "users": [user]}
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that nobody is at, and a folder of the test's own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{port}")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(MANIFEST)
+    (tmp_path / "config.json").write_text(CONFIG)
+    (tmp_path / "twice.yaml").write_text(f"{MANIFEST}---\n{MANIFEST}")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        (["list"], "does not answer (Connection refused"),
+        (["list", "--context", "there"], "There is no context there: kubectl config get-contexts"),
+        (["lsit"], "No such command 'lsit'"),
+        (["list", "--nonsense"], "No such option"),
+        (["status"], "Missing argument 'NAME'"),
+        (["list", "-o", "xml"], "Invalid value for '--output'"),
+        (["validate", "-f", "none.yaml"], "none.yaml cannot be read (No such file or directory)"),
+        (["validate", "-f", "bytes"], "bytes is not text in UTF-8"),
+        (["validate", "-f", "twice.yaml"], "holds 2 resources of kind LoRAFineTune"),
+        (["validate", "-f", "config.json"], "does not answer"),
+        (["clone", "tone", "--set", "rank"], "--set rank names no field and value"),
+        (["ask", "tone", " "], "QUESTION is empty"),
+        (["serve", "tone", "--with", "tgi"], "--with is tgi: must be vllm or kserve"),
+        (["completion", "csh"], "SHELL is csh: must be bash, zsh or fish"),
+        (["convert", "none.yaml"], "none.yaml cannot be read"),
+        (
+            ["init", "-f", "run.yaml", "--model", "hf://a/b", "--dataset", "hf://a/c", "--to", "pvc://x/y"],
+            "exists already",
+        ),
+        (["init", "--model", "a/b", "--dataset", "hf://a/c", "--to", "pvc://x/y"], "spec.model.uri is"),
+        (["init"], "--model is missing"),
+        (["plan", "-f", "run.yaml", "--config", "none.json"], "none.json cannot be read"),
+        (["plan", "-f", "run.yaml", "--config", "config.json", "--gpu", "Z99"], "Z99"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_sentence(
+    arguments: list[str], want: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 1, as kubectl's, nothing on standard output, no traceback."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert want in err
+    assert out == ""
+    assert err.startswith("lora: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "x: [", "contexts: 3\n", "current-context: a\n"])
+def test_a_kubeconfig_that_is_none_is_one_sentence(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the library makes of it."""
+    (tmp_path / "kubeconfig").write_text(content)
+    assert main(["list"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("lora: The kubeconfig cannot be used (")
+    assert err.count("\n") == 1
+
+
+def test_an_empty_kubeconfig_variable_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As to kubectl."""
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / "kubeconfig").rename(tmp_path / ".kube" / "config")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", "")
+    assert main(["list"]) == 1
+    assert "does not answer (Connection refused" in capsys.readouterr().err
+
+
+def test_a_bare_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """As --help does."""
+    assert main(["--help"]) == 0
+    asked = capsys.readouterr()
+    assert main([]) == 0
+    assert capsys.readouterr() == asked
+    assert asked.err == ""
+
+
+def test_a_mistake_of_our_own_is_a_sentence_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback, ever."""
+    monkeypatch.setattr("lora_client.commands.run_command", lambda _: dict[str, int]()["x"])
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err.startswith("lora: This is a mistake of the client itself (KeyError")
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the status that shells expect."""
+
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_client.commands.run_command", interrupted)
+    assert main(["list"]) == 130
+
+
+def test_init_writes_a_run_that_the_contract_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By flags; the name is the end of the output."""
+    flags = ["--model", "hf://a/b", "--dataset", "hf://a/c", "--to", "pvc://adapters/Support_Tone", "--rank", "8"]
+    assert main(["init", "-f", "new.yaml", *flags, "--secret", "hf-token"]) == 0
+    assert "lora validate -f new.yaml" in capsys.readouterr().out
+    manifest = yaml.safe_load((tmp_path / "new.yaml").read_text())
+    config = train_config(manifest, RunOptions(uid="u", strict=True))
+    assert (config.run.name, config.lora.rank) == ("support-tone", 8)
+    assert manifest["spec"]["dataset"]["secretRef"] == {"name": "hf-token"}
+
+
+def test_plan_needs_neither_gpu_nor_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a table, or as data."""
+    assert main(["plan", "-f", "run.yaml", "--config", "config.json", "--gpu", "T4"]) == 0
+    assert "Adapter: rank 16" in capsys.readouterr().out
+    assert main(["plan", "-f", "run.yaml", "--config", "config.json", "-o", "yaml"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["rank"] == 16
+
+
+def test_convert_prints_a_manifest_and_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manifest on standard output, the rest beside it."""
+    (tmp_path / "a.yaml").write_text("base_model: a/b\nadapter: lora\ndatasets: [{path: c/d}]\nflash_attention: true\n")
+    assert main(["convert", "a.yaml", "--name", "mine"]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["metadata"] == {"name": "mine"}
+    assert "flash_attention (true) has no field: fast paths" in err
+    assert main(["convert", "a.yaml", "-o", "json"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["tool"] == "Axolotl"
+
+
+@pytest.mark.parametrize("form", ["text", "json", "yaml", "name"])
+def test_a_plan_without_a_claim_counts_on_the_charts_and_says_so(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a run on two nodes, which no cluster without one would take."""
+    manifest = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    manifest["spec"] |= {"output": {"uri": "s3://bucket/tone"}, "resources": {"gpus": 1, "nodes": 2}}
+    (tmp_path / "s3.yaml").write_text(yaml.safe_dump(manifest))
+    assert main(["plan", "-f", "s3.yaml", "--config", "config.json", "--gpu", "T4", "-o", form]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("defaults.checkpointClaim, without which" in out) is (form != "name")
+    assert main(["plan", "-f", "run.yaml", "--config", "config.json", "--gpu", "T4"]) == 0
+    assert "defaults.checkpointClaim" not in capsys.readouterr().out
+
+
+def test_init_and_convert_answer_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file is written beside; on standard output there is one answer, never two."""
+    flags = ["--model", "hf://a/b", "--dataset", "hf://a/c", "--to", "pvc://adapters/tone"]
+    (tmp_path / "a.yaml").write_text("base_model: a/b\nadapter: lora\ndatasets: [{path: c/d}]\n")
+    for number, command in enumerate((["init", *flags], ["convert", "a.yaml", "--name", "tone"])):
+        for form in ("text", "json", "yaml", "name"):
+            file = tmp_path / f"{number}-{form}.yaml"
+            assert main([*command, "-f", str(file), "-o", form]) == 0
+            out = capsys.readouterr().out
+            assert yaml.safe_load(file.read_text())["metadata"] == {"name": "tone"}
+            assert (out == "lorafinetune.lora-operator.io/tone\n") is (form == "name")
+            assert (f"{file} is written" in out) is (form == "text")
+            assert main([*command, "-f", "-", "-o", form]) == 0
+            again = capsys.readouterr().out
+            assert again == (file.read_text() if form == "text" else out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        (["ask", "tone", "hello?", "-o", "name"], "-o is name: an answer has none"),
+        (["logs", "tone", "-o", "json"], "-o is json: a log is text"),
+    ],
+)
+def test_a_form_that_an_answer_cannot_have_is_refused(
+    arguments: list[str], want: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rather than taken for another, and before the cluster is asked."""
+    assert main(arguments) == 1
+    assert want in capsys.readouterr().err
+
+
+def test_only_one_place_writes_yaml() -> None:
+    """PyYAML alone writes numbers that were text."""
+    users = [path.name for path in (ROOT / "operator/lora_client").rglob("*.py") if "dump(" in path.read_text()]
+    assert users == ["yaml_text.py"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_three_shells(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the variable that the command looks at."""
+    assert main(["completion", shell]) == 0
+    assert "_LORA_COMPLETE" in capsys.readouterr().out
+
+
+def test_a_platform_without_hangups_will_do() -> None:
+    """Windows."""
+    program = "import signal; del signal.SIGHUP; from lora_client.__main__ import main; main(['--version'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}/trainer_image"},
+    )
+    assert done.stdout.startswith("lora ")
+
+
+def lora(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "lora_client", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}/trainer_image", **variables},
+    )
+
+
+def test_verbs_complete_in_a_shell() -> None:
+    """As bash asks for them."""
+    done = lora(_LORA_COMPLETE="complete_bash", COMP_WORDS="lora su", COMP_CWORD="1")
+    assert done.stdout.split() == ["suspend"]
+
+
+def test_help_is_there_at_once_and_names_every_verb() -> None:
+    """Within 0.3 s on an idle machine; here by the processor's own time, three times as much on a busy one."""
+    before = os.times()
+    done = lora("--help")
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    verbs = "list status explain validate run watch suspend resume logs clone compare pull ask serve init convert plan"
+    assert all(f"\n  {verb} " in done.stdout for verb in verbs.split())
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.9
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    """Which keeps it at once."""
+    program = (
+        "import sys; from lora_client.__main__ import main; main(['--help']); "
+        "print(*sorted({n.split('.')[0] for n in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}/trainer_image"},
+    )
+    assert not {"kubernetes", "rich", "urllib3", "yaml", "pydantic"} & set(done.stderr.split())
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    """As with head."""
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_client", "completion", "bash"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}/trainer_image"},
+    )
+    os.close(reading)
+    os.close(writing)
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0

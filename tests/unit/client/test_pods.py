@@ -1,0 +1,306 @@
+"""The pods of `pull` and `ask`, and the manifests of `serve`."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.unit.client.resources import finished, resource
+
+from lora_client.errors import ClientError
+from lora_client.views.helper_pod import Need, adapter_place, holder, pod, trouble
+from lora_client.views.serving import manifests
+from lora_operator.rendering.placement import training_placement
+from lora_operator.views.request import read_request
+from lora_trainer.contract.manifest import RunOptions
+
+Object = dict[str, Any]
+PULL, ASK = Need(verb="pull"), Need(verb="ask", model=True)
+TEMPLATE: Object = {
+    "spec": {
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "imagePullSecrets": [{"name": "registry"}],
+        "priorityClassName": "high",
+        "containers": [
+            {
+                "name": "trainer",
+                "image": "registry.example/trainer:1",
+                "env": [
+                    {"name": "HF_ENDPOINT", "value": "http://hub"},
+                    {"name": "MODEL_HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "HF_TOKEN"}}},
+                    {"name": "OUTPUT_HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "writer", "key": "HF_TOKEN"}}},
+                ],
+                "resources": {
+                    "requests": {"cpu": "4", "memory": "8Gi"},
+                    "limits": {"memory": "8Gi", "nvidia.com/gpu": "1"},
+                },
+                "volumeMounts": [
+                    {"name": "config", "mountPath": "/etc/lora"},
+                    {"name": "cache", "mountPath": "/cache"},
+                    {"name": "claim-0", "mountPath": "/claims/adapters"},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "config", "downwardAPI": {}},
+            {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}},
+            {"name": "claim-0", "persistentVolumeClaim": {"claimName": "adapters"}},
+        ],
+    }
+}
+
+
+def made(need: Need, template: Object = TEMPLATE, **spec: Any) -> Object:
+    """The helper of a finished run."""
+    run = resource(status=finished(), **spec)
+    return pod(run, template, adapter_place(run), need)
+
+
+def assert_restricted(spec: Object) -> None:
+    """By the restricted Pod Security Standard, and without the API's token."""
+    container = spec["containers"][0]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert all(v.keys() <= {"name", "emptyDir", "persistentVolumeClaim", "configMap"} for v in spec["volumes"])
+
+
+def test_a_pulling_pod_sees_one_claim_and_knows_no_secret() -> None:
+    """It goes where the training went, with the image that trained, and takes no GPU and no priority."""
+    spec = made(PULL)["spec"]
+    assert_restricted(spec)
+    container = spec["containers"][0]
+    assert container["image"] == "registry.example/trainer:1"
+    assert container["env"] == []
+    assert "nvidia.com/gpu" not in json.dumps(container["resources"])
+    assert spec["nodeSelector"] == {"pool": "gpu"}
+    assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert "priorityClassName" not in spec
+    assert [v.get("persistentVolumeClaim") for v in spec["volumes"]] == [None, {"claimName": "adapters"}]
+    assert container["volumeMounts"][-1] == {"name": "claim-1", "mountPath": "/claims/adapters", "readOnly": True}
+
+
+def test_an_asking_pod_reaches_the_base_model_as_the_training_did() -> None:
+    """By its cache and the model's token, and not by the token that may write."""
+    spec = made(ASK)["spec"]
+    assert_restricted(spec)
+    container = spec["containers"][0]
+    assert [variable["name"] for variable in container["env"]] == ["HF_ENDPOINT", "MODEL_HF_TOKEN"]
+    assert container["resources"] == {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}
+    assert {m["mountPath"]: m.get("readOnly", False) for m in container["volumeMounts"]} == {
+        "/tmp": False,  # noqa: S108 - an emptyDir
+        "/cache": False,
+        "/claims/adapters": True,
+    }
+    with_gpu = made(Need(verb="ask", model=True, gpu=True))["spec"]["containers"][0]["resources"]
+    assert with_gpu["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_without_the_job_the_runs_own_fields_say_where_and_how() -> None:
+    """Its selectors, its model's claim and its model's secret."""
+    scheduling = {"nodeSelector": {"pool": "a"}, "tolerations": [{"operator": "Exists"}]}
+    spec = made(ASK, {}, model={"uri": "pvc://models/llama"}, scheduling=scheduling)["spec"]
+    assert (spec["nodeSelector"], spec["tolerations"]) == ({"pool": "a"}, [{"operator": "Exists"}])
+    assert {v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v} == {
+        "adapters",
+        "models",
+    }
+    hub = made(ASK, {})["spec"]["containers"][0]["env"]
+    assert [variable["name"] for variable in hub][-1] == "MODEL_HF_TOKEN"
+
+
+SCHEDULING: Object = {
+    "nodeSelector": {"pool": "gpu"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}},
+    "runtimeClassName": "nvidia",
+}
+KEPT: Object = {
+    **SCHEDULING,
+    "gpuResourceName": "amd.com/gpu",
+    "cpu": "4",
+    "memory": "32Gi",
+    "priorityClassName": "high",
+    "environment": {"HTTPS_PROXY": "http://proxy:3128", "WANDB_BASE_URL": "http://curves"},
+    "cacheClaim": "models",
+}
+
+
+def kept(**spec: Any) -> Object:
+    """A finished run of which the operator's defaults decided."""
+    status = finished()
+    status["resolved"]["pod"] = KEPT
+    return resource(status=status, **spec)
+
+
+def test_without_the_job_the_status_says_what_the_defaults_decided() -> None:
+    """Where it trained, with how much, through which proxy, from which cache; not with its priority."""
+    run = kept(resources={"gpus": 2})
+    spec = pod(run, {}, adapter_place(run), Need(verb="ask", model=True, gpu=True))["spec"]
+    assert_restricted(spec)
+    assert {key: spec.get(key) for key in (*SCHEDULING, "priorityClassName")} == {
+        **SCHEDULING,
+        "priorityClassName": None,
+    }
+    container = spec["containers"][0]
+    assert container["resources"] == {
+        "requests": {"cpu": "4", "memory": "32Gi"},
+        "limits": {"memory": "32Gi", "amd.com/gpu": "2"},
+    }
+    assert {"HTTPS_PROXY", "https_proxy"} <= {variable["name"] for variable in container["env"]}
+    assert "WANDB_BASE_URL" not in {variable["name"] for variable in container["env"]}
+    assert {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}} in spec["volumes"]
+    assert {"name": "cache", "mountPath": "/cache"} in container["volumeMounts"]
+    on_a_cpu = pod(run, {}, adapter_place(run), ASK)["spec"]["containers"][0]["resources"]
+    assert on_a_cpu == {"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi"}}
+
+
+@pytest.mark.parametrize("spec", [{"scheduling": SCHEDULING}, {}], ids=["affinity", "no affinity"])
+def test_without_the_job_a_helper_goes_to_the_gpus_that_the_run_named(spec: Object) -> None:
+    """By the affinity that the operator's own rule renders, as the Job had it; a run without GPUs has none of it."""
+    wanted = {"gpus": 1, "gpuMinMemoryGiB": 24, "gpuProducts": ["NVIDIA-L4"]}
+    run = resource(status=finished(), resources=wanted, **spec)
+    request = read_request(run, RunOptions(uid="u"))
+    helper = pod(run, {}, adapter_place(run), Need(verb="pull"))["spec"]
+    assert helper["affinity"] == training_placement(request.pod)["affinity"]
+    assert {"nvidia.com/gpu.memory", "nvidia.com/gpu.product"} <= set(json.dumps(helper["affinity"]).split('"'))
+    plain = resource(status=finished(), resources={**wanted, "gpus": 0})
+    assert "affinity" not in pod(plain, {}, adapter_place(plain), Need(verb="pull"))["spec"]
+
+
+def test_without_job_and_defaults_the_whole_scheduling_of_the_spec_counts() -> None:
+    """Of a release that kept none."""
+    spec = made(PULL, {}, scheduling={**SCHEDULING, "priorityClassName": "high"})["spec"]
+    assert {key: spec.get(key) for key in SCHEDULING} == SCHEDULING
+    assert "priorityClassName" not in spec
+
+
+@pytest.mark.parametrize(
+    ("resources", "template", "want"),
+    [
+        ({}, {}, "its status and its Job name no GPU"),
+        ({"gpus": 0}, TEMPLATE, "it trained without one"),
+    ],
+)
+def test_gpus_that_nothing_names_are_refused(resources: Object, template: Object, want: str) -> None:
+    """Rather than asked for on a CPU."""
+    with pytest.raises(ClientError, match=want):
+        made(Need(verb="ask", model=True, gpu=True), template, resources=resources)
+
+
+def test_an_adapter_is_served_where_it_was_trained() -> None:
+    """By both servers."""
+    (deployment, _), (service,) = manifests(kept(), "vllm"), manifests(kept(), "kserve")
+    for spec in (deployment["spec"]["template"]["spec"], service["spec"]["predictor"]):
+        assert {key: spec.get(key) for key in SCHEDULING} == SCHEDULING
+        assert spec["containers"][0]["resources"]["limits"] == {"amd.com/gpu": "1"}
+
+
+def test_a_helper_goes_with_its_run_and_ends_by_itself() -> None:
+    """A client that is killed leaves nothing that lasts."""
+    manifest = made(PULL)
+    (owner,) = manifest["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner.get("controller")) == ("LoRAFineTune", "tone", None)
+    assert manifest["spec"]["activeDeadlineSeconds"] == 3600
+    assert "lora-operator.io/uid" not in manifest["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "want"),
+    [
+        ("", "tone has no adapter yet: lora status tone"),
+        ("s3://bucket/tone", "aws s3 cp --recursive s3://bucket/tone"),
+        ("hf://acme/tone", "hf download acme/tone"),
+        ("oci://registry.example/tone:v1", "oras pull registry.example/tone:v1"),
+        ("pvc://adapters/..", "cannot be read"),
+    ],
+)
+def test_what_is_on_no_claim_is_fetched_otherwise(uri: str, want: str) -> None:
+    """The sentence names the command."""
+    status = finished()
+    status["artifact"]["uri"] = uri
+    with pytest.raises(ClientError, match=want.replace(".", r"\.")):
+        adapter_place(resource(status=status))
+
+
+def user(phase: str = "Running", node: str = "node-1", claim: str = "adapters") -> Object:
+    """A pod that uses a claim."""
+    volume = {"name": "x", "persistentVolumeClaim": {"claimName": claim}}
+    return {"metadata": {"name": "train"}, "spec": {"nodeName": node, "volumes": [volume]}, "status": {"phase": phase}}
+
+
+@pytest.mark.parametrize(
+    ("modes", "pods", "want"),
+    [
+        (["ReadWriteOnce"], [user()], ("train", "node-1", False)),
+        (["ReadWriteOncePod"], [user()], ("train", "node-1", True)),
+        (["ReadWriteMany"], [user()], ("", "", False)),
+        (["ReadWriteOnce"], [user("Succeeded"), user(node=""), user(claim="other")], ("", "", False)),
+    ],
+)
+def test_a_claim_that_one_node_can_have_leads_the_helper_there(
+    modes: list[str], pods: list[Object], want: tuple[str, str, bool]
+) -> None:
+    """Only by pods that run now."""
+    claim = {"metadata": {"name": "adapters"}, "spec": {"accessModes": modes}}
+    assert holder(claim, pods) == want
+
+
+def test_a_helper_is_bound_to_the_node_that_has_the_claim() -> None:
+    """Elsewhere it would wait without end."""
+    run = resource(status=finished())
+    affinity = pod(run, TEMPLATE, adapter_place(run), PULL, "node-1")["spec"]["affinity"]
+    assert "node-1" in json.dumps(affinity)
+
+
+def test_why_a_helper_waits_is_said_in_the_clusters_words() -> None:
+    """Of the scheduler, or of the kubelet."""
+    scheduled = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}
+    assert trouble({"status": {"conditions": [scheduled]}}) == "0/1 nodes are available"
+    waiting = {"state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}}
+    assert trouble({"status": {"containerStatuses": [waiting]}}) == "ErrImagePull not found"
+    assert trouble({"status": {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}}) == ""
+
+
+def test_vllm_serves_an_adapter_from_its_claim() -> None:
+    """With the flags that the run found, base model and revision."""
+    deployment, service = manifests(resource(status=finished()), "vllm")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"] == [
+        "--model=acme/model",
+        f"--revision={'a' * 40}",
+        "--enable-lora",
+        "--max-lora-rank",
+        "16",
+        "--lora-modules",
+        "tone=/adapters/tone/tone-abcde",
+    ]
+    assert container["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "hf-token"
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+
+
+def test_kserve_gets_the_same_server() -> None:
+    """A base model on another claim is mounted, too."""
+    (service,) = manifests(resource(status=finished(), model={"uri": "pvc://models/llama"}), "kserve")
+    predictor = service["spec"]["predictor"]
+    assert predictor["containers"][0]["name"] == "kserve-container"
+    assert "--model=/base/llama" in predictor["containers"][0]["args"]
+    assert len(predictor["volumes"]) == 2
+
+
+def test_what_cannot_be_served_says_why() -> None:
+    """As the run found it; a merged model always can."""
+    status = finished()
+    status["artifact"] |= {"servable": False, "serving": "vLLM serves no DoRA adapters"}
+    with pytest.raises(ClientError, match="vLLM serves no DoRA adapters"):
+        manifests(resource(status=status), "vllm")
+    merged = finished()
+    merged["artifact"] |= {"format": "peft+merged"}
+    container = manifests(resource(status=merged), "vllm")[0]["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"] == ["--model=/adapters/tone/tone-abcde/merged", "--served-model-name=tone"]

@@ -1,0 +1,186 @@
+"""The API server's answers as sentences, and words of other tools."""
+
+from typing import Any
+
+import pytest
+from tests.component.generated import fields, present, schema_of
+from tests.unit.client.resources import resource
+
+from lora_client.views.checked import checked, own_problems, shown
+from lora_client.views.refusals import Refusal, problems, sentence_of
+from lora_client.views.words import FIELDS, VALUES, meant
+
+
+def invalid(field: str, message: str) -> Refusal:
+    """A resource that was found invalid for one cause."""
+    return Refusal(code=422, reason="Invalid", message="is invalid", causes=((field, message),), kind="lorafinetunes")
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "want"),
+    [
+        (
+            "spec.training.learningRate",
+            'Invalid value: "number": spec.training.learningRate in body must be of type string: "number"',
+            'spec.training.learningRate is a number: must be text, as in learningRate: "0.0002" with the quotes',
+        ),
+        (
+            "spec.lora.rank",
+            'Invalid value: "string": spec.lora.rank in body must be of type integer: "string"',
+            "spec.lora.rank is a string: must be a whole number",
+        ),
+        (
+            "spec.lora.rank",
+            "Invalid value: 2000: spec.lora.rank in body should be less than or equal to 1024",
+            'spec.lora.rank is "2000": must be at most 1024',
+        ),
+        (
+            "spec.lora.rank",
+            "Invalid value: 0: spec.lora.rank in body should be greater than or equal to 1",
+            'spec.lora.rank is "0": must be at least 1',
+        ),
+        (
+            "spec.lora.layers",
+            'Unsupported value: "all-linear": supported values: "AllLinear", "Attention", "MLP", "QueryValue"',
+            (
+                'spec.lora.layers is "all-linear": must be one of AllLinear, Attention, MLP, QueryValue; '
+                "did you mean AllLinear?"
+            ),
+        ),
+        (
+            "spec.training.optimizer",
+            'Unsupported value: "adamw_8bit": supported values: "AdamW", "AdamW8bit", "PagedAdamW8bit"',
+            (
+                'spec.training.optimizer is "adamw_8bit": must be one of AdamW, AdamW8bit, PagedAdamW8bit; '
+                "did you mean AdamW8bit?"
+            ),
+        ),
+        ("spec.output", "Required value", "spec.output is missing: must be set"),
+        (
+            "spec.training",
+            'Invalid value: {"epochs":"1","maxSteps":3}: maxSteps must not be set together with epochs',
+            'spec.training is "{"epochs":"1","maxSteps":3}": maxSteps must not be set together with epochs',
+        ),
+        (
+            "spec.lora.rank",
+            "Forbidden: immutable: it defines the run; create a new LoRAFineTune instead",
+            (
+                "spec.lora.rank: immutable: it defines the run; create a new LoRAFineTune instead; "
+                "lora clone NAME --set lora.rank=VALUE makes one"
+            ),
+        ),
+        (
+            "spec.training",
+            'Invalid value: "object": maxSteps must not be set together with epochs',
+            "spec.training: maxSteps must not be set together with epochs",
+        ),
+    ],
+)
+def test_a_cause_is_a_sentence(field: str, message: str, want: str) -> None:
+    """Field, value, rule, and what to write instead."""
+    assert list(problems(invalid(field, message))) == [want]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "begin"),
+    [
+        (Refusal(code=401, reason="Unauthorized", message="Unauthorized"), "The API server does not accept these"),
+        (
+            Refusal(code=403, reason="Forbidden", message="pods is forbidden"),
+            "You lack a right (pods is forbidden): ask",
+        ),
+        (
+            Refusal(code=404, reason="NotFound", message="x", name="tone", kind="lorafinetunes", namespace="a"),
+            "There is no LoRAFineTune a/tone: lora list -n a",
+        ),
+        (Refusal(code=404, reason="NotFound", message="page"), "The cluster does not know LoRAFineTunes: check"),
+        (
+            Refusal(code=404, reason="NotFound", message="x", name="c", kind="persistentvolumeclaims", namespace="a"),
+            "There is no persistentvolumeclaim a/c",
+        ),
+        (
+            Refusal(code=500, reason="InternalError", message="boom"),
+            "The API server refused this (500 InternalError): boom",
+        ),
+    ],
+)
+def test_a_refusal_is_one_sentence_with_what_to_do(refusal: Refusal, begin: str) -> None:
+    """Whatever the server answers."""
+    assert sentence_of(refusal).startswith(begin)
+    assert "\n" not in sentence_of(refusal)
+
+
+def test_an_odd_answer_is_read_as_far_as_it_goes() -> None:
+    """A proxy may answer with anything."""
+    status = {"details": {"causes": ["x", {"field": 3}]}, "message": None}
+    refusal = Refusal.of(502, status, b"<html>\nbad   gateway</html>", "team-a")
+    assert refusal.message == "<html> bad gateway</html>"
+    assert refusal.causes == (("3", ""),)
+    assert Refusal.of(500, {"details": 1}, b"", "").reason == "Unknown"
+
+
+def test_the_contracts_sentence_wins_over_the_servers_for_the_same_field() -> None:
+    """It names the remedy; what only the server knows is kept."""
+    manifest = resource(lora={"rank": 2000})
+    refusal = Refusal(
+        code=422,
+        reason="Invalid",
+        message="",
+        causes=(
+            ("spec.lora.rank", "Invalid value: 2000: spec.lora.rank in body should be less than or equal to 1024"),
+            ("spec.new", "Invalid value: 1: must be 2"),
+        ),
+    )
+    found = checked(own_problems(manifest), [refusal]).problems
+    assert found == ("spec.lora.rank is 2000: must be a whole number from 1 to 1024", 'spec.new is "1": must be 2')
+
+
+def test_what_the_server_takes_is_good_whatever_an_older_client_thinks() -> None:
+    """A newer operator may know more."""
+    found = checked(own_problems(resource(lora={"rang": 2})), [])
+    assert found.problems == ()
+    assert "did you mean rank?" in found.notes[0]
+
+
+def test_a_field_that_the_cluster_does_not_know_names_an_older_operator() -> None:
+    """Where this client does know it."""
+    message = (
+        'LoRAFineTune in version "v1alpha1" cannot be handled: strict decoding error: unknown field "spec.preflight"'
+    )
+    refusal = Refusal(code=400, reason="BadRequest", message=message)
+    (found,) = checked(own_problems(resource(preflight="Skip")), [refusal]).problems
+    assert found.startswith("spec.preflight: the operator in the cluster does not know this field, which this client")
+
+
+@pytest.mark.parametrize(
+    ("spec", "want"),
+    [
+        ({"lora": {"layers": "all-linear"}}, "did you mean AllLinear?"),
+        ({"training": {"schedule": "cosine"}}, "did you mean Cosine?"),
+        ({"quantization": "nf4"}, "did you mean NF4?"),
+        ({"training": {"optimizer": "adamw_8bit"}}, "did you mean AdamW8bit?"),
+        ({"lora": {"lora_alpha": 32}}, "spec.lora.lora_alpha: there is no such field; spec.lora.alpha does this here"),
+        ({"training": {"num_train_epochs": 3}}, "spec.training.epochs does this here"),
+        ({"training": {"learningRate": 0.0001}}, 'learningRate: "0.0001"'),
+    ],
+)
+def test_words_of_other_tools_get_ours(spec: dict[str, Any], want: str) -> None:
+    """Of PEFT, TRL and Axolotl."""
+    assert any(want in shown(problem) for problem in own_problems(resource(**spec)))
+
+
+def test_every_word_of_the_tables_is_one_that_the_definition_takes() -> None:
+    """A renamed field or value shows here."""
+    known = {
+        ".".join(("spec", *field.path)): field.schema for field in fields(schema_of(present())["properties"]["spec"])
+    }
+    for path, words in VALUES.items():
+        assert set(words.values()) <= set(known[path]["enum"]), path
+    for target in FIELDS.values():
+        assert set(target.split(" or ")) <= known.keys(), target
+
+
+def test_a_word_that_is_near_none_gets_no_hint() -> None:
+    """Guessing would mislead."""
+    assert meant("spec.training.schedule", "polynomial") is None
+    assert meant("spec.lora.rank", "all-linear") is None

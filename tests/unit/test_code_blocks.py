@@ -1,0 +1,223 @@
+"""Every code block of README.md and docs/ is executed, checked or compared by a test, or says why it is not.
+
+A block that none can run has the reason in a comment before it: `<!-- Not run: it needs a GPU. -->`, or for output that
+none can compare `<!-- Not compared: ... -->`.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from tests.chart import promql
+from tests.pages.blocks import BLOCKS, REPOSITORY, Block, blocks_of
+from tests.pages.checks import fault, missing_files
+from tests.pages.typed import PROGRAMS, Call, typed
+
+from lora_client import interface
+from lora_trainer.contract.manifest import KIND, RunOptions, train_config
+
+CHART = REPOSITORY / "helm/lora-finetune-operator"
+COMPONENT = "tests/component/test_pages.py"
+# By the begin of a line of each block.
+COMPARED = {
+    "README.md": {"NAME ": f"{COMPONENT}::test_a_table_of_runs_is_what_kubectl_prints"},
+    "docs/client.md": {"$ lora validate": f"{COMPONENT}::test_the_client_says_of_the_page_s_mistakes_what_it_shows"},
+    "docs/fit.md": {"$ lora-trainer plan": "tests/unit/test_plan.py::test_the_page_shows_what_the_command_prints"},
+    "docs/install.md": {
+        "spec.model.uri is": "tests/chart/test_switches_on_api_server.py::test_the_page_quotes_the_rule_of_its_flags"
+    },
+    "docs/kueue.md": {"NAME ": f"{COMPONENT}::test_a_table_of_runs_is_what_kubectl_prints"},
+    "docs/monitoring.md": {"Monitoring:": "tests/unit/test_demo.py::test_a_watched_demo_ends_with_what_the_page_shows"},
+    "docs/operations.md": {
+        "LoRAFineTune team-a/": "tests/unit/test_operations_page.py::test_the_explanation_is_what_the_command_prints",
+        "2026-03-01T": "tests/unit/test_operations_page.py::test_the_lines_of_the_log_are_what_the_operator_writes",
+    },
+    "docs/watch.md": {"NAME ": f"{COMPONENT}::test_a_table_of_runs_is_what_kubectl_prints"},
+    "docs/when-it-fails.md": {
+        "The LoRAFineTune ": "tests/component/test_when_it_fails.py::test_the_page_quotes_the_answers_to_mistakes",
+        "    Message: ": "tests/unit/test_when_it_fails.py::test_each_quoted_condition_is_what_the_program_says",
+    },
+}
+STRICT = {  # manifests of kinds that others define
+    "kueue.x-k8s.io": "tests/cluster/test_kueue.py::test_the_page_s_objects_are_what_kueue_takes",
+    "kustomize.toolkit.fluxcd.io": "tests/component/test_gitops.py::test_flux_is_told_how_each_state_is",
+}
+CHECKED = [each for each in BLOCKS if not each.reason]
+
+
+def named(blocks: list[Block]) -> dict[str, Any]:
+    """For parametrize: a case for each."""
+    return {"argvalues": blocks, "ids": map(str, blocks)}
+
+
+@pytest.mark.parametrize("shown", **named(CHECKED))
+def test_a_block_has_a_test_or_a_reason(shown: Block) -> None:
+    """By its language; output by the table above."""
+    assert shown.language in ("yaml", "sh", "console", "python", "promql", "text", ""), shown.language
+    if shown.output:
+        begins = COMPARED.get(shown.page, {})
+        tests = [test for begin, test in begins.items() if f"\n{begin}" in f"\n{shown.text}"]
+        assert tests, "nothing compares this output: do it and name the test above, or say in a comment why not"
+        assert all(exists(test) for test in tests), tests
+
+
+@pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.commands]))
+def test_what_is_typed_is_what_its_programs_take(shown: Block, tmp_path: Path) -> None:
+    """As bash reads it: no unknown program, verb, flag, target, extra or file."""
+    done = typed(shown.commands, tmp_path)
+    assert done.complaints == "", f"no test runs this; say why in a comment before the block, or mend it: {shown}"
+    assert done.calls
+    faults = [wrong for call in done.calls if (wrong := fault(call))]
+    assert faults + [wrong for call in done.calls for wrong in missing_files(call)] == []
+
+
+@pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.yaml]))
+def test_yaml_is_a_manifest_or_values_of_the_chart(shown: Block) -> None:
+    """Runs by the trainer's rules, values by the chart's schema; tests/component/test_pages.py applies them."""
+    for text in shown.yaml:
+        documents = [document for document in yaml.safe_load_all(text) if document]
+        assert documents
+        for document in documents:
+            if document.get("kind") == KIND:
+                assert train_config(document, RunOptions(uid="u", strict=True))
+            elif "kind" not in document and shown.language == "yaml":
+                jsonschema.Draft7Validator(json.loads((CHART / "values.schema.json").read_text())).validate(document)
+
+
+@pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.language == "promql"]))
+def test_a_query_asks_for_series_and_labels_that_there_are(shown: Block) -> None:
+    """Ours, and those of others that the alerts rely on, too."""
+    assert list(promql.faults(shown.text, promql.known_series())) == []
+
+
+def test_the_python_of_the_client_s_page_uses_what_the_client_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executed, with a cluster that checks the run and has it done at once."""
+    (shown,) = (each for each in CHECKED if each.language == "python")
+
+    class Done:
+        def wait(self) -> "Done":
+            return self
+
+        def pull(self) -> str:
+            return "a folder"
+
+    class Place:
+        def __init__(self, _context: str | None, namespace: str | None) -> None:
+            assert namespace == "team-a"
+
+        def start(self, manifest: dict[str, Any]) -> Done:
+            assert train_config(manifest, RunOptions(uid="u", strict=True))
+            return Done()
+
+    monkeypatch.setattr(interface, "ClusterRuns", Place)
+    known: dict[str, Any] = {}
+    exec(compile(shown.text, str(shown), "exec"), known)  # noqa: S102 - a page of this repository
+    assert known["folder"] == "a folder"
+
+
+def test_manifests_of_other_projects_have_a_test_that_knows_these() -> None:
+    """By their API group; those of Kubernetes itself are applied."""
+    documents = [found for each in CHECKED for text in each.yaml for found in yaml.safe_load_all(text)]
+    groups = {found["apiVersion"].partition("/")[0] for found in documents if found and "kind" in found}
+    assert groups - {"v1", "lora-operator.io"} == set(STRICT)
+    assert all(exists(test) for test in STRICT.values())
+
+
+def exists(test: str) -> bool:
+    """Whether there is a test of that name in that file."""
+    file, _, name = test.partition("::")
+    return f"\ndef {name}(" in (REPOSITORY / file).read_text(encoding="utf-8")
+
+
+# -- of the runner itself
+
+PAGE = """\
+<!-- Not run: it needs
+a GPU. -->
+
+```sh
+nvidia-smi
+```
+
+1. A list.
+
+    ```console
+    $ lora list
+    NAME
+    ```
+"""
+
+
+def test_blocks_are_found_with_their_reasons() -> None:
+    """Also in a list, and each reason for the block behind it alone."""
+    first, second = blocks_of("x.md", PAGE)
+    assert (first.line, first.reason, first.commands) == (4, "it needs a GPU.", "nvidia-smi\n")
+    assert (second.line, second.reason, second.commands, second.output) == (10, "", "lora list\n", "NAME\n")
+    with pytest.raises(ValueError, match="fences"):
+        blocks_of("x.md", "```sh\nmake demo\n")
+
+
+def test_the_shell_reads_what_is_typed(tmp_path: Path) -> None:
+    """Loops, quotes, pipes and here-documents; what there is no check for is named."""
+    text = (
+        "for n in a b; do docker push \"x/$n:1\"; done  # both\nkubectl apply -f - <<'YAML' | tail -n 1\na: 1\nYAML\n"
+    )
+    assert [(call.program, call.arguments, call.stdin) for call in typed(text, tmp_path / "good").calls] == [
+        ("docker", ("push", "x/a:1"), ""),
+        ("docker", ("push", "x/b:1"), ""),
+        ("kubectl", ("apply", "-f", "-"), "a: 1"),
+    ]
+    assert "command not found" in typed("vllm serve x\n", tmp_path / "bad").complaints
+
+
+@pytest.mark.parametrize(
+    ("typed_line", "wrong"),
+    [
+        ("lora run -f x.yaml --wacth", "--wacth"),
+        ("lora tell support-tone", "tell"),
+        ("lora-trainer plan -f x.yaml --gpus T4", "--gpus T4"),
+        ("lora-operator explain", "NAMESPACE/NAME"),
+        ("make demos", "no target demos"),
+        ("hack/cluster addon istio", "istio"),
+        ("hack/dashboard-picture run --hours 3", "names no --hours"),
+        ("python benchmarks/gpu.py", "no file"),
+        ("python benchmarks/gpu_acceptance.py --part device", "names no --part"),
+        ("docker build -t x -f trainer_image/Dockerfile --target small .", "AS small"),
+        ("docker build -t x --build-arg INDEX=1 .", "ARG INDEX="),
+        ("pip install .[clients]", "no `pip install`"),
+        ("jq -r .nmae", "no field nmae"),
+        ("kubectl get lft -o jsonpath={.status.artefact.uri}", "no status.artefact.uri"),
+        ('kubectl patch lft x -p {"spec":{"suspended":true}}', "no spec.suspended"),
+    ],
+)
+def test_a_wrong_line_is_found(typed_line: str, wrong: str) -> None:
+    """Of each program that blocks may call but helm."""
+    program, *arguments = typed_line.split()
+    assert program in PROGRAMS
+    assert wrong in str(fault(Call(program=program, arguments=tuple(arguments))))
+
+
+def test_a_file_that_nobody_has_is_named() -> None:
+    """Neither the repository nor the reader."""
+    good = [Call(program="kubectl", arguments=("apply", "-f", f)) for f in ("examples/cpu.yaml", "-", "claims.yaml")]
+    assert [wrong for call in good for wrong in missing_files(call)] == []
+    assert list(missing_files(Call(program="kubectl", arguments=("apply", "-f", "examples/no.yaml"))))
+
+
+def test_an_example_on_a_page_is_the_file_that_its_first_line_names() -> None:
+    """Or is the page's own."""
+    named_files = [(each, path) for each in BLOCKS for path in re.findall(r"\A# (examples/\S+)\n", each.text)]
+    assert [str(each) for each, path in named_files if _documents(each.text) != _documents(_read(path))] == []
+    assert named_files
+
+
+def _read(path: str) -> str:
+    return (REPOSITORY / path).read_text(encoding="utf-8")
+
+
+def _documents(text: str) -> list[Any]:
+    return list(yaml.safe_load_all(text))

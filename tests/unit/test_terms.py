@@ -1,0 +1,46 @@
+"""The hand-written documentation uses the field's terms, and none that tests/unit/terms.yaml lists."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TERMS = [
+    (re.compile(rf"\b(?:{term['avoid'].replace(' ', chr(92) + 's+')})\b", re.IGNORECASE), term["write"])
+    for term in yaml.safe_load(Path(__file__).with_name("terms.yaml").read_text())
+]
+# Code, comments, targets of links: anything that is not prose.
+NOT_PROSE = re.compile(r"^```.*?^```|`[^`]*`|<!--.*?-->|\]\([^)]*\)|https?:\S+", re.DOTALL | re.MULTILINE)
+# Not yet gone over.
+LATER: set[str] = set()
+PAGES = [
+    page
+    for page in sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+    if page.stem not in {"CHANGELOG", *LATER} and not page.read_text(encoding="utf-8").startswith("<!-- Generated ")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_avoids_the_listed_terms(page: Path) -> None:
+    """Each is named with its line and what to write instead."""
+    assert list(found(page.read_text(encoding="utf-8"))) == []
+
+
+def test_a_listed_term_is_found_in_prose_alone() -> None:
+    """Also over the end of a line; not in code, in targets of links, or within another term."""
+    text = (
+        "A skin is fine, `kin` is\n[code](kin.md).\n```\nkin\n```\nWhat the user is\ntold, nobody knows. <!-- kin -->\n"
+    )
+    assert [line for line in found(text) if "kin" in line] == []
+    assert [line.partition(":")[0] for line in found(text)] == ["line 6", "line 7"]
+
+
+def found(text: str) -> Iterator[str]:
+    """Terms to avoid, in their order in the list."""
+    prose = NOT_PROSE.sub(lambda part: re.sub(r"[^\n]", " ", part.group()), text)
+    for pattern, write in TERMS:
+        for match in pattern.finditer(prose):
+            yield f"line {text.count(chr(10), 0, match.start()) + 1}: {match.group()!r}: write {write}"
