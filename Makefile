@@ -1,9 +1,11 @@
 # Commands for a fresh Debian 12 with root, Python 3.11 and Go; each can be run again after any interruption.
-#   make demo    nine lines of YAML become a verified adapter on a local Kubernetes
+#   make demo    nine lines of YAML become a verified adapter on a local Kubernetes; MONITORING=1 watches it
 #   make test    everything: lint, types, unit, trainer, control plane, cluster, chart, end to end
 #   make unit    the pure layers alone, seconds
 #   make soak    the long versions: thousands of examples, and everything on the cluster three times
 #   make bench   the numbers of docs/benchmarks.md
+#   make audit   checkov over all recorded renderings of the chart
+#   make release images, chart and client, signed, with bills of materials, in build/release; checked from there
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest
 # Of the tests: most wait for a cluster, the others compute.
 WORKERS ?= 4
 
-.PHONY: help demo test unit lint venv everything cluster servers cluster-and-servers soak bench docs clean
+.PHONY: help demo test unit lint venv everything cluster servers cluster-and-servers soak bench audit release docs site clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -55,6 +57,7 @@ lint: venv
 	@$(BIN)/mypy
 	@$(BIN)/python hack/docs --check
 	@$(BIN)/python hack/dashboards --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 unit: venv
 	@$(PYTEST) tests/unit tests/golden -q
@@ -76,11 +79,36 @@ life-%: servers
 bench: everything
 	@$(BIN)/python benchmarks/footprint.py
 	@$(BIN)/python benchmarks/operator_scale.py --record
+	@$(BIN)/python benchmarks/monitoring.py --record
+	@$(BIN)/python benchmarks/installation.py
+
+AUDIT := .venv-audit
+audit: $(AUDIT)/.installed
+	@$(AUDIT)/bin/python hack/audit
+
+$(AUDIT)/.installed: requirements/audit.txt
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -r requirements/audit.txt
+	@touch $@
+
+RELEASE := .venv-release
+release: $(RELEASE)/.installed
+	@$(RELEASE)/bin/python hack/release build $(RELEASE_FLAGS)
+
+$(RELEASE)/.installed: requirements/release.txt
+	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	@$(RELEASE)/bin/pip install --quiet --disable-pip-version-check -r requirements/release.txt
+	@touch $@
 
 docs: venv
 	@$(BIN)/python hack/docs
 	@$(BIN)/python hack/dashboards
 
+# The documentation as a site, in build/site; it needs no other host.
+site: venv
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
+
 clean:
 	@hack/cluster down
-	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv $(AUDIT) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -22,6 +22,8 @@ _CYCLE = ("#3f9142", "#c9a100", "#3274d9", "#e07f1c", "#d0343f", "#8f3bb8", "#2a
 _INK, _FAINT, _PAPER = "#24292e", "#8a9099", "#f4f5f5"
 _COLUMN_IN, _ROW_IN, _GAP_IN = 0.58, 0.31, 0.06
 _HEAD_IN, _LINE_IN = 0.62, 0.17
+_NAME = 30
+"""Characters of a curve's name."""
 _TICKS_S = (60, 300, 600, 1800, 3600, 7200, 14400, 43200)
 
 Json = Mapping[str, Any]
@@ -104,7 +106,7 @@ def _panel(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:
     back.add_patch(frame)
     sheet.text(place, 0.1, place.height - 0.19, panel["title"], fontsize=8.5, weight="bold")
     if not any(answers):
-        middle = panel["fieldConfig"]["defaults"]["noValue"]
+        middle = panel["fieldConfig"]["defaults"]["noValue"] or "No data"
         large = 15 if panel["type"] == "stat" else 10
         sheet.text(place, place.width / 2, place.height / 2 - 0.12, middle, fontsize=large, ha="center", color=_FAINT)
     else:
@@ -141,7 +143,8 @@ def _timeseries(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> No
     defaults = panel["fieldConfig"]["defaults"]
     unit, decimals = defaults["unit"], defaults.get("decimals")
     named = sorted(_named(panel, answers), key=lambda pair: pair[0] if len(answers) == 1 else "")[:9]
-    columns = max(1, int(place.width // 2.3))
+    longest = max(len(_short(name, _NAME)) for name, _ in named)
+    columns = max(1, int(place.width / (0.95 + 0.065 * longest)))
     lines = -(-len(named) // columns)
     axes = sheet.axes(place, left=0.72, bottom=0.34 + lines * _LINE_IN, right=0.14, top=0.3)
     curves = [_curve(series, sheet.span) for _, series in named]
@@ -167,7 +170,7 @@ def _timeseries(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> No
         sheet.text(place, across, up, "▬", fontsize=7, color=color)
         value = curve[-1]
         last = "" if value is None else written(value, unit, decimals)
-        sheet.text(place, across + 0.17, up, f"{_short(name, 30)}   {last}", fontsize=7)
+        sheet.text(place, across + 0.17, up, f"{_short(name, _NAME)}   {last}", fontsize=7)
 
 
 def _grid(span: Span) -> list[float]:
@@ -183,8 +186,12 @@ def _curve(series: Series, span: Span) -> list[float | None]:
 
 def _scales(axes: Axes, times: Sequence[float], unit: str, *, whole: bool) -> None:
     axes.set_xlim(times[0], times[-1])
-    if axes.get_ylim()[0] > 0:
+    low, high = axes.get_ylim()
+    if low > 0:
         axes.set_ylim(bottom=0)
+    elif high < 0.1 and low == -high:
+        # matplotlib's room around nothing but zeros.
+        axes.set_ylim(bottom=0, top=1)
     steps = {"s": _TICKS_S, "bytes": [2**power for power in range(10, 50)]}.get(unit, ())
     high = axes.get_ylim()[1]
     even = next((step for step in steps if high / step <= 6), None) if high > min(steps, default=0) else None

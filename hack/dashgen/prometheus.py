@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 _POINTS = 300
-_SCRAPE_S = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """The time that is shown, in seconds since 1970."""
+    """The time that is shown, in seconds since 1970, and how far samples are apart."""
 
     begin_s: float
     end_s: float
+    scrape_s: float = 15
 
     @property
     def step_s(self) -> float:
         """Between two points of a curve."""
-        return max(_SCRAPE_S, (self.end_s - self.begin_s) // _POINTS)
+        return max(self.scrape_s, (self.end_s - self.begin_s) // _POINTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Series:
 
 def filled(query: str, span: Span, variables: Mapping[str, str]) -> str:
     """The query as Grafana sends it: with the values of variables and of those that it makes itself."""
-    own = {"__rate_interval": f"{max(4 * _SCRAPE_S, span.step_s + _SCRAPE_S):.0f}s"}
+    own = {"__rate_interval": f"{max(4 * span.scrape_s, span.step_s + span.scrape_s):.0f}s"}
     own |= {"__range_s": f"{span.end_s - span.begin_s:.0f}"}
     for name, value in {**own, **variables}.items():
         query = query.replace(f"${name}", value)

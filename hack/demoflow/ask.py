@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from demoflow.errors import DemoError
-from demoflow.report import Answer
+from lora_client.views.answers import Answer
 
 if TYPE_CHECKING:
     from localcluster.client import Client

@@ -6,13 +6,14 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from demoflow import ask, cluster, report, run
+from demoflow import ask, cluster, monitoring, report, run
 from demoflow.errors import DemoError
 from hub.deploy import deploy
 from hub.model import REPO_ID, cache_root
 from localcluster.client import CommandError
 from localcluster.console import Console, duration
-from localcluster.errors import ClusterError, tail
+from localcluster.errors import ClusterError
+from lora_client.views.answers import side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 _HELP = """\
 From nothing to a verified LoRA adapter: starts a local Kubernetes, builds the images, installs the chart, applies
 examples/quickstart.yaml and shows what came of it. Run it again any time: what exists is used again, and a finished
-run is never touched. CLUSTER=current with IMAGE_PREFIX=REGISTRY/PATH uses your own cluster and registry instead.
+run is never touched. MONITORING=1 installs a Prometheus beside it, and draws the dashboards. CLUSTER=current with
+IMAGE_PREFIX=REGISTRY/PATH uses your own cluster and registry instead.
 """
 
 
@@ -39,9 +41,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         console.say(f"hack/demo: {error}")
         return 1
     except ClusterError as error:
-        console.say(f"hack/demo: {error}")
-        if error.log is not None and (text := tail(error.log)):
-            console.say(f"--- the end of {error.log}:\n{text}")
+        console.say(f"hack/demo: {error.explained()}")
         return 1
     except KeyboardInterrupt:
         console.say("hack/demo: interrupted; run it again to go on where it was.")
@@ -51,15 +51,20 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 
 def _demo(console: Console, *, with_stand_in: bool, timeout_s: int) -> None:
     started_s = time.monotonic()
+    monitored = monitoring.is_wanted()
     client = cluster.prepare(with_stand_in=with_stand_in, console=console)
     images = cluster.images(with_stand_in=with_stand_in, console=console)
     endpoint = ""
     if images.hub is not None:
         with console.step("start a stand-in for the Hugging Face Hub (for developers: no account, no internet)"):
             endpoint = deploy(client, images.hub)
+    if monitored:
+        monitoring.install()
     with console.step("helm upgrade --install lora-finetune-operator"):
         # The line below moves every few seconds; by default progress is written four times a minute.
-        run.install_chart(client, images, endpoint, "--set=config.progressIntervalSeconds=5", timeout_s=300)
+        flags = ("--set=config.progressIntervalSeconds=5", *(monitoring.FLAGS if monitored else ()))
+        run.install_chart(client, images, endpoint, *flags, timeout_s=300)
+    applied_s = time.monotonic()
     with console.step("kubectl apply -f examples/quickstart-inputs.yaml -f examples/quickstart.yaml") as step:
         chosen = run.start(client)
         step.detail(chosen.note)
@@ -71,10 +76,13 @@ def _demo(console: Console, *, with_stand_in: bool, timeout_s: int) -> None:
     folder = run.local_folder(client, uri)
     print(f"\n$ kubectl -n {run.NAMESPACE} get lft {chosen.name} -o wide\n{run.columns(client, chosen.name)}\n")
     print(report.losses(status), end="\n\n")
-    print(report.side_by_side(answers, shutil.get_terminal_size((110, 24)).columns), end="\n\n")
+    print(side_by_side(answers, shutil.get_terminal_size((110, 24)).columns), end="\n\n")
     print(report.whereabouts(status["artifact"], folder), end="\n\n")
     model = str(cache_root() / "models" / REPO_ID) if with_stand_in else REPO_ID
     print(report.next_steps(status["artifact"], folder, model=model, name=chosen.name, namespace=run.NAMESPACE))
+    if monitored:
+        minutes = (time.monotonic() - applied_s) / 60 + 0.5
+        print("\n" + monitoring.show(chosen.name, run.NAMESPACE, minutes, console), end="\n\n")
     print(_closing(client, with_stand_in=with_stand_in))
     print(f"\nDone in {duration(time.monotonic() - started_s)}.", file=sys.stdout)
 

@@ -45,8 +45,8 @@ def prepare(*, with_stand_in: bool, console: "Console") -> "Client":
         # Silent while the other builds show what they do: two live lines would write over each other.
         model = pool.submit(convert_model) if with_stand_in else None
         if not own:
-            _hack_cluster("build")
-            _hack_cluster("up")
+            hack_cluster("build")
+            hack_cluster("up")
         if model is not None:
             with console.step(f"model {REPO_ID} from GGUF"):
                 model.result()
@@ -73,7 +73,7 @@ def convert_model() -> Path:
 
 def images(*, with_stand_in: bool, console: "Console") -> Images:
     """Push the images to where the cluster's nodes find them; return their references."""
-    references = json.loads(_hack_cluster("images", "--json", "operator", "trainer", "preflight"))
+    references = json.loads(hack_cluster("images", "--json", "operator", "trainer", "preflight"))
     hub = _hub_image(console) if with_stand_in else None
     return Images(
         operator=references["operator"], trainer=references["trainer"], preflight=references["preflight"], hub=hub
@@ -89,7 +89,7 @@ def _hub_image(console: "Console") -> str:
     return hub_image.build_for_local_cluster(record.registry_port, console)
 
 
-def _hack_cluster(*arguments: str) -> str:
+def hack_cluster(*arguments: str) -> str:
     """Run a command of hack/cluster, its progress on the terminal; return what it printed. Raises DemoError."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -1,19 +1,6 @@
 """What the demo says at the end. Pure functions that return text."""
 
-import textwrap
-from dataclasses import dataclass
 from typing import Any
-
-_GAP = "  │  "
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The same question to the base model and to the model with the adapter."""
-
-    question: str
-    base: str
-    adapter: str
 
 
 def losses(status: dict[str, Any]) -> str:
@@ -36,27 +23,6 @@ def losses(status: dict[str, Any]) -> str:
             f"{float(verification['loss']):.3f}: verified."
         )
     return "\n".join(lines)
-
-
-def side_by_side(answers: list[Answer], width: int) -> str:
-    """Return each question with both answers beside each other, in `width` columns."""
-    column = max(24, (width - len(_GAP) - 2) // 2)
-    lines = []
-    for answer in answers:
-        left = ["Base model:", *textwrap.wrap(_marked(answer.base), column)]
-        right = ["With the adapter:", *textwrap.wrap(_marked(answer.adapter), column)]
-        height = max(len(left), len(right))
-        left += [""] * (height - len(left))
-        right += [""] * (height - len(right))
-        lines.append(f"Q: {answer.question}")
-        lines += [f"  {a:<{column}}{_GAP}{b}".rstrip() for a, b in zip(left, right, strict=True)]
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def _marked(text: str) -> str:
-    """Return the answer, with dots where it was cut off: answers are asked for up to a number of tokens."""
-    return text if text.endswith((".", "!", "?", '"', ")")) else f"{text} …"
 
 
 def whereabouts(artifact: dict[str, Any], folder: str | None) -> str:

@@ -4,7 +4,6 @@ docs/api-reference.md                                   from crds/lorafinetunes.
 docs/advice.md                                          from trainer_image/lora_trainer/contract/advice
 docs/faults.md                                          from the fault matrix, the tests' marks and recorded results
 docs/states.md                                          from operator/lora_operator/decision/states.py and vocabulary.py
-the table of reasons in docs/operator.md                from operator/lora_operator/decision/vocabulary.py
 docs/metrics.md                                         from the metrics' registries
 helm/lora-finetune-operator/README.md                   from the chart's Chart.yaml, values.yaml and values.schema.json
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from crds/lorafinetunes.yaml

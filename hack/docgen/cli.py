@@ -10,10 +10,12 @@ from docgen import (
     advice_page,
     api_reference,
     chart_readme,
+    client_page,
     command,
     fault_matrix,
     metrics_reference,
     schema,
+    spec_types,
     states_page,
 )
 from docgen.command import read, write_or_check
@@ -30,17 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def outputs() -> dict[Path, str]:
     """Every generated file with the text that it should have."""
     example = read(Path("examples/minimal.yaml"))
-    operator = Path("docs/operator.md")
+    client = Path("docs/client.md")
     chart = yaml.safe_load(read(CHART / "Chart.yaml"))
     values = yaml.safe_load(read(CHART / "values.yaml"))
     values_schema = json.loads(read(CHART / "values.schema.json"))
+    definition = schema.load(command.REPOSITORY / DEFINITION)
     return {
         Path("docs/advice.md"): advice_page.render(),
         Path("docs/faults.md"): fault_matrix.render(),
         Path("docs/states.md"): states_page.render(),
-        operator: states_page.insert(read(operator)),
+        client: client_page.insert(read(client)),
         Path("docs/metrics.md"): metrics_reference.render(),
-        Path("docs/api-reference.md"): api_reference.render(schema.load(command.REPOSITORY / DEFINITION), example),
+        Path("docs/api-reference.md"): api_reference.render(definition, example),
+        Path("operator/lora_client/spec.py"): spec_types.render(definition.field("spec")),
         CHART / "files/lorafinetunes.yaml": read(DEFINITION),
         CHART / "README.md": chart_readme.render(chart, values, values_schema, str(CHART)),
     }

@@ -124,7 +124,7 @@ class Definition:
 
 def load(path: Path) -> Definition:
     """Read a definition from its YAML file."""
-    return Definition(document=yaml.safe_load(path.read_text(encoding="utf-8")))
+    return Definition(document=yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader))
 
 
 def walk(field: Field) -> Iterator[Field]:

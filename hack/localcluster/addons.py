@@ -1,4 +1,5 @@
-"""What else can be installed into the full cluster: controllers built from their Go modules, by the charts in them."""
+"""What else can be installed into the full cluster: controllers built from their Go modules, by the charts in them, and
+a Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localcluster import client, images, settings, tools
+from localcluster import client, images, prometheus, settings, tools
 from localcluster.client import CommandError
 from localcluster.errors import ClusterError
 
@@ -90,6 +91,7 @@ _ADDONS = (
     ),
 )
 ADDONS = {addon.tool.name: addon for addon in _ADDONS}
+NAMES = (*ADDONS, prometheus.NAME)
 
 
 def install(name: str, places: Places, console: Console, registry_port: int) -> None:
@@ -97,6 +99,9 @@ def install(name: str, places: Places, console: Console, registry_port: int) -> 
 
     Raises ClusterError, where another add-on must come first too.
     """
+    if name == prometheus.NAME:
+        prometheus.install(places, console, registry_port)
+        return
     addon = ADDONS[name]
     kubernetes = client.local(places.name)
     installed = releases(kubernetes)
@@ -122,6 +127,9 @@ def remove(name: str, places: Places, console: Console) -> None:
 
     Raises ClusterError where something still uses it.
     """
+    if name == prometheus.NAME:
+        prometheus.remove(places, console)
+        return
     addon = ADDONS[name]
     kubernetes = client.local(places.name)
     with console.step(f"remove {name}"):

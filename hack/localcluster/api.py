@@ -7,6 +7,7 @@ import http.client
 import json
 import ssl
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +30,23 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """An API server on 127.0.0.1, reached with a bearer token (or anonymously, if it is empty)."""
+    """An API server, by default on 127.0.0.1, reached with a bearer token (or anonymously, if it is empty)."""
 
     port: int
     ca_file: Path
     token: str
+    host: str = "127.0.0.1"
 
     def ready(self) -> bool:
         """Whether the server answers /readyz with ok; never raises for a server that is not there yet."""
-        try:
-            self._send("GET", "/readyz", None, timeout_s=5)
-        except (OSError, http.client.HTTPException, ApiError):
-            return False
-        return True
+        with warnings.catch_warnings():
+            # Python's own ssl leaves a socket open whose peer goes away before the handshake.
+            warnings.simplefilter("ignore", ResourceWarning)
+            try:
+                self._send("GET", "/readyz", None, timeout_s=5)
+            except (OSError, http.client.HTTPException, ApiError):
+                return False
+            return True
 
     def get(self, path: str) -> Object:
         return self._json("GET", path, None)
@@ -106,7 +111,7 @@ class Api:
         self, method: str, path: str, body: Object | None, *, content_type: str = "application/json", timeout_s: float
     ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
         context = ssl.create_default_context(cafile=str(self.ca_file))
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout_s, context=context)
+        connection = http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=context)
         try:
             headers = {"Content-Type": content_type}
             if self.token:

@@ -27,7 +27,7 @@ from localcluster import (
 from localcluster.api import ApiError
 from localcluster.client import uses_own_cluster
 from localcluster.console import Console
-from localcluster.errors import ClusterError, tail
+from localcluster.errors import ClusterError
 from localcluster.forwarder import Route, enter_network
 from localcluster.imagespec import IMAGES, OPERATOR, PREFLIGHT, TRAINER
 from localcluster.processes import locked
@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options, console)
     except ClusterError as error:
-        console.say(f"hack/cluster: {error}")
-        if error.log is not None and (text := tail(error.log)):
-            console.say(f"--- the end of {error.log}:\n{text}")
+        console.say(f"hack/cluster: {error.explained()}")
         return 1
     except (ApiError, HTTPException) as error:
         console.say(f"hack/cluster: the API server did not do what was asked: {error}")
@@ -84,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_builds(commands)
     gpus = _command(commands, "gpus", _gpus, "let the node offer N nvidia.com/gpu, with no device behind them")
     gpus.add_argument("count", type=int)
-    addon = _command(commands, "addon", _addon, "build a controller from its Go module and install it by its chart")
-    addon.add_argument("addons", nargs="+", choices=list(addons.ADDONS), metavar="ADDON", help=", ".join(addons.ADDONS))
+    addon = _command(commands, "addon", _addon, "install a controller, built from its Go module, or a Prometheus")
+    addon.add_argument("addons", nargs="+", choices=addons.NAMES, metavar="ADDON", help=", ".join(addons.NAMES))
     addon.add_argument("--remove", action="store_true", help="uninstall instead")
     forward = _command(commands, "forward", _forward, "lead a port of 127.0.0.1 into the cluster until it ends")
     forward.add_argument("local_port", type=int)

@@ -144,6 +144,8 @@ def node(binaries: Path, coredns: Path, python: str, places: Places) -> tuple[Co
         f"--node-ip={settings.NODE_IP}",
         f"--root-dir={places.state}/kubelet",
         f"--cert-dir={places.pki}",
+        # Where its cAdvisor learns which cgroup is which container; no configuration file has it.
+        f"--containerd={places.containerd_socket}",
     )
     proxy = (
         str(binaries / "kube-proxy"),

@@ -15,6 +15,11 @@ class ClusterError(Exception):
         super().__init__(sentence)
         self.log = log
 
+    def explained(self) -> str:
+        """The sentence, and below it the end of the log that explains it."""
+        text = "" if self.log is None else tail(self.log)
+        return f"{self}\n--- the end of {self.log}:\n{text}" if text else str(self)
+
 
 def tail(path: Path, lines: int = 20) -> str:
     """The last lines of a log file, or an empty string if there is none."""

@@ -37,7 +37,7 @@ _BASE_RECIPE = (
 _PIP_CONFIGURATION = Path("/etc/pip.conf")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # zstd packs several times faster than the default gzip, and the node unpacks it faster too.
-_PACKING = ("--compression-format=zstd", "--compression-level=1")
+PACKING = ("--compression-format=zstd", "--compression-level=1")
 _ACCEPT = "application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -86,7 +86,14 @@ class LocalBuilder:
         log = self.folder / f"{image.repository}-push.log"
         with self.console.step(f"push {image.repository}:{image_tag} to the registry", log=log):
             source = f"localhost/{image.repository}:{image_tag}"
-            self._buildah(("push", *_PACKING, "--tls-verify=false", source, target), log)
+            self._buildah(("push", *PACKING, "--tls-verify=false", source, target), log)
+
+    def save(self, image: Image, image_tag: str, layout: Path, name: str) -> None:
+        """Add to an OCI image layout, as `name`; the layout is made if there is none."""
+        log = self.folder / f"{image.repository}-save.log"
+        with self.console.step(f"pack {image.repository}:{image_tag}", log=log):
+            source = f"localhost/{image.repository}:{image_tag}"
+            self._buildah(("push", *PACKING, "--format=oci", source, f"oci:{layout}:{name}"), log)
 
     def push_program(self, binary: Path, path: str, name: str, registry_port: int) -> None:
         """Push an image from scratch with one static program, which leaves nothing in the storage."""
@@ -100,7 +107,7 @@ class LocalBuilder:
             self._buildah(("config", *entry, container), log)
             self._buildah(("commit", "--quiet", "--rm", container, f"localhost/{name}"), log)
             target = f"docker://127.0.0.1:{registry_port}/{name}"
-            self._buildah(("push", *_PACKING, "--tls-verify=false", f"localhost/{name}", target), log)
+            self._buildah(("push", *PACKING, "--tls-verify=false", f"localhost/{name}", target), log)
             self._buildah(("rmi", f"localhost/{name}"), log)
 
     def _make_folders(self) -> None:
@@ -132,21 +139,23 @@ class LocalBuilder:
         return all(self._has(_local_name(IMAGES[name])) for name in names)
 
     def _has(self, name: str) -> bool:
-        command = (*self._command(), "inspect", "--type=image", name)
+        command = (*self.command, "inspect", "--type=image", name)
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def _tags(self, image: Image) -> list[str]:
         """Names of the image's builds in the storage."""
         shape = ("--noheading", "--format={{.Name}}:{{.Tag}}", f"--filter=reference=localhost/{image.repository}")
-        command = (*self._command(), "images", *shape)
+        command = (*self.command, "images", *shape)
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
     def _buildah(self, arguments: Sequence[str], log: Path) -> str:
         # Buildah keeps its cache mounts, and with them pip's downloads, below TMPDIR.
         environment = {**os.environ, "TMPDIR": str(self.folder / "tmp")}
-        return _run((*self._command(), *arguments), log, environment)
+        return _run((*self.command, *arguments), log, environment)
 
-    def _command(self) -> tuple[str, ...]:
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Buildah on this storage."""
         return ("buildah", f"--root={self.folder}/storage", f"--runroot={self.folder}/run")
 
 
@@ -224,6 +233,8 @@ def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: 
     references = {}
     for name in names:
         image = IMAGES[name]
+        if image.machine:
+            raise ClusterError(f"Image {name} is made of this machine's Debian packages: it is for the local cluster.")
         reference = f"{prefix.rstrip('/')}/{image.repository}:{tag(image, PUBLIC_BASE, settings.REPOSITORY)}"
         log = log_folder / f"{image.repository}-{program}.log"
         dockerfile = str(settings.REPOSITORY / image.dockerfile)

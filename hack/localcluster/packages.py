@@ -34,8 +34,14 @@ NODE = {
 }
 # Buildah looks for its network's program even where a build uses the host's network.
 IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "/usr/lib/podman/netavark": "netavark"}
+# Layers of a release are packed by it.
+RELEASES = {"zstd": "zstd"}
 # Not a part of the cluster: what the demo and the tests scrape with.
-PROMETHEUS = {"prometheus": "prometheus", "promtool": "prometheus"}
+PROMETHEUS = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+}
+ALERTMANAGER = {"prometheus-alertmanager": "prometheus-alertmanager"}
 # A process with a wrong clock.
 CLOCKS = {"faketime": "faketime"}
 EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS, **CLOCKS}

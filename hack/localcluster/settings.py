@@ -27,6 +27,9 @@ KWOK_VERSION = "0.7.0"
 PROMETHEUS_OPERATOR_VERSION = "0.85.0"
 # Without the plug-in for container runtimes of 0.8, which fails where there is none.
 KUBE_NETWORK_POLICIES_VERSION = "0.7.0"
+# The first that verifies bundles of an image layout is 3.0.6.
+COSIGN_VERSION = "3.1.3"
+ORAS_VERSION = "1.3.6"
 
 NODE_NAME = "node-1"
 # Addresses exist in the cluster's own network namespace only, so they cannot collide with the host's.

@@ -47,6 +47,22 @@ import (
 
 func main() {{ coremain.Run() }}
 """
+# cosign's own command has the client libraries of four clouds' key stores.
+_COSIGN_MAIN = """\
+package main
+
+import (
+\t"os"
+
+\t"github.com/sigstore/cosign/v3/cmd/cosign/cli"
+)
+
+func main() {
+\tif cli.New().Execute() != nil {
+\t\tos.Exit(1)
+\t}
+}
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +200,21 @@ ENFORCER = Tool(
     kubernetes=settings.KUBERNETES_VERSION,
 )
 """The reference implementation of network policies, without a cluster."""
+COSIGN = Tool(
+    name="cosign",
+    module="github.com/sigstore/cosign/v3",
+    version=settings.COSIGN_VERSION,
+    packages=("localcluster/cosign",),
+    source=_COSIGN_MAIN,
+)
+"""Signs releases, with keys in files and without keys."""
+ORAS = Tool(
+    name="oras",
+    module="oras.land/oras",
+    version=settings.ORAS_VERSION,
+    packages=("oras.land/oras/cmd/oras",),
+)
+"""Copies releases, with what refers to them, to a registry."""
 SERVERS = (VERSITYGW, KUEUE, HELM4, ENFORCER)
 """What tests need beside the cluster's own parts."""
 

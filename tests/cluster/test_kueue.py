@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.component.patience import eventually
+from tests.pages.blocks import BLOCKS
 
 from demoflow import run as demo_run
 from demoflow.cluster import Images
@@ -193,6 +194,16 @@ def _condition(run: Object, kind: str) -> Object:
 
 def _says_what_is_short(team: Team, name: str) -> bool:
     return "insufficient unused quota for nvidia.com/gpu" in team.condition(name, "QuotaReserved")["message"]
+
+
+def test_the_page_s_objects_are_what_kueue_takes(cluster: Client, kueue: None, namespace: str) -> None:
+    """By its own definitions and webhooks, strictly; nothing is stored."""
+    shown = [each for each in BLOCKS if each.page == "docs/kueue.md" and "kueue.x-k8s.io/v1" in each.text]
+    objects = [found for each in shown for text in each.yaml for found in yaml.safe_load_all(text)]
+    strictly = ("--validate=strict", "--dry-run=server", "--filename=-", f"--namespace={namespace}")
+    assert {found["kind"] for found in objects} >= {"ClusterQueue", "LocalQueue", "ResourceFlavor"}
+    out = cluster.kubectl("apply", *strictly, stdin=yaml.safe_dump_all(objects))
+    assert out.count("(server dry run)") == len(objects)
 
 
 def test_of_five_runs_two_train_and_three_wait_until_quota_is_free(team: Team) -> None:

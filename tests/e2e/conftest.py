@@ -3,22 +3,22 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import MODEL
+from tests.e2e.support import BROKEN_MODEL, MODEL
 from tests.trainer import tiny
 
 from demoflow import ask as demo_ask
 from demoflow import cluster as demo_cluster
 from demoflow import run as demo_run
 from demoflow.cluster import Images
-from demoflow.report import Answer
 from hub.deploy import NAMESPACE, deploy
 from localcluster.client import HACK_CLUSTER, Client, output
 from localcluster.console import Console
+from lora_client.views.answers import Answer
 
 _OPERATOR = "deployment/lora-finetune-operator"
 _SELECTOR = f"--selector=app.kubernetes.io/instance={demo_run.RELEASE}"
@@ -87,14 +87,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: Client, tiny_model: Path) -> Iterator[Installed]:
+def installed(cluster: Client, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """The chart on the full cluster; afterwards uninstalled, or as the demo left it where the demo came before."""
     console = Console()
     of_the_demo = demo_run.RELEASE in cluster.helm("list", "--short", f"--namespace={demo_run.RELEASE_NAMESPACE}")
     demo_cluster.convert_model()
     images = demo_cluster.images(with_stand_in=True, console=console)
     ready = Installed(client=cluster, images=images, endpoint=deploy(cluster, images.hub or ""))
-    _offer(cluster, tiny_model)
+    broken = tiny.enlarged(tiny_model, tmp_path_factory.mktemp("models") / "broken", float("inf"))
+    _offer(cluster, {MODEL: tiny_model, BROKEN_MODEL: broken})
     ready.upgrade()
     _wait_for_discovery(cluster)
     yield ready
@@ -114,16 +115,18 @@ def module_namespace(cluster: Client) -> Iterator[str]:
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
-def _offer(cluster: Client, model: Path) -> None:
-    """Let the stand-in for the Hub have `MODEL`: it is small enough for a ConfigMap."""
+def _offer(cluster: Client, models: Mapping[str, Path]) -> None:
+    """Let the stand-in for the Hub have models by their addresses: each is small enough for a ConfigMap."""
     hub = f"--namespace={NAMESPACE}"
-    cluster.kubectl("delete", "configmap", "tiny", hub, "--ignore-not-found")
-    cluster.kubectl("create", "configmap", "tiny", f"--from-file={model}", hub)
-    mount = {"name": "tiny", "mountPath": f"/srv/repositories/models/{MODEL.removeprefix('hf://')}"}
-    spec = {
-        "volumes": [{"name": "tiny", "configMap": {"name": "tiny"}}],
-        "containers": [{"name": "hub", "volumeMounts": [mount]}],
-    }
+    volumes, mounts = [], []
+    for address, folder in models.items():
+        repository = address.removeprefix("hf://")
+        name = repository.replace("/", "-")
+        cluster.kubectl("delete", "configmap", name, hub, "--ignore-not-found")
+        cluster.kubectl("create", "configmap", name, f"--from-file={folder}", hub)
+        volumes.append({"name": name, "configMap": {"name": name}})
+        mounts.append({"name": name, "mountPath": f"/srv/repositories/models/{repository}"})
+    spec = {"volumes": volumes, "containers": [{"name": "hub", "volumeMounts": mounts}]}
     # The time makes a new pod of it: files of a ConfigMap that was there before come late.
     template = {"metadata": {"annotations": {"tests/offered-at": str(time.time())}}, "spec": spec}
     cluster.kubectl("patch", "deployment", "hub", hub, f"--patch={json.dumps({'spec': {'template': template}})}")

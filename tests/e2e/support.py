@@ -7,6 +7,8 @@ from localcluster.client import Client
 
 MODEL = "hf://tests/tiny"
 """Two random layers on the stand-in for the Hub: only the quickstart is about what a model learns."""
+BROKEN_MODEL = "hf://tests/broken"
+"""The same with weights that are not finite."""
 CLAIM = {
     "apiVersion": "v1",
     "kind": "PersistentVolumeClaim",

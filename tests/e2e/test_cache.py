@@ -18,7 +18,7 @@ _PREFLIGHT = "--selector=lora-operator.io/role=prepare"
 @pytest.fixture
 def with_cache(installed: Installed) -> Iterator[Installed]:
     """The operator configured to keep base models on a claim of each namespace."""
-    installed.upgrade("--set=config.cacheClaim=model-cache")
+    installed.upgrade("--set=defaults.cacheClaim=model-cache")
     yield installed
     installed.upgrade()
 

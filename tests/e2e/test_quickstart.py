@@ -1,7 +1,9 @@
 """The main job, as the README promises it: helm install, kubectl apply, a verified adapter that PEFT loads."""
 
+import hashlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from demoflow.run import RELEASE, RELEASE_NAMESPACE
 from localcluster.client import CommandError
 from lora_operator.views.names import CONFIG_ANNOTATION
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLES = REPOSITORY / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,41 @@ def test_peft_loads_the_adapter_from_the_volume(
     assert [answer.question for answer in answers] == list(QUESTIONS)
     assert "Fair winds" in answers[0].adapter
     assert "Fair winds" not in answers[0].base
+
+
+def lora(installed: Installed, *arguments: str, stdin: str = "") -> str:
+    """The client, as somebody types it; its standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_client", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+        env={**installed.client.environment, "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_client_copies_the_adapter_asks_it_and_leaves_no_pod(
+    finished: dict[str, Any], installed: Installed, module_namespace: str, tmp_path: Path
+) -> None:
+    """Every file with its digest; a conversation of two questions with the model loaded once; the run's own log."""
+    name, here = finished["metadata"]["name"], ("-n", module_namespace)
+    folder = tmp_path / "adapter"
+    lora(installed, "pull", name, str(folder), *here)
+    manifest = (folder / "manifest.json").read_bytes()
+    assert f"sha256:{hashlib.sha256(manifest).hexdigest()}" == finished["status"]["artifact"]["digest"]
+    assert (folder / "adapter_model.safetensors").is_file()
+    asked = "How do I dry a wet sail?\nWhich shoes are best for a wet deck?\n"
+    answers = [json.loads(line) for line in lora(installed, "ask", name, "-o", "json", *here, stdin=asked).splitlines()]
+    assert [answer["question"] for answer in answers] == asked.splitlines()
+    assert all(answer["base"] != answer["adapter"] for answer in answers)
+    kept = lora(installed, "logs", name, *here)
+    assert "loss before training" in kept
+    helpers = ("pods", f"--namespace={module_namespace}", "--selector=lora-operator.io/client")
+    assert installed.client.get(*helpers)["items"] == []
 
 
 def test_the_operators_pod_explains_the_run_in_one_line_of_typing(

@@ -16,6 +16,7 @@ from tests.faults.one_run import Run, begin
 from tests.faults.promises import Sees
 from tests.faults.proofs import Proofs
 
+from localcluster.api import ApiError
 from localcluster.client import Client
 
 
@@ -62,6 +63,34 @@ def test_a_definition_that_is_upgraded_and_rolled_back_leaves_runs_and_statuses_
         assert operator.text().count("The definition in the cluster is older than the operator") == 1
     finally:
         install_definition(control_plane, stage, DEFINITION)
+
+
+def test_numbers_that_an_earlier_definition_does_not_know_outlive_its_return(
+    control_plane: Client, stage: Stage
+) -> None:
+    """One with an exponent is in nobody's way. Of a run with epochs without quotes no status can be written until the
+    present definition is back, since the earlier one has rules for text alone; nothing of it is lost."""
+    written: dict[str, dict[str, object]] = {"exponent": {"learningRate": "2e-4"}, "whole": {"epochs": 2}}
+    for name, training in written.items():
+        stage.apply(name, training=training)
+    try:
+        install_definition(control_plane, stage, EARLIER_DEFINITION)
+        _write(stage, "exponent")
+        with pytest.raises(ApiError, match="expected string, got int64"):
+            _write(stage, "whole")
+    finally:
+        install_definition(control_plane, stage, DEFINITION)
+    for name, training in written.items():
+        _write(stage, name)
+        found = stage.finetune(name)
+        assert found["spec"]["training"].items() >= training.items()
+        assert (found["status"]["attempt"], found["spec"]["suspend"]) == (1, True)
+
+
+def _write(stage: Stage, name: str) -> None:
+    """A part of the status, and what a user may change."""
+    stage.api.patch(stage.path("lorafinetunes", name, "status"), {"status": {"attempt": 1}})
+    stage.change(name, suspend=True)
 
 
 def _writes_nothing(run: Run, faults: Proofs) -> None:

@@ -253,6 +253,6 @@ def _add_node(stage: Stage, name: str, *, gpus: int) -> str:
 
 
 def _set_gpus(stage: Stage, name: str, gpus: int) -> None:
-    room: dict[str, Any] = {"cpu": "64", "memory": "512Gi", "pods": "10", "nvidia.com/gpu": str(gpus)}
+    room: dict[str, Any] = {"cpu": "256", "memory": "1Ti", "pods": "10", "nvidia.com/gpu": str(gpus)}
     status = {"capacity": room, "allocatable": room, "conditions": [{"type": "Ready", "status": "True"}]}
     stage.api.patch(f"/api/v1/nodes/{name}/status", {"status": status})
