@@ -87,12 +87,14 @@ def measured(config: Mapping[str, Any], how: Step, device: Device) -> tuple[floa
 
 
 def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[Adapted, bool]:
-    return adapted_on(config, how.lora, device, quantization=how.quantization, recompute=how.recompute)
+    return adapted_on(
+        config, how.lora, device, quantization=how.quantization, recompute=how.recompute, selective=how.selective
+    )
 
 
 def counted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[float, float]:
     """Bytes that two layers more keep more, for a token and layer, and those of the fit model."""
-    how = replace(how, recompute=False, rows=(COUNTED_TOKENS,), packs=False)
+    how = replace(how, recompute=False, selective=False, rows=(COUNTED_TOKENS,), packs=False)
     kept = [_kept({**config, "num_hidden_layers": layers, "vocab_size": 300}, how, device) for layers in (1, 3)]
     shape = shape_of(config)
     ranks = plan_adapter(how.lora, shape).ranks[0]

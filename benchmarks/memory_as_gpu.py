@@ -55,9 +55,17 @@ class AsGpu(TorchFunctionMode):
             return torch.native_dropout(given[0], given[1] if len(given) > 1 else named["p"], True)[0]
         if name == "scaled_dot_product_attention":
             named["dropout_p"] = 0.0
+            if named.pop("enable_gqa", False):
+                given = _repeated(*given)
         elif torch.is_autocast_enabled("cpu") and _widens(name, named):
             given = tuple(_wide(value) for value in given)
         return func(*given, **named)
+
+
+def _repeated(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Keys and values once for each head, as a GPU's kernels take them; only a CPU's shares them by itself."""
+    repeats = query.shape[1] // key.shape[1]
+    return query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
 
 
 def _is_off(given: Sequence[Any], named: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ def setting_of(step: Step) -> Setting:
     return Setting(
         quantization=step.quantization,
         recompute=step.recompute,
+        selective=step.selective,
         tokens=sum(step.rows),
         row=max(step.rows),
         packs=step.packs,

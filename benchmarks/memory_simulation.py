@@ -47,14 +47,16 @@ from lora_trainer.training.optimizers import make_optimizer
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """How a step computes. `rows` are the lengths of a micro-batch's rows, `learned` the share of tokens that is
-    learned; `packs` says that one kernel takes all rows of a pack, as a GPU from Ampere on has for 16 bits; `fused`
-    that adapted modules compute in one piece in 16 bits, too, which a run knows only on its device."""
+    learned; with `selective` MLPs alone are recomputed; `packs` says that one kernel takes all rows of a pack, as a GPU
+    from Ampere on has for 16 bits; `fused` that adapted modules compute in one piece in 16 bits, too, which a run knows
+    only on its device."""
 
     rows: tuple[int, ...]
     lora: LoraConfig = LoraConfig()  # noqa: RUF009 - frozen
     training: TrainingConfig = TrainingConfig()  # noqa: RUF009 - frozen
     quantization: Quantization = Quantization.NONE
     recompute: bool = True
+    selective: bool = False
     packs: bool = True
     fp32: bool = False
     learned: float = 1.0
@@ -204,7 +206,7 @@ def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> Adapted:
     model.config.use_cache = False
     loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=how.quantization)
     base = Base(folder=Path(), name="simulated", revision="sha256:0", model_type=config["model_type"])
-    checkpointing = ActivationCheckpointing.FULL if how.recompute else ActivationCheckpointing.NONE
+    checkpointing = ActivationCheckpointing.of(recompute=how.recompute, selective=how.selective)
     # All is on one device already, and modules of fake tensors cannot be moved.
     with mock.patch.object(nn.Module, "to", lambda module, *_args, **_named: module):
         adapted = adapt(loaded, how.lora, base, device, 1, checkpointing=checkpointing)

@@ -16,15 +16,17 @@ from lora_trainer.contract.config import LoraConfig, Quantization
 _TOO_LOW, _TOO_HIGH = -0.03, 0.15
 """Errors of an estimate that are let pass: one that is too low promises a fit that is none, one that is too high only
 wastes memory."""
+_FULL, _SELECTIVE, _NONE = (True, False), (True, True), (False, False)
 _SETTINGS = (
-    (1024, 16, True),
-    (4096, 16, True),
-    (4096, 256, True),
-    (8192, 16, True),
-    (1024, 16, False),
-    (4096, 64, False),
+    (1024, 16, _FULL),
+    (4096, 16, _FULL),
+    (4096, 16, _SELECTIVE),
+    (4096, 256, _FULL),
+    (8192, 16, _FULL),
+    (1024, 16, _NONE),
+    (4096, 64, _NONE),
 )
-"""Tokens of a micro-batch, rank, whether activations are recomputed."""
+"""Tokens of a micro-batch, rank, whether activations are recomputed and those of MLPs alone."""
 
 
 def checks(bench: Bench) -> Iterator[Check]:
@@ -35,10 +37,11 @@ def checks(bench: Bench) -> Iterator[Check]:
     shapes = {"Llama-3.2-1B": LLAMA_3_2_1B, "Llama-3-8B": LLAMA_3_8B}
     quantizations = (Quantization.NONE, Quantization.NF4)
     for setting, (name, shape), quantization in itertools.product(_SETTINGS, shapes.items(), quantizations):
-        tokens, rank, recompute = setting
+        tokens, rank, (recompute, selective) = setting
         lora = LoraConfig(rank=rank, alpha=2 * rank)
-        how = Step(rows=(tokens,), lora=lora, quantization=quantization, recompute=recompute)
-        words = f"{name[6:]}, {quantization.value}, {tokens}, r={rank}{'' if recompute else ', kept'}"
+        how = Step(rows=(tokens,), lora=lora, quantization=quantization, recompute=recompute, selective=selective)
+        said = ", MLPs" if selective else "" if recompute else ", kept"
+        words = f"{name[6:]}, {quantization.value}, {tokens}, r={rank}{said}"
         yield Check(name=words, run=partial(_measured, bench, shape, how))
 
 

@@ -39,7 +39,13 @@ def random_model(kind: str, options: Mapping[str, Any], device: Device) -> Any:
 
 
 def adapted_on(
-    config: Mapping[str, Any], lora: LoraConfig, device: Device, *, quantization: Quantization, recompute: bool
+    config: Mapping[str, Any],
+    lora: LoraConfig,
+    device: Device,
+    *,
+    quantization: Quantization,
+    recompute: bool,
+    selective: bool = False,
 ) -> tuple[Adapted, bool]:
     """The model that a `config.json` describes, with random weights and an adapter, and whether its rows can be packed.
 
@@ -54,7 +60,7 @@ def adapted_on(
     model.requires_grad_(False)
     base = Base(folder=Path(), name="random", revision="sha256:0", model_type=kind)
     loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
-    checkpointing = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
+    checkpointing = ActivationCheckpointing.of(recompute=recompute, selective=selective)
     adapted = adapt(loaded, lora, base, device, 1, checkpointing=checkpointing)
     packs = choose_attention(adapted.model, device).packs
     set_training(adapted.model, on=True)

@@ -23,9 +23,9 @@ _WATCH_S = 3600
 class Connection:
     """One connection; requests one after the other."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, timeout_s: float = _WATCH_S) -> None:
         context = ssl.create_default_context(cafile=str(api.ca_file))
-        self._connection = http.client.HTTPSConnection("127.0.0.1", api.port, timeout=_WATCH_S, context=context)
+        self._connection = http.client.HTTPSConnection("127.0.0.1", api.port, timeout=timeout_s, context=context)
         self._headers = {"Authorization": f"Bearer {api.token}"}
 
     def send(self, method: str, path: str, body: bytes | None = None, content: str = "application/json") -> bytes:

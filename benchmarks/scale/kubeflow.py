@@ -7,26 +7,22 @@ and with one that passes as soon as it has a pod: then until the Job of the trai
 
 import itertools
 import json
-import random
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from benchmarks.scale.connections import Object
 from benchmarks.scale.creation import WARM_UP, Creation, Kind, create
 from benchmarks.scale.fleet import finetunes, looked_at, make_namespaces
 from benchmarks.scale.machine import Busy, percentile
 from benchmarks.scale.playing import Preflights
-from benchmarks.scale.processes import REPOSITORY, define, operator_in, wait_until
+from benchmarks.scale.processes import a_full_cluster, define, operator_in, wait_until
 from benchmarks.scale.rows import Row
 
-from localcluster import lifecycle, ports, settings
+from localcluster import lifecycle, settings
 from localcluster.api import Api
-from localcluster.client import HACK_CLUSTER, Client, local
+from localcluster.client import HACK_CLUSTER
 
 NAME = "bench-kubeflow"
 _THEIRS, _OURS, _WITH_PREFLIGHT = "Kubeflow Trainer", "this operator", "this operator with a preflight"
@@ -79,7 +75,7 @@ def compare(loads: list[Load]) -> Iterator[Row]:
 
     A few creations of each kind go before, which are not counted.
     """
-    with _full_cluster() as cluster:
+    with a_full_cluster(NAME, "jobset", "trainer") as cluster:
         places = settings.places(NAME)
         record = lifecycle.load_record(places)
         assert record is not None
@@ -166,21 +162,6 @@ def _wait_for_pods(api: Api, namespace: str, count: int) -> None:
     """The Job controller makes some 20 pods a second, and would work on while the next load is measured."""
     path = f"/api/v1/namespaces/{namespace}/pods"
     wait_until(lambda: len(api.get(path)["items"]) >= count, "every Job has its pod", interval_s=2, timeout_s=600)
-
-
-@contextmanager
-def _full_cluster() -> Iterator[Client]:
-    (api_port, registry_port) = ports.choose(2, random.Random())  # noqa: S311 - a port number is no secret
-    try:
-        _hack_cluster("up", f"--name={NAME}", f"--api-port={api_port}", f"--registry-port={registry_port}")
-        _hack_cluster("addon", f"--name={NAME}", "jobset", "trainer")
-        yield local(NAME)
-    finally:
-        _hack_cluster("down", f"--name={NAME}")
-
-
-def _hack_cluster(*arguments: str) -> None:
-    subprocess.run([str(HACK_CLUSTER), *arguments], check=True, stdout=subprocess.DEVNULL, cwd=Path(REPOSITORY))
 
 
 def _as_json(document: Object) -> str:

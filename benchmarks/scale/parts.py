@@ -41,6 +41,8 @@ from lora_trainer.contract.reasons import Reason
 
 _REST_S = 5
 _TEAMS = [f"team-{number}" for number in range(10)]
+# Two Jobs and two pods a run: at 5/s the control plane and not the operator would be what is measured.
+_LOOKED_AT_A_SECOND = 2
 _ENDINGS = (
     Ending(exit_code=70, reason=Reason.NON_FINITE_LOSS),
     Ending(exit_code=65, reason=Reason.DATASET_INVALID),
@@ -91,7 +93,7 @@ def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
                 count = active // steps
                 names = [f"wait-{step}-{number:05}" for number in range(count)]
                 with Preflights(api, _TEAMS[step]):
-                    done = create(api, finetunes(_TEAMS[step], looked_at), names, 20)
+                    done = create(api, finetunes(_TEAMS[step], looked_at), names, _LOOKED_AT_A_SECOND)
                 settle(operator, made)
                 yield Point(
                     resources=made + count * (step + 1),

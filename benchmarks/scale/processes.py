@@ -21,7 +21,7 @@ from benchmarks.scale.machine import Usage, usage
 
 from localcluster import control_plane, lifecycle, node, ports, settings
 from localcluster.api import Api
-from localcluster.client import Client, CommandError, local
+from localcluster.client import HACK_CLUSTER, Client, CommandError, local
 from localcluster.console import Console
 from localcluster.processes import locked
 
@@ -41,14 +41,14 @@ class ControlPlane:
 
 
 @contextmanager
-def a_control_plane(*, controller_requests_per_second: int | None = None) -> Iterator[ControlPlane]:
+def a_control_plane(*, name: str = NAME, controller_requests_per_second: int | None = None) -> Iterator[ControlPlane]:
     """A control plane without a node, so that no pod ever runs; taken down afterwards."""
-    console, places = Console(), settings.places(NAME)
+    console, places = Console(), settings.places(name)
     with locked(places.lock, waiting=console.say):
         node.down(places)
         control_plane.up(places, console, controller_requests_per_second=controller_requests_per_second)
     try:
-        client = define(NAME)
+        client = define(name)
         record = lifecycle.load_record(places)
         assert record is not None
         yield ControlPlane(api=lifecycle.api(places, record.api_port), kubeconfig=client.kubeconfig)
@@ -56,6 +56,23 @@ def a_control_plane(*, controller_requests_per_second: int | None = None) -> Ite
         with locked(places.lock, waiting=console.say):
             node.down(places)
             places.lock.unlink()
+
+
+@contextmanager
+def a_full_cluster(name: str, *addons: str) -> Iterator[Client]:
+    """A cluster with a node, and with these of hack/cluster's addons; taken down afterwards. It needs root."""
+    (api_port, registry_port) = ports.choose(2, random.Random())  # noqa: S311 - a port number is no secret
+    try:
+        _hack_cluster("up", f"--name={name}", f"--api-port={api_port}", f"--registry-port={registry_port}")
+        if addons:
+            _hack_cluster("addon", f"--name={name}", *addons)
+        yield local(name)
+    finally:
+        _hack_cluster("down", f"--name={name}")
+
+
+def _hack_cluster(*arguments: str) -> None:
+    subprocess.run([str(HACK_CLUSTER), *arguments], check=True, stdout=subprocess.DEVNULL, cwd=REPOSITORY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,20 @@ from matplotlib import pyplot as plt
 PLOT = "benchmarks-scale.svg"
 
 
-def record(page: Path, part: str, found: Sequence[Row | Point], machine: str, day: date) -> None:
+def record(
+    page: Path,
+    part: str,
+    found: Sequence[Row | Point],
+    machine: str,
+    day: date,
+    *,
+    command: str = "operator_scale.py",
+) -> None:
     """Put what a part found between its markers on the page, and the plot beside it where there are points.
 
     Raises ValueError where the page has no such markers.
     """
-    begin, end = markers(part)
+    begin, end = markers(part, command)
     before, rest = page.read_text().split(begin)
     _, after = rest.split(end)
     rows = [item for item in found if isinstance(item, Row)]
@@ -28,9 +36,9 @@ def record(page: Path, part: str, found: Sequence[Row | Point], machine: str, da
         draw(page.with_name(PLOT), points)
 
 
-def markers(part: str) -> tuple[str, str]:
-    """What stands on the page around a part."""
-    return f"<!-- operator_scale.py {part}: begin -->", f"<!-- operator_scale.py {part}: end -->"
+def markers(part: str, command: str) -> tuple[str, str]:
+    """What stands on the page around a part of a command."""
+    return f"<!-- {command} {part}: begin -->", f"<!-- {command} {part}: end -->"
 
 
 def _rows(rows: Sequence[Row]) -> list[str]:

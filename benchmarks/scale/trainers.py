@@ -1,6 +1,7 @@
 """Trainers that are asked for their progress, played at loopback addresses: those that answer, and slow ones."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ _STEPS = 100_000
 
 
 @contextmanager
-def played_trainers() -> Iterator[None]:
+def played_trainers(answering: str = ANSWERING) -> Iterator[None]:
     """Trainers that make a step a second at one address, and at the other such as take a question and never answer."""
     loop, ended = asyncio.new_event_loop(), asyncio.Event()
 
@@ -22,7 +23,8 @@ def played_trainers() -> Iterator[None]:
         begin_s = time.monotonic()
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
+            with contextlib.suppress(asyncio.IncompleteReadError):  # of an operator that is told to stop
+                await reader.readuntil(b"\r\n\r\n")
             step = int(time.monotonic() - begin_s)
             stated = Progress(
                 phase=Phase.TRAINING, step=step, total_steps=_STEPS, loss=1 + 1 / (1 + step), updated_at=step
@@ -38,7 +40,7 @@ def played_trainers() -> Iterator[None]:
 
         servers = [
             await asyncio.start_server(talk, address, PORT, backlog=1024)
-            for address, talk in ((ANSWERING, answer), (SLOW, be_silent))
+            for address, talk in ((answering, answer), (SLOW, be_silent))
         ]
         ready.set()
         await ended.wait()
@@ -49,7 +51,7 @@ def played_trainers() -> Iterator[None]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
     if not ready.wait(10):
-        raise SystemExit(f"no trainer can be played at {ANSWERING}:{PORT} and {SLOW}:{PORT}: is the port taken?")
+        raise SystemExit(f"no trainer can be played at {answering}:{PORT} and {SLOW}:{PORT}: is the port taken?")
     try:
         yield
     finally:
