@@ -132,7 +132,7 @@ _WHAT: tuple[Panel, ...] = (
         columns=[("severity", "severity"), ("code", "about")],
         width=12,
         height=4,
-        empty="",
+        empty="none",
     ),
 )
 

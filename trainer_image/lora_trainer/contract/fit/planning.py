@@ -88,8 +88,8 @@ def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load
     setting = presumed(config, shape, load)
     plan = _plan(config, shape, adapter, setting, gpu_memory(shape, adapter, setting), load=load)
     if config.device.gpus == 0:
-        reason = "resources.gpus is 0: a CPU computes with the whole base, since it is slow with a quantized one"
-        asked = f"resources.gpus is 0: quantization {config.quantization.value} is taken as asked for"
+        reason = "without a GPU a CPU computes, with the whole base, since it is slow with a quantized one"
+        asked = f"without a GPU a CPU computes, and quantization {config.quantization.value} is taken as asked for"
         auto = config.quantization is Quantization.AUTO or config.quantization is Quantization.NONE
         return replace(plan, device=CPU, reason=reason if auto else asked)
     return replace(
