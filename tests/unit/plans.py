@@ -35,7 +35,7 @@ def judged(
 ) -> Verdict | None:
     """The verdict on a training Job and its pods; None while it goes on."""
     observed = Observed(jobs=(job,), former_jobs=former, pods=pods)
-    return TRAIN.judge(read_case(make_finetune(spec=spec), observed, CONFIG, NOW), job, pods)
+    return TRAIN.judge(read_case(make_finetune(spec=spec), observed, CONFIG, NOW), job)
 
 
 def condition(plan: Plan, kind: str) -> dict[str, Any]:

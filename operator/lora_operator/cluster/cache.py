@@ -35,6 +35,11 @@ class Key(NamedTuple):
     name: str
 
 
+def key_of(finetune: "FineTune") -> Key:
+    """The key under which a resource is cached and queued."""
+    return Key(finetune.namespace, finetune.name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry(Generic[T]):
     """One object: its place, its LoRAFineTune and the uid of that, its own uid, its version and the view of it.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_operator.cluster.api import BY_KIND, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object
-from lora_operator.cluster.cache import Cache, Key, Store
+from lora_operator.cluster.cache import Cache, Key, Store, key_of
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.look import read_finetune
 from lora_operator.cluster.omissions import Omissions
@@ -142,11 +142,6 @@ class Writer:
             self._cache.jobs.put(stored, as_of=as_of)
         elif kind == WORKLOADS.kind:
             self._cache.workloads.put(stored)
-
-
-def key_of(finetune: FineTune) -> Key:
-    """The key under which a resource is cached and queued."""
-    return Key(finetune.namespace, finetune.name)
 
 
 def _rejection(kind: str, name: str, error: ApiError) -> Rejection:

@@ -1,4 +1,4 @@
-"""Where the API server is and how to prove who we are: one answer for our own requests and for kopf's watches."""
+"""Where the API server is and how to prove who we are: one answer for our own requests and for kopf's."""
 
 import os
 import ssl
@@ -54,7 +54,7 @@ async def authorization(configuration: Configuration) -> str | None:
 
 
 async def kopf_session(configuration: Configuration) -> kopf.AiohttpSession:
-    """The session in which kopf lists and watches; kopf asks for a new one when the server refuses the old token."""
+    """The session in which kopf finds out what the cluster serves; kopf asks for a new one when the server refuses the old token."""
     headers = {"User-Agent": USER_AGENT}
     token = await authorization(configuration)
     if token is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
 from lora_operator.views.names import JOB_NAME_LABEL
@@ -24,7 +24,7 @@ def look(
 
     `kueue`: the cluster has Kueue, and the cache follows its Workloads.
     """
-    key, uid = Key(finetune.namespace, finetune.name), finetune.uid
+    key, uid = key_of(finetune), finetune.uid
     pods = (*cache.pods.of(key, uid), *cache.pods.tombstones(key, uid))
     # Of running pods alone: what a pod said before it failed is not what its successor does.
     answer = ask(pod for pod in pods if is_running(pod))
@@ -62,7 +62,7 @@ async def read_live(
 
 def _knows_all_pods(cache: Cache, finetune: FineTune, job_names: tuple[str, ...]) -> bool:
     """Whether each of these Jobs has ended, and the end of each pod that it counts is known."""
-    key = Key(finetune.namespace, finetune.name)
+    key = key_of(finetune)
     jobs = {job.name: job for job in cache.jobs.of(key, finetune.uid)}
     pods = (*cache.pods.of(key, finetune.uid), *cache.pods.tombstones(key, finetune.uid))
 
@@ -79,7 +79,7 @@ async def read_finetune(cache: Cache, api: Api, finetune: FineTune) -> None:
     """Read the resource anew into the cache. Raises `ApiError` or `UnreachableError`."""
     stored = await _get(api.get(FINETUNES, finetune.namespace, finetune.name))
     if stored is None:
-        cache.finetunes.mark_deleted(Key(finetune.namespace, finetune.name), finetune.uid)
+        cache.finetunes.mark_deleted(key_of(finetune), finetune.uid)
     else:
         cache.finetunes.put(stored)
 
@@ -103,8 +103,7 @@ async def _read_pods(cache: Cache, api: Api, finetune: FineTune, job_names: tupl
     async for chunk in api.list_chunks(PODS, finetune.namespace, query):
         documents += chunk.documents
         version = chunk.version
-    owner = Key(finetune.namespace, finetune.name)
-    cache.pods.replace(owner, finetune.uid, documents, version, lambda pod: pod.job_name in job_names)
+    cache.pods.replace(key_of(finetune), finetune.uid, documents, version, lambda pod: pod.job_name in job_names)
 
 
 async def _get(request: Awaitable[Object]) -> Object | None:

@@ -16,7 +16,7 @@ from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views.conditions import Finding
 from lora_operator.views.model import PodView
 from lora_operator.views.pods import condition_of, failure_of, newest_first
-from lora_operator.views.wording import block_of, last_line, sentence
+from lora_operator.views.wording import block_of, last_line, maps_of, sentence
 from lora_trainer.contract.advice import codes, rules
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import FINAL
@@ -76,11 +76,10 @@ def _said(one: rules.Spoken) -> dict[str, Any]:
 
 def _kept(status: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What a stage reported, as it stands in the status, whoever wrote it there."""
-    before = status.get("advice")
     # Lists, as what somebody wrote there need not be hashable.
     known, severities = [code.value for code in codes.Code], [severity.value for severity in codes.Severity]
-    for one in before if isinstance(before, list) else ():
-        if not isinstance(one, Mapping) or one.get("code") not in known or one.get("severity") not in severities:
+    for one in maps_of(status.get("advice")):
+        if one.get("code") not in known or one.get("severity") not in severities:
             continue
         texts = {key: one.get(key) for key in ("message", "evidence")}
         if all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts.values()):

@@ -1,6 +1,6 @@
 """All that a decision about one LoRAFineTune looks at, read and counted once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,9 +14,10 @@ from lora_operator.views.conditions import state_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.defaults import defaults_for
 from lora_operator.views.jobs import suspension_of
-from lora_operator.views.model import FineTune, JobView, Observed, WorkloadView
+from lora_operator.views.model import FineTune, JobView, Observed, PodView, WorkloadView
 from lora_operator.views.names import child_name
 from lora_operator.views.request import Request, read_request
+from lora_operator.views.wording import block_of, text_of
 from lora_trainer.contract.manifest import RunOptions
 from lora_trainer.contract.reasons import Reason
 
@@ -38,11 +39,9 @@ class Case:
     @property
     def evidence(self) -> Evidence:
         """Against what a pod's claim of a success is held."""
-        resolved = self.finetune.status.get("resolved")
-        rendered = resolved.get("image") if isinstance(resolved, Mapping) else None
-        strict = self.config.require_rendered_image and isinstance(rendered, str)
-        children = self.children
-        return Evidence(jobs=children.jobs, former=children.former, image=str(rendered) if strict else "")
+        rendered = text_of(block_of(self.finetune.status, "resolved").get("image"))
+        image = rendered if self.config.require_rendered_image else ""
+        return Evidence(jobs=self.children.jobs, former=self.children.former, image=image)
 
     @property
     def job_name(self) -> str:
@@ -60,6 +59,10 @@ class Case:
         """What is used up of the run's retries and of its time, the present period of activity not included."""
         retries = self.retries.used(self.deleted_jobs)
         return Used(retries=retries, run_s=self.spent.run_s)
+
+    def pods_of(self, job: JobView) -> tuple[PodView, ...]:
+        """The pods of a Job of the run."""
+        return tuple(pod for pod in self.observed.pods if pod.job_uid == job.uid)
 
 
 def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Case:

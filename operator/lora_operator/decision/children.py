@@ -7,6 +7,7 @@ from lora_operator.views import names
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, JobView, Observed, PodView
 from lora_operator.views.pods import has_ended, newest_first
+from lora_operator.views.wording import integer_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,8 @@ def find_children(finetune: FineTune, observed: Observed) -> Children:
     mine = [job for job in observed.jobs if _is_of(finetune, job)]
     own = [job for job in mine if job.stage == names.TRAIN]
     training = [pod for pod in observed.pods if pod.stage == names.TRAIN]
-    stored = finetune.status.get("attempt")
-    stored = stored if isinstance(stored, int) and not isinstance(stored, bool) and 0 < stored < 10_000 else 0
+    stored = integer_of(finetune.status.get("attempt")) or 0
+    stored = stored if 0 < stored < 10_000 else 0
     attempt = max([stored, *(job.attempt for job in own)])
     job = next((job for job in own if job.attempt == attempt), None)
     known = {job.uid for job in mine}

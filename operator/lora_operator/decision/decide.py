@@ -28,7 +28,7 @@ from lora_operator.decision.situation import (
     awaiting_superseded,
     held_by_user,
 )
-from lora_operator.decision.stages.order import STAGES, job_names, latest_job, pods_of, reached
+from lora_operator.decision.stages.order import STAGES, job_names, latest_job, reached
 from lora_operator.decision.stages.preflight import advised, findings, planned
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
@@ -47,11 +47,11 @@ from lora_operator.views.conditions import (
     state_of,
 )
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView
+from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, soonest
 from lora_operator.views.names import QUEUE_LABEL, child_labels
 from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import has_ended, is_running, leader_first
-from lora_operator.views.wording import block_of, sentence
+from lora_operator.views.wording import block_of, integer_of, sentence
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.reasons import Reason
 
@@ -102,7 +102,7 @@ def _has_unseen_pods(case: Case) -> bool:
     job = latest_job(case)
     if job is None or not job.active or job.suspended or job.deleting or job.started_at is None:
         return False
-    pods = pods_of(case, job)
+    pods = case.pods_of(job)
     last = max(job.started_at, *(pod.trainer.finished_at or pod.created_at for pod in pods), job.started_at)
     return all(map(has_ended, pods)) and (case.now - last).total_seconds() > _UNSEEN_PODS_S
 
@@ -152,7 +152,7 @@ def _spent_up(case: Case) -> Verdict | None:
 
 def _follow(case: Case, stage: Stage, job: JobView) -> Plan:
     """There is a Job. Report what it does, and how it ended once it has."""
-    verdict = stage.judge(case, job, pods_of(case, job))
+    verdict = stage.judge(case, job)
     return _go_on(case, stage, job) if verdict is None else _end(case, verdict)
 
 
@@ -214,7 +214,7 @@ def _watch_new(case: Case, stage: Stage, job: JobView, resolved: Status | None =
 
 def _scene(case: Case, stage: Stage, job: JobView, place: Place | None) -> Scene:
     """What the situation of a Job is read from; `place` is the Job's in a queue."""
-    pods = pods_of(case, job) if job.uid else ()
+    pods = case.pods_of(job) if job.uid else ()
     progress = follow_progress(case.finetune, _reporter(stage, job, pods), case.observed.progress, case.now)
     silent_since = stalled_since(progress, case.config.stall_timeout_s, case.now)
     # Before its first answer an operator that was away knows nothing new: what was known of the run stands.
@@ -271,7 +271,7 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
         return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
     due_s = pending_left_s(case, job, scene.pods, situation)
     if observed.rejection is not None:  # which nothing takes back but another try
-        due_s = config.retry_max_s if due_s is None else min(due_s, config.retry_max_s)
+        due_s = soonest(due_s, config.retry_max_s)
     return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
 
 
@@ -338,7 +338,7 @@ def _refused(case: Case, finding: Finding) -> Plan:
     """The API server takes no Job from us: say why, and try again after a while, but not longer than the user waits."""
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
     situation, job = Situation(state=finding), latest_job(case)
-    pods = pods_of(case, job) if job else ()
+    pods = case.pods_of(job) if job else ()
     verdict = waited_too_long(case, job, pods, situation)
     if verdict is not None:
         return _end(case, verdict, accepted)
@@ -395,6 +395,6 @@ def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
 
 def _resolved(case: Case) -> Status:
     """What was resolved stays, unless a crash came before the first status of the run, or of the Job that trains."""
-    before, told = block_of(case.finetune.status, "resolved"), case.finetune.status.get("attempt")
-    is_of_this = (told if isinstance(told, int) else 0) >= case.children.attempt
+    before = block_of(case.finetune.status, "resolved")
+    is_of_this = (integer_of(case.finetune.status.get("attempt")) or 0) >= case.children.attempt
     return before if before and is_of_this else resolved_by_request(case.request, case.config.trainer_image)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_operator.decision.progress import whole
 from lora_operator.views.request import Request
-from lora_operator.views.wording import block_of, decimal, printable
+from lora_operator.views.wording import block_of, decimal, integer_of, printable, text_of
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS, checkpoint_claim
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
@@ -102,15 +102,14 @@ def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:
     resolved = block_of(status, "resolved")
     if not resolved:
         return MAX_VALIDATION_ROWS
-    kept = resolved.get("maxValidationRows")
-    return kept if isinstance(kept, int) and not isinstance(kept, bool) and kept >= 1 else None
+    kept = integer_of(resolved.get("maxValidationRows"))
+    return kept if kept is not None and kept >= 1 else None
 
 
 def kept_quantization(status: Mapping[str, Any]) -> Quantization | None:
     """What a run's `Auto` has become, in a former attempt or before somebody replaced None by it; None before that."""
-    resolved = block_of(status, "resolved").get("quantization")
     settled = {kind.value: kind for kind in Quantization if kind is not Quantization.AUTO}
-    return settled.get(resolved) if isinstance(resolved, str) else None
+    return settled.get(text_of(block_of(status, "resolved").get("quantization")))
 
 
 def resolved_by_run(run: ResolvedRun) -> Block:

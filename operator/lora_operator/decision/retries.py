@@ -14,6 +14,7 @@ from lora_operator.decision.proof import claims_success
 from lora_operator.views.jobs import is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.pods import condition_of, failure_of, has_ended, newest_first, was_disrupted
+from lora_operator.views.wording import block_of, integer_of
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
 
@@ -63,8 +64,7 @@ class Retries:
 
 def stored_retries(status: Mapping[str, Any]) -> Retries:
     """As a status says it; what is odd reads as absent."""
-    block = status.get("retries")
-    block = block if isinstance(block, Mapping) else {}
+    block = block_of(status, "retries")
     counts = {cause: _number(block.get(cause.value)) for cause in Cause}
     counted = block.get("counted")
     uids = [uid for uid in counted if isinstance(uid, str)] if isinstance(counted, list) else []
@@ -163,13 +163,16 @@ def _is_a_consequence(pod: PodView) -> bool:
     return failure is not None and failure.reason is Reason.PEER_FAILED and not was_disrupted(pod)
 
 
+def _is_a_cause(pod: PodView) -> bool:
+    return has_ended(pod) and not _is_a_consequence(pod)
+
+
 def _waits_for_peers(pod: PodView, pods: Iterable[PodView]) -> bool:
     """Whether the pod that is to blame may yet be known: this one ended because another did."""
     if not _is_a_consequence(pod):
         return False
     peers = _peers(pod, pods)
-    blamed = any(has_ended(peer) and not _is_a_consequence(peer) for peer in peers)
-    return not blamed and any(not has_ended(peer) for peer in peers)
+    return not any(map(_is_a_cause, peers)) and not all(map(has_ended, peers))
 
 
 def _follows_from_a_peer(pod: PodView, pods: Iterable[PodView]) -> bool:
@@ -177,15 +180,14 @@ def _follows_from_a_peer(pod: PodView, pods: Iterable[PodView]) -> bool:
     if not _is_a_consequence(pod):
         return False
     peers = _peers(pod, pods)
-    blamed = any(has_ended(peer) and not _is_a_consequence(peer) for peer in peers)
-    return blamed or any(peer.index < pod.index for peer in peers)
+    return any(map(_is_a_cause, peers)) or any(peer.index < pod.index for peer in peers)
 
 
 def _is_counted_with_a_peer(pod: PodView, pods: Iterable[PodView], counted: Set[str]) -> bool:
     """Whether the round has its cause already: where each node lost the network, one retry follows for all."""
-    blamed = (peer for peer in _peers(pod, pods) if peer.uid in counted)
-    return any(has_ended(peer) and not _is_a_consequence(peer) for peer in blamed)
+    return any(_is_a_cause(peer) for peer in _peers(pod, pods) if peer.uid in counted)
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST else 0
+    number = integer_of(value)
+    return number if number is not None and 0 <= number <= _LARGEST else 0

@@ -13,7 +13,7 @@ from typing import Any
 from lora_operator.views.jobs import ending_of, suspension_of
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.pods import has_ended
-from lora_operator.views.wording import instant, parse_instant
+from lora_operator.views.wording import instant, integer_of, parse_instant
 
 _LARGEST_S = 2**53
 
@@ -37,10 +37,8 @@ class SpentTime:
 
 def stored_time(status: Mapping[str, Any]) -> SpentTime:
     """As a status says it; what is odd reads as absent."""
-    seconds = status.get("runSeconds")
-    known = seconds if isinstance(seconds, int) and not isinstance(seconds, bool) else 0
     return SpentTime(
-        run_s=min(max(known, 0), _LARGEST_S),
+        run_s=min(max(integer_of(status.get("runSeconds")) or 0, 0), _LARGEST_S),
         active_since=parse_instant(status.get("activeSince")),
         active_until=parse_instant(status.get("activeUntil")),
     )

@@ -29,7 +29,7 @@ from lora_operator.views.conditions import (
     write_conditions,
 )
 from lora_operator.views.model import FineTune, JobView, PodView
-from lora_operator.views.wording import block_of, instant, parse_instant
+from lora_operator.views.wording import block_of, instant, parse_instant, text_of
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
 
@@ -155,7 +155,7 @@ def _assemble(
         "attempt": facts.attempt,
         "startTime": instant(started) if started else "",
         "jobName": facts.job_name,
-        "podName": facts.pod.name if facts.pod else _text(before.get("podName")),
+        "podName": facts.pod.name if facts.pod else text_of(before.get("podName")),
         **facts.findings,
         "resolved": resolved,
         "progress": facts.progress,
@@ -171,10 +171,9 @@ def _state_since(finetune: FineTune, state: Finding, now: datetime) -> str:
     """Since when the run is in this state; empty where it was before anybody wrote that down."""
     before = finetune.status
     if state_of(before) == state.reason and "observedGeneration" in before:
-        return _text(before.get("stateSince"))
+        return text_of(before.get("stateSince"))
     if state_of(before) in (state.reason, "") and state.reason is Reason.PENDING:
-        created = parse_instant(block_of(finetune.manifest, "metadata").get("creationTimestamp"))
-        return instant(created or now)  # the definition's default says so, before there is an operator
+        return instant(finetune.created_at or now)  # the definition's default says so, before there is an operator
     return instant(min(state.since or now, now))
 
 
@@ -190,7 +189,3 @@ def _publishes(state: Finding) -> bool:
 def _timeless(state: Finding) -> Finding:
     """Complete and Failed turned Unknown when the run began, not when its present state did."""
     return dataclasses.replace(state, since=None)
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""

@@ -17,7 +17,7 @@ from lora_operator.decision.retries import Cause, cause_of
 from lora_operator.views.model import PodView
 from lora_operator.views.names import TRAIN
 from lora_operator.views.pods import condition_of, has_ended, summary_of
-from lora_operator.views.wording import block_of, instant, parse_instant
+from lora_operator.views.wording import block_of, instant, integer_of, parse_instant
 from lora_trainer.contract.exit_codes import FINAL
 
 LARGEST = 2**53
@@ -211,4 +211,4 @@ def _sum(number: int, more: int) -> int:
 
 
 def _number(value: object) -> int:
-    return min(value, LARGEST) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return min(max(integer_of(value) or 0, 0), LARGEST)

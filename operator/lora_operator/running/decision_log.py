@@ -8,6 +8,7 @@ from typing import Any, Self
 from lora_operator.running import logs
 from lora_operator.views.conditions import condition_in, result_of, state_of
 from lora_operator.views.model import FineTune, Plan
+from lora_operator.views.wording import maps_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,6 @@ class DecisionLine:
 
 
 def _rest(status: Mapping[str, Any]) -> tuple[object, ...]:
-    conditions = [c for c in status.get("conditions") or () if isinstance(c, Mapping)]
+    conditions = maps_of(status.get("conditions"))
     known = sorted((str(c.get("type")), str(c.get("status")), str(c.get("reason"))) for c in conditions)
     return known, {key: value for key, value in status.items() if key not in _CHANGES_WITH_PROGRESS}

@@ -13,9 +13,19 @@ from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.decision.vocabulary import VOCABULARY
 from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition, result_of
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import ConditionView, EventView, FineTune, JobView, Observed, Plan, PodView, WorkloadView
+from lora_operator.views.model import (
+    ConditionView,
+    EventView,
+    FineTune,
+    JobView,
+    Observed,
+    Plan,
+    PodView,
+    WorkloadView,
+    soonest,
+)
 from lora_operator.views.pods import newest_first
-from lora_operator.views.wording import block_of, duration, parse_instant, sentence
+from lora_operator.views.wording import block_of, duration, maps_of, sentence
 from lora_trainer.contract.reasons import Reason
 
 Document = dict[str, Any]
@@ -48,14 +58,14 @@ def describe(
 
 
 def _resource(finetune: FineTune, now: datetime) -> Document:
-    spec, metadata = finetune.spec, block_of(finetune.manifest, "metadata")
+    spec = finetune.spec
     state = previous_condition(finetune, Type.COMPLETE)
     return {
         "namespace": finetune.namespace,
         "name": finetune.name,
         "uid": finetune.uid,
         "generation": finetune.generation,
-        "age": _age(parse_instant(metadata.get("creationTimestamp")), now),
+        "age": _age(finetune.created_at, now),
         "deleting": finetune.deleting,
         "state": str(state.get("reason", "")),
         "result": result_of(finetune.status),
@@ -158,12 +168,8 @@ def _decision(finetune: FineTune, plan: Plan) -> Document:
         "why": _why(finetune, plan, str(state.get("message", ""))),
         "meaning": known.meaning if known else "",
         "remedy": known.remedy if known else "",
-        "advice": [str(entry.get("message")) for entry in _maps(plan.status.get("advice"))],
+        "advice": [str(entry.get("message")) for entry in maps_of(plan.status.get("advice"))],
     }
-
-
-def _maps(value: object) -> list[Mapping[str, Any]]:
-    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def _why(finetune: FineTune, plan: Plan, message: str) -> str:
@@ -184,7 +190,7 @@ def _writes(finetune: FineTune, plan: Plan) -> Document:
         "delete": [f"{target.kind}/{target.name}" for target in plan.delete],
         "events": [f"{event.type} {event.reason}: {event.message}" for event in plan.events],
         "asksForProgress": plan.ask_progress.name if plan.ask_progress else "",
-        "nextLookSeconds": min((s for s in (plan.requeue_after_s, plan.due_in_s) if s is not None), default=None),
+        "nextLookSeconds": soonest(plan.requeue_after_s, plan.due_in_s),
     }
 
 
@@ -201,7 +207,9 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str 
 
 
 def _by_type(conditions: object) -> dict[str, str]:
-    return {str(c.get("type")): f"{c.get('status')} {c.get('reason')} ({c.get('message')})" for c in _maps(conditions)}
+    return {
+        str(c.get("type")): f"{c.get('status')} {c.get('reason')} ({c.get('message')})" for c in maps_of(conditions)
+    }
 
 
 def _shown(value: object) -> str:

@@ -13,7 +13,7 @@ import yaml
 from kubernetes.aio.client.api_client import ApiClient
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object, UnreachableError
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.cluster.child_events import read_events, unexplained
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.listing import list_into
@@ -124,7 +124,7 @@ async def _list_workloads(api: Api, cache: Cache, kueue: Kueue, namespace: str) 
 
 async def _events(api: Api, cache: Cache, finetune: FineTune) -> tuple[tuple[EventView, ...], list[str]]:
     """The children's Events, and a note where they may not be read: they only explain."""
-    key = Key(finetune.namespace, finetune.name)
+    key = key_of(finetune)
     uids = unexplained(cache.jobs.of(key, finetune.uid), cache.pods.of(key, finetune.uid))
     try:
         return await read_events(api, finetune.namespace, uids), []

@@ -3,9 +3,9 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -19,7 +19,7 @@ from lora_operator.views.conditions import Type, result_of, state_of
 from lora_operator.views.model import FineTune
 from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.request import read_nodes
-from lora_operator.views.wording import block_of, parse_instant
+from lora_operator.views.wording import block_of, maps_of, parse_instant, text_of
 
 _STATUSES = ("True", "False", "Unknown")
 _TYPES = frozenset(kind.value for kind in Type)
@@ -149,7 +149,7 @@ def _escaped(value: str) -> str:
 
 def _facts(finetune: FineTune, _: float) -> Series:
     labels = (
-        ("base_model", _text(_map(finetune.spec, "model").get("uri"))),
+        ("base_model", text_of(block_of(finetune.spec, "model").get("uri"))),
         ("quantization", _quantization(finetune)),
         ("queue", _queue(finetune)),
     )
@@ -157,8 +157,9 @@ def _facts(finetune: FineTune, _: float) -> Series:
 
 
 def _queue(finetune: FineTune) -> str:
-    pod = _map(_map(finetune.status, "resolved"), "pod")
-    return _text(_map(_map(finetune.manifest, "metadata"), "labels").get(QUEUE_LABEL)) or _text(pod.get("queue"))
+    labels = block_of(block_of(finetune.manifest, "metadata"), "labels")
+    kept = block_of(block_of(finetune.status, "resolved"), "pod")
+    return text_of(labels.get(QUEUE_LABEL)) or text_of(kept.get("queue"))
 
 
 def _state(finetune: FineTune, _: float) -> Series:
@@ -167,8 +168,9 @@ def _state(finetune: FineTune, _: float) -> Series:
 
 
 def _conditions(finetune: FineTune, _: float) -> Series:
-    listed = ((_text(one.get("type")), _text(one.get("status"))) for one in _maps(finetune.status, "conditions"))
-    known = ((kind, status) for kind, status in listed if kind in _TYPES and status in _STATUSES)
+    listed = maps_of(finetune.status.get("conditions"))
+    stated = ((text_of(one.get("type")), text_of(one.get("status"))) for one in listed)
+    known = ((kind, status) for kind, status in stated if kind in _TYPES and status in _STATUSES)
     return tuple(_is(("condition", kind), ("status", status)) for kind, status in known)
 
 
@@ -179,19 +181,20 @@ def _retries(finetune: FineTune, _: float) -> Series:
 
 
 def _advice(finetune: FineTune, _: float) -> Series:
-    listed = ((_text(one.get("code")), _text(one.get("severity"))) for one in _maps(finetune.status, "advice"))
-    known = ((code, severity) for code, severity in dict(listed).items() if code in CODES and severity in SEVERITIES)
+    listed = maps_of(finetune.status.get("advice"))
+    stated = {text_of(one.get("code")): text_of(one.get("severity")) for one in listed}
+    known = ((code, severity) for code, severity in stated.items() if code in CODES and severity in SEVERITIES)
     return tuple(_is(("code", code), ("severity", severity)) for code, severity in known)
 
 
 def _quantization(finetune: FineTune) -> str:
     """What the run really uses; until that is known, what it asks for."""
     found = block_of(finetune.status, "resolved").get("quantization")
-    return _text(found) or _text(finetune.spec.get("quantization")) or "None"
+    return text_of(found) or text_of(finetune.spec.get("quantization")) or "None"
 
 
 def _requested_gpus(finetune: FineTune) -> float | None:
-    gpus = _number(_map(finetune.spec, "resources").get("gpus", 1))
+    gpus = _number(block_of(finetune.spec, "resources").get("gpus", 1))
     return None if gpus is None else gpus * read_nodes(finetune.manifest)
 
 
@@ -206,7 +209,7 @@ def _state_since(finetune: FineTune) -> object:
     status = finetune.status
     since = status.get("stateSince") or (status.get("completionTime") if result_of(status) else None)
     seen = "observedGeneration" in status
-    return since if seen or since else _map(finetune.manifest, "metadata").get("creationTimestamp")
+    return since if seen or since else block_of(finetune.manifest, "metadata").get("creationTimestamp")
 
 
 def _active_seconds(finetune: FineTune, now_s: float) -> float | None:
@@ -235,20 +238,6 @@ def _timestamp(read: Callable[[FineTune], object]) -> Callable[[FineTune, float]
 
 def _status_number(block: str, field: str) -> Callable[[FineTune, float], Found]:
     return _one(lambda finetune: _number(block_of(finetune.status, block).get(field)))
-
-
-def _map(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = document.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _maps(document: Mapping[str, Any], key: str) -> Iterable[Mapping[str, Any]]:
-    items = document.get(key)
-    return (item for item in items if isinstance(item, Mapping)) if isinstance(items, list) else ()
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _number(value: object) -> float | None:
@@ -285,7 +274,7 @@ _FAMILIES = (
     _Family(
         name="lorafinetune_created_timestamp_seconds",
         help="When the LoRAFineTune was created.",
-        read=_timestamp(lambda finetune: _map(finetune.manifest, "metadata").get("creationTimestamp")),
+        read=_timestamp(lambda finetune: block_of(finetune.manifest, "metadata").get("creationTimestamp")),
     ),
     _Family(
         name="lorafinetune_started_timestamp_seconds",

@@ -11,6 +11,7 @@ from lora_operator.cluster.cache import Key
 from lora_operator.decision.states import Group, group_of
 from lora_operator.views.conditions import state_of
 from lora_operator.views.config import OperatorConfig
+from lora_operator.views.wording import maps_of
 from lora_trainer.contract.reasons import Reason
 
 MOST_PROGRESS_PER_S = 18
@@ -51,8 +52,7 @@ def delay_s(
 
 def _facts(status: Mapping[str, Any]) -> Mapping[str, Any]:
     """The status without its sentences."""
-    conditions = status.get("conditions")
-    listed = [c for c in conditions if isinstance(c, Mapping)] if isinstance(conditions, list) else []
+    listed = maps_of(status.get("conditions"))
     silent = [{key: value for key, value in condition.items() if key != "message"} for condition in listed]
     return {**status, "conditions": silent, "advice": None}
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.cluster.api import JOBS, Api, ApiError
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
@@ -24,7 +24,7 @@ from lora_operator.running.pacing import Pacing, paced
 from lora_operator.running.transitions import has_just_ended
 from lora_operator.views.conditions import result_of, state_of
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed, Plan, Rejection
+from lora_operator.views.model import FineTune, Observed, Plan, Rejection, soonest
 from lora_operator.views.wording import sentence
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Reconciler:
         if not await self._writer.write_status(finetune, plan.status):
             return False
         line.wrote_status()
-        key = Key(finetune.namespace, finetune.name)
+        key = key_of(finetune)
         self._pacing.forget(key)
         stored = self._cache.finetunes.get(key)
         self._contention.wrote(key, finetune, stored)
@@ -247,13 +247,8 @@ class Reconciler:
             wait_s = None if wait_s is None or news_s is None else max(wait_s, news_s)
         else:
             self._events.forget(key)
-        if plan.ask_progress is not None:
-            due_s = self._poller.ask(key, plan.ask_progress)
-            wait_s = due_s if wait_s is None else min(wait_s, due_s)
-        for due_in_s in (plan.due_in_s, postponed_s):
-            if due_in_s is not None:
-                wait_s = due_in_s if wait_s is None else min(wait_s, due_in_s)
-        return wait_s
+        asked_s = self._poller.ask(key, plan.ask_progress) if plan.ask_progress is not None else None
+        return soonest(wait_s, asked_s, plan.due_in_s, postponed_s)
 
 
 def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.views.conditions import result_of
 from lora_operator.views.model import FineTune
-from lora_operator.views.wording import parse_instant
 
 
 class _Waiting(NamedTuple):
@@ -67,9 +66,7 @@ class RunLimit:
     def _place(self, key: Key, finetune: FineTune) -> _Waiting | None:
         if finetune.status.get("jobName") or self._cache.jobs.of(key, finetune.uid):
             return None
-        metadata = finetune.manifest.get("metadata")
-        created = parse_instant(metadata.get("creationTimestamp")) if isinstance(metadata, dict) else None
-        return _Waiting(created.timestamp() if created else 0.0, key.name)
+        return _Waiting(finetune.created_at.timestamp() if finetune.created_at else 0.0, key.name)
 
     def _of(self, key: Key) -> _Namespace:
         return self._namespaces.get(key.namespace) or _Namespace()

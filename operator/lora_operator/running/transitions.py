@@ -7,7 +7,7 @@ from lora_operator.decision.usage import Usage, stored_usage
 from lora_operator.views.conditions import result_of
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.pods import failure_of
-from lora_operator.views.wording import block_of, parse_instant
+from lora_operator.views.wording import parse_instant
 
 UNKNOWN_CAUSE = "Unknown"
 JOB_RECREATED = "JobRecreated"
@@ -27,7 +27,7 @@ def run_s(status: Mapping[str, Any]) -> float | None:
 def waited_s(before: FineTune, status: Mapping[str, Any]) -> float | None:
     """Seconds from a run's creation to the start of its first Job; None unless the status is the first to know it."""
     started = parse_instant(status.get("startTime"))
-    created = parse_instant(block_of(before.manifest, "metadata").get("creationTimestamp"))
+    created = before.created_at
     if "startTime" in before.status or started is None or created is None:
         return None
     return max(0.0, (started - created).total_seconds())

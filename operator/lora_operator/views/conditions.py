@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.views.model import FineTune
-from lora_operator.views.wording import instant, parse_instant
+from lora_operator.views.wording import instant, maps_of, parse_instant
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import clip
 
@@ -57,7 +57,7 @@ def previous_condition(finetune: FineTune, kind: Type) -> Mapping[str, Any]:
 
 def condition_in(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """The condition of that type in a status; an empty one where there is none."""
-    return next((c for c in _listed(status) if c.get("type") == kind), {})
+    return next((c for c in maps_of(status.get("conditions")) if c.get("type") == kind), {})
 
 
 def result_of(status: Mapping[str, Any]) -> str:
@@ -81,15 +81,14 @@ def write_conditions(finetune: FineTune, conditions: Iterable[Condition], now: d
     """The list for the status: ours in their order, then those of other writers as they are."""
     order = list(Type)
     ours = [_written(finetune, c, now) for c in sorted(conditions, key=lambda c: order.index(c.type))]
-    foreign = [dict(c) for c in _listed(finetune.status) if not _is_ours(c)]
+    foreign = [dict(c) for c in maps_of(finetune.status.get("conditions")) if not _is_ours(c)]
     return (ours + foreign)[:MOST_CONDITIONS]
 
 
 def refresh_conditions(finetune: FineTune) -> list[dict[str, Any]]:
     """The present conditions with ours speaking of the present generation, which `kubectl wait` looks at."""
-    return [
-        {**c, "observedGeneration": finetune.generation} if _is_ours(c) else dict(c) for c in _listed(finetune.status)
-    ]
+    present = maps_of(finetune.status.get("conditions"))
+    return [{**c, "observedGeneration": finetune.generation} if _is_ours(c) else dict(c) for c in present]
 
 
 def _written(finetune: FineTune, condition: Condition, now: datetime) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def _written(finetune: FineTune, condition: Condition, now: datetime) -> dict[st
     before = previous_condition(finetune, condition.type)
     changed_at = parse_instant(before.get("lastTransitionTime"))
     if changed_at is None:  # never written, or by the CRD's default alone: so it has been since the beginning
-        since = condition.finding.since or _created_at(finetune) or now
+        since = condition.finding.since or finetune.created_at or now
     else:
         since = changed_at if before.get("status") == status else condition.finding.since or now
     return {
@@ -110,15 +109,5 @@ def _written(finetune: FineTune, condition: Condition, now: datetime) -> dict[st
     }
 
 
-def _created_at(finetune: FineTune) -> datetime | None:
-    metadata = finetune.manifest.get("metadata")
-    return parse_instant(metadata.get("creationTimestamp")) if isinstance(metadata, Mapping) else None
-
-
 def _is_ours(condition: Mapping[str, Any]) -> bool:
     return condition.get("type") in [kind.value for kind in Type]
-
-
-def _listed(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    conditions = status.get("conditions")
-    return [c for c in conditions if isinstance(c, Mapping)] if isinstance(conditions, list) else []

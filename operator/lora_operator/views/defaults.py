@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_operator.views.config import OperatorConfig, may_be_shown
 from lora_operator.views.quantity import times
-from lora_operator.views.wording import block_of
+from lora_operator.views.wording import block_of, integer_of, maps_of, text_of
 from lora_trainer.contract.device_section import GPU_RESOURCE
 from lora_trainer.contract.scheduling_fields import TOLERATION_KEYS
 
@@ -92,8 +92,7 @@ def _environment(config: OperatorConfig) -> Mapping[str, str]:
 
 def _kept(block: Mapping[str, Any]) -> Defaults:
     """What stands in the status; of another type than the operator wrote it reads as absent."""
-    tolerations, ttl_s = block.get("tolerations"), block.get("ttlSecondsAfterFinished")
-    known = [item for item in tolerations if isinstance(item, Mapping)] if isinstance(tolerations, list) else []
+    known = maps_of(block.get("tolerations"))
     return Defaults(
         gpu_resource_name=_text(block, "gpuResourceName") or GPU_RESOURCE,
         cpu=_text(block, "cpu"),
@@ -104,7 +103,7 @@ def _kept(block: Mapping[str, Any]) -> Defaults:
         runtime_class_name=_text(block, "runtimeClassName"),
         priority_class_name=_text(block, "priorityClassName"),
         queue=_text(block, "queue"),
-        ttl_s=ttl_s if isinstance(ttl_s, int) and not isinstance(ttl_s, bool) else None,
+        ttl_s=integer_of(block.get("ttlSecondsAfterFinished")),
         environment=_texts(block, "environment"),
         checkpoint_claim=_text(block, "checkpointClaim"),
         cache_claim=_text(block, "cacheClaim"),
@@ -112,8 +111,7 @@ def _kept(block: Mapping[str, Any]) -> Defaults:
 
 
 def _text(block: Mapping[str, Any], key: str) -> str | None:
-    value = block.get(key)
-    return value if isinstance(value, str) and value else None
+    return text_of(block.get(key)) or None
 
 
 def _texts(block: Mapping[str, Any], key: str) -> Mapping[str, str]:

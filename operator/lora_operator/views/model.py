@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.views.names import MANAGED_BY, MANAGED_BY_LABEL, TRAIN, UID_LABEL
+from lora_operator.views.wording import block_of, parse_instant
 from lora_trainer.contract.progress import Progress
 
 
@@ -32,6 +33,11 @@ class FineTune:
         """The status as last written, by us or by the CRD's default."""
         status = self.manifest.get("status")
         return status if isinstance(status, Mapping) else {}
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the API server took it in; None where a foreign writer left no such time."""
+        return parse_instant(block_of(self.manifest, "metadata").get("creationTimestamp"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +241,11 @@ class EventRecord:
     type: str
     reason: str
     message: str
+
+
+def soonest(*waits_s: float | None) -> float | None:
+    """The shortest of these waits; None where there is nothing to wait for."""
+    return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

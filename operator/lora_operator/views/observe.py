@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_operator.views import names
 from lora_operator.views.model import ConditionView, ContainerView, EventView, FineTune, JobView, PodView, WorkloadView
-from lora_operator.views.wording import parse_instant
+from lora_operator.views.wording import integer_of, parse_instant
 
 LONGEST_TEXT = 8192
 MOST_ITEMS = 100
@@ -237,8 +237,7 @@ def _text(document: object, key: str) -> str:
 
 
 def _integer(document: Mapping[str, Any], key: str) -> int | None:
-    value = document.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return integer_of(document.get(key))
 
 
 def _time(document: object, key: str) -> datetime | None:

@@ -1,4 +1,7 @@
-"""Foreign text made fit for a status: one line, clipped, without secrets; numbers made fit for a column."""
+"""Foreign text made fit for a status: one line, clipped, without secrets; numbers made fit for a column.
+
+And what stands in a status, whoever wrote it: of another type than was expected it reads as absent.
+"""
 
 import re
 from collections.abc import Mapping
@@ -128,3 +131,18 @@ def block_of(status: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A block as it stands in the status; empty where there is none."""
     value = status.get(key)
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+def maps_of(value: object) -> list[Mapping[str, Any]]:
+    """The entries of a list that are maps."""
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+
+
+def text_of(value: object) -> str:
+    """A text; empty for anything else."""
+    return value if isinstance(value, str) else ""
+
+
+def integer_of(value: object) -> int | None:
+    """A whole number; None for anything else, such as a truth value."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

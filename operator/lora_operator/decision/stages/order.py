@@ -5,7 +5,7 @@ from lora_operator.decision.stages.preflight import PREFLIGHT
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views import names
-from lora_operator.views.model import JobView, PodView
+from lora_operator.views.model import JobView
 
 STAGES: tuple[Stage, ...] = (PREFLIGHT, TRAIN)
 
@@ -16,7 +16,7 @@ def reached(case: Case) -> tuple[Stage, JobView | None]:
         return TRAIN, case.children.job
     for stage in STAGES[:-1]:
         job = case.children.stages.get(stage.name)
-        verdict = stage.judge(case, job, pods_of(case, job)) if job else None
+        verdict = stage.judge(case, job) if job else None
         if stage.is_due(case) and not (verdict and verdict.succeeded):
             return stage, job
     return TRAIN, None
@@ -26,11 +26,6 @@ def latest_job(case: Case) -> JobView | None:
     """The Job of the last stage that has one."""
     stages = [case.children.stages.get(stage.name) for stage in STAGES[:-1]]
     return next((job for job in (case.children.job, *reversed(stages)) if job is not None), None)
-
-
-def pods_of(case: Case, job: JobView) -> tuple[PodView, ...]:
-    """The pods of a Job of the run."""
-    return tuple(pod for pod in case.observed.pods if pod.job_uid == job.uid)
 
 
 def job_names(case: Case) -> tuple[str, ...]:

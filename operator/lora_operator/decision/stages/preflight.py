@@ -5,7 +5,6 @@ read only leaves the status without it.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from lora_operator.decision.blocks import block_from, read_block
@@ -51,7 +50,7 @@ def advised(case: Case) -> tuple[Advice, ...]:
 
 def _report(case: Case) -> Summary | None:
     job = case.children.stages.get(names.PREFLIGHT)
-    verdict = _judge(case, job, _pods(case, job)) if job else None
+    verdict = _judge(case, job) if job else None
     return verdict.summary if verdict else None
 
 
@@ -93,12 +92,8 @@ def _memory(case: Case) -> MemoryLimit:
     return MemoryLimit(amount=case.config.preflight_memory, remedy=remedy)
 
 
-def _pods(case: Case, job: JobView) -> list[PodView]:
-    return [pod for pod in case.observed.pods if pod.job_uid == job.uid]
-
-
-def _judge(case: Case, job: JobView, pods: Sequence[PodView]) -> Verdict | None:
-    ending = ending_of(job)
+def _judge(case: Case, job: JobView) -> Verdict | None:
+    ending, pods = ending_of(job), case.pods_of(job)
     if ending is None:
         return None
     if ending.type != "Complete":
@@ -120,7 +115,7 @@ def _condition(case: Case, state: Finding, verdict: Verdict | None) -> Condition
     job = case.children.stages.get(names.PREFLIGHT)
     if job is None:
         return None
-    own = _judge(case, job, _pods(case, job))
+    own = _judge(case, job)
     if own is not None and own.succeeded:
         return _passed(own.finding)
     return Condition(type=Type.PREFLIGHT_PASSED, holds=None if verdict is None else False, finding=state)

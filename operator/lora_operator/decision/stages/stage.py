@@ -1,6 +1,6 @@
 """A stage of a run: one Job, and what is particular to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_operator.decision.case import Case
@@ -18,7 +18,7 @@ class Stage:
     name       in the Job's name and label
     shape      of its pods
     is_due     whether the run goes through it, and has not yet
-    judge      how its Job, which is there, and that Job's pods ended; None while they go on
+    judge      how its Job, which is there, and its pods ended; None while they go on
     condition  how it went, for the status, given what the run does and, at its end, the verdict; None for nothing
     memory     limit of its pods
     at_work    what a running pod does; None where it answers for its progress itself
@@ -28,7 +28,7 @@ class Stage:
     name: str
     shape: Shape
     is_due: Callable[[Case], bool]
-    judge: Callable[[Case, JobView, Sequence[PodView]], Verdict | None]
+    judge: Callable[[Case, JobView], Verdict | None]
     condition: Callable[[Case, Finding, Verdict | None], Condition | None]
     memory: Callable[[Case], MemoryLimit]
     at_work: Callable[[PodView], Finding] | None

@@ -1,14 +1,12 @@
 """The training, the last stage: its Job leaves the verified adapter, and its end is the run's."""
 
-from collections.abc import Sequence
-
 from lora_operator.decision.case import Case
 from lora_operator.decision.proof import Verdict, dated, proven_success
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.verdict import complete_without_proof, failed
 from lora_operator.rendering.pod_template import TRAINING
 from lora_operator.views.jobs import ending_of
-from lora_operator.views.model import JobView, MemoryLimit, PodView
+from lora_operator.views.model import JobView, MemoryLimit
 from lora_operator.views.names import TRAIN as NAME
 from lora_trainer.contract.reasons import Reason
 
@@ -20,8 +18,8 @@ def _memory(case: Case) -> MemoryLimit:
     )
 
 
-def _judge(case: Case, job: JobView, pods: Sequence[PodView]) -> Verdict | None:
-    ending = ending_of(job)
+def _judge(case: Case, job: JobView) -> Verdict | None:
+    ending, pods = ending_of(job), case.pods_of(job)
     if ending is None:
         return None
     verdict = proven_success(pods, case.evidence)
