@@ -18,10 +18,9 @@ _HEAD = f"""\
 <!-- Generated from the rows in tests/faults, results.yaml there and the tests' marks: change them, and `make docs`. -->
 # What must survive what
 
-Everything that runs in a cluster dies at some time. This page lists the faults that the operator and the trainer are
-made for, what you see of each, what is never lost by it, and the tests that prove it. The words in code are those of
-the conditions of a LoRAFineTune: [the operator's page](operator.md) explains each, and
-[operations](operations.md) says what to do.
+This page lists the faults that the operator and the trainer are made for, what you see of each, what is never lost by
+it, and the tests that prove it. The words in code are those of a LoRAFineTune's conditions: [states](states.md) explains
+each, and says what to do.
 
 Each promise has a number, and each test the numbers of those that it asserts. The page and the assertions come from the
 same data, and a test that ends without having asserted each of its promises fails. What you see is there within
@@ -32,7 +31,7 @@ own way: the trainer's, or those on a node that runs pods. State is that of `kub
 The tests of the operator run on a real API server with its controllers. Where a fault lies between the two, a
 [proxy](../tests/faults/proxy.py) in the way injects it: error codes, cut and frozen streams, lost events, stale
 answers. A result is that of the last recorded run (`pytest --record-faults`), with its day and its commit; a plus
-stands for changes since that commit. Tests in italics take long and run in `make soak` alone.
+stands for changes since that commit. Tests in italics, and A2 and A8 for 30 s and more, run in `make soak`.
 
 """
 
