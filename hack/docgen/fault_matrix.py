@@ -19,8 +19,8 @@ _HEAD = f"""\
 # What must survive what
 
 This page lists the faults that the operator and the trainer are made for, what you see of each, what is never lost by
-it, and the tests that prove it. The words in code are those of a LoRAFineTune's conditions: [states](states.md) explains
-each, and says what to do.
+it, and the tests that prove it. The words in code are those of a LoRAFineTune's conditions: [states](states.md)
+explains each, and says what to do.
 
 Each promise has a number, and each test the numbers of those that it asserts. The page and the assertions come from the
 same data, and a test that ends without having asserted each of its promises fails. What you see is there within

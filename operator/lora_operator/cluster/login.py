@@ -54,7 +54,7 @@ async def authorization(configuration: Configuration) -> str | None:
 
 
 async def kopf_session(configuration: Configuration) -> kopf.AiohttpSession:
-    """The session in which kopf finds out what the cluster serves; kopf asks for a new one when the server refuses the old token."""
+    """The session in which kopf asks what the cluster serves; it wants a new one when the server refuses the token."""
     headers = {"User-Agent": USER_AGENT}
     token = await authorization(configuration)
     if token is not None:
