@@ -79,12 +79,20 @@ def _demo(console: Console, *, with_stand_in: bool, timeout_s: int) -> None:
     print(side_by_side(answers, shutil.get_terminal_size((110, 24)).columns), end="\n\n")
     print(report.whereabouts(status["artifact"], folder), end="\n\n")
     model = str(cache_root() / "models" / REPO_ID) if with_stand_in else REPO_ID
-    print(report.next_steps(status["artifact"], folder, model=model, name=chosen.name, namespace=run.NAMESPACE))
+    steps = {"model": model, "name": chosen.name, "namespace": run.NAMESPACE}
+    print(report.next_steps(status["artifact"], folder, **steps, first=_opening(client)))
     if monitored:
         minutes = (time.monotonic() - applied_s) / 60 + 0.5
         print("\n" + monitoring.show(chosen.name, run.NAMESPACE, minutes, console), end="\n\n")
     print(_closing(client, with_stand_in=with_stand_in))
     print(f"\nDone in {duration(time.monotonic() - started_s)}.", file=sys.stdout)
+
+
+def _opening(client: "Client") -> list[str]:
+    """What kubectl and the client need to reach the cluster: nothing where it is the user's own."""
+    if client.name is None:
+        return []
+    return report.shell(str(client.kubeconfig), client.path.split(":", maxsplit=1)[0])
 
 
 def _closing(client: "Client", *, with_stand_in: bool) -> str:
@@ -95,9 +103,4 @@ def _closing(client: "Client", *, with_stand_in: bool) -> str:
             f"  kubectl delete namespace {run.NAMESPACE}{hub}\n"
             f"  helm -n {run.RELEASE_NAMESPACE} uninstall {run.RELEASE}"
         )
-    return (
-        "  # kubectl for this cluster, in this shell\n"
-        f"  export KUBECONFIG={client.kubeconfig} PATH={client.path.split(':', maxsplit=1)[0]}:$PATH\n"
-        "  # end the cluster; images and adapters stay\n"
-        "  hack/cluster down"
-    )
+    return "  # end the cluster; images and adapters stay\n  hack/cluster down"

@@ -1,5 +1,6 @@
 """What the demo says at the end. Pure functions that return text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -34,23 +35,39 @@ def whereabouts(artifact: dict[str, Any], folder: str | None) -> str:
     return "\n".join(lines)
 
 
-def next_steps(artifact: dict[str, Any], folder: str | None, *, model: str, name: str, namespace: str) -> str:
-    """Return commands for this adapter: use it, serve it, look closer, clean up. `model` is a folder or a Hub name."""
-    place = folder or "./adapter"
+def next_steps(
+    artifact: dict[str, Any], folder: str | None, *, model: str, name: str, namespace: str, first: Sequence[str] = ()
+) -> str:
+    """Return commands for this adapter: ask it, copy it, look closer, serve it; each works after those above it.
+
+    `first` are the lines without which this shell does not reach the cluster. `model` is a folder or a Hub name.
+    """
+    copy = f"build/{name}"
+    place = folder or copy
     revision = "" if model.startswith("/") else f" --revision {artifact['baseRevision']}"
-    lines = ["Next:"]
-    if folder is None:
-        lines.append(f"  copy it from the claim to {place} first, with a pod that mounts the claim")
-    lines += [
-        "  # use it in Python",
+    lines = [
+        "Next:",
+        *first,
+        "  # ask base model and adapter; copy the adapter here, its digest checked",
+        f'  .venv/bin/lora ask {name} "Do you sell umbrellas?" -n {namespace}',
+        f"  .venv/bin/lora pull {name} {copy} -n {namespace}",
+        "  # look closer",
+        f"  kubectl -n {namespace} describe lft {name}",
+        f"  kubectl -n {namespace} get lft {name} -o yaml",
+        "  # serve it on a GPU",
+        f"  vllm serve {model}{revision} {artifact['serving']} --lora-modules {name}={place}",
+        "  # use it in Python, as in .venv/bin/python",
         "  from peft import PeftModel",
         "  from transformers import AutoModelForCausalLM",
         f'  base = AutoModelForCausalLM.from_pretrained("{model}")',
         f'  model = PeftModel.from_pretrained(base, "{place}")',
-        "  # serve it on a GPU",
-        f"  vllm serve {model}{revision} {artifact['serving']} --lora-modules {name}={place}",
-        "  # look closer",
-        f"  kubectl -n {namespace} describe lft {name}",
-        f"  kubectl -n {namespace} get lft {name} -o yaml",
     ]
     return "\n".join(lines)
+
+
+def shell(kubeconfig: str, programs: str) -> list[str]:
+    """Return the line after which kubectl and lora mean a local cluster."""
+    return [
+        "  # kubectl and lora for this cluster, in this shell",
+        f"  export KUBECONFIG={kubeconfig} PATH={programs}:$PATH",
+    ]

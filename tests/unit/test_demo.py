@@ -1,17 +1,20 @@
 """What the demo shows and decides, without a cluster."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.pages.blocks import block
+from typer.main import get_command
 
-from demoflow import ask, monitoring, picture, progress, report, run
+from demoflow import ask, cli, monitoring, picture, progress, report, run
 from demoflow.cluster import Images
 from demoflow.errors import DemoError
 from localcluster import prometheus, settings
 from localcluster.client import Client
 from localcluster.console import Console
+from lora_client.commands import app
 from lora_client.views.answers import Answer, side_by_side
 
 
@@ -163,6 +166,30 @@ def test_the_next_steps_serve_the_adapter_as_the_status_says() -> None:
     assert 'PeftModel.from_pretrained(base, "/data/support-tone")' in text
     local = report.next_steps(artifact, "/data/support-tone", model="/models/m", name="support-tone", namespace="demo")
     assert f"vllm serve /models/m {typed}" in local
+
+
+LOCAL = Client(name="local", kubeconfig=Path("/c/kubeconfig"), path="/c/kubernetes:/c/helm:/usr/bin")
+THEIRS = Client(name=None, kubeconfig=Path("/home/me/.kube/config"), path="/usr/bin")
+
+
+@pytest.mark.parametrize(("client", "folder"), [(LOCAL, "/data/support-tone"), (THEIRS, None)])
+def test_the_next_steps_work_in_the_order_that_they_are_shown(client: Client, folder: str | None) -> None:
+    """On the local cluster the kubeconfig first; then the client, beside the demo; what names the copy comes later."""
+    artifact = {"uri": "pvc://adapters/support-tone", "baseRevision": "c0ffee", "serving": "--enable-lora"}
+    places = {"model": "org/name", "name": "support-tone", "namespace": "lora-demo"}
+    steps = report.next_steps(artifact, folder, **places, first=cli._opening(client)).splitlines()
+    typed = [line.strip() for line in steps if line.startswith("  ") and not line.startswith("  #")]
+    if client is LOCAL:
+        assert typed.pop(0) == "export KUBECONFIG=/c/kubeconfig PATH=/c/kubernetes:$PATH"
+    assert typed[:2] == [
+        '.venv/bin/lora ask support-tone "Do you sell umbrellas?" -n lora-demo',
+        ".venv/bin/lora pull support-tone build/support-tone -n lora-demo",
+    ]
+    for _, verb, *rest in map(shlex.split, typed[:2]):
+        get_command(app).commands[verb].make_context(verb, rest)  # type: ignore[attr-defined]
+    assert not [line for line in typed if "KUBECONFIG" in line]
+    assert typed[-1].endswith(f'(base, "{folder or "build/support-tone"}")')
+    assert "KUBECONFIG" not in cli._closing(client, with_stand_in=True)
 
 
 def test_what_was_published_is_named_with_its_size_and_place() -> None:
