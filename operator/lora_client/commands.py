@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from lora_client.cluster.connection import Cluster
 
 COMPLETION_VARIABLE = "_LORA_COMPLETE"
+_ELSEWHERE = {
+    **dict.fromkeys(("get", "ls"), "lora list"),
+    **dict.fromkeys(("describe", "show"), "lora status NAME"),
+    **dict.fromkeys(("apply", "create", "start", "submit", "train"), "lora run -f FILE"),
+    **dict.fromkeys(("cancel", "pause", "stop"), "lora suspend NAME"),
+    **dict.fromkeys(("delete", "remove", "rm"), "kubectl delete lft NAME"),
+    **dict.fromkeys(("chat", "generate"), "lora ask NAME"),
+    **dict.fromkeys(("copy", "download"), "lora pull NAME"),
+    "edit": "lora clone NAME --set FIELD=VALUE",
+    "help": "lora --help",
+    "version": "lora --version",
+}
+"""Verbs of kubectl and of other tools, and what does the same here."""
 
 app = typer.Typer(
     name="lora",
@@ -79,7 +92,7 @@ def list_runs(
 
 @app.command()
 def status(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
-    """Show how a run stands: state, progress, losses, adapter, advice."""
+    """Show a run's state, progress, losses, adapter and advice."""
     from lora_client.verbs import reading
 
     with connect(context, namespace) as cluster:
@@ -88,7 +101,7 @@ def status(name: Name, output: Output = Form.TEXT, context: Context = None, name
 
 @app.command()
 def explain(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
-    """Say what the operator sees of a run, what it decides, and why the run waits. Changes nothing."""
+    """Say what the operator sees and decides, and why a run waits. Changes nothing."""
     from lora_client.verbs import explaining
 
     with connect(context, namespace) as cluster:
@@ -97,7 +110,7 @@ def explain(name: Name, output: Output = Form.TEXT, context: Context = None, nam
 
 @app.command()
 def validate(file: File, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> int:
-    """Ask the cluster whether it takes a manifest, without creating anything: a sentence for every problem."""
+    """Ask the cluster whether it takes a manifest. Creates nothing; prints a sentence for every problem."""
     from lora_client.verbs import changing
 
     with connect(context, namespace) as cluster:
@@ -124,7 +137,7 @@ def run(
 
 @app.command()
 def watch(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> int:
-    """Follow a run to its end: place in the queue, phase, losses, speed, time left. Ctrl-C leaves it running."""
+    """Follow a run to its end. Shows queue place, phase, losses, speed, time left; Ctrl-C leaves it running."""
     with connect(context, namespace) as cluster:
         return _watch(cluster, name, output)
 
@@ -170,7 +183,7 @@ def logs(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Print the log of a run's pod, or the one that a finished run keeps beside its adapter."""
+    """Print the log of a run. Of a finished one, that is what it keeps beside its adapter."""
     from lora_client.verbs import logs as verb
 
     with connect(context, namespace) as cluster:
@@ -189,7 +202,7 @@ def clone(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Start a new run from an old one, with changes: what defines a run cannot be changed afterwards."""
+    """Start a new run from an old one, with changes. What defines a run cannot be changed afterwards."""
     from lora_client.verbs import changing
 
     with connect(context, namespace) as cluster:
@@ -204,7 +217,7 @@ def compare(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Show what differs between two runs, and which has the lower loss."""
+    """Show what differs between two runs: settings and losses."""
     from lora_client.verbs import reading
 
     with connect(context, namespace) as cluster:
@@ -214,14 +227,12 @@ def compare(
 @app.command()
 def pull(
     name: Name,
-    folder: Annotated[
-        str | None, typer.Argument(metavar="[DIR]", help="A new folder; default: the run's name.")
-    ] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="DIR", help="A new folder; default: the run's name.")] = None,
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Copy the adapter of a finished run here and check its digest; the pod that reads it is gone afterwards."""
+    """Copy the adapter of a run here, its digest checked. The pod that reads it is gone afterwards."""
     from lora_client.verbs import pull as verb
 
     with connect(context, namespace) as cluster:
@@ -231,7 +242,9 @@ def pull(
 @app.command()
 def ask(
     name: Name,
-    question: Annotated[str | None, typer.Argument(help="Without one, a line after the other is answered.")] = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="Without one, a line after the other is answered.")
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="With the GPUs of the training, or on a CPU.")] = False,
     tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="The longest answer.")] = 64,
     memory: Memory = "",
@@ -239,7 +252,7 @@ def ask(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Ask base model and adapter the same question; the pod that answers is gone afterwards."""
+    """Ask base model and adapter the same question. The pod that answers is gone afterwards."""
     from lora_client.verbs import ask as verb
     from lora_client.views.helper_pod import Need
 
@@ -298,7 +311,7 @@ def convert(
     gpus: Annotated[int, typer.Option(min=0, max=64, help="That the tool was started on.")] = 1,
     output: Output = Form.TEXT,
 ) -> None:
-    """Make a manifest of a configuration of TRL, Axolotl or LLaMA-Factory, and say what has no field."""
+    """Convert a run of TRL, Axolotl or LLaMA-Factory. Writes the manifest, and says what has no field."""
     from lora_client.verbs import writing
 
     writing.convert(source, name=name, tool=tool, gpus=gpus, output=file, form=output)
@@ -314,7 +327,7 @@ def plan(
     tokens: Annotated[int | None, typer.Option(min=1, help="Of the data set, for hours.")] = None,
     output: Output = Form.TEXT,
 ) -> None:
-    """Say what a run takes of which GPU, without any and without a cluster."""
+    """Say what a run takes of which GPU. Needs neither GPU nor cluster."""
     from lora_client.verbs import writing
 
     writing.plan(file, config=config, gpus=gpu or [], tokens=tokens, form=output)
@@ -322,7 +335,7 @@ def plan(
 
 @app.command()
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> int:
-    """Print the completion of a shell, as in: source <(lora completion bash)."""
+    """Print the completion of a shell. For instance: source <(lora completion bash)."""
     from typer.completion import shell_complete
 
     if shell not in ("bash", "zsh", "fish"):
@@ -346,5 +359,16 @@ def run_command(arguments: Sequence[str], program: str = "lora") -> int:
     except typer.TyperException as error:
         place = getattr(error, "ctx", None)
         path = place.command_path if place is not None else program
-        raise ClientError(f"{error.format_message().rstrip('.')}: {path} --help lists what there is") from error
+        raise ClientError(_refused(error.format_message(), path, arguments)) from error
     return code if isinstance(code, int) else 0
+
+
+def _refused(message: str, path: str, arguments: Sequence[str]) -> str:
+    """The parser's sentence about wrong arguments, and what to type instead."""
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    if message.startswith("No such command") and verb in _ELSEWHERE:
+        return f"No such command '{verb}': {_ELSEWHERE[verb]} does that"
+    if message.startswith("Missing option '--file'"):
+        file = next((word for word in arguments if word.endswith((".yaml", ".yml", ".json"))), "FILE")
+        return f"Missing option '--file' / '-f': type {path} -f {file}"
+    return f"{message.rstrip('.').replace('Value error, ', '')}: {path} --help lists what there is"

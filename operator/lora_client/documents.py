@@ -20,18 +20,18 @@ class Document:
     others: tuple[str, ...]
 
 
-def read_file(path: str) -> str:
-    """A file's text, that of standard input for `-`. Raises `ClientError`."""
+def read_file(path: str, wanted: str = "the YAML file that kubectl apply takes") -> str:
+    """A file's text, that of standard input for `-`. Raises `ClientError`, which names what is `wanted`."""
     try:
         if path == "-":
             return sys.stdin.read(MOST_CHARACTERS + 1)
         with Path(path).open(encoding="utf-8") as stream:
             return stream.read(MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
-        raise ClientError(f"{path} is not text in UTF-8: name the YAML file that kubectl apply takes") from error
+        raise ClientError(f"{path} is not text in UTF-8: name {wanted}") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "not a file name"
-        raise ClientError(f"{path} cannot be read ({why}): name the YAML file that kubectl apply takes") from error
+        raise ClientError(f"{path} cannot be read ({why}): name {wanted}") from error
 
 
 def load_document(path: str) -> Document:

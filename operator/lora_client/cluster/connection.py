@@ -224,6 +224,8 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
         if context is None and not named and (_ACCOUNT / "token").exists():
             config.load_incluster_config(client_configuration=configuration)
             return Cluster(configuration, namespace or (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip())
+        if not any(Path(part).expanduser().is_file() for part in file.split(os.pathsep)):
+            raise ClientError(f"There is no kubeconfig {file}: set KUBECONFIG to your cluster's, or copy that there")
         contexts, current = config.list_kube_config_contexts(config_file=file)
         if context is not None and context not in {entry["name"] for entry in contexts}:
             raise ClientError(
@@ -234,9 +236,10 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
         raise
     except Exception as error:
         # Besides its own exception the library raises whatever a kubeconfig's odd content leads to.
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        odd = isinstance(error, (AttributeError, KeyError, TypeError))
+        why = "it holds something else" if odd else " ".join(str(error).split())[:200] or type(error).__name__
         raise ClientError(
-            f"The kubeconfig cannot be used ({why}): set KUBECONFIG to one that kubectl config view can read"
+            f"The kubeconfig {file} cannot be used ({why}): set KUBECONFIG to one that kubectl config view can read"
         ) from error
     chosen = next((entry for entry in contexts if entry["name"] == context), current)
     return Cluster(configuration, namespace or str((chosen.get("context") or {}).get("namespace") or "default"))

@@ -14,7 +14,9 @@ from lora_client.foreign import mapping
 from lora_client.foreign.mapping import Conversion
 from lora_client.foreign.tools import TOOLS, recognised, rest
 from lora_client.yaml_text import yaml_text
+from lora_trainer.contract.manifest import KIND
 
+FOREIGN = "a YAML file of Axolotl, LLaMA-Factory or TRL, or one with the command line of a script"
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -53,6 +55,8 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int = 1) -> 
         raise ClientError(
             f"The configuration of {title} has a value of a wrong kind ({error}): check it with the tool itself"
         ) from error
+    if not conversion.seen & options.keys():
+        raise ClientError(_unknown(title, options))
     rest(conversion)
     return Converted(
         tool=title,
@@ -74,10 +78,14 @@ def read_options(text: str) -> dict[str, Any]:
         return dict(document)
     options = dict(_of_command(text))
     if not options:
-        raise ClientError(
-            "The file holds no options: give an Axolotl or LLaMA-Factory YAML, or the command line of a script"
-        )
+        raise ClientError(f"The file holds no options: name {FOREIGN}")
     return options
+
+
+def _unknown(title: str, options: Mapping[str, Any]) -> str:
+    if options.get("kind") == KIND:
+        return f"The file is a {KIND} already: lora validate -f asks the cluster about it"
+    return f"The file has no option of {title} that this release knows: name {FOREIGN}"
 
 
 def _of_command(text: str) -> Iterator[tuple[str, Any]]:

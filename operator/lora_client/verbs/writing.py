@@ -9,8 +9,8 @@ from typing import Any
 
 from lora_client.documents import load_document, read_file
 from lora_client.errors import ClientError
+from lora_client.foreign.convert import FOREIGN, text_of
 from lora_client.foreign.convert import convert as converted
-from lora_client.foreign.convert import text_of
 from lora_client.foreign.mapping import NOT_GIVEN
 from lora_client.output import Form, data, note, say, show
 from lora_client.views.checked import own_problems, shown
@@ -99,7 +99,7 @@ def _create(path: str, text: str) -> None:
 
 def convert(path: str, *, name: str, tool: str | None, gpus: int, output: str, form: Form) -> None:
     """Write the run that another tool's configuration describes. Raises `ClientError`."""
-    found = converted(read_file(path), name=name, tool=tool, gpus=gpus)
+    found = converted(read_file(path, FOREIGN), name=name, tool=tool, gpus=gpus)
     if form in (Form.JSON, Form.YAML):
         if output != "-":
             _create(output, text_of(found))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_client.views.refusals import Refusal, fields_of, problems
-from lora_client.views.words import field_hint, hint
+from lora_client.views.words import address_hint, field_hint, hint
 from lora_trainer.contract.fields import Problem
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 from lora_trainer.contract.release import RELEASE
@@ -52,6 +52,8 @@ def shown(problem: Problem) -> str:
     """The contract's sentence, with our word where the value or the field is another tool's."""
     if problem.rule.startswith(_NO_FIELD) and "did you mean" not in problem.rule:
         return f"{problem.path}: {_NO_FIELD}{field_hint(problem.path)}" if field_hint(problem.path) else str(problem)
+    if problem.rule.startswith("must start with"):
+        return f"{problem}{address_hint(problem.path, problem.value)}"
     return f"{problem}{hint(problem.path, problem.value) if 'must be one of' in problem.rule else ''}"
 
 

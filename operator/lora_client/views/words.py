@@ -1,5 +1,6 @@
 """Words of PEFT, TRL, Transformers and Axolotl for what this API calls otherwise: pure tables."""
 
+import re
 from collections.abc import Mapping
 
 from lora_trainer.contract.config import (
@@ -149,6 +150,9 @@ FIELDS: Mapping[str, str] = {
 }
 """Names of options of the other tools, and the field that does the same here."""
 
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILE = re.compile(r"\.(jsonl?|csv|parquet)$", re.IGNORECASE)
+
 
 def known(field: str, value: object) -> str | None:
     """Our word for exactly what another tool means by this value in this field, None where there is none."""
@@ -170,6 +174,19 @@ def hint(field: str, value: object) -> str:
     """The end of a sentence that names our word; empty where there is none."""
     ours = meant(field, value)
     return f"; did you mean {ours}?" if ours else ""
+
+
+def address_hint(field: str, value: object) -> str:
+    """The end of a sentence about an address without a scheme: a name on the Hub, or a file that the cluster lacks."""
+    text = str(value)
+    if field == "spec.dataset.uri" and _FILE.search(text):
+        return (
+            "; a file of this machine gets there by kubectl create configmap NAME --from-file=FILE, as "
+            "configmap://NAME/FILE of at most 1 MiB, or on a claim"
+        )
+    if field in ("spec.model.uri", "spec.dataset.uri") and _ON_THE_HUB.fullmatch(text):
+        return f"; did you mean hf://{text}?"
+    return ""
 
 
 def field_hint(path: str) -> str:

@@ -60,9 +60,13 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["list"], "does not answer (Connection refused"),
         (["list", "--context", "there"], "There is no context there: kubectl config get-contexts"),
         (["lsit"], "No such command 'lsit'"),
+        (["get", "lft"], "No such command 'get': lora list does that"),
+        (["delete", "tone"], "kubectl delete lft NAME does that"),
+        (["run", "run.yaml"], "Missing option '--file' / '-f': type lora run -f run.yaml"),
+        (["validate"], "type lora validate -f FILE"),
         (["list", "--nonsense"], "No such option"),
         (["status"], "Missing argument 'NAME'"),
-        (["list", "-o", "xml"], "Invalid value for '--output'"),
+        (["list", "-o", "xml"], "Invalid value for '--output' / '-o': 'xml' is not one of 'text'"),
         (["validate", "-f", "none.yaml"], "none.yaml cannot be read (No such file or directory)"),
         (["validate", "-f", "bytes"], "bytes is not text in UTF-8"),
         (["validate", "-f", "twice.yaml"], "holds 2 resources of kind LoRAFineTune"),
@@ -71,15 +75,29 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["ask", "tone", " "], "QUESTION is empty"),
         (["serve", "tone", "--with", "tgi"], "--with is tgi: must be vllm or kserve"),
         (["completion", "csh"], "SHELL is csh: must be bash, zsh or fish"),
-        (["convert", "none.yaml"], "none.yaml cannot be read"),
+        (["convert", "none.yaml"], "none.yaml cannot be read (No such file or directory): name a YAML file of Axolotl"),
+        (["convert", "run.yaml"], "The file is a LoRAFineTune already: lora validate -f"),
+        (["convert", "kubeconfig"], "The file has no option of PEFT and TRL that this release knows: name a YAML"),
         (
             ["init", "-f", "run.yaml", "--model", "hf://a/b", "--dataset", "hf://a/c", "--to", "pvc://x/y"],
             "exists already",
         ),
-        (["init", "--model", "a/b", "--dataset", "hf://a/c", "--to", "pvc://x/y"], "spec.model.uri is"),
+        (["init", "--model", "a/b", "--dataset", "hf://a/c", "--to", "pvc://x/y"], "did you mean hf://a/b?"),
+        (
+            ["init", "--model", "hf://a/b", "--dataset", "my/data.jsonl", "--to", "pvc://x/y"],
+            "kubectl create configmap NAME --from-file=FILE",
+        ),
         (["init"], "--model is missing"),
-        (["plan", "-f", "run.yaml", "--config", "none.json"], "none.json cannot be read"),
+        (
+            ["plan", "-f", "run.yaml", "--config", "none.json"],
+            "none.json cannot be read (No such file or directory): name",
+        ),
         (["plan", "-f", "run.yaml", "--config", "config.json", "--gpu", "Z99"], "Z99"),
+        (
+            ["plan", "-f", "run.yaml", "--config", "config.json", "--gpu", "a100"],
+            "did you mean A100 40 or A100 80?",
+        ),
+        (["plan", "-f", "run.yaml", "--config", "config.json", "--gpu", "24"], "did you mean 24GiB?"),
     ],
 )
 def test_whatever_goes_wrong_is_one_sentence(
@@ -96,7 +114,7 @@ def test_whatever_goes_wrong_is_one_sentence(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("content", ["", "[]", "x: [", "contexts: 3\n", "current-context: a\n"])
+@pytest.mark.parametrize("content", ["", "[]", "hello", "x: [", "contexts: 3\n", "current-context: a\n"])
 def test_a_kubeconfig_that_is_none_is_one_sentence(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,8 +122,18 @@ def test_a_kubeconfig_that_is_none_is_one_sentence(
     (tmp_path / "kubeconfig").write_text(content)
     assert main(["list"]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("lora: The kubeconfig cannot be used (")
+    assert err.startswith(f"lora: The kubeconfig {tmp_path / 'kubeconfig'} cannot be used (")
     assert err.count("\n") == 1
+    assert "'str' object" not in err
+
+
+def test_a_kubeconfig_that_does_not_exist_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on the first day, when nobody has copied one."""
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent/config")
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err.startswith("lora: There is no kubeconfig /nonexistent/config: set KUBECONFIG")
 
 
 def test_an_empty_kubeconfig_variable_is_none(
@@ -127,6 +155,7 @@ def test_a_bare_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> N
     assert main([]) == 0
     assert capsys.readouterr() == asked
     assert asked.err == ""
+    assert "..." not in asked.out.partition("Commands:")[2], "a verb's first sentence is longer than its line"
 
 
 def test_a_mistake_of_our_own_is_a_sentence_too(

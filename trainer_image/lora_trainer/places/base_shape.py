@@ -30,5 +30,8 @@ def read_config(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_sentence(error)[:300]}") from error
+        why = getattr(error, "strerror", None) or one_sentence(error)
+        raise ConfigError(
+            f"{path} cannot be read ({why[:300]}): name the config.json of a Transformers model"
+        ) from error
     return read_json(text, str(path))

@@ -100,15 +100,25 @@ def find_gpu(text: str) -> Gpu:
     names = ", ".join(gpu.name for gpu in KNOWN)
     size = _SIZE.fullmatch(text.strip())
     if size is None:
-        near = nearest(wanted, [_plain(gpu.name) for gpu in KNOWN])
-        found = next((gpu.name for gpu in KNOWN if _plain(gpu.name) == near), None)
-        hint = f"did you mean {found}?" if found else "name its memory instead, as in 24GiB"
+        hint = _meant(wanted)
         raise DeviceError(f"--gpu is {shown(text)}: must be one of {names}, or a memory as in 24GiB; {hint}")
     unit, factor = _UNITS[size[2].lower()]
     memory = int(float(size[1]) * factor)
     if not _LEAST <= memory <= _MOST:
         raise DeviceError(f"--gpu is {shown(text)}: must be from 1GiB to 1024GiB; name the memory of one GPU")
     return Gpu(name=f"{size[1]}{unit}", memory_bytes=memory)
+
+
+def _meant(wanted: str) -> str:
+    """What to type instead of a name that is no GPU's: several that begin so, a memory, or the nearest."""
+    plain = {_plain(gpu.name): gpu.name for gpu in KNOWN}
+    if wanted.isdecimal():
+        return f"did you mean {wanted}GiB?"
+    near = nearest(wanted, plain)
+    found = [name for key, name in plain.items() if wanted and key.startswith(wanted)] or (
+        [plain[near]] if near else []
+    )
+    return f"did you mean {' or '.join(found)}?" if found else "name its memory instead, as in 24GiB"
 
 
 def _plain(name: str) -> str:
