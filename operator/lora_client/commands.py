@@ -183,7 +183,7 @@ def logs(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Print the log of a run. Of a finished one, that is what it keeps beside its adapter."""
+    """Print the log of a run. Once its pods are gone, that is the one kept beside its adapter."""
     from lora_client.verbs import logs as verb
 
     with connect(context, namespace) as cluster:
