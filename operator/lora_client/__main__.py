@@ -30,6 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"lora: The Python package {error.name} is missing: pip install '.[client]', in the project's folder, "
+            "brings what the client needs\n"
+        )
+        return FAILED
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         sys.stderr.write(

@@ -31,7 +31,7 @@ class LocalRuns:
         program = shutil.which(TRAINER)
         if program is None:
             raise ClientError(
-                f"There is no {TRAINER} on the PATH: pip install 'lora-finetune-operator[trainer]' brings it"
+                f"There is no {TRAINER} on the PATH: pip install '.[trainer]', in the project's folder, brings it"
             )
         name = name_of(manifest)
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,16 @@ def test_a_mistake_of_our_own_is_a_sentence_too(
     assert capsys.readouterr().err.startswith("lora: This is a mistake of the client itself (KeyError")
 
 
+def test_an_installation_without_the_client_s_packages_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command comes with every extra of the distribution, what it needs with one."""
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "lora_client.commands", raising=False)
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err.startswith("lora: The Python package typer is missing: pip install '.[client]'")
+
+
 def test_ctrl_c_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the status that shells expect."""
 
