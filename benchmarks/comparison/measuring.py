@@ -26,6 +26,8 @@ def device_of(job: Job) -> Device:
     """The GPU in 16 bits, or the CPU in fp32, with so many threads."""
     device = choose_device(DeviceConfig(gpus=1 if job.device == "cuda" else 0), Precision.AUTO)
     torch.set_num_threads(job.threads)
+    # Off in our trainer alone: the others have the library's choice.
+    torch.backends.cuda.enable_cudnn_sdp(enabled=job.part != "ours")
     return device
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.trainer.conftest import make_config
+from torch.nn.attention import varlen
 
 from lora_trainer.contract.config import DeviceConfig, Planned, Precision, TrainConfig
 from lora_trainer.contract.exit_codes import FINAL
@@ -161,6 +162,21 @@ def test_fewer_gpus_than_were_given_are_reported(monkeypatch: pytest.MonkeyPatch
         choose_device(DeviceConfig(gpus=2), Precision.AUTO, 1)
     assert (caught.value.code in FINAL) is final
     assert ("set resources.gpus: 1" in str(caught.value)) is final
+
+
+def test_attention_is_not_planned_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch prefers cuDNN's on an H100, which is slow where micro-batches have another shape each."""
+    card("NVIDIA H100 80GB HBM3", (9, 0)).show(monkeypatch)
+    monkeypatch.setattr(varlen, "_cudnn_rejection_reasons", lambda *_: [])
+    queries, bounds = torch.zeros(8, 2, 64, dtype=torch.bfloat16), torch.tensor([0, 8], dtype=torch.int32)
+    arguments = (queries, queries, queries, bounds, bounds, 8, [-1, 0])
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+        assert varlen._select_backend(*arguments) == varlen._CUDNN_ATTENTION_BACKEND
+        choose_device(DeviceConfig(gpus=1), Precision.AUTO)
+        assert varlen._select_backend(*arguments) == varlen._FLASH_ATTENTION_BACKEND
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled=True)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ def _gpu(wanted: int, precision: Precision, local_rank: int) -> Device:
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     dtype = _gpu_dtype(precision, name, capability)
     check_gpu(device, name, capability, dtype)
+    # On Hopper and Blackwell PyTorch prefers cuDNN's attention, which builds a plan for each shape and keeps it outside
+    # the allocator: micro-batches have another shape each. FlashAttention takes all of them as they are.
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     return Device(torch_device=device, name=name, dtype=dtype, capability=capability)
 
 
