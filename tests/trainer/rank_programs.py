@@ -96,6 +96,7 @@ class Plan:
     selective: bool = False
     may_recompute: bool = False
     fused: bool = False
+    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +237,7 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
     adapted = dataclasses.replace(adapted, may_recompute=plan.may_recompute)
     if plan.fused:
         fuse(adapted.model)
-    return Training(
+    training = Training(
         adapted=adapted,
         examples=rows,
         config=plan.config,
@@ -246,6 +247,9 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
         listener=taken,
         stop=taken.stop,
     )
+    if plan.scaled:
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    return training
 
 
 def _own(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -66,10 +66,11 @@ def test_any_number_of_processes_and_micro_batches_gives_the_same_losses(
     assert all(one.adapter == found[0].adapter for one in found)
 
 
-def test_a_process_without_rows_takes_part(plan: Plan) -> None:
-    """Two rows a step for four processes."""
-    few = dataclasses.replace(plan, config=dataclasses.replace(CONFIG, effective_batch_size=2))
-    found = outcomes(4, few)
+@pytest.mark.parametrize(("world", "scaled"), [(4, False), (2, True)], ids=["", "scaled losses as in fp16"])
+def test_a_process_without_rows_takes_part(plan: Plan, world: int, *, scaled: bool) -> None:
+    """Half as many rows a step as processes."""
+    few = dataclasses.replace(plan, config=dataclasses.replace(CONFIG, effective_batch_size=world // 2))
+    found = outcomes(world, dataclasses.replace(few, scaled=scaled))
     close(found[0], outcomes(1, few)[0])
     assert all(one.adapter == found[0].adapter for one in found)
 

@@ -301,6 +301,16 @@ def test_a_step_that_the_scaler_of_fp16_leaves_out_does_not_count_as_taken(
     assert (training.course.guard.bad, trained.unsteady_steps) == (0, 0)
 
 
+def test_a_state_of_a_gpu_with_bf16_is_gone_on_from_in_fp16(bench: Bench) -> None:
+    """Another attempt may get an older GPU; the first one had no scaler, and this one's begins."""
+    bench.training(max_steps=2).run()
+    training = bench.training()
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    training.restore(bench.newest_state())
+    assert training.scaler.get_scale() == 64.0
+    assert training.run().steps == 4
+
+
 @pytest.mark.fault("C8.sentence", "C8.checkpoint")
 def test_three_steps_without_finite_numbers_end_the_run_with_the_last_good_state_kept(
     bench: Bench, monkeypatch: pytest.MonkeyPatch

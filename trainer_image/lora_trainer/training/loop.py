@@ -96,7 +96,8 @@ class Training:
             return
         self.course, self.best = state.course, state.best
         load_state(self.optimizer, state.optimizer)
-        self.scaler.load_state_dict(dict(state.scaler))
+        # None was there where the GPU before this one had bf16.
+        self.scaler.load_state_dict(dict(state.scaler) or self.scaler.state_dict())
         if self.course.budget_tokens is not None:
             self.budget = dataclasses.replace(self.budget, tokens=min(self.budget.tokens, self.course.budget_tokens))
         if self.saver is not None:
@@ -170,8 +171,7 @@ class Training:
         length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         # The one place of a step that waits for the device.
         part, norm = torch.stack([share, length.to(share)]).tolist()
-        loss = self.ranks.sum(part)
-        guard = dataclasses.replace(self.course.guard)
+        loss, guard = self.ranks.sum(part), dataclasses.replace(self.course.guard)
         taken = guard.may_take(number, loss, norm, self.scaler.get_scale() if self.scaler.is_enabled() else None)
         if taken:
             self.scaler.step(self.optimizer)

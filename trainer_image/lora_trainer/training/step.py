@@ -35,6 +35,8 @@ def run_step(
     weigh tokens of short answers more. Raises `torch.OutOfMemoryError` with gradients half done.
     """
     share = torch.zeros((), dtype=torch.float64, device=device.torch_device)
+    # A scaler that has scaled nothing refuses to undo it, and a process may have no rows in its first step.
+    scaler.scale(share)
     lengths = [example.length for example in examples]
     parts = cut(lengths, budget)
     rounds = ranks.rounds(len(parts))
