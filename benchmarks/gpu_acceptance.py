@@ -27,6 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "trainer_image")]
 
 from benchmarks.acceptance.findings import Finding, State, from_json, line, record, summary, to_json
 
+from lora_trainer.host.child import stage_environment
+
 PARTS = ("device", "attention", "kernels", "quantized", "adapters", "shortage", "resume", "groups", "fit", "speed")
 """In this order; each is a file in `benchmarks/acceptance`."""
 _TO_SPEED = 0.5
@@ -57,7 +59,15 @@ def in_process(part: str, kind: str, *, tiny: bool, seconds: float) -> Iterator[
     late = Event()
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, __file__, *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            # As a training has it: PyTorch's allocator for one.
+            env=stage_environment(),
+        )
 
         def stop() -> None:
             late.set()

@@ -1,9 +1,9 @@
 """Speed of our optimizer step: tokens a second, the share of the device's peak at 4 N operations for each token, parts
 of a step and the time without a kernel.
 
-Rank 16 on all linear modules, one row a micro-batch, activations recomputed. N are the base's parameters that a token
-meets: its forward pass is 2 N operations, and so is the backward pass, which needs no gradients of frozen weights. What
-is computed twice for memory's sake counts once.
+Rank 16 on all linear modules, one row a micro-batch, activations recomputed, with the fast paths that a run would take.
+N are the base's parameters that a token meets: its forward pass is 2 N operations, and so is the backward pass, which
+needs no gradients of frozen weights. What is computed twice for memory's sake counts once.
 """
 
 import gc
@@ -14,16 +14,19 @@ from functools import partial
 import torch
 from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Figure, Outcome, State, judged, not_run
-from benchmarks.acceptance.models import adapted_on
+from benchmarks.acceptance.models import adapted_on, one_row
 from benchmarks.acceptance.profile import idle_share, parts, profiled
 from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LAYERS, Shape, active_share
 from benchmarks.acceptance.steps import stepper, timed
 
-from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.contract.config import Kernels, LoraConfig, Quantization
 from lora_trainer.contract.fit.devices import by_product
+from lora_trainer.data.store import Examples
 from lora_trainer.errors import out_of_memory
-from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import is_4bit
+from lora_trainer.ranks.collectives import ALONE
+from lora_trainer.recipe.kernels import choose_kernels
 
 RANK = 16
 TOKENS = (4096, 1024, 8192)
@@ -63,16 +66,19 @@ def _speed(bench: Bench, name: str, shape: Shape, quantization: Quantization, to
 def _measured(bench: Bench, name: str, shape: Shape, quantization: Quantization, tokens: int) -> Outcome:
     device, lora = bench.device, LoraConfig(rank=RANK, alpha=2 * RANK)
     adapted, packs = adapted_on(shape, lora, device, quantization=quantization, recompute=True)
-    fuse(adapted.model)
+    row = Examples.of([one_row(tokens, int(adapted.model.config.vocab_size))])
+    kernels = choose_kernels(Kernels.AUTO, adapted, row, device, ALONE, packed=packs, kept=None).taken
+    set_training(adapted.model, on=True)
     step = stepper(adapted, tokens, device, packs=packs)
     device.reset_peak_memory()
     seconds = timed(step, device, warm=1 if bench.tiny else _WARM, count=2 if bench.tiny else _STEPS)
-    kernels = profiled(step, device.torch_device)
-    shares, idle, speed = parts(kernels), idle_share(kernels), tokens / seconds
+    intervals = profiled(step, device.torch_device)
+    shares, idle, speed = parts(intervals), idle_share(intervals), tokens / seconds
     figures: dict[str, Figure] = {
         "tokens_per_second": speed,
         "peak_bytes": device.peak_memory_bytes(),
         "idle_share": idle,
+        "kernels": ", ".join(kernels),
         **{f"part: {part}": share for part, share in shares.items()},
     }
     said = f"{speed:,.0f} tokens/s"
@@ -83,6 +89,7 @@ def _measured(bench: Bench, name: str, shape: Shape, quantization: Quantization,
         figures["mfu"] = share
         said += f", MFU {share:.1%}"
     said += f", {idle:.1%} without a kernel; " + ", ".join(f"{part} {value:.0%}" for part, value in shares.items())
+    said += f"; {figures['kernels'] or 'no fast path'}"
     wanted = WANTED.get((name, quantization, tokens))
     if share is None or wanted is None or gpu is None or gpu.name != "H100":
         return Outcome(state=State.MEASURED, said=said, figures=figures)

@@ -200,6 +200,20 @@ def test_a_part_whose_process_ends_or_hangs_has_failed(
     assert said in last.said
 
 
+def test_a_part_computes_where_a_training_does(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With its allocator, and at its speed: on the fast paths that it takes."""
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    file = tmp_path / "part.py"
+    wanted = Finding(part="fit", check="1B", state=State.PASSED, said="expandable_segments:True")
+    file.write_text(
+        f"import os\nprint({findings.to_json(wanted)!r}.replace({wanted.said!r}, os.environ['PYTORCH_ALLOC_CONF']))"
+    )
+    monkeypatch.setattr(gpu_acceptance, "__file__", str(file))
+    assert list(gpu_acceptance.in_process("fit", "cpu", tiny=True, seconds=60)) == [wanted]
+    assert "recomputed-swiglu" in str(found("speed", bench)["tiny, NF4, 64"].figures["kernels"])
+
+
 def test_no_time_is_no_failure() -> None:
     """Parts that are not reached say so."""
     states = [(finding.part, finding.state) for finding in gpu_acceptance.accept(["fit"], "cpu", tiny=True, minutes=0)]
