@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.fit.shape import Layer
+from lora_trainer.contract.fit.shape import ATTENDED, Layer
 
 
 @lru_cache(maxsize=4096)
@@ -39,18 +39,22 @@ def kept_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
     if not setting.recompute:
         return layer_bytes(layer, ranks, setting)
     in_8_bits = setting.quantization is Quantization.INT8
+    stream = stream_size(layer, setting)
     if not setting.selective:
-        return setting.stream_size * (layer.hidden + (inputs_of(layer) if in_8_bits else 0))
+        of_quantized = stream * inputs_of(layer) + setting.size * layer.query
+        return stream * layer.hidden + (of_quantized if in_8_bits else 0)
     attention, its_ranks = without_mlp(layer, ranks)
     found = layer_bytes(attention, its_ranks, setting)
     mlp = [module for module in layer.linear if module.in_mlp]
     if in_8_bits:
-        found += setting.stream_size * sum(module.inputs for module in mlp if module.reads.endswith("product"))
-    size = 4 if layer.layer_norm and setting.widened else setting.stream_size
+        found += stream * sum(module.inputs for module in mlp if module.reads.endswith("product"))
+    size = 4 if layer.layer_norm and setting.widened else stream
     read = {
-        module.reads for module, rank in zip(attention.linear, its_ranks, strict=True) if keeps_input(rank, setting)
+        module.reads
+        for module, rank in zip(attention.linear, its_ranks, strict=True)
+        if in_8_bits or keeps_input(rank, setting)
     }
-    shared = size == setting.size and any(module.reads in read for module in mlp)
+    shared = (in_8_bits or size == setting.size) and any(module.reads in read for module in mlp)
     return found if shared else found + size * layer.hidden
 
 
@@ -61,8 +65,15 @@ def without_mlp(layer: Layer, ranks: tuple[int, ...]) -> tuple[Layer, tuple[int,
     return attention, tuple(rank for _, rank in left)
 
 
+def stream_size(layer: Layer, setting: Setting) -> int:
+    """Bytes of a value of the residual stream. A GPU's LayerNorm gives fp32, and bitsandbytes' modules give back the
+    type that they are given: so the MLP behind it gives fp32, and what it is added to."""
+    wide = layer.layer_norm and setting.widened and setting.quantization is not Quantization.NONE
+    return 4 if wide else setting.stream_size
+
+
 def _mlp_bytes(layer: Layer, setting: Setting) -> int:
-    return setting.stream_size * layer.mlp_values + (4 if setting.widened else setting.size) * layer.wide_values
+    return stream_size(layer, setting) * layer.mlp_values + (4 if setting.widened else setting.size) * layer.wide_values
 
 
 def mask_bytes(setting: Setting) -> int:
@@ -91,8 +102,9 @@ def attention_bytes(layer: Layer, setting: Setting) -> float:
         scores = layer.score_bytes if not setting.fp32 else 4 * (layer.score_bytes - 4) // 2
         return 3 * size * layer.query + (scores * layer.heads + 1) * setting.row
     key_value = layer.key_value if setting.cpu or has_kernel(layer, setting) else layer.query
-    # Values are a part of what the fused module gave, unless they are repeated.
-    whole = layer.query + layer.key_value if layer.fused and key_value == layer.key_value else 0
+    # Values are a part of what the fused module gave, unless they are repeated, or that is fp32, which is converted.
+    part = layer.fused and key_value == layer.key_value and stream_size(layer, setting) == size
+    whole = layer.query + layer.key_value if part else 0
     values = 2 * (layer.query + key_value) + whole
     if layer.own_dropout and setting.cpu:
         # PyTorch's attention for CPUs knows no dropout: it is written out in fp32, with scaled queries and keys; a
@@ -107,16 +119,16 @@ def _input_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> float:
     LLM.int8() keeps the input of every module that it quantizes, adapted or not. Where it is fp32, each module makes a
     copy of its own in 16 bits.
     """
-    wide = setting.stream_size > setting.size
+    wide = stream_size(layer, setting) > setting.size
     alone = (layer.layer_norm and setting.widened) or wide
     every = setting.saves_inputs or setting.quantization is Quantization.INT8
     read: dict[str, int] = {}
     for module, rank in zip(layer.linear, ranks, strict=True):
-        needed = (every and not wide) or (rank > 0 and not setting.dropout)
+        needed = (every and (not wide or module.reads == ATTENDED)) or (rank > 0 and not setting.dropout)
         if needed and not (module.saved and has_kernel(layer, setting)):
             own_copy = alone and not module.saved and (wide or not module.reads.endswith("product"))
             read[module.name if own_copy else module.reads] = module.inputs
-    of_quantized = setting.stream_size * inputs_of(layer) if every and wide else 0
+    of_quantized = stream_size(layer, setting) * inputs_of(layer) if every and wide else 0
     return setting.size * sum(read.values()) + of_quantized
 
 
@@ -134,8 +146,8 @@ def kept_weights(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> int:
 
 
 def inputs_of(layer: Layer) -> int:
-    """Values of all inputs of linear modules, each once."""
-    return sum({module.reads: module.inputs for module in layer.linear}.values())
+    """Values of all inputs of linear modules, each once, but for what attention gives: that has the compute type."""
+    return sum({module.reads: module.inputs for module in layer.linear if module.reads != ATTENDED}.values())
 
 
 def untrained_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
@@ -156,6 +168,7 @@ def _adapter_bytes(layer: Layer, ranks: Sequence[int], setting: Setting) -> floa
             total += setting.size * rank
             total += (setting.size + mask_bytes(setting)) * module.inputs if setting.dropout else 0
             # With dropout the base's output is computed again, in the compute type.
-            base = setting.size if setting.dropout else setting.stream_size
+            narrow = setting.dropout or module.reads == ATTENDED
+            base = setting.size if narrow else setting.stream_size
             total += (base + setting.size) * module.outputs if setting.dora else 0
     return total

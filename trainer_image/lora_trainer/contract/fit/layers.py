@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_trainer.contract.fit.shape import Layer, Linear
+from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def fused_attention(sizes: Sizes, *, name: str, output: str, bias: bool, partial
 
 def _output(name: str, sizes: Sizes, *, bias: bool, partial: bool) -> Linear:
     saved = not partial
-    return Linear(name=name, inputs=sizes.query, outputs=sizes.hidden, reads="attended", saved=saved, bias=bias)
+    return Linear(name=name, inputs=sizes.query, outputs=sizes.hidden, reads=ATTENDED, saved=saved, bias=bias)
 
 
 def gated_mlp(

@@ -13,6 +13,7 @@ from lora_trainer.contract.fit.activations import (
     kept_bytes,
     kept_weights,
     layer_bytes,
+    stream_size,
     untrained_bytes,
     without_mlp,
 )
@@ -165,7 +166,7 @@ def _gradient_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> t
     Then there are the gradients of both factors and of their product, less the product, which is gone by then; where
     scores are written out, their gradient in fp32 twice, when the MLP is gone.
     """
-    size = setting.stream_size
+    size = stream_size(layer, setting)
     stream = 2 * size * layer.hidden
     products = [(m, rank) for m, rank in zip(layer.linear, ranks, strict=True) if m.reads.endswith("product")]
     product = max((module.inputs for module, _ in products), default=0)

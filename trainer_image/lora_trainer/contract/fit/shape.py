@@ -8,6 +8,9 @@ EXACT, MIXTURE, GUESSED = 0.0, 0.15, 0.3
 """By how much an estimate may be off besides the reserve of `limits.FIT_SHARE`: for a dense family that is known, for
 activations of a mixture's experts, and for a family that is not known."""
 
+ATTENDED = "attended"
+"""What a layer's attention gives, for `Linear.reads`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
