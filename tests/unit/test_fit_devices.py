@@ -11,6 +11,7 @@ from lora_trainer.contract.fit.devices import (
     GIB,
     KNOWN,
     MIB,
+    DeviceError,
     by_product,
     device_of,
     find_gpu,
@@ -132,3 +133,18 @@ def test_a_device_without_a_name_is_its_memory() -> None:
     assert (found.name, found.memory_bytes) == ("24.0 GiB", 24 * GIB)
     assert device_of(DeviceConfig(gpu="H100")) is None
     assert device_of(DeviceConfig(gpu="H100", gpu_memory_bytes=find_gpu("H100").memory_bytes)) == find_gpu("H100")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("A100", "did you mean A100 40 or A100 80?"),
+        ("H100x", "did you mean H100?"),
+        ("V100", "name its memory instead"),
+    ],
+)
+def test_a_gpu_is_not_taken_for_one_of_another_generation(text: str, hint: str) -> None:
+    """A name that several sizes have gets all of them."""
+    with pytest.raises(DeviceError) as caught:
+        find_gpu(text)
+    assert hint in str(caught.value)

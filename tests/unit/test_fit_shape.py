@@ -160,7 +160,11 @@ def test_a_tied_output_embedding_that_is_stored_is_explained() -> None:
         ({"num_key_value_heads": 64}, "config.json.num_key_value_heads is 64: must be a whole number from 1 to 32"),
         ({"tie_word_embeddings": "no"}, 'config.json.tie_word_embeddings is "no": must be true or false'),
         ({"model_type": None}, "config.json.model_type is missing: must name the family, as in llama"),
-        ({"model_type": 7}, "config.json.model_type is 7: must be a string of 1 to 100 characters"),
+        ({"model_type": 7}, "config.json.model_type is 7: must be a string of 1 to 100 printable characters"),
+        (
+            {"model_type": "ll\x1b[31mama"},
+            "config.json.model_type is 'll\\x1b[31mama': must be a string of 1 to 100 printable",
+        ),
         ({"text_config": [1]}, "config.json.text_config is [1]: must be an object"),
         ({"is_encoder_decoder": True}, "config.json.is_encoder_decoder is True: must be false"),
     ],

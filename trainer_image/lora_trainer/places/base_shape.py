@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.reading import read_json
+from lora_trainer.contract.fit.reading import MOST_CHARACTERS, read_json
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.places.model_folder import read_tensors, weight_files
@@ -28,7 +28,8 @@ def parameters_in(folder: Path, address: str) -> int:
 def read_config(path: Path) -> Mapping[str, Any]:
     """A model's configuration. Raises `ConfigError` and `ShapeError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or one_sentence(error)
         raise ConfigError(

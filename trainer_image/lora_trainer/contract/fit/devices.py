@@ -110,14 +110,14 @@ def find_gpu(text: str) -> Gpu:
 
 
 def _meant(wanted: str) -> str:
-    """What to type instead of a name that is no GPU's: several that begin so, a memory, or the nearest."""
-    plain = {_plain(gpu.name): gpu.name for gpu in KNOWN}
+    """What to type instead of a name that is no GPU's: the sizes of a GPU, a memory, or a name that is misspelt, whose
+    digits are right."""
     if wanted.isdecimal():
         return f"did you mean {wanted}GiB?"
-    near = nearest(wanted, plain)
-    found = [name for key, name in plain.items() if wanted and key.startswith(wanted)] or (
-        [plain[near]] if near else []
-    )
+    plain = {_plain(gpu.name): gpu.name for gpu in KNOWN}
+    near, digits = nearest(wanted, plain), re.sub(r"[^0-9]", "", wanted)
+    alike = [plain[near]] if near and wanted[0] == near[0] and digits in near else []
+    found = [name for key, name in plain.items() if wanted and key.startswith(wanted)] or alike
     return f"did you mean {' or '.join(found)}?" if found else "name its memory instead, as in 24GiB"
 
 

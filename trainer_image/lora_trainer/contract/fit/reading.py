@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_MOST_CHARACTERS = 2**20
+MOST_CHARACTERS = 2**20
 
 
 class ShapeError(ValueError):
@@ -61,8 +61,8 @@ class Values:
         for key in keys:
             value = self.document.get(key)
             if value is not None:
-                if not isinstance(value, str) or not 1 <= len(value) <= 100:
-                    raise self._error(key, value, "must be a string of 1 to 100 characters")
+                if not isinstance(value, str) or not 1 <= len(value) <= 100 or not value.isprintable():
+                    raise self._error(key, value, "must be a string of 1 to 100 printable characters")
                 return value
         return default
 
@@ -95,14 +95,14 @@ class Values:
 
 def shown(value: object) -> str:
     """A value in a sentence, shortened."""
-    text = f'"{value}"' if isinstance(value, str) else reprlib.repr(value)
+    text = f'"{value}"' if isinstance(value, str) and value.isprintable() else reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_json(text: str, name: str) -> Mapping[str, Any]:
     """The object that a JSON text holds; `name` is the file's. Raises `ShapeError`."""
-    if len(text) > _MOST_CHARACTERS:
-        raise ShapeError(f"{name} has {len(text):,} characters: a config.json has at most {_MOST_CHARACTERS:,}")
+    if len(text) > MOST_CHARACTERS:
+        raise ShapeError(f"{name} has over {MOST_CHARACTERS:,} characters, more than a config.json has; name another")
     remedy = "name the config.json of a Transformers model"
     try:
         document = json.loads(text)
