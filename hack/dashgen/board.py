@@ -67,12 +67,14 @@ class Bars(Panel):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table(Panel):
     """Labels and present values of the queries, a row for each set of labels. `columns`: label, or letter of the query,
-    to title, in the order in which they stand; `units` by letter. `link`: column that leads to the run's dashboard."""
+    to title, in the order in which they stand; `units` by letter. `link`: column that leads to the run's dashboard; `by`:
+    column by which rows are sorted, the largest first unless `smallest_first`."""
 
     columns: Sequence[tuple[str, str]]
     units: Sequence[tuple[str, str]] = ()
     link: str = ""
     by: str = ""
+    smallest_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +310,10 @@ def _table(panel: Table) -> Json:
     merge = [{"id": "merge", "options": {}}] if several else []
     fields = _fields(panel, {"align": "auto", "filterable": False})
     fields["overrides"] += [_override(titles[name], "unit", unit) for name, unit in panel.units]
+    if several:
+        # A run lacks some of the values; what stands for an empty table would else stand in each such cell.
+        letters = [name for name in titles if f"Value #{name}" in named]
+        fields["overrides"] += [_override(titles[name], "noValue", "-") for name in letters]
     if panel.link:
         url = (
             "/d/lora-run?var-datasource=${datasource}&var-namespace=${__data.fields.namespace}"
@@ -315,7 +321,7 @@ def _table(panel: Table) -> Json:
         )
         link = {"title": "Show this run", "url": url, "targetBlank": False}
         fields["overrides"].append(_override(titles[panel.link], "links", [link]))
-    sort = [{"displayName": titles[panel.by], "desc": True}] if panel.by else []
+    sort = [{"displayName": titles[panel.by], "desc": not panel.smallest_first}] if panel.by else []
     options = {"showHeader": True, "cellHeight": "sm", "sortBy": sort, "footer": {"show": False, "reducer": ["sum"]}}
     transformations = [*merge, {"id": "organize", "options": organize}]
     return {"type": "table", "fieldConfig": fields, "options": options, "transformations": transformations}

@@ -139,7 +139,7 @@ _RUNNING: tuple[Panel, ...] = (
         by="A",
         width=24,
         height=9,
-        empty="",
+        empty="none",
     ),
 )
 
@@ -214,7 +214,7 @@ _FAILING: tuple[Panel, ...] = (
         empty="none ended",
     ),
     Table(
-        title="Runs that failed in the time shown, the longest ago first",
+        title="Runs that failed in the time shown, the latest first",
         description=f"A run's name leads to its own dashboard. {_RUNS}",
         unit="s",
         queries=[
@@ -233,9 +233,10 @@ _FAILING: tuple[Panel, ...] = (
         ],
         link="name",
         by="A",
+        smallest_first=True,
         width=24,
         height=7,
-        empty="",
+        empty="none failed",
     ),
 )
 

@@ -275,9 +275,10 @@ def _table(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:
         for series in found:
             merged.setdefault(tuple(sorted(series.labels.items())), {})[key] = series.points[-1][1]
     rows: list[dict[str, str | float]] = [{**dict(labels), **values} for labels, values in merged.items()]
-    by = [sort["displayName"] for sort in panel["options"]["sortBy"]]
-    first = next((name for name, title in titles.items() if title in by), next(iter(titles)))
-    rows.sort(key=lambda row: (-value if isinstance(value := row.get(first), float) else 0.0, str(value)))
+    downwards = {sort["displayName"]: sort["desc"] for sort in panel["options"]["sortBy"]}
+    first = next((name for name, title in titles.items() if title in downwards), next(iter(titles)))
+    sign = -1 if downwards.get(titles[first], True) else 1
+    rows.sort(key=lambda row: (sign * value if isinstance(value := row.get(first), float) else 0.0, str(value)))
     fits = int((place.height - 0.36) / 0.21) - 1
     lengths = [
         max(6, len(title), *(len(str(row.get(name, ""))[:40]) for row in rows)) for name, title in titles.items()
@@ -290,7 +291,7 @@ def _table(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:
         up = place.height - 0.42
         sheet.text(place, across, up, title, fontsize=7.5, color=_FAINT)
         for number, row in enumerate(rows[:fits]):
-            value = row.get(name, "")
+            value = row.get(name, _overridden(panel, title, "noValue") or "")
             text = written(value, unit) if isinstance(value, float) else str(value)
             color = _COLORS["blue"] if linked else _INK
             text = _short(text, int(wide * 15))

@@ -121,7 +121,7 @@ _WHAT: tuple[Panel, ...] = (
         columns=[("base_model", "base model"), ("quantization", "quantization"), ("queue", "queue")],
         width=12,
         height=4,
-        empty="",
+        empty="no such run",
     ),
     Table(
         title="Advice",
@@ -139,8 +139,9 @@ _WHAT: tuple[Panel, ...] = (
 _LEARNING: tuple[Panel, ...] = (
     Curves(
         title="Loss",
-        description="In nats per token that is learned: of the last step, on the held-out rows, and that of the base "
-        f"model on these, once the run has ended. {_PODS}",
+        description="In nats per token that is learned: of the last step, on the held-out rows (flat until it is "
+        "measured again, as training.evalSteps says), and that of the base model on these, once the run has ended. "
+        f"{_PODS}",
         unit="none",
         queries=[
             Query(expr=_max("lora_training_loss"), legend="training"),

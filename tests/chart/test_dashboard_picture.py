@@ -84,6 +84,24 @@ def test_numbers_are_written_with_their_unit(value: float, unit: str, decimals: 
     assert written(value, unit, decimals) == text
 
 
+def test_a_table_is_drawn_in_its_order_and_marks_what_a_run_does_not_have() -> None:
+    """The run that failed last is above the others; one without progress has a mark in its place."""
+    board = json.loads((command.REPOSITORY / cli.FOLDER / "fleet.json").read_text())
+    ages = {"early": 3600.0, "late": 60.0, "middle": 600.0}
+
+    def ask(query: str, over_time: bool) -> list[Series]:
+        if over_time or "group_left" not in query or "progress_ratio" in query:
+            return []
+        labels = {"namespace": "team-a", "group": "Failed", "state": "OOMKilled"}
+        return [Series(labels={**labels, "name": name}, points=[(5, age_s)]) for name, age_s in ages.items()]
+
+    drawn = picture.draw(board, "team-a", SPAN, ask).texts
+    names = [text for text in drawn if text.get_text() in ages]
+    downwards = [text.get_text() for text in sorted(names, key=lambda text: -text.get_position()[1])]
+    assert downwards == ["early", "middle", "late", "late", "middle", "early"]
+    assert sum(text.get_text() == "-" for text in drawn) == len(ages)
+
+
 @pytest.mark.parametrize("name", ["fleet", "run"])
 def test_every_panel_is_drawn_with_data_and_without(name: str, tmp_path: Path) -> None:
     """Its title, its legends and its values are there, or the words for their absence."""

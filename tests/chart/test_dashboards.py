@@ -57,7 +57,7 @@ TITLES = {
         "Failures in the time shown, by reason",
         "Retries by cause",
         "Runs that have ended",
-        "Runs that failed in the time shown, the longest ago first",
+        "Runs that failed in the time shown, the latest first",
         "Tokens trained on",
         "GPU hours of the hour before",
         "Steps lost in the hour before, by cause",
@@ -233,6 +233,25 @@ def test_the_run_is_chosen_by_its_namespace_and_name() -> None:
         assert "/d/lora-run?var-datasource=${datasource}&var-namespace=${__data.fields.namespace}" in str(properties)
         renamed = table["transformations"][-1]["options"]["renameByName"]
         assert (renamed["namespace"], renamed["name"]) == ("namespace", "name")
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_table_without_rows_says_that_there_is_nothing_and_not_that_data_is_missing(board: dict[str, Any]) -> None:
+    """Grafana's own words for it, No data, read as if nothing was scraped; a cell without a value has none of them."""
+    for table in (panel for panel in panels(board) if panel["type"] == "table"):
+        fields = table["fieldConfig"]
+        assert fields["defaults"]["noValue"] in ("none", "none failed", "no such run"), table["title"]
+        cells = [property for o in fields["overrides"] for property in o["properties"] if property["id"] == "noValue"]
+        assert [cell["value"] for cell in cells] == ["-"] * (len(table["targets"]) if len(table["targets"]) > 1 else 0)
+
+
+def test_what_has_just_failed_stands_first_and_so_does_what_stands_still_longest() -> None:
+    """Whoever is woken looks for these."""
+    tables = [panel for panel in panels(BOARDS["fleet"]) if "first" in panel["title"]]
+    assert [table["options"]["sortBy"] for table in tables] == [
+        [{"displayName": "in this state for", "desc": True}],
+        [{"displayName": "ended, ago", "desc": False}],
+    ]
 
 
 def test_the_dashboards_lead_to_each_other_and_to_that_of_the_gpus() -> None:
