@@ -19,14 +19,53 @@ PREFIXES = {
 }
 POLICIES = {"enabled": True, "contact": "the platform team", "mostGPUs": 8, "requireQueue": True, **PREFIXES}
 NETWORK = {"enabled": True, "apiServerCIDRs": ["10.0.0.1/32", "fd00::1/128"], "prometheusNamespaces": ["monitoring"]}
-MONITOR = {"enabled": True, "additionalLabels": {"release": "prometheus"}}
-RULES = {**MONITOR, "runbookURL": "https://git.example.com/docs/runbooks", "disabled": ["LoRAFineTuneGPUIdle"]}
-DASHBOARDS = {"enabled": True, "annotations": {"grafana_folder": "LoRA"}}
+BLOCKED = ["169.254.169.254/32", "fd00:ec2::254/128", "10.9.0.0/16"]
+CHOSEN = {"enabled": True, "additionalLabels": {"release": "prometheus"}}
+MONITOR = {**CHOSEN, "interval": "20s"}
+RULES = {**CHOSEN, "runbookURL": "https://git.example.com/docs/runbooks", "disabled": ["LoRAFineTuneGPUIdle"]}
+DASHBOARDS = {"enabled": True, "annotations": {"grafana_folder": "LoRA"}, "additionalLabels": {"team": "ml"}}
+GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+IN_A_ZONE = {"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a"]}]}
+AFFINITY = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [IN_A_ZONE]}}}
 DEFAULTS = {
-    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "gpuResourceName": "nvidia.com/mig-3g.40gb",
+    "nodeSelector": {"pool": "gpus"},
+    "tolerations": [GPU_TAINT],
+    "affinity": AFFINITY,
+    "runtimeClassName": "nvidia",
+    "priorityClassName": "batch",
+    "queue": "gpus",
+    "ttlSecondsAfterFinished": 604800,
+    "cpuPerGPU": "8",
     "memoryPerGPU": "24Gi",
     "environment": {"NCCL_DEBUG": "WARN"},
+    "checkpointClaim": "lora-checkpoints",
     "cacheClaim": "lora-cache",
+}
+DIGEST = {"digest": f"sha256:{'a' * 64}"}
+PULLED = {
+    "imagePullSecrets": [{"name": "registry"}],
+    "image": DIGEST,
+    "trainer": {"image": DIGEST},
+    "preflight": {"image": {"repository": "registry.example.com/preflight", "tag": "small"}},
+}
+PLACED = {
+    "nodeSelector": {"pool": "system"},
+    "tolerations": [{"key": "pool", "operator": "Exists"}],
+    "affinity": AFFINITY,
+    "priorityClassName": "system-cluster-critical",
+    "podAnnotations": {"sidecar.istio.io/inject": "false"},
+    "podLabels": {"team": "ml"},
+    "serviceAccount": {"annotations": {"example.com/owner": "ml"}},
+    "resources": {"requests": {"cpu": "250m"}, "limits": {"memory": "1Gi"}},
+    "preflight": {"nodeSelector": {"pool": "cpus"}, "tolerations": [GPU_TAINT]},
+}
+CONFIGURED = {
+    "config": {"allowCPU": True, "runMetrics": False, "caBundleConfigMap": "company-ca"},
+    "defaults": DEFAULTS,
+    "trainer": {"serviceAccountName": "identity"},
+    "logLevel": "DEBUG",
+    "logFormat": "text",
 }
 EXTRA = {
     "apiVersion": "v1",
@@ -38,7 +77,11 @@ EXTRA = {
 SWITCHES: Mapping[str, Sequence[Values]] = {
     "crds": ({}, {"crds": {"keep": False}}, {"crds": {"install": False}}),
     "aggregate": ({}, {"rbac": {"aggregate": True}}, {"rbac": {"aggregate": False}}),
-    "service": ({}, {"metrics": {"service": {"enabled": False}}}, {"metrics": {"serviceMonitor": MONITOR}}),
+    "service": (
+        {},
+        {"metrics": {"service": {"enabled": False}}},
+        {"metrics": {"service": {"annotations": {"example.com/owner": "ml"}}, "serviceMonitor": MONITOR}},
+    ),
     "replicas": ({}, {"replicas": 2}),
     "namespaces": ({}, {"watch": {"namespaces": ["team-a", "lora-system"]}}),
     "account": ({}, {"serviceAccount": {"create": False, "name": "given"}}),
@@ -46,13 +89,13 @@ SWITCHES: Mapping[str, Sequence[Values]] = {
     "podMonitor": ({}, {"metrics": {"podMonitor": MONITOR}}),
     "prometheusRule": ({}, {"metrics": {"prometheusRule": RULES}}),
     "grafanaDashboard": ({}, {"metrics": {"grafanaDashboard": DASHBOARDS}}),
-    "networkPolicy": ({}, {"networkPolicy": NETWORK}),
+    "networkPolicy": ({}, {"networkPolicy": {**NETWORK, "apiServerPorts": [6443], "blockedCIDRs": BLOCKED}}),
     "policies": ({}, {"policies": POLICIES}),
     "user": ({}, {"securityContext": {"runAsUser": None, "runAsGroup": None}}),
     "names": ({}, {"fullnameOverride": "tuner", "nameOverride": "tuning"}),
-    "pullSecrets": ({}, {"imagePullSecrets": [{"name": "registry"}], "image": {"digest": f"sha256:{'a' * 64}"}}),
-    "placement": ({}, {"nodeSelector": {"pool": "system"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}),
-    "config": ({}, {"config": {"allowCPU": True}, "defaults": DEFAULTS}),
+    "pullSecrets": ({}, PULLED),
+    "placement": ({}, PLACED),
+    "config": ({}, CONFIGURED),
     "extra": ({}, {"extraObjects": [EXTRA]}),
 }
 

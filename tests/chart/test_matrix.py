@@ -5,18 +5,28 @@ After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/chart/test_matrix.py
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.chart import helms
-from tests.chart.matrix import IMAGES, ROWS, SIZES, Values, covered, merged, pairs, values_of
+from tests.chart.matrix import IMAGES, ROWS, SIZES, SWITCHES, Values, covered, merged, pairs, values_of
 from tests.chart.objects import Manifest, Render, parsed, pods_of
 from tests.chart.target import CHART
 
 from localcluster import tools
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart"
+# Values that no row changes, by the beginning of their paths, and the test that holds them.
+ELSEWHERE = {
+    "config.": "test_chart.py: each setting arrives in the operator's file, and is tried with the operator",
+    "image.": "test_chart.py: repository, tag and digest make a reference; each installation of the tests sets them",
+    "trainer.image.": "the same",
+    "preflight.image.digest": "the same",
+    "resources.requests.memory": "a quantity like that of the CPU",
+    "metrics.prometheusRule.alerts.": "test_alerts.py: each threshold stands in its alert",
+}
 UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
 
 
@@ -32,6 +42,25 @@ def test_each_two_choices_occur_together() -> None:
     assert set().union(*map(covered, ROWS)) == pairs(SIZES)
     assert ROWS[0] == (0,) * len(SIZES)
     assert len(ROWS) < 20
+
+
+def test_each_value_of_the_chart_is_in_the_matrix_or_left_out_for_a_reason() -> None:
+    """So nothing can be switched on that was never installed."""
+    tried = {path for choices in SWITCHES.values() for choice in choices for path in paths(choice)}
+    parts = {path.rsplit(".", number)[0] for path in tried for number in range(path.count(".") + 1)}
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    left = {path for path in paths(values) if path not in parts}
+    assert {path for path in left if not path.startswith(tuple(ELSEWHERE))} == set()
+    assert {begin for begin in ELSEWHERE if not any(path.startswith(begin) for path in left)} == set()
+
+
+def paths(values: Values, above: str = "") -> Iterator[str]:
+    """The path of each value that is no map, or an empty one."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from paths(value, f"{above}{name}.")
+        else:
+            yield above + name
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)))
