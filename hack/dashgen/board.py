@@ -67,8 +67,8 @@ class Bars(Panel):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table(Panel):
     """Labels and present values of the queries, a row for each set of labels. `columns`: label, or letter of the query,
-    to title, in the order in which they stand; `units` by letter. `link`: column that leads to the run's dashboard; `by`:
-    column by which rows are sorted, the largest first unless `smallest_first`."""
+    to title, in the order in which they stand; `units` by letter. `link`: column that leads to the run's dashboard.
+    `by`: column by which rows are sorted, the largest first unless `smallest_first`."""
 
     columns: Sequence[tuple[str, str]]
     units: Sequence[tuple[str, str]] = ()

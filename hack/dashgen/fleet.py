@@ -8,6 +8,7 @@ _COMPLETED = f"max by (namespace, name) (lorafinetune_completed_timestamp_second
 _ALERTS = 'ALERTS{alertname=~"LoRA(Operator|FineTune).+", alertstate="firing"}'
 _RUNS = "It needs metrics.serviceMonitor.enabled and config.runMetrics."
 _PODS = "It needs metrics.podMonitor.enabled."
+_SELF = "It needs metrics.serviceMonitor.enabled."
 _GROUPS = (
     ("Running", "good"),
     ("Succeeded", "good"),
@@ -290,7 +291,7 @@ _OPERATOR: tuple[Panel, ...] = (
     Curves(
         title="Turns by result",
         description="Turns of LoRAFineTunes a second. An error is refused what it must do, a retry met trouble that "
-        "passes. It needs metrics.serviceMonitor.enabled, as all panels here.",
+        f"passes. {_SELF}",
         unit="cps",
         queries=[
             Query(expr="sum by (result) (rate(lora_operator_reconcile_total[$__rate_interval]))", legend="{{result}}")
@@ -300,7 +301,7 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Curves(
         title="Duration of a turn",
-        description="With its requests to the API server.",
+        description=f"With its requests to the API server. {_SELF}",
         unit="s",
         queries=[
             *(
@@ -316,7 +317,7 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Curves(
         title="Requests to the API server",
-        description="By what they do and the status of the answer; error where none came.",
+        description=f"By what they do and the status of the answer; error where none came. {_SELF}",
         unit="reqps",
         queries=[
             Query(
@@ -328,7 +329,7 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Curves(
         title="Leaders",
-        description="1 for the process that works on runs. Two lines change places in a hand-over.",
+        description=f"1 for the process that works on runs. Two lines change places in a hand-over. {_SELF}",
         unit="none",
         queries=[Query(expr="max by (job, pod) (lora_operator_leader)", legend="{{pod}}")],
         width=6,
@@ -338,7 +339,7 @@ _OPERATOR: tuple[Panel, ...] = (
     Curves(
         title="Silence of the watches",
         description="Since the last event or bookmark, which comes every minute. The operator ends itself after "
-        "config.watchStaleSeconds (150).",
+        f"config.watchStaleSeconds (150). {_SELF}",
         unit="s",
         queries=[
             Query(
@@ -352,7 +353,7 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Curves(
         title="LoRAFineTunes that wait for a worker",
-        description="At rest near 0.",
+        description=f"At rest near 0. {_SELF}",
         unit="none",
         queries=[Query(expr="max by (job) (lora_operator_queue_depth)", legend="{{job}}")],
         width=6,
@@ -361,7 +362,7 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Numbers(
         title="Namespaces left out",
-        description="Listed ones in which a right to list or watch is missing.",
+        description=f"Listed ones in which a right to list or watch is missing. {_SELF}",
         unit="none",
         queries=[Query(expr="max by (namespace) (lora_operator_left_out_namespace) == 1", legend="{{namespace}}")],
         width=6,

@@ -250,7 +250,7 @@ _MEMORY: tuple[Panel, ...] = (
     Curves(
         title="Memory of the pods",
         description="Of the trainer's processes, and the limit beyond which the kernel kills them, from the kubelet's "
-        "cAdvisor.",
+        f"cAdvisor. {_PODS}",
         unit="bytes",
         queries=[
             Query(
