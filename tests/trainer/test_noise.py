@@ -213,14 +213,16 @@ def _swap_answers(rows: Examples) -> Examples:
 
 
 def test_a_sound_adapter_is_within_the_noise(sound: Sound) -> None:
-    """Which is in the manifest; the fresh process takes its own where that is larger."""
+    """Which is in the manifest; the fresh process takes its own where that is larger. A processor without instructions
+    for 16 bits may compute the same in them, however rows are batched."""
     folder, volumes, config = sound
     found, manifest = verify(folder, volumes, Hub()), read_manifest(folder)
     assert manifest.noise is not None
     assert found.noise is not None
     assert found.noise >= manifest.noise
     exact = manifest.resolved.quantization == "None" and manifest.resolved.compute_dtype == "fp32"
-    assert (manifest.noise < 1e-5) == exact
+    if exact or config.quantization is Quantization.INT8:
+        assert (manifest.noise < 1e-5) == exact
     gain = manifest.measured.eval_loss_before - manifest.measured.eval_loss_after
     kind = manifest.resolved.compute_dtype
     tokens = int(inputs.base_and_rows(manifest, volumes, Hub())[1].targets.sum())

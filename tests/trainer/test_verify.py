@@ -169,9 +169,10 @@ def test_every_kind_of_weights_is_verified(
 def test_in_16_bits_the_verification_computes_as_the_training_did(
     *, tmp_path: Path, tiny_folder: Path, lora: dict[str, Any], difference: float, tolerance: float
 ) -> None:
-    """Logits of whole output embeddings are rounded as there; what it cannot do as there is allowed for."""
+    """Logits of whole output embeddings are rounded as there; what it cannot do as there is allowed for. Without packs,
+    as the verification computes: on some processors they are rounded otherwise."""
     base = enlarged(tiny_folder, tmp_path / "model", 16)
-    training = {"maxSteps": 3, "precision": "BF16", "kernels": "Reference"}
+    training = {"maxSteps": 3, "precision": "BF16", "kernels": "Reference", "packing": "Disabled"}
     folder, volumes = trained(tmp_path, base, make_config(lora=lora, training=training))
     found = verify(folder, volumes, Hub())
     assert found.difference <= difference
