@@ -268,7 +268,7 @@ def test_a_model_on_the_hub_is_known_by_its_headers(
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        (["--config", "none.json"], 64, "none.json cannot be read: FileNotFoundError"),
+        (["--config", "none.json"], 64, "none.json cannot be read (No such file or directory)"),
         (["--config", "x.yaml"], 64, "x.yaml is no JSON"),
         (["--config", "config.json", "--gpu", "T5"], 64, '--gpu is "T5": must be one of T4, L4, A10'),
         (["--config", "config.json", "--gpu", "0GiB"], 64, '--gpu is "0GiB": must be from 1GiB to 1024GiB'),
