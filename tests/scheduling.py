@@ -28,6 +28,7 @@ _ON_CONTROL_PLANE = (
     "tests/component/",
     "tests/faults/",
     "tests/chart/test_chart_on_api_server.py",
+    "tests/chart/test_prometheus_operator.py",
     "tests/chart/test_switches_on_api_server.py",
     "tests/chart/test_upgrade.py",
 )

@@ -24,7 +24,7 @@ KUEUE_VERSION = "0.17.0"
 JOBSET_VERSION = "0.10.1"
 KUBEFLOW_TRAINER_VERSION = "2.1.0"
 KWOK_VERSION = "0.7.0"
-PROMETHEUS_OPERATOR_VERSION = "0.85.0"
+PROMETHEUS_OPERATOR_VERSION = "0.87.1"
 # Without the plug-in for container runtimes of 0.8, which fails where there is none.
 KUBE_NETWORK_POLICIES_VERSION = "0.7.0"
 # The first that verifies bundles of an image layout is 3.0.6.

@@ -189,8 +189,10 @@ PROMETHEUS_OPERATOR = Tool(
     module="github.com/prometheus-operator/prometheus-operator",
     version=settings.PROMETHEUS_OPERATOR_VERSION,
     packages=("github.com/prometheus-operator/prometheus-operator/cmd/operator",),
+    kubernetes=settings.KUBERNETES_VERSION,
+    own=("go.opentelemetry.io/", "github.com/prometheus/"),
 )
-"""Its definitions, which the chart's monitors are held against."""
+"""Its definitions, which the chart's monitors are held against; itself only in `make soak`."""
 ENFORCER = Tool(
     name="enforcer",
     module="sigs.k8s.io/kube-network-policies",
