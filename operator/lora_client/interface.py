@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_client.errors import ClientError
+from lora_client.foreign.convert import Converted, convert
 from lora_client.local import LocalRuns
 from lora_client.runs import ClusterRuns, Run, Runs
 from lora_client.spec import Manifest, Spec
+from lora_client.verbs.writing import planned
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 __all__ = ["LoRAClient", "Run"]
@@ -58,6 +60,25 @@ class LoRAClient:
     def list(self) -> Sequence[Run]:
         """All runs of the namespace."""
         return self._runs.all()
+
+    @staticmethod
+    def plan(
+        spec: Spec | Manifest, *, config: Path | str | None = None, gpus: Sequence[str] = (), tokens: int | None = None
+    ) -> Mapping[str, Any]:
+        """What a run takes of which GPU, as `lora plan -o json` prints it. Needs neither GPU nor cluster.
+
+        `config` is the model's config.json, `tokens` those of the data set. Raises `ClientError`.
+        """
+        from lora_trainer.plan_table import document  # noqa: PLC0415 - tables of models, which others do without
+
+        found = planned(_manifest(spec, None), config=str(config) if config else None, gpus=gpus, tokens=tokens)
+        return dict(document(found))
+
+    @staticmethod
+    def convert(text: str, *, name: str, tool: str | None = None, gpus: int = 1) -> Converted:
+        """The run that a configuration or a command line of TRL, Axolotl or LLaMA-Factory describes, and what has no
+        field. Needs no cluster. Raises `ClientError`."""
+        return convert(text, name=name, tool=tool, gpus=gpus)
 
 
 def _manifest(spec: Mapping[str, Any], name: str | None) -> dict[str, Any]:

@@ -9,10 +9,25 @@ from typing import Any
 
 from lora_client.errors import ClientError
 from lora_client.runs import Run
+from lora_client.verbs.ask import answer_of
+from lora_client.views.answers import Answer
+from lora_client.views.changes import change_to, free_name
+from lora_client.views.changes import clone as changed
 from lora_client.views.checked import own_problems, shown
 from lora_client.views.resources import name_of
 
 TRAINER = "lora-trainer"
+_SUCCEEDED = "Succeeded"
+
+
+def trainer() -> str:
+    """Where it is. Raises `ClientError`."""
+    program = shutil.which(TRAINER)
+    if program is None:
+        raise ClientError(
+            f"There is no {TRAINER} on the PATH: pip install '.[trainer]', in the project's folder, brings it"
+        )
+    return program
 
 
 class LocalRuns:
@@ -28,36 +43,26 @@ class LocalRuns:
         problems = self.problems(manifest)
         if problems:
             raise ClientError("\n".join(problems))
-        program = shutil.which(TRAINER)
-        if program is None:
-            raise ClientError(
-                f"There is no {TRAINER} on the PATH: pip install '.[trainer]', in the project's folder, brings it"
-            )
-        name = name_of(manifest)
+        run = LocalRun(self, manifest, self._folder)
+        run.log.unlink(missing_ok=True)
+        run.process = self.spawn(run)
+        self._known[run.name] = run
+        return run
+
+    def spawn(self, run: "LocalRun") -> "subprocess.Popen[bytes]":
+        """A process that trains, from the newest checkpoint where there is one. Raises `ClientError`."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / f"{name}.manifest.json"
-        file.write_text(json.dumps(manifest), encoding="utf-8")
-        log, summary = self._folder / f"{name}.log", self._folder / f"{name}.summary.json"
-        summary.unlink(missing_ok=True)
-        command = [
-            program,
-            "run",
-            "-f",
-            str(file),
-            "--claims",
-            str(self._folder),
-            "--configmaps",
-            str(self._config_maps),
-        ]
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [*command, "--termination-log", str(summary)],
+        file = self._folder / f"{run.name}.manifest.json"
+        file.write_text(json.dumps(run.manifest), encoding="utf-8")
+        run.summary.unlink(missing_ok=True)
+        places = ["--claims", str(self._folder), "--configmaps", str(self._config_maps)]
+        with run.log.open("ab") as stream:
+            return subprocess.Popen(
+                [trainer(), "run", "-f", str(file), *places, "--termination-log", str(run.summary)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
             )
-        self._known[name] = LocalRun(name, process, log, summary, self._folder)
-        return self._known[name]
 
     def problems(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
         """By the contract's rules."""
@@ -77,25 +82,28 @@ class LocalRuns:
 
 
 class LocalRun:
-    """One process."""
+    """One process, or after `resume` one after the other."""
 
-    def __init__(self, name: str, process: "subprocess.Popen[bytes]", log: Path, summary: Path, claims: Path) -> None:
-        self.name = name
-        self._process = process
-        self._log = log
-        self._summary = summary
+    process: "subprocess.Popen[bytes]"
+
+    def __init__(self, runs: LocalRuns, manifest: Mapping[str, Any], claims: Path) -> None:
+        self._runs = runs
+        self.manifest = manifest
+        self.name = name_of(manifest)
+        self.log = claims / f"{self.name}.log"
+        self.summary = claims / f"{self.name}.summary.json"
         self._claims = claims
 
     @property
     def state(self) -> str:
         """See `Run`."""
-        code = self._process.poll()
+        code = self.process.poll()
         return "Running" if code is None else str(self._ending().get("reason") or f"ExitCode{code}")
 
     def wait(self, timeout_s: float | None = None) -> "LocalRun":
         """See `Run`."""
         try:
-            code = self._process.wait(timeout_s)
+            code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise ClientError(f"{self.name} has not ended within {timeout_s:g} s: it is {self.state}") from error
         if code:
@@ -103,31 +111,74 @@ class LocalRun:
             raise ClientError(f"{self.name} failed ({self.state}): {said}")
         return self
 
-    def stop(self) -> "LocalRun":
-        """Let it save its state and end."""
-        self._process.terminate()
-        self._process.wait()
+    def suspend(self) -> "LocalRun":
+        """See `Run`: its process saves its state and ends."""
+        self.process.terminate()
+        self.process.wait()
+        return self
+
+    def resume(self) -> "LocalRun":
+        """See `Run`: another process goes on."""
+        if self.process.poll() is not None and self.state != _SUCCEEDED:
+            self.process = self._runs.spawn(self)
         return self
 
     def pull(self, folder: Path | str | None = None) -> Path:
         """See `Run`; a copy of the folder on the claim, whose digests the trainer has checked."""
+        result, target = self._result(), Path(folder or self.name)
+        if target.exists():
+            raise ClientError(f"{target} exists already: name another folder, or remove it")
+        shutil.copytree(result, target)
+        return target
+
+    def ask(self, question: str, *, gpu: bool = False, most_tokens: int = 64) -> Answer:
+        """See `Run`: on a GPU where the machine has one, whatever `gpu` says."""
+        command = [trainer(), "ask", "--claims", str(self._claims), "--adapter", str(self._result())]
+        command += ["--format", "json", "--max-new-tokens", str(most_tokens)]
+        asked = subprocess.run(
+            command, input=f"{' '.join(question.split())}\n".encode(), capture_output=True, check=False
+        )
+        if asked.returncode:
+            said = asked.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise ClientError(f"{TRAINER} ask ended with status {asked.returncode}: {said[-1]}")
+        return answer_of(asked.stdout)
+
+    def clone(self, changes: Mapping[str, Any], *, name: str | None = None) -> Run:
+        """See `Run`."""
+        new = name or free_name(self.name, {run.name for run in self._runs.all()})
+        metadata = {"namespace": "default", **self.manifest["metadata"]}
+        parsed = [change_to(path, value) for path, value in changes.items()]
+        return self._runs.start(changed({**self.manifest, "metadata": metadata}, new, parsed))
+
+    def explain(self) -> Mapping[str, Any]:
+        """Of a cluster alone. Raises `ClientError`."""
+        raise self._of_a_cluster("explain", "logs() has what it did")
+
+    def compare(self, other: Run) -> Mapping[str, Any]:
+        """Of a cluster alone. Raises `ClientError`."""
+        raise self._of_a_cluster("compare", "metrics.jsonl beside each result has the losses")
+
+    def serve(self, kind: str = "vllm") -> Sequence[Mapping[str, Any]]:
+        """Of a cluster alone. Raises `ClientError`."""
+        raise self._of_a_cluster("serve", f"vllm serve takes the folder of pull() ({kind})")
+
+    def logs(self) -> str:
+        """See `Run`."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def _of_a_cluster(self, verb: str, instead: str) -> ClientError:
+        return ClientError(f"{verb} asks a cluster, and {self.name} is a run of this machine: {instead}")
+
+    def _result(self) -> Path:
         artifact = self._ending().get("artifact") or {}
         address = str(artifact.get("uri", ""))
         if not address.startswith("pvc://"):
             raise ClientError(f"{self.name} has no adapter on a claim: its output is {address or 'not there yet'}")
-        target = Path(folder or self.name)
-        if target.exists():
-            raise ClientError(f"{target} exists already: name another folder, or remove it")
-        shutil.copytree(self._claims / address.removeprefix("pvc://"), target)
-        return target
-
-    def logs(self) -> str:
-        """See `Run`."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
+        return self._claims / address.removeprefix("pvc://")
 
     def _ending(self) -> dict[str, Any]:
         try:
-            document = json.loads(self._summary.read_text(encoding="utf-8"))
+            document = json.loads(self.summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}

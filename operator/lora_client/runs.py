@@ -5,13 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_client.cluster.connection import Cluster, connect
+from lora_client.cluster.connection import Cluster, Object, connect
 from lora_client.cluster.follow import follow
 from lora_client.cluster.run_pods import choose, pods_of
 from lora_client.errors import ClientError
 from lora_client.output import note
 from lora_client.verbs import changing, checking
+from lora_client.verbs.ask import conversation
+from lora_client.verbs.explaining import explanation
 from lora_client.verbs.pull import pull
+from lora_client.verbs.serve import served
+from lora_client.views.answers import Answer
+from lora_client.views.changes import change_to
+from lora_client.views.comparison import compare
+from lora_client.views.helper_pod import Need
 from lora_client.views.resources import message, result, state
 from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
 
@@ -35,6 +42,28 @@ class Run(Protocol):
 
     def logs(self) -> str:
         """The log of its training so far."""
+
+    def ask(self, question: str, *, gpu: bool = False, most_tokens: int = 64) -> Answer:
+        """What the base model and the adapter answer, each in at most so many tokens, on a CPU or on the run's GPUs."""
+
+    def clone(self, changes: Mapping[str, Any], *, name: str | None = None) -> "Run":
+        """Start a new run with changes, as in `{"lora.rank": 32}`; None removes a field. Without a name it gets this
+        one's and a number."""
+
+    def suspend(self) -> "Run":
+        """Let it save its state and free what it computes on."""
+
+    def resume(self) -> "Run":
+        """Let it go on."""
+
+    def explain(self) -> Mapping[str, Any]:
+        """What the operator sees of it and decides, and why it waits."""
+
+    def compare(self, other: "Run") -> Mapping[str, Any]:
+        """The settings that differ, and the other's loss less this one's, in nats per token."""
+
+    def serve(self, kind: str = "vllm") -> Sequence[Mapping[str, Any]]:
+        """The objects that serve its adapter, for `kubectl apply`; `kind` is vllm or kserve."""
 
 
 class Runs(Protocol):
@@ -78,7 +107,7 @@ class ClusterRun:
 
     def __init__(self, cluster: Cluster, resource: Mapping[str, Any]) -> None:
         self._cluster = cluster
-        self.resource = resource
+        self.resource: Object = dict(resource)
 
     def __repr__(self) -> str:
         return f"<Run {self._cluster.namespace}/{self.name}: {self.state}>"
@@ -133,6 +162,32 @@ class ClusterRun:
     def pull(self, folder: Path | str | None = None) -> Path:
         """See `Run`."""
         return pull(self._cluster, self.name, None if folder is None else str(folder))
+
+    def ask(self, question: str, *, gpu: bool = False, most_tokens: int = 64) -> Answer:
+        """See `Run`."""
+        need = Need(verb="ask", model=True, gpu=gpu)
+        with conversation(self._cluster, self.refresh().resource, need, most_tokens) as answer:
+            return answer(question)
+
+    def clone(self, changes: Mapping[str, Any], *, name: str | None = None) -> "ClusterRun":
+        """See `Run`."""
+        parsed = [change_to(path, value) for path, value in changes.items()]
+        manifest = changing.cloned(self._cluster, self.refresh().resource, name, parsed)
+        return ClusterRun(self._cluster, changing.create(self._cluster, manifest))
+
+    def explain(self) -> Mapping[str, Any]:
+        """See `Run`."""
+        return explanation(self._cluster, self.refresh().resource)
+
+    def compare(self, other: Run) -> Mapping[str, Any]:
+        """See `Run`."""
+        if not isinstance(other, ClusterRun):
+            raise ClientError(f"{other.name} is no run of a cluster: compare two of LoRAClient()")
+        return compare(self.refresh().resource, other.refresh().resource)
+
+    def serve(self, kind: str = "vllm") -> Sequence[Mapping[str, Any]]:
+        """See `Run`."""
+        return served(self.refresh().resource, kind)
 
     def logs(self) -> str:
         """See `Run`."""

@@ -18,6 +18,7 @@ from localcluster.client import Client
 from lora_client import LoRAClient
 from lora_client.__main__ import main
 from lora_client.errors import ClientError
+from lora_client.runs import ClusterRun
 from lora_trainer.contract.reasons import Reason
 
 
@@ -233,6 +234,19 @@ def test_the_python_interface_has_the_same_verbs(stage: Stage, user: Person) -> 
     with pytest.raises(ClientError, match=r"tone failed \(DatasetInvalid\): line 17 has no field"):
         run.wait(60)
     assert client.get("tone").state == "DatasetInvalid"
+    assert run.explain()["resource"]["state"] == "DatasetInvalid"
+    other = run.clone({"lora.rank": 32, "training.learningRate": 1e-4})
+    assert other.name == "tone-2"
+    differs = {entry["field"]: entry["values"][1] for entry in run.compare(other)["differs"]}
+    assert (differs["lora.rank"], differs["training.learningRate"]) == ("32", "0.0001")
+    assert isinstance(other, ClusterRun)
+    assert [other.suspend().resource["spec"]["suspend"], other.resume().resource["spec"]["suspend"]] == [True, False]
+    with pytest.raises(ClientError, match="tone has no adapter yet"):
+        run.serve()
+    with pytest.raises(ClientError, match="tone has no adapter yet"):
+        run.ask("Who are you?")
+    with pytest.raises(ClientError, match="--with is tgi"):
+        run.serve("tgi")
     with pytest.raises(ClientError, match="backend is docker"):
         LoRAClient(backend="docker")
 

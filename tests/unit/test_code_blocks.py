@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import jsonschema
 import pytest
@@ -18,6 +19,8 @@ from tests.pages.checks import fault, missing_files
 from tests.pages.typed import PROGRAMS, Call, typed
 
 from lora_client import interface
+from lora_client.runs import ClusterRun
+from lora_client.views.answers import Answer
 from lora_trainer.contract.manifest import KIND, RunOptions, train_config
 
 CHART = REPOSITORY / "helm/lora-finetune-operator"
@@ -94,29 +97,31 @@ def test_a_query_asks_for_series_and_labels_that_there_are(shown: Block) -> None
     assert list(promql.faults(shown.text, promql.known_series())) == []
 
 
-def test_the_python_of_the_client_s_page_uses_what_the_client_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Executed, with a cluster that checks the run and has it done at once."""
-    (shown,) = (each for each in CHECKED if each.language == "python")
-
-    class Done:
-        def wait(self) -> "Done":
-            return self
-
-        def pull(self) -> str:
-            return "a folder"
+def test_the_python_of_the_client_s_page_uses_what_the_client_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Executed in their order, with a cluster that checks the run and has it done at once."""
+    blocks = [each for each in CHECKED if each.language == "python"]
+    done = create_autospec(ClusterRun, instance=True)
+    done.wait.return_value = done.clone.return_value = done
+    done.pull.return_value = "a folder"
+    done.compare.return_value = {"difference": -0.25}
+    done.ask.return_value = Answer(question="", base="", adapter="Aye.")
 
     class Place:
         def __init__(self, _context: str | None, namespace: str | None) -> None:
             assert namespace == "team-a"
 
-        def start(self, manifest: dict[str, Any]) -> Done:
+        def start(self, manifest: dict[str, Any]) -> ClusterRun:
             assert train_config(manifest, RunOptions(uid="u", strict=True))
-            return Done()
+            return done  # type: ignore[no-any-return] # what stands for one
 
     monkeypatch.setattr(interface, "ClusterRuns", Place)
     known: dict[str, Any] = {}
-    exec(compile(shown.text, str(shown), "exec"), known)  # noqa: S102 - a page of this repository
+    for shown in blocks:
+        exec(compile(shown.text, str(shown), "exec"), known)  # noqa: S102 - a page of this repository
     assert known["folder"] == "a folder"
+    assert capsys.readouterr().out == "-0.25 Aye.\n"
 
 
 def test_manifests_of_other_projects_have_a_test_that_knows_these() -> None:

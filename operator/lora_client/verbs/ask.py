@@ -3,19 +3,16 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from lora_client.cluster.connection import Cluster
+from lora_client.cluster.connection import Cluster, Object
 from lora_client.cluster.helper import helper
 from lora_client.cluster.process import Process
 from lora_client.errors import ClientError
 from lora_client.output import Form, data, note, say
 from lora_client.views.answers import Answer, side_by_side
 from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of
-
-if TYPE_CHECKING:
-    from lora_client.views.resources import Object
 
 _FIRST_S = 1800.0
 """Until the first answer: the model is loaded, and fetched where no cache has it."""
@@ -27,15 +24,25 @@ def ask(cluster: Cluster, name: str, question: str | None, form: Form, *, need: 
         raise ClientError("QUESTION is empty: type one, or leave it out to be asked for one after the other")
     if form is Form.NAME:
         raise ClientError("-o is name: an answer has none, so use text, json or yaml")
-    run = cluster.get("lorafinetunes", name)
+    with conversation(cluster, cluster.get("lorafinetunes", name), need, most_tokens) as answer:
+        for asked in _questions(question):
+            _print(answer(asked), form)
+
+
+@contextmanager
+def conversation(cluster: Cluster, run: Object, need: Need, most_tokens: int) -> Iterator[Callable[[str], Answer]]:
+    """What answers a question, for as long as its pod lives. Raises `ClientError`."""
     folder = folder_of(adapter_place(run))
     command = ["python3", "-m", "lora_trainer.cli", "ask", "--adapter", folder, "--format", "json"]
     command += ["--max-new-tokens", str(most_tokens)]
     with helper(cluster, run, need) as pod, Process(cluster, pod, CONTAINER, command) as process:
         note("Loading the model ...")
-        for asked in _questions(question):
-            process.write(" ".join(asked.split()).encode() + b"\n")
-            _print(_answer(process.line(_FIRST_S)), form)
+
+        def answer(question: str) -> Answer:
+            process.write(" ".join(question.split()).encode() + b"\n")
+            return answer_of(process.line(_FIRST_S))
+
+        yield answer
 
 
 def _questions(question: str | None) -> Iterator[str]:
@@ -52,7 +59,8 @@ def _questions(question: str | None) -> Iterator[str]:
             yield line
 
 
-def _answer(line: bytes) -> Answer:
+def answer_of(line: bytes) -> Answer:
+    """What the trainer prints for a question. Raises `ClientError`."""
     try:
         record: Object = json.loads(line)
         return Answer(question=str(record["question"]), base=str(record["base"]), adapter=str(record["adapter"]))

@@ -8,8 +8,8 @@ from lora_client.documents import load_document
 from lora_client.errors import FAILED
 from lora_client.output import Form, data, note, show
 from lora_client.verbs.checking import apply, check, placed, require_good
+from lora_client.views.changes import Change, free_name, parse_change
 from lora_client.views.changes import clone as changed
-from lora_client.views.changes import free_name, parse_change
 from lora_client.views.resources import name_of, result
 
 
@@ -63,17 +63,23 @@ def patch_suspended(cluster: Cluster, name: str, *, suspend: bool) -> Object:
 def clone(cluster: Cluster, name: str, new: str | None, changes: Sequence[str], form: Form, *, dry: bool) -> None:
     """Start a run made from another one. Raises `ClientError` with a line for each problem."""
     parsed = [parse_change(text) for text in changes]
-    run = cluster.get("lorafinetunes", name)
-    new = new or free_name(name, {name_of(other) for other in cluster.items("lorafinetunes")})
-    manifest = changed(run, new, parsed)
-    require_good(cluster, manifest)
+    manifest = cloned(cluster, cluster.get("lorafinetunes", name), new, parsed)
     if dry:
         show(Form.YAML if form is Form.TEXT else form, [manifest], ())
         return
-    stored = _create(cluster, manifest)
-    show(form, [stored], [f"{new} is made from {name}: lora watch {new}"])
+    stored = create(cluster, manifest)
+    show(form, [stored], [f"{name_of(stored)} is made from {name}: lora watch {name_of(stored)}"])
 
 
-def _create(cluster: Cluster, manifest: Mapping[str, Any]) -> Object:
+def cloned(cluster: Cluster, run: Object, new: str | None, changes: Sequence[Change]) -> dict[str, Any]:
+    """The manifest of a run made from another one, which the server would take. Raises `ClientError`."""
+    new = new or free_name(name_of(run), {name_of(other) for other in cluster.items("lorafinetunes")})
+    manifest = changed(run, new, changes)
+    require_good(cluster, manifest)
+    return manifest
+
+
+def create(cluster: Cluster, manifest: Mapping[str, Any]) -> Object:
+    """The run that the server makes of it. Raises `ClientError`."""
     query = {"fieldManager": "lora", "fieldValidation": "Strict"}
     return cluster.request("POST", cluster.path("lorafinetunes"), query=query, body=manifest)

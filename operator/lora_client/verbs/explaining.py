@@ -23,17 +23,20 @@ def explain(cluster: Cluster, name: str, form: Form) -> None:
     run = cluster.get("lorafinetunes", name)
     if form is Form.NAME:
         show(form, [run], ())
-        return
+    elif form is Form.TEXT:
+        show(form, [run], render(explanation(cluster, run)).splitlines())
+    else:
+        data(form, explanation(cluster, run))
+
+
+def explanation(cluster: Cluster, run: Object) -> dict[str, Any]:
+    """What the operator sees and decides, as plain values. Raises `ClientError`."""
     finetune = parse_finetune(run)
     notes = [_DEFAULTS]
     observed = _observe(cluster, finetune, notes)
     config, now = OperatorConfig(trainer_image="unknown"), datetime.now(UTC)
     plan = decide(finetune, observed, config, now)
-    document = describe(finetune, observed, plan, config=config, now=now, notes=notes)
-    if form is Form.TEXT:
-        show(form, [run], render(document).splitlines())
-    else:
-        data(form, document)
+    return describe(finetune, observed, plan, config=config, now=now, notes=notes)
 
 
 def _observe(cluster: Cluster, finetune: FineTune, notes: list[str]) -> Observed:

@@ -7,16 +7,15 @@ from typing import Any
 from lora_client.cluster.connection import Cluster
 from lora_client.errors import ClientError
 from lora_client.output import Form, data, say
-from lora_client.views.resources import name_of
+from lora_client.views.resources import Object, name_of
 from lora_client.views.serving import SERVERS, manifests
 from lora_client.yaml_text import yaml_text
 
 
 def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
     """Print it. Raises `ClientError` where the result cannot be served."""
-    if kind not in SERVERS:
-        raise ClientError(f"--with is {kind}: must be {' or '.join(SERVERS)}")
-    documents = manifests(cluster.get("lorafinetunes", name), kind)
+    _require_known(kind)
+    documents = served(cluster.get("lorafinetunes", name), kind)
     if form is Form.JSON:
         data(form, {"apiVersion": "v1", "kind": "List", "items": documents})
         return
@@ -26,6 +25,17 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
         return
     for document in documents:
         sys.stdout.write("---\n" + yaml_text(document))
+
+
+def served(run: Object, kind: str) -> list[dict[str, Any]]:
+    """The objects that serve a run's adapter. Raises `ClientError` where it cannot be served."""
+    _require_known(kind)
+    return manifests(run, kind)
+
+
+def _require_known(kind: str) -> None:
+    if kind not in SERVERS:
+        raise ClientError(f"--with is {kind}: must be {' or '.join(SERVERS)}")
 
 
 def _title(document: Mapping[str, Any]) -> str:

@@ -2,10 +2,10 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_client.documents import load_document, read_file
 from lora_client.errors import ClientError
@@ -17,6 +17,9 @@ from lora_client.views.checked import own_problems, shown
 from lora_client.yaml_text import yaml_text
 from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 from lora_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from lora_trainer.plan import Plan
 
 _DEFAULT_CLAIM = "of the chart's defaults.checkpointClaim"
 """In the place of a name that only the cluster knows."""
@@ -117,11 +120,21 @@ def convert(path: str, *, name: str, tool: str | None, gpus: int, output: str, f
 
 def plan(path: str, *, config: str | None, gpus: list[str], tokens: int | None, form: Form) -> None:
     """Print what a run takes of which GPU. Raises `ClientError`."""
+    resource = load_document(path).resource
+    found = planned(resource, config=config, gpus=gpus, tokens=tokens)
+    if form is Form.NAME:
+        show(form, [resource], ())
+        return
+    from lora_trainer.plan_table import show as table  # noqa: PLC0415 - as below
+
+    say(table(found, form if form in (Form.JSON, Form.YAML) else "table", shutil.get_terminal_size((100, 24)).columns))
+
+
+def planned(resource: Mapping[str, Any], *, config: str | None, gpus: Sequence[str], tokens: int | None) -> "Plan":
+    """What a run takes of which GPU. Raises `ClientError`."""
     from lora_trainer.places.volumes import Volumes  # noqa: PLC0415 - tables of models, which other verbs do without
     from lora_trainer.plan import Asked, plan_run  # noqa: PLC0415
-    from lora_trainer.plan_table import show as table  # noqa: PLC0415
 
-    resource = load_document(path).resource
     options = RunOptions(uid="plan", allow_cpu=True, strict=True, checkpoint_claim=_DEFAULT_CLAIM)
     try:
         run = train_config(resource, options)
@@ -136,9 +149,6 @@ def plan(path: str, *, config: str | None, gpus: list[str], tokens: int | None, 
             "Models on the Hub are read with a library that the client does not bring: name the model's config.json, "
             "from its page on the Hub, by --config"
         ) from error
-    if form is Form.NAME:
-        show(form, [resource], ())
-        return
     if run.checkpoint.claim == _DEFAULT_CLAIM:
         found = replace(found, notes=(*found.notes, _NO_CLAIM))
-    say(table(found, form if form in (Form.JSON, Form.YAML) else "table", shutil.get_terminal_size((100, 24)).columns))
+    return found

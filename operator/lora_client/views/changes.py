@@ -57,6 +57,16 @@ def parse_change(text: str) -> Change:
     return Change(path=path, value=read)
 
 
+def change_to(path: str, value: Any) -> Change:
+    """A change by a Python value. Raises `ClientError`."""
+    path = path.removeprefix("spec.")
+    if not _PATH.fullmatch(path):
+        raise ClientError(f"{path} names no field: write it as in lora.rank")
+    if path in DECIMALS and value is not None:
+        value = decimal_text(value) or value
+    return Change(path=path, value=value)
+
+
 def decimal_text(value: object) -> str | None:
     """A number as this API takes it, without an exponent: 2e-4 is 0.0002. None for what is no number."""
     try:

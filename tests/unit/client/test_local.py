@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.unit.fit_models import llama
 
 from lora_client import LoRAClient
 from lora_client.errors import ClientError
@@ -19,6 +20,14 @@ SPEC: Spec = {
 TRAINER = f"""#!{sys.executable}
 import json, pathlib, sys
 options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+if sys.argv[1] == "ask":
+    question = sys.stdin.readline().strip()
+    if not question:
+        sys.exit("the question is empty")
+    adapter = pathlib.Path(options["--adapter"]).relative_to(options["--claims"])
+    answer = {{"question": question, "base": options["--max-new-tokens"], "adapter": str(adapter)}}
+    print(json.dumps(answer))
+    sys.exit(0)
 manifest = json.loads(pathlib.Path(options["-f"]).read_text())
 print("step 1/2  loss 2.0000")
 if manifest["spec"]["lora"]["rank"] > 16:
@@ -63,6 +72,48 @@ def test_a_local_run_that_fails_says_why(client: LoRAClient) -> None:
         run.wait(60)
     with pytest.raises(ClientError, match="has no adapter on a claim"):
         run.pull()
+
+
+def test_a_local_run_is_asked_and_cloned(client: LoRAClient) -> None:
+    """By the same verbs; what asks a cluster says so."""
+    run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone").wait(60)
+    answer = run.ask("Who are\nyou?", most_tokens=7)
+    assert (answer.question, answer.base, answer.adapter) == ("Who are you?", "7", "adapters/tone")
+    with pytest.raises(ClientError, match="lora-trainer ask ended with status 1: the question is empty"):
+        run.ask(" ")
+    other = run.clone({"lora.rank": 32})
+    assert other.name == "tone-2"
+    with pytest.raises(ClientError, match=r"tone-2 failed \(DatasetInvalid\)"):
+        other.wait(60)
+    with pytest.raises(ClientError, match="rank in it names no field"):
+        run.clone({"rank in it": 1})
+    for verb in (run.explain, run.serve, lambda: run.compare(other)):
+        with pytest.raises(ClientError, match="asks a cluster, and tone is a run of this machine"):
+            verb()
+
+
+def test_a_local_run_is_suspended_and_goes_on(client: LoRAClient, tmp_path: Path) -> None:
+    """Its process ends as a pod's does, and the next one writes on in the same log; one that succeeded stays."""
+    script = tmp_path / "bin" / "lora-trainer"
+    script.write_text(TRAINER.replace("import json", "import time; time.sleep(60); import json"))
+    run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone")
+    assert run.suspend().state == "ExitCode-15"
+    script.write_text(TRAINER)
+    assert run.resume().wait(60).state == "Succeeded"
+    written = run.logs()
+    assert run.resume().logs() == written
+
+
+def test_plans_and_conversions_need_no_cluster(tmp_path: Path) -> None:
+    """As the commands print them."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(llama()))
+    plan = LoRAClient.plan(SPEC, config=config, gpus=["A10"])
+    assert [gpu["name"] for gpu in plan["gpus"]] == ["A10"]
+    with pytest.raises(ClientError, match='--gpu is "B17"'):
+        LoRAClient.plan(SPEC, config=config, gpus=["B17"])
+    found = LoRAClient.convert("trl sft --model_name_or_path acme/model --lora_r 8 --use_peft", name="tone")
+    assert found.manifest["spec"]["lora"]["rank"] == 8
 
 
 def test_what_a_local_run_cannot_be_is_said_before_it_starts(
