@@ -141,16 +141,7 @@ def test_a_result_of_a_pod_that_a_deleted_job_has_adopted_proves_nothing(shared:
     """The Job controller takes any pod of the template's labels for the Job's own."""
     run = begin(shared, "b19-forged")
     pod = run.running_pod()
-    job = run.job()
-    labels = {**job["spec"]["template"]["metadata"]["labels"], **pod["metadata"]["labels"]}
-    spec = {"containers": [{"name": "trainer", "image": "registry.example/other"}]}
-    name = f"{job['metadata']['name']}-0-forged"
-    forged = shared.api.post(shared.path("pods"), {"metadata": {"name": name}, "spec": spec})
-    shared.end_pod(forged, 0, succeeded())
-    # As a living pod it would be one too many for the Job controller, which deletes it.
-    shared.api.patch(shared.path("pods", name), {"metadata": {"labels": labels}})
-    owners = f"{name} has an owner"
-    eventually(lambda: shared.api.get(shared.path("pods", name))["metadata"].get("ownerReferences"), owners)
+    _forge(shared, run, pod)
     _delete_job(run, "Foreground")
     run.wait_state("Restarting")
     run.be_looked_at()
@@ -158,6 +149,32 @@ def test_a_result_of_a_pod_that_a_deleted_job_has_adopted_proves_nothing(shared:
         assert run.condition("Complete")["status"] == "Unknown"
         finish_deletion(shared, pod)
         run.job(2)
+
+
+@pytest.mark.fault("B19.unconfirmed")
+def test_a_result_of_a_pod_that_a_job_has_adopted_is_not_what_it_counted(shared: Stage, faults: Proofs) -> None:
+    """The Job succeeds by its own pod, which leaves no summary: what the other one says is not that pod's."""
+    run = begin(shared, "b19-beside")
+    pod = run.running_pod()
+    _forge(shared, run, pod)
+    shared.end_pod(pod, 0, "")
+    with faults.proving("B19.unconfirmed"):
+        run.wait("Failed", "True", "ResultUnknown")
+        assert run.condition("Complete")["status"] == "False"
+
+
+def _forge(stage: Stage, run: Run, pod: Object) -> None:
+    """Have the run's Job adopt a pod that ended with the summary of an adapter that nobody trained."""
+    job = run.job()
+    labels = {**job["spec"]["template"]["metadata"]["labels"], **pod["metadata"]["labels"]}
+    spec = {"containers": [{"name": "trainer", "image": "registry.example/other"}]}
+    name = f"{job['metadata']['name']}-0-forged"
+    forged = stage.api.post(stage.path("pods"), {"metadata": {"name": name}, "spec": spec})
+    stage.end_pod(forged, 0, succeeded())
+    # As a living pod it would be one too many for the Job controller, which deletes it.
+    stage.api.patch(stage.path("pods", name), {"metadata": {"labels": labels}})
+    owners = f"{name} has an owner"
+    eventually(lambda: stage.api.get(stage.path("pods", name))["metadata"].get("ownerReferences"), owners)
 
 
 @pytest.mark.fault("B19.unconfirmed")

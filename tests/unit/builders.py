@@ -206,6 +206,7 @@ def make_pod_object(
         "namespace": NAMESPACE,
         "uid": f"uid-of-{name or default}",
         "labels": {**labels, names.INDEX_LABEL: str(index)} if trains else labels,
+        "annotations": {names.INDEX_LABEL: str(index)} if trains else {},
         "ownerReferences": [{"kind": "Job", "name": job, "uid": owner, "controller": True}] if owner else [],
         "creationTimestamp": instant(created_at or minutes_ago(57)),
     }

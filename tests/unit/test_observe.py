@@ -18,7 +18,7 @@ from tests.unit.builders import (
 from tests.unit.junk import JSON, damaged
 
 from lora_operator.views.model import ConditionView, ContainerView
-from lora_operator.views.names import QUEUE_LABEL
+from lora_operator.views.names import PREFLIGHT, QUEUE_LABEL
 from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod
 
 FULL_POD = make_pod_object(
@@ -121,6 +121,16 @@ def test_an_ended_trainer_tells_code_reason_message_and_time() -> None:
     assert trainer == ContainerView(
         exit_code=137, termination_reason="OOMKilled", termination_message="tail", finished_at=minutes_ago(1)
     )
+
+
+@pytest.mark.parametrize("annotations", [{}, {"batch.kubernetes.io/job-completion-index": "x"}])
+def test_a_pod_that_its_job_does_not_count_is_an_orphan(annotations: dict[str, str]) -> None:
+    """Adopted by its labels, and without the annotation that a training's Job gives to the pods which it makes."""
+    document = make_pod_object(phase="Succeeded")
+    assert parse_pod(document).job_uid
+    document["metadata"]["annotations"] = annotations
+    assert parse_pod(document).job_uid == ""
+    assert parse_pod(make_pod_object(stage=PREFLIGHT)).job_uid
 
 
 def test_a_pod_that_another_kind_controls_is_an_orphan() -> None:

@@ -1,9 +1,9 @@
 """What proves that a run succeeded: a pod's summary of a verified adapter, and the status of the very Job that owns it.
 
 The summary alone is worth as much as the right to create pods in the namespace. So the pod must be controlled, by uid,
-by a Job of the run, and that Job must have counted a success. One that was deleted before it did cannot any more: the
-Job controller adopts whatever pod carries the labels of its template, so that an owner alone proves nothing. The next
-attempt then finds what was published, and verifies it.
+by a Job of the run that counts it (`PodView.job_uid`), and that Job must have counted a success. One that was deleted
+before it did cannot any more: the Job controller adopts whatever pod carries the labels of its template, so that an
+owner alone proves nothing. The next attempt then finds what was published, and verifies it.
 """
 
 import dataclasses

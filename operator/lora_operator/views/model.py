@@ -124,8 +124,9 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
-    """A Pod of one of our Jobs. `job_uid` is that of the Job that controls it, empty for an orphan; `attempt` and
-    `stage` are those of the Job `job_name`, 0 if unknown.
+    """A Pod of one of our Jobs. `job_uid` is that of the Job that controls and counts it, empty for an orphan and for a
+    pod that somebody else made and the Job adopted; `attempt` and `stage` are those of the Job `job_name`, 0 where it
+    is unknown.
 
     `index` is the number of its node among those that train together; 0 leads and reports. `claims` are the names of
     the PersistentVolumeClaims of a pod that waits for a node. `image` is that of the trainer's container. `is_indexed`:

@@ -18,6 +18,7 @@ RETRIES_ANNOTATION = "lora-operator.io/retries-before"
 RELABELLED_ANNOTATION = "lora-operator.io/relabelled"
 CONFIG_ANNOTATION = "lora-operator.io/config"
 ROLE_LABEL = "lora-operator.io/role"
+# A label and an annotation.
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"

@@ -112,7 +112,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
     return PodView(
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
-        job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
+        job_uid=owner.get("uid", "") if owner.get("kind") == "Job" and _is_counted(metadata, stage) else "",
         phase=_text(status, "phase"),
         reason=_text(status, "reason"),
         message=_text(status, "message"),
@@ -209,6 +209,12 @@ def _number_in(metadata: Mapping[str, Any], annotation: str) -> int:
     """0 where the annotation is missing, as on a Job of an operator that did not know it."""
     number = _text(_map(metadata, "annotations"), annotation)
     return int(number) if _INDEX.fullmatch(number) else 0
+
+
+def _is_counted(metadata: Mapping[str, Any], stage: str) -> bool:
+    """Whether the Job that controls a pod counts it. That of a training is Indexed, adopts every pod that carries its
+    labels, and counts by the annotation alone that it gives to those which it makes."""
+    return stage != names.TRAIN or bool(_INDEX.fullmatch(_text(_map(metadata, "annotations"), names.INDEX_LABEL)))
 
 
 def _index(metadata: Mapping[str, Any]) -> int:
