@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,8 +77,25 @@ def test_peft_loads_the_adapter_from_the_volume(
     assert "Fair winds" not in answers[0].base
 
 
-def lora(installed: Installed, *arguments: str, stdin: str = "") -> str:
+@pytest.fixture
+def editor(installed: Installed, module_namespace: str, tmp_path: Path) -> Path:
+    """A kubeconfig of somebody with the role `edit` in that namespace, as the chart extends it, and nothing else."""
+    client, place = installed.client, f"--namespace={module_namespace}"
+    client.kubectl("create", "serviceaccount", "editor", place)
+    account = f"--serviceaccount={module_namespace}:editor"
+    client.kubectl("create", "rolebinding", "editor", "--clusterrole=edit", account, place)
+    document = json.loads(client.kubectl("config", "view", "--raw", "--minify", "--output=json"))
+    token = client.kubectl("create", "token", "editor", "--duration=1h", place).strip()
+    document["users"] = [{"name": "editor", "user": {"token": token}}]
+    document["contexts"][0]["context"]["user"] = "editor"
+    kubeconfig = tmp_path / "editor.kubeconfig"
+    kubeconfig.write_text(json.dumps(document))
+    return kubeconfig
+
+
+def lora(kubeconfig: Path, *arguments: str, stdin: str = "") -> str:
     """The client, as somebody types it; its standard output."""
+    variables = {"KUBECONFIG": str(kubeconfig), "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image"}
     done = subprocess.run(
         [sys.executable, "-m", "lora_client", *arguments],
         input=stdin,
@@ -85,27 +103,28 @@ def lora(installed: Installed, *arguments: str, stdin: str = "") -> str:
         text=True,
         check=False,
         timeout=900,
-        env={**installed.client.environment, "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image"},
+        env={**os.environ, **variables},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_client_copies_the_adapter_asks_it_and_leaves_no_pod(
-    finished: dict[str, Any], installed: Installed, module_namespace: str, tmp_path: Path
+    finished: dict[str, Any], installed: Installed, editor: Path, module_namespace: str, tmp_path: Path
 ) -> None:
-    """Every file with its digest; a conversation of two questions with the model loaded once; the run's own log."""
+    """Every file with its digest; a conversation of two questions with the model loaded once; the run's own log. With
+    the role `edit` alone."""
     name, here = finished["metadata"]["name"], ("-n", module_namespace)
     folder = tmp_path / "adapter"
-    lora(installed, "pull", name, str(folder), *here)
+    lora(editor, "pull", name, str(folder), *here)
     manifest = (folder / "manifest.json").read_bytes()
     assert f"sha256:{hashlib.sha256(manifest).hexdigest()}" == finished["status"]["artifact"]["digest"]
     assert (folder / "adapter_model.safetensors").is_file()
     asked = "How do I dry a wet sail?\nWhich shoes are best for a wet deck?\n"
-    answers = [json.loads(line) for line in lora(installed, "ask", name, "-o", "json", *here, stdin=asked).splitlines()]
+    answers = [json.loads(line) for line in lora(editor, "ask", name, "-o", "json", *here, stdin=asked).splitlines()]
     assert [answer["question"] for answer in answers] == asked.splitlines()
     assert all(answer["base"] != answer["adapter"] for answer in answers)
-    kept = lora(installed, "logs", name, *here)
+    kept = lora(editor, "logs", name, *here)
     assert "loss before training" in kept
     helpers = ("pods", f"--namespace={module_namespace}", "--selector=lora-operator.io/client")
     assert installed.client.get(*helpers)["items"] == []
