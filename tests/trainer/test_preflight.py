@@ -195,7 +195,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "2^63": (json.dumps(KEYS | {"intermediate_size": 2**63}), "config.json.intermediate_size is 9223372036854775808:"),
     "nested": (NESTED, "its config.json is no configuration with a model_type"),
     "not UTF-8": ("\udcff", "its config.json is no configuration with a model_type"),
-    "megabytes": (json.dumps(KEYS | {"x": "x" * 2**20}), "config.json has 1,048,7"),
+    "megabytes": (json.dumps(KEYS | {"x": "x" * 2**20}), "config.json has over 1,048,576 characters"),
     "quantized": (json.dumps(KEYS | {"quantization_config": {"bits": 4}}), "its weights are already quantized"),
     "an encoder": (json.dumps(KEYS | {"is_encoder_decoder": True}), "config.json.is_encoder_decoder is True: must be"),
 }

@@ -216,6 +216,7 @@ class World:
                     INDEX_LABEL: str(index),
                     JOB_NAME_LABEL: job_name,
                 },
+                "annotations": {INDEX_LABEL: str(index)},
                 "ownerReferences": [
                     {"kind": "Job", "name": job_name, "uid": job["metadata"]["uid"], "controller": True}
                 ],
