@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.component.patience import eventually
 from tests.unit.fit_models import llama
 
 from lora_client import LoRAClient
@@ -95,13 +96,16 @@ def test_a_local_run_is_asked_and_cloned(client: LoRAClient) -> None:
 def test_a_local_run_is_suspended_and_goes_on(client: LoRAClient, tmp_path: Path) -> None:
     """Its process ends as a pod's does, and the next one writes on in the same log; one that succeeded stays."""
     script = tmp_path / "bin" / "lora-trainer"
-    script.write_text(TRAINER.replace("import json", "import time; time.sleep(60); import json"))
+    script.write_text(
+        TRAINER.replace("import json", "import time; print('begun', flush=True); time.sleep(60); import json")
+    )
     run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone")
+    eventually(lambda: "begun" in run.logs(), "the first process has begun")
     assert run.suspend().state == "ExitCode-15"
     script.write_text(TRAINER)
     assert run.resume().wait(60).state == "Succeeded"
-    written = run.logs()
-    assert run.resume().logs() == written
+    assert [line.split()[0] for line in run.logs().splitlines()] == ["begun", "step"]
+    assert run.resume().state == "Succeeded"
 
 
 def test_plans_and_conversions_need_no_cluster(tmp_path: Path) -> None:
