@@ -13,7 +13,7 @@ from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import DatasetError, StorageError
 from lora_trainer.host.guard import guarded, leave
-from lora_trainer.host.launch import end_with_parent
+from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Reporter, open_report
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,11 @@ class Workplace:
         path.write_text(config.to_json(), encoding="utf-8")
         return path
 
-    def start(self, *arguments: str | Path, subcommand: str = "run", **environment: str) -> "subprocess.Popen[str]":
-        """Start `lora-trainer run`, or another command of it, with `arguments` on these claims."""
-        command = [sys.executable, "-m", "lora_trainer.cli", subcommand, *map(str, arguments)]
+    def start(
+        self, *arguments: str | Path, subcommand: str = "run", launcher: Sequence[str] = (), **environment: str
+    ) -> "subprocess.Popen[str]":
+        """Start `lora-trainer run`, or another command of it, with `arguments` on these claims, through a launcher."""
+        command = [*launcher, sys.executable, "-m", "lora_trainer.cli", subcommand, *map(str, arguments)]
         command += ["--claims", str(self.claims)]
         command += ["--configmaps", str(self.root / "configmaps"), "--termination-log", str(self.termination_log)]
         return subprocess.Popen(
@@ -70,9 +73,11 @@ class Workplace:
             env={**os.environ, "PYTHONPATH": str(TRAINER), "HF_HUB_OFFLINE": "0", **environment},
         )
 
-    def run(self, *arguments: str | Path, subcommand: str = "run", **environment: str) -> "Finished":
+    def run(
+        self, *arguments: str | Path, subcommand: str = "run", launcher: Sequence[str] = (), **environment: str
+    ) -> "Finished":
         """Run to the end."""
-        process = self.start(*arguments, subcommand=subcommand, **environment)
+        process = self.start(*arguments, subcommand=subcommand, launcher=launcher, **environment)
         output, errors = process.communicate(timeout=300)
         return Finished(status=process.returncode, output=output, log=errors, summary=self.summary())
 

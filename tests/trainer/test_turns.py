@@ -81,3 +81,9 @@ def test_a_container_has_room_up_to_its_limit(tmp_path: Path) -> None:
     for limit, room in (("max", 500 * 1024), ("10000", 8500), ("1200", 0), ("99999999", 500 * 1024)):
         (tmp_path / "memory.max").write_text(f"{limit}\n", encoding="ascii")
         assert free_memory(tmp_path, meminfo) == room
+
+
+def test_a_system_without_proc_has_all_of_its_memory(tmp_path: Path) -> None:
+    """A Mac does not say what is free."""
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
+    assert free_memory(tmp_path, tmp_path / "none") == 1024 * int(total.split()[1])

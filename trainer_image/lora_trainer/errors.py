@@ -31,8 +31,8 @@ from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.uri import UriError
 
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-_FAILING_ERRNOS = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
-"""What a volume answers that fails, whether it is read or written."""
+_FAILING_ERRNOS = {errno.EIO, errno.ESTALE, getattr(errno, "EREMOTEIO", errno.EIO)}
+"""What a volume answers that fails, whether it is read or written; macOS does not know the last."""
 
 _COLLECTIVE_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 _OUT_OF_DEVICE_MEMORY = re.compile(

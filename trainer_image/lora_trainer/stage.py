@@ -22,7 +22,6 @@ from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded, leave
-from lora_trainer.host.launch import end_with_parent
 from lora_trainer.host.lock import check_ticket
 from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
@@ -31,6 +30,7 @@ from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.activity import begun, heard_by
+from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.inputs import fetch
 from lora_trainer.training.kept_limit import kept_quantization, with_kept_limit

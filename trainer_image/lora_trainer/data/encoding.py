@@ -1,9 +1,9 @@
 """Many rows to token ids: in this process where they are few, else in as many as there are CPUs, in the same order."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +15,7 @@ from lora_trainer.data.formats import Sample, rendered_size, size
 from lora_trainer.data.store import Block
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import KernelOutOfMemoryError
+from lora_trainer.ranks.parent import end_with_parent
 
 BATCH_ROWS, BATCH_CHARACTERS = 512, 2**20
 BATCH_RENDERED = 16 * BATCH_CHARACTERS
@@ -22,8 +23,6 @@ BATCH_RENDERED = 16 * BATCH_CHARACTERS
 
 ALONE_BATCHES = 16
 """With more batches it is worth to start other processes."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,8 @@ def batches(rows: Iterable[tuple[int, Sample]]) -> Iterator[Batch]:
 def encode_batches(given: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Block]]:
     """Every batch with its tokens, in order. Raises `DatasetError`, `KernelOutOfMemoryError` for a killed process."""
     first = list(islice(given, ALONE_BATCHES + 1))
-    if len(first) > ALONE_BATCHES and processes > 1:
+    # The libraries of other systems do not survive a fork.
+    if len(first) > ALONE_BATCHES and processes > 1 and sys.platform == "linux":
         yield from _in_processes(chain(first, given), encoder, processes)
     else:
         for batch in chain(first, given):
@@ -90,8 +90,7 @@ _encoders: list[Encoder] = []
 def _start(encoder: Encoder, parent: int) -> None:
     # Ctrl-C reaches all processes of a terminal: the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Nothing else would end a process whose parent was killed.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:
         os._exit(1)
     # The tokenizer's own threads would come on top.

@@ -3,8 +3,6 @@
 Without PyTorch, since the supervisor uses it.
 """
 
-import ctypes
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +15,6 @@ RENDEZVOUS = "LORA_RENDEZVOUS"
 NODE_INDEX = "JOB_COMPLETION_INDEX"
 GRACE = "LORA_GRACE_SECONDS"
 _DEFAULT_GRACE_S = 120
-
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +118,3 @@ def _torchrun(
             **network,
         },
     )
-
-
-def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends: nobody else would end what a killed supervisor or torchrun
-    started, and what it went on to write would meet the next attempt."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """The device, the number of its threads, and the types that weights and computations have on it."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,8 @@ class Device:
             return int(torch.cuda.max_memory_allocated(self.torch_device))
         import resource  # noqa: PLC0415 - not on Windows, where the module must still import
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
 
     def gpu_memory(self) -> GpuMemory | None:
         """Of this process's GPU; None on a CPU."""

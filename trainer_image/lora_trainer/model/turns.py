@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -65,11 +66,19 @@ def _copied(file: Path, dtype: torch.dtype) -> int:
 
 def free_memory(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> int:
     """Bytes that this container may take more: of its limit, without the cache of files, or what the machine has."""
-    lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
-    machine = next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
+    machine = _available(meminfo)
     try:
         limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
         taken = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
     except OSError:
         return machine
     return machine if limit == "max" else max(0, min(machine, int(limit) - int(taken["anon"]) - int(taken["shmem"])))
+
+
+def _available(meminfo: Path) -> int:
+    try:
+        lines = [line.split() for line in meminfo.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        # No Linux: all of the machine's.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")

@@ -18,7 +18,8 @@ def cpu_threads(quota_file: Path = CPU_MAX) -> int:
 
 def node_cpus(quota_file: Path = CPU_MAX) -> int:
     """The same of all processes of this node together."""
-    available = len(os.sched_getaffinity(0))
+    # Linux alone tells it; a laptop with another system runs nothing beside.
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = quota_file.read_text(encoding="ascii").split()
     except (OSError, ValueError):

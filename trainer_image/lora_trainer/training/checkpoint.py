@@ -275,8 +275,8 @@ def _write_file(folder: Path, name: str, write: Write) -> FileEntry:
 
 
 def _forget(path: Path) -> None:
-    """Drop the file from the page cache, so that reading it proves what the disk has. A mere advice."""
-    with contextlib.suppress(OSError), path.open("rb") as stream:
+    """Drop the file from the page cache, so that reading it proves what the disk has. Mere advice, unknown to macOS."""
+    with contextlib.suppress(OSError, AttributeError), path.open("rb") as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
