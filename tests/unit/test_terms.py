@@ -44,3 +44,19 @@ def found(text: str) -> Iterator[str]:
     for pattern, write in TERMS:
         for match in pattern.finditer(prose):
             yield f"line {text.count(chr(10), 0, match.start()) + 1}: {match.group()!r}: write {write}"
+
+
+BEFORE_THE_GUIDES = (
+    ["README.md"]
+    + [f"docs/{name}.md" for name in ("architecture", "fit", "gitops", "gpu", "install", "kueue")]
+    + [f"docs/{name}.md" for name in ("local-cluster", "monitoring", "operations", "operator", "quickstart")]
+    + [f"docs/{name}.md" for name in ("run-without-a-cluster", "trainer", "trainer-data", "trainer-model")]
+    + [f"docs/{name}.md" for name in ("trainer-result", "yardsticks")]
+)
+"""The hand-written pages before the guides for users and administrators were written. They had 40,938 words."""
+
+
+def test_the_pages_keep_to_half_of_their_words() -> None:
+    """What is added to them takes the place of what says less."""
+    words = {page: len((REPOSITORY / page).read_text(encoding="utf-8").split()) for page in BEFORE_THE_GUIDES}
+    assert sum(words.values()) <= 40_938 // 2, words
