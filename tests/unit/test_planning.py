@@ -1,6 +1,5 @@
 """The plan of a run: its reason, its alternatives, what would make it fit, and the configuration that it settles."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +14,11 @@ from lora_trainer.contract.config import (
     DeviceConfig,
     Init,
     LoraConfig,
-    Optimizer,
     Planned,
     Precision,
     Quantization,
     TrainConfig,
     TrainingConfig,
-    Variant,
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.choice import refusal
@@ -145,91 +142,6 @@ def test_alternatives_are_the_other_ways_that_the_trainer_would_take() -> None:
     assert by_change[changes[2]].fits
     mixture = plan("H200", None, MIXTRAL).alternatives
     assert [one.change.partition(",")[0] for one in mixture] == ["quantization: None"] * 2
-
-
-FIXES = [
-    ("T4", run(quantization=Quantization.NONE), "quantization: Auto ("),
-    ("T4", run(quantization=Quantization.NONE), "resources.gpus: 2 ("),
-    ("L4", run(quantization=Quantization.NONE, training=KEPT), "training.activationCheckpointing: Auto ("),
-    ("16GiB", run(training=LONG), "training.maxSequenceLength: "),
-    ("6GiB", run(), "resources.gpuMinMemoryGiB: 12 ("),
-    ("18GiB", run(lora=LoraConfig(rank=256)), "training.optimizer: AdamW8bit ("),
-    (
-        "16GiB",
-        run(lora=LoraConfig(rank=512), training=replace(FULL, optimizer=Optimizer.ADAMW_8BIT)),
-        "lora.rank: ",
-    ),
-    ("L4", run(lora=LoraConfig(dropout=0.1), training=KEPT, quantization=Quantization.NF4), "lora.dropout: 0 ("),
-    (
-        "L4",
-        run(lora=LoraConfig(variant=Variant.DORA), training=KEPT, quantization=Quantization.NF4),
-        "lora.variant: LoRA (",
-    ),
-]
-
-
-@pytest.mark.parametrize(("gpu", "config", "fix"), FIXES, ids=[f"{gpu} {fix}" for gpu, _, fix in FIXES])
-def test_what_cannot_fit_says_what_would(gpu: str, config: TrainConfig, fix: str) -> None:
-    """Need, device, and at most three changes with the bytes that they lead to."""
-    found = plan(gpu, config)
-    assert found.fits is False
-    assert found.reason.startswith("the run needs at least ")
-    named = f"a GPU of {gpu}" if gpu[0].isdigit() else gpu
-    assert f"and {named} has {find_gpu(gpu).memory_bytes / GIB:.1f} GiB: it would fit with " in found.reason
-    assert fix in found.reason
-    assert 1 <= found.reason.count(" GiB)") <= 3
-    assert all(found.reason.count(field) <= 1 for field in ("maxSequenceLength", "lora.rank", "resources.gpus"))
-    assert len(found.reason) < 500
-
-
-def test_a_change_that_is_named_makes_the_run_fit() -> None:
-    """With the bytes that are said, and the next larger one does not."""
-    reason = plan("16GiB", run(training=LONG)).reason
-    found = re.search(r"training.maxSequenceLength: (\d+) \(([\d.]+) GiB\)", reason)
-    assert found is not None
-    shorter = plan("16GiB", run(training=TrainingConfig(max_sequence_length=int(found[1]))))
-    assert (shorter.fits, f"{shorter.peak_bytes / GIB:.1f}") == (True, found[2])
-    assert not plan("16GiB", run(training=TrainingConfig(max_sequence_length=2 * int(found[1])))).fits
-    assert "gpuMinMemoryGiB: 12 (" in plan("6GiB").reason
-    larger = run(device=DeviceConfig(gpu="12 GiB", gpu_memory_bytes=least_memory(12)))
-    assert plan(None, larger).fits
-
-
-@pytest.mark.parametrize(
-    ("known", "least"),
-    [({}, 256), ({"p95": 5000}, 5000), ({"p95": 5000, "longest": 60_000}, 5000), ({"longest": 60_000}, 60_000)],
-    ids=str,
-)
-def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, Any], least: int) -> None:
-    """But for one in twenty; of which only the longest is known, none."""
-    reason = plan("12GiB", run(training=LONG), **known).reason
-    assert "it would fit with " in reason
-    found = re.search(r"training.maxSequenceLength: (\d+)", reason)
-    assert (found is None) is (least > 8192)
-    assert found is None or int(found[1]) >= least
-    assert "maxSequenceLength" not in plan("9GiB", run(training=LONG), p95=5000).reason
-
-
-@pytest.mark.parametrize(
-    ("named", "remedy"),
-    [
-        (None, "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
-        ("6 GiB", "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
-        ("Zebra-6", "resources.gpuProducts of 12 GiB (8.6 GiB), where nodes have the labels of GPU feature discovery"),
-        ("nvidia.com/mig-1g.6gb", "a GPU of 12 GiB (8.6 GiB)"),
-    ],
-)
-def test_a_larger_gpu_is_asked_for_as_the_small_one_was(named: str | None, remedy: str) -> None:
-    """With what that needs: a size beside a slice, or a product that has less, finds no node."""
-    device = DeviceConfig(gpu=named, gpu_memory_bytes=6 * GIB)
-    assert plan(None, run(device=device)).reason.endswith(remedy)
-
-
-def test_nothing_makes_a_model_of_a_trillion_fit() -> None:
-    """Then the sentence says so."""
-    found = plan("T4", run(lora=LoraConfig(init=Init.PISSA)), llama(num_hidden_layers=1000, hidden_size=8192))
-    assert found.fits is False
-    assert found.reason.endswith("take a smaller model")
 
 
 def test_between_nine_tenths_and_all_of_the_memory_a_run_is_tried() -> None:

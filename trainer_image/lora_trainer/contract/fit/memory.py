@@ -84,16 +84,18 @@ def base_bytes(
 
 def _weight_bytes(shape: Shape, setting: Setting) -> float:
     """The base's own; where layers are divided, two of them are whole at once: the one that computes, and the next."""
-    layers = [
-        base_bytes(
+    # Models repeat one object, which is known by its identity.
+    each = {
+        key: base_bytes(
             layer.parameters,
             layer.linear_weights,
             setting.quantization,
             setting.size,
             double_quantized=setting.double_quantized,
         )
-        for layer in shape.layers
-    ]
+        for key, layer in {id(layer): layer for layer in shape.layers}.items()
+    }
+    layers = [each[id(layer)] for layer in shape.layers]
     whole = shape.whole * setting.size
     if setting.processes == 1:
         return sum(layers) + whole

@@ -168,7 +168,7 @@ def _reason(
     if option.refusal:
         return option.refusal
     if fits is False:
-        found = remedies(config, shape, gpu, load)
+        found = remedies(config, shape, adapter, gpu, load)
         on_each = config.device.processes > 1 and option.quantization is not Quantization.NONE
         least = gib(_least(chosen, shape, adapter, load))
         needs = f"{least} of a GPU's memory{', each with the quantized base' if on_each else ''}"

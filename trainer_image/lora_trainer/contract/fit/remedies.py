@@ -1,103 +1,241 @@
 """What would make a run fit its GPU: the cheapest changes first, each with the memory that it leads to."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+from typing import Any
 
-from lora_trainer.contract.config import ActivationCheckpointing, Optimizer, Quantization, TrainConfig, Variant
-from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
-from lora_trainer.contract.fit.choice import Fit, Load, choose
+from lora_trainer.contract.config import (
+    ActivationCheckpointing,
+    Init,
+    Optimizer,
+    Precision,
+    Quantization,
+    TrainConfig,
+    Variant,
+)
+from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
+from lora_trainer.contract.fit.choice import Fit, Load, Option, choose
 from lora_trainer.contract.fit.devices import Gpu, least_memory
 from lora_trainer.contract.fit.shape import Shape
 
 MOST = 3
+_MOST_AT_ONCE = 3
+"""Changes that are named together."""
 _GIB = 2**30
 LABELS = "where nodes have the labels of GPU feature discovery"
 """What fields that choose a GPU need: without, pods wait forever."""
 _LEAST_LENGTH, _LEAST_RANK = 256, 4
+_SIZES = (12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
+"""GiB that GPUs are sold with."""
+
+_Picked = dict[int, int]
+"""Of each kind of change that is made, by its number, the number of the way."""
 
 
-def remedies(config: TrainConfig, shape: Shape, gpu: Gpu, load: Load) -> str:
-    """At most `MOST` changes, each of which makes the run fit, as the end of a sentence."""
-    found = []
-    for ways in _changes(config, load):
-        fitting = ((change, _peak(other, shape, gpu, load)) for change, other in ways)
-        first = next((f"{change} ({peak / _GIB:.1f} GiB)" for change, peak in fitting if peak is not None), None)
-        found += [first] if first else []
-    found += list(_larger(config, shape, gpu, load))
-    return f"it would fit with {' or '.join(found[:MOST])}" if found else "take a smaller model"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """A run on a GPU, of rows that are `load`. `adapter` is None where the model cannot have it."""
+
+    config: TrainConfig
+    shape: Shape
+    adapter: Adapter | None
+    gpu: Gpu
+    load: Load
+
+    def option(self) -> Option | None:
+        """How it computes; None where it does not fit."""
+        if self.adapter is None:
+            return None
+        option = choose(self.config, self.shape, self.adapter, self.gpu, load=self.load).option
+        return option if option.fit is Fit.FITS else None
+
+    def fits(self) -> bool:
+        """Whether it does with what takes least of all that is left open: a row at a time, recomputed."""
+        training = self.config.training
+        if training.activation_checkpointing is ActivationCheckpointing.AUTO:
+            training = replace(training, activation_checkpointing=ActivationCheckpointing.FULL)
+        config = replace(self.config, training=training)
+        return replace(self, config=config, load=replace(self.load, tokens=1)).option() is not None
 
 
-def _peak(config: TrainConfig, shape: Shape, gpu: Gpu, load: Load) -> int | None:
-    """Of the changed run, None where it does not fit either."""
-    try:
-        adapter = plan_adapter(config.lora, shape)
-    except AdapterError:
-        return None
-    option = choose(config, shape, adapter, gpu, load=load).option
-    return option.peak_bytes if option.fit is Fit.FITS else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """One change, as a sentence has it. `labels` says that nodes need labels for it."""
+
+    text: str
+    made: Callable[[_Case], _Case]
+    labels: bool = False
 
 
-def _changes(config: TrainConfig, load: Load) -> Iterator[Iterable[tuple[str, TrainConfig]]]:
+_Kinds = Sequence[Sequence[_Change]]
+"""Kinds of changes, and the ways of each."""
+
+
+def remedies(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, load: Load) -> str:
+    """At most `MOST` changes, each of which makes the run fit, as the end of a sentence: single ones, and where these
+    are too few, several at once; the cheapest first."""
+    case = _Case(config=config, shape=shape, adapter=adapter, gpu=gpu, load=load)
+    kinds = list(_kinds(case))
+    found = _single(case, kinds)
+    if len(found) < MOST:
+        found = [*found, *_together(case, kinds, found)][:MOST]
+    if not found:
+        return f"not even {_MOST_AT_ONCE} changes at once make it fit, take a smaller model"
+    # By the costliest change of each: so those that need labels are the last.
+    found.sort(key=lambda picked: (max(picked), len(picked), sorted(picked)))
+    texts = list(_texts(case, kinds, found))
+    needed = f", {LABELS}" if any(kinds[kind][way].labels for kind, way in found[-1].items()) else ""
+    return f"it would fit with {' or '.join(texts)}{needed}{'' if len(found) == MOST else '; nothing else was found'}"
+
+
+def _texts(case: _Case, kinds: _Kinds, found: Iterable[_Picked]) -> Iterator[str]:
+    """Each with what the run takes then."""
+    for picked in found:
+        option = _with(case, kinds, picked).option()
+        names = " and ".join(kinds[kind][way].text for kind, way in picked.items())
+        if option is not None:
+            yield f"{names} ({option.peak_bytes / _GIB:.1f} GiB)"
+
+
+def _with(case: _Case, kinds: _Kinds, picked: _Picked) -> _Case:
+    for kind, way in picked.items():
+        case = kinds[kind][way].made(case)
+    return case
+
+
+def _single(case: _Case, kinds: _Kinds) -> list[_Picked]:
+    """Of each kind the smallest change that is enough alone."""
+    found: list[_Picked] = []
+    for kind, ways in enumerate(kinds):
+        enough = next((way for way, change in enumerate(ways) if change.made(case).fits()), None)
+        found += [] if enough is None else [{kind: enough}]
+        if len(found) == MOST:
+            break
+    return found
+
+
+def _together(case: _Case, kinds: _Kinds, single: Sequence[_Picked]) -> Iterator[_Picked]:
+    """Changes that are enough only with each other, few at once before many, and the cheapest of as many first."""
+    alone = {kind: way for picked in single for kind, way in picked.items()}
+    # Of a kind that is enough alone, what is less than that.
+    last = {kind: alone.get(kind, len(ways)) - 1 for kind, ways in enumerate(kinds)}
+    last = {kind: way for kind, way in last.items() if way >= 0}
+    if not last or not _with(case, kinds, last).fits():
+        return
+    found = list(single)
+    for count in range(2, _MOST_AT_ONCE + 1):
+        for chosen in sorted(combinations(last, count), key=lambda one: one[::-1]):
+            picked = {kind: last[kind] for kind in chosen}
+            if not _with(case, kinds, picked).fits():
+                continue
+            picked = _smaller(case, kinds, picked)
+            if not any(_is_within(one, picked) for one in found):
+                found.append(picked)
+                yield picked
+                if len(found) == MOST:
+                    return
+
+
+def _smaller(case: _Case, kinds: _Kinds, picked: _Picked) -> _Picked:
+    """Each change no larger than the others need."""
+    for kind in picked:
+        ways = ({**picked, kind: way} for way in range(picked[kind]))
+        picked = next((less for less in ways if _with(case, kinds, less).fits()), picked)
+    return picked
+
+
+def _is_within(less: Mapping[int, int], more: Mapping[int, int]) -> bool:
+    """Whether some changes are a part of others, which are not needed then."""
+    return all(more.get(kind, -1) >= way for kind, way in less.items())
+
+
+def _kinds(case: _Case) -> Iterator[Sequence[_Change]]:
     """From what costs time alone, over what changes the result little, to what changes it or costs money; of the ways
     of each the smallest change first, so that one of them is named."""
+    config = case.config
     training, lora = config.training, config.lora
     if training.activation_checkpointing in {ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE}:
-        auto = replace(training, activation_checkpointing=ActivationCheckpointing.AUTO)
-        yield (("training.activationCheckpointing: Auto", replace(config, training=auto)),)
+        auto = ActivationCheckpointing.AUTO
+        yield (_of("training.activationCheckpointing: Auto", "training", activation_checkpointing=auto),)
     if training.optimizer is Optimizer.ADAMW:
-        small = replace(training, optimizer=Optimizer.ADAMW_8BIT)
-        yield (("training.optimizer: AdamW8bit", replace(config, training=small)),)
+        yield (_of("training.optimizer: AdamW8bit", "training", optimizer=Optimizer.ADAMW_8BIT),)
+    if training.precision is Precision.FP32:
+        yield (_of("training.precision: Auto", "training", precision=Precision.AUTO),)
     if config.quantization is not Quantization.AUTO:
-        yield (("quantization: Auto", replace(config, quantization=Quantization.AUTO)),)
+        yield (_Change(text="quantization: Auto", made=lambda one: _changed(one, quantization=Quantization.AUTO)),)
     if lora.variant is Variant.DORA:
-        yield (("lora.variant: LoRA", replace(config, lora=replace(lora, variant=Variant.LORA))),)
+        yield (_of("lora.variant: LoRA", "lora", variant=Variant.LORA),)
+    if lora.init.changes_base:
+        yield (_of("lora.init: Default", "lora", init=Init.DEFAULT),)
     if lora.dropout > 0:
-        yield (("lora.dropout: 0", replace(config, lora=replace(lora, dropout=0.0))),)
-    yield _shorter(config, load)
-    yield _lower(config)
-    yield _more(config)
+        yield (_of("lora.dropout: 0", "lora", dropout=0.0),)
+    yield tuple(_shorter(config, case.load))
+    yield tuple(_lower(config))
+    if lora.modules_to_save:
+        yield (_of("lora.modulesToSave: []", "lora", modules_to_save=()),)
+    yield tuple(_more(config))
+    yield tuple(_larger(case))
 
 
-def _shorter(config: TrainConfig, load: Load) -> Iterator[tuple[str, TrainConfig]]:
+def _of(text: str, section: str, **values: Any) -> _Change:
+    """Of values in a section of the configuration."""
+    return _Change(
+        text=text,
+        made=lambda case: _changed(case, **{section: replace(getattr(case.config, section), **values)}),
+    )
+
+
+def _changed(case: _Case, **values: Any) -> _Case:
+    changed = replace(case, config=replace(case.config, **values))
+    if "lora" not in values:
+        return changed
+    try:
+        return replace(changed, adapter=plan_adapter(changed.config.lora, case.shape))
+    except AdapterError:
+        return replace(changed, adapter=None)
+
+
+def _shorter(config: TrainConfig, load: Load) -> Iterator[_Change]:
     """None that would cut more than one row in twenty; where only the longest row is known, none that would cut any."""
     known = load.longest if load.p95 is None else load.p95
     least = max(_LEAST_LENGTH, known or 0)
     length = 1 << (config.training.max_sequence_length - 1).bit_length() - 1
     while length >= least:
-        training = replace(config.training, max_sequence_length=length)
-        yield f"training.maxSequenceLength: {length}", replace(config, training=training)
+        yield _of(f"training.maxSequenceLength: {length}", "training", max_sequence_length=length)
         length //= 2
 
 
-def _lower(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+def _lower(config: TrainConfig) -> Iterator[_Change]:
     rank = config.lora.rank // 2
     while rank >= _LEAST_RANK:
-        yield f"lora.rank: {rank}", replace(config, lora=replace(config.lora, rank=rank))
+        yield _of(f"lora.rank: {rank}", "lora", rank=rank)
         rank //= 2
 
 
-def _more(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+def _more(config: TrainConfig) -> Iterator[_Change]:
     for gpus in (2, 4, 8):
         if config.device.gpus < gpus and gpus * config.device.nodes <= config.training.effective_batch_size:
-            yield f"resources.gpus: {gpus}", replace(config, device=replace(config.device, gpus=gpus))
+            yield _of(f"resources.gpus: {gpus}", "device", gpus=gpus)
 
 
-def _larger(config: TrainConfig, shape: Shape, gpu: Gpu, load: Load) -> Iterator[str]:
-    """The smallest memory that fits, of those that GPUs are sold with."""
-    for size in (12, 16, 24, 32, 40, 48, 80, 96, 141, 192):
-        if least_memory(size) <= gpu.memory_bytes:
-            continue
-        peak = _peak(config, shape, replace(gpu, memory_bytes=least_memory(size)), load)
-        if peak is not None:
-            yield _wanting(config.device.gpu, size, f"({peak / _GIB:.1f} GiB)")
-            return
+def _larger(case: _Case) -> Iterator[_Change]:
+    """Memory that GPUs are sold with."""
+    present = case.config.device.gpu
+    for size in _SIZES:
+        if least_memory(size) > case.gpu.memory_bytes:
+            labels = present is None or "/" not in present
+            yield _Change(text=_wanting(present, size), made=partial(_on, size), labels=labels)
 
 
-def _wanting(present: str | None, size: int, peak: str) -> str:
+def _on(size: int, case: _Case) -> _Case:
+    return replace(case, gpu=replace(case.gpu, memory_bytes=least_memory(size)))
+
+
+def _wanting(present: str | None, size: int) -> str:
     """How to ask for that size, by what named the `present` GPU: beside a resource's name, or a product that has less,
     gpuMinMemoryGiB would find no node."""
     if present is None or present.endswith(" GiB"):
-        return f"resources.gpuMinMemoryGiB: {size} {peak}, {LABELS}"
-    if "/" in present:
-        return f"a GPU of {size} GiB {peak}"
-    return f"resources.gpuProducts of {size} GiB {peak}, {LABELS}"
+        return f"resources.gpuMinMemoryGiB: {size}"
+    return f"a GPU of {size} GiB" if "/" in present else f"resources.gpuProducts of {size} GiB"

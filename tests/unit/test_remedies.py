@@ -1,0 +1,186 @@
+"""What would make a run fit that does not: three changes, each of which does, and a word where fewer were found."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.unit.fit_models import MIXTRAL, Config, llama
+from tests.unit.test_fit_choice import run
+from tests.unit.test_planning import FULL, GIB, KEPT, LONG, plan
+
+from lora_trainer.contract.config import (
+    ActivationCheckpointing,
+    DeviceConfig,
+    Init,
+    LoraConfig,
+    Optimizer,
+    Precision,
+    Quantization,
+    TrainConfig,
+    TrainingConfig,
+    Variant,
+)
+from lora_trainer.contract.fit.adapter import plan_adapter
+from lora_trainer.contract.fit.choice import Fit, Option, choose
+from lora_trainer.contract.fit.devices import find_gpu, least_memory
+from lora_trainer.contract.fit.families import shape_of
+
+LLAMA_70B = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
+"""Llama-3-70B."""
+LABELS = ", where nodes have the labels of GPU feature discovery"
+FEW = "; nothing else was found"
+SECTIONS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "training.activationCheckpointing": ("training", "activation_checkpointing", ActivationCheckpointing),
+    "training.optimizer": ("training", "optimizer", {"AdamW8bit": Optimizer.ADAMW_8BIT}.__getitem__),
+    "training.precision": ("training", "precision", Precision),
+    "training.maxSequenceLength": ("training", "max_sequence_length", int),
+    "lora.variant": ("lora", "variant", Variant),
+    "lora.init": ("lora", "init", Init),
+    "lora.dropout": ("lora", "dropout", float),
+    "lora.rank": ("lora", "rank", int),
+    "lora.modulesToSave": ("lora", "modules_to_save", lambda _: ()),
+    "resources.gpus": ("device", "gpus", int),
+}
+"""The fields of the changes, and how a value is read."""
+
+
+def remedies_of(reason: str) -> list[tuple[tuple[str, ...], str]]:
+    """The ways that a reason names: changes that are made together, and GiB."""
+    _, _, named = reason.partition(": it would fit with ")
+    ways = named.removesuffix(FEW).removesuffix(LABELS).split(" or ") if named else []
+    found = [re.fullmatch(r"(.+) \(([\d.]+) GiB\)", way) for way in ways]
+    return [(tuple(one[1].split(" and ")), one[2]) for one in found if one]
+
+
+def after(gpu: str, config: TrainConfig, changes: Sequence[str], model: Config | None = None) -> Option:
+    """How a run computes with changes, on the GPU that it has then."""
+    device = find_gpu(gpu)
+    for change in changes:
+        field, _, value = change.partition(": ")
+        if field == "resources.gpuMinMemoryGiB":
+            device = replace(device, memory_bytes=least_memory(int(value)))
+        elif field == "quantization":
+            config = replace(config, quantization=Quantization(value))
+        else:
+            section, name, read = SECTIONS[field]
+            values: dict[str, Any] = {name: read(value)}
+            config = replace(config, **{section: replace(getattr(config, section), **values)})
+    shape = shape_of(model or llama())
+    return choose(config, shape, plan_adapter(config.lora, shape), device).option
+
+
+FIXES = [
+    ("T4", run(quantization=Quantization.NONE), "quantization: Auto ("),
+    ("T4", run(quantization=Quantization.NONE), "resources.gpus: 2 ("),
+    ("L4", run(quantization=Quantization.NONE, training=KEPT), "training.activationCheckpointing: Auto ("),
+    ("16GiB", run(training=LONG), "training.maxSequenceLength: "),
+    ("6GiB", run(), "resources.gpuMinMemoryGiB: 12 ("),
+    ("18GiB", run(lora=LoraConfig(rank=256)), "training.optimizer: AdamW8bit ("),
+    (
+        "16GiB",
+        run(lora=LoraConfig(rank=512), training=replace(FULL, optimizer=Optimizer.ADAMW_8BIT)),
+        "lora.rank: ",
+    ),
+    ("L4", run(lora=LoraConfig(dropout=0.1), training=KEPT, quantization=Quantization.NF4), "lora.dropout: 0 ("),
+    (
+        "L4",
+        run(lora=LoraConfig(variant=Variant.DORA), training=KEPT, quantization=Quantization.NF4),
+        "lora.variant: LoRA (",
+    ),
+]
+
+
+@pytest.mark.parametrize(("gpu", "config", "fix"), FIXES, ids=[f"{gpu} {fix}" for gpu, _, fix in FIXES])
+def test_what_cannot_fit_says_what_would(gpu: str, config: TrainConfig, fix: str) -> None:
+    """Need, device, and at most three changes with the bytes that they lead to."""
+    found = plan(gpu, config)
+    assert found.fits is False
+    assert found.reason.startswith("the run needs at least ")
+    named = f"a GPU of {gpu}" if gpu[0].isdigit() else gpu
+    assert f"and {named} has {find_gpu(gpu).memory_bytes / GIB:.1f} GiB: it would fit with " in found.reason
+    assert fix in found.reason
+    assert len(remedies_of(found.reason)) == 3 or found.reason.endswith(FEW)
+    assert len(found.reason) < 500
+
+
+NUMBERS: list[tuple[str, TrainConfig, Config | None, int]] = [
+    *((gpu, config, None, 1 if gpu == "6GiB" else 2 if "rank" in fix else 3) for gpu, config, fix in FIXES),
+    ("T4", run(), LLAMA_70B, 3),
+    ("L4", run(device=DeviceConfig(gpus=8)), LLAMA_70B, 3),
+    ("T4", run(lora=LoraConfig(init=Init.PISSA)), None, 2),
+    ("8GiB", run(training=TrainingConfig(precision=Precision.FP32)), None, 3),
+    ("16GiB", run(lora=LoraConfig(modules_to_save=("lm_head", "embed_tokens"))), None, 3),
+    # Two modules could not have the rank, were they not trained whole.
+    ("24GiB", run(lora=LoraConfig(init=Init.PISSA, rank=2048, modules_to_save=("k_proj", "v_proj"))), None, 3),
+    ("T4", run(), MIXTRAL, 2),
+]
+
+
+@pytest.mark.parametrize(("gpu", "config", "model", "number"), NUMBERS)
+def test_three_changes_are_named_where_there_are_three(
+    gpu: str, config: TrainConfig, model: Config | None, number: int
+) -> None:
+    """Several at once where single ones are too few. Each makes the run fit with the bytes that are said, and none of
+    those that are made together is enough without the others; fewer than three are said to be all."""
+    reason = plan(gpu, config, model).reason
+    ways = remedies_of(reason)
+    assert len({changes for changes, _ in ways}) == len(ways) == number
+    assert reason.endswith(FEW) is (number < 3)
+    for changes, gib in ways:
+        found = after(gpu, config, changes, model)
+        assert (found.fit, f"{found.peak_bytes / GIB:.1f}") == (Fit.FITS, gib)
+        for left_out in changes:
+            assert after(gpu, config, [one for one in changes if one != left_out], model).fit is not Fit.FITS
+
+
+def test_a_change_that_is_named_makes_the_run_fit() -> None:
+    """With the bytes that are said, and the next larger one does not."""
+    reason = plan("16GiB", run(training=LONG)).reason
+    found = re.search(r"with training.maxSequenceLength: (\d+) \(([\d.]+) GiB\)", reason)
+    assert found is not None
+    shorter = plan("16GiB", run(training=TrainingConfig(max_sequence_length=int(found[1]))))
+    assert (shorter.fits, f"{shorter.peak_bytes / GIB:.1f}") == (True, found[2])
+    assert not plan("16GiB", run(training=TrainingConfig(max_sequence_length=2 * int(found[1])))).fits
+    assert "gpuMinMemoryGiB: 12 (" in plan("6GiB").reason
+    larger = run(device=DeviceConfig(gpu="12 GiB", gpu_memory_bytes=least_memory(12)))
+    assert plan(None, larger).fits
+
+
+@pytest.mark.parametrize(
+    ("known", "least"),
+    [({}, 256), ({"p95": 5000}, 5000), ({"p95": 5000, "longest": 60_000}, 5000), ({"longest": 60_000}, 60_000)],
+    ids=str,
+)
+def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, Any], least: int) -> None:
+    """But for one in twenty; of which only the longest is known, none."""
+    reason = plan("12GiB", run(training=LONG), **known).reason
+    assert "it would fit with " in reason
+    found = re.search(r"training.maxSequenceLength: (\d+)", reason)
+    assert (found is None) is (least > 8192)
+    assert found is None or int(found[1]) >= least
+    together = plan("9GiB", run(training=LONG), **known).reason
+    assert all(int(length) >= least for length in re.findall(r"maxSequenceLength: (\d+)", together))
+
+
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        (None, "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("6 GiB", "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("Zebra-6", "resources.gpuProducts of 12 GiB (8.6 GiB), where nodes have the labels of GPU feature discovery"),
+        ("nvidia.com/mig-1g.6gb", "a GPU of 12 GiB (8.6 GiB)"),
+    ],
+)
+def test_a_larger_gpu_is_asked_for_as_the_small_one_was(named: str | None, remedy: str) -> None:
+    """With what that needs: a size beside a slice, or a product that has less, finds no node."""
+    device = DeviceConfig(gpu=named, gpu_memory_bytes=6 * GIB)
+    assert plan(None, run(device=device)).reason.endswith(remedy + FEW)
+
+
+def test_nothing_makes_a_model_of_trillions_fit() -> None:
+    """Then the sentence says so."""
+    found = plan("T4", run(lora=LoraConfig(init=Init.PISSA)), llama(num_hidden_layers=400, hidden_size=2**15))
+    assert found.fits is False
+    assert found.reason.endswith("take a smaller model")
