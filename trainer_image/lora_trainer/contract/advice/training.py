@@ -2,13 +2,15 @@
 
 import math
 import re
+from dataclasses import replace
 
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count, number, size
 from lora_trainer.contract.config import Packing, Precision, Quantization, Variant
-from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
-from lora_trainer.contract.fit.choice import recomputes
+from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
+from lora_trainer.contract.fit.choice import choose, recomputes
+from lora_trainer.contract.fit.devices import device_of
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.contract.fit.memory import gpu_memory
 from lora_trainer.contract.fit.setting import Setting
@@ -32,9 +34,8 @@ def _dropout_memory(facts: Facts) -> Values | None:
     recomputed = computing.recomputes
     if recomputes(config, shape.parameters, cpu=computing.cpu) if recomputed is None else recomputed:
         return None
-    try:
-        adapter = plan_adapter(config.lora, shape)
-    except AdapterError:
+    adapter = _adapter(facts)
+    if adapter is None:
         return None
     fp32 = config.training.precision is Precision.FP32 or computing.cpu
     tokens = _most_tokens(facts)
@@ -61,6 +62,14 @@ def _dropout_memory(facts: Facts) -> Values | None:
     share = f"{(kept - plain) / max(1, plain):.0%}"
     values = {"dropout": number(config.lora.dropout), "more": size(kept - plain), "share": share}
     return {**values, "tokens": count(tokens)}
+
+
+def _adapter(facts: Facts) -> Adapter | None:
+    """None where layers are not known, or the model cannot have it."""
+    try:
+        return None if facts.shape is None else plan_adapter(facts.config.lora, facts.shape)
+    except AdapterError:
+        return None
 
 
 def _most_tokens(facts: Facts) -> int:
@@ -97,16 +106,40 @@ def _large_batch(facts: Facts) -> Values | None:
 def _small_micro_batch(facts: Facts) -> Values | None:
     if facts.computing.quantization not in _FOUR_BITS or facts.computing.cpu:
         return None
-    tokens: float = _most_tokens(facts)
-    if facts.rows is not None and facts.rows.training > 0:
-        tokens = min(tokens, _rows_of_a_process(facts) * facts.rows.tokens / facts.rows.training)
-    if tokens >= _ENOUGH_TOKENS:
+    tokens = min(_most_tokens(facts), _filled(facts))
+    if tokens >= _ENOUGH_TOKENS or not _may_be_larger(facts):
         return None
     return {
         "tokens": count(tokens),
         "enough": count(_ENOUGH_TOKENS),
         "quantization": facts.computing.quantization.value,
     }
+
+
+def _filled(facts: Facts) -> float:
+    """Tokens of a process's rows of a step: in the mean, or where rows are not known at most."""
+    rows, longest = facts.rows, facts.config.training.max_sequence_length
+    known = rows is not None and rows.training > 0
+    return _rows_of_a_process(facts) * (rows.tokens / rows.training if known and rows else longest)
+
+
+def _may_be_larger(facts: Facts) -> bool:
+    """Whether rows of a step that are no more than advised fill a large micro-batch, and the device has room for it, as
+    far as that is known."""
+    config, computing, plan = facts.config, facts.computing, facts.plan
+    most, batch = computing.micro_batch_tokens, max(_LARGE_BATCH, config.training.effective_batch_size)
+    free = replace(config.training, micro_batch_size=None, effective_batch_size=batch)
+    larger = replace(facts, config=replace(config, quantization=computing.quantization, training=free))
+    if _filled(larger) < _ENOUGH_TOKENS:
+        return False
+    # Where the run does not ask for it, only memory makes a micro-batch smaller than its rows.
+    if config.training.micro_batch_size is None and most is not None and most < min(_ENOUGH_TOKENS, _filled(facts)):
+        return False
+    adapter = _adapter(facts)
+    if plan is None or plan.device_bytes is None or facts.shape is None or adapter is None:
+        return True
+    gpu = device_of(replace(config.device, gpu=plan.device, gpu_memory_bytes=plan.device_bytes))
+    return gpu is None or choose(larger.config, facts.shape, adapter, gpu).option.tokens >= _ENOUGH_TOKENS
 
 
 def _packs_not_filled(facts: Facts) -> Values | None:
@@ -215,7 +248,10 @@ RULES = (
         code=Code.SMALL_MICRO_BATCH,
         severity=Severity.INFO,
         subject="batch",
-        condition="weights are held in 4 bits and a micro-batch has fewer than 4,096 tokens, on a GPU",
+        condition=(
+            "weights are held in 4 bits, and a micro-batch has fewer than 4,096 tokens on a GPU that has room for as "
+            "many, which 32 rows fill"
+        ),
         message="Let micro-batches have {enough} tokens or more (leave spec.training.microBatchSize away, or raise "
         "effectiveBatchSize up to 32), or set spec.quantization to None where the base fits in 16 bits: 4-bit "
         "weights are made 16-bit anew for each micro-batch",
