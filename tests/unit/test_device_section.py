@@ -46,7 +46,7 @@ SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
         None,
     ),
     ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, "nvidia.com/mig-3g.40gb", LEAST_40, None),
-    ({"gpuResourceName": "nvidia.com/mig-1g.10gb.shared"}, "", None, None),
+    ({"gpuResourceName": "nvidia.com/mig-1g.10gb.shared"}, "nvidia.com/mig-1g.10gb.shared", None, None),
     ({"gpuResourceName": "amd.com/gpu"}, "amd.com/gpu", 180_880 * MIB, None),
     ({}, "nvidia.com/gpu", 15_074 * MIB, 0.5),
 ]
@@ -61,7 +61,7 @@ def test_the_nearest_source_tells_the_memory(
     """What the run asks for, then the slice's name, then the operator's setting."""
     found = device(resources)
     if memory is None:
-        assert (found.gpu, found.gpu_memory_bytes) == (None, None)
+        assert (found.gpu, found.gpu_memory_bytes) == (name, None)
         return
     assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (name, memory, price)
 
@@ -187,9 +187,15 @@ def test_a_selected_product_has_what_is_asked_for() -> None:
 
 def test_where_nothing_tells_it_there_is_none() -> None:
     """Any GPU may come; a product that nobody knows, and a run without GPUs, tell nothing either."""
-    for resources in ({}, {"gpuProducts": ["NVIDIA-L4", "Zebra-9000"]}, {"gpuProducts": ["NVIDIA-L4-SHARED"]}):
+    for resources, named in (
+        ({}, None),
+        ({"gpuResourceName": "nvidia.com/gpu"}, None),
+        ({"gpuProducts": ["NVIDIA-L4", "Zebra-9000"]}, "Zebra-9000"),
+        ({"gpuProducts": ["NVIDIA-L4-SHARED"]}, "NVIDIA-L4-SHARED"),
+        ({"gpuResourceName": "nvidia.com/mig-1g.0gb"}, "nvidia.com/mig-1g.0gb"),
+    ):
         found = device(resources, ())
-        assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (None, None, None)
+        assert (found.gpu, found.gpu_memory_bytes, found.gpu_price) == (named, None, None)
         assert device_of(found) is None
     assert device({"gpus": 0}).gpu_memory_bytes is None
 

@@ -168,6 +168,27 @@ def test_one_gpu_gets_the_plan_that_preflight_would_make(
     assert json.loads(printed(capsys, "-o", "json"))["preflight"]["device"] == "T4"
 
 
+@pytest.mark.parametrize(
+    ("resources", "name"),
+    [
+        ({"gpuProducts": ["Zebra-9"]}, "Zebra-9"),
+        ({"gpuResourceName": "nvidia.com/mig-1g.0gb"}, "nvidia.com/mig-1g.0gb"),
+        ({}, None),
+    ],
+)
+def test_a_gpu_that_is_not_known_is_said_to_be_so(
+    place: Path, capsys: pytest.CaptureFixture[str], resources: dict[str, Any], name: str | None
+) -> None:
+    """In one sentence with what would tell its memory; a run that names none has a row of each GPU."""
+    write(resources=resources)
+    table = " ".join(printed(capsys).split())
+    assert ("Note: the memory of" in table) is (name is not None)
+    assert name is None or (
+        f"Note: the memory of {name} is not known here, so that what is Auto is settled on the GPU that the training "
+        "finds: name it in the operator's setting config.gpus to know before." in table
+    )
+
+
 def test_advice_knows_the_gpu_that_was_asked_about(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Quantizing what would fit in full is said to be of no use, where the card is known."""
     write(quantization="NF4")

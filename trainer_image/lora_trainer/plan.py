@@ -101,7 +101,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         gpus=tuple(on_gpu(config, shape, adapter, gpu, shown, share=share) for gpu in gpus),
         spread=shape.spread,
         doubts=shape.doubts,
-        notes=_notes(config, adapter, asked),
+        notes=_notes(config, adapter, asked, planned),
         advice=spoken(before(config, None, planned if planned.device_bytes else None, shape)),
     )
 
@@ -112,8 +112,10 @@ def _trained(config: TrainConfig, tokens: int | None) -> int | None:
     return None if tokens is None or epochs is None else round(tokens * epochs)
 
 
-def _notes(config: TrainConfig, adapter: Adapter, asked: Asked) -> tuple[str, ...]:
+def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan) -> tuple[str, ...]:
     notes = list(adapter.notes)
+    if planned.device is None and config.device.gpu is not None:
+        notes.append(planned.reason)
     if config.device.gpus == 0:
         notes.append("resources.gpus is 0: the run trains on the CPU, and the GPUs above are for comparison")
     if asked.tokens is not None and config.training.epochs is None:

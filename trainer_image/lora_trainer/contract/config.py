@@ -259,9 +259,9 @@ class DeviceConfig:
     `allow_cpu`.
 
     `gpu` names the GPU as far as the manifest and the operator's settings tell it, and `gpu_memory_bytes` is the least
-    memory that it has; None where nothing tells it. `gpu_sold_bytes` is the size that it is sold with, and so the most
-    that it has, None where the first is its very memory. `gpu_price` is what one of them costs an hour, in whatever
-    money the operator's settings are written in.
+    memory that it has; None where nothing tells it, as of a name that is not known. `gpu_sold_bytes` is the size that
+    it is sold with, and so the most that it has, None where the first is its very memory. `gpu_price` is what one of
+    them costs an hour, in whatever money the operator's settings are written in.
     """
 
     gpus: int = 1

@@ -79,7 +79,7 @@ def read_device(
         gpus=gpus,
         nodes=nodes,
         allow_cpu=allow_cpu,
-        gpu=found.gpu.name if found else None,
+        gpu=found.gpu.name if found else _unknown(products, named, settings) if gpus else None,
         gpu_memory_bytes=found.gpu.memory_bytes if found else None,
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
@@ -128,6 +128,12 @@ def _smallest(
     if least is not None and (of_resource is None or of_resource.gpu.memory_bytes < least_memory(least)):
         return _Found(gpu=sold_with(least, f"{least} GiB"))
     return of_resource
+
+
+def _unknown(products: Sequence[str], named: object, settings: Sequence[GpuSetting]) -> str | None:
+    """What the run names, a product or a resource of its own, that tells no memory."""
+    names = [*products, *([named] if isinstance(named, str) and named != GPU_RESOURCE else [])]
+    return next((name for name in names if _named(name, settings) is None), None)
 
 
 def _priced(found: _Found, of_resource: _Found) -> _Found:

@@ -249,8 +249,7 @@ RULES = (
         severity=Severity.INFO,
         subject="batch",
         condition=(
-            "weights are held in 4 bits, and a micro-batch has fewer than 4,096 tokens on a GPU that has room for as "
-            "many, which 32 rows fill"
+            "in 4 bits a GPU's micro-batch has fewer than 4,096 tokens, though as many fit and 32 rows fill them"
         ),
         message="Let micro-batches have {enough} tokens or more (leave spec.training.microBatchSize away, or raise "
         "effectiveBatchSize up to 32), or set spec.quantization to None where the base fits in 16 bits: 4-bit "

@@ -92,12 +92,14 @@ def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load
         asked = f"without a GPU a CPU computes, and quantization {config.quantization.value} is taken as asked for"
         auto = config.quantization is Quantization.AUTO or config.quantization is Quantization.NONE
         return replace(plan, device=CPU, reason=reason if auto else asked)
-    return replace(
-        plan,
-        quantization=config.quantization,
-        reason="nothing tells the GPU's memory, so that what is Auto is settled on the GPU that the training finds: "
-        f"set resources.gpuMinMemoryGiB or resources.gpuProducts to know before, {LABELS}",
-    )
+    settles = "so that what is Auto is settled on the GPU that the training finds"
+    if config.device.gpu is None:
+        remedy = f"set resources.gpuMinMemoryGiB or resources.gpuProducts to know before, {LABELS}"
+        reason = f"nothing tells the GPU's memory, {settles}: {remedy}"
+    else:
+        remedy = "name it in the operator's setting config.gpus to know before"
+        reason = f"the memory of {config.device.gpu} is not known here, {settles}: {remedy}"
+    return replace(plan, quantization=config.quantization, reason=reason)
 
 
 def _plan(
