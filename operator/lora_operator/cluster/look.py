@@ -6,7 +6,7 @@ from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Obje
 from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
-from lora_operator.views.names import JOB_NAME_LABEL
+from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL
 from lora_operator.views.pods import has_ended, is_running
 
 
@@ -47,7 +47,7 @@ async def read_live(
 ) -> None:
     """Read these Jobs of a resource and their pods from the API server into the cache, and with `resource` that itself.
 
-    Jobs are read by name and pods by the Job controller's own label, so that nobody hides one by taking ours off. A
+    Jobs are read by name and pods by the Job controller's own labels, so that nobody hides one by taking ours off. A
     list of pods, for which the API server goes over all of a namespace, is spared where it could show nothing new.
     Raises `ApiError` or `UnreachableError`.
     """
@@ -95,15 +95,24 @@ async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> No
 
 
 async def _read_pods(cache: Cache, api: Api, finetune: FineTune, job_names: tuple[str, ...]) -> None:
-    documents: list[Object] = []
-    version = ""
-    if not job_names:
-        return
-    query = {"labelSelector": f"{JOB_NAME_LABEL} in ({','.join(job_names)})"}
-    async for chunk in api.list_chunks(PODS, finetune.namespace, query):
+    """A Job's pods carry its uid, or it would let go of them. Of a Job that is gone only the name may be known."""
+    key = key_of(finetune)
+    uids = {job.name: job.uid for job in cache.jobs.of(key, finetune.uid) if job.name in job_names}
+    there, gone = set(uids.values()), set(job_names) - uids.keys()
+    if there:
+        documents, version = await _list_pods(api, finetune.namespace, CONTROLLER_UID_LABEL, there)
+        cache.pods.replace(key, finetune.uid, documents, version, lambda pod: pod.job_uid in there)
+    if gone:
+        documents, version = await _list_pods(api, finetune.namespace, JOB_NAME_LABEL, gone)
+        cache.pods.replace(key, finetune.uid, documents, version, lambda pod: pod.job_name in gone)
+
+
+async def _list_pods(api: Api, namespace: str, label: str, values: Iterable[str]) -> tuple[list[Object], str]:
+    documents, version = list[Object](), ""
+    async for chunk in api.list_chunks(PODS, namespace, {"labelSelector": f"{label} in ({','.join(sorted(values))})"}):
         documents += chunk.documents
         version = chunk.version
-    cache.pods.replace(key_of(finetune), finetune.uid, documents, version, lambda pod: pod.job_name in job_names)
+    return documents, version
 
 
 async def _get(request: Awaitable[Object]) -> Object | None:

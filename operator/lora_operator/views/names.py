@@ -21,6 +21,7 @@ ROLE_LABEL = "lora-operator.io/role"
 # A label and an annotation.
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+CONTROLLER_UID_LABEL = "batch.kubernetes.io/controller-uid"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_LABELS = (QUEUE_LABEL, "kueue.x-k8s.io/priority-class")
