@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.model.server import CONTROLLER_UID_LABEL, FOREGROUND, ORPHAN, TRACKING, Object, Server, labels_of
+from tests.model.server import FOREGROUND, ORPHAN, TRACKING, Object, Server, labels_of
 
-from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL
+from lora_operator.views.names import CONTROLLER_UID_LABEL, INDEX_LABEL, JOB_NAME_LABEL
 from lora_operator.views.wording import instant, parse_instant
 
 NODE = "node-1"
@@ -40,12 +40,14 @@ class Controllers:
         self._now = now
         self.refuses_pods = ""
         self.created_pods = 0
+        self.sync_queues: Callable[[], None] = lambda: None
 
     def catch_up(self) -> None:
         """Act until nobody has anything left to do."""
         for _ in range(50):
             before = self._server.version
             self.sync_jobs()
+            self.sync_queues()
             self.collect_garbage()
             if self._server.version == before:
                 return
@@ -126,17 +128,17 @@ class Controllers:
         if verdict is None and not suspended:
             verdict = self._deadline(job, status)
         if verdict is not None:
-            status = _with(status, verdict[0], "True", verdict[1], self._now())
-        decided = _condition(status, "FailureTarget") or _condition(status, "SuccessCriteriaMet")
+            status = with_condition(status, verdict[0], "True", verdict[1], self._now())
+        decided = condition_of(status, "FailureTarget") or condition_of(status, "SuccessCriteriaMet")
         living = [pod for pod in pods if not is_over(pod)]
         if suspended or decided:
-            self._stop(living)
+            self._stop(living, counted=bool(decided))
         else:
             self._make_pods(job, status, pods)
         living = [pod for pod in self.pods_of(job) if not is_over(pod)]
         if decided and not living:
             kind = "Failed" if decided["type"] == "FailureTarget" else "Complete"
-            status = _with(status, kind, "True", decided["reason"], self._now())
+            status = with_condition(status, kind, "True", decided["reason"], self._now())
             if kind == "Complete":
                 status["completionTime"] = instant(self._now())
         status["succeeded"] = len(set(status["succeededIndexes"]))
@@ -156,20 +158,23 @@ class Controllers:
             if not fits or controller_uid(pod) or "deletionTimestamp" in metadata:
                 continue
             finalizers = [*metadata.get("finalizers", ()), TRACKING]
-            adopted = {**metadata, "ownerReferences": [_owner(job)], "finalizers": finalizers}
+            adopted = {**metadata, "ownerReferences": [controller_reference(job)], "finalizers": finalizers}
             self._server.write({**pod, "metadata": adopted}, "pods")
 
     def _suspension(self, status: Object, *, suspended: bool) -> Object:
-        known = _condition(status, "Suspended").get("status")
+        known = condition_of(status, "Suspended").get("status")
         if suspended and known != "True":
-            return _with(status, "Suspended", "True", "JobSuspended", self._now())
+            return with_condition(status, "Suspended", "True", "JobSuspended", self._now())
         if not suspended and known == "True":
-            return {**_with(status, "Suspended", "False", "JobResumed", self._now()), "startTime": instant(self._now())}
+            return {
+                **with_condition(status, "Suspended", "False", "JobResumed", self._now()),
+                "startTime": instant(self._now()),
+            }
         return status if suspended or "startTime" in status else {**status, "startTime": instant(self._now())}
 
     def _count(self, job: Object, status: Object, pods: Iterable[Object]) -> tuple[str, str] | None:
         """Count what ended and was not counted yet; a verdict where that decides the Job."""
-        if _condition(status, "FailureTarget") or _condition(status, "SuccessCriteriaMet"):
+        if condition_of(status, "FailureTarget") or condition_of(status, "SuccessCriteriaMet"):
             return None
         for pod in pods:
             if not is_over(pod) or TRACKING not in pod["metadata"].get("finalizers", ()):
@@ -190,15 +195,19 @@ class Controllers:
 
     def _deadline(self, job: Object, status: Object) -> tuple[str, str] | None:
         limit_s, started = job["spec"].get("activeDeadlineSeconds"), parse_instant(status.get("startTime"))
-        decided = _condition(status, "FailureTarget") or _condition(status, "SuccessCriteriaMet")
+        decided = condition_of(status, "FailureTarget") or condition_of(status, "SuccessCriteriaMet")
         if decided or limit_s is None or started is None or self._now() < started + timedelta(seconds=limit_s):
             return None
         return "FailureTarget", "DeadlineExceeded"
 
-    def _stop(self, pods: Iterable[Object]) -> None:
+    def _stop(self, pods: Iterable[Object], *, counted: bool = True) -> None:
+        """Delete them; those of a Job that is suspended count as nothing, however they end."""
         for pod in pods:
-            if not is_over(pod):
-                self._collect("pods", pod)
+            if is_over(pod) or "deletionTimestamp" in pod["metadata"]:
+                continue
+            if not counted:
+                self._without_finalizer("pods", pod, TRACKING)
+            self._collect("pods", pod)
 
     def _make_pods(self, job: Object, status: Object, pods: Iterable[Object]) -> None:
         """A pod for each index that has none; one that is still stopping keeps its successor away."""
@@ -227,7 +236,7 @@ class Controllers:
                 },
                 "annotations": {**template["metadata"].get("annotations", {}), INDEX_ANNOTATION: index},
                 "finalizers": [TRACKING],
-                "ownerReferences": [_owner(job)],
+                "ownerReferences": [controller_reference(job)],
             },
             "spec": {"terminationGracePeriodSeconds": 30},
         }
@@ -249,7 +258,7 @@ class Controllers:
             self._server.handle("POST", path, event)
 
 
-def _owner(job: Object) -> Object:
+def controller_reference(job: Object) -> Object:
     """The controller reference of a Job's pod."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
     return {**owner, "controller": True, "blockOwnerDeletion": True}
@@ -274,12 +283,17 @@ def _action(job: Mapping[str, Any], pod: Mapping[str, Any]) -> str:
     return "Count"
 
 
-def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of a kind; empty where there is none."""
     found: Iterable[Mapping[str, Any]] = status.get("conditions", ())
     return next((c for c in found if c["type"] == kind), {})
 
 
-def _with(status: Mapping[str, Any], kind: str, value: str, reason: str, now: datetime) -> Object:
+def with_condition(
+    status: Mapping[str, Any], kind: str, value: str, reason: str, now: datetime, *, message: str = ""
+) -> Object:
+    """The status with that condition, whatever was said of its kind before."""
     rest = [c for c in status.get("conditions", ()) if c["type"] != kind]
-    condition = {"type": kind, "status": value, "reason": reason, "message": "", "lastTransitionTime": instant(now)}
+    since = instant(now)
+    condition = {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": since}
     return {**status, "conditions": [*rest, condition]}

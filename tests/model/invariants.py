@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tests.model.controllers import condition_of
 from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
+from tests.model.queues import is_held, workload_of
+from tests.model.server import labels_of
 from tests.unit.contradictions import contradictions
 
-from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, TRAIN, place_of
+from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
 
 Object = dict[str, Any]
 CHILDREN = ("jobs", "pods", "services")
@@ -78,7 +81,7 @@ class Witness:
         uid, status = run["metadata"]["uid"], run.get("status", {})
         assert contradictions(self._stated.get(uid, {}), status) == []
         self._stated[uid] = status
-        stated = {condition["type"]: condition for condition in status.get("conditions", ())}
+        stated = _stated(run)
         ended = {kind: stated[kind]["status"] for kind in ("Complete", "Failed") if kind in stated}
         if "True" in ended.values():
             assert sorted(ended.values()) == ["False", "True"], f"I3: half a verdict: {ended}"
@@ -130,11 +133,43 @@ class Witness:
         for run in seen["lorafinetunes"]:
             if "deletionTimestamp" in run["metadata"]:
                 continue
+            self._in_queue(run, seen)
             for condition in run["status"]["conditions"]:
                 text = f"I10: {run['metadata']['name']}: {condition}"
                 assert condition["reason"], text
                 assert condition["message"] not in ("", "Waiting for the operator"), text
                 assert condition["observedGeneration"] == run["metadata"]["generation"], text
+
+    def _in_queue(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
+        """I10: what Kueue holds is reported as a wait, what the user holds as the user's wish, and only these are."""
+        uid, state = run["metadata"]["uid"], _stated(run)["Complete"]["reason"]
+        jobs = [job for job in seen["jobs"] if run_uid(job) == uid and QUEUE_LABEL in labels_of(job) and goes_on(job)]
+        for job in jobs:
+            workload = workload_of(job, seen.get("workloads", ()))
+            if workload is None or "deletionTimestamp" in job["metadata"]:
+                continue
+            admitted = condition_of(workload["status"], "QuotaReserved").get("status") == "True"
+            waits = {"SuspendedExternally"} if not workload["spec"]["active"] else {"Queued", "Preempted"}
+            if run["spec"]["suspend"]:
+                assert is_held(workload), f"a run that its user holds is in its queue: {workload}"
+                assert not admitted, f"a run that its user holds has quota: {workload}"
+                waits = {"SuspendedByUser"}
+            told = state in {"Queued", "Preempted", "SuspendedExternally", "SuspendedByUser"}
+            assert told is not admitted, f"I10: {state}: {workload}"
+            assert admitted or state in waits, f"I10: {state}: {workload}"
+
+    def ended(self, seen: Mapping[str, Sequence[Object]]) -> None:
+        """I10, when there was quota for all: a run in a queue has ended, or says that somebody holds it."""
+        for run in seen["lorafinetunes"]:
+            stated = _stated(run)
+            held = run["spec"]["suspend"] or stated["Accepted"]["status"] == "False"
+            if QUEUE_LABEL not in labels_of(run) or "deletionTimestamp" in run["metadata"] or held:
+                continue
+            assert stated["Complete"]["status"] != "Unknown", f"I10: it waits for ever: {run['status']}"
+
+
+def _stated(run: Object) -> dict[str, Object]:
+    return {condition["type"]: condition for condition in run.get("status", {}).get("conditions", ())}
 
 
 def goes_on(job: Object) -> bool:

@@ -74,6 +74,7 @@ class Life:
     proven: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
     forged: int = 0
+    queues: bool = False
 
     # -- what there is
 
@@ -110,7 +111,7 @@ class Life:
         spec |= {"preflight": pick(("Skip", "Run"))}
         document = finetune(pick(NAMES), **spec)
         document["metadata"]["annotations"] = {"team": "red"}
-        document["metadata"]["labels"] = pick(({}, {}, {}, {QUEUE_LABEL: "gpus"}))
+        document["metadata"]["labels"] = pick((*[{}] * (1 if self.queues else 3), {QUEUE_LABEL: "gpus"}))
         self.client.post(self.path("lorafinetunes"), document)
 
     def edit(self) -> None:
@@ -236,12 +237,15 @@ class Life:
     def succeed(self) -> None:
         """A trainer ends with 0; its summary tells of a verified adapter or of what it found, or there is none."""
         for pod in self._some(self._pods("running")):
-            proof = self.chance.number(0, 2) > 0
-            trains = place_of(pod["metadata"]["labels"][JOB_NAME_LABEL])[1] == TRAIN
-            if proof and trains:
-                self.proven.add(run_uid(pod))
-            said = succeeded() if trains else make_report().to_message()
-            self._end(pod, 0, said if proof else self.chance.pick(TALK if trains else (*TALK, succeeded())))
+            if self.chance.number(0, 2) > 0:
+                self._succeed(pod)
+            else:
+                self._end(pod, 0, self.chance.pick(TALK if _trains(pod) else (*TALK, succeeded())))
+
+    def _succeed(self, pod: Object) -> None:
+        if _trains(pod):
+            self.proven.add(run_uid(pod))
+        self._end(pod, 0, succeeded() if _trains(pod) else make_report().to_message())
 
     def fail(self) -> None:
         """A trainer fails, by any exit code, with or without a word."""
@@ -286,6 +290,12 @@ class Life:
                     self._end(pod, 143, "")
                 else:
                     self._finish(pod)
+
+    def end_all(self) -> None:
+        """Every pod starts, and does what it is for."""
+        for pod in self._pods("waiting", "running"):
+            with contextlib.suppress(ApiError):
+                self._succeed(pod)
 
     def silence_node(self) -> None:
         """A node is heard of no more, or again."""
@@ -338,6 +348,10 @@ class Life:
 
     def _time(self) -> str:
         return instant(self.now())
+
+
+def _trains(pod: Mapping[str, Any]) -> bool:
+    return place_of(pod["metadata"]["labels"][JOB_NAME_LABEL])[1] == TRAIN
 
 
 def state_of(pod: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0
-WATCHED = ("lorafinetunes", "jobs", "pods")
+WATCHED = ("lorafinetunes", "jobs", "pods", "workloads")
 METRICS = Metrics(CollectorRegistry())
 
 
@@ -304,7 +304,7 @@ class ModelOperator:
 
     def take_in(self, plural: str, kind: str, document: Object) -> None:
         """As the handler of a watch does."""
-        if plural != "lorafinetunes" and labels_of(document).get(names.MANAGED_BY_LABEL) != names.MANAGED_BY:
+        if plural in {"jobs", "pods"} and labels_of(document).get(names.MANAGED_BY_LABEL) != names.MANAGED_BY:
             kind = "DELETED"  # to a watch with a selector, what has lost its label is gone
         store: Store[Any] = getattr(self.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)

@@ -19,6 +19,7 @@ import yaml
 from tests.unit.status_schema import check_status
 
 from lora_operator.cluster.api import ApiError
+from lora_operator.views.names import CONTROLLER_UID_LABEL
 from lora_operator.views.wording import instant
 
 Object = dict[str, Any]
@@ -27,7 +28,6 @@ _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<rest>.+)"
 )
 _IMMUTABLE_IN_JOBS = ("completions", "completionMode", "podFailurePolicy", "podReplacementPolicy", "selector")
-CONTROLLER_UID_LABEL = "batch.kubernetes.io/controller-uid"
 FOREGROUND, ORPHAN, TRACKING = "foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"
 
 
@@ -76,6 +76,7 @@ class Server:
         self.objects: dict[Place, Object] = {}
         self.log: list[Happening] = []
         self.listeners: list[Callable[[Happening], None]] = []
+        self.discovery: Mapping[str, Object] = {}
         self._uids = 0
         self._forms: set[bytes] = set()
         self.version = 100
@@ -88,6 +89,8 @@ class Server:
         """Answer one request with a document of the caller's own. Raises `ApiError` where a server would refuse."""
         parts = urlsplit(path)
         query = {**{key: values[0] for key, values in parse_qs(parts.query).items()}, **(query or {})}
+        if parts.path in self.discovery:
+            return _copy(self.discovery[parts.path])
         match = _PATH.fullmatch(parts.path)
         if match is None:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")

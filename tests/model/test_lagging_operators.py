@@ -9,6 +9,8 @@ from tests.model.life import Object
 from tests.model.operators import Fault
 from tests.model.world import World
 
+from lora_operator.views.names import CONTROLLER_UID_LABEL, QUEUE_LABEL
+
 T = TypeVar("T")
 QUOTA = 'pods "x" is forbidden: exceeded quota: gpus'
 
@@ -111,6 +113,69 @@ def test_a_job_that_an_operator_makes_too_late_is_stopped() -> None:
         assert [job["metadata"]["labels"]["lora-operator.io/attempt"] for job in world.server.all("jobs")] == ["2"]
     finally:
         world.close()
+
+
+def test_a_pod_that_its_job_counts_cannot_be_hidden_by_taking_labels_off(world: World) -> None:
+    """All but the Job's uid, without which the Job would let go of it: the live read at the end finds the pod."""
+    world.life.chance = Lucky()
+    world.operators[0].deaf.add("pods")
+    world.controllers.catch_up()
+    world.life.start_pod()
+    world.life.succeed()
+    (pod,) = world.server.all("pods")
+    bare = {"labels": dict.fromkeys(key for key in pod["metadata"]["labels"] if key != CONTROLLER_UID_LABEL)}
+    world.life.client.patch(world.life.path("pods", pod["metadata"]["name"]), {"metadata": bare})
+    world.operators[0].miss("pods")
+    world.controllers.catch_up()
+    world.pass_time(60)
+    assert _reasons(world) == ["Succeeded"]
+
+
+def test_a_run_waits_in_its_queue_gives_way_and_ends() -> None:
+    """Another one has the quota; it is evicted, deactivated and held by its user on the way; no retry is used up."""
+    world = World(Lucky())
+    try:
+        world.install_kueue()
+        assert world.queues is not None
+        world.start_operator()
+        for name in ("first", "second"):
+            document = finetune(name, maxRetries=0)
+            document["metadata"] |= {"labels": {QUEUE_LABEL: "gpus"}, "annotations": {"team": "red"}}
+            world.life.client.post(world.life.path("lorafinetunes"), document)
+            world.pass_time(2)
+
+        def come_to(*reasons: str) -> None:
+            for _ in range(3):
+                world.controllers.catch_up()
+                world.pass_time(5)
+                world.life.stop_all()
+            assert _reasons(world) == list(reasons)
+            world.check_rest()
+
+        come_to("Pending", "Queued")
+        world.queues.quota = 0
+        world.queues.evict(First())
+        come_to("Preempted", "Queued")
+        world.queues.quota = 1
+        come_to("Pending", "Queued")
+        world.life.client.patch(world.life.path("lorafinetunes", "first"), {"spec": {"suspend": True}})
+        come_to("SuspendedByUser", "Pending")
+        world.life.suspend_job()
+        come_to("SuspendedByUser", "Pending")
+        world.life.client.patch(world.life.path("lorafinetunes", "first"), {"spec": {"suspend": False}})
+        come_to("Queued", "Pending")
+        world.queues.deactivate(First())
+        come_to("SuspendedExternally", "Pending")
+        world.check_queues()
+        assert _reasons(world) == ["Succeeded", "Succeeded"]
+    finally:
+        world.close()
+
+
+def _reasons(world: World) -> list[str]:
+    """The state of each run, by name."""
+    conditions = [c for run in world.server.all("lorafinetunes") for c in run["status"]["conditions"]]
+    return [c["reason"] for c in conditions if c["type"] == "Complete"]
 
 
 def test_two_operators_that_cannot_agree_leave_longer_and_longer_pauses(world: World) -> None:

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.model.life import ACTS, Life
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.model.life import ACTS, Chance, Life
 from tests.model.operators import WATCHED, Fault
+from tests.model.queues import QUEUE_ACTS, Queues
 from tests.model.world import World
 
 T = TypeVar("T")
@@ -38,10 +39,12 @@ class ClusterLife(RuleBasedStateMachine):
         self.chance = Drawn()
         self.world = World(self.chance)
 
-    @initialize(data=st.data())
-    def begin(self, data: st.DataObject) -> None:
-        """An operator runs, and somebody applies a run."""
+    @initialize(data=st.data(), kueue=st.booleans())
+    def begin(self, data: st.DataObject, kueue: bool) -> None:
+        """An operator runs, in a cluster with or without Kueue, and somebody applies a run."""
         self.chance.data = data
+        if kueue:
+            self.world.install_kueue()
         self.world.start_operator()
         self.world.settle()
         self.world.life.create()
@@ -144,6 +147,15 @@ class ClusterLife(RuleBasedStateMachine):
         """The namespace's quota is used up, or is not any more."""
         self.world.controllers.refuses_pods = refusal
 
+    @precondition(lambda self: self.world.queues is not None)
+    @rule(data=st.data(), act=st.sampled_from(QUEUE_ACTS))
+    def queue(self, data: st.DataObject, act: Callable[[Queues, Chance], None]) -> None:
+        """Quota comes and goes, and Workloads with it."""
+        self.chance.data = data
+        if self.world.queues is not None:
+            act(self.world.queues, self.chance)
+        self.world.settle()
+
     @rule(step=st.integers(-1, 400))
     def report(self, step: int) -> None:
         """Trainers answer, or do not."""
@@ -164,6 +176,7 @@ class ClusterLife(RuleBasedStateMachine):
         try:
             self.world.come_to_rest()
             self.world.check_rest()
+            self.world.check_queues()
         finally:
             self.world.close()
 

@@ -10,13 +10,15 @@ from tests.model.controllers import NODE, Controllers
 from tests.model.invariants import KINDS, Witness, check_text
 from tests.model.life import Chance, Life, Object
 from tests.model.operators import BEGINNING, WATCHED, ModelOperator, Network, Request
-from tests.model.server import Server
+from tests.model.queues import DISCOVERY, Queues
+from tests.model.server import Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
 
 from localcluster.api import ApiError as ClientError
 from lora_operator.cluster.api import ApiError
 from lora_operator.running.logs import TextFormatter
 from lora_operator.views.config import OperatorConfig
+from lora_operator.views.names import QUEUE_LABEL
 from lora_trainer.contract.progress import Phase, Progress
 
 NAMESPACE = "team-a"
@@ -75,6 +77,7 @@ class World:
         self.config = config
         self.server = Server(self.now)
         self.controllers = Controllers(self.server, self.now)
+        self.queues: Queues | None = None
         self.network = Network(self.server, self.loop)
         self.life = Life(client=ModelClient(self.server), namespace=NAMESPACE, chance=chance, now=self.now, node=NODE)
         self.witness = Witness(self.life)
@@ -99,6 +102,13 @@ class World:
     def now(self) -> datetime:
         """The cluster's time."""
         return BEGINNING + timedelta(seconds=self.loop.time())
+
+    def install_kueue(self) -> None:
+        """Runs in a queue wait for quota from now on; operators that run already learn it by a restart."""
+        self.queues = Queues(self.server, self.now)
+        self.controllers.sync_queues = self.queues.sync
+        self.server.discovery = DISCOVERY
+        self.life.queues = True
 
     # -- operators
 
@@ -195,13 +205,32 @@ class World:
         self.check()
         self.witness.at_rest(self._everything())
 
+    def check_queues(self) -> None:
+        """Once there is quota for all, whatever waited in a queue ends, unless its user or somebody's name holds it."""
+        if self.queues is None:
+            return
+        self.queues.open()
+        for _ in range(8):
+            self.controllers.catch_up()
+            self.settle()
+            self.life.end_all()
+            self.controllers.catch_up()
+            self.pass_time(self.config.retry_max_s + 1)
+        self.check()
+        self.witness.ended(self._everything())
+
     def _everything(self) -> dict[str, list[Object]]:
-        return {plural: list(self.server.all(plural)) for plural in KINDS}
+        return {plural: list(self.server.all(plural)) for plural in (*KINDS, "workloads")}
 
     def _is_proper(self, request: Request) -> None:
-        """I2: the operator deletes and changes nothing but what is its own."""
+        """I2: the operator deletes and changes nothing but what is its own, and suspends no Job that is in a queue."""
         plural = request.path.split("/namespaces/")[-1].split("/")[1] if "/namespaces/" in request.path else ""
-        if request.error or request.method in {"GET", "POST"}:
+        if request.error or request.method == "GET":
+            return
+        if plural == "jobs" and QUEUE_LABEL in labels_of(request.answer) and request.method != "DELETE":
+            suspend = ((request.body or {}).get("spec") or {}).get("suspend")
+            assert suspend is (True if request.method == "POST" else None), f"I2: Kueue's to decide: {request}"
+        if request.method == "POST":
             return
         owners = request.answer["metadata"].get("ownerReferences", ())
         ours = any(owner["kind"] == "LoRAFineTune" for owner in owners)
@@ -212,7 +241,9 @@ class World:
             assert request.body["preconditions"]["uid"], f"I2: deleted {request.path} by name alone"
             return
         status = plural == "lorafinetunes" and request.path.endswith("/status") and request.method == "PUT"
-        assert status or (plural == "jobs" and request.method == "PATCH" and ours), f"I2: changed {request.path}"
+        held = plural == "workloads" and (request.body or {})["spec"].keys() == {"active"}
+        patched = request.method == "PATCH" and (held or (plural == "jobs" and ours))
+        assert status or patched, f"I2: changed {request.path}"
 
     def restart_at_rest(self) -> None:
         """I9: when nothing happens, an operator that is started again writes nothing at all."""
