@@ -1,9 +1,11 @@
 """What a trainer's pod is given: environment, keys of Secrets, volumes, and what is else in a preflight."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.unit.builders import CONFIG, job_name
 from tests.unit.test_render import FULL, SITE, container, everything, rendered, understood
 
@@ -53,6 +55,12 @@ ALWAYS = {
     "HF_HOME": "/cache",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "LORA_GRACE_SECONDS": "120",
+}
+COMPILED = {
+    "TRITON_CACHE_DIR": "/compiled/triton",
+    "TORCHINDUCTOR_CACHE_DIR": "/compiled/inductor",
+    "CUDA_CACHE_PATH": "/compiled/cuda",
+    "CUDA_CACHE_MAXSIZE": "1073741824",
 }
 SECRET = {"secretRef": {"name": "s"}}
 KEYS = [
@@ -110,7 +118,8 @@ def test_each_address_gets_the_keys_that_its_scheme_needs_and_no_other(
 
 def test_without_settings_the_environment_names_no_service() -> None:
     """The clients' own defaults hold."""
-    assert plain(trainer({})) == ALWAYS
+    assert plain(trainer({})) == ALWAYS | COMPILED
+    assert plain(container(looking({}))) == ALWAYS
 
 
 def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
@@ -133,7 +142,7 @@ def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
         "AWS_CA_BUNDLE": bundle,
         "LORA_OCI_PLAIN_HTTP": "registry.team-a.svc:5000,localhost:5000",
     }
-    assert plain(trainer({}, SITE)) == expected
+    assert plain(trainer({}, SITE)) == expected | COMPILED
     assert plain(container(looking({}, SITE))) == expected
     offline = dataclasses.replace(CONFIG, offline=True, http_proxy="http://p:1")
     assert plain(trainer({}, offline)).items() >= {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p:1"}.items()
@@ -227,6 +236,28 @@ def test_shared_memory_has_the_size_that_was_asked_for() -> None:
     for spec, size in (({}, "1Gi"), ({"resources": {"sharedMemory": "8Gi"}}, "8Gi")):
         volumes = {v["name"]: v for v in pod_of(rendered(spec, CONFIG))["volumes"]}
         assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": size}
+
+
+def test_what_is_compiled_on_a_node_has_a_bounded_place_to_itself() -> None:
+    """In pods that train alone; other temporary files have no limit, since a result may grow among them."""
+    pods = [pod_of(rendered({}, CONFIG)), pod_of(looking({}))]
+    training, other = ({v["name"]: v.get("emptyDir") for v in pod["volumes"]} for pod in pods)
+    assert (training["compiled"], training["tmp"]) == ({"sizeLimit": "4Gi"}, {})
+    assert "compiled" not in other
+    assert {"name": "compiled", "mountPath": "/compiled"} in trainer({})["volumeMounts"]
+    assert int(COMPILED["CUDA_CACHE_MAXSIZE"]) < 4 * 2**30
+
+
+def test_the_acceptance_of_a_gpu_compiles_where_a_training_does() -> None:
+    """With the same variables, volume and place: else it would prove another pod."""
+    example = Path(__file__).parents[2] / "examples/gpu-acceptance.yaml"
+    found = []
+    for job in (yaml.safe_load(example.read_text(encoding="utf-8")), rendered({}, CONFIG)):
+        volumes = [volume for volume in pod_of(job)["volumes"] if volume["name"] == "compiled"]
+        mounts = [mount for mount in container(job)["volumeMounts"] if mount["name"] == "compiled"]
+        found.append((plain(container(job)).items() & COMPILED.items(), volumes, mounts))
+    assert found[0] == found[1]
+    assert all(found[0])
 
 
 def test_several_nodes_are_one_indexed_job_whose_pods_find_each_other_by_name() -> None:

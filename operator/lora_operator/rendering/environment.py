@@ -10,10 +10,18 @@ from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.contract.uri import HubUri, OciUri, S3Uri, Uri, parse_uri
 
 CACHE_FOLDER = "/cache"
+COMPILED_FOLDER = "/compiled"
 CA_FOLDER = "/etc/lora-ca"
 CA_KEY = "ca.crt"
 DOCKER_CONFIG_KEY = ".dockerconfigjson"
 RENDEZVOUS_PORT = 29400
+_COMPILED = {
+    "TRITON_CACHE_DIR": f"{COMPILED_FOLDER}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": f"{COMPILED_FOLDER}/inductor",
+    "CUDA_CACHE_PATH": f"{COMPILED_FOLDER}/cuda",
+    "CUDA_CACHE_MAXSIZE": str(2**30),
+}
+"""Where kernels go that are compiled on the node. CUDA alone can be given a limit; the others have the volume's."""
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 _S3_KEYS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -24,8 +32,10 @@ Manifest = dict[str, Any]
 def environment(
     pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, trains: bool, rendezvous: str = ""
 ) -> list[Manifest]:
-    """All variables of a container; what `trains` writes to a tracker. `rendezvous` is host:port of several nodes."""
-    plain = {"HOME": "/tmp", **_services(train, config), **_defaults(pod)}  # noqa: S108 - an emptyDir
+    """All variables of a container; what `trains` compiles kernels and writes to a tracker. `rendezvous` is host:port of
+    several nodes."""
+    compiled = _COMPILED if trains else {}
+    plain = {"HOME": "/tmp", **compiled, **_services(train, config), **_defaults(pod)}  # noqa: S108 - an emptyDir
     if rendezvous:
         plain["LORA_RENDEZVOUS"] = rendezvous
     return [{"name": name, "value": value} for name, value in plain.items()] + list(_secrets(pod, train, trains=trains))

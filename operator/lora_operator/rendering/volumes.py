@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.rendering.environment import CA_FOLDER, CA_KEY, CACHE_FOLDER
+from lora_operator.rendering.environment import CA_FOLDER, CA_KEY, CACHE_FOLDER, COMPILED_FOLDER
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.names import CONFIG_ANNOTATION
 from lora_operator.views.request import PodRequest
@@ -18,6 +18,9 @@ CONFIG_FILE = "config.json"
 CLAIMS_FOLDER = "/claims"
 CONFIG_MAPS_FOLDER = "/configmaps"
 SHARED_MEMORY = "1Gi"
+COMPILED = "4Gi"
+"""Most disk for compiled kernels, far above what those of a run take: a pod with more is evicted and tried again.
+Temporary files have no such limit, for a result grows among them where there is no claim, as large as a model."""
 
 Manifest = dict[str, Any]
 
@@ -45,6 +48,7 @@ def volumes(pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, writ
         Volume(name="config", source={"downwardAPI": {"items": [configuration]}}, path=CONFIG_FOLDER),
         Volume(name="tmp", source={"emptyDir": {}}, path="/tmp", writable=True),  # noqa: S108 - an emptyDir
         *_cache(claims, pod.cache_claim),
+        *_compiled(trains=writes),
         Volume(name="shared-memory", source={"emptyDir": memory}, path="/dev/shm", writable=True),  # noqa: S108 - as above
         *_claim_volumes(claims, pod.cache_claim),
         *_data_config_maps(train),
@@ -73,6 +77,11 @@ def _cache(claims: Mapping[str, bool], cache: str | None) -> Iterator[Volume]:
         path=CACHE_FOLDER,
         writable=True,
     )
+
+
+def _compiled(*, trains: bool) -> Iterator[Volume]:
+    if trains:
+        yield Volume(name="compiled", source={"emptyDir": {"sizeLimit": COMPILED}}, path=COMPILED_FOLDER, writable=True)
 
 
 def _claim_volumes(claims: Mapping[str, bool], cache: str | None) -> Iterator[Volume]:
