@@ -13,7 +13,10 @@ from tests.trainer.trainings import RESOLVED
 
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.model.attention import Attention
 from lora_trainer.model.device import Device
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.recipe import way
 from lora_trainer.recipe.way import budget_of
 from lora_trainer.training.resume import Saved
 
@@ -100,3 +103,27 @@ def test_a_checkpoint_keeps_the_size_of_micro_batches(
     record: Any = SimpleNamespace(resolved=replace(RESOLVED, **resolved), config=make_config(training=training))
     checkpoint: Any = SimpleNamespace(step=4)
     assert Saved(checkpoint=checkpoint, record=record, own=True).budget_tokens == tokens
+
+
+class Others(Ranks):
+    """Two processes, of which the other one cannot pack."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """By rank."""
+        return [value, Attention(kernel="sdpa", packs=False, unpacked="its kernel fails", broken=True)]
+
+
+def test_where_one_process_cannot_pack_none_does(
+    cpu: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They cut the same micro-batches, and say why."""
+    packing = Attention(kernel="varlen", packs=True)
+    monkeypatch.setattr(way, "choose_attention", lambda *_: packing)
+    monkeypatch.setattr(way, "choose_kernels", lambda *_, **more: more["packed"])
+    settled: Any = SimpleNamespace(config=make_config(), plan=None)
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=None)
+    adapted: Any = SimpleNamespace(model=None)
+    for ranks, packed in ((Ranks(), True), (Others(), False)):
+        found = way.way_of(settled, adapted, data, cpu, ranks, saved=None, goes_on=False)
+        assert (found.budget.packed, found.kernels) == (packed, packed)
+    assert "rows are padded: its kernel fails" in caplog.messages

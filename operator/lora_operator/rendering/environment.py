@@ -32,8 +32,10 @@ Manifest = dict[str, Any]
 def environment(
     pod: PodRequest, train: TrainConfig, config: OperatorConfig, *, trains: bool, rendezvous: str = ""
 ) -> list[Manifest]:
-    """All variables of a container; what `trains` compiles kernels and writes to a tracker. `rendezvous` is host:port of
-    several nodes."""
+    """All variables of a container; what `trains` compiles kernels and writes to a tracker.
+
+    `rendezvous` is host:port of several nodes.
+    """
     compiled = _COMPILED if trains else {}
     plain = {"HOME": "/tmp", **compiled, **_services(train, config), **_defaults(pod)}  # noqa: S108 - an emptyDir
     if rendezvous:

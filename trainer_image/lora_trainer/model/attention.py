@@ -4,7 +4,8 @@ No mask says so: a mask over a pack of T tokens has T x T entries, of which most
 attention of its own; on a GPU one kernel call covers all rows.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lora_trainer.errors import GpuUnfitError, InternalError, explain, one_sente
 from lora_trainer.model.device import Device, sent
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import each_token_alone
+from lora_trainer.model.rounding import Found, drawn_like, objection, wider
 
 _SEEN = "in a pack, this kind of model would let them see each other"
 
@@ -24,6 +26,11 @@ NAME = "isolated"
 
 _LARGEST_HEAD = 256
 _PROBE_LENGTHS = (9, 12, 5)
+_COMPARED_LENGTHS = {"cpu": (40, 1, 33, 22), "cuda": (200, 1, 130, 53)}
+"""Of the rows that a kernel is compared on: some longer than the blocks that kernels of this device cut rows into."""
+_FLOOR = {torch.float32: 2.0**-13, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+"""Relative errors that are never held against a kernel: a few roundings of 16 bits. In fp32, gradients by weights that
+are computed anew from scores of hundreds are off by their rounding."""
 _ROUNDING, _BF16_ROUNDING = 0.02, 0.1
 """Most that logits of two kernels may differ in the mean, relative to their standard deviation. In bf16, PyTorch's own
 two attentions differ by 0.02 in SmolLM2-135M's 30 layers; rows that see each other, by 0.36."""
@@ -33,12 +40,13 @@ two attentions differ by 0.02 in SmolLM2-135M's 30 layers; rows that see each ot
 class Segments:
     """Where the rows of a pack lie: `lengths` in order, and their bounds on the device, shape (rows + 1,), int32.
 
-    `attend` adds to `kernels` what computed them.
+    `attend` adds to `kernels` what computed them, and to `calls`, where there is such, the first call of each kind.
     """
 
     lengths: tuple[int, ...]
     bounds: torch.Tensor
     kernels: set[str] = field(default_factory=set)
+    calls: "dict[Hashable, _Call] | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +89,9 @@ def attend(
     kind = _Kind(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if segments is None:
         return _causal(query, key, value, kind).transpose(1, 2), None
-    dtype = _compute_type(value)
-    if kind.fused and has_kernel(query.shape[-1], value.shape[-1], dtype, _capability(query.device)):
-        segments.kernels.add("varlen")
-        return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), segments, kind), None
-    segments.kernels.add("sdpa")
-    lengths = list(segments.lengths)
-    parts = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([_causal(q, k, v, kind).transpose(1, 2) for q, k, v in parts], dim=1), None
+    if segments.calls is not None:
+        _keep(segments.calls, (query, key, value), kind)
+    return _isolated(query, key, value, segments, kind), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,41 @@ class _Kind:
     def fused(self) -> bool:
         """Whether the GPU's kernel for packs computes this."""
         return self.softcap is None and self.sinks is None and not self.dropout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """Queries, keys and values of a layer, in the type that it computes in."""
+
+    given: tuple[torch.Tensor, ...]
+    kind: _Kind
+
+
+def _keep(calls: dict[Hashable, _Call], given: tuple[torch.Tensor, ...], kind: _Kind) -> None:
+    dtype, sinks = _compute_type(given[-1]), kind.sinks
+    same = (kind.scaling, kind.window, kind.softcap, sinks is None, *(tensor.shape for tensor in given))
+    # Copies of what is a layer's own, which is let go of after the layer where layers are divided.
+    own = replace(kind, sinks=None if sinks is None else sinks.detach().clone())
+    calls.setdefault(same, _Call(given=tuple(tensor.detach().to(dtype) for tensor in given), kind=own))
+
+
+def _isolated(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, kind: _Kind
+) -> torch.Tensor:
+    """Causal attention of each row of a pack, with the kernel for packs or row by row."""
+    dtype = _compute_type(value)
+    if kind.fused and has_kernel(query.shape[-1], value.shape[-1], dtype, _capability(query.device)):
+        segments.kernels.add("varlen")
+        return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), segments, kind)
+    segments.kernels.add("sdpa")
+    return _row_by_row(_causal, (query, key, value), segments, kind)
+
+
+def _row_by_row(
+    compute: Callable[..., torch.Tensor], given: tuple[torch.Tensor, ...], segments: Segments, kind: _Kind
+) -> torch.Tensor:
+    parts = zip(*(torch.split(tensor, list(segments.lengths), 2) for tensor in given), strict=True)
+    return torch.cat([compute(*part, kind).transpose(1, 2) for part in parts], dim=1)
 
 
 def has_kernel(query_size: int, value_size: int, dtype: torch.dtype, capability: tuple[int, int] | None) -> bool:
@@ -153,11 +191,11 @@ def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _
     explicit = kind.softcap is not None or kind.sinks is not None
     # A CPU's kernel shares keys and values between heads by itself, and keeps no copies for the backward pass.
     shares = query.device.type == "cpu" and not explicit
+    if explicit:
+        return _explicit(query, key, value, kind)
     if repeats > 1 and not shares:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     windowed = kind.window is not None and kind.window < tokens
-    if explicit:
-        return _explicit(query, key, value, kind)
     return scaled_dot_product_attention(
         query,
         key,
@@ -179,6 +217,9 @@ def _visible(tokens: int, window: int | None, device: torch.device) -> torch.Ten
 
 def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _Kind) -> torch.Tensor:
     """With the scores written out, which no fused kernel can cap or add a sink to."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if kind.scaling is None else kind.scaling)
     if kind.softcap is not None:
         scores = torch.tanh(scores / kind.softcap) * kind.softcap
@@ -187,7 +228,8 @@ def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind:
     if kind.sinks is not None:
         sinks = kind.sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], -1)
         scores = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)[..., : key.shape[2]]
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=exact).to(value.dtype)[..., : key.shape[2]]
     return nn.functional.dropout(weights, kind.dropout) @ value
 
 
@@ -217,15 +259,47 @@ def _chosen(model: Any, device: torch.device) -> Attention:
     try:
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation == NAME and _agree(_rows(model, ids), alone, most):
-            segments = segments_of(_PROBE_LENGTHS, device)
+            calls: dict[Hashable, _Call] = {}
+            segments = replace(segments_of(_PROBE_LENGTHS, device), calls=calls)
             packs = not _has_memory(model) and _keeps_apart(model, ids, alone, segments)
-            kernel = "+".join(sorted(segments.kernels)) if packs else "sdpa"
-            return Attention(kernel=kernel, packs=packs, unpacked="" if packs else _SEEN)
-        unpacked, broken = "this kind of model does not compute its logits with attention over packs", False
+            against = next((found for call in calls.values() if (found := _objection(call)) is not None), None)
+            if against is None:
+                kernel = "+".join(sorted(segments.kernels)) if packs else "sdpa"
+                return Attention(kernel=kernel, packs=packs, unpacked="" if packs else _SEEN)
+            unpacked, broken = f"the kernel for packs does not compute rightly on this device: {against}", True
+        else:
+            unpacked, broken = "this kind of model does not compute its logits with attention over packs", False
     except (TypeError, ValueError, RuntimeError) as error:
         unpacked, broken = _why(error)
     model.set_attn_implementation(before)
     return Attention(kernel=str(before), packs=False, unpacked=unpacked, broken=broken)
+
+
+def _objection(call: _Call) -> str | None:
+    """What is against the kernel in the numbers of a layer, its gradients included; None where nothing is."""
+    device, dtype = call.given[0].device, call.given[0].dtype
+    lengths = _COMPARED_LENGTHS[device.type]
+    segments = segments_of(lengths, device)
+    tokens = torch.arange(sum(lengths), device=device) % call.given[0].shape[2]
+    given = tuple(tensor[:, :, tokens] for tensor in call.given)
+
+    def written_out(*given: torch.Tensor) -> torch.Tensor:
+        return _row_by_row(_explicit, given, segments, call.kind)
+
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        fast = _with_gradients(lambda *given: _isolated(*given, segments, call.kind), given, dtype)
+        plain = _with_gradients(written_out, given, dtype)
+        wanted = _with_gradients(written_out, tuple(tensor.to(wider(dtype)) for tensor in given), dtype)
+    return objection(fast, plain, wanted, _FLOOR[dtype])
+
+
+def _with_gradients(compute: Callable[..., torch.Tensor], given: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Found:
+    leaves = [tensor.detach().requires_grad_() for tensor in given]
+    result = compute(*leaves)
+    random = torch.Generator(result.device).manual_seed(0)
+    gradients = torch.autograd.grad(result, leaves, drawn_like(result, dtype, random))
+    names = (f"the gradient of its {name}" for name in ("queries", "keys", "values"))
+    return [("its result", result.detach()), *zip(names, gradients, strict=True)]
 
 
 def _why(error: Exception) -> tuple[str, bool]:

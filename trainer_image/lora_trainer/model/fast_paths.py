@@ -1,7 +1,6 @@
 """Fast paths that prove themselves: each is compared with plain PyTorch on the device at hand before it is trusted.
 
-The comparison takes the first module of each kind that the model has, with the input that a real pack gives it. Errors
-are norms, relative to the same computation in the next wider type: fp32 for 16 bits, fp64 for fp32.
+The comparison takes the first module of each kind that the model has, with the input that a real pack gives it.
 """
 
 import contextlib
@@ -18,9 +17,8 @@ from lora_trainer.errors import one_sentence
 from lora_trainer.model import gates, liger, lora_kernel
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
+from lora_trainer.model.rounding import Found, drawn_like, objection, wider
 
-MOST_ERROR = 1.5
-"""Times plain PyTorch's own error that a fast path may err, in its result and in each gradient."""
 FLOOR = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Relative errors that are never held against a fast path: for 16 bits the rounding of one number, for fp32 eight such
 roundings, since libraries add up in different orders."""
@@ -35,8 +33,6 @@ MOST_TOKENS = {"cpu": 256, "cuda": 1024}
 
 
 Tensors = tuple[torch.Tensor, ...]
-_Found = list[tuple[str, torch.Tensor]]
-"""Results and gradients, each with its name in a sentence."""
 Result = torch.Tensor | Tensors
 Compute = Callable[[nn.Module, Sequence[torch.Tensor]], Result]
 Keep = Callable[[nn.Module, Tensors], None]
@@ -280,7 +276,7 @@ class Trial:
                     fast = self._fast(inputs)
                 except Exception as error:  # a kernel may raise anything, and the run does without it
                     return f"it fails: {one_sentence(error)[:200]}"
-                return self._compared(fast, plain, wanted)
+                return objection(fast, plain, wanted, FLOOR[self.device.dtype])
         except Exception as error:  # such as too little memory for the wider type
             return f"it cannot be compared: {one_sentence(error)[:200]}"
 
@@ -298,10 +294,10 @@ class Trial:
                 inputs = self.path.inputs(self.module, self.seen)
             yield inputs
 
-    def _plain(self, inputs: Tensors) -> _Found:
+    def _plain(self, inputs: Tensors) -> Found:
         return self._computed(self.path.plain, inputs)
 
-    def _fast(self, inputs: Tensors) -> _Found:
+    def _fast(self, inputs: Tensors) -> Found:
         if self.path.fast is not None:
             return self._computed(self.path.fast, inputs)
         self.path.install(self.module)
@@ -310,15 +306,15 @@ class Trial:
         finally:
             self.path.remove(self.module)
 
-    def _computed(self, compute: Compute, inputs: Tensors) -> _Found:
+    def _computed(self, compute: Compute, inputs: Tensors) -> Found:
         given = self._leaves(inputs)
         with self.device.autocast():
             # Copies: a kernel may write over what it is given.
             result = compute(self.module, [tensor.clone() for tensor in given])
         return self._with_gradients(result, given, self.path.parameters(self.module))
 
-    def _written_out(self, inputs: Tensors) -> _Found:
-        wide = torch.float64 if self.device.dtype == torch.float32 else torch.float32
+    def _written_out(self, inputs: Tensors) -> Found:
+        wide = wider(self.device.dtype)
         given = self._leaves(tensor.to(wide) for tensor in inputs)
         parameters = [one.detach().to(wide).requires_grad_() for one in self.path.parameters(self.module)]
         return self._with_gradients(self.path.written_out(self.module, given, parameters), given, parameters)
@@ -328,13 +324,11 @@ class Trial:
 
     def _with_gradients(
         self, result: Result, given: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]
-    ) -> _Found:
+    ) -> Found:
         """The results, and the gradients of their product with random numbers, the same each time."""
         results = (result,) if isinstance(result, torch.Tensor) else result
         random = torch.Generator(results[0].device).manual_seed(0)
-        weights = [torch.randn(one.shape, generator=random, device=one.device, dtype=torch.float32) for one in results]
-        # Small, for sums over many rows must not leave fp16; and rounded alike for each type of results.
-        weights = [(one / 64).to(self.device.dtype).to(results[0].dtype) for one in weights]
+        weights = [drawn_like(one, self.device.dtype, random) for one in results]
         of = (*given[: self.path.trained], *parameters)
         gradients = torch.autograd.grad(results, of, weights)
         return [
@@ -342,16 +336,6 @@ class Trial:
             *(("the gradient of its input", one.detach()) for one in gradients[: self.path.trained]),
             *(("a gradient of its weights", one.detach()) for one in gradients[self.path.trained :]),
         ]
-
-    def _compared(self, fast: _Found, plain: _Found, wanted: _Found) -> str | None:
-        for (name, ours), (_, theirs), (_, right) in zip(fast, plain, wanted, strict=True):
-            if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
-                return f"{name} has another type or shape than plain PyTorch's"
-            error, usual = _error(ours, right), _error(theirs, right)
-            # Also for what is no number.
-            if not error <= max(MOST_ERROR * usual, FLOOR[self.device.dtype]):
-                return f"{name} errs by {error:.1e}, plain PyTorch's by {usual:.1e}"
-        return None
 
     def _seconds(self, run: Callable[[], object]) -> float:
         self._wait()
@@ -363,9 +347,3 @@ class Trial:
     def _wait(self) -> None:
         if self.device.torch_device.type == "cuda":
             torch.cuda.synchronize(self.device.torch_device)
-
-
-def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative to the norm of what is wanted."""
-    size = wanted.norm()
-    return float((found.to(wanted.dtype) - wanted).norm() / (size if size > 0 else 1))

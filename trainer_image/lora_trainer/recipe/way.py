@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lora_trainer.contract.config import Packing
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.dataset import Data
-from lora_trainer.model.attention import choose_attention
+from lora_trainer.model.attention import Attention, choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_paths import Chosen
 from lora_trainer.model.loading import Adapted
@@ -42,7 +42,7 @@ def way_of(
     """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
     where it takes more of that than the weights, and then its packs stay as they were cut."""
     config, plan, longest = settled.config, settled.plan, data.stats.longest_tokens
-    attention = choose_attention(adapted.model, device)
+    attention = _agreed(choose_attention(adapted.model, device), ranks)
     log.info("attention: %s", attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
@@ -67,6 +67,11 @@ def way_of(
         step=saved.checkpoint.step if saved else 0,
     )
     return Way(attention=attention.kernel, kernels=kernels, budget=budget)
+
+
+def _agreed(attention: Attention, ranks: Ranks) -> Attention:
+    """Where one process cannot pack rows, none does: they cut the same micro-batches."""
+    return next((one for one in ranks.gather(attention) if not one.packs), attention)
 
 
 def budget_of(
