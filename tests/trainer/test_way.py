@@ -124,6 +124,6 @@ def test_where_one_process_cannot_pack_none_does(
     data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=None)
     adapted: Any = SimpleNamespace(model=None)
     for ranks, packed in ((Ranks(), True), (Others(), False)):
-        found = way.way_of(settled, adapted, data, cpu, ranks, saved=None, goes_on=False)
+        found: Any = way.way_of(settled, adapted, data, cpu, ranks, saved=None, goes_on=False)
         assert (found.budget.packed, found.kernels) == (packed, packed)
     assert "rows are padded: its kernel fails" in caplog.messages

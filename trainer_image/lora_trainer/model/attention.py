@@ -91,7 +91,7 @@ def attend(
         return _causal(query, key, value, kind).transpose(1, 2), None
     if segments.calls is not None:
         _keep(segments.calls, (query, key, value), kind)
-    return _isolated(query, key, value, segments, kind), None
+    return _isolated((query, key, value), segments, kind), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,16 +124,15 @@ def _keep(calls: dict[Hashable, _Call], given: tuple[torch.Tensor, ...], kind: _
     calls.setdefault(same, _Call(given=tuple(tensor.detach().to(dtype) for tensor in given), kind=own))
 
 
-def _isolated(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, kind: _Kind
-) -> torch.Tensor:
+def _isolated(given: tuple[torch.Tensor, ...], segments: Segments, kind: _Kind) -> torch.Tensor:
     """Causal attention of each row of a pack, with the kernel for packs or row by row."""
+    query, key, value = given
     dtype = _compute_type(value)
     if kind.fused and has_kernel(query.shape[-1], value.shape[-1], dtype, _capability(query.device)):
         segments.kernels.add("varlen")
         return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), segments, kind)
     segments.kernels.add("sdpa")
-    return _row_by_row(_causal, (query, key, value), segments, kind)
+    return _row_by_row(_causal, given, segments, kind)
 
 
 def _row_by_row(
@@ -283,19 +282,21 @@ def _objection(call: _Call) -> str | None:
     tokens = torch.arange(sum(lengths), device=device) % call.given[0].shape[2]
     given = tuple(tensor[:, :, tokens] for tensor in call.given)
 
-    def written_out(*given: torch.Tensor) -> torch.Tensor:
+    def written_out(given: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return _row_by_row(_explicit, given, segments, call.kind)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        fast = _with_gradients(lambda *given: _isolated(*given, segments, call.kind), given, dtype)
+        fast = _with_gradients(lambda given: _isolated(given, segments, call.kind), given, dtype)
         plain = _with_gradients(written_out, given, dtype)
         wanted = _with_gradients(written_out, tuple(tensor.to(wider(dtype)) for tensor in given), dtype)
     return objection(fast, plain, wanted, _FLOOR[dtype])
 
 
-def _with_gradients(compute: Callable[..., torch.Tensor], given: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Found:
-    leaves = [tensor.detach().requires_grad_() for tensor in given]
-    result = compute(*leaves)
+def _with_gradients(
+    compute: Callable[[tuple[torch.Tensor, ...]], torch.Tensor], given: tuple[torch.Tensor, ...], dtype: torch.dtype
+) -> Found:
+    leaves = tuple(tensor.detach().requires_grad_() for tensor in given)
+    result = compute(leaves)
     random = torch.Generator(result.device).manual_seed(0)
     gradients = torch.autograd.grad(result, leaves, drawn_like(result, dtype, random))
     names = (f"the gradient of its {name}" for name in ("queries", "keys", "values"))
