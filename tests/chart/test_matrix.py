@@ -20,7 +20,7 @@ from localcluster import tools
 GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart"
 # Values that no row changes, by the beginning of their paths, and the test that holds them.
 ELSEWHERE = {
-    "config.": "test_chart.py: each setting arrives in the operator's file, and is tried with the operator",
+    "config.": "test_chart_configuration.py: each setting arrives in the file, and is tried with the operator",
     "image.": "test_chart.py: repository, tag and digest make a reference; each installation of the tests sets them",
     "trainer.image.": "the same",
     "preflight.image.digest": "the same",

@@ -1,0 +1,175 @@
+"""The operator's configuration file, as the chart writes and the operator reads it."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tests.chart import helms
+from tests.chart.objects import Render, only, pod_of, settings_of
+
+from lora_operator.views.config import OperatorConfig, load_config, yaml_name
+from lora_trainer.contract.device_section import GpuSetting
+
+HELMS = helms.BOTH
+SMALL_NODES: Any = {"nodeSelector": {"pool": "small"}, "tolerations": [{"key": "team", "operator": "Exists"}]}
+
+
+def test_the_configuration_file_has_exactly_the_keys_of_the_operator(render: Render) -> None:
+    """No setting is missing in the chart, and none is unknown to the operator."""
+    names = {yaml_name(field.name) for field in fields(OperatorConfig)}
+    assert set(yaml.safe_load(settings_of(render()))) == names
+
+
+def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path) -> None:
+    """Values arrive in the operator's configuration, as the types that it wants."""
+    objects = render(
+        watch={"namespaces": ["team-a"]},
+        imagePullSecrets=[{"name": "registry"}],
+        trainer={"image": {"tag": "v1", "pullPolicy": "Always"}, "serviceAccountName": "trainer"},
+        preflight={"image": {"repository": "registry.example.com/preflight"}, **SMALL_NODES},
+        config={
+            "hubEndpoint": "http://hub:8000",
+            "allowCPU": True,
+            "progressIntervalSeconds": 0.5,
+            "offline": True,
+            "s3Endpoint": "http://s3:7070",
+            "s3Region": "eu-north-1",
+            "httpsProxy": "http://proxy:3128",
+            "httpProxy": "http://proxy:3129",
+            "noProxy": ".svc,10.0.0.0/8",
+            "caBundleConfigMap": "company-ca",
+            "ociPlainHTTPRegistries": ["registry.registry.svc:5000"],
+            "mlflowTrackingURI": "http://mlflow:5000",
+            "wandbBaseURL": "https://wandb.example",
+            "preflightCPU": "500m",
+            "preflightMemory": "1Gi",
+            "gpus": [{"name": "NVIDIA-A10G", "memoryGiB": 24, "pricePerHour": 1.2}],
+            "requireRenderedImage": True,
+            "stallTimeoutSeconds": 900,
+            "mostUnfinishedRunsPerNamespace": 50,
+            "runMetrics": False,
+            "leaseDurationSeconds": 30,
+            "renewDeadlineSeconds": 20,
+            "retryPeriodSeconds": 5,
+        },
+        defaults={
+            "gpuResourceName": "amd.com/gpu",
+            "nodeSelector": {"pool": "gpus"},
+            "tolerations": SMALL_NODES["tolerations"],
+            "affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}},
+            "runtimeClassName": "nvidia",
+            "priorityClassName": "batch",
+            "queue": "gpus",
+            "ttlSecondsAfterFinished": 2592000,
+            "cpuPerGPU": "4",
+            "memoryPerGPU": "24Gi",
+            "environment": {"NCCL_DEBUG": "WARN", "HTTPS_PROXY": "http://proxy:3128"},
+            "checkpointClaim": "saves",
+            "cacheClaim": "lora-cache",
+        },
+        replicas=2,
+        logLevel="DEBUG",
+        logFormat="text",
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(settings_of(objects))
+    assert load_config(file) == OperatorConfig(
+        trainer_image="registry.example.com/trainer:v1",
+        preflight_image="registry.example.com/preflight:v1",
+        namespaces=("team-a",),
+        image_pull_policy="Always",
+        image_pull_secrets=("registry",),
+        trainer_service_account_name="trainer",
+        hub_endpoint="http://hub:8000",
+        allow_cpu=True,
+        default_cpu_per_gpu="4",
+        default_memory_per_gpu="24Gi",
+        default_gpu_resource_name="amd.com/gpu",
+        default_node_selector={"pool": "gpus"},
+        default_tolerations=tuple(SMALL_NODES["tolerations"]),
+        default_affinity={"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}},
+        default_runtime_class_name="nvidia",
+        default_priority_class_name="batch",
+        default_queue="gpus",
+        default_ttl_s=2592000,
+        default_environment={"NCCL_DEBUG": "WARN", "HTTPS_PROXY": "http://proxy:3128"},
+        default_checkpoint_claim="saves",
+        progress_interval_s=0.5,
+        offline=True,
+        s3_endpoint="http://s3:7070",
+        s3_region="eu-north-1",
+        https_proxy="http://proxy:3128",
+        http_proxy="http://proxy:3129",
+        no_proxy=".svc,10.0.0.0/8",
+        ca_bundle_config_map="company-ca",
+        oci_plain_http_registries=("registry.registry.svc:5000",),
+        mlflow_tracking_uri="http://mlflow:5000",
+        wandb_base_url="https://wandb.example",
+        cache_claim="lora-cache",
+        preflight_cpu="500m",
+        preflight_memory="1Gi",
+        preflight_node_selector=SMALL_NODES["nodeSelector"],
+        preflight_tolerations=tuple(SMALL_NODES["tolerations"]),
+        gpus=(GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.2),),
+        require_rendered_image=True,
+        stall_timeout_s=900,
+        most_unfinished_runs_per_namespace=50,
+        run_metrics=False,
+        leader_election=True,
+        lease_name="lora",
+        lease_namespace="lora-system",
+        lease_duration_s=30,
+        renew_deadline_s=20.0,
+        retry_period_s=5.0,
+        log_level="DEBUG",
+        log_format="text",
+    )
+
+
+def test_the_earlier_names_of_defaults_are_read_once_more(render: Render, tmp_path: Path) -> None:
+    """Whoever upgrades with the values of the last release keeps what they set; the new name counts where both are."""
+    old = {"cacheClaim": "old", "defaultCPU": "3", "defaultMemory": "5Gi", "httpProxy": "http://proxy:3129"}
+    file = tmp_path / "config.yaml"
+    file.write_text(settings_of(render(config=old, defaults={"memoryPerGPU": "7Gi"})))
+    found = load_config(file)
+    assert (found.cache_claim, found.default_cpu, found.default_cpu_per_gpu) == ("old", "3", "")
+    assert (found.default_memory, found.default_memory_per_gpu) == ("5Gi", "7Gi")
+    assert found.http_proxy == "http://proxy:3129"
+    file.write_text(settings_of(render(config=old, defaults={"cacheClaim": "new"})))
+    assert load_config(file).cache_claim == "new"
+
+
+def test_defaults_of_the_chart_are_those_of_the_operator(render: Render, tmp_path: Path) -> None:
+    """Only the form of the log differs, which machines read in a cluster, and the Lease is named after the release."""
+    file = tmp_path / "config.yaml"
+    file.write_text(settings_of(render()))
+    assert load_config(file) == OperatorConfig(
+        trainer_image="registry.example.com/trainer:0.1.0",
+        log_format="json",
+        lease_name="lora",
+        lease_namespace="lora-system",
+    )
+
+
+def test_the_pod_reads_the_configuration_file_from_where_it_is_mounted(render: Render) -> None:
+    """The argument, the mount and the ConfigMap belong together."""
+    objects = render()
+    pod = pod_of(objects)
+    (container,) = pod["containers"]
+    assert container["args"] == ["--config", "/etc/lora-operator/config.yaml"]
+    (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == "/etc/lora-operator"]
+    (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+    assert volume["configMap"]["name"] == only(objects, "ConfigMap")["metadata"]["name"]
+
+
+def test_a_change_of_the_configuration_restarts_the_pod_and_nothing_else_does(render: Render) -> None:
+    """The checksum follows the file, for instance the trainer's image, but not the operator's labels."""
+
+    def checksum(**values: Any) -> str:
+        template = only(render(**values), "Deployment")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum() != checksum(config={"workers": 3})
+    assert checksum() != checksum(trainer={"image": {"tag": "other"}})
+    assert checksum() == checksum(podLabels={"team": "ml"})
