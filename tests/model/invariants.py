@@ -5,7 +5,7 @@ The names I1 to I10 are those of the fault matrix's invariants.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.model.controllers import condition_of
@@ -158,14 +158,15 @@ class Witness:
             assert told is not admitted, f"I10: {state}: {workload}"
             assert admitted or state in waits, f"I10: {state}: {workload}"
 
-    def ended(self, seen: Mapping[str, Sequence[Object]]) -> None:
-        """I10, when there was quota for all: a run in a queue has ended, or says that somebody holds it."""
-        for run in seen["lorafinetunes"]:
-            stated = _stated(run)
-            held = run["spec"]["suspend"] or stated["Accepted"]["status"] == "False"
-            if QUEUE_LABEL not in labels_of(run) or "deletionTimestamp" in run["metadata"] or held:
-                continue
-            assert stated["Complete"]["status"] != "Unknown", f"I10: it waits for ever: {run['status']}"
+
+def waiting(seen: Mapping[str, Sequence[Object]]) -> Iterator[Object]:
+    """Runs in a queue that have not ended, though nobody holds them."""
+    for run in seen["lorafinetunes"]:
+        stated = _stated(run)
+        if QUEUE_LABEL not in labels_of(run) or "deletionTimestamp" in run["metadata"] or run["spec"]["suspend"]:
+            continue
+        if stated["Accepted"]["status"] != "False" and stated["Complete"]["status"] == "Unknown":
+            yield run
 
 
 def _stated(run: Object) -> dict[str, Object]:
