@@ -1,5 +1,5 @@
 """What else can be installed into the full cluster: controllers built from their Go modules, by the charts in them, and
-a Prometheus."""
+what has no chart: a Prometheus, and the Prometheus Operator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localcluster import client, images, prometheus, settings, tools
+from localcluster import client, images, prometheus, prometheus_operator, settings, tools
 from localcluster.client import CommandError
 from localcluster.errors import ClusterError
 
@@ -91,7 +91,11 @@ _ADDONS = (
     ),
 )
 ADDONS = {addon.tool.name: addon for addon in _ADDONS}
-NAMES = (*ADDONS, prometheus.NAME)
+_WITHOUT_CHART = {
+    prometheus.NAME: (prometheus.install, prometheus.remove),
+    prometheus_operator.NAME: (prometheus_operator.install, prometheus_operator.remove),
+}
+NAMES = (*ADDONS, *_WITHOUT_CHART)
 
 
 def install(name: str, places: Places, console: Console, registry_port: int) -> None:
@@ -99,8 +103,8 @@ def install(name: str, places: Places, console: Console, registry_port: int) -> 
 
     Raises ClusterError, where another add-on must come first too.
     """
-    if name == prometheus.NAME:
-        prometheus.install(places, console, registry_port)
+    if name in _WITHOUT_CHART:
+        _WITHOUT_CHART[name][0](places, console, registry_port)
         return
     addon = ADDONS[name]
     kubernetes = client.local(places.name)
@@ -127,8 +131,8 @@ def remove(name: str, places: Places, console: Console) -> None:
 
     Raises ClusterError where something still uses it.
     """
-    if name == prometheus.NAME:
-        prometheus.remove(places, console)
+    if name in _WITHOUT_CHART:
+        _WITHOUT_CHART[name][1](places, console)
         return
     addon = ADDONS[name]
     kubernetes = client.local(places.name)

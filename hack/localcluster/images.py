@@ -213,14 +213,15 @@ def provide_all(names: Sequence[str], builder: LocalBuilder, registry_port: int)
     return {name: f"{settings.IMAGE_PREFIX}/{IMAGES[name].repository}:{tags[name]}" for name in names}
 
 
-def provide_program(binary: Path, path: str, name: str, builder: LocalBuilder, registry_port: int) -> None:
-    """See to it that the cluster's registry has the image `name`, with one static program in it, at `path`."""
+def provide_program(binary: Path, path: str, name: str, builder: LocalBuilder, registry_port: int) -> str:
+    """See to it that the cluster's registry has the image `name`, with one static program in it, at `path`; returns the
+    reference as pods write it."""
     repository, _, image_tag = name.partition(":")
-    if in_registry(registry_port, repository, image_tag):
-        return
-    packages.ensure(packages.IMAGES, builder.console, builder.cache / "packages.log")
-    with locked(builder.folder / "lock", waiting=builder.console.say):
-        builder.push_program(binary, path, name, registry_port)
+    if not in_registry(registry_port, repository, image_tag):
+        packages.ensure(packages.IMAGES, builder.console, builder.cache / "packages.log")
+        with locked(builder.folder / "lock", waiting=builder.console.say):
+            builder.push_program(binary, path, name, registry_port)
+    return f"{settings.IMAGE_PREFIX}/{name}"
 
 
 def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: Console) -> dict[str, str]:

@@ -25,6 +25,8 @@ JOBSET_VERSION = "0.10.1"
 KUBEFLOW_TRAINER_VERSION = "2.1.0"
 KWOK_VERSION = "0.7.0"
 PROMETHEUS_OPERATOR_VERSION = "0.87.1"
+# The module's, of the release 3.10.0: the first that can leave clouds out.
+PROMETHEUS_VERSION = "0.310.0"
 # Without the plug-in for container runtimes of 0.8, which fails where there is none.
 KUBE_NETWORK_POLICIES_VERSION = "0.7.0"
 # The first that verifies bundles of an image layout is 3.0.6.

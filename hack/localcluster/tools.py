@@ -70,8 +70,9 @@ class Tool:
     """Commands built from one Go module at one version.
 
     `source` is a main package of our own over the module's packages, in the place of one of the module's.
-    `kubernetes` is the version of Kubernetes whose libraries it is built with, where these are not its own: after
-    Kubernetes they are compiled already. `own` are the modules that keep the version which the tool asks for.
+    `tags` choose parts of it. `kubernetes` is the version of Kubernetes whose libraries it is built with, where these
+    are not its own: after Kubernetes they are compiled already. `own` are the modules that keep the version which the
+    tool asks for.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Tool:
     packages: tuple[str, ...]
     linker_flags: str = "-s -w"
     source: str = ""
+    tags: tuple[str, ...] = ()
     kubernetes: str = ""
     own: tuple[str, ...] = ()
 
@@ -87,7 +89,7 @@ class Tool:
     def key(self) -> str:
         """Folder name in the cache; it changes with anything that changes the binaries."""
         parts = [self.module, self.version, self.packages, self.linker_flags]
-        recipe = json.dumps([*parts, *filter(None, (self.source, self.kubernetes, self.own))])
+        recipe = json.dumps([*parts, *filter(None, (self.source, self.tags, self.kubernetes, self.own))])
         return f"{self.name}-{self.version}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
 
     @property
@@ -188,11 +190,25 @@ PROMETHEUS_OPERATOR = Tool(
     name="prometheus-operator",
     module="github.com/prometheus-operator/prometheus-operator",
     version=settings.PROMETHEUS_OPERATOR_VERSION,
-    packages=("github.com/prometheus-operator/prometheus-operator/cmd/operator",),
+    packages=tuple(
+        f"github.com/prometheus-operator/prometheus-operator/cmd/{command}"
+        for command in ("operator", "prometheus-config-reloader")
+    ),
     kubernetes=settings.KUBERNETES_VERSION,
     own=("go.opentelemetry.io/", "github.com/prometheus/"),
 )
-"""Its definitions, which the chart's monitors are held against; itself only in `make soak`."""
+"""Its definitions, which the chart's monitors are held against; its programs only in `make soak`."""
+PROMETHEUS = Tool(
+    name="prometheus",
+    module="github.com/prometheus/prometheus",
+    version=settings.PROMETHEUS_VERSION,
+    packages=("github.com/prometheus/prometheus/cmd/prometheus",),
+    # Else with the client libraries of twenty clouds.
+    tags=("remove_all_sd", "enable_kubernetes_sd"),
+    kubernetes=settings.KUBERNETES_VERSION,
+    own=("go.opentelemetry.io/", "github.com/prometheus/"),
+)
+"""One that finds targets in Kubernetes by itself, which Debian's does not; without pages. Only in `make soak`."""
 ENFORCER = Tool(
     name="enforcer",
     module="sigs.k8s.io/kube-network-policies",
@@ -285,7 +301,8 @@ def _build(tool: Tool, work: Path, log: Path) -> None:
     _lay_out(tool, work, log)
     # -v names each package as it is compiled: the step's live detail. No -trimpath: Go would compile a library anew for
     # each tool that requires another version of it, though all of them get the one that Kubernetes requires.
-    _go(["build", "-v", "-mod=mod", "-ldflags", tool.linker_flags, "-o", "bin/", *tool.packages], work, log)
+    flags = ["-v", "-mod=mod", f"-tags={','.join(tool.tags)}", "-ldflags", tool.linker_flags, "-o", "bin/"]
+    _go(["build", *flags, *tool.packages], work, log)
 
 
 def _lay_out(tool: Tool, work: Path, log: Path) -> None:

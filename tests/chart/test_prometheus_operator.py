@@ -9,17 +9,17 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import pytest
 import yaml
 from tests.chart.objects import Render, only
 from tests.chart.relabelling import relabelled
+from tests.chart.selection import KINDS, METRICS, Object, prometheus
 from tests.component.patience import eventually
 from tests.conftest import own_control_plane
 from tests.unit.builders import make_pod_object
 
-from localcluster import settings, tools
+from localcluster import prometheus_operator, settings, tools
 from localcluster.client import Client, CommandError
 from localcluster.console import Console
 from lora_operator.views.names import PREFLIGHT
@@ -28,10 +28,6 @@ from monitoring.scraping import scrape_configs
 
 pytestmark = pytest.mark.soak
 
-Object = dict[str, Any]
-KINDS = ("PodMonitor", "ServiceMonitor", "PrometheusRule")
-ON = {"enabled": True, "additionalLabels": {"release": "stack"}}
-RULES = {**ON, "runbookURL": "https://git.example.com/docs/runbooks"}
 PORT = "__meta_kubernetes_pod_container_port_name"
 # What does not depend on where the targets are found, and what the tests' translation does not have.
 COMPARED = ("job_name", "scrape_interval", "metrics_path", "honor_labels")
@@ -43,7 +39,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One of its own, with all definitions of the Prometheus Operator, which works there as its administrator."""
     cache, tool = settings.cache_directory(), tools.PROMETHEUS_OPERATOR
     binary = tools.ensure(tool, cache, Console()) / tool.commands[0]
-    definitions = tools.module_folder(tool, cache) / "example/prometheus-operator-crd"
+    definitions = tools.module_folder(tool, cache) / prometheus_operator.DEFINITIONS
     log = tmp_path_factory.mktemp("prometheus-operator") / "log"
     with own_control_plane(f"tests-{os.getpid()}-prometheus") as client, log.open("wb") as output:
         client.kubectl("apply", "--server-side", f"--filename={definitions}")
@@ -58,18 +54,6 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
             finally:
                 process.terminate()
         print(log.read_text()[-4000:])
-
-
-def prometheus(name: str, release: str) -> Object:
-    """One that selects, in its own namespace, what has a release's label."""
-    selector = {"matchLabels": {"release": release}}
-    fields = ("serviceMonitorSelector", "podMonitorSelector", "ruleSelector")
-    return {
-        "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "Prometheus",
-        "metadata": {"name": name},
-        "spec": dict.fromkeys(fields, selector),
-    }
 
 
 def configuration(client: Client, namespace: str, name: str) -> Object | None:
@@ -121,8 +105,7 @@ def test_it_selects_monitors_and_rules_by_label_and_reads_them_as_the_tests_do(
     """A Prometheus of that release has both monitors, with the same labels for the same targets, and every rule; one of
     another release has nothing."""
     client, namespace = control_plane, control_plane_namespace
-    metrics = {"podMonitor": ON, "serviceMonitor": ON, "prometheusRule": RULES}
-    rendered = render(metrics=metrics, watch={"namespaces": listed})
+    rendered = render(metrics=METRICS, watch={"namespaces": listed})
     made = {kind: only(rendered, kind) for kind in KINDS}
     for manifest in made.values():
         manifest["metadata"]["namespace"] = namespace

@@ -1,6 +1,7 @@
 """What end-to-end tests say and ask: resources, conditions, waits, all through kubectl as a user would."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from localcluster.client import Client
@@ -101,3 +102,39 @@ def pods(client: Client, namespace: str) -> list[dict[str, Any]]:
     selector = "--selector=app.kubernetes.io/managed-by=lora-operator"
     found: list[dict[str, Any]] = client.get("pods", selector, f"--namespace={namespace}")["items"]
     return found
+
+
+_SERVE = """\
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+
+SimpleHTTPRequestHandler.extensions_map[""] = "text/plain; version=0.0.4"
+HTTPServer(("", 9090), partial(SimpleHTTPRequestHandler, directory="/recorded")).serve_forever()
+"""
+
+
+def recorded(namespace: str, image: str) -> list[dict[str, Any]]:
+    """A pod that looks like a run's and exposes what one on a GPU would."""
+    text = (Path(__file__).parent / "gpu.prom").read_text().replace("NAMESPACE", namespace)
+    command = ["python3", "-c", _SERVE]
+    container = {
+        "name": "trainer",
+        "image": image,
+        "command": command,
+        "ports": [{"name": "metrics", "containerPort": 9090}],
+        "volumeMounts": [{"name": "recorded", "mountPath": "/recorded"}],
+    }
+    labels = {"app.kubernetes.io/name": "lora-trainer", "lora-operator.io/name": "recorded"}
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "recorded"}, "data": {"metrics": text}},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "recorded", "labels": labels},
+            "spec": {
+                "containers": [container],
+                "volumes": [{"name": "recorded", "configMap": {"name": "recorded"}}],
+                "terminationGracePeriodSeconds": 0,
+            },
+        },
+    ]

@@ -6,13 +6,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.e2e import panels
 from tests.e2e.conftest import Installed
-from tests.e2e.support import BROKEN_MODEL, CLAIM, LONG, SLOW, finetune, long_rows, pods, status, wait_end, wait_reason
+from tests.e2e.support import (
+    BROKEN_MODEL,
+    CLAIM,
+    LONG,
+    SLOW,
+    finetune,
+    long_rows,
+    pods,
+    recorded,
+    status,
+    wait_end,
+    wait_reason,
+)
 
 from dashgen import prometheus
 from demoflow.monitoring import FLAGS
@@ -110,7 +121,7 @@ def _play(scene: Scene) -> None:
     client, namespace = scene.client, scene.namespace
     saved = {"checkpoint": {"intervalSeconds": 1}, "training": {**LONG["training"], "evalSteps": 2}}
     short = {**SLOW, "maxSteps": 2, "effectiveBatchSize": 2}
-    client.apply(CLAIM, long_rows(), *_recorded(namespace, scene.installed.images.operator), namespace=namespace)
+    client.apply(CLAIM, long_rows(), *recorded(namespace, scene.installed.images.operator), namespace=namespace)
     client.apply(finetune("good", preflight="Run", training=short, resources=_SMALL), namespace=namespace)
     client.apply(finetune("broken", model={"uri": BROKEN_MODEL}, training=SLOW, resources=_SMALL), namespace=namespace)
     client.apply(finetune("stalls", resources=_SMALL, **saved), namespace=namespace)
@@ -138,33 +149,6 @@ def _delete_pod(client: Client, namespace: str, run: str) -> None:
         time.sleep(0.5)
     (pod,) = running
     client.kubectl("delete", "pod", pod["metadata"]["name"], f"--namespace={namespace}", "--grace-period=1")
-
-
-def _recorded(namespace: str, image: str) -> list[dict[str, Any]]:
-    """A pod that looks like a run's and exposes what one on a GPU would."""
-    text = (Path(__file__).parent / "gpu.prom").read_text().replace("NAMESPACE", namespace)
-    command = ["python3", "-m", "http.server", "9090", "--directory", "/recorded"]
-    container = {
-        "name": "trainer",
-        "image": image,
-        "command": command,
-        "ports": [{"name": "metrics", "containerPort": 9090}],
-        "volumeMounts": [{"name": "recorded", "mountPath": "/recorded"}],
-    }
-    labels = {"app.kubernetes.io/name": "lora-trainer", "lora-operator.io/name": "recorded"}
-    return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "recorded"}, "data": {"metrics": text}},
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "recorded", "labels": labels},
-            "spec": {
-                "containers": [container],
-                "volumes": [{"name": "recorded", "configMap": {"name": "recorded"}}],
-                "terminationGracePeriodSeconds": 0,
-            },
-        },
-    ]
 
 
 def _pods(client: Client, namespace: str, run: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from localcluster import addons, cli, settings
+from localcluster import addons, cli, prometheus_operator, settings, tools
 from localcluster.client import Client
 from localcluster.console import Console
 from localcluster.errors import ClusterError
@@ -19,6 +19,22 @@ dependencies:
 
 keywords:
 - kubernetes
+"""
+RELEASE = f"v{tools.PROMETHEUS_OPERATOR.version}"
+UPSTREAM = f"""\
+kind: ServiceAccount
+metadata:
+  name: prometheus-operator
+  namespace: default
+---
+kind: Deployment
+metadata:
+  namespace: default
+spec:
+  args:
+  - --kubelet-service=kube-system/kubelet
+  - --prometheus-config-reloader=quay.io/prometheus-operator/prometheus-config-reloader:{RELEASE}
+  image: quay.io/prometheus-operator/prometheus-operator:{RELEASE}
 """
 
 
@@ -62,3 +78,25 @@ def test_an_unknown_add_on_is_refused_with_those_that_there_are(capsys: pytest.C
     with pytest.raises(SystemExit):
         cli.main(["addon", "istio"])
     assert "'kueue', 'jobset', 'trainer', 'kwok'" in capsys.readouterr().err
+
+
+def test_the_prometheus_operator_runs_the_images_built_here_in_a_restricted_namespace_of_its_own() -> None:
+    """Nothing is pulled from elsewhere or put into another namespace."""
+    namespace, account, deployment = yaml.safe_load_all(prometheus_operator.manifests(UPSTREAM, "ours:1", "reloader:1"))
+    assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
+    assert {made["metadata"]["namespace"] for made in (account, deployment)} == {namespace["metadata"]["name"]}
+    args = ["--config-reloader-cpu-limit=0", "--prometheus-config-reloader=reloader:1"]
+    assert deployment["spec"] == {"image": "ours:1", "args": args}
+
+
+def test_other_manifests_of_the_prometheus_operator_are_refused() -> None:
+    """Rather than installed with somebody else's image."""
+    with pytest.raises(ClusterError, match=r"lack 'image: quay\.io/prometheus-operator/prometheus-operator:v"):
+        prometheus_operator.manifests(UPSTREAM.replace("image: quay.io", "image: example.com"), "ours:1", "reloader:1")
+
+
+def test_the_prometheus_of_the_prometheus_operator_has_the_release_of_its_module() -> None:
+    """Go's modules have 0.310.2 for the release 3.10.2."""
+    _, number, patch = tools.PROMETHEUS.version.split(".")
+    major, minor = divmod(int(number), 100)
+    assert f"{major}.{minor}.{patch}" == prometheus_operator.PROMETHEUS_RELEASE
