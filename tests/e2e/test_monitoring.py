@@ -142,13 +142,17 @@ def _play(scene: Scene) -> None:
 
 
 def _delete_pod(client: Client, namespace: str, run: str) -> None:
-    """As soon as it runs; of the one before it the status may still tell."""
+    """As soon as it runs. The one before it may still say so while it ends, and would be deleted twice."""
     deadline = time.monotonic() + 300
-    while not (running := [pod for pod in _pods(client, namespace, run) if pod["status"].get("phase") == "Running"]):
+    while not (running := [pod for pod in _pods(client, namespace, run) if _runs(pod)]):
         assert time.monotonic() < deadline, f"no pod of {run} runs"
         time.sleep(0.5)
     (pod,) = running
     client.kubectl("delete", "pod", pod["metadata"]["name"], f"--namespace={namespace}", "--grace-period=1")
+
+
+def _runs(pod: dict[str, Any]) -> bool:
+    return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 
 def _pods(client: Client, namespace: str, run: str) -> list[dict[str, Any]]:
