@@ -19,7 +19,7 @@ _HOLD = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.
 # Without its priority, which is for training: a helper must not evict anybody.
 _TAKEN = ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "runtimeClassName")
 _NOT_FOR_THE_MODEL = ("OUTPUT_", "DATASET_", "LORA_", "MLFLOW_", "WANDB_")
-_MOUNTS_OF_A_MODEL = (f"{CLAIMS}/", CACHE, "/etc/lora-ca", "/dev/shm")  # noqa: S108 - mounts of the pod
+_MOUNTS_OF_A_MODEL = (f"{CLAIMS}/", CACHE, "/compiled", "/etc/lora-ca", "/dev/shm")  # noqa: S108 - mounts of the pod
 _WITHOUT_GPU = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 
 

@@ -1,10 +1,13 @@
 """The pods of `pull` and `ask`, and the manifests of `serve`."""
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
+from tests.unit.builders import CONFIG
 from tests.unit.client.resources import finished, resource
+from tests.unit.test_render import rendered
 
 from lora_client.errors import ClientError
 from lora_client.views.helper_pod import Need, adapter_place, holder, pod, trouble
@@ -100,6 +103,20 @@ def test_an_asking_pod_reaches_the_base_model_as_the_training_did() -> None:
     }
     with_gpu = made(Need(verb="ask", model=True, gpu=True))["spec"]["containers"][0]["resources"]
     assert with_gpu["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_whatever_a_variable_of_an_asking_pod_names_is_mounted() -> None:
+    """As the operator renders it: caches of all kinds can be written, the cluster's certificates be read."""
+    site = dataclasses.replace(CONFIG, ca_bundle_config_map="ca")
+    spec = made(ASK, rendered({}, site)["spec"]["template"])["spec"]
+    container = spec["containers"][0]
+    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    folders = {v["name"]: v["value"] for v in container["env"] if v.get("value", "").startswith("/")}
+    assert {"HOME", "HF_HOME", "TRITON_CACHE_DIR", "SSL_CERT_FILE"} <= folders.keys()
+    for name, folder in folders.items():
+        (read_only,) = (read for path, read in mounts.items() if f"{folder}/".startswith(f"{path}/"))
+        assert read_only is folder.startswith("/etc/"), name
 
 
 def test_without_the_job_the_runs_own_fields_say_where_and_how() -> None:
