@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.component.definition import Api, served_definition
 from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage, make_stage
 from tests.faults.proofs import faults
@@ -36,6 +37,13 @@ def serve_definition(control_plane: Client) -> None:
         return True
 
     eventually(served, "the API server serves LoRAFineTunes")
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Client) -> Iterator[Api]:
+    """LoRAFineTunes of a namespace of the module's own, which nothing reconciles."""
+    with served_definition(control_plane) as api:
+        yield api
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """From a manifest to a run: defaults, rules, and that the resource's definition and the contract agree on both."""
 
-import copy
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,12 @@ from tests.unit.test_render import FULL, QUICKSTART
 from lora_trainer.contract.config import (
     DatasetFormat,
     Layers,
-    Precision,
     Quantization,
     TrainConfig,
     TrainingConfig,
 )
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
-from lora_trainer.contract.template_fields import BUILT_IN, RESERVED, argument_value
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, UriError, parse_uri
+from lora_trainer.contract.template_fields import argument_value
 
 OPTIONS = RunOptions(uid=UID, strict=True)
 CRD = yaml.safe_load((Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml").read_text())
@@ -364,158 +360,6 @@ def test_no_manifest_is_too_odd_for_a_run_or_a_sentence(manifest: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("text", "uri"),
-    [
-        ("hf://acme/base", HubUri(repo="acme/base")),
-        ("hf://acme/base@v1/x", HubUri(repo="acme/base", revision="v1/x")),
-        ("pvc://data/a/b.jsonl", ClaimUri(claim="data", path="a/b.jsonl")),
-        ("configmap://data/a.jsonl", ConfigMapUri(name="data", key="a.jsonl")),
-        ("s3://data.acme/a/b.jsonl", S3Uri(bucket="data.acme", key="a/b.jsonl")),
-        ("oci://localhost:5000/a/b-c:v1", OciUri(registry="localhost:5000", repository="a/b-c", tag="v1")),
-    ],
-)
-def test_an_address_is_read_and_written_alike(text: str, uri: object) -> None:
-    """Of every scheme."""
-    assert parse_uri(text) == uri
-    assert str(parse_uri(text)) == text
-
-
-def test_the_revision_main_is_understood_and_not_repeated() -> None:
-    """It is what no revision means."""
-    assert str(parse_uri("hf://acme/base@main")) == "hf://acme/base"
-
-
-@pytest.mark.parametrize("text", ["hf://a/..", "configmap://a/..", "pvc://a//b", "pvc://a/b/", "ftp://a/b"])
-def test_an_address_that_could_lead_elsewhere_is_refused(text: str) -> None:
-    """No empty segments, no dots."""
-    with pytest.raises(UriError):
-        parse_uri(text)
-
-
-def test_an_address_has_a_bounded_length() -> None:
-    """The reader of the manifest checks the same before."""
-    with pytest.raises(UriError, match="at most 512"):
-        parse_uri("pvc://a/" + "b" * 600)
-
-
-# The definition of the resource and the contract agree
-
-HUB = "[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?"
-CLAIM = "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
-OCI_PATH = "[a-z0-9]+([._-]{1,2}[a-z0-9]+)*(/[a-z0-9]+([._-]{1,2}[a-z0-9]+)*)*"
-OCI_HOST = "[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
-PATTERNS = {
-    "bucket": "s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]",
-    "oci": f"oci://{OCI_HOST}/{OCI_PATH}(:[A-Za-z0-9_][-A-Za-z0-9._]{{0,127}})?",
-    "hf": f"hf://{HUB}/{HUB}(@[A-Za-z0-9][-A-Za-z0-9._/]{{0,127}})?",
-    "claim": f"pvc://{CLAIM}",
-    "path": "(/[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127})+",
-    "configmap": "configmap://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9._-]{1,253}",
-}
-ADDRESSES = (
-    PATTERNS["hf"],
-    PATTERNS["claim"] + PATTERNS["path"],
-    PATTERNS["bucket"] + PATTERNS["path"],
-    PATTERNS["configmap"],
-    PATTERNS["oci"],
-)
-
-
-@given(st.one_of([st.from_regex(pattern, fullmatch=True) for pattern in ADDRESSES]))
-def test_every_address_that_the_api_server_accepts_is_understood(text: str) -> None:
-    """Otherwise a run would fail after it was accepted."""
-    segments = text.partition("://")[2].split("/")[1:]
-    bucket = text.startswith("s3") and ".." in text.removeprefix("s3://").partition("/")[0]
-    dots = bucket or not {".", ".."}.isdisjoint(segments) or (text.startswith("hf") and ".." in text)
-    assert len(text) > 253 or dots or parse_uri(text)
-
-
-@pytest.mark.parametrize("part", PATTERNS)
-def test_the_addresses_of_the_test_are_those_of_the_definition(part: str) -> None:
-    """So that a change of the one is seen by the other."""
-    assert PATTERNS[part] in yaml.safe_dump(SPEC, width=10**6)
-
-
-def leaves(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every field of the spec with its path."""
-    for key, field in schema.get("properties", {}).items():
-        yield (*path, key), field
-        if field.get("type") == "object":
-            yield from leaves(field, (*path, key))
-
-
-def with_value(path: tuple[str, ...], value: object) -> dict[str, Any]:
-    """A valid manifest with one field set."""
-    manifest = copy.deepcopy(make_manifest(spec={"training": {"effectiveBatchSize": 65536}}))
-    holder = manifest["spec"]
-    for key in path[:-1]:
-        holder = holder.setdefault(key, {})
-    holder[path[-1]] = value
-    return manifest
-
-
-OF_THE_OPERATOR = {
-    "scheduling",
-    "maxRetries",
-    "activeDeadlineSeconds",
-    "pendingTimeoutSeconds",
-    "ttlSecondsAfterFinished",
-}
-EDGES = [
-    pytest.param(path, value, id=f"{'.'.join(path)}={value}")
-    for path, field in leaves(SPEC)
-    for value in (field.get("minimum"), field.get("maximum"), *field.get("enum", ()))
-    if value is not None and path[0] not in OF_THE_OPERATOR
-]
-
-
-@pytest.mark.parametrize(("path", "value"), EDGES)
-def test_every_bound_of_the_definition_is_within_the_contract(path: tuple[str, ...], value: object) -> None:
-    """What the API server accepts must run."""
-    manifest = with_value(path, value)
-    if path[-1] == "effectiveBatchSize":
-        manifest["spec"]["training"] = {path[-1]: value}
-    if path[-1] == "earlyStoppingPatience":
-        manifest["spec"]["training"]["evalSteps"] = 10
-    if path[-1] == "mergePrecision":
-        manifest["spec"]["output"]["merge"] = "Merged"
-    assert train_config(manifest, OPTIONS)
-
-
-def test_there_are_bounds_to_compare() -> None:
-    """The walk over the definition finds them."""
-    assert len(EDGES) > 25
-
-
-def defaulted(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
-    """A value with the defaults of the definition, as the API server fills them in."""
-    result = dict(value)
-    for key, field in schema.get("properties", {}).items():
-        if key not in result and "default" in field:
-            result[key] = copy.deepcopy(field["default"])
-        if isinstance(result.get(key), dict):
-            result[key] = defaulted(field, result[key])
-    return result
-
-
-def test_defaults_of_the_definition_are_those_of_the_contract() -> None:
-    """The same file runs alike with a cluster and without."""
-    manifest = make_manifest()
-    filled = {**manifest, "spec": defaulted(SPEC, manifest["spec"])}
-    assert filled["spec"]["lora"]["rank"] == 16
-    assert train_config(filled, OPTIONS) == train_config(manifest, OPTIONS)
-
-
-def test_the_definition_knows_the_templates_and_names_of_the_contract() -> None:
-    """Its rules list them."""
-    dataset = SPEC["properties"]["dataset"]["properties"]
-    rules = [rule["rule"] for rule in dataset["chatTemplate"]["x-kubernetes-validations"]]
-    assert str(list(BUILT_IN)) in " ".join(rules)
-    rules = [rule["rule"] for rule in dataset["templateArguments"]["x-kubernetes-validations"]]
-    assert str(list(RESERVED)) in " ".join(rules)
-
-
-@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("false", False),
@@ -534,23 +378,3 @@ def test_a_variable_of_a_template_is_what_its_text_says(text: str, value: object
     """JSON's words, numbers and quoted texts; anything else is text."""
     found = argument_value(text)
     assert (type(found), found) == (type(value), value)
-
-
-def test_every_field_of_the_definition_is_read_by_the_contract() -> None:
-    """Strict reading knows them all."""
-    precision = [member.value for member in Precision]
-    assert SPEC["properties"]["training"]["properties"]["precision"]["enum"] == precision
-    assert train_config(make_manifest(spec=FULL), OPTIONS)
-    known = {path for path, field in leaves(SPEC) if field.get("type") != "object"}
-    assert ("training", "seed") in known
-    for path in known:
-        assert path[-1] not in unread(path), path
-
-
-def unread(path: tuple[str, ...]) -> set[str]:
-    """Names of the fields that strict reading does not know, in a manifest with this one set to nonsense."""
-    try:
-        train_config(with_value(path, {"nonsense": True}), OPTIONS)
-    except ManifestError as error:
-        return {problem.path.rpartition(".")[2] for problem in error.problems if "no such field" in problem.rule}
-    return set()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.unit.builders import UID, make_manifest
-from tests.unit.test_contract_manifest import SPEC
+from tests.unit.test_definition_and_contract import SPEC
 
 from lora_trainer.contract.manifest import COLUMN_ROLES, ManifestError, RunOptions, train_config
 

@@ -1,0 +1,80 @@
+"""Addresses of models, data and results: read, written, refused, and the definition's patterns for them."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.test_definition_and_contract import SPEC
+
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, OciUri, S3Uri, UriError, parse_uri
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("hf://acme/base", HubUri(repo="acme/base")),
+        ("hf://acme/base@v1/x", HubUri(repo="acme/base", revision="v1/x")),
+        ("pvc://data/a/b.jsonl", ClaimUri(claim="data", path="a/b.jsonl")),
+        ("configmap://data/a.jsonl", ConfigMapUri(name="data", key="a.jsonl")),
+        ("s3://data.acme/a/b.jsonl", S3Uri(bucket="data.acme", key="a/b.jsonl")),
+        ("oci://localhost:5000/a/b-c:v1", OciUri(registry="localhost:5000", repository="a/b-c", tag="v1")),
+    ],
+)
+def test_an_address_is_read_and_written_alike(text: str, uri: object) -> None:
+    """Of every scheme."""
+    assert parse_uri(text) == uri
+    assert str(parse_uri(text)) == text
+
+
+def test_the_revision_main_is_understood_and_not_repeated() -> None:
+    """It is what no revision means."""
+    assert str(parse_uri("hf://acme/base@main")) == "hf://acme/base"
+
+
+@pytest.mark.parametrize("text", ["hf://a/..", "configmap://a/..", "pvc://a//b", "pvc://a/b/", "ftp://a/b"])
+def test_an_address_that_could_lead_elsewhere_is_refused(text: str) -> None:
+    """No empty segments, no dots."""
+    with pytest.raises(UriError):
+        parse_uri(text)
+
+
+def test_an_address_has_a_bounded_length() -> None:
+    """The reader of the manifest checks the same before."""
+    with pytest.raises(UriError, match="at most 512"):
+        parse_uri("pvc://a/" + "b" * 600)
+
+
+HUB = "[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?"
+CLAIM = "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+OCI_PATH = "[a-z0-9]+([._-]{1,2}[a-z0-9]+)*(/[a-z0-9]+([._-]{1,2}[a-z0-9]+)*)*"
+OCI_HOST = "[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
+PATTERNS = {
+    "bucket": "s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]",
+    "oci": f"oci://{OCI_HOST}/{OCI_PATH}(:[A-Za-z0-9_][-A-Za-z0-9._]{{0,127}})?",
+    "hf": f"hf://{HUB}/{HUB}(@[A-Za-z0-9][-A-Za-z0-9._/]{{0,127}})?",
+    "claim": f"pvc://{CLAIM}",
+    "path": "(/[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127})+",
+    "configmap": "configmap://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9._-]{1,253}",
+}
+ADDRESSES = (
+    PATTERNS["hf"],
+    PATTERNS["claim"] + PATTERNS["path"],
+    PATTERNS["bucket"] + PATTERNS["path"],
+    PATTERNS["configmap"],
+    PATTERNS["oci"],
+)
+
+
+@given(st.one_of([st.from_regex(pattern, fullmatch=True) for pattern in ADDRESSES]))
+def test_every_address_that_the_api_server_accepts_is_understood(text: str) -> None:
+    """Otherwise a run would fail after it was accepted."""
+    segments = text.partition("://")[2].split("/")[1:]
+    bucket = text.startswith("s3") and ".." in text.removeprefix("s3://").partition("/")[0]
+    dots = bucket or not {".", ".."}.isdisjoint(segments) or (text.startswith("hf") and ".." in text)
+    assert len(text) > 253 or dots or parse_uri(text)
+
+
+@pytest.mark.parametrize("part", PATTERNS)
+def test_the_addresses_of_the_test_are_those_of_the_definition(part: str) -> None:
+    """So that a change of the one is seen by the other."""
+    assert PATTERNS[part] in yaml.safe_dump(SPEC, width=10**6)
