@@ -38,10 +38,20 @@ GRANTED = condition_object(
     "QuotaReserved", since=minutes_ago(20), reason="QuotaReserved", message="Quota reserved in ClusterQueue all"
 )
 
+DEACTIVATED = (
+    "Workload job-job-1 was deactivated, but not by spec.suspend of this LoRAFineTune{why}: it waits in queue gpus "
+    "again when spec.active of the Workload is set to true"
+)
+
 
 def evicted(reason: str, message: str = "", status: str = "True") -> Object:
     """Kueue took the quota back, or did so once."""
     return condition_object("Evicted", status, since=minutes_ago(5), reason=reason, message=message)
+
+
+def taken_back(message: str) -> Object:
+    """Kueue has just taken the quota back, for the reason of the eviction."""
+    return condition_object("QuotaReserved", "False", since=minutes_ago(4), reason="Pending", message=message)
 
 
 def run(status: Object | None = None, **spec: Any) -> FineTune:
@@ -123,12 +133,74 @@ def test_quota_that_is_granted_is_reported_before_the_job_starts_and_while_it_ru
     soon = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
     assert stated(soon, "QuotaReserved") == ("True", "QuotaReserved", "Quota reserved in ClusterQueue all")
     assert stated(soon, "Suspended")[1] == "Queued"
-    assert "Kueue has yet to start the Job" in stated(soon, "Suspended")[2]
+    assert stated(soon, "Suspended")[2] == "Quota reserved in ClusterQueue all; Kueue has yet to start the Job"
     running = plan_for(run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(workload,))
     assert stated(running, "QuotaReserved")[0] == "True"
     assert stated(running, "Suspended")[:2] == ("False", "NotSuspended")
     quota = next(c for c in running.status["conditions"] if c["type"] == "QuotaReserved")
     assert quota["lastTransitionTime"] == instant(minutes_ago(20))
+
+
+@pytest.mark.parametrize(
+    ("workload", "state", "says", "quota"),
+    [
+        (
+            make_workload(GRANTED, evicted("Preempted", "Preempted for another")),
+            "Preempted",
+            "Preempted for another. The run waits in queue gpus again when its pods have stopped",
+            ("True", "QuotaReserved", "Quota reserved in ClusterQueue all, until the pods have stopped"),
+        ),
+        (
+            make_workload(GRANTED, evicted("Deactivated", "The workload is deactivated"), active=False),
+            "SuspendedExternally",
+            DEACTIVATED.format(why=" (The workload is deactivated)"),
+            ("True", "QuotaReserved", "Quota reserved in ClusterQueue all, until the pods have stopped"),
+        ),
+        (
+            make_workload(taken_back("Preempted for another"), evicted("Preempted", "Preempted for another")),
+            "Preempted",
+            "Preempted for another. Waiting for quota in queue gpus: Kueue has not looked at it again yet",
+            ("False", "Preempted", "Kueue has not looked at it again yet"),
+        ),
+        (
+            make_workload(GRANTED, evicted("Deactivated", "The workload is deactivated")),
+            "Queued",
+            "The run waits in queue gpus again when its pods have stopped",
+            ("True", "QuotaReserved", "Quota reserved in ClusterQueue all, until the pods have stopped"),
+        ),
+        (
+            make_workload(
+                taken_back("The workload is deactivated"), evicted("Deactivated", "The workload is deactivated")
+            ),
+            "Queued",
+            "Waiting for quota in queue gpus: Kueue has not looked at it again yet",
+            ("False", "Queued", "Kueue has not looked at it again yet"),
+        ),
+        (
+            make_workload(
+                taken_back("Preempted for another"), evicted("Preempted", "Preempted for another"), active=False
+            ),
+            "SuspendedExternally",
+            DEACTIVATED.format(why=""),
+            ("False", "SuspendedExternally", "Preempted for another"),
+        ),
+    ],
+    ids=[
+        "preempted and with its quota yet",
+        "deactivated and with its quota yet",
+        "preempted and just without its quota",
+        "active again before its quota is gone",
+        "active again and not looked at",
+        "preempted and then deactivated",
+    ],
+)
+def test_a_workload_that_was_evicted_says_what_is_true_at_each_moment(
+    workload: Any, state: str, says: str, quota: tuple[str, str, str]
+) -> None:
+    """It has its quota until the pods have stopped, and then its eviction's words until Kueue looks at it again."""
+    plan = plan_for(run(), jobs=(held_job(),), workloads=(workload,))
+    assert stated(plan, "Suspended") == ("True", state, says)
+    assert stated(plan, "QuotaReserved") == quota
 
 
 def test_a_queue_without_kueue_says_what_to_do() -> None:

@@ -75,32 +75,45 @@ def waiting(place: Place) -> Finding:
     workload = place.workload
     if workload is None:
         return Finding(reason=Reason.QUEUED, message=_without_workload(place))
-    evicted = _condition(workload, "Evicted")
-    taken = evicted if evicted is not None and evicted.status == "True" else None
+    taken = _eviction(workload)
     if not workload.active:
-        why = f" ({_said(taken)})" if taken and taken.message else ""
+        why = f" ({_said(taken)})" if taken and _is_deactivation(taken) and taken.message else ""
         message = (
             f"Workload {workload.name} was deactivated, but not by spec.suspend of this LoRAFineTune{why}: it waits in "
             f"queue {place.queue} again when spec.active of the Workload is set to true"
         )
         return Finding(reason=Reason.SUSPENDED_EXTERNALLY, message=message)
-    what = f"Waiting for quota in queue {place.queue}: {_pending(workload)}"
+    what = _what_follows(place.queue, workload)
     if taken is None:
         return Finding(reason=Reason.QUEUED, message=what)
+    # Of one that is active again the deactivation is over.
+    why = f"{_said(taken)}. " if taken.message and not _is_deactivation(taken) else ""
     reason = Reason.PREEMPTED if taken.reason == "Preempted" else Reason.QUEUED
-    return Finding(reason=reason, message=f"{_said(taken)}. {what}", since=taken.since)
+    return Finding(reason=reason, message=f"{why}{what}", since=taken.since)
+
+
+def _what_follows(queue: str, workload: WorkloadView) -> str:
+    """Kueue takes the quota of an evicted Workload back when the pods have stopped."""
+    granted = _granted(queue, workload)
+    if not granted:
+        return f"Waiting for quota in queue {queue}: {_pending(workload)}"
+    if _eviction(workload):
+        return f"The run waits in queue {queue} again when its pods have stopped"
+    return f"{granted}; Kueue has yet to start the Job"
 
 
 def quota_reserved(place: Place, state: Finding) -> Condition:
     """The condition QuotaReserved of a run that goes on and is in a queue. `state` is what it does."""
-    granted = _condition(place.workload, "QuotaReserved") if place.workload else None
-    since = granted.since if granted else None
-    if granted is not None and granted.status == "True":
-        message = sentence(granted.message) or f"Quota is reserved in queue {place.queue}"
+    workload = place.workload
+    found = _condition(workload, "QuotaReserved") if workload else None
+    since = found.since if found else None
+    granted = _granted(place.queue, workload) if workload else ""
+    if workload and granted:
+        message = f"{granted}, until the pods have stopped" if _eviction(workload) else granted
         finding = Finding(reason=Reason.QUOTA_RESERVED, message=message, since=since)
         return Condition(type=Type.QUOTA_RESERVED, holds=True, finding=finding)
     reason = state.reason if state.reason in _HELD else Reason.QUEUED
-    message = _pending(place.workload) if place.workload else _without_workload(place)
+    message = _pending(workload) if workload else _without_workload(place)
     return Condition(
         type=Type.QUOTA_RESERVED, holds=False, finding=Finding(reason=reason, message=message, since=since)
     )
@@ -124,15 +137,33 @@ def _without_workload(place: Place) -> str:
     )
 
 
+def _granted(queue: str, workload: WorkloadView) -> str:
+    """Kueue's own words for the quota that the Job has; empty for none."""
+    found = _condition(workload, "QuotaReserved")
+    if found is None or found.status != "True":
+        return ""
+    return _said(found) or f"Quota is reserved in queue {queue}"
+
+
 def _pending(workload: WorkloadView) -> str:
     """Kueue's own words for why there is no quota yet, with a remedy where they name something that is missing."""
-    found = _condition(workload, "QuotaReserved")
+    found, taken = _condition(workload, "QuotaReserved"), _eviction(workload)
     if found is None or not found.message:
         return "Kueue has not looked at it yet"
-    if found.status == "True":
-        return f"{_said(found)}; Kueue has yet to start the Job"
+    if taken and workload.active and found.message == taken.message:
+        return "Kueue has not looked at it again yet"
     missing = "doesn't exist" in found.message
     return _said(found) + (": create it, and the run goes on by itself" if missing else "")
+
+
+def _eviction(workload: WorkloadView) -> ConditionView | None:
+    """Why Kueue takes the quota back, or took it, until it grants some again."""
+    found = _condition(workload, "Evicted")
+    return found if found is not None and found.status == "True" else None
+
+
+def _is_deactivation(eviction: ConditionView) -> bool:
+    return eviction.reason.startswith("Deactivated")
 
 
 def _said(condition: ConditionView) -> str:
