@@ -2,13 +2,24 @@
 
 from typing import Any, cast
 
-from tests.unit.builders import NAME, NAMESPACE, UID, finished_job, job_name, make_finetune, make_job, make_pod_object
+import pytest
+from tests.unit.builders import (
+    NAME,
+    NAMESPACE,
+    UID,
+    finished_job,
+    job_name,
+    make_finetune,
+    make_job,
+    make_pod_object,
+)
 from tests.unit.plans import plan_for, stated
 
 from lora_operator.cluster.api import FINETUNES, Api, ApiError, Chunk
 from lora_operator.cluster.cache import Cache, Key
-from lora_operator.cluster.look import read_live
-from lora_operator.views.model import ObjectRef
+from lora_operator.cluster.look import look, read_live
+from lora_operator.views.model import Answer, ObjectRef, Plan
+from lora_operator.views.names import JOB_NAME_LABEL
 
 SECOND: dict[str, Any] = {"attempt": 2, "jobName": job_name(2)}
 
@@ -58,3 +69,21 @@ async def test_a_live_read_of_some_jobs_says_nothing_of_the_pods_of_others() -> 
         cache.pods.put(pod)
     await read_live(cache, cast("Api", Server()), make_finetune(), (job_name(2),))
     assert [pod.name for pod in cache.pods.of(Key(NAMESPACE, NAME), UID)] == ["pod-1"]
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_an_orphan_that_no_watch_follows_holds_the_run_up_only_while_it_lives(attempt: int) -> None:
+    """Without our labels no watch reports its end: a live read asks for the pods of its Job, of whichever attempt."""
+    cache, finetune = Cache(), make_finetune(status=SECOND)
+
+    def plan() -> Plan:
+        seen = look(cache, finetune, events=(), ask=lambda _: Answer())
+        return plan_for(finetune, pods=seen.pods)
+
+    orphan = make_pod_object(attempt=attempt, job_uid="gone", phase="Running", state={"running": {}})
+    orphan["metadata"] |= {"labels": {JOB_NAME_LABEL: job_name(attempt)}, "resourceVersion": "40"}
+    cache.pods.put(orphan, (NAME, UID))
+    waits = plan()
+    assert (waits.create, stated(waits, "Complete")[1], waits.read_first) == ((), "Restarting", True)
+    await read_live(cache, cast("Api", Server()), finetune, waits.job_names)
+    assert [manifest["metadata"]["name"] for manifest in plan().create] == [job_name(3)]

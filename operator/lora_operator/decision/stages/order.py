@@ -29,14 +29,15 @@ def latest_job(case: Case) -> JobView | None:
 
 
 def job_names(case: Case) -> tuple[str, ...]:
-    """The Jobs that the run has or should have, by name: what a live read asks for."""
+    """The Jobs that the run has or should have, and those that its orphans had, by name: what a live read asks for."""
     finetune, children = case.finetune, case.children
+    attempts = (max(1, children.attempt), *(pod.attempt for pod in children.orphans))
     due = [stage.name for stage in STAGES[:-1] if stage.is_due(case)]
     return tuple(
         dict.fromkeys(
             (
                 *(job.name for job in children.jobs),
-                names.child_name(finetune.name, finetune.uid, max(1, children.attempt)),
+                *(names.child_name(finetune.name, finetune.uid, attempt) for attempt in attempts),
                 *(names.job_name(finetune.name, finetune.uid, children.number, stage) for stage in due),
             )
         )
