@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localcluster import settings, tools
+from localcluster import processes, settings, tools
 from localcluster.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -58,6 +58,22 @@ class Client:
         """`kubectl wait --for=UNTIL WHAT`, for instance `pod/a` and `condition=Ready`. Raises CommandError."""
         command = ("wait", what, f"--for={until}", f"--namespace={namespace}", f"--timeout={timeout_s}s")
         self.kubectl(*command, timeout_s=timeout_s + 30)
+
+    def served(self) -> set[str]:
+        """The kinds that the API server has, as `podmonitors.monitoring.coreos.com`. Raises CommandError."""
+        return set(self.kubectl("api-resources", "--output=name").split())
+
+    def define(self, *files: Path, timeout_s: float = 60) -> None:
+        """Apply definitions, in files of the name GROUP_KINDS.yaml, and wait until the API server serves these kinds.
+
+        `kubectl wait` fails on a definition that has no status yet, and Established comes before clients are told of
+        the kind. Raises CommandError, and ClusterError where a kind is not served in time.
+        """
+        self.kubectl("apply", "--server-side", *(f"--filename={file}" for file in files))
+        kinds = {".".join(reversed(file.stem.split("_"))) for file in files}
+        if not processes.wait_until(lambda: kinds <= self.served(), timeout_s=timeout_s, interval_s=0.5):
+            missing = ", ".join(sorted(kinds - self.served()))
+            raise ClusterError(f"The API server does not serve {missing} within {timeout_s:.0f} s.")
 
     def images(self, *names: str) -> dict[str, str]:
         """Build and push images that are not there yet; returns name -> reference. Raises CommandError."""

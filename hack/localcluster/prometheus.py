@@ -9,6 +9,7 @@ from localcluster import client, images, lifecycle, node, packages, ports, proce
 from localcluster.errors import ClusterError
 from localcluster.forwarder import Route
 from localcluster.imagespec import PROMETHEUS
+from localcluster.prometheus_operator import DEFINITIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,6 @@ NAMESPACE = "monitoring"
 PORTS = {"Prometheus": 9090, "Alertmanager": 9093}
 """Of its Service, and on 127.0.0.1 where nobody else has them."""
 _MANIFESTS = settings.REPOSITORY / "hack" / "monitoring" / "prometheus.yaml"
-_DEFINITIONS = "example/prometheus-operator-crd"
 _KINDS = ("podmonitors", "servicemonitors", "prometheusrules")
 _TIMEOUT_S = 120
 
@@ -37,12 +37,9 @@ def install(places: Places, console: Console, registry_port: int) -> None:
     builder = images.LocalBuilder(cache=places.cache, console=console)
     (image,) = images.provide_all([PROMETHEUS.name], builder, registry_port).values()
     kubernetes = client.local(places.name)
-    definitions = tools.module_folder(tools.PROMETHEUS_OPERATOR, places.cache) / _DEFINITIONS
+    definitions = tools.module_folder(tools.PROMETHEUS_OPERATOR, places.cache) / DEFINITIONS
     with console.step(f"install {NAME}"):
-        files = [f"--filename={definitions}/monitoring.coreos.com_{kind}.yaml" for kind in _KINDS]
-        kubernetes.kubectl("apply", "--server-side", *files)
-        names = [f"crd/{kind}.monitoring.coreos.com" for kind in _KINDS]
-        kubernetes.kubectl("wait", *names, "--for=condition=Established", "--timeout=60s")
+        kubernetes.define(*(definitions / f"monitoring.coreos.com_{kind}.yaml" for kind in _KINDS))
         kubernetes.kubectl("apply", "--filename=-", stdin=manifests(image))
         rollout = ("rollout", "status", "deployment/prometheus", f"--namespace={NAMESPACE}")
         kubernetes.kubectl(*rollout, f"--timeout={_TIMEOUT_S}s", timeout_s=_TIMEOUT_S + 30)

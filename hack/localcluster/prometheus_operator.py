@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from localcluster import client, images, processes, settings, tools
+from localcluster import client, images, settings, tools
 from localcluster.client import CommandError
 from localcluster.errors import ClusterError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from localcluster.client import Client
     from localcluster.console import Console
     from localcluster.settings import Places
     from localcluster.tools import Tool
@@ -71,12 +70,6 @@ def manifests(upstream: str, operator: str, reloader: str) -> str:
     return f"{_NAMESPACE}---\n{upstream}"
 
 
-def _served(kubernetes: Client) -> set[str]:
-    """The kinds, as resources, that the API server has of the Prometheus Operator."""
-    listed = kubernetes.kubectl("api-resources", f"--api-group={_GROUP}", "--output=name")
-    return {name.partition(".")[0] for name in listed.split()}
-
-
 def _upstream(module: Path) -> str:
     return "---\n".join((module / _MANIFESTS / f"{NAME}-{part}.yaml").read_text() for part in _PARTS)
 
@@ -91,12 +84,8 @@ def install(places: Places, console: Console, registry_port: int) -> None:
     module = tools.module_folder(tools.PROMETHEUS_OPERATOR, places.cache)
     kubernetes = client.local(places.name)
     with console.step(f"install {NAME} {tools.PROMETHEUS_OPERATOR.version}"):
-        kubernetes.kubectl("apply", "--server-side", f"--filename={module / DEFINITIONS}")
-        kinds = {path.stem.removeprefix(f"{_GROUP}_") for path in (module / DEFINITIONS).glob("*.yaml")}
-        # It leaves alone what is not served when it starts; `kubectl wait` fails on a definition without a status.
-        if not processes.wait_until(lambda: kinds <= _served(kubernetes), timeout_s=60, interval_s=0.5):
-            missing = ", ".join(sorted(kinds - _served(kubernetes)))
-            raise ClusterError(f"The API server does not serve {missing} within a minute.")
+        # Before it starts: it leaves alone what is not served then.
+        kubernetes.define(*(module / DEFINITIONS).glob("*.yaml"))
         kubernetes.kubectl("apply", "--filename=-", stdin=manifests(_upstream(module), operator, reloader))
         rollout = ("rollout", "status", f"deployment/{NAME}", f"--namespace={NAMESPACE}")
         kubernetes.kubectl(*rollout, f"--timeout={_TIMEOUT_S}s", timeout_s=_TIMEOUT_S + 30)
@@ -110,8 +99,8 @@ def remove(places: Places, console: Console) -> None:
     """
     kubernetes = client.local(places.name)
     with console.step(f"remove {NAME}"):
-        known = _served(kubernetes)
-        for kind in (kind for kind in _KINDS if kind in known):
+        served = kubernetes.served()
+        for kind in (kind for kind in _KINDS if f"{kind}.{_GROUP}" in served):
             try:
                 kubernetes.kubectl("delete", kind, "--all", "--all-namespaces", "--timeout=60s", timeout_s=90)
             except CommandError as error:

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from tests.chart.objects import Render, only
 from tests.chart.relabelling import relabelled
 from tests.unit.builders import NAME, NAMESPACE, UID, make_pod_object
 
-from localcluster import settings, tools
+from localcluster import prometheus_operator, settings, tools
 from localcluster.client import Client
-from localcluster.processes import wait_until
 from lora_operator.views.names import PREFLIGHT
 from monitoring.discovery import Labels, endpoint_targets, pod_labels
 from monitoring.scraping import scrape_configs
@@ -114,14 +112,11 @@ KINDS = {"PodMonitor": "podmonitors", "ServiceMonitor": "servicemonitors", "Prom
 @pytest.fixture
 def definitions(control_plane: Client) -> Iterator[Client]:
     """The Prometheus Operator's, from its Go module; removed again, as charts look for them."""
-    source = tools.module_folder(tools.PROMETHEUS_OPERATOR, settings.cache_directory())
+    module = tools.module_folder(tools.PROMETHEUS_OPERATOR, settings.cache_directory())
     names = [f"{plural}.monitoring.coreos.com" for plural in KINDS.values()]
-    for plural in KINDS.values():
-        file = source / f"example/prometheus-operator-crd/monitoring.coreos.com_{plural}.yaml"
-        control_plane.kubectl("apply", "--server-side", f"--filename={file}")
     try:
-        for name in names:
-            control_plane.kubectl("wait", f"crd/{name}", "--for=condition=Established", "--timeout=60s")
+        folder = module / prometheus_operator.DEFINITIONS
+        control_plane.define(*(folder / f"monitoring.coreos.com_{plural}.yaml" for plural in KINDS.values()))
         yield control_plane
     finally:
         control_plane.kubectl("delete", "crd", *names)
@@ -131,9 +126,6 @@ def test_the_prometheus_operators_definitions_accept_monitors_and_alerts(
     render: Render, definitions: Client, control_plane_namespace: str
 ) -> None:
     """Strictly: a field that they do not know, or would drop, is an error."""
-    known = ("api-resources", "--api-group=monitoring.coreos.com", "--output=name")
-    served = partial(definitions.kubectl, *known)
-    assert wait_until(lambda: all(plural in served() for plural in KINDS.values()), timeout_s=60, interval_s=0.2)
     create = ("create", "--dry-run=server", "--validate=strict", "--output=json", "--filename=-")
     metrics = {"podMonitor": ON, "serviceMonitor": ON, "prometheusRule": RULES}
     for namespaces in ([], ["team-a", "team-b"]):

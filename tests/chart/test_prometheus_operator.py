@@ -42,11 +42,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     definitions = tools.module_folder(tool, cache) / prometheus_operator.DEFINITIONS
     log = tmp_path_factory.mktemp("prometheus-operator") / "log"
     with own_control_plane(f"tests-{os.getpid()}-prometheus") as client, log.open("wb") as output:
-        client.kubectl("apply", "--server-side", f"--filename={definitions}")
-        client.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=60s")
-        known = partial(client.kubectl, "api-resources", "--api-group=monitoring.coreos.com", "--output=name")
-        count = len(list(definitions.glob("*.yaml")))
-        eventually(lambda: len(known().split()) == count, "the API server serves the kinds")
+        client.define(*definitions.glob("*.yaml"))
         command = [str(binary), "--web.listen-address=127.0.0.1:0"]
         with subprocess.Popen(command, env=client.environment, stdout=output, stderr=output) as process:
             try:

@@ -46,13 +46,7 @@ def prometheus_definitions(control_plane: Client) -> Iterator[None]:
     for kind in kinds:
         control_plane.kubectl("apply", "--server-side", "--filename=-", stdin=json.dumps(definition(kind)))
     names = [definition(kind)["metadata"]["name"] for kind in kinds]
-    control_plane.kubectl("wait", "--for=condition=Established", *(f"crd/{name}" for name in names))
-
-    def discovered() -> bool:
-        known = control_plane.kubectl("api-resources", f"--api-group={MONITORING}", "--output=name")
-        return all(name in known for name in names)
-
-    eventually(discovered, "the API server serves the kinds")
+    eventually(lambda: control_plane.served() >= set(names), "the API server serves the kinds")
     yield
     control_plane.kubectl("delete", *(f"crd/{name}" for name in names))
 

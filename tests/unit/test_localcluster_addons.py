@@ -1,10 +1,12 @@
 """What else is installed into the local cluster: from which modules, in which order, and by charts that ask nobody."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
-from localcluster import addons, cli, prometheus_operator, settings, tools
-from localcluster.client import Client
+from localcluster import addons, cli, client, prometheus_operator, settings, tools
+from localcluster.client import Client, CommandError
 from localcluster.console import Console
 from localcluster.errors import ClusterError
 
@@ -71,6 +73,26 @@ def test_an_add_on_that_needs_another_says_so_before_anything_is_built(monkeypat
     monkeypatch.setattr(Client, "helm", helm)
     with pytest.raises(ClusterError, match="trainer needs jobset: install it first with `hack/cluster addon jobset`"):
         addons.install("trainer", settings.places("none"), Console(), 5000)
+
+
+def test_definitions_are_waited_for_until_their_kinds_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kubectl wait` fails on one that has no status yet."""
+    asked = list[str]()
+
+    def kubectl(self: Client, *arguments: str, stdin: str | None = None, timeout_s: float = 120) -> str:
+        if arguments[0] == "wait":
+            raise CommandError("error: .status.conditions accessor error: <nil> is of the type <nil>")
+        asked.append(" ".join(arguments))
+        return "pods\n" + "".join(f"{kind}.example.com\n" for kind in ("as", "bs")[: len(asked) - 2])
+
+    monkeypatch.setattr(Client, "kubectl", kubectl)
+    files = [Path(f"/example.com_{kind}.yaml") for kind in ("as", "bs")]
+    client.local("none").define(*files)
+    listing = "api-resources --output=name"
+    assert asked == [f"apply --server-side --filename={files[0]} --filename={files[1]}", *[listing] * 3]
+    asked.clear()
+    with pytest.raises(ClusterError, match=r"does not serve bs\.example\.com within 0 s"):
+        client.local("none").define(*files, timeout_s=0)
 
 
 def test_an_unknown_add_on_is_refused_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
