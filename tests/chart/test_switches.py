@@ -9,7 +9,8 @@ import yaml
 from tests.chart.matrix import DASHBOARDS, MONITOR, NETWORK, POLICIES, RULES
 from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
 
-from lora_operator.views.names import QUEUE_LABEL, STAGES, child_labels
+from lora_operator.decision.stages.order import STAGES
+from lora_operator.views.names import QUEUE_LABEL, child_labels
 from lora_trainer.contract.progress import PORT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,7 +80,7 @@ def test_each_listed_namespace_gets_the_training_pods_policy(render: Render) -> 
     assert {namespace for namespace, _ in found} == set(LISTED["namespaces"])
     policy = found["team-a", "lora-trainers"]
     for stage in STAGES:
-        assert policy["podSelector"]["matchLabels"].items() <= child_labels("tone", "uid", 1, stage).items()
+        assert policy["podSelector"]["matchLabels"].items() <= child_labels("tone", "uid", 1, stage.name).items()
     peers, scrapes = policy["ingress"]
     assert peers == {"from": [{"podSelector": policy["podSelector"]}]}
     operator, prometheus = scrapes["from"]

@@ -1,5 +1,6 @@
 """A Job of an earlier attempt that turns up late, and pods that a live read does not speak of."""
 
+import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,9 @@ from tests.unit.plans import plan_for, stated
 from lora_operator.cluster.api import FINETUNES, Api, ApiError, Chunk
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.look import look, read_live
+from lora_operator.decision.stages import order
+from lora_operator.decision.stages.preflight import PREFLIGHT
+from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views.model import Answer, ObjectRef, Plan
 from lora_operator.views.names import JOB_NAME_LABEL
 
@@ -44,6 +48,23 @@ def test_an_earlier_attempt_that_has_ended_is_left_alone() -> None:
     """Its pods tell how it failed."""
     plan = plan_for(make_finetune(status=SECOND), jobs=(finished_job("Failed"), make_job(attempt=2, uid="job-2")))
     assert plan.delete == ()
+
+
+def test_a_further_stage_is_a_row_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Job comes before that of the training, and is none of another release's."""
+    further = dataclasses.replace(
+        PREFLIGHT, name="check", is_due=lambda case: case.children.attempt == 0, condition=lambda *_: None
+    )
+    monkeypatch.setattr(order, "STAGES", (PREFLIGHT, further, TRAIN))
+    assert created(plan_for(make_finetune())) == [job_name(stage="check")]
+    going = plan_for(make_finetune(), jobs=(make_job(stage="check"),))
+    assert (going.create, going.delete) == ((), ())
+    assert created(plan_for(make_finetune(), jobs=(finished_job(stage="check"),))) == [job_name()]
+
+
+def created(plan: Plan) -> list[str]:
+    """Names of what a plan creates."""
+    return [manifest["metadata"]["name"] for manifest in plan.create]
 
 
 class Server:
@@ -86,4 +107,4 @@ async def test_an_orphan_that_no_watch_follows_holds_the_run_up_only_while_it_li
     waits = plan()
     assert (waits.create, stated(waits, "Complete")[1], waits.read_first) == ((), "Restarting", True)
     await read_live(cache, cast("Api", Server()), finetune, waits.job_names)
-    assert [manifest["metadata"]["name"] for manifest in plan().create] == [job_name(3)]
+    assert created(plan()) == [job_name(3)]

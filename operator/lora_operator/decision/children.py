@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lora_operator.views import names
-from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, JobView, Observed, PodView
 from lora_operator.views.pods import has_ended, newest_first
 from lora_operator.views.wording import integer_of
@@ -17,9 +16,7 @@ class Children:
     `expected`: a training Job was made before, so a missing one was deleted. `orphans` are living pods that train and
     whose Job does not exist. `stages` are the Jobs of the stages before the training, of the next attempt or, where
     that has a Job, of the present one, by the name of their stage. `jobs` are all Jobs of the run, `former` the last
-    states of those that do not exist any more. `superseded` are Jobs of earlier attempts that have not ended: a request
-    of an operator that was cut off, say, may make one long after another operator has gone on. Or they are Jobs of a
-    stage that there is no more, or not yet: another release made them.
+    states of those that do not exist any more.
     """
 
     attempt: int
@@ -30,7 +27,6 @@ class Children:
     stages: Mapping[str, JobView] = field(default_factory=dict)
     jobs: tuple[JobView, ...] = ()
     former: tuple[JobView, ...] = ()
-    superseded: tuple[JobView, ...] = ()
 
     @property
     def number(self) -> int:
@@ -58,7 +54,6 @@ def find_children(finetune: FineTune, observed: Observed) -> Children:
         stages={other.stage: other for other in mine if other.stage != names.TRAIN and other.attempt == number},
         jobs=tuple(mine),
         former=tuple(job for job in observed.former_jobs if _is_of(finetune, job)),
-        superseded=tuple(job for job in mine if _is_superseded(job, attempt)),
     )
 
 
@@ -66,12 +61,6 @@ def _is_of(finetune: FineTune, job: JobView) -> bool:
     """Whether the Job is the run's by its controller reference, and has the name that the operator gives."""
     name = names.job_name(finetune.name, finetune.uid, job.attempt, job.stage)
     return job.owner_uid == finetune.uid and job.name == name
-
-
-def _is_superseded(job: JobView, attempt: int) -> bool:
-    if ending_of(job) is not None:
-        return False
-    return job.stage not in names.STAGES or (job.stage == names.TRAIN and job.attempt < attempt)
 
 
 def _belongs(pod: PodView, job: JobView | None, attempt: int) -> bool:

@@ -28,7 +28,7 @@ from lora_operator.decision.situation import (
     awaiting_superseded,
     held_by_user,
 )
-from lora_operator.decision.stages.order import STAGES, job_names, latest_job, reached
+from lora_operator.decision.stages.order import STAGES, job_names, latest_job, reached, superseded
 from lora_operator.decision.stages.preflight import advised, findings, planned
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
@@ -71,7 +71,7 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     if result_of(finetune.status):
         return _after_the_end(finetune, observed, now)
     case = planned(read_case(finetune, observed, config, now))
-    stale = [ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in case.children.superseded if not j.deleting]
+    stale = [ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting]
     if stale:
         plan = Plan(status=finetune.status, delete=tuple(stale), requeue_after_s=config.pending_check_s)
     else:
@@ -117,8 +117,8 @@ def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
         return _end(case, proof)
     if children.orphans:
         return _await(case, awaiting_orphan(children.orphans[0]))
-    if children.superseded:
-        return _await(case, awaiting_superseded(children.superseded[0]))
+    if late := superseded(case):
+        return _await(case, awaiting_superseded(late[0]))
     return _advance(case, stage, job)
 
 

@@ -32,10 +32,9 @@ _INDEX = len("-63")
 _JOB_NAME = re.compile(r"-([1-9][0-9]{0,3})(?:-([a-z]+))?$")
 
 
-PREFLIGHT = "preflight"
 TRAIN = "train"
 """The last stage of every run, whose Job has the attempt's own name; that of another stage adds the stage's."""
-STAGES = (PREFLIGHT, TRAIN)
+PREFLIGHT = "preflight"
 _ROLES = {PREFLIGHT: "prepare"}
 """An operator of an earlier release, which may take over again, goes by the label and takes any other word for a
 training: it would end the run without a result."""

@@ -5,6 +5,7 @@ from lora_operator.decision.stages.preflight import PREFLIGHT
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views import names
+from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import JobView
 
 STAGES: tuple[Stage, ...] = (PREFLIGHT, TRAIN)
@@ -20,6 +21,17 @@ def reached(case: Case) -> tuple[Stage, JobView | None]:
         if stage.is_due(case) and not (verdict and verdict.succeeded):
             return stage, job
     return TRAIN, None
+
+
+def superseded(case: Case) -> tuple[JobView, ...]:
+    """Jobs that go on and must not.
+
+    They are of an earlier attempt: a request of an operator that was cut off, say, may make one long after another
+    operator has gone on. Or of a stage that there is no more, or not yet: another release made them.
+    """
+    known, attempt = {stage.name for stage in STAGES}, case.children.attempt
+    going = (job for job in case.children.jobs if ending_of(job) is None)
+    return tuple(j for j in going if j.stage not in known or (j.stage == TRAIN.name and j.attempt < attempt))
 
 
 def latest_job(case: Case) -> JobView | None:
