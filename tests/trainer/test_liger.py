@@ -1,7 +1,8 @@
 """Liger's Triton kernels under Triton's interpreter, by the comparison that a run makes on its device.
 
-What the interpreter cannot show is left to the acceptance of a GPU: whether they compile, bf16 (numpy has none),
-libdevice's own functions (`rsqrt` is replaced), more than one program for the gradient of a norm's weight, and speed.
+What the interpreter cannot show is left to the acceptance of a GPU: bf16 (numpy has none), libdevice's own functions
+(`rsqrt` is replaced), more than one program for the gradient of a norm's weight, and speed. Whether they compile is in
+`test_triton_compiles`.
 """
 
 import json
