@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,6 +137,24 @@ def test_a_kernel_that_is_wrong_is_left_out(
     assert re.match(sentence, found.refusal), found.refusal
     assert "\n" not in found.refusal
     assert installed(model) == 0
+
+
+def test_a_kernel_that_is_wrong_for_one_kind_of_module_is_left_out(
+    tiny_base: Base, encoder: Encoder, cpu: Device
+) -> None:
+    """Whichever it is: kernels have code for some shapes alone."""
+    model, batch = adapted(tiny_base, cpu, CONFIG), arguments(encoder, cpu)
+    wrong = changed(lambda result: 1.01 * result).install
+    kinds = {FUSED_ADAPTER.kind(module) for module in FUSED_ADAPTER.find(model.model)}
+    assert len(kinds) > 2
+    for kind in kinds:
+
+        def install_some(module: Any, kind: Hashable = kind) -> None:
+            (wrong if FUSED_ADAPTER.kind(module) == kind else install)(module)
+
+        some = dataclasses.replace(FUSED_ADAPTER, install=install_some)
+        found = prove(some, model.model, model.head, batch, cpu, timed=False)
+        assert str(found.refusal).startswith("its result errs by 1."), kind
 
 
 def test_a_kernel_that_is_slower_is_left_out_where_it_is_timed(
