@@ -32,6 +32,7 @@ from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Preci
 from lora_trainer.contract.fit.activations import layer_bytes
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.errors import out_of_memory
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.training.batches import Budget, collate
@@ -74,14 +75,18 @@ def measured(config: Mapping[str, Any], how: Step, device: Device) -> tuple[floa
     """Bytes of the allocator and of the fit model; None where the GPU's do not suffice."""
     memory = estimate(config, how)
     gc.collect()
-    torch.cuda.empty_cache()
-    device.reset_peak_memory()
+    device.give_back()
     try:
         adapted, packs = _adapted(config, how, device)
         step = stepper(adapted, sum(how.rows), device, packs=packs)
+        # What is quantized was whole on the GPU before: the largest of all, and no part of a training.
+        gc.collect()
+        device.reset_peak_memory()
         for _ in range(3):
             step()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return None
     return device.peak_memory_bytes(), memory.total - memory.constant
 

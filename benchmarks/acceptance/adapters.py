@@ -14,6 +14,7 @@ from benchmarks.acceptance.models import Recipe, random_base
 from benchmarks.acceptance.training_parts import trains
 
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
+from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
 
 _START = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -66,14 +67,21 @@ def _trains(bench: Bench, case: Case) -> Outcome:
 def _starts(bench: Bench, case: Case) -> Outcome:
     """Logits before and after the adapter is put on."""
     device = bench.device
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), device.autocast():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         base = random_base(Path(folder), case.kind, {**bench.sizes, **case.options}, device)
         loaded = load_model(base, Quantization.NONE, device)
-        ids = torch.arange(3, 35, device=device.torch_device)[None]
-        before = loaded.model(input_ids=ids, use_cache=False).logits.float()
+        before = _logits(loaded.model, device)
+        # As a run puts it on: without autocast, which would take directions out of the weights in 16 bits.
         adapted = adapt(loaded, case.lora, base, device, 3)
         adapted.model.eval()
-        after = adapted.model(input_ids=ids, use_cache=False).logits.float()
+        after = _logits(adapted.model, device)
     change = float((after - before).abs().mean() / before.std())
     said = f"logits change by {change:.1e} of their spread; {adapted.trainable_parameters:,} trained parameters"
     return judged(change <= _START[device.dtype], said, change=change, trained=adapted.trainable_parameters)
+
+
+def _logits(model: Any, device: Device) -> torch.Tensor:
+    ids = torch.arange(3, 35, device=device.torch_device)[None]
+    with device.autocast():
+        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    return found

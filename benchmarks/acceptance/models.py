@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import choose_attention
@@ -90,6 +90,8 @@ def quantize(model: Any, head: Any, device: Device, quantization: Quantization) 
                 ).to(device.torch_device)
                 small.bias = child.bias
                 setattr(parent, name, small)
+    # By this PEFT knows which of its modules to wrap them in; the fused adapter takes no other.
+    vars(model)["is_loaded_in_4bit"] = True
 
 
 def random_base(folder: Path, kind: str, options: Mapping[str, Any], device: Device) -> Base:
@@ -138,6 +140,12 @@ class Taken(Listener):
     def losses(self) -> list[float]:
         """Of the steps."""
         return [step.loss for step in self.steps]
+
+
+def adapter_for(optimizer: Optimizer, *, dropout: float = 0.0) -> LoraConfig:
+    """One whose state the optimizer keeps as it is meant to: bitsandbytes pages no tensor of fewer than 100,000 values.
+    The rank changes the size of an update no more than it has to."""
+    return LoraConfig(rank=256 if optimizer is Optimizer.PAGED_ADAMW_8BIT else 8, alpha=16, dropout=dropout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.comparing import error
 from benchmarks.acceptance.findings import Check, Outcome, judged, not_run
-from benchmarks.acceptance.models import Recipe, random_base
+from benchmarks.acceptance.models import Recipe, adapter_for, random_base
 from benchmarks.acceptance.training_parts import trains
 from torch import nn
 
@@ -84,5 +84,5 @@ def _fp16(bench: Bench) -> Outcome:
 def _optimizer(bench: Bench, optimizer: Optimizer) -> Outcome:
     if optimizer is Optimizer.PAGED_ADAMW_8BIT and not bench.on_gpu:
         return not_run("a CPU has nothing to page")
-    recipe = Recipe()
+    recipe = Recipe(lora=adapter_for(optimizer))
     return trains(bench, replace(recipe, training=replace(recipe.training, optimizer=optimizer)))

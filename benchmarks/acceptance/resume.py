@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Outcome, judged, not_run
-from benchmarks.acceptance.models import Recipe, Taken, prepared, random_base
+from benchmarks.acceptance.models import Recipe, Taken, adapter_for, prepared, random_base
 
 from lora_trainer.contract import codec
-from lora_trainer.contract.config import LoraConfig, Optimizer
+from lora_trainer.contract.config import Optimizer
 from lora_trainer.errors import TerminatedError
 from lora_trainer.places.base import Base
 from lora_trainer.training.listener import Step
@@ -48,7 +48,7 @@ def checks(bench: Bench) -> Iterator[Check]:
 def _resumes(bench: Bench, optimizer: Optimizer) -> Outcome:
     if optimizer is Optimizer.PAGED_ADAMW_8BIT and not bench.on_gpu:
         return not_run("a CPU has nothing to page")
-    recipe = Recipe(lora=LoraConfig(rank=8, alpha=16, dropout=0.1))
+    recipe = Recipe(lora=adapter_for(optimizer, dropout=0.1))
     recipe = replace(recipe, training=replace(recipe.training, max_steps=6, optimizer=optimizer))
     with tempfile.TemporaryDirectory() as folder:
         base = random_base(Path(folder), "llama", bench.sizes, bench.device)

@@ -1,6 +1,7 @@
 """Out of memory in the middle of a step: micro-batches halve, and the losses stay what they were."""
 
 import contextlib
+import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -43,6 +44,7 @@ def _really(bench: Bench) -> Outcome:
 
 def _used(device: Device) -> int:
     """Bytes of the device that are taken; a new measurement of their peak begins."""
+    gc.collect()
     device.give_back()
     device.reset_peak_memory()
     return int(torch.cuda.memory_allocated(device.torch_device))
@@ -91,6 +93,8 @@ def _injected(training: Training) -> Iterator[None]:
 @contextlib.contextmanager
 def _ballast(device: Device, left: int, _training: Training) -> Iterator[None]:
     """The driver's memory taken but for `left` bytes."""
+    # Models of before that go in the middle of a step would give it the memory that it is to lack.
+    gc.collect()
     device.give_back()
     free, _ = torch.cuda.mem_get_info(device.torch_device)
     taken = torch.empty(max(0, free - left), dtype=torch.uint8, device=device.torch_device)

@@ -32,7 +32,7 @@ RANK = 16
 TOKENS = (4096, 1024, 8192)
 WANTED = {("Llama-3-8B", Quantization.NONE, 4096): 0.45, ("Llama-3-8B", Quantization.NF4, 4096): 0.405}
 """Least share of an H100's peak: 45 % in bf16, and NF4 within 10 % of that."""
-_WARM, _STEPS = 2, 8
+_WARM, _STEPS, _MOST_S = 2, 8, 20.0
 
 
 def checks(bench: Bench) -> Iterator[Check]:
@@ -67,18 +67,20 @@ def _measured(bench: Bench, name: str, shape: Shape, quantization: Quantization,
     device, lora = bench.device, LoraConfig(rank=RANK, alpha=2 * RANK)
     adapted, packs = adapted_on(shape, lora, device, quantization=quantization, recompute=True)
     row = Examples.of([one_row(tokens, int(adapted.model.config.vocab_size))])
-    kernels = choose_kernels(Kernels.AUTO, adapted, row, device, ALONE, packed=packs, kept=None).taken
+    chosen = choose_kernels(Kernels.AUTO, adapted, row, device, ALONE, packed=packs, kept=None)
     set_training(adapted.model, on=True)
     step = stepper(adapted, tokens, device, packs=packs)
     device.reset_peak_memory()
-    seconds = timed(step, device, warm=1 if bench.tiny else _WARM, count=2 if bench.tiny else _STEPS)
+    warm, count = (1, 2) if bench.tiny else (_WARM, _STEPS)
+    seconds = timed(step, device, warm=warm, count=count, most_s=_MOST_S)
     intervals = profiled(step, device.torch_device)
     shares, idle, speed = parts(intervals), idle_share(intervals), tokens / seconds
     figures: dict[str, Figure] = {
         "tokens_per_second": speed,
         "peak_bytes": device.peak_memory_bytes(),
         "idle_share": idle,
-        "kernels": ", ".join(kernels),
+        "kernels": ", ".join(chosen.taken),
+        "left_out": "; ".join(chosen.left_out),
         **{f"part: {part}": share for part, share in shares.items()},
     }
     said = f"{speed:,.0f} tokens/s"
@@ -89,7 +91,9 @@ def _measured(bench: Bench, name: str, shape: Shape, quantization: Quantization,
         figures["mfu"] = share
         said += f", MFU {share:.1%}"
     said += f", {idle:.1%} without a kernel; " + ", ".join(f"{part} {value:.0%}" for part, value in shares.items())
-    said += f"; {figures['kernels'] or 'no fast path'}"
+    said += "; " + "; ".join(
+        (", ".join(chosen.taken) or "no fast path", *(f"without {one}" for one in chosen.left_out))
+    )
     wanted = WANTED.get((name, quantization, tokens))
     if share is None or wanted is None or gpu is None or gpu.name != "H100":
         return Outcome(state=State.MEASURED, said=said, figures=figures)

@@ -35,10 +35,14 @@ def stepper(adapted: Adapted, tokens: int, device: Device, *, packs: bool) -> Ca
     return step
 
 
-def timed(step: Callable[[], None], device: Device, *, warm: int, count: int) -> float:
-    """Seconds of one of `count` steps, after `warm` others."""
-    for _ in range(warm):
-        step()
+def timed(step: Callable[[], None], device: Device, *, warm: int, count: int, most_s: float) -> float:
+    """Seconds of one of `count` steps, after `warm` others. On a slow GPU, of no more than about `most_s` hold: other
+    checks are to come."""
+    expected = min(_seconds(step, device, 1) for _ in range(warm))
+    return _seconds(step, device, max(1, min(count, int(most_s / expected))))
+
+
+def _seconds(step: Callable[[], None], device: Device, count: int) -> float:
     _wait(device)
     started = time.perf_counter()
     for _ in range(count):

@@ -1,31 +1,40 @@
 """The acceptance of a GPU, on a CPU with tiny models: its code runs, and what is wrong fails it."""
 
 import importlib
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from benchmarks import gpu_acceptance
+from benchmarks import gpu_acceptance, memory
 from benchmarks.acceptance import findings, groups
 from benchmarks.acceptance.bench import Bench, run_checks
 from benchmarks.acceptance.comparing import compared
 from benchmarks.acceptance.findings import Check, Finding, Outcome, State, judged, not_run
-from benchmarks.acceptance.models import random_base
+from benchmarks.acceptance.models import adapter_for, random_base
 from benchmarks.acceptance.profile import Interval, idle_share, part_of, parts
 from benchmarks.acceptance.shapes import MIXTURE_24_LAYERS, active_share
 from benchmarks.acceptance.speed import active_parameters
+from benchmarks.acceptance.steps import timed
+from benchmarks.memory_simulation import Step
 from tests.trainer.processes import together
+from tests.trainer.test_fast_paths import changed, failing, no_number_in_one_row
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lora_trainer.model import attention
+from lora_trainer.contract.config import Optimizer, Quantization
+from lora_trainer.model import attention, fast_paths
 from lora_trainer.model.device import Device
 from lora_trainer.training.loop import Training
 
@@ -106,6 +115,40 @@ def test_rows_that_see_each_other_fail_the_acceptance(bench: Bench, monkeypatch:
     assert [finding.state for finding in run_checks("attention", checks, bench)] == [State.FAILED, State.FAILED]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda result: 1.01 * result, "its result errs by 1.0e-02"),
+        (failing, "it fails: RuntimeError: CUDA error: no kernel image is available"),
+        (no_number_in_one_row, "its result errs by nan"),
+    ],
+    ids=["1 % wrong", "fails", "no number in one row"],
+)
+def test_a_wrong_kernel_fails_the_acceptance(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor], said: str
+) -> None:
+    """Which a run leaves out, so that nothing else would show it."""
+    monkeypatch.setattr(fast_paths, "ALL", (changed(change),))
+    check = next(iter(importlib.import_module("benchmarks.acceptance.kernels").checks(bench)))
+    outcome = check.run()
+    assert (outcome.state, said in outcome.said) == (State.FAILED, True), outcome.said
+
+
+def test_a_slow_kernel_does_not_fail_the_small_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, starting a kernel takes the time; at full size the part `speed` says what was left out, and why."""
+    monkeypatch.setattr(fast_paths, "_LEAST_WORK", 0)
+    monkeypatch.setattr(fast_paths, "_MOST_TIME", 0.0)
+    large = replace(bench, tiny=False)
+    monkeypatch.setattr(Bench, "sizes", bench.sizes)
+    monkeypatch.setattr(Bench, "lengths", bench.lengths)
+    assert (
+        next(iter(importlib.import_module("benchmarks.acceptance.kernels").checks(large))).run().state is State.PASSED
+    )
+    measured = found("speed", bench)["tiny, NF4, 64"]
+    assert "without fused-adapter: it takes " in measured.said
+    assert "fused-adapter: it takes " in str(measured.figures["left_out"])
+
+
 def test_a_state_that_is_not_whole_fails_the_acceptance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights alone, without the optimizer's."""
     restore = Training.restore
@@ -148,6 +191,90 @@ def test_the_time_without_a_kernel_is_what_no_kernel_covers() -> None:
     assert parts(kernels) == {"matrix products": 0.5, "attention": 0.5}
     names = ("kDequantizeBlockwise", "Memcpy HtoD", "vectorized_elementwise_kernel", "multi_tensor_apply_kernel")
     assert [part_of(name) for name in names] == ["dequantization", "copies", "element by element", "optimizer"]
+
+
+def test_an_adapter_is_put_on_as_a_run_does(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without autocast, which would take its directions out of the weights in 16 bits."""
+    part, seen = importlib.import_module("benchmarks.acceptance.adapters"), []
+    adapt = part.adapt
+
+    def look(*arguments: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return adapt(*arguments)
+
+    monkeypatch.setattr(part, "adapt", look)
+    rounded = replace(bench, device=bench.computing_in(torch.bfloat16))
+    assert found("adapters", rounded)["PiSSA: starts as the base"].state is State.PASSED
+    assert set(seen) == {False}
+
+
+def test_memory_is_counted_once_what_is_gone_is_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model of before goes in the middle of the step that is to lack memory."""
+    part, asked = importlib.import_module("benchmarks.acceptance.shortage"), []
+
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gone = weakref.ref(Model())
+
+    def free_and_total(_device: object) -> tuple[int, int]:
+        asked.append(gone() is None)
+        return 10, 10
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free_and_total)
+    with part._ballast(bench.device, 4, None):
+        pass
+    assert asked == [True]
+
+
+def test_a_slow_gpu_takes_fewer_steps() -> None:
+    """A check that would take minutes is none of twenty minutes."""
+    taken = []
+
+    def step() -> None:
+        taken.append(1)
+        time.sleep(0.02)
+
+    cpu = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
+    assert timed(step, cpu, warm=2, count=8, most_s=0.03) >= 0.02
+    assert len(taken) == 3
+
+
+def test_memory_of_a_step_is_not_that_of_making_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are whole before they are in 4 bits; what cuBLAS lacks is a shortage, too."""
+    peak = [0]
+
+    def take(amount: int) -> None:
+        peak[0] = max(peak[0], amount)
+
+    def made(*_: object) -> tuple[None, bool]:
+        take(16)
+        return None, True
+
+    def short() -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(Device, "reset_peak_memory", lambda _: peak.__setitem__(0, 0))
+    monkeypatch.setattr(Device, "peak_memory_bytes", lambda _: peak[0])
+    monkeypatch.setattr(memory, "_adapted", made)
+    how, shape = Step(rows=(64,), quantization=Quantization.NF4), memory.LLAMA_2_7B
+    for step, wanted in ((lambda: take(7), 7), (short, None)):
+        monkeypatch.setattr(memory, "stepper", lambda *_, step=step, **__: step)
+        measured = memory.measured(shape, how, bench.device)
+        assert (measured if measured is None else measured[0]) == wanted
+
+
+def test_paged_state_is_paged() -> None:
+    """bitsandbytes keeps that of fewer than 100,000 values on the GPU."""
+    library: Any = importlib.import_module("bitsandbytes.optim.optimizer").Optimizer8bit
+    assert "p.numel() < 1e5" in inspect.getsource(library.get_state_buffer)
+    lora = adapter_for(Optimizer.PAGED_ADAMW_8BIT)
+    assert (
+        lora.rank
+        * Bench(device=Device(torch_device=torch.device("cpu"), name="", dtype=torch.float32)).sizes["hidden_size"]
+        >= 1e5
+    )
 
 
 def test_a_mixture_counts_the_experts_that_a_token_meets() -> None:
@@ -211,7 +338,7 @@ def test_a_part_computes_where_a_training_does(bench: Bench, monkeypatch: pytest
     )
     monkeypatch.setattr(gpu_acceptance, "__file__", str(file))
     assert list(gpu_acceptance.in_process("fit", "cpu", tiny=True, seconds=60)) == [wanted]
-    assert "recomputed-swiglu" in str(found("speed", bench)["tiny, NF4, 64"].figures["kernels"])
+    assert found("speed", bench)["tiny, NF4, 64"].figures["kernels"] == "fused-adapter, recomputed-swiglu"
 
 
 def test_no_time_is_no_failure() -> None:
@@ -228,6 +355,7 @@ def test_the_job_runs_as_a_training_does() -> None:
     (container,) = pod["containers"]
     assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (10001, True)
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
     assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"])
     assert (REPOSITORY / container["command"][-1].removeprefix("/app/")).exists()
     written = {mount["mountPath"] for mount in container["volumeMounts"]}
