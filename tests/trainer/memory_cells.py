@@ -52,8 +52,10 @@ _OTHERS: dict[str, Config] = {
     "GPT-2-XL": {**GPT2, "n_embd": 1600, "n_layer": 48, "n_head": 25},
     "Gemma-3-4B, text": GEMMA_3["text_config"],
 }
+_NOT_SIMULATED = {"gemma3", "deepseek_v3", "llama4"}
+"""Those that see, and layers of two kinds, of which two do not foretell the others."""
 PUBLIC: dict[str, Config] = {
-    name: config for name, (config, _) in MODELS.items() if config["model_type"] != "gemma3"
+    name: config for name, (config, _) in MODELS.items() if config["model_type"] not in _NOT_SIMULATED
 } | _OTHERS
 """28 of them. The simulation does not see; the tower of Gemma 3 is left out."""
 

@@ -271,13 +271,15 @@ def test_activations_are_recomputed_where_asked_for(
 def test_mlps_that_a_model_has_not_are_recomputed_with_all_the_rest(tiny_base: Base, cpu: Device) -> None:
     """As a plan takes them for Llama's; what is asked for by name is refused with a sentence."""
 
-    def other() -> Loaded:
+    def other(name: str = "mixer") -> Loaded:
         loaded = load_model(tiny_base, Quantization.NONE, cpu)
         layer = loaded.model.model.layers[0]
-        layer.feed_forward = layer.mlp
+        setattr(layer, name, layer.mlp)
         del layer.mlp
         return dataclasses.replace(loaded, linear=linear_modules(loaded.model, loaded.head))
 
     with pytest.raises(ConfigError, match=r"activationCheckpointing is Selective: .* cannot recompute MLPs"):
         adapt(other(), LORA, tiny_base, cpu, 1, checkpointing=SELECTIVE)
     assert adapt(other(), LORA, tiny_base, cpu, 1, planned=SELECTIVE).checkpointing is FULL
+    # As Llama 4 calls it.
+    assert adapt(other("feed_forward"), LORA, tiny_base, cpu, 1, planned=SELECTIVE).checkpointing is SELECTIVE

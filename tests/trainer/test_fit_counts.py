@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.unit.fit_models import GEMMA_3, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
+from tests.unit.fit_models import DEEPSEEK_V3, GEMMA_3, LLAMA_4, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
 
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import adapter as fit
 from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.loading import skeleton
 from lora_trainer.places.base import Base
@@ -31,6 +32,10 @@ OTHERS: dict[str, Config] = {
     "Qwen2-MoE with a dense layer": QWEN2_MOE | {"mlp_only_layers": [0]},
     "Qwen3-MoE with a dense layer": QWEN3_MOE | {"decoder_sparse_step": 2},
     "Gemma 3 with a pooling head": GEMMA_3 | {"vision_config": {**GEMMA_3["vision_config"], "vision_use_head": True}},
+    "DeepSeek-V3 with sparse layers": DEEPSEEK_V3 | {"first_k_dense_replace": 1, "n_shared_experts": 2},
+    "DeepSeek-V3 with full queries and biases": DEEPSEEK_V3 | {"q_lora_rank": None, "attention_bias": True},
+    "Llama 4 Maverick": LLAMA_4 | {"num_local_experts": 128, "interleave_moe_layer_step": 2},
+    "Llama 4 with named layers": LLAMA_4 | {"moe_layers": [0], "attention_bias": True, "use_qk_norm": False},
     "Falcon of the new architecture": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
     "Falcon one after the other": FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
     "StarCoder2 without biases": MODELS["StarCoder2-3B"][0] | {"use_bias": False},
@@ -42,6 +47,9 @@ ADAPTERS = {
     "attention": LoraConfig(rank=3, layers=Layers.ATTENTION),
     "DoRA": LoraConfig(rank=3, variant=Variant.DORA),
 }
+
+NONE_LEFT = {(name, Layers.QUERY_VALUE) for name in ("DeepSeek-V3", "DeepSeek-V3 with sparse layers")}
+"""Presets that find nothing: queries of fewer numbers are named otherwise."""
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -58,6 +66,12 @@ def test_names_sizes_and_trained_parameters_are_those_of_the_model(name: str, tm
     assert shape.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
     for lora in ADAPTERS.values():
         model = skeleton(base)
+        if (name, lora.layers) in NONE_LEFT:
+            with pytest.raises(ConfigError, match="leaves no module"):
+                plan_adapter(lora, model.model, model.linear, Quantization.NONE)
+            with pytest.raises(fit.AdapterError, match="leaves no module"):
+                fit.plan_adapter(lora, shape)
+            continue
         adapted = put_on(model.model, plan_adapter(lora, model.model, model.linear, Quantization.NONE), empty=True)
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         frozen = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "lora_" not in n)

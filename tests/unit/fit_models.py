@@ -82,6 +82,43 @@ GPT_OSS: Config = {
     "num_experts_per_tok": 4,
     "tie_word_embeddings": False,
 }
+DEEPSEEK_V3: Config = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+    "tie_word_embeddings": False,
+}
+LLAMA_4: Config = {
+    "model_type": "llama4_text",
+    "hidden_size": 5120,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 1,
+    "vocab_size": 202048,
+    "tie_word_embeddings": False,
+}
 GEMMA_2: Config = {
     "model_type": "gemma2",
     "hidden_size": 2304,
@@ -224,4 +261,7 @@ MODELS: dict[str, tuple[Config, int]] = {
     "Qwen1.5-MoE-A2.7B": (QWEN2_MOE, 14_315_784_192),
     "Qwen3-30B-A3B": (QWEN3_MOE, 30_532_122_624),
     "gpt-oss-20b": (GPT_OSS, 20_914_757_184),
+    # Without the layer that foretells a second token, and without the tower: neither is loaded.
+    "DeepSeek-V3": (DEEPSEEK_V3, 671_026_404_352),
+    "Llama-4-Scout": ({"model_type": "llama4", "text_config": LLAMA_4, "vision_config": {}}, 107_769_861_120),
 }

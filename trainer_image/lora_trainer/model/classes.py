@@ -2,13 +2,11 @@
 
 from typing import Any
 
+from lora_trainer.contract.fit.families import TEXT_ALONE
 from lora_trainer.contract.summary import CAUSAL_CLASS
 from lora_trainer.errors import ConfigError
 
 CAUSAL, SEEING = CAUSAL_CLASS, "AutoModelForImageTextToText"
-_TEXT_ALONE = frozenset({"llama4"})
-"""Kinds whose seeing class Transformers 5.24 cannot compute with: Llama 4's asks its language model for an output that
-this has not. They are loaded without what sees, as people have to."""
 
 
 def class_name(configuration: Any, name: str) -> str:
@@ -23,7 +21,7 @@ def class_name(configuration: Any, name: str) -> str:
     if getattr(configuration, "is_encoder_decoder", False):
         raise _refusal(configuration, name, "reads its prompt with an encoder")
     if is_seeing(configuration) and kind in mappings.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return CAUSAL if configuration.model_type in _TEXT_ALONE else SEEING
+        return CAUSAL if configuration.model_type in TEXT_ALONE else SEEING
     if kind not in mappings.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _refusal(configuration, name, "has no class of Transformers for that")
     # Encoders are there as decoders, too, which their configuration has to say.

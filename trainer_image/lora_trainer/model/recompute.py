@@ -9,10 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_trainer.contract.config import ActivationCheckpointing
+from lora_trainer.contract.fit.names import MLPS
 from lora_trainer.errors import ConfigError
-
-_MLP = "mlp"
-"""What a decoder layer calls its MLP in every family that the fit model knows, a mixture's experts included."""
 
 
 class Recomputed:
@@ -92,5 +90,4 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _mlps(model: nn.Module) -> list[nn.Module]:
-    children = (dict(layer.named_children()) for layer in _layers(model))
-    return [found[_MLP] for found in children if _MLP in found]
+    return [child for layer in _layers(model) for name, child in layer.named_children() if name in MLPS]

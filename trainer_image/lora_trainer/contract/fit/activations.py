@@ -83,7 +83,9 @@ def mask_bytes(setting: Setting) -> int:
 
 def has_kernel(layer: Layer, setting: Setting) -> bool:
     """Whether one kernel computes attention over all rows, and takes heads that share keys and values."""
-    return layer.own_attention or (setting.packs and not layer.score_bytes and not layer.own_dropout)
+    return layer.own_attention or (
+        setting.packs and not layer.score_bytes and not layer.own_dropout and not layer.uneven
+    )
 
 
 def _norm_bytes(layer: Layer, setting: Setting) -> int:
@@ -96,12 +98,14 @@ def _norm_bytes(layer: Layer, setting: Setting) -> int:
 
 def attention_bytes(layer: Layer, setting: Setting) -> float:
     """What attention reads and gives, and a sum for each head. Where no kernel takes grouped heads (a CPU's does), keys
-    and values are repeated for each; scores that are written out are kept with their mask."""
+    and values are repeated for each; uneven ones are never shared. Scores that are written out are kept with their
+    mask."""
     size = setting.size
     if layer.score_bytes:
         scores = layer.score_bytes if not setting.fp32 else 4 * (layer.score_bytes - 4) // 2
         return 3 * size * layer.query + (scores * layer.heads + 1) * setting.row
-    key_value = layer.key_value if setting.cpu or has_kernel(layer, setting) else layer.query
+    shared = setting.cpu or layer.uneven or has_kernel(layer, setting)
+    key_value = layer.key_value if shared else layer.query
     # Values are a part of what the fused module gave, unless they are repeated, or that is fp32, which is converted.
     part = layer.fused and key_value == layer.key_value and stream_size(layer, setting) == size
     whole = layer.query + layer.key_value if part else 0

@@ -1,11 +1,12 @@
 """Mixtures of experts: stacked matrices beside the linear modules, of which a token passes some."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lora_trainer.contract.fit.layers import Norms, Sizes, gated_mlp, layer, split_attention
 from lora_trainer.contract.fit.reading import Values
-from lora_trainer.contract.fit.shape import Layer, Linear
+from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear
 
 _MOST_EXPERTS, _WIDEST = 2**14, 2**20
 
@@ -111,9 +112,96 @@ def _gpt_oss(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
     return (one,) * layers
 
 
+def _deepseek_v3(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
+    """The first layers are dense, the others have shared experts beside the routed ones. PEFT 0.21 takes the names of
+    both for experts'."""
+    size = values.number("moe_intermediate_size", high=_WIDEST)
+    experts = _Experts.read(values, "n_routed_experts", size=size)
+    shared = size * values.number("n_shared_experts", high=_MOST_EXPERTS)
+    dense = _latent(values, sizes, gated_mlp(sizes.hidden, sizes.mlp, reserved=True), mlp_values=3 * sizes.mlp)
+    sparse = _latent(
+        values,
+        sizes,
+        gated_mlp(sizes.hidden, shared, parent="mlp.shared_experts", reserved=True),
+        mlp_values=experts.values(sizes.hidden) + 3 * shared,
+        routed=experts.routed,
+        other=experts.count * sizes.hidden,
+        experts=experts.count * experts.weights(sizes.hidden),
+        active=experts.active * experts.weights(sizes.hidden),
+    )
+    first = values.number("first_k_dense_replace", low=0, high=2**16)
+    return tuple(dense if index < first else sparse for index in range(layers))
+
+
+def _latent(values: Values, sizes: Sizes, mlp: tuple[Linear, ...], *, other: int = 0, **counts: Any) -> Layer:
+    """A layer whose keys and values, and mostly its queries, are made from fewer numbers with a norm of their own.
+    Heads of queries and keys are wider than those of values: `head` is their mean."""
+    hidden, heads = sizes.hidden, sizes.heads
+    straight, rotated, value, narrow = (
+        values.number(key, high=_WIDEST)
+        for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+    )
+    low = values.number("q_lora_rank", high=_WIDEST, default=0)
+    bias, head = values.flag("attention_bias", default=False), straight + rotated
+    read = {"inputs": hidden, "reads": "attention"}
+    queries = (
+        (
+            Linear(name="self_attn.q_a_proj", outputs=low, bias=bias, **read),
+            Linear(name="self_attn.q_b_proj", inputs=low, outputs=heads * head, reads="queries"),
+        )
+        if low
+        else (Linear(name="self_attn.q_proj", outputs=heads * head, **read),)
+    )
+    keys = (
+        Linear(name="self_attn.kv_a_proj_with_mqa", outputs=narrow + rotated, bias=bias, **read),
+        Linear(name="self_attn.kv_b_proj", inputs=narrow, outputs=heads * (straight + value), reads="keys and values"),
+    )
+    output = Linear(
+        name="self_attn.o_proj", inputs=heads * value, outputs=hidden, reads=ATTENDED, saved=True, bias=bias
+    )
+    of_heads = replace(sizes, kv_heads=heads, head=(head + value) // 2)
+    one = layer(of_heads, (*queries, *keys, output, *mlp), other=other + low + narrow, **counts)
+    # Values are a part of what also gave the keys, which are put together anew.
+    key_value = one.key_value + heads * straight // 2
+    normed, statistics = one.normed + low + narrow, one.statistics + 1 + bool(low)
+    return replace(one, key_value=key_value, normed=normed, statistics=statistics, uneven=head != value)
+
+
+def _llama4(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
+    """Every so many layers have a shared expert beside the routed ones. Transformers computes each expert for each
+    token, with an input that is scaled by 0 where it is not the token's: all are multiplied with and kept."""
+    experts = _Experts.read(values, "num_local_experts", size=sizes.mlp)
+    bias = values.flag("attention_bias", default=False)
+    attention = split_attention(sizes, bias=bias, out_bias=bias)
+    whole = experts.count * experts.weights(sizes.hidden)
+    sparse = layer(
+        sizes,
+        (*attention, *gated_mlp(sizes.hidden, experts.size, parent="feed_forward.shared_expert")),
+        mlp_values=replace(experts, active=experts.count).values(sizes.hidden) + 3 * experts.size,
+        routed=experts.count,
+        other=experts.count * sizes.hidden,
+        experts=whole,
+        active=whole,
+    )
+    size = values.number("intermediate_size_mlp", high=_WIDEST)
+    dense = layer(sizes, (*attention, *gated_mlp(sizes.hidden, size, parent="feed_forward")), mlp_values=3 * size)
+    if values.flag("use_qk_norm", default=True):
+        # Lengths of queries and keys are made 1 by norms without parameters.
+        heads, normed = sizes.heads + sizes.kv_heads, sizes.query + sizes.key_value
+        sparse, dense = (
+            replace(one, normed=one.normed + normed, statistics=one.statistics + heads) for one in (sparse, dense)
+        )
+    every = values.number("interleave_moe_layer_step", high=2**16, default=1)
+    named = values.numbers("moe_layers", high=2**16)
+    chosen = named if values.is_set("moe_layers") else range(every - 1, layers, every)
+    return tuple(sparse if index in chosen else dense for index in range(layers))
+
+
 MIXTURES: Mapping[str, Mixture] = {
     "mixtral": Mixture(layers=_mixtral),
     "qwen2_moe": Mixture(layers=_qwen_moe),
     "qwen3_moe": Mixture(layers=_qwen_moe, head_size=128),
     "gpt_oss": Mixture(layers=_gpt_oss, head_size=64),
+    "deepseek_v3": Mixture(layers=_deepseek_v3),
+    "llama4_text": Mixture(layers=_llama4, head_size=128),
 }

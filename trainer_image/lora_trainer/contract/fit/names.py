@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lora_trainer.contract.config import Layers
 
+MLPS = ("mlp", "feed_forward")
+"""What a decoder layer calls its MLP in every family that is known, a mixture's experts included."""
+
 _ATTENTION_PARENTS = ("attn", "attention")
 _MLP_PARENTS = ("mlp", "feed_forward", "ffn", "feedforward", "moe")
 _QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query", "value", "query_key_value", "c_attn", "qkv_proj", "Wqkv")

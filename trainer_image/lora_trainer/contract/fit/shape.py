@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from lora_trainer.contract.fit.names import MLPS
+
 EXACT, MIXTURE, GUESSED = 0.0, 0.15, 0.3
 """By how much an estimate may be off besides the reserve of `limits.FIT_SHARE`: for a dense family that is known, for
 activations of a mixture's experts, and for a family that is not known."""
@@ -31,7 +33,7 @@ class Linear:
     @property
     def in_mlp(self) -> bool:
         """Whether it is a part of the layer's MLP, shared experts included."""
-        return self.name.startswith("mlp.")
+        return self.name.split(".", 1)[0] in MLPS
 
     @property
     def weights(self) -> int:
@@ -51,7 +53,8 @@ class Layer:
     queries, keys and values, which a rotation changes: its output is kept for the values. `layer_norm` says that norms
     are PyTorch's, which a GPU's autocast lets give fp32. `own_attention` says that the model calls PyTorch's by
     itself, which cannot be exchanged, so that rows are padded; `own_dropout` that attention has dropout of its own,
-    which the kernel for packs has not; `parallel` that attention and MLP read the same.
+    which the kernel for packs has not; `uneven` that heads of queries are wider than those of values, which it does not
+    take; `parallel` that attention and MLP read the same.
     """
 
     linear: tuple[Linear, ...]
@@ -72,6 +75,7 @@ class Layer:
     layer_norm: bool = False
     own_attention: bool = False
     own_dropout: bool = False
+    uneven: bool = False
     parallel: bool = False
 
     @property
