@@ -89,11 +89,13 @@ def has_kernel(layer: Layer, setting: Setting) -> bool:
 
 
 def _norm_bytes(layer: Layer, setting: Setting) -> int:
-    """An input in fp32 each; LayerNorm's as it is where nothing widens it, once for norms side by side."""
-    if not layer.layer_norm or setting.widened:
+    """An input in fp32 each; LayerNorm's as it is where nothing widens it, or where it is fp32 already: then once for
+    norms side by side."""
+    size = stream_size(layer, setting)
+    if not layer.layer_norm or (setting.widened and size < 4):
         return 4 * (layer.normed + layer.statistics)
     normed = layer.hidden if layer.parallel else layer.normed
-    return setting.size * (normed + layer.statistics)
+    return size * normed + (4 if setting.widened else size) * layer.statistics
 
 
 def attention_bytes(layer: Layer, setting: Setting) -> float:
