@@ -131,7 +131,8 @@ def simulate_deep(config: Mapping[str, Any], how: Step) -> Simulated:
     """The same of a deep model, from two shallow ones: each layer more adds as many bytes as the one before.
 
     Not for modules that are trained whole: the moment of their gradient is the peak of a shallow model, and not of a
-    deep one.
+    deep one. Nor where two layers have their peak at another moment than more of them: Falcon-7B's in NF4 with DoRA,
+    recomputed, would be 6 % too low.
     """
     key = next(name for name in ("num_hidden_layers", "n_layer") if name in config)
     period = _PERIODS.get(config["model_type"], 1)

@@ -124,6 +124,7 @@ FEW = (
     cell("GPT-2", (1024,), recompute=False),
     cell("Pythia-160M", (1024,), _DROPOUT, recompute=False, fp32=True, packs=False),
     cell("Pythia-160M", (512,) * 4, quantization=_NF4, recompute=False),
+    cell("StarCoder2-3B", (512,) * 8, replace(_DORA, dropout=0.05), recompute=False),
     cell("Phi-2", (512,) * 8, recompute=False),
     cell("Phi-2", (512,) * 2, quantization=_NF4, recompute=False),
     cell("Phi-2", (512,) * 2, quantization=_INT8),

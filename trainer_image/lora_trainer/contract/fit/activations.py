@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.fit.shape import ATTENDED, Layer
+from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear
 
 
 @lru_cache(maxsize=4096)
@@ -144,11 +144,23 @@ def keeps_input(rank: int, setting: Setting) -> bool:
 
 
 def kept_weights(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> int:
-    """Bytes of quantized matrices in full that a layer keeps, however few its tokens are: with dropout, PEFT's DoRA
-    multiplies what was dropped by the weight itself, and the backward pass needs that again."""
-    if not (setting.dora and setting.dropout) or setting.quantization is Quantization.NONE:
+    """Bytes of matrices that a layer keeps a copy of, however few its tokens are: with dropout, PEFT's DoRA multiplies
+    what was dropped by the weight itself, and the backward pass needs that again. That is a quantized matrix in full,
+    or another where what it reads is fp32: PEFT makes it so, too, and autocast 16 bits of that."""
+    if not (setting.dora and setting.dropout):
         return 0
-    return setting.size * sum(module.weights for module, rank in zip(layer.linear, ranks, strict=True) if rank)
+    whole = setting.quantization is Quantization.NONE
+    return setting.size * sum(
+        module.weights
+        for module, rank in zip(layer.linear, ranks, strict=True)
+        if rank and (not whole or _reads_fp32(layer, module, setting))
+    )
+
+
+def _reads_fp32(layer: Layer, module: Linear, setting: Setting) -> bool:
+    """Whether autocast has 16 bits made of what a module of an unquantized layer reads."""
+    of_norm = layer.layer_norm and not module.reads.endswith("product") and module.reads != ATTENDED
+    return setting.widened and (of_norm or (layer.wide_values > 0 and module.reads.endswith("product")))
 
 
 def inputs_of(layer: Layer) -> int:
