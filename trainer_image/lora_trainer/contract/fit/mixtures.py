@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from lora_trainer.contract.fit.layers import Norms, Sizes, gated_mlp, layer, split_attention
@@ -143,17 +144,17 @@ def _latent(values: Values, sizes: Sizes, mlp: tuple[Linear, ...], *, other: int
     )
     low = values.number("q_lora_rank", high=_WIDEST, default=0)
     bias, head = values.flag("attention_bias", default=False), straight + rotated
-    read = {"inputs": hidden, "reads": "attention"}
+    first = partial(Linear, inputs=hidden, reads="attention")
     queries = (
         (
-            Linear(name="self_attn.q_a_proj", outputs=low, bias=bias, **read),
+            first(name="self_attn.q_a_proj", outputs=low, bias=bias),
             Linear(name="self_attn.q_b_proj", inputs=low, outputs=heads * head, reads="queries"),
         )
         if low
-        else (Linear(name="self_attn.q_proj", outputs=heads * head, **read),)
+        else (first(name="self_attn.q_proj", outputs=heads * head),)
     )
     keys = (
-        Linear(name="self_attn.kv_a_proj_with_mqa", outputs=narrow + rotated, bias=bias, **read),
+        first(name="self_attn.kv_a_proj_with_mqa", outputs=narrow + rotated, bias=bias),
         Linear(name="self_attn.kv_b_proj", inputs=narrow, outputs=heads * (straight + value), reads="keys and values"),
     )
     output = Linear(
