@@ -79,7 +79,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     summary: >-
       LoRAFineTune {{ $run }} does not start
     description: >-
-      {{ $run }} has had no pod that runs for more than {{ $alerts.LoRAFineTuneStuckPending.for }}. Its state: {{ "{{ range $i, $found := query (printf \"max by (state) (lorafinetune_state{namespace=%q, name=%q})\" $labels.namespace $labels.name) }}{{ if $i }}, {{ end }}{{ $found.Labels.state }}{{ end }}" }}
+      {{ $run }} has had no pod that runs for more than {{ $alerts.LoRAFineTuneStuckPending.for }}. Its state: {{ "{{ range $i, $found := query (printf \"max by (state) (lorafinetune_state{namespace=%q, name=%q})\" $labels.namespace $labels.name) | sortByLabel \"state\" }}{{ if $i }}, {{ end }}{{ $found.Labels.state }}{{ end }}" }}
 - alert: LoRAFineTuneStuckPending
   expr: |-
     time() - max by (namespace, name) (
@@ -92,7 +92,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     summary: >-
       LoRAFineTune {{ $run }} gets no quota
     description: >-
-      {{ $run }} has been waiting for quota for {{ $seconds }}. Its state: {{ "{{ range $i, $found := query (printf \"max by (state) (lorafinetune_state{namespace=%q, name=%q})\" $labels.namespace $labels.name) }}{{ if $i }}, {{ end }}{{ $found.Labels.state }}{{ end }}" }}
+      {{ $run }} has been waiting for quota for {{ $seconds }}. Its state: {{ "{{ range $i, $found := query (printf \"max by (state) (lorafinetune_state{namespace=%q, name=%q})\" $labels.namespace $labels.name) | sortByLabel \"state\" }}{{ if $i }}, {{ end }}{{ $found.Labels.state }}{{ end }}" }}
 - alert: LoRAFineTuneStalled
   expr: |-
     time() - max by (namespace, name) (lora_training_heartbeat_timestamp_seconds{{ $of }})
@@ -153,7 +153,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
       LoRAFineTune {{ $run }} restarts over and over
     description: >-
       Pods of {{ $run }} ended early {{ $number }} times in the last hour. Causes since the run began:
-      {{ "{{ range $i, $found := query (printf \"max by (cause) (lorafinetune_retries_total{namespace=%q, name=%q}) > 0\" $labels.namespace $labels.name) }}{{ if $i }}, {{ end }}{{ $found.Labels.cause }} ({{ $found.Value }}){{ end }}" }}
+      {{ "{{ range $i, $found := query (printf \"max by (cause) (lorafinetune_retries_total{namespace=%q, name=%q}) > 0\" $labels.namespace $labels.name) | sortByLabel \"cause\" }}{{ if $i }}, {{ end }}{{ $found.Labels.cause }} ({{ $found.Value }}){{ end }}" }}
 - alert: LoRAFineTuneFailureRatio
   expr: |-
     namespace:lorafinetune_failed:count6h{{ $of }} / namespace:lorafinetune_completed:count6h{{ $of }}
