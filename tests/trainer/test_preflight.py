@@ -197,7 +197,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "not UTF-8": ("\udcff", "its config.json is no configuration with a model_type"),
     "megabytes": (json.dumps(KEYS | {"x": "x" * 2**20}), "config.json has over 1,048,576 characters"),
     "quantized": (json.dumps(KEYS | {"quantization_config": {"bits": 4}}), "its weights are already quantized"),
-    "an encoder": (json.dumps(KEYS | {"is_encoder_decoder": True}), "config.json.is_encoder_decoder is True: must be"),
+    "an encoder": (json.dumps(KEYS | {"is_encoder_decoder": True}), "config.json.is_encoder_decoder is true: must be"),
 }
 
 

@@ -14,8 +14,8 @@ from lora_operator.decision.stages.preflight import plan_block
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan
 from lora_operator.views.names import QUEUE_LABEL
-from lora_operator.views.quantity import at_least, is_positive, times
 from lora_operator.views.wording import instant
+from lora_trainer.contract.quantity import at_least, is_positive, size_of, times
 
 Manifest = dict[str, Any]
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -338,3 +338,21 @@ def test_a_quantity_is_raised_to_a_number_of_bytes(text: str, size: int, found: 
 def test_a_quantity_of_nothing_is_none() -> None:
     """Kubernetes would take it."""
     assert [is_positive(text) for text in ("0", "0.0Gi", "", "x", "1e-3", "5")] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("16Gi", 16 * 2**30),
+        ("1.5Gi", 3 * 2**29),
+        ("2G", 2 * 10**9),
+        ("1e3", 1000),
+        ("100m", 1),
+        ("7", 7),
+        ("16GB", None),
+    ],
+)
+def test_a_quantity_in_bytes(text: str, size: int | None) -> None:
+    """As Kubernetes reads it: parts of a byte count as one, and what is beyond 64 bits as the most that these hold."""
+    assert size_of(text) == size
+    assert size_of("9" * 50 + "e99") == 2**63 - 1

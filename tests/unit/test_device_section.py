@@ -217,3 +217,39 @@ def test_a_setting_may_know_less_memory_than_the_table() -> None:
     half = (GpuSetting(name="NVIDIA-L4", memory_gib=12),)
     assert device({"gpuProducts": ["NVIDIA-L4"]}, half).gpu_memory_bytes == 11_305 * MIB
     assert 11_305 * MIB < 12 * GIB
+
+
+@pytest.mark.parametrize(
+    ("resources", "problem"),
+    [
+        (
+            {"memory": "0"},
+            'spec.resources.memory is "0": must be an amount of memory above 0, in Mi or Gi, as in "16Gi"',
+        ),
+        ({"memory": 16}, 'spec.resources.memory is 16: must be at least 16Mi, with its unit, as in "16Gi"'),
+        (
+            {"memory": "16GB"},
+            'spec.resources.memory is "16GB": must be an amount of memory above 0, in Mi or Gi, as in "16Gi"',
+        ),
+        ({"cpu": 0}, 'spec.resources.cpu is 0: must be an amount of CPU above 0, as in 4 or "500m"'),
+        ({"cpu": True}, 'spec.resources.cpu is true: must be an amount of CPU above 0, as in 4 or "500m"'),
+        ({"ephemeralStorage": "1Mi"}, "spec.resources.ephemeralStorage is"),
+        (
+            {"memory": "2Gi", "sharedMemory": "4Gi"},
+            'spec.resources.sharedMemory is "4Gi": must be at most memory, which it counts as part of: raise memory',
+        ),
+    ],
+    ids=str,
+)
+def test_a_quantity_that_the_api_server_refuses_is_refused_without_one(resources: dict[str, Any], problem: str) -> None:
+    """In a sentence, by whoever reads a manifest by hand."""
+    with pytest.raises(ManifestError) as caught:
+        train_config(make_manifest(spec={"resources": resources}), RunOptions(uid="u", strict=True))
+    assert problem in str(caught.value)
+
+
+def test_what_a_pod_is_given_is_known_to_the_run() -> None:
+    """Stored resources may be smaller than what is taken today; what is silent is left to the cluster."""
+    assert device({"memory": "1.5Gi", "sharedMemory": "8Mi"}).pod_memory_bytes == 3 * 2**29
+    assert device({"memory": "8Mi"}).pod_memory_bytes == 8 * MIB
+    assert device({}).pod_memory_bytes is None

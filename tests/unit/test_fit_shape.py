@@ -152,7 +152,7 @@ def test_a_tied_output_embedding_that_is_stored_is_explained() -> None:
     [
         ({"hidden_size": "4096"}, 'config.json.hidden_size is "4096": must be a whole number from 1 to 1,048,576'),
         ({"hidden_size": math.nan}, "config.json.hidden_size is nan: must be a whole number"),
-        ({"hidden_size": True}, "config.json.hidden_size is True: must be a whole number"),
+        ({"hidden_size": True}, "config.json.hidden_size is true: must be a whole number"),
         ({"hidden_size": -4096}, "config.json.hidden_size is -4096: must be a whole number"),
         ({"num_hidden_layers": 2**63}, "config.json.num_hidden_layers is 9223372036854775808: must be a whole number"),
         ({"vocab_size": None}, "config.json.vocab_size is missing: must be a whole number from 1 to 33,554,432"),
@@ -166,7 +166,7 @@ def test_a_tied_output_embedding_that_is_stored_is_explained() -> None:
             "config.json.model_type is 'll\\x1b[31mama': must be a string of 1 to 100 printable",
         ),
         ({"text_config": [1]}, "config.json.text_config is [1]: must be an object"),
-        ({"is_encoder_decoder": True}, "config.json.is_encoder_decoder is True: must be false"),
+        ({"is_encoder_decoder": True}, "config.json.is_encoder_decoder is true: must be false"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -251,10 +251,13 @@ def test_an_adapter_that_the_model_cannot_have_is_refused_in_a_sentence(lora: Lo
 
 
 def test_a_rank_above_the_smaller_side_of_a_weight_is_a_note() -> None:
-    """The trainer takes it, and it learns no more there."""
-    adapter = plan_adapter(LoraConfig(rank=1025), shape_of(llama()))
-    notes = [note for note in adapter.notes if "k_proj" in note]
-    assert notes == ["lora.rank 1025 is above 1024, the smaller side of k_proj: it learns no more there than rank 1024"]
+    """The trainer takes it, and it learns no more there: one note for a rank, however many modules it is about."""
+    [note] = plan_adapter(LoraConfig(rank=1025), shape_of(llama())).notes
+    above = "lora.rank 1025 is above the smaller side of modules"
+    assert note == f"{above} (1024 of k_proj, v_proj): it learns no more there than rank 1024"
+    pattern = LoraConfig(rank=1025, rank_pattern={"q_proj": 5000, "k_proj": 5000, "v_proj": 8})
+    [note] = plan_adapter(pattern, shape_of(llama())).notes
+    assert note.endswith("(1024 of k_proj; 4096 of q_proj): it learns no more there than a rank of that size")
 
 
 @pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)

@@ -319,6 +319,7 @@ def test_bad_input_gets_one_sentence(
             {"lora": {"rank": 256, "init": "OLoRA"}},
             "lora.rank is 256 with lora.init OLoRA: must be at most 128, the smaller side of k_proj",
         ),
+        (llama(), {"resources": {"memory": "0"}}, 'spec.resources.memory is "0": must be an amount of memory above 0'),
         (llama(), {"lora": {"rank": 0}}, "spec.lora.rank is 0: must be a whole number from 1 to 1024"),
     ],
 )
@@ -329,6 +330,19 @@ def test_what_the_model_cannot_be_is_said(
     write(config, **spec)
     assert plan("--config", "config.json") == 64
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("memory", "said"), [("3Gi", True), ("64Gi", False)])
+def test_main_memory_that_is_less_than_estimated_is_noted(
+    place: Path, capsys: pytest.CaptureFixture[str], memory: str, said: bool
+) -> None:
+    """No more than that: the rows of the data may be shorter than the run allows."""
+    write(resources={"memory": memory})
+    assert plan("--config", "config.json", "-o", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    note = "resources.memory gives 3.0 GiB, less than that; preflight asks again with the data's own rows"
+    assert (note in found["notes"]) is said
+    assert not any("spec.resources.memory" in advice["message"] for advice in found["advice"])
 
 
 def test_a_claim_that_is_not_there_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def test_a_minimal_resource_asks_for_the_defaults() -> None:
 
 BAD = [
     ({"resources": {"gpus": "one"}}, 'spec.resources.gpus is "one"', "whole number"),
-    ({"resources": {"cpu": True}}, "spec.resources.cpu is True", 'as in 4 or "500m"'),
+    ({"resources": {"cpu": True}}, "spec.resources.cpu is true", 'as in 4 or "500m"'),
     ({"resources": {"cpu": 0}}, "spec.resources.cpu is 0", "above 0"),
     ({"resources": {"memory": "16 GB"}}, 'spec.resources.memory is "16 GB"', 'as in "16Gi"'),
     ({"resources": {"gpuResourceName": 7}}, "spec.resources.gpuResourceName is 7", "string"),

@@ -7,7 +7,7 @@ from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
 from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
+from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu, gib
 from lora_trainer.contract.fit.options import OnGpu, Row, on_gpu, rows
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.pod import pod_memory, presumed
@@ -79,6 +79,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
     setting = presumed(config, shape)
     only = gpus[0] if len(asked.gpus) == 1 else None
     planned = plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only, share=share)
+    main_memory = pod_memory(config, shape, adapter)
     return Plan(
         run=config.run.name,
         model=config.model.uri,
@@ -93,7 +94,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         micro_batch_tokens=setting.tokens,
         longest_row=setting.row,
         learned_share=setting.learned,
-        pod_memory_bytes=pod_memory(config, shape, adapter),
+        pod_memory_bytes=main_memory,
         preflight=planned,
         share_percent=asked.share_percent,
         trained_tokens=_trained(config, asked.tokens),
@@ -101,7 +102,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         gpus=tuple(on_gpu(config, shape, adapter, gpu, shown, share=share) for gpu in gpus),
         spread=shape.spread,
         doubts=shape.doubts,
-        notes=_notes(config, adapter, asked, planned),
+        notes=_notes(config, adapter, asked, planned, main_memory),
         advice=spoken(before(config, None, planned if planned.device_bytes else None, shape)),
     )
 
@@ -112,8 +113,13 @@ def _trained(config: TrainConfig, tokens: int | None) -> int | None:
     return None if tokens is None or epochs is None else round(tokens * epochs)
 
 
-def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan) -> tuple[str, ...]:
+def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan, main_memory: int) -> tuple[str, ...]:
     notes = list(adapter.notes)
+    given = config.device.pod_memory_bytes
+    if given is not None and given < main_memory:
+        notes.append(
+            f"resources.memory gives {gib(given)}, less than that; preflight asks again with the data's own rows"
+        )
     if planned.device is None and config.device.gpu is not None:
         notes.append(planned.reason)
     if config.device.gpus == 0:

@@ -182,7 +182,7 @@ def _explanations(plan: Plan) -> Iterator[str]:
         f"Speed assumes {plan.share_percent} % of the GPU's dense peak in 16 bits, evaluations not counted; nothing of "
         "it is measured."
     )
-    yield f"Main memory of each pod (resources.memory): at least {_size(plan.pod_memory_bytes)}, roughly."
+    yield f"Main memory of each pod (resources.memory): about {_size(plan.pod_memory_bytes)}."
     for doubt in plan.doubts:
         yield f"Not sure: {doubt}."
     for note in plan.notes:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_operator.views.config import OperatorConfig, may_be_shown
-from lora_operator.views.quantity import times
 from lora_operator.views.wording import block_of, integer_of, maps_of, text_of
 from lora_trainer.contract.device_section import GPU_RESOURCE
+from lora_trainer.contract.quantity import times
 from lora_trainer.contract.scheduling_fields import TOLERATION_KEYS
 
 CPU_PER_GPU, MEMORY_PER_GPU = "2", "8Gi"

@@ -11,9 +11,8 @@ from typing import Any
 
 from lora_operator.views.defaults import Defaults
 from lora_operator.views.names import QUEUE_LABEL, QUEUE_LABELS
-from lora_operator.views.quantity import is_positive
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.device_section import LARGEST_GPU_GIB
+from lora_trainer.contract.device_section import LARGEST_GPU_GIB, read_quantity
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 from lora_trainer.contract.scheduling_fields import TOLERATION_KEYS
@@ -132,8 +131,9 @@ def _policy(spec: Reader, ttl_s: int | None) -> Policy:
 def _pod(spec: Reader, metadata: Mapping[str, Any], defaults: Defaults) -> PodRequest:
     # The contract reads these fields as well, so it is the one to complain about them.
     shared = Reader(path="spec", document=spec.document, problems=[])
-    gpus = shared.child("resources").integer("gpus", 1, 0, 64)
-    resources = Reader(path="spec.resources", document=shared.child("resources").document, problems=spec.problems)
+    asked = shared.child("resources")
+    gpus = asked.integer("gpus", 1, 0, 64)
+    resources = Reader(path="spec.resources", document=asked.document, problems=spec.problems)
     scheduling = spec.child("scheduling")
     labels = _map(metadata.get("labels"))
     queue = {QUEUE_LABEL: defaults.queue} if defaults.queue else {}
@@ -141,12 +141,12 @@ def _pod(spec: Reader, metadata: Mapping[str, Any], defaults: Defaults) -> PodRe
         gpus=1 if gpus is None else gpus,
         nodes=read_nodes({"spec": spec.document}),
         gpu_resource_name=resources.text("gpuResourceName", longest=253) or defaults.gpu_resource_name,
-        gpu_min_memory_gib=shared.child("resources").integer("gpuMinMemoryGiB", None, 1, LARGEST_GPU_GIB),
-        gpu_products=shared.child("resources").texts("gpuProducts"),
-        cpu=_quantity(resources, "cpu", 'must be an amount of CPU above 0, as in 4 or "500m"') or defaults.cpu,
-        memory=_quantity(resources, "memory", 'must be an amount of memory above 0, as in "16Gi"') or defaults.memory,
-        shared_memory=_quantity(resources, "sharedMemory", 'must be an amount of memory above 0, as in "2Gi"'),
-        ephemeral_storage=_quantity(resources, "ephemeralStorage", 'must be an amount of disk above 0, as in "50Gi"'),
+        gpu_min_memory_gib=asked.integer("gpuMinMemoryGiB", None, 1, LARGEST_GPU_GIB),
+        gpu_products=asked.texts("gpuProducts"),
+        cpu=read_quantity(asked, "cpu") or defaults.cpu,
+        memory=read_quantity(asked, "memory") or defaults.memory,
+        shared_memory=read_quantity(asked, "sharedMemory"),
+        ephemeral_storage=read_quantity(asked, "ephemeralStorage"),
         extended_resources=_extended(resources, defaults.gpu_resource_name),
         node_selector=scheduling.strings("nodeSelector") or defaults.node_selector,
         tolerations=_tolerations(scheduling) or defaults.tolerations,
@@ -165,17 +165,6 @@ def _pod(spec: Reader, metadata: Mapping[str, Any], defaults: Defaults) -> PodRe
 
 def _secret(spec: Reader, section: str) -> str | None:
     return spec.child(section).child("secretRef").text("name", longest=253)
-
-
-def _quantity(section: Reader, key: str, rule: str) -> str | None:
-    value = section.get(key)
-    if value is None:
-        return None
-    text = str(value)
-    if isinstance(value, bool) or not is_positive(text):
-        section.complain(key, value, rule)
-        return None
-    return text
 
 
 def _extended(section: Reader, gpu: str) -> Mapping[str, int]:

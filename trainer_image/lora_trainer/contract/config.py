@@ -261,7 +261,8 @@ class DeviceConfig:
     `gpu` names the GPU as far as the manifest and the operator's settings tell it, and `gpu_memory_bytes` is the least
     memory that it has; None where nothing tells it, as of a name that is not known. `gpu_sold_bytes` is the size that
     it is sold with, and so the most that it has, None where the first is its very memory. `gpu_price` is what one of
-    them costs an hour, in whatever money the operator's settings are written in.
+    them costs an hour, in whatever money the operator's settings are written in. `pod_memory_bytes` is the main memory
+    that the manifest gives each pod, None where it leaves that to the cluster.
     """
 
     gpus: int = 1
@@ -271,6 +272,7 @@ class DeviceConfig:
     gpu_memory_bytes: int | None = None
     gpu_sold_bytes: int | None = None
     gpu_price: float | None = None
+    pod_memory_bytes: int | None = None
 
     @property
     def processes(self) -> int:

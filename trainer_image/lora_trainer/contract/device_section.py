@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
 from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of, sold_with
+from lora_trainer.contract.quantity import is_positive, size_of
 from lora_trainer.contract.training_section import or_default
 
 LARGEST_GPU_GIB = 1024
 MOST_PRODUCTS = 16
-_CLUSTER = ("cpu", "memory", "sharedMemory", "ephemeralStorage", "extendedResources")
+_QUANTITIES = {
+    "cpu": ("an amount of CPU above 0", '4 or "500m"'),
+    "memory": ("an amount of memory above 0, in Mi or Gi", '"16Gi"'),
+    "sharedMemory": ("an amount of memory above 0, in Mi or Gi", '"2Gi"'),
+    "ephemeralStorage": ("an amount of disk above 0, in Mi or Gi", '"50Gi"'),
+}
+"""Each with its rule, and how it is written."""
+LEAST_MEMORY = "16Mi"
+"""Less memory or disk is taken for a mistake, as in memory: 16."""
 GPU_RESOURCE = "nvidia.com/gpu"
 """Where neither the manifest nor the cluster's settings name another."""
 _LONGEST_LABEL = 63
@@ -72,7 +81,9 @@ def read_device(
         products = (selected,)
     if gpus:
         _check_obtainable(section, least, products, resource)
-    section.seen.update(_CLUSTER)
+    for field in _QUANTITIES:
+        read_quantity(section, field, strict=strict)
+    section.seen.add("extendedResources")
     section.finish(strict=strict)
     found = _smallest(least, products, resource, settings) if gpus else None
     return DeviceConfig(
@@ -83,7 +94,34 @@ def read_device(
         gpu_memory_bytes=found.gpu.memory_bytes if found else None,
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
+        pod_memory_bytes=_given_memory(section, strict=strict),
     )
+
+
+def read_quantity(section: Reader, key: str, *, strict: bool = False) -> str | None:
+    """One of the quantities of `spec.resources` as text. With `strict` as the API server takes it, which has known
+    resources that are smaller."""
+    value = section.get(key)
+    if value is None:
+        return None
+    text, (rule, example) = str(value), _QUANTITIES[key]
+    if isinstance(value, bool) or not is_positive(text):
+        section.complain(key, value, f"must be {rule}, as in {example}")
+        return None
+    if strict and key != "cpu" and (size_of(text) or 0) < (size_of(LEAST_MEMORY) or 0):
+        section.complain(key, value, f"must be at least {LEAST_MEMORY}, with its unit, as in {example}")
+        return None
+    return text
+
+
+def _given_memory(section: Reader, *, strict: bool) -> int | None:
+    """Bytes of main memory for each pod, which its shared memory counts as part of."""
+    unheard = Reader(path=section.path, document=section.document, problems=[])
+    memory, shared = (size_of(read_quantity(unheard, key) or "") for key in ("memory", "sharedMemory"))
+    if strict and memory is not None and shared is not None and shared > memory:
+        rule = "must be at most memory, which it counts as part of: raise memory or lower it"
+        section.complain("sharedMemory", section.document.get("sharedMemory"), rule)
+    return memory
 
 
 def _check_obtainable(section: Reader, least: int | None, products: Sequence[str], resource: str) -> None:

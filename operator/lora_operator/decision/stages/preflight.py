@@ -18,11 +18,11 @@ from lora_operator.views.conditions import Condition, Finding, Type, previous_co
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, JobView, MemoryLimit, PodView
 from lora_operator.views.pods import newest_first, summary_of
-from lora_operator.views.quantity import at_least
 from lora_operator.views.request import PodRequest
 from lora_operator.views.wording import block_of, byte_size, sentence
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.fit.settle import settled
+from lora_trainer.contract.quantity import at_least
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import Summary

@@ -35,6 +35,7 @@ class Code(enum.StrEnum):
     ROWS_CUT = "RowsCut"
     FEW_HELD_OUT_ROWS = "FewHeldOutRows"
     HELD_OUT_ROWS_LEARNED = "HeldOutRowsLearned"
+    POD_MEMORY = "PodMemory"
     CLAIM_SIZE = "ClaimSize"
     SERVE_MERGED = "ServeMerged"
     MAX_LORA_RANK = "MaxLoraRank"

@@ -1,4 +1,4 @@
-"""Advice about the claim of the checkpoints: how much of it a run takes."""
+"""Advice about what a run's pods take beside the GPU: main memory, and room on the claim of the checkpoints."""
 
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
@@ -20,7 +20,27 @@ def _claim_size(facts: Facts) -> Values | None:
     }
 
 
+def _pod_memory(facts: Facts) -> Values | None:
+    # Before the rows are known a plan is an upper bound, far above what short rows take.
+    given, plan = facts.config.device.pod_memory_bytes, facts.plan
+    if given is None or plan is None or facts.rows is None or given >= plan.pod_memory_bytes:
+        return None
+    return {"given": size(given), "needed": size(plan.pod_memory_bytes)}
+
+
 RULES = (
+    Rule(
+        code=Code.POD_MEMORY,
+        severity=Severity.WARNING,
+        subject="main memory",
+        condition="the run gives its pods less main memory than the plan of its own rows estimates",
+        message="Give the pods {needed} or more with spec.resources.memory in a new LoRAFineTune: the kernel kills a "
+        "pod that takes more than its limit, and what it did since its last checkpoint is lost",
+        evidence=("resources.memory is {given}, and the plan estimates {needed}",),
+        source="fit.md, What is counted",
+        rule_of_thumb=True,
+        check=_pod_memory,
+    ),
     Rule(
         code=Code.CLAIM_SIZE,
         severity=Severity.INFO,

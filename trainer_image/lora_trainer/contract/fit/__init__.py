@@ -4,6 +4,7 @@ shape     a base model by its configuration: layers, linear modules, experts, em
 families  from `config.json` to a shape
 adapter   which modules a run adapts, with which ranks, and how many parameters these have
 memory    bytes by part, at the peak of the training
+pod       bytes of main memory, the merge included (merging)
 speed     floating-point operations, and seconds at a share of a device's peak
 devices   GPUs by name, with memory, peak and bandwidth
 choice    quantization and recomputation: what fits, and the fastest of it

@@ -62,7 +62,7 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
     _check_indices(config, shape)
     ranks = [[0] * len(layer.linear) for layer in shape.layers]
     tensors: list[int] = []
-    notes: dict[str, None] = {}
+    useless: dict[int, dict[int, dict[str, None]]] = {}
     whole, head_trained, doubts = _whole(config, shape)
     chosen = set(_chosen(config, shape))
     for index, position, name, module in shape.modules():
@@ -71,7 +71,7 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
         if any(matches(name, ending) for ending in config.modules_to_save):
             continue
         rank = by_ending(config.rank_pattern, name, config.rank)
-        _check_rank(config, rank, module, notes)
+        _check_rank(config, rank, module, useless)
         ranks[index][position] = rank
         tensors += [rank * module.inputs, rank * module.outputs]
         tensors += [module.outputs] if config.variant is Variant.DORA else []
@@ -86,7 +86,7 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
         tensors=tuple(tensors),
         whole=whole,
         head_trained=head_trained,
-        notes=tuple(notes),
+        notes=tuple(_useless_rank(rank, kinds_by_side) for rank, kinds_by_side in useless.items()),
         doubts=doubts,
     )
 
@@ -138,7 +138,8 @@ def _named(field: str, endings: Sequence[str], names: Mapping[str, Linear], shap
     return chosen
 
 
-def _check_rank(config: LoraConfig, rank: int, module: Linear, notes: dict[str, None]) -> None:
+def _check_rank(config: LoraConfig, rank: int, module: Linear, useless: dict[int, dict[int, dict[str, None]]]) -> None:
+    """Note a rank above the smaller side of a module: rank to side to kinds of modules."""
     smaller = min(module.inputs, module.outputs)
     if rank <= smaller:
         return
@@ -148,10 +149,14 @@ def _check_rank(config: LoraConfig, rank: int, module: Linear, notes: dict[str, 
             f"lora.rank is {rank} with lora.init {config.init.value}: must be at most {smaller}, the smaller side of "
             f"{kind}; lower it, or give {kind} a rank of its own in lora.rankPattern"
         )
-    note = (
-        f"lora.rank {rank} is above {smaller}, the smaller side of {kind}: it learns no more there than rank {smaller}"
-    )
-    notes[note] = None
+    useless.setdefault(rank, {}).setdefault(smaller, {})[kind] = None
+
+
+def _useless_rank(rank: int, kinds_by_side: Mapping[int, Mapping[str, None]]) -> str:
+    sides = sorted(kinds_by_side)
+    where = "; ".join(f"{side} of {', '.join(kinds_by_side[side])}" for side in sides)
+    most = f"rank {sides[0]}" if len(sides) == 1 else "a rank of that size"
+    return f"lora.rank {rank} is above the smaller side of modules ({where}): it learns no more there than {most}"
 
 
 def _whole(config: LoraConfig, shape: Shape) -> tuple[int, bool, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from lora_trainer.contract.fit.choice import Load, divisible, micro_batch_tokens
 from lora_trainer.contract.fit.devices import Gpu, device_of, gib
 from lora_trainer.contract.fit.limits import CONTEXT_BYTES, CPU_TOKEN_BUDGET, TOKEN_BUDGET, WEIGHTS_SHARE
 from lora_trainer.contract.fit.memory import CPU_LIBRARIES, GPU_LIBRARIES, base_bytes
+from lora_trainer.contract.fit.merging import merge_memory
 from lora_trainer.contract.fit.shape import GUESSED
 from lora_trainer.contract.run_plan import RunPlan
 
@@ -49,7 +50,9 @@ def plan_by_weights(config: TrainConfig, parameters: int, longest: int | None = 
         adapter_bytes=0,
         activation_bytes=0,
         other_bytes=other,
-        pod_memory_bytes=weights + other if cpu else GPU_LIBRARIES * config.device.gpus,
+        pod_memory_bytes=max(
+            weights + other if cpu else GPU_LIBRARIES * config.device.gpus, merge_memory(config, parameters)
+        ),
         trainable_parameters=0,
         adapter_file_bytes=0,
         spread=GUESSED,

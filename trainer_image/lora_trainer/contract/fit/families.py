@@ -67,7 +67,7 @@ def shape_of(document: Mapping[str, Any], path: str = "config.json") -> Shape:
         )
     if values.flag("is_encoder_decoder", default=False):
         raise ShapeError(
-            f"{path}.is_encoder_decoder is True: must be false, as in a causal language model, which writes text from "
+            f"{path}.is_encoder_decoder is true: must be false, as in a causal language model, which writes text from "
             "left to right; name one that is, such as Llama, Qwen or Mistral"
         )
     text = values.child("text_config")

@@ -4,20 +4,23 @@ from lora_trainer.contract.config import ActivationCheckpointing, Quantization, 
 from lora_trainer.contract.fit.adapter import Adapter
 from lora_trainer.contract.fit.choice import REFERENCE, Load, recomputes, setting_of
 from lora_trainer.contract.fit.memory import Setting, main_memory
+from lora_trainer.contract.fit.merging import merge_memory
 from lora_trainer.contract.fit.shape import Shape
 
 
 def pod_memory(
     config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
 ) -> int:
-    """Bytes of main memory that each of the run's pods takes, a CPU's training included where there is no GPU.
+    """Bytes of main memory that each of the run's pods takes at its peak, a CPU's training included where there is no
+    GPU, and the merge that follows it.
 
     A base that is divided is read there first. It stays pages of its files, but for experts, which are put together
     from one tensor each: then the processes take turns, and one copy is there at a time.
     """
     setting = presumed(config, shape, load)
     copies = setting.size * shape.experts if divided else 0
-    return copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
+    training = copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
+    return max(training, merge_memory(config, shape.parameters, shape))
 
 
 def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:

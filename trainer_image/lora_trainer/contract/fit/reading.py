@@ -95,6 +95,8 @@ class Values:
 
 def shown(value: object) -> str:
     """A value in a sentence, shortened."""
+    if isinstance(value, bool):
+        return str(value).lower()
     text = f'"{value}"' if isinstance(value, str) and value.isprintable() else reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

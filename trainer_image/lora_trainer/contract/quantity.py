@@ -1,5 +1,6 @@
 """Quantities of Kubernetes, as in 500m, 4 and 1.5Gi."""
 
+import math
 import re
 from decimal import Decimal
 
@@ -8,6 +9,8 @@ _QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2}|[numk
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _GIB = 2**30
+_MOST = Decimal(2**63 - 1)
+"""As Kubernetes, which takes a larger amount for this one."""
 
 
 def is_positive(text: str) -> bool:
@@ -24,14 +27,21 @@ def times(text: str, count: int) -> str:
     return f"{(Decimal(amount[1]) * count).normalize():f}{amount[2] or ''}"
 
 
-def at_least(text: str, size_bytes: int) -> str:
-    """The quantity, or so many bytes in whole GiB where it is less; what is no quantity stays as it is."""
+def size_of(text: str) -> int | None:
+    """Of an amount of memory or disk, the bytes, rounded up, at most 2^63 - 1; None for what is no quantity."""
     amount = _QUANTITY.fullmatch(text)
     if amount is None:
-        return text
+        return None
     number, unit = Decimal(amount[1]), amount[2] or ""
+    size: Decimal
     if unit in _BINARY:
-        own = number * 2 ** _BINARY[unit]
+        size = number * 2 ** _BINARY[unit]
     else:
-        own = number.scaleb(_DECIMAL[unit] if unit in _DECIMAL else int(unit[1:]))
-    return text if own >= size_bytes else f"{-(-size_bytes // _GIB)}Gi"
+        size = number.scaleb(_DECIMAL[unit] if unit in _DECIMAL else int(unit[1:]))
+    return math.ceil(min(size, _MOST))
+
+
+def at_least(text: str, size_bytes: int) -> str:
+    """The quantity, or so many bytes in whole GiB where it is less; what is no quantity stays as it is."""
+    own = size_of(text)
+    return text if own is None or own >= size_bytes else f"{-(-size_bytes // _GIB)}Gi"
