@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.tiny import make_model
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -139,7 +140,6 @@ def test_files_names_and_types_stay_those_of_the_base(tmp_path: Path) -> None:
     for file in base.glob("*.safetensors"):
         save_file({k: v.bfloat16() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
     adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
-    (adapter / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     merge_into(adapter, base, tmp_path / "merged")
     names = sorted(path.name for path in base.iterdir() if path.suffix in (".json", ".safetensors", ".jinja"))
     assert len([name for name in names if name.endswith(".safetensors")]) > 1
@@ -161,13 +161,22 @@ def test_files_names_and_types_stay_those_of_the_base(tmp_path: Path) -> None:
             assert torch.equal(after[key], weight), key
 
 
-def test_the_adapters_template_goes_along_where_the_base_has_none(tmp_path: Path) -> None:
-    """A chat server needs it."""
-    base = make_model(tmp_path / "base", chat_template=None)
+@pytest.mark.parametrize("place", ["nowhere", "chat_template.jinja", "tokenizer_config.json"])
+def test_the_template_that_was_learned_goes_along(tmp_path: Path, place: str) -> None:
+    """A chat server needs it, wherever the base has one of its own."""
+    without: dict[str, Any] = {"chat_template": None} if place == "nowhere" else {}
+    base = make_model(tmp_path / "base", **without)
+    own = base / "chat_template.jinja"
+    assert own.is_file() is (place != "nowhere")
+    if place == "tokenizer_config.json":
+        settings = json.loads((base / place).read_text(encoding="utf-8"))
+        (base / place).write_text(json.dumps({**settings, "chat_template": own.read_text(encoding="utf-8")}))
+        own.unlink()
     adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
     (adapter / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     merge_into(adapter, base, tmp_path / "merged")
-    assert (tmp_path / "merged/chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+    tokenizer: Any = AutoTokenizer
+    assert tokenizer.from_pretrained(tmp_path / "merged").chat_template == "{{ messages }}"
 
 
 @pytest.mark.parametrize(

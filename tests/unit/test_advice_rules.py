@@ -85,6 +85,11 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
     Code.RANK_TOO_LOW: (None, rows(learned=100_000_000), "100,000,000 tokens are learned"),
     Code.RANK_HIGH: (lora(rank=64, alpha=64), rows(training=4_999), "4,999 rows have 980,000 learned tokens"),
     Code.ALPHA_RATIO: (lora(rank=16, alpha=64), {}, "spec.lora.alpha is 64 at rank 16, a factor of 4"),
+    Code.ALPHA_RANK_STABILIZED: (
+        lora(rank=64, scaling="RankStabilized"),
+        {},
+        "spec.lora.alpha is 128 at rank 64, a factor of 16.0",
+    ),
     Code.ALPHA_AT_HIGH_RANK: (lora(rank=128), {}, "spec.training.learningRate is 0.0002"),
     Code.NOISY_LOSS: (None, ended(unsteady_steps=3), "far above its lowest, or with no number: 3"),
     Code.FEW_LAYERS: (lora(layers="QueryValue"), {}, "Adapted are QueryValue"),
@@ -210,6 +215,12 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
     "enough held-out rows": (Code.FEW_HELD_OUT_ROWS, None, ended(improvement_standard_error=0.03)),
     "twenty held-out rows": (Code.FEW_HELD_OUT_ROWS, None, {"ended": None, **rows(held_out=20)}),
     "held-out rows apart": (Code.HELD_OUT_ROWS_LEARNED, None, rows(shared=0)),
+    "a factor of 4 with rsLoRA": (
+        Code.ALPHA_RANK_STABILIZED,
+        lora(rank=64, alpha=32, scaling="RankStabilized"),
+        {},
+    ),
+    "the default alpha without rsLoRA": (Code.ALPHA_RANK_STABILIZED, lora(rank=64), {}),
     "memory enough": (Code.POD_MEMORY, make_config(resources={"memory": "5Gi"}), {"plan": make_plan()}),
     "memory left to the operator": (Code.POD_MEMORY, None, {"plan": make_plan()}),
     "memory beside the upper bound of unknown rows": (

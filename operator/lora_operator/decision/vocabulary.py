@@ -66,7 +66,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.IMAGE_PULL_BACK_OFF: Explanation(
         "The trainer's image cannot be pulled.",
-        "Check image, registry and pull secrets in the chart's values.",
+        "Push the image, or create the pull secret in the namespace: the run starts. If the chart's values are wrong, "
+        "correct them and create a new resource.",
     ),
     Reason.INVALID_IMAGE: Explanation(
         "The trainer's image has an impossible name.",
@@ -226,7 +227,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.OOM_KILLED: Explanation(
         "The pod needed more main memory than its limit.",
-        "Raise `resources.memory`.",
+        "Raise `resources.memory` in a new resource.",
     ),
     Reason.STORAGE_FULL: Explanation(
         "A volume has no space left, or cannot be written.",

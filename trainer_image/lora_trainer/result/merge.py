@@ -264,9 +264,10 @@ def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[s
 
 
 def _copy_small_files(adapter: Path, base: Path, target: Path, *, without: Sequence[str]) -> None:
-    """Configuration, tokenizer and chat template; the adapter's template where the base has none."""
+    """Configuration, tokenizer and chat template. An adapter has a template where it learned with another than the
+    base's own, or that has none: servers shall write conversations with the one that was learned."""
+    if (adapter / TEMPLATE).is_file():
+        shutil.copyfile(adapter / TEMPLATE, target / TEMPLATE)
     for name in model_files([path.name for path in base.iterdir() if path.is_file()], str(base)):
         if not name.endswith(".safetensors") and name not in without and not (target / name).exists():
             shutil.copyfile(base / name, target / name)
-    if (adapter / TEMPLATE).is_file() and not (target / TEMPLATE).exists():
-        shutil.copyfile(adapter / TEMPLATE, target / TEMPLATE)

@@ -1,5 +1,7 @@
 """Advice about the adapter: its rank, alpha and layers, and who can serve it."""
 
+import math
+
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count, number
@@ -17,6 +19,7 @@ from lora_trainer.contract.serving import (
 _BITS_A_PARAMETER, _BITS_A_TOKEN = 2, 1
 _RANKS = (8, 16, 32, 64, 128, 256, 512, LARGEST_RANK)
 _HIGH_RANK, _FEW_ROWS, _FAR_ABOVE = 64, 5000, 10
+_USUAL_FACTOR, _MOST_STABILIZED = 2, 4
 _RANK_THAT_SCALES, _ITS_RATE = 128, 0.0002
 _ATTENTION = frozenset(
     [
@@ -84,6 +87,14 @@ def _alpha_ratio(facts: Facts) -> Values | None:
         return None
     ratio = number(lora.alpha / max(1, lora.rank))
     return {"rank": str(lora.rank), "double": str(2 * lora.rank), "alpha": str(lora.alpha), "ratio": ratio}
+
+
+def _alpha_rank_stabilized(facts: Facts) -> Values | None:
+    lora, root = facts.config.lora, math.sqrt(max(1, facts.config.lora.rank))
+    if lora.scaling is not Scaling.RANK_STABILIZED or lora.alpha <= _MOST_STABILIZED * root:
+        return None
+    lower = str(max(1, round(_USUAL_FACTOR * root)))
+    return {"rank": str(lora.rank), "alpha": str(lora.alpha), "lower": lower, "ratio": f"{lora.alpha / root:.1f}"}
 
 
 def _alpha_at_high_rank(facts: Facts) -> Values | None:
@@ -170,6 +181,19 @@ RULES = (
         source="Raschka, Practical Tips for Finetuning LLMs Using LoRA (2023)",
         rule_of_thumb=True,
         check=_alpha_ratio,
+    ),
+    Rule(
+        code=Code.ALPHA_RANK_STABILIZED,
+        severity=Severity.INFO,
+        subject="alpha",
+        condition="with rsLoRA, alpha / √rank is above 4",
+        message="Set spec.lora.alpha to some {lower}, unless a trial says otherwise: with scaling RankStabilized it is "
+        "alpha / √rank that multiplies all that the adapter adds, much as a learning rate does",
+        evidence=("spec.lora.alpha is {alpha} at rank {rank}, a factor of {ratio}; it is 2 by default without it",),
+        source="Kalajdzievski, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (arXiv 2312.03732), for "
+        "the factor",
+        rule_of_thumb=True,
+        check=_alpha_rank_stabilized,
     ),
     Rule(
         code=Code.ALPHA_AT_HIGH_RANK,

@@ -18,6 +18,7 @@ class Code(enum.StrEnum):
     RANK_TOO_LOW = "RankTooLow"
     RANK_HIGH = "RankHigh"
     ALPHA_RATIO = "AlphaRatio"
+    ALPHA_RANK_STABILIZED = "AlphaRankStabilized"
     ALPHA_AT_HIGH_RANK = "AlphaAtHighRank"
     NOISY_LOSS = "NoisyLoss"
     FEW_LAYERS = "FewLayers"
