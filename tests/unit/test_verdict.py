@@ -19,7 +19,7 @@ from lora_operator.decision.proof import Evidence, Verdict, proven_success
 from lora_operator.decision.retries import Retries, count_pods
 from lora_operator.views.model import JobView, PodView
 from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.reasons import FAILURES, Reason
 from lora_trainer.contract.summary import Summary
 
 SPEC = {"activeDeadlineSeconds": 60, "resources": {"memory": "16Gi"}}
@@ -138,6 +138,16 @@ def test_without_a_summary_the_exit_code_tells_the_reason(code: int) -> None:
     assert found.finding.reason is CODES[code]
     assert "it last said: RuntimeError: the token hf_*** was refused" in found.finding.message
     assert "Traceback" not in found.finding.message
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in FAILURES])
+def test_a_reason_that_is_no_failure_is_none_whoever_reports_it(reason: Reason) -> None:
+    """As of a preflight's report that a training pod leaves: a run does not fail since its preflight has passed."""
+    said = make_summary(reason, "all is well").to_message()
+    if reason is not Reason.SUCCEEDED:
+        found = verdict(finished_job(), ended_pod(0, said))
+        assert (found.succeeded, found.finding.reason) == (False, Reason.RESULT_UNKNOWN)
+    assert failed(ended_pod(1, said)).finding.reason is Reason.INTERNAL_ERROR
 
 
 def test_a_kernel_kill_for_memory_names_the_limit() -> None:

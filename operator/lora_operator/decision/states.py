@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_operator.views.conditions import Type, result_of, state_of
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.reasons import FAILURES, Reason
 
 
 class Group(enum.StrEnum):
@@ -45,44 +45,6 @@ _PASSING = frozenset(
 )
 """Something stands against the run, and the run goes on by itself once it is put right."""
 
-_FINAL = frozenset(
-    {
-        Reason.INVALID_IMAGE,
-        Reason.CONFIG_INVALID,
-        Reason.DOES_NOT_FIT,
-        Reason.DATASET_INVALID,
-        Reason.DATASET_NOT_FOUND,
-        Reason.DATASET_ACCESS_DENIED,
-        Reason.MODEL_NOT_FOUND,
-        Reason.MODEL_ACCESS_DENIED,
-        Reason.OUTPUT_ACCESS_DENIED,
-        Reason.NON_FINITE_LOSS,
-        Reason.LOSS_DIVERGED,
-        Reason.CUDA_OUT_OF_MEMORY,
-        Reason.OOM_KILLED,
-        Reason.STORAGE_FULL,
-        Reason.STORAGE_ERROR,
-        Reason.UPLOAD_FAILED,
-        Reason.CHECKPOINT_INVALID,
-        Reason.RESUME_MISMATCH,
-        Reason.VERIFICATION_FAILED,
-        Reason.GPU_FAULT,
-        Reason.NODE_LOST,
-        Reason.OUTPUT_LOCKED,
-        Reason.STALLED,
-        Reason.PEER_FAILED,
-        Reason.EVICTED,
-        Reason.RESTARTING,
-        Reason.DEADLINE_EXCEEDED,
-        Reason.PENDING_TIMEOUT,
-        Reason.BACKOFF_LIMIT_EXCEEDED,
-        Reason.RESULT_UNKNOWN,
-        Reason.MULTI_CLUSTER_QUEUE,
-        Reason.INTERNAL_ERROR,
-    }
-)
-"""With one of them a run may end; what a trainer reports of its last failure is among them."""
-
 STATES: Mapping[Group, frozenset[Reason]] = {
     Group.WAITING: frozenset({Reason.PENDING}) | _PASSING,
     Group.HELD: frozenset({Reason.QUEUED, Reason.PREEMPTED, Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}),
@@ -100,9 +62,9 @@ STATES: Mapping[Group, frozenset[Reason]] = {
         }
     ),
     Group.RETRYING: frozenset({Reason.RESTARTING, Reason.EVICTED}),
-    Group.FAILING: _FINAL - {Reason.RESTARTING, Reason.EVICTED},
+    Group.FAILING: FAILURES - {Reason.RESTARTING, Reason.EVICTED},
     Group.SUCCEEDED: frozenset({Reason.SUCCEEDED}),
-    Group.FAILED: _FINAL,
+    Group.FAILED: FAILURES,
 }
 """The reasons that STATE may have. Failing: the last pod has failed, and its Job has not said so yet."""
 

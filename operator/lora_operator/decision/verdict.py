@@ -11,7 +11,7 @@ from lora_operator.views.pods import failures_of, newest_first, summary_of
 from lora_operator.views.request import Policy
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.exit_codes import reason_of
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.reasons import FAILURES, Reason
 
 _EXIT_CODE = re.compile(r"exit code ([0-9]{1,3})\b")
 _UNSPECIFIC = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR, Reason.PENDING}
@@ -69,7 +69,7 @@ def complete_without_proof(pods: Sequence[PodView], evidence: Evidence) -> Verdi
     """The end of a run whose Job is complete, while no pod proves a verified adapter."""
     good = [pod for pod in newest_first(pods) if pod.phase == "Succeeded" or pod.trainer.exit_code == 0]
     summary = summary_of(good[0]) if good else None
-    if summary is not None and summary.reason is not Reason.SUCCEEDED:
+    if summary is not None and summary.reason in FAILURES:
         finding = Finding(reason=summary.reason, message=sentence(summary.message))
         return Verdict(succeeded=False, finding=finding, summary=summary)
     if summary is not None and evidence.image and good[0].image != evidence.image:

@@ -7,7 +7,7 @@ from lora_operator.views.model import ConditionView, MemoryLimit, PodView
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.codec import CodecError
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.reasons import FAILURES, Reason
 from lora_trainer.contract.summary import Summary
 
 
@@ -74,7 +74,7 @@ def _cause(pod: PodView, code: int | None, memory: MemoryLimit) -> tuple[Reason,
     if was_disrupted(pod) and (summary is None or code == ExitCode.TERMINATED):
         why = condition_of(pod, "DisruptionTarget").message or pod.message
         return Reason.EVICTED, f"The cluster took pod {pod.name} away" + (f": {last_line(why)}" if why else "")
-    if summary is not None and summary.reason is not Reason.SUCCEEDED:
+    if summary is not None and summary.reason in FAILURES:
         return summary.reason, summary.message
     if code is None:
         return _cause_of_the_node(pod)

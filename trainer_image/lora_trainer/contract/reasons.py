@@ -75,3 +75,42 @@ class Reason(enum.StrEnum):
     RESULT_UNKNOWN = "ResultUnknown"
     MULTI_CLUSTER_QUEUE = "MultiClusterQueue"
     INTERNAL_ERROR = "InternalError"
+
+
+FAILURES = frozenset(
+    {
+        Reason.INVALID_IMAGE,
+        Reason.CONFIG_INVALID,
+        Reason.DOES_NOT_FIT,
+        Reason.DATASET_INVALID,
+        Reason.DATASET_NOT_FOUND,
+        Reason.DATASET_ACCESS_DENIED,
+        Reason.MODEL_NOT_FOUND,
+        Reason.MODEL_ACCESS_DENIED,
+        Reason.OUTPUT_ACCESS_DENIED,
+        Reason.NON_FINITE_LOSS,
+        Reason.LOSS_DIVERGED,
+        Reason.CUDA_OUT_OF_MEMORY,
+        Reason.OOM_KILLED,
+        Reason.STORAGE_FULL,
+        Reason.STORAGE_ERROR,
+        Reason.UPLOAD_FAILED,
+        Reason.CHECKPOINT_INVALID,
+        Reason.RESUME_MISMATCH,
+        Reason.VERIFICATION_FAILED,
+        Reason.GPU_FAULT,
+        Reason.NODE_LOST,
+        Reason.OUTPUT_LOCKED,
+        Reason.STALLED,
+        Reason.PEER_FAILED,
+        Reason.EVICTED,
+        Reason.RESTARTING,
+        Reason.DEADLINE_EXCEEDED,
+        Reason.PENDING_TIMEOUT,
+        Reason.BACKOFF_LIMIT_EXCEEDED,
+        Reason.RESULT_UNKNOWN,
+        Reason.MULTI_CLUSTER_QUEUE,
+        Reason.INTERNAL_ERROR,
+    }
+)
+"""With one of them a run may end badly; what a trainer reports of a failure is among them."""
