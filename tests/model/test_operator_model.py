@@ -184,7 +184,7 @@ class ClusterLife(RuleBasedStateMachine):
 TestClusterLife = ClusterLife.TestCase
 _SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 TestClusterLife.settings = settings(
-    max_examples=5000 if _SOAK else 90,
+    max_examples=2000 if _SOAK else 90,
     derandomize=not _SOAK,
     database=None,
     # Where time is short, a failure is told as it was found, and not made smaller for minutes.
