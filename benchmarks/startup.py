@@ -30,7 +30,7 @@ PARTS = {
     "device ": "processes started, data read, PyTorch and PEFT imported",
     "training samples (": "configuration, digests of the model, tokenizer, tokens",
     "trainable parameters": "weights read, adapter put on",
-    "adapted modules": "attention chosen by trial",
+    "kernels: ": "attention and kernels chosen by trial",
     "loss before training": "evaluation before the training",
     "step 1/": "first step",
 }
@@ -89,6 +89,9 @@ def parts(process: "subprocess.Popen[str]", began: float) -> dict[str, float]:
             now = time.monotonic()
             found[part], began = now - began, now
         if "step 1/" in found:
+            missing = [part for part in PARTS if part not in found]
+            if missing:
+                raise SystemExit(f"no line of the log holds {missing[0]!r}: PARTS is of another release")
             return found
     raise SystemExit("the run ended before its first step:\n" + "".join(lines[-20:]))
 
