@@ -81,8 +81,9 @@ def read_device(
         products = (selected,)
     if gpus:
         _check_obtainable(section, least, products, resource)
-    for field in _QUANTITIES:
-        read_quantity(section, field, strict=strict)
+    given = {field: size_of(read_quantity(section, field, strict=strict) or "") for field in _QUANTITIES}
+    if strict:
+        _check_shared(section, given["memory"], given["sharedMemory"])
     section.seen.add("extendedResources")
     section.finish(strict=strict)
     found = _smallest(least, products, resource, settings) if gpus else None
@@ -94,7 +95,7 @@ def read_device(
         gpu_memory_bytes=found.gpu.memory_bytes if found else None,
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
-        pod_memory_bytes=_given_memory(section, strict=strict),
+        pod_memory_bytes=given["memory"],
     )
 
 
@@ -114,14 +115,11 @@ def read_quantity(section: Reader, key: str, *, strict: bool = False) -> str | N
     return text
 
 
-def _given_memory(section: Reader, *, strict: bool) -> int | None:
-    """Bytes of main memory for each pod, which its shared memory counts as part of."""
-    unheard = Reader(path=section.path, document=section.document, problems=[])
-    memory, shared = (size_of(read_quantity(unheard, key) or "") for key in ("memory", "sharedMemory"))
-    if strict and memory is not None and shared is not None and shared > memory:
+def _check_shared(section: Reader, memory: int | None, shared: int | None) -> None:
+    """Complain of more shared memory than the pod has, which counts it as part of its own."""
+    if memory is not None and shared is not None and shared > memory:
         rule = "must be at most memory, which it counts as part of: raise memory or lower it"
         section.complain("sharedMemory", section.document.get("sharedMemory"), rule)
-    return memory
 
 
 def _check_obtainable(section: Reader, least: int | None, products: Sequence[str], resource: str) -> None:
