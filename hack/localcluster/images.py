@@ -64,8 +64,7 @@ class LocalBuilder:
         wanted = name.rpartition(":")[2]
         if self._has(name):
             return wanted
-        older = self._tags(image)
-        if not older:
+        if not self._tags(image):
             space.require(self.folder, image.first_build_gib, f"build {image.repository}")
         log = self.folder / f"{image.repository}.log"
         with self.console.step(f"build image {image.repository}:{wanted}", log=log):
@@ -73,10 +72,19 @@ class LocalBuilder:
             with tempfile.TemporaryDirectory(dir=self.folder / "tmp") as folder:
                 stage(image, settings.REPOSITORY, Path(folder))
                 self._buildah(build_arguments(image, name, base, Path(folder)), log)
-            # Layers that the new image shares with them stay.
-            for old in older:
-                self._buildah(("rmi", old), log)
         return wanted
+
+    def remove_older(self, image: Image, image_tag: str) -> None:
+        """Remove the image's other builds; layers that the kept one shares with them stay.
+
+        Never beside a build: one that looks for its layers fails where an image goes away meanwhile ("layer not
+        known", Buildah's issue 5674).
+        """
+        log = self.folder / f"{image.repository}.log"
+        kept = f"localhost/{image.repository}:{image_tag}"
+        for name in self._tags(image):
+            if name != kept:
+                self._buildah(("rmi", name), log)
 
     def push(self, image: Image, image_tag: str, registry_port: int) -> None:
         """Push to the cluster's registry unless it is there."""
@@ -194,11 +202,15 @@ def build_all(names: Sequence[str], builder: LocalBuilder) -> dict[str, str]:
     """Build several images at the same time; returns name -> tag."""
     packages.ensure(packages.IMAGES, builder.console, builder.cache / "packages.log")
     with locked(builder.folder / "lock", waiting=builder.console.say):
-        if not builder.has_all(names):
+        complete = builder.has_all(names)
+        if not complete:
             builder.prepare()
         with ThreadPoolExecutor() as pool:
-            tags = pool.map(lambda name: builder.build(IMAGES[name]), names)
-            return dict(zip(names, tags, strict=True))
+            tags = dict(zip(names, pool.map(lambda name: builder.build(IMAGES[name]), names), strict=True))
+        if not complete:
+            for name, image_tag in tags.items():
+                builder.remove_older(IMAGES[name], image_tag)
+        return tags
 
 
 def provide_all(names: Sequence[str], builder: LocalBuilder, registry_port: int) -> dict[str, str]:
