@@ -65,7 +65,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", au
 File = Annotated[
     str, typer.Option("--file", "-f", metavar="FILE", help="Manifest of one LoRAFineTune; - is standard input.")
 ]
-Memory = Annotated[str, typer.Option(metavar="QUANTITY", help="Memory of the pod; default: the training's.")]
+Memory = Annotated[
+    str, typer.Option(metavar="QUANTITY", help="Memory of the pod; default: the training's, or room for fp32 on a CPU.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -245,7 +247,9 @@ def ask(
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="Without one, a line after the other is answered.")
     ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="With the GPUs of the training, or on a CPU.")] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu/--cpu", help="With the GPUs of the training, or slowly on a CPU.")
+    ] = False,
     tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="The longest answer.")] = 64,
     memory: Memory = "",
     output: Output = Form.TEXT,

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class LocalRuns:
         places = ["--claims", str(self._folder), "--configmaps", str(self._config_maps)]
         with run.log.open("ab") as stream:
             return subprocess.Popen(
-                [trainer(), "run", "-f", str(file), *places, "--termination-log", str(run.summary)],
+                [trainer(), "run", "-f", str(file), "--uid", run.uid, *places, "--termination-log", str(run.summary)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -82,7 +83,7 @@ class LocalRuns:
 
 
 class LocalRun:
-    """One process, or after `resume` one after the other."""
+    """One process, or after `resume` one after the other, which finds by the uid what the last one saved."""
 
     process: "subprocess.Popen[bytes]"
 
@@ -90,6 +91,7 @@ class LocalRun:
         self._runs = runs
         self.manifest = manifest
         self.name = name_of(manifest)
+        self.uid = str(uuid.uuid4())
         self.log = claims / f"{self.name}.log"
         self.summary = claims / f"{self.name}.summary.json"
         self._claims = claims

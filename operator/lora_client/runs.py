@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 from lora_client.cluster.connection import Cluster, Object, connect
 from lora_client.cluster.follow import follow
-from lora_client.cluster.run_pods import choose, pods_of
 from lora_client.errors import ClientError
 from lora_client.output import note
 from lora_client.verbs import changing, checking
 from lora_client.verbs.ask import conversation
 from lora_client.verbs.explaining import explanation
+from lora_client.verbs.logs import log_so_far
 from lora_client.verbs.pull import pull
 from lora_client.verbs.serve import served
 from lora_client.views.answers import Answer
@@ -20,7 +20,6 @@ from lora_client.views.changes import change_to
 from lora_client.views.comparison import compare
 from lora_client.views.helper_pod import Need
 from lora_client.views.resources import message, result, state
-from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
 
 
 class Run(Protocol):
@@ -191,9 +190,4 @@ class ClusterRun:
 
     def logs(self) -> str:
         """See `Run`."""
-        pod = choose(pods_of(self._cluster, self.resource), attempt=None, stage=TRAIN, index=0)
-        if pod is None:
-            return ""
-        path = self._cluster.path("pods", pod.name, "log")
-        lines = self._cluster.lines(path, {"container": TRAINER_CONTAINER}, silence_s=30.0)
-        return b"".join(lines).decode(errors="replace")
+        return log_so_far(self._cluster, self.refresh().resource)

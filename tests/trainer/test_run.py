@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +156,14 @@ def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Wo
     assert "Traceback" not in log
 
 
-def test_a_local_run_that_was_interrupted_goes_on_with_resume(workplace: Workplace) -> None:
-    """Ctrl-C saves, the last line says how to go on, and the same command with --resume finishes that very run."""
-    port = free_port()
+def test_a_local_run_that_was_interrupted_goes_on_with_its_uid_or_with_resume(workplace: Workplace) -> None:
+    """Ctrl-C saves, the last line says how to go on, and the same command with --resume finishes that very run; so does
+    the same command where it names the run."""
     manifest = workplace.manifest_file(training={"maxSteps": 400})
-    process = workplace.start("-f", manifest, "--metrics-port", str(port))
-    try:
-        reached = _wait_for_step(port).step
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == ExitCode.TERMINATED
-    assert re.fullmatch(
-        r"Interrupted\.\nStep \d+ is saved: the same command with --resume goes on from there\.\n", printed
-    )
+    uid = str(uuid.uuid4())
+    _, saved = _interrupted(workplace, "-f", manifest, "--uid", uid, least=50)
+    reached, _ = _interrupted(workplace, "-f", manifest, "--uid", uid)
+    assert reached >= saved
     again = workplace.run("-f", manifest, "--resume")
     assert again.status == 0, again.log
     assert again.summary.results is not None
@@ -181,6 +174,25 @@ def test_a_local_run_that_was_interrupted_goes_on_with_resume(workplace: Workpla
     assert workplace.adapters() == ["out"]
 
 
+def _interrupted(workplace: Workplace, *arguments: str | Path, least: int = 1) -> tuple[int, int]:
+    """Start a run and interrupt it at the first step from `least` on that it is seen at; that step, and the saved one."""
+    port = free_port()
+    process = workplace.start(*arguments, "--metrics-port", str(port))
+    try:
+        reached = _wait_for_step(port, least).step
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == ExitCode.TERMINATED
+    said = re.fullmatch(
+        r"Interrupted\.\nStep (\d+) is saved: the same command with --resume goes on from there\.\n", printed
+    )
+    assert said is not None, printed
+    return reached, int(said[1])
+
+
 def test_resume_without_a_saved_run_is_refused(workplace: Workplace) -> None:
     """A sentence with the claim and the remedy, before anything is loaded."""
     refused = workplace.run("-f", workplace.manifest_file(), "--resume")
@@ -189,14 +201,14 @@ def test_resume_without_a_saved_run_is_refused(workplace: Workplace) -> None:
     assert "start it without --resume" in refused.summary.message
 
 
-def _wait_for_step(port: int) -> Progress:
+def _wait_for_step(port: int, least: int = 1) -> Progress:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             progress = Progress.from_json(_get(port, "/progress"))
         except OSError:
             continue
-        if progress.step > 0:
+        if progress.step >= least:
             return progress
     raise AssertionError("no step within two minutes")
 

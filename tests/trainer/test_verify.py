@@ -17,7 +17,7 @@ from tests.trainer.tiny import enlarged, write_jsonl
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_trainer import cli, commands
+from lora_trainer import ask, cli, commands
 from lora_trainer.artifact.manifest import MANIFEST, Manifest, file_entries, read_manifest
 from lora_trainer.ask import Pair, show
 from lora_trainer.contract import codec
@@ -314,6 +314,27 @@ def test_base_and_adapter_answer_the_same_questions(adapter: tuple[Path, Volumes
         "adapter": answers[0].adapter,
     }
     assert "Q: Who are you?\n  base:    " in show(answers, as_json=False)
+
+
+def test_on_a_gpu_the_base_is_held_as_it_was_trained(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
+    """A card that an NF4 run fitted has no room for 16 bits; a CPU computes slowly with 4."""
+    gpu = Device(torch_device=torch.device("cuda"), name="T4", dtype=torch.float16)
+    cpu = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
+    folder = shutil.copytree(adapter[0], tmp_path / "out")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["resolved"]["quantization"] = "NF4"
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert ask.base_quantization(folder, gpu) is Quantization.NF4
+    assert ask.base_quantization(folder, cpu) is Quantization.NONE
+    (folder / MANIFEST).unlink()
+    assert ask.base_quantization(folder, gpu) is Quantization.NONE, "an adapter that another tool made"
+
+
+def test_a_base_in_4_bits_answers(adapter: tuple[Path, Volumes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the adapter and without it; what a GPU would do, on a CPU."""
+    monkeypatch.setattr(ask, "base_quantization", lambda *_: Quantization.NF4)
+    answer = Pair(None, adapter[0], 8, adapter[1]).answer("Who are you?")
+    assert answer.base != answer.adapter
 
 
 def test_a_conversation_answers_line_by_line(

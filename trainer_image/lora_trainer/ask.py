@@ -44,7 +44,7 @@ class Pair:
         self._max_new_tokens = max_new_tokens
         self._device = choose_device(DeviceConfig(gpus=1, allow_cpu=True), Precision.AUTO)
         self._encoder = load_encoder(base, LossOn.COMPLETION, 2**20)
-        model = load_model(base, Quantization.NONE, self._device).model
+        model = load_model(base, base_quantization(adapter, self._device), self._device).model
         self._model = PeftModel.from_pretrained(model, str(adapter)).eval()
 
     def answer(self, question: str) -> Answer:
@@ -56,6 +56,13 @@ class Pair:
 
     def _said(self, prompt: Sequence[int]) -> str:
         return _answer(self._model, self._encoder, prompt, self._max_new_tokens, self._device)
+
+
+def base_quantization(adapter: Path, device: Device) -> Quantization:
+    """On a GPU as it was trained, so that what it was trained on has room for it; a CPU computes slowly with that."""
+    if device.torch_device.type == "cpu" or not (adapter / MANIFEST).is_file():
+        return Quantization.NONE
+    return Quantization(read_manifest(adapter).resolved.quantization)
 
 
 def _base(uri: str | None, adapter: Path, volumes: Volumes) -> Base:

@@ -35,9 +35,9 @@ def view(log_format: str = logs.TEXT) -> AbstractContextManager[View]:
     return shown(live=log_format == logs.TEXT and is_live(sys.stderr, os.environ))
 
 
-def local_config(path: Path) -> TrainConfig:
-    """The run of a manifest, under a uid of its own. Raises `ConfigError`."""
-    return load_manifest(read(path), str(path), uid=str(uuid.uuid4()))
+def local_config(path: Path, uid: uuid.UUID | None = None) -> TrainConfig:
+    """The run of a manifest, under a uid of its own where none is given. Raises `ConfigError`."""
+    return load_manifest(read(path), str(path), uid=str(uid or uuid.uuid4()))
 
 
 def read(path: Path) -> str:

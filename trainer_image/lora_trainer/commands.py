@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -51,7 +52,14 @@ def _parser() -> argparse.ArgumentParser:
         "preflight", parents=[volumes, log_options], help="check model, data and output of a run, and plan it"
     )
     inputs.add_argument("--fill-cache", action="store_true", help="have model and data in the cache afterwards")
-    run.add_argument("--resume", action="store_true", help="with -f: go on with the last run of this name")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--resume", action="store_true", help="with -f: go on with the last run of this name")
+    which.add_argument(
+        "--uid",
+        type=_uid,
+        metavar="UUID",
+        help="with -f: name the run; the same command goes on from what it saved",
+    )
     for parser_of_run in (run, inputs):
         source = parser_of_run.add_mutually_exclusive_group(required=True)
         source.add_argument("--config", type=Path, metavar="FILE", help="the configuration that the operator rendered")
@@ -117,6 +125,13 @@ def _text(argument: str) -> str:
     if not argument.strip():
         raise argparse.ArgumentTypeError("is empty: must be a text")
     return argument
+
+
+def _uid(argument: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(argument)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {argument[:40]}: must be a UUID, as uuidgen prints it") from None
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:

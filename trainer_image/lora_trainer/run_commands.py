@@ -35,9 +35,12 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.work is not None and not options.work.is_dir():
             raise ConfigError(f"--work is {options.work}: must be a folder that exists")
-        config = local_config(options.file) if local else TrainConfig.from_json(read(options.config))
+        if not local and (options.resume or options.uid):
+            option = "--resume" if options.resume else "--uid"
+            raise ConfigError(f"{option} goes with -f: a configuration of the operator names its run itself")
+        config = local_config(options.file, options.uid) if local else TrainConfig.from_json(read(options.config))
         if options.resume:
-            config = _last_run(config, options, local=local)
+            config = _last_run(config, options)
         if local and options.claims != CLAIMS:
             _make_output_claim(config, options.claims)
         grace = grace_s(os.environ)
@@ -97,10 +100,8 @@ def _ended(error: Exception) -> Ending:
     return Ending(code=int(known.code), summary=Summary(reason=known.reason, message=str(known), plan=plan))
 
 
-def _last_run(config: TrainConfig, options: argparse.Namespace, *, local: bool) -> TrainConfig:
+def _last_run(config: TrainConfig, options: argparse.Namespace) -> TrainConfig:
     """The run of this name that was saved last, which every later attempt finds by its uid."""
-    if not local:
-        raise ConfigError("--resume goes with -f: a configuration of the operator names its run itself")
     uid = last_uid(config, volumes(options))
     return dataclasses.replace(config, run=dataclasses.replace(config.run, uid=uid))
 

@@ -12,10 +12,12 @@ from lora_client.cluster.process import Process
 from lora_client.errors import ClientError
 from lora_client.output import Form, data, note, say
 from lora_client.views.answers import Answer, side_by_side
-from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of
+from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of, memory_on_cpu
+from lora_operator.views.wording import byte_size
 
 _FIRST_S = 1800.0
 """Until the first answer: the model is loaded, and fetched where no cache has it."""
+_LARGE = 8 * 2**30
 
 
 def ask(cluster: Cluster, name: str, question: str | None, form: Form, *, need: Need, most_tokens: int) -> None:
@@ -33,6 +35,9 @@ def ask(cluster: Cluster, name: str, question: str | None, form: Form, *, need: 
 def conversation(cluster: Cluster, run: Object, need: Need, most_tokens: int) -> Iterator[Callable[[str], Answer]]:
     """What answers a question, for as long as its pod lives. Raises `ClientError`."""
     folder = folder_of(adapter_place(run))
+    needed = 0 if need.gpu else memory_on_cpu(run)
+    if needed > _LARGE:
+        note(f"On a CPU the model takes {byte_size(needed)} of memory and minutes for an answer: --gpu is faster")
     command = ["python3", "-m", "lora_trainer.cli", "ask", "--adapter", folder, "--format", "json"]
     command += ["--max-new-tokens", str(most_tokens)]
     with helper(cluster, run, need) as pod, Process(cluster, pod, CONTAINER, command) as process:

@@ -7,7 +7,7 @@ from lora_client.cluster.connection import ApiError, Cluster, Object
 from lora_client.cluster.run_pods import choose, pods_of
 from lora_client.errors import ClientError
 from lora_client.output import Form, note, say
-from lora_client.verbs.pull import print_file
+from lora_client.verbs.pull import read_file
 from lora_client.views.resources import part, result, text, waiting_for
 from lora_operator.views.model import PodView
 from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
@@ -32,10 +32,12 @@ def logs(
     run = cluster.get("lorafinetunes", name)
     pods = pods_of(cluster, run)
     pod = choose(pods, attempt=attempt, stage=stage, index=index)
-    kept = stage == TRAIN and attempt is None and result(run) and text(run, "status", "artifact", "uri")
+    kept = _is_kept(run) and stage == TRAIN and attempt is None and index == 0
     if pod is None and kept and form is not Form.NAME:
         note(f"The pods of {name} are gone: this is {_KEPT} from beside its adapter")
-        print_file(cluster, run, _KEPT)
+        lines = read_file(cluster, run, _KEPT).splitlines(keepends=True)
+        sys.stdout.buffer.writelines(lines if tail is None else lines[max(0, len(lines) - tail) :])
+        sys.stdout.buffer.flush()
         return
     if pod is None:
         raise ClientError(_missing(run, pods, attempt=attempt, stage=stage, index=index))
@@ -43,6 +45,28 @@ def logs(
         say(f"pod/{pod.name}")
         return
     _print(cluster, pod, follow=follow, tail=tail)
+
+
+def log_so_far(cluster: Cluster, run: Object) -> str:
+    """The log of a run's leader, or the one beside its adapter where the pods are gone; empty before it begins.
+
+    Raises `ClientError`, also where the log is gone with the pods.
+    """
+    pods = pods_of(cluster, run)
+    pod = choose(pods, attempt=None, stage=TRAIN, index=0)
+    if pod is not None:
+        path = cluster.path("pods", pod.name, "log")
+        lines = cluster.lines(path, {"container": TRAINER_CONTAINER}, silence_s=30.0)
+        return b"".join(lines).decode(errors="replace")
+    if _is_kept(run):
+        return read_file(cluster, run, _KEPT).decode(errors="replace")
+    if result(run):
+        raise ClientError(_missing(run, pods, attempt=None, stage=TRAIN, index=0))
+    return ""
+
+
+def _is_kept(run: Object) -> bool:
+    return bool(result(run) and text(run, "status", "artifact", "uri"))
 
 
 def _print(cluster: Cluster, pod: PodView, *, follow: bool, tail: int | None) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import importlib.resources
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,15 +48,13 @@ def pull(cluster: Cluster, name: str, folder: str | None, form: Form = Form.TEXT
     return target
 
 
-def print_file(cluster: Cluster, run: Object, name: str) -> None:
-    """Write one file of a result to standard output. Raises `ClientError`."""
+def read_file(cluster: Cluster, run: Object, name: str) -> bytes:
+    """One file of a result, which memory has room for. Raises `ClientError`."""
     with _files(cluster, run) as source:
         sizes = listed(source)
         if name not in sizes:
             raise ClientError(f"There is no {name} beside the adapter of {name_of(run)}")
-        for data in chunks(source, name, sizes[name]):
-            sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        return b"".join(chunks(source, name, sizes[name]))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 from lora_client.errors import ClientError
 from lora_client.views.kept_pod import CACHE, TRAINER, gpus, kept_pod
 from lora_client.views.resources import Object, name_of, part, text
+from lora_trainer.contract.quantity import at_least
 from lora_trainer.contract.uri import ClaimUri, Uri, UriError, parse_uri
 
 CONTAINER = "lora"
@@ -20,6 +21,7 @@ _HOLD = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.
 _TAKEN = ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "runtimeClassName")
 _NOT_FOR_THE_MODEL = ("OUTPUT_", "DATASET_", "LORA_", "MLFLOW_", "WANDB_")
 _MOUNTS_OF_A_MODEL = (f"{CLAIMS}/", CACHE, "/compiled", "/etc/lora-ca", "/dev/shm")  # noqa: S108 - mounts of the pod
+_LIBRARIES = 2 * 2**30
 _WITHOUT_GPU = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 
 
@@ -151,7 +153,20 @@ def _resources(run: Object, trainer: Mapping[str, Any], need: Need) -> dict[str,
         given = {kind: {key: value for key, value in own.items() if key in plain} for kind, own in given.items()}
     if need.memory:
         given = {kind: {**own, "memory": need.memory} for kind, own in given.items()}
+    elif not need.gpu:
+        given = {kind: _with_room(own, memory_on_cpu(run)) for kind, own in given.items()}
     return {kind: own for kind, own in given.items() if own}
+
+
+def memory_on_cpu(run: Object) -> int:
+    """What `ask` takes of main memory there, in bytes: the weights in fp32, and libraries; 0 where the status does not
+    say how many they are."""
+    parameters = text(run, "status", "resolved", "totalParameters")
+    return 4 * int(parameters) + _LIBRARIES if parameters.isdecimal() else 0
+
+
+def _with_room(own: Mapping[str, str], size_bytes: int) -> dict[str, str]:
+    return {**own, "memory": at_least(own["memory"], size_bytes)} if own.get("memory") else dict(own)
 
 
 def _volumes(

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.client.resources import finished, resource
+from tests.unit.client.resources import condition, finished, resource
 
 from lora_client.cluster.connection import Cluster
 from lora_client.errors import ClientError
 from lora_client.output import Form
+from lora_client.runs import ClusterRun
 from lora_client.verbs.changing import clone
 from lora_client.verbs.logs import logs
 from lora_client.verbs.serve import serve
@@ -24,9 +25,10 @@ class OneRun(Cluster):
     def __init__(self, *pods: Object) -> None:
         self.namespace = "team-a"
         self._pods = pods
+        self.status = finished()
 
     def get(self, plural: str, name: str) -> Object:
-        return resource(name, status=finished())
+        return resource(name, status=self.status)
 
     def items(self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False) -> list[Object]:
         return list(self._pods) if plural == "pods" else []
@@ -71,3 +73,31 @@ def test_a_log_is_named_by_its_pod(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "pod/tone-abcde-1-0-x\n"
     with pytest.raises(ClientError, match="tone has no pod"):
         logs(OneRun(), "tone", Form.NAME, **which)
+
+
+@pytest.mark.parametrize(
+    ("tail", "want"), [(None, "one\ntwo\nthree\n"), (2, "two\nthree\n"), (0, ""), (9, "one\ntwo\nthree\n")]
+)
+def test_of_a_log_that_was_kept_as_many_lines_are_printed(
+    tail: int | None, want: str, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a pod's; a pod that does not lead has none."""
+    monkeypatch.setattr("lora_client.verbs.logs.read_file", lambda *_: b"one\ntwo\nthree\n")
+    which: dict[str, Any] = {"attempt": None, "stage": "train", "follow": False, "tail": tail}
+    logs(OneRun(), "tone", Form.TEXT, index=0, **which)
+    assert capfdbinary.readouterr().out.decode() == want
+    with pytest.raises(ClientError, match="tone has no pod"):
+        logs(OneRun(), "tone", Form.TEXT, index=1, **which)
+
+
+def test_the_log_of_a_run_as_an_object_is_the_kept_one_where_its_pods_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never an empty text, which says that the training wrote nothing."""
+    monkeypatch.setattr("lora_client.verbs.logs.read_file", lambda *_: b"one\n")
+    assert ClusterRun(OneRun(), resource(status=finished())).logs() == "one\n"
+    failed = OneRun()
+    failed.status = {"conditions": [condition("Failed", "True", "LossDiverged", "up")], "attempt": 1}
+    with pytest.raises(ClientError, match="tone has no pod"):
+        ClusterRun(failed, resource()).logs()
+    begun = OneRun()
+    begun.status = {}
+    assert ClusterRun(begun, resource()).logs() == ""

@@ -30,7 +30,7 @@ if sys.argv[1] == "ask":
     print(json.dumps(answer))
     sys.exit(0)
 manifest = json.loads(pathlib.Path(options["-f"]).read_text())
-print("step 1/2  loss 2.0000")
+print("step 1/2  loss 2.0000 of", options["--uid"])
 if manifest["spec"]["lora"]["rank"] > 16:
     summary = {{"reason": "DatasetInvalid", "message": "line 17 has no field 'output': add it"}}
     pathlib.Path(options["--termination-log"]).write_text(json.dumps(summary))
@@ -94,17 +94,20 @@ def test_a_local_run_is_asked_and_cloned(client: LoRAClient) -> None:
 
 
 def test_a_local_run_is_suspended_and_goes_on(client: LoRAClient, tmp_path: Path) -> None:
-    """Its process ends as a pod's does, and the next one writes on in the same log; one that succeeded stays."""
+    """Its process ends as a pod's does, and the next one goes on in the same run and log; one that succeeded stays."""
     script = tmp_path / "bin" / "lora-trainer"
     script.write_text(
-        TRAINER.replace("import json", "import time; print('begun', flush=True); time.sleep(60); import json")
+        TRAINER.replace(
+            "manifest =", "import time; print('begun', options['--uid'], flush=True); time.sleep(60); manifest ="
+        )
     )
     run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone")
     eventually(lambda: "begun" in run.logs(), "the first process has begun")
     assert run.suspend().state == "ExitCode-15"
     script.write_text(TRAINER)
     assert run.resume().wait(60).state == "Succeeded"
-    assert [line.split()[0] for line in run.logs().splitlines()] == ["begun", "step"]
+    begun, step = run.logs().splitlines()
+    assert begun == f"begun {step.rpartition(' of ')[2]}"
     assert run.resume().state == "Succeeded"
 
 

@@ -178,6 +178,27 @@ def test_without_the_job_the_status_says_what_the_defaults_decided() -> None:
     assert on_a_cpu == {"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi"}}
 
 
+@pytest.mark.parametrize(
+    ("need", "parameters", "memory"),
+    [
+        (ASK, 134_515_008, "32Gi"),
+        (ASK, 8_030_261_248, "32Gi"),
+        (ASK, 13_015_864_320, "51Gi"),
+        (ASK, None, "32Gi"),
+        (Need(verb="ask", model=True, memory="4Gi"), 13_015_864_320, "4Gi"),
+        (Need(verb="ask", model=True, gpu=True), 13_015_864_320, "32Gi"),
+    ],
+)
+def test_on_a_cpu_a_model_is_given_room_for_its_weights_in_fp32(
+    need: Need, parameters: int | None, memory: str
+) -> None:
+    """More than the training took, which may have held them in 4 bits on a GPU; unless a person says how much."""
+    run = kept(resources={"gpus": 1})
+    run["status"]["resolved"]["totalParameters"] = parameters
+    resources = pod(run, {}, adapter_place(run), need)["spec"]["containers"][0]["resources"]
+    assert {resources[kind]["memory"] for kind in ("requests", "limits")} == {memory}
+
+
 @pytest.mark.parametrize("spec", [{"scheduling": SCHEDULING}, {}], ids=["affinity", "no affinity"])
 def test_without_the_job_a_helper_goes_to_the_gpus_that_the_run_named(spec: Object) -> None:
     """By the affinity that the operator's own rule renders, as the Job had it; a run without GPUs has none of it."""
