@@ -41,6 +41,10 @@ def prepare(*, with_stand_in: bool, console: "Console") -> "Client":
             "CLUSTER=current needs IMAGE_PREFIX=, the registry and path where your cluster pulls from, for instance "
             "IMAGE_PREFIX=ghcr.io/acme."
         )
+    if not own and not with_stand_in:
+        raise DemoError(
+            "--real-hub needs CLUSTER=current, a cluster of your own: the local one reaches nothing outside of it."
+        )
     with ThreadPoolExecutor() as pool:
         # Silent while the other builds show what they do: two live lines would write over each other.
         model = pool.submit(convert_model) if with_stand_in else None

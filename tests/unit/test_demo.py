@@ -8,7 +8,7 @@ import pytest
 from tests.pages.blocks import block
 from typer.main import get_command
 
-from demoflow import ask, cli, monitoring, picture, progress, report, run
+from demoflow import ask, cli, cluster, monitoring, picture, progress, report, run
 from demoflow.cluster import Images
 from demoflow.errors import DemoError
 from localcluster import prometheus, settings
@@ -329,3 +329,10 @@ def test_a_watched_demo_ends_with_what_the_page_shows(monkeypatch: pytest.Monkey
     shown = monitoring.show("support-tone", "lora-demo", 3, Console())
     page = block("docs/monitoring.md", "Monitoring:").text
     assert f"{shown}\n" == page.replace("/root/.cache/lora-operator", str(tmp_path))
+
+
+def test_the_local_cluster_is_not_sent_to_the_real_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches nothing outside: half an hour of builds would end with a name that does not exist."""
+    monkeypatch.delenv("CLUSTER", raising=False)
+    with pytest.raises(DemoError, match="--real-hub needs CLUSTER=current"):
+        cluster.prepare(with_stand_in=False, console=Console())
