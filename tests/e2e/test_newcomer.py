@@ -42,7 +42,8 @@ def substitutions(buildah: str, registry_port: int, endpoint: str, tag: str) -> 
     away = f"--tls-verify=false {' '.join(images.PACKING)}"
     small = (
         f"--set config.hubEndpoint={endpoint} --set config.allowCPU=true --set config.progressIntervalSeconds=2 "
-        "--set defaults.cpuPerGPU=500m --set defaults.memoryPerGPU=3Gi"
+        "--set defaults.cpuPerGPU=500m --set defaults.memoryPerGPU=3Gi "
+        f"--set image.tag={tag} --set trainer.image.tag={tag}"
     )
     last = "--set preflight.image.repository=registry.example.com/lora-preflight"
     return (
@@ -53,7 +54,7 @@ def substitutions(buildah: str, registry_port: int, endpoint: str, tag: str) -> 
             why="Docker is Buildah; nodes and host have different names for the local cluster's registry",
         ),
         Substitution(
-            shown=last, typed=f"{last} {small}", why="a stand-in for the Hub; a small node, whose GPU is none"
+            shown=last, typed=f"{last} {small}", why="a stand-in for the Hub; a small node, whose GPU is none; tags"
         ),
         Substitution(shown="registry.example.com/", typed=f"{PREFIX}/", why="the local cluster's registry"),
         Substitution(shown="HF_TOKEN=...", typed="HF_TOKEN=hf_newcomer", why="the token is one's own"),
