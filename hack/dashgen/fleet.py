@@ -26,6 +26,10 @@ def _in_group(groups: str) -> str:
     return f'lorafinetune_state{{{_OF}, group=~"{groups}"}}'
 
 
+# A preflight runs, and holds none of the GPUs that its run asks for.
+_AS_HOLDING = f'label_replace({_in_group("Running|Waiting|Held")}, "group", "Waiting", "state", "Preflight")'
+
+
 def _with_state(value: str, groups: str) -> str:
     """A number of each run in these groups of states, by its state. Both are joined as one operator told them at once:
     when a leader has died, Prometheus has two of each for some minutes, and nothing can be joined with two."""
@@ -99,12 +103,12 @@ _RUNNING: tuple[Panel, ...] = (
     ),
     Curves(
         title="GPUs",
-        description="That running runs have, and that others wait for. How busy they are is on DCGM's dashboard. "
-        + _RUNS,
+        description="That running runs have, and that others wait for, in their preflight too. How busy they are is on "
+        f"DCGM's dashboard. {_RUNS}",
         unit="none",
         queries=[
             Query(
-                expr=f"sum by (group) ({_in_group('Running|Waiting|Held')} "
+                expr=f"sum by (group) ({_AS_HOLDING} "
                 f"* on (namespace, name, instance) group_left () lorafinetune_requested_gpus{{{_OF}}})",
                 legend="{{group}}",
             )
@@ -157,8 +161,8 @@ _WAITING: tuple[Panel, ...] = (
     ),
     Curves(
         title="From creation to the Job's start",
-        description="Over the last six hours, of all namespaces: what a queue, a preflight and spec.suspend cost. "
-        "It needs metrics.serviceMonitor.enabled.",
+        description="Of the Job that trains, over the last six hours, of all namespaces: what a queue, a quota, a "
+        "preflight and spec.suspend cost until its first pod. It needs metrics.serviceMonitor.enabled.",
         unit="s",
         queries=[
             Query(

@@ -34,7 +34,7 @@ _BOX_ROWS = {
         "The run is suspended by you, a queue or another client. It has no pod and no GPU.",
         "it is resumed or admitted",
     ),
-    Group.RUNNING: ("The trainer runs, on every node.", "its work is done, or it fails"),
+    Group.RUNNING: ("The preflight or, on every node, the trainer runs.", "its work is done, or it fails"),
     Group.RETRYING: (
         "A pod failed or was evicted. A new one resumes from the last checkpoint.",
         "the new pod runs",

@@ -210,6 +210,26 @@ def test_rates_fit_the_scraping_and_the_time_that_is_shown(board: dict[str, Any]
             assert span in ("$__rate_interval", "10m", "1h", "6h") or title in ("Restarts", "Attempts"), title
 
 
+def test_a_preflight_s_run_waits_for_its_gpus(tmp_path: Path) -> None:
+    """It is among those that run, but its pod has none: only a training holds what its run asks for."""
+    (gpus,) = [query for title, query, _ in queries(BOARDS["fleet"]) if title == "GPUs"]
+    runs = {"trains": ("Running", "Training", 8), "checks": ("Running", "Preflight", 4), "waits": ("Held", "Queued", 2)}
+    series = []
+    for name, (group, state, asked) in runs.items():
+        of = f'namespace="team-a", name="{name}", instance="a"'
+        series.append({"series": f'lorafinetune_state{{{of}, group="{group}", state="{state}"}}', "values": "1"})
+        series.append({"series": f"lorafinetune_requested_gpus{{{of}}}", "values": str(asked)})
+    samples = [
+        {"labels": f'{{group="{group}"}}', "value": count}
+        for group, count in (("Running", 8), ("Waiting", 4), ("Held", 2))
+    ]
+    asks = {"expr": filled(gpus), "eval_time": "0m", "exp_samples": samples}
+    file = tmp_path / "tests.yaml"
+    file.write_text(yaml.safe_dump({"tests": [{"input_series": series, "promql_expr_test": [asks]}]}))
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_run_is_chosen_by_its_namespace_and_name() -> None:
     """One after the other, and the fleet's tables lead to it."""
     names = [variable["name"] for variable in BOARDS["run"]["templating"]["list"]]

@@ -36,7 +36,10 @@ class End:
         return Summary(reason=self.reason, message=self.says, checkpoint=SAVED).to_message()
 
 
-UPLOAD = "s3://results/tone: part 3 failed 5 times; nothing is lost: the next attempt uploads the same result"
+UPLOAD = (
+    "s3://results/tone: part 3 failed 5 times; with a checkpoint claim nothing is lost: the next attempt uploads the "
+    "same result"
+)
 ENDS: Mapping[str, End] = {
     "C5.invalid": End(
         code=65, reason=Reason.DATASET_INVALID, says="chats.jsonl, line 17: missing field 'output': add it"

@@ -3,14 +3,16 @@
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from tests.unit.builders import NAMESPACE, condition_object, ended_pod, make_finetune
+from tests.unit.builders import NAMESPACE, condition_object, ended_pod, make_finetune, minutes_ago, running_pod
 
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.transitions import has_just_ended, restart_cause, run_s, waited_s
 from lora_operator.views.model import Observed
+from lora_operator.views.names import PREFLIGHT
 
 STARTED = "2026-03-01T11:10:00Z"
 ENDED = "2026-03-01T11:40:00Z"
+TRAINS, LATER = minutes_ago(40), minutes_ago(30)
 
 
 def ended(reason: str = "Succeeded") -> dict[str, Any]:
@@ -44,10 +46,22 @@ def test_a_run_lasts_from_its_first_start_to_its_end() -> None:
     assert run_s({**ended(), "startTime": ""}) is None
 
 
-def test_the_wait_for_the_first_start_is_reported_once() -> None:
-    """From the creation of the resource, and only while the status knew of no start."""
-    assert waited_s(make_finetune(), going()) == 600.0
-    assert waited_s(make_finetune(status=going()), going()) is None
+def test_the_wait_for_the_training_is_reported_once() -> None:
+    """From the creation of the resource to its first pod that trains, when the status names one for the first time."""
+    first, second = running_pod(name="first", created_at=TRAINS), running_pod(name="second", created_at=LATER)
+    seen = Observed(pods=(second, first))
+    assert waited_s(make_finetune(), seen, going(podName="first")) == 1200.0
+    assert waited_s(make_finetune(), seen, going(podName="second")) == 1200.0
+    assert waited_s(make_finetune(status=going(podName="first")), seen, going(podName="second")) is None
+
+
+def test_the_preflight_belongs_to_the_wait() -> None:
+    """Its Job is the first to start, and holds no GPU; where it fails, no wait for one is counted."""
+    checks = running_pod(name="checks", created_at=minutes_ago(49), stage=PREFLIGHT)
+    assert waited_s(make_finetune(), Observed(pods=(checks,)), going()) is None
+    trains = running_pod(name="trains", created_at=TRAINS)
+    seen = Observed(pods=(checks, trains))
+    assert waited_s(make_finetune(status=going()), seen, going(podName="trains")) == 1200.0
 
 
 def test_a_new_pod_in_place_of_an_old_one_is_a_restart_with_the_old_ones_reason() -> None:
@@ -70,14 +84,14 @@ def test_counters_follow_the_steps() -> None:
     """Label by label."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    old = ended_pod(137, name="old", phase="Failed")
-    metrics.observe(make_finetune(), Observed(), going(podName="old"))
+    old = ended_pod(137, name="old", phase="Failed", created_at=TRAINS)
+    metrics.observe(make_finetune(), Observed(pods=(old,)), going(podName="old"))
     metrics.observe(make_finetune(status=going(podName="old")), Observed(pods=(old,)), going(podName="new"))
     metrics.observe(make_finetune(status=going()), Observed(), ended("DatasetInvalid"))
     metrics.observe(make_finetune(status=ended("DatasetInvalid")), Observed(), ended("DatasetInvalid"))
     labels = {"namespace": NAMESPACE, "result": "failed", "reason": "DatasetInvalid"}
     assert registry.get_sample_value("lorafinetune_finished_total", labels) == 1.0
     assert registry.get_sample_value("lorafinetune_run_duration_seconds_sum", {"result": "failed"}) == 1800.0
-    assert registry.get_sample_value("lorafinetune_queue_wait_seconds_sum") == 600.0
+    assert registry.get_sample_value("lorafinetune_queue_wait_seconds_sum") == 1200.0
     labels = {"namespace": NAMESPACE, "cause": "OOMKilled"}
     assert registry.get_sample_value("lorafinetune_restarts_total", labels) == 1.0

@@ -301,9 +301,18 @@ def test_a_limit_range_is_reported_with_the_field_that_can_keep_it() -> None:
     assert "LimitRange" in remedy
 
 
+def test_a_quota_on_what_pods_do_not_state_is_reported_with_what_makes_them_state_it() -> None:
+    """To free some of it, or to wait, would be in vain: the alert on quota would come after a day."""
+    _, remedy = classify_refusal('pods "x" is forbidden: failed quota: team: must specify limits.cpu for: trainer')
+    assert "LimitRange" in remedy
+    assert "requests" in remedy
+    assert "free some" not in remedy
+
+
 REFUSALS = {
     'pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1': "QuotaExceeded",
-    "pods is forbidden: failed quota: q: must specify limits.cpu for: trainer": "QuotaExceeded",
+    'pods "x" is forbidden: failed quota: team: must specify limits.cpu for: trainer': "AdmissionDenied",
+    'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: x; limits.memory for: x': "AdmissionDenied",
     'pods "x" is forbidden: violates PodSecurity "restricted:latest": seccompProfile': "PodSecurityViolation",
     'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group': "Forbidden",
     'pods "x" is forbidden: maximum memory usage per Container is 1Gi, but limit is 8Gi': "AdmissionDenied",

@@ -111,6 +111,11 @@ def classify_refusal(message: str) -> tuple[Reason, str]:
 
 
 _REFUSALS = (
+    (  # not for want of quota: no other run's end would help
+        r"failed quota: .*must specify",
+        Reason.ADMISSION_DENIED,
+        "have the ResourceQuota limit requests instead, or a LimitRange set a default not below what the pod requests",
+    ),
     (
         r"exceeded quota|failed quota",
         Reason.QUOTA_EXCEEDED,

@@ -210,7 +210,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.OUTPUT_ACCESS_DENIED: Explanation(
         "The output refused to be written with the credentials given.",
-        "Check the Secret of `output.secretRef`; the result waits on the checkpoint claim.",
+        "Check the Secret of `output.secretRef`; the result waits on the checkpoint claim, and is lost without one.",
     ),
     Reason.NON_FINITE_LOSS: Explanation(
         "The loss became infinite or not a number.",
@@ -239,7 +239,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.UPLOAD_FAILED: Explanation(
         "The result could not be published, although it was tried several times.",
-        "Look at the message; a retry publishes it without training again.",
+        "Look at the message; a retry publishes it without training again where there is a checkpoint claim, and "
+        "trains from the start without one.",
     ),
     Reason.CHECKPOINT_INVALID: Explanation(
         "No checkpoint is left that can be resumed from.",

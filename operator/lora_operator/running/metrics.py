@@ -104,8 +104,8 @@ class Metrics:
         )
         self.wait_seconds = Histogram(
             "lorafinetune_queue_wait_seconds",
-            "Time from the creation of a LoRAFineTune to the first start of its Job, which a queue or spec.suspend "
-            "delays; the pod's own wait for a node comes on top.",
+            "Time from the creation of a LoRAFineTune to its first pod that trains, which a queue, a quota, the "
+            "preflight or spec.suspend delays; the pod's own wait for a node comes on top.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -119,7 +119,7 @@ class Metrics:
         self.gpu_seconds.labels(before.namespace, "false").inc(used.wasted_gpu_s)
         for loss, steps in used.lost_steps.items():
             self.lost_steps.labels(before.namespace, loss.value).inc(steps)
-        if (wait_s := waited_s(before, status)) is not None:
+        if (wait_s := waited_s(before, observed, status)) is not None:
             self.wait_seconds.observe(wait_s)
         if cause := restart_cause(before, observed, status):
             self.restarts.labels(before.namespace, cause).inc()

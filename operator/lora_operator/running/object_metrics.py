@@ -299,7 +299,7 @@ _FAMILIES = (
     ),
     _Family(
         name="lorafinetune_attempts",
-        help="Jobs made for the run so far; above 1 only where one was deleted before it was done.",
+        help="Training Jobs made for the run so far; above 1 only where one was deleted before it was done.",
         read=_one(lambda finetune: _number(finetune.status.get("attempt", 0))),
     ),
     _Family(

@@ -6,6 +6,7 @@ from typing import Any
 from lora_operator.decision.usage import Usage, stored_usage
 from lora_operator.views.conditions import result_of
 from lora_operator.views.model import FineTune, Observed
+from lora_operator.views.names import TRAIN
 from lora_operator.views.pods import failure_of
 from lora_operator.views.wording import parse_instant
 
@@ -24,13 +25,17 @@ def run_s(status: Mapping[str, Any]) -> float | None:
     return max(0.0, (ended - started).total_seconds()) if started and ended else None
 
 
-def waited_s(before: FineTune, status: Mapping[str, Any]) -> float | None:
-    """Seconds from a run's creation to the start of its first Job; None unless the status is the first to know it."""
-    started = parse_instant(status.get("startTime"))
+def waited_s(before: FineTune, observed: Observed, status: Mapping[str, Any]) -> float | None:
+    """Seconds from a run's creation to its first pod that trains; None unless the status is the first to name one.
+
+    Not to a start of a Job: the preflight's comes before the wait for GPUs, and the training's is often known only
+    after its pod.
+    """
     created = before.created_at
-    if "startTime" in before.status or started is None or created is None:
+    made = min((pod.created_at for pod in observed.pods if pod.stage == TRAIN), default=None)
+    if before.status.get("podName") or not status.get("podName") or made is None or created is None:
         return None
-    return max(0.0, (started - created).total_seconds())
+    return max(0.0, (made - created).total_seconds())
 
 
 def used_since(before: FineTune, status: Mapping[str, Any]) -> Usage:

@@ -49,5 +49,7 @@ _DENIED = {
 
 
 def upload_failed(error: TransientError) -> StorageError:
-    """A publication that the network failed, after bounded retries: the result is kept, and published by a retry."""
-    return StorageError(f"{error}; nothing is lost: the next attempt uploads the same result", Reason.UPLOAD_FAILED)
+    """A publication that the network failed, after bounded retries. On a claim a retry finds the result; without one it
+    went with the pod."""
+    kept = "with a checkpoint claim nothing is lost: the next attempt uploads the same result"
+    return StorageError(f"{error}; {kept}", Reason.UPLOAD_FAILED)
