@@ -1,6 +1,7 @@
 """A run in a queue of Kueue: what its conditions say, and how it is held and let go, for each state of its Workload."""
 
 import dataclasses
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -315,6 +316,22 @@ def test_a_preemption_counts_once_whichever_of_its_traces_comes_first() -> None:
         assert then.status["runSeconds"] == 53 * 60
         later = plan_for(with_status(run(), then.status), jobs=(suspended,), workloads=(workload,))
         assert later.status["retries"]["preempted"] == 1
+
+
+@pytest.mark.parametrize("since", [minutes_ago(59), minutes_ago(58)])
+def test_the_wait_before_the_start_that_a_stale_cache_shows_again_was_no_preemption(since: datetime) -> None:
+    """The status knows of the start already, from an operator that had heard more; to the second, in the same one."""
+    running = plan_for(
+        run(), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(make_workload(GRANTED),)
+    )
+    assert running.status["activeSince"] == instant(minutes_ago(58))
+    waiting = make_job(
+        queue="gpus",
+        spec={"suspend": True},
+        status={"startTime": None, "conditions": [condition_object("Suspended", since=since)]},
+    )
+    then = plan_for(with_status(run(), running.status), jobs=(waiting,), workloads=(make_workload(PENDING),))
+    assert "retries" not in then.status
 
 
 @pytest.mark.parametrize(("said", "intent"), [(True, "true"), (True, "false"), (False, "true")])

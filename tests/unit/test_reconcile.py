@@ -333,6 +333,24 @@ async def test_a_pod_that_ended_and_was_gone_before_anybody_looked_is_counted_on
     assert world.server.finetune["status"]["retries"]["preempted"] == 1
 
 
+async def test_the_pod_that_follows_is_looked_at_without_the_one_that_is_gone() -> None:
+    """Both were seen at once, and the new one may have no news for hours: the status does not stay with the old one."""
+    world = World()
+    world.cache.pods.put(_pod("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
+    await world.turn()
+    world.lose_pod(_drained("7"), "watch")
+    world.cache.pods.put(_pod("8", name="second", phase="Pending"))
+    wait_s = await world.turn()
+    assert (world.condition("Complete")["reason"], wait_s) == ("Evicted", 1.0)
+    world.now_s += 1
+    wait_s = await world.turn()
+    assert (world.condition("Complete")["reason"], "of pod second" in world.condition("Complete")["message"]) == (
+        "Pending",
+        True,
+    )
+    assert wait_s != 1.0
+
+
 @pytest.mark.parametrize(("unknown", "counted"), [("", 120.0), ("usage", 0.0)])
 async def test_gpu_seconds_are_counted_once_and_not_at_each_status_where_none_are_stored(
     unknown: str, counted: float

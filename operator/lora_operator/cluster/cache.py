@@ -135,15 +135,15 @@ class Store(Generic[T]):
         """The last states of a LoRAFineTune's objects that are gone, as far as nobody has acknowledged them."""
         return tuple(view for uid, view in self._tombstones.get(owner, {}).values() if uid == owner_uid)
 
-    def acknowledge(self, owner: Key, uids: Iterable[str] | None = None) -> None:
-        """Drop the tombstones of these objects, or all that the owner has."""
+    def acknowledge(self, owner: Key, uids: Iterable[str] | None = None) -> bool:
+        """Drop the tombstones of these objects, or all that the owner has; whether there were any."""
         tombstones = self._tombstones.get(owner)
         if tombstones is None:
-            return
-        for uid in list(tombstones) if uids is None else uids:
-            tombstones.pop(uid, None)
+            return False
+        dropped = [tombstones.pop(uid, None) for uid in (list(tombstones) if uids is None else uids)]
         if not tombstones:
             del self._tombstones[owner]
+        return any(dropped)
 
     def saw(self, version: str) -> None:
         """A list or a bookmark is as of this version."""

@@ -82,8 +82,9 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
     stored = stored_time(finetune.status)
     spent = follow_time(stored, children.jobs, observed.pods)
     retries = count_pods(stored_retries(finetune.status), children.jobs, observed.pods)
-    stopped = stored.active_since and spent.active_since is None and spent.active_until != stored.active_until
-    if stopped and _is_held(children.jobs) and not _held_by_user(finetune, children.jobs, observed.workloads, request):
+    stopped = spent.active_since is None and spent.active_until != stored.active_until
+    held = stopped and _was_held_since(stored.active_since, children.jobs)
+    if held and not _held_by_user(finetune, children.jobs, observed.workloads, request):
         retries = retries.with_one_more(Cause.PREEMPTED)
     return Case(
         finetune=finetune,
@@ -101,10 +102,14 @@ def _newest(jobs: Iterable[JobView]) -> JobView | None:
     return max(jobs, key=lambda job: (job.attempt, job.created_at), default=None)
 
 
-def _is_held(jobs: Iterable[JobView]) -> bool:
-    """Whether the run's newest Job is suspended, and has stopped its pods."""
+def _was_held_since(active_since: datetime | None, jobs: Iterable[JobView]) -> bool:
+    """Whether the run's newest Job is suspended, and has stopped its pods, after the run became active.
+
+    A stale cache shows the suspension from before; one in the same second costs the run nothing.
+    """
     job = _newest(jobs)
-    return job is not None and job.suspended and suspension_of(job) is not None
+    held = suspension_of(job) if job is not None and job.suspended else None
+    return bool(held and held.since and active_since and held.since > active_since)
 
 
 def _held_by_user(

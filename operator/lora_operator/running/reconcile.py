@@ -20,7 +20,7 @@ from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.contention import Contention
 from lora_operator.running.decision_log import DecisionLine
-from lora_operator.running.pacing import Pacing, paced
+from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
 from lora_operator.running.transitions import has_just_ended
 from lora_operator.views.conditions import result_of, state_of
 from lora_operator.views.config import OperatorConfig
@@ -106,13 +106,14 @@ class Reconciler:
                     patient = failures >= _PATIENCE_FAILURES
                     if not await self._create_and_patch(finetune, plan, turn, line, patient=patient):
                         continue
-                postponed_s = self._postponed_s(key, finetune, observed, plan)
+                postponed_s, again_s = self._postponed_s(key, finetune, observed, plan), None
                 if postponed_s is None:
                     if not await self._write_status(finetune, observed, plan, line):
                         turn = _Turn()
                         continue
-                    self._acknowledge(key, observed, plan)
-                wait_s = line.next_look_s = await self._finish(key, finetune, plan, line, postponed_s)
+                    again_s = self._acknowledge(key, observed, plan)
+                wait_s = await self._finish(key, finetune, plan, line, postponed_s)
+                wait_s = line.next_look_s = soonest(wait_s, again_s)
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
             return 0.0 if has_just_ended(finetune, plan.status) else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
@@ -129,14 +130,19 @@ class Reconciler:
         placed = scheduled or any(workload.conditions for workload in observed.workloads)
         return self._pacing.delay_s(key, finetune.status, plan.status, placed=placed) or None
 
-    def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> None:
-        """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict."""
+    def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> float | None:
+        """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict.
+
+        Returns the seconds until a look without what is gone: the pod that follows may have been seen beside it, and
+        its own next news, which the scheduler mostly brings by then, may be long in coming.
+        """
         if result_of(plan.status):
             self._poller.forget(pod.uid for pod in observed.pods)
             self._cache.pods.acknowledge(key)
             self._cache.jobs.acknowledge(key)
-        else:
-            self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
+            return None
+        told = self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
+        return SCHEDULER_S if told else None
 
     async def _reads_more(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""
