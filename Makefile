@@ -68,8 +68,8 @@ test: servers
 
 soak: servers
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) -n $(WORKERS) tests/unit tests/golden tests/model tests/faults \
-	  tests/trainer/test_kills.py tests/trainer/test_matrix.py tests/chart/test_prometheus_operator.py \
-	  tests/e2e/test_prometheus_operator.py --timeout=7200
+	  tests/trainer/test_kills.py tests/trainer/test_matrix.py tests/trainer/test_memory_simulation.py \
+	  tests/chart/test_prometheus_operator.py tests/e2e/test_prometheus_operator.py --timeout=7200
 	@$(MAKE) --no-print-directory -j2 life-0 life-2 life-3 life-4
 	@for round in 1 2; do $(PYTEST) -n $(WORKERS) tests/component tests/cluster tests/e2e || exit 1; done
 

@@ -16,7 +16,8 @@ tell changes of state alone. It stands in
 * `status.advice` (`kubectl describe lft NAME`): a code, a severity, what to do and what was seen; warnings first, at
   most {MOST}. Preflight's advice stays there; of a code that the training reports again, the training's counts.
 * `lora-operator explain NAMESPACE/NAME`;
-* the log of the training, the end of a local run, and `lora-trainer plan`, which knows neither data nor device.
+* the log of the training, the end of a local run, and `lora-trainer plan`, which knows no data, and a device only if
+  the manifest or one `--gpu` names it.
 
 A **Warning** is given where work may be lost, or the result may not be what it seems; all else is **Info**. What the
 cluster gives rise to (`MoreMemory`, `NodeSilent` and the like) is on [the operator's page](operator.md). No rule is a

@@ -139,3 +139,12 @@ def test_results_far_from_the_estimate_are_told() -> None:
     far = make_results(trained_tokens=1000, tokens_per_second=10.0, estimated_seconds=50)
     (found,) = spoken(advice_on_estimate(config, far))
     assert found.evidence == "The training took 100 s instead of 50 s"
+
+
+def test_an_early_end_is_no_wrong_estimate() -> None:
+    """The estimate is of all steps; the peak of memory is the same after some of them."""
+    short = {"trained_tokens": 1000, "tokens_per_second": 10.0, "estimated_seconds": 500, "stopped_early": True}
+    assert advice_on_estimate(make_config(), make_results(**short)) == ()
+    large = make_results(**short, peak_memory_bytes=2**30, estimated_peak_memory_bytes=2**31)
+    (found,) = spoken(advice_on_estimate(make_config(), large))
+    assert "The training took" not in found.evidence

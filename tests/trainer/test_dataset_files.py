@@ -111,6 +111,8 @@ def test_a_split_that_is_not_there_is_reported_with_what_is(
         (["data/train-00000-of-00002.jsonl.gz", "data/train-00001-of-00002.json.zst", "test-0-of-1.csv"], (0, 1)),
         (["train.jsonl.gz", "test.csv.zst", "README.md", ".gitattributes"], (0,)),
         (["train.jsonl", "images.zip", "test.jsonl.bz2"], (0,)),
+        (["._train.jsonl", "train.jsonl", "data/.train.csv", ".cache/train.parquet", ".git/train.zip"], (1,)),
+        ([".old-00000-of-00001.parquet", "train-00000-of-00001.parquet", "rows.jsonl"], (1,)),
     ],
 )
 def test_training_files_are_reported_by_name(names: list[str], chosen: tuple[Any, ...]) -> None:
@@ -122,6 +124,7 @@ def test_training_files_are_reported_by_name(names: list[str], chosen: tuple[Any
     ("names", "sentence"),
     [
         (["a.txt", "b.arrow"], f"x: it holds no file that ends in {ENDINGS} (found a.txt, b.arrow)"),
+        ([".a.jsonl"], f"x: it holds no file that ends in {ENDINGS} (found .a.jsonl; hidden files are not read)"),
         (
             ["main/train-00000-of-00001.parquet", "socratic/train-00000-of-00001.parquet"],
             "x: it holds several subsets (main, socratic)",
@@ -191,6 +194,23 @@ def test_compressed_rows_of_a_folder_are_read_and_other_text_and_folders_are_men
     assert caplog.messages == [
         f"dataset.uri is pvc://data/set: not read: notes.txt, more/; names of files that are read end in {ENDINGS}"
     ]
+
+
+def test_hidden_rows_of_a_folder_are_left_alone(tmp_path: Path) -> None:
+    """What a Mac or an editor leaves beside a file is none; what is named itself is read."""
+    for name in ("a.jsonl", "._a.jsonl", ".old.jsonl", ".set/b.jsonl"):
+        tiny.write_jsonl(tmp_path / "data/set" / name, [{"text": "a"}])
+    tiny.write_jsonl(tmp_path / "data/hidden/.old.jsonl", [{"text": "a"}])
+
+    def found(address: str) -> list[str]:
+        config = make_config(dataset={"uri": f"pvc://data/{address}"})
+        return [name for name, _ in locate(config.dataset, Volumes(claims=tmp_path), Hub())]
+
+    assert found("set") == ["a.jsonl"]
+    assert found("set/.old.jsonl") == [".old.jsonl"]
+    assert found("set/.set") == ["b.jsonl"]
+    with pytest.raises(NotFoundError, match=re.escape("(found .old.jsonl; hidden files are not read)")):
+        found("hidden")
 
 
 def test_an_archive_in_a_config_map_is_refused_by_its_key(tmp_path: Path) -> None:

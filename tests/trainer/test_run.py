@@ -175,7 +175,7 @@ def test_a_local_run_that_was_interrupted_goes_on_with_its_uid_or_with_resume(wo
 
 
 def _interrupted(workplace: Workplace, *arguments: str | Path, least: int = 1) -> tuple[int, int]:
-    """Start a run and interrupt it at the first step from `least` on that it is seen at; that step, and the saved one."""
+    """Interrupt a run at the first step from `least` on that it is seen at; return that step, and the saved one."""
     port = free_port()
     process = workplace.start(*arguments, "--metrics-port", str(port))
     try:

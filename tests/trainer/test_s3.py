@@ -456,12 +456,15 @@ def test_data_is_an_object_or_the_tables_of_a_folder(proxy: Proxy, tmp_path: Pat
 def test_a_folder_of_a_bucket_that_would_be_read_in_part_is_refused(
     proxy: Proxy, tmp_path: Path, admin: minio.Minio, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Compressed rows are read; what is of no kind that is read is named before anything is fetched, folders too."""
+    """Compressed rows are read, hidden ones by their own address alone; what is of no kind that is read is named before
+    anything is fetched, folders too."""
     rows = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.chats(3))
     hub = Hub(environment=environment(proxy, tmp_path / "home"))
     dataset = make_config(dataset={"uri": "s3://models/parts"}).dataset
-    for key in ("parts/a.jsonl", "parts/b.jsonl.gz"):
+    for key in ("parts/a.jsonl", "parts/b.jsonl.gz", "parts/.old.jsonl"):
         admin.fput_object("models", key, str(rows))
+    own = make_config(dataset={"uri": "s3://models/parts/.old.jsonl"}).dataset
+    assert [name for name, _ in locate(own, Volumes(), hub)] == [".old.jsonl"]
     assert [name for name, _ in locate(dataset, Volumes(), hub)] == ["a.jsonl", "b.jsonl.gz"]
     assert caplog.messages == []
     admin.fput_object("models", "parts/more/d.jsonl", str(rows))

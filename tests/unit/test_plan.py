@@ -345,6 +345,28 @@ def test_main_memory_that_is_less_than_estimated_is_noted(
     assert not any("spec.resources.memory" in advice["message"] for advice in found["advice"])
 
 
+def test_main_memory_of_a_divided_mixture_counts_its_experts(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the GPU is known, as preflight does; else they are said to come on top, if a GPU shown divides the base."""
+    more = "of main memory more for a copy of the experts; --gpu, or the GPU in resources, tells whether it is"
+    write(MIXTRAL, resources={"gpus": 4, "gpuMinMemoryGiB": 80, "memory": "32Gi"})
+    found = json.loads(printed(capsys, "-o", "json"))
+    assert found["preflight"]["sharded_over"] == 4
+    assert found["pod_memory_bytes"] == found["preflight"]["pod_memory_bytes"] > 90 * 2**30
+    assert any(note.startswith("resources.memory gives 32.0 GiB, less than that") for note in found["notes"])
+    text = " ".join(printed(capsys).split())
+    assert f"Main memory of each pod (resources.memory): about {found['pod_memory_bytes'] / 2**30:.1f} GiB." in text
+    assert more not in text
+    write(MIXTRAL, resources={"gpus": 4})
+    assert f"Note: a base that is divided over GPUs takes 84.0 GiB {more}." in " ".join(printed(capsys).split())
+    for config, spec in (
+        (MIXTRAL, {"resources": {"gpus": 1}}),
+        (llama(), {"resources": {"gpus": 4}}),
+        (MIXTRAL, {"resources": {"gpus": 4}, "output": {"uri": "pvc://adapters/tone", "merge": "Merged"}}),
+    ):
+        write(config, **spec)
+        assert more not in " ".join(printed(capsys).split())
+
+
 def test_a_claim_that_is_not_there_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the way out."""
     write(model={"uri": "pvc://models/l3"})

@@ -96,5 +96,8 @@ def found() -> Mapping[str, str]:
         "19.6 GB": f"{defaults[0]:.2f} GB; in NF4 {defaults[1]:.2f} GB",
         "Dropout": f"{dropped:+.0%}",
         "1 MB": f"{cast / 1e6:.2f} MB",
-        "12,473": f"{fast.tokens_per_s:,.0f} tokens/s at an assumed 40 % of the peak; 12,473 are {share:.0%} at 4N",
+        "12,473": (
+            f"{fast.tokens_per_s:,.0f} tokens/s at an assumed 40 % of the peak; "
+            f"12,473 are {share:.0%} at 4N, N all parameters"
+        ),
     }

@@ -1,5 +1,6 @@
 """What a run would take, without a GPU, a cluster or PyTorch: the shape of its model read, and the fit model asked."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu, gib
 from lora_trainer.contract.fit.options import OnGpu, Row, on_gpu, rows
 from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.pod import pod_memory, presumed
+from lora_trainer.contract.fit.pod import expert_copies, presumed
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.reasons import Reason
@@ -79,7 +80,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
     setting = presumed(config, shape)
     only = gpus[0] if len(asked.gpus) == 1 else None
     planned = plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only, share=share)
-    main_memory = pod_memory(config, shape, adapter)
+    on_gpus = tuple(on_gpu(config, shape, adapter, gpu, shown, share=share) for gpu in gpus)
     return Plan(
         run=config.run.name,
         model=config.model.uri,
@@ -94,15 +95,15 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         micro_batch_tokens=setting.tokens,
         longest_row=setting.row,
         learned_share=setting.learned,
-        pod_memory_bytes=main_memory,
+        pod_memory_bytes=planned.pod_memory_bytes,
         preflight=planned,
         share_percent=asked.share_percent,
         trained_tokens=_trained(config, asked.tokens),
         rows=rows(config, shape, adapter, shown),
-        gpus=tuple(on_gpu(config, shape, adapter, gpu, shown, share=share) for gpu in gpus),
+        gpus=on_gpus,
         spread=shape.spread,
         doubts=shape.doubts,
-        notes=_notes(config, adapter, asked, planned, main_memory),
+        notes=(*_notes(config, adapter, asked, planned), *_on_copies(config, shape, planned, on_gpus)),
         advice=spoken(before(config, None, planned if planned.device_bytes else None, shape)),
     )
 
@@ -113,10 +114,19 @@ def _trained(config: TrainConfig, tokens: int | None) -> int | None:
     return None if tokens is None or epochs is None else round(tokens * epochs)
 
 
-def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan, main_memory: int) -> tuple[str, ...]:
+def _on_copies(config: TrainConfig, shape: Shape, planned: RunPlan, gpus: Iterable[OnGpu]) -> tuple[str, ...]:
+    """That main memory is without the experts' copies, where it is not known whether the base is divided."""
+    copies = expert_copies(config, shape)
+    if planned.device is not None or not copies or not any(gpu.default.divided for gpu in gpus):
+        return ()
+    more = f"{gib(copies)} of main memory more for a copy of the experts"
+    return (f"a base that is divided over GPUs takes {more}; --gpu, or the GPU in resources, tells whether it is",)
+
+
+def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan) -> tuple[str, ...]:
     notes = list(adapter.notes)
     given = config.device.pod_memory_bytes
-    if given is not None and given < main_memory:
+    if given is not None and given < planned.pod_memory_bytes:
         notes.append(
             f"resources.memory gives {gib(given)}, less than that; preflight asks again with the data's own rows"
         )

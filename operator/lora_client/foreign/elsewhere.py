@@ -11,6 +11,7 @@ SPEED = "fast paths are taken here where they prove themselves on the device"
 HUB = "output.uri: hf://organisation/name publishes there"
 ALWAYS = "is always so here"
 UNSAFE = "code of a model's repository is never run here"
+ABSENT = "is not offered"
 FORMAT = "training.kernels and the plan decide this here"
 TEMPLATE = "the model's own chat template is used; dataset.chatTemplate names another"
 NO_FIELD: Mapping[str, str] = {
@@ -85,5 +86,24 @@ NO_FIELD: Mapping[str, str] = {
     "local_rank": SCALE,
     "metric_for_best_model": "the lowest held-out loss is the best",
     "load_best_model_at_end": "earlyStoppingPatience takes the best",
+    "inference_mode": OWN,
+    "fan_in_fan_out": OWN,
+    "peft_version": OWN,
+    "auto_mapping": OWN,
+    "ensure_weight_tying": OWN,
+    "megatron_core": SCALE,
+    "megatron_config": SCALE,
+    "layers_pattern": "layers are counted in the model's own list of them",
+    "peft_layers_pattern": "layers are counted in the model's own list of them",
+    "lora_bias": "biases are not trained",
+    "layer_replication": ABSENT,
+    "loftq_config": ABSENT,
+    "eva_config": ABSENT,
+    "corda_config": ABSENT,
+    "arrow_config": ABSENT,
+    "use_qalora": ABSENT,
+    "qalora_group_size": ABSENT,
+    "alora_invocation_tokens": ABSENT,
+    "trainable_token_indices": ABSENT,
 }
 """For any of the tools: the reason that is given."""

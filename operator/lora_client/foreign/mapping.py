@@ -118,27 +118,6 @@ def precision(c: Conversion) -> None:
         c.set("training.precision", Precision.FP32.value, "bf16", "fp16")
 
 
-def targets(c: Conversion, name: str, *, everything: str = "") -> None:
-    """All linear modules, or a list of names, as a list or with commas between them. `everything` is an option that
-    takes all."""
-    value = c.get(name)
-    if everything:
-        c.set("lora.layers", "AllLinear", everything)
-        return
-    if str(value).strip().lower() in ("all-linear", "all", "all_linear"):
-        c.set("lora.layers", "AllLinear", name)
-        return
-    if value is None:
-        return
-    if isinstance(value, str):
-        if any(letter in value for letter in "()|*^$\\"):
-            c.leave(name, "regular expressions are not taken: list the names in lora.targetModules")
-            return
-        value = value.replace(",", " ").split()
-    modules = [str(module) for module in value]
-    c.set("lora.targetModules", modules, name)
-
-
 def length(c: Conversion, epochs: str, *, default: float) -> None:
     """`max_steps` above 0 wins over epochs."""
     steps = c.get("max_steps")
@@ -229,21 +208,14 @@ def variants(c: Conversion, dora: str, rslora: str) -> None:
         c.set("lora.scaling", "RankStabilized", rslora)
 
 
-def modules_to_save(c: Conversion, name: str) -> None:
-    """Modules that are trained whole."""
-    value = c.get(name)
-    if value:
-        modules = value.replace(",", " ").split() if isinstance(value, str) else [str(module) for module in value]
-        c.set("lora.modulesToSave", modules, name)
-
-
 def model(c: Conversion, name: str) -> None:
     """A name on the Hub; a folder has to come onto a claim first."""
     value = str(c.get(name, ""))
-    revision = c.get("model_revision", c.get("revision_of_model"))
+    revisions = ("model_revision", "revision_of_model", "revision")
+    revision = next((c.get(one) for one in revisions if c.get(one)), None)
     if on_the_hub(value):
         ending = f"@{revision}" if revision and revision != "main" else ""
-        c.set("model.uri", f"hf://{value}{ending}", name)
+        c.set("model.uri", f"hf://{value}{ending}", name, *revisions)
         return
     c.fields["model.uri"] = MISSING_MODEL
     c.to_fill.append(

@@ -8,6 +8,7 @@ src/axolotl/core/builders/base.py; src/llamafactory/hparams.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lora_client.foreign import adapted
 from lora_client.foreign import mapping as m
 from lora_client.foreign.elsewhere import ALWAYS, FORMAT, NO_FIELD, OWN, PLACE, SPEED, TEMPLATE
 from lora_client.foreign.mapping import Conversion
@@ -27,7 +28,8 @@ _PEFT_EXAMPLE: Mapping[str, Any] = {
 
 def trl(c: Conversion, gpus: int) -> None:
     """TRL's `trl sft` and scripts with `SFTConfig`, `ModelConfig` and PEFT's `LoraConfig`."""
-    m.model(c, "model_name_or_path")
+    base = "base_model_name_or_path"
+    m.model(c, base if base in c.options and "model_name_or_path" not in c.options else "model_name_or_path")
     m.dataset(c, "dataset_name", c.get("dataset_name"))
     if c.get("dataset_train_split", "train") != "train":
         c.set("dataset.split", str(c.get("dataset_train_split")), "dataset_train_split")
@@ -38,8 +40,14 @@ def trl(c: Conversion, gpus: int) -> None:
     c.decimal("lora_dropout", "lora.dropout", silent["lora_dropout"])
     adapts = c.truth("use_peft") or c.truth("use_peft_lora") or by_peft
     _full(c, "use_peft", adapts)
+    if str(c.get("peft_type", "LORA")).upper() != "LORA":
+        c.leave("peft_type", "LoRA is what is trained")
     _trl_targets(c, adapts, silent)
-    m.modules_to_save(c, "lora_modules_to_save" if "lora_modules_to_save" in c.options else "modules_to_save")
+    adapted.modules(c, _prefixed(c, "modules_to_save"), "lora.modulesToSave")
+    adapted.modules(c, "exclude_modules", "lora.excludeModules")
+    adapted.layers(c, "layers_to_transform")
+    adapted.patterns(c)
+    adapted.modules(c, _prefixed(c, "target_parameters"), "lora.targetParameters")
     m.variants(c, "use_dora", "use_rslora")
     _init(c, "init_lora_weights")
     m.quantization(c)
@@ -80,11 +88,16 @@ def trl(c: Conversion, gpus: int) -> None:
         c.leave(name, why)
 
 
+def _prefixed(c: Conversion, name: str) -> str:
+    """TRL's name of an option, else PEFT's."""
+    return f"lora_{name}" if f"lora_{name}" in c.options else name
+
+
 def _trl_targets(c: Conversion, adapts: bool, silent: Mapping[str, Any]) -> None:
     names = ("lora_target_modules", "target_modules")
     given = next((name for name in names if c.get(name) is not None), "")
     if given:
-        m.targets(c, given)
+        adapted.targets(c, given)
     elif names[0] in silent:
         c.set("lora.targetModules", silent[names[0]].split(","))
     elif adapts:
@@ -114,12 +127,14 @@ def axolotl(c: Conversion, gpus: int) -> None:
     c.number("lora_alpha", "lora.alpha")
     c.decimal("lora_dropout", "lora.dropout", 0.0)
     everything = c.truth("lora_target_linear")
-    m.targets(c, "lora_target_modules", everything="lora_target_linear" if everything else "")
+    adapted.targets(c, "lora_target_modules", everything="lora_target_linear" if everything else "")
     if everything:
         c.leave("lora_target_modules", "lora_target_linear takes all")
     elif c.get("lora_target_modules") is None:
         c.unsaid("lora_target_modules", "Axolotl has no default: lora.layers has its own")
-    m.modules_to_save(c, "lora_modules_to_save")
+    adapted.modules(c, "lora_modules_to_save", "lora.modulesToSave")
+    adapted.modules(c, "lora_target_parameters", "lora.targetParameters")
+    adapted.layers(c, "peft_layers_to_transform")
     m.variants(c, "peft_use_dora", "peft_use_rslora")
     _init(c, "peft_init_lora_weights")
     m.quantization(c)
@@ -145,6 +160,7 @@ def axolotl(c: Conversion, gpus: int) -> None:
     m.held_out(c, "val_set_size")
     _common(c)
     _wandb(c)
+    _mlflow(c)
     for name, why in (
         ("model_type", "the kind of model is read from its configuration"),
         ("tokenizer_type", "the tokenizer is read from its configuration"),
@@ -170,6 +186,9 @@ def axolotl(c: Conversion, gpus: int) -> None:
         ("wandb_name", "metadata.name is the run's name"),
         ("wandb_run_id", "metadata.name is the run's name"),
         ("wandb_log_model", PLACE),
+        ("mlflow_tracking_uri", "the operator's configuration has the server's address"),
+        ("mlflow_run_name", "metadata.name is the run's name"),
+        ("hf_mlflow_log_artifacts", PLACE),
     ):
         c.leave(name, why)
 
@@ -211,8 +230,8 @@ def llama_factory(c: Conversion, gpus: int) -> None:
     c.number("lora_alpha", "lora.alpha", 2 * int(c.fields.get("lora.rank", 8)))
     c.decimal("lora_dropout", "lora.dropout", 0.0)
     c.get("lora_target")
-    m.targets(c, "lora_target", everything="" if "lora_target" in c.options else "lora_target")
-    m.modules_to_save(c, "additional_target")
+    adapted.targets(c, "lora_target", everything="" if "lora_target" in c.options else "lora_target")
+    adapted.modules(c, "additional_target", "lora.modulesToSave")
     m.variants(c, "use_dora", "use_rslora")
     if c.truth("pissa_init"):
         c.set("lora.init", "PiSSA", "pissa_init")
@@ -325,6 +344,18 @@ def _wandb(c: Conversion) -> None:
         c.set("tracking.kind", "WandB", "wandb_project")
         c.set("tracking.project", str(c.get("wandb_project")), "wandb_project")
         c.to_fill.append("tracking.secretRef: the name of a Secret with the key WANDB_API_KEY")
+
+
+def _mlflow(c: Conversion) -> None:
+    if not c.truth("use_mlflow") and not c.get("mlflow_experiment_name"):
+        return
+    if "tracking.kind" in c.fields:
+        c.leave("use_mlflow", "a run has one tracker")
+        c.leave("mlflow_experiment_name", "a run has one tracker")
+        return
+    c.set("tracking.kind", "MLflow", "use_mlflow", "mlflow_experiment_name")
+    if c.get("mlflow_experiment_name"):
+        c.set("tracking.project", str(c.get("mlflow_experiment_name")), "mlflow_experiment_name")
 
 
 def rest(c: Conversion) -> None:

@@ -1,5 +1,8 @@
 """Single options of other tools come to what they mean there, or are named with the reason."""
 
+import json
+from typing import Any
+
 import pytest
 
 from lora_client.foreign.convert import convert
@@ -37,6 +40,132 @@ FACTORY = "model_name_or_path: a/b\nfinetuning_type: lora\n"
 def test_an_option_comes_to_what_it_means(text: str, field: str, value: str) -> None:
     """Where two decide, that of the tool which wins."""
     assert convert(text, name="x").manifest["spec"]["training"][field] == value
+
+
+PEFT = "python train.py --model_name_or_path a/b --r 8 --target_modules q_proj --lora_dropout 0 "
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        (f"{PEFT} --exclude_modules lm_head", "excludeModules", ["lm_head"]),
+        (f"{PEFT} --exclude_modules lm_head mlp.down_proj", "excludeModules", ["lm_head", "mlp.down_proj"]),
+        (f"{PEFT} --layers_to_transform 7", "layerIndices", [7]),
+        (f"{PEFT} --layers_to_transform 0 1 2", "layerIndices", [0, 1, 2]),
+        (f"{PEFT} --layers_to_transform 0,1", "layerIndices", [0, 1]),
+        (f"""{PEFT} --rank_pattern '{{"q_proj": 32}}'""", "rankPattern", {"q_proj": 32}),
+        (f"""{PEFT} --alpha_pattern '{{"attn.q_proj": 64.0}}'""", "alphaPattern", {"attn.q_proj": 64}),
+        (f"{PEFT} --target_parameters experts.gate_up_proj", "targetParameters", ["experts.gate_up_proj"]),
+        (f"{TRL} --lora_target_parameters experts.a experts.b", "targetParameters", ["experts.a", "experts.b"]),
+        (f"{AXOLOTL}peft_layers_to_transform: [0, 3]\n", "layerIndices", [0, 3]),
+        (f"{AXOLOTL}lora_target_parameters: [experts.down_proj]\n", "targetParameters", ["experts.down_proj"]),
+    ],
+)
+def test_what_a_field_of_the_adapter_takes_is_taken_over(text: str, field: str, value: object) -> None:
+    """Lists, numbers and maps in the shape that the field has, and without a word of what is left."""
+    found = convert(text, name="x")
+    assert found.manifest["spec"]["lora"][field] == value
+    option = next(option for option, path in found.mapped if path == f"lora.{field}")
+    assert option not in {name for name, _, _ in found.left}
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "kept"),
+    [
+        (f"{PEFT} --exclude_modules 'mlp.+'", ("exclude_modules", "mlp.+"), {}),
+        (f"{PEFT} --layers_to_transform -1", ("layers_to_transform", "-1"), {}),
+        (f"{PEFT} --layers_to_transform last", ("layers_to_transform", "last"), {}),
+        (
+            f"""{PEFT} --rank_pattern '{{"^model.layers.0.*": 4, "v_proj": 2}}'""",
+            ("rank_pattern[^model.layers.0.*]", "4"),
+            {"rankPattern": {"v_proj": 2}},
+        ),
+        (f"""{PEFT} --alpha_pattern '{{"q_proj": 1.5}}'""", ("alpha_pattern[q_proj]", "1.5"), {}),
+        (f"{PEFT} --target_parameters 'experts.[a-z]+'", ("target_parameters", "experts.[a-z]+"), {}),
+        (f"{PEFT.replace('q_proj', '.+_proj')}", ("target_modules", ".+_proj"), {}),
+    ],
+)
+def test_a_pattern_that_a_field_cannot_take_is_named(text: str, left: tuple[str, str], kept: dict[str, Any]) -> None:
+    """Alone, where the rest of a map can be taken over."""
+    found = convert(text, name="x")
+    assert left in [entry[:2] for entry in found.left]
+    fields = ("excludeModules", "layerIndices", "rankPattern", "alphaPattern", "targetParameters")
+    assert {key: value for key, value in found.manifest["spec"]["lora"].items() if key in fields} == kept
+
+
+ADAPTER_CONFIG = {
+    "alpha_pattern": {},
+    "base_model_name_or_path": "acme/base",
+    "bias": "none",
+    "eva_config": None,
+    "exclude_modules": None,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "layer_replication": None,
+    "layers_pattern": None,
+    "layers_to_transform": [1],
+    "loftq_config": {},
+    "lora_alpha": 16,
+    "lora_bias": False,
+    "lora_dropout": 0.0,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "peft_version": "0.18.0",
+    "qalora_group_size": 16,
+    "r": 8,
+    "rank_pattern": {"v_proj": 4},
+    "revision": "abc",
+    "target_modules": ["q_proj", "v_proj"],
+    "target_parameters": ["experts.down_proj"],
+    "task_type": "CAUSAL_LM",
+    "use_dora": False,
+    "use_qalora": False,
+    "use_rslora": False,
+}
+
+
+def test_an_adapter_brings_its_base_and_its_shape() -> None:
+    """PEFT's adapter_config.json, of which nothing is unknown."""
+    found = convert(json.dumps(ADAPTER_CONFIG), name="x")
+    assert found.manifest["spec"]["model"] == {"uri": "hf://acme/base@abc"}
+    assert found.manifest["spec"]["lora"] == {
+        "rank": 8,
+        "alpha": 16,
+        "dropout": "0",
+        "targetModules": ["q_proj", "v_proj"],
+        "layerIndices": [1],
+        "rankPattern": {"v_proj": 4},
+        "targetParameters": ["experts.down_proj"],
+    }
+    assert ("base_model_name_or_path, revision", "model.uri") in found.mapped
+    assert not [name for name, _, why in found.left if why.startswith("this release knows no such option")]
+    assert not [entry for entry in found.to_fill if entry.startswith("model.uri")]
+
+
+def test_an_adapter_of_no_linear_module_is_said_to_have_some_here() -> None:
+    """An empty list is what PEFT asks for beside parameters, and no value of the field."""
+    found = convert(json.dumps({**ADAPTER_CONFIG, "target_modules": []}), name="x")
+    assert "targetModules" not in found.manifest["spec"]["lora"]
+    assert ("target_modules", "[]") in [entry[:2] for entry in found.left]
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (f"{AXOLOTL}mlflow_experiment_name: tones\n", {"kind": "MLflow", "project": "tones"}),
+        (f"{AXOLOTL}use_mlflow: true\nmlflow_tracking_uri: http://mlflow:5000\n", {"kind": "MLflow"}),
+        (f"{AXOLOTL}wandb_project: p\nmlflow_experiment_name: tones\n", {"kind": "WandB", "project": "p"}),
+        (f"{AXOLOTL}use_mlflow: false\n", None),
+    ],
+)
+def test_the_curves_go_to_the_tracker_of_axolotl(text: str, want: dict[str, str] | None) -> None:
+    """To one of them: where there are two, the other is named."""
+    found = convert(text, name="x")
+    assert found.manifest["spec"].get("tracking") == want
+    assert ("mlflow_experiment_name" in {name for name, _, _ in found.left}) is ("wandb_project" in text)
+    assert not [name for name, _, why in found.left if why.startswith("this release knows no such option")]
 
 
 @pytest.mark.parametrize(

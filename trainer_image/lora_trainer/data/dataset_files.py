@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from lora_trainer.contract.config import DatasetConfig
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, parse_uri
-from lora_trainer.data.file_kinds import ENDINGS, file_kind, holds_unread_rows, may_hold_rows, some
+from lora_trainer.data.file_kinds import ENDINGS, file_kind, holds_unread_rows, is_hidden, may_hold_rows, some
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.roles import Role
@@ -74,10 +74,12 @@ def _bucket_files(role: Role, uri: S3Uri, hub: Hub) -> Files:
     from lora_trainer.places.s3_source import fetch_data  # noqa: PLC0415 - a quarter second that other runs do not pay
 
     def tables(names: Sequence[str]) -> tuple[str, ...]:
-        found = tuple(name for name in names if file_kind(name))
+        # The name of an object that the address itself names is the only one, and may be hidden.
+        own = PurePosixPath(uri.key).name
+        found = tuple(name for name in names if file_kind(name) and (name == own or not is_hidden(name)))
         if not found:
             raise DatasetError(
-                f"{role.field} is {uri}: it holds no file that ends in {ENDINGS} (found {some(names)}); "
+                f"{role.field} is {uri}: it holds no file that ends in {ENDINGS} ({_present(names)}); "
                 "convert it to Parquet or JSONL"
             )
         folders = [name for name in names if name.endswith("/")]
@@ -101,13 +103,10 @@ def _claim_files(role: Role, uri: ClaimUri, volumes: Volumes) -> Files:
         raise _missing(role, str(uri), volumes.not_mounted(uri))
     if path.is_dir():
         present = plain_files(path, str(uri))
-        files = tuple(file for file in present if file_kind(file.name))
+        files = tuple(file for file in present if file_kind(file.name) and not is_hidden(file.name))
         if not files:
-            raise _missing(
-                role,
-                str(uri),
-                f"the folder holds no file that ends in {ENDINGS} (found {some(f.name for f in present)})",
-            )
+            names = [file.name for file in present]
+            raise _missing(role, str(uri), f"the folder holds no file that ends in {ENDINGS} ({_present(names)})")
         folders = [f"{entry.name}/" for entry in sorted(path.iterdir()) if entry.is_dir()]
         _check_folder(role, uri, [file.name for file in present], folders)
         return tuple((file.name, file) for file in files)
@@ -142,6 +141,12 @@ def _check_left_out(names: Iterable[str], doubtful: Sequence[str], where: str, r
         log.warning("%s: not read: %s; names of files that are read end in %s", where, some(doubtful), ENDINGS)
 
 
+def _present(names: Sequence[str]) -> str:
+    """What is there where nothing is read, as the part of a sentence."""
+    hidden = any(file_kind(name) and is_hidden(name) for name in names)
+    return f"found {some(names)}{'; hidden files are not read' if hidden else ''}"
+
+
 def _missing(role: Role, address: str, what: str) -> NotFoundError:
     return NotFoundError(f"{role.field} is {address}: {what}", Reason.DATASET_NOT_FOUND)
 
@@ -151,13 +156,13 @@ def choose_split(names: Sequence[str], splits: Sequence[str], *, where: str) -> 
 
     Shards (`data/train-00000-of-00005.parquet`) name their split exactly. Other files are known by whole words in their
     paths; for the split train, files that are named for no split at all count where none is named so. A split is
-    refused of which a file would be left out, since it is of a kind that is not read.
+    refused of which a file would be left out, since it is of a kind that is not read. Hidden files are of none.
     """
-    tables = [name for name in names if file_kind(name) or holds_unread_rows(name)]
-    tables = [name for name in tables if PurePosixPath(name).name not in _METADATA]
+    seen = [name for name in names if not is_hidden(name) and PurePosixPath(name).name not in _METADATA]
+    tables = [name for name in seen if file_kind(name) or holds_unread_rows(name)]
     if not any(file_kind(name) for name in tables):
         raise DatasetError(
-            f"{where}: it holds no file that ends in {ENDINGS} (found {some(names)}); "
+            f"{where}: it holds no file that ends in {ENDINGS} ({_present(names)}); "
             "convert it to Parquet or JSONL and upload that, or put it on a volume"
         )
     shards = {name: match["split"] for name in tables if (match := _SHARD.fullmatch(name))}
@@ -166,7 +171,7 @@ def choose_split(names: Sequence[str], splits: Sequence[str], *, where: str) -> 
     for split in splits:
         chosen = [name for name in shards if shards[name] == split] if shards else _by_words(tables, split)
         if chosen:
-            doubtful = [] if shards else _by_words([name for name in names if may_hold_rows(name)], split)
+            doubtful = [] if shards else _by_words([name for name in seen if may_hold_rows(name)], split)
             _check_left_out(chosen, doubtful, f"{where}, split {split}", _COPY)
             _check_one_subset(chosen if shards else (), where)
             return tuple(chosen)

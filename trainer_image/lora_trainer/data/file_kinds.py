@@ -36,6 +36,11 @@ def file_kind(name: str) -> FileKind | None:
     return FileKind(suffix=found["text"] or found["parquet"], compression=found["compression"] or "")
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file of this name or path, or a folder on its way, is one that others keep for themselves."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
 def holds_unread_rows(name: str) -> bool:
     """Whether a file of this name or path is an archive or a table of a kind that is not read."""
     path = PurePosixPath(name)

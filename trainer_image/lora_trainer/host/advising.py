@@ -12,12 +12,12 @@ _STEPS = {Reason.LOSS_DIVERGED: DIVERGED_STEPS, Reason.NON_FINITE_LOSS: BAD_STEP
 
 
 def advice_on_estimate(config: TrainConfig, results: Results) -> tuple[Advice, ...]:
-    """Whether peak memory and the duration of all steps were far from the plan's."""
+    """Whether peak memory and the duration of all steps were far from the plan's; an early end took fewer of them."""
     estimate = Estimate(
         peak_bytes=results.peak_memory_bytes,
         seconds=results.trained_tokens / max(results.tokens_per_second, 1e-9),
         estimated_peak_bytes=results.estimated_peak_memory_bytes,
-        estimated_seconds=results.estimated_seconds,
+        estimated_seconds=None if results.stopped_early else results.estimated_seconds,
     )
     return of_estimate(config, estimate)
 

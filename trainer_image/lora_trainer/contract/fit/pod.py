@@ -18,9 +18,14 @@ def pod_memory(
     from one tensor each: then the processes take turns, and one copy is there at a time.
     """
     setting = presumed(config, shape, load)
-    copies = setting.size * shape.experts if divided else 0
+    copies = expert_copies(config, shape) if divided else 0
     training = copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
     return max(training, merge_memory(config, shape.parameters, shape))
+
+
+def expert_copies(config: TrainConfig, shape: Shape) -> int:
+    """Bytes of main memory that a base takes on top while it is read divided."""
+    return presumed(config, shape).size * shape.experts
 
 
 def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
