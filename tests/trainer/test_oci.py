@@ -21,6 +21,7 @@ from lora_trainer.places.oci import Registry
 from lora_trainer.places.sink_oci import OciSink
 
 PASSWORD = "PASSWORD-of-the-tests"
+INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +102,17 @@ def test_a_tag_of_another_is_not_moved(proxy: Proxy, tmp_path: Path) -> None:
     third.registry.put_manifest(f"v1-{run_suffix('uid-3')}", content)
     with pytest.raises(StorageError, match="both hold something already: nothing is overwritten"):
         third.check()
+
+
+def test_a_tag_that_holds_an_image_for_several_architectures_is_not_moved(proxy: Proxy, tmp_path: Path) -> None:
+    """To who accepts no index a registry says that there is no such tag."""
+    place = sink(proxy, "acme/image")
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+    body = json.dumps(index).encode()
+    assert place.registry._request("PUT", "manifests/v1", headers={"Content-Type": INDEX}, body=body).status == 201
+    published = place.publish(write_adapter(tmp_path / "staged"))
+    assert f":v1-{run_suffix('uid-1')}@sha256:" in published.uri
+    assert document(place, "v1") == index
 
 
 @pytest.mark.parametrize("path", ["*/blobs/uploads/*", "*/manifests/sha256:*"])

@@ -166,6 +166,17 @@ def test_an_upload_that_a_killed_attempt_began_is_ended(proxy: Proxy, tmp_path: 
     assert left == ["team/outside/x"]
 
 
+@pytest.mark.parametrize("status", [403, 501])
+def test_rights_on_interrupted_uploads_are_not_needed_to_publish(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """They are others than those to read, write and list, and a training is not to end for want of them."""
+    proxy.inject(Fault(path="*uploads*", method="GET", status=status, times=None))
+    assert sink(proxy).publish(write_adapter(tmp_path / "staged")).uri == str(OUT)
+    assert names(admin) == WHOLE
+    assert "what an interrupted upload may have left in s3://models/team/out stays there" in caplog.text
+
+
 @pytest.mark.fault("C11.published")
 def test_a_result_that_reads_back_wrong_is_not_published(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Sent again once; then the manifest, which would vouch for it, is not written."""

@@ -166,6 +166,12 @@ def test_what_the_hub_holds_is_compared_with_what_was_sent(server: HubServer, tm
         ({"OUTPUT_HF_TOKEN": ""}, REPO, AccessDeniedError, "takes nothing without a token; name in output.secretRef"),
         ({"OUTPUT_HF_TOKEN": "hf_unknown"}, REPO, AccessDeniedError, "the Hub answered 401; name in output.secretRef"),
         ({"OUTPUT_HF_TOKEN": "hf_reader"}, REPO, AccessDeniedError, "may only read; make one that may write"),
+        (
+            {},
+            "other/tone",
+            AccessDeniedError,
+            "is of tester, who is no member of it; write to hf://tester/tone, or take",
+        ),
         ({"HF_HUB_OFFLINE": "1"}, REPO, ConfigError, "the Hub may not be asked (HF_HUB_OFFLINE)"),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, TransientError, "the Hub cannot be reached"),
     ],

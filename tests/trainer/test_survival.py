@@ -386,6 +386,27 @@ def test_the_best_weights_are_kept_and_taken_and_patience_ends_the_run(bench: Be
     assert all(torch.equal(best[name], value) for name, value in weights(again).items())
 
 
+@pytest.mark.parametrize(
+    ("losses", "patience", "steps", "best_step"),
+    [([], None, 9, None), ([1.5, 0.5, 0.9, 0.8, 0.7], 5, 9, 6), ([1.5, 1.4, 1.3, 1.2, 1.1], 6, 9, 2)],
+    ids=["the last weights", "the best", "the best before"],
+)
+def test_another_run_goes_on_where_one_stopped_early(
+    bench: Bench, losses: list[float], patience: int | None, steps: int, best_step: int | None
+) -> None:
+    """With its own patience; without any, the weights after the last step are published and not that run's best."""
+    bench.evaluate = falling([2.0, 1.0, 1.2, 1.1])
+    stopped = bench.training(max_steps=9, eval_steps=1, early_stopping_patience=2).run()
+    assert (stopped.steps, stopped.stopped_early) == (4, True)
+    bench.evaluate = falling(losses)
+    training = bench.training(max_steps=9, eval_steps=1 if patience else None, early_stopping_patience=patience)
+    training.restore(bench.newest_state().taken_over(patient=patience is not None))
+    before = {name: value.clone() for name, value in weights(training).items()}
+    done = training.run()
+    assert (done.steps, done.best_step, done.stopped_early) == (steps, best_step, False)
+    assert any(not torch.equal(before[name], value) for name, value in weights(training).items())
+
+
 def test_an_evaluation_that_gave_no_number_is_never_the_best(bench: Bench) -> None:
     """No later one would be lower than it."""
     bench.evaluate = falling([math.nan, 1.0, 1.2])

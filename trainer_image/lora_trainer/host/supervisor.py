@@ -352,9 +352,11 @@ class Supervisor:
         return Ending(code=failure.code, summary=summary)
 
     def _saved_state(self) -> SavedState | None:
-        """The last checkpoint that this attempt wrote or went on from."""
+        """The last checkpoint that this attempt wrote or went on from, unless that is another run's."""
         step = self.progress.checkpoint_step or self.progress.resumed_step
         if step is None or self.workspace is None or self.workspace.uri is None:
+            return None
+        if not (self.workspace.folder / step_name(step)).is_dir():
             return None
         return SavedState(uri=f"{self.workspace.uri}/{step_name(step)}", step=step)
 

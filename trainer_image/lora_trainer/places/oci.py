@@ -24,6 +24,13 @@ from lora_trainer.places.network import RETRIED, http_pool
 from lora_trainer.places.roles import Role
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_ANY_MANIFEST = (
+    MANIFEST_TYPE,
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+"""What a tag may hold. Of a kind that is not accepted a registry says 404, as if the tag were free."""
 _CHUNK_BYTES = 2**20
 _LARGEST_MANIFEST = 4 * 2**20
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
@@ -52,7 +59,7 @@ class Registry:
 
     def manifest(self, reference: str) -> bytes | None:
         """The manifest of a tag or digest, None where there is none."""
-        answer = self._request("GET", f"manifests/{reference}", headers={"Accept": MANIFEST_TYPE})
+        answer = self._request("GET", f"manifests/{reference}", headers={"Accept": ", ".join(_ANY_MANIFEST)})
         if answer.status == 404:
             return None
         self._expect(answer, 200, f"the manifest {reference}")

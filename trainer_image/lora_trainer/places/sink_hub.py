@@ -6,6 +6,7 @@ the result then goes into `<name>-<suffix of the run>`, never over it.
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,20 @@ class HubSink:
             raise Role.OUTPUT.denied(
                 f"output.uri is {self.uri}: the token in output.secretRef may only read; make one that may write"
             )
+        self._check_namespace(who)
         self._free_place()
+
+    def _check_namespace(self, who: Mapping[str, Any]) -> None:
+        """Raises `AccessDeniedError` where the token's owner is no writing member of the repository's namespace."""
+        name, namespace = str(who.get("name") or ""), self.uri.repo.partition("/")[0]
+        roles = {str(org.get("name")).lower(): str(org.get("roleInOrg") or "") for org in who.get("orgs") or ()}
+        if not name or namespace.lower() == name.lower() or roles.get(namespace.lower(), "read") != "read":
+            return
+        membership = "only reads there" if namespace.lower() in roles else "is no member of it"
+        raise Role.OUTPUT.denied(
+            f"output.uri is {self.uri}: the token in output.secretRef is of {name}, who {membership}; write to "
+            f"hf://{name}/{self.uri.repo.partition('/')[2]}, or take a token of a member of {namespace} that may write"
+        )
 
     def published(self) -> Published | None:
         """The repository whose manifest names this run."""

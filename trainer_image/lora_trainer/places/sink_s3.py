@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minio.error import S3Error
+from minio.error import MinioException, S3Error
 
 from lora_trainer.artifact.manifest import (
     MANIFEST,
@@ -24,7 +24,7 @@ from lora_trainer.artifact.manifest import (
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
-from lora_trainer.errors import StorageError, TransientError
+from lora_trainer.errors import StorageError, TransientError, one_sentence
 from lora_trainer.places.roles import upload_failed
 from lora_trainer.places.s3 import PART_BYTES, Connection, Item
 
@@ -113,11 +113,20 @@ class S3Sink:
         self.connection.client._put_object(mark.bucket, mark.key, self.uid.encode(), headers=dict(condition))
 
     def _abort_leftovers(self, place: S3Uri) -> None:
-        """End uploads that a killed attempt of this run began: their parts are paid for and seen by nobody."""
+        """End uploads that a killed attempt of this run began: their parts are paid for and seen by nobody.
+
+        These are rights of their own, which the result needs not.
+        """
         with self.connection.sentences(place):
-            found = self.connection.client._list_multipart_uploads(place.bucket, prefix=f"{place.key}/")
-            for upload in found.uploads:
-                self.connection.client._abort_multipart_upload(place.bucket, upload.object_name, str(upload.upload_id))
+            client = self.connection.client
+            try:
+                found = client._list_multipart_uploads(place.bucket, prefix=f"{place.key}/")
+                for upload in found.uploads:
+                    client._abort_multipart_upload(place.bucket, upload.object_name, str(upload.upload_id))
+            except MinioException as error:
+                log.warning(
+                    "what an interrupted upload may have left in %s stays there: %s", place, one_sentence(error)
+                )
 
     def _upload_all(self, place: S3Uri, folder: Path, manifest: Manifest) -> None:
         there = {item.key: item for item in self.connection.items(place)}

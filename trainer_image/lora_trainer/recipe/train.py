@@ -191,7 +191,8 @@ def _go_on(
     """Begin at a saved step, or with `goes_on` false at step 0 with the saved weights."""
     saved.log_start(goes_on=goes_on)
     saved.warn_of_changes(record.resolved, record.versions)
-    training.restore(state, weights_only=not goes_on)
+    patient = training.config.early_stopping_patience is not None
+    training.restore(state if saved.own else state.taken_over(patient=patient), weights_only=not goes_on)
     reporter.progress(**saved.progress(goes_on=goes_on))
 
 

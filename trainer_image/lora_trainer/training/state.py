@@ -8,7 +8,7 @@ with smaller micro-batches, draws what it drew before.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,16 @@ class State:
         tensors = [*self.adapter.values(), *(self.best or {}).values(), *_start_tensors(self.starts).values()]
         tensors += _tensors(self.optimizer)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + 256 * len(tensors) + 2**16
+
+    def taken_over(self, *, patient: bool) -> "State":
+        """For another run that goes on from here: an early stop was not its own, and it has all of its patience left.
+
+        The best evaluation counts for one that is `patient`; without patience the last weights are published.
+        """
+        before = self.course.best if patient else None
+        best = None if before is None else replace(before, waited=0)
+        course = replace(self.course, stopped_early=False, best=best)
+        return replace(self, course=course, best=None if best is None else self.best)
 
     def files(self, record: RunRecord) -> dict[str, Write]:
         """The files of its checkpoint."""
