@@ -1,14 +1,19 @@
 """The folder that a run works in: its own, found again, and nobody else's."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.summary import SavedState
+from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import ConfigError, StorageError
 from lora_trainer.host.lock import Holder, held
-from lora_trainer.host.workspace import open_workspace
+from lora_trainer.host.supervisor import Supervisor
+from lora_trainer.host.workspace import Workspace, open_workspace
 from lora_trainer.places.run_folders import FOLDER, folders_of_name
 from lora_trainer.places.volumes import Volumes
 
@@ -98,3 +103,15 @@ def test_the_folders_of_a_name_are_those_with_a_suffix_of_a_run(volumes: Volumes
     found = folders_of_name("tiny", "adapters", volumes)
     assert [path.name for path in found] == ["tiny-22222", "tiny-abcde"]
     assert folders_of_name("tiny", "states", volumes) == ()
+
+
+def test_a_checkpoint_of_another_run_is_not_named_as_ones_own(tmp_path: Path) -> None:
+    """A run that goes on from another's step, and ends before it has saved its own."""
+    workspace = Workspace(folder=tmp_path, uri=ClaimUri(claim="adapters", path=f"{FOLDER}/longer-x"))
+    progress = SimpleNamespace(checkpoint_step=None, resumed_step=300)
+    attempt: Any = SimpleNamespace(progress=progress, workspace=workspace)
+    assert Supervisor._saved_state(attempt) is None
+    (tmp_path / "step-00000300").mkdir()
+    assert Supervisor._saved_state(attempt) == SavedState(
+        uri=f"pvc://adapters/{FOLDER}/longer-x/step-00000300", step=300
+    )
