@@ -1,12 +1,13 @@
 """The operator's configuration file, as the chart writes and the operator reads it."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tests.chart import helms
 from tests.chart.objects import Render, only, pod_of, settings_of
+from tests.chart.target import CHART
 
 from lora_operator.views.config import OperatorConfig, load_config, yaml_name
 from lora_trainer.contract.device_section import GpuSetting
@@ -150,6 +151,19 @@ def test_defaults_of_the_chart_are_those_of_the_operator(render: Render, tmp_pat
         lease_name="lora",
         lease_namespace="lora-system",
     )
+
+
+def test_a_null_is_as_if_the_value_were_not_there(render: Render, tmp_path: Path) -> None:
+    """As Helm takes it: a key whose lines are commented out, or one that is to have the chart's default again."""
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())["defaults"]
+    file = tmp_path / "config.yaml"
+    file.write_text(settings_of(render()))
+    plain = load_config(file)
+    nulls: dict[str, Any] = {"logLevel": None, "logFormat": None, "defaults": dict.fromkeys(defaults)}
+    nulls |= {"preflight": {"nodeSelector": None, "tolerations": None}}
+    nulls |= {"trainer": {"image": {"pullPolicy": None}, "serviceAccountName": None}}
+    file.write_text(settings_of(render(**nulls)))
+    assert replace(load_config(file), log_format=plain.log_format) == plain
 
 
 def test_the_pod_reads_the_configuration_file_from_where_it_is_mounted(render: Render) -> None:

@@ -65,7 +65,7 @@ ALLOWED = {
     *(
         (trainer, place, port)
         for trainer in ("trainer", "preflight")
-        for place, port in (("internet", 443), ("dns", 53))
+        for place, port in (("internet", 443), ("dns", 53), ("metadata", 53))
     ),
     *((trainer, "server", 443) for trainer in ("trainer", "preflight")),
     ("trainer", "stranger", 8080),

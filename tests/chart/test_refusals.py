@@ -36,6 +36,9 @@ def refusal(helm: Any, values: dict[str, Any], *flags: str) -> str:
         ({"policies": {"contact": "two\nlines"}}, "contact"),
         ({"policies": {"requireQueue": "team-queue"}}, "requireQueue"),
         ({"metrics": {"podMonitor": {"interval": "15"}}}, "interval"),
+        ({"defaults": {"memoryPerGPU": "48"}}, "memoryPerGPU"),
+        ({"defaults": {"memoryPerGPU": "500m"}}, "memoryPerGPU"),
+        ({"config": {"preflightMemory": "0Gi"}}, "preflightMemory"),
     ],
 )
 def test_an_impossible_value_is_named(helm: Any, values: dict[str, Any], path: str) -> None:

@@ -144,6 +144,10 @@ BROKEN: tuple[tuple[dict[str, Any], str], ...] = (
         "spec.resources.gpus x nodes is 4 x 3: a run may have at most 8 GPUs; lower one of them",
     ),
     (
+        {"resources": {"gpuResourceName": "nvidia.com/mig-1g.10gb", "extendedResources": {"nvidia.com/gpu": 16}}},
+        "spec.resources.extendedResources names GPUs: a run may have at most 8, and they are counted by gpus; name theirs",
+    ),
+    (
         {"labels": {}},
         f"metadata.labels has no {QUEUE}: each run must name its queue there; add the label (kubectl get localqueues",
     ),
@@ -166,6 +170,7 @@ def test_rules_on_runs_name_field_value_rule_and_whom_to_ask(target: Target) -> 
     for passing in (
         {},
         {"resources": {"gpus": 8}, "training": {"effectiveBatchSize": 8}},
+        {"resources": {"extendedResources": {"rdma/hca_shared_devices_a": 1}}},
         {"model": {"uri": "pvc://models/base"}, "output": {"uri": "s3://results/tone"}},
     ):
         assert refused(target, run_of(**passing)) == ""

@@ -163,6 +163,10 @@ spec:
 {{- $_ := set $config "httpPort" 8080 -}}
 {{- $_ := set $config "logLevel" .Values.logLevel -}}
 {{- $_ := set $config "logFormat" .Values.logFormat -}}
+{{- /* To Helm a null is "as if it were not there"; to the operator it is a value for the time to live alone: never. */ -}}
+{{- range $key, $value := $config -}}
+{{- if and (kindIs "invalid" $value) (ne $key "defaultTTLSeconds") }}{{ $_ := unset $config $key }}{{ end -}}
+{{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
 
