@@ -133,7 +133,7 @@ def run(
     from lora_client.verbs import changing
 
     with connect(context, namespace) as cluster:
-        name = changing.submit(cluster, file, output, asked=namespace is not None)
+        name = changing.submit(cluster, file, output, asked=namespace is not None, follow=follow)
         return _watch(cluster, name, output) if follow else 0
 
 
@@ -290,7 +290,8 @@ def init(
     adapter: Annotated[str | None, typer.Option("--to", metavar="URI", help="Where the adapter goes.")] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the end of --to.")] = None,
     secret: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Secret with the Hub's token or a bucket's keys.")
+        str | None,
+        typer.Option(metavar="NAME", help="Secret with the Hub's token, a bucket's keys or a registry's login."),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Of the adapter; default 16.")] = None,
     gpus: Annotated[int | None, typer.Option(help="Of the run; default 1.")] = None,
@@ -312,7 +313,10 @@ def convert(
         typer.Option("--from", metavar="TOOL", help="trl, axolotl or llama-factory; default: by its options."),
     ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the run.")] = "converted",
-    gpus: Annotated[int, typer.Option(min=0, max=64, help="That the tool was started on.")] = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="That the tool was started on; default: what its launcher says, else 1."),
+    ] = None,
     output: Output = Form.TEXT,
 ) -> None:
     """Convert a run of TRL, Axolotl or LLaMA-Factory. Writes the manifest, and says what has no field."""

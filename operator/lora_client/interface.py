@@ -75,9 +75,10 @@ class LoRAClient:
         return dict(document(found))
 
     @staticmethod
-    def convert(text: str, *, name: str, tool: str | None = None, gpus: int = 1) -> Converted:
+    def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None = None) -> Converted:
         """The run that a configuration or a command line of TRL, Axolotl or LLaMA-Factory describes, and what has no
-        field. Needs no cluster. Raises `ClientError`."""
+        field. `gpus` are those that the tool was started on, if the text does not say. Needs no cluster.
+        Raises `ClientError`."""
         return convert(text, name=name, tool=tool, gpus=gpus)
 
 

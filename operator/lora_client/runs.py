@@ -1,5 +1,6 @@
 """A run as an object, and where runs are: in a cluster, or on this machine."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,15 +83,20 @@ class ClusterRuns:
         self._asked = namespace is not None
 
     def start(self, manifest: Mapping[str, Any]) -> Run:
-        """Create it. Raises `ClientError`."""
-        manifest = checking.placed(self._cluster, manifest, asked=self._asked)
-        checking.require_good(self._cluster, manifest)
-        return ClusterRun(self._cluster, checking.apply(self._cluster, manifest))
+        """Create it in the namespace that it names, else in this one. Raises `ClientError`."""
+        cluster, manifest = self._placed(manifest)
+        checking.require_good(cluster, manifest)
+        return ClusterRun(cluster, checking.apply(cluster, manifest))
 
     def problems(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
         """By the server's dry run."""
-        manifest = checking.placed(self._cluster, manifest, asked=self._asked)
-        return checking.check(self._cluster, manifest).problems
+        cluster, manifest = self._placed(manifest)
+        return checking.check(cluster, manifest).problems
+
+    def _placed(self, manifest: Mapping[str, Any]) -> tuple[Cluster, dict[str, Any]]:
+        """The manifest, and the cluster with its namespace: a copy, since other runs stay in theirs."""
+        cluster = copy.copy(self._cluster)
+        return cluster, checking.placed(cluster, manifest, asked=self._asked)
 
     def get(self, name: str) -> Run:
         """Raises `ClientError` for none."""

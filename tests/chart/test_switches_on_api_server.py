@@ -145,7 +145,7 @@ BROKEN: tuple[tuple[dict[str, Any], str], ...] = (
     ),
     (
         {"resources": {"gpuResourceName": "nvidia.com/mig-1g.10gb", "extendedResources": {"nvidia.com/gpu": 16}}},
-        "spec.resources.extendedResources names GPUs: a run may have at most 8, and they are counted by gpus; name theirs",
+        "spec.resources.extendedResources names GPUs: a run may have at most 8, and they are counted by gpus; name",
     ),
     (
         {"labels": {}},

@@ -73,23 +73,28 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def path(self, plural: str, name: str = "", subresource: str = "", *, everywhere: bool = False) -> str:
-        """URL path of one object of the namespace or, without a name, of all."""
+    def path(
+        self, plural: str, name: str = "", subresource: str = "", *, everywhere: bool = False, version: str = ""
+    ) -> str:
+        """URL path of one object of the namespace or, without a name, of all; in another version than usual."""
         place = [] if everywhere else ["namespaces", quote(self.namespace, safe="")]
-        parts = [_PREFIXES.get(plural, "api/v1"), *place, plural]
+        group, _, usual = _PREFIXES.get(plural, "api/v1").rpartition("/")
+        parts = [group, version or usual, *place, plural]
         return "/" + "/".join([*parts, *(quote(part, safe="") for part in (name, subresource) if part)])
 
     def get(self, plural: str, name: str) -> Object:
         """One object of the namespace. Raises `ApiError`, `UnreachableError`."""
         return self.request("GET", self.path(plural, name))
 
-    def items(self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False) -> list[Object]:
-        """All objects, in chunks. Raises `ApiError`, `UnreachableError`."""
+    def items(
+        self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
+    ) -> list[Object]:
+        """All objects, in chunks; in another version than usual. Raises `ApiError`, `UnreachableError`."""
         found: list[Object] = []
         token = ""
         while True:
             page = {**(query or {}), "limit": "500", **({"continue": token} if token else {})}
-            answer = self.request("GET", self.path(plural, everywhere=everywhere), query=page)
+            answer = self.request("GET", self.path(plural, everywhere=everywhere, version=version), query=page)
             kind = str(answer.get("kind", "")).removesuffix("List")
             found += [{"apiVersion": answer.get("apiVersion"), "kind": kind, **item} for item in answer["items"] or []]
             token = (answer.get("metadata") or {}).get("continue") or ""

@@ -41,8 +41,9 @@ class Converted:
         }
 
 
-def convert(text: str, *, name: str, tool: str | None = None, gpus: int = 1) -> Converted:
-    """The run that a configuration describes. Raises `ClientError` for text that is none."""
+def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None = None) -> Converted:
+    """The run that a configuration describes; `gpus` are those that the tool was started on, None what the
+    configuration says of them. Raises `ClientError` for text that is none."""
     options = read_options(text)
     tool = tool or recognised(options)
     if tool not in TOOLS:

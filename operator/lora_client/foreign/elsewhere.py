@@ -5,6 +5,7 @@ from collections.abc import Mapping
 OWN = "is decided here"
 PLACE = "output.uri says where the result goes"
 SCALE = "how several GPUs share the work is decided here, by resources.gpus and nodes"
+LAUNCHED = "lora convert --gpus says on how many GPUs the tool was started, of all nodes together"
 LOG = "every step is recorded here"
 SAVES = "checkpoint.intervalSeconds or intervalSteps says when states are saved"
 SPEED = "fast paths are taken here where they prove themselves on the device"
@@ -67,7 +68,8 @@ NO_FIELD: Mapping[str, str] = {
     "lr_scheduler_kwargs": "the schedules have no further options",
     "loraplus_lr_ratio": "LoRA+ is not offered",
     "use_cache": ALWAYS,
-    "num_processes": "lora convert --gpus says on how many GPUs the tool was started",
+    **dict.fromkeys(("num_processes", "nproc_per_node", "num_gpus"), LAUNCHED),
+    **dict.fromkeys(("num_machines", "nnodes", "num_nodes"), LAUNCHED),
     "accelerate_config": SCALE,
     "hub_private_repo": HUB,
     "log_level": LOG,

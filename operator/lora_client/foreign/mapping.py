@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_client.views.changes import decimal_text
-from lora_client.views.words import known
+from lora_client.views.words import is_file, known
 from lora_trainer.contract.config import LossOn, Packing, Precision
 
 Options = Mapping[str, Any]
@@ -128,15 +128,49 @@ def length(c: Conversion, epochs: str, *, default: float) -> None:
         c.decimal(epochs, "training.epochs", default)
 
 
-def batch(c: Conversion, micro: str, gpus: int, *, default: int) -> None:
-    """What is computed at a time, on all GPUs, before the weights move."""
+def batch(c: Conversion, micro: str, gpus: int | None, *, default: int) -> None:
+    """What is computed at a time, on all GPUs, before the weights move. `gpus` is what --gpus says, if it does."""
     size = int(c.get(micro, default))
     # Axolotl takes the number for one GPU instead of the steps.
     accumulation = int(c.get("gradient_accumulation_steps", max(1, int(c.get("batch_size", size)) // size)))
     names = (micro, "gradient_accumulation_steps", "batch_size")
-    c.set("training.effectiveBatchSize", size * accumulation * max(1, gpus), *names)
+    each, nodes, launched = (gpus, 1, ()) if gpus is not None else _launched(c)
+    c.set("training.effectiveBatchSize", size * accumulation * max(1, each) * nodes, *names, *launched)
     c.set("training.microBatchSize", size, micro)
-    c.set("resources.gpus", gpus)
+    c.fields["resources.gpus"] = each
+    if gpus is not None:
+        c.mapped.append(("--gpus", "resources.gpus"))
+    elif launched:
+        c.set("resources.gpus", each, *launched)
+    else:
+        c.to_fill.append(
+            "training.effectiveBatchSize: it counts one GPU; where the tool was started on more, name them with --gpus"
+        )
+    if nodes > 1:
+        c.set("resources.nodes", nodes, launched[-1])
+
+
+def _launched(c: Conversion) -> tuple[int, int, tuple[str, ...]]:
+    """GPUs of a node, nodes, and the options of a launcher that say so: torchrun, accelerate, deepspeed. Accelerate
+    counts the processes of all nodes."""
+    name, count = _count(c, "nproc_per_node", "num_processes", "num_gpus")
+    if not count:
+        return 1, 1, ()
+    places, nodes = _count(c, "nnodes", "num_machines", "num_nodes")
+    nodes = nodes or 1
+    each = max(1, count // nodes) if name == "num_processes" else count
+    return each, nodes, (name, places) if places else (name,)
+
+
+def _count(c: Conversion, *names: str) -> tuple[str, int]:
+    """The first option that is a number above 0. A launcher's last option holds the name of the script, too."""
+    for name in names:
+        value = c.options.get(name)
+        text = str(value[0] if isinstance(value, list) and value else value)
+        if text.isdecimal() and int(text):
+            c.seen.add(name)
+            return name, int(text)
+    return "", 0
 
 
 def warmup(c: Conversion) -> None:
@@ -226,14 +260,19 @@ def model(c: Conversion, name: str) -> None:
 def dataset(c: Conversion, name: str, value: object) -> None:
     """A name on the Hub; a file has to come to where pods see it."""
     text = str(value or "")
-    if on_the_hub(text):
-        c.set("dataset.uri", f"hf://{text}", name)
+    if is_file(text) and "://" not in text:
+        wanted = f"the file {text}: copy it to a claim, pvc://claim/path, or into a ConfigMap, configmap://name/key"
+    elif on_the_hub(text):
+        c.fields["dataset.uri"] = f"hf://{text}"
+        c.mapped.append((name, "dataset.uri"))
         return
+    else:
+        wanted = (
+            f"{text or 'missing'}, which is no name on the Hub: write hf://, s3://, pvc://claim/path or "
+            "configmap://name/key"
+        )
     c.fields["dataset.uri"] = MISSING_DATASET
-    c.to_fill.append(
-        f"dataset.uri: {name} is {text or 'missing'}, which is no name on the Hub: write hf://, s3://, "
-        "pvc://claim/path or configmap://name/key"
-    )
+    c.to_fill.append(f"dataset.uri: {name} is {wanted}")
 
 
 def on_the_hub(name: str) -> bool:

@@ -26,7 +26,7 @@ _PEFT_EXAMPLE: Mapping[str, Any] = {
 }
 
 
-def trl(c: Conversion, gpus: int) -> None:
+def trl(c: Conversion, gpus: int | None) -> None:
     """TRL's `trl sft` and scripts with `SFTConfig`, `ModelConfig` and PEFT's `LoraConfig`."""
     base = "base_model_name_or_path"
     m.model(c, base if base in c.options and "model_name_or_path" not in c.options else "model_name_or_path")
@@ -119,7 +119,7 @@ def _full(c: Conversion, name: str, adapts: bool) -> None:
 _KINDS = ("falcon", "llama", "mistral", "qwen")
 
 
-def axolotl(c: Conversion, gpus: int) -> None:
+def axolotl(c: Conversion, gpus: int | None) -> None:
     """Axolotl's YAML."""
     m.model(c, "base_model")
     _axolotl_data(c)
@@ -197,8 +197,6 @@ def _axolotl_data(c: Conversion) -> None:
     entries = c.get("datasets") or [{}]
     first, *others = entries if isinstance(entries, list) else [{}]
     m.dataset(c, "datasets[0].path", first.get("path"))
-    if first.get("path"):
-        c.mapped[-1:] = [("datasets[0].path", "dataset.uri")] if "dataset.uri" in c.fields else c.mapped[-1:]
     if first.get("split", "train") != "train":
         c.set("dataset.split", str(first["split"]), "datasets")
     kind = first.get("type")
@@ -222,7 +220,7 @@ def _axolotl_data(c: Conversion) -> None:
     c.leave("shuffle_merged_datasets", "rows are always shuffled, by training.seed")
 
 
-def llama_factory(c: Conversion, gpus: int) -> None:
+def llama_factory(c: Conversion, gpus: int | None) -> None:
     """LLaMA-Factory's YAML."""
     m.model(c, "model_name_or_path")
     m.dataset(c, "dataset", c.get("dataset"))
@@ -280,7 +278,7 @@ def llama_factory(c: Conversion, gpus: int) -> None:
             c.leave(name, why)
 
 
-def _trainer(c: Conversion, gpus: int, *, max_length: str, length: int, rate: float) -> None:
+def _trainer(c: Conversion, gpus: int | None, *, max_length: str, length: int, rate: float) -> None:
     """Options of the TrainingArguments of Transformers, on which TRL and LLaMA-Factory rest."""
     m.length(c, "num_train_epochs", default=3)
     c.choice("optim", "training.optimizer", "adamw_torch_fused")
@@ -365,7 +363,7 @@ def rest(c: Conversion) -> None:
             c.leave(name, NO_FIELD.get(name, f"this release knows no such option of {c.tool}"))
 
 
-Tool = Callable[[Conversion, int], None]
+Tool = Callable[[Conversion, int | None], None]
 TOOLS: Mapping[str, tuple[str, Tool]] = {
     "trl": ("PEFT and TRL", trl),
     "axolotl": ("Axolotl", axolotl),

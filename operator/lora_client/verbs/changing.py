@@ -30,15 +30,19 @@ def validate(cluster: Cluster, path: str, form: Form, *, asked: bool) -> int:
     return FAILED if found.problems else 0
 
 
-def submit(cluster: Cluster, path: str, form: Form, *, asked: bool) -> str:
-    """Apply the LoRAFineTune of a file and print it; its name. Raises `ClientError` with a line for each problem."""
+def submit(cluster: Cluster, path: str, form: Form, *, asked: bool, follow: bool) -> str:
+    """Apply the LoRAFineTune of a file and print it; its name. Raises `ClientError` with a line for each problem.
+
+    Where it is followed, `watch` prints it in the end; one answer is one document, so only text is printed twice.
+    """
     document = load_document(path)
     manifest = placed(cluster, document.resource, asked=asked)
     require_good(cluster, manifest)
     stored = apply(cluster, manifest)
     if document.others:
         note(f"Left alone in {path}: {', '.join(document.others)}; kubectl apply -f {path} makes them, too")
-    show(form, [stored], [f"{name_of(stored)} is in namespace {cluster.namespace}"])
+    if form is Form.TEXT or not follow:
+        show(form, [stored], [f"{name_of(stored)} is in namespace {cluster.namespace}"])
     return name_of(stored)
 
 

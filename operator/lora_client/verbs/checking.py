@@ -67,7 +67,10 @@ def apply(cluster: Cluster, manifest: Mapping[str, Any], *, dry: bool = False) -
 
 
 def placed(cluster: Cluster, manifest: Mapping[str, Any], *, asked: bool) -> dict[str, Any]:
-    """The manifest with its namespace, which `-n` must not contradict. Raises `ClientError`."""
+    """The manifest with its namespace, which the cluster then has and `-n` must not contradict.
+
+    Raises `ClientError`.
+    """
     metadata = manifest.get("metadata")
     named = namespace_of(manifest)
     if asked and named and named != cluster.namespace:

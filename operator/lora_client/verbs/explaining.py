@@ -15,6 +15,7 @@ from lora_operator.views.observe import parse_event, parse_finetune, parse_job, 
 from lora_operator.views.pods import has_ended, newest_first
 
 _MOST_EVENTS = "50"
+_KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 _DEFAULTS = "Decided with default settings: lora-operator explain in the operator's pod knows those of the cluster"
 
 
@@ -55,17 +56,21 @@ def _observe(cluster: Cluster, finetune: FineTune, notes: list[str]) -> Observed
 
 
 def _workloads(cluster: Cluster, jobs: set[str], notes: list[str]) -> tuple[WorkloadView, ...] | None:
-    """Kueue's records of these Jobs; None where the cluster has no Kueue."""
-    try:
-        found = map(parse_workload, cluster.items("workloads"))
-    except ApiError as error:
-        if error.code == 404:
+    """Kueue's records of these Jobs, in the newest version that it serves; None where the cluster has no Kueue."""
+    for version in _KUEUE_VERSIONS:
+        try:
+            found = map(parse_workload, cluster.items("workloads", version=version))
+        except ApiError as error:
+            if error.code == 404:
+                continue
+            if error.code != 403:
+                raise
+            notes.append(
+                f"Kueue's Workloads cannot be read, so what its queue says is missing: {error.refusal.message}"
+            )
             return None
-        if error.code != 403:
-            raise
-        notes.append(f"Kueue's Workloads cannot be read, so what its queue says is missing: {error.refusal.message}")
-        return None
-    return tuple(workload for workload in found if workload.job_uid in jobs)
+        return tuple(workload for workload in found if workload.job_uid in jobs)
+    return None
 
 
 def _events(cluster: Cluster, jobs: list[JobView], pods: list[PodView], notes: list[str]) -> Iterator[EventView]:

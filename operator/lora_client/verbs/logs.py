@@ -13,6 +13,8 @@ from lora_operator.views.model import PodView
 from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
 
 _KEPT = "train.log"
+_NOT_BEGUN = 400
+"""Of a log whose container is still being created."""
 
 
 def logs(
@@ -56,8 +58,13 @@ def log_so_far(cluster: Cluster, run: Object) -> str:
     pod = choose(pods, attempt=None, stage=TRAIN, index=0)
     if pod is not None:
         path = cluster.path("pods", pod.name, "log")
-        lines = cluster.lines(path, {"container": TRAINER_CONTAINER}, silence_s=30.0)
-        return b"".join(lines).decode(errors="replace")
+        try:
+            lines = b"".join(cluster.lines(path, {"container": TRAINER_CONTAINER}, silence_s=30.0))
+        except ApiError as error:
+            if error.code != _NOT_BEGUN:
+                raise
+            return ""
+        return lines.decode(errors="replace")
     if _is_kept(run):
         return read_file(cluster, run, _KEPT).decode(errors="replace")
     if result(run):
@@ -85,7 +92,7 @@ def _print(cluster: Cluster, pod: PodView, *, follow: bool, tail: int | None) ->
             if follow:
                 sys.stdout.buffer.flush()
     except ApiError as error:
-        if error.code != 400:
+        if error.code != _NOT_BEGUN:
             raise
         raise nothing from error
     if why and not begun:

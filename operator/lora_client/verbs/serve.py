@@ -6,18 +6,20 @@ from typing import Any
 
 from lora_client.cluster.connection import Cluster
 from lora_client.errors import ClientError
-from lora_client.output import Form, data, say
+from lora_client.output import Form, data, note, say
 from lora_client.views.resources import Object, name_of
-from lora_client.views.serving import SERVERS, manifests
+from lora_client.views.serving import SERVERS, manifests, notes
 from lora_client.yaml_text import yaml_text
 
 
 def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
     """Print it. Raises `ClientError` where the result cannot be served."""
     _require_known(kind)
-    documents = served(cluster.get("lorafinetunes", name), kind)
+    run = cluster.get("lorafinetunes", name)
+    documents = served(run, kind)
     if form is Form.JSON:
         data(form, {"apiVersion": "v1", "kind": "List", "items": documents})
+        _note(run)
         return
     if form is Form.NAME:
         for document in documents:
@@ -25,12 +27,18 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
         return
     for document in documents:
         sys.stdout.write("---\n" + yaml_text(document))
+    _note(run)
 
 
 def served(run: Object, kind: str) -> list[dict[str, Any]]:
     """The objects that serve a run's adapter. Raises `ClientError` where it cannot be served."""
     _require_known(kind)
     return manifests(run, kind)
+
+
+def _note(run: Object) -> None:
+    for sentence in notes(run):
+        note(sentence)
 
 
 def _require_known(kind: str) -> None:

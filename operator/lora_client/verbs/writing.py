@@ -27,6 +27,8 @@ _NO_CLAIM = (
     "neither checkpoint.volumeClaimName nor output.uri names a claim, and a plan asks no cluster: this one "
     "counts on the chart's defaults.checkpointClaim, without which a run starts anew when its pod is lost"
 )
+_KEYED = ("hf://", "s3://", "oci://")
+"""Addresses with credentials, of each kind under other keys."""
 _QUESTIONS = {
     "model": "Base model (hf://organisation/name, s3://bucket/folder or pvc://claim/folder): ",
     "dataset": "Training data (hf://, s3://, pvc://claim/file.jsonl or configmap://name/key): ",
@@ -49,9 +51,7 @@ def init(
     for field, question in _QUESTIONS.items():
         spec[field] = {"uri": answers.get(field) or _asked(field, question)}
     if secret:
-        for field in ("model", "dataset"):
-            if spec[field]["uri"].startswith(("hf://", "s3://")):
-                spec[field]["secretRef"] = {"name": secret}
+        _give(secret, spec)
     if rank is not None:
         spec["lora"] = {"rank": rank}
     if gpus is not None:
@@ -62,6 +62,19 @@ def init(
     if problems:
         raise ClientError("\n".join(map(shown, problems)))
     _write(path, yaml_text(manifest), form, manifest)
+
+
+def _give(secret: str, spec: Mapping[str, dict[str, Any]]) -> None:
+    """To every address that takes one. Raises `ClientError` where no Secret would fit all of them."""
+    takers = {field: kind for field in _QUESTIONS for kind in _KEYED if spec[field]["uri"].startswith(kind)}
+    kinds = [kind for kind in _KEYED if kind in takers.values()]
+    if len(kinds) > 1:
+        raise ClientError(
+            f"--secret is {secret}, but the addresses are {' and '.join(kinds)}, of which each needs other keys: leave "
+            "it out, and write secretRef: {name: SECRET} beside each uri of the file that needs one"
+        )
+    for field in takers:
+        spec[field]["secretRef"] = {"name": secret}
 
 
 def _asked(field: str, question: str) -> str:
@@ -100,7 +113,7 @@ def _create(path: str, text: str) -> None:
         raise ClientError(f"{path} cannot be written ({error.strerror}): name another file with -f") from error
 
 
-def convert(path: str, *, name: str, tool: str | None, gpus: int, output: str, form: Form) -> None:
+def convert(path: str, *, name: str, tool: str | None, gpus: int | None, output: str, form: Form) -> None:
     """Write the run that another tool's configuration describes. Raises `ClientError`."""
     found = converted(read_file(path, FOREIGN), name=name, tool=tool, gpus=gpus)
     if form in (Form.JSON, Form.YAML):

@@ -4,12 +4,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_client.views.listing import aligned
-from lora_client.views.resources import Object, name_of, part, state
+from lora_client.views.resources import Object, name_of, part, state, text
 from lora_client.views.summary import with_error
 
 _AFTERWARDS = ("image", "modelRevision", "datasetFingerprint")
-_SAME_ROWS = ("datasetFingerprint", "validationFraction", "maxValidationRows", "seed", "maxSequenceLength", "lossOn")
-"""What decides which rows are held out and which of their tokens count."""
+_COMPUTED = {
+    "quantization": "quantization",
+    "computeDtype": "training.precision",
+    "optimizer": "training.optimizer",
+    "packing": "training.packing",
+    "device": "",
+}
+"""What the trainer found out where the spec's field, the value here, left it open."""
+_SAME_ROWS = ("datasetFingerprint", "validationFraction", "maxValidationRows", "maxSequenceLength", "lossOn")
+"""What decides, with the seed, which rows are held out and which of their tokens count."""
+_COUNTS = ("trainTokens", "targetTokens", "longestTokens")
+"""What two tokenizers or chat templates do not agree on."""
 
 
 def compare(first: Object, second: Object) -> dict[str, Any]:
@@ -18,7 +28,7 @@ def compare(first: Object, second: Object) -> dict[str, Any]:
         "runs": [_run(first), _run(second)],
         "differs": [
             {"field": field, "values": [one, other]}
-            for field, one, other in _differences(_settings(first), _settings(second))
+            for field, one, other in [*_differences(_settings(first), _settings(second)), *_computed(first, second)]
         ],
         **_losses(first, second),
     }
@@ -58,6 +68,18 @@ def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[t
             yield field, *pair
 
 
+def _computed(first: Object, second: Object) -> Iterator[tuple[str, str, str]]:
+    """What the trainer of each found out, once both have; not again what the spec says already."""
+    one, other = part(first, "status", "resolved"), part(second, "status", "resolved")
+    if "device" not in one or "device" not in other:
+        return
+    asked = {field: pair for field, *pair in _differences(*(dict(_flat(part(r, "spec"), "")) for r in (first, second)))}
+    for key, field in _COMPUTED.items():
+        pair = str(one.get(key, "")), str(other.get(key, ""))
+        if pair[0] != pair[1] and (field not in asked or "Auto" in asked[field]):
+            yield f"resolved.{key}", *pair
+
+
 def _losses(first: Object, second: Object) -> dict[str, Any]:
     one, other = part(first, "status", "results"), part(second, "status", "results")
     if "evalLossAfter" not in one or "evalLossAfter" not in other:
@@ -73,8 +95,22 @@ def _losses(first: Object, second: Object) -> dict[str, Any]:
 
 def _same_rows(first: Object, second: Object) -> bool:
     one, other = part(first, "status", "resolved"), part(second, "status", "resolved")
+    dataset = part(first, "spec", "dataset")
     told = bool(one.get("datasetFingerprint")) and all(one.get(key) == other.get(key) for key in _SAME_ROWS)
-    return told and part(first, "spec", "dataset") == part(second, "spec", "dataset")
+    drawn = "validationUri" not in dataset or "maxValidationRows" in one
+    seeded = not drawn or one.get("seed") == other.get("seed")
+    return told and seeded and dataset == part(second, "spec", "dataset") and _same_tokens(first, second)
+
+
+def _same_tokens(first: Object, second: Object) -> bool:
+    """Whether a token is the same of both: of one model, or as many of the same rows; of others nobody knows it."""
+    if all(
+        text(first, *path) == text(second, *path)
+        for path in (("spec", "model", "uri"), ("status", "resolved", "modelRevision"))
+    ):
+        return True
+    one, other = part(first, "status", "dataset"), part(second, "status", "dataset")
+    return all(key in one and one[key] == other.get(key) for key in _COUNTS)
 
 
 def _most_error(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:

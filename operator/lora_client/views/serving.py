@@ -17,6 +17,11 @@ _MERGED = ("merged", "peft+merged")
 _TEMPLATE = "chat_template.jinja"
 _FOLDER = "/adapters"
 _BASE = "/base"
+_COMMAND = ("vllm", "serve")
+"""Older images begin with a program that takes no model's name as its first argument."""
+_LENGTH = "--max-model-len=auto"
+"""Without it vLLM wants room for the longest prompt that the model knows, which a small GPU lacks."""
+_SHARED = "shared-memory"
 
 
 def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
@@ -31,7 +36,8 @@ def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
     name = name_of(run)
     metadata = {"name": name, "namespace": namespace_of(run)}
     if kind == "kserve":
-        served = [{**container, "name": "kserve-container"}]
+        # Knative takes no name of a port but h2c and http1.
+        served = [{**container, "name": "kserve-container", "ports": [{"containerPort": PORT}]}]
         predictor = {"containers": served, "volumes": volumes, **placement(run)}
         head = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService"}
         return [{**head, "metadata": metadata, "spec": {"predictor": predictor}}]
@@ -48,6 +54,34 @@ def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
     ]
 
 
+def notes(run: Object) -> list[str]:
+    """What whoever applies them should know, a sentence each: of the model's heads and its length nothing is known."""
+    found: list[str] = []
+    resolved, count = _resolved(run), _gpus(run)
+    held = str(resolved.get("quantization") or "None")
+    if held != "None":
+        found.append(
+            f"The training held the base in {held}, vLLM holds it in 16 bits: where the GPU lacks that memory, add "
+            "--quantization=bitsandbytes to args, which holds it in 4"
+        )
+    if count > 1:
+        found.append(
+            f"--tensor-parallel-size={count} needs a number of attention heads that {count} divides: for another "
+            f"model, write --pipeline-parallel-size={count} in its place"
+        )
+    over = int((resolved.get("sharded") and resolved.get("shardedOver")) or 1)
+    if over > count:
+        found.append(
+            f"The training divided the base over {over} GPUs of several nodes, this server has {count} of one: where "
+            "the base does not fit, raise the GPUs in limits and args"
+        )
+    found.append(
+        f"{_LENGTH} takes prompts and answers as long as the GPU's memory allows, from vLLM 0.14 on: for a fixed "
+        "length, write a number of tokens in place of auto"
+    )
+    return found
+
+
 def _server(run: Object, place: ClaimUri) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     artifact, name = part(run, "status", "artifact"), name_of(run)
     claims = {place.claim: _FOLDER}
@@ -55,29 +89,54 @@ def _server(run: Object, place: ClaimUri) -> tuple[dict[str, Any], list[dict[str
     variables: list[dict[str, Any]] = []
     if artifact.get("format") in _MERGED:
         model = folder if artifact["format"] == "merged" else f"{folder}/merged"
-        arguments = [f"--model={model}", f"--served-model-name={name}"]
+        arguments = [model, f"--served-model-name={name}"]
     else:
         arguments = [*_base(run, claims), *_flags(str(artifact.get("serving", "")), folder)]
         arguments += ["--lora-modules", f"{name}={folder}"]
         if secret := text(run, "spec", "model", "secretRef", "name"):
             reference = {"secretKeyRef": {"name": secret, "key": "HF_TOKEN", "optional": True}}
             variables = [{"name": "HF_TOKEN", "valueFrom": reference}]
-    resource, count = gpus(run)
+    arguments.append(_LENGTH)
+    count = _gpus(run)
     if count > 1:
         arguments.append(f"--tensor-parallel-size={count}")
-    names = {claim: f"claim-{index}" for index, claim in enumerate(claims)}
+    mounts, volumes = _volumes(claims, shared=count > 1)
     container = {
         "name": "vllm",
         "image": IMAGE,
+        "command": list(_COMMAND),
         "args": arguments,
         **({"env": variables} if variables else {}),
         "ports": [{"name": "http", "containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10},
-        "resources": {"limits": {resource or GPU_RESOURCE: str(max(1, count))}},
-        "volumeMounts": [{"name": names[c], "mountPath": path, "readOnly": True} for c, path in claims.items()],
+        "resources": {"limits": {gpus(run)[0] or GPU_RESOURCE: str(count)}},
+        "volumeMounts": mounts,
     }
-    volumes = [{"name": names[c], "persistentVolumeClaim": {"claimName": c, "readOnly": True}} for c in claims]
     return container, volumes
+
+
+def _gpus(run: Object) -> int:
+    """One, which held the whole base in training, or as many as it was divided over in a pod."""
+    return max(1, gpus(run)[1]) if _resolved(run).get("sharded") else 1
+
+
+def _resolved(run: Object) -> dict[str, Any]:
+    return part(run, "status", "resolved")
+
+
+def _volumes(claims: dict[str, str], *, shared: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Mounts and volumes. Processes that divide a model share memory, of which a container has 64 MiB by itself."""
+    names = {claim: f"claim-{index}" for index, claim in enumerate(claims)}
+    mounts: list[dict[str, Any]] = [
+        {"name": names[claim], "mountPath": path, "readOnly": True} for claim, path in claims.items()
+    ]
+    volumes: list[dict[str, Any]] = [
+        {"name": names[claim], "persistentVolumeClaim": {"claimName": claim, "readOnly": True}} for claim in claims
+    ]
+    if shared:
+        mounts.append({"name": _SHARED, "mountPath": "/dev/shm"})  # noqa: S108 - a volume of memory
+        volumes.append({"name": _SHARED, "emptyDir": {"medium": "Memory"}})
+    return mounts, volumes
 
 
 def _base(run: Object, claims: dict[str, str]) -> list[str]:
@@ -86,13 +145,13 @@ def _base(run: Object, claims: dict[str, str]) -> list[str]:
     scheme, _, rest = address.partition("://")
     if scheme == "hf":
         revision = text(run, "status", "artifact", "baseRevision") or text(run, "status", "resolved", "modelRevision")
-        return [f"--model={rest.partition('@')[0]}", *([f"--revision={revision}"] if revision else [])]
+        return [rest.partition("@")[0], *([f"--revision={revision}"] if revision else [])]
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
-        return [f"--model={claims.setdefault(claim, _BASE)}/{path}"]
+        return [f"{claims.setdefault(claim, _BASE)}/{path}"]
     raise ClientError(
-        f"The base model of {name_of(run)} is at {address}, from where vLLM loads none: copy it to a claim, and put "
-        "its path into --model of a manifest of your own"
+        f"The base model of {name_of(run)} is at {address}, from where vLLM loads none: copy it to a claim, and "
+        "name its path as the model in a manifest of your own"
     )
 
 

@@ -151,7 +151,7 @@ FIELDS: Mapping[str, str] = {
 """Names of options of the other tools, and the field that does the same here."""
 
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_FILE = re.compile(r"\.(jsonl?|csv|parquet)$", re.IGNORECASE)
+_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 
 
 def known(field: str, value: object) -> str | None:
@@ -176,10 +176,15 @@ def hint(field: str, value: object) -> str:
     return f"; did you mean {ours}?" if ours else ""
 
 
+def is_file(name: str) -> bool:
+    """Whether a name is that of a file of rows, which is no data set on the Hub even where it has one slash."""
+    return bool(_FILE.search(name))
+
+
 def address_hint(field: str, value: object) -> str:
     """The end of a sentence about an address without a scheme: a name on the Hub, or a file that the cluster lacks."""
     text = str(value)
-    if field == "spec.dataset.uri" and _FILE.search(text):
+    if field == "spec.dataset.uri" and is_file(text):
         return (
             "; a file of this machine gets there by kubectl create configmap NAME --from-file=FILE, as "
             "configmap://NAME/FILE of at most 1 MiB, or on a claim"

@@ -87,6 +87,20 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ["init", "--model", "hf://a/b", "--dataset", "my/data.jsonl", "--to", "pvc://x/y"],
             "kubectl create configmap NAME --from-file=FILE",
         ),
+        (
+            [
+                "init",
+                "--model",
+                "hf://a/b",
+                "--dataset",
+                "s3://bucket/c",
+                "--to",
+                "s3://bucket/d",
+                "--secret",
+                "s3-keys",
+            ],
+            "--secret is s3-keys, but the addresses are hf:// and s3://, of which each needs other keys: leave it out",
+        ),
         (["init"], "--model is missing"),
         (
             ["plan", "-f", "run.yaml", "--config", "none.json"],
@@ -196,6 +210,26 @@ def test_init_writes_a_run_that_the_contract_takes(tmp_path: Path, capsys: pytes
     config = train_config(manifest, RunOptions(uid="u", strict=True))
     assert (config.run.name, config.lora.rank) == ("support-tone", 8)
     assert manifest["spec"]["dataset"]["secretRef"] == {"name": "hf-token"}
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "output", "want"),
+    [
+        ("hf://a/b", "hf://a/c", "pvc://x/tone", ["model", "dataset"]),
+        ("hf://a/b", "configmap://a/c", "hf://a/tone", ["model", "output"]),
+        ("s3://bucket/b", "s3://bucket/c.jsonl", "s3://bucket/tone", ["model", "dataset", "output"]),
+        ("pvc://a/b", "pvc://a/c.jsonl", "oci://r.example/tone", ["output"]),
+        ("pvc://a/b", "pvc://a/c.jsonl", "pvc://a/tone", []),
+    ],
+)
+def test_a_secret_is_of_every_address_that_takes_one(
+    model: str, dataset: str, output: str, want: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The output's too."""
+    flags = ["--model", model, "--dataset", dataset, "--to", output, "--secret", "keys"]
+    assert main(["init", "-f", "-", *flags]) == 0
+    spec = yaml.safe_load(capsys.readouterr().out)["spec"]
+    assert [field for field in ("model", "dataset", "output") if "secretRef" in spec[field]] == want
 
 
 def test_plan_needs_neither_gpu_nor_cluster(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,74 @@ def test_a_run_without_a_gpu_has_a_batch() -> None:
     assert (spec["resources"]["gpus"], spec["training"]["effectiveBatchSize"]) == (0, 8)
 
 
+BATCH = "--per_device_train_batch_size 4 --gradient_accumulation_steps 4"
+
+
+@pytest.mark.parametrize(
+    ("begin", "gpus", "want", "source"),
+    [
+        ("torchrun --nproc_per_node 8 sft.py", None, (8, 1, 128), "nproc_per_node"),
+        ("torchrun --nproc-per-node=8 sft.py", None, (8, 1, 128), "nproc_per_node"),
+        ("torchrun --nnodes 2 --nproc_per_node 4 sft.py", None, (4, 2, 128), "nproc_per_node, nnodes"),
+        ("torchrun --nnodes 1:2 --nproc_per_node 4 sft.py", None, (4, 1, 64), "nproc_per_node"),
+        ("accelerate launch --num_processes 8 sft.py", None, (8, 1, 128), "num_processes"),
+        (
+            "accelerate launch --num_processes 8 --num_machines 2 sft.py",
+            None,
+            (4, 2, 128),
+            "num_processes, num_machines",
+        ),
+        ("deepspeed --num_gpus 2 sft.py", None, (2, 1, 32), "num_gpus"),
+        ("torchrun --nproc_per_node 8 sft.py", 2, (2, 1, 32), "--gpus"),
+        ("torchrun --nproc_per_node gpu sft.py", 4, (4, 1, 64), "--gpus"),
+    ],
+)
+def test_a_launcher_says_on_how_many_gpus(
+    begin: str, gpus: int | None, want: tuple[int, int, int], source: str
+) -> None:
+    """Each GPU computes a batch of its own, and spec.resources.gpus are those of a node; --gpus decides."""
+    found = convert(f"{begin} --model_name_or_path a/b --use_peft {BATCH}", name="x", gpus=gpus)
+    spec = found.manifest["spec"]
+    got = spec["resources"]["gpus"], spec["resources"].get("nodes", 1), spec["training"]["effectiveBatchSize"]
+    assert got == want
+    assert (source, "resources.gpus") in found.mapped
+    assert not [entry for entry in found.to_fill if "one GPU" in entry]
+
+
+@pytest.mark.parametrize("begin", ["trl sft", "torchrun --nproc_per_node gpu sft.py", "torchrun --nproc_per_node 0 x"])
+def test_a_batch_that_counts_one_gpu_is_to_be_filled_in(begin: str) -> None:
+    """Files of Axolotl and LLaMA-Factory rarely say on how many they ran; no tool has one as its default."""
+    for text in (f"{begin} --model_name_or_path a/b --use_peft", AXOLOTL, FACTORY):
+        found = convert(text, name="x")
+        assert [entry for entry in found.to_fill if entry.startswith("training.effectiveBatchSize: it counts one GPU")]
+        assert found.manifest["spec"]["resources"] == {"gpus": 1}
+        assert not [option for option, field in found.mapped if field == "resources.gpus"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["data/train.jsonl", "train.jsonl", "data/train.json", "data/t.CSV", "data/t.parquet", "data/t.jsonl.gz"],
+)
+def test_a_file_of_rows_is_no_data_set_on_the_hub(file: str) -> None:
+    """Its place has to be filled in, and the report has the model alone."""
+    entries = (
+        (f"{AXOLOTL}datasets: [{{path: {file}, type: alpaca}}]\n", "datasets[0].path", "base_model"),
+        (f"{TRL} --dataset_name {file}", "dataset_name", "model_name_or_path"),
+        (f"{FACTORY}dataset: {file}\n", "dataset", "model_name_or_path"),
+    )
+    for text, option, base in entries:
+        found = convert(text, name="x")
+        assert found.manifest["spec"]["dataset"]["uri"] == "hf://organisation/data-set"
+        (wanted,) = [entry for entry in found.to_fill if entry.startswith("dataset.uri")]
+        assert wanted.startswith(f"dataset.uri: {option} is the file {file}: copy it to a claim, pvc://")
+        assert (base, "model.uri") in found.mapped
+        assert "dataset.uri" not in [field for _, field in found.mapped]
+    (asked,) = [
+        entry for entry in convert(f"{TRL} --dataset_name s3://b/t.jsonl", name="x").to_fill if "s3://b" in entry
+    ]
+    assert "write hf://, s3://" in asked
+
+
 TRL = "trl sft --model_name_or_path a/b --use_peft --lora_target_modules all-linear --assistant_only_loss false "
 AXOLOTL = "base_model: a/b\nadapter: lora\n"
 FACTORY = "model_name_or_path: a/b\nfinetuning_type: lora\n"
@@ -184,7 +252,7 @@ def test_the_curves_go_to_the_tracker_of_axolotl(text: str, want: dict[str, str]
         (f"{FACTORY}val_size: 1\n", "val_size", "1", "a number of rows"),
         (f"{FACTORY}eval_steps: 20\n", "eval_steps", "20", "no rows are held out"),
         (f"{TRL} --eval_steps 20", "eval_steps", "20", "no rows are held out"),
-        (f"{TRL} --num_processes 4", "num_processes", "4", "--gpus"),
+        (f"torchrun --nproc_per_node gpu {TRL}", "nproc_per_node", '["gpu", "trl", "sft"]', "--gpus"),
         *((AXOLOTL, option, NOT_GIVEN, "no default") for option in ("lora_r", "lora_alpha", "learning_rate")),
         (AXOLOTL, "lora_target_modules", NOT_GIVEN, "no default"),
         ("base_model: a/b\n", "adapter", NOT_GIVEN, "full fine-tuning"),

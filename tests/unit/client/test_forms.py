@@ -1,19 +1,25 @@
-"""What verbs print in each form of `-o`, by a cluster of one run."""
+"""What verbs print in each form of `-o`, and what a run does as an object, by a cluster of one run."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.unit.client.resources import condition, finished, resource
 
-from lora_client.cluster.connection import Cluster
+from lora_client.__main__ import main
+from lora_client.cluster.connection import ApiError, Cluster
 from lora_client.errors import ClientError
+from lora_client.interface import LoRAClient
 from lora_client.output import Form
 from lora_client.runs import ClusterRun
 from lora_client.verbs.changing import clone
+from lora_client.verbs.explaining import explanation
 from lora_client.verbs.logs import logs
 from lora_client.verbs.serve import serve
+from lora_client.views.refusals import Refusal
 
 Object = dict[str, Any]
 NAMED = "lorafinetune.lora-operator.io/tone-2\n"
@@ -26,16 +32,35 @@ class OneRun(Cluster):
         self.namespace = "team-a"
         self._pods = pods
         self.status = finished()
+        self.least_pause_s = 0.0
+        self.changed: list[str] = []
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def get(self, plural: str, name: str) -> Object:
         return resource(name, status=self.status)
 
-    def items(self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False) -> list[Object]:
+    def items(
+        self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
+    ) -> list[Object]:
         return list(self._pods) if plural == "pods" else []
 
     def request(self, method: str, path: str, **_: object) -> Object:
-        assert method == "POST"
-        return {}
+        assert method in ("POST", "PATCH")
+        if method == "POST":
+            return {}
+        self.changed.append(path)
+        return resource(path.rpartition("/")[2], status=self.status)
+
+
+POD = {
+    "metadata": {
+        "name": "tone-abcde-1-0-x",
+        "creationTimestamp": "2026-11-27T12:00:00Z",
+        "ownerReferences": [{"kind": "Job", "name": "tone-abcde-1", "uid": "j", "controller": True}],
+    }
+}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +70,9 @@ class OneRun(Cluster):
 def test_what_serves_is_named_as_kubectl_names_it(kind: str, want: str, capsys: pytest.CaptureFixture[str]) -> None:
     """By `-o name`."""
     serve(OneRun(), "tone", kind, Form.NAME)
-    assert capsys.readouterr().out == want
+    assert capsys.readouterr() == (want, "")
+    serve(OneRun(), "tone", kind, Form.TEXT)
+    assert "--max-model-len=auto takes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", Form)
@@ -60,16 +87,8 @@ def test_a_clone_that_is_only_tried_is_printed_in_the_form(form: Form, capsys: p
 
 def test_a_log_is_named_by_its_pod(capsys: pytest.CaptureFixture[str]) -> None:
     """The pod is not read for that; where it is gone, neither is the log that was kept."""
-    owner = {"kind": "Job", "name": "tone-abcde-1", "uid": "j", "controller": True}
-    pod = {
-        "metadata": {
-            "name": "tone-abcde-1-0-x",
-            "creationTimestamp": "2026-11-27T12:00:00Z",
-            "ownerReferences": [owner],
-        }
-    }
     which: dict[str, Any] = {"attempt": None, "stage": "train", "index": 0, "follow": False, "tail": None}
-    logs(OneRun(pod), "tone", Form.NAME, **which)
+    logs(OneRun(POD), "tone", Form.NAME, **which)
     assert capsys.readouterr().out == "pod/tone-abcde-1-0-x\n"
     with pytest.raises(ClientError, match="tone has no pod"):
         logs(OneRun(), "tone", Form.NAME, **which)
@@ -101,3 +120,102 @@ def test_the_log_of_a_run_as_an_object_is_the_kept_one_where_its_pods_are_gone(m
     begun = OneRun()
     begun.status = {}
     assert ClusterRun(begun, resource()).logs() == ""
+
+
+@pytest.mark.parametrize(("code", "want"), [(400, ""), (403, None)])
+def test_the_log_of_a_pod_that_has_not_begun_is_empty(
+    code: int, want: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API server refuses it with 400 while a container is created; whatever else it refuses is an error."""
+
+    def refused(*_: object, **__: object) -> Iterator[bytes]:
+        yield from ()
+        raise ApiError(Refusal.of(code, {"message": "ContainerCreating"}, b"", "team-a"))
+
+    monkeypatch.setattr(OneRun, "lines", refused)
+    begun = OneRun(POD)
+    if want is None:
+        with pytest.raises(ClientError, match="ContainerCreating"):
+            ClusterRun(begun, resource()).logs()
+    else:
+        assert ClusterRun(begun, resource()).logs() == want
+
+
+def in_namespace(name: str) -> Any:
+    """A manifest that names its namespace, or none."""
+    manifest = resource(suspend=False)
+    return {**manifest, "metadata": {"name": "tone", **({"namespace": name} if name else {})}}
+
+
+def test_a_run_stays_in_its_namespace_whatever_is_started_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a client without a namespace of its own, which is then in the context's."""
+    cluster = OneRun()
+    monkeypatch.setattr("lora_client.runs.connect", lambda *_: cluster)
+    client = LoRAClient()
+    runs = [client.run(in_namespace(name)) for name in ("team-b", "", "team-c")]
+    assert client.validate(in_namespace("team-d")) == ()
+    cluster.changed.clear()
+    for run in runs:
+        run.suspend()
+    places = [path.split("/")[5] for path in cluster.changed]
+    assert places == ["team-b", "team-a", "team-c"]
+    assert repr(client.get("tone")).startswith("<Run team-a/tone")
+
+
+@pytest.mark.parametrize("follow", [True, False])
+@pytest.mark.parametrize("form", Form)
+def test_a_run_that_is_followed_is_one_document(
+    form: Form, follow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is in the end; as text also where it begins."""
+    monkeypatch.setattr("lora_client.commands.connect", lambda *_: OneRun())
+    monkeypatch.setattr("lora_client.verbs.watch.follow", lambda *_: iter([resource(status=finished())]))
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(in_namespace("team-a")))
+    assert main(["run", "-f", str(file), "-o", form, "--watch" if follow else "--no-watch"]) == 0
+    out = capsys.readouterr().out
+    if form is Form.TEXT:
+        assert out.startswith("tone is in namespace team-a\n")
+    elif form is Form.NAME:
+        assert out == "lorafinetune.lora-operator.io/tone\n"
+    else:
+        printed = json.loads(out) if form is Form.JSON else yaml.safe_load(out)
+        assert printed["metadata"]["name"] == "tone"
+        assert out.count("LoRAFineTune") == 1
+
+
+class OldKueue(OneRun):
+    """Serves the Workloads of a Job in these versions."""
+
+    def __init__(self, *versions: str) -> None:
+        super().__init__()
+        self._versions = versions
+
+    items = Cluster.items
+
+    def request(self, method: str, path: str, **__: object) -> Object:
+        owner = {"kind": "Job", "name": "tone-abcde-1", "uid": "j", "controller": True}
+        run = {**owner, "kind": "LoRAFineTune", "uid": resource()["metadata"]["uid"]}
+        *_, version, _, _, kind = path.split("/")
+        if kind == "jobs":
+            return {"items": [{"metadata": {"name": "tone-abcde-1", "uid": "j", "ownerReferences": [run]}}]}
+        if kind == "workloads":
+            if version not in self._versions:
+                raise ApiError(Refusal.of(404, {"message": "not found"}, b"", "team-a"))
+            return {"items": [{"metadata": {"name": f"of-{version}", "ownerReferences": [owner]}}]}
+        return {"items": []}
+
+
+@pytest.mark.parametrize(
+    ("versions", "want"),
+    [
+        (("v1beta2",), ["of-v1beta2"]),
+        (("v1beta1",), ["of-v1beta1"]),
+        (("v1beta2", "v1beta1"), ["of-v1beta2"]),
+        ((), []),
+    ],
+)
+def test_what_a_queue_says_is_read_in_the_version_that_kueue_serves(versions: tuple[str, ...], want: list[str]) -> None:
+    """As the operator reads it."""
+    found = explanation(OldKueue(*versions), resource())
+    assert [workload["name"] for workload in found["sees"]["workloads"]] == want

@@ -26,7 +26,9 @@ class Server(Cluster):
         self.pods: dict[str, Object] = {}
         self.fault = fault
 
-    def items(self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False) -> list[Object]:
+    def items(
+        self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
+    ) -> list[Object]:
         return []
 
     def request(

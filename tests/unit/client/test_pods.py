@@ -10,6 +10,7 @@ from tests.unit.client.resources import finished, resource
 from tests.unit.test_render import rendered
 
 from lora_client.errors import ClientError
+from lora_client.views import serving
 from lora_client.views.helper_pod import Need, adapter_place, holder, pod, trouble
 from lora_client.views.serving import manifests
 from lora_operator.rendering.placement import training_placement
@@ -311,14 +312,17 @@ def test_vllm_serves_an_adapter_from_its_claim() -> None:
     deployment, service = manifests(resource(status=finished()), "vllm")
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert container["args"] == [
-        "--model=acme/model",
+        "acme/model",
         f"--revision={'a' * 40}",
         "--enable-lora",
         "--max-lora-rank",
         "16",
         "--lora-modules",
         "tone=/adapters/tone/tone-abcde",
+        "--max-model-len=auto",
     ]
+    # The model's name comes first for `vllm serve` alone, which older images do not begin with.
+    assert container["command"] == ["vllm", "serve"]
     assert container["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "hf-token"
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
 
@@ -328,7 +332,9 @@ def test_kserve_gets_the_same_server() -> None:
     (service,) = manifests(resource(status=finished(), model={"uri": "pvc://models/llama"}), "kserve")
     predictor = service["spec"]["predictor"]
     assert predictor["containers"][0]["name"] == "kserve-container"
-    assert "--model=/base/llama" in predictor["containers"][0]["args"]
+    assert predictor["containers"][0]["args"][0] == "/base/llama"
+    # Knative takes no name but h2c and http1.
+    assert predictor["containers"][0]["ports"] == [{"containerPort": 8000}]
     assert len(predictor["volumes"]) == 2
 
 
@@ -341,4 +347,42 @@ def test_what_cannot_be_served_says_why() -> None:
     merged = finished()
     merged["artifact"] |= {"format": "peft+merged"}
     container = manifests(resource(status=merged), "vllm")[0]["spec"]["template"]["spec"]["containers"][0]
-    assert container["args"] == ["--model=/adapters/tone/tone-abcde/merged", "--served-model-name=tone"]
+    folder = "/adapters/tone/tone-abcde/merged"
+    assert container["args"] == [folder, "--served-model-name=tone", "--max-model-len=auto"]
+
+
+@pytest.mark.parametrize("kind", ["vllm", "kserve"])
+@pytest.mark.parametrize(("sharded", "want"), [(False, "1"), (True, "8")])
+def test_a_base_that_one_gpu_held_is_served_by_one(kind: str, sharded: bool, want: str) -> None:
+    """Of several processes, each needs memory to share, and a part of the attention heads."""
+    status = finished()
+    status["resolved"] |= {"sharded": sharded, **({"shardedOver": 8} if sharded else {})}
+    run = resource(status=status, resources={"gpus": 8})
+    spec = manifests(run, kind)[0]["spec"]
+    pod_spec = spec["predictor"] if kind == "kserve" else spec["template"]["spec"]
+    container = pod_spec["containers"][0]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": want}
+    assert ("--tensor-parallel-size=8" in container["args"]) is sharded
+    mounts = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]  # noqa: S108
+    memory = [volume["name"] for volume in pod_spec["volumes"] if volume.get("emptyDir") == {"medium": "Memory"}]
+    assert mounts == memory == (["shared-memory"] if sharded else [])
+    assert bool([line for line in serving.notes(run) if "attention heads" in line]) is sharded
+
+
+@pytest.mark.parametrize(
+    ("resolved", "want"),
+    [
+        ({}, ["--max-model-len=auto"]),
+        ({"quantization": "NF4"}, ["held the base in NF4", "--max-model-len=auto"]),
+        ({"quantization": ""}, ["--max-model-len=auto"]),
+        ({"sharded": True, "shardedOver": 8}, ["attention heads", "--max-model-len=auto"]),
+        ({"sharded": True, "shardedOver": 16}, ["attention heads", "over 16 GPUs of several nodes", "--max-model-len"]),
+    ],
+)
+def test_what_a_server_needs_that_the_run_cannot_tell_is_noted(resolved: Object, want: list[str]) -> None:
+    """Each in a sentence of its own."""
+    status = finished()
+    status["resolved"] |= resolved
+    said = serving.notes(resource(status=status, resources={"gpus": 8}))
+    assert len(said) == len(want)
+    assert all(part in line for part, line in zip(want, said, strict=True))

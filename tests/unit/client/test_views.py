@@ -197,6 +197,91 @@ def test_losses_on_different_rows_are_not_compared() -> None:
     assert list(lines(compare(resource("a"), resource("b"))))
 
 
+COUNTS = {"trainTokens": 9000, "targetTokens": 4000, "longestTokens": 200}
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "counts", "other", "same"),
+    [
+        ("hf://acme/small", "a", COUNTS, COUNTS, True),
+        ("hf://acme/small", "a", COUNTS, {**COUNTS, "targetTokens": 3999}, False),
+        ("hf://acme/small", "a", {}, {}, False),
+        ("hf://acme/model", "b", COUNTS, {**COUNTS, "longestTokens": 201}, False),
+        ("hf://acme/model", "b", COUNTS, COUNTS, True),
+        ("hf://acme/model", "a", {}, {}, True),
+        ("hf://acme/model", "a", COUNTS, {**COUNTS, "trainTokens": 18000}, True),
+    ],
+)
+def test_losses_per_token_of_another_tokenizer_are_not_compared(
+    model: str, revision: str, counts: dict[str, int], other: dict[str, int], same: bool
+) -> None:
+    """A family has one tokenizer, by which the counts agree; of one model a release may count otherwise."""
+    first, second = (resource("a", status=finished()), resource("b", model={"uri": model}, status=finished()))
+    for run, commit, counted in ((first, "a", counts), (second, revision, other)):
+        run["status"]["resolved"]["modelRevision"] = commit
+        run["status"]["dataset"] = counted
+    found = compare(first, second)
+    assert ("difference" in found) is same
+    assert same or "different rows or tokens" in found["note"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "most", "same"),
+    [
+        ({"validationUri": "hf://acme/held-out"}, {}, True),
+        ({"validationUri": "hf://acme/held-out"}, {"maxValidationRows": 100}, False),
+        ({}, {}, False),
+    ],
+)
+def test_a_seed_chooses_no_rows_where_all_of_a_set_are_evaluated(
+    dataset: dict[str, Any], most: dict[str, int], same: bool
+) -> None:
+    """It draws from the training's rows, or where a number limits them."""
+    first, second = (
+        resource(name, dataset={"uri": "hf://acme/chats", **dataset, **most}, status=finished()) for name in "ab"
+    )
+    for run, seed in ((first, 1), (second, 2)):
+        run["status"]["resolved"] |= {"seed": seed, **most}
+    assert ("difference" in compare(first, second)) is same
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "want"),
+    [
+        (("Auto", "Auto"), ("None", "NF4"), {"resolved.quantization": ["None", "NF4"]}),
+        (("None", "NF4"), ("None", "NF4"), {"quantization": ["None", "NF4"]}),
+        (("Auto", "NF4"), ("NF4", "NF4"), {"quantization": ["Auto", "NF4"]}),
+        (("Auto", "NF4"), ("None", "NF4"), {"quantization": ["Auto", "NF4"], "resolved.quantization": ["None", "NF4"]}),
+    ],
+)
+def test_what_auto_became_is_a_difference(asked: tuple[str, str], used: tuple[str, str], want: Any) -> None:
+    """Where what was asked for does not say it already."""
+    status = [finished() for _ in used]
+    for each, kind in zip(status, used, strict=True):
+        each["resolved"] |= {"device": "L4", "computeDtype": "bf16", "packing": True, "quantization": kind}
+    runs = [
+        resource("a", output={"uri": "pvc://a/b"}, quantization=kind, status=each)
+        for kind, each in zip(asked, status, strict=True)
+    ]
+    assert {entry["field"]: entry["values"] for entry in compare(*runs)["differs"]} == want
+
+
+def test_what_a_run_was_computed_on_is_a_difference_once_both_have_begun() -> None:
+    """Before that nobody knows it of one of them."""
+    here, there = finished(), finished()
+    here["resolved"] |= {"device": "Tesla T4", "computeDtype": "fp16", "packing": False}
+    there["resolved"] |= {"device": "L4", "computeDtype": "bf16", "packing": True}
+    runs = [resource("a", output={"uri": "pvc://a/b"}, status=each) for each in (here, there)]
+    assert {entry["field"]: entry["values"] for entry in compare(*runs)["differs"]} == {
+        "resolved.computeDtype": ["fp16", "bf16"],
+        "resolved.packing": ["False", "True"],
+        "resolved.device": ["Tesla T4", "L4"],
+    }
+    runs[1]["status"] = {"resolved": {**here["resolved"], "quantization": "Auto"}}
+    del runs[1]["status"]["resolved"]["device"]
+    assert compare(*runs)["differs"] == []
+
+
 def test_answers_stand_side_by_side() -> None:
     """What was cut off ends in dots."""
     text = side_by_side([Answer(question="Who?", base="I am", adapter="Marlow.")], 60)
