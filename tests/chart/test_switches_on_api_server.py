@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -277,7 +278,10 @@ def pod_of_test(target: Target, *, other_than: str = "") -> dict[str, Any]:
 def verify(
     target: Target, pod: Mapping[str, Any], operator: OperatorProcess, folder: Path
 ) -> "subprocess.CompletedProcess[str]":
-    """Do what the pod would, with the account and the files that it has."""
+    """Do what the pod would, with the account and the files that it has.
+
+    Of the account that Helm has made anew a busy API server may hear a moment later than a pod would start.
+    """
     client, here = target.client, f"--namespace={target.system}"
     sample = folder / "sample.yaml"
     sample.write_text(client.get("configmap", f"{RELEASE}-test", here)["data"]["sample.yaml"])
@@ -289,14 +293,19 @@ def verify(
     }
     arguments = [places.get(argument.partition("=")[0], argument) for argument in container["args"]]
     kubeconfig = target.kubeconfig(pod["spec"]["serviceAccountName"], folder)
-    return subprocess.run(
-        [sys.executable, "-m", "lora_operator", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "KUBECONFIG": str(kubeconfig)},
-    )
+    for _ in range(30):
+        done = subprocess.run(
+            [sys.executable, "-m", "lora_operator", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+        )
+        if "(Unauthorized)" not in done.stderr:
+            break
+        time.sleep(1)
+    return done
 
 
 def end(target: Target, pod: Mapping[str, Any], phase: str) -> None:

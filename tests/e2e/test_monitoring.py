@@ -122,12 +122,18 @@ def _play(scene: Scene) -> None:
     saved = {"checkpoint": {"intervalSeconds": 1}, "training": {**LONG["training"], "evalSteps": 2}}
     short = {**SLOW, "maxSteps": 2, "effectiveBatchSize": 2}
     client.apply(CLAIM, long_rows(), *recorded(namespace, scene.installed.images.operator), namespace=namespace)
-    client.apply(finetune("good", preflight="Run", training=short, resources=_SMALL), namespace=namespace)
-    client.apply(finetune("broken", model={"uri": BROKEN_MODEL}, training=SLOW, resources=_SMALL), namespace=namespace)
+    # These two end soon: suspended, they keep their places until the one for which there is none has been told so.
+    brief: dict[str, Any] = {"training": short, "resources": _SMALL, "suspend": True}
+    client.apply(finetune("good", preflight="Run", **brief), namespace=namespace)
+    client.apply(finetune("broken", model={"uri": BROKEN_MODEL}, **{**brief, "training": SLOW}), namespace=namespace)
     client.apply(finetune("stalls", resources=_SMALL, **saved), namespace=namespace)
     client.apply(finetune("pends", output={"uri": "pvc://nowhere/pends"}, resources=_SMALL), namespace=namespace)
     client.apply(finetune("turns", resources=_SMALL, **LONG), namespace=namespace)
     wait_reason(client, namespace, "turns", "Accepted", "QuotaExceeded")
+    for name in ("good", "broken"):
+        client.kubectl(
+            "patch", f"lft/{name}", f"--namespace={namespace}", "--type=merge", '--patch={"spec":{"suspend":false}}'
+        )
     wait_end(client, namespace, "broken", 600)
     for _ in range(2):
         _delete_pod(client, namespace, "turns")
