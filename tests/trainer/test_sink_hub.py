@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.trainer.test_artifact import make_manifest, write_adapter
@@ -94,6 +95,29 @@ def test_a_repository_with_something_in_it_is_left_alone(server: HubServer, tmp_
         (tmp_path / "hub/models" / repo / "README.md").write_text("precious")
     with pytest.raises(StorageError, match="both hold something already: nothing is overwritten"):
         sink(server, "uid-3", repo="acme/mine").check()
+
+
+def test_of_two_runs_that_publish_at_once_each_has_a_repository(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second had found the repository empty before the first committed to it."""
+    commit, first = HubSink._commit, write_adapter(tmp_path / "a", "uid-1")
+
+    def late(run: HubSink, *given: Any) -> str:
+        if run.uid == "uid-2" and not sent(server, "/commit/"):
+            sink(server, "uid-1").publish(first)
+        return commit(run, *given)
+
+    monkeypatch.setattr(HubSink, "_commit", late)
+    second = sink(server, "uid-2").publish(write_adapter(tmp_path / "b", "uid-2"))
+    assert second.uri.startswith(f"hf://{REPO}-{run_suffix('uid-2')}@")
+    assert second.digest == manifest_digest(tmp_path / "b")
+    (tmp_path / "back").mkdir()
+    published = sink(server, "uid-1").published()
+    assert published is not None
+    sink(server, "uid-1").fetch(published, tmp_path / "back")
+    check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
+    assert manifest_digest(tmp_path / "back") == manifest_digest(first)
 
 
 def test_an_empty_repository_is_taken(server: HubServer, tmp_path: Path) -> None:

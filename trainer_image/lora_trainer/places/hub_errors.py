@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
-from lora_trainer.errors import ConfigError, TrainerError, TransientError, one_sentence, storage_error
+from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence, storage_error
 from lora_trainer.places.network import LONGEST_PAUSE_S
 from lora_trainer.places.roles import Role
 
@@ -23,17 +24,27 @@ def explain_hub(error: Exception, uri: HubUri, role: Role) -> TrainerError:
             f"{where}: the Hub knows no such repository, revision or file; check the spelling, and for a private one "
             f"name in {role.section}.secretRef a Secret whose HF_TOKEN may {right} it"
         )
+    if status == 412 and role is Role.OUTPUT:
+        message = f"{where}: somebody else has committed to it meanwhile; the next attempt looks for room again"
+        return StorageError(message, Reason.UPLOAD_FAILED)
     if status in (401, 403):
         why = "; " if role is Role.OUTPUT else ", the repository is gated or private; accept its licence, and "
         return role.denied(
             f"{where}: the Hub answered {status}{why}name in {role.section}.secretRef a Secret whose HF_TOKEN may "
             f"{right} it"
         )
+    return _of_this_side(error, where) or _unavailable(error, status, where)
+
+
+def _of_this_side(error: Exception, where: str) -> TrainerError | None:
+    """What failed before the Hub was asked, or with what it had answered."""
     if any(type(item).__name__ == "OfflineModeIsEnabled" for item in _chain(error)):
         return ConfigError(f"{where}: the Hub may not be asked (HF_HUB_OFFLINE); choose another output, or allow it")
     storage = _storage(error)
-    if storage is not None:
-        return storage_error(storage, "the Hub's cache (HF_HOME)")
+    return storage_error(storage, "the Hub's cache (HF_HOME)") if storage is not None else None
+
+
+def _unavailable(error: Exception, status: int | None, where: str) -> TransientError:
     detail = f"the Hub answered {status}" if status else f"the Hub cannot be reached ({one_sentence(error)[:200]})"
     return TransientError(f"{where}: {detail}; check HF_ENDPOINT, proxy and network if this lasts")
 

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,31 @@ class HubSink:
     def publish(self, folder: Path) -> Published:
         """Commit all files at once and compare what the Hub holds. Raises `StorageError` (`UploadFailed`)."""
         try:
-            place = self._free_place()
-            self.hub.call(place, Role.OUTPUT, lambda: self._api().create_repo(place.repo, private=True, exist_ok=True))
-            commit = self.hub.call(place, Role.OUTPUT, lambda: self._commit(place, folder))
+            place, commit = self._committed(folder)
             self._check(place, commit, folder)
         except TransientError as error:
             raise upload_failed(error) from error
         return Published(uri=f"hf://{place.repo}@{commit}", digest=manifest_digest(folder))
+
+    def _committed(self, folder: Path) -> tuple[HubUri, str]:
+        """Commit where there is room, if nobody else has since that was seen; else look again."""
+        for last in (False, False, True):
+            place, parent = self._made_place()
+            try:
+                return place, self.hub.call(place, Role.OUTPUT, partial(self._commit, place, parent, folder))
+            except StorageError as error:
+                if last or error.reason is not Reason.UPLOAD_FAILED:
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _made_place(self) -> tuple[HubUri, str | None]:
+        """A repository that has room, made where it is missing, and the commit at which it has."""
+        place, info = self._free_place()
+        if info is None:
+            missing = place.repo
+            self.hub.call(place, Role.OUTPUT, lambda: self._api().create_repo(missing, private=True, exist_ok=True))
+            place, info = self._free_place()
+        return place, info.sha if info is not None else None
 
     def fetch(self, published: Published, folder: Path) -> None:
         """Download the commit."""
@@ -109,15 +128,15 @@ class HubSink:
         organisation, _, name = self.uri.repo.partition("/")
         return self.uri, HubUri(repo=f"{organisation}/{name[: _LONGEST_NAME - len(suffix)]}{suffix}")
 
-    def _free_place(self) -> HubUri:
-        """A repository that is missing, empty, or this run's from an earlier attempt."""
+    def _free_place(self) -> tuple[HubUri, Any]:
+        """A repository that is missing, empty, or this run's from an earlier attempt, and what the Hub says of it."""
         for place in self._places():
             info = self._info(place)
             if info is None or {sibling.rfilename for sibling in info.siblings or ()} <= _OWN_FILES:
-                return place
+                return place, info
             text = self._manifest(place, info)
             if text is not None and run_of_manifest(text) == self.uid:
-                return place
+                return place, info
         first, second = self._places()
         raise StorageError(f"output.uri {first} and {second} both hold something already: nothing is overwritten")
 
@@ -153,7 +172,7 @@ class HubSink:
 
         return self.hub.call(place, Role.OUTPUT, read)
 
-    def _commit(self, place: HubUri, folder: Path) -> str:
+    def _commit(self, place: HubUri, parent: str | None, folder: Path) -> str:
         from huggingface_hub import CommitOperationAdd  # noqa: PLC0415 - as above
 
         names = [*(entry.path for entry in read_manifest(folder).files), MANIFEST]
@@ -161,6 +180,7 @@ class HubSink:
             place.repo,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
             commit_message=f"Add the result of the run {self.run_name}",
+            parent_commit=parent,
         )
         return str(done.oid)
 
