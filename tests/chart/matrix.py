@@ -60,10 +60,15 @@ PLACED = {
     "resources": {"requests": {"cpu": "250m"}, "limits": {"memory": "1Gi"}},
     "preflight": {"nodeSelector": {"pool": "cpus"}, "tolerations": [GPU_TAINT]},
 }
+MOVABLE = {
+    "karpenter.sh/do-not-disrupt": "false",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+    "sidecar.istio.io/inject": "false",
+}
 CONFIGURED = {
     "config": {"allowCPU": True, "runMetrics": False, "caBundleConfigMap": "company-ca"},
     "defaults": DEFAULTS,
-    "trainer": {"serviceAccountName": "identity"},
+    "trainer": {"serviceAccountName": "identity", "podAnnotations": MOVABLE},
     "logLevel": "DEBUG",
     "logFormat": "text",
 }

@@ -27,7 +27,11 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
     objects = render(
         watch={"namespaces": ["team-a"]},
         imagePullSecrets=[{"name": "registry"}],
-        trainer={"image": {"tag": "v1", "pullPolicy": "Always"}, "serviceAccountName": "trainer"},
+        trainer={
+            "image": {"tag": "v1", "pullPolicy": "Always"},
+            "serviceAccountName": "trainer",
+            "podAnnotations": {"karpenter.sh/do-not-disrupt": None, "sidecar.istio.io/inject": "false"},
+        },
         preflight={"image": {"repository": "registry.example.com/preflight"}, **SMALL_NODES},
         config={
             "hubEndpoint": "http://hub:8000",
@@ -112,6 +116,10 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         preflight_memory="1Gi",
         preflight_node_selector=SMALL_NODES["nodeSelector"],
         preflight_tolerations=tuple(SMALL_NODES["tolerations"]),
+        pod_annotations={
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "sidecar.istio.io/inject": "false",
+        },
         gpus=(GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.2),),
         require_rendered_image=True,
         stall_timeout_s=900,
@@ -161,7 +169,7 @@ def test_a_null_is_as_if_the_value_were_not_there(render: Render, tmp_path: Path
     plain = load_config(file)
     nulls: dict[str, Any] = {"logLevel": None, "logFormat": None, "defaults": dict.fromkeys(defaults)}
     nulls |= {"preflight": {"nodeSelector": None, "tolerations": None}}
-    nulls |= {"trainer": {"image": {"pullPolicy": None}, "serviceAccountName": None}}
+    nulls |= {"trainer": {"image": {"pullPolicy": None}, "serviceAccountName": None, "podAnnotations": None}}
     file.write_text(settings_of(render(**nulls)))
     assert replace(load_config(file), log_format=plain.log_format) == plain
 

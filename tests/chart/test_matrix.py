@@ -68,8 +68,8 @@ def test_a_row_renders_as_it_is_recorded(documents: Render, helm: helms.Helm, nu
     """Its objects, without the content of definition, dashboards and alerts, tested elsewhere; lint finds nothing."""
     values = values_of(ROWS[number])
     objects = sorted(documents(**values), key=_place)
-    text = f"# {json.dumps(values)}\n" + yaml.safe_dump_all(
-        map(_short, objects), sort_keys=False, default_flow_style=None, width=110
+    text = f"# {json.dumps(values)}\n" + yaml.dump_all(
+        map(_short, objects), Dumper=_Readable, sort_keys=False, default_flow_style=None, width=110
     )
     file = GOLDEN / f"{number:02}.yaml"
     if UPDATE:
@@ -107,6 +107,16 @@ def test_whatever_is_switched_on_no_pod_asks_for_more_than_the_restricted_standa
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             assert {"requests", "limits"} <= set(container["resources"])
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes text of several lines as these lines, where YAML can: not within a map on one line."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
+
+
+_Readable.add_representer(str, _Readable.represent_str)
 
 
 def _place(document: Manifest) -> tuple[str, str, str]:

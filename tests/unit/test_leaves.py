@@ -271,6 +271,7 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
         "image_pull_policy": "Never",
         "oci_plain_http_registries": ("a:1",),
         "gpus": (GpuSetting(name="nvidia.com/gpu", memory_gib=24),),
+        "pod_annotations": {"sidecar.istio.io/inject": "false"},
         "preflight_node_selector": {"pool": "small"},
         "preflight_tolerations": ({"key": "team", "operator": "Exists"},),
         "default_gpu_resource_name": "amd.com/gpu",

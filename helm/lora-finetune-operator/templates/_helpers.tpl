@@ -156,6 +156,7 @@ spec:
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
 {{- $_ := set $config "imagePullSecrets" $pullSecrets -}}
 {{- $_ := set $config "trainerServiceAccountName" .Values.trainer.serviceAccountName -}}
+{{- $_ := set $config "podAnnotations" .Values.trainer.podAnnotations -}}
 {{- $_ := set $config "namespaces" .Values.watch.namespaces -}}
 {{- $_ := set $config "leaderElection" (include "lora-operator.elects" . | eq "true") -}}
 {{- $_ := set $config "leaseName" (include "lora-operator.fullname" .) -}}

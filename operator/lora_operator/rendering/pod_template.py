@@ -41,7 +41,8 @@ def pod_template(
     The run's configuration is an annotation, which the pod reads as a file: a Job's template is immutable, so that a
     pod that is tried again reads what the first one read, and no object beside the Job can be missing.
     """
-    metadata = {"labels": labels, "annotations": {names.CONFIG_ANNOTATION: train.to_json(indent=None)}}
+    annotations = {**config.pod_annotations, names.CONFIG_ANNOTATION: train.to_json(indent=None)}
+    metadata = {"labels": labels, "annotations": annotations}
     return {"metadata": metadata, "spec": _pod_spec(shape, pod, train, name, config)}
 
 

@@ -11,6 +11,9 @@ import yaml
 from lora_trainer.contract import codec
 from lora_trainer.contract.device_section import LARGEST_GPU_GIB, GpuSetting
 
+NOT_TO_BE_MOVED = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+"""Annotations by which Karpenter and the cluster autoscaler leave a pod on its node until it has ended."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorConfig:
@@ -27,6 +30,7 @@ class OperatorConfig:
     oci_plain_http_registries   host:port of registries that speak HTTP without TLS
     mlflow_tracking_uri, wandb_base_url   servers of the trackers
     cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
+    pod_annotations         of the pods of runs; the default ones keep autoscalers from moving them to save nodes
     preflight_cpu, -memory  requests of those pods, which also fill that claim; the memory is their limit too
     preflight_node_selector nodes of those pods, instead of those that their runs would send them to
     preflight_tolerations   of those pods, beside those of their runs: key, operator, value, effect
@@ -60,6 +64,7 @@ class OperatorConfig:
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     trainer_service_account_name: str = ""
+    pod_annotations: Mapping[str, str] = field(default_factory=lambda: dict(NOT_TO_BE_MOVED))
     hub_endpoint: str = ""
     offline: bool = False
     s3_endpoint: str = ""
@@ -179,6 +184,17 @@ def _broken_tolerations(tolerations: tuple[Mapping[str, str], ...]) -> str:
     return "" if known else f"tolerations that have {', '.join(sorted(TOLERATION_KEYS))} alone"
 
 
+def _broken_annotations(annotations: Mapping[str, str]) -> str:
+    size = sum(len(key) + len(value) for key, value in annotations.items())
+    sound = all(ANNOTATION.fullmatch(key) and not OWN_ANNOTATION.match(key) for key in annotations)
+    if sound and size <= MOST_ANNOTATIONS:
+        return ""
+    return (
+        f"annotations as Kubernetes takes them (prefix/name), of {MOST_ANNOTATIONS:,} characters together at most and "
+        "none of lora-operator.io or batch.kubernetes.io, which are the operator's and the Job controller's"
+    )
+
+
 def _broken_affinity(affinity: Mapping[str, Any]) -> str:
     kinds = ("nodeAffinity", "podAffinity", "podAntiAffinity")
     return "" if affinity.keys() <= set(kinds) else f"an affinity that has {', '.join(kinds)} alone"
@@ -207,12 +223,16 @@ def _broken_environment(environment: Mapping[str, str]) -> str:
     )
 
 
+MOST_ANNOTATIONS = 16_384
+ANNOTATION = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
+OWN_ANNOTATION = re.compile(r"([^/]*\.)?(lora-operator\.io|batch\.kubernetes\.io)/")
 MOST_VARIABLES, LONGEST_VALUE = 64, 1024
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
 VARIABLE = re.compile(r"((TORCH_)?NCCL|GLOO|UCX|FI)_[A-Z0-9_]{1,100}|HTTPS?_PROXY|NO_PROXY|TZ")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 _CHECKS: Mapping[str, Callable[[Any], str]] = {
     "gpus": _broken_gpus,
+    "pod_annotations": _broken_annotations,
     "preflight_tolerations": _broken_tolerations,
     "default_tolerations": _broken_tolerations,
     "default_affinity": _broken_affinity,
