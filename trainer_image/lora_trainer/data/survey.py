@@ -13,6 +13,7 @@ from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConf
 from lora_trainer.data.dataset_files import Files, locate, locate_validation
 from lora_trainer.data.formats import MAY_BE_ABSENT, Layout, content_key, detect, nothing_to_learn, parse
 from lora_trainer.data.readers import fingerprint, read_rows
+from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.rows import Row
 from lora_trainer.data.split import Keys, at_most, common, copies, first_drawn, held_out
 from lora_trainer.errors import DatasetError
@@ -50,7 +51,8 @@ class Samples:
 
     `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
     `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
-    more. `shared` training rows stand among the held-out ones of another set, too.
+    more. `shared` training rows stand among the held-out ones of another set, too. `learned` and `measured` tell the
+    contents of either side.
     """
 
     parts: tuple[Part, ...]
@@ -61,6 +63,8 @@ class Samples:
     fingerprint: str
     skipped: int
     duplicates: int
+    learned: RowSketch
+    measured: RowSketch
     shared: int = 0
 
     @property
@@ -76,13 +80,15 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     layout = detect(config.dataset, _first_row(files))
     survey = _survey(files, layout, config.dataset.columns)
     drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
+    learned, measured = survey.keys[~drawn], survey.keys[drawn]
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
     if validation:
-        training, survey = survey, _survey(validation, layout, {})
+        survey = _survey(validation, layout, {})
         drawn, capped = _drawn_of_a_set(survey.keys, config.dataset, config.training.seed)
         parts.append(_part(survey, np.zeros(len(drawn), np.bool_), drawn))
-        keys, skipped = np.concatenate([training.keys, survey.keys[drawn]]), skipped + survey.skipped
-        shared = common(training.keys, survey.keys[drawn])
+        measured = survey.keys[drawn]
+        keys, skipped = np.concatenate([keys, measured]), skipped + survey.skipped
+        shared = common(learned, measured)
     return Samples(
         parts=tuple(parts),
         held_out=() if drawn.all() else tuple(survey.places(drawn)),
@@ -92,6 +98,8 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         fingerprint=fingerprint(files, validation),
         skipped=skipped,
         duplicates=copies(keys),
+        learned=RowSketch.of(learned),
+        measured=RowSketch.of(measured),
         shared=shared,
     )
 

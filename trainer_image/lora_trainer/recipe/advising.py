@@ -11,6 +11,8 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.data.dataset import Data
+from lora_trainer.data.row_sketch import RowSketch
+from lora_trainer.data.survey import Samples
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
@@ -33,11 +35,12 @@ def facts_of(
     data: Data,
     adapted: Adapted,
     *,
-    shared_rows: int,
+    samples: Samples,
+    before: RowSketch | None,
     device: Device,
     way: Way,
 ) -> Facts:
-    """What is known when the training begins; `shared_rows` are training rows that are held-out ones, too."""
+    """What is known when the training begins; `before` are the rows that its first weights were trained on."""
     stats, config = data.stats, settled.config
     return Facts(
         config=config,
@@ -59,7 +62,8 @@ def facts_of(
             cut=stats.truncated_samples,
             cut_tokens=stats.truncated_tokens,
             duplicates=stats.duplicate_samples,
-            shared=shared_rows,
+            shared=samples.shared,
+            learned_before=samples.measured.share_in(before, but_for=samples.learned) if before else 0.0,
         ),
         left_alone=adapted.left_alone,
         plan=settled.plan,

@@ -17,6 +17,7 @@ from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.kept_rows import KeptRows
+from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
@@ -110,12 +111,13 @@ def run_training(
         ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
         state = group.broadcast_object(saved.state() if saved and group.is_main else None)
+        learned = saved.learned() if saved and group.is_main else None
         adapted, ranks = adapted_on_all(settled, base, device, state, group, linear=linear)
         way = way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
         resolved = _resolved(config, base, data, adapted, device=device, way=way, ranks=ranks)
 
         adviser = Adviser.begin(
-            facts_of(settled, base, data, adapted, shared_rows=samples.shared, device=device, way=way),
+            facts_of(settled, base, data, adapted, samples=samples, before=learned, device=device, way=way),
             speaks=ranks.is_main,
         )
 
@@ -146,7 +148,7 @@ def run_training(
             ranks=ranks,
             listener=narrator,
             stop=workshop.stop,
-            saver=Saver(checkpoints=checkpoints, config=config.checkpoint, record=record) if checkpoints else None,
+            saver=_saver(config, checkpoints, record, samples.learned, learned),
             evaluate=evaluation.on_the_way,
             interim=evaluation.interim,
             sample=lambda: evaluation.on_the_way(evaluation.interim.every),
@@ -161,9 +163,15 @@ def run_training(
         curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
 
         resumed = state.course.step if state and goes_on else None
-        seconds = time.monotonic() - started
         measured = measured_by(
-            trained, before, after, device, plan=settled.plan, held_out=data.held_out, seconds=seconds, resumed=resumed
+            trained,
+            before,
+            after,
+            device,
+            plan=settled.plan,
+            held_out=data.held_out,
+            seconds=time.monotonic() - started,
+            resumed=resumed,
         )
         if ranks.is_main:
             workshop.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
@@ -250,6 +258,15 @@ def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Check
 
 def _saved(config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes) -> Saved | None:
     return find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
+
+
+def _saver(
+    config: TrainConfig, checkpoints: Checkpoints | None, record: RunRecord, ours: RowSketch, before: RowSketch | None
+) -> Saver | None:
+    if checkpoints is None:
+        return None
+    learned = ours.joined(before) if before else ours
+    return Saver(checkpoints=checkpoints, config=config.checkpoint, record=record, learned=learned)
 
 
 def _agreed(ours: Identity, ranks: Ranks) -> Identity:

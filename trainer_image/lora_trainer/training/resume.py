@@ -11,6 +11,7 @@ from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError
 from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen
 from lora_trainer.places.run_folders import folders_of_name
@@ -18,7 +19,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity, difference, encoded_alike, same_course, weights_difference
-from lora_trainer.training.state import RunRecord, State, read_record, read_state
+from lora_trainer.training.state import RunRecord, State, read_learned_rows, read_record, read_state
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,11 @@ class Saved:
         if not self.own or not uri.startswith("hf://"):
             return uri
         return f"{uri.partition('@')[0]}@{self.record.base_revision}"
+
+    def learned(self) -> RowSketch | None:
+        """The rows that its weights were trained on, of all runs before; None where it does not say. Raises
+        `CheckpointError`."""
+        return read_learned_rows(self.checkpoint.folder)
 
     def state(self) -> State:
         """The state itself. Raises `CheckpointError`."""

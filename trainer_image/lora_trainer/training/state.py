@@ -21,6 +21,7 @@ from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError, one_sentence
 from lora_trainer.model.convert import Start
 from lora_trainer.training.checkpoint import RUN_FILE, Write
@@ -31,6 +32,8 @@ from lora_trainer.training.trend import Mark
 _ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _STATE = "state.json"
+LEARNED_ROWS = "learned_rows.bin"
+"""A sketch of the rows that the weights were trained on; checkpoints of earlier releases have none."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -173,6 +176,16 @@ def read_state(folder: Path) -> State:
     return State(
         course=course, adapter=adapter, best=best, starts=starts, optimizer=rest["optimizer"], scaler=rest["scaler"]
     )
+
+
+def read_learned_rows(folder: Path) -> RowSketch | None:
+    """The rows that a checkpoint's weights were trained on, None where it does not say. Raises `CheckpointError`."""
+    try:
+        return RowSketch.from_bytes((folder / LEARNED_ROWS).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:

@@ -45,6 +45,12 @@ def _held_out_rows_learned(facts: Facts) -> Values | None:
     return {"shared": count(facts.rows.shared), "rows": count(facts.rows.held_out)}
 
 
+def _held_out_rows_learned_before(facts: Facts) -> Values | None:
+    if facts.rows is None or facts.rows.learned_before <= 0 or facts.config.resume_from is None:
+        return None
+    return {"share": f"{facts.rows.learned_before:.1%}", "run": _clipped(facts.config.resume_from)}
+
+
 def _experts_not_adapted(facts: Facts) -> Values | None:
     if facts.left_alone is None or not facts.left_alone.experts:
         return None
@@ -122,6 +128,19 @@ RULES = (
         source="trainer-data.md, The rule of the split",
         rule_of_thumb=False,
         check=_held_out_rows_learned,
+    ),
+    Rule(
+        code=Code.HELD_OUT_ROWS_LEARNED_BEFORE,
+        severity=Severity.WARNING,
+        subject="data",
+        condition="the run that spec.resumeFrom names, or one before it, was trained on held-out rows",
+        message="Hold out what no run before this one learned: the same rows as there (the same spec.training.seed, "
+        "validationFraction and maxValidationRows), or those of a spec.dataset.validationUri: the held-out loss "
+        "flatters where the same rows were learned",
+        evidence=("Of the held-out rows {share} were trained on by {run} or a run before it",),
+        source="trainer-data.md, Held-out rows",
+        rule_of_thumb=False,
+        check=_held_out_rows_learned_before,
     ),
     Rule(
         code=Code.EXPERTS_NOT_ADAPTED,

@@ -13,7 +13,7 @@ class Rows:
     """Counts of rows and tokens; `tokens` and `learned` are of the training rows.
 
     `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows, `shared` held-out rows that are
-    trained on, too.
+    trained on, too. `learned_before` is the share of the held-out rows that a run before this one was trained on.
     """
 
     training: int
@@ -24,6 +24,7 @@ class Rows:
     cut_tokens: int = 0
     duplicates: int = 0
     shared: int = 0
+    learned_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
