@@ -37,7 +37,7 @@ _LEGEND = """
 In braces stands what a run puts in; of several sentences about what was seen, the first is taken that all is known for.
 
 """
-_LINK = re.compile(r"\b([a-z-]+\.md)(?:, ([A-Z][A-Za-z ]+))?")
+_LINK = re.compile(r"\b([a-z-]+\.md)(?:, ([A-Z][A-Za-z -]+))?")
 
 
 def render() -> str:

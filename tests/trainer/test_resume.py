@@ -291,7 +291,7 @@ def test_held_out_rows_that_a_run_before_was_trained_on_are_told(workplace: Work
         advice = {one.code: one.values for one in read_manifest(place.staged).advice}
         return advice.get(Code.HELD_OUT_ROWS_LEARNED_BEFORE, {}).get("share")
 
-    share = f"{len(shared) / len(held_out(second)):.1%}"
+    share = f"about {len(shared) / len(held_out(second)):.1%}"
     assert told(second) == share
     shutil.rmtree(second.staged)
     shutil.rmtree(second.workspace / "step-00000006")

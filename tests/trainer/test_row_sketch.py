@@ -12,18 +12,24 @@ from lora_trainer.data.split import Keys
 NUMBERS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), max_size=30)
 
 
-def keys(*numbers: int) -> Keys:
-    """Hashes of contents."""
-    return np.array(numbers, np.uint64)
+def sketch(*numbers: int) -> RowSketch:
+    """Of contents with these hashes, among others."""
+    return of(np.array(numbers, np.uint64))
+
+
+def of(keys: Keys) -> RowSketch:
+    """The same of an array, each second row of which is another's."""
+    chosen = np.arange(2 * len(keys)) % 2 == 0
+    return RowSketch.of(np.repeat(keys, 2) + ~chosen * np.uint64(10**6), chosen)
 
 
 @given(NUMBERS, NUMBERS, NUMBERS)
 def test_a_share_of_few_contents_is_exact(ours: list[int], theirs: list[int], but_for: list[int]) -> None:
     """Of the contents, however many rows hold them; also after a way through bytes, and of several runs together."""
     half = len(theirs) // 2
-    joined = RowSketch.of(keys(*theirs[:half])).joined(RowSketch.of(keys(*theirs[half:])))
+    joined = sketch(*theirs[:half]).joined(sketch(*theirs[half:]))
     others = RowSketch.from_bytes(joined.to_bytes())
-    share = RowSketch.of(keys(*ours)).share_in(others, but_for=RowSketch.of(keys(*but_for)))
+    share = sketch(*ours).share_in(others, but_for=sketch(*but_for))
     distinct = set(ours)
     expected = len(distinct & set(theirs) - set(but_for)) / len(distinct) if distinct else 0.0
     assert share == pytest.approx(expected)
@@ -36,11 +42,12 @@ def test_a_share_of_many_contents_is_estimated(seed: int) -> None:
     ours, rest = (random.integers(0, 2**64, 4_000, np.uint64) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_sketch, "MOST", 1_000)
-        further = RowSketch.of(random.integers(0, 2**64, 9, np.uint64))
-        others = RowSketch.of(np.concatenate([ours[:1_000], rest])).joined(further)
+        patch.setattr(row_sketch, "_AT_A_TIME", 700)
+        further = of(random.integers(0, 2**64, 9, np.uint64))
+        others = of(np.concatenate([ours[:1_000], rest])).joined(further)
         assert len(others.keys) <= 1_000
         assert len(others.to_bytes()) <= 8_008
-        share = RowSketch.of(ours).share_in(others, but_for=RowSketch.of(keys()))
+        share = of(ours).share_in(others, but_for=sketch())
     kept = 4_000 * others.limit / 2**64
     assert share == pytest.approx(0.25, abs=6 * (0.25 * 0.75 / kept) ** 0.5)
 

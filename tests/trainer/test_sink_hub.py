@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
@@ -97,18 +98,28 @@ def test_a_repository_with_something_in_it_is_left_alone(server: HubServer, tmp_
         sink(server, "uid-3", repo="acme/mine").check()
 
 
+@pytest.mark.parametrize("early", [False, True], ids=["it was empty", "it was missing"])
 def test_of_two_runs_that_publish_at_once_each_has_a_repository(
-    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, early: bool
 ) -> None:
-    """The second had found the repository empty before the first committed to it."""
-    commit, first = HubSink._commit, write_adapter(tmp_path / "a", "uid-1")
+    """The second had found room before the first committed."""
+    commit, create, first = HubSink._commit, HfApi.create_repo, write_adapter(tmp_path / "a", "uid-1")
+    between = [lambda: sink(server, "uid-1").publish(first)]
 
     def late(run: HubSink, *given: Any) -> str:
-        if run.uid == "uid-2" and not sent(server, "/commit/"):
-            sink(server, "uid-1").publish(first)
+        if between:
+            between.pop()()
         return commit(run, *given)
 
-    monkeypatch.setattr(HubSink, "_commit", late)
+    def late_to_make(*given: Any, **more: Any) -> Any:
+        if between:
+            between.pop()()
+        return create(*given, **more)
+
+    if early:
+        monkeypatch.setattr(HfApi, "create_repo", late_to_make)
+    else:
+        monkeypatch.setattr(HubSink, "_commit", late)
     second = sink(server, "uid-2").publish(write_adapter(tmp_path / "b", "uid-2"))
     assert second.uri.startswith(f"hf://{REPO}-{run_suffix('uid-2')}@")
     assert second.digest == manifest_digest(tmp_path / "b")

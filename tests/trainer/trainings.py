@@ -150,7 +150,7 @@ class Bench:
                 checkpoints=checkpoints,
                 config=self.checkpoint,
                 record=record_of(config),
-                learned=RowSketch.of(np.arange(12, dtype=np.uint64)),
+                learned=RowSketch.of(np.arange(12, dtype=np.uint64), np.ones(12, np.bool_)),
             )
             if save
             else None,

@@ -118,7 +118,7 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
     Code.HELD_OUT_ROWS_LEARNED_BEFORE: (
         dataclasses.replace(make_config(), resume_from="first"),
         rows(learned_before=0.9675),
-        "Of the held-out rows 96.8% were trained on by first or a run before it",
+        "Of the held-out rows about 96.8% are among the training rows of first or a run before it",
     ),
     Code.POD_MEMORY: (
         make_config(resources={"memory": "4900Mi"}),

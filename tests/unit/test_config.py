@@ -105,7 +105,9 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
         ("trainerImage: a\npodAnnotations: {lora-operator.io/config: x}\n", "none of lora-operator.io or batch"),
         ("trainerImage: a\npodAnnotations: {x.lora-operator.io/config: x}\n", "none of lora-operator.io or batch"),
         ("trainerImage: a\npodAnnotations: {'a b': x}\n", "annotations as Kubernetes takes them"),
-        (f"trainerImage: a\npodAnnotations: {{a: {'x' * 17000}}}\n", "16,384 characters together at most"),
+        ("trainerImage: a\npodAnnotations: {'a..b/x': x}\n", "annotations as Kubernetes takes them"),
+        ("trainerImage: a\npodAnnotations: {'a.-b/x': x}\n", "annotations as Kubernetes takes them"),
+        (f"trainerImage: a\npodAnnotations: {{a: {'x' * 17000}}}\n", "16,384 bytes together at most"),
         (
             "trainerImage: a\ndefaultEnvironment: {HF_TOKEN: x}\n",
             "defaultEnvironment is .* must be at most 64 variables",

@@ -156,7 +156,11 @@ spec:
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
 {{- $_ := set $config "imagePullSecrets" $pullSecrets -}}
 {{- $_ := set $config "trainerServiceAccountName" .Values.trainer.serviceAccountName -}}
-{{- $_ := set $config "podAnnotations" .Values.trainer.podAnnotations -}}
+{{- $annotations := deepCopy (.Values.trainer.podAnnotations | default dict) -}}
+{{- range $key, $value := .Values.trainer.podAnnotations }}
+{{- if kindIs "invalid" $value }}{{ $_ := unset $annotations $key }}{{ end -}}
+{{- end -}}
+{{- if not (kindIs "invalid" .Values.trainer.podAnnotations) }}{{ $_ := set $config "podAnnotations" $annotations }}{{ end -}}
 {{- $_ := set $config "namespaces" .Values.watch.namespaces -}}
 {{- $_ := set $config "leaderElection" (include "lora-operator.elects" . | eq "true") -}}
 {{- $_ := set $config "leaseName" (include "lora-operator.fullname" .) -}}

@@ -185,12 +185,12 @@ def _broken_tolerations(tolerations: tuple[Mapping[str, str], ...]) -> str:
 
 
 def _broken_annotations(annotations: Mapping[str, str]) -> str:
-    size = sum(len(key) + len(value) for key, value in annotations.items())
+    size = sum(len((key + value).encode(errors="surrogatepass")) for key, value in annotations.items())
     sound = all(ANNOTATION.fullmatch(key) and not OWN_ANNOTATION.match(key) for key in annotations)
     if sound and size <= MOST_ANNOTATIONS:
         return ""
     return (
-        f"annotations as Kubernetes takes them (prefix/name), of {MOST_ANNOTATIONS:,} characters together at most and "
+        f"annotations as Kubernetes takes them (prefix/name), of {MOST_ANNOTATIONS:,} bytes together at most and "
         "none of lora-operator.io or batch.kubernetes.io, which are the operator's and the Job controller's"
     )
 
@@ -224,8 +224,11 @@ def _broken_environment(environment: Mapping[str, str]) -> str:
 
 
 MOST_ANNOTATIONS = 16_384
-ANNOTATION = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
-OWN_ANNOTATION = re.compile(r"([^/]*\.)?(lora-operator\.io|batch\.kubernetes\.io)/")
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+ANNOTATION = re.compile(
+    rf"((?=[^/]{{1,253}}/){_LABEL}(\.{_LABEL})*/)?[a-z0-9]([-\w.]{{0,61}}[a-z0-9])?", re.ASCII | re.IGNORECASE
+)
+OWN_ANNOTATION = re.compile(r"([^/]*\.)?(lora-operator\.io|batch\.kubernetes\.io)/", re.IGNORECASE)
 MOST_VARIABLES, LONGEST_VALUE = 64, 1024
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
 VARIABLE = re.compile(r"((TORCH_)?NCCL|GLOO|UCX|FI)_[A-Z0-9_]{1,100}|HTTPS?_PROXY|NO_PROXY|TZ")

@@ -52,7 +52,7 @@ class Samples:
     `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
     `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
     more. `shared` training rows stand among the held-out ones of another set, too. `learned` and `measured` tell the
-    contents of either side.
+    contents of the training rows and of the held-out ones.
     """
 
     parts: tuple[Part, ...]
@@ -80,15 +80,14 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     layout = detect(config.dataset, _first_row(files))
     survey = _survey(files, layout, config.dataset.columns)
     drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
-    learned, measured = survey.keys[~drawn], survey.keys[drawn]
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
+    learned = RowSketch.of(survey.keys, ~drawn)
     if validation:
-        survey = _survey(validation, layout, {})
+        training, survey = survey, _survey(validation, layout, {})
         drawn, capped = _drawn_of_a_set(survey.keys, config.dataset, config.training.seed)
         parts.append(_part(survey, np.zeros(len(drawn), np.bool_), drawn))
-        measured = survey.keys[drawn]
-        keys, skipped = np.concatenate([keys, measured]), skipped + survey.skipped
-        shared = common(learned, measured)
+        keys, skipped = np.concatenate([training.keys, survey.keys[drawn]]), skipped + survey.skipped
+        shared = common(training.keys, survey.keys[drawn])
     return Samples(
         parts=tuple(parts),
         held_out=() if drawn.all() else tuple(survey.places(drawn)),
@@ -98,8 +97,8 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         fingerprint=fingerprint(files, validation),
         skipped=skipped,
         duplicates=copies(keys),
-        learned=RowSketch.of(learned),
-        measured=RowSketch.of(measured),
+        learned=learned,
+        measured=RowSketch.of(survey.keys, drawn),
         shared=shared,
     )
 

@@ -25,7 +25,7 @@ def explain_hub(error: Exception, uri: HubUri, role: Role) -> TrainerError:
             f"name in {role.section}.secretRef a Secret whose HF_TOKEN may {right} it"
         )
     if status == 412 and role is Role.OUTPUT:
-        message = f"{where}: somebody else has committed to it meanwhile; the next attempt looks for room again"
+        message = f"{where}: another upload came first; the next attempt looks for room again"
         return StorageError(message, Reason.UPLOAD_FAILED)
     if status in (401, 403):
         why = "; " if role is Role.OUTPUT else ", the repository is gated or private; accept its licence, and "

@@ -5,6 +5,7 @@ the result then goes into `<name>-<suffix of the run>`, never over it.
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from lora_trainer.places.roles import Role, upload_failed
 
 _OWN_FILES = frozenset({".gitattributes"})
 _LONGEST_NAME = 96
+_COMMIT = re.compile(r"[0-9a-fA-F]{5,40}")
+"""What the client takes for a parent."""
+_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +93,23 @@ class HubSink:
             except StorageError as error:
                 if last or error.reason is not Reason.UPLOAD_FAILED:
                     raise
+                self.hub.sleep(_PAUSE_S)
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _made_place(self) -> tuple[HubUri, str | None]:
-        """A repository that has room, made where it is missing, and the commit at which it has."""
+        """A repository that has room, made where it is missing, and the commit at which it has, None if unknown.
+
+        While one is made, another run may have taken it: then it is the second one that is missing.
+        """
         place, info = self._free_place()
-        if info is None:
-            missing = place.repo
-            self.hub.call(place, Role.OUTPUT, lambda: self._api().create_repo(missing, private=True, exist_ok=True))
+        for _ in self._places():
+            if info is not None:
+                break
+            create = partial(self._api().create_repo, place.repo, private=True, exist_ok=True)
+            self.hub.call(place, Role.OUTPUT, create)
             place, info = self._free_place()
-        return place, info.sha if info is not None else None
+        commit = str(info.sha) if info is not None else ""
+        return place, commit if _COMMIT.fullmatch(commit) else None
 
     def fetch(self, published: Published, folder: Path) -> None:
         """Download the commit."""

@@ -129,7 +129,7 @@ class Saved:
         return f"{uri.partition('@')[0]}@{self.record.base_revision}"
 
     def learned(self) -> RowSketch | None:
-        """The rows that its weights were trained on, of all runs before; None where it does not say. Raises
+        """The training rows of its run and of those that it went on from; None where it does not say. Raises
         `CheckpointError`."""
         return read_learned_rows(self.checkpoint.folder)
 

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Saver:
-    """Saves by time and by steps, whichever comes first. `learned` are the rows that the weights were trained on, with
-    those of the runs before; `saved_step` is that of the state on the volume."""
+    """Saves by time and by steps, whichever comes first. `learned` are the training rows of this run and of those that
+    it goes on from; `saved_step` is that of the state on the volume."""
 
     checkpoints: Checkpoints
     config: CheckpointConfig

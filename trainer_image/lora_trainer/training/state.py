@@ -33,7 +33,7 @@ _ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.sa
 _OPTIMIZER = "optimizer.pt"
 _STATE = "state.json"
 LEARNED_ROWS = "learned_rows.bin"
-"""A sketch of the rows that the weights were trained on; checkpoints of earlier releases have none."""
+"""A sketch of the training rows of the run and of those that it goes on from; earlier releases write none."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -179,7 +179,8 @@ def read_state(folder: Path) -> State:
 
 
 def read_learned_rows(folder: Path) -> RowSketch | None:
-    """The rows that a checkpoint's weights were trained on, None where it does not say. Raises `CheckpointError`."""
+    """The training rows of a checkpoint's run and of those before it, None where it does not say. Raises
+    `CheckpointError`."""
     try:
         return RowSketch.from_bytes((folder / LEARNED_ROWS).read_bytes())
     except FileNotFoundError:

@@ -9,6 +9,7 @@ FEW_ROWS = 20
 _MANY_DUPLICATES = 0.05
 _FEW_PER_CENT = 0.03
 _LONGEST_LIST = 160
+_SHOWN = 0.001
 
 
 def _rows_cut(facts: Facts) -> Values | None:
@@ -48,7 +49,9 @@ def _held_out_rows_learned(facts: Facts) -> Values | None:
 def _held_out_rows_learned_before(facts: Facts) -> Values | None:
     if facts.rows is None or facts.rows.learned_before <= 0 or facts.config.resume_from is None:
         return None
-    return {"share": f"{facts.rows.learned_before:.1%}", "run": _clipped(facts.config.resume_from)}
+    share = facts.rows.learned_before
+    shown = f"about {share:.1%}" if share >= _SHOWN else f"less than {_SHOWN:.1%}"
+    return {"share": shown, "run": _clipped(facts.config.resume_from)}
 
 
 def _experts_not_adapted(facts: Facts) -> Values | None:
@@ -133,11 +136,11 @@ RULES = (
         code=Code.HELD_OUT_ROWS_LEARNED_BEFORE,
         severity=Severity.WARNING,
         subject="data",
-        condition="the run that spec.resumeFrom names, or one before it, was trained on held-out rows",
-        message="Hold out what no run before this one learned: the same rows as there (the same spec.training.seed, "
-        "validationFraction and maxValidationRows), or those of a spec.dataset.validationUri: the held-out loss "
-        "flatters where the same rows were learned",
-        evidence=("Of the held-out rows {share} were trained on by {run} or a run before it",),
+        condition="held-out rows are among the training rows of the run that spec.resumeFrom names, or one before it",
+        message="Hold out rows that no run before this one trained on, since the held-out loss flatters otherwise: "
+        "those of a spec.dataset.validationUri, or the same as there, by the same data, spec.training.seed, "
+        "spec.dataset.validationFraction and maxValidationRows",
+        evidence=("Of the held-out rows {share} are among the training rows of {run} or a run before it",),
         source="trainer-data.md, Held-out rows",
         rule_of_thumb=False,
         check=_held_out_rows_learned_before,

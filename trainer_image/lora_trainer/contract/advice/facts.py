@@ -13,7 +13,8 @@ class Rows:
     """Counts of rows and tokens; `tokens` and `learned` are of the training rows.
 
     `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows, `shared` held-out rows that are
-    trained on, too. `learned_before` is the share of the held-out rows that a run before this one was trained on.
+    trained on, too. `learned_before` is the share of the held-out contents that are among the
+    training rows of a run before this one, and not among its own.
     """
 
     training: int
