@@ -243,12 +243,27 @@ def waiting_pod(reason: str, message: str = "", **changes: Any) -> PodView:
 
 
 def ended_pod(
-    code: int, message: str = "", *, reason: str = "Error", ended_at: datetime | None = None, **changes: Any
+    code: int,
+    message: str = "",
+    *,
+    reason: str = "Error",
+    evicted: tuple[str, str] = ("", ""),
+    ended_at: datetime | None = None,
+    **changes: Any,
 ) -> PodView:
-    """A pod whose trainer has ended, eleven minutes ago by default."""
+    """A pod whose trainer has ended, eleven minutes ago by default; `evicted` is what the pod itself says, a reason and
+    a message."""
     times = {"startedAt": instant(minutes_ago(50)), "finishedAt": instant(ended_at or minutes_ago(11))}
     ended = {"exitCode": code, "message": message, "reason": reason, **times}
-    return make_pod(**{"phase": "Failed" if code else "Succeeded", "state": {"terminated": ended}, **changes})
+    said = {"phase": "Failed" if code else "Succeeded", "reason": evicted[0], "message": evicted[1]}
+    return make_pod(**{**said, "state": {"terminated": ended}, **changes})
+
+
+def outlasted_pod(code: int, proxy: Mapping[str, Any]) -> PodView:
+    """A pod whose trainer has ended, and into which somebody put a proxy in that state."""
+    document = make_pod_object(phase="Running", state={"terminated": {"exitCode": code, "reason": "Error"}})
+    document["status"]["containerStatuses"].append({"name": "istio-proxy", "state": dict(proxy)})
+    return parse_pod(document)
 
 
 def make_event(about: str, reason: str, message: str, *, seen_at: datetime | None = None) -> EventView:

@@ -43,6 +43,18 @@ def pressed() -> PodView:
     return ended_pod(137, conditions=(reason,))
 
 
+def shut_down() -> PodView:
+    """A pod whose node was shut down in an orderly way."""
+    said = "Pod was terminated in response to imminent node shutdown."
+    reason = condition_object("DisruptionTarget", reason="TerminationByKubelet", message=said)
+    return ended_pod(143, conditions=(reason,), evicted=("Terminated", said))
+
+
+def full() -> PodView:
+    """A pod that used more disk than its limit."""
+    return ended_pod(137, evicted=("Evicted", "Pod ephemeral local storage usage exceeds the total limit of 1Gi"))
+
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[PodView, ...], str | None, str]] = {
     "no claim": ({"output": {"uri": "s3://adapters/tone"}}, {}, (), "NoCheckpointClaim", "s3://adapters/tone"),
     "a claim": ({}, {}, (), None, ""),
@@ -64,6 +76,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[PodView, ...], str 
     "a node silent for long": ({}, {}, (silent(6),), "NodeSilent", "node-1"),
     "a node silent for a moment": ({}, {}, (silent(4),), None, ""),
     "a node short of memory": ({}, {}, (pressed(),), "NodePressure", "low on memory"),
+    "a node that shuts down": ({}, {}, (shut_down(),), None, ""),
+    "a pod above its limit for disk": ({}, {}, (full(),), "NodePressure", "usage exceeds the total limit"),
     "a GPU fault": ({}, {}, (ended_pod(72, GPU),), "GPUFault", "fell off the bus"),
     "a GPU that does not suit the image": ({}, {}, (ended_pod(64, GPU),), None, ""),
     "preempted twice": ({}, {"retries": {"preempted": 2}}, (), None, ""),

@@ -20,6 +20,7 @@ from tests.unit.builders import (
     make_resolved,
     make_summary,
     minutes_ago,
+    outlasted_pod,
     running_pod,
     waiting_pod,
     with_status,
@@ -345,6 +346,18 @@ def test_a_failure_that_takes_no_retry_promises_a_pod_and_no_number(retries: int
     assert stated(plan) == ("Unknown", "Restarting")
     assert condition(plan, "Complete")["message"].endswith(". Now a new pod follows, with the same spec")
     assert plan.status["retries"]["nodeLost"] == 1
+
+
+@pytest.mark.parametrize("code", [0, 65, 75])
+def test_a_sidecar_that_outlasts_the_trainer_is_named(code: int) -> None:
+    """The pod is not counted while it runs: no verdict, no retry, and the GPUs are held."""
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(outlasted_pod(code, {"running": {}}),))
+    assert stated(plan)[0] == "Unknown"
+    message = condition(plan, "Complete")["message"]
+    assert "container istio-proxy of pod" in message
+    assert "trainer.podAnnotations" in message
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=(outlasted_pod(code, {"terminated": {"exitCode": 0}}),))
+    assert "istio-proxy" not in str(plan.status)
 
 
 def test_a_retry_that_waits_still_tells_the_last_failure() -> None:

@@ -191,6 +191,18 @@ def test_ends_that_the_job_ignores_are_bounded_by_the_operator() -> None:
     assert stated(look(finetune, jobs=(ending,), pods=pods))[0] == "Unknown", "the Job will say how it ended"
 
 
+def test_nodes_that_shut_down_use_up_no_retries() -> None:
+    """Spot instances are called back as often as it pleases their owner."""
+    said = "Pod was terminated in response to imminent node shutdown."
+    reason = condition_object("DisruptionTarget", reason="TerminationByKubelet", message=said)
+    ended = ended_pod(143, conditions=(reason,), evicted=("Terminated", said))
+    pods = tuple(dataclasses.replace(ended, name=f"pod-{number}", uid=f"uid-{number}") for number in range(6))
+    plan = look(make_finetune(spec={"maxRetries": 2}), jobs=(make_job(spec={"backoffLimit": 2}),), pods=pods)
+    assert stated(plan) == ("Unknown", "Evicted")
+    assert plan.status["retries"]["nodeLost"] == 6
+    assert plan.status["retries"]["error"] == 0
+
+
 def test_what_the_job_counts_itself_is_left_to_the_job() -> None:
     """It ends in a moment, with its own words."""
     job = make_job(spec={"backoffLimit": 0})

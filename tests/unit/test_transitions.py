@@ -66,7 +66,7 @@ def test_the_preflight_belongs_to_the_wait() -> None:
 
 def test_a_new_pod_in_place_of_an_old_one_is_a_restart_with_the_old_ones_reason() -> None:
     """The exit code of the pod before is the cause."""
-    old = ended_pod(137, name="old", phase="Failed")
+    old = ended_pod(137, reason="OOMKilled", name="old", phase="Failed")
     before = make_finetune(status=going(podName="old"))
     assert restart_cause(before, Observed(pods=(old,)), going(podName="new")) == "OOMKilled"
     assert restart_cause(before, Observed(), going(podName="new")) == "Unknown"
@@ -84,7 +84,7 @@ def test_counters_follow_the_steps() -> None:
     """Label by label."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    old = ended_pod(137, name="old", phase="Failed", created_at=TRAINS)
+    old = ended_pod(137, reason="OOMKilled", name="old", phase="Failed", created_at=TRAINS)
     metrics.observe(make_finetune(), Observed(pods=(old,)), going(podName="old"))
     metrics.observe(make_finetune(status=going(podName="old")), Observed(pods=(old,)), going(podName="new"))
     metrics.observe(make_finetune(status=going()), Observed(), ended("DatasetInvalid"))

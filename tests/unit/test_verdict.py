@@ -126,7 +126,7 @@ CODES = {
     ExitCode.STORAGE: Reason.STORAGE_FULL,
     ExitCode.ACCESS_DENIED: Reason.MODEL_ACCESS_DENIED,
     ExitCode.CHECKPOINT_INVALID: Reason.CHECKPOINT_INVALID,
-    ExitCode.KERNEL_OUT_OF_MEMORY: Reason.OOM_KILLED,
+    ExitCode.KERNEL_OUT_OF_MEMORY: Reason.INTERNAL_ERROR,
     99: Reason.INTERNAL_ERROR,
 }
 
@@ -165,6 +165,20 @@ def test_a_container_that_its_node_lost_is_not_called_out_of_memory() -> None:
     assert found.finding.reason is Reason.NODE_LOST
     assert stated in found.finding.message
     assert "memory" not in found.finding.message
+
+
+def test_a_trainer_that_was_killed_is_not_called_out_of_memory_unless_its_node_says_so() -> None:
+    """A liveness probe ends with the same signal, and so does a pod above a limit for disk."""
+    killed = failed(ended_pod(137), reason="BackoffLimitExceeded")
+    assert killed.finding.reason is Reason.BACKOFF_LIMIT_EXCEEDED
+    assert "killed (SIGKILL)" in killed.finding.message
+    assert "liveness probe" in killed.finding.message
+    full = ("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi")
+    stopped = make_summary(Reason.EVICTED, "Stopped at step 7").to_message()
+    for code, message in ((137, ""), (143, stopped)):
+        found = failed(ended_pod(code, message, evicted=full), reason="BackoffLimitExceeded")
+        assert full[1] in found.finding.message
+        assert "main memory" not in found.finding.message
 
 
 def test_a_deleted_pod_that_is_killed_is_not_called_out_of_memory() -> None:

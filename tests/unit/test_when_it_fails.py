@@ -8,7 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.unit.builders import condition_object, ended_pod, finished_job, make_job, make_summary, waiting_pod
+from tests.unit.builders import (
+    condition_object,
+    ended_pod,
+    finished_job,
+    make_job,
+    make_summary,
+    outlasted_pod,
+    waiting_pod,
+)
 from tests.unit.fit_models import llama
 from tests.unit.reached import creation_failed, queued, refused, stalled, unscheduled, waiting
 from tests.unit.test_fit_choice import run
@@ -69,6 +77,7 @@ def waits() -> list[Status]:
         queued(condition_object("QuotaReserved", "False", reason="Pending", message=f"{unassigned}, 1 more needed")),
         refused('admission webhook "images.example" denied the request: tag latest is not allowed'),
         stalled(),
+        waiting(outlasted_pod(0, {"running": {}})),
         waiting(ended_pod(int(full.code), summary), job=make_job(status={"failed": 1})),
         waiting(
             ended_pod(137, reason="OOMKilled"), job=finished_job("Failed", failed=4, reason="BackoffLimitExceeded")

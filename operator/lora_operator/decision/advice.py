@@ -15,7 +15,7 @@ from lora_operator.decision.retries import Cause
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views.conditions import Finding
 from lora_operator.views.model import PodView
-from lora_operator.views.pods import condition_of, failure_of, newest_first
+from lora_operator.views.pods import condition_of, failure_of, newest_first, was_disrupted, was_short_of_something
 from lora_operator.views.wording import block_of, last_line, maps_of, sentence
 from lora_trainer.contract.advice import codes, rules
 from lora_trainer.contract.config import TrainConfig
@@ -131,16 +131,24 @@ def _of_a_silent_node(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
         yield _advice(Code.NODE_SILENT, message, state.message)
 
 
+_OF_ITS_NODE = (
+    "A node evicted the pod to free its memory or disk: ask for as much as the run needs in spec.resources.memory and "
+    "spec.resources.ephemeralStorage of a new LoRAFineTune, or have the node's disk enlarged"
+)
+_OF_ITS_LIMIT = (
+    "The pod filled more of its node's disk than it may: name claims for what is large, such as "
+    "spec.checkpoint.volumeClaimName and a cache of models and data, or have the limit raised that a LimitRange of the "
+    "namespace sets by default"
+)
+
+
 def _of_pods(pods: Iterable[PodView]) -> Iterable[dict[str, Any]]:
     given: set[Code] = set()
     for pod in pods:
         disruption, failure = condition_of(pod, "DisruptionTarget"), failure_of(pod)
-        if disruption.reason == "TerminationByKubelet" and Code.NODE_PRESSURE not in given:
+        if was_short_of_something(pod) and Code.NODE_PRESSURE not in given:
             given.add(Code.NODE_PRESSURE)
-            message = (
-                "A node evicted the pod to free its memory or disk: ask for as much as the run needs in "
-                "spec.resources.memory of a new LoRAFineTune, or have the node's disk enlarged"
-            )
+            message = _OF_ITS_NODE if was_disrupted(pod) else _OF_ITS_LIMIT
             evidence = f"Pod {pod.name} on node {pod.node}: {last_line(disruption.message or pod.message)}"
             yield _advice(Code.NODE_PRESSURE, message, evidence)
         # A GPU that does not suit the image is as good as it was: there is nothing to be repaired.

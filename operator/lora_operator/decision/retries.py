@@ -13,7 +13,15 @@ from typing import Any
 from lora_operator.decision.proof import claims_success
 from lora_operator.views.jobs import is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.pods import condition_of, failure_of, has_ended, newest_first, was_disrupted
+from lora_operator.views.pods import (
+    condition_of,
+    failure_of,
+    has_ended,
+    newest_first,
+    was_disrupted,
+    was_short_of_something,
+    was_shut_down,
+)
 from lora_operator.views.wording import block_of, integer_of
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
@@ -31,14 +39,9 @@ class Cause(enum.StrEnum):
     ERROR = "error"
 
 
-# Reasons of the condition DisruptionTarget; all others, such as PreemptionByScheduler and EvictionByEvictionAPI, take a
-# pod away for the sake of others. A node short of memory or disk evicts with TerminationByKubelet, and a new pod there
-# may meet the same: so that one is an error, whose number is bounded.
-_DISRUPTIONS = {
-    "TerminationByKubelet": Cause.ERROR,
-    "DeletionByTaintManager": Cause.NODE_LOST,
-    "DeletionByPodGC": Cause.NODE_LOST,
-}
+# Reasons of the condition DisruptionTarget for a node that is gone; all others, such as PreemptionByScheduler and
+# EvictionByEvictionAPI, take a pod away for the sake of others.
+_OF_A_LOST_NODE = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 _COUNTING = (Cause.ERROR, Cause.OUT_OF_MEMORY)
 
 
@@ -111,7 +114,7 @@ def cause_of(pod: PodView, jobs: Sequence[JobView], pods: Iterable[PodView]) -> 
     if failure is None or pod.trainer.exit_code in FINAL:
         return None
     if was_disrupted(pod):
-        return _DISRUPTIONS.get(condition_of(pod, "DisruptionTarget").reason, Cause.PREEMPTED)
+        return _cause_of_a_disruption(pod)
     if failure.reason is Reason.OOM_KILLED:
         return Cause.OUT_OF_MEMORY
     if failure.reason is Reason.NODE_LOST:
@@ -119,6 +122,14 @@ def cause_of(pod: PodView, jobs: Sequence[JobView], pods: Iterable[PodView]) -> 
     if pod.deleting and (failure.reason is Reason.EVICTED or pod.trainer.exit_code is None):
         return None if _stopped_with_its_job(pod, jobs, pods) else Cause.PREEMPTED
     return Cause.ERROR
+
+
+def _cause_of_a_disruption(pod: PodView) -> Cause:
+    # A new pod may meet the same on that node: it is an error, whose number is bounded.
+    if was_short_of_something(pod):
+        return Cause.ERROR
+    lost = condition_of(pod, "DisruptionTarget").reason in _OF_A_LOST_NODE or was_shut_down(pod)
+    return Cause.NODE_LOST if lost else Cause.PREEMPTED
 
 
 def ignored_by_job(pod: PodView) -> bool:

@@ -152,10 +152,24 @@ def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
     if failed:
         pod, failure = failed[0]
         ends = pod.trainer.exit_code in FINAL or _failures(scene) > scene.request.policy.max_retries
-        return failure if ends else _restarting(scene, failure)
+        return _but_held(failure if ends else _restarting(scene, failure), scene.pods)
     if newest is not None:
-        return Finding(reason=scene.stage.ended, message=f"Pod {newest.name} has ended; waiting for its Job to say so")
+        message = f"Pod {newest.name} has ended; waiting for its Job to say so"
+        return _but_held(Finding(reason=scene.stage.ended, message=message), scene.pods)
     return _AWAITING_POD
+
+
+def _but_held(finding: Finding, pods: Sequence[PodView]) -> Finding:
+    """With what keeps the Job from counting a pod whose trainer has ended."""
+    pod = next((pod for pod in pods if pod.outlasting and not pod.deleting), None)
+    if pod is None:
+        return finding
+    message = (
+        f"{finding.message}. But container {pod.outlasting} of pod {pod.name} runs on, so the pod is not counted and "
+        "keeps its GPUs: end that container, and keep it out of the next runs (trainer.podAnnotations in the chart's "
+        "values)"
+    )
+    return dataclasses.replace(finding, message=message)
 
 
 def _with_pod(scene: Scene, pod: PodView) -> Situation:

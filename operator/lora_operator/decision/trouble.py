@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from lora_operator.views.conditions import Finding
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView, Rejection
-from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted
+from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted, was_short_of_something
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.reasons import Reason
 
@@ -168,7 +168,7 @@ def _disrupted(pod: PodView) -> Finding | None:
     disruption = condition_of(pod, "DisruptionTarget")
     why = last_line(disruption.message) or disruption.reason
     message = f"The cluster is taking pod {pod.name} away ({why})"
-    counts = "and this counts" if disruption.reason == "TerminationByKubelet" else "and this does not count"
+    counts = "and this counts" if was_short_of_something(pod) else "and this does not count"
     return _finding(Reason.EVICTED, message, f"a new pod follows, {counts} against maxRetries", disruption.since)
 
 

@@ -130,7 +130,8 @@ class PodView:
 
     `index` is the number of its node among those that train together; 0 leads and reports. `claims` are the names of
     the PersistentVolumeClaims of a pod that waits for a node. `image` is that of the trainer's container. `is_indexed`:
-    it carries the labels by which our watches find it.
+    it carries the labels by which our watches find it. `outlasting` is a container that somebody put into the pod and
+    that runs on after the trainer.
     """
 
     name: str
@@ -152,6 +153,7 @@ class PodView:
     claims: tuple[str, ...] = ()
     image: str = ""
     is_indexed: bool = True
+    outlasting: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         claims=() if _text(spec, "nodeName") else _claims(spec),
         image=_image(spec),
         is_indexed=labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY and names.UID_LABEL in labels,
+        outlasting=_outlasting(status),
     )
 
 
@@ -190,6 +191,14 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
                 finished_at=_time(ended, "finishedAt"),
             )
     return ContainerView()
+
+
+def _outlasting(status: Mapping[str, Any]) -> str:
+    """A container that runs although the trainer has ended: a proxy of a mesh, say, which nobody tells to end."""
+    states = {_text(item, "name"): _map(item, "state") for item in _maps(status, "containerStatuses")}
+    if "terminated" not in states.get(names.TRAINER_CONTAINER, {}):
+        return ""
+    return next((name for name, state in states.items() if "running" in state), "")
 
 
 def _controller(metadata: Mapping[str, Any]) -> dict[str, str]:

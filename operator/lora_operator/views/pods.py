@@ -26,6 +26,29 @@ def was_disrupted(pod: PodView) -> bool:
     return condition_of(pod, "DisruptionTarget").status == "True"
 
 
+def was_short_of_something(pod: PodView) -> bool:
+    """Whether its node evicted the pod for want of memory or disk, of its own or of what the pod may take.
+
+    A new pod there may meet the same. The kubelet gives one reason of disruption for three ends, which the pod's own
+    reason tells apart: a node that shuts down in an orderly way (`Terminated`), and room for a critical pod
+    (`Preempting`), are none of the run's (kubelet/nodeshutdown and kubelet/preemption of Kubernetes 1.34). A pod above
+    a limit of its own for disk is evicted without a disruption (kubelet/eviction).
+    """
+    if was_disrupted(pod):
+        by_the_node = condition_of(pod, "DisruptionTarget").reason == "TerminationByKubelet"
+        return by_the_node and pod.reason not in (SHUT_DOWN, "Preempting")
+    return pod.phase == "Failed" and pod.reason == "Evicted"
+
+
+def was_shut_down(pod: PodView) -> bool:
+    """Whether the pod's node was shut down in an orderly way, as a spot instance that is called back."""
+    return was_disrupted(pod) and pod.reason == SHUT_DOWN
+
+
+SHUT_DOWN = "Terminated"
+"""The reason of a pod whose node shuts down."""
+
+
 def condition_of(pod: PodView, kind: str) -> ConditionView:
     """The pod's condition of that type; an empty one where it has none."""
     return next((c for c in pod.conditions if c.type == kind), ConditionView(type=kind, status=""))
@@ -71,9 +94,10 @@ def failure_of(pod: PodView, memory: MemoryLimit = _UNKNOWN_LIMIT) -> Finding | 
 
 def _cause(pod: PodView, code: int | None, memory: MemoryLimit) -> tuple[Reason, str]:
     summary = summary_of(pod)
-    if was_disrupted(pod) and (summary is None or code == ExitCode.TERMINATED):
-        why = condition_of(pod, "DisruptionTarget").message or pod.message
-        return Reason.EVICTED, f"The cluster took pod {pod.name} away" + (f": {last_line(why)}" if why else "")
+    if summary is None or code == ExitCode.TERMINATED:
+        taken = _taken_away(pod)
+        if taken:
+            return Reason.EVICTED, taken
     if summary is not None and summary.reason in FAILURES:
         return summary.reason, summary.message
     if code is None:
@@ -84,12 +108,24 @@ def _cause(pod: PodView, code: int | None, memory: MemoryLimit) -> tuple[Reason,
         return Reason.NODE_LOST, f"Node {pod.node or '(unknown)'} lost the container of pod {pod.name}: {said}"
     if pod.deleting and code == ExitCode.KERNEL_OUT_OF_MEMORY and pod.trainer.termination_reason != "OOMKilled":
         return Reason.EVICTED, f"Pod {pod.name} was deleted and killed, since it did not stop in time"
-    reason = Reason.OOM_KILLED if pod.trainer.termination_reason == "OOMKilled" else reason_of(code)
+    killed = code == ExitCode.KERNEL_OUT_OF_MEMORY
+    reason = Reason.INTERNAL_ERROR if killed else reason_of(code)
     said = last_line(pod.trainer.termination_message)
-    meaning = _MEANINGS.get(reason, f"The trainer ended with exit code {code}")
-    if reason is Reason.OOM_KILLED:
+    meaning = _KILLED if killed else _MEANINGS.get(reason, f"The trainer ended with exit code {code}")
+    if pod.trainer.termination_reason == "OOMKilled":
+        reason = Reason.OOM_KILLED
         meaning = f"The trainer needed more than its {memory.amount} of main memory: {memory.remedy}"
     return reason, f"{meaning}; it last said: {said}" if said else meaning
+
+
+def _taken_away(pod: PodView) -> str:
+    """What took a pod away; empty for one that its trainer ended, or that ended before its trainer did."""
+    if was_disrupted(pod):
+        why = condition_of(pod, "DisruptionTarget").message or pod.message
+        return f"The cluster took pod {pod.name} away" + (f": {last_line(why)}" if why else "")
+    if was_short_of_something(pod) and pod.trainer.exit_code is not None:
+        return f"Node {pod.node or '(unknown)'} evicted pod {pod.name}: {last_line(pod.message)}"
+    return ""
 
 
 def _cause_of_the_node(pod: PodView) -> tuple[Reason, str]:
@@ -98,6 +134,10 @@ def _cause_of_the_node(pod: PodView) -> tuple[Reason, str]:
     return reason, f"Pod {pod.name} failed before its trainer said how it ended: {said}"
 
 
+_KILLED = (
+    "The trainer was killed (SIGKILL), by its node's account not for memory: look at the pod's events, where a failed "
+    "liveness probe stands"
+)
 _MEANINGS = {
     Reason.CONFIG_INVALID: "The trainer refused its configuration",
     Reason.DATASET_INVALID: "The data set cannot be used",
