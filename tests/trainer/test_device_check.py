@@ -35,6 +35,7 @@ class Card:
         self.count, self.free, self.total = 1, 22 * GIB, 23 * GIB
         self.said: Exception | None = None
         self.refused: Exception | None = None
+        self.maps, self.in_blocks = True, False
 
     def show(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it in PyTorch's place."""
@@ -57,7 +58,12 @@ class Card:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free, self.total))
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: BUILT)
         monkeypatch.setattr(torch.version, "cuda", "13.2")
+
+        def use_blocks() -> None:
+            self.said, self.in_blocks = (self.said if self.maps else None), True
+
         monkeypatch.setattr(device_check, "multiply", multiply)
+        monkeypatch.setattr(device_check, "use_blocks", use_blocks)
         monkeypatch.setattr("lora_trainer.model.device.driver_version", lambda: "535.104.05")
 
 
@@ -118,6 +124,30 @@ def test_what_cannot_train_is_said_before_anything_is_read(
     assert known.reason is Reason.GPU_FAULT
     assert (known.code in FINAL) is final
     assert all(text in str(known) for text in (found, needed, remedy)), str(known)
+
+
+UNMAPPABLE = "CUDA driver error: operation not supported"
+
+
+def test_a_gpu_that_maps_no_memory_piece_by_piece_gets_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As virtual GPUs; where that was not the reason, it is a fault as any other, and a sound GPU is left alone."""
+    virtual, broken, sound = (card(said=RuntimeError(UNMAPPABLE)) for _ in range(3))
+    virtual.maps, sound.said = False, None
+    virtual.show(monkeypatch)
+    check_gpus(on_gpu(), [0])
+    assert virtual.in_blocks
+    assert "operation not supported" in str(refusal(broken, monkeypatch))
+    sound.show(monkeypatch)
+    check_gpus(on_gpu(), [0])
+    assert not sound.in_blocks
+
+
+def test_pytorch_takes_the_setting_by_which_blocks_are_asked_for() -> None:
+    """In a process that runs, by a function that is a private one."""
+    settings = torch._C._accelerator_getAllocatorSettings()
+    device_check.use_blocks()
+    assert torch._C._accelerator_getAllocatorSettings() == "expandable_segments:False"
+    torch._C._accelerator_setAllocatorSettings(settings)
 
 
 def test_memory_that_another_process_holds_is_compared_with_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,24 @@ def test_threads_wait_asleep_unless_set_otherwise(monkeypatch: pytest.MonkeyPatc
     assert stage_environment()["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
+def test_collectives_of_gpus_go_through_the_backend_whose_errors_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.15 has another one as its default; the user's own choice counts."""
+    monkeypatch.delenv("TORCH_DIST_USE_NCCL2", raising=False)
+    program = (
+        "from torch.distributed import distributed_c10d as d; d._register_builtin_nccl_backend(); "
+        "print(d.Backend._plugins['NCCL'].creator_fn.__name__)"
+    )
+    for environment, backend in (
+        (stage_environment(), "_create_nccl_process_group"),
+        ({"TORCH_DIST_USE_NCCL2": "1"}, "_create_nccl2_process_group"),
+    ):
+        given = {**os.environ, **environment}
+        done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == backend
+    monkeypatch.setenv("TORCH_DIST_USE_NCCL2", "1")
+    assert stage_environment()["TORCH_DIST_USE_NCCL2"] == "1"
+
+
 def test_the_gpus_memory_is_mapped_piece_by_piece_unless_the_user_sets_the_allocator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -214,6 +214,36 @@ def test_an_abort_of_the_watchdog_is_explained_from_its_log(
     assert "frame #0" not in str(known)
 
 
+NCCL2 = "[TC][rank=1] nccl hit async error on rank 1: remote process exited or there was a network error\n"
+GONE = "remote process exited or there was a network error"
+
+
+@pytest.mark.parametrize(
+    ("error", "blame"),
+    [
+        (RuntimeError(f"NCCL Async Error: {GONE}"), PEER),
+        (RuntimeError(f"NCCL operation failed: {GONE} NCCL Last Error: socketProgress: Connection closed"), PEER),
+        (RuntimeError("NCCL Async Error: unhandled system error: Call to ibv_reg_mr failed"), OWN_NETWORK),
+        (RuntimeError("NCCL Async Error: unhandled cuda error Cuda failure 719 'unspecified launch failure'"), GPU),
+    ],
+)
+def test_the_other_backend_of_nccl_is_understood_too(error: Exception, blame: tuple[ExitCode, Reason]) -> None:
+    """Whoever asks for it by TORCH_DIST_USE_NCCL2, or builds the image with another PyTorch."""
+    known = explain(error)
+    assert (known.code, known.reason) == blame
+    aborted = explain_abort(f"{NCCL2}[TC][rank=1] Aborting process on rank 1 due to error - {error}\n")
+    assert aborted is not None
+    assert (aborted.code, aborted.reason) == blame
+
+
+def test_a_process_that_was_waited_for_may_still_load() -> None:
+    """The remedy is a setting then."""
+    late = explain(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv"))
+    assert "raise stallTimeoutSeconds" in str(late)
+    gone = explain(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.3]:48213"))
+    assert "stallTimeoutSeconds" not in str(gone)
+
+
 @pytest.mark.parametrize("log", ["", "step 12/100\n", "terminate called\n  what():  basic_string::_M_create\n"])
 def test_an_abort_of_anything_else_stays_without_a_cause(log: str) -> None:
     """Nothing is guessed."""

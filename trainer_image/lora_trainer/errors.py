@@ -52,12 +52,18 @@ _OWN_NETWORK = re.compile(
 )
 """What NCCL and the store report of this node: calls of its network card that fail, no interface, no shared memory, and
 work requests that end with a local error (`ibv_wc_status` 1 to 4)."""
-_WATCHDOG = re.compile(r"watchdog thread terminated with exception: |Watchdog caught |what\(\): ")
+_WATCHDOG = re.compile(
+    r"watchdog thread terminated with exception: |Watchdog caught |what\(\): |Aborting process on rank \d+ due to "
+)
+_OF_A_COLLECTIVE = re.compile(r"NCCL|operation|remote process")
 _NO_PART_OF_THE_CAUSE = re.compile(
     r" (Exception raised from|CUDA kernel errors might be|For debugging consider|frame #0|\(run with NCCL_DEBUG)"
 )
 _QUERY = re.compile(r"\?[\w.%-]+=[^\s'\")>]*")
 _PASSWORD = re.compile(r"://[^\s/@]+@")
+_NCCL = re.compile(r"^NCCL |NCCL (Async|Last) Error")
+"""How the NCCL backend begins that PyTorch has beside ProcessGroupNCCL; it raises errors of no type of its own."""
+_LATE = "Timed out waiting"
 _PEER_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -150,9 +156,11 @@ class PeerFailedError(TrainerError):
     code = ExitCode.TRANSIENT
 
     def __init__(self, detail: str) -> None:
+        # A process that reads a large model from slow storage has done nothing wrong, and no log has a cause.
+        late = ", or where it was still loading, raise stallTimeoutSeconds in the operator's configuration"
         super().__init__(
-            f"another process of the run ended or does not answer ({detail[:200]}): the log of its pod has the cause; "
-            "the run is tried again from its last checkpoint",
+            f"another process of the run ended or does not answer ({detail[:200]}): the log of its pod has the cause"
+            f"{late if _LATE in detail else ''}; the run is tried again from its last checkpoint",
             Reason.PEER_FAILED,
         )
 
@@ -259,7 +267,7 @@ def explain_abort(log: str) -> TrainerError | None:
     if begin is None:
         return None
     cause = text[begin:]
-    return _explain_device(cause) or (_explain_collective(cause) if "NCCL" in cause or "operation" in cause else None)
+    return _explain_device(cause) or (_explain_collective(cause) if _OF_A_COLLECTIVE.search(cause) else None)
 
 
 def _explain_torch(error: Exception) -> TrainerError | None:
@@ -281,7 +289,7 @@ def _explain_torch(error: Exception) -> TrainerError | None:
 
 
 def _explain_by_name(name: str, text: str) -> TrainerError | None:
-    if name in _COLLECTIVE_ERRORS:
+    if name in _COLLECTIVE_ERRORS or (name == "RuntimeError" and _NCCL.search(text)):
         return _explain_collective(text)
     if name == "RuntimeError" and any(phrase in text for phrase in _PEER_GONE):
         return PeerFailedError(_gist(text))

@@ -154,12 +154,16 @@ def stage_environment() -> dict[str, str]:
     Packs change their shape at every micro-batch, which leaves gaps between blocks of fixed size: PyTorch's allocator
     maps memory piece by piece instead. It reads that when it is initialised, and the user's own setting counts.
 
+    Collectives of GPUs go through the ProcessGroupNCCL of all releases so far: PyTorch 2.15 has a second one as its
+    default, which reports failures in other words, those of a peer that is gone among them.
+
     Keys of trackers are for the tracker's process alone.
     """
     threads = str(cpu_threads())
     allocator = {} if _ALLOCATOR_NAMES & os.environ.keys() else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCH_DIST_USE_NCCL2": "0",
         **allocator,
         **{name: value for name, value in os.environ.items() if name not in SECRETS},
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

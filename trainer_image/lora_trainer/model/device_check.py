@@ -4,6 +4,7 @@ Each refusal says what was found, what is needed and what to do. What a later at
 `GpuFaultError`, all else a `GpuUnfitError`.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from lora_trainer.contract.fit.limits import CONTEXT_BYTES, FIT_SHARE
 from lora_trainer.errors import CudaOutOfMemoryError, GpuFaultError, GpuUnfitError, InternalError, explain
 
+log = logging.getLogger(__name__)
 LEAST_DRIVER = {"12": 525, "13": 580}
 """Oldest branch of NVIDIA's driver by major release of CUDA (NVIDIA, CUDA Toolkit Release Notes, minimum driver version
 for minor version compatibility)."""
@@ -20,6 +22,8 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _GIB = 2**30
 _LEAST_FREE_BYTES = _GIB
 """Of a GPU's memory: with less not even the smallest run begins."""
+_UNMAPPABLE = re.compile(r"CUDA driver error: (operation not supported|unknown error)|CUDA_ERROR_NOT_SUPPORTED")
+"""What virtual GPUs and WSL2 answer to CUDA's virtual memory management, which `expandable_segments` rests on."""
 _DRIVER = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 _FOUND = re.compile(r"too old \(found version (\d+)\)")
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
@@ -105,12 +109,23 @@ def failed(name: str, error: Exception, *, free: int, total: int) -> Exception:
 
 
 def check_gpu(device: torch.device, name: str, capability: tuple[int, int], dtype: torch.dtype) -> None:
-    """Whether a GPU has kernels and memory, tried with a product in `dtype`. Raises `GpuFaultError`."""
+    """Whether a GPU has kernels and memory, tried with a product in `dtype`. Raises `GpuFaultError`.
+
+    Where the GPU cannot map memory piece by piece, the allocator of this process takes blocks of fixed size from then
+    on.
+    """
     unfit = without_kernels(name, capability, torch.cuda.get_arch_list(), cuda=torch.version.cuda)
     if unfit is not None:
         raise unfit
     try:
-        multiply(device, dtype)
+        try:
+            multiply(device, dtype)
+        except RuntimeError as error:
+            if not _UNMAPPABLE.search(str(error)):
+                raise
+            log.info("the GPU %s cannot map memory piece by piece (%s): expandable_segments is off", name, error)
+            use_blocks()
+            multiply(device, dtype)
     except RuntimeError as error:
         free, total = _memory(device)
         raise failed(name, error, free=free, total=total) from error
@@ -135,6 +150,12 @@ def multiply(device: torch.device, dtype: torch.dtype) -> None:
     """A product, and wait for it: libraries load, and the GPU computes."""
     ones = torch.ones(32, 32, dtype=dtype, device=device)
     (ones @ ones).sum().item()
+
+
+def use_blocks() -> None:
+    """Have PyTorch's allocator take blocks of fixed size on GPUs."""
+    # No public function does it for a process that runs; a test holds that this one is there.
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
 
 
 def driver_version(file: Path = DRIVER_FILE) -> str | None:
