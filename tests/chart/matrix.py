@@ -65,6 +65,7 @@ MOVABLE = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
     "sidecar.istio.io/inject": "false",
 }
+ASSIGNED = {"runAsUser": None, "runAsGroup": None}
 CONFIGURED = {
     "config": {"allowCPU": True, "runMetrics": False, "caBundleConfigMap": "company-ca"},
     "defaults": DEFAULTS,
@@ -96,7 +97,7 @@ SWITCHES: Mapping[str, Sequence[Values]] = {
     "grafanaDashboard": ({}, {"metrics": {"grafanaDashboard": DASHBOARDS}}),
     "networkPolicy": ({}, {"networkPolicy": {**NETWORK, "apiServerPorts": [6443], "blockedCIDRs": BLOCKED}}),
     "policies": ({}, {"policies": POLICIES}),
-    "user": ({}, {"securityContext": {"runAsUser": None, "runAsGroup": None}}),
+    "user": ({}, {"securityContext": ASSIGNED, "trainer": {"securityContext": {**ASSIGNED, "fsGroup": None}}}),
     "names": ({}, {"fullnameOverride": "tuner", "nameOverride": "tuning"}),
     "pullSecrets": ({}, PULLED),
     "placement": ({}, PLACED),

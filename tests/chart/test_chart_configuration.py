@@ -30,6 +30,7 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         trainer={
             "image": {"tag": "v1", "pullPolicy": "Always"},
             "serviceAccountName": "trainer",
+            "securityContext": {"runAsUser": 2000, "runAsGroup": None},
             "podAnnotations": {"karpenter.sh/do-not-disrupt": None, "sidecar.istio.io/inject": "false"},
         },
         preflight={"image": {"repository": "registry.example.com/preflight"}, **SMALL_NODES},
@@ -116,6 +117,8 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         preflight_memory="1Gi",
         preflight_node_selector=SMALL_NODES["nodeSelector"],
         preflight_tolerations=tuple(SMALL_NODES["tolerations"]),
+        run_as_user=2000,
+        run_as_group=0,
         pod_annotations={
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "sidecar.istio.io/inject": "false",

@@ -55,7 +55,7 @@ def test_data_that_may_not_be_read_is_reported(claims: Path, forbidden: str, fie
         find(config.dataset, Volumes(claims=claims), Hub())
     start = f"{field} is pvc://data/set: "
     assert str(caught.value).startswith(start)
-    assert " cannot be read: Permission denied; let user 10001 of the trainer read it" in str(caught.value)
+    assert " cannot be read: Permission denied; let user 65534 of the trainer read it" in str(caught.value)
 
 
 @pytest.mark.parametrize("forbidden", ["models/tiny", "models/tiny/config.json", "models/tiny/model.safetensors"])
@@ -65,4 +65,4 @@ def test_a_model_that_may_not_be_read_is_reported(claims: Path, tiny_folder: Pat
     with without_rights(claims / forbidden), pytest.raises(StorageError) as caught:
         find_base("pvc://models/tiny", Volumes(claims=claims), Hub())
     assert str(caught.value).startswith("model.uri is pvc://models/tiny: ")
-    assert " cannot be read: Permission denied; let user 10001 of the trainer read it" in str(caught.value)
+    assert " cannot be read: Permission denied; let user 65534 of the trainer read it" in str(caught.value)

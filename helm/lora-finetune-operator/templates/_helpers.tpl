@@ -156,6 +156,9 @@ spec:
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
 {{- $_ := set $config "imagePullSecrets" $pullSecrets -}}
 {{- $_ := set $config "trainerServiceAccountName" .Values.trainer.serviceAccountName -}}
+{{- range $field := list "runAsUser" "runAsGroup" "fsGroup" }}
+{{- $_ := set $config $field (index ($.Values.trainer.securityContext | default dict) $field | default 0 | int) -}}
+{{- end -}}
 {{- $annotations := deepCopy (.Values.trainer.podAnnotations | default dict) -}}
 {{- range $key, $value := .Values.trainer.podAnnotations }}
 {{- if kindIs "invalid" $value }}{{ $_ := unset $annotations $key }}{{ end -}}

@@ -13,8 +13,6 @@ from lora_operator.views.request import PodRequest
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import PORT
 
-USER_ID = 10001
-
 Manifest = dict[str, Any]
 
 
@@ -57,14 +55,7 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": config.termination_grace_s,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _security_context(config),
         "containers": [_container(shape, pod, variables, mounts, config)],
         "volumes": sources,
     }
@@ -78,6 +69,16 @@ def _pod_spec(shape: Shape, pod: PodRequest, train: TrainConfig, name: str, conf
         "serviceAccountName": config.trainer_service_account_name,
     }
     return {**spec, **{key: value for key, value in optional.items() if value}}
+
+
+def _security_context(config: OperatorConfig) -> Manifest:
+    chosen = {"runAsUser": config.run_as_user, "runAsGroup": config.run_as_group, "fsGroup": config.fs_group}
+    return {
+        "runAsNonRoot": True,
+        **{field: number for field, number in chosen.items() if number},
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def _placement(shape: Shape, pod: PodRequest, config: OperatorConfig, own: Iterable[Volume]) -> Manifest:

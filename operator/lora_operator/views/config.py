@@ -30,6 +30,7 @@ class OperatorConfig:
     oci_plain_http_registries   host:port of registries that speak HTTP without TLS
     mlflow_tracking_uri, wandb_base_url   servers of the trackers
     cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
+    run_as_user, -group, fs_group   of those pods; 0 leaves one to the platform, which then assigns it
     pod_annotations         of the pods of runs; the default ones keep autoscalers from moving them to save nodes
     preflight_cpu, -memory  requests of those pods, which also fill that claim; the memory is their limit too
     preflight_node_selector nodes of those pods, instead of those that their runs would send them to
@@ -64,6 +65,9 @@ class OperatorConfig:
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     trainer_service_account_name: str = ""
+    run_as_user: int = 10001
+    run_as_group: int = 10001
+    fs_group: int = 10001
     pod_annotations: Mapping[str, str] = field(default_factory=lambda: dict(NOT_TO_BE_MOVED))
     hub_endpoint: str = ""
     offline: bool = False
@@ -251,7 +255,7 @@ def _broken_rule(name: str, value: object) -> str:
         return _CHECKS[name](value)
     if name == "http_port":
         return "" if isinstance(value, int) and 1 <= value <= 65535 else "from 1 to 65535"
-    if name == "most_unfinished_runs_per_namespace":
+    if name in _MAY_BE_0:
         return "" if isinstance(value, int) and value >= 0 else "0 or above"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "" if 0 < value < float("inf") else "above 0"
@@ -285,6 +289,7 @@ _ORDERED = (
     # Else a watch that is only quiet ends the process before it is restarted.
     ("watch_inactivity_s", "watch_stale_s"),
 )
+_MAY_BE_0 = ("most_unfinished_runs_per_namespace", "run_as_user", "run_as_group", "fs_group")
 _REQUIRED = ("trainer_image", "lease_name", "default_gpu_resource_name", "preflight_cpu", "preflight_memory")
 
 

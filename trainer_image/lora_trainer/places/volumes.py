@@ -5,6 +5,7 @@ claim, so nothing below a claim is followed that is a symbolic link.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,8 @@ def readable(what: str) -> Iterator[None]:
     except PermissionError as error:
         name = Path(str(error.filename)).name
         raise StorageError(
-            f"{what}: {name} cannot be read: {error.strerror}; let user 10001 of the trainer read it (chmod -R a+rX): "
-            "on a claim that is only read, Kubernetes leaves the owners as they are"
+            f"{what}: {name} cannot be read: {error.strerror}; let user {os.geteuid()} of the trainer read it "
+            "(chmod -R a+rX): on a claim that is only read, Kubernetes leaves the owners as they are"
         ) from error
 
 

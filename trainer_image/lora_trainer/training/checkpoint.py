@@ -155,7 +155,7 @@ def newest_of(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
     if failing is not None:
         raise StorageError(
             f"the checkpoint {Path(str(failing.filename)).parent.name} cannot be read: {failing.strerror}; look at the "
-            "claim, its storage, and whether user 10001 of the trainer may read it"
+            f"claim, its storage, and whether user {os.geteuid()} of the trainer may read it"
         )
     if damaged:
         raise CheckpointError(
