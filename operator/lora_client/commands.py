@@ -248,7 +248,7 @@ def ask(
         str | None, typer.Argument(metavar="QUESTION", help="Without one, a line after the other is answered.")
     ] = None,
     gpu: Annotated[
-        bool, typer.Option("--gpu/--cpu", help="With the GPUs of the training, or slowly on a CPU.")
+        bool, typer.Option("--gpu/--cpu", help="On a GPU as the training had it, or slowly on a CPU.")
     ] = False,
     tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="The longest answer.")] = 64,
     memory: Memory = "",

@@ -44,7 +44,8 @@ class Run(Protocol):
         """The log of its training so far."""
 
     def ask(self, question: str, *, gpu: bool = False, most_tokens: int = 64) -> Answer:
-        """What the base model and the adapter answer, each in at most so many tokens, on a CPU or on the run's GPUs."""
+        """What the base model and the adapter answer, each in at most so many tokens, on a CPU or on one of the
+        run's GPUs."""
 
     def clone(self, changes: Mapping[str, Any], *, name: str | None = None) -> "Run":
         """Start a new run with changes, as in `{"lora.rank": 32}`; None removes a field. Without a name it gets this

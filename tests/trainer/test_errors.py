@@ -1,12 +1,14 @@
 """Errors of libraries and of the system, each with its exit code and a sentence."""
 
 import errno
+import re
 
 import pytest
 import torch
 import torch.distributed
 import urllib3
 
+from lora_trainer.command_options import by_hand
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import explain, explain_abort, one_sentence
@@ -49,6 +51,32 @@ def test_an_error_of_a_library_has_an_exit_code_and_one_line(error: Exception, c
     known = explain(error)
     assert (known.code, known.reason) == (code, reason)
     assert "\n" not in str(known)
+
+
+@pytest.mark.parametrize(
+    ("error", "want"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            r"\(CUDA out of memory\): take a GPU with more memory",
+        ),
+        (MemoryError(), "the memory does not suffice: give the process or its pod more main memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "/x cannot be written: the volume is full"),
+    ],
+)
+def test_a_command_on_a_result_names_no_field_of_a_training(
+    capsys: pytest.CaptureFixture[str], error: Exception, want: str
+) -> None:
+    """Nobody can lower these there."""
+
+    def act() -> None:
+        raise error
+
+    assert by_hand(act) == explain(error).code
+    said = capsys.readouterr().err
+    assert re.search(want, said)
+    assert "training." not in said
+    assert "resources." not in said
 
 
 def nccl(status: str, last: str, name: str) -> torch.distributed.DistBackendError:
@@ -260,3 +288,4 @@ def test_signatures_and_passwords_of_addresses_are_no_part_of_a_sentence() -> No
     assert "/blob/7f?…" in sentence
     assert "http://…@proxy.example:3128" in sentence
     assert one_sentence(ValueError("is it so? a=b")) == "ValueError: is it so? a=b"
+    assert one_sentence(ValueError(f"no hf_{'Ab1' * 11}")) == "ValueError: no hf_…"

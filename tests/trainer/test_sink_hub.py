@@ -173,11 +173,50 @@ def test_a_token_revoked_before_the_end_is_denied(server: HubServer, tmp_path: P
     """77; the result stays where it was."""
     folder = write_adapter(tmp_path / "staged")
     server.inject(Fault(path="*/commit/*", method="POST", status=status, times=None))
-    with pytest.raises(AccessDeniedError, match=rf"the Hub answered {status}; name in output\.secretRef") as caught:
+    with pytest.raises(
+        AccessDeniedError, match=rf"answered {status} \(injected fault\); name in output\.secretRef"
+    ) as caught:
         sink(server).publish(folder)
     assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
     assert "hf_" not in str(caught.value)
     assert (folder / MANIFEST).is_file()
+
+
+FULL = "Private repository storage limit reached, please upgrade your plan"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind", "reason", "sentence"),
+    [
+        (403, FULL, StorageError, Reason.STORAGE_FULL, f"no room for it, 403 ({FULL} injected fault); free space"),
+        (403, "Your storage patterns tripped", StorageError, Reason.STORAGE_FULL, "raise the quota there"),
+        (507, "", StorageError, Reason.STORAGE_FULL, "the Hub has no room for it, 507 (injected fault)"),
+        (400, "Invalid metadata in README.md.", StorageError, Reason.UPLOAD_FAILED, "refuses what is uploaded, 400 (I"),
+        (413, "Too large", StorageError, Reason.UPLOAD_FAILED, "refuses what is uploaded, 413 (Too large"),
+        (422, "x" * 999, StorageError, Reason.UPLOAD_FAILED, f"refuses what is uploaded, 422 ({'x' * 200})"),
+        (429, "quota of requests", StorageError, Reason.UPLOAD_FAILED, "the Hub answered 429 (quota of requests"),
+        (403, f"hf_{'a' * 34} lacks it", AccessDeniedError, Reason.OUTPUT_ACCESS_DENIED, "403 (hf_… lacks it"),
+    ],
+)
+def test_why_the_hub_refuses_an_upload_is_told_in_its_own_words(
+    server: HubServer,
+    tmp_path: Path,
+    *,
+    status: int,
+    said: str,
+    kind: type[TrainerError],
+    reason: Reason,
+    sentence: str,
+) -> None:
+    """What a full account refuses, another attempt may upload; no token of another kind would help."""
+    headers = {"X-Error-Message": said} if said else {}
+    server.inject(Fault(path="*/commit/*", method="POST", status=status, headers=headers, times=None))
+    with pytest.raises(kind) as caught:
+        sink(server).publish(write_adapter(tmp_path / "staged"))
+    assert caught.value.reason is reason
+    assert sentence in str(caught.value)
+    assert "a" * 34 not in str(caught.value)
+    assert ("proxy" in str(caught.value)) is (status == 429)
 
 
 def test_what_the_hub_holds_is_compared_with_what_was_sent(server: HubServer, tmp_path: Path) -> None:
@@ -199,7 +238,7 @@ def test_what_the_hub_holds_is_compared_with_what_was_sent(server: HubServer, tm
     ("environment", "repo", "kind", "sentence"),
     [
         ({"OUTPUT_HF_TOKEN": ""}, REPO, AccessDeniedError, "takes nothing without a token; name in output.secretRef"),
-        ({"OUTPUT_HF_TOKEN": "hf_unknown"}, REPO, AccessDeniedError, "the Hub answered 401; name in output.secretRef"),
+        ({"OUTPUT_HF_TOKEN": "hf_unknown"}, REPO, AccessDeniedError, "the Hub answered 401 (Invalid username"),
         ({"OUTPUT_HF_TOKEN": "hf_reader"}, REPO, AccessDeniedError, "may only read; make one that may write"),
         (
             {},
@@ -224,6 +263,6 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_training(
 
 def test_a_repository_of_another_organisation_is_denied(server: HubServer, tmp_path: Path) -> None:
     """When it should be made."""
-    with pytest.raises(AccessDeniedError, match="the Hub answered 403") as caught:
+    with pytest.raises(AccessDeniedError, match=r"answered 403 \(Forbidden: you don't have the rights") as caught:
         sink(server, repo="other/tone").publish(write_adapter(tmp_path / "staged"))
     assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED

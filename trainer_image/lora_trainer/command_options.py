@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.errors import ConfigError, explain, one_sentence
+from lora_trainer.errors import ConfigError, explain_by_hand, one_sentence
 from lora_trainer.host.live import is_live, shown
 from lora_trainer.host.view import View
 from lora_trainer.manifest_file import MOST_CHARACTERS, load_manifest
@@ -24,7 +24,7 @@ def by_hand(action: Callable[[], None]) -> int:
         with view():
             action()
     except Exception as error:
-        known = explain(error)
+        known = explain_by_hand(error)
         print(known, file=sys.stderr)
         return int(known.code)
     return int(ExitCode.OK)

@@ -64,7 +64,11 @@ _PASSWORD = re.compile(r"://[^\s/@]+@")
 _NCCL = re.compile(r"^NCCL |NCCL (Async|Last) Error")
 """How the NCCL backend begins that PyTorch has beside ProcessGroupNCCL; it raises errors of no type of its own."""
 _LATE = "Timed out waiting"
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _PEER_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+
+_LESS = "raise resources.memory, or lower training.microBatchSize or training.maxSequenceLength"
+_LESS_ON_GPU = "lower training.microBatchSize or training.maxSequenceLength, or use quantization: NF4"
 
 
 class TrainerError(Exception):
@@ -223,8 +227,8 @@ def storage_error(error: OSError, what: str) -> StorageError:
 
 
 def discreet(text: str) -> str:
-    """The text without queries of addresses, which may be signatures, and without passwords in them."""
-    return _PASSWORD.sub("://…@", _QUERY.sub("?…", text))
+    """The text without queries of addresses, which may be signatures, passwords in them, and tokens of the Hub."""
+    return _HUB_TOKEN.sub("hf_…", _PASSWORD.sub("://…@", _QUERY.sub("?…", text)))
 
 
 def one_sentence(error: BaseException) -> str:
@@ -252,6 +256,19 @@ def explain(error: Exception) -> TrainerError:
     return _explain_torch(error) or InternalError(one_sentence(error))
 
 
+def explain_by_hand(error: Exception) -> TrainerError:
+    """As `explain`, for a command on a finished result: it has no fields of a training to lower."""
+    known = explain(error)
+    remedies = {
+        _LESS_ON_GPU: "take a GPU with more memory, or hide it (CUDA_VISIBLE_DEVICES=) to compute in main memory",
+        _LESS: "give the process or its pod more main memory",
+    }
+    for ours, others in remedies.items():
+        if known is not error and str(known).endswith(ours):
+            return type(known)(str(known).removesuffix(ours) + others)
+    return known
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether the device's memory did not suffice, so that less at once may help."""
     return isinstance(_explain_torch(error), CudaOutOfMemoryError | KernelOutOfMemoryError)
@@ -276,10 +293,7 @@ def _explain_torch(error: Exception) -> TrainerError | None:
     if name == "OutOfMemoryError":
         return _device_memory(text)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return KernelOutOfMemoryError(
-            "the memory does not suffice: raise resources.memory, or lower training.microBatchSize or "
-            "training.maxSequenceLength"
-        )
+        return KernelOutOfMemoryError(f"the memory does not suffice: {_LESS}")
     if name in _UNCOMPILED_ERRORS or _UNCOMPILED.search(text):
         return GpuUnfitError(
             f"a GPU kernel does not compile ({_gist(text)}): the image needs a C compiler and kernels for this GPU; "
@@ -319,10 +333,7 @@ def _explain_collective(text: str) -> TrainerError:
 
 
 def _device_memory(text: str) -> CudaOutOfMemoryError:
-    return CudaOutOfMemoryError(
-        f"the GPU's memory does not suffice ({_gist(text)}): lower training.microBatchSize or "
-        "training.maxSequenceLength, or use quantization: NF4"
-    )
+    return CudaOutOfMemoryError(f"the GPU's memory does not suffice ({_gist(text)}): {_LESS_ON_GPU}")
 
 
 def _gpu_fault(text: str) -> GpuFaultError:

@@ -2,15 +2,19 @@
 
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from lora_client.cluster.connection import Cluster, UnreachableError
 from lora_client.errors import ClientError
+from lora_client.output import note
 
 _STDIN, _STDOUT, _STDERR, _ERROR = range(4)
 _KEPT_ERRORS = 8192
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+T = TypeVar("T")
 
 
 class Process:
@@ -41,7 +45,12 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self.close()
+
+    def close(self) -> None:
+        """End it with its input."""
+        with suppress(Exception):  # the library's own, of sockets and of TLS, for one that broke off
+            self._socket.close()
         # What the server has closed first it leaves open.
         self._socket.sock.shutdown()
 
@@ -82,7 +91,7 @@ class Process:
                 return
             if not self._socket.is_open():
                 raise self._ended()
-        raise ClientError(
+        raise UnreachableError(
             f"The process in the pod has said nothing for {timeout_s:.0f} s: try again, or look at the node"
         )
 
@@ -94,6 +103,63 @@ class Process:
             status = json.loads(self._socket.read_channel(_ERROR) or b"{}")
         except ValueError:
             status = {}
-        return ClientError(
-            f"The process in the pod ended early ({status.get('message') or 'without a reason'}): try again"
-        )
+        # Without a status it was the connection that ended.
+        kind = ClientError if status.get("message") else UnreachableError
+        return kind(f"The process in the pod ended early ({status.get('message') or 'without a reason'}): try again")
+
+
+class Lasting:
+    """A process that answers each request by itself: where the connection breaks off, another one is asked it again.
+
+    For a `with` statement; `start` starts one.
+    """
+
+    def __init__(self, start: Callable[[], Process]) -> None:
+        self._start = start
+        self._process = start()
+        self._request = b""
+
+    def __enter__(self) -> "Lasting":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.close()
+
+    def write(self, data: bytes) -> None:
+        """As `Process`; `data` is a whole request."""
+        self._request = data
+        self._tried(lambda: self._process.write(data), lambda: None)
+
+    def line(self, timeout_s: float) -> bytes:
+        """As `Process`: what the answer begins with."""
+        return self._tried(lambda: self._process.line(timeout_s), self._ask)
+
+    def bytes(self, count: int, timeout_s: float) -> bytes:
+        """As `Process`: the rest of the answer."""
+
+        def ask() -> None:
+            self._ask()
+            self._process.line(timeout_s)
+
+        return self._tried(lambda: self._process.bytes(count, timeout_s), ask)
+
+    def _ask(self) -> None:
+        self._process.write(self._request)
+
+    def _tried(self, act: Callable[[], T], ask: Callable[[], None]) -> T:
+        def anew() -> T:
+            self._process.close()
+            self._process = self._start()
+            ask()
+            return act()
+
+        try:
+            return act()
+        except UnreachableError as error:
+            note(f"{str(error).partition(':')[0]}; continuing where it was")
+        for pause_s in _PAUSES_S:
+            time.sleep(pause_s)
+            # Of a network that is still away, starting a process says something else.
+            with suppress(ClientError):
+                return anew()
+        return anew()

@@ -13,6 +13,7 @@ from lora_client.errors import ClientError
 from lora_client.output import Form, data, note, say
 from lora_client.views.answers import Answer, side_by_side
 from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of, memory_on_cpu
+from lora_client.views.uses import require_askable
 from lora_operator.views.wording import byte_size
 
 _FIRST_S = 1800.0
@@ -35,6 +36,7 @@ def ask(cluster: Cluster, name: str, question: str | None, form: Form, *, need: 
 def conversation(cluster: Cluster, run: Object, need: Need, most_tokens: int) -> Iterator[Callable[[str], Answer]]:
     """What answers a question, for as long as its pod lives. Raises `ClientError`."""
     folder = folder_of(adapter_place(run))
+    require_askable(run, need)
     needed = 0 if need.gpu else memory_on_cpu(run)
     if needed > _LARGE:
         note(f"On a CPU the model takes {byte_size(needed)} of memory and minutes for an answer: --gpu is faster")

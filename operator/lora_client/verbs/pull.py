@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lora_client.cluster.connection import Cluster, Object
 from lora_client.cluster.helper import helper
-from lora_client.cluster.process import Process
+from lora_client.cluster.process import Lasting, Process
 from lora_client.errors import ClientError
 from lora_client.output import Form, note, show
 from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of
@@ -42,7 +42,7 @@ def pull(cluster: Cluster, name: str, folder: str | None, form: Form = Form.TEXT
     target = Path(folder or name)
     adapter_place(run)
     require_new(target)
-    with _files(cluster, run) as source:
+    with _files(cluster, run, whole=True) as source:
         fetch(source, target, text(run, "status", "artifact", "digest"), note)
     show(form, [run], [f"{target}: the adapter of {name}, its digest as the run reported it"])
     return target
@@ -58,12 +58,13 @@ def read_file(cluster: Cluster, run: Object, name: str) -> bytes:
 
 
 @contextmanager
-def _files(cluster: Cluster, run: Object) -> Iterator[Process]:
+def _files(cluster: Cluster, run: Object, *, whole: bool = False) -> Iterator[Source]:
     place = adapter_place(run)
     program = importlib.resources.files("lora_client.in_pod").joinpath("files.py").read_text(encoding="utf-8")
+    command = ["python3", "-c", program, folder_of(place)]
     with (
-        helper(cluster, run, Need(verb="pull")) as pod,
-        Process(cluster, pod, CONTAINER, ["python3", "-c", program, folder_of(place)]) as process,
+        helper(cluster, run, Need(verb="pull", whole=whole)) as pod,
+        Lasting(lambda: Process(cluster, pod, CONTAINER, command)) as process,
     ):
         yield process
 

@@ -15,12 +15,21 @@ LABEL = "lora-operator.io/client"
 CLAIMS = "/claims"
 LONGEST_S = 3600
 """Then the cluster ends the pod, if the client was killed before it could."""
-_USER = 10001
+_DAY_S = 86_400
+_SLOWEST = 2_000_000
+"""Bytes per second at which the API server still hands a result out."""
+_SECURITY_CONTEXT = {
+    "runAsNonRoot": True,
+    **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 10001),
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 _HOLD = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep({})"
 # Without its priority, which is for training: a helper must not evict anybody.
 _TAKEN = ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "runtimeClassName")
 _NOT_FOR_THE_MODEL = ("OUTPUT_", "DATASET_", "LORA_", "MLFLOW_", "WANDB_")
 _MOUNTS_OF_A_MODEL = (f"{CLAIMS}/", CACHE, "/compiled", "/etc/lora-ca", "/dev/shm")  # noqa: S108 - mounts of the pod
+_PLAIN = ("cpu", "memory", "ephemeral-storage")
 _LIBRARIES = 2 * 2**30
 _WITHOUT_GPU = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 
@@ -28,9 +37,10 @@ _WITHOUT_GPU = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memor
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
     """What a helper is for: `verb` names it; with `model` it gets what the training pod had to reach the base model,
-    and with `gpu` also its GPUs."""
+    and with `gpu` one of its GPUs. `whole` is for a copy of the whole result."""
 
     verb: str
+    whole: bool = False
     model: bool = False
     gpu: bool = False
     memory: str = ""
@@ -46,11 +56,12 @@ def adapter_place(run: Object) -> ClaimUri:
     except UriError as error:
         raise ClientError(f"The adapter's address {address} cannot be read: {error}") from error
     if not isinstance(uri, ClaimUri):
-        raise ClientError(f"The adapter of {name} is at {address}, on no claim: {_elsewhere(address)}")
+        raise ClientError(f"The adapter of {name} is at {address}, on no claim: {fetching(address)}")
     return uri
 
 
-def _elsewhere(address: str) -> str:
+def fetching(address: str) -> str:
+    """The command that copies a result from a place that is no claim."""
     scheme, _, rest = address.partition("://")
     return {
         "s3": f"aws s3 cp --recursive {address} ./adapter copies it",
@@ -75,26 +86,21 @@ def pod(run: Object, template: Object, place: ClaimUri, need: Need, node: str = 
             f"It is not known which image trained {name_of(run)}: its status names none, and its Job is gone"
         )
     volumes, mounts = _volumes(run, given, trainer, place, need)
+    longest_s = _longest_s(run, need)
     spec = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "activeDeadlineSeconds": LONGEST_S,
+        "activeDeadlineSeconds": longest_s,
         "terminationGracePeriodSeconds": 1,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        # The very user whose result it is, where the run's Job still tells.
+        "securityContext": given.get("securityContext") or _SECURITY_CONTEXT,
         "containers": [
             {
                 "name": CONTAINER,
                 "image": image,
                 "imagePullPolicy": str(trainer.get("imagePullPolicy") or "IfNotPresent"),
-                "command": ["python3", "-c", _HOLD.format(LONGEST_S)],
+                "command": ["python3", "-c", _HOLD.format(longest_s)],
                 "env": _environment(trainer) if need.model else [],
                 "resources": _resources(run, trainer, need),
                 "securityContext": {
@@ -118,6 +124,13 @@ def pod(run: Object, template: Object, place: ClaimUri, need: Need, node: str = 
         },
         "spec": spec,
     }
+
+
+def _longest_s(run: Object, need: Need) -> int:
+    """More for the copy of a large result."""
+    size = text(run, "status", "artifact", "sizeBytes")
+    more_s = int(size) // _SLOWEST if need.whole and size.isdecimal() else 0
+    return min(LONGEST_S + more_s, _DAY_S)
 
 
 def _owner(run: Object) -> dict[str, Any]:
@@ -145,17 +158,25 @@ def _resources(run: Object, trainer: Mapping[str, Any], need: Need) -> dict[str,
     if not need.model:
         return _WITHOUT_GPU
     given = {kind: dict(part(trainer, "resources", kind)) for kind in ("requests", "limits")}
-    plain = ("cpu", "memory", "ephemeral-storage")
-    if need.gpu and (not gpus(run)[1] or not given["limits"].keys() - set(plain)):
-        why = "its status and its Job name no GPU" if gpus(run)[1] else "it trained without one"
-        raise ClientError(f"--gpu cannot be had for {name_of(run)} ({why}): leave it out")
-    if not need.gpu:
-        given = {kind: {key: value for key, value in own.items() if key in plain} for kind, own in given.items()}
+    wanted = _one_gpu(run, given["limits"]) if need.gpu else {}
+    given = {kind: {key: value for key, value in own.items() if key in _PLAIN} for kind, own in given.items()}
+    given["limits"] |= wanted
     if need.memory:
         given = {kind: {**own, "memory": need.memory} for kind, own in given.items()}
     elif not need.gpu:
         given = {kind: _with_room(own, memory_on_cpu(run)) for kind, own in given.items()}
     return {kind: own for kind, own in given.items() if own}
+
+
+def _one_gpu(run: Object, limits: Mapping[str, Any]) -> dict[str, str]:
+    """As a limit. Raises `ClientError` where the training had none."""
+    resource, count = gpus(run)
+    others = {*_PLAIN, *part(run, "spec", "resources", "extendedResources")}
+    named = resource if resource in limits else next((key for key in sorted(limits) if key not in others), "")
+    if not count or not named:
+        why = "its status and its Job name no GPU" if count else "it trained without one"
+        raise ClientError(f"--gpu cannot be had for {name_of(run)} ({why}): leave it out")
+    return {named: "1"}
 
 
 def memory_on_cpu(run: Object) -> int:

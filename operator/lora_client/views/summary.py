@@ -16,6 +16,7 @@ from lora_client.views.resources import (
     text,
     waiting_for,
 )
+from lora_client.views.uses import is_merged, uses
 from lora_operator.views.wording import byte_size
 
 
@@ -101,9 +102,9 @@ def _artifact(resource: Object) -> Iterator[str]:
         return
     size = artifact.get("sizeBytes")
     facts = [byte_size(size)] if isinstance(size, int) else []
-    yield f"Adapter: {artifact['uri']} ({', '.join([*facts, str(artifact.get('digest', 'no digest'))])})"
-    name = name_of(resource)
-    yield f"  lora ask {name} asks it, lora pull {name} copies it, lora serve {name} prints how to serve it"
+    what = "Merged model" if is_merged(resource) else "Adapter"
+    yield f"{what}: {artifact['uri']} ({', '.join([*facts, str(artifact.get('digest', 'no digest'))])})"
+    yield f"  {uses(resource)}"
 
 
 def _advice(resource: Object) -> Iterator[str]:

@@ -13,8 +13,9 @@ import pytest
 from aiohttp import WSMsgType, web
 from kubernetes.client import Configuration
 
+from lora_client.cluster import process as module
 from lora_client.cluster.connection import Cluster
-from lora_client.cluster.process import Process
+from lora_client.cluster.process import Lasting, Process
 from lora_client.errors import ClientError
 from lora_client.in_pod import files
 from lora_client.verbs.pull import fetch
@@ -28,6 +29,8 @@ class ApiServer:
     def __init__(self) -> None:
         self.queries: list[list[str]] = []
         self.tokens: list[str] = []
+        self.cuts: list[int] = []
+        """Of each connection to come, after how many bytes of output it breaks off."""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -62,8 +65,9 @@ class ApiServer:
             *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stdin is not None
+        cut = self.cuts.pop(0) if self.cuts else None
         pumps = [
-            asyncio.create_task(self._pump(stream, channel, socket))
+            asyncio.create_task(self._pump(stream, channel, socket, cut, request.transport))
             for stream, channel in ((process.stdout, _STDOUT), (process.stderr, _STDERR))
         ]
         ends = asyncio.create_task(self._end(process, pumps, socket))
@@ -74,10 +78,22 @@ class ApiServer:
         await ends
         return socket
 
-    async def _pump(self, stream: asyncio.StreamReader | None, channel: bytes, socket: web.WebSocketResponse) -> None:
+    async def _pump(
+        self,
+        stream: asyncio.StreamReader | None,
+        channel: bytes,
+        socket: web.WebSocketResponse,
+        cut: int | None,
+        transport: asyncio.Transport | None,
+    ) -> None:
         assert stream is not None
+        assert transport is not None
+        passed = 0
         while data := await stream.read(32 * 1024):
-            if not socket.closed:
+            passed += len(data)
+            if cut is not None and passed > cut:
+                transport.abort()
+            elif not socket.closed:
                 await socket.send_bytes(channel + data)
 
     async def _end(
@@ -109,8 +125,11 @@ def cluster(server: ApiServer) -> Iterator[Cluster]:
         yield opened
 
 
-def test_a_result_of_many_megabytes_comes_through_a_pod(cluster: Cluster, server: ApiServer, tmp_path: Path) -> None:
-    """Whole, with frames that the network cuts as it likes."""
+@pytest.mark.parametrize("cuts", [[], [0], [5 * 2**20], [5 * 2**20, 0, 2**20]], ids=len)
+def test_a_result_of_many_megabytes_comes_through_a_pod(
+    cluster: Cluster, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: list[int]
+) -> None:
+    """Whole, with frames that the network cuts as it likes; where it breaks off, from there on."""
     folder = tmp_path / "claim"
     folder.mkdir()
     weights = hashlib.shake_256(b"x").digest(9 * 2**20 + 17)
@@ -123,11 +142,28 @@ def test_a_result_of_many_megabytes_comes_through_a_pod(cluster: Cluster, server
     manifest = json.dumps({"files": [entry]}).encode()
     (folder / "manifest.json").write_bytes(manifest)
     program = Path(files.__file__).read_text()
-    with Process(cluster, "helper", "lora", ["python3", "-c", program, str(folder)]) as process:
+    monkeypatch.setattr(module, "_PAUSES_S", (0.0, 0.0))
+    server.cuts += cuts
+    command = ["python3", "-c", program, str(folder)]
+    with Lasting(lambda: Process(cluster, "helper", "lora", command)) as process:
         fetch(process, tmp_path / "here", f"sha256:{hashlib.sha256(manifest).hexdigest()}", lambda _: None)
     assert (tmp_path / "here" / "adapter_model.safetensors").read_bytes() == weights
-    assert server.tokens == ["Bearer secret"]
+    assert server.tokens == ["Bearer secret"] * (1 + len(cuts))
     assert server.queries[0][0] == "python3"
+
+
+@pytest.mark.parametrize("pauses", [(), (0.0,)])
+def test_a_connection_that_keeps_breaking_off_is_given_up(
+    cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch, pauses: tuple[float, ...]
+) -> None:
+    """After so many pauses, and one more try."""
+    monkeypatch.setattr(module, "_PAUSES_S", pauses)
+    server.cuts += [0] * 9
+    with Lasting(lambda: Process(cluster, "helper", "lora", ["python3", "-c", "print(input())"])) as process:
+        process.write(b"x\n")
+        with pytest.raises(ClientError, match="try again"):
+            process.line(30)
+    assert len(server.cuts) == 9 - 2 - len(pauses)
 
 
 def test_a_process_that_fails_says_so_with_its_last_words(cluster: Cluster) -> None:

@@ -1,5 +1,6 @@
 """The pods of `pull` and `ask`, and the manifests of `serve`."""
 
+import copy
 import dataclasses
 import json
 from typing import Any
@@ -9,7 +10,9 @@ from tests.unit.builders import CONFIG
 from tests.unit.client.resources import finished, resource
 from tests.unit.test_render import rendered
 
+from lora_client.cluster.connection import Cluster
 from lora_client.errors import ClientError
+from lora_client.verbs.ask import conversation
 from lora_client.views import serving
 from lora_client.views.helper_pod import Need, adapter_place, holder, pod, trouble
 from lora_client.views.serving import manifests
@@ -88,6 +91,15 @@ def test_a_pulling_pod_sees_one_claim_and_knows_no_secret() -> None:
     assert "priorityClassName" not in spec
     assert [v.get("persistentVolumeClaim") for v in spec["volumes"]] == [None, {"claimName": "adapters"}]
     assert container["volumeMounts"][-1] == {"name": "claim-1", "mountPath": "/claims/adapters", "readOnly": True}
+
+
+def test_a_pod_runs_as_the_user_that_trained() -> None:
+    """Where the platform assigns users, none is named."""
+    assigned = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    template = copy.deepcopy(TEMPLATE)
+    template["spec"]["securityContext"] = assigned
+    assert made(PULL, template)["spec"]["securityContext"] == assigned
+    assert made(PULL)["spec"]["securityContext"]["runAsUser"] == 10001
 
 
 def test_an_asking_pod_reaches_the_base_model_as_the_training_did() -> None:
@@ -169,7 +181,7 @@ def test_without_the_job_the_status_says_what_the_defaults_decided() -> None:
     container = spec["containers"][0]
     assert container["resources"] == {
         "requests": {"cpu": "4", "memory": "32Gi"},
-        "limits": {"memory": "32Gi", "amd.com/gpu": "2"},
+        "limits": {"memory": "32Gi", "amd.com/gpu": "1"},
     }
     assert {"HTTPS_PROXY", "https_proxy"} <= {variable["name"] for variable in container["env"]}
     assert "WANDB_BASE_URL" not in {variable["name"] for variable in container["env"]}
@@ -221,6 +233,23 @@ def test_without_job_and_defaults_the_whole_scheduling_of_the_spec_counts() -> N
 
 
 @pytest.mark.parametrize(
+    ("resources", "limits", "want"),
+    [
+        ({"gpus": 8}, {"nvidia.com/gpu": "8"}, {"nvidia.com/gpu": "1"}),
+        ({"gpus": 8}, {"a/net": "2", "x.example/gpu": "8"}, {"x.example/gpu": "1"}),
+        ({"gpus": 8, "gpuResourceName": "x.example/gpu"}, {"a/b": "1", "x.example/gpu": "8"}, {"x.example/gpu": "1"}),
+    ],
+)
+def test_an_asking_pod_takes_the_one_gpu_that_it_computes_on(resources: Object, limits: Object, want: Object) -> None:
+    """Not what else the training had, such as its network between nodes."""
+    template = copy.deepcopy(TEMPLATE)
+    template["spec"]["containers"][0]["resources"]["limits"] = {"memory": "8Gi", **limits}
+    spec = {**resources, "extendedResources": {"a/net": 2}}
+    made_of = made(Need(verb="ask", model=True, gpu=True), template, resources=spec)
+    assert made_of["spec"]["containers"][0]["resources"]["limits"] == {"memory": "8Gi", **want}
+
+
+@pytest.mark.parametrize(
     ("resources", "template", "want"),
     [
         ({}, {}, "its status and its Job name no GPU"),
@@ -251,6 +280,28 @@ def test_a_helper_goes_with_its_run_and_ends_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "need", "seconds"),
+    [
+        (4 * 2**20, Need(verb="pull", whole=True), 3602),
+        (65 * 10**9, Need(verb="pull", whole=True), 3600 + 32_500),
+        (141 * 10**9, Need(verb="pull", whole=True), 3600 + 70_500),
+        (10**12, Need(verb="pull", whole=True), 86_400),
+        (None, Need(verb="pull", whole=True), 3600),
+        (141 * 10**9, PULL, 3600),
+        (141 * 10**9, ASK, 3600),
+    ],
+)
+def test_a_large_result_has_the_time_to_be_copied(size: int | None, need: Need, seconds: int) -> None:
+    """At 2 MB/s, for at most a day; a log of it, or an answer, has an hour."""
+    status = finished()
+    status["artifact"]["sizeBytes"] = size
+    run = resource(status=status)
+    spec = pod(run, TEMPLATE, adapter_place(run), need)["spec"]
+    assert spec["activeDeadlineSeconds"] == seconds
+    assert f"time.sleep({seconds})" in spec["containers"][0]["command"][-1]
+
+
+@pytest.mark.parametrize(
     ("uri", "want"),
     [
         ("", "tone has no adapter yet: lora status tone"),
@@ -266,6 +317,52 @@ def test_what_is_on_no_claim_is_fetched_otherwise(uri: str, want: str) -> None:
     status["artifact"]["uri"] = uri
     with pytest.raises(ClientError, match=want.replace(".", r"\.")):
         adapter_place(resource(status=status))
+
+
+GPU = Need(verb="ask", model=True, gpu=True)
+DIVIDED: Object = {"sharded": True, "shardedOver": 8, "totalParameters": 70_553_706_496}
+
+
+@pytest.mark.parametrize(
+    ("resolved", "artifact", "need", "want"),
+    [
+        (
+            DIVIDED,
+            {},
+            GPU,
+            r"divided over 8 GPUs, and ask holds it on one\): lora serve tone .* takes 264.8 GiB of main",
+        ),
+        (DIVIDED, {"servable": False}, GPU, r"ask holds it on one\): lora pull tone copies it, and without --gpu"),
+        ({"sharded": True}, {}, GPU, r"divided over several GPUs, and ask holds it on one\): lora serve tone"),
+        (DIVIDED, {}, ASK, "^$"),
+        ({}, {}, GPU, "^$"),
+        ({}, {"format": "merged"}, ASK, r"is a merged model \(output.merge: Merged\), from which .*: lora serve tone"),
+        ({}, {"format": "peft+merged"}, ASK, "^$"),
+    ],
+)
+def test_what_ask_cannot_answer_with_is_refused_before_a_pod_is_made(
+    resolved: Object, artifact: Object, need: Need, want: str
+) -> None:
+    """Which would take a GPU, load what does not fit, and end with a sentence on settings of a training."""
+    status = finished()
+    status["resolved"] |= resolved
+    status["artifact"] |= artifact
+    with (
+        pytest.raises(NothingMadeError if want == "^$" else ClientError, match=want),
+        conversation(Cluster.__new__(NoPods), resource(status=status), need, 64),
+    ):
+        pass
+
+
+class NothingMadeError(Exception):
+    """A request that none should make."""
+
+
+class NoPods(Cluster):
+    """A cluster that is asked for nothing."""
+
+    def get(self, *_: object, **__: object) -> Object:
+        raise NothingMadeError
 
 
 def user(phase: str = "Running", node: str = "node-1", claim: str = "adapters") -> Object:

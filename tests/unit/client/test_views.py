@@ -17,6 +17,7 @@ from lora_client.views.summary import summary
 from lora_client.views.watching import line, picture, point_of
 from lora_trainer.contract.manifest import RunOptions, train_config
 
+Object = dict[str, Any]
 NOW = datetime(2026, 11, 27, 12, 2, tzinfo=UTC)
 
 
@@ -38,6 +39,31 @@ def test_a_status_says_what_to_do_next() -> None:
     assert "improvement   1.000 ± 0.020\n" in then
     assert "lora pull tone copies it" in then
     assert summary({}, NOW)
+
+
+@pytest.mark.parametrize(
+    ("artifact", "want"),
+    [
+        ({}, "lora ask tone asks it, lora pull tone copies it, lora serve tone prints how to serve it"),
+        ({"servable": False}, "lora ask tone asks it, lora pull tone copies it"),
+        ({"format": "merged"}, "lora pull tone copies it, lora serve tone prints how to serve it"),
+        (
+            {"format": "peft+merged"},
+            "lora ask tone asks it, lora pull tone copies it, lora serve tone prints how to serve it",
+        ),
+        ({"uri": "s3://bucket/tone"}, "aws s3 cp --recursive s3://bucket/tone ./adapter copies it"),
+        ({"uri": "hf://acme/tone@abcde"}, "hf download acme/tone --local-dir adapter copies it"),
+        ({"uri": "oci://registry.example/tone:v1"}, "oras pull registry.example/tone:v1 copies it"),
+    ],
+)
+def test_a_status_names_what_takes_such_a_result(artifact: Object, want: str) -> None:
+    """By its place and its format: other verbs would refuse it."""
+    status = finished()
+    status["artifact"] |= artifact
+    lines = summary(resource(status=status), NOW)
+    (at,) = (number for number, line in enumerate(lines) if line.startswith(("Adapter: ", "Merged model: ")))
+    assert lines[at].startswith("Merged") is (artifact.get("format") == "merged")
+    assert lines[at + 1] == f"  {want}"
 
 
 def test_a_watched_run_is_a_line_in_a_pipe() -> None:

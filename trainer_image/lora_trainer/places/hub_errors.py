@@ -1,14 +1,27 @@
 """What the Hub's client raises, as the trainer's sentences."""
 
+import re
 from typing import Any
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
-from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence, storage_error
+from lora_trainer.errors import (
+    ConfigError,
+    StorageError,
+    TrainerError,
+    TransientError,
+    discreet,
+    one_sentence,
+    storage_error,
+)
 from lora_trainer.places.network import LONGEST_PAUSE_S
 from lora_trainer.places.roles import Role
 
 _ABSENT = frozenset({"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"})
+_FULL = re.compile(r"\bstorage (limit|patterns|quota)|\bquota\b", re.IGNORECASE)
+"""What the Hub says with 403 where an account's storage is used up: to a token that may write."""
+_REFUSED = frozenset({400, 402, 413, 422})
+_LONGEST = 200
 
 
 def explain_hub(error: Exception, uri: HubUri, role: Role) -> TrainerError:
@@ -24,16 +37,29 @@ def explain_hub(error: Exception, uri: HubUri, role: Role) -> TrainerError:
             f"{where}: the Hub knows no such repository, revision or file; check the spelling, and for a private one "
             f"name in {role.section}.secretRef a Secret whose HF_TOKEN may {right} it"
         )
-    if status == 412 and role is Role.OUTPUT:
-        message = f"{where}: another upload came first; the next attempt looks for room again"
-        return StorageError(message, Reason.UPLOAD_FAILED)
+    refused = _refused_output(status, _said(error), where) if role is Role.OUTPUT else None
+    if refused is not None:
+        return refused
     if status in (401, 403):
         why = "; " if role is Role.OUTPUT else ", the repository is gated or private; accept its licence, and "
         return role.denied(
-            f"{where}: the Hub answered {status}{why}name in {role.section}.secretRef a Secret whose HF_TOKEN may "
-            f"{right} it"
+            f"{where}: the Hub answered {status}{_said(error)}{why}name in {role.section}.secretRef a Secret whose "
+            f"HF_TOKEN may {right} it"
         )
     return _of_this_side(error, where) or _unavailable(error, status, where)
+
+
+def _refused_output(status: int | None, said: str, where: str) -> StorageError | None:
+    """What a Hub refuses that knows the token and may be asked again; None for anything else."""
+    if status == 412:
+        message = f"{where}: another upload came first; the next attempt looks for room again"
+        return StorageError(message, Reason.UPLOAD_FAILED)
+    if status == 507 or (status in {403, *_REFUSED} and _FULL.search(said)):
+        message = f"{where}: the Hub has no room for it, {status}{said}; free space or raise the quota there"
+        return StorageError(message, Reason.STORAGE_FULL)
+    if status in _REFUSED:
+        return StorageError(f"{where}: the Hub refuses what is uploaded, {status}{said}", Reason.UPLOAD_FAILED)
+    return None
 
 
 def _of_this_side(error: Exception, where: str) -> TrainerError | None:
@@ -45,7 +71,8 @@ def _of_this_side(error: Exception, where: str) -> TrainerError | None:
 
 
 def _unavailable(error: Exception, status: int | None, where: str) -> TransientError:
-    detail = f"the Hub answered {status}" if status else f"the Hub cannot be reached ({one_sentence(error)[:200]})"
+    answered = f"the Hub answered {status}{_said(error)}"
+    detail = answered if status else f"the Hub cannot be reached ({one_sentence(error)[:_LONGEST]})"
     return TransientError(f"{where}: {detail}; check HF_ENDPOINT, proxy and network if this lasts")
 
 
@@ -73,6 +100,18 @@ def _status(error: Exception) -> int | None:
         if isinstance(getattr(response, "status_code", None), int):
             return int(response.status_code)
     return None
+
+
+def _said(error: Exception) -> str:
+    """The Hub's own words, in brackets; empty where it has none."""
+    for item in _chain(error):
+        headers = getattr(getattr(item, "response", None), "headers", None) or {}
+        lines = [str(getattr(item, "server_message", None) or "")]
+        lines += [str(value) for name, value in headers.items() if name.lower() == "x-error-message"]
+        text = discreet(" ".join(next(filter(None, lines), "").split())).rstrip(". ")
+        if text:
+            return f" ({text[:_LONGEST]})"
+    return ""
 
 
 def _storage(error: Exception) -> OSError | None:
