@@ -148,6 +148,9 @@ def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
     assert plain(trainer({}, offline)).items() >= {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p:1"}.items()
     (volume,) = [v for v in pod_of(rendered({}, SITE))["volumes"] if v["name"] == "ca-bundle"]
     assert volume["configMap"] == {"name": "company-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    injected = dataclasses.replace(SITE, ca_bundle_key="ca-bundle.crt")
+    (volume,) = [v for v in pod_of(rendered({}, injected))["volumes"] if v["name"] == "ca-bundle"]
+    assert volume["configMap"]["items"] == [{"key": "ca-bundle.crt", "path": "ca.crt"}]
 
 
 @pytest.mark.parametrize(

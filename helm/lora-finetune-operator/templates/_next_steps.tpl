@@ -72,7 +72,7 @@ which would end the installation: they are looked at only by who creates objects
 {{- with . }}{{ $needs = append $needs (printf "the PersistentVolumeClaim %s" .) }}{{ end }}
 {{- end }}
 {{- with .Values.defaults.queue }}{{ $needs = append $needs (printf "the LocalQueue %s" .) }}{{ end }}
-{{- with .Values.config.caBundleConfigMap }}{{ $needs = append $needs (printf "the ConfigMap %s with ca.crt" .) }}{{ end }}
+{{- with .Values.config.caBundleConfigMap }}{{ $needs = append $needs (printf "the ConfigMap %s with %s" . ($.Values.config.caBundleKey | default "ca.crt")) }}{{ end }}
 {{- with .Values.trainer.serviceAccountName }}{{ $needs = append $needs (printf "the ServiceAccount %s" .) }}{{ end }}
 {{- range .Values.imagePullSecrets }}{{ $needs = append $needs (printf "the Secret %s" .name) }}{{ end }}
 {{- with $needs }}

@@ -12,7 +12,7 @@ from lora_trainer.contract.uri import HubUri, OciUri, S3Uri, Uri, parse_uri
 CACHE_FOLDER = "/cache"
 COMPILED_FOLDER = "/compiled"
 CA_FOLDER = "/etc/lora-ca"
-CA_KEY = "ca.crt"
+CA_FILE = "ca.crt"
 DOCKER_CONFIG_KEY = ".dockerconfigjson"
 RENDEZVOUS_PORT = 29400
 _COMPILED = {
@@ -59,7 +59,7 @@ def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
     ):
         optional |= _spelled(name, value)
     if config.ca_bundle_config_map:
-        optional |= dict.fromkeys(_CA_VARIABLES, f"{CA_FOLDER}/{CA_KEY}")
+        optional |= dict.fromkeys(_CA_VARIABLES, f"{CA_FOLDER}/{CA_FILE}")
     optional["LORA_OCI_PLAIN_HTTP"] = ",".join(config.oci_plain_http_registries)
     if train.tracking.kind is Tracker.MLFLOW:
         optional["MLFLOW_TRACKING_URI"] = config.mlflow_tracking_uri

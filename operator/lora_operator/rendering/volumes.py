@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.rendering.environment import CA_FOLDER, CA_KEY, CACHE_FOLDER, COMPILED_FOLDER
+from lora_operator.rendering.environment import CA_FILE, CA_FOLDER, CACHE_FOLDER, COMPILED_FOLDER
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.names import CONFIG_ANNOTATION
 from lora_operator.views.request import PodRequest
@@ -133,7 +133,7 @@ def _data_config_maps(train: TrainConfig) -> Iterator[Volume]:
 
 def _ca_bundle(config: OperatorConfig) -> Iterator[Volume]:
     if config.ca_bundle_config_map:
-        items = [{"key": CA_KEY, "path": CA_KEY}]
+        items = [{"key": config.ca_bundle_key, "path": CA_FILE}]
         yield Volume(
             name="ca-bundle",
             source={"configMap": {"name": config.ca_bundle_config_map, "items": items}},

@@ -26,7 +26,8 @@ class OperatorConfig:
     offline                 the Hub is not asked at all: what is not in the cache or on a volume is missing
     s3_endpoint, -region    of the object store; empty means AWS, and the region that the client finds
     https_proxy, http_proxy, no_proxy   for the training pods, as the environment variables of these names
-    ca_bundle_config_map    ConfigMap with the key ca.crt, in each namespace with runs; empty: the image's own bundle
+    ca_bundle_config_map    ConfigMap with a CA bundle, in each namespace with runs; empty: the image's own bundle
+    ca_bundle_key           the bundle's key there, as ca-bundle.crt where OpenShift injects the cluster's
     oci_plain_http_registries   host:port of registries that speak HTTP without TLS
     mlflow_tracking_uri, wandb_base_url   servers of the trackers
     cache_claim             claim, in each namespace with runs, that keeps models and data; empty: a folder of the pod
@@ -77,6 +78,7 @@ class OperatorConfig:
     http_proxy: str = ""
     no_proxy: str = ""
     ca_bundle_config_map: str = ""
+    ca_bundle_key: str = "ca.crt"
     oci_plain_http_registries: tuple[str, ...] = ()
     mlflow_tracking_uri: str = ""
     wandb_base_url: str = ""
@@ -290,7 +292,14 @@ _ORDERED = (
     ("watch_inactivity_s", "watch_stale_s"),
 )
 _MAY_BE_0 = ("most_unfinished_runs_per_namespace", "run_as_user", "run_as_group", "fs_group")
-_REQUIRED = ("trainer_image", "lease_name", "default_gpu_resource_name", "preflight_cpu", "preflight_memory")
+_REQUIRED = (
+    "trainer_image",
+    "ca_bundle_key",
+    "lease_name",
+    "default_gpu_resource_name",
+    "preflight_cpu",
+    "preflight_memory",
+)
 
 
 def _field_name(key: str) -> str:
