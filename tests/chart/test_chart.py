@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.chart import helms
-from tests.chart.objects import Render, only, pod_of, settings_of
+from tests.chart.objects import Render, only, pod_of, pods_of, settings_of
 
 from lora_operator.running.self_check import LEASE_RIGHTS
 from lora_trainer.contract.release import RELEASE
@@ -63,6 +63,17 @@ def test_the_pod_is_restricted(render: Render) -> None:
     }
     assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} == {"configMap", "emptyDir"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+
+
+def test_the_pods_of_the_chart_go_to_linux_nodes_unless_told_otherwise(render: Render, hooks: Render) -> None:
+    """A Windows node, or one of another architecture, cannot start the image."""
+    for given, wanted in (
+        ({}, {"kubernetes.io/os": "linux"}),
+        ({"kubernetes.io/arch": "arm64"}, {"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64"}),
+        ({"kubernetes.io/os": "other"}, {"kubernetes.io/os": "other"}),
+    ):
+        pods = pods_of([*render(nodeSelector=given), *hooks(nodeSelector=given)])
+        assert [pod["nodeSelector"] for pod in pods] == [wanted, wanted]
 
 
 def test_the_platform_may_choose_the_user(render: Render) -> None:

@@ -47,6 +47,8 @@ OUTSIDE = (
     Host(name="server", addresses=("10.0.0.1", "fd00::1")),
     Host(name="metadata", addresses=("169.254.169.254", "fd00:ec2::254")),
     Host(name="google", addresses=("fd20:ce::254",)),
+    Host(name="azure", addresses=("168.63.129.16",)),
+    Host(name="alibaba", addresses=("100.100.100.200",)),
     Host(name="internet", addresses=("203.0.113.1", "2001:db8::1")),
 )
 HOSTS = {host.name: host for host in (*PODS, *OUTSIDE)}
@@ -65,7 +67,7 @@ ALLOWED = {
     *(
         (trainer, place, port)
         for trainer in ("trainer", "preflight")
-        for place, port in (("internet", 443), ("dns", 53), ("metadata", 53))
+        for place, port in (("internet", 443), ("dns", 53), ("metadata", 53), ("azure", 53))
     ),
     *((trainer, "server", 443) for trainer in ("trainer", "preflight")),
     ("trainer", "stranger", 8080),
@@ -90,7 +92,11 @@ TRIED = {
     ("stranger", "trainer", 29400),
     ("elsewhere", "trainer", 29400),
     ("trainer", "elsewhere", 9090),
-    *((trainer, place, 443) for trainer in ("trainer", "preflight") for place in ("metadata", "google")),
+    *(
+        (trainer, place, 443)
+        for trainer in ("trainer", "preflight")
+        for place in ("metadata", "google", "azure", "alibaba")
+    ),
 }
 needs_queues = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/proc/net/netfilter/nfnetlink_queue").exists(),

@@ -1,6 +1,7 @@
 """What a switch of the chart renders, without a cluster: network policies, the rules on runs, the notes, helm test."""
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from tests.chart.matrix import DASHBOARDS, MONITOR, NETWORK, POLICIES, RULES
 from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
+from tests.pages.blocks import block
 
 from lora_operator.decision.stages.order import STAGES
 from lora_operator.views.names import QUEUE_LABEL, child_labels
@@ -15,6 +17,8 @@ from lora_trainer.contract.progress import PORT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LISTED = {"namespaces": ["team-a", "team-b"]}
+METADATA_SERVICES = ["169.254.169.254/32", "100.100.100.200/32", "168.63.129.16/32"]
+"""Of most clouds, of Alibaba's, and what Azure's agent asks for certificates and keys of the machine."""
 
 
 def test_chart_annotations_are_what_the_project_has() -> None:
@@ -97,7 +101,7 @@ def test_each_listed_namespace_gets_the_training_pods_policy(render: Render) -> 
     assert "ports" not in out
     inside, v4, v6 = out["to"]
     assert inside == {"namespaceSelector": {}}
-    assert v4["ipBlock"] == {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}
+    assert v4["ipBlock"] == {"cidr": "0.0.0.0/0", "except": METADATA_SERVICES}
     assert v6["ipBlock"]["cidr"] == "::/0"
     assert "fd00:ec2::254/128" in v6["ipBlock"]["except"]
     free = network_policies(render(networkPolicy={**NETWORK, "blockedCIDRs": []}, watch=LISTED))
@@ -105,6 +109,20 @@ def test_each_listed_namespace_gets_the_training_pods_policy(render: Render) -> 
         {"ipBlock": {"cidr": "0.0.0.0/0"}},
         {"ipBlock": {"cidr": "::/0"}},
     ]
+
+
+def test_the_policy_for_cilium_selects_what_calls_the_api_server(render: Render, hooks: Render) -> None:
+    """As the page has it, whose words on the labels could go out of date."""
+    values = yaml.safe_load(block("docs/security-model.md", "extraObjects:").text)
+    for given in (values, {**values, "nameOverride": "tuning"}):
+        objects = render(**given, networkPolicy=NETWORK)
+        policy = only(objects, "CiliumNetworkPolicy")
+        assert policy["metadata"]["namespace"] == only(objects, "Deployment")["metadata"]["namespace"]
+        assert policy["spec"]["egress"] == [{"toEntities": ["kube-apiserver"]}]
+        selected = policy["spec"]["endpointSelector"]["matchLabels"].items()
+        for owner in (only(objects, "Deployment"), only(hooks(**given), "Job")):
+            assert selected <= owner["spec"]["template"]["metadata"]["labels"].items()
+        assert not selected <= child_labels("tone", "uid", 1).items()
 
 
 def test_helm_test_has_an_account_that_asks_and_tries_and_can_do_nothing_else(hooks: Render) -> None:
@@ -226,6 +244,49 @@ def next_steps(render: Render, **values: Any) -> str:
     """The end of the notes."""
     secret = only(render(**values, extraObjects=[NOTES]), "Secret")
     return base64.b64decode(secret["data"]["next"] or "").decode()
+
+
+UNBENT: dict[str, Any] = {"podMonitorSelector": {}, "serviceMonitorSelector": {}, "ruleSelector": {}}
+EXEMPT = [{"group": "monitoring.coreos.com", "resource": "podmonitors", "namespace": "lora-system"}]
+BENT: list[tuple[dict[str, Any], set[str]]] = [
+    ({}, set()),
+    ({"ignoreNamespaceSelectors": True}, {"PodMonitor"}),
+    ({"overrideHonorLabels": True}, {"ServiceMonitor"}),
+    ({"enforcedNamespaceLabel": "tenant"}, set()),
+    ({"enforcedNamespaceLabel": "namespace"}, {"ServiceMonitor", "PodMonitor", "PrometheusRule"}),
+    ({"enforcedNamespaceLabel": "namespace", "excludedFromEnforcement": EXEMPT}, {"ServiceMonitor", "PrometheusRule"}),
+]
+
+
+def monitor_notes(render: Render, *specs: Manifest, **values: Any) -> str:
+    """What the notes say of the monitors where the cluster has these Prometheuses."""
+    found = [{"metadata": {"namespace": "lora-system"}, "spec": {**UNBENT, **spec}} for spec in specs]
+    given = base64.b64encode(json.dumps(found).encode()).decode()  # what has spaces would be broken into lines
+    arguments = f'(dict "root" . "prometheuses" ("{given}" | b64dec | fromJsonArray))'
+    told = {"next": f'{{{{ include "lora-operator.monitorNotesOf" {arguments} | b64enc }}}}'}
+    metrics = {"serviceMonitor": MONITOR, "podMonitor": MONITOR, "prometheusRule": RULES}
+    secret = only(render(**values, metrics=metrics, extraObjects=[{**NOTES, "data": told}]), "Secret")
+    return base64.b64decode(secret["data"]["next"]).decode()
+
+
+@pytest.mark.parametrize(("spec", "bent"), BENT)
+def test_a_prometheus_that_keeps_to_the_monitors_namespace_does_not_count_as_one_that_scrapes_runs(
+    render: Render, spec: dict[str, Any], bent: set[str]
+) -> None:
+    """As OpenShift's for user workloads does; another one beside it, or runs beside the operator, make it good."""
+    kinds = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+
+    def told(notes: str) -> set[str]:
+        assert "NO Prometheus" not in notes
+        assert {kind for kind in kinds if f"selects the {kind}; docs/" in notes} | bending(notes) == kinds
+        return bending(notes)
+
+    def bending(notes: str) -> set[str]:
+        return {kind for kind in kinds if f"selects the {kind}, but by its ignoreNamespaceSelectors" in notes}
+
+    assert told(monitor_notes(render, spec)) == bent
+    assert told(monitor_notes(render, spec, {})) == set()
+    assert told(monitor_notes(render, spec, watch={"namespaces": ["lora-system"]})) == set()
 
 
 @pytest.mark.parametrize(("values", "sentence"), NEXT)

@@ -323,13 +323,18 @@ def make_stage(cluster: Client, namespace: str, folder: Path) -> Iterator[Stage]
         cluster=cluster, api=api, namespace=namespace, folder=folder, node=f"node-{namespace}", accounts=accounts
     )
     # Pods are bound to it by hand: it takes nothing from the scheduler, and keeps its pods from the garbage collector.
-    api.post("/api/v1/nodes", {"metadata": {"name": stage.node}, "spec": {"unschedulable": True}})
+    api.post("/api/v1/nodes", {"metadata": node_metadata(stage.node), "spec": {"unschedulable": True}})
     try:
         yield stage
     finally:
         stage.end()
         stage.let_go()
         api.delete(f"/api/v1/nodes/{stage.node}")
+
+
+def node_metadata(name: str) -> Object:
+    """With the label that a kubelet gives to its node, and that pods ask for."""
+    return {"name": name, "labels": {"kubernetes.io/os": "linux"}}
 
 
 def now() -> str:

@@ -20,7 +20,7 @@ from tests.chart.target import CHART
 from tests.component.client_account import Person, install_roles, person
 from tests.component.documents import Object
 from tests.component.patience import eventually
-from tests.component.stage import REPOSITORY, Stage
+from tests.component.stage import REPOSITORY, Stage, node_metadata
 from tests.faults.one_run import Run
 from tests.pages.blocks import block
 from tests.pages.executed import execute
@@ -45,7 +45,7 @@ def pool(stage: Stage) -> Iterator[str]:
     """A node without GPUs, one with a GPU and the taint that keeps others off it, and a volume; the second's name."""
     _offer(stage, stage.node, {"unschedulable": False}, ROOM)
     name = f"gpu-{stage.namespace}"
-    stage.api.post("/api/v1/nodes", {"metadata": {"name": name}})
+    stage.api.post("/api/v1/nodes", {"metadata": node_metadata(name)})
     _offer(stage, name, {"taints": [TAINT]}, ROOM | {"nvidia.com/gpu": "1"})
     volume = {
         "capacity": {"storage": "20Gi"},

@@ -275,7 +275,7 @@ def test_a_job_that_somebody_suspends_and_changes_is_reported_and_not_fought_ove
     faults.kept("B22.jobs", before)
     stage.api.patch(path, {"spec": {"suspend": False}})
     second = run.running_pod(other_than=first)
-    assert second["spec"]["nodeSelector"] == {"pool": "spot"}
+    assert second["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux", "pool": "spot"}
     run.wait("Suspended", "False", "NotSuspended")
     faults.kept("B22.one-job", before)
     faults.kept("B22.ends-well", before)

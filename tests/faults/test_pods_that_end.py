@@ -11,7 +11,7 @@ import pytest
 from tests.component.cluster_acts import disrupt, evict, finish_deletion, lose_node
 from tests.component.documents import Object, failed
 from tests.component.patience import eventually
-from tests.component.stage import Stage
+from tests.component.stage import Stage, node_metadata
 from tests.faults.hostile_pods import answer, played_pods, progress
 from tests.faults.one_run import Run, begin
 from tests.faults.proofs import Proofs
@@ -215,7 +215,7 @@ def test_a_lost_node_is_named_and_no_second_pod_writes_before_the_first_is_surel
     """Silent, then deleted by the taint manager, which nobody confirms; the out-of-service taint lets the run go on."""
     node = f"lost-{uuid.uuid4().hex[:8]}"
     elsewhere = dataclasses.replace(stage, node=node)
-    stage.api.post("/api/v1/nodes", {"metadata": {"name": node}, "spec": {"unschedulable": True}})
+    stage.api.post("/api/v1/nodes", {"metadata": node_metadata(node), "spec": {"unschedulable": True}})
     try:
         stage.start()
         run = begin(stage, "b7", maxRetries=0)

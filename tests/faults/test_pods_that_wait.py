@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.component.cluster_acts import make_claim, post_event
 from tests.component.patience import eventually
-from tests.component.stage import Stage
+from tests.component.stage import Stage, node_metadata
 from tests.faults.one_run import begin, free_of_claims
 from tests.faults.proofs import Proofs
 
@@ -247,7 +247,7 @@ def _at_most(memory: str) -> dict[str, Any]:
 def _add_node(stage: Stage, name: str, *, gpus: int) -> str:
     """A node that tolerates the runs of this test alone."""
     taints = [{"key": "fault", "value": "b12", "effect": "NoSchedule"}]
-    stage.api.post("/api/v1/nodes", {"metadata": {"name": name}, "spec": {"taints": taints}})
+    stage.api.post("/api/v1/nodes", {"metadata": node_metadata(name), "spec": {"taints": taints}})
     _set_gpus(stage, name, gpus)
     return name
 

@@ -1,6 +1,7 @@
 """Files on a claim that the trainer's user may not read: the sentence says which, and what is to be done."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.data.dataset_files import locate, locate_validation
-from lora_trainer.errors import StorageError
+from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -66,3 +67,18 @@ def test_a_model_that_may_not_be_read_is_reported(claims: Path, tiny_folder: Pat
         find_base("pvc://models/tiny", Volumes(claims=claims), Hub())
     assert str(caught.value).startswith("model.uri is pvc://models/tiny: ")
     assert " cannot be read: Permission denied; let user 65534 of the trainer read it" in str(caught.value)
+
+
+def test_a_volume_that_does_not_follow_the_group_of_the_pod_has_a_remedy_that_helps() -> None:
+    """The pod has its fsGroup already: who may write must be changed on the volume."""
+    said = str(storage_error(OSError(errno.EACCES, "Permission denied"), "output.uri pvc://adapters/x"))
+    assert said == (
+        f"output.uri pvc://adapters/x cannot be written: Permission denied; let user {os.geteuid()} and group "
+        f"{os.getegid()} of the trainer write there: NFS, EFS and others may ignore fsGroup (docs/storage.md)"
+    )
+
+
+def test_a_volume_that_is_mounted_to_be_read_has_another_remedy() -> None:
+    """No owner can write there."""
+    said = str(storage_error(OSError(errno.EROFS, "Read-only file system"), "the adapter"))
+    assert said == "the adapter cannot be written: Read-only file system; mount the volume writable"

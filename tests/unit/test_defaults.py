@@ -20,6 +20,8 @@ from lora_trainer.contract.quantity import at_least, is_positive, size_of, times
 Manifest = dict[str, Any]
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 ZONE = {"key": "zone", "operator": "In", "values": ["a"]}
+LINUX = {"kubernetes.io/os": "linux"}
+"""Of every pod, as the images are, and no default of a run: no status has it."""
 IN_ZONE = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [ZONE]}]}}
 SITE = dataclasses.replace(
     CONFIG,
@@ -70,7 +72,7 @@ def test_a_silent_run_gets_the_defaults_and_shows_them() -> None:
     """All of them, in its pods and in its status."""
     plan = plan_of(make_finetune(spec=TO_BUCKET))
     pod, job = pod_of(plan), job_of(plan)
-    assert pod["nodeSelector"] == {"pool": "gpus"}
+    assert pod["nodeSelector"] == {"pool": "gpus", **LINUX}
     assert pod["tolerations"] == [GPU_TAINT]
     assert pod["affinity"] == {"nodeAffinity": IN_ZONE}
     assert (pod["runtimeClassName"], pod["priorityClassName"]) == ("nvidia", "batch")
@@ -114,7 +116,7 @@ def test_what_the_resource_says_counts_before_a_default() -> None:
     plan = plan_of(make_finetune(spec=spec, metadata={"labels": {QUEUE_LABEL: "mine"}}))
     pod = pod_of(plan)
     assert (pod["nodeSelector"], pod["tolerations"], pod["affinity"]) == (
-        {"pool": "own"},
+        {"pool": "own", **LINUX},
         [own],
         {"podAffinity": beside},
     )
@@ -150,11 +152,11 @@ def test_a_changed_default_reaches_new_runs_alone() -> None:
         began = plan_of(make_finetune(spec=TO_BUCKET | spec)).status
         finetune = with_status(make_finetune(spec=TO_BUCKET), {**began, **ATTEMPTED})
         again = plan_of(finetune, OTHER)
-        assert pod_of(again)["nodeSelector"] == {"pool": "gpus"}
+        assert pod_of(again)["nodeSelector"] == {"pool": "gpus", **LINUX}
         assert resources_of(again)["limits"] == {"memory": "12Gi", "nvidia.com/gpu": "1"}
         assert again.status["resolved"]["pod"] == began["resolved"]["pod"]
     fresh = plan_of(make_finetune(spec=TO_BUCKET), OTHER)
-    assert pod_of(fresh)["nodeSelector"] == {"pool": "other"}
+    assert pod_of(fresh)["nodeSelector"] == {"pool": "other", **LINUX}
     assert resources_of(fresh)["limits"] == {"memory": "1Gi", "amd.com/gpu": "1"}
 
 
@@ -163,7 +165,7 @@ def test_a_run_that_an_earlier_release_began_goes_on_without_defaults_that_it_di
     spec = {"resources": {"gpus": 8}}
     began = {"resolved": {"rank": 16, "image": "registry.example/lora-trainer:0.9"}, **ATTEMPTED}
     again = plan_of(make_finetune(spec=spec, status=began))
-    assert "nodeSelector" not in pod_of(again)
+    assert pod_of(again)["nodeSelector"] == LINUX
     assert QUEUE_LABEL not in job_of(again)["metadata"]["labels"]
     for config, requests in (
         (dataclasses.replace(SITE, default_cpu="6", default_memory="64Gi"), {"cpu": "6", "memory": "64Gi"}),

@@ -368,29 +368,39 @@ def test_a_training_goes_only_to_nodes_whose_gpus_are_large_enough(resources: An
 
 TEAM = {"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"}
 GPUS = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-LABELS = {"pool": "a100", "kubernetes.io/arch": "amd64"}
-SCHEDULED = {"scheduling": {"nodeSelector": LABELS, "tolerations": [TEAM]}}
+LINUX = {"kubernetes.io/os": "linux"}
+LABELS = {"pool": "a100", "kubernetes.io/arch": "amd64", **LINUX}
+SCHEDULED = {"scheduling": {"nodeSelector": {"pool": "a100", "kubernetes.io/arch": "amd64"}, "tolerations": [TEAM]}}
 ON_CLAIM = {"dataset": {"uri": "pvc://data/a.jsonl"}}
 MAPPED = {"dataset": {"uri": "configmap://data/a.jsonl"}}
 NEAR = {"matchExpressions": [{"key": "nvidia.com/gpu.memory", "operator": "Exists"}]}
 PREFERRED = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": NEAR}]}}
 PLACES: dict[str, tuple[dict[str, Any], OperatorConfig, dict[str, Any]]] = {
-    "anywhere": (MAPPED, CONFIG, {}),
+    "anywhere": (MAPPED, CONFIG, {"nodeSelector": LINUX}),
+    "on another system if the run says so": (
+        {**MAPPED, "scheduling": {"nodeSelector": {"kubernetes.io/os": "other"}}},
+        CONFIG,
+        {"nodeSelector": {"kubernetes.io/os": "other"}},
+    ),
     "without a claim where its image runs": (
         {**MAPPED, **SCHEDULED},
         CONFIG,
-        {"nodeSelector": {"kubernetes.io/arch": "amd64"}, "tolerations": [TEAM]},
+        {"nodeSelector": {"kubernetes.io/arch": "amd64", **LINUX}, "tolerations": [TEAM]},
     ),
     "with the data's claim where the training may go": (
         {**ON_CLAIM, **SCHEDULED},
         CONFIG,
         {"nodeSelector": LABELS, "affinity": PREFERRED, "tolerations": [TEAM, GPUS]},
     ),
-    "with the cache's claim near GPUs": (MAPPED, SHARED, {"affinity": PREFERRED, "tolerations": [GPUS]}),
+    "with the cache's claim near GPUs": (
+        MAPPED,
+        SHARED,
+        {"nodeSelector": LINUX, "affinity": PREFERRED, "tolerations": [GPUS]},
+    ),
     "with a claim and GPUs of another maker": (
         {**ON_CLAIM, "resources": {"gpuResourceName": "amd.com/gpu"}},
         CONFIG,
-        {"affinity": PREFERRED, "tolerations": [{**GPUS, "key": "amd.com/gpu"}]},
+        {"nodeSelector": LINUX, "affinity": PREFERRED, "tolerations": [{**GPUS, "key": "amd.com/gpu"}]},
     ),
     "with a claim and no GPU": (
         {**ON_CLAIM, **SCHEDULED, "resources": {"gpus": 0}},
@@ -400,12 +410,12 @@ PLACES: dict[str, tuple[dict[str, Any], OperatorConfig, dict[str, Any]]] = {
     "a toleration of its own once": (
         {**ON_CLAIM, "scheduling": {"tolerations": [GPUS]}},
         CONFIG,
-        {"affinity": PREFERRED, "tolerations": [GPUS]},
+        {"nodeSelector": LINUX, "affinity": PREFERRED, "tolerations": [GPUS]},
     ),
     "where the operator's configuration says": (
         {**ON_CLAIM, **SCHEDULED},
         dataclasses.replace(SHARED, preflight_node_selector={"pool": "small"}, preflight_tolerations=(GPUS,)),
-        {"nodeSelector": {"pool": "small"}, "tolerations": [TEAM, GPUS]},
+        {"nodeSelector": {"pool": "small", **LINUX}, "tolerations": [TEAM, GPUS]},
     ),
 }
 

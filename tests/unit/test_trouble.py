@@ -1,5 +1,7 @@
 """What keeps a pod from running, in the vocabulary's words. The texts are those of Kubernetes 1.34."""
 
+from typing import Any
+
 import pytest
 from tests.unit.builders import (
     condition_object,
@@ -14,6 +16,7 @@ from tests.unit.builders import (
 )
 
 from lora_operator.decision.trouble import classify_refusal, trouble_of_job, trouble_of_pod, trouble_of_rejection
+from lora_operator.views.gpu_nodes import gpu_labels, with_labels
 from lora_operator.views.model import EventView, PodView, Rejection
 from lora_operator.views.observe import parse_pod
 from lora_trainer.contract.reasons import Reason
@@ -222,7 +225,15 @@ EVENTS = {
             'Multi-Attach error for volume "pvc-1" Volume is already exclusively attached to one node',
         ),
         Reason.VOLUME_NOT_READY,
-        "Multi-Attach error",
+        "no pod uses it there any more, and it is detached within minutes",
+    ),
+    "volume in use by a run on another node": (
+        (
+            "FailedAttachVolume",
+            'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) support-tone-zajod-1-0-abcde',
+        ),
+        Reason.VOLUME_NOT_READY,
+        "any GPUs that it holds are idle, until the one on the other node ends; give each run a claim of its own, or",
     ),
     "claim deleted after scheduling": (
         ("FailedMount", 'persistentvolumeclaim "adapters" not found'),
@@ -270,6 +281,33 @@ def test_a_pod_whose_claim_is_unbound_names_its_claims() -> None:
     assert "its claims (data, adapters)" in found.message
 
 
+UNMATCHED = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "told"),
+    [
+        ({"minMemoryGiB": 24, "products": []}, UNMATCHED, True),
+        ({"minMemoryGiB": None, "products": ["NVIDIA-L4"]}, UNMATCHED, True),
+        ({"minMemoryGiB": None, "products": []}, UNMATCHED, False),
+        ({"minMemoryGiB": 24, "products": []}, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", False),
+    ],
+)
+def test_labels_that_no_pool_has_are_named_to_who_wants_them(wanted: dict[str, Any], said: str, told: bool) -> None:
+    """Feature discovery labels only nodes that are there already."""
+    condition = condition_object("PodScheduled", "False", reason="Unschedulable", message=said)
+    document = make_pod_object(node="", conditions=(condition,))
+    document["spec"]["affinity"] = with_labels({}, gpu_labels(1, wanted["minMemoryGiB"], wanted["products"]))
+    found = trouble_of_pod(parse_pod(document), ())
+    assert found is not None
+    assert found.reason is Reason.UNSCHEDULABLE
+    assert ("an autoscaler adds no node for labels that its pool does not declare" in found.message) is told
+    assert ("nvidia.com/gpu.memory" in found.message) is told
+    assert "add a node that fits" in found.message
+    document["spec"]["nodeName"] = "node-1"
+    assert not parse_pod(document).wants_gpu_labels
+
+
 def test_the_newest_event_counts() -> None:
     """What was wrong before may be right by now."""
     pod, events = creating(("FailedMount", 'secret "a" not found'), ("FailedMount", 'configmap "b" not found'))
@@ -309,6 +347,22 @@ def test_a_quota_on_what_pods_do_not_state_is_reported_with_what_makes_them_stat
     assert "free some" not in remedy
 
 
+def test_a_security_context_constraint_is_granted_to_the_account_of_the_pods() -> None:
+    """OpenShift has an answer of its own to who may run as which user."""
+    _, remedy = classify_refusal('pods "x" is forbidden: unable to validate against any security context constraint')
+    assert "oc adm policy add-scc-to-user nonroot-v2 -z default -n NAMESPACE" in remedy
+    assert "trainer.serviceAccountName" in remedy
+
+
+@pytest.mark.parametrize("resource", ["cpu", "memory", "ephemeral-storage"])
+def test_a_default_limit_below_the_request_is_reported_with_both_ends(resource: str) -> None:
+    """The API server names neither the LimitRange that set the limit nor who asked for more."""
+    said = f'Pod "x" is invalid: spec.containers[0].resources.requests: must be less than or equal to {resource} limit'
+    _, remedy = classify_refusal(f"{said} of 500m")
+    for word in ("LimitRange", "spec.resources", "config.preflightCPU"):
+        assert word in remedy
+
+
 REFUSALS = {
     'pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1': "QuotaExceeded",
     'pods "x" is forbidden: failed quota: team: must specify limits.cpu for: trainer': "AdmissionDenied",
@@ -318,6 +372,11 @@ REFUSALS = {
     'pods "x" is forbidden: maximum memory usage per Container is 1Gi, but limit is 8Gi': "AdmissionDenied",
     'pods "x" is forbidden: no PriorityClass with name training-low was found': "AdmissionDenied",
     'error looking up service account team-a/lora-trainer: serviceaccount "lora-trainer" not found': "AdmissionDenied",
+    'pods "x" is forbidden: unable to validate against any security context constraint: [provider "anyuid": Forbidden: '
+    "not usable by user or serviceaccount, provider restricted-v2: .containers[0].runAsUser: Invalid value: 10001: "
+    "must be in the ranges: [1000680000, 1000689999]]": "PodSecurityViolation",
+    'Pod "x" is invalid: spec.containers[0].resources.requests: Invalid value: "1": must be less than or equal to cpu '
+    "limit of 500m": "AdmissionDenied",
     "unable to create new content in namespace a because it is being terminated": "AdmissionDenied",
 }
 

@@ -22,6 +22,7 @@ TrainerError
 """
 
 import errno
+import os
 import re
 
 from lora_trainer.contract.codec import CodecError
@@ -218,10 +219,12 @@ def storage_error(error: OSError, what: str) -> StorageError:
         return StorageError(
             f"{what} cannot be written: the volume is full; free space or enlarge it", Reason.STORAGE_FULL
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        return StorageError(f"{what} cannot be written: {error.strerror}; mount the volume writable")
+    if error.errno in (errno.EACCES, errno.EPERM):
         return StorageError(
-            f"{what} cannot be written: {error.strerror}; mount the volume writable for user and group of the trainer "
-            "(fsGroup)"
+            f"{what} cannot be written: {error.strerror}; let user {os.geteuid()} and group {os.getegid()} of the "
+            "trainer write there: NFS, EFS and others may ignore fsGroup (docs/storage.md)"
         )
     return StorageError(f"{what} cannot be written: {error.strerror or error}")
 

@@ -74,7 +74,9 @@ capabilities:
 
 {{/* Where pods of the operator's image may run. */}}
 {{- define "lora-operator.placement" -}}
-{{- range $field := list "nodeSelector" "tolerations" "affinity" }}
+nodeSelector:
+  {{- merge (dict) (.Values.nodeSelector | default dict) (dict "kubernetes.io/os" "linux") | toYaml | nindent 2 }}
+{{- range $field := list "tolerations" "affinity" }}
 {{- with index $.Values $field }}
 {{ $field }}:
   {{- toYaml . | nindent 2 }}

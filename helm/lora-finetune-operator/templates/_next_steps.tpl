@@ -14,7 +14,26 @@
 {{- if $good }}true{{ end }}
 {{- end -}}
 
-{{/* Whether a Prometheus of the cluster takes a monitor, or rules. Call with a dict: root, prometheuses, prefix, labels. */}}
+{{/*
+Whether a Prometheus gives the series of all runs the namespace of the release, or does not look for pods beyond it: `true` or nothing. Call with a dict: root, spec (of the Prometheus), prefix.
+*/}}
+{{- define "lora-operator.bends" -}}
+{{- $namespace := .root.Release.Namespace }}
+{{- $enforced := eq (.spec.enforcedNamespaceLabel | default "") "namespace" }}
+{{- $resource := dict "serviceMonitor" "servicemonitors" "podMonitor" "podmonitors" "rule" "prometheusrules" | dig .prefix "" }}
+{{- range .spec.excludedFromEnforcement }}
+{{- if and (eq .namespace $namespace) (eq .resource $resource) }}{{ $enforced = false }}{{ end }}
+{{- end }}
+{{- $blind := and (eq .prefix "podMonitor") .spec.ignoreNamespaceSelectors }}
+{{- $overrides := and (eq .prefix "serviceMonitor") .spec.overrideHonorLabels }}
+{{- $beyond := ne (join "," .root.Values.watch.namespaces) $namespace }}
+{{- if and $beyond (or $enforced $blind $overrides) }}true{{ end }}
+{{- end -}}
+
+{{/*
+Whether a Prometheus of the cluster takes a monitor, or rules: `true`, `bent` if only one that bends them does, or nothing. Call with a
+dict: root, prometheuses, prefix, labels.
+*/}}
 {{- define "lora-operator.isScraped" -}}
 {{- $root := .root }}
 {{- $namespace := (lookup "v1" "Namespace" "" $root.Release.Namespace).metadata | default dict }}
@@ -27,7 +46,9 @@
 {{- $names := merge (dict "kubernetes.io/metadata.name" $root.Release.Namespace) ($namespace.labels | default dict) }}
 {{- $near = include "lora-operator.selects" (dict "selector" $place "labels" $names) | eq "true" }}
 {{- end }}
-{{- if and $monitors $near }}{{ $found = "true" }}{{ end }}
+{{- if and $monitors $near (ne $found "true") }}
+{{- $found = include "lora-operator.bends" (dict "root" $root "spec" $prometheus.spec "prefix" $.prefix) | eq "true" | ternary "bent" "true" }}
+{{- end }}
 {{- end }}
 {{- $found }}
 {{- end -}}
@@ -37,24 +58,34 @@ A sentence on each monitor, and on the rules. Who installs in listed namespaces 
 which would end the installation: they are looked at only by who creates objects of the whole cluster.
 */}}
 {{- define "lora-operator.monitorNotes" -}}
-{{- $name := include "lora-operator.fullname" . }}
 {{- $prometheuses := list }}
 {{- if and (or .Values.crds.install (not .Values.watch.namespaces)) (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/Prometheus") }}
 {{- $prometheuses = (lookup "monitoring.coreos.com/v1" "Prometheus" "" "").items | default list }}
 {{- end }}
+{{- include "lora-operator.monitorNotesOf" (dict "root" . "prometheuses" $prometheuses) }}
+{{- end -}}
+
+{{/* The same by these Prometheuses. Call with a dict: root, prometheuses. */}}
+{{- define "lora-operator.monitorNotesOf" -}}
+{{- $prometheuses := .prometheuses }}
 {{- range $kind, $prefix := dict "ServiceMonitor" "serviceMonitor" "PodMonitor" "podMonitor" "PrometheusRule" "rule" }}
 {{- $field := eq $prefix "rule" | ternary "prometheusRule" $prefix }}
 {{- $nothing := eq $prefix "rule" | ternary "no alert fires" "nothing is scraped" }}
-{{- $value := index $.Values.metrics $field }}
+{{- $value := index $.root.Values.metrics $field }}
 {{- if $value.enabled }}
-{{- $labels := merge (include "lora-operator.labels" $ | fromYaml) $value.additionalLabels }}
+{{- $labels := merge (include "lora-operator.labels" $.root | fromYaml) $value.additionalLabels }}
+{{- $scraped := include "lora-operator.isScraped" (dict "root" $.root "prometheuses" $prometheuses "prefix" $prefix "labels" $labels) }}
 {{- if not $prometheuses }}
 
 * metrics.{{ $field }}: {{ $nothing }} until a Prometheus selects the {{ $kind }} by its labels. This shows by which yours selects, for metrics.{{ $field }}.additionalLabels:
     kubectl get prometheus -A -o jsonpath='{.items[*].spec.{{ $prefix }}Selector}'
-{{- else if not (include "lora-operator.isScraped" (dict "root" $ "prometheuses" $prometheuses "prefix" $prefix "labels" $labels)) }}
+{{- else if not $scraped }}
 
 * metrics.{{ $field }}: NO Prometheus of this cluster selects the {{ $kind }}, so {{ $nothing }}. Set metrics.{{ $field }}.additionalLabels to what yours selects by{{ with (first $prometheuses).spec }}, as in {{ index . (printf "%sSelector" $prefix) | toJson }} in the namespaces {{ index . (printf "%sNamespaceSelector" $prefix) | toJson }}{{ end }}.
+{{- else if eq $scraped "bent" }}
+{{- $bent := dict "serviceMonitor" "gives the series of all runs" "podMonitor" "scrapes no training pods outside of this namespace, or gives those of all runs" "rule" "lets alerts see only series of" | dig $prefix "" }}
+
+* metrics.{{ $field }}: a Prometheus of this cluster selects the {{ $kind }}, but by its ignoreNamespaceSelectors, overrideHonorLabels or enforcedNamespaceLabel (OpenShift's for user workloads has all three) it {{ $bent }} the namespace {{ $.root.Release.Namespace }}: {{ if eq $prefix "podMonitor" }}apply a copy of it in each namespace with runs, or {{ end }}let another Prometheus take it.
 {{- else }}
 
 * metrics.{{ $field }}: a Prometheus of this cluster selects the {{ $kind }}; docs/{{ eq $prefix "rule" | ternary "monitoring.md lists its alerts" "metrics.md lists what it finds" }}.

@@ -38,6 +38,11 @@ _OF_THE_CLUSTER = re.compile(
     r"|(ToBeDeletedBy|DeletionCandidateOf)ClusterAutoscaler$"
 )
 """Taints of nodes that are not ready, cordoned, on their way out, or none of users' business."""
+_DECLARE_LABELS = (
+    "an autoscaler adds no node for labels that its pool does not declare: put nvidia.com/gpu.memory and "
+    "nvidia.com/gpu.product on the pool, or choose it by scheduling.nodeSelector in place of gpuMinMemoryGiB and "
+    "gpuProducts"
+)
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
 # Reasons that Events alone may have reported: the pod or the Job itself says nothing of them.
@@ -127,6 +132,15 @@ _REFUSALS = (
         "the namespace must allow what the message names, or the operator's configuration must do without it",
     ),
     (
+        r"security context constraint",
+        Reason.POD_SECURITY_VIOLATION,
+        (
+            "leave user and groups to the platform (in the chart's values runAsUser, runAsGroup and fsGroup of "
+            "trainer.securityContext null), or let the pods' service account choose them: oc adm policy "
+            "add-scc-to-user nonroot-v2 -z default -n NAMESPACE, where default is trainer.serviceAccountName if set"
+        ),
+    ),
+    (
         r'User "[^"]*" cannot|cannot (create|patch|delete|get|list) resource',
         Reason.FORBIDDEN,
         "give the operator's ServiceAccount this right, for instance by installing its chart again",
@@ -135,6 +149,14 @@ _REFUSALS = (
         r"usage per (Container|Pod) is|request ratio per (Container|Pod) is",
         Reason.ADMISSION_DENIED,
         "create a new LoRAFineTune with spec.resources within these limits, or have the namespace's LimitRange changed",
+    ),
+    (
+        r"must be less than or equal to (cpu|memory|ephemeral-storage) limit",
+        Reason.ADMISSION_DENIED,
+        (
+            "the namespace's LimitRange sets a default limit below what the pod requests: have it raised, or create a "
+            "new LoRAFineTune with less in spec.resources; a preflight requests config.preflightCPU of the chart"
+        ),
     ),
     (
         r"being terminated",
@@ -187,8 +209,9 @@ def _unscheduled(pod: PodView) -> Finding | None:
     fitting = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
     tolerated = _tolerate(scheduled.message)
     # Onto nodes with the taint alone a toleration helps; of those that lack something as well, nothing tells.
-    both = tolerated and "Insufficient " in scheduled.message
-    remedy = f"{fitting}; {tolerated}" if both else tolerated or fitting
+    alone = tolerated and "Insufficient " not in scheduled.message
+    declared = _DECLARE_LABELS if pod.wants_gpu_labels and "node affinity/selector" in scheduled.message else ""
+    remedy = "; ".join(way for way in ("" if alone else fitting, tolerated, declared) if way)
     return _finding(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {said}", remedy, scheduled.since)
 
 
@@ -249,9 +272,26 @@ def _known_from_events(pod: PodView, events: Iterable[EventView]) -> Finding | N
     claim = _MISSING_CLAIM.search(event.message)
     if claim:
         return _missing_claim(pod, claim[1], event.last_seen)
-    remedy = "look at the claim with kubectl describe pvc and at the pod with kubectl describe pod"
+    remedy = (
+        _detach(event.message) or "look at the claim with kubectl describe pvc and at the pod with kubectl describe pod"
+    )
     message = f"A volume of pod {pod.name} cannot be mounted: {said}"
     return _missing_object(pod, event.message) or _finding(Reason.VOLUME_NOT_READY, message, remedy, event.last_seen)
+
+
+def _detach(said: str) -> str:
+    """What frees a volume that is attached to another node; empty where something else is wrong with it."""
+    if "Multi-Attach" not in said:
+        return ""
+    if "already used by" not in said:
+        return (
+            "no pod uses it there any more, and it is detached within minutes; if that node does not answer, delete it "
+            "or taint it out-of-service"
+        )
+    return (
+        "one node at a time can have it, so this pod waits, and any GPUs that it holds are idle, until the one on the "
+        "other node ends; give each run a claim of its own, or one that is ReadWriteMany"
+    )
 
 
 def _missing_claim(pod: PodView, claim: str, since: datetime | None) -> Finding:

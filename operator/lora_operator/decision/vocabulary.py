@@ -98,8 +98,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Install the chart again, or grant the right that the message names.",
     ),
     Reason.POD_SECURITY_VIOLATION: Explanation(
-        "The namespace's pod security standard refuses the pod.",
-        "The pod meets `restricted`; look at what the chart's values add.",
+        "The namespace's pod security standard, or a security context constraint of OpenShift, refuses the pod.",
+        "The pod meets `restricted`; look at what the chart's values add, or grant the constraint in the message.",
     ),
     Reason.NAME_CONFLICT: Explanation(
         "Another object has the name that this run's Job or Service must have.",

@@ -9,7 +9,8 @@ from lora_operator.views.gpu_nodes import gpu_labels, with_labels
 from lora_operator.views.request import PodRequest
 
 Manifest = dict[str, Any]
-_OF_THE_IMAGE = ("kubernetes.io/arch", "kubernetes.io/os")
+_OS = "kubernetes.io/os"
+_OF_THE_IMAGE = ("kubernetes.io/arch", _OS)
 """Labels that say where an image can run, whatever the pod is for."""
 
 _GPU_FIRST = 100
@@ -56,5 +57,6 @@ def _preferred(term: Manifest) -> Manifest:
 
 
 def _given(selector: Mapping[str, str], affinity: Manifest, tolerations: list[Manifest]) -> Manifest:
-    fields = {"nodeSelector": dict(selector), "affinity": affinity, "tolerations": tolerations}
+    # Every kubelet labels its node so. No default of a run, which its status would keep: a Job is rendered with it.
+    fields = {"nodeSelector": {_OS: "linux", **selector}, "affinity": affinity, "tolerations": tolerations}
     return {key: value for key, value in fields.items() if value}

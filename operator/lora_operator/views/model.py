@@ -129,9 +129,10 @@ class PodView:
     is unknown.
 
     `index` is the number of its node among those that train together; 0 leads and reports. `claims` are the names of
-    the PersistentVolumeClaims of a pod that waits for a node. `image` is that of the trainer's container. `is_indexed`:
-    it carries the labels by which our watches find it. `outlasting` is a container that somebody put into the pod and
-    that runs on after the trainer.
+    the PersistentVolumeClaims of a pod that waits for a node, and `wants_gpu_labels` says that it may go only to nodes
+    with labels of GPU feature discovery. `image` is that of the trainer's container. `is_indexed`: it carries the
+    labels by which our watches find it. `outlasting` is a container that somebody put into the pod and that runs on
+    after the trainer.
     """
 
     name: str
@@ -151,6 +152,7 @@ class PodView:
     stage: str = TRAIN
     job_name: str = ""
     claims: tuple[str, ...] = ()
+    wants_gpu_labels: bool = False
     image: str = ""
     is_indexed: bool = True
     outlasting: str = ""

@@ -11,6 +11,7 @@ from typing import Any
 from lora_operator.views import names
 from lora_operator.views.model import ConditionView, ContainerView, EventView, FineTune, JobView, PodView, WorkloadView
 from lora_operator.views.wording import integer_of, parse_instant
+from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 LONGEST_TEXT = 8192
 MOST_ITEMS = 100
@@ -127,6 +128,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         stage=stage,
         job_name=job_name,
         claims=() if _text(spec, "nodeName") else _claims(spec),
+        wants_gpu_labels=not _text(spec, "nodeName") and _wants_gpu_labels(spec),
         image=_image(spec),
         is_indexed=labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY and names.UID_LABEL in labels,
         outlasting=_outlasting(status),
@@ -160,6 +162,14 @@ def parse_event(obj: Mapping[str, Any]) -> EventView:
 def _claims(spec: Mapping[str, Any]) -> tuple[str, ...]:
     claims = (_map(volume, "persistentVolumeClaim") for volume in _maps(spec, "volumes"))
     return tuple(dict.fromkeys(name for claim in claims if (name := _text(claim, "claimName"))))
+
+
+def _wants_gpu_labels(spec: Mapping[str, Any]) -> bool:
+    """Whether the pod requires of its node what GPU feature discovery tells."""
+    node = _map(_map(spec, "affinity"), "nodeAffinity")
+    terms = _maps(_map(node, "requiredDuringSchedulingIgnoredDuringExecution"), "nodeSelectorTerms")
+    keys = {_text(one, "key") for term in terms for one in _maps(term, "matchExpressions")}
+    return not keys.isdisjoint((names.GPU_MEMORY_LABEL, PRODUCT_LABEL))
 
 
 def _conditions(status: Mapping[str, Any]) -> tuple[ConditionView, ...]:
