@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.trainer import variants
 
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling
+from lora_trainer.contract.serving import traits_of
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.convert import PREFIX, Start, plain_settings, plain_tensors, save_adapter
 from lora_trainer.model.device import Device
@@ -50,6 +51,12 @@ def test_pissa_takes_the_largest_directions(tiny_base: Base, cpu: Device) -> Non
     start = adapted.starts["model.layers.1.mlp.up_proj"]
     taken = torch.linalg.svdvals(start.scale * start.up @ start.down)[:4]
     torch.testing.assert_close(taken, torch.linalg.svdvals(weight.float())[:4], rtol=1e-3, atol=1e-3)
+
+
+def test_the_rank_that_is_advised_on_is_the_one_that_is_written(tiny_base: Base, cpu: Device) -> None:
+    """Of the module with the largest."""
+    lora = dataclasses.replace(LORA, init=Init.OLORA, rank_pattern={"v_proj": 9})
+    assert plain_settings(variants.fresh(tiny_base, cpu, lora).starts)["r"] == traits_of(lora).rank == 18
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,15 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.trainer import variants
 from tests.unit.fit_models import DEEPSEEK_V3, GEMMA_3, LLAMA_4, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
 
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import adapter as fit
-from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import plan_adapter, put_on
+from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.device import Device
 from lora_trainer.model.loading import skeleton
 from lora_trainer.places.base import Base
+from lora_trainer.places.base_shape import shape_in
 from lora_trainer.recipe.preflight import target_names
 
 SMALLER = {"num_hidden_layers": 2, "n_layer": 2}
@@ -40,7 +45,13 @@ OTHERS: dict[str, Config] = {
     "Falcon one after the other": FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
     "StarCoder2 without biases": MODELS["StarCoder2-3B"][0] | {"use_bias": False},
 }
-CONFIGS = {name: config for name, (config, _) in MODELS.items()} | OTHERS
+BY_CLASS: dict[str, Config] = {
+    f"{kind} by its class alone": {"model_type": kind, "n_layer" if kind == "gpt2" else "num_hidden_layers": 2}
+    for kind in KNOWN_FAMILIES
+    if kind != "ministral"
+}
+"""What is absent is what the class of Transformers takes for it; Ministral's takes too little to be computed with."""
+CONFIGS = {name: config for name, (config, _) in MODELS.items()} | OTHERS | BY_CLASS
 ADAPTERS = {
     "all": LoraConfig(rank=3),
     "query and value": LoraConfig(rank=3, layers=Layers.QUERY_VALUE),
@@ -48,7 +59,10 @@ ADAPTERS = {
     "DoRA": LoraConfig(rank=3, variant=Variant.DORA),
 }
 
-NONE_LEFT = {(name, Layers.QUERY_VALUE) for name in ("DeepSeek-V3", "DeepSeek-V3 with sparse layers")}
+NONE_LEFT = {
+    (name, Layers.QUERY_VALUE)
+    for name in ("DeepSeek-V3", "DeepSeek-V3 with sparse layers", "deepseek_v3 by its class alone")
+}
 """Presets that find nothing: queries of fewer numbers are named otherwise."""
 
 
@@ -79,3 +93,17 @@ def test_names_sizes_and_trained_parameters_are_those_of_the_model(name: str, tm
         assert expected.parameters == trained - frozen
         names = plan_adapter(lora, model.model, model.linear, Quantization.NONE).names
         assert set(target_names(shape, expected)) == set(names)
+
+
+@pytest.mark.parametrize("names", [("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head")])
+def test_tied_embeddings_are_trained_once_whatever_they_are_called_and_written_twice(
+    names: tuple[str, ...], tiny_base: Base, cpu: Device, tmp_path: Path
+) -> None:
+    """By the model in memory, and by the file that it leaves."""
+    lora = LoraConfig(rank=3, modules_to_save=names)
+    expected = fit.plan_adapter(lora, shape_in(tiny_base.folder, "tiny"))
+    adapted = variants.fresh(tiny_base, cpu, lora)
+    assert expected.parameters == adapted.trainable_parameters
+    save_adapter(adapted.model, adapted.starts, tmp_path)
+    written = read_entries(tmp_path / "adapter_model.safetensors")
+    assert expected.file_bytes == sum(entry.size_bytes for entry in written)

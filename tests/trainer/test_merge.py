@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.trainer.tiny import make_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
@@ -22,10 +23,15 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from lora_trainer.artifact.tensor_files import read_entries
+from lora_trainer.contract.fit.merging import CONVERTED
 from lora_trainer.errors import VerificationError
+from lora_trainer.model.classes import auto_class
+from lora_trainer.model.linear import linear_modules
 from lora_trainer.result.merge import merge_into
+from lora_trainer.result.tensor_names import parameters_of
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -177,6 +183,17 @@ def test_the_template_that_was_learned_goes_along(tmp_path: Path, place: str) ->
     merge_into(adapter, base, tmp_path / "merged")
     tokenizer: Any = AutoTokenizer
     assert tokenizer.from_pretrained(tmp_path / "merged").chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("kind", [*sorted(CONVERTED), "gemma3", "llava", "mistral3", "deepseek_v3"])
+def test_what_takes_the_memory_of_the_model_is_known(kind: str) -> None:
+    """Kinds with linear modules that files hold stacked; all kinds were gone through for Transformers 5.24."""
+    config = AutoConfig.for_model(kind)
+    with torch.device("meta"):
+        model: Any = auto_class(config, kind).from_config(config)
+    stored = revert_weight_conversion(model, model.state_dict())
+    linear = {f"{name}.weight" for name in linear_modules(model, model.get_output_embeddings())}
+    assert (linear <= set(parameters_of(model, stored).values())) is (kind not in CONVERTED)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer import variants
+from tests.trainer.families import make_family
 from tests.trainer.tiny import in_16_bits
 from tests.trainer.variants import make_gpt2, make_mixture
 
@@ -70,6 +71,24 @@ def test_a_correct_merge_is_what_rounding_explains(
         adapter, model, by_tensor = merged(found, encoder, cpu, lora, tmp_path / f"of-{name}")
         assert by_tensor == (kind not in ("experts", "tied embeddings whole"))
         check_weights(found, adapter, model, lora, by_tensor=by_tensor)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen2_5_vl", "falcon", "gpt_neox", "qwen3_moe"])
+def test_files_with_older_names_are_edited_and_give_what_a_merge_in_memory_does(
+    encoder: Encoder, cpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A model that sees has its weights in files as `language_model.model`, and in memory as `model.language_model`."""
+    base = open_folder(in_16_bits(make_family(tmp_path / "full", kind), tmp_path / "base"))
+    adapter, model, by_tensor = merged(base, encoder, cpu, LORA, tmp_path)
+    assert by_tensor
+    check_weights(base, adapter, model, LORA, by_tensor=True)
+    monkeypatch.setattr(merge, "_keys", lambda *_arguments: None)
+    assert not merge.merge_into(adapter, base.folder, tmp_path / "in memory")
+    one, other = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "in memory"))
+    assert one.keys() == other.keys() == load_file(base.folder / "model.safetensors").keys()
+    assert any(not name.startswith("model.") for name in one) or kind != "gemma3"
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=2**-7, atol=1e-6)
 
 
 def _wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:

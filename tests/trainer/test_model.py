@@ -257,7 +257,7 @@ def _damaged_generation(folder: Path) -> None:
             "its kind 't5' reads its prompt with an encoder, so it is no causal language model",
         ),
         (_foreign_code, ConfigError, "model.uri is"),
-        (_quantized, ConfigError, "its weights are already quantized"),
+        (_quantized, ConfigError, "quantized; name a copy whose weights are in 16 bits, with quantization: Auto"),
         (_incomplete, ConfigError, "its weights are incomplete"),
         (_damaged, ConfigError, "its model.safetensors is no safetensors file, or cut off in its header"),
         (_no_tokenizer, ConfigError, "its tokenizer cannot be read"),

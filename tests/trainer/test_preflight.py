@@ -156,16 +156,16 @@ def test_every_row_is_counted_as_the_training_counts_it(workplace: Workplace) ->
 @pytest.mark.parametrize(
     ("config", "lora"),
     [
-        ({"model_type": "llama", "vocab_size": 402}, {}),
+        ({"model_type": "zebra", "num_attention_heads": None, "attention_heads": 4}, {}),
+        ({"model_type": "gemma3n_text", "intermediate_size": [128, 128]}, {}),
         ({"model_type": "zebra"}, {"targetModules": ["c_attn"]}),
     ],
-    ids=["numbers that Transformers knows", "names that only the model knows"],
+    ids=["other names of numbers", "a list of widths", "names that only the model knows"],
 )
 def test_a_guess_is_no_reason_to_refuse(workplace: Workplace, config: dict[str, Any], lora: dict[str, Any]) -> None:
     """The training looks at the model itself: the plan knows the weights alone, and there is no advice on capacity."""
     path = workplace.claims / "models/tiny/config.json"
-    known = KEYS if "targetModules" in lora else {}
-    path.write_text(json.dumps(known | config), encoding="utf-8")
+    path.write_text(json.dumps(KEYS | config), encoding="utf-8")
     found = looked_at(workplace, lora=lora, quantization="Auto", resources={"gpuMinMemoryGiB": 24})
     assert found.reason is Reason.PREFLIGHT_PASSED
     assert found.preflight is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.trainer import families
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import Planned, Quantization, TrainConfig
@@ -20,7 +21,7 @@ from lora_trainer.errors import InternalError
 from lora_trainer.model import options
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
-from lora_trainer.places.base import Base
+from lora_trainer.places.base import Base, open_folder
 from lora_trainer.places.base_shape import parameters_in, shape_in
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe import settling
@@ -138,6 +139,20 @@ def test_a_checkpoints_quantization_wins_over_the_devices(tiny_base: Base, gpu: 
     assert settle_on(gpu("x", 80 * 2**30), tiny_base, named, kept=kept).config.quantization is Quantization.INT8
 
 
+@pytest.mark.parametrize(("kind", "quantization"), [("qwen3_next", Quantization.NONE), ("stablelm", Quantization.NF4)])
+def test_what_the_operator_settles_of_a_guess_the_training_can_honour(
+    kind: str, quantization: Quantization, gpu: Any, tmp_path: Path
+) -> None:
+    """A mixture among them, which it refuses to quantize; nothing was settled of the other before."""
+    base, config = open_folder(families.make_family(tmp_path / "model", kind)), make_config(**AUTO)
+    shape = shape_in(base.folder, kind)
+    planned = plan_of(config, shape, plan_adapter(config.lora, shape), gpu=Gpu(name="x", memory_bytes=1))
+    device = gpu("x", 1)
+    found = settle_on(device, base, settled(config, planned))
+    assert found.config.quantization is quantization
+    assert options.check_options(base, found.config, device)
+
+
 def test_what_cannot_be_quantized_stays_as_it_is(
     tiny_base: Base, gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,8 +173,8 @@ def test_what_cannot_be_quantized_stays_as_it_is(
 
 @pytest.fixture
 def odd(tiny_base: Base, tmp_path: Path) -> Base:
-    """The tiny model with a configuration that describes no layers."""
-    config = json.loads((tiny_base.folder / "config.json").read_text())
+    """The tiny model as one of a kind that is not known, with a configuration that describes no layers."""
+    config = json.loads((tiny_base.folder / "config.json").read_text()) | {"model_type": "stablelm"}
     del config["num_attention_heads"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     return dataclasses.replace(tiny_base, folder=tmp_path)
@@ -171,7 +186,8 @@ def test_a_model_without_layers_that_are_known_is_not_estimated(
     """Then the rules of thumb count; what has no weights, either, is not quantized."""
     found = settle_on(gpu("x", 2**30), odd)
     assert (found.config.quantization, found.plan) == (Quantization.NONE, None)
-    assert "what the run takes is not estimated: config.json.num_attention_heads is missing" in caplog.text
+    assert 'what the run takes is not estimated: config.json.model_type is "stablelm": must be a family' in caplog.text
+    assert "config.json.num_attention_heads is missing" in caplog.text
     assert settle_on(cpu, odd).config.quantization is Quantization.NONE
 
 

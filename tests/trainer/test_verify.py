@@ -179,8 +179,11 @@ def test_in_16_bits_the_verification_computes_as_the_training_did(
     assert found.tolerance >= tolerance
 
 
-def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
-    """What bf16 rounded in the run is no fault of the adapter."""
+@pytest.mark.parametrize(("precision", "dtype"), [("Auto", "bf16"), ("FP16", "fp16")])
+def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(
+    adapter: tuple[Path, Volumes], tmp_path: Path, precision: str, dtype: str
+) -> None:
+    """What 16 bits rounded in the run is no fault of the adapter, and that a CPU has no FP16 none of the run."""
     folder = tmp_path / "adapter"
     shutil.copytree(adapter[0], folder)
     document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -188,8 +191,9 @@ def test_an_adapter_of_a_gpu_may_be_verified_on_a_cpu(adapter: tuple[Path, Volum
     (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(VerificationError, match=r"more than 0\.001"):
         verify(folder, adapter[1], Hub())
-    document["resolved"]["compute_dtype"] = "bf16"
+    document["resolved"]["compute_dtype"] = dtype
     document["config"]["device"] = {"gpus": 1, "allow_cpu": False}
+    document["config"]["training"]["precision"] = precision
     (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     assert verify(folder, adapter[1], Hub(), anywhere=True).tolerance == 2e-2
     with pytest.raises(GpuFaultError):

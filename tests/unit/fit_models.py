@@ -138,10 +138,6 @@ GEMMA_3: Config = {
         "hidden_size": 2560,
         "intermediate_size": 10240,
         "num_hidden_layers": 34,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 262208,
     },
     "vision_config": {
         "hidden_size": 1152,
@@ -153,6 +149,12 @@ GEMMA_3: Config = {
         "vision_use_head": False,
     },
 }
+
+
+def gemma_3(**changes: Any) -> Config:
+    """Gemma 3 of another size than 4B."""
+    return GEMMA_3 | {"text_config": GEMMA_3["text_config"] | changes}
+
 
 MODELS: dict[str, tuple[Config, int]] = {
     "Llama-3-8B": (llama(), 8_030_261_248),
@@ -202,6 +204,27 @@ MODELS: dict[str, tuple[Config, int]] = {
     ),
     "Gemma-2-2B": (GEMMA_2, 2_614_341_888),
     "Gemma-3-4B": (GEMMA_3, 4_300_079_472),
+    "Gemma-3-12B": (
+        gemma_3(
+            hidden_size=3840,
+            intermediate_size=15360,
+            num_hidden_layers=48,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+        ),
+        12_187_325_040,
+    ),
+    "Gemma-3-27B": (
+        gemma_3(
+            hidden_size=5376,
+            intermediate_size=21504,
+            num_hidden_layers=62,
+            num_attention_heads=32,
+            num_key_value_heads=16,
+            head_dim=128,
+        ),
+        27_432_406_640,
+    ),
     "GPT-2": (GPT2, 124_439_808),
     "Pythia-160M": (
         {

@@ -331,6 +331,16 @@ def test_the_rank_that_suffices_is_named(rank: int, learned: int, enough: str) -
     assert advice.values["enough"] == enough
 
 
+@pytest.mark.parametrize("init", ["PiSSA", "OLoRA"])
+def test_a_server_needs_twice_the_rank_of_what_starts_from_the_base(init: str) -> None:
+    """As it is written; with one factor for all modules, so that any server honours it."""
+    (found,) = spoken(before(lora(init=init, rankPattern={"k_proj": 20})))
+    assert (found.code, "--max-lora-rank 64" in found.message) == (Code.MAX_LORA_RANK, True)
+    assert "The largest rank is 40" in found.evidence
+    (found,) = [one for one in spoken(before(lora(init=init, rank=320, alpha=320))) if one.code == Code.SERVE_MERGED]
+    assert "rank 640 (of lora.rank and lora.rankPattern the largest counts, used or not, and twice" in found.evidence
+
+
 def test_the_largest_rank_that_is_declared_is_what_a_server_needs() -> None:
     """vLLM compares its flag with every rank in the configuration."""
     (found,) = spoken(before(lora(rankPattern={"k_proj": 100}, alphaPattern={"k_proj": 200})))

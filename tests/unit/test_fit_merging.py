@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.unit.advice_facts import GIB, LLAMA, MIXTURE, make_config
-from tests.unit.fit_models import llama
+from tests.unit.fit_models import GEMMA_3, llama
 
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.by_weights import plan_by_weights
@@ -15,6 +15,8 @@ from lora_trainer.contract.fit.pod import pod_memory
 from lora_trainer.contract.fit.shape import Shape
 
 TIED = shape_of({**llama(), "tie_word_embeddings": True})
+GEMMA = shape_of(GEMMA_3)
+MOLMO = shape_of({"model_type": "molmo2", "text_config": llama(model_type="molmo2_text"), "vision_config": {}})
 EXPERTS = {"targetParameters": ["experts.down_proj"]}
 OUTPUT = "pvc://adapters/tone"
 
@@ -27,11 +29,25 @@ OUTPUT = "pvc://adapters/tone"
         (MIXTURE, EXPERTS, "FP32", 10.5),
         (TIED, {"modulesToSave": ["lm_head"]}, "Auto", 12 * TIED.embeddings[1] / TIED.parameters),
         (TIED, {"modulesToSave": ["embed_tokens"]}, "FP32", 4 + 12 * TIED.embeddings[1] / TIED.parameters),
+        (MOLMO, {}, "Auto", 5.5),
+        (MOLMO, {"modulesToSave": ["lm_head"]}, "FP32", 10.5),
+        (GEMMA, {}, "FP32", 0),
         (MIXTURE, {}, "FP32", 0),
         (TIED, {}, "Auto", 0),
         (LLAMA, {"modulesToSave": ["lm_head"]}, "Auto", 0),
     ],
-    ids=["experts", "experts in fp32", "tied head", "tied embeddings in fp32", "mixture", "tied", "untied head"],
+    ids=[
+        "experts",
+        "experts in fp32",
+        "tied head",
+        "tied embeddings in fp32",
+        "stacked matrices",
+        "stacked matrices in fp32",
+        "older names",
+        "mixture",
+        "tied",
+        "untied head",
+    ],
 )
 def test_a_merge_counts_where_the_whole_model_is_in_memory(
     shape: Shape, lora: dict[str, Any], precision: str, per_parameter: float, merge: str

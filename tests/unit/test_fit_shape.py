@@ -14,7 +14,7 @@ from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
 from lora_trainer.contract.fit.described import counted
 from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
 from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
-from lora_trainer.contract.fit.reading import ShapeError, read_json
+from lora_trainer.contract.fit.reading import ShapeError, UncountedError, read_json
 from lora_trainer.contract.fit.shape import EXACT, GUESSED, MIXTURE
 
 
@@ -61,6 +61,8 @@ def test_every_known_family_has_a_public_model_or_the_layers_of_one() -> None:
         (LoraConfig(rank=1, rank_pattern={"v_proj": 3}), 2_621_440 + 2 * 32 * (4096 + 1024)),
         (LoraConfig(rank=1, variant=Variant.DORA), 2_621_440 + 32 * (4096 * 3 + 1024 * 2 + 2 * 14336)),
         (LoraConfig(rank=1, modules_to_save=("lm_head",)), 2_621_440 + 128256 * 4096),
+        (LoraConfig(rank=1, modules_to_save=("lm_head", "embed_tokens")), 2_621_440 + 2 * 128256 * 4096),
+        (LoraConfig(rank=1, modules_to_save=("lm_head", "model.lm_head", "head")), 2_621_440 + 128256 * 4096),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else "",
 )
@@ -89,6 +91,13 @@ def test_a_preset_finds_the_modules_of_a_family(config: Config, layers: Layers, 
     assert plan_adapter(LoraConfig(layers=layers), shape_of(config)).modules == modules
 
 
+@pytest.mark.parametrize("names", [("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head")])
+def test_tied_embeddings_are_trained_as_one_matrix_whatever_they_are_called(names: tuple[str, ...]) -> None:
+    """And then all logits exist at once."""
+    adapter = plan_adapter(LoraConfig(modules_to_save=names), shape_of(llama(tie_word_embeddings=True)))
+    assert (adapter.whole, adapter.head_trained) == (128256 * 4096, True)
+
+
 def test_experts_count_whole_and_work_in_part() -> None:
     """Mixtral: 47 billion parameters, 13 billion a token."""
     shape = shape_of(MIXTRAL)
@@ -110,6 +119,39 @@ def test_a_family_that_is_not_known_is_a_guess_and_says_so() -> None:
     assert shape.spread == GUESSED
     assert "'zebra' is not known here" in shape.doubts[0]
     assert plan_adapter(LoraConfig(layers=None, target_modules=("stripe_proj", "q_proj")), shape).modules == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            {"intermediate_size": [8192, 16384]},
+            "config.json.intermediate_size is [8192, 16384]: must be a whole number",
+        ),
+        ({"num_attention_heads": None}, "config.json.num_attention_heads is missing: must be a whole number"),
+        ({"num_attention_heads": 2**13}, "config.json.num_attention_heads is 8192: must be at most hidden_size"),
+    ],
+    ids=["a list of widths, as Gemma 3n's", "another name", "more heads than width"],
+)
+def test_what_is_not_like_llama_cannot_be_counted_and_is_no_mistake(config: Config, sentence: str) -> None:
+    """Its own `config.json` says it so: to take that is no remedy. Of a family that is known it is one."""
+    with pytest.raises(UncountedError) as caught:
+        shape_of(llama(model_type="zebra", **config))
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith(
+        'config.json.model_type is "zebra": must be a family that is known here or like'
+    )
+    assert str(caught.value).endswith("; run it without a plan, or name another model")
+    with pytest.raises(ShapeError, match="; take the model's own config"):
+        shape_of(llama(**config))
+
+
+def test_an_absent_key_is_what_the_class_takes_for_it_and_a_null_is_none() -> None:
+    """Published configurations rely on it."""
+    assert shape_of({"model_type": "mistral"}).layers == shape_of(MODELS["Mistral-7B"][0]).layers
+    assert shape_of({"model_type": "mistral", "num_key_value_heads": None}).layers[0].key_value == 4096
+    assert shape_of({"model_type": "gpt2", "hidden_size": 64, "n_head": 4}).hidden == 64
+    assert len(shape_of({"model_type": "gpt2", "num_hidden_layers": 3}).layers) == 3
 
 
 def test_a_tower_that_is_not_known_is_no_part_of_the_count_and_says_so() -> None:

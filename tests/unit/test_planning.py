@@ -246,6 +246,30 @@ def test_without_a_known_gpu_nothing_is_settled() -> None:
     assert settled(config, found) is config
 
 
+@pytest.mark.parametrize(
+    ("changes", "quantization", "after"),
+    [
+        ({"num_experts": 128}, Quantization.NONE, Quantization.NONE),
+        ({"n_routed_experts": 64}, Quantization.NONE, Quantization.NONE),
+        ({"num_local_experts": 16}, Quantization.NONE, Quantization.NONE),
+        ({"num_experts": None}, Quantization.NF4, Quantization.AUTO),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_of_a_guess_nothing_is_quantized_before_the_training_sees_it(
+    changes: Config, quantization: Quantization, after: Quantization
+) -> None:
+    """It refuses a mixture's experts in 4 bits, for good; what may be quantized it quantizes by itself."""
+    model = llama(model_type="zebra", num_hidden_layers=140, **changes)
+    seeing = {"model_type": "zebra_vl", "text_config": model, "vision_config": {}}
+    for one in (model, seeing):
+        found = plan("H100", None, one)
+        assert (found.quantization, settled(run(), found).quantization) == (quantization, after)
+        kept = settled(run(), found).planned
+        assert kept is not None
+        assert kept.device == "H100"
+
+
 def test_a_run_on_a_cpu_has_the_whole_base() -> None:
     """Whatever the memory; what is asked for is kept."""
     on_cpu = run(device=DeviceConfig(gpus=0))

@@ -23,10 +23,11 @@ _LARGEST = f"{VLLM_RANKS[-1]}, the largest that vLLM serves"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What of an adapter decides whether it can be served. `rank` is the largest that is declared, used or not;
-    `low_rank` says whether it has any matrices of low rank."""
+    """What of an adapter decides whether it can be served. `rank` is the largest that is declared, used or not, or
+    `doubled` as PiSSA and OLoRA are written; `low_rank` says whether it has any matrices of low rank."""
 
     rank: int
+    doubled: bool = False
     dora: bool = False
     whole: bool = False
     biases: bool = False
@@ -35,9 +36,12 @@ class Traits:
 
 
 def traits_of(config: LoraConfig) -> Traits:
-    """The traits of the adapter that a run will write. PiSSA and OLoRA are written as plain adapters."""
+    """The traits of the adapter that a run will write. PiSSA and OLoRA are written as plain adapters of twice the
+    rank, the same for all modules."""
+    rank = max(config.rank, *config.rank_pattern.values(), 0)
     return Traits(
-        rank=max(config.rank, *config.rank_pattern.values(), 0),
+        rank=2 * rank if config.init.changes_base else rank,
+        doubled=config.init.changes_base,
         dora=config.variant is Variant.DORA,
         whole=bool(config.modules_to_save),
         experts=bool(config.target_parameters),
@@ -57,10 +61,9 @@ def obstacles(traits: Traits) -> Iterator[str]:
     if not traits.low_rank:
         yield "the adapter has no low-rank matrices, and vLLM serves nothing else of an adapter"
     if traits.rank > VLLM_RANKS[-1]:
-        yield (
-            f"rank {traits.rank} (of lora.rank and lora.rankPattern the largest counts, used or not) is above "
-            f"{_LARGEST}"
-        )
+        twice = ", and twice with lora.init PiSSA or OLoRA" if traits.doubled else ""
+        counts = f"of lora.rank and lora.rankPattern the largest counts, used or not{twice}"
+        yield f"rank {traits.rank} ({counts}) is above {_LARGEST}"
 
 
 def vllm_rank(rank: int) -> int:
@@ -78,7 +81,9 @@ def factor(alpha: int, rank: int, *, stabilized: bool) -> float:
 
 
 def has_own_factors(config: LoraConfig) -> bool:
-    """Whether patterns give modules other factors than the rest has."""
+    """Whether patterns give modules other factors than the rest has; what PiSSA and OLoRA write has one for all."""
+    if config.init.changes_base:
+        return False
     stabilized = config.scaling is Scaling.RANK_STABILIZED
     own = factor(config.alpha, config.rank, stabilized=stabilized)
     factors = (

@@ -1,6 +1,7 @@
 """The device, the number of its threads, and the types that weights and computations have on it."""
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,6 +91,13 @@ def choose_device(config: DeviceConfig, precision: Precision, local_rank: int = 
     dtype = torch.float32 if precision is Precision.AUTO else _DTYPES[precision]
     torch.set_num_threads(cpu_threads())
     return Device(torch_device=torch.device("cpu"), name="cpu", dtype=dtype)
+
+
+def choose_anywhere(config: DeviceConfig, precision: Precision, local_rank: int = 0) -> Device:
+    """The same for what a run has made: without a GPU on the CPU, in fp32 if that has not the run's type."""
+    on_cpu = config.gpus == 0 or not torch.cuda.is_available()
+    own = Precision.AUTO if on_cpu and precision is Precision.FP16 else precision
+    return choose_device(dataclasses.replace(config, allow_cpu=True), own, local_rank)
 
 
 def _gpu(wanted: int, precision: Precision, local_rank: int) -> Device:

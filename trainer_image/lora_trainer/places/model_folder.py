@@ -85,8 +85,8 @@ def check_configuration(folder: Path, address: str, names: Collection[str]) -> s
         raise ConfigError(f"model.uri is {address}: its config.json is no configuration with a model_type") from error
     if config.get("quantization_config"):
         raise ConfigError(
-            f"model.uri is {address}: its weights are already quantized; "
-            "name the original model and use quantization: NF4"
+            f"model.uri is {address}: its weights are already quantized; name a copy whose weights are in 16 bits, "
+            "with quantization: Auto"
         )
     _check_shards(folder, config.get("transformers_weights"), address, names)
     return str(model_type)

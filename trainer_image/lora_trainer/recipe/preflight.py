@@ -13,7 +13,7 @@ from lora_trainer.contract.fit.described import counted, described
 from lora_trainer.contract.fit.devices import gib
 from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.reading import MissingError, ShapeError, read_json
+from lora_trainer.contract.fit.reading import ShapeError, UncountedError, read_json
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
@@ -85,7 +85,7 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
     try:
         text = (headers.base.folder / "config.json").read_text(encoding="utf-8")
         shape = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
-    except MissingError as error:
+    except UncountedError as error:
         return _uncounted(headers, error)
     except ShapeError as error:
         raise ConfigError(f"model.uri is {address}: {error}") from error

@@ -1,6 +1,5 @@
 """A verified adapter of any checkpoint: what is done of a run that was stopped can be kept."""
 
-import dataclasses
 import logging
 import secrets
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
-from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.device import Device, choose_anywhere
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
@@ -43,7 +42,7 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     record, state = saved.record, saved.state()
     check_trained(state.course.step, len(state.course.losses))
     config = record.config
-    device = choose_device(dataclasses.replace(config.device, allow_cpu=True), config.training.precision)
+    device = choose_anywhere(config.device, config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
     rows = evaluation_rows(config, volumes, hub, base)

@@ -33,6 +33,7 @@ from lora_trainer.model.classes import auto_class
 from lora_trainer.places.model_folder import model_files
 from lora_trainer.result.merged_config import INDEX, say_fp32
 from lora_trainer.result.serving import TEMPLATE, scale
+from lora_trainer.result.tensor_names import parameters_of
 
 log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
@@ -145,21 +146,16 @@ def weight_files(base: Path) -> dict[str, str]:
 
 
 def _keys(edits: Mapping[str, Edit], files: Mapping[str, str], skeleton: Any) -> dict[str, str] | None:
-    """Parameter to its name in the files, which may lack the model's prefix.
+    """Parameter to its name in the files, which may be an older one, or lack the model's prefix.
 
     None where the files do not say it so: experts that the library stacks when it loads them, or embeddings that are
     tied in the base and were trained apart from each other.
     """
-    prefix = f"{skeleton.base_model_prefix}."
+    names = {parameter: tensor for tensor, parameter in parameters_of(skeleton, files).items()}
     tied = _tied(skeleton)
-    keys = {}
-    for name in edits:
-        candidates = (name, name.removeprefix(prefix), prefix + name)
-        key = next((candidate for candidate in candidates if candidate in files), None)
-        if key is None or name in tied:
-            return None
-        keys[name] = key
-    return keys
+    if any(name in tied or name not in names for name in edits):
+        return None
+    return {name: names[name] for name in edits}
 
 
 def _tied(skeleton: Any) -> set[str]:
@@ -238,13 +234,13 @@ def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor
 
 
 def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[str], *, in_fp32: bool) -> None:
-    """By PEFT, with the whole model in memory, for what the base's files name otherwise than the model does.
+    """By PEFT, with the whole model in memory, for what the base's files hold otherwise than the model does.
 
     `edited` are names of parameters, or the ends of them.
     """
     from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
 
-    log.info("merging with the whole model in memory: its files name the weights otherwise than the model does")
+    log.info("merging with the whole model in memory: its files hold the weights otherwise than the model does")
     loaded_as = torch.float32 if in_fp32 else "auto"
     plain: Any = base_class(base).from_pretrained(base, dtype=loaded_as, local_files_only=True, use_safetensors=True)
     types = {

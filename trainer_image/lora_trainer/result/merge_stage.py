@@ -12,7 +12,7 @@ from lora_trainer.artifact.manifest import LOG, Form, Manifest, MergedModel, rea
 from lora_trainer.contract.config import Merge, MergePrecision
 from lora_trainer.contract.summary import Verification
 from lora_trainer.errors import ConfigError, storage_error
-from lora_trainer.model.device import choose_device
+from lora_trainer.model.device import choose_anywhere, choose_device
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.card import CARD, card_of
@@ -52,8 +52,8 @@ def merge_result(
     if manifest.format is Form.MERGED:
         raise ConfigError(f"{adapter.name} is a merged model already: there is no adapter in it")
     form = Form.BOTH if merge is Merge.BOTH else Form.MERGED
-    wanted = dataclasses.replace(manifest.config.device, allow_cpu=manifest.config.device.allow_cpu or anywhere)
-    device = choose_device(wanted, manifest.config.training.precision)
+    chosen = choose_anywhere if anywhere else choose_device
+    device = chosen(manifest.config.device, manifest.config.training.precision)
     base, examples = base_and_rows(manifest, volumes, hub)
     model = merged_model(target, form, base)
     log.info("merging the adapter into %s at %s", base.name, base.revision)

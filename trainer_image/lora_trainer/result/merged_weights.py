@@ -19,6 +19,7 @@ from lora_trainer.model.apply import Update, read_updates
 from lora_trainer.model.loading import Loaded, skeleton
 from lora_trainer.places.base import Base
 from lora_trainer.result.merge import TYPES, base_class, weight_files
+from lora_trainer.result.tensor_names import parameters_of
 
 _BLOCK = 1 << 22
 """Weights that are computed at once in fp64."""
@@ -50,11 +51,12 @@ def check_weights(base: Base, adapter: Path, merged: Path, lora: LoraConfig, *, 
     """
     loaded = skeleton(base)
     changes = _changes(loaded, *read_updates(loaded, adapter, lora, torch.device("cpu")))
-    prefix = f"{loaded.model.base_model_prefix}."
+    # That these are the right names, the loss of the merged model shows, whose files have them, too.
+    names = parameters_of(loaded.model, weight_files(base.folder)) if by_tensor else {}
     pending = set(changes)
     for key, before, after in _in_files(base.folder, merged) if by_tensor else _in_models(base.folder, merged):
-        name = next((name for name in (key, key.removeprefix(prefix), prefix + key) if name in changes), None)
-        if name is None:
+        name = names.get(key, key)
+        if name not in changes:
             _check_copy(key, before, after)
         else:
             pending.discard(name)

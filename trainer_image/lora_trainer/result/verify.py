@@ -11,7 +11,7 @@ from lora_trainer.contract.summary import Verification
 from lora_trainer.data.store import Examples
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
-from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.device import Device, choose_anywhere, choose_device
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, weight_bytes
 from lora_trainer.model.turns import in_turn, readers
@@ -37,8 +37,7 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
     manifest = read_manifest(folder)
     check_digests(folder, manifest)
     config = manifest.config
-    wanted = dataclasses.replace(config.device, allow_cpu=config.device.allow_cpu or anywhere)
-    device = choose_device(wanted, config.training.precision, local_rank())
+    device = (choose_anywhere if anywhere else choose_device)(config.device, config.training.precision, local_rank())
     base, examples = base_and_rows(manifest, volumes, hub)
     if manifest.format is Form.MERGED:
         with encoding_named(manifest):

@@ -16,7 +16,8 @@ class AdapterError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """`ranks` of each layer's linear modules, 0 where there is none; `whole` parameters that are trained whole.
+    """`ranks` of each layer's linear modules, 0 where there is none; `whole` parameters that are trained whole, of
+    which the file has those of tied embeddings `twice`.
 
     `head_trained` says that the output embedding is among these, so that all logits exist at once. `notes` are
     sentences for people.
@@ -25,6 +26,7 @@ class Adapter:
     ranks: tuple[tuple[int, ...], ...]
     tensors: tuple[int, ...]
     whole: int = 0
+    twice: int = 0
     head_trained: bool = False
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
@@ -37,7 +39,7 @@ class Adapter:
     @property
     def file_bytes(self) -> int:
         """Of `adapter_model.safetensors`, which is fp32; its header is not counted."""
-        return 4 * self.parameters
+        return 4 * (self.parameters + self.twice)
 
     def in_mlp(self, shape: Shape) -> int:
         """Values of A and B in MLPs."""
@@ -85,6 +87,7 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
         ranks=tuple(map(tuple, ranks)),
         tensors=tuple(tensors),
         whole=whole,
+        twice=shape.embeddings[1] if head_trained and shape.head[1] == 0 else 0,
         head_trained=head_trained,
         notes=tuple(_useless_rank(rank, kinds_by_side) for rank, kinds_by_side in useless.items()),
         doubts=doubts,
@@ -161,16 +164,20 @@ def _useless_rank(rank: int, kinds_by_side: Mapping[int, Mapping[str, None]]) ->
 
 def _whole(config: LoraConfig, shape: Shape) -> tuple[int, bool, tuple[str, ...]]:
     """Parameters of `lora.modulesToSave`, whether the output embedding is among them, and doubts."""
-    total, head_trained, doubts = 0, False, []
-    tied = shape.head[1] == 0
-    for ending in config.modules_to_save:
-        if matches(shape.embeddings[0], ending) or matches(shape.head[0], ending):
-            is_head = tied or matches(shape.head[0], ending)
-            total += shape.embeddings[1]
-            head_trained = head_trained or is_head
-            continue
-        found = [module for _, _, name, module in shape.modules() if matches(name, ending)]
-        total += sum(module.weights + (module.outputs if module.bias else 0) for module in found)
-        if not found:
-            doubts.append(f"lora.modulesToSave ({ending[:60]}): its parameters are not counted")
-    return total, head_trained, tuple(doubts)
+    sizes = {
+        name: module.weights + (module.outputs if module.bias else 0)
+        for _, _, name, module in shape.modules()
+        if config.modules_to_save
+    }
+    sizes |= dict.fromkeys((shape.embeddings[0], shape.head[0]), shape.embeddings[1])
+    found = {ending: [name for name in sizes if matches(name, ending)] for ending in config.modules_to_save}
+    doubts = [
+        f"lora.modulesToSave ({ending[:60]}): its parameters are not counted" for ending in found if not found[ending]
+    ]
+    named = {name for names in found.values() for name in names}
+    head_trained = shape.head[0] in named
+    if shape.head[1] == 0 and shape.embeddings[0] in named:
+        # Tied they are one matrix, which is trained whatever it is called.
+        head_trained = True
+        named.discard(shape.head[0])
+    return sum(sizes[name] for name in named), head_trained, tuple(doubts)

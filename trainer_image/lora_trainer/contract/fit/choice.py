@@ -165,6 +165,7 @@ def quantizes(config: TrainConfig, shape: Shape) -> bool:
     )
     return not (
         trained_whole
+        or shape.mixed
         or config.lora.init.changes_base
         or shape.family in READS_WEIGHTS
         or shape.experts > LARGEST_UNQUANTIZED_SHARE * shape.parameters

@@ -20,7 +20,7 @@ def described(document: Mapping[str, Any], name: str) -> Shape:
     if document.get("quantization_config"):
         raise ShapeError(
             f"{name}.quantization_config is set: must be absent, since weights that are already quantized are not "
-            "trained; name the original model"
+            "trained; name a copy whose weights are in 16 bits"
         )
     return shape_of(document, name)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_trainer.contract.fit.defaults import DEFAULTS
 from lora_trainer.contract.fit.layers import (
     Norms,
     Sizes,
@@ -15,7 +16,7 @@ from lora_trainer.contract.fit.layers import (
     split_attention,
 )
 from lora_trainer.contract.fit.mixtures import MIXTURES
-from lora_trainer.contract.fit.reading import ShapeError, Values
+from lora_trainer.contract.fit.reading import ShapeError, UncountedError, Values, shown
 from lora_trainer.contract.fit.shape import EXACT, GUESSED, MIXTURE, Layer, Shape
 from lora_trainer.contract.fit.vision import tower
 from lora_trainer.contract.lora_section import LARGEST_LAYER_INDEX
@@ -28,30 +29,30 @@ _WIDEST, _MOST_HEADS, _LARGEST_VOCABULARY = 2**20, 2**14, 2**25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
-    """What configurations of a family leave out. `tied` is what an absent `tie_word_embeddings` means."""
+    """What the configurations of a family do not say."""
 
-    tied: bool = False
     bias: bool = False
     norms: int = 2
     head_norms: bool = False
     capped: bool = False
-    head_size: int | None = None
 
 
 _LLAMAS: Mapping[str, _Family] = {
     "llama": _Family(),
     "mistral": _Family(),
     "ministral": _Family(),
-    "smollm3": _Family(tied=True),
+    "smollm3": _Family(),
     "granite": _Family(capped=True),
     "qwen2": _Family(bias=True),
-    "qwen3": _Family(head_norms=True, head_size=128),
-    "gemma": _Family(tied=True, head_size=256),
-    "gemma2": _Family(tied=True, norms=4, head_size=256),
-    "gemma3_text": _Family(tied=True, norms=4, head_norms=True, head_size=256),
+    "qwen3": _Family(head_norms=True),
+    "gemma": _Family(),
+    "gemma2": _Family(norms=4),
+    "gemma3_text": _Family(norms=4, head_norms=True),
 }
 """Families whose layers are Llama's but for this."""
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What configurations call the number of a mixture's experts."""
 _LIKE_LLAMA = (
     "its kind {kind!r} is not known here: layers like Llama's are assumed, so sizes and names of modules are a guess"
 )
@@ -97,22 +98,35 @@ def _retied(shape: Shape, *, tied: bool) -> Shape:
     return replace(shape, head=(shape.head[0], 0 if tied else shape.embeddings[1]))
 
 
-def _language_model(values: Values, kind: str) -> Shape:
+def _language_model(plain: Values, kind: str) -> Shape:
+    values = replace(plain, defaults=DEFAULTS.get(kind, {}))
     if kind in _LLAMAS:
         return _llama(values, kind, _LLAMAS[kind])
     if kind in _OTHERS:
         return _OTHERS[kind](values, kind)
     if kind in MIXTURES:
         return _mixture(values, kind)
-    shape = _llama(values, kind, _Family())
-    return replace(shape, doubts=(_LIKE_LLAMA.format(kind=kind),), spread=GUESSED)
+    return _guess(values, kind)
 
 
-def _sizes(values: Values, *, head_size: int | None = None, mlp_default: int = 0) -> Sizes:
-    hidden = values.number("hidden_size", "n_embd", "d_model", high=_WIDEST)
+def _guess(values: Values, kind: str) -> Shape:
+    """Like Llama; a mixture whose experts nobody counts where there is a number of them."""
+    try:
+        shape = _llama(values, kind, _Family())
+    except ShapeError as error:
+        raise UncountedError(
+            f"{values.path}.model_type is {shown(kind)}: must be a family that is known here or like Llama, and "
+            f"{str(error).partition(';')[0]}; run it without a plan, or name another model"
+        ) from error
+    mixed = any(type(number := values.document.get(key)) is int and number > 1 for key in _EXPERTS)
+    return replace(shape, doubts=(_LIKE_LLAMA.format(kind=kind),), spread=GUESSED, mixed=mixed)
+
+
+def _sizes(values: Values, *, mlp_default: int = 0) -> Sizes:
+    hidden = values.number("hidden_size", "n_embd", "n_embed", "d_model", high=_WIDEST)
     heads = values.number("num_attention_heads", "n_head", "n_heads", high=_MOST_HEADS)
     kv_heads = values.number("num_key_value_heads", high=heads, default=heads)
-    default = head_size or hidden // heads
+    default = hidden // heads
     if default < 1:
         raise ShapeError(
             f"{values.path}.num_attention_heads is {heads}: must be at most hidden_size ({hidden}); take the model's "
@@ -139,7 +153,6 @@ def _whole(
     *,
     names: tuple[str, str] = ("model.embed_tokens", "lm_head"),
     prefix: str = "model.layers",
-    tied: bool,
     norm: int,
     outside: int = 0,
     capped: bool = False,
@@ -148,7 +161,7 @@ def _whole(
     vocabulary = values.number("vocab_size", high=_LARGEST_VOCABULARY)
     hidden = layers[0].hidden
     matrix = vocabulary * hidden
-    tied = values.flag("tie_word_embeddings", default=tied)
+    tied = values.flag("tie_word_embeddings", default=False)
     return Shape(
         family=kind,
         layers=layers,
@@ -165,7 +178,7 @@ def _whole(
 
 
 def _llama(values: Values, kind: str, family: _Family) -> Shape:
-    sizes = _sizes(values, head_size=family.head_size)
+    sizes = _sizes(values)
     attention = values.flag("attention_bias", default=False)
     bias = values.flag("mlp_bias", default=False)
     one = layer(
@@ -180,7 +193,7 @@ def _llama(values: Values, kind: str, family: _Family) -> Shape:
         score_bytes=8 if values.is_set("attn_logit_softcapping") else 0,
     )
     layers = (one,) * _layers(values)
-    return _whole(values, layers, kind, tied=family.tied, norm=sizes.hidden, capped=family.capped)
+    return _whole(values, layers, kind, norm=sizes.hidden, capped=family.capped)
 
 
 def _gpt2(values: Values, kind: str) -> Shape:
@@ -209,7 +222,6 @@ def _gpt2(values: Values, kind: str) -> Shape:
         kind,
         names=("transformer.wte", "lm_head"),
         prefix="transformer.h",
-        tied=True,
         norm=2 * hidden,
         outside=positions * hidden,
     )
@@ -233,7 +245,7 @@ def _gpt_neox(values: Values, kind: str) -> Shape:
     )
     layers = (one,) * _layers(values)
     names = ("gpt_neox.embed_in", "lm_head")
-    return _whole(values, layers, kind, names=names, prefix="gpt_neox.layers", tied=False, norm=2 * sizes.hidden)
+    return _whole(values, layers, kind, names=names, prefix="gpt_neox.layers", norm=2 * sizes.hidden)
 
 
 def _phi(values: Values, kind: str) -> Shape:
@@ -253,7 +265,7 @@ def _phi(values: Values, kind: str) -> Shape:
         parallel=True,
     )
     layers = (one,) * _layers(values)
-    return _whole(values, layers, kind, tied=False, norm=2 * sizes.hidden, outside=vocabulary)
+    return _whole(values, layers, kind, norm=2 * sizes.hidden, outside=vocabulary)
 
 
 def _phi3(values: Values, kind: str) -> Shape:
@@ -269,7 +281,7 @@ def _phi3(values: Values, kind: str) -> Shape:
         mlp_values=3 * sizes.mlp,
         fused=True,
     )
-    return _whole(values, (one,) * _layers(values), kind, tied=False, norm=sizes.hidden)
+    return _whole(values, (one,) * _layers(values), kind, norm=sizes.hidden)
 
 
 def _starcoder2(values: Values, kind: str) -> Shape:
@@ -284,7 +296,7 @@ def _starcoder2(values: Values, kind: str) -> Shape:
         mlp_values=sizes.mlp,
         norms=Norms(bias=True),
     )
-    return _whole(values, (one,) * _layers(values), kind, tied=True, norm=2 * sizes.hidden)
+    return _whole(values, (one,) * _layers(values), kind, norm=2 * sizes.hidden)
 
 
 def _falcon(values: Values, kind: str) -> Shape:
@@ -317,16 +329,15 @@ def _falcon(values: Values, kind: str) -> Shape:
         kind,
         names=("transformer.word_embeddings", "lm_head"),
         prefix="transformer.h",
-        tied=True,
         norm=2 * hidden,
     )
 
 
 def _mixture(values: Values, kind: str) -> Shape:
     mixture = MIXTURES[kind]
-    sizes = _sizes(values, head_size=mixture.head_size)
+    sizes = _sizes(values)
     layers = mixture.layers(values, sizes, _layers(values))
-    shape = _whole(values, layers, kind, tied=False, norm=sizes.hidden, spread=MIXTURE)
+    shape = _whole(values, layers, kind, norm=sizes.hidden, spread=MIXTURE)
     return replace(shape, doubts=("what a GPU's kernel for a mixture's experts needs to work with is not known",))
 
 

@@ -17,7 +17,6 @@ class Mixture:
     """How a family builds its layers: a function of configuration, sizes and number of layers."""
 
     layers: Callable[[Values, Sizes, int], tuple[Layer, ...]]
-    head_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +200,8 @@ def _llama4(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
 MIXTURES: Mapping[str, Mixture] = {
     "mixtral": Mixture(layers=_mixtral),
     "qwen2_moe": Mixture(layers=_qwen_moe),
-    "qwen3_moe": Mixture(layers=_qwen_moe, head_size=128),
-    "gpt_oss": Mixture(layers=_gpt_oss, head_size=64),
+    "qwen3_moe": Mixture(layers=_qwen_moe),
+    "gpt_oss": Mixture(layers=_gpt_oss),
     "deepseek_v3": Mixture(layers=_deepseek_v3),
-    "llama4_text": Mixture(layers=_llama4, head_size=128),
+    "llama4_text": Mixture(layers=_llama4),
 }

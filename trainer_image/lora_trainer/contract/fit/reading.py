@@ -3,7 +3,7 @@
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MOST_CHARACTERS = 2**20
@@ -13,36 +13,35 @@ class ShapeError(ValueError):
     """A configuration that no model can have; the text is a sentence with field, value, rule and remedy."""
 
 
-class MissingError(ShapeError):
-    """A configuration lacks a number, for which Transformers may know a default or another name."""
+class UncountedError(ShapeError):
+    """A configuration that may be right and cannot be counted here: of a family that is not known, and not like
+    Llama's, or without a number, for which Transformers may know another name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """One object of a configuration; `path` is its place in the file. Reads raise `ShapeError`."""
+    """One object of a configuration; `path` is its place in the file, `defaults` what an absent key means. Reads raise
+    `ShapeError`."""
 
     document: Mapping[str, Any]
     path: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def number(self, *keys: str, low: int = 1, high: int, default: int | None = None) -> int:
         """The whole number under the first of `keys` that is set: families name the same thing differently."""
-        for key in keys:
-            value = self.document.get(key)
-            if value is not None:
-                if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                    rule = f"must be a whole number from {low:,} to {high:,}"
-                    raise self._error(key, value, rule)
-                return value
-        if default is None:
-            raise MissingError(
-                f"{self.path}.{keys[0]} is missing: must be a whole number from {low:,} to {high:,}; take the model's "
-                "own config.json"
-            )
-        return default
+        rule = f"must be a whole number from {low:,} to {high:,}"
+        key, value = self._found(*keys)
+        if value is None:
+            if default is None:
+                raise UncountedError(f"{self.path}.{key} is missing: {rule}; take the model's own config.json")
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._error(key, value, rule)
+        return value
 
     def fraction(self, key: str, *, default: float) -> float:
         """A number from 0 to 1."""
-        value = self.document.get(key)
+        _, value = self._found(key)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
@@ -51,20 +50,19 @@ class Values:
 
     def flag(self, key: str, *, default: bool) -> bool:
         """true or false."""
-        value = self.document.get(key)
+        _, value = self._found(key)
         if value is not None and not isinstance(value, bool):
             raise self._error(key, value, "must be true or false")
         return default if value is None else value
 
     def text(self, *keys: str, default: str) -> str:
         """A string, under the first of `keys` that is set."""
-        for key in keys:
-            value = self.document.get(key)
-            if value is not None:
-                if not isinstance(value, str) or not 1 <= len(value) <= 100 or not value.isprintable():
-                    raise self._error(key, value, "must be a string of 1 to 100 printable characters")
-                return value
-        return default
+        key, value = self._found(*keys)
+        if value is None:
+            return default
+        if not isinstance(value, str) or not 1 <= len(value) <= 100 or not value.isprintable():
+            raise self._error(key, value, "must be a string of 1 to 100 printable characters")
+        return value
 
     def numbers(self, key: str, *, high: int) -> tuple[int, ...]:
         """A list of whole numbers from 0 to `high`; empty where there is none."""
@@ -78,7 +76,7 @@ class Values:
 
     def is_set(self, key: str) -> bool:
         """Whether there is anything but null."""
-        return self.document.get(key) is not None
+        return self._found(key)[1] is not None
 
     def child(self, key: str) -> "Values | None":
         """The object under `key`, None where there is none."""
@@ -88,6 +86,14 @@ class Values:
         if not isinstance(value, Mapping):
             raise self._error(key, value, "must be an object")
         return Values(value, f"{self.path}.{key}")
+
+    def _found(self, *keys: str) -> tuple[str, Any]:
+        """The first of `keys` that is set, and its value; None where none is, and no default for what is absent."""
+        for of in (self.document, {} if any(key in self.document for key in keys) else self.defaults):
+            for key in keys:
+                if of.get(key) is not None:
+                    return key, of[key]
+        return keys[0], None
 
     def _error(self, key: str, value: object, rule: str) -> ShapeError:
         return ShapeError(f"{self.path}.{key} is {shown(value)}: {rule}; take the model's own config.json")

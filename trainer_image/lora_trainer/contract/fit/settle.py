@@ -4,16 +4,19 @@ from dataclasses import replace
 
 from lora_trainer.contract.config import Planned, Quantization, TrainConfig
 from lora_trainer.contract.fit.limits import TOKEN_BUDGET
+from lora_trainer.contract.fit.shape import GUESSED
 from lora_trainer.contract.run_plan import RunPlan
 
 
 def settled(config: TrainConfig, plan: RunPlan | None) -> TrainConfig:
     """The configuration that a plan makes of it: `Auto` for the quantization is replaced, and what else is `Auto` is
-    kept beside it as `planned`. Where nothing tells the device, nothing is settled. Idempotent."""
+    kept beside it as `planned`. Where nothing tells the device, nothing is settled, and a guess quantizes nothing: only
+    the training sees whether the model's modules allow it. Idempotent."""
     if plan is None or plan.device is None:
         return config
     # Whose checkpoint a run goes on from, that run's quantization it keeps, which the training finds there.
-    settles = config.quantization is Quantization.AUTO and config.resume_from is None
+    guess = plan.spread >= GUESSED and plan.quantization is not Quantization.NONE
+    settles = config.quantization is Quantization.AUTO and config.resume_from is None and not guess
     quantization = plan.quantization if settles else config.quantization
     planned = Planned(
         device=plan.device,

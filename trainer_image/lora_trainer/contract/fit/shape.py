@@ -101,8 +101,9 @@ class Shape:
     the head's 0 where both are one.
 
     `outside` are all other parameters: positions, last norm, a vision tower. `capped` says that something follows the
-    output embedding, so that all logits exist at once, and `soft_cap` that this is a tanh, which is kept. `doubts` are
-    sentences about what is not known, `spread` the relative width that they give the estimate.
+    output embedding, so that all logits exist at once, and `soft_cap` that this is a tanh, which is kept; `mixed` that
+    there are experts of a size that is not known. `doubts` are sentences about what is not known, `spread` the relative
+    width that they give the estimate.
     """
 
     family: str
@@ -115,6 +116,7 @@ class Shape:
     outside: int
     capped: bool = False
     soft_cap: bool = False
+    mixed: bool = False
     doubts: tuple[str, ...] = ()
     spread: float = EXACT
 
