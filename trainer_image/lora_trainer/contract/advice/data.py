@@ -47,7 +47,7 @@ def _held_out_rows_learned(facts: Facts) -> Values | None:
 
 
 def _held_out_rows_learned_before(facts: Facts) -> Values | None:
-    if facts.rows is None or facts.rows.learned_before <= 0 or facts.config.resume_from is None:
+    if facts.rows is None or not facts.rows.learned_before > 0 or facts.config.resume_from is None:
         return None
     share = facts.rows.learned_before
     shown = f"about {share:.1%}" if share >= _SHOWN else f"less than {_SHOWN:.1%}"
