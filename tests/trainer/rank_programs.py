@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from peft.tuners.lora.layer import LoraLayer
 from torch.distributed.tensor import DTensor
 
@@ -20,6 +22,7 @@ from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
+from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
@@ -35,9 +38,11 @@ from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
+from lora_trainer.training.state import Course, State, state_on_all
 from lora_trainer.training.stopping import Stop
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
@@ -82,6 +87,7 @@ class Plan:
 
     With `resume_at` it is stopped after that step and goes on from its state; with `state` from the state in that file,
     or, where there is none, it writes it there after that step. At `short_of_memory_at`, process 1 lacks memory once.
+    `evaluated` are the losses that evaluations after each step find.
     """
 
     folder: Path
@@ -97,6 +103,7 @@ class Plan:
     may_recompute: bool = False
     fused: bool = False
     scaled: bool = False
+    evaluated: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +153,7 @@ def train(plan: Plan) -> Outcome:
             state = _state_after_a_stop(training, plan.state)
             taken.stop = Stop()
             training = _training(plan, base, rows, ranks, taken)
-            training.restore(ranks.broadcast_object(state))
+            training.restore(state_on_all(state, ranks, CPU.torch_device))
         training.run()
         model = training.adapted.model
         after = evaluate(
@@ -187,6 +194,70 @@ def _of_other_weights(take: Callable[..., None]) -> Callable[..., None]:
         take(layer, *arguments)
 
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a process has of a state that the first one read: all of it as text, how many best weights and start values,
+    the most bytes of an object that was sent, and by how many its resident set grew at most."""
+
+    text: str
+    others: int
+    pickled: int
+    grown: int
+
+
+def hand_out_state(tensors: int, values: int) -> Given:
+    """Give all processes a state with so many large tensors of so many values, and some of all other kinds."""
+    torch.set_num_threads(1)
+    pickled = [0]
+    send = dist.broadcast_object_list
+
+    def watched(objects: list[Any], **options: Any) -> None:
+        pickled.append(len(pickle.dumps(objects)))
+        send(objects, **options)
+
+    with join(CPU.torch_device, WAIT_S) as ranks:
+        state = _some_state(tensors, values) if ranks.is_main else None
+        ranks.barrier()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        before = _resident("VmRSS")
+        with mock.patch.object(dist, "broadcast_object_list", watched):
+            found = state_on_all(state, ranks, CPU.torch_device)
+        grown = _resident("VmHWM") - before
+    text = _text([found.course, found.adapter, found.optimizer, found.scaler])
+    others = len(found.best or {}) + len(found.starts)
+    return Given(text=text, others=others, pickled=max(pickled), grown=grown)
+
+
+def _some_state(tensors: int, values: int) -> State:
+    random = torch.Generator().manual_seed(0)
+    large = {f"large.{number}": torch.randn(values, generator=random) for number in range(tensors)}
+    first = {"step": torch.tensor(3.0), "state1": torch.arange(6, dtype=torch.uint8).view(2, 3), "none": None}
+    second = {"step": 3, "absmax1": torch.randn(4, 2, generator=random).T, "qmap1": torch.ones(3, dtype=torch.bfloat16)}
+    groups = [{"lr": 0.5, "betas": (0.9, 0.999), "params": [0, 1]}]
+    return State(
+        course=Course(step=3, guard=LossGuard()),
+        adapter={**large, "empty": torch.empty(0, 4)},
+        best=dict(large),
+        starts={"one": Start(down=torch.ones(2, 2), up=torch.ones(2, 2), scale=2.0)},
+        optimizer={"state": {0: first, 1: second}, "param_groups": groups},
+        scaler={"scale": 64.0},
+    )
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        data = value.contiguous().view(-1).view(torch.uint8) if value.numel() else value
+        return f"{value.device} {value.dtype} {tuple(value.shape)} {_digest([data])}"
+    if isinstance(value, dict):
+        return str({key: _text(inner) for key, inner in value.items()})
+    return str([_text(inner) for inner in value]) if isinstance(value, list | tuple) else repr(value)
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> str:
@@ -247,6 +318,8 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
         listener=taken,
         stop=taken.stop,
     )
+    if plan.evaluated:
+        training.evaluate = lambda: Evaluation(sums=(plan.evaluated[training.course.step - 1],), tokens=(1,))
     if plan.scaled:
         training.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     return training

@@ -8,7 +8,7 @@ import pytest
 from tests.trainer import rank_programs
 from tests.trainer.conftest import make_config
 from tests.trainer.processes import together
-from tests.trainer.rank_programs import Outcome, Plan
+from tests.trainer.rank_programs import Given, Outcome, Plan
 
 from lora_trainer.contract.config import TrainingConfig
 
@@ -92,6 +92,29 @@ def test_another_number_of_processes_may_go_on(plan: Plan, alone: Outcome, tmp_p
     assert first[0].losses[:2] == pytest.approx(alone.losses[:2], abs=SAME)
     assert then[0].losses == pytest.approx(alone.losses[2:], abs=SAME)
     assert then[0].after == pytest.approx(alone.after, abs=SAME)
+
+
+def test_all_processes_end_with_the_weights_of_the_best_evaluation(plan: Plan) -> None:
+    """Which the first one alone keeps, also in a run that goes on."""
+    patient = dataclasses.replace(CONFIG, eval_steps=1, early_stopping_patience=4)
+    best = dataclasses.replace(plan, config=patient, evaluated=(3.0, 1.0, 2.0, 2.0))
+    last = dataclasses.replace(best, evaluated=(3.0, 1.0, 2.0, 0.5))
+    whole, resumed, other = (outcomes(2, one) for one in (best, dataclasses.replace(best, resume_at=3), last))
+    assert whole[0].adapter == whole[1].adapter == resumed[0].adapter == resumed[1].adapter
+    assert whole[0].adapter != other[0].adapter == other[1].adapter
+
+
+def test_a_state_is_handed_out_bit_for_bit_and_tensor_by_tensor() -> None:
+    """Of 128 MiB no process beside the first needs more than once as much. One pickle would take three times of it, in
+    each of all processes of a node. What only the first process needs, only that one has."""
+    size = 4 * 2**22
+    here, there = together(2, rank_programs.hand_out_state, 8, size // 4)
+    assert isinstance(here, Given), here
+    assert there.text == here.text
+    assert (here.others, there.others) == (9, 0)
+    assert max(here.pickled, there.pickled) < 2**16
+    assert there.grown < 1.5 * 8 * size
+    assert here.grown < size
 
 
 def test_one_process_without_memory_makes_all_repeat_the_step_with_smaller_micro_batches(

@@ -34,6 +34,7 @@ from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.host.view import LiveView
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
+from lora_trainer.model.rope import STEADY
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -332,7 +333,7 @@ def test_rows_that_are_read_encoded_and_evaluated_are_reported(
         samples = load_samples(make_config(), Volumes(claims=workplace.claims), Hub())
         data = encode(samples, encoder)
         loaded = load_model(tiny_base, Quantization.NONE, cpu)
-        budget = evaluation_budget(None, 64)
+        budget = evaluation_budget(None, 64, STEADY)
         evaluate(loaded.model, loaded.head, data.evaluation, cpu, lambda _rows: None, budget=budget)
     last = {activity.what: (activity.done, activity.total) for activity in heard}
     assert list(last) == ["reading rows", "encoding rows", "evaluating rows"]

@@ -3,11 +3,17 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lora_trainer.model.rope import STEADY, Frequencies
 from lora_trainer.training.batches import Budget, micro_batches
 from lora_trainer.training.packs import cut, room, spread
 
 LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=40)
 TOKENS = st.integers(20, 700)
+FREQUENCIES = st.one_of(
+    st.just(STEADY),
+    st.builds(Frequencies, switches=st.lists(st.integers(2, 300), max_size=2).map(lambda at: tuple(sorted(at)))),
+    st.builds(Frequencies, grow=st.integers(2, 300)),
+)
 
 
 def loads(lengths: list[int], batches: list[list[int]]) -> list[int]:
@@ -33,12 +39,13 @@ def test_packs_are_even_and_within_the_budget(lengths: list[int], tokens: int, a
     assert packs == cut(lengths, budget, at_least=at_least)
 
 
-@given(LENGTHS, TOKENS, st.integers(1, 9), st.booleans(), st.booleans())
+@given(LENGTHS, TOKENS, st.integers(1, 9), st.tuples(st.booleans(), st.booleans()), FREQUENCIES)
 def test_processes_share_the_rows_of_a_step(
-    lengths: list[int], tokens: int, processes: int, packed: bool, lockstep: bool
+    lengths: list[int], tokens: int, processes: int, ways: tuple[bool, bool], frequencies: Frequencies
 ) -> None:
     """Every row once, in packs as many on each where layers are collectives, and about as many tokens on each."""
-    budget = Budget(tokens=tokens, longest=max(lengths), packed=packed)
+    packed, lockstep = ways
+    budget = Budget(tokens=tokens, longest=max(lengths), packed=packed, frequencies=frequencies)
     found = spread(lengths, budget, processes, lockstep=lockstep)
     assert sorted(row for each in found for batch in each for row in batch) == list(range(len(lengths)))
     sums = [sum(loads(lengths, each)) for each in found]
@@ -47,6 +54,31 @@ def test_processes_share_the_rows_of_a_step(
     if packed and lockstep:
         assert all(len(each) == min(most, sum(map(len, each))) for each in found)
     assert sum(lengths) <= room(lengths, budget, processes, lockstep=lockstep)
+
+
+@given(LENGTHS, TOKENS, st.integers(0, 20), st.booleans(), FREQUENCIES)
+def test_rows_of_other_frequencies_are_never_together(
+    lengths: list[int], tokens: int, at_least: int, packed: bool, frequencies: Frequencies
+) -> None:
+    """Every row once, within the budget, and no more micro-batches than are made or asked for: a process that has more
+    of them than it makes passes would leave rows out."""
+    budget = Budget(tokens=tokens, longest=max(lengths), packed=packed, frequencies=frequencies)
+    for parts in (cut(lengths, budget, at_least=at_least), micro_batches(lengths, budget)):
+        assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+        assert all(len({frequencies.at(lengths[row]) for row in part}) == 1 for part in parts)
+        padded = [len(part) * max(lengths[row] for row in part) for part in parts]
+        sizes = loads(lengths, parts) if packed else padded
+        assert all(len(part) == 1 or size <= tokens for part, size in zip(parts, sizes, strict=True))
+    assert len(cut(lengths, budget, at_least=at_least)) <= max(at_least, len(cut(lengths, budget)))
+
+
+def test_packs_of_other_frequencies_are_shared_out_to_the_fullest() -> None:
+    """Where more are asked for, the rows of 100 take them before those of 10."""
+    lengths = [100] * 4 + [10] * 4
+    budget = Budget(tokens=400, longest=100, packed=True, frequencies=Frequencies(switches=(50,)))
+    assert loads(lengths, cut(lengths, budget)) == [400, 40]
+    assert loads(lengths, cut(lengths, budget, at_least=3)) == [200, 200, 40]
+    assert loads(lengths, cut(lengths, budget, at_least=9)) == [100] * 4 + [10] * 4
 
 
 def test_sixteen_chats_are_two_packs_of_eight() -> None:

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.reports import Reporter
 from lora_trainer.recipe.train import _go_on
 from lora_trainer.training.guards import LossGuard
@@ -16,11 +18,14 @@ def test_only_a_runs_own_early_stop_is_its_end(*, own: bool) -> None:
     """An attempt goes on from its own run's state as it is, and from another run's without that run's end."""
     restored: list[State] = []
     config = SimpleNamespace(early_stopping_patience=None)
-    training: Any = SimpleNamespace(config=config, restore=lambda state, **_: restored.append(state))
+    device = SimpleNamespace(torch_device=torch.device("cpu"))
+    training: Any = SimpleNamespace(
+        config=config, ranks=Ranks(), device=device, restore=lambda state, **_: restored.append(state)
+    )
     nothing: dict[str, Any] = {"log_start": lambda **_: None, "warn_of_changes": lambda *_: None}
-    saved: Any = SimpleNamespace(own=own, progress=lambda **_: {}, **nothing)
     record: Any = SimpleNamespace(resolved=None, versions={})
     course = Course(guard=LossGuard(), step=4, stopped_early=True)
     state = State(course=course, adapter={}, best=None, starts={}, optimizer={}, scaler={})
-    _go_on(training, saved, state, record, Reporter(None), goes_on=True)
+    saved: Any = SimpleNamespace(own=own, progress=lambda **_: {}, state=lambda: state, **nothing)
+    _go_on(training, saved, record, Reporter(None), goes_on=True)
     assert [found.course.stopped_early for found in restored] == [own]

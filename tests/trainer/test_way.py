@@ -10,6 +10,7 @@ import torch
 from tests.trainer.conftest import make_config
 from tests.trainer.test_sharding import planned
 from tests.trainer.trainings import RESOLVED
+from transformers import LlamaConfig
 
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
@@ -122,7 +123,7 @@ def test_where_one_process_cannot_pack_none_does(
     monkeypatch.setattr(way, "choose_kernels", lambda *_, **more: more["packed"])
     settled: Any = SimpleNamespace(config=make_config(), plan=None)
     data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=None)
-    adapted: Any = SimpleNamespace(model=None)
+    adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
     for ranks, packed in ((Ranks(), True), (Others(), False)):
         found: Any = way.way_of(settled, adapted, data, cpu, ranks, saved=None, goes_on=False)
         assert (found.budget.packed, found.kernels) == (packed, packed)

@@ -7,7 +7,7 @@ must therefore be s (B A - B0 A0), whose rank is at most twice that of the train
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lora_trainer.ranks.collectives import ALONE, Ranks
+from lora_trainer.ranks.tensors import on_all
 
 PREFIX = "base_model.model."
 """Before each name in an adapter's file."""
@@ -37,13 +38,12 @@ def take_directions(
     """Move the main directions of each adapted weight of a fresh PEFT model from the base into the adapter.
 
     They follow from weights and seed of PyTorch. Another machine, or another number of threads, may find others by a
-    rounding, or with the signs of a pair turned. So a run that is resumed hands in those that were `given`, and the
-    processes beside the first take its: the base gets the same values bit for bit, as the same expression is evaluated.
-    A collective where none are given.
+    rounding, or with the signs of a pair turned. So the first process of a run that is resumed hands in those that were
+    `given`, and the processes beside it take its: the base gets the same values bit for bit, as the same expression is
+    evaluated. A collective.
     """
-    if given is None and not ranks.is_main:
-        given = ranks.broadcast_object(given)
-        return take_directions(model, init, given)
+    if not ranks.is_main:
+        return take_directions(model, init, _of_the_first({}, ranks))
     starts: dict[str, Start] = {}
     for name, layer in _layers(model):
         if given is not None:
@@ -57,9 +57,15 @@ def take_directions(
             up=layer.lora_B[_ADAPTER].weight.detach().clone(),
             scale=float(layer.scaling[_ADAPTER]),
         )
-    if given is None:
-        ranks.broadcast_object({name: replace(at, down=at.down.cpu(), up=at.up.cpu()) for name, at in starts.items()})
+    _of_the_first(starts, ranks)
     return starts
+
+
+def _of_the_first(starts: Mapping[str, Start], ranks: Ranks) -> dict[str, Start]:
+    """The start values that the first process has, on all, on the CPU."""
+    parts = {name: (start.down, start.up, start.scale) for name, start in starts.items()}
+    found = on_all(parts, ranks, torch.device("cpu"))
+    return {name: Start(down=down, up=up, scale=scale) for name, (down, up, scale) in found.items()}
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
 from lora_trainer.model.recompute import check_recomputation, recomputable, recompute_activations, recompute_mlps
+from lora_trainer.model.rope import forget_lengths
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import ALONE, Ranks
 
@@ -103,6 +104,7 @@ def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded
     model.config.use_cache = False
     set_training(model, on=False)
     take_any_shape(model)
+    forget_lengths(model)
     return _loaded(model, base, quantization)
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 from lora_trainer.contract.fit.settle import room_bytes
+from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device
 from lora_trainer.model.device_check import check_room
 from lora_trainer.model.loading import Adapted, adapt, load_model
@@ -12,16 +14,16 @@ from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.settling import Settled
-from lora_trainer.training.state import State, trainable
+from lora_trainer.training.state import trainable
 
 log = logging.getLogger(__name__)
 
 
 def adapted_on_all(
-    settled: Settled, base: Base, device: Device, state: State | None, ranks: Ranks, *, linear: int
+    settled: Settled, base: Base, device: Device, starts: Mapping[str, Start] | None, ranks: Ranks, *, linear: int
 ) -> tuple[Adapted, Ranks]:
     """The model with its adapter, the same on all processes, and these in lockstep where they share its weights, of
-    which `linear` are quantized."""
+    which `linear` are quantized. `starts` are those of a checkpoint, on the first process."""
     config, plan = settled.config, settled.plan
     if plan is not None and plan.fits:
         check_room(device.torch_device, device.name, room_bytes(plan))
@@ -42,7 +44,7 @@ def adapted_on_all(
             config.training.seed,
             checkpointing=config.training.activation_checkpointing,
             planned=plan.manner if plan else None,
-            starts=state.starts if state and state.starts else None,
+            starts=starts or None,
             ranks=ranks,
         )
         if mesh:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
 from lora_trainer.model.classes import class_name
+from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.model.options import check_options
@@ -52,7 +53,7 @@ from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.schedule import total_steps
-from lora_trainer.training.state import RunRecord, State
+from lora_trainer.training.state import RunRecord, state_on_all
 from lora_trainer.training.stopping import Stop
 from lora_trainer.training.trend import Interim
 
@@ -110,9 +111,8 @@ def run_training(
         config = settled.config
         ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
         goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
-        state = group.broadcast_object(saved.state() if saved and group.is_main else None)
         learned = saved.learned() if saved and group.is_main else None
-        adapted, ranks = adapted_on_all(settled, base, device, state, group, linear=linear)
+        adapted, ranks = adapted_on_all(settled, base, device, _starts(saved, group), group, linear=linear)
         way = way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
         resolved = _resolved(config, base, data, adapted, device=device, way=way, ranks=ranks)
 
@@ -153,8 +153,8 @@ def run_training(
             interim=evaluation.interim,
             sample=lambda: evaluation.on_the_way(evaluation.interim.every),
         )
-        if saved and state:
-            _go_on(training, saved, state, record, reporter, goes_on=goes_on)
+        if saved:
+            _go_on(training, saved, record, reporter, goes_on=goes_on)
         trained = training.run()
         reporter.phase(Phase.EVALUATING)
         after = evaluation(trained=True)
@@ -162,7 +162,7 @@ def run_training(
         reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
         curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
 
-        resumed = state.course.step if state and goes_on else None
+        resumed = saved.checkpoint.step if saved and goes_on else None
         measured = measured_by(
             trained,
             before,
@@ -182,6 +182,10 @@ def run_training(
             _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise, advice=advice)
 
 
+def _starts(saved: Saved | None, ranks: Ranks) -> Mapping[str, Start] | None:
+    return saved.starts() if saved and ranks.is_main else None
+
+
 def _curves(folder: Path, goes_on: Saved | None) -> MetricsFile:
     curves = metrics_beside(folder)
     curves.begin(goes_on.checkpoint.step if goes_on else 0)
@@ -193,13 +197,14 @@ def _report_data(data: Data, encoder: Encoder, reporter: Reporter) -> None:
     datasets.log_data(data, encoder)
 
 
-def _go_on(
-    training: Training, saved: Saved, state: State, record: RunRecord, reporter: Reporter, *, goes_on: bool
-) -> None:
-    """Begin at a saved step, or with `goes_on` false at step 0 with the saved weights."""
+def _go_on(training: Training, saved: Saved, record: RunRecord, reporter: Reporter, *, goes_on: bool) -> None:
+    """Begin at a saved step, or with `goes_on` false at step 0 with the saved weights. The state is read as late as
+    this, and let go of: in main memory it takes as much as the training holds on its device."""
     saved.log_start(goes_on=goes_on)
     saved.warn_of_changes(record.resolved, record.versions)
     patient = training.config.early_stopping_patience is not None
+    ranks = training.ranks
+    state = state_on_all(saved.state() if ranks.is_main else None, ranks, training.device.torch_device)
     training.restore(state if saved.own else state.taken_over(patient=patient), weights_only=not goes_on)
     reporter.progress(**saved.progress(goes_on=goes_on))
 
@@ -284,7 +289,7 @@ def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:
     """Packed as the training is. INT8 finds outliers over a whole batch: only in the very batches of the verification,
     which pads, do the same weights give the same loss."""
     packed = training.packed and config.quantization is not Quantization.INT8
-    return evaluation_budget(config.training.micro_batch_size, training.longest, packed=packed)
+    return evaluation_budget(config.training.micro_batch_size, training.longest, training.frequencies, packed=packed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

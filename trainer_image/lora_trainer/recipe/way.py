@@ -11,6 +11,7 @@ from lora_trainer.model.attention import Attention, choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_paths import Chosen
 from lora_trainer.model.loading import Adapted
+from lora_trainer.model.rope import frequencies_of
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.recipe.settling import Settled
@@ -55,7 +56,10 @@ def way_of(
         plan=plan,
         kept=saved.budget_tokens if saved and goes_on else None,
     )
+    budget = dataclasses.replace(budget, frequencies=frequencies_of(adapted.model))
     log.info("micro-batches: at most %d tokens", budget.tokens)
+    if budget.frequencies.at(longest) != budget.frequencies.at(1):
+        log.info("rows for whose lengths this model has different rotary frequencies share no micro-batch")
     kernels = choose_kernels(
         config.training.kernels,
         adapted,

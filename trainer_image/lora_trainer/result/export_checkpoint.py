@@ -10,6 +10,7 @@ from lora_trainer.contract.summary import Verification
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
 from lora_trainer.model.device import Device, choose_anywhere
 from lora_trainer.model.loading import Adapted, adapt, load_model
+from lora_trainer.model.rope import frequencies_of
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -91,8 +92,9 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evalua
             "with one of today: use the trainer image that wrote it",
             Reason.RESUME_MISMATCH,
         )
-    budget = evaluation_budget(config.training.micro_batch_size, record.dataset.longest_tokens)
     model, head, examples = adapted.model, adapted.head, rows.examples
+    longest = record.dataset.longest_tokens
+    budget = evaluation_budget(config.training.micro_batch_size, longest, frequencies_of(model))
     after = evaluate(model, head, examples, device, lambda _rows: None, budget=budget)
     return after, measure_noise(model, head, examples, device, lambda _rows: None, first=after, budget=budget)
 

@@ -15,6 +15,7 @@ from lora_trainer.data.store import Examples
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, load_model
+from lora_trainer.model.rope import frequencies_of
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.training.batches import evaluation_budget
@@ -39,7 +40,8 @@ class Bench:
         loaded = load_model(model, Quantization.NONE, self.device)
         if adapt is not None:
             adapt(loaded, self.device)
-        budget = evaluation_budget(manifest.config.training.micro_batch_size, manifest.dataset.longest_tokens)
+        longest, frequencies = manifest.dataset.longest_tokens, frequencies_of(loaded.model)
+        budget = evaluation_budget(manifest.config.training.micro_batch_size, longest, frequencies)
         return evaluate(loaded.model, loaded.head, self.examples, self.device, lambda rows: None, budget=budget).loss
 
     def expected(self, base: Base, adapter: Path, manifest: Manifest) -> float:

@@ -13,6 +13,7 @@ from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device, choose_anywhere, choose_device
 from lora_trainer.model.loading import load_model
+from lora_trainer.model.rope import frequencies_of
 from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, weight_bytes
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
@@ -74,7 +75,8 @@ def _found(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, 
         if mesh:
             place = device
             shard(loaded.model, device, mesh)
-    budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens)
+    frequencies = frequencies_of(loaded.model)
+    budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens, frequencies)
     model, head = loaded.model, loaded.head
     found = evaluate(model, head, examples, place, lambda rows: None, budget=budget, ranks=ranks)
     tokens = int(examples.targets.sum())

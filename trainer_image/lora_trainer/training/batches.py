@@ -1,8 +1,9 @@
 """Which rows go into which optimizer step, and how a step is cut into micro-batches, packed or padded."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import Segments, positions, segments_of
 from lora_trainer.model.device import sent
+from lora_trainer.model.rope import STEADY, Frequencies
 
 IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
 """What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
@@ -26,11 +28,13 @@ class Budget:
     """What a micro-batch may hold: at most `tokens`, padding included. A row that is longer comes alone.
 
     `longest` is the longest row that there is. With `packed` the rows are laid one after the other, without padding.
+    Rows that have other `frequencies` than each other are never together.
     """
 
     tokens: int
     longest: int
     packed: bool = False
+    frequencies: Frequencies = STEADY
 
     @classmethod
     def of(
@@ -151,10 +155,13 @@ def _order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
 def micro_batches(lengths: Sequence[int] | Rows, budget: Budget) -> list[list[int]]:
     """Positions in `lengths`, cut into micro-batches. The largest come first: too little memory shows at once."""
     descending = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return _fill(descending, lengths, budget.tokens) if budget.packed else _cut(descending, lengths, budget.tokens)
+    alike = groupby(descending, key=lambda row: budget.frequencies.at(int(lengths[row])))
+    cut = _fill if budget.packed else _cut
+    batches = [batch for _, rows in alike for batch in cut(rows, lengths, budget.tokens)]
+    return sorted(batches, key=lambda batch: -sum(int(lengths[row]) for row in batch)) if budget.packed else batches
 
 
-def _cut(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
+def _cut(descending: Iterable[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
     """Rows of like length together, so that little is padded."""
     batches: list[list[int]] = []
     for row in descending:
@@ -165,7 +172,7 @@ def _cut(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int) 
     return batches
 
 
-def _fill(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
+def _fill(descending: Iterable[int], lengths: Sequence[int] | Rows, tokens: int) -> list[list[int]]:
     """Best-fit decreasing: each row to the fullest batch that has room for it."""
     batches: list[list[int]] = []
     room: list[tuple[int, int]] = []
@@ -179,7 +186,7 @@ def _fill(descending: Sequence[int], lengths: Sequence[int] | Rows, tokens: int)
             left, batch = max(tokens, length), len(batches)
             batches.append([row])
         insort(room, (left - length, batch))
-    return sorted(batches, key=lambda batch: -sum(int(lengths[row]) for row in batch))
+    return batches
 
 
 def token_budget(device: torch.device) -> int:
@@ -187,7 +194,9 @@ def token_budget(device: torch.device) -> int:
     return CPU_TOKEN_BUDGET if device.type == "cpu" else TOKEN_BUDGET
 
 
-def evaluation_budget(micro_batch_size: int | None, longest: int, *, packed: bool = False) -> Budget:
+def evaluation_budget(
+    micro_batch_size: int | None, longest: int, frequencies: Frequencies, *, packed: bool = False
+) -> Budget:
     """That of an evaluation: no more than a micro-batch of the training where the user limited it to save memory."""
     budget = Budget.of(micro_batch_size, longest, packed=packed)
-    return replace(budget, tokens=min(TOKEN_BUDGET, budget.tokens))
+    return replace(budget, tokens=min(TOKEN_BUDGET, budget.tokens), frequencies=frequencies)

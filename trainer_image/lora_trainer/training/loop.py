@@ -25,6 +25,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, set_training
 from lora_trainer.model.recompute import recompute_activations
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.tensors import on_all
 from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard, check_trained, was_in_range
@@ -59,7 +60,7 @@ MOST_LOSSES = 1000
 @dataclass(slots=True, kw_only=True)
 class Training:
     """A training in progress. `stop` says when to end, `saver` keeps states where there is a place for them; `evaluate`
-    gives the loss of all evaluated rows, `sample` that of the rows of `interim`."""
+    gives the loss of all evaluated rows, `sample` that of the rows of `interim`. Process 0 has the `best` weights."""
 
     adapted: Adapted
     examples: Examples
@@ -188,8 +189,7 @@ class Training:
 
     def _gradients(self, number: int, rows: Rows, targets: int) -> torch.Tensor:
         """Gradients of a step's mean loss per learned token, over all processes; this process's share of that loss."""
-        lengths = self.examples.lengths[rows]
-        mine = [self.examples[row] for row in self.ranks.share(rows.tolist(), lengths.tolist())]
+        mine = [self.examples[row] for row in self.ranks.share(rows.tolist(), self.examples.lengths[rows].tolist())]
         while True:
             seed_step(self.config.seed, number, self.ranks.rank)
             share, trouble = self._attempt(mine, targets)
@@ -343,7 +343,7 @@ class Training:
         best = self.course.best
         if self.ranks.broadcast_object(loss < (float("inf") if best is None else best.loss)):
             self.course = dataclasses.replace(self.course, best=BestSoFar(step=step, loss=loss, waited=0))
-            self.best = copy_of(self.parameters)
+            self.best = copy_of(self.parameters) if self.ranks.is_main else None
         elif best is not None:
             waited = dataclasses.replace(best, waited=best.waited + 1)
             self.course = dataclasses.replace(self.course, best=waited, stopped_early=waited.waited >= patience)
@@ -384,9 +384,9 @@ class Training:
 
     def _finish(self) -> Trained:
         best = self.course.best
-        if best is not None and self.best is not None and best.step != self.course.step:
+        if best is not None and best.step != self.course.step:
             log.info("the best evaluation was after step %d: taking its weights", best.step)
-            put_back(self.parameters, self.best)
+            put_back(self.parameters, on_all(dict(self.best or {}), self.ranks, self.device.torch_device))
         return Trained(
             steps=self.course.step,
             tokens=self.course.tokens,

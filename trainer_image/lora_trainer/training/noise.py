@@ -6,6 +6,7 @@ evaluated once more, in other batches, and a loss has to agree with another with
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def measure_noise(
     They are padded, whether those of `first` were packed or not, and come in batches of half the size.
     """
     few = examples[: _count(examples)]
-    half = Budget(tokens=min(budget.tokens, len(few) * int(few.lengths.max())) // 2, longest=budget.longest)
+    half = replace(budget, tokens=min(budget.tokens, len(few) * int(few.lengths.max())) // 2, packed=False)
     return noise_of(first, evaluate(model, head, few, device, done, budget=half, ranks=ranks))
 
 

@@ -6,7 +6,7 @@ for rounding.
 
 import heapq
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from lora_trainer.ranks.collectives import balance
 from lora_trainer.training.batches import Budget, Rows, micro_batches, step_rows
@@ -48,20 +48,45 @@ def accumulation(lengths: Rows, budget: Budget, effective: int, seed: int, proce
 def cut(lengths: Sequence[int] | Rows, budget: Budget, *, at_least: int = 0) -> Batches:
     """The micro-batches of one process, each within the budget but for a row that is longer and comes alone.
 
-    Packs are as few as best-fit decreasing finds, or `at_least` so many where there are rows for them, and differ by
-    the longest row in them at most. Where rows fill them so far that an even spread overflows one, they are best fit's.
+    Packs are as few as best-fit decreasing finds, or `at_least` so many where there are rows for them. Those of rows
+    that may be together differ by the longest row in them at most. Where rows fill them so far that an even spread
+    overflows one, they are best fit's.
     """
     found = micro_batches(lengths, budget)
     if not budget.packed:
         return found
     alone = [pack for pack in found if sum(int(lengths[row]) for row in pack) > budget.tokens]
-    others = [pack for pack in found if pack not in alone]
-    rows = sorted((row for pack in others for row in pack), key=lambda row: (-int(lengths[row]), row))
-    count = min(max(len(others), at_least - len(alone)), len(rows))
-    even = _evenly(rows, lengths, count)
-    if any(sum(int(lengths[row]) for row in pack) > budget.tokens for pack in even):
-        even = others
+    alike: dict[Hashable, Batches] = {}
+    for pack in found[len(alone) :]:
+        alike.setdefault(budget.frequencies.at(int(lengths[pack[0]])), []).append(pack)
+    counts = _counts(list(alike.values()), lengths, at_least - len(alone))
+    even = [
+        pack
+        for packs, count in zip(alike.values(), counts, strict=True)
+        for pack in _evened(packs, lengths, count, budget.tokens)
+    ]
     return alone + sorted(even, key=lambda pack: -sum(int(lengths[row]) for row in pack))
+
+
+def _counts(alike: Sequence[Batches], lengths: Sequence[int] | Rows, at_least: int) -> list[int]:
+    """How many packs the rows of each of `alike` take: as many as they are, or more, up to one for each row, until all
+    are `at_least` so many. One more goes where packs are the fullest."""
+    counts = [len(packs) for packs in alike]
+    rows = [sum(map(len, packs)) for packs in alike]
+    loads = [sum(int(lengths[row]) for pack in packs for row in pack) for packs in alike]
+    for _ in range(min(at_least, sum(rows)) - sum(counts)):
+        fullest = max(
+            (one for one in range(len(alike)) if counts[one] < rows[one]), key=lambda one: loads[one] / counts[one]
+        )
+        counts[fullest] += 1
+    return counts
+
+
+def _evened(packs: Batches, lengths: Sequence[int] | Rows, count: int, tokens: int) -> Batches:
+    """The rows of some packs in `count` even ones; in these packs where an even one would hold more than `tokens`."""
+    rows = sorted((row for pack in packs for row in pack), key=lambda row: (-int(lengths[row]), row))
+    even = _evenly(rows, lengths, count)
+    return packs if any(sum(int(lengths[row]) for row in pack) > tokens for pack in even) else even
 
 
 def _evenly(descending: Sequence[int], lengths: Sequence[int] | Rows, count: int) -> Batches:

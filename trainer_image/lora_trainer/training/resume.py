@@ -13,13 +13,14 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError
+from lora_trainer.model.convert import Start
 from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity, difference, encoded_alike, same_course, weights_difference
-from lora_trainer.training.state import RunRecord, State, read_learned_rows, read_record, read_state
+from lora_trainer.training.state import RunRecord, State, read_learned_rows, read_record, read_starts, read_state
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,10 @@ class Saved:
         """The training rows of its run and of those that it went on from; None where it does not say. Raises
         `CheckpointError`."""
         return read_learned_rows(self.checkpoint.folder)
+
+    def starts(self) -> Mapping[str, Start]:
+        """The start values that PiSSA and OLoRA took out of the base model. Raises `CheckpointError`."""
+        return read_starts(self.checkpoint.folder)
 
     def state(self) -> State:
         """The state itself. Raises `CheckpointError`."""

@@ -24,6 +24,8 @@ from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError, one_sentence
 from lora_trainer.model.convert import Start
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.tensors import on_all
 from lora_trainer.training.checkpoint import RUN_FILE, Write
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
@@ -176,6 +178,25 @@ def read_state(folder: Path) -> State:
     return State(
         course=course, adapter=adapter, best=best, starts=starts, optimizer=rest["optimizer"], scaler=rest["scaler"]
     )
+
+
+def read_starts(folder: Path) -> dict[str, Start]:
+    """The start values alone that a checkpoint's state has. Raises `CheckpointError`."""
+    try:
+        return _starts(safetensors.torch.load_file(folder / _STARTS))
+    except Exception as error:  # as above
+        raise _unreadable(folder, error) from error
+
+
+def state_on_all(state: State | None, ranks: Ranks, device: torch.device) -> State:
+    """The first process's state, on all; the others pass None. What these get is on `device`, where they take it from,
+    and has neither the best weights, which the first one keeps for all, nor the start values, which they have."""
+    whole = None if state is None else (state.course, dict(state.adapter), dict(state.optimizer), dict(state.scaler))
+    parts: Any = on_all(whole, ranks, device)
+    if state is not None:
+        return state
+    course, adapter, optimizer, scaler = parts
+    return State(course=course, adapter=adapter, best=None, starts={}, optimizer=optimizer, scaler=scaler)
 
 
 def read_learned_rows(folder: Path) -> RowSketch | None:

@@ -65,7 +65,7 @@ def main_memory(shape: Shape, adapter: Adapter, setting: Setting, *, processes: 
     """Bytes of the pod's main memory, without the cache of its files, which the kernel gives back.
 
     Beside a GPU these are libraries and CUDA's own for each of the pod's `processes`, and a checkpoint's copy of the
-    adapter and its state.
+    adapter and its state, which the first of them has alone, where it writes one and where it goes on from one.
     """
     if setting.cpu:
         return gpu_memory(shape, adapter, setting).total
