@@ -126,7 +126,7 @@ ROWS = (
                 key="mount",
                 when="on its node",
                 conditions={"PodsReady": ("False", Reason.VOLUME_NOT_READY)},
-                says=("{sentence}", "kubectl describe pvc"),
+                says=("{sentence}", "{remedy}"),
                 event=("Warning", Reason.VOLUME_NOT_READY),
             ),
         ),

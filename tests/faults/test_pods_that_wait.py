@@ -189,27 +189,29 @@ def test_a_claim_that_is_not_bound_is_named(stage: Stage, faults: Proofs) -> Non
 
 @pytest.mark.fault("B16.mount", "B16.begins")
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "said", "remedy"),
     [
         (
             "FailedAttachVolume",
             'Multi-Attach error for volume "pvc-6a" Volume is already used by pod(s) tone-abcde-1-0-x7k2p',
+            "a claim of its own",
         ),
         (
             "FailedMount",
             'MountVolume.SetUp failed for volume "pvc-6a" : mount failed: exit status 32: access denied by server',
+            "kubectl describe pvc",
         ),
     ],
 )
 def test_a_volume_that_cannot_be_attached_or_mounted_is_reported_in_the_nodes_words(
-    shared: Stage, faults: Proofs, event: str, said: str
+    shared: Stage, faults: Proofs, event: str, said: str, remedy: str
 ) -> None:
     """The Event's sentence is in the condition; once the volume is free, the same pod starts."""
     run = begin(shared, f"b16-{event.lower()}")
     pod = run.pod()
     shared.wait_pod_state(pod, "ContainerCreating", "")
     post_event(shared, pod, event, said)
-    faults.saw("B16.mount", run, sentence=said)
+    faults.saw("B16.mount", run, sentence=said, remedy=remedy)
     faults.kept("B16.begins", faults.remember(run))
 
 
