@@ -120,12 +120,12 @@ def _whole_fleet(kubeconfig: Path, questions: float, finished: int, active: int,
         cpu = 100 * (last.cpu_s - first.cpu_s) / rest_s
         stated = f"{operator.writes() - start:.0f} writes, {cpu:.2f} % of a core, {reads:.0f} requests"
         yield Row(
-            what=f"at rest for {rest_s:.0f} s, {total}",
+            what=f"idle for {rest_s:.0f} s, {total}",
             wanted="0 writes, <= 1 % of a core",
             measured=stated,
             busy=share,
         )
-        stated = f"{last.resident_bytes / MIB:.0f} MiB at rest, {last.peak_bytes / MIB:.0f} MiB at most"
+        stated = f"{last.resident_bytes / MIB:.0f} MiB idle, {last.peak_bytes / MIB:.0f} MiB at most"
         yield Row(what=f"memory with {total}", wanted="<= 200 MiB", measured=stated, busy=share)
         yield _scraped(operator, total, "<= 1.22 s, <= 220 MiB")
 

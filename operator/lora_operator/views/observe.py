@@ -4,6 +4,7 @@ What is read of one is bounded, however long the texts and lists are that somebo
 """
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -73,7 +74,7 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         queue=_text(_map(metadata, "labels"), names.QUEUE_LABEL),
         retries_before=_number_in(metadata, names.RETRIES_ANNOTATION),
         succeeded=_integer(status, "succeeded") or 0,
-        labels={key: _text(_map(metadata, "labels"), key) for key in (names.MANAGED_BY_LABEL, names.UID_LABEL)},
+        labels={key: _word(_map(metadata, "labels"), key) for key in (names.MANAGED_BY_LABEL, names.UID_LABEL)},
         relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
     )
@@ -114,10 +115,10 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
         job_uid=owner.get("uid", "") if owner.get("kind") == "Job" and _is_counted(metadata, stage) else "",
-        phase=_text(status, "phase"),
-        reason=_text(status, "reason"),
+        phase=_word(status, "phase"),
+        reason=_word(status, "reason"),
         message=_text(status, "message"),
-        node=_text(spec, "nodeName"),
+        node=_word(spec, "nodeName"),
         ip=_text(status, "podIP"),
         created_at=_time(metadata, "creationTimestamp") or _NEVER,
         deleting=metadata.get("deletionTimestamp") is not None,
@@ -175,10 +176,10 @@ def _wants_gpu_labels(spec: Mapping[str, Any]) -> bool:
 def _conditions(status: Mapping[str, Any]) -> tuple[ConditionView, ...]:
     return tuple(
         ConditionView(
-            type=_text(item, "type"),
-            status=_text(item, "status"),
-            reason=_text(item, "reason"),
-            message=_text(item, "message"),
+            type=_word(item, "type"),
+            status=_word(item, "status"),
+            reason=_word(item, "reason"),
+            message=_word(item, "message"),
             since=_time(item, "lastTransitionTime"),
         )
         for item in _maps(status, "conditions")
@@ -195,7 +196,7 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
                 waiting_message=_text(waiting, "message"),
                 running="running" in state,
                 exit_code=_integer(ended, "exitCode"),
-                termination_reason=_text(ended, "reason"),
+                termination_reason=_word(ended, "reason"),
                 termination_message=_text(ended, "message"),
                 started_at=_time(ended, "startedAt") or _time(_map(state, "running"), "startedAt"),
                 finished_at=_time(ended, "finishedAt"),
@@ -243,7 +244,7 @@ def _index(metadata: Mapping[str, Any]) -> int:
 
 def _image(spec: Mapping[str, Any]) -> str:
     containers = (item for item in _maps(spec, "containers") if item.get("name") == names.TRAINER_CONTAINER)
-    return next((_text(container, "image") for container in containers), "")
+    return next((_word(container, "image") for container in containers), "")
 
 
 def _map(document: object, key: str) -> Mapping[str, Any]:
@@ -259,6 +260,11 @@ def _maps(document: Mapping[str, Any], key: str) -> Iterable[Mapping[str, Any]]:
 def _text(document: object, key: str) -> str:
     value = document.get(key) if isinstance(document, Mapping) else None
     return value[:LONGEST_TEXT] if isinstance(value, str) else ""
+
+
+def _word(document: object, key: str) -> str:
+    """A text that many objects have: held once, for it would be half of what tens of thousands of them take."""
+    return sys.intern(_text(document, key))
 
 
 def _integer(document: Mapping[str, Any], key: str) -> int | None:
