@@ -116,6 +116,16 @@ def test_each_address_gets_the_keys_that_its_scheme_needs_and_no_other(
     assert references(container(looking(spec))) == ({} if "tracking" in spec else expected)
 
 
+def test_user_and_groups_are_those_of_the_configuration_or_the_platforms() -> None:
+    """0 names none, so that the platform may assign it; root is refused whoever assigns it."""
+    given = {"runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}
+    assert pod_of(rendered({}, CONFIG))["securityContext"].items() >= given.items()
+    assigned = dataclasses.replace(CONFIG, run_as_user=0, run_as_group=0, fs_group=2000)
+    context = pod_of(rendered({}, assigned))["securityContext"]
+    assert {key: context.get(key) for key in given} == {"runAsUser": None, "runAsGroup": None, "fsGroup": 2000}
+    assert context["runAsNonRoot"] is True
+
+
 def test_without_settings_the_environment_names_no_service() -> None:
     """The clients' own defaults hold."""
     assert plain(trainer({})) == ALWAYS | COMPILED
