@@ -22,7 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "hack"))
 
 from localcluster.client import HACK_CLUSTER, local
-from localcluster.settings import DEFAULT_NAME, REGISTRY_PORT
+from localcluster.images import base_image
+from localcluster.settings import DEFAULT_NAME, REGISTRY_PORT, places
 
 EDITED = REPOSITORY / "trainer_image" / "lora_trainer" / "__init__.py"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
@@ -44,6 +45,9 @@ def main() -> None:
     references = local(DEFAULT_NAME).images()
     for name, reference in references.items():
         row(f"{name} image, compressed", f"{compressed_bytes(reference) / 1e6:.1f} MB")
+    name = f"localhost/{references['preflight'].rpartition('/')[2]}"
+    unpacked = unpacked_bytes(name, base_image(), places(DEFAULT_NAME).cache / "images" / "storage")
+    row("preflight image, unpacked, above its base", f"{unpacked / 1e6:.0f} MB")
     row("an edited line of the trainer, built and pushed", f"{edited_line():.1f} s")
     python = str(REPOSITORY / ".venv" / "bin" / "python")
     unit = [python, "-m", "pytest", "-q", "tests/unit", "tests/golden"]
@@ -82,6 +86,27 @@ def compressed_bytes(reference: str) -> int:
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the local registry
         manifest = json.load(answer)
     return sum(int(layer["size"]) for layer in manifest["layers"])
+
+
+def unpacked_bytes(image: str, base: str, storage: Path) -> int:
+    """Bytes of an image's layers above its base's, as a node unpacks them, by Buildah's `storage` of both."""
+    # A registry has them packed by zstd, which Python does not unpack.
+    images = json.loads((storage / "overlay-images" / "images.json").read_text(encoding="utf-8"))
+    layers = json.loads((storage / "overlay-layers" / "layers.json").read_text(encoding="utf-8"))
+    by_id = {layer["id"]: layer for layer in layers}
+
+    def stack(name: str) -> dict[str, int]:
+        found = next((one["layer"] for one in images if name in one.get("names", ())), None)
+        if found is None:
+            sys.exit(f"{name} is not in Buildah's storage {storage}: run hack/cluster images, which builds it")
+        sizes = {}
+        while found is not None:
+            sizes[found] = by_id[found]["diff-size"]
+            found = by_id[found].get("parent")
+        return sizes
+
+    below = stack(base)
+    return sum(size for layer, size in stack(image).items() if layer not in below)
 
 
 def edited_line() -> float:

@@ -9,7 +9,7 @@ Exit code: 0 where nothing failed and something passed, else 1.
 """
 
 import argparse
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Timer
@@ -29,10 +29,13 @@ from benchmarks.acceptance.findings import Finding, State, from_json, line, reco
 
 from lora_trainer.host.child import stage_environment
 
-PARTS = ("device", "attention", "kernels", "quantized", "adapters", "shortage", "resume", "groups", "fit", "speed")
+PARTS = (
+    *("device", "attention", "kernels", "quantized", "adapters", "shortage", "resume", "groups"),
+    *("fit", "speed", "rival"),
+)
 """In this order; each is a file in `benchmarks/acceptance`."""
-_TO_SPEED = 0.5
-"""The share of all time by which the fit has to end: what follows is the speed."""
+_ENDS = {"fit": 0.5, "speed": 0.7}
+"""The share of all time by which a part has to end for those that follow it."""
 _DEVICE = "its device"
 """The check that fails where there is no device to check."""
 _GRACE_S = 30.0
@@ -76,13 +79,14 @@ def in_process(part: str, kind: str, *, tiny: bool, seconds: float) -> Iterator[
 
         timer = Timer(seconds + _GRACE_S, stop)
         timer.start()
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             yield from filter(None, map(from_json, process.stdout))
             code = process.wait()
         finally:
             timer.cancel()
             process.kill()
+            process.stdout.close()
         if code:
             errors.seek(0)
             last = (errors.read().strip() or "it said nothing").splitlines()[-1]
@@ -90,12 +94,19 @@ def in_process(part: str, kind: str, *, tiny: bool, seconds: float) -> Iterator[
             yield Finding(part=part, check="its process", state=State.FAILED, said=said[:300])
 
 
+def share(part: str, parts: Sequence[str]) -> float:
+    """Of all time, that by which a part has to end. The rival needs none where it is not installed."""
+    after = [*parts[parts.index(part) + 1 :]]
+    if after == ["rival"] and importlib.util.find_spec("trl") is None:
+        return 1.0
+    return _ENDS.get(part, 1.0) if after else 1.0
+
+
 def accept(parts: list[str], kind: str, *, tiny: bool, minutes: float) -> Iterator[Finding]:
     """All parts, one after the other, within so many minutes."""
     started = time.monotonic()
     for part in parts:
-        share = _TO_SPEED if part == "fit" and "speed" in parts else 1.0
-        left = started + share * 60 * minutes - time.monotonic()
+        left = started + share(part, parts) * 60 * minutes - time.monotonic()
         if left <= 0:
             yield Finding(part=part, check="all", state=State.NOT_RUN, said="no time is left: raise --minutes")
         else:

@@ -78,8 +78,9 @@ def measured(config: Mapping[str, Any], how: Step, device: Device) -> tuple[floa
     device.give_back()
     try:
         adapted, packs = _adapted(config, how, device)
-        step = stepper(adapted, sum(how.rows), device, packs=packs)
-        # What is quantized was whole on the GPU before: the largest of all, and no part of a training.
+        # In a step of one micro-batch gradients come only as what the forward pass kept goes.
+        step = stepper(adapted, sum(how.rows), device, packs=packs, micro_batches=2)
+        # What making the model took for a moment is no part of a training.
         gc.collect()
         device.reset_peak_memory()
         for _ in range(3):

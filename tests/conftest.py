@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import subprocess
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 from tests.durations import Durations
+from tests.failures_at_once import FailuresAtOnce
 from tests.faults.recording import RESULTS, FaultRecorder, commit, unasserted
 from tests.scheduling import Scheduling
 
@@ -24,10 +28,41 @@ if TYPE_CHECKING:
 
     from xdist.remote import Producer
 
+_IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+
+# Few examples in an ordinary run, and none that has to be done within a time; `make soak` takes more.
+examples.register_profile(
+    "unit", max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+examples.register_profile("soak", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))
+
 # The name under which this process, and no other that lives, runs a control plane.
 _CONTROL_PLANE = re.compile(r"tests-(\d+)(-[a-z]+)?")
+_SET_BY_PYTEST = "PYTEST_CURRENT_TEST"
 _FAILED = pytest.StashKey[bool]()
 _USED: list[TextIO] = []
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that a test calls logs for the rest of its process, to a stream that pytest closes after the test."""
+    loggers = [logging.getLogger(name) for name in (None, "lora_operator", "lora_trainer", "bitsandbytes")]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
+    yield
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """A command that a test calls sets variables, also for the processes that later tests start."""
+    before = {name: value for name, value in os.environ.items() if name != _SET_BY_PYTEST}
+    yield
+    for name in os.environ.keys() - before.keys() - {_SET_BY_PYTEST}:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +139,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     config.pluginmanager.register(Durations(), "durations-of-folders")
+    if _IS_SOAK:
+        config.pluginmanager.register(FailuresAtOnce(config), "failures-at-once")
     if config.getoption("--record-faults"):
         config.pluginmanager.register(FaultRecorder(RESULTS, commit()), "fault-recorder")
 
@@ -124,7 +161,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave what takes long to the soak."""
-    if os.environ.get("HYPOTHESIS_PROFILE") == "soak":
+    if _IS_SOAK:
         return
     long = [item for item in items if item.get_closest_marker("soak")]
     if long:

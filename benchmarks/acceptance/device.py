@@ -1,6 +1,7 @@
 """The device and what it is given to work with: name, capability, driver, memory, packages, and a compiler."""
 
 import importlib.util
+import inspect
 import sysconfig
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from benchmarks.acceptance.findings import Check, Figure, Outcome, State, judged
 from lora_trainer.model.device_check import driver_version
 
 _PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel")
+_LEAST_TORCH = "2.11"
+"""The first whose attention over packs takes a window."""
+_OF_PACKS = ("scale", "window_size")
+"""What `model.attention` gives it."""
 _EXTENSION = """
 #include <Python.h>
 #include <stdlib.h>
@@ -28,6 +33,7 @@ PyMODINIT_FUNC PyInit_accepted(void) { return PyModule_Create(&module); }
 def checks(bench: Bench) -> Iterator[Check]:
     """All of the part."""
     yield Check(name="packages", run=_packages)
+    yield Check(name="PyTorch", run=_torch)
     yield Check(name="GPU", run=lambda: _gpu(bench))
     yield Check(name="extension by Triton's compiler", run=_extension)
     yield Check(name="Triton kernel", run=lambda: _kernel(bench))
@@ -42,6 +48,23 @@ def _packages() -> Outcome:
             found[name] = "absent"
     found["cuda"] = torch.version.cuda or "none"
     return Outcome(state=State.MEASURED, said=", ".join(f"{k} {v}" for k, v in found.items()), figures=found)
+
+
+def _torch() -> Outcome:
+    """By what its function takes, for builds from source have versions of their own."""
+    taken: set[str] = set()
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - absent in an older one
+    except ImportError:
+        pass
+    else:
+        taken = {*inspect.signature(varlen_attn).parameters}
+    lacking = ", ".join(name for name in _OF_PACKS if name not in taken)
+    said = (
+        f"torch {torch.__version__} is older than {_LEAST_TORCH}: its varlen_attn, which packs need, does not take "
+        f"{lacking}; install torch {_LEAST_TORCH} or later (docs/gpu.md)"
+    )
+    return judged(not lacking, said if lacking else f"{_LEAST_TORCH} or later, as packs need")
 
 
 def _gpu(bench: Bench) -> Outcome:

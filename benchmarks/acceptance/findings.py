@@ -10,7 +10,7 @@ Figures = Mapping[str, Figure]
 
 
 class State(enum.StrEnum):
-    """`MEASURED` are figures that nothing is expected of, `NOT_RUN` what this machine or this call leaves out."""
+    """`MEASURED` are figures that prove no fault, `NOT_RUN` what this machine or this call leaves out."""
 
     PASSED = "passed"
     FAILED = "failed"

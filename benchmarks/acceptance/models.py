@@ -1,7 +1,7 @@
 """Models of random weights from configurations, in memory or as files, and rows to train them with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, load_model, set_training
+from lora_trainer.model.quantize import is_4bit
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import Budget
@@ -52,11 +53,13 @@ def adapted_on(
     Quantized on the device: no file, and no copy in main memory.
     """
     kind = str(config["model_type"])
-    model = random_model(kind, {name: value for name, value in config.items() if name != "model_type"}, device)
+    options = {name: value for name, value in config.items() if name != "model_type"}
+    if quantization is Quantization.NONE:
+        model = random_model(kind, options, device)
+    else:
+        model = quantized_model(kind, options, device, quantization)
     model.config.use_cache = False
     head = model.get_output_embeddings()
-    if quantization is not Quantization.NONE:
-        quantize(model, head, device, quantization)
     model.requires_grad_(False)
     base = Base(folder=Path(), name="random", revision="sha256:0", model_type=kind)
     loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
@@ -67,36 +70,60 @@ def adapted_on(
     return adapted, packs
 
 
-def quantize(model: Any, head: Any, device: Device, quantization: Quantization) -> None:
-    """Replace the linear modules by 4-bit ones, as loading a checkpoint does."""
-    import bitsandbytes  # noqa: PLC0415 - takes seconds to import
+def quantized_model(kind: str, options: Mapping[str, Any], device: Device, quantization: Quantization) -> Any:
+    """The same with its linear modules in 4 bits. One of them at a time is in 16 bits on the device, as where a
+    checkpoint is loaded: GPUs that have no room for the whole model train it in 4."""
+    model = random_model(kind, options, replace(device, torch_device=torch.device("meta")))
+    _quantize(model, device, quantization)
+    for module in model.modules():
+        if not is_4bit(module):
+            module.to_empty(device=device.torch_device, recurse=False)
+    # First, so that a tied head is no second random matrix.
+    model.tie_weights()
+    model.initialize_weights()
+    return model
 
-    library: Any = bitsandbytes
-    kind = quantization.value.lower()
+
+def _quantize(model: Any, device: Device, quantization: Quantization) -> None:
+    """Replace the linear modules, which are without weights, by 4-bit ones with random weights."""
+    kind, spread = quantization.value.lower(), float(model.config.initializer_range)
+    head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not head:
-                small = library.nn.Linear4bit(
-                    child.in_features,
-                    child.out_features,
-                    bias=child.bias is not None,
-                    compute_dtype=device.dtype,
-                    compress_statistics=True,
-                    quant_type=kind,
-                    device="meta",
-                )
-                small.weight = library.nn.Params4bit(
-                    child.weight.data, requires_grad=False, compress_statistics=True, quant_type=kind
-                ).to(device.torch_device)
-                small.bias = child.bias
-                setattr(parent, name, small)
+                setattr(parent, name, _in_4_bits(child, device, kind, spread))
     # By this PEFT knows which of its modules to wrap them in; the fused adapter takes no other.
     vars(model)["is_loaded_in_4bit"] = True
 
 
+def _in_4_bits(module: nn.Linear, device: Device, kind: str, spread: float) -> nn.Module:
+    import bitsandbytes  # noqa: PLC0415 - takes seconds to import
+
+    library: Any = bitsandbytes
+    small = library.nn.Linear4bit(
+        module.in_features,
+        module.out_features,
+        bias=module.bias is not None,
+        compute_dtype=device.dtype,
+        compress_statistics=True,
+        quant_type=kind,
+        device="meta",
+    )
+    weight = torch.empty_like(module.weight, device=device.torch_device, requires_grad=False).normal_(std=spread)
+    packed = library.nn.Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type=kind)
+    small.weight = packed.to(device.torch_device)
+    if module.bias is not None:
+        small.bias = nn.Parameter(torch.zeros_like(module.bias, device=device.torch_device), requires_grad=False)
+    # Else Transformers would initialize the packed bytes.
+    small._is_hf_initialized = True
+    found: nn.Module = small
+    return found
+
+
 def random_base(folder: Path, kind: str, options: Mapping[str, Any], device: Device) -> Base:
     """The same as files, as a run reads them."""
-    random_model(kind, options, device).save_pretrained(folder)
+    # A file at a time is in main memory.
+    random_model(kind, options, device).save_pretrained(folder, max_shard_size="2GB")
     return Base(folder=folder, name="random", revision="sha256:0", model_type=kind)
 
 

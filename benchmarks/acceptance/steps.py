@@ -1,4 +1,4 @@
-"""Optimizer steps as the trainer takes them, on one row, to be measured."""
+"""Optimizer steps as the trainer takes them, on a row, to be measured."""
 
 import time
 from collections.abc import Callable
@@ -7,23 +7,33 @@ import torch
 from benchmarks.acceptance.models import one_row
 
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted
+from lora_trainer.model.loading import Adapted, set_input_casts
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.step import run_step
 
 
-def stepper(adapted: Adapted, tokens: int, device: Device, *, packs: bool) -> Callable[[], None]:
-    """An optimizer step over one row, which waits for the device no more than the trainer's own."""
+def stepper(
+    adapted: Adapted, tokens: int, device: Device, *, packs: bool, micro_batches: int = 1
+) -> Callable[[], None]:
+    """An optimizer step over as many micro-batches of one row, which waits for the device no more than the trainer's
+    own. From the second micro-batch on there are gradients beside what a forward pass keeps."""
     row = one_row(tokens, int(adapted.model.config.vocab_size))
     budget = Budget(tokens=tokens, longest=tokens, packed=packs)
     scaler = torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype is torch.float16)
     parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=True)
+    set_input_casts(adapted.model, on=device.dtype is torch.float32)
 
     def step() -> None:
         share = run_step(
-            adapted, [row], targets=row.targets, budget=budget, device=device, scaler=scaler, ranks=Ranks()
+            adapted,
+            [row] * micro_batches,
+            targets=micro_batches * row.targets,
+            budget=budget,
+            device=device,
+            scaler=scaler,
+            ranks=Ranks(),
         )
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)

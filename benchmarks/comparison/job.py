@@ -11,10 +11,11 @@ from benchmarks.comparison.settings import EFFECTIVE, Form, Setting
 RANK, ALPHA, LEARNING_RATE = 16, 32, 5e-4
 IGNORED = -100
 _SPREAD = 0.9
-_WORDS = (
+WORDS = (
     *("the", "captain", "sails", "north", "with", "calm", "wind", "and", "a"),
     *("full", "hold", "while", "her", "crew", "mends", "old", "nets"),
 )
+"""Of the language of `rows`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +77,15 @@ def rows(job: Job, count: int, seed: int) -> list[Row]:
 
     reader: Any = AutoTokenizer
     tokenizer = reader.from_pretrained(job.model)
-    language = np.array([tokenizer(f" {word}")["input_ids"][0] for word in _WORDS])
-    successors = np.random.default_rng(0).integers(0, len(_WORDS), size=(len(_WORDS), 4))
+    language = np.array([tokenizer(f" {word}")["input_ids"][0] for word in WORDS])
+    successors = np.random.default_rng(0).integers(0, len(WORDS), size=(len(WORDS), 4))
     random, mean, found = np.random.default_rng(seed), job.length / 6, []
     for _ in range(count):
         length = job.length
         if job.workload == "short":
             drawn = random.lognormal(np.log(mean) - _SPREAD**2 / 2, _SPREAD)
             length = int(np.clip(drawn, 8, job.length))
-        word, words = int(random.integers(len(_WORDS))), []
+        word, words = int(random.integers(len(WORDS))), []
         for choice in random.integers(0, 4, size=length):
             words.append(word)
             word = int(successors[word, choice])

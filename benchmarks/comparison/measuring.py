@@ -37,6 +37,12 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def let_go(device: Device) -> None:
+    """Free what a training has left: trainers and models hold each other."""
+    gc.collect()
+    device.give_back()
+
+
 @dataclass(slots=True)
 class Clock:
     """Seconds and CPU seconds from the first to the last `stamp`."""

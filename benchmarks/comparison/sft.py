@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from benchmarks.comparison.job import IGNORED, Job, Row, training_rows
-from benchmarks.comparison.measuring import Clock, device_of, peak_mib, result
+from benchmarks.comparison.measuring import Clock, device_of, let_go, peak_mib, result
 from benchmarks.comparison.plain import arguments, callback, new_model, new_tokenizer
 from benchmarks.comparison.settings import EFFECTIVE, MUCH_SLOWER, Form, Setting, Tried, settings
 
@@ -23,10 +23,15 @@ APART = 1e-3
 
 
 def sft(job: Job) -> dict[str, float]:
-    """Train, and measure. The loss is that of a model which TRL has not patched, with the adapter that it trained."""
-    device, model = device_of(job), new_model(job, job.chosen.attention)
+    """Train, and measure; on a GPU after a training of a row, as `plain`. The loss is that of a model which TRL has not
+    patched, with the adapter that it trained."""
+    device, data = device_of(job), training_rows(job)
+    if job.device == "cuda":
+        _warm_up(job, job.chosen, data)
+        let_go(device)
+    model = new_model(job, job.chosen.attention)
     clock = Clock(device.torch_device)
-    with trainer_of(job, job.chosen, model, training_rows(job), clock) as trainer:
+    with trainer_of(job, job.chosen, model, data, clock) as trainer:
         device.reset_peak_memory()
         trainer.train()
     peak = peak_mib(device)
@@ -45,9 +50,13 @@ def sweep(job: Job) -> list[Tried]:
     gpu, found = job.device == "cuda", list[Tried]()
     ligers = (True, False) if gpu and importlib.util.find_spec("liger_kernel") else (False,)
     attentions = ("sdpa", "flash_attention_2") if gpu and importlib.util.find_spec("flash_attn") else ("sdpa",)
-    warm = Setting(form=Form.PADDED, micro=1, accumulation=EFFECTIVE)
-    with trainer_of(job, warm, new_model(job, "sdpa"), data[:1], Clock(device_of(job).torch_device)) as trainer:
-        trainer.train()
+    try:
+        _warm_up(job, Setting(form=Form.PADDED, micro=1, accumulation=EFFECTIVE), data)
+    except RuntimeError as error:
+        # Each setting tells it for itself.
+        if not out_of_memory(error):
+            raise
+    let_go(device_of(job))
     for same in settings(lengths, liger=ligers, attentions=attentions):
         tried: list[Tried] = []
         for setting in same:
@@ -56,6 +65,13 @@ def sweep(job: Job) -> list[Tried]:
                 break
         found += tried
     return found
+
+
+def _warm_up(job: Job, setting: Setting, data: list[Row]) -> None:
+    """Train a model that is of no use afterwards on the first row."""
+    model, clock = new_model(job, setting.attention), Clock(device_of(job).torch_device)
+    with trainer_of(job, setting, model, data[:1], clock) as trainer:
+        trainer.train()
 
 
 def _try(job: Job, setting: Setting, data: list[Row]) -> Tried:

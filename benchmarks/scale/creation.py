@@ -12,7 +12,8 @@ from localcluster.api import Api
 CONNECTIONS = 8
 # A control plane of some seconds compiles rules and fills caches at its first objects: so many go before.
 WARM_UP = 60
-_TIMEOUT_S = 300.0
+# A thousand preflights take five minutes; the rest is for a slower machine.
+_TIMEOUT_S = 1200.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,31 @@ def creation(rate: float | None, count: int, wanted: str) -> Row:
         )
 
 
+def preflights(count: int) -> Iterator[Row]:
+    """(h) Creations of runs with a preflight that passes as soon as it has a pod, until each has its training's Job.
+
+    The Job controller makes that pod and counts its end: once at Kubernetes' own rate, and once at a higher one.
+    """
+    for requests_per_second in (None, CONTROLLER_RATE):
+        plane_of = a_control_plane(controller_requests_per_second=requests_per_second)
+        with plane_of as plane, an_operator(plane.kubeconfig) as operator:
+            make_namespaces(plane.api, ["bench", "warm"])
+            create(plane.api, finetunes("warm"), [f"run-{number:05}" for number in range(WARM_UP)], 20)
+            time.sleep(_REST_S)
+            busy, before, asked = Busy(), operator.usage(), operator.requests()
+            with Preflights(plane.api, "bench"):
+                names = [f"run-{number:05}" for number in range(count)]
+                done = create(plane.api, finetunes("bench", looked_at), names, None)
+            after, reads = operator.usage(), operator.requests()["get"] - asked.get("get", 0)
+            yield Row(
+                what=f"apply to the training's Job, {count:,} as fast as the API server takes them, each with a "
+                f"preflight; the controllers' requests: {requests_per_second or '20, the default,'} a second",
+                wanted="",
+                measured=f"{done}; {after.cpu_s - before.cpu_s:.1f} CPU s and {reads:.0f} reads of the operator",
+                busy=busy.share(),
+            )
+
+
 def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
     """(b) A cluster that fills up with finished resources, and then the whole fleet: cold start, memory, rest.
 

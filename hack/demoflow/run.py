@@ -44,7 +44,7 @@ def install_chart(client: "Client", images: "Images", endpoint: str, *flags: str
     values = {
         **_image_values("image", images.operator),
         **_image_values("trainer.image", images.trainer),
-        **(_image_values("preflight.image", images.preflight) if images.preflight else {}),
+        **_image_values("preflight.image", images.preflight or images.trainer),
         "config.hubEndpoint": endpoint,
     }
     marks: tuple[str, ...] = ()

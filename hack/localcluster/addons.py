@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Each chart names others to fetch from the internet that are here installed by themselves, if at all.
 _DEPENDENCIES = re.compile(r"^dependencies:\n(?:[ -].*\n)*", re.MULTILINE)
-_TIMEOUT_S = 180
+_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

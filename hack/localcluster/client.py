@@ -54,7 +54,7 @@ class Client:
         document = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.kubectl("apply", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(document))
 
-    def wait(self, what: str, until: str, *, namespace: str, timeout_s: int = 120) -> None:
+    def wait(self, what: str, until: str, *, namespace: str, timeout_s: int = 600) -> None:
         """`kubectl wait --for=UNTIL WHAT`, for instance `pod/a` and `condition=Ready`. Raises CommandError."""
         command = ("wait", what, f"--for={until}", f"--namespace={namespace}", f"--timeout={timeout_s}s")
         self.kubectl(*command, timeout_s=timeout_s + 30)
@@ -63,7 +63,7 @@ class Client:
         """The kinds that the API server has, as `podmonitors.monitoring.coreos.com`. Raises CommandError."""
         return set(self.kubectl("api-resources", "--output=name").split())
 
-    def define(self, *files: Path, timeout_s: float = 60) -> None:
+    def define(self, *files: Path, timeout_s: float = 300) -> None:
         """Apply definitions, in files of the name GROUP_KINDS.yaml, and wait until the API server serves these kinds.
 
         `kubectl wait` fails on a definition that has no status yet, and Established comes before clients are told of

@@ -47,7 +47,9 @@ _LOCK = (
 _CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/contract")
 _ACCEPTANCE = (
     "benchmarks/acceptance",
+    "benchmarks/comparison",
     "benchmarks/gpu_acceptance.py",
+    "benchmarks/trainer.py",
     *(f"benchmarks/memory{part}.py" for part in ("", "_as_gpu", "_estimate", "_simulation")),
 )
 OPERATOR = Image(

@@ -157,7 +157,7 @@ def wait_for(places: Places, condition: Callable[[], bool], *, what: str, compon
         raise ClusterError(f"{what} after {timeout_s:.0f} s.", log=places.logs / f"{component}.log")
 
 
-def wait_for_control_plane(places: Places, server: Api, *, timeout_s: float = 120) -> None:
+def wait_for_control_plane(places: Places, server: Api, *, timeout_s: float = 300) -> None:
     """Wait for the API server and for the controllers' first visible work, a namespace's service account."""
     wait_for(
         places,

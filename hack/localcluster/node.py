@@ -41,6 +41,10 @@ PROFILE = "full"
 _LONGEST_STATE = 64
 _CNI_PLUGINS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 _CGROUPS = Path("/sys/fs/cgroup")
+# What all pods together may take of a busy machine, as a kubelet has it on a node of its own: as much as a thread on
+# each CPU. Without it they have as much as one thread of the machine's other processes.
+_WEIGHT_OF_CPU = {"cpu.shares": 1024, "cpu.weight": 100}
+_MOST_WEIGHT = 10000
 _NODE_PATH = f"/api/v1/nodes/{settings.NODE_NAME}"
 _INSIDE = components.Ports()
 
@@ -106,7 +110,7 @@ def up(places: Places, console: Console, *, api_port: int, registry_port: int) -
             lambda: node_is_ready(server),
             what=f"Node {settings.NODE_NAME} was not Ready",
             component="kubelet",
-            timeout_s=120,
+            timeout_s=300,
         )
         step.detail(f"node {settings.NODE_NAME} is Ready")
 
@@ -193,7 +197,7 @@ def _import_pause_image(places: Places) -> None:
     def answers() -> bool:
         return subprocess.run([*ctr, "list", "-q"], capture_output=True, check=False).returncode == 0
 
-    lifecycle.wait_for(places, answers, what="containerd did not answer", component="containerd", timeout_s=60)
+    lifecycle.wait_for(places, answers, what="containerd did not answer", component="containerd", timeout_s=300)
     listed = subprocess.run([*ctr, "list", "-q"], capture_output=True, text=True, check=True).stdout
     if pause.IMAGE not in listed.split():
         subprocess.run([*ctr, "import", str(pause.ensure(places.cache))], capture_output=True, check=True)
@@ -241,7 +245,7 @@ def start_forwarder(places: Places, routes: list[Route], name: str) -> None:
     pid = node_pid(places)
     ours = Path("/proc/self/ns/net").readlink()
     # The process exists a moment before it has unshared its namespaces.
-    if not processes.wait_until(lambda: Path(f"/proc/{pid}/ns/net").readlink() != ours, timeout_s=10):
+    if not processes.wait_until(lambda: Path(f"/proc/{pid}/ns/net").readlink() != ours, timeout_s=120):
         raise ClusterError("The node got no network namespace of its own.", log=places.logs / "supervisor.log")
     processes.start_detached(
         [sys.executable, "-m", "localcluster.forwarder", str(pid), *map(str, routes)],
@@ -277,6 +281,9 @@ def _cgroup_folders(places: Places) -> list[Path]:
 def _make_cgroup(places: Places) -> None:
     for folder in _cgroup_folders(places):
         folder.mkdir(exist_ok=True)
+        for name, weight in _WEIGHT_OF_CPU.items():
+            if (folder / name).exists():
+                (folder / name).write_text(str(min(weight * (os.cpu_count() or 1), _MOST_WEIGHT)))
 
 
 def _remove_cgroup(places: Places) -> None:
@@ -284,7 +291,7 @@ def _remove_cgroup(places: Places) -> None:
     for root in _cgroup_folders(places):
         for folder, _, _ in os.walk(root, topdown=False):
             # A cgroup stays busy for a moment after its last process.
-            if not processes.wait_until(partial(_removed, Path(folder)), timeout_s=5):
+            if not processes.wait_until(partial(_removed, Path(folder)), timeout_s=60):
                 raise ClusterError(f"The cgroup {folder} is still in use by a process.")
 
 

@@ -75,7 +75,7 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     temporary.replace(path)
 
 
-def end(process: ProcessId | None, *, timeout_s: float = 20) -> bool:
+def end(process: ProcessId | None, *, timeout_s: float = 120) -> bool:
     """Kill the process if it is still the one that was noted, and wait until it and its children are gone.
 
     The children are those that the kernel kills with it. A PID namespace's first process is gone only
@@ -146,7 +146,7 @@ def start_detached(argv: Sequence[str], *, pid_file: Path, log: Path, environmen
         process = load(pid_file)
         return process if process is not None and process.pid == child.pid else None
 
-    wait_until(lambda: noted() is not None or child.poll() is not None, timeout_s=20)
+    wait_until(lambda: noted() is not None or child.poll() is not None, timeout_s=120)
     process = noted()
     if process is None:
         raise ClusterError(f"{argv[0]} could not be started.", log=log)

@@ -23,7 +23,7 @@ PORTS = {"Prometheus": 9090, "Alertmanager": 9093}
 """Of its Service, and on 127.0.0.1 where nobody else has them."""
 _MANIFESTS = settings.REPOSITORY / "hack" / "monitoring" / "prometheus.yaml"
 _KINDS = ("podmonitors", "servicemonitors", "prometheusrules")
-_TIMEOUT_S = 120
+_TIMEOUT_S = 600
 
 
 def manifests(image: str) -> str:
@@ -64,7 +64,7 @@ def addresses(places: Places) -> dict[str, str]:
             host, number = targets.resolve(f"{NAMESPACE}/service/{NAME}:{port}", server)
             routes.append(Route(local_port=local_port, host=host, port=number))
         node.start_forwarder(places, routes, NAME)
-        processes.wait_until(lambda: not any(map(ports.is_free, free)), timeout_s=10)
+        processes.wait_until(lambda: not any(map(ports.is_free, free)), timeout_s=120)
         processes.write_atomically(noted, " ".join(map(str, free)))
     chosen = noted.read_text().split()
     return {program: f"http://127.0.0.1:{port}" for program, port in zip(PORTS, chosen, strict=True)}

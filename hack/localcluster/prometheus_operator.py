@@ -39,7 +39,7 @@ metadata:
 """
 # Of the Prometheus Operator, which makes a StatefulSet of each.
 _KINDS = ("prometheuses", "prometheusagents", "alertmanagers", "thanosrulers")
-_TIMEOUT_S = 120
+_TIMEOUT_S = 600
 
 
 def references() -> list[str]:

@@ -1,9 +1,11 @@
 """The commands `lora` and `kubectl lora`: whatever goes wrong ends in a sentence and a status, never in a traceback."""
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from lora_client.errors import FAILED, INTERRUPTED, ClientError
@@ -14,6 +16,7 @@ _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sign
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the process's exit status."""
+    _read_and_write_utf8()
     before = {number: signal.signal(number, _end) for number in _ENDS}
     try:
         from lora_client.commands import run_command  # noqa: PLC0415 - Ctrl-C may come while it is imported
@@ -46,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code
+
+
+def _read_and_write_utf8() -> None:
+    """Through pipes and files, for which Windows has its ANSI code page; a terminal keeps what it shows."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # A program without a console has None, and a test what it likes.
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            with suppress(io.UnsupportedOperation):  # who calls main() has read some of it
+                stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

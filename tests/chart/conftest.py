@@ -1,6 +1,6 @@
 """Helm 3 and 4, and the chart rendered by them.
 
-A module whose tests need to run under both says so by `HELMS`: what a test reads of a rendering alone is the same under
+A test that needs to run under both is marked `helms(3, 4)`: what a test reads of a rendering alone is the same under
 either, as test_matrix.py finds.
 """
 
@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.chart.helms import Helm, built
+from tests.chart.helms import RELEASES, Helm, built
 from tests.chart.objects import Manifest, parsed
 from tests.chart.target import Target, make_target
 
-from localcluster import tools
 from localcluster.client import Client
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test of the chart under Helm 3, or under each Helm that its module names."""
+    """Run a test of the chart under Helm 3, or under each Helm that its mark names."""
     if "helm" in metafunc.fixturenames:
-        helms = getattr(metafunc.module, "HELMS", (tools.HELM,))
-        metafunc.parametrize("helm", helms, indirect=True, scope="session", ids=lambda tool: tool.name)
+        mark = metafunc.definition.get_closest_marker("helms")
+        chosen = [RELEASES[number] for number in (mark.args if mark else (3,))]
+        metafunc.parametrize("helm", chosen, indirect=True, scope="session", ids=lambda tool: tool.name)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests.chart.target import CHART
 from localcluster import settings, tools
 from localcluster.console import Console
 
-BOTH = (tools.HELM, tools.HELM4)
+RELEASES = {3: tools.HELM, 4: tools.HELM4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Helm:
 
     def attempt(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self.binary), *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=120
+            [str(self.binary), *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=600
         )
 
     def template(self, values: Mapping[str, Any], *flags: str) -> subprocess.CompletedProcess[str]:

@@ -152,6 +152,16 @@ def _gain(left: set[Pair], chosen: Mapping[int, int], new: tuple[int, int]) -> i
     return sum((min(new, other), max(new, other)) in left for other in chosen.items())
 
 
+def fewest(rows: Sequence[Row]) -> list[Row]:
+    """The first of these rows, some of the others in which each choice occurs, and the first again."""
+    kept = [rows[0]]
+    left = {choice for row in rows for choice in enumerate(row)} - set(enumerate(rows[0]))
+    while left:
+        kept.append(max(rows, key=lambda row: len(left & set(enumerate(row)))))
+        left -= set(enumerate(kept[-1]))
+    return [*kept, rows[0]]
+
+
 SIZES = [len(choices) for choices in SWITCHES.values()]
 ROWS = list(pairwise(SIZES))
 

@@ -1,7 +1,6 @@
 """The operator of a release of the chart, as a process of this machine: its image is run by the end-to-end tests."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import yaml
 from tests.chart.target import RELEASE, Target
 from tests.component.operator_process import OperatorProcess
 from tests.component.stage import REPOSITORY
+from tests.ports import free_port
 
 
 @contextmanager
@@ -20,9 +20,7 @@ def operating(target: Target, folder: Path, *, sources: Path = REPOSITORY) -> It
     settings = yaml.safe_load(
         target.client.get("configmap", RELEASE, f"--namespace={target.system}")["data"]["config.yaml"]
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     file, log = folder / "config.yaml", folder / "operator.log"
     file.write_text(yaml.safe_dump({**settings, "httpPort": port}))
     environment = {

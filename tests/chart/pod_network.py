@@ -27,14 +27,15 @@ while True:
             sys.exit()
         key.fileobj.accept()[0].close()
 """
-# Tries to connect to all at once, since what is dropped costs the whole patience.
+# Tries to connect to all at once, since what is dropped costs the whole patience: some seconds, in which a first packet
+# is sent three times, as on a busy machine the enforcer takes a second for one.
 _CONNECT = """
 import json, socket, sys
 from concurrent.futures import ThreadPoolExecutor
 
 def reaches(target):
     try:
-        socket.create_connection(tuple(target), timeout=2).close()
+        socket.create_connection(tuple(target), timeout=6).close()
     except OSError:
         return False
     return True
@@ -74,7 +75,7 @@ class PodNetwork:
         """Which of these addresses and ports a host can connect to."""
         command = ["ip", "netns", "exec", self._space(source.name), sys.executable, "-c", _CONNECT]
         done = subprocess.run(
-            command, input=json.dumps([*targets]), capture_output=True, text=True, check=True, timeout=60
+            command, input=json.dumps([*targets]), capture_output=True, text=True, check=True, timeout=300
         )
         answers: list[bool] = json.loads(done.stdout)
         return answers
@@ -154,5 +155,5 @@ def _inside(space: str, *command: str) -> None:
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"

@@ -229,7 +229,7 @@ def test_thresholds_and_durations_come_from_the_values(render: Render) -> None:
 
 
 def _other(name: str, number: int) -> Any:
-    return {"for": f"{number}m", "ratio": number / 1000, "ignored": [number]}.get(name, number)
+    return {"for": f"{number}m", "ratio": number / 1000 + 1e-4, "ignored": [number]}.get(name, number)
 
 
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart import helms
 from tests.chart.objects import Render, only, pod_of, pods_of, settings_of
 
 from lora_operator.running.self_check import LEASE_RIGHTS
@@ -14,9 +13,9 @@ from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm/lora-finetune-operator"
-HELMS = helms.BOTH
 
 
+@pytest.mark.helms(3, 4)
 def test_lint_is_clean_when_it_is_strict(helm: Any) -> None:
     """helm lint --strict finds nothing, with the default values."""
     out = helm.run("lint", "--strict", str(CHART))
@@ -182,6 +181,7 @@ def test_a_digest_wins_over_a_tag_and_a_tag_over_the_version(
     assert pod_of(render(image=image))["containers"][0]["image"] == reference
 
 
+@pytest.mark.helms(3, 4)
 @pytest.mark.parametrize("field", ["image", "trainer.image"])
 def test_an_image_without_repository_is_asked_for_by_name(helm: Any, field: str) -> None:
     """Nothing is published, so the chart says which value to set instead of failing to pull."""

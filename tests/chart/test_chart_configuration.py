@@ -4,15 +4,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
-from tests.chart import helms
 from tests.chart.objects import Render, only, pod_of, settings_of
 from tests.chart.target import CHART
 
 from lora_operator.views.config import OperatorConfig, load_config, yaml_name
 from lora_trainer.contract.device_section import GpuSetting
 
-HELMS = helms.BOTH
+VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+DIGEST = f"sha256:{'a' * 64}"
 SMALL_NODES: Any = {"nodeSelector": {"pool": "small"}, "tolerations": [{"key": "team", "operator": "Exists"}]}
 
 
@@ -139,6 +140,30 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         log_level="DEBUG",
         log_format="text",
     )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "preflight", "image"),
+    [
+        (
+            {"repository": "registry.example.com/ml/lora-trainer"},
+            {},
+            f"registry.example.com/ml/lora-preflight:{VERSION}",
+        ),
+        ({"repository": "lora-trainer", "tag": "v1-cuda12"}, {}, "lora-preflight:v1"),
+        ({"repository": "r/lora-trainer", "digest": DIGEST}, {"tag": "v2"}, "r/lora-preflight:v2"),
+        ({"repository": "r/lora-trainer"}, {"repository": "r/lora-trainer"}, f"r/lora-trainer:{VERSION}"),
+        ({"repository": "r/lora-trainer"}, {"repository": "r/small", "digest": DIGEST}, f"r/small@{DIGEST}"),
+        ({"repository": "r/our-lora-trainer"}, {}, ""),
+        ({"repository": "r/lora-trainer/ours"}, {}, ""),
+    ],
+)
+def test_a_preflight_takes_the_small_image_beside_the_trainers(
+    trainer: dict[str, str], preflight: dict[str, str], image: str, render: Render
+) -> None:
+    """Where the trainer's has another name, nobody knows that of the small one: the operator takes the trainer's."""
+    settings = yaml.safe_load(settings_of(render(trainer={"image": trainer}, preflight={"image": preflight})))
+    assert settings["preflightImage"] == image
 
 
 def test_the_earlier_names_of_defaults_are_read_once_more(render: Render, tmp_path: Path) -> None:

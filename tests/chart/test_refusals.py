@@ -3,10 +3,8 @@
 from typing import Any
 
 import pytest
-from tests.chart import helms
 from tests.chart.matrix import MONITOR, NETWORK, POLICIES, RULES
 
-HELMS = helms.BOTH
 CLUSTER = ("--api-versions=apps/v1/Deployment",)
 """What Helm knows of a real cluster: kinds, and none but the built-in ones that are named."""
 
@@ -80,6 +78,7 @@ def test_values_that_contradict_each_other_are_named_with_the_remedy(
     assert sentence in refusal(helm, values)
 
 
+@pytest.mark.helms(3, 4)
 @pytest.mark.parametrize(
     ("values", "api"),
     [

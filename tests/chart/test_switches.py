@@ -236,14 +236,37 @@ NOTES = {
     "apiVersion": "v1",
     "kind": "Secret",
     "metadata": {"name": "notes"},
-    "data": {"next": '{{ include "lora-operator.nextSteps" . | b64enc }}'},
 }
 
 
-def next_steps(render: Render, **values: Any) -> str:
-    """The end of the notes."""
-    secret = only(render(**values, extraObjects=[NOTES]), "Secret")
+def next_steps(render: Render, template: str = "lora-operator.nextSteps", **values: Any) -> str:
+    """The end of the notes, or what another template makes."""
+    notes = {**NOTES, "data": {"next": f'{{{{ include "{template}" . | b64enc }}}}'}}
+    secret = only(render(**values, extraObjects=[notes]), "Secret")
     return base64.b64decode(secret["data"]["next"] or "").decode()
+
+
+HUB_MODEL, CLAIM_MODEL = "hf://HuggingFaceTB/SmolLM2-135M-Instruct", "pvc://models/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "place"),
+    [
+        ({}, HUB_MODEL, "from the Hugging Face Hub:"),
+        ({"hubEndpoint": "https://hub.example"}, HUB_MODEL, "from https://hub.example:"),
+        ({"offline": True}, CLAIM_MODEL, "in its folder SmolLM2-135M-Instruct:"),
+        ({"offline": True, "hubEndpoint": "https://hub.example"}, CLAIM_MODEL, "(config.offline)"),
+    ],
+)
+def test_the_first_run_of_the_notes_takes_its_model_from_where_it_may(
+    render: Render, config: dict[str, Any], model: str, place: str
+) -> None:
+    """A Hub that is not asked at all has none."""
+    notes = next_steps(render, "lora-finetune-operator/templates/NOTES.txt", config=config)
+    assert place in notes.partition("kubectl -n default apply")[0]
+    manifests = notes.partition("<<'YAML'\n")[2].partition("\nYAML\n")[0]
+    *_, run = yaml.safe_load_all(manifests)
+    assert run["spec"]["model"] == {"uri": model}
 
 
 UNBENT: dict[str, Any] = {"podMonitorSelector": {}, "serviceMonitorSelector": {}, "ruleSelector": {}}

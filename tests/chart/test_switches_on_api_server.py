@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.chart import helms
-from tests.chart.matrix import ROWS, merged, values_of
+from tests.chart.matrix import ROWS, fewest, merged, values_of
 from tests.chart.objects import parsed, pods_of
 from tests.chart.operating import operating
 from tests.chart.target import RELEASE, Target
@@ -21,11 +21,12 @@ from tests.component.patience import eventually
 from tests.pages.blocks import block
 from tests.pages.typed import typed
 
+from localcluster import tools
 from localcluster.client import Client, CommandError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HELMS = helms.BOTH
 MONITORING = "monitoring.coreos.com"
+SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 # What a careless template would break, or be broken by.
 CONTACT = 'das "ML"-Team \\ {{ .Values }} <ü>'
 RULES = {
@@ -68,26 +69,37 @@ def definition(kind: str) -> dict[str, Any]:
     }
 
 
-def test_every_two_choices_install_and_follow_each_other(target: Target, prometheus_definitions: None) -> None:
-    """Row after row as upgrades of one release; admission takes the pods of each in a restricted namespace."""
-    client = target.client
-    for row in ROWS:
+@pytest.mark.helms(3, 4)
+def test_every_two_choices_install_and_follow_each_other(
+    target: Target, helm: helms.Helm, prometheus_definitions: None
+) -> None:
+    """Row after row as upgrades of one release; admission takes the pods of each in a restricted namespace.
+
+    Helm 4, which renders the same, applies each choice once, and all rows in the soak.
+    """
+    rows = ROWS if SOAK or helm == helms.built(tools.HELM) else fewest(ROWS)
+    amounts: set[int] = set()
+    for row in rows:
         values = values_of(row)
         if "watch" in values:
             values |= {"watch": {"namespaces": [target.team, target.system]}}
         # Other tests need the definition, which would be deleted with the row after.
-        target.install(values=merged(values, {"crds": {"keep": True}}))
-        manifest = client.helm("get", "manifest", RELEASE, f"--namespace={target.system}")
-        tests = client.helm("get", "hooks", RELEASE, f"--namespace={target.system}")
-        for found in pods_of([*parsed(manifest), *parsed(tests)]):
-            # Its account may be a given one, or come with helm test alone.
-            spec = {**found, "serviceAccountName": "default"}
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
-            client.kubectl(
-                "create", "--dry-run=server", f"--namespace={target.system}", "-f", "-", stdin=json.dumps(pod)
-            )
+        said = target.install("--output=json", values=merged(values, {"crds": {"keep": True}}))
+        release = json.loads(said)
+        rendered = "\n---\n".join([release["manifest"], *(hook["manifest"] for hook in release.get("hooks", ()))])
+        # Its account may be a given one, or come with helm test alone.
+        pods = [{**found, "serviceAccountName": "default"} for found in pods_of(parsed(rendered))]
+        amounts.add(len(pods))
+        probes = [
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"probe-{number}"}, "spec": spec}
+            for number, spec in enumerate(pods)
+        ]
+        listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": probes})
+        target.client.kubectl("create", "--dry-run=server", f"--namespace={target.system}", "-f", "-", stdin=listed)
+    assert amounts == {1, 2}, "the operator's, and helm test's where there is one"
 
 
+@pytest.mark.helms(3, 4)
 def test_a_listed_namespace_that_does_not_exist_is_named(target: Target) -> None:
     """Rather than by a Role that cannot be created, after others were."""
     with pytest.raises(CommandError) as error:
@@ -299,7 +311,7 @@ def verify(
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=600,
             env={**os.environ, "KUBECONFIG": str(kubeconfig)},
         )
         if "(Unauthorized)" not in done.stderr:
@@ -317,31 +329,42 @@ def end(target: Target, pod: Mapping[str, Any], phase: str) -> None:
     )
 
 
-@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.helms(3, 4)
 def test_helm_test_finds_a_whole_installation_whole_and_says_what_is_missing(
-    target: Target, tmp_path: Path, listed: bool
+    target: Target, helm: helms.Helm, tmp_path: Path
 ) -> None:
     """With the account of the test's own; its objects are gone after a success, and the Job stays after a failure."""
-    client, here = target.client, f"--namespace={target.system}"
-    target.install(values={"watch": {"namespaces": [target.team]}} if listed else {})
+    target.install()
     # Helm 4 waits to its end where the Job fails.
-    command = ["helm", "test", RELEASE, here, "--timeout=45s"]
-    with operating(target, tmp_path) as operator:
-        testing = partial(
-            subprocess.Popen,
-            command,
-            env=client.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        with testing() as test:
+    patience = "600s" if helm == helms.built(tools.HELM) else "45s"
+    missing = ("clusterrolebinding", RELEASE)
+    said = by_helm_test(target, tmp_path, without=missing, patience=patience)
+    assert "in the whole cluster: grant its service account these rights, as the chart does" in said
+
+
+def test_helm_test_asks_in_the_listed_namespaces_alone(target: Target, tmp_path: Path) -> None:
+    """And names the one in which a right is missing."""
+    target.install(values={"watch": {"namespaces": [target.team]}})
+    missing = ("rolebinding", RELEASE, f"--namespace={target.team}")
+    said = by_helm_test(target, tmp_path, without=missing, patience="600s")
+    assert f"in namespace {target.team}: grant its service account these rights, as the chart does" in said
+
+
+def by_helm_test(target: Target, folder: Path, *, without: Sequence[str], patience: str) -> str:
+    """What its pod says once this binding is gone, after `helm test` has found the installation whole with it."""
+    client, here = target.client, f"--namespace={target.system}"
+    command = ["helm", "test", RELEASE, here]
+    testing = partial(
+        subprocess.Popen, env=client.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with operating(target, folder) as operator:
+        with testing([*command, "--timeout=600s"]) as test:
             pod = pod_of_test(target)
-            done = verify(target, pod, operator, tmp_path)
+            done = verify(target, pod, operator, folder)
             assert (done.returncode, done.stderr) == (0, "")
             assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["ok"] * 3
             end(target, pod, "Succeeded")
-            said, _ = test.communicate(timeout=120)
+            said, _ = test.communicate(timeout=630)
             assert test.returncode == 0, said
         left = client.get(
             "jobs,configmaps,serviceaccounts,roles,rolebindings", here, "--selector=app.kubernetes.io/component=test"
@@ -349,20 +372,17 @@ def test_helm_test_finds_a_whole_installation_whole_and_says_what_is_missing(
         assert left["items"] == []
         assert client.get("lft", here)["items"] == []
 
-        kind, place = (
-            ("rolebinding", f"--namespace={target.team}") if listed else ("clusterrolebinding", "--namespace=")
-        )
-        client.kubectl("delete", kind, RELEASE, place)
-        with testing() as test:
+        client.kubectl("delete", *without)
+        with testing([*command, f"--timeout={patience}"]) as test:
             pod = pod_of_test(target, other_than=pod["metadata"]["uid"])
-            done = verify(target, pod, operator, tmp_path)
-            where = f"in namespace {target.team}" if listed else "in the whole cluster"
+            done = verify(target, pod, operator, folder)
             assert done.returncode == 1
             assert done.stderr.startswith("lora-operator: The operator may not get lorafinetunes.lora-operator.io")
-            assert f"{where}: grant its service account these rights, as the chart does" in done.stderr
             end(target, pod, "Failed")
-            said, _ = test.communicate(timeout=120)
+            said, _ = test.communicate(timeout=630)
             assert test.returncode != 0, said
-    job = client.get("job", f"{RELEASE}-test", here)
-    assert job["status"]["failed"] == 1
+    # The Job controller hears of the pod's end by itself, and Helm may have given up before.
+    job = ("job", f"{RELEASE}-test", here)
+    assert eventually(lambda: client.get(*job).get("status", {}).get("failed"), "the Job has failed") == 1
     client.kubectl("delete", "job", f"{RELEASE}-test", here, "--cascade=foreground")
+    return done.stderr

@@ -1,15 +1,14 @@
 """A run through the chart's upgrade from an earlier release, the way back, and the removal, on a real API server."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.chart import helms
 from tests.chart.operating import operating
 from tests.chart.target import CHART, RELEASE, Target
-from tests.component.documents import succeeded
+from tests.component.documents import finetune, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage, make_stage
 from tests.conftest import own_control_plane
@@ -19,9 +18,9 @@ from tests.faults.one_run import Run, begin
 from localcluster.client import Client
 
 DEFINITION = "crd/lorafinetunes.lora-operator.io"
-HELMS = helms.BOTH
 # What the definition has got since, in the spec and in the status.
 ADDED = {"spec": "preflight", "status": "stateSince"}
+WAYS = ("upgrade", "rollback", "upgrade")
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +42,38 @@ def served(target: Target) -> bool:
     return "lorafinetunes" in names
 
 
+@pytest.fixture
+def earlier(target: Target, tmp_path: Path) -> Path:
+    """The sources of an earlier release, which is installed."""
+    sources = take_from_history(tmp_path / "earlier").sources
+    target.client.kubectl("delete", DEFINITION, "--ignore-not-found")
+    target.install(chart=sources / CHART.relative_to(REPOSITORY))
+    eventually(lambda: served(target), "the API server serves the kind")
+    assert known(target) == set()
+    return sources
+
+
+def go(target: Target, way: str) -> bool:
+    """Upgrade, or roll back to the earlier release; whether the definition is the present one then, as it must be."""
+    if way == "upgrade":
+        target.install()
+    else:
+        target.client.helm("rollback", RELEASE, "1", f"--namespace={target.system}")
+    assert known(target) == (set(ADDED) if way == "upgrade" else set())
+    return way == "upgrade"
+
+
+def remove(target: Target) -> None:
+    """Helm says that it keeps the definition, and does."""
+    said = target.client.helm("uninstall", RELEASE, f"--namespace={target.system}")
+    assert "[CustomResourceDefinition] lorafinetunes.lora-operator.io" in said
+    assert known(target) == set(ADDED)
+
+
 def test_a_run_goes_on_through_upgrade_rollback_and_upgrade_and_stays_after_the_removal(
-    target: Target, tmp_path: Path
+    target: Target, earlier: Path, tmp_path: Path
 ) -> None:
     """The same Job and pod throughout; whichever operator works writes the status; nothing of the user is removed."""
-    client, here = target.client, f"--namespace={target.system}"
-    earlier = take_from_history(tmp_path / "earlier").sources
-    client.kubectl("delete", DEFINITION, "--ignore-not-found")
 
     @contextmanager
     def works(stage: Stage, sources: Path) -> Iterator[None]:
@@ -60,36 +84,41 @@ def test_a_run_goes_on_through_upgrade_rollback_and_upgrade_and_stays_after_the_
             yield
             assert operator.stop() == 0
 
-    target.install(chart=earlier / CHART.relative_to(REPOSITORY))
-    eventually(lambda: served(target), "the API server serves the kind")
-    assert known(target) == set()
-    ways: tuple[Callable[[], str], ...] = (
-        target.install,
-        lambda: client.helm("rollback", RELEASE, "1", here),
-        target.install,
-    )
-    with make_stage(client, target.team, tmp_path) as stage:
+    with make_stage(target.client, target.team, tmp_path) as stage:
         with works(stage, earlier):
             run = begin(stage, "tone", quantization="None")
             pod = run.running_pod()
             job = run.job()
-        for number, way in enumerate(ways):
-            way()
-            present = number % 2 == 0
-            assert known(target) == (set(ADDED) if present else set())
+        for number, way in enumerate(WAYS, 1):
+            present = go(target, way)
             with works(stage, REPOSITORY if present else earlier):
                 run.be_looked_at()
                 assert children(run) == ([job["metadata"]["uid"]], [pod["metadata"]["uid"]])
-                if number == len(ways) - 1:
+                if number == len(WAYS):
                     stage.end_pod(pod, 0, succeeded())
                     run.wait("Complete", "True", "Succeeded")
                     assert run.status["stateSince"]
         ended = stage.finetune("tone")
-        said = client.helm("uninstall", RELEASE, here)
-        assert "[CustomResourceDefinition] lorafinetunes.lora-operator.io" in said
-        assert known(target) == set(ADDED)
+        remove(target)
         assert stage.finetune("tone") == ended
         assert children(run) == ([job["metadata"]["uid"]], [pod["metadata"]["uid"]])
+
+
+@pytest.mark.helms(4)
+def test_helm_4_changes_the_definition_as_helm_3_does_and_leaves_the_run(target: Target, earlier: Path) -> None:
+    """What an operator makes of it is the same."""
+    assert earlier.is_dir()
+    document = finetune("tone")
+    del document["spec"]["preflight"]  # which that release does not know
+    target.client.apply(document, namespace=target.team)
+    run = ("lft", "tone", f"--namespace={target.team}")
+    before = found = target.client.get(*run)
+    for way in WAYS:
+        go(target, way)
+        found = target.client.get(*run)
+        assert found["metadata"]["uid"] == before["metadata"]["uid"]
+    remove(target)
+    assert target.client.get(*run) == found
 
 
 def children(run: Run) -> tuple[list[str], list[str]]:

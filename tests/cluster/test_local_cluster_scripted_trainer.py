@@ -115,7 +115,7 @@ def test_a_script_can_report_progress_until_it_is_told_to_go_on(
         except CommandError:
             return False
 
-    assert processes.wait_until(reported, timeout_s=60)
+    assert processes.wait_until(reported, timeout_s=600)
     cluster.kubectl("exec", "trainer", f"--namespace={namespace}", "--", "touch", "/tmp/go")  # noqa: S108
     assert _end(cluster, namespace, "Failed")["exitCode"] == 1
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from tests.component.patience import eventually
+from tests.component.patience import DEADLINE_S, eventually
 from tests.component.stage import REPOSITORY, Stage
 from tests.faults.proxy import FaultProxy
 
@@ -30,7 +30,7 @@ def install_roles(control_plane: Client) -> None:
     helm = tools.ensure(tools.HELM, settings.cache_directory(), Console()) / "helm"
     command = [str(helm), "template", "lora", str(CHART), "--show-only", "templates/rbac-people.yaml"]
     images = [f"--set={image}.repository=registry.example/{image}" for image in ("image", "trainer.image")]
-    rendered = subprocess.run([*command, *images], capture_output=True, text=True, check=True, timeout=60)
+    rendered = subprocess.run([*command, *images], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
     control_plane.kubectl("apply", "--filename=-", stdin=rendered.stdout)
 
 

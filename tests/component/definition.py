@@ -13,6 +13,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from tests.component.patience import DEADLINE_S
 from tests.component.stage import REPOSITORY
 
 from docgen.schema import load, walk
@@ -82,7 +83,7 @@ def served_definition(cluster: Client) -> Iterator[Api]:
     cluster.kubectl("create", "namespace", api.namespace)
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
     # Its condition Established comes before the server tells clients of the new kind and of its fields.
-    assert wait_until(lambda: _is_explained(cluster), timeout_s=60, interval_s=0.2)
+    assert wait_until(lambda: _is_explained(cluster), timeout_s=DEADLINE_S, interval_s=0.2)
     yield api
     cluster.kubectl("delete", "namespace", api.namespace, "--wait=false")
     connection.close()

@@ -8,7 +8,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.component.patience import eventually
+from tests.component.patience import DEADLINE_S, eventually
+
+# For an answer: one that does not come would read as a metric of 0.
+_ANSWER_S = 30
 
 
 @dataclass(kw_only=True)
@@ -24,7 +27,7 @@ class OperatorProcess:
     def get(self, path: str) -> tuple[int, str]:
         """Ask the operator's own HTTP server; 0 while it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=_ANSWER_S) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -65,9 +68,13 @@ class OperatorProcess:
     def kill(self) -> None:
         """SIGKILL: no goodbye."""
         self.process.kill()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=DEADLINE_S)
+
+    def end_by_itself(self) -> int:
+        """Wait until it has ended; the exit status."""
+        return self.process.wait(timeout=DEADLINE_S)
 
     def stop(self) -> int:
         """SIGTERM, as the kubelet sends it; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=DEADLINE_S)

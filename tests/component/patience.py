@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 # Of a busy machine; whatever is waited for mostly comes within a second or two.
-DEADLINE_S = 180.0
+DEADLINE_S = 300.0
 T = TypeVar("T")
 
 

@@ -5,13 +5,12 @@ The Job controller makes the pods; the tests write into their status what a kube
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests.component.documents import Object, finetune
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.faults.proxy import FaultProxy
+from tests.ports import free_port
 
 from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
@@ -68,17 +68,18 @@ class Stage:
         wait: bool = True,
         proxy: FaultProxy | None = None,
         environment: Mapping[str, str] | None = None,
+        module: str = "lora_operator",
         sources: Path = REPOSITORY,
         **changes: Any,
     ) -> OperatorProcess:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
 
         The namespace "" there stands for the whole cluster, which it then watches.
-        With a proxy it reaches the API server through that alone. `sources` is where another operator's code lies,
-        and a setting that is None is one that it does not know.
+        With a proxy it reaches the API server through that alone. `module` is what Python runs, `sources` where another
+        operator's code lies, and a setting that is None is one that it does not know.
         """
         granted = {self.namespace: rights, **(elsewhere or {})}
-        port = _free_port()
+        port = free_port()
         number = len(self.operators)
         config = self.folder / f"config-{number}.yaml"
         namespaces = [] if "" in granted else [*granted]
@@ -95,7 +96,7 @@ class Stage:
         }
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lora_operator", "--config", str(config)],
+                [sys.executable, "-m", module, "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -277,16 +278,28 @@ class Stage:
         """The container waits, for instance for its image."""
         self._write_pod(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
 
-    def end_pod(self, pod: Object, exit_code: int, message: str = "", *, reason: str = "") -> None:
-        """The trainer has ended."""
+    def end_pod(
+        self, pod: Object, exit_code: int, message: str = "", *, reason: str = "", in_s: int = 0, phase: str = ""
+    ) -> None:
+        """The trainer has ended; by its node's clock `in_s` seconds from now, 10 s after which its Job retries.
+
+        In the `phase` Running its node still clears the pod away, and the Job waits for that: see `clear_away`.
+        """
         ended = {
             "exitCode": exit_code,
             "reason": reason or ("Completed" if exit_code == 0 else "Error"),
             "message": message,
             "startedAt": now(),
-            "finishedAt": now(),
+            "finishedAt": now(in_s),
         }
-        self._write_pod(pod, "Succeeded" if exit_code == 0 else "Failed", {"terminated": ended})
+        self._write_pod(pod, phase or ("Succeeded" if exit_code == 0 else "Failed"), {"terminated": ended})
+
+    def clear_away(self, pod: Object) -> None:
+        """The node is done with a pod whose trainer has ended, which says what it said then."""
+        path = self.path("pods", pod["metadata"]["name"])
+        (container,) = self.api.get(path)["status"]["containerStatuses"]
+        phase = "Succeeded" if container["state"]["terminated"]["exitCode"] == 0 else "Failed"
+        self.api.patch(f"{path}/status", {"status": {"phase": phase}})
 
     def _write_pod(
         self, pod: Object, phase: str, state: Object, *, ip: str = "", conditions: "list[Object] | None" = None
@@ -337,9 +350,9 @@ def node_metadata(name: str) -> Object:
     return {"name": name, "labels": {"kubernetes.io/os": "linux"}}
 
 
-def now() -> str:
-    """The present time as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(in_s: int = 0) -> str:
+    """The present time, or one `in_s` seconds from now, as Kubernetes writes it."""
+    return (datetime.now(UTC) + timedelta(seconds=in_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def gone(api: Api, path: str) -> bool:
@@ -351,10 +364,3 @@ def gone(api: Api, path: str) -> bool:
             raise
         return True
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -80,7 +80,7 @@ def _wait_answers(stage: Stage, *, but: Callable[[Object], bool] = lambda _: Fal
         return not left
 
     try:
-        eventually(answered, "every resource has Accepted with a reason", deadline_s=90)
+        eventually(answered, "every resource has Accepted with a reason", deadline_s=300)
     except AssertionError as error:
         error.add_note(f"{len(left)} have not: {str(left[0])[:3000]}")
         raise

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests.component.client_account import Person, install_roles, person
 from tests.component.documents import Object, failed, finetune, succeeded
-from tests.component.patience import eventually
+from tests.component.patience import DEADLINE_S, eventually
 from tests.component.stage import Stage
 
 from localcluster.client import Client
@@ -232,7 +232,7 @@ def test_the_python_interface_has_the_same_verbs(stage: Stage, user: Person) -> 
     stage.run_pod(pod)
     stage.end_pod(pod, 65, failed(Reason.DATASET_INVALID, "line 17 has no field 'output': add it"))
     with pytest.raises(ClientError, match=r"tone failed \(DatasetInvalid\): line 17 has no field"):
-        run.wait(60)
+        run.wait(DEADLINE_S)
     assert client.get("tone").state == "DatasetInvalid"
     assert run.explain()["resource"]["state"] == "DatasetInvalid"
     other = run.clone({"lora.rank": 32, "training.learningRate": 1e-4})
@@ -277,7 +277,7 @@ def test_ctrl_c_leaves_no_pod_behind(stage: Stage, user: Person, verb: tuple[str
         assert pod["spec"]["containers"][0]["image"] == "registry.example/lora-trainer:test"
         assert pod["metadata"]["ownerReferences"][0]["name"] == "tone"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 130, err
         assert b"Traceback" not in err
     assert {pod["metadata"]["name"] for pod in stage.objects("pods")} <= before

@@ -14,7 +14,7 @@ from tests.unit.reports import make_plan, make_preflight
 from docgen.schema import load, walk
 from lora_operator.decision import results
 from lora_operator.decision.blocks import block_from
-from lora_operator.decision.stages.preflight import plan_block
+from lora_operator.decision.results import plan_block
 from lora_operator.views.defaults import Defaults
 from lora_operator.views.request import read_request
 from lora_trainer.contract.manifest import RunOptions, train_config

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import yaml
 from tests.component.documents import failed, succeeded
-from tests.component.patience import eventually
+from tests.component.patience import DEADLINE_S, eventually
 from tests.component.stage import REPOSITORY, Stage, gone
+from tests.faults.one_run import Run
 
 from lora_operator.views.names import TRAIN
 from lora_trainer.contract.reasons import Reason
 
 Object = dict[str, Any]
+PATIENCE = f"--timeout={DEADLINE_S:.0f}s"
 
 
 def kubectl(stage: Stage, *arguments: str) -> str:
@@ -48,7 +50,7 @@ def stated(stage: Stage, name: str) -> list[Object]:
 def test_waiting_for_complete_and_for_the_completion_time_ends_as_for_a_job(stage: Stage) -> None:
     """On success both end; on failure the completion time does; the columns and the manual are there."""
     stage.start()
-    waits = ("wait", "--timeout=60s")
+    waits = ("wait", PATIENCE)
     with ThreadPoolExecutor() as pool:
         good, bad = started(stage, "good"), started(stage, "bad")
         complete = pool.submit(kubectl, stage, *waits, "lft/good", "--for=condition=Complete")
@@ -73,7 +75,10 @@ def test_describe_tells_the_conditions_and_the_story_in_order(stage: Stage) -> N
     """Of a run that had to be tried again: each state once for each time that it came."""
     stage.start()
     first = started(stage, "tone")
-    stage.end_pod(first, 1, failed(Reason.INTERNAL_ERROR, "no luck"))
+    # Its Job, which hears of the end later, makes no other pod before the state was shown.
+    stage.end_pod(first, 1, failed(Reason.INTERNAL_ERROR, "no luck"), phase="Running")
+    stage.wait_condition("Complete", status="Unknown", reason="Restarting")
+    stage.clear_away(first)
     job = stage.wait_job()
     second = stage.wait_pod(job, other_than=first["metadata"]["uid"])
     stage.run_pod(second)
@@ -117,11 +122,13 @@ def test_events_come_with_changes_alone_whatever_is_listed_and_restarted(stage: 
 
 
 def waiting(stage: Stage) -> tuple[Object, Object]:
-    """The Job and the pod of a run that waits for its volume."""
+    """The Job and the pod of a run that waits for its volume, once the operator has said all that there is to say."""
     stage.apply()
     job = stage.wait_job()
     pod = stage.wait_pod(job)
     stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
+    eventually(lambda: stage.finetune()["status"].get("startTime"), "the Job controller has begun")
+    Run(stage=stage, name="tone").wait_told()
     return job, pod
 
 
@@ -181,7 +188,7 @@ def test_deletion_in_the_foreground_ends_when_job_and_pods_are_gone(stage: Stage
     stage.api.patch(path, {"metadata": {"finalizers": ["tests.example/hold"]}})
     turns = 'lora_operator_reconcile_total{result="success"}'
     with ThreadPoolExecutor() as pool:
-        deletion = pool.submit(kubectl, stage, "delete", "lft", "tone", "--cascade=foreground", "--timeout=60s")
+        deletion = pool.submit(kubectl, stage, "delete", "lft", "tone", "--cascade=foreground", PATIENCE)
         eventually(lambda: stage.objects("jobs")[0]["metadata"].get("deletionTimestamp"), "the Job is going")
         before, turns_before = len(proxy.made()), operator.metric(turns)
         stage.api.patch(stage.path("lorafinetunes", "tone"), {"metadata": {"labels": {"wake": "up"}}})
@@ -199,7 +206,7 @@ def test_deletion_in_the_background_takes_everything_with_it(stage: Stage) -> No
     proxy = stage.proxy()
     stage.start(proxy=proxy)
     waiting(stage)
-    kubectl(stage, "delete", "lft", "tone", "--cascade=background", "--timeout=60s")
+    kubectl(stage, "delete", "lft", "tone", "--cascade=background", PATIENCE)
     assert gone(stage.api, stage.path("lorafinetunes", "tone"))
     eventually(lambda: not stage.objects("jobs") + stage.objects("pods"), "neither Job nor pod is left")
     assert len(proxy.made("create jobs")) == 1
@@ -211,7 +218,7 @@ def test_orphans_are_left_to_whoever_wanted_them(stage: Stage) -> None:
     proxy = stage.proxy()
     stage.start(proxy=proxy)
     job, pod = waiting(stage)
-    kubectl(stage, "delete", "lft", "tone", "--cascade=orphan", "--timeout=60s")
+    kubectl(stage, "delete", "lft", "tone", "--cascade=orphan", PATIENCE)
     before = len(proxy.made("* jobs"))
     stage.run_pod(pod)
 

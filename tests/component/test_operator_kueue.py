@@ -15,6 +15,7 @@ from lora_operator.views.names import PREFLIGHT, TRAIN
 
 Object = dict[str, Any]
 DEFINITION = "workloads.kueue.x-k8s.io"
+GROUP = "/apis/kueue.x-k8s.io"
 PATH = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{DEFINITION}"
 
 
@@ -48,7 +49,8 @@ class Workloads:
         """With all Workloads."""
         if not gone(self.api, PATH):
             self.api.delete(PATH)
-        eventually(lambda: gone(self.api, PATH), "the definition is gone")
+        # Or the operator of the next test would be told that there is Kueue.
+        eventually(lambda: gone(self.api, GROUP), "the API server tells of no Kueue any more")
 
     def make(self, job: Object) -> str:
         """What Kueue does about a Job with a queue; returns the Workload's name."""

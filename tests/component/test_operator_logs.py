@@ -25,6 +25,11 @@ def lines(operator: OperatorProcess, kind: str = "", level: str = "") -> list[Li
     return [line for line in found if kind in ("", line.get("type")) and level in ("", line["level"])]
 
 
+def quiet(operator: OperatorProcess) -> list[Line]:
+    """The decisions without an effect."""
+    return [line for line in lines(operator, "decision", "DEBUG") if not line.get("wrote")]
+
+
 def writes_reported(decisions: list[Line]) -> Counter[str]:
     """How often each verb is told to have been written."""
     return Counter(what.split()[0] for line in decisions for what in line["wrote"])
@@ -76,18 +81,23 @@ def test_a_decision_without_an_effect_is_reported_at_debug_alone(stage: Stage) -
     stage.wait_condition("PodsReady", status="False", reason="VolumeNotReady")
     eventually(lambda: stage.finetune()["status"].get("startTime"), "the Job controller has begun")
 
-    def waits() -> list[Line]:
-        return [line for line in lines(operator, "decision", "INFO") if line["reason"] == "VolumeNotReady"]
+    path, numbers = stage.path("lorafinetunes", "tone"), itertools.count()
 
-    eventually(waits, "the decision is in the log")
-    before = len(lines(operator, level="INFO"))
-    stage.api.patch(stage.path("lorafinetunes", "tone"), {"metadata": {"labels": {"team": "a"}}})
+    def wake() -> None:
+        stage.api.patch(path, {"metadata": {"labels": {"number": str(next(numbers))}}})
 
-    def quiet() -> list[Line]:
-        return [line for line in lines(operator, "decision", "DEBUG") if not line.get("wrote")]
+    def rests() -> bool:
+        wake()
+        return bool(quiet(operator)[first:])
 
-    woken = eventually(quiet, "a decision without an effect")
-    assert woken[-1]["reason"] in {"Pending", "VolumeNotReady"}
+    # What was written is in the log a moment later, and before what is decided next.
+    first = len(quiet(operator))
+    eventually(rests, "what it wrote is in the log")
+    before, looks = len(lines(operator, level="INFO")), len(quiet(operator))
+    wake()
+
+    woken = eventually(lambda: quiet(operator)[looks:], "a decision without an effect")
+    assert woken[-1]["reason"] == "VolumeNotReady"
     assert len(lines(operator, level="INFO")) == before
 
 
@@ -95,6 +105,8 @@ def test_refusals_and_retries_have_their_code_and_their_turn(stage: Stage) -> No
     """A quota refuses the Job with 403; a server in trouble is tried again, with how often and when."""
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
     stage.api.post(stage.path("resourcequotas"), quota)
+    path = stage.path("resourcequotas", "none")
+    eventually(lambda: stage.api.get(path).get("status", {}).get("hard"), "the quota is in force")
     operator = stage.start(logFormat="json")
     stage.apply()
     stage.wait_condition("Accepted", status="False", reason="QuotaExceeded")

@@ -15,17 +15,17 @@ from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 from tests.faults.proofs import Proofs
+from tests.ports import free_address
 
 from lora_trainer.contract.progress import PORT, Phase, Progress
 
-_ADDRESSES = (f"127.83.{number // 250}.{number % 250 + 1}" for number in itertools.count())
 Talk = Callable[[Any], None]
 
 
 @contextmanager
 def pod_server(talk: Talk) -> Iterator[str]:
     """A server in place of a pod; `talk` gets the socket of each connection after its request. Yields the address."""
-    address = next(_ADDRESSES)
+    address = free_address()
     ended = threading.Event()
 
     class Handler(socketserver.BaseRequestHandler):
@@ -72,12 +72,12 @@ def slow(connection: Any) -> None:
     connection.recv(1)
 
 
-def training(step: int) -> Progress:
+def training(step: int, total: int = 40) -> Progress:
     """A trainer's answer."""
     return Progress(
         phase=Phase.TRAINING,
         step=step,
-        total_steps=40,
+        total_steps=total,
         epoch=0.1,
         loss=1.25,
         tokens_per_second=100.0,
@@ -102,10 +102,11 @@ HOSTILE: dict[str, Talk] = {
 
 def test_a_running_pods_progress_reaches_the_status(stage: Stage) -> None:
     """Step, loss and the ready strings; the phase becomes the state; the ratio becomes a metric."""
-    steps = itertools.count(3)
+    # More steps than it is asked for, however late this test looks.
+    steps, total = itertools.count(3), 40_000
 
     def talk(connection: Any) -> None:
-        answer(connection, training(next(steps)).to_json().encode())
+        answer(connection, training(next(steps), total).to_json().encode())
 
     with pod_server(talk) as address:
         operator = stage.start()
@@ -115,8 +116,8 @@ def test_a_running_pods_progress_reaches_the_status(stage: Stage) -> None:
         first = eventually(lambda: _step(stage), "there is a step")
         eventually(lambda: _step(stage) > first, "the steps go on")
     progress = stage.finetune()["status"]["progress"]
-    assert progress["totalSteps"] == 40
-    assert progress["steps"] == f"{progress['step']}/40"
+    assert progress["totalSteps"] == total
+    assert progress["steps"] == f"{progress['step']}/{total}"
     series = f'lorafinetune_progress_ratio{{name="tone",namespace="{stage.namespace}"}}'
     assert 0 < operator.metric(series) < 1
 

@@ -11,15 +11,20 @@ from tests.component.documents import Object
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import DEADLINE_S, eventually
 from tests.component.stage import Stage
-from tests.model.invariants import KINDS, Witness, check_text
+from tests.faults.queue_kind import ServedObjects, kueue
+from tests.model.invariants import KINDS, Witness, check_text, waiting
 from tests.model.life import ACTS, Life
+from tests.model.queues import QUEUE_ACTS, Queues
 
 from localcluster.api import ApiError
+
+__all__ = ["kueue"]
 
 T = TypeVar("T")
 # 0 is another life each time.
 SEED = int(os.environ.get("RANDOM_LIFE_SEED", "1"))
 DURATION_S = float(os.environ.get("RANDOM_LIFE_SECONDS", "50"))
+NAMES = ("tone", "mood", "voice", "style")
 # The operators look at what waits every half second, and list everything anew every five.
 QUIET_S = 6.0
 
@@ -51,14 +56,19 @@ class RandomLife:
             chance=self.dice,
             now=lambda: datetime.now(UTC),
             node=stage.node,
+            queues=True,
+            names=NAMES,
         )
+        self.served = ServedObjects(stage)
+        self.queues = Queues(self.served, lambda: datetime.now(UTC))
         self.witness = Witness(self.life)
         self.acts: list[str] = []
         self.start()
 
     def see(self) -> dict[str, list[Object]]:
         """Everything there is. Children first: a run's status is never older than the children that it tells of."""
-        return {kind: self.life.objects(kind) for kind in reversed(KINDS)}
+        children_first = {kind: self.life.objects(kind) for kind in reversed(KINDS)}
+        return {"workloads": list(self.served.all("workloads")), **children_first}
 
     def step(self) -> None:
         """One act, and sometimes the death or birth of an operator."""
@@ -70,10 +80,32 @@ class RandomLife:
         if len(living) < 1 or (chance == 1 and len(living) < 2):
             self.acts.append("start")
             self.start()
-        act = self.dice.pick(ACTS)
-        self.acts.append(act.__name__)
-        self.life.do(act)
+        if chance in range(2, 8):
+            self.change_queues()
+        elif chance in range(8, 12):
+            self.acts.append("replace")
+            self.life.do(replace)
+        else:
+            act = self.dice.pick(ACTS)
+            self.acts.append(act.__name__)
+            self.life.do(act)
+        if self.dice.number(0, 1):
+            self.sync_queues()
         self.witness.look(self.see())
+
+    def change_queues(self) -> None:
+        """Quota comes and goes, and Workloads with it."""
+        act = self.dice.pick(QUEUE_ACTS)
+        self.acts.append(f"queue_{act.__name__}")
+        self.life.do(lambda _: act(self.queues, self.dice))
+
+    def sync_queues(self) -> None:
+        """Kueue looks at the Jobs; it looks again later where somebody was faster."""
+        try:
+            self.queues.sync()
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
 
     def start(self) -> None:
         """One more operator, which lists everything anew every five seconds; what a run reads is fetched first."""
@@ -98,11 +130,15 @@ class RandomLife:
 
     def come_to_rest(self) -> None:
         """No more acts: everything reaches a fixed point, and nobody writes any more."""
+        if not self.living():
+            # The last of the acts was its death.
+            self.start()
         last: tuple[object, float] = (None, 0.0)
 
         def quiet() -> bool:
             nonlocal last
             self.life.stop_all()
+            self.sync_queues()
             seen = [
                 (document["metadata"]["uid"], document["metadata"]["resourceVersion"])
                 for documents in self.see().values()
@@ -112,8 +148,25 @@ class RandomLife:
                 last = (seen, time.monotonic())
             return time.monotonic() - last[1] > QUIET_S
 
-        eventually(quiet, "everything has come to rest", deadline_s=120)
+        eventually(quiet, "everything has come to rest", deadline_s=2 * DEADLINE_S)
         self.look_at_rest()
+
+    def empty_queues(self) -> None:
+        """Once there is quota for all, whatever waited in a queue ends, unless its user or somebody's name holds it."""
+
+        def empty() -> bool:
+            self.life.do(lambda _: self.queues.open())
+            self.sync_queues()
+            self.life.end_all()
+            self.life.stop_all()
+            seen = self.see()
+            self.witness.look(seen)
+            return not list(waiting(seen))
+
+        eventually(empty, "whatever waited in a queue has ended")
+
+    def read_logs(self) -> None:
+        """No operator has told a secret, or had an exception that it did not expect."""
         for operator in self.stage.operators:
             text = operator.text()
             check_text(text)
@@ -122,7 +175,16 @@ class RandomLife:
             assert own < 0, text[max(0, own - 1000) :][:4000]
 
 
-def test_no_random_life_breaks_an_invariant_on_a_real_api_server(stage: Stage) -> None:
+def replace(life: Life) -> None:
+    """The user takes runs away that have ended, as their names are few, and creates another."""
+    for run in life.objects("lorafinetunes"):
+        stated = {(c["type"], c["status"]) for c in run.get("status", {}).get("conditions", ())}
+        if stated & {("Complete", "True"), ("Failed", "True")}:
+            life.client.delete(life.path("lorafinetunes", run["metadata"]["name"]))
+    life.create()
+
+
+def test_no_random_life_breaks_an_invariant_on_a_real_api_server(stage: Stage, kueue: None) -> None:
     """Acts of users and nodes, SIGKILLs and second operators, until the time is up; then everything comes to rest."""
     seed = SEED or int(time.time())
     life = RandomLife(stage, seed)
@@ -131,6 +193,8 @@ def test_no_random_life_breaks_an_invariant_on_a_real_api_server(stage: Stage) -
         while time.monotonic() < end:
             life.step()
         life.come_to_rest()
+        life.empty_queues()
+        life.read_logs()
     except (AssertionError, ApiError) as error:
         error.add_note(f"RANDOM_LIFE_SEED={seed}, after {len(life.acts)} acts, the last of them: {life.acts[-25:]}")
         raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import BROKEN_MODEL, MODEL
+from tests.e2e.support import BROKEN_MODEL, MODEL, PATIENCE_S
 from tests.trainer import tiny
 
 from demoflow import ask as demo_ask
@@ -22,6 +22,7 @@ from lora_client.views.answers import Answer
 
 _OPERATOR = "deployment/lora-finetune-operator"
 _SELECTOR = f"--selector=app.kubernetes.io/instance={demo_run.RELEASE}"
+_ROLLED_OUT = f"--timeout={PATIENCE_S}s"
 # Short, since tests wait for what follows; a GPU that is asked for is not really there.
 _SETTINGS = (
     "--set=config.allowCPU=true",
@@ -46,7 +47,7 @@ class Installed:
 
     def upgrade(self, *flags: str) -> None:
         """`helm upgrade --install` with the tests' settings and `flags`, and wait until the operator is ready."""
-        demo_run.install_chart(self.client, self.images, self.endpoint, *_SETTINGS, *flags, timeout_s=180)
+        demo_run.install_chart(self.client, self.images, self.endpoint, *_SETTINGS, *flags, timeout_s=PATIENCE_S)
 
     def operator_logs(self) -> str:
         """Everything that the operator has logged since its pod started."""
@@ -67,7 +68,7 @@ class Installed:
         """End the operator's pod without grace, and wait until its successor is ready."""
         ended = self.client.kubectl("delete", "pod", _SELECTOR, self._namespace, "--grace-period=0", "--force")
         assert "deleted" in ended
-        self.client.kubectl("rollout", "status", _OPERATOR, self._namespace, "--timeout=120s", timeout_s=150)
+        self.client.kubectl("rollout", "status", _OPERATOR, self._namespace, _ROLLED_OUT, timeout_s=PATIENCE_S + 30)
 
     def offer_gpus(self, count: int) -> None:
         """Let the node offer GPUs to the scheduler, with no device behind them."""
@@ -76,7 +77,7 @@ class Installed:
     def ask(self, namespace: str, artifact_uri: str) -> list[Answer]:
         """The demo's questions to the base model and to the adapter, in a pod of the trainer's image."""
         return demo_ask.ask(
-            self.client, self.images.trainer, artifact_uri, self.endpoint, namespace=namespace, timeout_s=900
+            self.client, self.images.trainer, artifact_uri, self.endpoint, namespace=namespace, timeout_s=PATIENCE_S
         )
 
 
@@ -93,14 +94,14 @@ def installed(cluster: Client, tiny_model: Path, tmp_path_factory: pytest.TempPa
     of_the_demo = demo_run.RELEASE in cluster.helm("list", "--short", f"--namespace={demo_run.RELEASE_NAMESPACE}")
     demo_cluster.convert_model()
     images = demo_cluster.images(with_stand_in=True, console=console)
-    ready = Installed(client=cluster, images=images, endpoint=deploy(cluster, images.hub or ""))
+    ready = Installed(client=cluster, images=images, endpoint=deploy(cluster, images.hub or "", timeout_s=PATIENCE_S))
     broken = tiny.enlarged(tiny_model, tmp_path_factory.mktemp("models") / "broken", float("inf"))
     _offer(cluster, {MODEL: tiny_model, BROKEN_MODEL: broken})
     ready.upgrade()
     _wait_for_discovery(cluster)
     yield ready
     if of_the_demo:
-        demo_run.install_chart(cluster, images, ready.endpoint, timeout_s=180)
+        demo_run.install_chart(cluster, images, ready.endpoint, timeout_s=PATIENCE_S)
         return
     cluster.helm("uninstall", demo_run.RELEASE, f"--namespace={demo_run.RELEASE_NAMESPACE}", "--wait")
     assert cluster.kubectl("get", "crd", "lorafinetunes.lora-operator.io", "--output=name").strip()
@@ -130,11 +131,11 @@ def _offer(cluster: Client, models: Mapping[str, Path]) -> None:
     # The time makes a new pod of it: files of a ConfigMap that was there before come late.
     template = {"metadata": {"annotations": {"tests/offered-at": str(time.time())}}, "spec": spec}
     cluster.kubectl("patch", "deployment", "hub", hub, f"--patch={json.dumps({'spec': {'template': template}})}")
-    cluster.kubectl("rollout", "status", "deployment/hub", hub, "--timeout=180s", timeout_s=210)
+    cluster.kubectl("rollout", "status", "deployment/hub", hub, _ROLLED_OUT, timeout_s=PATIENCE_S + 30)
 
 
 def _wait_for_discovery(cluster: Client) -> None:
     """A definition is established a moment before kubectl can see the new kind."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while "lorafinetunes" not in cluster.kubectl("api-resources", "--api-group=lora-operator.io", "--output=name"):
         assert time.monotonic() < deadline, "the API server does not offer lorafinetunes"

@@ -41,7 +41,7 @@ def label_values(url: str, query: str, choice: Mapping[str, str]) -> list[str]:
     for name, value in choice.items():
         text = text.replace(f"${name}", value)
     asked = urllib.parse.urlencode({"match[]": text})
-    with urllib.request.urlopen(f"{url}/api/v1/label/{label}/values?{asked}", timeout=30) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{url}/api/v1/label/{label}/values?{asked}", timeout=300) as answer:  # noqa: S310
         return list(json.load(answer)["data"])
 
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from localcluster.client import Client
+from localcluster.client import Client, CommandError
 
 MODEL = "hf://tests/tiny"
 """Two random layers on the stand-in for the Hub: only the quickstart is about what a model learns."""
 BROKEN_MODEL = "hf://tests/broken"
 """The same with weights that are not finite."""
+PATIENCE_S = 900
+"""For an image, the start of a pod and what it does. Beside tests that have four busy threads on a slow machine that
+takes ten times as long as alone; longer is a hang."""
 CLAIM = {
     "apiVersion": "v1",
     "kind": "PersistentVolumeClaim",
@@ -65,8 +68,8 @@ LONG = {"training": {**SLOW, "maxSteps": 5000}}
 
 
 def status(client: Client, namespace: str, name: str) -> dict[str, Any]:
-    """The resource's status."""
-    found: dict[str, Any] = client.get("lft", name, f"--namespace={namespace}")["status"]
+    """The resource's status, empty until the operator has written one."""
+    found: dict[str, Any] = client.get("lft", name, f"--namespace={namespace}").get("status", {})
     return found
 
 
@@ -77,18 +80,31 @@ def condition(client: Client, namespace: str, name: str, kind: str) -> dict[str,
 
 
 def wait_reason(
-    client: Client, namespace: str, name: str, kind: str, reason: str, *, timeout_s: int = 300
+    client: Client, namespace: str, name: str, kind: str, reason: str, *, timeout_s: int = PATIENCE_S
 ) -> dict[str, Any]:
     """Wait until a condition has a reason; returns the condition."""
     until = f'jsonpath={{.status.conditions[?(@.type=="{kind}")].reason}}={reason}'
-    client.wait(f"lft/{name}", until, namespace=namespace, timeout_s=timeout_s)
+    _wait(client, namespace, name, until, timeout_s)
     return condition(client, namespace, name, kind)
 
 
-def wait_end(client: Client, namespace: str, name: str, timeout_s: int = 900) -> dict[str, Any]:
-    """Wait until the run has ended, well or badly; returns its status."""
-    client.wait(f"lft/{name}", "jsonpath={.status.completionTime}", namespace=namespace, timeout_s=timeout_s)
+def wait_end(client: Client, namespace: str, name: str, timeout_s: int = 1500) -> dict[str, Any]:
+    """Wait until the run has ended, well or badly; returns its status.
+
+    A training of two minutes takes ten beside tests that have four busy threads on a slow machine.
+    """
+    _wait(client, namespace, name, "jsonpath={.status.completionTime}", timeout_s)
     return status(client, namespace, name)
+
+
+def _wait(client: Client, namespace: str, name: str, until: str, timeout_s: int) -> None:
+    """Wait; a failure shows how far the run and its pods have come."""
+    try:
+        client.wait(f"lft/{name}", until, namespace=namespace, timeout_s=timeout_s)
+    except CommandError as error:
+        for kind in ("lorafinetunes", "pods", "events"):
+            error.add_note(client.kubectl("get", kind, "--output=wide", f"--namespace={namespace}"))
+        raise
 
 
 def verdict(of: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
 """Pods of runs under a user that the platform assigns, as OpenShift's restricted-v2 does: one that no image knows."""
 
 from tests.e2e.conftest import Installed
-from tests.e2e.support import CLAIM, finetune, rows, wait_reason
+from tests.e2e.support import CLAIM, PATIENCE_S, finetune, rows, wait_reason
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary
@@ -25,7 +25,7 @@ def test_a_run_trains_verifies_and_publishes_as_a_user_without_a_name(installed:
         "spec": spec,
     }
     client.apply(pod, namespace=namespace)
-    client.wait("pod/assigned", "jsonpath={.status.phase}=Succeeded", namespace=namespace, timeout_s=300)
+    client.wait("pod/assigned", "jsonpath={.status.phase}=Succeeded", namespace=namespace, timeout_s=PATIENCE_S)
     (ended,) = client.get("pod", "assigned", f"--namespace={namespace}")["status"]["containerStatuses"]
     summary = Summary.from_message(ended["state"]["terminated"]["message"])
     assert summary.reason is Reason.SUCCEEDED

@@ -8,6 +8,7 @@ from tests.e2e.support import (
     CLAIM,
     LONG,
     MODEL,
+    PATIENCE_S,
     SLOW,
     condition,
     finetune,
@@ -81,7 +82,7 @@ def test_a_missing_config_map_is_named(installed: Installed, namespace: str) -> 
     """The data set's ConfigMap does not exist: the message names it, then the run goes on."""
     client = installed.client
     client.apply(CLAIM, finetune("no-rows"), namespace=namespace)
-    missing = wait_reason(client, namespace, "no-rows", "PodsReady", "ConfigMapNotFound", timeout_s=150)
+    missing = wait_reason(client, namespace, "no-rows", "PodsReady", "ConfigMapNotFound")
     assert "rows" in missing["message"]
 
 
@@ -114,9 +115,9 @@ def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespa
     """The pod gets SIGTERM and is gone; the claim stays."""
     client = installed.client
     client.apply(CLAIM, long_rows(), finetune("doomed", **LONG), namespace=namespace)
-    wait_reason(client, namespace, "doomed", "Complete", "Training", timeout_s=180)
+    wait_reason(client, namespace, "doomed", "Complete", "Training")
     pod = pods(client, namespace)[0]["metadata"]["name"]
-    client.kubectl("delete", "lft", "doomed", f"--namespace={namespace}", "--cascade=foreground", timeout_s=180)
+    client.kubectl("delete", "lft", "doomed", f"--namespace={namespace}", "--cascade=foreground", timeout_s=PATIENCE_S)
     client.wait(f"pod/{pod}", "delete", namespace=namespace, timeout_s=60)
     assert client.get("pvc", "adapters", f"--namespace={namespace}")["status"]["phase"] == "Bound"
 
@@ -126,7 +127,7 @@ def test_killing_the_operator_does_not_touch_a_running_pod(installed: Installed,
     """The operator's pod is deleted without grace while a run trains: same pod, same verdict."""
     client = installed.client
     client.apply(CLAIM, long_rows(), finetune("steady", training=SLOW), namespace=namespace)
-    wait_reason(client, namespace, "steady", "Complete", "Training", timeout_s=180)
+    wait_reason(client, namespace, "steady", "Complete", "Training")
     before = [pod["metadata"]["uid"] for pod in pods(client, namespace)]
     installed.kill_operator()
     assert verdict(wait_end(client, namespace, "steady"))[:2] == ("True", "Succeeded")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 from tests.e2e.conftest import Installed
+from tests.e2e.support import PATIENCE_S
 
 JOB = Path(__file__).resolve().parents[2] / "examples/gpu-acceptance.yaml"
 
@@ -18,7 +19,7 @@ def test_the_image_builds_an_extension_through_triton_as_a_pods_user(installed: 
     container["args"] = ["--device=cpu", "--tiny", "--parts=device", "--json=-"]
     container["resources"] = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
     client.apply(job, namespace=namespace)
-    client.wait("job/gpu-acceptance", "condition=Complete", namespace=namespace, timeout_s=300)
+    client.wait("job/gpu-acceptance", "condition=Complete", namespace=namespace, timeout_s=PATIENCE_S)
     log = client.kubectl("logs", "job/gpu-acceptance", f"--namespace={namespace}")
     found = {one["check"]: one for one in json.loads(log[log.index("\n{") :])["findings"]}
     assert found["extension by Triton's compiler"]["state"] == "passed", found

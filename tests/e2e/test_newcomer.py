@@ -45,7 +45,7 @@ def substitutions(buildah: str, registry_port: int, endpoint: str, tag: str) -> 
         "--set defaults.cpuPerGPU=500m --set defaults.memoryPerGPU=3Gi "
         f"--set image.tag={tag} --set trainer.image.tag={tag}"
     )
-    last = "--set preflight.image.repository=registry.example.com/lora-preflight"
+    last = "--set trainer.image.repository=registry.example.com/lora-trainer"
     return (
         Substitution(shown="docker build", typed=f"{buildah} build {flags}", why="Docker is Buildah"),
         Substitution(
@@ -65,7 +65,7 @@ def substitutions(buildah: str, registry_port: int, endpoint: str, tag: str) -> 
             why="the data that examples/quickstart-inputs.yaml makes",
         ),
         Substitution(shown="kubectl get lft -w", typed="timeout 3 kubectl get lft -w || true", why="ends by Ctrl-C"),
-        Substitution(shown="--timeout=24h", typed="--timeout=5m", why="it takes half a minute"),
+        Substitution(shown="--timeout=24h", typed="--timeout=14m", why="it takes half a minute"),
         Substitution(shown="make demo ", typed=": make demo ", why="the quickstart's test"),
         Substitution(shown="make test ", typed=": make test ", why="this is one of them"),
         Substitution(shown="0.1.0", typed=tag, why="a node keeps the image that it once pulled by a name"),
@@ -85,7 +85,7 @@ class Newcomer:
     def enter(self, commands: str) -> str:
         """What is printed."""
         typed = substituted(commands, self.replaced)
-        return execute(typed, self.client, self.folder, variables=self.variables, timeout_s=900)
+        return execute(typed, self.client, self.folder, variables=self.variables, timeout_s=1200)
 
 
 def clone(folder: Path) -> None:

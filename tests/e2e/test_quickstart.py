@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.e2e.conftest import Installed
-from tests.e2e.support import CLAIM, SLOW, finetune, long_rows, pods, rows, status, verdict, wait_end
+from tests.e2e.support import CLAIM, PATIENCE_S, SLOW, finetune, long_rows, pods, rows, status, verdict, wait_end
 
 from demoflow.ask import QUESTIONS
 from demoflow.run import RELEASE, RELEASE_NAMESPACE
@@ -166,7 +166,7 @@ def test_the_operators_metrics_are_well_formed_and_tell_the_run(
 def test_helm_test_finds_the_installation_whole(installed: Installed) -> None:
     """By its own pod: the operator's rights, the sample and a leader, after which nothing of the test is left."""
     here = f"--namespace={RELEASE_NAMESPACE}"
-    assert "Succeeded" in installed.client.helm("test", RELEASE, here, "--timeout=60s")
+    assert "Succeeded" in installed.client.helm("test", RELEASE, here, "--timeout=600s", timeout_s=630)
     of_the_test = "--selector=app.kubernetes.io/component=test"
     assert installed.client.get("jobs,configmaps,serviceaccounts", here, of_the_test)["items"] == []
 
@@ -200,7 +200,7 @@ def test_helm_upgrade_leaves_a_running_pod_alone(installed: Installed, namespace
     """New values restart the operator; the training pod keeps its uid and the run completes."""
     client = installed.client
     client.apply(CLAIM, long_rows(), finetune("upgraded", training=SLOW), namespace=namespace)
-    client.wait("lft/upgraded", "jsonpath={.status.podName}", namespace=namespace, timeout_s=120)
+    client.wait("lft/upgraded", "jsonpath={.status.podName}", namespace=namespace, timeout_s=PATIENCE_S)
     before = [pod["metadata"]["uid"] for pod in pods(client, namespace)]
     installed.upgrade("--set=logLevel=DEBUG")
     installed.upgrade()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.e2e.conftest import Installed
-from tests.e2e.support import SLOW, finetune, long_rows, pods, rows, verdict, wait_end, wait_reason
+from tests.e2e.support import PATIENCE_S, SLOW, finetune, long_rows, pods, rows, verdict, wait_end, wait_reason
 
 from localcluster.client import Client
 
@@ -55,8 +55,8 @@ def test_two_pods_go_on_from_the_checkpoint_when_one_is_lost(installed: Installe
         "maxRetries": 2,
     }
     client.apply(SHARED, long_rows(), finetune("torn", **spec), namespace=namespace)
-    wait_reason(client, namespace, "torn", "Complete", "Training", timeout_s=900)
-    client.wait("lft/torn", "jsonpath={.status.progress.checkpointStep}", namespace=namespace, timeout_s=600)
+    wait_reason(client, namespace, "torn", "Complete", "Training")
+    client.wait("lft/torn", "jsonpath={.status.progress.checkpointStep}", namespace=namespace, timeout_s=PATIENCE_S)
     first = by_index(client, namespace)
     lost = first["1"]["metadata"]["name"]
     client.kubectl("delete", "pod", lost, "--grace-period=0", "--force", f"--namespace={namespace}")

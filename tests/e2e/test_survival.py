@@ -5,12 +5,24 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import Installed
-from tests.e2e.support import CLAIM, SLOW, finetune, long_rows, pods, rows, status, verdict, wait_end, wait_reason
+from tests.e2e.support import (
+    CLAIM,
+    PATIENCE_S,
+    SLOW,
+    finetune,
+    long_rows,
+    pods,
+    rows,
+    status,
+    verdict,
+    wait_end,
+    wait_reason,
+)
 
 from localcluster.client import Client
 
 
-def _wait_step(client: Client, namespace: str, name: str, step: int, timeout_s: float = 600) -> int:
+def _wait_step(client: Client, namespace: str, name: str, step: int, timeout_s: float = PATIENCE_S) -> int:
     """Wait until the status tells at least that step; the step that it tells."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -24,9 +36,11 @@ def _interrupted(installed: Installed, namespace: str, name: str, *flags: str, *
     """Train to step 6, delete the pod with `flags`, and wait for the end: the step told before, and the status."""
     client = installed.client
     client.apply(CLAIM, long_rows(), finetune(name, training=SLOW, **changes), namespace=namespace)
-    before = _wait_step(client, namespace, name, 6)
+    # Its name beforehand: with every start of kubectl the run comes nearer to its end.
+    client.wait(f"lft/{name}", "jsonpath={.status.podName}", namespace=namespace, timeout_s=PATIENCE_S)
     (pod,) = pods(client, namespace)
-    client.kubectl("delete", "pod", pod["metadata"]["name"], f"--namespace={namespace}", *flags, timeout_s=120)
+    before = _wait_step(client, namespace, name, 6)
+    client.kubectl("delete", "pod", pod["metadata"]["name"], f"--namespace={namespace}", *flags, timeout_s=PATIENCE_S)
     return before, wait_end(client, namespace, name)
 
 
@@ -62,7 +76,7 @@ def test_a_suspended_run_goes_on_at_its_step(installed: Installed, namespace: st
     client.kubectl(*patch, '--patch={"spec":{"suspend":true}}')
     wait_reason(client, namespace, "paused", "Suspended", "SuspendedByUser")
     for pod in pods(client, namespace):
-        client.wait(f"pod/{pod['metadata']['name']}", "delete", namespace=namespace, timeout_s=150)
+        client.wait(f"pod/{pod['metadata']['name']}", "delete", namespace=namespace, timeout_s=PATIENCE_S)
     client.kubectl(*patch, '--patch={"spec":{"suspend":false}}')
     wait_reason(client, namespace, "paused", "Suspended", "NotSuspended")
     ended = wait_end(client, namespace, "paused")

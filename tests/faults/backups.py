@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.component.patience import eventually
 from tests.component.stage import Stage
 
 from localcluster import lifecycle, processes, settings
@@ -34,13 +35,20 @@ def _stopped(stage: Stage) -> Iterator[None]:
     assert supervisor is not None
     os.kill(supervisor.pid, signal.SIGSTOP)
     try:
-        for state in lifecycle.component_states(places).values():
-            if state["pid"] is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(state["pid"], signal.SIGKILL)
+        # One that writes to its disk ends when that is done.
+        eventually(lambda: not _killed(supervisor.pid), "all components have ended")
         yield
     finally:
         os.kill(supervisor.pid, signal.SIGCONT)
+
+
+def _killed(supervisor: int) -> list[processes.ProcessId]:
+    """The components that were still there, and are killed."""
+    found = processes.children(supervisor)
+    for component in found:
+        with suppress(ProcessLookupError):
+            os.kill(component.pid, signal.SIGKILL)
+    return found
 
 
 def _data(stage: Stage) -> Path:

@@ -49,7 +49,7 @@ class Pods:
             return
         self.asked[address] = 0
         server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, address, PORT), self._loop)
-        self._servers.append(server.result(10))
+        self._servers.append(server.result(60))
 
     def run(self) -> None:
         """Answer until `end`."""

@@ -34,7 +34,10 @@ class Delay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """The request waits until its client is gone: never forwarded, or `answered` and the answer kept back."""
+    """The request waits until its client is gone: never forwarded, or `answered` and the answer kept back.
+
+    With `FaultProxy.let_go` it goes on instead.
+    """
 
     answered: bool
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.component.patience import eventually
+from tests.component.patience import DEADLINE_S, eventually
 from tests.component.stage import Stage
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Kept:
         self.operator: OperatorProcess = stage.start(**start)
         self.restarts = 0
 
-    def eventually(self, look: Callable[[], T | None], what: str, *, deadline_s: float = 60.0) -> T:
+    def eventually(self, look: Callable[[], T | None], what: str, *, deadline_s: float = DEADLINE_S) -> T:
         """As `stage.eventually`, with the operator kept alive meanwhile."""
 
         def look_after() -> T | None:

@@ -14,6 +14,8 @@ from lora_operator.views.observe import parse_pod
 from lora_operator.views.pods import has_ended
 
 LOOKS = 'lora_operator_reconcile_total{result="success"}'
+# A state that is over with the next pod: in the 10 s in which a Job retries, a busy machine may not come to look.
+SEEN_S = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,17 @@ class Run:
             return next((str(e["message"]) for e in found if (e["type"], e["reason"]) == (kind, reason)), None)
 
         return eventually(look, f"{self.name} has an Event {reason}")
+
+    def wait_told(self) -> None:
+        """Wait for the Event of the state that it is in: they are posted one by one, some time after the status."""
+
+        def look() -> bool:
+            events = [e for e in self.stage.objects("events") if e["involvedObject"]["name"] == self.name]
+            # Those of one operator have names that grow.
+            newest = max(events, key=lambda event: str(event["metadata"]["name"]), default={})
+            return bool(newest.get("reason") == self.condition("Complete")["reason"])
+
+        eventually(look, f"the last Event about {self.name} is that of its state")
 
     def wait_retries(self, **counts: int) -> None:
         """Wait until the status counts these retries by cause, and no others."""

@@ -4,6 +4,7 @@ A play is a generator that yields what it waits for. Many plays need one list of
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import Object, failed, finetune, succeeded
+from tests.component.patience import DEADLINE_S
 from tests.component.stage import Stage
 from tests.faults.hostile_pods import Pods, answer, progress
 from tests.faults.queue_kind import QUEUE, admit, make_workload, workload_path
@@ -23,6 +25,7 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 
 Awaited = Callable[[], Any]
+PAUSE_S = 0.2
 
 
 @dataclass(kw_only=True)
@@ -38,6 +41,7 @@ class Player:
     jobs: list[Object] = field(default_factory=list)
     pods: list[Object] = field(default_factory=list)
     over: bool = False
+    steps: int = 0
     _steps: Iterator[Awaited] | None = None
     _awaited: Awaited | None = None
 
@@ -47,6 +51,7 @@ class Player:
             self._steps = self.play(self)
         while not self.over and (self._awaited is None or self._awaited()):
             self._awaited = next(self._steps, None)
+            self.steps += 1
             self.over = self._awaited is None
 
     def stuck(self) -> str:
@@ -108,6 +113,20 @@ class Player:
         self.played.play(self.address, partial(answer, body=progress(step=step)))
         yield lambda: self.finetune.get("status", {}).get("progress", {}).get("step") == step
 
+    def succeed(self) -> Iterator[Awaited]:
+        """Its trainer ends well, and the status shows it before the Job does, which may take less than a status."""
+        yield from self._end_shown(Reason.PUBLISHING, 0, succeeded())
+
+    def fail(self, exit_code: int) -> Iterator[Awaited]:
+        """Its trainer ends early, and the status shows it before the Job counts the 10 s after which it retries."""
+        yield from self._end_shown(Reason.RESTARTING, exit_code)
+
+    def _end_shown(self, reason: Reason, exit_code: int, message: str = "") -> Iterator[Awaited]:
+        pod = self.living()
+        self.stage.end_pod(pod, exit_code, message, phase="Running")
+        yield self.goes_on(reason)
+        self.stage.clear_away(pod)
+
     def end(self, exit_code: int, message: str = "", stage: str = TRAIN) -> None:
         """Its pod ends."""
         self.stage.end_pod(self.living(stage), exit_code, message)
@@ -120,7 +139,7 @@ def plain(player: Player) -> Iterator[Awaited]:
     """From the resource to the verified adapter."""
     player.stage.apply(player.name)
     yield from player.run()
-    player.end(0, succeeded())
+    yield from player.succeed()
     yield player.shows("Complete", "True")
 
 
@@ -131,7 +150,7 @@ def looked_at(player: Player) -> Iterator[Awaited]:
     player.end(0, make_report().to_message(), PREFLIGHT)
     yield player.job
     yield from player.run()
-    player.end(0, succeeded())
+    yield from player.succeed()
     yield player.shows("Complete", "True")
 
 
@@ -140,11 +159,11 @@ def retried(player: Player) -> Iterator[Awaited]:
     player.stage.apply(player.name)
     yield from player.run()
     lost = player.living()["metadata"]["uid"]
-    player.end(137)
+    yield from player.fail(137)
     # On a busy machine the next one is there before anybody looks.
     yield lambda: player.living().get("metadata", {}).get("uid") != lost
     yield from player.run()
-    player.end(0, succeeded())
+    yield from player.succeed()
     yield player.shows("Complete", "True")
 
 
@@ -172,7 +191,7 @@ def recreated(player: Player) -> Iterator[Awaited]:
     player.stage.change(player.name, suspend=False)
     yield player.shows("Suspended", "False")
     yield from player.run()
-    player.end(0, succeeded())
+    yield from player.succeed()
     yield player.shows("Complete", "True")
 
 
@@ -189,6 +208,7 @@ def on_two_nodes(player: Player) -> Iterator[Awaited]:
     player.stage.end_pod(leader, 0, succeeded())
     # The Job controller stops the other one then, which its kubelet confirms.
     yield lambda: any(pod["metadata"].get("deletionTimestamp") for pod in player.pods)
+    yield player.goes_on(Reason.PUBLISHING)
     finish_deletion(player.stage, other)
     yield player.shows("Complete", "True")
 
@@ -219,7 +239,7 @@ def queued(player: Player) -> Iterator[Awaited]:
     admit(player.stage, workload, player.job(), admitted=True)
     yield player.shows("Suspended", "False")
     yield from player.run()
-    player.end(0, succeeded())
+    yield from player.succeed()
     yield player.shows("Complete", "True")
 
 
@@ -229,8 +249,22 @@ def progressing(player: Player) -> Iterator[Awaited]:
     yield from player.run()
     yield from player.progress_is(5)
     yield from player.progress_is(10)
-    player.end(0, succeeded())
+    yield from player.succeed()
     yield player.shows("Complete", "True")
+
+
+def go_on(stage: Stage, players: list[Player], what: str, *, enough: Callable[[Player], bool]) -> None:
+    """Let every play go on until it is enough for each; fails with `what` when none has gone on for long."""
+    seen, since_s = -1, time.monotonic()
+    while True:
+        look(stage, players)
+        if all(map(enough, players)):
+            return
+        steps = sum(player.steps for player in players)
+        if steps != seen:
+            seen, since_s = steps, time.monotonic()
+        assert time.monotonic() < since_s + DEADLINE_S, f"not one step in {DEADLINE_S:.0f} s: {what}"
+        time.sleep(PAUSE_S)
 
 
 def look(stage: Stage, players: list[Player]) -> None:

@@ -24,7 +24,8 @@ class Sees:
 
     `state` is the reason of condition Complete, STATE in `kubectl get`. `says` are parts of the first condition's
     message, of the state's where no condition is named, else of the Event's. Texts are templates, whose {names} the
-    test fills in. `retries` are counts by cause; `status` are fields that are set. A metric `counts` or `stands still`.
+    test fills in. `retries` are counts by cause; `status` are fields that are set. A metric `counts`
+    or `does not count`; one that is a time `stands still` or `goes on`.
     """
 
     key: str

@@ -64,6 +64,7 @@ class FaultProxy:
         self._port = 0
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
+        self._let_go = asyncio.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fault proxy")
 
@@ -106,6 +107,10 @@ class FaultProxy:
     def held(self) -> list[Call]:
         """Calls that a `Hold` holds now."""
         return list(self._held)
+
+    def let_go(self) -> None:
+        """Let them go on, and hold nothing from now on."""
+        self._loop.call_soon_threadsafe(self._let_go.set)
 
     def made(self, what: str = "*", *, about: str = "*") -> list[Call]:
         """Calls so far, such as those of `update lorafinetunes/status`, about one LoRAFineTune."""
@@ -191,10 +196,10 @@ class FaultProxy:
         return web.Response(status=upstream.status, body=body, headers=kept)
 
     async def _hold(self, call: Call) -> None:
-        """Wait until the client goes away, which cancels this."""
+        """Wait until the client goes away, which cancels this, or until the test lets it go."""
         self._held.append(call)
         try:
-            await asyncio.Event().wait()
+            await self._let_go.wait()
         finally:
             self._held.remove(call)
 

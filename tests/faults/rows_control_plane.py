@@ -42,7 +42,14 @@ ROWS = (
     Row(
         id="A3",
         fault="Somebody else writes the same object all the time (409 on a status write)",
-        sees=(Shown(key="no-error", says="Nothing: no Warning, and no error is counted"),),
+        sees=(
+            Sees(
+                key="no-error",
+                nothing=True,
+                metric='lora_operator_reconcile_total{{result="error"}}',
+                metric_does="does not count",
+            ),
+        ),
         keeps=(Kept.OTHERS_MARKS, Kept.ONE_JOB, Kept.ENDS_WELL),
     ),
     Row(
@@ -92,7 +99,12 @@ ROWS = (
                 metric="lora_operator_watch_last_event_timestamp_seconds",
                 metric_does="stands still",
             ),
-            Sees(key="moves", when="afterwards", metric="lora_operator_watch_last_event_timestamp_seconds"),
+            Sees(
+                key="moves",
+                when="afterwards",
+                metric="lora_operator_watch_last_event_timestamp_seconds",
+                metric_does="goes on",
+            ),
         ),
         keeps=(
             Shown(key="made-up", says="What happened meanwhile is made up for: creations, ends and deletions"),
@@ -304,10 +316,10 @@ ROWS = (
         id="A21",
         fault="etcd is restored from a backup, under an operator that goes on",
         sees=(
-            Shown(
+            Sees(
                 key="ends",
-                says="Once its lists have been of a time before what was seen for `staleListSeconds`, the operator "
-                "ends, with a sentence that names the restore, and its next start reads all anew",
+                when="the operator ends, once its lists are of a time before what was seen for `staleListSeconds`",
+                log=("so etcd seems to have been restored: a restart reads all anew",),
             ),
         ),
         keeps=(

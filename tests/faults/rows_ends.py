@@ -71,14 +71,30 @@ ROWS = (
         id="B3",
         fault="The scheduler or Kueue takes the node away for a more important workload",
         sees=(
-            Shown(
+            Sees(
                 key="preempted",
-                says="State `Preempted`; `Suspended=True Preempted` with Kueue's message; "
-                "`QuotaReserved=False Preempted`; `status.retries.preempted` counts",
-                by="on a node, with Kueue",
+                when="Kueue takes the quota",
+                state=Reason.PREEMPTED,
+                conditions={"Suspended": ("True", Reason.PREEMPTED), "QuotaReserved": ("False", Reason.PREEMPTED)},
+                says=("{sentence}",),
+                event=("Warning", Reason.PREEMPTED),
+                retries={"preempted": 1},
             ),
+            Sees(
+                key="scheduler",
+                when="the scheduler takes the node",
+                conditions={"PodsReady": ("False", Reason.EVICTED)},
+                says=("{sentence}", "does not count against maxRetries"),
+            ),
+            Sees(
+                key="counts", when="then a new pod", conditions={"PodsReady": ("True", None)}, retries={"preempted": 1}
+            ),
+            Shown(key="node", says="The same, with Kueue's own words", by="on a node, with Kueue"),
         ),
         keeps=(
+            Kept.ONE_JOB,
+            Kept.RETRIES,
+            Kept.ENDS_WELL,
             Shown(
                 key="progress",
                 says="The step of the checkpoint, the attempt, and `maxRetries`",
@@ -179,8 +195,26 @@ ROWS = (
     Row(
         id="B8",
         fault="A kubelet restarts",
-        sees=(Shown(key="nothing", says="Nothing: no retry, no restart of the container", by="on a node"),),
-        keeps=(Shown(key="pod", says="The running pod, and the verdict", by="on a node"),),
+        sees=(
+            Sees(key="nothing", when="its pods are unready for a moment", nothing=True),
+            Sees(
+                key="silent",
+                when="away for so long that its node counts as lost",
+                conditions={"PodsReady": ("False", Reason.NODE_UNREACHABLE)},
+                says=("{node}", "the run goes on when the node is back"),
+            ),
+            Sees(key="back", when="afterwards", conditions={"PodsReady": ("True", None)}, retries={}),
+        ),
+        keeps=(
+            Kept.PODS,
+            Kept.RETRIES,
+            Kept.ENDS_WELL,
+            Shown(
+                key="pod",
+                says="The running pod, its container, which is not restarted, and the verdict",
+                by="on a node",
+            ),
+        ),
     ),
     Row(
         id="B9",

@@ -227,8 +227,7 @@ ROWS = (
             ),
             Shown(
                 key="kubelet",
-                says="With two containers on one claim: state `Restarting` with `OutputLocked`, and a good end "
-                "when the first one has let go",
+                says="The same with two containers on one claim, and a good end when the first one has let go",
                 by="on a node",
             ),
             Shown(
@@ -274,7 +273,7 @@ ROWS = (
                 conditions={"Suspended": ("False", None)},
                 says=("somebody else resumed the Job", "set spec.suspend to false and then to true"),
             ),
-            Shown(key="relabelled", says="Nothing where the Job's labels are taken off: three times they are put back"),
+            Sees(key="relabelled", when="the Job's labels are taken off, up to three times", nothing=True),
             Sees(key="advice", when="a fourth time", advice="LabelsRemoved"),
         ),
         keeps=(
@@ -283,6 +282,7 @@ ROWS = (
             Kept.JOBS,
             Kept.ONE_JOB,
             Kept.ENDS_WELL,
+            Shown(key="put-back", says="Its labels: three times they are put back"),
             Shown(
                 key="labels",
                 says="The Job and its pods are the run's without their labels too: by owner reference, name and uid",

@@ -127,6 +127,8 @@ def test_an_operator_of_another_release_takes_the_runs_over_and_ends_them(
     first, second = (present, old) if back else (old, present)
     operator = stage.start(**first)
     begun = _begin_in_every_state(stage)
+    for run in begun:
+        run.wait_told()
     before = faults.remember(*begun)
     assert operator.stop() == 0
     stage.start(**second)

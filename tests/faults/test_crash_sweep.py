@@ -2,33 +2,32 @@
 
 A golden run numbers the writes. Then each of them has a run of its own whose operator is killed at it: the proxy holds
 the write back, or the answer to it. Many runs are held side by side, each at its own write, and one SIGKILL hits all.
+No call is given up meanwhile, so that however slow the machine is, the first run that is held waits for the last.
 """
 
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, zip_longest
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.component.documents import Object
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
-from tests.component.stage import Stage
-from tests.faults import plays
+from tests.component.stage import REPOSITORY, Stage
+from tests.faults import patient_operator, plays
 from tests.faults.calls import Call
 from tests.faults.hostile_pods import Pods, played_pods
 from tests.faults.injections import Hold, Rule
 from tests.faults.masks import mask
 from tests.faults.one_run import Run
-from tests.faults.plays import Play, Player, look
+from tests.faults.plays import Play, Player, go_on
 from tests.faults.proofs import Proofs
 from tests.faults.queue_kind import kueue
-
-from lora_operator.cluster.api import REQUEST_TIMEOUT_S
+from tests.ports import free_address
 
 if TYPE_CHECKING:
     from tests.faults.proxy import FaultProxy
@@ -57,24 +56,23 @@ WRITTEN = {
 }
 # A point that a run passes by, as which states in between are written depends on time, is gone back to so often.
 ROUNDS = 5
-MOST_AT_ONCE = 40
+# Written only where the scheduler takes its time, which a quiet cluster's does not: held where it comes.
+PASSING = "update lorafinetunes/status Pending"
+MOST_AT_ONCE = 60
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
-PATIENCE_S = 300.0
-LONGEST_HOLD_S = 0.8 * REQUEST_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """A write of a play, the `ordinal`-th that says so, held before or after it is answered.
 
-    `at_s` is when it came in the golden run, and `code` what it was answered with.
+    `code` is what it was answered with in the golden run.
     """
 
     play: Play
     says: str
     ordinal: int
     code: int
-    at_s: float
     answered: bool
 
 
@@ -89,25 +87,31 @@ class Harness:
         self._numbers = count()
 
     def start(self) -> OperatorProcess:
-        """One operator; each held write occupies a worker."""
-        self.operator = self.stage.start(proxy=self.proxy, workers=2 * MOST_AT_ONCE)
+        """One operator, which waits for every answer; each held write occupies a worker."""
+        self.operator = self.stage.start(
+            proxy=self.proxy,
+            module=patient_operator.__name__,
+            environment={"PYTHONPATH": ":".join(f"{REPOSITORY}/{part}" for part in ("", "operator", "trainer_image"))},
+            workers=2 * MOST_AT_ONCE,
+        )
         return self.operator
 
     def player(self, play: Play) -> Player:
         """A run of its own."""
         number = next(self._numbers)
-        address = f"127.85.{number // 250}.{number % 250 + 1}"
-        name = f"{play.__name__.replace('_', '-')}-{number:03}"
-        return Player(stage=self.stage, name=name, play=play, played=self.played, address=address)
+        name = f"{play.__name__.replace('_', '-')}-{number:04}"
+        return Player(stage=self.stage, name=name, play=play, played=self.played, address=free_address())
 
-    def play(self, players: Iterable[Player], what: str) -> None:
-        """Go on until all plays are over; fails with what those that are not wait for."""
+    def play(
+        self, players: Iterable[Player], what: str, *, enough: Callable[[Player], bool] = lambda player: player.over
+    ) -> None:
+        """Go on until it is enough for each play; fails with what those wait for for which it is not."""
         players = list(players)
         try:
-            eventually(partial(self.all_over, players), what, deadline_s=PATIENCE_S)
+            go_on(self.stage, players, what, enough=enough)
         except AssertionError as error:
             for player in players:
-                if not player.over:
+                if not enough(player):
                     error.add_note(player.stuck())
                     error.add_note("".join(f"{line}\n" for line in self.lines() if player.name in line))
             error.add_note(self.operator.text()[-4000:])
@@ -117,17 +121,22 @@ class Harness:
         """What all operators of this stage said, one after the other."""
         return [line for operator in self.stage.operators for line in operator.text().splitlines()]
 
+    def holds(self, player: Player) -> bool:
+        """Whether the proxy holds a write of a run."""
+        return any(call.about.startswith(player.name) for call in self.proxy.held)
+
+    def last_event_is_out(self, player: Player) -> bool:
+        """Whether the Event of a run's verdict has been posted: they come in order, but later than the status."""
+        ended = [c for c in player.finetune["status"]["conditions"] if c["type"] in ("Complete", "Failed")]
+        verdicts = {f"create events {c['reason']}" for c in ended if c["status"] == "True"}
+        return any(_says(call, player.name) in verdicts for call in self.writes(player))
+
     def writes(self, player: Player) -> list[Call]:
         """What the operator wrote for a run, without what the API server had in another way already.
 
         A conflict comes about by chance, and the same write, decided anew, follows it.
         """
         return [call for call in self.proxy.made(about=f"{player.name}*") if call.mutates and call.code != 409]
-
-    def all_over(self, players: Iterable[Player]) -> bool:
-        """Go on with all plays; whether they are over."""
-        look(self.stage, list(players))
-        return all(player.over for player in players)
 
     def end_state(self, player: Player) -> Object:
         """What must be the same whatever happened to the operator: status, children, and what was made and deleted."""
@@ -154,7 +163,7 @@ def harness(stage: Stage, kueue: None) -> Iterator[Harness]:
 def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harness: Harness, faults: Proofs) -> None:
     """0 duplicates and 0 lost verdicts over all points: status, children and what was made are those of golden runs.
 
-    No point is missed.
+    No point is missed but passing ones.
     """
     golden: dict[Play, Object] = {}
     points: list[Point] = []
@@ -179,10 +188,11 @@ def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harn
             groups = _groups(left)
             left = [point for group in groups for point in _crash_at(harness, group, golden)]
             crashes += len(groups)
-            if not left:
+            if all(point.says == PASSING for point in left):
                 break
-        print(f"{total} points in {crashes} crashes")
-        assert [(point.play.__name__, point.says, point.ordinal, point.answered) for point in left] == []
+        print(f"{total} points in {crashes} crashes, without {len(left)} passing ones")
+        missed = [point for point in left if point.says != PASSING]
+        assert [(point.play.__name__, point.says, point.ordinal, point.answered) for point in missed] == []
     runs = [Run(stage=harness.stage, name=player.name) for player in everybody]
     faults.kept("A1.one-job", faults.remember(*runs))
 
@@ -212,7 +222,7 @@ def _points(play: Play, calls: list[Call], name: str) -> list[Point]:
         says = _says(call, name)
         ordinals[says] += 1
         point = partial(Point, play=play, says=says, ordinal=ordinals[says], code=call.code)
-        points += [point(at_s=call.at_s - calls[0].at_s, answered=answered) for answered in (False, True)]
+        points += [point(answered=answered) for answered in (False, True)]
     return points
 
 
@@ -233,12 +243,11 @@ def _few_events(points: list[Point]) -> list[Point]:
 
 
 def _groups(points: list[Point]) -> list[list[Point]]:
-    """Points that are reached at about the same time; of Events, which are posted one by one, one to a group."""
-    writes = sorted((p for p in points if not _is_event(p)), key=lambda point: point.at_s)
-    events = [[p] for p in points if _is_event(p)]
-    groups = [writes[start : start + MOST_AT_ONCE] for start in range(0, len(writes), MOST_AT_ONCE)]
-    none: list[Point] = []
-    return [group + event for group, event in zip_longest(groups, events, fillvalue=none)]
+    """Points for one crash each, with one Event at most: the operator posts one after the other."""
+    events = [point for point in points if _is_event(point)]
+    writes = [point for point in points if not _is_event(point)]
+    number = max(len(events), -(-len(writes) // MOST_AT_ONCE))
+    return [[*writes[place::number], *events[place : place + 1]] for place in range(number)]
 
 
 def _is_event(point: Point) -> bool:
@@ -248,25 +257,20 @@ def _is_event(point: Point) -> bool:
 def _crash_at(harness: Harness, points: list[Point], golden: dict[Play, Object]) -> list[Point]:
     """Play a run for each point up to it, kill the operator, start another one, and compare how the runs end.
 
-    Returns the points that were not reached: their runs skipped that state this time, or came to it too late. The
-    operator is killed all the same, before it gives up the calls that are held.
+    Returns the points that were not reached, as their runs skipped that state this time.
     """
     players = {point: harness.player(point.play) for point in points}
-    rules = {point: harness.proxy.add(_hold(point, player.name)) for point, player in players.items()}
-    held_since_s: list[float] = []
+    rules = [harness.proxy.add(_hold(point, player.name)) for point, player in players.items()]
+    late = {player.name for point, player in players.items() if _is_event(point)}
 
-    def enough_held() -> bool:
-        look(harness.stage, list(players.values()))
-        held = [point for point in points if rules[point].hits]
-        held_since_s.extend([time.monotonic()] if held and not held_since_s else [])
-        all_that_come = all(rules[point].hits or player.over for point, player in players.items())
-        return all_that_come or bool(held_since_s and time.monotonic() > held_since_s[0] + LONGEST_HOLD_S)
+    def enough(player: Player) -> bool:
+        passed_by = player.over and (player.name not in late or harness.last_event_is_out(player))
+        return passed_by or harness.holds(player)
 
-    eventually(enough_held, "a run has come to its point", deadline_s=PATIENCE_S)
-    held = [call.about for call in harness.proxy.held]
-    missed = [p for p, player in players.items() if not any(about.startswith(player.name) for about in held)]
+    harness.play(players.values(), "each run has come to its point", enough=enough)
+    missed = [point for point, player in players.items() if not harness.holds(player)]
     harness.operator.kill()
-    for rule in rules.values():
+    for rule in rules:
         rule.lift()
     harness.start()
     harness.play(players.values(), "the plays are over in spite of the crash")
@@ -285,6 +289,6 @@ def _hold(point: Point, name: str) -> Rule:
 def _expect(seen: Callable[[], Object], wanted: Callable[[], Object], where: object) -> None:
     """Both become the same once what goes on has ended."""
     try:
-        eventually(lambda: seen() == wanted(), "the runs end alike", deadline_s=120)
+        eventually(lambda: seen() == wanted(), "the runs end alike")
     except AssertionError:
         assert seen() == wanted(), where

@@ -124,7 +124,7 @@ def test_a_definition_that_is_deleted_and_installed_again_is_waited_for(
         job = first.job()
         before = faults.remember(first)
         stage.api.delete(CRD)
-        assert operator.process.wait(timeout=60) == 1
+        assert operator.end_by_itself() == 1
         faults.saw("A16.ends", since=before)
         ends = PROMISES["A16.ends"]
         assert isinstance(ends, Sees)

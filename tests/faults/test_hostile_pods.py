@@ -1,7 +1,6 @@
 """C14, C15 and C17: fifty pods that answer as nobody should, all at once, and a hundred runs that fail at once."""
 
 import dataclasses
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from tests.component.stage import Stage
 from tests.faults.hostile_pods import LIES, NOISE, Pods, answer, flood, played_pods, progress
 from tests.faults.one_run import Run, begin
 from tests.faults.proofs import Proofs
+from tests.ports import free_address
 
 from lora_operator.running.self_check import RIGHTS
 from lora_operator.views.names import NAME_LABEL
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 
-_ADDRESSES = (f"127.84.0.{number}" for number in itertools.count(1))
 _QUESTIONS = 3
 _FLOODS = 20
 _FLOOD = "x" * 65_536
@@ -44,7 +43,7 @@ def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(
     """Noise is no progress, lies stay within the bounds, memory too, a good run goes its way and so does each end."""
     operator = stage.start()
     hostile = {**NOISE, **LIES}
-    addresses = {name: next(_ADDRESSES) for name in hostile}
+    addresses = {name: free_address() for name in hostile}
     for name, talk in hostile.items():
         pods.play(addresses[name], talk)
         stage.apply(name, maxRetries=0)
@@ -60,7 +59,7 @@ def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(
     def neglected() -> list[str]:
         return [name for name, count in asked.items() if pods.asked[addresses[name]] < count + _QUESTIONS]
 
-    eventually(lambda: not neglected(), "all are asked again and again")
+    eventually(lambda: not neglected(), "all are asked again and again", deadline_s=600)
 
     statuses = {item["metadata"]["name"]: item["status"] for item in stage.objects("lorafinetunes")}
     with faults.proving("C14.no-progress"):
@@ -75,7 +74,7 @@ def test_fifty_hostile_pods_at_once_change_no_verdict_and_hold_nobody_up(
 
 def _live_a_good_life(stage: Stage, pods: Pods) -> None:
     """A run that is created meanwhile has its Job, progress that moves, and its end."""
-    address = next(_ADDRESSES)
+    address = free_address()
     pods.play(address, partial(answer, body=progress()))
     stage.apply("good")
     pod = eventually(lambda: _pod_of(stage, "good"), "the good run has a pod")
@@ -114,12 +113,13 @@ def test_trainers_that_flood_whatever_they_can_cost_the_operator_nothing(
     stage: Stage, pods: Pods, faults: Proofs
 ) -> None:
     """Endless answers, a termination message far beyond what a kubelet stores, messages of their containers too."""
-    operator = stage.start()
+    proxy = stage.proxy()
+    operator = stage.start(proxy=proxy)
     runs = [begin(stage, f"flood-{number}", maxRetries=0) for number in range(_FLOODS)]
     made = eventually(partial(_pods_of, stage, _FLOODS), "every run has a pod")
     said, before = len(operator.text()), faults.remember(*runs)
     for run in runs:
-        address = next(_ADDRESSES)
+        address = free_address()
         pods.play(address, partial(flood, head="HTTP/1.1 200 OK\r\n\r\n", again=b"x" * 2**20))
         stage.wait_pod_state(made[run.name], "ContainerCreating", _FLOOD)
         stage.run_pod(made[run.name], ip=address)
@@ -136,10 +136,12 @@ def test_trainers_that_flood_whatever_they_can_cost_the_operator_nothing(
         lines = operator.text()[said:].splitlines()
         assert max(map(len, (*events, *lines))) <= _LONGEST_LINE
         assert max(map(len, statuses)) <= _LONGEST_STATUS
-        assert sum(map(len, lines)) <= _FLOODS * _LONGEST_STATUS
+        # Each question that is not answered is a line at DEBUG: the longer all of this takes the more there are.
+        assert sum(len(line) for line in lines if " DEBUG " not in line) <= _FLOODS * _LONGEST_STATUS
     with faults.proving("C15.unread"):
-        # Neither its log nor its metrics: a flood of them reaches nobody here.
+        # A log would come through the API server, as pods/NAME/log, and metrics too through its proxy.
         assert pods.requests == {"GET /progress HTTP/1.0"}
+        assert {call.subresource for call in proxy.calls if call.resource == "pods"} == {""}
 
 
 def _absurd(status: Object) -> list[str]:
@@ -172,7 +174,7 @@ def _pod_of(stage: Stage, name: str) -> Object | None:
 
 _RUNS = 100
 # The Job controller itself sends 20 requests a second, and needs three for each run.
-_PATIENCE_S = 120
+_PATIENCE_S = 400
 _MOST_WRITES = 12
 _MOST_EVENTS = 5
 _ENDINGS = (

@@ -10,7 +10,7 @@ from tests.component.documents import succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage
-from tests.faults.injections import Delay, Hold, Rule
+from tests.faults.injections import Hold, Rule
 from tests.faults.one_run import begin
 from tests.faults.proofs import Proofs
 
@@ -20,8 +20,10 @@ from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL
 CHART = yaml.safe_load((REPOSITORY / "helm/lora-finetune-operator/values.yaml").read_text())["config"]
 # What the promise of the time rests on.
 CHARTS_OWN = {key: CHART[key] for key in ("leaseDurationSeconds", "renewDeadlineSeconds", "retryPeriodSeconds")}
-# Short, as these tests are about who leads and not about how long a Lease lasts; long enough for a busy machine.
+# Short, as these tests are about who leads and not about how long a Lease lasts.
 SHORT = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
+# For a leader that must not lose its Lease, however long a busy machine lets it wait for an answer.
+LONG = {"leaseDurationSeconds": 3600, "renewDeadlineSeconds": 600}
 RUNS = 6
 
 
@@ -77,9 +79,7 @@ def test_of_two_operators_one_leads_and_the_other_takes_over_when_it_is_killed(s
 @pytest.mark.fault("A10.hand-over")
 def test_a_leader_that_is_stopped_hands_over_without_waiting_for_the_lease_to_end(stage: Stage, faults: Proofs) -> None:
     """SIGTERM gives the Lease back, so that a Lease of an hour does not hold an upgrade up."""
-    first = start_candidate(stage, leaseDurationSeconds=3600)
-    eventually(lambda: leads(first), "the first leads")
-    second = start_candidate(stage, leaseDurationSeconds=3600)
+    first, second = start_pair(stage, **LONG)
     stage.apply()
     stage.wait_condition("Accepted", status="True")
     with faults.proving("A10.hand-over"):
@@ -99,18 +99,21 @@ def test_an_operator_that_is_stopped_finishes_what_it_has_begun_and_gives_the_le
 ) -> None:
     """SIGTERM in the middle of a write: the Job is made, and only then the Lease is free; the next one goes on."""
     proxy = stage.proxy()
-    operator = start_candidate(stage, proxy=proxy)
+    operator = start_candidate(stage, proxy=proxy, **LONG)
     eventually(lambda: leads(operator), "it leads")
-    proxy.add(Rule(fault=Delay(seconds=3), what="create jobs"))
+    proxy.add(Rule(fault=Hold(answered=False), what="create jobs"))
     run = begin(stage, "tone")
-    eventually(lambda: proxy.made("create jobs"), "the Job is on its way")
+    eventually(lambda: proxy.held, "the Job is on its way")
     assert run.jobs == []
     with faults.proving("A10.hand-over"):
-        assert operator.stop() == 0
+        operator.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "stopping" in operator.text(), "it is about to end")
+        proxy.let_go()
+        assert operator.end_by_itself() == 0
         (job,) = run.jobs
         assert lease(stage)["holderIdentity"] == ""
         assert [call.what for call in proxy.calls if call.mutates][-1] == "update leases"
-    start_candidate(stage)
+    start_candidate(stage, **LONG)
     run.wait("Accepted", "True")
     assert [other["metadata"]["uid"] for other in run.jobs] == [job["metadata"]["uid"]]
 
@@ -123,11 +126,12 @@ def test_a_leader_whose_renewals_hang_ends_and_the_other_takes_over(stage: Stage
     eventually(lambda: leads(first), "the first leads")
     made = begin(stage, "made")
     made.wait("Accepted", "True")
-    second = start_candidate(stage)
+    # It waits as long as the first one's Lease says.
+    second = start_candidate(stage, **LONG)
     before = faults.remember(made)
     proxy.add(Rule(fault=Hold(answered=False), what="update leases"))
     with faults.proving("A11.exit"):
-        assert first.process.wait(timeout=60) == 1
+        assert first.end_by_itself() == 1
         eventually(lambda: leads(second), "the second leads")
     faults.saw("A11.ends", since=before, text=first.text(), lease=f"{stage.namespace}/lora-operator")
     assert "Traceback" not in first.text()
@@ -140,11 +144,11 @@ def test_a_leader_whose_renewals_hang_ends_and_the_other_takes_over(stage: Stage
 @pytest.mark.fault("A11.taken")
 def test_a_leader_whose_lease_another_has_taken_ends(stage: Stage, faults: Proofs) -> None:
     """Whoever stands in the Lease leads, however it came there."""
-    operator = start_candidate(stage)
+    operator = start_candidate(stage, **LONG)
     eventually(lambda: leads(operator), "it leads")
     run = begin(stage, "taken")
     stage.api.patch(lease_path(stage), {"spec": {"holderIdentity": "somebody-else"}})
-    assert operator.process.wait(timeout=60) == 1
+    assert operator.end_by_itself() == 1
     faults.saw("A11.taken", run, holder="somebody-else")
     assert lease(stage)["holderIdentity"] == "somebody-else"
 
@@ -152,7 +156,7 @@ def test_a_leader_whose_lease_another_has_taken_ends(stage: Stage, faults: Proof
 @pytest.mark.fault("A11.frozen", "A11.exit", "A11.jobs", "A11.one-job", "A11.begins")
 def test_a_leader_that_was_frozen_and_goes_on_changes_nothing_any_more(stage: Stage, faults: Proofs) -> None:
     """SIGSTOP for longer than the Lease: what it slept over is done by the other one, and is not done again by it."""
-    first, second = start_pair(stage)
+    first, second = start_pair(stage, **CHARTS_OWN)
     lost = begin(stage, "lost")
     lost.wait("PodsReady", "False", "VolumeNotReady")
     first.process.send_signal(signal.SIGSTOP)
@@ -167,7 +171,7 @@ def test_a_leader_that_was_frozen_and_goes_on_changes_nothing_any_more(stage: St
     finally:
         first.process.send_signal(signal.SIGCONT)
     with faults.proving("A11.exit"):
-        assert first.process.wait(timeout=60) == 1
+        assert first.end_by_itself() == 1
         assert leads(second)
     faults.saw("A11.frozen", since=before, text=first.text(), lease=f"{stage.namespace}/lora-operator")
     lost.be_looked_at()

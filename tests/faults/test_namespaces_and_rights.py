@@ -22,6 +22,8 @@ from lora_operator.running.self_check import RIGHTS, Right, rights_used
 
 USED = rights_used(kueue=False)
 GONE_S = 300.0
+# Four runs, each tried once a second, for as long as a busy namespace controller may take from the role to the runs.
+MOST_REFUSALS = 60
 # The namespace controller comes back when half of its pods' grace is over.
 SOON: dict[str, Any] = {"terminationGraceSeconds": 1}
 
@@ -108,7 +110,7 @@ def test_a_listed_namespace_that_does_not_exist_yet_is_taken_up_when_it_does(sta
     try:
         stage.grant(operator, RIGHTS, name)
         with faults.proving("A13.later"):
-            assert operator.process.wait(timeout=60) == 1
+            assert operator.end_by_itself() == 1
             assert f"Namespace {name} can be looked after now" in operator.text()
             stage.start(elsewhere={name: RIGHTS})
             later.apply()
@@ -205,7 +207,7 @@ def finish_pods(place: Stage) -> None:
 def assert_quiet(operator: OperatorProcess) -> None:
     """A few refusals are in the nature of an end; a loop would have many, and an exception is never right."""
     assert operator.process.poll() is None
-    assert operator.metric('lora_operator_reconcile_total{result="error"}') <= 20
+    assert operator.metric('lora_operator_reconcile_total{result="error"}') <= MOST_REFUSALS
     assert "Traceback" not in operator.text()
 
 

@@ -34,7 +34,7 @@ def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage
         leaseNamespace=stage.namespace,
         retryPeriodSeconds=0.3,
     )
-    train_on_two_nodes(stage)
+    train_on_two_nodes(stage, proxy)
     queue(stage)
     wanted = {str(right) for right in (*RIGHTS, *LEASE_RIGHTS)}
     with faults.proving("A13.used"):
@@ -54,7 +54,7 @@ def operator_rests(operator: OperatorProcess) -> bool:
     return operator.metric("lora_operator_queue_depth") == 0.0
 
 
-def train_on_two_nodes(stage: Stage) -> None:
+def train_on_two_nodes(stage: Stage, proxy: FaultProxy) -> None:
     """Waits for its pods, is suspended and resumed, trains, and is cleared away when its time is over."""
     stage.apply("two", resources={"nodes": 2}, ttlSecondsAfterFinished=1)
     job = stage.wait_job()
@@ -65,8 +65,12 @@ def train_on_two_nodes(stage: Stage) -> None:
     stage.wait_held(job)
     stage.change("two", suspend=False)
     stage.wait_condition("Suspended", status="False", name="two")
+    leader = living_pods(stage, job)[0]
+    # Why a pod with a node does not start only its Events may say.
+    stage.wait_pod_state(leader, "ContainerCreating", "")
+    eventually(lambda: "list events" in used(proxy), "the pod's Events are read")
     # The success of the first node's pod is that of the Job, which then stops the other.
-    stage.end_pod(living_pods(stage, job)[0], 0, succeeded())
+    stage.end_pod(leader, 0, succeeded())
     stage.wait_condition("Complete", status="True", name="two")
     eventually(lambda: stage.jobs_of(TRAIN) == [], "the Job is cleared away")
 

@@ -37,9 +37,10 @@ class Witness:
 
     def look(self, seen: Mapping[str, Sequence[Object]]) -> None:
         """Look at everything there is, by kind."""
-        attempts = {run["metadata"]["uid"]: run.get("status", {}).get("attempt", 0) for run in seen["lorafinetunes"]}
+        staying = [run for run in seen["lorafinetunes"] if "deletionTimestamp" not in run["metadata"]]
+        attempts = {run["metadata"]["uid"]: run.get("status", {}).get("attempt", 0) for run in staying}
         for job in seen["jobs"]:
-            # What old news of a run that is gone makes anew, the garbage collector takes away.
+            # What old news of a run that was deleted makes anew, the garbage collector or the operator takes away.
             if run_uid(job) in attempts:
                 self._one_job(job, attempts[run_uid(job)])
         self._one_writer(seen["pods"])
@@ -132,6 +133,7 @@ class Witness:
         assert not late, f"I1: Jobs of earlier attempts live on: {late}"
         for run in seen["lorafinetunes"]:
             if "deletionTimestamp" in run["metadata"]:
+                self._has_stopped(run, seen["jobs"])
                 continue
             self._in_queue(run, seen)
             for condition in run["status"]["conditions"]:
@@ -139,6 +141,12 @@ class Witness:
                 assert condition["reason"], text
                 assert condition["message"] not in ("", "Waiting for the operator"), text
                 assert condition["observedGeneration"] == run["metadata"]["generation"], text
+
+    def _has_stopped(self, run: Object, jobs: Iterable[Object]) -> None:
+        """I5: what somebody's finalizer keeps, though it was deleted, trains no longer."""
+        uid = run["metadata"]["uid"]
+        left = [job["metadata"]["name"] for job in jobs if run_uid(job) == uid and goes_on(job)]
+        assert not left or uid in self._life.orphaned, f"I5: Jobs of a deleted run go on: {left}"
 
     def _in_queue(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I10: what Kueue holds is reported as a wait, what the user holds as the user's wish, and only these are."""

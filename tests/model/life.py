@@ -75,6 +75,7 @@ class Life:
     deleted: set[str] = field(default_factory=set)
     forged: int = 0
     queues: bool = False
+    names: Sequence[str] = NAMES
 
     # -- what there is
 
@@ -109,7 +110,7 @@ class Life:
         spec |= pick(({}, {}, {"ttlSecondsAfterFinished": 60}, {"activeDeadlineSeconds": 600}, {"suspend": True}))
         spec |= pick(({}, {}, {}, {"resources": {"nodes": 2}}))
         spec |= {"preflight": pick(("Skip", "Run"))}
-        document = finetune(pick(NAMES), **spec)
+        document = finetune(pick(self.names), **spec)
         document["metadata"]["annotations"] = {"team": "red"}
         document["metadata"]["labels"] = pick((*[{}] * (1 if self.queues else 3), {QUEUE_LABEL: "gpus"}))
         self.client.post(self.path("lorafinetunes"), document)
@@ -250,7 +251,7 @@ class Life:
     def fail(self) -> None:
         """A trainer fails, by any exit code, with or without a word."""
         for pod in self._some(self._pods("running")):
-            code = self.chance.pick((1, 64, 65, 66, 70, 71, 72, 73, 74, 75, 77, 78, 137, 143))
+            code = self.chance.pick((1, 64, 65, 66, 70, 71, 72, 73, 74, 75, 76, 77, 78, 137, 143))
             stated = failed(Reason.DATASET_INVALID, f"line 3 is no JSON: {self.chance.pick(TALK)}")
             reason = "OOMKilled" if code == 137 and self.chance.number(0, 1) else "Error"
             self._end(pod, code, self.chance.pick((*TALK, stated)), reason=reason)

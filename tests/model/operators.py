@@ -135,6 +135,10 @@ class ModelApi(Api):
         self._network = network
         self._operator = operator
 
+    async def read(self, path: str, query: Mapping[str, str]) -> tuple[Object, int]:
+        """The same."""
+        return await self.request("GET", path, query=query), 1
+
     async def request(
         self,
         method: str,

@@ -1,4 +1,4 @@
-"""Kueue, in memory: Workloads for Jobs in a queue, quota for so many of them, preemption. It acts when it is told to.
+"""Kueue, played: Workloads for Jobs in a queue, quota for so many of them, preemption. It acts when it is told to.
 
 It does what a real one does in `tests/cluster/test_kueue.py`: a Job runs while its Workload has quota and is suspended
 otherwise, whatever anybody else does to the Job.
@@ -6,7 +6,7 @@ otherwise, whatever anybody else does to the Job.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from tests.model.controllers import (
     condition_of,
@@ -16,7 +16,7 @@ from tests.model.controllers import (
     with_condition,
 )
 from tests.model.life import Chance
-from tests.model.server import Object, Server, labels_of
+from tests.model.server import Object, labels_of
 
 from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
 
@@ -32,10 +32,26 @@ _EVICTIONS = (
 )
 
 
+class Storage(Protocol):
+    """What Kueue's controller asks of an API server, in memory or real."""
+
+    def all(self, plural: str) -> Iterator[Object]:
+        """The stored documents of a kind; each has a status."""
+        ...
+
+    def handle(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Object:
+        """Create or delete one."""
+        ...
+
+    def write(self, document: Object, plural: str) -> Object:
+        """Store a changed copy; as it is stored."""
+        ...
+
+
 class Queues:
     """All LocalQueues of the cluster, which share a quota for so many Workloads."""
 
-    def __init__(self, server: Server, now: Callable[[], datetime]) -> None:
+    def __init__(self, server: Storage, now: Callable[[], datetime]) -> None:
         self._server = server
         self._now = now
         self.quota = 1
@@ -120,9 +136,9 @@ class Queues:
         self._server.handle("POST", _path(job), workload)
 
     def _stop(self, job: Object) -> None:
-        """Kueue takes the Job's start away, too."""
+        """Kueue takes the Job's start away, too, unless it has ended meanwhile."""
         job = self._suspend(job, suspend=True)
-        if "startTime" in job["status"]:
+        if "startTime" in job["status"] and not ending_of(job):
             status = {key: value for key, value in job["status"].items() if key != "startTime"}
             self._server.write({**job, "status": status}, "jobs")
 

@@ -81,6 +81,29 @@ def test_an_operator_that_lags_does_not_take_back_what_another_did_to_a_job(worl
     assert len(patches) == 1, patches
 
 
+@pytest.mark.parametrize("preflight", ["Skip", "Run"])
+def test_an_operator_that_lags_does_not_make_the_job_of_a_deleted_run_again(preflight: str) -> None:
+    """A finalizer keeps the run; before its first status is stored, another operator stops its Job."""
+    world = World(First())
+    try:
+        world.start_operator()
+        world.settle()
+        world.life.client.post(world.life.path("lorafinetunes"), finetune(preflight=preflight))
+        world.loop.settle()
+        world.operators[0].deaf.add("lorafinetunes")
+        world.start_operator()
+        world.settle()
+        world.keep_runs(kept=True)
+        world.life.delete()
+        world.settle()
+        world.pass_time(60)
+        assert not list(world.server.all("jobs"))
+        made = [r for r in world.network.requests if r.path.endswith("/jobs") and r.method == "POST" and not r.error]
+        assert len(made) == 1
+    finally:
+        world.close()
+
+
 def test_a_restart_does_not_take_back_a_reason_that_events_reported(world: World) -> None:
     """The new process reads the Events before it says anything else of a run that waits."""
     world.controllers.refuses_pods = QUOTA
@@ -191,5 +214,4 @@ def test_two_operators_that_cannot_agree_leave_longer_and_longer_pauses(world: W
     world.pass_time(600)
     wrote = len([request for request in world.network.requests if request.method == "PUT"]) - writes
     assert wrote <= 40, f"{wrote} writes in ten minutes"
-    world.pass_time(2 * 86400)
     world.check()

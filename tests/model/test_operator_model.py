@@ -1,5 +1,6 @@
 """The real shell of the operator in a cluster in memory, in which anything may happen in any order."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,9 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.model.life import ACTS, Chance, Life
 from tests.model.operators import WATCHED, Fault
 from tests.model.queues import QUEUE_ACTS, Queues
-from tests.model.world import World
+from tests.model.world import CONFIG, World
 
 T = TypeVar("T")
+_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+# By default what waits or trains is looked at every few seconds, and most of the hours in which a life comes to rest
+# would be looks at what stands still.
+_SELDOM = dataclasses.replace(CONFIG, pending_check_s=60.0, progress_interval_s=60.0)
 
 
 class Drawn:
@@ -37,7 +42,7 @@ class ClusterLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.chance = Drawn()
-        self.world = World(self.chance)
+        self.world = World(self.chance, CONFIG if _SOAK else _SELDOM)
 
     @initialize(data=st.data(), kueue=st.booleans())
     def begin(self, data: st.DataObject, kueue: bool) -> None:
@@ -147,6 +152,14 @@ class ClusterLife(RuleBasedStateMachine):
         """The namespace's quota is used up, or is not any more."""
         self.world.controllers.refuses_pods = refusal
 
+    @rule(data=st.data())
+    def delete_kept(self, data: st.DataObject) -> None:
+        """A run is deleted that somebody's finalizer keeps to the end of the life."""
+        self.chance.data = data
+        self.world.keep_runs(kept=True)
+        self.world.life.do(Life.delete)
+        self.world.settle()
+
     @precondition(lambda self: self.world.queues is not None)
     @rule(data=st.data(), act=st.sampled_from(QUEUE_ACTS))
     def queue(self, data: st.DataObject, act: Callable[[Queues, Chance], None]) -> None:
@@ -174,6 +187,10 @@ class ClusterLife(RuleBasedStateMachine):
     def teardown(self) -> None:
         """In the end everything comes to rest."""
         try:
+            if self.world.lingers():
+                self.world.come_to_rest()
+                self.world.check_rest()
+            self.world.keep_runs(kept=False)
             self.world.come_to_rest()
             self.world.check_rest()
             self.world.check_queues()
@@ -182,7 +199,6 @@ class ClusterLife(RuleBasedStateMachine):
 
 
 TestClusterLife = ClusterLife.TestCase
-_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 TestClusterLife.settings = settings(
     max_examples=2000 if _SOAK else 90,
     derandomize=not _SOAK,

@@ -22,6 +22,7 @@ from lora_operator.views.names import QUEUE_LABEL
 from lora_trainer.contract.progress import Phase, Progress
 
 NAMESPACE = "team-a"
+FOREIGN = "team.example/keep"
 # Longer than any deadline and time to live, and than the clock of an operator may be slow.
 _LONG_S = 3 * 3600
 CONFIG = OperatorConfig(trainer_image="registry.example/lora-trainer:test", workers=2)
@@ -109,6 +110,20 @@ class World:
         self.controllers.sync_queues = self.queues.sync
         self.server.discovery = DISCOVERY
         self.life.queues = True
+
+    def keep_runs(self, *, kept: bool) -> None:
+        """Somebody's finalizer keeps the runs that are deleted from now on, or is taken away from all."""
+        for run in list(self.server.all("lorafinetunes")):
+            metadata = run["metadata"]
+            if not kept or "deletionTimestamp" not in metadata:
+                others = [name for name in metadata.get("finalizers", ()) if name != FOREIGN]
+                finalizers = [*others, FOREIGN] if kept else others
+                self.server.write({**run, "metadata": {**metadata, "finalizers": finalizers}}, "lorafinetunes")
+
+    def lingers(self) -> bool:
+        """Whether such a finalizer keeps a run that was deleted."""
+        runs = [run["metadata"] for run in self.server.all("lorafinetunes")]
+        return any("deletionTimestamp" in run and FOREIGN in run.get("finalizers", ()) for run in runs)
 
     # -- operators
 

@@ -71,7 +71,7 @@ def typed(commands: str, folder: Path) -> Typed:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     files = sorted(path for path in noted.iterdir() if not path.name.endswith(".in"))

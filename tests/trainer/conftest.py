@@ -1,5 +1,6 @@
 """A tiny model and its data, made once; a client for runs in processes of their own."""
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,17 @@ def one_thread() -> Iterator[None]:
     """Runs in the test's own process take one thread: beside other work, several wait for each other in a busy loop."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_trainer.model.device.cpu_threads", lambda: 1)
+        patch.setattr("lora_trainer.result.merged.cpu_threads", lambda: 1)
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """The million objects that libraries are made of live to the end: to look through them takes a second each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,25 +1,32 @@
 """A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be asked to stop,
-and with FAIL=unsaved fails then."""
+and with FAIL=unsaved fails then. With FAIL=unfit both fail at once, as where the run does not fit their GPUs.
+
+They meet in the folder MEETING, and need no PyTorch for it, whose import takes most of the time."""
 
 import atexit
+import faulthandler
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
-import torch.distributed
+from tests.unit.reports import make_plan
 
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import DatasetError, StorageError
+from lora_trainer.errors import DatasetError, DoesNotFitError, StorageError
 from lora_trainer.host.guard import guarded, leave
 from lora_trainer.ranks.parent import end_with_parent
-from lora_trainer.ranks.reports import Reporter, open_report
+from lora_trainer.ranks.reports import Report, Reporter, open_report
+
+PLAN = make_plan(fits=False, reason="the run needs at least 20.0 GiB of a GPU's memory, and T4 has 15.0 GiB: more")
 
 
 def main() -> int:
     """What the stage does around its own work."""
     end_with_parent()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     rank = int(os.environ["LOCAL_RANK"])
     reporter = Reporter(open_report(sys.argv[sys.argv.index("--report") + 1]), failures_only=rank > 0)
     return guarded(lambda: _work(rank, reporter), reporter)
@@ -29,15 +36,23 @@ def _unsaved(*_: object) -> None:
     raise StorageError("the checkpoint step-00000012 does not fit", Reason.STORAGE_FULL)
 
 
+def _meet(where: str, rank: int) -> None:
+    place = Path(os.environ["MEETING"])
+    (place / f"{where}-{rank}").touch()
+    while len(list(place.glob(f"{where}-*"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.02)
+
+
 def _work(rank: int, reporter: Reporter) -> None:
     how = os.environ["FAIL"]
     signal.signal(signal.SIGTERM, _unsaved if how == "unsaved" and rank == 0 else lambda *_: sys.exit(143))
-    # Neither is asked to stop, or to fail, in the middle of its start.
-    torch.distributed.init_process_group("gloo")
-    torch.distributed.barrier()
+    _meet("started", rank)  # neither is asked to stop, or to fail, in the middle of its start
     reporter.phase(Phase.TRAINING)
     if how in ("error", "killed", "aborted"):
-        torch.distributed.barrier()  # the failure of one ends the other, which has reported by then
+        _meet("reported", rank)  # the failure of one ends the other, which has reported by then
+    if how == "unfit":
+        reporter.send(Report(plan=PLAN))
+        raise DoesNotFitError(PLAN.reason, PLAN)
     if how == "deaf" and rank == 0:
         # As a process does that waits in a collective of its GPU.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

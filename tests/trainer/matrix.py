@@ -142,7 +142,7 @@ def config_of(cell: Cell, dataset: Sections = DRAWN) -> TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a cell: the folder of a verified adapter, or the sentence with which it was refused.
+    """What became of a cell: the folder of an adapter, or the sentence with which it was refused.
 
     `weights_read` says whether the base's weights had been read by then.
     """
@@ -152,11 +152,21 @@ class Outcome:
     weights_read: bool = True
 
 
-def run_cell(cell: Cell, claims: Path, folder: Path, dataset: Sections = DRAWN) -> Outcome:
+def run_cell(cell: Cell, claims: Path, folder: Path) -> Outcome:
     """Train, verify and, where it asks for it, merge in this process. What is not refused is raised."""
-    config, volumes = config_of(cell, dataset), Volumes(claims=claims)
+    config, volumes = config_of(cell), Volumes(claims=claims)
+    outcome = train_cell(config, claims, folder)
+    if outcome.adapter is not None:
+        verify(outcome.adapter, volumes, Hub())
+        if config.output.merge is not Merge.ADAPTER:
+            merge_result(outcome.adapter, folder / "merged", config.output.merge, volumes, Hub())
+    return outcome
+
+
+def train_cell(config: TrainConfig, claims: Path, folder: Path) -> Outcome:
+    """Train alone: the adapter of the outcome is not verified."""
+    volumes, adapter = Volumes(claims=claims), folder / "adapter"
     read: list[Base] = []
-    adapter, merged = folder / "adapter", folder / "merged"
     adapter.mkdir()
 
     def load(base: Base, *given: Any) -> Loaded:
@@ -170,9 +180,6 @@ def run_cell(cell: Cell, claims: Path, folder: Path, dataset: Sections = DRAWN) 
             run_training(config, samples, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=Workshop())
         except TrainerError as error:
             return Outcome(refusal=str(error), weights_read=bool(read))
-    verify(adapter, volumes, Hub())
-    if config.output.merge is not Merge.ADAPTER:
-        merge_result(adapter, merged, config.output.merge, volumes, Hub())
     return Outcome(adapter=adapter)
 
 

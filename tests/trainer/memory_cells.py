@@ -7,56 +7,17 @@ from itertools import product
 
 from benchmarks.memory_estimate import estimate
 from benchmarks.memory_simulation import Step
-from tests.unit.fit_models import GEMMA_3, GPT2, MODELS, Config, llama
+from tests.unit.fit_models import FURTHER, GEMMA_3, MODELS, Config
 
 from lora_trainer.contract.config import Layers, LoraConfig, Optimizer, Quantization, TrainingConfig, Variant
 
-_SMALL = {"Llama-3.2-1B": (2048, 8192, 16), "Llama-3.2-3B": (3072, 8192, 28), "Llama-3-70B": (8192, 28672, 80)}
-_OTHERS: dict[str, Config] = {
-    name: llama(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=hidden // 128)
-    for name, (hidden, mlp, layers) in _SMALL.items()
-} | {
-    "Mistral-Nemo-12B": llama(
-        model_type="mistral", hidden_size=5120, num_hidden_layers=40, head_dim=128, vocab_size=131072
-    ),
-    "Qwen2.5-0.5B": llama(
-        model_type="qwen2",
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-    ),
-    "SmolLM3-3B": llama(
-        model_type="smollm3",
-        hidden_size=2048,
-        intermediate_size=11008,
-        num_hidden_layers=36,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    ),
-    "Granite-3-8B": llama(
-        model_type="granite",
-        intermediate_size=12800,
-        num_hidden_layers=40,
-        vocab_size=49155,
-        tie_word_embeddings=True,
-        logits_scaling=16.0,
-    ),
-    "GPT-2-XL": {**GPT2, "n_embd": 1600, "n_layer": 48, "n_head": 25},
-    "Gemma-3-4B, text": GEMMA_3["text_config"],
-}
 _NOT_SIMULATED = {"gemma3", "deepseek_v3", "llama4"}
 """Those that see, and layers of two kinds, of which two do not foretell the others."""
-PUBLIC: dict[str, Config] = {
-    name: config for name, (config, _) in MODELS.items() if config["model_type"] not in _NOT_SIMULATED
-} | _OTHERS
+PUBLIC: dict[str, Config] = (
+    {name: config for name, (config, _) in MODELS.items() if config["model_type"] not in _NOT_SIMULATED}
+    | FURTHER
+    | {"Gemma-3-4B, text": GEMMA_3["text_config"]}
+)
 """28 of them. The simulation does not see; the tower of Gemma 3 is left out."""
 
 
@@ -76,6 +37,7 @@ class Cell:
             "fp32" if step.fp32 else step.quantization.value.replace("None", "bf16"),
             f"r={lora.rank}",
             "query and value" if lora.layers is Layers.QUERY_VALUE else "all linear",
+            *lora.target_parameters,
             *(["dropout"] if lora.dropout else []),
             *(["DoRA"] if lora.variant is Variant.DORA else []),
             *([f"{', '.join(lora.modules_to_save)} whole"] if lora.modules_to_save else []),
@@ -106,6 +68,7 @@ def cell(model: str, rows: tuple[int, ...], lora: LoraConfig | None = None, **ch
 
 
 _DROPOUT, _DORA = LoraConfig(dropout=0.05), LoraConfig(variant=Variant.DORA)
+_EXPERTS = LoraConfig(target_parameters=("experts.gate_up_proj", "experts.down_proj"))
 _QUERY_VALUE = LoraConfig(rank=8, layers=Layers.QUERY_VALUE)
 _NF4, _INT8 = Quantization.NF4, Quantization.INT8
 _QUERY_VALUE_DROPOUT = replace(_QUERY_VALUE, dropout=0.05)
@@ -114,28 +77,32 @@ FEW = (
     cell("Llama-2-7B", (1304,), _QUERY_VALUE, recompute=False),
     cell("Llama-3-8B", (2048, 2048)),
     cell("Llama-3-8B", (2048, 2048), recompute=False, packs=False),
-    cell("Llama-3-8B", (1024,) * 4, quantization=_NF4),
-    cell("Llama-3-8B", (1024,) * 4, quantization=_INT8),
-    cell("Llama-3-8B", (1024,) * 4, _DORA),
-    cell("Llama-3-8B", (1304,), _DROPOUT, quantization=_NF4, recompute=False),
     cell("Llama-3-8B", (1024,) * 4, LoraConfig(rank=256, alpha=256), training=_8_BIT),
-    cell("Qwen3-8B", (512, 512), _DORA, quantization=_NF4, recompute=False),
+    cell("Llama-3-8B", (1024,) * 4, selective=True),
+    cell("Qwen3-8B", (512, 512), _DORA, quantization=_NF4),
     cell("Gemma-2-2B", (1024,), learned=0.2),
-    cell("GPT-2", (1024,), recompute=False),
+    cell("GPT-2", (1024,), quantization=_NF4),
     cell("Pythia-160M", (1024,), _DROPOUT, recompute=False, fp32=True, packs=False),
-    cell("Pythia-160M", (512,) * 4, quantization=_NF4, recompute=False),
-    cell("StarCoder2-3B", (512,) * 8, replace(_DORA, dropout=0.05), recompute=False),
-    cell("Phi-2", (512,) * 8, recompute=False),
-    cell("Phi-2", (512,) * 2, quantization=_NF4, recompute=False),
+    cell("StarCoder2-3B", (512,) * 8, replace(_DORA, dropout=0.05)),
+    cell("Phi-2", (512,) * 2, _DROPOUT, quantization=_NF4, recompute=False),
     cell("Phi-2", (512,) * 2, quantization=_INT8),
     cell("Falcon-7B", (512,) * 8),
     cell("Qwen3-30B-A3B", (512,) * 8, recompute=False),
     cell("gpt-oss-20b", (1024,)),
-    cell("Llama-3-8B", (1024,) * 4, selective=True),
-    cell("Phi-2", (512,) * 8, selective=True),
-    cell("Mixtral-8x7B", (512,) * 8, selective=True),
+    cell("Mixtral-8x7B", (512,) * 8, _EXPERTS),
+    cell("Qwen1.5-MoE-A2.7B", (512,) * 8, replace(_EXPERTS, target_parameters=("down_proj",)), selective=True),
 )
-"""What `make test` simulates."""
+"""What `make test` simulates: each kind of model, and each value of every option in some of them."""
+FURTHER_FEW = (
+    cell("Llama-3-8B", (1024,) * 4, quantization=_NF4),
+    cell("GPT-2", (1024,), recompute=False),
+    cell("Pythia-160M", (512,) * 4, quantization=_NF4, recompute=False),
+    cell("Qwen3-8B", (512, 512), _DORA, quantization=_NF4, recompute=False),
+    cell("Phi-2", (512,) * 8, recompute=False),
+    cell("Mixtral-8x7B", (512,) * 2, replace(_EXPERTS, rank=256), recompute=False),
+    cell("gpt-oss-20b", (512,) * 8, replace(_EXPERTS, target_parameters=("experts.gate_up_proj",))),
+)
+"""More of these, which `make soak` simulates alone."""
 MORE = (
     cell("Llama-3-8B", (2048,) * 2),
     cell("Llama-3-8B", (2048,) * 2, recompute=False),
@@ -180,6 +147,8 @@ MORE = (
     cell("Phi-3-mini", (512,) * 4, recompute=False),
     cell("StarCoder2-3B", (512,) * 8),
     cell("StarCoder2-3B", (512,) * 4, _DORA, recompute=False),
+    cell("StarCoder2-3B", (512,) * 8, replace(_DORA, dropout=0.05)),
+    cell("Phi-2", (512,) * 8, replace(_DORA, dropout=0.05)),
     cell("Falcon-7B", (512,) * 8),
     cell("Falcon-7B", (512,) * 4, recompute=False),
     cell("Mixtral-8x7B", (512,) * 8),
@@ -212,7 +181,7 @@ def array() -> Iterator[Cell]:
     for number, (model, config) in enumerate(PUBLIC.items()):
         first, second = codes[number % 16], codes[(7 * number + 3) % 16]
         opposite = tuple(not bit for bit in first)
-        quantized = "moe" not in config["model_type"] and config["model_type"] not in {"gpt2", "gpt_oss", "mixtral"}
+        quantized = "moe" not in config["model_type"] and config["model_type"] not in {"gpt_oss", "mixtral"}
         precisions: tuple[dict[str, object], ...] = (
             {},
             {"quantization": _NF4} if quantized else {"packs": False},

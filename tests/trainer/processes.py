@@ -2,15 +2,16 @@
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from tests.ports import free_port
 
-WAIT_S = 120
+# On a busy machine the imports that are not preloaded take a minute. Longer is a hang.
+WAIT_S = 600
 _PRELOAD = [
     "torch",
     "peft",
@@ -30,14 +31,13 @@ def together(world: int, program: Callable[..., Any], *arguments: Any, nodes: in
     They are told that they are on so many nodes.
     """
     here = world // nodes
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     started = []
     for rank in range(world):
-        environment: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank % here, "WORLD_SIZE": world}
+        # That of this test: the server has the one in which the first test of this process needed it.
+        environment: dict[str, Any] = {**os.environ, "RANK": rank, "LOCAL_RANK": rank % here, "WORLD_SIZE": world}
         environment |= {"LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment["GLOO_SOCKET_IFNAME"] = "lo"
         ours, theirs = context.Pipe()
@@ -56,6 +56,7 @@ def together(world: int, program: Callable[..., Any], *arguments: Any, nodes: in
 def _run(
     answer: Connection, environment: dict[str, Any], program: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    os.environ.clear()
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
     try:

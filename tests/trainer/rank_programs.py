@@ -23,11 +23,11 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
 from lora_trainer.model.convert import Start
-from lora_trainer.model.device import Device
+from lora_trainer.model.device import Device, same_type
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.recompute import recompute_activations, recompute_mlps
-from lora_trainer.model.sharding import mesh_over, shard
+from lora_trainer.model.sharding import mesh_over, shard, stream
 from lora_trainer.model.turns import in_turn
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.places.hub import Hub
@@ -46,7 +46,7 @@ from lora_trainer.training.state import Course, State, state_on_all
 from lora_trainer.training.stopping import Stop
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
-WAIT_S = 60.0
+WAIT_S = 300.0
 
 
 def every_collective() -> dict[str, Any]:
@@ -79,6 +79,12 @@ def lose_a_process(how: str) -> str:
             raise ValueError("its own fault")
         ranks.sum(1.0)
     return "unreachable"
+
+
+def agree_on_a_type(own: tuple[Device, ...]) -> Device:
+    """What this process computes on, where each has one of these devices."""
+    with join(CPU.torch_device, WAIT_S) as ranks:
+        return same_type(own[ranks.rank], ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +274,24 @@ def verify_adapter(folder: Path, claims: Path) -> float:
     """The loss that the verification finds."""
     torch.set_num_threads(1)
     return verify(folder, Volumes(claims=claims, config_maps=claims), Hub()).loss
+
+
+def verify_streamed(folder: Path, claims: Path, *, copies: bool) -> tuple[float, int]:
+    """The loss that the verification finds where all GPUs together hold nothing, and how many models were streamed
+    here; with `copies` main memory has room for one that is converted."""
+    torch.set_num_threads(1)
+    streamed: list[Device] = []
+
+    def note(model: Any, device: Device) -> None:
+        streamed.append(device)
+        stream(model, device)
+
+    def readers(_folder: Path, _dtype: torch.dtype, ranks: Ranks) -> int:
+        return 1 if copies else ranks.local_world
+
+    changed: dict[str, Any] = {"device_bytes": lambda _device: 2**10, "stream": note, "readers": readers}
+    with mock.patch.multiple("lora_trainer.result.verify", **changed):
+        return verify(folder, Volumes(claims=claims, config_maps=claims), Hub()).loss, len(streamed)
 
 
 def _state_after_a_stop(training: Training, file: Path | None) -> Any:

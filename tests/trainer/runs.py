@@ -19,6 +19,8 @@ from lora_trainer.contract.summary import Summary
 from lora_trainer.places.run_folders import FOLDER
 
 TRAINER = Path(__file__).parents[2] / "trainer_image"
+# For whatever a whole trainer does: on a busy machine its imports alone take a minute. Longer is a hang.
+PATIENCE_S = 900
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +60,17 @@ class Workplace:
         path.write_text(config.to_json(), encoding="utf-8")
         return path
 
+    def places(self) -> list[str | Path]:
+        """The options that name them."""
+        places: list[str | Path] = ["--claims", self.claims, "--configmaps", self.root / "configmaps"]
+        return [*places, "--termination-log", self.termination_log]
+
     def start(
         self, *arguments: str | Path, subcommand: str = "run", launcher: Sequence[str] = (), **environment: str
     ) -> "subprocess.Popen[str]":
         """Start `lora-trainer run`, or another command of it, with `arguments` on these claims, through a launcher."""
         command = [*launcher, sys.executable, "-m", "lora_trainer.cli", subcommand, *map(str, arguments)]
-        command += ["--claims", str(self.claims)]
-        command += ["--configmaps", str(self.root / "configmaps"), "--termination-log", str(self.termination_log)]
+        command += map(str, self.places())
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -78,7 +84,7 @@ class Workplace:
     ) -> "Finished":
         """Run to the end."""
         process = self.start(*arguments, subcommand=subcommand, launcher=launcher, **environment)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=PATIENCE_S)
         return Finished(status=process.returncode, output=output, log=errors, summary=self.summary())
 
     def summary(self) -> Summary:

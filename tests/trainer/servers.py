@@ -18,19 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import minio
+from tests.ports import free_port
 
 from hub.faults import Fault, Faults
 from localcluster import settings, tools
 from localcluster.console import Console
 
 ACCESS, SECRET = "AKIDTEST", "SECRET-of-the-tests"
-
-
-def free_port() -> int:
-    """A port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -57,10 +51,11 @@ def process(command: Sequence[str | Path], log: Path, port: int, **environment: 
 
 
 def _wait_until_it_listens(server: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
+        time.sleep(0.05)
     raise AssertionError(f"no server on port {port}: {log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
 
 

@@ -5,23 +5,24 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import peft  # noqa: F401 - what the stage would import
+import peft  # noqa: F401 - what the stages would import
 import transformers.models.llama.modeling_llama  # noqa: F401 - as above
 
-from lora_trainer import (
-    recipe,  # noqa: F401 - as above
-    stage,
-)
+import lora_trainer.recipe.train
+import lora_trainer.result.merge_stage
+import lora_trainer.result.verify  # noqa: F401 - as above
+from lora_trainer import stage
 from lora_trainer.host.lock import Holder, held
 from lora_trainer.ranks import logs
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +75,24 @@ class Attempt:
         return next(line["failure"] for line in reversed(self.lines()) if line.get("failure"))
 
 
-def start(place: Place) -> Attempt:
-    """Start an attempt, as a supervisor does: an empty place for the result, configuration in a folder of its own."""
+def warm_up() -> None:
+    """Have the libraries imported that all attempts share, which the first one would wait for."""
+    process = CONTEXT.Process(target=int)
+    process.start()
+    process.join()
+
+
+def start(place: Place, first: Callable[[], None] | None = None) -> Attempt:
+    """Start an attempt, as a supervisor does: an empty place for the result, configuration in a folder of its own.
+
+    `first` is what its process does before.
+    """
     shutil.rmtree(place.staged, ignore_errors=True)
     place.staged.mkdir(parents=True)
     temporary = Path(tempfile.mkdtemp(dir=place.claims.parent))
     config, reports = temporary / "config.json", temporary / "reports"
     shutil.copy(place.config, config)
-    process = _CONTEXT.Process(target=_run, args=(place, config, reports))
+    process = CONTEXT.Process(target=_run, args=(place, config, reports, dict(os.environ), first))
     process.start()
     return Attempt(process=process, reports=reports)
 
@@ -93,9 +104,21 @@ def finish(place: Place) -> Attempt:
     return attempt
 
 
-def _run(place: Place, config: Path, reports: Path) -> None:
-    # One thread: equal sums in every attempt, and no fight for the cores.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+def on_one_cpu() -> None:
+    """One thread: equal sums in every attempt, and no fight for the cores. Not all on the same one."""
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
+
+
+def _run(
+    place: Place, config: Path, reports: Path, environment: dict[str, str], first: Callable[[], None] | None
+) -> None:
+    if first is not None:
+        first()
+    # That of this test: the server has the one in which the first test of this process needed it.
+    os.environ.clear()
+    os.environ.update(environment)
+    on_one_cpu()
     descriptor = os.open(reports, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     arguments = ["train", "--config", config, "--folder", place.staged, "--workspace", place.workspace]
     arguments += ["--claims", place.claims, "--configmaps", place.claims, "--report", descriptor]

@@ -1,5 +1,6 @@
 """Chat templates of the shapes that models bring, and a tokenizer with their special tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,13 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+GEMMA4 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}"
+    "{{ message.content | trim + '<turn|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}"
+    "{% if not enable_thinking | default(false) %}{{ '<|channel>thought\n<channel|>' }}{% endif %}{% endif %}"
+)
+"""Of its larger models: the generation prompt has a thought that turns have not."""
 HERMES = (
     "{%- if tools %}<|im_start|>system\n# Tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
     "<|im_end|>\n{% endif %}"
@@ -136,6 +144,10 @@ _SPECIAL = (
     "<|assistant|>",
     "<|observation|>",
     "<|im_sep|>",
+    "<|turn>",
+    "<turn|>",
+    "<|channel>",
+    "<channel|>",
 )
 
 
@@ -169,6 +181,7 @@ FAMILIES = {
     "Llama-3": Family(template=LLAMA3, eos="<|eot_id|>", after="<|eot_id|>", trims=True, roles=("system", "ipython")),
     "Mistral": Family(template=MISTRAL, eos="</s>", before=" ", after="</s>", alternates=True),
     "Gemma": Family(template=GEMMA, eos="</s>", stops=("<end_of_turn>",), after="<end_of_turn>", trims=True, roles=()),
+    "Gemma-4": Family(template=GEMMA4, eos="<turn|>", after="<turn|>", trims=True, cut="<|channel>thought\n<channel|>"),
     "Qwen3": Family(
         template=QWEN3, eos="<|im_end|>", before="<think>\n\n</think>\n\n", after="<|im_end|>", roles=("system", "tool")
     ),
@@ -203,7 +216,7 @@ def encoder(
     return Encoder(made, loss_on, longest, stops)
 
 
-def tokenizer(template: str | None, eos: str, *, trims: bool = False, joins: bool = False) -> Any:
+def tokenizer(template: str | Mapping[str, str] | None, eos: str, *, trims: bool = False, joins: bool = False) -> Any:
     """A tokenizer with this template and end-of-sequence token. `trims` leaves blanks out of offsets, like GPT-2;
     `joins` has tokens of several blanks, line ends and signs, like GPT-4's and Qwen's, which may cross a boundary."""
     made = tiny.make_tokenizer(chat_template=template)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
+from lora_trainer.artifact import manifest as manifests
 from lora_trainer.artifact.files import sync_files, sync_folder
 from lora_trainer.artifact.manifest import (
     MANIFEST,
@@ -27,7 +28,7 @@ from lora_trainer.artifact.manifest import (
     write_sealed,
 )
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
-from lora_trainer.errors import VerificationError
+from lora_trainer.errors import StorageError, VerificationError
 
 
 def write_adapter(folder: Path, uid: str = "uid-1") -> Path:
@@ -175,6 +176,34 @@ def test_the_log_is_a_part_of_the_result_however_often_it_is_put_there(tmp_path:
     assert paths == ["adapter_model.safetensors", "merged/model.safetensors", "train.log"]
 
 
+@pytest.mark.parametrize("before", ["", "one\n"], ids=["the first log", "another one"])
+def test_a_result_whose_log_was_cut_off_is_complete_for_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """By a full volume or a kill between the log and the manifest: the next attempt puts both there anew. Elsewhere
+    a log that the manifest does not vouch for is damage like any other."""
+    folder, log = write_adapter(tmp_path / "out"), tmp_path / "train.log"
+    if before:
+        log.write_text(before, encoding="utf-8")
+        finish(folder, log, None)
+    log.write_text(f"{before}two\n", encoding="utf-8")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "_replace_manifest", full)
+        with pytest.raises(StorageError):
+            finish(folder, log, None)
+    assert is_complete(folder, "uid-1")
+    with pytest.raises(VerificationError, match=r"train\.log"):
+        check_digests(folder, read_manifest(folder))
+    finish(folder, log, None)
+    check_digests(folder, read_manifest(folder))
+    (folder / "train.log").unlink()
+    assert is_complete(folder, "uid-1")
+
+
 def test_a_manifest_that_an_earlier_release_wrote_is_read(tmp_path: Path) -> None:
     """It lacks what releases since then added; nothing is claimed about serving."""
     folder = write_adapter(tmp_path / "out")
@@ -194,6 +223,12 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
     finish(folder, log, None)
     assert not (folder / "train.log").exists()
     assert is_complete(folder, "uid-1")
+    log.unlink()
+    log.write_text("one\n", encoding="utf-8")
+    (folder / "train.log").symlink_to(secret)
+    finish(folder, log, None)
+    assert secret.read_text(encoding="utf-8") == "HF_TOKEN=hf_secret"
+    assert not (folder / "train.log").is_symlink()
 
 
 def test_a_volume_that_cannot_sync_a_folder_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

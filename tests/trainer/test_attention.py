@@ -202,16 +202,25 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_causal", fail)
 
 
+_DOCUMENTED = inspect.signature(varlen.varlen_attn)
+
+
 def kernel_for_packs(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *bounds: Any, scale: Any, window_size: Any, **more: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *bounds: Any,
+    scale: Any,
+    window_size: Any,
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """What PyTorch documents of `varlen_attn`, which has no CPU version: shapes (tokens, heads, size), rows between
     bounds, a window of tokens to the left and to the right."""
-    inspect.signature(varlen.varlen_attn).bind(query, key, value, *bounds, scale=scale, window_size=window_size, **more)
+    _DOCUMENTED.bind(query, key, value, *bounds, scale=scale, window_size=window_size, enable_gqa=enable_gqa)
     assert {query.dtype, key.dtype, value.dtype} <= {torch.bfloat16, torch.float16}
     (starts, same, longest, _), (left, right) = bounds, window_size
     assert (starts is same, starts.dtype, right) == (True, torch.int32, 0)
-    assert more["enable_gqa"] or query.shape[1] == key.shape[1]
+    assert enable_gqa is (query.shape[1] != key.shape[1])
     found = []
     for start, end in itertools.pairwise(starts.tolist()):
         assert end - start <= longest
@@ -242,6 +251,20 @@ def test_a_gpu_packs_with_its_kernel_or_row_by_row(
     assert (found.packs, found.kernel) == (True, kernel)
 
 
+def test_the_kernel_of_an_older_pytorch_gets_a_key_for_each_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses heads that share keys, as they do in most models."""
+
+    def of_2_11(q: Any, k: Any, v: Any, *bounds: Any, scale: Any = None, window_size: Any = (-1, -1)) -> torch.Tensor:
+        asked.append(k.shape[1])
+        return kernel_for_packs(q, k, v, *bounds, scale=scale, window_size=window_size)
+
+    asked: list[int] = []
+    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(varlen, "varlen_attn", of_2_11)
+    model = make("Llama", torch.bfloat16, head_dim=8, num_attention_heads=4, num_key_value_heads=2)
+    assert (choose_attention(model, DEVICE).kernel, {*asked}) == ("varlen", {4})
+
+
 @pytest.mark.parametrize(
     ("sizes", "dtype", "capability", "has"),
     [
@@ -266,8 +289,8 @@ def test_the_kernel_for_packs_is_asked_for_what_it_can(
 def test_another_kernels_rounding_is_not_taken_for_contamination(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16 it grows with the depth: it comes to a fiftieth of the logits' spread in 30 layers."""
 
-    def other(*given: Any, **more: Any) -> torch.Tensor:
-        found = kernel_for_packs(*given, **more)
+    def other(*given: Any, enable_gqa: bool, **more: Any) -> torch.Tensor:
+        found = kernel_for_packs(*given, enable_gqa=enable_gqa, **more)
         coarse = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)) * 2**-7
         return (found.float() * (1 + coarse)).to(found.dtype)
 

@@ -5,17 +5,21 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lora_trainer.contract.config import TrainingConfig
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.training.batches import Budget, collate, micro_batches, step_rows, token_budget
 from lora_trainer.training.packs import accumulation
+from lora_trainer.training.schedule import total_steps, wanted_rows
 
 CPU = torch.device("cpu")
 
 
-def taken(rows: int, effective: int, total_rows: int, start_step: int = 0) -> list[list[int]]:
+def taken(rows: int, effective: int, total_rows: int, seen: int = 0) -> list[list[int]]:
     """The rows of each step."""
-    return [step.tolist() for step in step_rows(rows, effective, total_rows, seed=1, start_step=start_step)]
+    return [step.tolist() for step in step_rows(rows, effective, total_rows, seed=1, seen=seen)]
 
 
 def test_every_row_is_seen_once_in_each_pass() -> None:
@@ -37,7 +41,46 @@ def test_a_batch_larger_than_the_data_takes_several_passes() -> None:
 @pytest.mark.parametrize("start", range(8))
 def test_any_step_can_be_the_first(start: int) -> None:
     """A run that goes on sees what the uninterrupted one would have seen from there on."""
-    assert taken(10, 4, 25, start) == taken(10, 4, 25)[start:]
+    assert taken(10, 4, 25, 4 * start) == taken(10, 4, 25)[start:]
+
+
+def test_what_goes_on_after_a_short_step_leaves_out_no_row() -> None:
+    """A pass over 100 rows in steps of 64 ends with one of 36; another pass follows it."""
+    config = TrainingConfig(epochs=2.0, effective_batch_size=64)
+    rows = taken(100, 64, wanted_rows(config, 100, 2, 100), seen=100)
+    assert [len(step) for step in rows] == [64, 36]
+    assert sorted(row for step in rows for row in step) == list(range(100))
+    assert total_steps(config, 100, 2, 100) == 2 + len(rows)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "steps"),
+    [
+        (TrainingConfig(epochs=2.0, effective_batch_size=64), 200, 4),
+        (TrainingConfig(epochs=1.5, effective_batch_size=64), 150, 3),
+        (TrainingConfig(epochs=None, max_steps=5, effective_batch_size=64), 100 + 3 * 64, 5),
+        (TrainingConfig(epochs=None, max_steps=2, effective_batch_size=64), 100, 2),
+    ],
+)
+def test_what_goes_on_after_a_short_step_is_as_long_as_its_spec_says(
+    config: TrainingConfig, rows: int, steps: int
+) -> None:
+    """After two steps, which saw all of 100 rows: so many rows and steps in all."""
+    assert (wanted_rows(config, 100, 2, 100), total_steps(config, 100, 2, 100)) == (rows, steps)
+
+
+@given(st.integers(1, 300), st.integers(1, 70), st.one_of(st.floats(0.01, 4.0), st.integers(1, 20)), st.integers(0, 20))
+def test_an_attempt_is_as_long_as_the_whole_run(rows: int, effective: int, length: float, step: int) -> None:
+    """Whichever step it goes on after, the last included."""
+    by_steps = isinstance(length, int)
+    config = TrainingConfig(
+        epochs=None if by_steps else length, max_steps=int(length) if by_steps else None, effective_batch_size=effective
+    )
+    wanted, total = wanted_rows(config, rows), total_steps(config, rows)
+    step = min(step, total)
+    seen = min(step * effective, wanted)
+    assert (wanted_rows(config, rows, step, seen), total_steps(config, rows, step, seen)) == (wanted, total)
+    assert len(taken(rows, effective, wanted, seen)) == total - step
 
 
 def test_another_seed_gives_another_order() -> None:
@@ -49,7 +92,7 @@ def test_another_seed_gives_another_order() -> None:
 
 def test_ten_million_rows_take_a_small_number_each() -> None:
     """The order of one pass is all that is kept."""
-    steps = list(islice(step_rows(10_000_000, 16, 10_000_000, seed=1, start_step=600_000), 2))
+    steps = list(islice(step_rows(10_000_000, 16, 10_000_000, seed=1, seen=9_600_000), 2))
     assert [len(step) for step in steps] == [16, 16]
     assert steps[0].dtype.itemsize == 4
 

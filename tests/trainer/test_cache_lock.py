@@ -53,7 +53,7 @@ def test_a_holder_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
     other = Download(tmp_path / ".lock", most=40)
     with (
         pytest.raises(
-            TransientError, match=r"weights: another run has held its lock in the cache \(\.lock\) for 900 s"
+            TransientError, match=r"weights: another run has held its lock in the cache \(\.lock\) for 1200 s"
         ),
         alone_in_cache(
             tmp_path / ".lock", other.size, what="weights", clock=lambda: float(other.now), sleep=other.sleep

@@ -1,5 +1,6 @@
 """What is learned of a conversation, with the templates that models bring."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -8,6 +9,7 @@ from tests.trainer import templates, tiny
 from tokenizers import processors
 
 from lora_trainer.contract.config import LossOn
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message, parse_messages, parse_tools
 from lora_trainer.data.tokens import IGNORED, Encoder, Example
@@ -34,7 +36,7 @@ CALLS: list[dict[str, Any]] = [
 
 
 def make_encoder(
-    template: str | None, eos: str, *, trims: bool = False, loss_on: LossOn = LossOn.COMPLETION
+    template: str | Mapping[str, str] | None, eos: str, *, trims: bool = False, loss_on: LossOn = LossOn.COMPLETION
 ) -> Encoder:
     """An encoder whose model ends its turns with `eos`."""
     tokenizer = templates.tokenizer(template, eos, trims=trims)
@@ -130,6 +132,149 @@ def test_a_template_without_tool_calls_is_refused() -> None:
     encoder = make_encoder(tiny.CHATML, "<|im_end|>")
     with pytest.raises(DatasetError, match=r"x\.jsonl, line 1: the model's chat template has no place for tool calls"):
         encoder.encode_all([talk(TURNS), talk(CALLS)])
+
+
+NAMED = {"default": tiny.CHATML, "tool_use": templates.HERMES}
+
+
+def test_a_model_with_a_template_for_tools_takes_calls_where_the_row_has_tools() -> None:
+    """Without tools the other template counts, which has no place for them."""
+    encoder = make_encoder(NAMED, "<|im_end|>")
+    example = encoder.encode(talk(CALLS, tools=[WEATHER]))
+    assert learned(encoder, example)[1] == "Fine.<|im_end|>"
+    with pytest.raises(DatasetError, match="the model's chat template has no place for tool calls"):
+        encoder.encode(talk(CALLS))
+
+
+def test_tools_are_shown_in_the_form_that_servers_give_them() -> None:
+    """Whether the row has OpenAI's envelope, that of its newer interface, or the function alone."""
+    encoder = make_encoder(templates.HERMES, "<|im_end|>")
+    function: dict[str, Any] = {"name": "weather", "parameters": {"type": "object"}}
+    texts = {
+        encoder.tokenizer.decode(encoder.encode(talk(CALLS, tools=[tool])).input_ids)
+        for tool in (WEATHER, function, {"type": "function", **function})
+    }
+    assert len(texts) == 1
+
+
+PARTS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}:{% for part in message.content %}"
+    "{% if part.type == 'text' %} {{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+)
+"""As SmolVLM's: of a content that is a text it writes nothing."""
+
+
+def test_a_template_that_writes_parts_alone_gets_parts() -> None:
+    """It would have the model learn to say nothing."""
+    encoder = make_encoder(PARTS, "<|im_end|>")
+    example = encoder.encode(talk(TURNS))
+    assert learned(encoder, example) == [" Ahoy, captain!<|im_end|>", " Fair winds.<|im_end|>"]
+    asked = encoder.tokenizer.decode(encoder.prompt("Who are you"))
+    assert asked == "<|im_start|>user: Who are you<|im_end|>\n<|im_start|>assistant:"
+
+
+CALLS_OR_CONTENT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is none %}"
+    "{{ message.tool_calls | tojson }}{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""As DeepSeek-R1's distillations: calls are written where the content is null."""
+
+
+def test_an_answer_of_which_a_template_writes_nothing_is_refused() -> None:
+    """Only its end would be learned."""
+    encoder = make_encoder(CALLS_OR_CONTENT, "<|im_end|>")
+    with pytest.raises(
+        DatasetError, match=r"x\.jsonl, line 1: the model's chat template leaves out what an answer says"
+    ):
+        encoder.encode(talk(CALLS))
+    assert learned(encoder, encoder.encode(talk(TURNS)))[0] == "Ahoy, captain!<|im_end|>"
+
+
+@pytest.mark.parametrize("loss_on", LossOn)
+@pytest.mark.parametrize("content", ["<think>\nWho asks\n</think>\n\nAhoy", "Who asks\n</think>\n\nAhoy"])
+def test_a_thought_that_a_template_drops_from_the_answer_is_refused(content: str, loss_on: LossOn) -> None:
+    """Nobody who writes thoughts into answers wants to teach a model not to think."""
+    encoder = make_encoder(templates.DEEPSEEK_R1, "</s>", loss_on=loss_on)
+    turns = [TURNS[0], {"role": "assistant", "content": content}]
+    with pytest.raises(DatasetError, match=r"leaves out the thoughts of answers \(<think>\), so they would be lost"):
+        encoder.encode(talk(turns))
+    kept = make_encoder(tiny.CHATML, "<|im_end|>", loss_on=loss_on)
+    assert "Who asks" in "".join(learned(kept, kept.encode(talk(turns))))
+    empty = [TURNS[0], {"role": "assistant", "content": "<think>\n\n</think>\n\nAhoy"}]
+    assert "Ahoy</s>" in "".join(learned(encoder, encoder.encode(talk(empty))))
+
+
+@pytest.mark.parametrize("loss_on", LossOn)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<think>a</think>\nb <think>c</think>\nd",
+        "Sure. <think>x</think> y",
+        "<think>asks about the <think> tag</think>It opens a thought.",
+        "Write `<think>` before and `</think>` after it.",
+    ],
+)
+def test_an_answer_that_is_kept_whole_is_learned_wherever_it_thinks(content: str, loss_on: LossOn) -> None:
+    """Between its sentences, or of the tags themselves."""
+    for template in (tiny.CHATML, templates.HERMES, None):
+        encoder = make_encoder(template, "<|im_end|>", loss_on=loss_on)
+        turns = [TURNS[0], {"role": "assistant", "content": content}]
+        assert content in "".join(learned(encoder, encoder.encode(talk(turns))))
+
+
+def test_a_thought_is_learned_by_each_of_its_names() -> None:
+    """Those that Transformers takes."""
+    encoder = make_encoder(templates.QWEN3, "<|im_end|>")
+    answers = [
+        {"role": "assistant", "content": "Ahoy", name: "Who asks"} for name in ("reasoning_content", "reasoning")
+    ]
+    (first,), (second,) = (learned(encoder, encoder.encode(talk([TURNS[0], answer]))) for answer in answers)
+    assert first == second == "<think>\nWho asks\n</think>\n\nAhoy<|im_end|>"
+
+
+def test_a_text_that_brings_its_first_token_gets_no_second_one() -> None:
+    """Of data sets whose rows a template wrote before: neither as text nor as prompt and completion."""
+    tokenizer = templates.tokenizer(None, "</s>")
+    begin = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    encoder = Encoder(tokenizer, LossOn.COMPLETION, 512, (tokenizer.eos_token_id,))
+    turns = [{"role": "user", "content": "<s>[INST] Hi [/INST]"}, {"role": "assistant", "content": " Ahoy</s>"}]
+    for sample in (PlainText(where="x", text="<s>[INST] Hi [/INST] Ahoy</s>"), talk(turns, verbatim=True)):
+        ids = encoder.encode(sample).input_ids.tolist()
+        assert ids.count(tokenizer.bos_token_id) == 1
+        assert ids[0] == tokenizer.bos_token_id
+    bare = encoder.encode(PlainText(where="x", text="Hi")).input_ids.tolist()
+    assert bare[0] == tokenizer.bos_token_id
+
+
+def test_a_template_beside_the_model_has_the_run_s_variables_as_defaults() -> None:
+    """A server knows them only from there; its own requests may still set them."""
+    chosen = Chosen(arguments={"enable_thinking": False, "note": 'it\'s "so" 🤖', "nothing": None, "bos_token": ""})
+    tokenizer = templates.tokenizer(templates.QWEN3, "<|im_end|>")
+    encoder = Encoder(tokenizer, LossOn.COMPLETION, 512, (tokenizer.eos_token_id,), chosen)
+    template = encoder.template
+    assert template is not None
+    template += "{{ note }}{{ bos_token }}"
+
+    def asked(**variables: Any) -> str:
+        shown = {"chat_template": template, "add_generation_prompt": True, "tokenize": False}
+        text: str = tokenizer.apply_chat_template(TURNS[:1], **shown, **variables)
+        return text
+
+    assert asked() == encoder.tokenizer.decode(encoder.prompt(str(TURNS[0]["content"]))) + 'it\'s "so" 🤖'
+    assert "<think>" in asked()
+    assert "<think>" not in asked(enable_thinking=True)
+    assert make_encoder(templates.QWEN3, "<|im_end|>").template is None
+
+
+def test_of_several_templates_none_lies_beside_the_model_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A server then needs the variables from whoever starts it."""
+    tokenizer = templates.tokenizer(NAMED, "<|im_end|>")
+    chosen = Chosen(arguments={"note": 1})
+    assert Encoder(tokenizer, LossOn.COMPLETION, 512, (tokenizer.eos_token_id,), chosen).template is None
+    assert "give these to the server" in caplog.text
 
 
 def test_turns_that_are_context_only_are_not_learned() -> None:

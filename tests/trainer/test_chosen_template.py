@@ -97,10 +97,10 @@ def test_a_template_of_a_config_map_gets_its_variables(tmp_path: Path) -> None:
 
 
 def test_the_models_own_template_gets_variables_too() -> None:
-    """None is written beside the adapter then."""
+    """It is written beside the adapter then, with these: a server knows them from there alone."""
     encoder = encoder_with(Chosen(arguments={"enable_thinking": False}), "<|im_end|>", own=templates.QWEN3)
     assert marked(encoder, encoder.encode(talk(*BRIEF))).endswith("</think>\n\n⟦Ahoy!<|im_end|>⟧")
-    assert encoder.template is None
+    assert encoder.template == "{% set enable_thinking = enable_thinking | default(false) %}" + templates.QWEN3
 
 
 @pytest.mark.parametrize(

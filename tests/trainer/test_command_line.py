@@ -13,7 +13,7 @@ import pytest
 import yaml
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
-from tests.trainer.runs import TRAINER, Workplace
+from tests.trainer.runs import PATIENCE_S, TRAINER, Workplace
 from tests.trainer.test_artifact import make_manifest
 
 from lora_trainer import cli
@@ -147,7 +147,7 @@ def test_ctrl_c_before_a_run_began_is_one_line(workplace: Workplace) -> None:
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] not in "SZ":
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        printed, log = process.communicate(timeout=60)
+        printed, log = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, printed, log) == (143, "", "Interrupted before it was done.\n")
 
 

@@ -17,11 +17,11 @@ def test_pages_are_served_to_either_kind_of_address(host: str) -> None:
     server = serve(0, {"/healthz": lambda: ("text/plain", b"ok\n"), "/sick": lambda: None})
     assert server is not None
     try:
-        with urllib.request.urlopen(f"http://{host}:{server.server_port}/healthz", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{host}:{server.server_port}/healthz", timeout=300) as answer:
             assert answer.read() == b"ok\n"
         for path, status in (("sick", 503), ("none", 404)):
             with pytest.raises(urllib.error.HTTPError) as caught:
-                urllib.request.urlopen(f"http://{host}:{server.server_port}/{path}", timeout=10)
+                urllib.request.urlopen(f"http://{host}:{server.server_port}/{path}", timeout=300)
             assert caught.value.code == status
             caught.value.close()
         assert serve(server.server_port, {}) is None, "a port that is taken is no reason to fail"

@@ -105,7 +105,7 @@ def cuda(last: str) -> torch.distributed.DistBackendError:
     return nccl("unhandled cuda error", preface + last, "ncclUnhandledCudaError")
 
 
-PEER, OWN_NETWORK = (ExitCode.TRANSIENT, Reason.PEER_FAILED), (ExitCode.TRANSIENT, Reason.RESTARTING)
+PEER, OWN_NETWORK = (ExitCode.PEER_FAILED, Reason.PEER_FAILED), (ExitCode.TRANSIENT, Reason.RESTARTING)
 GPU, UNFIT = (ExitCode.GPU_FAULT, Reason.GPU_FAULT), (ExitCode.CONFIG_INVALID, Reason.GPU_FAULT)
 SHORT = (ExitCode.CUDA_OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY)
 
@@ -218,6 +218,8 @@ FRAMES = (
     "\nException raised from checkTimeout at /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:632 (most "
     "recent call first):\nframe #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x96 (0x7f5a in libc10.so)\n"
 )
+ECC = "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be"
+OTHER = ENDED.replace("ank1", "ank0").replace("Rank 1", "Rank 0")
 THROWN = "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [PG ID 0 Rank 1] "
 
 
@@ -225,7 +227,9 @@ THROWN = "terminate called after throwing an instance of 'c10::DistBackendError'
     ("log", "blame", "named"),
     [
         (ENDED + TIMEOUT + FRAMES + THROWN + ENDED + TIMEOUT + FRAMES, PEER, "ALLREDUCE"),
-        (ENDED + "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be" + FRAMES, GPU, "ECC"),
+        (ENDED + ECC + FRAMES, GPU, "ECC"),
+        (ENDED + ECC + FRAMES + OTHER + TIMEOUT.replace("Rank 1", "Rank 0") + FRAMES, GPU, "ECC"),
+        (OTHER + TIMEOUT.replace("Rank 1", "Rank 0") + FRAMES + ENDED + ECC + FRAMES, GPU, "ECC"),
         (ENDED + str(remote("socketProgress: Connection closed by remote peer node1<57557>")) + FRAMES, PEER, "node1"),
         (ENDED + str(system("Call to ibv_reg_mr failed with error Bad address")) + FRAMES, OWN_NETWORK, "ibv_reg_mr"),
         (ENDED + str(cuda("Cuda failure 2 'out of memory'")), SHORT, "out of memory"),

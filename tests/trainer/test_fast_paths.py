@@ -94,9 +94,11 @@ def installed(model: Adapted) -> int:
 def test_the_fused_adapter_proves_itself(
     tiny_base: Base, encoder: Encoder, cpu: Device, dtype: torch.dtype, quantization: Quantization
 ) -> None:
-    """With modules of every kind, and leaves the model as it was: an adapter that starts with B at 0, too."""
+    """With modules of every kind, most of odd ranks, and leaves the model as it was: an adapter that starts with B at
+    0, too."""
     device = dataclasses.replace(cpu, dtype=dtype)
-    model = adapted(tiny_base, device, CONFIG, quantization)
+    config = dataclasses.replace(CONFIG, rank_pattern={"q_proj": 1, "k_proj": 3, "v_proj": 5, "down_proj": 7})
+    model = adapted(tiny_base, device, config, quantization)
     before = {name: parameter.clone() for name, parameter in model.model.named_parameters()}
     drawn = torch.get_rng_state()
     found = prove(FUSED_ADAPTER, model.model, model.head, arguments(encoder, device), device, timed=True)

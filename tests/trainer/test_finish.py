@@ -1,10 +1,13 @@
 """A whole run up to what it leaves: the merged model, its curves, its card, and the log of every stage."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
+from tests.trainer import forked
 from tests.trainer.runs import Workplace, read_json
 from tests.trainer.tiny import in_16_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,24 +56,26 @@ def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace:
     assert {entry.dtype for entry in read_entries(out / "model.safetensors")} == {"F32"}
 
 
-def test_a_merge_that_fails_costs_the_merge_alone(workplace: Workplace) -> None:
+def test_a_merge_that_fails_costs_the_merge_alone(workplace: Workplace, caplog: pytest.LogCaptureFixture) -> None:
     """Into weights of 64 bits nothing can be merged: with Merged the verified adapter is kept, with Both published."""
+    caplog.set_level(logging.INFO)
     file = workplace.claims / "models/tiny/model.safetensors"
     tensors = {name: tensor.double() if "q_proj" in name else tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     why = "q_proj.weight has the type F64: nothing can be merged into it"
 
-    failed = workplace.run("--config", workplace.config_file(output={"merge": "Merged"}), "--metrics-port", "0")
-    assert (failed.status, failed.summary.reason) == (73, Reason.VERIFICATION_FAILED), failed.log
+    failed = forked.run(workplace, output={"merge": "Merged"})
+    assert (failed.code, failed.summary.reason) == (73, Reason.VERIFICATION_FAILED), failed.summary
     kept = f".lora-checkpoints/tiny-{run_suffix('uid-1')}"
     assert why in failed.summary.message
     assert failed.summary.message.endswith(f"the verified adapter is kept at pvc://adapters/{kept}/staged")
     assert sorted(path.name for path in (workplace.claims / "adapters" / kept).glob("*ed")) == ["staged"]
     assert workplace.adapters() == []
 
-    done = workplace.run("--config", workplace.config_file(output={"merge": "Both"}), "--metrics-port", "0")
-    assert done.status == 0, done.log
-    assert "an earlier attempt finished the training" in done.log
+    caplog.clear()
+    done = forked.run(workplace, output={"merge": "Both"})
+    assert done.code == 0, done.summary
+    assert "an earlier attempt finished the training" in caplog.text
     assert not list((workplace.claims / "adapters/.lora-checkpoints").glob("*/*rows*"))
     assert done.summary.succeeded
     assert "the verified adapter is at pvc://adapters/out; there is no merged model: " in done.summary.message

@@ -13,7 +13,7 @@ from tests.unit.fit_models import Config
 
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import adapter as fit
-from lora_trainer.contract.fit.activations import layer_bytes
+from lora_trainer.contract.fit.activations import kept_bytes
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.data.tokens import Example
@@ -42,6 +42,15 @@ LLAMA: Config = {
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 NEOX = {"model_type": "gpt_neox", "hidden_act": "gelu", "num_key_value_heads": 4}
 GPT_2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "vocab_size": 300, "bos_token_id": 1, "eos_token_id": 2}
+MANNERS: dict[str, dict[str, Any]] = {
+    "recomputed": {"recompute": True},
+    "MLPs recomputed": {"recompute": True, "selective": True},
+}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", fp32": {"fp32": True},
+    ", NF4": {"quantization": Quantization.NF4},
+}
 CASES: dict[str, tuple[Config, LoraConfig, dict[str, Any]]] = {
     "all linear": (LLAMA, LoraConfig(rank=4), {}),
     "query and value": (LLAMA, LoraConfig(rank=4, layers=Layers.QUERY_VALUE), {}),
@@ -54,12 +63,17 @@ CASES: dict[str, tuple[Config, LoraConfig, dict[str, Any]]] = {
     "capped scores": (LLAMA | {"model_type": "gemma2"} | CAPS, LoraConfig(rank=4), {}),
     "norms side by side": (LLAMA | NEOX, LoraConfig(rank=4), {}),
     "a written activation": (LLAMA | {"model_type": "phi", "hidden_act": "gelu_new"}, LoraConfig(rank=4), {}),
+    **{
+        f"{manner}{kind}": (LLAMA, LoraConfig(rank=4), {**recomputed, **changes})
+        for manner, recomputed in MANNERS.items()
+        for kind, changes in PRECISIONS.items()
+    },
     "own dropout": (GPT_2, LoraConfig(rank=4), {}),
     "own dropout, fp32": (GPT_2, LoraConfig(rank=4), {"fp32": True}),
 }
 
 
-def kept_bytes(folder: Path, config: Config, lora: LoraConfig, setting: Setting) -> int:
+def kept_in_a_step(folder: Path, config: Config, lora: LoraConfig, setting: Setting) -> int:
     """Bytes of all activations that a training step keeps, each storage once."""
     folder.mkdir()
     torch.manual_seed(0)
@@ -70,7 +84,7 @@ def kept_bytes(folder: Path, config: Config, lora: LoraConfig, setting: Setting)
     base = Base(folder=folder, name="base", revision="none", model_type=config["model_type"])
     dtype = torch.float32 if setting.fp32 else torch.bfloat16
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=dtype)
-    adapted = adapt(load_model(base, setting.quantization, device), lora, base, device, 1)
+    adapted = adapt(load_model(base, setting.quantization, device), lora, base, device, 1, checkpointing=setting.manner)
     packed = choose_attention(adapted.model, device).packs
     set_training(adapted.model, on=True)
     ids = np.arange(TOKENS) % 200
@@ -104,8 +118,9 @@ def test_a_layer_keeps_the_bytes_of_the_formula(case: str, tmp_path: Path) -> No
         cpu=True,
     )
     kept = [
-        kept_bytes(tmp_path / str(layers), config | {"num_hidden_layers": layers}, lora, setting) for layers in (2, 4)
+        kept_in_a_step(tmp_path / str(layers), config | {"num_hidden_layers": layers}, lora, setting)
+        for layers in (2, 4)
     ]
     shape = shape_of(json.loads((tmp_path / "2" / "config.json").read_text(encoding="utf-8")))
     ranks = fit.plan_adapter(lora, shape).ranks[0]
-    assert (kept[1] - kept[0]) / 2 / TOKENS == pytest.approx(layer_bytes(shape.layers[0], ranks, setting), abs=0.5)
+    assert (kept[1] - kept[0]) / 2 / TOKENS == pytest.approx(kept_bytes(shape.layers[0], ranks, setting), abs=0.5)

@@ -1,21 +1,35 @@
 """The fit model against the models themselves, built without weights: names, sizes and what an adapter trains."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.trainer import variants
-from tests.unit.fit_models import DEEPSEEK_V3, GEMMA_3, LLAMA_4, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
+from tests.unit.fit_models import (
+    DEEPSEEK_V3,
+    FURTHER,
+    GEMMA_3,
+    LLAMA_4,
+    MODELS,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    Config,
+    llama,
+)
+from torch import nn
 
 from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import adapter as fit
 from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
+from lora_trainer.contract.fit.names import kinds
+from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import skeleton
+from lora_trainer.model.loading import Loaded, skeleton
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import shape_in
 from lora_trainer.recipe.preflight import target_names
@@ -51,48 +65,140 @@ BY_CLASS: dict[str, Config] = {
     if kind != "ministral"
 }
 """What is absent is what the class of Transformers takes for it; Ministral's takes too little to be computed with."""
-CONFIGS = {name: config for name, (config, _) in MODELS.items()} | OTHERS | BY_CLASS
-ADAPTERS = {
-    "all": LoraConfig(rank=3),
-    "query and value": LoraConfig(rank=3, layers=Layers.QUERY_VALUE),
-    "attention": LoraConfig(rank=3, layers=Layers.ATTENTION),
-    "DoRA": LoraConfig(rank=3, variant=Variant.DORA),
-}
-
-NONE_LEFT = {
-    (name, Layers.QUERY_VALUE)
-    for name in ("DeepSeek-V3", "DeepSeek-V3 with sparse layers", "deepseek_v3 by its class alone")
-}
-"""Presets that find nothing: queries of fewer numbers are named otherwise."""
+PUBLIC = {name: config for name, (config, _) in MODELS.items()} | FURTHER
+CONFIGS = PUBLIC | OTHERS | BY_CLASS
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_names_sizes_and_trained_parameters_are_those_of_the_model(name: str, tmp_path: Path) -> None:
-    """Of Transformers' model and PEFT's adapters on it."""
+@pytest.fixture
+def no_start_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights without numbers need none, and to draw them is half of the work."""
+    monkeypatch.setattr(nn.Linear, "reset_parameters", lambda _module: None)
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", lambda tensor, **_options: tensor)
+
+
+def presets() -> Iterator[LoraConfig]:
+    """Each of them, and DoRA."""
+    yield from (LoraConfig(rank=3, layers=layers) for layers in Layers)
+    yield LoraConfig(rank=3, variant=Variant.DORA)
+
+
+def named(shape: Shape) -> Iterator[LoraConfig]:
+    """Each other way to say what is trained, with names of the model's."""
+    modules = [(name, module.name) for _, _, name, module in shape.modules() if not module.reserved]
+    full, (first, *_, last) = modules[-1][0], kinds(name for name, _ in modules)
+    yield LoraConfig(rank=3, layers=None, target_modules=(last, first))
+    yield LoraConfig(rank=3, exclude_modules=(first,))
+    yield LoraConfig(rank=3, layer_indices=(1,))
+    # The longest ending counts; alpha changes no count.
+    yield LoraConfig(rank=3, rank_pattern={last: 7, full: 2}, alpha_pattern={first: 9})
+    yield LoraConfig(rank=3, modules_to_save=(first,))
+    if shape.head[1]:
+        # Without weights PEFT does not know which of them are one.
+        yield LoraConfig(rank=3, modules_to_save=kinds([shape.embeddings[0], shape.head[0]]))
+    endings = tuple(dict.fromkeys(".".join(name.split(".")[-2:]) for _, _, name, _ in shape.stacks()))
+    if endings:
+        yield LoraConfig(rank=3, target_parameters=EXPERTS)
+        yield LoraConfig(rank=3, target_parameters=endings, rank_pattern={EXPERTS[1]: 5, "gate_up_proj": 2})
+        yield LoraConfig(rank=3, target_parameters=EXPERTS, layer_indices=(1,))
+
+
+def none_left(lora: LoraConfig, shape: Shape) -> bool:
+    """Presets that find nothing: queries of fewer numbers are named otherwise, and most mixtures' experts are no linear
+    modules, or have names that PEFT takes for such."""
+    if lora.layers is Layers.QUERY_VALUE:
+        return "q_a_proj" in kinds(name for _, _, name, _ in shape.modules())
+    return lora.layers is Layers.MLP and shape.family in {"mixtral", "gpt_oss", "qwen3_moe", "deepseek_v3"}
+
+
+def loose(loaded: Loaded, prefix: str) -> dict[str, int]:
+    """Sizes of the layers' matrices, and stacks of them, that belong to no linear module."""
+    return {
+        name: parameter.numel()
+        for name, parameter in loaded.model.named_parameters()
+        if parameter.dim() > 1 and name.startswith(f"{prefix}.") and name.rpartition(".")[0] not in loaded.linear
+    }
+
+
+def of_two_layers(name: str, folder: Path) -> tuple[Base, Config]:
+    """One of `CONFIGS`, in a folder."""
     config = json.loads(json.dumps(CONFIGS[name]))
     for section in (config, config.get("text_config", {}), config.get("vision_config", {})):
         section.update({key: value for key, value in SMALLER.items() if key in section})
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    base = Base(folder=tmp_path, name=name, revision="none", model_type=config["model_type"])
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return Base(folder=folder, name=name, revision="none", model_type=config["model_type"]), config
+
+
+@pytest.mark.usefixtures("no_start_values")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_names_sizes_and_trained_parameters_are_those_of_the_model(name: str, tmp_path: Path) -> None:
+    """Of Transformers' model and PEFT's adapters on it."""
+    base, config = of_two_layers(name, tmp_path)
     shape = shape_of(config)
     loaded = skeleton(base)
     assert {full: (module.inputs, module.outputs) for _, _, full, module in shape.modules()} == loaded.linear
     assert shape.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
-    for lora in ADAPTERS.values():
+    assert {full: stack.weights for _, _, full, stack in shape.stacks()} == loose(loaded, shape.prefix)
+    for lora in presets() if name in BY_CLASS else (*presets(), *named(shape)):
         model = skeleton(base)
-        if (name, lora.layers) in NONE_LEFT:
+        if none_left(lora, shape):
             with pytest.raises(ConfigError, match="leaves no module"):
                 plan_adapter(lora, model.model, model.linear, Quantization.NONE)
             with pytest.raises(fit.AdapterError, match="leaves no module"):
                 fit.plan_adapter(lora, shape)
             continue
-        adapted = put_on(model.model, plan_adapter(lora, model.model, model.linear, Quantization.NONE), empty=True)
-        trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-        frozen = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "lora_" not in n)
+        plan = plan_adapter(lora, model.model, model.linear, Quantization.NONE)
+        adapted = put_on(model.model, plan, empty=True)
         expected = fit.plan_adapter(lora, shape)
-        assert expected.parameters == trained - frozen
-        names = plan_adapter(lora, model.model, model.linear, Quantization.NONE).names
-        assert set(target_names(shape, expected)) == set(names)
+        assert expected.parameters == sum(p.numel() for p in adapted.parameters() if p.requires_grad), lora
+        if not lora.layer_indices:
+            # PEFT is told the layers apart from the names.
+            assert set(target_names(shape, expected)) == set(plan.names), lora
+
+
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        ("Llama-3-8B", LoraConfig(target_parameters=EXPERTS)),
+        ("Llama-3-8B", LoraConfig(target_parameters=("q_proj.weight",))),
+        ("Llama-3-8B", LoraConfig(target_parameters=("embed_tokens.weight",))),
+        ("Mixtral-8x7B", LoraConfig(target_parameters=("experts.gate_up_proj", "experts.w1"))),
+        ("Mixtral-8x7B", LoraConfig(target_parameters=("self_attn.o_proj.weight",), layer_indices=(1,))),
+        ("Qwen3-30B-A3B", LoraConfig(target_parameters=("experts",))),
+        ("gpt-oss-20b", LoraConfig(target_parameters=("experts.gate_up",))),
+        ("DeepSeek-V3 with sparse layers", LoraConfig(target_parameters=("shared_experts.down_proj",))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value.target_parameters),
+)
+def test_a_matrix_that_the_model_lacks_is_refused_in_the_trainers_words(
+    name: str, lora: LoraConfig, tmp_path: Path
+) -> None:
+    """Before a GPU is asked for; what belongs to a linear module, too."""
+    base, config = of_two_layers(name, tmp_path)
+    model = skeleton(base)
+    with pytest.raises(ConfigError) as trainers:
+        plan_adapter(lora, model.model, model.linear, Quantization.NONE)
+    with pytest.raises(fit.AdapterError) as found:
+        fit.plan_adapter(lora, shape_of(config))
+    assert str(found.value) == str(trainers.value)
+
+
+def test_the_weight_of_a_module_without_an_adapter_may_have_one_of_its_own(tmp_path: Path) -> None:
+    """As PEFT counts it."""
+    base, config = of_two_layers("Llama-3-8B", tmp_path)
+    lora = LoraConfig(rank=3, layers=Layers.ATTENTION, target_parameters=("up_proj.weight",))
+    model = skeleton(base)
+    adapted = put_on(model.model, plan_adapter(lora, model.model, model.linear, Quantization.NONE), empty=True)
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert fit.plan_adapter(lora, shape_of(config)).parameters == trained
+
+
+def test_the_page_says_how_much_is_compared() -> None:
+    """docs/fit.md: how many models' parameters, and how many configurations' adapters."""
+    page = (Path(__file__).parents[2] / "docs" / "fit.md").read_text(encoding="utf-8")
+    assert f"| parameters of {len(MODELS)} public models, " in page
+    assert f"| adapters of {len(CONFIGS)} configurations, {len(PUBLIC)} public: " in page
+    assert len(PUBLIC) >= 25
 
 
 @pytest.mark.parametrize("names", [("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head")])

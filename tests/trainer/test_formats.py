@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
-from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, parse
+from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, is_verbatim, parse
 from lora_trainer.data.messages import Message
 from lora_trainer.data.rows import Row
 from lora_trainer.errors import DatasetError
@@ -282,3 +282,4 @@ def test_only_a_prompt_of_text_is_continued_as_it_stands(values: dict[str, Any],
     sample: Sample | None = parse(row(**values), detect(config(), row(**values)))
     assert isinstance(sample, Conversation)
     assert sample.verbatim is verbatim
+    assert is_verbatim(row(**values), detect(config(), row(**values))) is verbatim

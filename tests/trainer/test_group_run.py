@@ -7,19 +7,18 @@ from subprocess import Popen
 
 from tests.trainer import rank_programs
 from tests.trainer.processes import together
-from tests.trainer.runs import Workplace, read_json
+from tests.trainer.runs import PATIENCE_S, Workplace, read_json
 
 from lora_trainer.artifact.manifest import MANIFEST, read_manifest
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 
-WAIT_S = 240
 STEPS = 80
 
 
 def wait_for_a_checkpoint(workplace: Workplace, process: Popen[str]) -> None:
     """Until the run's folder on the claim holds one."""
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not list(workplace.claims.glob("adapters/.lora-checkpoints/*/step-*")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "no checkpoint was written"
@@ -36,7 +35,7 @@ def test_a_run_of_two_processes_that_was_stopped_is_gone_on_from(workplace: Work
     process = workplace.start("--config", config, "--metrics-port", "0")
     wait_for_a_checkpoint(workplace, process)
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=WAIT_S)
+    _, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == ExitCode.TERMINATED, log
     assert workplace.summary().reason is Reason.EVICTED
     assert "Traceback" not in log

@@ -1,6 +1,7 @@
 """When a training ends for its numbers, when it stands still, and what it belongs to."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,26 +24,31 @@ from lora_trainer.training.identity import (
 )
 
 
+def reading(scale: float | None) -> Callable[[], float] | None:
+    """What reads a scale, where there is one."""
+    return None if scale is None else lambda: scale
+
+
 @pytest.mark.parametrize(("scale", "counts"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])
 def test_an_infinite_gradient_counts_unless_a_lower_scale_may_help(scale: float | None, counts: bool) -> None:
     """fp16 lowers the scale of its loss first; below 1 every further step would be skipped in silence."""
-    guard = LossGuard()
-    assert [guard.may_take(step, 1.5, math.inf, scale) for step in (1, 2)] == [not counts] * 2
+    guard, read = LossGuard(), reading(scale)
+    assert [guard.may_take(step, 1.5, math.inf, read) for step in (1, 2)] == [not counts] * 2
     with pytest.raises(NonFiniteLossError, match="norm of the gradient is inf at step 3") if counts else nullcontext():
-        guard.may_take(3, 1.5, math.inf, scale)
+        guard.may_take(3, 1.5, math.inf, read)
 
 
 @pytest.mark.parametrize("scale", [None, 65536.0])
 def test_a_loss_that_is_no_number_always_counts(scale: float | None) -> None:
     """And only three in a row end the run."""
-    guard = LossGuard()
+    guard, read = LossGuard(), reading(scale)
     for step in (1, 2, 4, 5):
-        assert not guard.may_take(step, math.nan, 1.0, scale)
+        assert not guard.may_take(step, math.nan, 1.0, read)
         if step == 2:
-            assert guard.may_take(3, 1.0, 1.0, scale)
+            assert guard.may_take(3, 1.0, 1.0, read)
     assert (guard.bad, guard.suspicious) == (4, True)
     with pytest.raises(NonFiniteLossError, match="the loss is nan at step 6, the third step in a row"):
-        guard.may_take(6, math.nan, 1.0, scale)
+        guard.may_take(6, math.nan, 1.0, read)
 
 
 def observe(losses: list[float], guard: LossGuard) -> None:

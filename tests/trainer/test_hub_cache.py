@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import urllib3
-from tests.trainer import servers, tiny
+from tests.trainer import runs, servers, tiny
 from tests.trainer.runs import TRAINER, Workplace
 from tests.trainer.servers import Proxy
 
@@ -25,8 +25,10 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
 from lora_trainer.places.base import find_base
+from lora_trainer.places.cache_lock import PATIENCE_S
 from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.hub_errors import LONGEST_RESET_S
 from lora_trainer.places.network import ATTEMPTS
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes
@@ -66,10 +68,15 @@ def weight_bytes(server: HubServer, name: str = "tiny") -> int:
 
 def settled_bytes(server: HubServer, expected: int) -> int:
     """Bytes of weights that were sent, once they are as many as expected: the server counts after it has written."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 180
     while weight_bytes(server) != expected and time.monotonic() < deadline:
         time.sleep(0.01)
     return weight_bytes(server)
+
+
+def asked(server: HubServer) -> dict[str, int]:
+    """Requests by path, which the server counts before it answers."""
+    return {path: count["requests"] for path, count in server.served().items()}
 
 
 def size(folder: Path) -> int:
@@ -104,14 +111,14 @@ def test_runs_that_want_a_file_at_the_same_moment_fetch_it_once(
     def fetch() -> None:
         hub = client(server, tmp_path)
         repository = hub.repository(HubUri(repo="org/tiny"), Role.MODEL)
-        together.wait(30)
+        together.wait(300)
         hub.download(HubUri(repo="org/tiny"), repository, [WEIGHTS])
 
     threads = [threading.Thread(target=fetch) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert settled_bytes(server, size(tiny_folder)) == size(tiny_folder)
 
 
@@ -147,11 +154,11 @@ def test_a_cached_model_is_refused_to_a_run_without_access(server: HubServer, tm
 def test_offline_only_the_cache_is_asked(server: HubServer, tmp_path: Path) -> None:
     """What it lacks is reported; what it has needs no Hub."""
     weights = find(client(server, tmp_path))
-    before = server.served()
+    before = asked(server)
     assert find(client(server, tmp_path, HF_HUB_OFFLINE="1")) == weights
     with pytest.raises(NotFoundError, match=r"may not be asked \(HF_HUB_OFFLINE\), and its cache holds nothing of it"):
         find(client(server, tmp_path, HF_HUB_OFFLINE="1"), "gated")
-    assert server.served() == before
+    assert asked(server) == before
 
 
 def test_the_pause_that_a_busy_hub_asks_for_is_made(server: HubServer, tmp_path: Path) -> None:
@@ -162,6 +169,35 @@ def test_the_pause_that_a_busy_hub_asks_for_is_made(server: HubServer, tmp_path:
     find(client(server, tmp_path, waits))
     assert waits[0] == 17
     assert 0 < waits[1] <= 2
+
+
+def test_a_used_up_limit_of_requests_is_waited_for(server: HubServer, tmp_path: Path) -> None:
+    """To the end of its window, which lasts five minutes: four tries would else end within one."""
+    waits: list[float] = []
+    for header, after in (('"api";r=0;t=40', "17"), ('"api";r=0;t=300', "17"), ('"api";r=3;t=40', "17")):
+        headers = {"ratelimit": header, "ratelimit-policy": '"fixed window";"api";q=500;w=300', "Retry-After": after}
+        server.inject(Fault(path="/api/models/*", status=429, headers=headers))
+    find(client(server, tmp_path, waits))
+    assert waits == [41, 301, 17]
+    server.inject(Fault(path="/api/models/*", status=503, headers={"ratelimit": '"api";r=0;t=40'}))
+    server.inject(Fault(path="/api/models/*", status=429, headers={"ratelimit": '"api";r=0;t=9000'}))
+    find(client(server, tmp_path, waits))
+    assert max(waits[3:]) <= 2
+    assert (ATTEMPTS - 1) * LONGEST_RESET_S < PATIENCE_S, "other runs wait for this one's lock"
+
+
+def test_a_limit_of_requests_that_stays_used_up_is_named(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No proxy is to blame."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    server.inject(Fault(path="/api/models/*", status=429, times=None))
+    with pytest.raises(TransientError) as caught:
+        find(client(server, tmp_path))
+    assert str(caught.value) == (
+        "model.uri is hf://org/tiny: the Hub answered 429 (injected fault), its limit of requests is used up; wait, or "
+        "name in model.secretRef a Secret with an HF_TOKEN, for which there is a larger one"
+    )
 
 
 def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
@@ -190,7 +226,7 @@ def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
     filler.send_signal(signal.SIGKILL)
     filler.communicate()
     assert not list((tmp_path / "cache").rglob(WEIGHTS))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 180
     while weight_bytes(server) < 150_000 and time.monotonic() < deadline:
         time.sleep(0.01)
     before = weight_bytes(server)
@@ -268,7 +304,7 @@ def test_inputs_are_prepared_once_for_two_runs_at_the_same_time(
         workplace.start("-f", manifest, "--fill-cache", subcommand="preflight", **variables)
         for workplace, manifest in zip(workplaces, manifests, strict=True)
     ]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=runs.PATIENCE_S) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     for workplace in workplaces:
         assert workplace.summary().reason is Reason.PREFLIGHT_PASSED
@@ -278,7 +314,7 @@ def test_inputs_are_prepared_once_for_two_runs_at_the_same_time(
         header = len(header_bytes(stream))
     # Each looks at the header, unless the other has brought the file by then.
     once = [size(tiny_folder) + headers * header for headers in range(3)]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 180
     while weight_bytes(server) not in once and time.monotonic() < deadline:
         time.sleep(0.01)
     before = weight_bytes(server)

@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.trainer.attempts import READ_AGAIN, Attempts, make_encoder, samples_of
+from tests.trainer.stages import CONTEXT
 from tests.trainer.test_data import ids
 
 from lora_trainer.data import kept_rows
@@ -193,10 +193,8 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(
     """Whichever file is the last one: the next attempt encodes, and removes what is half written."""
     attempts = Attempts(tmp_path, samples, encoder)
     for last in (1, 5, 9, 11):
-        # Not forked: the threads that other tests began in this process would be missing there, with their locks held.
-        child = multiprocessing.get_context("spawn").Process(
-            target=_run_and_die_at, args=(tmp_path, samples, encoder, attempts.count, last)
-        )
+        # Not forked from here: threads that other tests began would be missing there, with their locks held.
+        child = CONTEXT.Process(target=_run_and_die_at, args=(tmp_path, samples, encoder, attempts.count, last))
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL

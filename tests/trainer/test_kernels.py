@@ -16,7 +16,7 @@ from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model import attention
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
+from lora_trainer.model.loading import Adapted, adapt, load_model, set_input_casts, set_training
 from lora_trainer.model.lora_kernel import fuse, install
 from lora_trainer.model.products import product
 from lora_trainer.model.quantize import OUTLIER_THRESHOLD, is_8bit
@@ -60,7 +60,9 @@ def step(model: Adapted, device: Device, budget: Budget) -> tuple[float, list[to
     parameters = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.grad = None
+    set_input_casts(model.model, on=device.dtype == torch.float32)
     found = run_step(model, examples, targets=targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
+    set_input_casts(model.model, on=True)
     return float(found), [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -68,9 +70,16 @@ CONFIG = LoraConfig(rank=4, alpha=8)
 PADDED, PACKED = Budget(tokens=100, longest=40), Budget(tokens=100, longest=40, packed=True)
 
 
-def test_fused_modules_give_what_peft_gives(tiny_base: Base, cpu: Device) -> None:
+ODD_RANKS = [
+    *(dataclasses.replace(CONFIG, rank=rank) for rank in (1, 3, 5)),
+    dataclasses.replace(CONFIG, rank_pattern={"q_proj": 7, "down_proj": 1}),
+]
+
+
+@pytest.mark.parametrize("config", ODD_RANKS, ids=["1", "3", "5", "by module"])
+def test_fused_modules_give_what_peft_gives(tiny_base: Base, cpu: Device, config: LoraConfig) -> None:
     """Loss and every gradient of a step."""
-    model = adapted(tiny_base, cpu, CONFIG)
+    model = adapted(tiny_base, cpu, config)
     loss, gradients = step(model, cpu, PADDED)
     assert fuse(model.model) == 14
     fused_loss, fused = step(model, cpu, PADDED)
@@ -139,23 +148,37 @@ def autocast_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("autocast_as_on_a_gpu")
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("config", "recompute"),
+    list(zip(ODD_RANKS, [False, False, True, True], strict=True)),
+    ids=["1, kept", "3, kept", "5, recomputed", "by module, recomputed"],
+)
 @pytest.mark.parametrize(
     ("quantization", "dtype", "most"),
     [
         (Quantization.NF4, torch.float32, 1e-5),
-        (Quantization.NONE, torch.bfloat16, 2**-6),
-        (Quantization.NF4, torch.bfloat16, 2**-6),
-        (Quantization.FP4, torch.bfloat16, 2**-6),
+        (Quantization.NONE, torch.bfloat16, 2**-5),
+        (Quantization.NF4, torch.bfloat16, 2**-5),
+        (Quantization.FP4, torch.bfloat16, 2**-5),
     ],
     ids=["NF4 in fp32", "bf16", "NF4", "FP4"],
 )
 def test_fused_16_and_4_bits_give_what_peft_gives(
-    tiny_base: Base, cpu: Device, quantization: Quantization, dtype: torch.dtype, most: float, *, recompute: bool
+    *,
+    tiny_base: Base,
+    cpu: Device,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    most: float,
+    config: LoraConfig,
+    recompute: bool,
 ) -> None:
-    """Of a whole step, to the rounding of the type through two layers; module by module it is the fast path's proof."""
+    """Of a whole step, to the rounding of the type through two layers: either is off by half as much from exact ones,
+    or with rank 1, where roundings average out less, by as much. Module by module it is the fast path's proof."""
+    if dtype is torch.bfloat16 and 1 in {config.rank, *config.rank_pattern.values()}:
+        most *= 2
     device = dataclasses.replace(cpu, dtype=dtype)
-    model = adapted(tiny_base, device, CONFIG, quantization)
+    model = adapted(tiny_base, device, config, quantization)
     if recompute:
         recompute_activations(model.model)
     loss, gradients = step(model, device, PADDED)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,6 @@ import pytest
 from lora_trainer.ranks.logs import JSON, TEXT, copied_to, duration, fields, inherited, set_up, variables
 
 log = logging.getLogger("lora_trainer.test")
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging() -> Iterator[None]:
-    """Leave logging as it was."""
-    root, ours = logging.getLogger(), logging.getLogger("lora_trainer")
-    before = (root.handlers[:], root.level, ours.level)
-    yield
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        if handler not in before[0]:
-            handler.close()
-    for handler in before[0]:
-        root.addHandler(handler)
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
 
 
 def test_machines_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, Schedule, TrainingConfig
+from lora_trainer.contract.config import (
+    ActivationCheckpointing,
+    LoraConfig,
+    Quantization,
+    Schedule,
+    TrainingConfig,
+    Variant,
+)
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
@@ -15,7 +22,7 @@ from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.recompute import recompute_activations
 from lora_trainer.places.base import Base
 from lora_trainer.training.batches import Budget, collate
-from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
+from lora_trainer.training.evaluate import Evaluation, evaluate, improvement_standard_error
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
 from lora_trainer.training.loss import token_losses
@@ -135,6 +142,28 @@ def test_recomputed_mlps_keep_less_and_are_computed_twice(tiny_base: Base, encod
     assert kept(adapted, encoder, cpu) < of_attention
     assert len(calls) == 4
     assert of_attention < kept(fresh(tiny_base, cpu, checkpointing=ActivationCheckpointing.NONE), encoder, cpu)
+
+
+def test_evaluations_of_a_training_compute_as_those_after_it(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """Bit for bit: DoRA takes its norms in the type of its inputs, which steps in 16 bits leave as they are."""
+    device, rows, seen = dataclasses.replace(cpu, dtype=torch.bfloat16), examples(encoder), set()
+    dora = LoraConfig(rank=4, variant=Variant.DORA)
+    adapted = adapt(load_model(tiny_base, Quantization.NONE, device), dora, tiny_base, device, 3)
+    module = adapted.model.get_base_model().model.layers[0].mlp.up_proj
+    budget = Budget.of(3, int(rows.lengths.max()))
+
+    def evaluation() -> Evaluation:
+        return evaluate(adapted.model, adapted.head, rows, device, lambda _rows: None, budget=budget)
+
+    module.lora_A["default"].register_forward_pre_hook(lambda a, given: seen.add((a.training, given[0].dtype)))
+    config = dataclasses.replace(CONFIG, max_steps=2, early_stopping_patience=1, eval_steps=2)
+    training = Training(adapted=adapted, examples=rows, config=config, budget=budget, device=device)
+    training.evaluate = evaluation
+    training.run()
+    (mark,) = training.course.marks
+    assert mark.evaluation == evaluation()
+    # The last are what DoRA computes the whole of its weights from.
+    assert seen == {(True, torch.bfloat16), (True, torch.float32), (False, torch.float32)}
 
 
 def test_a_step_reports_what_it_did(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:

@@ -10,13 +10,15 @@ import pytest
 import torch
 from benchmarks import memory_as_gpu
 from benchmarks.memory_simulation import Living, Step, simulate, simulate_deep
-from tests.trainer.memory_cells import FEW, MORE, PUBLIC, WHOLE, Cell, array
+from tests.trainer.memory_cells import FEW, FURTHER_FEW, MORE, PUBLIC, WHOLE, Cell, array
 from tests.unit.fit_models import llama
 
 from lora_trainer.contract.config import LoraConfig, Quantization
 
 MOST = 0.03
 """By how much the formulas may differ."""
+NOT_QUANTIZED = {"Mixtral-8x7B", "Qwen1.5-MoE-A2.7B", "Qwen3-30B-A3B", "gpt-oss-20b"}
+"""As a whole: their experts are no linear modules. In the array they are in bf16 without a kernel instead."""
 # Of configurations that name tokens outside of a vocabulary which they do not have here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -24,7 +26,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def error(cell: Cell, *, deep: bool = True) -> float:
     """Of the estimate, negative where it is too low."""
     found = (simulate_deep if deep else simulate)(cell.config, cell.step)
-    return cell.estimated / found.peak - 1
+    error = cell.estimated / found.peak - 1
+    print(f"| {cell.name} | {found.peak / 1e9:.3f} | {cell.estimated / 1e9:.3f} | {error:+.1%} |")
+    return error
 
 
 @pytest.mark.parametrize("cell", FEW, ids=lambda cell: cell.name)
@@ -40,7 +44,9 @@ def test_a_training_of_all_layers_takes_what_the_formulas_say(cell: Cell) -> Non
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("cell", [*(cell for cell in MORE if cell not in FEW), *array()], ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    "cell", [*(cell for cell in MORE if cell not in FEW), *FURTHER_FEW, *array()], ids=lambda cell: cell.name
+)
 def test_any_two_options_take_what_the_formulas_say(cell: Cell) -> None:
     """Every model with every value of every option, and every two values of different options."""
     assert abs(error(cell)) <= MOST
@@ -51,7 +57,7 @@ def test_any_two_options_take_what_the_formulas_say(cell: Cell) -> None:
 )
 def test_the_fused_adapter_takes_no_more_than_pefts(rank: int, quantization: Quantization) -> None:
     """A plan counts PEFT's: which of the two a run takes shows on its device alone."""
-    config = llama(hidden_size=512, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, vocab_size=512)
+    config = llama(hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4, vocab_size=512)
     config |= {"num_key_value_heads": 2, "head_dim": 128}
     lora = LoraConfig(rank=rank, alpha=rank)
     for recompute in (True, False):
@@ -71,19 +77,23 @@ def test_a_simulation_leaves_no_fake_numbers_behind() -> None:
     assert not codes
 
 
-def test_two_layers_foretell_all_of_them() -> None:
-    """To the byte: 16 layers of Llama-3.2-1B."""
+@pytest.mark.parametrize("model", ["GPT-2", pytest.param("Llama-3.2-1B", marks=pytest.mark.soak)])
+def test_two_layers_foretell_all_of_them(model: str) -> None:
+    """To the byte: 12 layers of GPT-2, and 16 of Llama-3.2-1B."""
     how = Step(rows=(256,))
-    assert simulate_deep(PUBLIC["Llama-3.2-1B"], how) == simulate(PUBLIC["Llama-3.2-1B"], how)
+    assert simulate_deep(PUBLIC[model], how) == simulate(PUBLIC[model], how)
 
 
-def test_the_page_shows_what_the_formulas_say() -> None:
+@pytest.mark.parametrize("part", [0, 1], ids=["chosen", "pairs"])
+def test_the_page_shows_what_the_formulas_say(part: int) -> None:
     """docs/fit-accuracy.md: each training with its estimate and error, and the mean and largest of these."""
     page = (Path(__file__).parents[2] / "docs" / "fit-accuracy.md").read_text(encoding="utf-8")
+    page = page.split("## Any two options")[part]
+    cells = list((MORE, array())[part])
     rows = re.findall(r"^\| (.*) \| ([\d.]+) \| ([\d.]+) \| ([+-][\d.]+%) \|$", page, flags=re.MULTILINE)
-    assert [name for name, *_ in rows] == [cell.name for cell in MORE]
+    assert [name for name, *_ in rows] == [cell.name for cell in cells]
     errors = []
-    for cell, (_, simulated, estimated, error) in zip(MORE, rows, strict=True):
+    for cell, (_, simulated, estimated, error) in zip(cells, rows, strict=True):
         assert f"{cell.estimated / 1e9:.3f}" == estimated
         errors.append(cell.estimated / 1e9 / float(simulated) - 1)
         # The page rounds what was simulated.
@@ -91,12 +101,15 @@ def test_the_page_shows_what_the_formulas_say() -> None:
     mean, largest = sum(map(abs, errors)) / len(errors), max(map(abs, errors))
     assert f"mean error is {mean:.1%}".replace("%", " %") in page
     assert f"the largest {largest:.1%}".replace("%", " %") in page
+    if part == 0:
+        assert f"`make test` simulates {len(FEW)} trainings" in page
 
 
 def test_the_array_holds_every_pair() -> None:
-    """Of at least 25 models with all values, and of any two options."""
+    """Of at least 25 models with all values, and of any two options. What is not quantized as a whole has no NF4."""
     cells = list(array())
     assert len(PUBLIC) >= 25
+    assert set(PUBLIC) >= NOT_QUANTIZED
     rows = [
         {
             "precision": "fp32" if cell.step.fp32 else "NF4" if cell.step.quantization.value == "NF4" else "bf16",
@@ -111,8 +124,11 @@ def test_the_array_holds_every_pair() -> None:
         values = {name: {row[name] for row in rows} for name in (one, other)}
         assert {(row[one], row[other]) for row in rows} == set(itertools.product(values[one], values[other]))
     for model in PUBLIC:
-        own = [row for row, cell in zip(rows, cells, strict=True) if cell.model == model]
-        assert all(len({row[name] for row in own}) == 2 for name in ("dropout", "DoRA", "recompute", "tokens"))
+        own = [(row, cell) for row, cell in zip(rows, cells, strict=True) if cell.model == model]
+        assert all(len({row[name] for row, _ in own}) == 2 for name in ("dropout", "DoRA", "recompute", "tokens"))
+        precisions = [(row["precision"], cell.step.packs) for row, cell in own]
+        second = ("bf16", False) if model in NOT_QUANTIZED else ("NF4", True)
+        assert precisions == [("bf16", True), second, ("fp32", False)], model
 
 
 def test_storages_are_counted_from_their_first_use_to_their_end() -> None:

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from lora_trainer.model.device import Device
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks import logs
 from lora_trainer.result import merge_stage, merged
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_result
@@ -44,16 +41,6 @@ MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenize
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, Volumes]:
     """A trained adapter whose base has NF4 weights, and the volumes that it was trained from."""
     return trained(tmp_path_factory.mktemp("merge"), tiny_folder, make_config(quantization="NF4"))
-
-
-@pytest.fixture(autouse=True)
-def untouched_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands set up logging and environment for a process of their own."""
-    monkeypatch.setattr(logs, "set_up", lambda **_: None)
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def paths(folder: Path) -> set[str]:

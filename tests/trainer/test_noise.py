@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tests.trainer import forked
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace, read_json
 from tests.trainer.test_verify import WEIGHTS, sign_again, trained
@@ -301,7 +303,7 @@ def test_a_result_of_a_release_that_did_not_measure_the_noise_is_verified(sound:
 
 
 def test_an_adapter_that_fails_is_kept_unpublished_and_the_sentence_says_where(
-    workplace: Workplace, tmp_path: Path, tiny_folder: Path
+    workplace: Workplace, tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Beside the checkpoints; the exit code is one that no Job tries again."""
     folder, _ = trained(tmp_path / "earlier", tiny_folder, make_config())
@@ -310,9 +312,10 @@ def test_an_adapter_that_fails_is_kept_unpublished_and_the_sentence_says_where(
     kept = f".lora-checkpoints/tiny-{run_suffix('uid-1')}"
     staged = workplace.claims / "adapters" / kept / "staged"
     shutil.copytree(folder, staged)
-    done = workplace.run("--config", workplace.config_file(), "--metrics-port", "0")
-    assert (done.status, done.summary.reason) == (73, Reason.VERIFICATION_FAILED), done.log
-    assert "an earlier attempt finished the training" in done.log
+    caplog.set_level(logging.INFO)
+    done = forked.run(workplace)
+    assert (done.code, done.summary.reason) == (73, Reason.VERIFICATION_FAILED), done.summary
+    assert "an earlier attempt finished the training" in caplog.text
     claimed = read_manifest(staged).measured.eval_loss_after
     assert f"the trained model gave {claimed:.4f}: they differ by " in done.summary.message
     assert done.summary.message.endswith(f"; the unpublished adapter is kept at pvc://adapters/{kept}/staged")

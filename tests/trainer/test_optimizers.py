@@ -96,15 +96,31 @@ def test_paged_state_is_paged_again_after_a_resumption(
     torch.save(first.state_dict(), tmp_path / "optimizer.pt")
     first.page_mng.paged_tensors.clear()
     second: Any = make_optimizer([large, small], config, gpu)
+    second.param_groups[0]["weight_decay"] = 0.25
     load_state(second, torch.load(tmp_path / "optimizer.pt"))
     owned = {id(tensor) for tensor in second.page_mng.paged_tensors}
     assert {id(second.state[large][name]) for name in ("state1", "state2")} == owned
+    assert second.param_groups[0]["weight_decay"] == 0.25, "its own, not that of the state"
+    second.param_groups[0]["weight_decay"] = config.weight_decay
     for parameter in (large, small):
         for name, value in first.state[parameter].items():
             assert torch.equal(torch.as_tensor(second.state[parameter][name]), torch.as_tensor(value)), name
     step(first)
     step(second)
     assert torch.equal(second.state[large]["state1"], first.state[large]["state1"])
+
+
+@pytest.mark.parametrize("name", list(Optimizer))
+def test_a_run_that_goes_on_from_another_has_its_own_weight_decay(cpu: Device, name: Optimizer) -> None:
+    """`resumeFrom` takes over moments, and no setting."""
+    matrix, vector = torch.nn.Parameter(torch.full((64, 128), 2.0)), torch.nn.Parameter(torch.full((4,), 2.0))
+    before = make_optimizer([matrix, vector], TrainingConfig(optimizer=name, weight_decay=0.5), cpu)
+    matrix.grad, vector.grad = torch.ones(64, 128), torch.ones(4)
+    before.step()
+    after = make_optimizer([matrix, vector], TrainingConfig(optimizer=name, weight_decay=0.125), cpu)
+    load_state(after, before.state_dict())
+    assert [group["weight_decay"] for group in after.param_groups] == [0.125, 0.0]
+    assert after.state[matrix].keys() == before.state[matrix].keys()
 
 
 @pytest.mark.parametrize("name", list(Optimizer))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 from tests.trainer.families import make_family
-from tests.trainer.matrix import OPTIONS, Cell, lay_out, name_of, run_cell
+from tests.trainer.matrix import OPTIONS, Cell, config_of, lay_out, name_of, train_cell
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/peft_alone.py"
 PLAIN: Cell = {name: next(iter(values)) for name, values in OPTIONS.items()}
@@ -21,7 +21,6 @@ HELD_OUT = {"validationUri": "pvc://data/held-out.jsonl", "validationFraction": 
 CELLS: tuple[Cell, ...] = tuple(
     {**PLAIN, **changes}
     for changes in (
-        {"family": "llama", "variant": "DoRA"},
         {"family": "mistral", "whole": "head", "layers": "QueryValue"},
         {"family": "qwen2", "init": "PiSSA", "only": "layer 1"},
         {"family": "qwen3", "scaling": "RankStabilized", "quantization": "NF4"},
@@ -51,7 +50,7 @@ def test_peft_alone_reproduces_the_reported_losses(tmp_path: Path) -> None:
         if not model.exists():
             make_family(model, cell["family"])
         folder.mkdir()
-        outcome = run_cell(cell, claims, folder, HELD_OUT)
+        outcome = train_cell(config_of(cell, HELD_OUT), claims, folder)
         assert outcome.adapter is not None, outcome.refusal
         arguments += [outcome.adapter, model, rows]
     arguments += [spoilt(arguments[0], tmp_path / "spoilt"), *arguments[1:3]]

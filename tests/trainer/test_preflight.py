@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.component.patience import eventually
 from tests.trainer import families, tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import TRAINER, Workplace
@@ -35,6 +36,7 @@ from lora_trainer.model.loading import skeleton
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan import Asked, plan_run
 from lora_trainer.recipe.preflight import check_claim, preflight
 
 WITHOUT_TORCH = (
@@ -307,8 +309,13 @@ def test_data_is_fetched_once(workplace: Workplace, hub: HubServer, tmp_path: Pa
     path = tmp_path / "hub/datasets/org/chats/train.jsonl"
     tiny.write_jsonl(path, tiny.chats(12))
     looked_at(workplace, dataset={"uri": "hf://org/chats"})
-    (sent,) = [count["bytes"] for name, count in hub.served().items() if name.endswith("train.jsonl")]
-    assert sent == path.stat().st_size
+
+    def sent() -> int:
+        return sum(count["bytes"] for name, count in hub.served().items() if name.endswith("train.jsonl"))
+
+    # The server counts after it has written.
+    eventually(lambda: sent() >= path.stat().st_size, "the server has counted")
+    assert sent() == path.stat().st_size
 
 
 def _plan(*, fits: bool | None, device: str | None) -> RunPlan:
@@ -327,6 +334,30 @@ def _plan(*, fits: bool | None, device: str | None) -> RunPlan:
         reason="so it is",
         alternatives=tuple(Alternative(change=f"spec.x: {n}", peak_bytes=n, fits=n > 1) for n in range(6)),
     )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"quantization": "NF4", "training": {"activationCheckpointing": "Full"}},
+        {"lora": {"dropout": "0.1", "rank": 64}, "training": {"microBatchSize": 2}},
+        {"resources": {"gpuProducts": ["Tesla-T4"], "gpus": 2}},
+    ],
+    ids=str,
+)
+def test_the_plan_of_a_spec_says_what_its_preflight_will(workplace: Workplace, spec: dict[str, Any]) -> None:
+    """Where rows are as long as they may be, all that both can know is equal, also for the device of the manifest."""
+    dataset = looked_at(workplace).preflight
+    assert dataset is not None
+    training = {**spec.get("training", {}), "maxSequenceLength": dataset.dataset.longest_tokens}
+    sections = {"resources": {"gpuMinMemoryGiB": 24}, **spec, "training": training}
+    found = looked_at(workplace, **sections).plan
+    planned = plan_run(make_config(**sections), Volumes(claims=workplace.claims), Asked()).preflight
+    assert found is not None
+    assert found.device is not None
+    # The length of the training needs the number of tokens.
+    assert planned == dataclasses.replace(found, seconds=None)
 
 
 @pytest.mark.parametrize(("fits", "device"), [(False, None), (None, "T4"), (True, "T4"), (False, "T4")])

@@ -1,13 +1,13 @@
 """Results that are published again: by a retry that trains nothing, and by hand."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import minio
 import pytest
 from tests.trainer import servers
+from tests.trainer.forked import ForkedRuns
 from tests.trainer.runs import Finished, Workplace
 from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import write_adapter
@@ -41,30 +41,36 @@ def stored(client: minio.Minio, prefix: str) -> list[str]:
     return sorted(str(entry.object_name) for entry in client.list_objects("results", prefix, recursive=True))
 
 
-def attempt(workplace: Workplace, proxy: Proxy, **more: Any) -> Finished:
+Attempt = Callable[[], Finished]
+
+
+@pytest.fixture
+def attempt(
+    workplace: Workplace, proxy: Proxy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Attempt:
     """One pod of a run with data from a bucket and its output in one, checkpoints on the claim `adapters`."""
     config = workplace.config_file(
         dataset={"uri": "s3://results/data/train.jsonl"},
         output={"uri": "s3://results/out"},
         checkpoint={"volumeClaimName": "adapters"},
         training={"maxSteps": 2},
-        **more,
     )
     variables = {f"{section}_{name}": value for section in ("DATASET", "OUTPUT") for name, value in KEYS.items()}
-    home = str(workplace.root / "home")
-    port = str(servers.free_port())
-    return workplace.run(
-        "--config", config, "--metrics-port", port, AWS_ENDPOINT_URL_S3=proxy.url, HF_HOME=home, **variables
-    )
+    variables |= {"AWS_ENDPOINT_URL_S3": proxy.url, "HF_HOME": str(workplace.root / "home")}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return lambda: ForkedRuns(workplace, capfd).run("--config", config, "--metrics-port", "0")
 
 
 @pytest.mark.fault("C11.published", "C13.weights")
-def test_a_publication_that_fails_costs_no_training(workplace: Workplace, gateway: str, proxy: Proxy) -> None:
+def test_a_publication_that_fails_costs_no_training(
+    workplace: Workplace, gateway: str, proxy: Proxy, attempt: Attempt
+) -> None:
     """The token is revoked before the end: 77 and the result is kept; a retry publishes it, another finds it."""
     client = servers.client(gateway)
     client.fput_object("results", "data/train.jsonl", str(workplace.claims / "data/train.jsonl"))
     proxy.inject(Fault(path="*/adapter_model*", method="PUT", status=403, times=None))
-    denied = attempt(workplace, proxy)
+    denied = attempt()
     assert (denied.status, denied.summary.reason) == (77, Reason.OUTPUT_ACCESS_DENIED), denied.log
     kept = f".lora-checkpoints/tiny-{run_suffix('uid-1')}/staged"
     assert denied.summary.message.endswith(f"the verified result is kept at pvc://adapters/{kept}")
@@ -73,7 +79,7 @@ def test_a_publication_that_fails_costs_no_training(workplace: Workplace, gatewa
     trained = read_manifest(workplace.claims / "adapters" / kept)
 
     proxy.faults.replace([])
-    published = attempt(workplace, proxy)
+    published = attempt()
     assert published.status == 0, published.log
     assert "an earlier attempt finished the training" in published.log
     artifact = published.summary.artifact
@@ -82,7 +88,7 @@ def test_a_publication_that_fails_costs_no_training(workplace: Workplace, gatewa
     there = client.get_object("results", "out/manifest.json").read()
     assert json.loads(there)["measured"] == json.loads(trained.to_json())["measured"]
 
-    again = attempt(workplace, proxy)
+    again = attempt()
     assert again.status == 0, again.log
     assert again.summary.artifact == artifact
     assert "this run published its result already" in again.log

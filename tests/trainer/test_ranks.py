@@ -1,5 +1,7 @@
 """Processes that train together: shares, collectives, and a process that is lost."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from tests.trainer.processes import ProgramError, together
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import explain
+from lora_trainer.model.device import Device, same_type
 from lora_trainer.ranks.collectives import Ranks, balance
 
 SIZES = st.lists(st.integers(min_value=1, max_value=2048), max_size=64)
@@ -62,6 +65,25 @@ def test_processes_exchange_what_each_must_know() -> None:
     assert [one["rounds"] for one in said] == [2, 3]
 
 
+T4 = Device(torch_device=torch.device("cuda", 0), name="Tesla T4", dtype=torch.float16)
+A100 = Device(torch_device=torch.device("cuda", 1), name="NVIDIA A100", dtype=torch.bfloat16)
+NO_GPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
+
+
+def test_gpus_of_two_generations_compute_in_the_type_that_both_have() -> None:
+    """Their gradients are summed: those of fp16 are scaled, and those of bf16 are not."""
+    assert together(2, rank_programs.agree_on_a_type, (A100, T4)) == [dataclasses.replace(A100, dtype=T4.dtype), T4]
+    assert together(2, rank_programs.agree_on_a_type, (A100, A100)) == [A100, A100]
+    assert same_type(A100, Ranks()) is A100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_process_without_the_gpu_that_the_others_have_ends_the_attempt(dtype: torch.dtype) -> None:
+    """On all of them, and before anything is read."""
+    for said in together(2, rank_programs.agree_on_a_type, (A100, dataclasses.replace(NO_GPU, dtype=dtype))):
+        assert str(said).startswith("GpuFaultError: processes of the run compute on NVIDIA A100 and on cpu")
+
+
 @pytest.mark.parametrize("how", ["killed", "failed"])
 def test_the_others_learn_at_once_that_a_process_is_lost(how: str) -> None:
     """As PeerFailed, long before the collective's time is over; a process with a fault of its own keeps that fault."""
@@ -84,4 +106,4 @@ def test_the_others_learn_at_once_that_a_process_is_lost(how: str) -> None:
 def test_a_collective_within_a_layer_that_fails_is_a_lost_process_too(text: str) -> None:
     """Sharded layers talk within the forward pass; a retry may help, the configuration is not at fault."""
     known = explain(RuntimeError(text))
-    assert (known.code, known.reason) == (ExitCode.TRANSIENT, Reason.PEER_FAILED)
+    assert (known.code, known.reason) == (ExitCode.PEER_FAILED, Reason.PEER_FAILED)

@@ -7,23 +7,22 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.trainer import tiny
-from tests.trainer.conftest import make_config
-from tests.trainer.runs import Workplace
+from tests.trainer.forked import ForkedRuns
+from tests.trainer.runs import PATIENCE_S, Workplace
 from tests.trainer.stages import Attempt, Place, finish
 
 from lora_trainer import ask
 from lora_trainer.artifact.manifest import read_manifest
 from lora_trainer.contract.advice.codes import Code
-from lora_trainer.contract.config import LossOn
+from lora_trainer.contract.config import LossOn, Quantization
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
@@ -35,9 +34,6 @@ from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.result.inputs import base_and_rows
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.kept_limit import with_kept_limit
-from lora_trainer.training.resume import Saved
 
 TRAINING = {"maxSteps": 6, "effectiveBatchSize": 4, "learningRate": "0.01"}
 
@@ -57,13 +53,21 @@ def place_of(
     return Place(claims=workplace.claims, workspace=workspace, config=own)
 
 
-@pytest.fixture
-def done(workplace: Workplace) -> Place:
-    """A run that ended its training, with the states after steps 4 and 6."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Workplace:
+    """Claims on which a run ended its training, with the states after steps 4 and 6."""
+    workplace = Workplace.make(tmp_path_factory.mktemp("trained"), tiny_folder)
     place = place_of(workplace)
     assert finish(place).process.exitcode == 0
     assert place.checkpoint_steps() == [4, 6]
-    return place
+    return workplace
+
+
+@pytest.fixture
+def done(workplace: Workplace, trained: Workplace) -> Place:
+    """Such a run on the test's own claims."""
+    shutil.copytree(trained.claims, workplace.claims, dirs_exist_ok=True)
+    return place_of(workplace)
 
 
 def weights(place: Place) -> bytes:
@@ -83,25 +87,6 @@ def refused(attempt: Attempt, code: ExitCode, reason: Reason, *sentences: str) -
     assert (attempt.process.exitcode, failure["reason"]) == (int(code), reason.value), failure
     for sentence in sentences:
         assert sentence in failure["message"]
-
-
-@pytest.mark.parametrize(
-    ("own", "goes_on", "sentence"),
-    [
-        (True, True, "going on after step 4, which an earlier attempt saved"),
-        (False, True, "going on after step 4 of the run tiny, optimizer included"),
-        (False, False, "starting at step 0 from the weights that the run tiny had after step 4"),
-    ],
-)
-def test_the_log_says_where_a_run_goes_on(
-    caplog: pytest.LogCaptureFixture, *, own: bool, goes_on: bool, sentence: str
-) -> None:
-    """Its own state, another run's, or the weights of that alone."""
-    record: Any = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="tiny")))
-    checkpoint: Any = SimpleNamespace(step=4)
-    with caplog.at_level(logging.INFO):
-        Saved(checkpoint=checkpoint, record=record, own=own).log_start(goes_on=goes_on)
-    assert [line.getMessage() for line in caplog.records] == [sentence]
 
 
 @pytest.mark.fault("C10.falls-back", "C10.checkpoints")
@@ -172,45 +157,6 @@ def test_a_run_that_began_without_a_limit_of_held_out_rows_goes_on_without_one(w
     refused(finish(place), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset.maxValidationRows absent")
 
 
-@pytest.mark.parametrize(
-    ("began", "given", "kept"),
-    [
-        (None, 2000, None),
-        (2000, None, 2000),
-        (2000, 2000, 2000),
-        (500, 2000, 2000),
-        (None, 500, 500),
-        ("damaged", 2000, 2000),
-    ],
-)
-def test_what_nobody_named_stays_as_the_run_began(
-    tmp_path: Path, began: Any, given: int | None, kept: int | None
-) -> None:
-    """What somebody named, then or now, is compared like all other fields."""
-    config = make_config()
-    config = replace(config, dataset=replace(config.dataset, max_validation_rows=given))
-    assert with_kept_limit(config, None) == config
-    assert with_kept_limit(config, tmp_path) == config
-    for step, text in ((4, json.dumps({"config": {"dataset": {"max_validation_rows": began}}})), (6, "{")):
-        (tmp_path / f"step-{step:08d}").mkdir()
-        (tmp_path / f"step-{step:08d}/run.json").write_text("[]" if began == "damaged" else text, encoding="utf-8")
-    found = with_kept_limit(config, tmp_path)
-    assert found.dataset.max_validation_rows == kept
-    assert replace(found, dataset=config.dataset) == config
-
-
-def test_the_base_is_evaluated_again_where_the_rows_are_encoded_otherwise(caplog: pytest.LogCaptureFixture) -> None:
-    """Losses before and after the training are of the same tokens."""
-    before = Evaluation(sums=(1.0,), tokens=(2,))
-    record: Any = SimpleNamespace(identity={}, before=before)
-    checkpoint: Any = SimpleNamespace(step=4)
-    saved = Saved(checkpoint=checkpoint, record=record, own=True)
-    assert saved.before({"dataset (encoding)": "1"}) is before
-    assert not caplog.messages
-    assert saved.before({"dataset (encoding)": "2"}) is None
-    assert "the base model is evaluated on them again" in caplog.text
-
-
 def test_a_chosen_template_lies_beside_the_adapter_and_may_not_change_during_a_run(workplace: Workplace) -> None:
     """Neither between attempts nor before the verification; questions are asked with the one beside the adapter."""
     template = workplace.claims / "templates/chat.jinja"
@@ -219,11 +165,13 @@ def test_a_chosen_template_lies_beside_the_adapter_and_may_not_change_during_a_r
     chosen = {"chatTemplate": "configmap://templates/chat.jinja", "templateArguments": {"note": "0"}}
     place = place_of(workplace, dataset=chosen)
     assert finish(place).process.exitcode == 0
-    assert (place.staged / "chat_template.jinja").read_bytes() == template.read_bytes()
+    beside = (place.staged / "chat_template.jinja").read_text(encoding="utf-8")
+    assert beside == "{% set note = note | default(0) %}" + template.read_text(encoding="utf-8")
     manifest = read_manifest(place.staged)
     assert "chat_template.jinja" in {entry.path for entry in manifest.files}
     assert "which is not the base model's own" in (place.staged / "README.md").read_text(encoding="utf-8")
-    encoder = load_encoder(open_folder(workplace.claims / "models/tiny"), LossOn.COMPLETION, 64)
+    base = open_folder(workplace.claims / "models/tiny")
+    encoder = load_encoder(base, LossOn.COMPLETION, 64, ask._chosen(place.staged))
     asked = encoder.tokenizer.decode(ask._prompt(encoder, place.staged, "Hi"))
     assert asked == "<|im_start|>user\nHi<|im_end|>\n0<|im_start|>assistant\n"
     # A ConfigMap is mounted elsewhere than a claim; here both are the same folder.
@@ -259,6 +207,32 @@ def test_another_run_goes_on_at_the_step_of_the_one_that_it_names(workplace: Wor
     same_length = place_of(workplace, "same", "uid-3", resume_from="tiny")
     sentence = "resumeFrom.name is tiny: its checkpoint is after step 6, and this run has 6 steps in all: raise"
     refused(finish(same_length), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, sentence)
+
+
+def test_a_checkpoints_quantization_wins_over_what_auto_would_be_here(workplace: Workplace) -> None:
+    """On a CPU, which would take the whole base: in the next attempt, which is the same training, and in another run
+    that goes on from this one."""
+    first = place_of(workplace, quantization="NF4", training={"maxSteps": 4})
+    assert finish(first).process.exitcode == 0
+    damage(first, 4)
+    again = place_of(workplace, quantization="Auto", training={"maxSteps": 4})
+    other = place_of(workplace, "other", "uid-2", resume_from="tiny", quantization="Auto")
+    for place, step in ((again, 2), (other, 4)):
+        attempt = finish(place)
+        assert (attempt.process.exitcode, attempt.resumed_step()) == (0, step), attempt.lines()[-1]
+        assert read_manifest(place.staged).config.quantization is Quantization.NF4
+
+
+def test_another_run_goes_on_in_the_pass_where_a_run_by_epochs_ended(workplace: Workplace) -> None:
+    """Its last step was short: the new run, which begins at the row after it, has one step more than its rows fill."""
+    by_epochs = {"effectiveBatchSize": 5, "maxSteps": None}
+    first = place_of(workplace, training={**by_epochs, "epochs": 1})
+    assert finish(first).process.exitcode == 0
+    assert read_manifest(first.staged).measured.steps == 7, "32 rows"
+    second = place_of(workplace, "longer", "uid-2", resume_from="tiny", training={**by_epochs, "epochs": "1.0625"})
+    attempt = finish(second)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 7)
+    assert read_manifest(second.staged).measured.steps == 8
 
 
 def test_another_run_starts_from_the_weights_where_the_rows_are_others(workplace: Workplace, done: Place) -> None:
@@ -375,9 +349,10 @@ def test_a_volume_that_is_full_ends_the_training_with_74_and_the_next_attempt_go
 
 def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for a condition."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"not within two minutes: {what}"
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(0.02)
 
 
 def states(workplace: Workplace) -> list[str]:
@@ -391,54 +366,82 @@ def stage_of(process: "subprocess.Popen[str]") -> int:
     return int(child)
 
 
+@pytest.fixture
+def forked(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> ForkedRuns:
+    """Trainers in this process."""
+    return ForkedRuns(workplace, capfd)
+
+
+@pytest.fixture
+def waiting() -> Iterator[threading.Event]:
+    """Set once a trainer in this process waits for another one."""
+    event, lock = threading.Event(), logging.getLogger("lora_trainer.host.lock")
+
+    def hear(record: logging.LogRecord) -> bool:
+        if "is in use by attempt 1" in record.getMessage():
+            event.set()
+        return True
+
+    lock.addFilter(hear)
+    yield event
+    lock.removeFilter(hear)
+
+
 @pytest.mark.fault("B20.lock")
-def test_of_two_trainers_one_waits_and_takes_over_when_the_other_is_killed(workplace: Workplace) -> None:
+def test_of_two_trainers_one_waits_and_takes_over_when_the_other_is_killed(
+    workplace: Workplace, forked: ForkedRuns, waiting: threading.Event
+) -> None:
     """A pod that was force-deleted and its successor: never two at work, and what the first one saved counts."""
-    config = workplace.config_file(training={**TRAINING, "maxSteps": 40}, checkpoint={"intervalSteps": 1})
+    config = workplace.config_file(training={**TRAINING, "maxSteps": 100}, checkpoint={"intervalSteps": 1})
     first = workplace.start("--config", config, "--metrics-port", "0")
+
+    def kill() -> None:
+        waiting.wait(PATIENCE_S)
+        lived.append(first.poll() is None)
+        first.kill()
+
+    lived, killer = list[bool](), threading.Thread(target=kill)
+    killer.start()
     try:
         until(lambda: bool(states(workplace)), "a state")
         # Its training stands still from here on; it holds the lock all the same.
         os.kill(stage_of(first), signal.SIGSTOP)
-        second = workplace.start("--config", config, "--metrics-port", "0")
-        try:
-            assert second.stderr is not None
-            assert any("is in use by attempt 1" in line for line in second.stderr)
-            assert first.poll() is None
-            first.kill()
-            _, log = second.communicate(timeout=240)
-        finally:
-            second.kill()
-            second.communicate()
+        second = forked.run("--config", config, "--metrics-port", "0")
+        waited = waiting.is_set()
     finally:
-        first.kill()
+        waiting.set()
+        killer.join()
         first.communicate()
-    assert second.returncode == 0, log
-    summary = workplace.summary()
-    assert summary.results is not None
-    assert summary.results.resumed_step is not None
-    assert summary.results.resumed_step >= 1
-    assert summary.checkpoint is not None
-    assert summary.checkpoint.uri == f"pvc://adapters/{FOLDER}/tiny-{run_suffix('uid-1')}/step-00000040"
-    assert states(workplace) == ["step-00000040"], "after success the newest state alone is kept"
+    assert (waited, lived) == (True, [True])
+    assert second.status == 0, second.log
+    assert second.summary.results is not None
+    assert second.summary.results.resumed_step is not None
+    assert second.summary.results.resumed_step >= 1
+    assert second.summary.checkpoint is not None
+    uri = f"pvc://adapters/{FOLDER}/tiny-{run_suffix('uid-1')}/step-00000100"
+    assert second.summary.checkpoint.uri == uri
+    assert states(workplace) == ["step-00000100"], "after success the newest state alone is kept"
     assert workplace.adapters() == ["out"]
 
 
 @pytest.mark.fault("B10.checkpoint")
-def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(workplace: Workplace) -> None:
+def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(
+    workplace: Workplace, forked: ForkedRuns
+) -> None:
     """A process that is stopped gives no sign of life, as one in a hanging driver."""
     config = workplace.config_file(training={**TRAINING, "maxSteps": 10_000}, checkpoint={"intervalSteps": 1})
     document = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps({**document, "stall_timeout_s": 3}), encoding="utf-8")
-    process = workplace.start("--config", config, "--metrics-port", "0")
-    try:
+    config.write_text(json.dumps({**document, "stall_timeout_s": 30}), encoding="utf-8")
+
+    def stop() -> None:
         until(lambda: bool(states(workplace)), "a state")
-        os.kill(stage_of(process), signal.SIGSTOP)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert (process.returncode, workplace.summary().reason) == (int(ExitCode.TRANSIENT), Reason.STALLED)
-    assert "gave no sign of life for" in workplace.summary().message
+        forked.stages[-1].send_signal(signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    done = forked.run("--config", config, "--metrics-port", "0")
+    stopper.join()
+    assert (done.status, done.summary.reason) == (int(ExitCode.TRANSIENT), Reason.STALLED)
+    assert "gave no sign of life for" in done.summary.message
     assert states(workplace)
     assert workplace.adapters() == []

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from tests.trainer.attempts import READ_AGAIN, make_encoder
 from tests.trainer.conftest import make_config
-from tests.trainer.runs import Workplace
+from tests.trainer.runs import PATIENCE_S, Workplace
 from tests.trainer.stages import Attempt, Place, finish, start
 from tests.trainer.test_data import ids
 
@@ -35,10 +36,11 @@ from lora_trainer.places.run_folders import FOLDER, folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Failure, Reporter
 from lora_trainer.recipe import inputs
-from lora_trainer.training.checkpoint import RUN_FILE
+from lora_trainer.training.checkpoint import RUN_FILE, Checkpoint, Checkpoints
 from lora_trainer.training.stopping import Stop
 
 NAME = f"rows-{'ab' * 8}"
+STEPS = 6
 
 
 def place_of(workplace: Workplace, name: str) -> Place:
@@ -46,9 +48,21 @@ def place_of(workplace: Workplace, name: str) -> Place:
     workspace = workplace.root / name
     workspace.mkdir()
     config = workplace.config_file(
-        training={"maxSteps": 30, "effectiveBatchSize": 4}, lora={"dropout": "0.1"}, checkpoint={"intervalSteps": 2}
+        training={"maxSteps": STEPS, "effectiveBatchSize": 4}, lora={"dropout": "0.1"}, checkpoint={"intervalSteps": 2}
     )
     return Place(claims=workplace.claims, workspace=workspace, config=config)
+
+
+def stand_still() -> None:
+    """Of a process of its own: once it has saved a checkpoint."""
+    save = Checkpoints.save
+
+    def saved(*arguments: Any) -> Checkpoint:
+        save(*arguments)
+        while True:
+            signal.pause()
+
+    Checkpoints.save = saved  # type: ignore[method-assign, assignment]
 
 
 def reads(place: Place) -> int:
@@ -74,14 +88,15 @@ def test_a_killed_run_goes_on_from_rows_and_state_and_gives_the_same_adapter(wor
     shown = [line.split(" INFO ")[1] for line in calm.log.read_text().splitlines() if "the first row, with" in line]
     for name, forget in (("killed", False), ("without", True)):
         place = place_of(workplace, name)
-        attempt = start(place)
-        deadline = time.monotonic() + 120
+        attempt = start(place, stand_still)
+        deadline = time.monotonic() + PATIENCE_S
         while not place.checkpoint_steps():
+            assert attempt.process.is_alive(), attempt.lines()
             assert time.monotonic() < deadline, "no checkpoint was written"
             time.sleep(0.01)
         attempt.process.kill()
         attempt.process.join()
-        assert attempt.last_step() < 30
+        assert attempt.last_step() < STEPS
         if forget:
             kept_rows.discard_rows(place.workspace)
         last = finish(place)

@@ -1,23 +1,26 @@
-"""Whole runs of the tiny model in processes of their own: what comes out, and every way to end."""
+"""Whole runs of the tiny model: what comes out, and every way to end."""
 
+import contextlib
 import json
-import os
 import re
 import shutil
 import signal
-import socket
+import threading
 import time
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from peft import PeftModel
+from tests.ports import free_port
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
-from tests.trainer.runs import Workplace, read_json
+from tests.trainer.forked import ForkedRuns
+from tests.trainer.runs import PATIENCE_S, Finished, Workplace, read_json
 from transformers import AutoModelForCausalLM
 
 from lora_trainer.contract.exit_codes import ExitCode
@@ -34,14 +37,15 @@ from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
 
 
-def free_port() -> int:
-    """A port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def forked(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> ForkedRuns:
+    """Runs on these claims whose stages need not import the libraries."""
+    return ForkedRuns(workplace, capfd)
 
 
-def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(workplace: Workplace, cpu: Device) -> None:
+def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(
+    workplace: Workplace, forked: ForkedRuns, cpu: Device
+) -> None:
     """From the YAML of kubectl apply to a loss that PEFT reproduces; a second run gets a folder of its own."""
     manifest = workplace.manifest_file()
     quickstart = manifest.read_text(encoding="utf-8")
@@ -61,6 +65,8 @@ def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(workplace: Workpl
     assert results.verification.difference <= 1e-5
     assert (results.steps, artifact.uri) == (6, "pvc://adapters/out")
     assert summary.resolved.quantization == "None"
+    assert summary.plan is not None
+    assert (summary.plan.device, summary.plan.peak_bytes) == ("cpu", results.estimated_peak_memory_bytes)
     assert results.estimated_peak_memory_bytes is not None
     assert results.estimated_seconds is None
     assert "expected: without a GPU a CPU computes" in done.log
@@ -78,7 +84,7 @@ def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(workplace: Workpl
     config = read_json(folder / "adapter_config.json")
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, "pvc://models/tiny")
 
-    again = workplace.run("-f", manifest)
+    again = forked.run("-f", manifest)
     assert again.status == 0, again.log
     assert again.summary.artifact is not None
     second = again.summary.artifact.uri.rpartition("/")[2]
@@ -100,10 +106,12 @@ def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
 
 
 @pytest.mark.fault("C11.published", "B19.published")
-def test_a_run_that_was_already_published_is_verified_and_not_trained_again(workplace: Workplace) -> None:
+def test_a_run_that_was_already_published_is_verified_and_not_trained_again(
+    workplace: Workplace, forked: ForkedRuns
+) -> None:
     """The pod died after the adapter was in place: the next attempt reports it; a damaged one is not reported."""
     config = workplace.config_file(training={"maxSteps": 1})
-    assert workplace.run("--config", config, "--metrics-port", str(free_port())).status == 0
+    assert forked.run("--config", config, "--metrics-port", "0").status == 0
     manifest = workplace.claims / "adapters/out/manifest.json"
     before = manifest.stat().st_mtime_ns
     (own,) = (workplace.claims / "adapters" / FOLDER).iterdir()
@@ -112,7 +120,7 @@ def test_a_run_that_was_already_published_is_verified_and_not_trained_again(work
     shutil.copytree(manifest.parent, own / "staged")
     shutil.copytree(own / kept[0], own / "step-00000000")
     (own / "rows-0123456789abcdef").mkdir()
-    again = workplace.run("--config", config, "--metrics-port", str(free_port()))
+    again = forked.run("--config", config, "--metrics-port", "0")
     assert (again.status, again.summary.reason) == (0, Reason.SUCCEEDED)
     assert workplace.adapters() == ["out"]
     assert not [path.name for path in own.iterdir() if path.name.startswith(("staged", "rows"))]
@@ -120,7 +128,7 @@ def test_a_run_that_was_already_published_is_verified_and_not_trained_again(work
     assert manifest.stat().st_mtime_ns == before
     weights = workplace.claims / "adapters/out/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    damaged = workplace.run("--config", config, "--metrics-port", str(free_port()))
+    damaged = forked.run("--config", config, "--metrics-port", "0")
     assert (damaged.status, damaged.summary.reason) == (1, Reason.VERIFICATION_FAILED)
     assert "adapter_model.safetensors has sha256" in damaged.summary.message
 
@@ -132,7 +140,7 @@ def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Wo
     config = workplace.config_file(training={"maxSteps": 100_000})
     process = workplace.start("--config", config, "--metrics-port", str(port))
     try:
-        progress = _wait_for_step(port)
+        progress = _wait_for_step(lambda: process.poll() is None, port)
         assert progress.phase is Phase.TRAINING
         assert progress.total_steps == 100_000
         assert progress.loss is not None
@@ -146,7 +154,7 @@ def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Wo
         assert "\nlora_training_loss 0.0" not in metrics
         assert 'lora_training_phase{phase="' in metrics
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
+        _, log = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
         process.communicate()
@@ -156,90 +164,103 @@ def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Wo
     assert "Traceback" not in log
 
 
-def test_a_local_run_that_was_interrupted_goes_on_with_its_uid_or_with_resume(workplace: Workplace) -> None:
+def test_a_local_run_that_was_interrupted_goes_on_with_its_uid_or_with_resume(
+    workplace: Workplace, forked: ForkedRuns
+) -> None:
     """Ctrl-C saves, the last line says how to go on, and the same command with --resume finishes that very run; so does
     the same command where it names the run."""
     manifest = workplace.manifest_file(training={"maxSteps": 400})
-    uid = str(uuid.uuid4())
-    _, saved = _interrupted(workplace, "-f", manifest, "--uid", uid, least=50)
-    reached, _ = _interrupted(workplace, "-f", manifest, "--uid", uid)
-    assert reached >= saved
-    again = workplace.run("-f", manifest, "--resume")
+    uid, port = str(uuid.uuid4()), free_port()
+    process = workplace.start("-f", manifest, "--uid", uid, "--metrics-port", str(port))
+    try:
+        _wait_for_step(lambda: process.poll() is None, port, least=50)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.communicate()
+    saved = _saved_step(process.returncode, printed)
+
+    def interrupt() -> None:
+        reached.append(_wait_for_step(lambda: not ended.is_set(), port).step)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    reached, ended = list[int](), threading.Event()
+    interrupted = _meanwhile(interrupt, lambda: forked.run("-f", manifest, "--uid", uid, "--metrics-port", port), ended)
+    assert _saved_step(interrupted.status, interrupted.output) >= reached[0] >= saved >= 50
+
+    again = forked.run("-f", manifest, "--resume")
     assert again.status == 0, again.log
     assert again.summary.results is not None
     assert again.summary.results.resumed_step is not None
-    assert again.summary.results.resumed_step >= reached
+    assert again.summary.results.resumed_step >= reached[0]
     assert "Rows: 40 encoded by an earlier attempt are read again" in again.log
     assert again.summary.results.steps == 400
     assert workplace.adapters() == ["out"]
 
 
-def _interrupted(workplace: Workplace, *arguments: str | Path, least: int = 1) -> tuple[int, int]:
-    """Interrupt a run at the first step from `least` on that it is seen at; return that step, and the saved one."""
-    port = free_port()
-    process = workplace.start(*arguments, "--metrics-port", str(port))
-    try:
-        reached = _wait_for_step(port, least).step
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == ExitCode.TERMINATED
+def _saved_step(status: int, printed: str) -> int:
+    assert status == ExitCode.TERMINATED
     said = re.fullmatch(
         r"Interrupted\.\nStep (\d+) is saved: the same command with --resume goes on from there\.\n", printed
     )
     assert said is not None, printed
-    return reached, int(said[1])
+    return int(said[1])
 
 
-def test_resume_without_a_saved_run_is_refused(workplace: Workplace) -> None:
+def _meanwhile(action: Callable[[], None], run: Callable[[], Finished], ended: threading.Event) -> Finished:
+    """What a run came to during which something happened; `ended` says to the latter that it comes too late."""
+    acting = threading.Thread(target=action)
+    acting.start()
+    try:
+        return run()
+    finally:
+        ended.set()
+        acting.join()
+
+
+def test_resume_without_a_saved_run_is_refused(workplace: Workplace, forked: ForkedRuns) -> None:
     """A sentence with the claim and the remedy, before anything is loaded."""
-    refused = workplace.run("-f", workplace.manifest_file(), "--resume")
+    refused = forked.run("-f", workplace.manifest_file(), "--resume")
     assert refused.status == ExitCode.CONFIG_INVALID
     assert "no run" in refused.summary.message
     assert "start it without --resume" in refused.summary.message
 
 
-def _wait_for_step(port: int, least: int = 1) -> Progress:
-    deadline = time.monotonic() + 120
+def _wait_for_step(runs: Callable[[], bool], port: int, least: int = 1) -> Progress:
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        try:
+        assert runs(), "it ended before that step"
+        with contextlib.suppress(OSError):
             progress = Progress.from_json(_get(port, "/progress"))
-        except OSError:
-            continue
-        if progress.step >= least:
-            return progress
-    raise AssertionError("no step within two minutes")
+            if progress.step >= least:
+                return progress
+        time.sleep(0.05)
+    raise AssertionError(f"no step within {PATIENCE_S} s")
 
 
 def _get(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
         return str(answer.read().decode())
 
 
 @pytest.mark.fault("B5.stage")
-def test_a_stage_that_the_kernel_kills_ends_with_137(workplace: Workplace) -> None:
+def test_a_stage_that_the_kernel_kills_ends_with_137(workplace: Workplace, forked: ForkedRuns) -> None:
     """The supervisor survives and says so."""
-    port = free_port()
+    port, ended = free_port(), threading.Event()
     config = workplace.config_file(training={"maxSteps": 100_000})
-    process = workplace.start("--config", config, "--metrics-port", str(port))
-    try:
-        _wait_for_step(port)
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-        signal.pidfd_send_signal(_pidfd(int(child)), signal.SIGKILL)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == ExitCode.KERNEL_OUT_OF_MEMORY
-    assert workplace.summary().reason is Reason.OOM_KILLED
-    assert "raise resources.memory" in workplace.summary().message
+
+    def kill() -> None:
+        try:
+            _wait_for_step(lambda: not ended.is_set(), port)
+        finally:
+            forked.stages[-1].send_signal(signal.SIGKILL)
+
+    done = _meanwhile(kill, lambda: forked.run("--config", config, "--metrics-port", port), ended)
+    assert [stage.wait() for stage in forked.stages] == [-signal.SIGKILL]
+    assert (done.status, done.summary.reason) == (ExitCode.KERNEL_OUT_OF_MEMORY, Reason.OOM_KILLED)
+    assert "raise resources.memory" in done.summary.message
     assert workplace.adapters() == []
-
-
-def _pidfd(pid: int) -> int:
-    return os.pidfd_open(pid)
 
 
 @pytest.mark.fault("B9.code")
@@ -274,41 +295,43 @@ def test_a_bad_data_set_ends_with_65_before_a_model_is_loaded(workplace: Workpla
         ({"output": {"uri": "configmap://a/b"}}, "spec.output.uri"),
     ],
 )
-def test_a_bad_manifest_ends_with_64(workplace: Workplace, change: dict[str, Any], sentence: str) -> None:
+def test_a_bad_manifest_ends_with_64(
+    workplace: Workplace, forked: ForkedRuns, change: dict[str, Any], sentence: str
+) -> None:
     """As kubectl would refuse it: field, value, rule."""
-    done = workplace.run("-f", workplace.manifest_file(**change))
+    done = forked.run("-f", workplace.manifest_file(**change))
     assert (done.status, done.summary.reason) == (64, Reason.CONFIG_INVALID)
     assert sentence in done.summary.message
 
 
-def test_a_configuration_of_another_release_ends_with_64(workplace: Workplace) -> None:
+def test_a_configuration_of_another_release_ends_with_64(workplace: Workplace, forked: ForkedRuns) -> None:
     """The trainer image must be that of the operator."""
     path = workplace.config_file()
     path.write_text(json.dumps({**read_json(path), "version": "v0"}), encoding="utf-8")
-    done = workplace.run("--config", path)
+    done = forked.run("--config", path)
     assert (done.status, done.summary.reason) == (64, Reason.CONFIG_INVALID)
     assert "use the trainer image of the operator's release" in done.summary.message
 
 
-def test_a_claim_that_is_not_mounted_ends_with_74(workplace: Workplace) -> None:
+def test_a_claim_that_is_not_mounted_ends_with_74(workplace: Workplace, forked: ForkedRuns) -> None:
     """On a cluster, where nobody makes a folder in its place; the sentence names it."""
-    done = workplace.run(
-        "--config", workplace.config_file(output={"uri": "pvc://none/out"}), "--metrics-port", str(free_port())
-    )
+    done = forked.run("--config", workplace.config_file(output={"uri": "pvc://none/out"}), "--metrics-port", "0")
     assert (done.status, done.summary.reason) == (74, Reason.STORAGE_ERROR)
     folder = workplace.claims / "none"
     assert f"the claim none is not mounted: there is no folder {folder}" in done.summary.message
 
 
-def test_a_folder_for_temporary_files_that_does_not_exist_ends_with_64(workplace: Workplace) -> None:
+def test_a_folder_for_temporary_files_that_does_not_exist_ends_with_64(
+    workplace: Workplace, forked: ForkedRuns
+) -> None:
     """In a sentence, without a stack trace."""
-    done = workplace.run("-f", workplace.manifest_file(), "--work", workplace.root / "none")
+    done = forked.run("-f", workplace.manifest_file(), "--work", workplace.root / "none")
     assert (done.status, done.summary.reason) == (64, Reason.CONFIG_INVALID)
     assert "must be a folder that exists" in done.summary.message
     assert "Traceback" not in done.log
 
 
-def test_the_suffix_of_a_second_run_follows_its_uid(workplace: Workplace) -> None:
+def test_the_suffix_of_a_second_run_follows_its_uid(workplace: Workplace, forked: ForkedRuns) -> None:
     """So that the operator can predict it."""
     (workplace.claims / "adapters/out").mkdir()
     (workplace.claims / "adapters/out/precious").write_text("x", encoding="utf-8")
@@ -316,16 +339,18 @@ def test_the_suffix_of_a_second_run_follows_its_uid(workplace: Workplace) -> Non
     config = workplace.config_file(
         "uid-7", dataset={"uri": "configmap://notes/notes.jsonl"}, quantization="NF4", training={"maxSteps": 2}
     )
-    done = workplace.run("--config", config, "--metrics-port", str(free_port()))
+    done = forked.run("--config", config, "--metrics-port", "0")
     assert done.status == 0, done.log
     assert done.summary.artifact is not None
     assert done.summary.artifact.uri == f"pvc://adapters/out-{run_suffix('uid-7')}"
     assert (workplace.claims / "adapters/out/precious").exists()
 
 
-def test_the_folder_of_the_outputs_claim_is_made_where_there_is_no_cluster(workplace: Workplace) -> None:
+def test_the_folder_of_the_outputs_claim_is_made_where_there_is_no_cluster(
+    workplace: Workplace, forked: ForkedRuns
+) -> None:
     """A claim is created by its user, a folder by the run, even one that then ends on its data."""
     manifest = workplace.manifest_file(output={"uri": "pvc://fresh/out"}, dataset={"uri": "pvc://data/none.jsonl"})
-    ended = workplace.run("-f", manifest)
+    ended = forked.run("-f", manifest)
     assert ended.summary.reason is Reason.DATASET_NOT_FOUND
     assert list((workplace.claims / "fresh").iterdir()) == []

@@ -222,7 +222,7 @@ def test_of_two_runs_at_the_same_moment_one_gets_the_address(proxy: Proxy, tmp_p
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert len(set(places.values())) == 2
     assert str(OUT) in places.values()
     for uid in uids:
@@ -408,7 +408,7 @@ def test_two_runs_at_once_fetch_a_model_once(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert proxy.sent("model.safetensors") == (tiny_folder / "model.safetensors").stat().st_size
 
 

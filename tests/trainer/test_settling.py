@@ -1,5 +1,6 @@
 """What a run leaves open on the device that its training finds: with real files of a model, on GPUs that are played."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -17,13 +18,14 @@ from lora_trainer.contract.fit.devices import Gpu, find_gpu
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.settle import settled
 from lora_trainer.contract.summary import DatasetStats
-from lora_trainer.errors import InternalError
+from lora_trainer.errors import DoesNotFitError, InternalError
 from lora_trainer.model import options
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.places.base_shape import parameters_in, shape_in
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe import settling
 from lora_trainer.recipe.settling import Settled, settle
 
@@ -66,8 +68,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def settle_on(device: Device, base: Base, config: TrainConfig | None = None, **options: Any) -> Settled:
     """The run settled on a device, with the tiny model."""
-    config = config or make_config(**AUTO)
-    return settle(config, base, device, STATS, options.pop("ranks", Ranks()), kept=options.pop("kept", None))
+    config, ranks = config or make_config(**AUTO), options.pop("ranks", Ranks())
+    settings = {"kept": None, "reporter": Reporter(None), **options}
+    return settle(config, base, device, STATS, ranks, **settings)
 
 
 def demand(base: Base, config: TrainConfig, quantization: Quantization) -> int:
@@ -80,8 +83,9 @@ def demand(base: Base, config: TrainConfig, quantization: Quantization) -> int:
     return int(least / 0.9) + 2
 
 
-def test_on_a_cpu_nothing_is_quantized(tiny_base: Base, cpu: Device) -> None:
-    """And what it takes is estimated for the process."""
+def test_on_a_cpu_nothing_is_quantized(tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it takes is estimated for the process. The options, checked once, are not checked again."""
+    monkeypatch.delattr(settling, "check_options")
     found = settle_on(cpu, tiny_base)
     assert found.config.quantization is Quantization.NONE
     assert found.plan is not None
@@ -137,6 +141,26 @@ def test_a_checkpoints_quantization_wins_over_the_devices(tiny_base: Base, gpu: 
         assert found.plan.quantization is kept
     named = make_config(**{**AUTO, "quantization": "INT8"})
     assert settle_on(gpu("x", 80 * 2**30), tiny_base, named, kept=kept).config.quantization is Quantization.INT8
+
+
+def test_what_cannot_fit_the_device_ends_before_weights_are_read(tiny_base: Base, gpu: Any) -> None:
+    """As preflight would have ended it, with what would fit; on all processes of the run alike."""
+    with pytest.raises(
+        DoesNotFitError, match=r"the run needs at least .* of a GPU's memory, and x has 0\.0 GiB"
+    ) as own:
+        settle_on(gpu("x", 1), tiny_base)
+    assert (own.value.plan.fits, str(own.value)) == (False, own.value.plan.reason)
+    little, large = Gpu(name="x", memory_bytes=1), find_gpu("H100")
+    for mine, other in ((little, large), (large, little)):
+        with pytest.raises(DoesNotFitError, match=r"and x has 0\.0 GiB"):
+            settle_on(gpu(mine.name, mine.memory_bytes), tiny_base, ranks=Several(gpus=(other,)))
+
+
+def test_what_a_checkpoint_was_trained_with_is_tried_on_any_device(tiny_base: Base, gpu: Any) -> None:
+    """It has trained so before, and an estimate may err."""
+    found = settle_on(gpu("x", 1), tiny_base, kept=Quantization.NF4)
+    assert found.plan is not None
+    assert (found.config.quantization, found.plan.fits) == (Quantization.NF4, False)
 
 
 @pytest.mark.parametrize(("kind", "quantization"), [("qwen3_next", Quantization.NONE), ("stablelm", Quantization.NF4)])
@@ -240,6 +264,19 @@ def test_a_plan_for_another_device_is_dropped_where_it_does_not_fit(
     assert found.config.quantization is Quantization.NONE
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "planned for L4" in warning.getMessage()
+
+
+@pytest.mark.parametrize(("memory", "before"), [(1, None), (1, planned()), (2**36, None), (2**36, planned())])
+def test_what_the_status_has_not_yet_is_reported(
+    tiny_base: Base, gpu: Any, monkeypatch: pytest.MonkeyPatch, memory: int, before: TrainConfig | None
+) -> None:
+    """The plan of a device that nothing told before, and of one that the run cannot fit."""
+    reporter, reports = Reporter(None), list[Report]()
+    monkeypatch.setattr(reporter, "send", reports.append)
+    with pytest.raises(DoesNotFitError) if memory == 1 else contextlib.nullcontext():
+        settle_on(gpu("x", memory), tiny_base, before, reporter=reporter)
+    plans = [report.plan.device for report in reports if report.plan]
+    assert plans == ([] if before and memory > 1 else ["x"])
 
 
 def test_weights_are_never_read_before_it_is_settled(tiny_base: Base, cpu: Device) -> None:

@@ -1,16 +1,21 @@
 """The comparison with TRL's trainer: its rows are seen to be apart, or not, by trial."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.comparison import sft
-from benchmarks.comparison.job import Job, learned_in, training_rows
+from benchmarks.comparison import measuring, plain, sft
+from benchmarks.comparison.job import Job, Row, learned_in, training_rows
 from benchmarks.comparison.measuring import Clock
 from benchmarks.comparison.plain import new_model
-from benchmarks.comparison.settings import Form, Setting
+from benchmarks.comparison.settings import EFFECTIVE, Form, Setting
+
+from lora_trainer.model.device import Device
+from lora_trainer.training.state import copy_of, trainable
 
 pytestmark = [
     # Of TRL about attention that is not Flash Attention, and of the libraries about a CPU.
@@ -54,3 +59,83 @@ def test_a_training_is_measured(tiny_folder: Path) -> None:
     found = sft.sft(replace(job_of(tiny_folder), setting=SETTINGS[Form.PACKED]))
     assert found["seconds"] > 0
     assert found["loss"] > 0
+
+
+class Recorder:
+    """In place of both libraries' trainers: notes the rows and the adapter that each training begins with, and changes
+    the adapter."""
+
+    def __init__(self) -> None:
+        self.settings: list[Setting] = []
+        self.rows: list[int] = []
+        self.begun: list[dict[str, torch.Tensor]] = []
+        self.resets: list[int] = []
+
+    def train(self, _job: Job, setting: Setting, model: Any, data: list[Row], clock: Clock | None = None) -> Clock:
+        """As `plain.train`."""
+        clock = clock or Clock(torch.device("cpu"))
+        self.settings.append(setting)
+        self.rows.append(len(data))
+        self.begun.append(copy_of(trainable(model)))
+        clock.stamp()
+        with torch.no_grad():
+            for parameter in trainable(model).values():
+                parameter.add_(1)
+        clock.stamp()
+        return clock
+
+    @contextlib.contextmanager
+    def trainer_of(self, job: Job, setting: Setting, model: Any, data: list[Row], clock: Clock) -> Iterator[Any]:
+        """As `sft.trainer_of`."""
+        recorder = self
+
+        class Trainer:
+            def train(self) -> None:
+                recorder.train(job, setting, model, data, clock)
+
+        yield Trainer()
+
+    def reset(self) -> None:
+        """A new measurement of memory."""
+        self.resets.append(len(self.rows))
+
+
+@pytest.mark.parametrize("part", ["plain", "SFTTrainer"])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_each_trainer_has_used_the_gpu_before_its_clock_starts(
+    part: str, device: str, tiny_folder: Path, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ours has, which tries its kernels: what a GPU's first kernels take is nobody's speed. The training that is
+    measured begins with a fresh adapter; on a CPU, whose most memory counts from the start on, it is the only one."""
+    recorder = Recorder()
+    for module in (measuring, plain, sft):
+        monkeypatch.setattr(module, "device_of", lambda _: cpu)
+    monkeypatch.setattr(plain, "train", recorder.train)
+    monkeypatch.setattr(sft, "trainer_of", recorder.trainer_of)
+    monkeypatch.setattr(Device, "reset_peak_memory", lambda _: recorder.reset())
+    setting = SETTINGS[Form.PADDED]
+    rows = [1, EFFECTIVE] if device == "cuda" else [EFFECTIVE]
+    job = replace(job_of(tiny_folder), part=part, device=device, setting=setting)
+    (plain.plain if part == "plain" else sft.sft)(job)
+    assert (recorder.rows, recorder.settings) == (rows, [setting] * len(rows))
+    assert recorder.resets == [len(rows) - 1]
+    fresh = copy_of(trainable(new_model(job, setting.attention)))
+    begun = recorder.begun[-1]
+    assert begun.keys() == fresh.keys()
+    assert all(torch.equal(begun[name], values) for name, values in fresh.items())
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_row_alone_is_trained_in_every_form(form: Form, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the measured training, with the same setting."""
+    clocks: list[Clock] = []
+    original = sft.trainer_of
+
+    def look(job: Job, setting: Setting, model: Any, data: list[Row], clock: Clock) -> Any:
+        clocks.append(clock)
+        return original(job, setting, model, data, clock)
+
+    monkeypatch.setattr(sft, "trainer_of", look)
+    job = job_of(tiny_folder)
+    sft._warm_up(job, SETTINGS[form], training_rows(job))
+    assert [len(clock.stamps) for clock in clocks] == [2]

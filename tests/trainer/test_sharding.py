@@ -11,12 +11,14 @@ from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
-from lora_trainer.model.sharding import divided_over, weight_bytes
+from lora_trainer.model.device import Device
+from lora_trainer.model.sharding import divided_over, stream, weight_bytes
 from lora_trainer.ranks.collectives import Ranks
 
 GIB = 2**30
 H100 = 80 * GIB
 LLAMA_70B = 141 * GIB
+CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 
 
 def over(
@@ -153,3 +155,36 @@ def test_memory_of_weights_is_reported_from_the_headers_of_their_files(tiny_fold
     )
     half = weight_bytes(files, torch.bfloat16, Quantization.NF4, linear=parameters // 2)
     assert half == pytest.approx((0.516 + 2) / 2 * parameters, rel=1e-3)
+
+
+def test_a_streamed_model_computes_the_same_with_one_layer_on_the_device(tiny_folder: Path) -> None:
+    """Afterwards the layers' weights are where they were, also where one of them failed."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - takes seconds to import
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    ids = torch.arange(12)[None] % 10
+    layers = model.model.layers
+    homes = [layer.mlp.up_proj.weight.data_ptr() for layer in layers]
+    there: list[list[int]] = []
+
+    def look(*_: Any) -> None:
+        away = zip(layers, homes, strict=True)
+        there.append([i for i, (layer, home) in enumerate(away) if layer.mlp.up_proj.weight.data_ptr() != home])
+
+    with torch.no_grad():
+        whole = model(ids).logits
+        stream(model, CPU)
+        watching = [layer.mlp.register_forward_hook(look) for layer in layers]
+        # A kernel may sum in another order where weights lie at other addresses.
+        torch.testing.assert_close(model(ids).logits, whole)
+        for watch in watching:
+            watch.remove()
+        layers[1].mlp.register_forward_hook(_fail)
+        with pytest.raises(MemoryError):
+            model(ids)
+    assert there == [[number] for number in range(len(layers))]
+    assert [layer.mlp.up_proj.weight.data_ptr() for layer in layers] == homes
+
+
+def _fail(*_: Any) -> None:
+    raise MemoryError

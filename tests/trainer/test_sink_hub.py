@@ -194,7 +194,8 @@ FULL = "Private repository storage limit reached, please upgrade your plan"
         (400, "Invalid metadata in README.md.", StorageError, Reason.UPLOAD_FAILED, "refuses what is uploaded, 400 (I"),
         (413, "Too large", StorageError, Reason.UPLOAD_FAILED, "refuses what is uploaded, 413 (Too large"),
         (422, "x" * 999, StorageError, Reason.UPLOAD_FAILED, f"refuses what is uploaded, 422 ({'x' * 200})"),
-        (429, "quota of requests", StorageError, Reason.UPLOAD_FAILED, "the Hub answered 429 (quota of requests"),
+        (429, "quota of requests", StorageError, Reason.UPLOAD_FAILED, "answered 429 (quota of requests"),
+        (503, "", StorageError, Reason.UPLOAD_FAILED, "check HF_ENDPOINT, proxy and network"),
         (403, f"hf_{'a' * 34} lacks it", AccessDeniedError, Reason.OUTPUT_ACCESS_DENIED, "403 (hf_… lacks it"),
     ],
 )
@@ -216,7 +217,7 @@ def test_why_the_hub_refuses_an_upload_is_told_in_its_own_words(
     assert caught.value.reason is reason
     assert sentence in str(caught.value)
     assert "a" * 34 not in str(caught.value)
-    assert ("proxy" in str(caught.value)) is (status == 429)
+    assert ("proxy" in str(caught.value)) is (status == 503)
 
 
 def test_what_the_hub_holds_is_compared_with_what_was_sent(server: HubServer, tmp_path: Path) -> None:

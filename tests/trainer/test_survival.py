@@ -2,9 +2,10 @@
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.training import loop
+from lora_trainer.training.batches import Rows, step_rows
 from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.loop import Training
@@ -301,6 +303,34 @@ def test_a_step_that_the_scaler_of_fp16_leaves_out_does_not_count_as_taken(
     assert (training.course.guard.bad, trained.unsteady_steps) == (0, 0)
 
 
+@pytest.mark.parametrize(("optimizer", "rank"), [(Optimizer.ADAMW, 4), (Optimizer.ADAMW_8BIT, 64)])
+def test_steps_in_fp16_are_those_of_the_scaler(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer, rank: int
+) -> None:
+    """Bit for bit, though it takes none itself; beside one that is left out, and as its factor grows."""
+    bench.lora = replace(bench.lora, rank=rank)
+    found = []
+    for by_the_scaler in (False, True):
+        training = bench.training(save=False, optimizer=optimizer)
+        scaler = training.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
+        own = training.optimizer.step
+
+        def step(training: Training = training, scaler: Any = scaler, own: Any = own) -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(training.optimizer, "step", own)
+                scaler.step(training.optimizer)
+
+        if by_the_scaler:
+            monkeypatch.setattr(training.optimizer, "step", step)
+        poisoned(training, {2}, monkeypatch)
+        training.run()
+        found.append((training.state(), scaler.state_dict()))
+    (ours, left), (theirs, right) = found
+    assert same(ours, theirs)
+    assert left == right
+    assert left["scale"] == 65536, "halved once and doubled once"
+
+
 def test_a_state_of_a_gpu_with_bf16_is_gone_on_from_in_fp16(bench: Bench) -> None:
     """Another attempt may get an older GPU; the first one had no scaler, and this one's begins."""
     bench.training(max_steps=2).run()
@@ -405,6 +435,36 @@ def test_another_run_goes_on_where_one_stopped_early(
     done = training.run()
     assert (done.steps, done.best_step, done.stopped_early) == (steps, best_step, False)
     assert any(not torch.equal(before[name], value) for name, value in weights(training).items())
+
+
+def test_another_run_goes_on_at_the_row_after_a_last_step_that_was_short(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve rows in steps of eight: each pass has all of them, in the runs after it and in their later attempts."""
+    seen: list[list[int]] = []
+
+    def watched(*arguments: Any) -> Iterator[Rows]:
+        for rows in step_rows(*arguments):
+            seen.append(rows.tolist())
+            yield rows
+
+    monkeypatch.setattr(loop, "step_rows", watched)
+    kept = Kept()
+    bench.training(kept, epochs=1.0, max_steps=None, effective_batch_size=8).run()
+    stop = Stop()
+    kept = Kept(after=lambda step: setattr(stop, "requested", step == 3))
+    training = bench.training(kept, stop, epochs=3.0, max_steps=None, effective_batch_size=8)
+    training.restore(bench.newest_state().taken_over(patient=False))
+    with pytest.raises(TerminatedError, match="after step 3 of 5 is saved"):
+        training.run()
+    training = bench.training(kept, epochs=3.0, max_steps=None, effective_batch_size=8)
+    training.restore(bench.newest_state())
+    assert training.run().steps == 5
+    assert [len(rows) for rows in seen] == [8, 4, 8, 8, 8]
+    flat = [row for rows in seen for row in rows]
+    assert [sorted(flat[start : start + 12]) for start in (0, 12, 24)] == [list(range(12))] * 3
+    assert [(step.number, step.total) for step in kept.steps] == [(3, 5), (4, 5), (5, 5)]
+    assert kept.steps[-1].epoch == 3.0
 
 
 def test_an_evaluation_that_gave_no_number_is_never_the_best(bench: Bench) -> None:

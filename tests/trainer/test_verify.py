@@ -1,5 +1,7 @@
 """A verification that notices: an adapter of another scale, other weights, another model, other data."""
 
+import dataclasses
+import functools
 import io
 import json
 import shutil
@@ -11,25 +13,33 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tests.trainer import rank_programs
 from tests.trainer.conftest import make_config
+from tests.trainer.processes import together
 from tests.trainer.runs import Workplace
 from tests.trainer.tiny import enlarged, write_jsonl
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_trainer import ask, cli, commands
-from lora_trainer.artifact.manifest import MANIFEST, Manifest, file_entries, read_manifest
+from lora_trainer import ask, cli
+from lora_trainer.artifact.manifest import LOG, MANIFEST, Manifest, file_entries, read_manifest
 from lora_trainer.ask import Pair, show
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokens import ENCODING
-from lora_trainer.errors import GpuFaultError, VerificationError
+from lora_trainer.errors import DatasetError, GpuFaultError, VerificationError
+from lora_trainer.model import gates, liger, lora_kernel
 from lora_trainer.model.device import Device
+from lora_trainer.model.sharding import stream
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.reports import Reporter
+from lora_trainer.recipe import train as training
 from lora_trainer.recipe.train import Workshop, run_training
+from lora_trainer.result import inputs
+from lora_trainer.result import verify as verifying
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Batch
 from lora_trainer.training.loss import token_losses
@@ -146,8 +156,32 @@ def test_a_good_adapter_reproduces_its_loss(adapter: tuple[Path, Volumes]) -> No
     assert result.tolerance == 1e-3
 
 
-@pytest.mark.parametrize("quantization", list(Quantization))
-@pytest.mark.parametrize("precision", ["Auto", "BF16"])
+def test_the_verification_takes_no_fast_path(adapter: tuple[Path, Volumes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the run computed on: an error of one that went through its proof must not hide itself."""
+
+    def taken(*_: object) -> None:
+        # No `Exception`: a proof takes such for a kernel that fails, and leaves it out.
+        pytest.fail("a fast path was tried")
+
+    for module, name in (
+        (lora_kernel, "install"),
+        (lora_kernel, "_forward"),
+        (gates, "install"),
+        (gates, "put_forward"),
+        (liger, "put_forward"),
+    ):
+        monkeypatch.setattr(module, name, taken)
+    assert read_manifest(adapter[0]).resolved.kernels == ("fused-adapter", "recomputed-swiglu")
+    assert verify(adapter[0], adapter[1], Hub()).difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("quantization", "precision"),
+    [
+        *((quantization, "Auto") for quantization in (Quantization.AUTO, Quantization.NF4, Quantization.FP4)),
+        *((quantization, "BF16") for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8)),
+    ],
+)
 def test_every_kind_of_weights_is_verified(
     tmp_path: Path, tiny_folder: Path, quantization: Quantization, precision: str
 ) -> None:
@@ -334,6 +368,48 @@ def test_on_a_gpu_the_base_is_held_as_it_was_trained(adapter: tuple[Path, Volume
     assert ask.base_quantization(folder, gpu) is Quantization.NONE, "an adapter that another tool made"
 
 
+@pytest.mark.parametrize(
+    ("form", "verbatim", "chosen", "bare"),
+    [
+        ("PromptCompletion", True, None, True),
+        ("PromptCompletion", False, None, False),
+        ("PromptCompletion", None, None, True),
+        ("PromptCompletion", None, "ChatML", False),
+        ("Messages", None, None, False),
+    ],
+)
+def test_a_base_without_a_template_is_asked_as_its_rows_were_written(
+    adapter: tuple[Path, Volumes], tmp_path: Path, *, form: str, verbatim: bool | None, chosen: str | None, bare: bool
+) -> None:
+    """Questions of a data set of questions and answers have headings; earlier releases tell the format alone."""
+    folder = shutil.copytree(adapter[0], tmp_path / "out")
+    document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    assert document["verbatim"] is False
+    document["verbatim"] = verbatim
+    document["resolved"]["dataset_format"] = form
+    document["config"]["dataset"]["chat_template"] = chosen
+    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    assert ask._trained_verbatim(folder) is bare
+    (folder / MANIFEST).unlink()
+    assert not ask._trained_verbatim(folder), "an adapter of another tool"
+
+
+def test_rows_that_this_release_refuses_are_those_of_another_release(
+    adapter: tuple[Path, Volumes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result that was trained on them is not to blame; one of this release has other rows by now."""
+
+    def refused(*_: object) -> None:
+        raise DatasetError("line 1: refused")
+
+    monkeypatch.setattr(inputs, "evaluation_rows", refused)
+    manifest = read_manifest(adapter[0])
+    with pytest.raises(DatasetError, match=r"^line 1: refused$"):
+        inputs.base_and_rows(manifest, adapter[1], Hub())
+    with pytest.raises(VerificationError, match=r"line 1: refused; .* verify it with the trainer image of release"):
+        inputs.base_and_rows(dataclasses.replace(manifest, encoding=2), adapter[1], Hub())
+
+
 def test_a_base_in_4_bits_answers(adapter: tuple[Path, Volumes], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the adapter and without it; what a GPU would do, on a CPU."""
     monkeypatch.setattr(ask, "base_quantization", lambda *_: Quantization.NF4)
@@ -345,7 +421,6 @@ def test_a_conversation_answers_line_by_line(
     adapter: tuple[Path, Volumes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On one line of JSON each; empty lines are none."""
-    monkeypatch.setattr(commands, "stage_environment", dict[str, str])
     monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n\nWhen do you open?\n"))
     claims = str(adapter[1].claims)
     assert cli.main(["ask", "--adapter", str(adapter[0]), "--claims", claims, "--format", "json"]) == 0
@@ -355,10 +430,9 @@ def test_a_conversation_answers_line_by_line(
 
 
 def test_asking_an_adapter_that_cannot_be_read_is_reported_in_one_line(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever PEFT raises."""
-    monkeypatch.setattr(commands, "stage_environment", dict[str, str])
     (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
     arguments = [
         "ask",
@@ -383,3 +457,69 @@ def test_an_8_bit_run_is_evaluated_in_the_batches_of_its_verification(tmp_path: 
     folder, volumes = trained(tmp_path, enlarged(tiny_folder, tmp_path / "model", 16), config)
     assert read_manifest(folder).resolved.packing
     assert verify(folder, volumes, Hub()).difference < 1e-7
+
+
+@pytest.mark.parametrize("gpu_bytes", [None, 2**30, 2**10])
+def test_a_base_that_was_divided_is_verified_by_one_process(
+    adapter: tuple[Path, Volumes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_bytes: int | None
+) -> None:
+    """By hand, or on the one GPU of a node: on a CPU, on a GPU that holds the base, and on one that does not."""
+    folder = copy_as_divided(adapter[0], tmp_path / "adapter")
+    streamed: list[Device] = []
+
+    def note(model: Any, device: Device) -> None:
+        streamed.append(device)
+        stream(model, device)
+
+    monkeypatch.setattr(verifying, "device_bytes", lambda _device: gpu_bytes)
+    monkeypatch.setattr(verifying, "stream", note)
+    found = verify(folder, adapter[1], Hub())
+    # Not bit for bit: a kernel may sum in another order where weights lie at other addresses.
+    assert found.loss == pytest.approx(verify(adapter[0], adapter[1], Hub()).loss, abs=1e-6)
+    assert bool(streamed) is (gpu_bytes == 2**10)
+
+
+@pytest.mark.parametrize(("copies", "streamed"), [(False, [1, 1]), (True, [1, 0])])
+def test_a_base_that_no_gpu_holds_is_streamed_by_all_or_where_it_is_converted_by_one(
+    adapter: tuple[Path, Volumes], tmp_path: Path, copies: bool, streamed: list[int]
+) -> None:
+    """Every process that computes keeps what was converted in main memory, which need not have room for all."""
+    divided = copy_as_divided(adapter[0], tmp_path / "adapter")
+    program = functools.partial(rank_programs.verify_streamed, copies=copies)
+    found = together(2, program, divided, adapter[1].claims)
+    assert found == [(found[0][0], count) for count in streamed]
+    assert found[0][0] == pytest.approx(verify(adapter[0], adapter[1], Hub()).loss, abs=1e-5)
+
+
+def test_a_log_that_was_cut_off_ends_no_run(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
+    """Within the run, which writes it anew before it publishes; by hand everything is as the manifest says."""
+    folder = Path(shutil.copytree(adapter[0], tmp_path / "adapter"))
+    (folder / LOG).write_text("half a li", encoding="utf-8")
+    assert verify(folder, adapter[1], Hub()).difference < 1e-4
+    with pytest.raises(VerificationError, match=r"train\.log is not in the adapter's manifest"):
+        verify(folder, adapter[1], Hub(), anywhere=True)
+
+
+def test_training_and_verification_compute_in_the_type_of_all_processes(
+    adapter: tuple[Path, Volumes], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in that of their own device."""
+
+    def same_type(device: Device, _ranks: Ranks) -> Device:
+        return dataclasses.replace(device, dtype=torch.bfloat16)
+
+    plain = verify(adapter[0], adapter[1], Hub())
+    monkeypatch.setattr(verifying, "same_type", same_type)
+    assert verify(adapter[0], adapter[1], Hub()).loss != plain.loss
+    monkeypatch.setattr(training, "same_type", same_type)
+    found, _ = trained(tmp_path, tiny_folder, make_config())
+    assert read_manifest(found).resolved.compute_dtype == "bf16"
+
+
+def copy_as_divided(folder: Path, to: Path) -> Path:
+    """The adapter, as of a base that did not fit one GPU."""
+    shutil.copytree(folder, to)
+    manifest = read_manifest(to)
+    divided = dataclasses.replace(manifest, resolved=dataclasses.replace(manifest.resolved, sharded=True))
+    (to / MANIFEST).write_text(divided.to_json(), encoding="utf-8")
+    return to

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
@@ -73,6 +73,18 @@ class Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def count_walks(seen: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count walks over the modules of a model, each with all that it comes by."""
+    own = torch.nn.Module.named_modules
+
+    def walk(module: torch.nn.Module, memo: set[torch.nn.Module] | None = None, *args: Any, **more: Any) -> Any:
+        if memo is None and next(module.children(), None) is not None:
+            seen["walk"] += 1
+        return own(module, memo, *args, **more)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", walk)
+
+
 class BySteps(Listener):
     """What was counted in each step."""
 
@@ -92,14 +104,22 @@ class BySteps(Listener):
         (True, {}),
         (False, {"dtype": torch.bfloat16, "recompute": ActivationCheckpointing.FULL}),
         (True, {"dtype": torch.bfloat16, "quantization": Quantization.NF4, "dropout": 0.1}),
+        (True, {"scaled": True}),
+        (True, {"scaled": True, "optimizer": Optimizer.ADAMW_8BIT}),
     ],
-    ids=["packed", "padded, recomputed, in 16 bits", "NF4 with dropout"],
+    ids=["packed", "padded, recomputed, in 16 bits", "NF4 with dropout", "scaled", "scaled, 8-bit optimizer"],
 )
 def test_a_step_reads_from_the_device_once(
-    tiny_base: Base, encoder: Encoder, cpu: Device, packed: bool, changes: dict[str, Any]
+    *,
+    tiny_base: Base,
+    encoder: Encoder,
+    cpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
+    changes: dict[str, Any],
 ) -> None:
-    """Its loss and the norm of its gradient, together, however many micro-batches it has; the first step also tries
-    whether the output embedding is the last of the model."""
+    """Its loss and the norm of its gradient, together, however many micro-batches it has, and it looks for no modules;
+    the first step also tries whether the output embedding is the last of the model."""
     device, rows = variants.with_type(cpu, changes.get("dtype", torch.float32)), variants.rows(encoder, 12)
     adapted = adapt(
         load_model(tiny_base, changes.get("quantization", Quantization.NONE), device),
@@ -118,11 +138,19 @@ def test_a_step_reads_from_the_device_once(
     training = Training(
         adapted=adapted,
         examples=rows,
-        config=TrainingConfig(epochs=None, max_steps=3, effective_batch_size=12, seed=5),
+        config=TrainingConfig(
+            epochs=None,
+            max_steps=3,
+            effective_batch_size=12,
+            seed=5,
+            optimizer=changes.get("optimizer", Optimizer.ADAMW),
+        ),
         budget=Budget.of(2, int(rows.lengths.max()), packed=packed),
         device=device,
         listener=listener,
     )
+    training.scaler = torch.amp.GradScaler("cpu", enabled=changes.get("scaled", False))
+    count_walks(seen, monkeypatch)
     with Waits(seen), Reads(seen):
         training.run()
     assert len(passes) > 3 * 3, "a step has several micro-batches"

@@ -25,7 +25,7 @@ QUESTIONS = (
 HIDDEN, MLP, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
 
 
-def make_tokenizer(*, chat_template: str | None = CHATML) -> Any:
+def make_tokenizer(*, chat_template: str | Mapping[str, str] | None = CHATML) -> Any:
     """A byte-level BPE tokenizer, trained on a few sentences; EOS is `<|im_end|>`, there is no pad token and no BOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

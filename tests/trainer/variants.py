@@ -13,7 +13,7 @@ from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
+from lora_trainer.model.loading import Adapted, adapt, load_model, set_input_casts, set_training
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget
@@ -57,6 +57,7 @@ def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch
     """Add the gradients of a step over all examples, in two micro-batches or more; its loss."""
     longest = max(example.length for example in examples)
     set_training(adapted.model, on=True)
+    set_input_casts(adapted.model, on=device.dtype == torch.float32)
     share = run_step(
         adapted,
         list(examples),
@@ -66,6 +67,7 @@ def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch
         scaler=scaler or torch.amp.GradScaler(device.torch_device.type, enabled=False),
         ranks=Ranks(),
     )
+    set_input_casts(adapted.model, on=True)
     return float(share)
 
 

@@ -288,3 +288,44 @@ MODELS: dict[str, tuple[Config, int]] = {
     "DeepSeek-V3": (DEEPSEEK_V3, 671_026_404_352),
     "Llama-4-Scout": ({"model_type": "llama4", "text_config": LLAMA_4, "vision_config": {}}, 107_769_861_120),
 }
+_SMALL = {"Llama-3.2-1B": (2048, 8192, 16), "Llama-3.2-3B": (3072, 8192, 28), "Llama-3-70B": (8192, 28672, 80)}
+FURTHER: dict[str, Config] = {
+    name: llama(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=hidden // 128)
+    for name, (hidden, mlp, layers) in _SMALL.items()
+} | {
+    "Mistral-Nemo-12B": llama(
+        model_type="mistral", hidden_size=5120, num_hidden_layers=40, head_dim=128, vocab_size=131072
+    ),
+    "Qwen2.5-0.5B": llama(
+        model_type="qwen2",
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    ),
+    "SmolLM3-3B": llama(
+        model_type="smollm3",
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "Granite-3-8B": llama(
+        model_type="granite",
+        intermediate_size=12800,
+        num_hidden_layers=40,
+        vocab_size=49155,
+        tie_word_embeddings=True,
+        logits_scaling=16.0,
+    ),
+    "GPT-2-XL": {**GPT2, "n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
+"""More public models, whose files are not counted here."""

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.unit.advice_facts import (
     ENDED,
@@ -36,7 +36,7 @@ from lora_trainer.contract.advice.rules import (
     of_estimate,
     spoken,
 )
-from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.config import DeviceConfig, Quantization, TrainConfig
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
 
@@ -341,6 +341,15 @@ def test_a_server_needs_twice_the_rank_of_what_starts_from_the_base(init: str) -
     assert "rank 640 (of lora.rank and lora.rankPattern the largest counts, used or not, and twice" in found.evidence
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_dropout_is_kept_of_attention_where_mlps_alone_are_recomputed(planned: bool) -> None:
+    """By the plan, or by the spec where there is none: the attention's inputs and masks stay."""
+    plan = make_plan(selective_checkpointing=True) if planned else None
+    config = make_config(lora={"dropout": "0.05"}, training={"activationCheckpointing": "Selective"})
+    (found,) = [one for one in spoken(before(config, plan=plan, shape=LLAMA)) if one.code == Code.DROPOUT_MEMORY]
+    assert "takes 4.9 GiB more for activations (58%)" in found.evidence
+
+
 def test_the_largest_rank_that_is_declared_is_what_a_server_needs() -> None:
     """vLLM compares its flag with every rank in the configuration."""
     (found,) = spoken(before(lora(rankPattern={"k_proj": 100}, alphaPattern={"k_proj": 200})))
@@ -418,6 +427,14 @@ ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
     preflight=st.none() | st.from_type(Preflight),
     plan=st.none() | st.from_type(RunPlan),
     mixture=st.booleans(),
+)
+@example(
+    config=dataclasses.replace(
+        make_config(quantization="NF4", training={"microBatchSize": 1}), device=DeviceConfig(nodes=0)
+    ),
+    preflight=None,
+    plan=make_plan(quantization=Quantization.NF4, micro_batch_tokens=1024),
+    mixture=False,
 )
 def test_advice_before_a_training_is_total(
     config: TrainConfig, preflight: Preflight | None, plan: RunPlan | None, *, mixture: bool

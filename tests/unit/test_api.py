@@ -98,7 +98,8 @@ async def test_small_objects_are_listed_by_more_at_a_time_and_large_ones_by_few(
         body = {"metadata": {"resourceVersion": "7", "continue": token}, "items": items}
         return Answer(200, json.dumps(body).encode(), {})
 
-    answers = (chunk(10_000, 20, "a"), chunk(40_000, 80, "b"), chunk(250_000, 26, "c"), chunk(10, 0, ""))
+    nothing = Answer(200, b"", {})  # from a gateway
+    answers = (chunk(10_000, 20, "a"), chunk(40_000, 80, "b"), chunk(250_000, 26, "c"), nothing)
     client = ScriptedClient(*answers)
     chunks = [found async for found in Api(cast("ApiClient", client)).list_chunks(PODS, None, {})]
     assert [len(found.documents) for found in chunks] == [20, 80, 26, 0]

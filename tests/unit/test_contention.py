@@ -8,7 +8,7 @@ from tests.unit.builders import NAME, NAMESPACE, NOW, condition_object, make_fin
 
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
-from lora_operator.running.contention import Contention
+from lora_operator.running.contention import LONGEST_PAUSE_S, Contention
 from lora_operator.views.model import FineTune
 
 KEY = Key(NAMESPACE, NAME)
@@ -36,6 +36,21 @@ def test_an_operator_that_answers_each_of_our_statuses_is_given_more_and_more_ti
         assert contention.is_disputed(KEY, run("Pending"), run("Training").status)
         contention.wrote(KEY, run("Pending"), run("Training"))
     assert not contention.is_disputed(KEY, run("Training"), run("Publishing").status)
+
+
+def test_two_operators_that_never_agree_wait_a_minute_each_time_for_days() -> None:
+    """However often they have answered each other."""
+    now = NOW
+    contention = Contention(lambda: now)
+    contention.wrote(KEY, run("Pending"), run("Training"))
+    for _ in range(2 * 24 * 60):
+        contention.wrote(KEY, run("Pending"), run("Training"))
+        now += timedelta(seconds=LONGEST_PAUSE_S)
+        assert contention.is_disputed(KEY, run("Pending"), run("Training").status)
+    contention.wrote(KEY, run("Pending"), run("Training"))
+    now += timedelta(seconds=LONGEST_PAUSE_S - 1)
+    with pytest.raises(TryAgainError, match="second operator"):
+        contention.is_disputed(KEY, run("Pending"), run("Training").status)
 
 
 def test_a_controller_that_keeps_a_condition_of_its_own_is_no_rival() -> None:

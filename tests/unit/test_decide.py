@@ -16,6 +16,7 @@ from tests.unit.builders import (
     make_event,
     make_finetune,
     make_job,
+    make_job_object,
     make_pod,
     make_resolved,
     make_summary,
@@ -30,7 +31,9 @@ from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed, Plan, PodView, Rejection
 from lora_operator.views.names import MANAGED_BY_LABEL, RELABELLED_ANNOTATION, child_labels
+from lora_operator.views.observe import parse_job
 from lora_operator.views.wording import instant
+from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 
 
@@ -116,7 +119,9 @@ def test_a_job_with_our_owner_and_a_name_that_we_do_not_give_is_none_of_the_runs
 def test_labels_that_somebody_took_off_are_put_back_three_times(labels: dict[str, str]) -> None:
     """Then the status says so, and the Job is read by name at each look."""
     for times in range(4):
-        job = dataclasses.replace(make_job(), labels=labels, relabelled=times)
+        document = make_job_object(annotations={RELABELLED_ANNOTATION: str(times)})
+        document["metadata"]["labels"] = labels
+        job = parse_job(document)
         plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(running_pod(),))
         assert plan.create == ()
         assert (plan.read_first, job_name() in plan.job_names) == (True, True)
@@ -143,6 +148,16 @@ def test_pods_that_lost_their_labels_are_read_by_their_jobs_name() -> None:
     assert not restarting.read_first, "the Job controller has yet to make the next pod, or to count this one"
     just_made = make_job(status={"active": 1, "startTime": instant(NOW)})
     assert not plan_for(make_finetune(status=ATTEMPTED), jobs=(just_made,)).read_first
+
+
+def test_a_pod_whose_end_its_job_has_yet_to_count_hides_no_other() -> None:
+    """A controller that a thousand Jobs keep busy takes minutes; each look of each of their runs would ask for more."""
+    known = make_finetune(status=ATTEMPTED)
+    counted, left_out = (ended_pod(code, ended_at=minutes_ago(5)) for code in (1, ExitCode.TERMINATED))
+    assert not plan_for(known, jobs=(make_job(status={"active": 1}),), pods=(counted,)).read_first
+    assert plan_for(known, jobs=(make_job(status={"active": 1, "failed": 1}),), pods=(counted,)).read_first
+    assert plan_for(known, jobs=(make_job(status={"active": 1}),), pods=(left_out,)).read_first
+    assert plan_for(known, jobs=(make_job(status={"active": 2}),), pods=(counted,)).read_first
 
 
 def test_an_image_that_admission_changed_is_said_and_nothing_more() -> None:

@@ -23,8 +23,11 @@ from tests.unit.builders import (
     with_status,
 )
 from tests.unit.plans import ATTEMPTED, condition, finished, plan_for, stated
+from tests.unit.reports import make_plan
+from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
+from lora_operator.decision.results import plan_block
 from lora_operator.views import names
 from lora_operator.views.model import Plan
 from lora_operator.views.wording import instant
@@ -140,6 +143,21 @@ def test_a_standard_error_that_there_is_none_of_is_absent_from_the_status() -> N
         found = plan_for(make_finetune(), jobs=(finished_job(),), pods=(pod,)).status["results"]
         assert tuple(key for key in errors if key in found) == shown
         assert found["evalLossAfter"] == "1.4568"
+
+
+@pytest.mark.parametrize("reason", [Reason.SUCCEEDED, Reason.DOES_NOT_FIT])
+def test_the_plan_that_a_training_made_on_its_device_stays(reason: Reason) -> None:
+    """Where preflight knew no device, or there was none; what preflight planned stays where the training made none."""
+    code = 0 if reason is Reason.SUCCEEDED else 64
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1) if code else finished_job()
+    unknown = plan_block(make_plan(device=None, device_bytes=None))
+    passed = {"plan": unknown, "conditions": [{"type": "PreflightPassed", "status": "True"}]}
+    for before in ({**ATTEMPTED, **passed}, ATTEMPTED):
+        for plan, block in ((None, before.get("plan")), (make_plan(), plan_block(make_plan()))):
+            pod = ended_pod(code, make_summary(reason, plan=plan).to_message())
+            status = plan_for(make_finetune(status=before), jobs=(job,), pods=(pod,)).status
+            assert status.get("plan") == block
+            check_status(status)
 
 
 def test_a_verified_adapter_makes_the_run_complete() -> None:

@@ -22,8 +22,9 @@ from tests.unit.builders import (
 from tests.unit.plans import condition, plan_for, stated
 
 from lora_operator.decision.decide import decide
-from lora_operator.views.model import Observed, Rejection
+from lora_operator.views.model import Observed, PodView, Rejection
 from lora_operator.views.names import CONFIG_ANNOTATION
+from lora_operator.views.pods import ignored_by_job
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -102,6 +103,66 @@ def test_one_failure_of_all_nodes_is_one_retry() -> None:
     assert stated(plan) == ("Unknown", "Restarting")
     assert condition(plan, "Complete")["message"].startswith("GPUFault: The GPU fell off the bus")
     assert "retry 1 of 3" in condition(plan, "Complete")["message"]
+
+
+PEER = make_summary(Reason.PEER_FAILED, "another process of the run ended").to_message()
+
+
+def round_of(number: int, cause: PodView, nodes: int) -> tuple[PodView, ...]:
+    """The pods of a round, of which one ended for a cause and the others with it."""
+    followers = [ended_pod(76, PEER, index=index) for index in range(nodes) if index != cause.index]
+    return tuple(
+        dataclasses.replace(pod, name=f"{pod.name}-{number}", uid=f"{pod.uid}-{number}") for pod in (cause, *followers)
+    )
+
+
+@pytest.mark.parametrize(("reason", "retries"), [("DeletionByTaintManager", 0), ("TerminationByKubelet", 4)])
+def test_of_many_nodes_only_what_failed_is_counted_and_by_the_job_too(reason: str, retries: int) -> None:
+    """Seven of eight pods end because the eighth did. Four lost nodes end no run, more errors than maxRetries do."""
+    finetune = make_finetune(spec={"resources": {"nodes": 8}, "maxRetries": 3})
+    taken = ended_pod(143, conditions=(condition_object("DisruptionTarget", reason=reason),), index=5)
+    for number in range(1, 5):
+        pods = round_of(number, taken, 8)
+        job = make_job(spec={"backoffLimit": 24}, status={"failed": sum(not ignored_by_job(pod) for pod in pods)})
+        assert job.failed == 0
+        plan = plan_for(finetune, jobs=(job,), pods=pods)
+        finetune = with_status(finetune, plan.status)
+    block = plan.status["retries"]
+    assert (block["nodeLost"], block["error"]) == (4 - retries, retries)
+    assert stated(plan, "Failed")[0] == ("True" if retries else "Unknown")
+
+
+def test_a_node_that_never_gets_its_gpu_ends_no_run_that_may_wait() -> None:
+    """The first one gives up waiting every half hour, which uses no retry."""
+    finetune = make_finetune(spec={"resources": {"nodes": 2}, "maxRetries": 1})
+    pending = make_pod(index=1)
+    for number in range(1, 9):
+        (waited, _) = round_of(number, pending, 2)[::-1]
+        plan = plan_for(finetune, jobs=(make_job(spec={"backoffLimit": 2}),), pods=(waited, pending))
+        finetune = with_status(finetune, plan.status)
+    assert stated(plan, "Failed")[0] == "Unknown"
+    assert plan.status["retries"]["error"] == 0
+    impatient = make_finetune(spec={"resources": {"nodes": 2}, "pendingTimeoutSeconds": 600})
+    ended = plan_for(impatient, jobs=(make_job(spec={"backoffLimit": 6}),), pods=(waited, pending))
+    assert stated(ended, "Failed") == ("True", "PendingTimeout")
+
+
+@pytest.mark.parametrize(("timeout_s", "failed"), [(3600, "True"), (40000, "Unknown")])
+def test_a_wait_for_a_node_does_not_begin_again_with_each_pod_that_waits(timeout_s: int, failed: str) -> None:
+    """For ten hours the first one has given up waiting every half hour."""
+    pending = dataclasses.replace(make_pod(index=1), created_at=minutes_ago(600))
+    waits = []
+    for number in range(19):
+        end = 600 - 31 * (number + 1)
+        pod = ended_pod(76, PEER, index=0, ended_at=minutes_ago(end), created_at=minutes_ago(end + 31))
+        started = dataclasses.replace(pod.trainer, started_at=minutes_ago(end + 31))
+        waits.append(dataclasses.replace(pod, name=f"w-{number}", uid=f"w-{number}", trainer=started))
+    since = {"PodsReady": "Unschedulable", "Suspended": "NotSuspended"}
+    conditions = [condition_object(kind, "False", reason=why, since=minutes_ago(600)) for kind, why in since.items()]
+    status = {"attempt": 1, "jobName": job_name(), "conditions": conditions}
+    finetune = make_finetune(spec={"resources": {"nodes": 2}, "pendingTimeoutSeconds": timeout_s}, status=status)
+    job = make_job(spec={"backoffLimit": 6}, status={"startTime": instant(minutes_ago(600)), "active": 2})
+    assert stated(plan_for(finetune, jobs=(job,), pods=(pending, *waits)), "Failed")[0] == failed
 
 
 def test_a_job_that_has_given_up_tells_why_while_it_stops_its_other_pods() -> None:

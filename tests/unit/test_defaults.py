@@ -10,7 +10,7 @@ from tests.unit.reports import make_plan
 from tests.unit.test_render import container
 
 from lora_operator.decision.decide import decide
-from lora_operator.decision.stages.preflight import plan_block
+from lora_operator.decision.results import plan_block
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan
 from lora_operator.views.names import QUEUE_LABEL

@@ -20,6 +20,7 @@ from tests.unit.builders import (
     make_summary,
     make_workload,
     minutes_ago,
+    running_pod,
     with_status,
 )
 
@@ -151,7 +152,19 @@ def test_the_advice_of_the_status_is_repeated() -> None:
     document = explained(make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}), Observed(jobs=(make_job(),)))
     assert len(document["decides"]["advice"]) == 1
     assert "spec.checkpoint.volumeClaimName" in document["decides"]["advice"][0]
-    assert f"  Advice: {document['decides']['advice'][0]}\n" in render(document)
+    said = "The result goes to s3://adapters/tone, and no claim is named"
+    assert document["decides"]["advice"][0].startswith("Warning: A restart loses what the run has done: ")
+    assert document["decides"]["advice"][0].endswith(f" ({said})")
+    assert f"  {document['decides']['advice'][0]}\n" in render(document)
+
+
+def test_advice_on_the_state_does_not_repeat_it() -> None:
+    """What was seen is the very sentence that the state has, which stands above it."""
+    silent = running_pod(conditions=(condition_object("Ready", "False", since=minutes_ago(6)),))
+    document = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(silent,)))
+    assert document["decides"]["state"] == "NodeUnreachable"
+    (line,) = [line for line in document["decides"]["advice"] if "Look at the node" in line]
+    assert (line.startswith("Warning: "), line.endswith(" goes on elsewhere")) == (True, True)
 
 
 def test_a_namespace_that_the_operator_does_not_watch_is_named() -> None:
@@ -209,6 +222,10 @@ class Shelf:
             raise ApiError(403, "Forbidden", f"{path.rpartition('/')[2]} is forbidden")
         return self.answers[path]
 
+    async def read(self, path: str, _query: Mapping[str, str]) -> tuple[Any, int]:
+        """The same."""
+        return await self.request("GET", path), 1
+
 
 async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -232,6 +249,7 @@ async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
 
     monkeypatch.setattr(explain_command, "load_configuration", configuration)
     monkeypatch.setattr(ReadOnlyApi, "request", shelf.request)
+    monkeypatch.setattr(ReadOnlyApi, "read", shelf.read)
     await explain(PLACE, CONFIG, "text")
     stated = capsys.readouterr().out
     assert "State: Queued" in stated

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import GEMMA_2, GPT_OSS, LLAMA_2_7B, LLAMA_2_13B, MODELS, Config, llama
+from tests.unit.fit_models import GEMMA_2, GPT_OSS, LLAMA_2_7B, LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
 
 from lora_trainer.contract.config import Layers, LoraConfig, Optimizer, Quantization, Variant
 from lora_trainer.contract.fit.adapter import plan_adapter
@@ -20,6 +20,7 @@ from lora_trainer.contract.fit.speed import flops_per_token, speed
 GB = 1e9
 DEFAULT = Setting(quantization=Quantization.NONE, recompute=True, tokens=4096, row=2048)
 QUERY_VALUE_8 = LoraConfig(rank=8, layers=Layers.QUERY_VALUE)
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 PUBLISHED = Setting(quantization=Quantization.NONE, recompute=False, tokens=1304, row=1304)
 
 
@@ -165,6 +166,29 @@ def test_a_token_costs_four_operations_a_weight_and_six_of_the_adapter() -> None
     assert flops_per_token(shape, adapter, DEFAULT) == plain + again
 
 
+def test_an_adapter_on_experts_costs_the_gradient_of_their_weights() -> None:
+    """2 operations more for each weight that a token passes, and the adapter's product once a micro-batch."""
+    shape = shape_of(MIXTRAL)
+    plain, with_experts = (
+        flops_per_token(shape, plan_adapter(LoraConfig(target_parameters=names), shape), DEFAULT)
+        for names in ((), EXPERTS)
+    )
+    weights = 32 * 3 * 4096 * 14336
+    product = 2 * 16 * 8 * weights / 4096
+    assert with_experts == plain + 2 * 2 * weights + 4 * product
+
+
+def test_an_adapter_on_experts_takes_a_copy_of_their_weights_and_its_gradient() -> None:
+    """PEFT adds it to all of them: kept in each layer, or made again in one."""
+    experts, stack = 8 * 3 * 4096 * 14336 * 2, 8 * 2 * 4096 * 14336 * 2
+    for setting, layers in ((replace(DEFAULT, tokens=512), 1), (replace(DEFAULT, tokens=512, recompute=False), 32)):
+        plain, found = memory(MIXTRAL, setting), memory(MIXTRAL, setting, LoraConfig(target_parameters=EXPERTS))
+        standing = sum((found.adapter, found.gradients, found.optimizer)) - 16 * 13_631_488
+        assert standing == 16 * 209_715_200
+        expected = layers * experts + stack / 2 + standing
+        assert found.total - plain.total == pytest.approx(expected, rel=0.03)
+
+
 def test_the_best_published_speed_is_met_by_the_share_of_the_peak() -> None:
     """12,473 tokens a second for Llama-3-8B, rank 16, rows of 4,096, on an H100; the share is an assumption for all."""
     shape = shape_of(llama())
@@ -194,13 +218,13 @@ def test_making_four_bits_sixteen_costs_little_with_many_tokens() -> None:
     rank=st.integers(1, 1024),
     variant=st.sampled_from(Variant),
     quantization=st.sampled_from([q for q in Quantization if q is not Quantization.AUTO]),
-    flags=st.tuples(*[st.booleans()] * 5),
+    flags=st.tuples(*[st.booleans()] * 6),
 )
 def test_more_tokens_and_more_rank_never_take_less(
     name: str, rank: int, variant: Variant, quantization: Quantization, flags: tuple[bool, ...]
 ) -> None:
     """Whatever the model and the rest of the setting; every part is a number of bytes."""
-    recompute, packs, fp32, dropout, cpu = flags
+    recompute, packs, fp32, dropout, cpu, experts = flags
     tokens = 64 * rank
     setting = Setting(
         quantization=quantization,
@@ -214,7 +238,8 @@ def test_more_tokens_and_more_rank_never_take_less(
         dora=variant is Variant.DORA,
     )
     config = MODELS[name][0]
-    lora = LoraConfig(rank=rank, variant=variant)
+    stacks = experts and any(layer.stacks for layer in shape_of(config).layers)
+    lora = LoraConfig(rank=rank, variant=variant, target_parameters=EXPERTS if stacks else ())
     found = memory(config, setting, lora).total
     assert 0 < found <= memory(config, replace(setting, tokens=tokens + 64), lora).total
     assert found <= memory(config, setting, replace(lora, rank=rank + 1)).total

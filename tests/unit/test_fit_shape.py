@@ -2,12 +2,13 @@
 
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import GEMMA_3, GPT2, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
+from tests.unit.fit_models import GEMMA_3, GPT2, GPT_OSS, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
 
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
@@ -16,6 +17,8 @@ from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
 from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
 from lora_trainer.contract.fit.reading import ShapeError, UncountedError, read_json
 from lora_trainer.contract.fit.shape import EXACT, GUESSED, MIXTURE
+
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -98,6 +101,47 @@ def test_tied_embeddings_are_trained_as_one_matrix_whatever_they_are_called(name
     assert (adapter.whole, adapter.head_trained) == (128256 * 4096, True)
 
 
+@pytest.mark.parametrize(
+    ("config", "lora", "parameters"),
+    [
+        (MIXTRAL, LoraConfig(target_parameters=EXPERTS), 223_346_688),
+        (MIXTRAL, LoraConfig(target_parameters=EXPERTS, layer_indices=(0,)), 223_346_688 // 32),
+        (MIXTRAL, LoraConfig(target_parameters=("down_proj",)), 13_631_488 + 32 * 16 * 8 * (14336 + 4096)),
+        (
+            MIXTRAL,
+            LoraConfig(target_parameters=("gate.weight",), rank_pattern={"mlp.gate.weight": 4}),
+            13_631_488 + 32 * 4 * (4096 + 8),
+        ),
+        (
+            GPT_OSS,
+            LoraConfig(rank=3, target_parameters=EXPERTS),
+            24 * 3 * (2880 * 2 * 2 + 4096 * 2 + 512 * 2 + 32 * (3 * 2880 + 2 * 2880)),
+        ),
+        (
+            llama(),
+            LoraConfig(rank=1, layers=Layers.ATTENTION, target_parameters=("up_proj.weight",)),
+            32 * (2 * 8192 + 2 * 5120 + 4096 + 14336),
+        ),
+    ],
+    ids=["Mixtral", "one layer", "downs", "the router with a rank of its own", "gpt-oss", "a linear module's weight"],
+)
+def test_an_adapter_outside_of_linear_modules_counts_for_each_matrix(
+    config: Config, lora: LoraConfig, parameters: int
+) -> None:
+    """Of each expert the rank times the sum of its sides."""
+    adapter = plan_adapter(lora, shape_of(config))
+    assert adapter.parameters == parameters
+    assert bool(adapter.doubts) == (config["model_type"] == "llama")
+
+
+def test_what_an_unknown_family_has_outside_of_linear_modules_is_not_counted() -> None:
+    """And so it is said; a preset that finds nothing is no reason to refuse either."""
+    lora = LoraConfig(layers=None, target_modules=("wqkv",), target_parameters=EXPERTS)
+    adapter = plan_adapter(lora, shape_of(llama(model_type="zebra")))
+    assert adapter.parameters == 0
+    assert [doubt.partition(":")[2] for doubt in adapter.doubts] == [" its adapters are not counted"] * 2
+
+
 def test_experts_count_whole_and_work_in_part() -> None:
     """Mixtral: 47 billion parameters, 13 billion a token."""
     shape = shape_of(MIXTRAL)
@@ -118,7 +162,8 @@ def test_a_family_that_is_not_known_is_a_guess_and_says_so() -> None:
     shape = shape_of(llama(model_type="zebra"))
     assert shape.spread == GUESSED
     assert "'zebra' is not known here" in shape.doubts[0]
-    assert plan_adapter(LoraConfig(layers=None, target_modules=("stripe_proj", "q_proj")), shape).modules == 32
+    lora = LoraConfig(layers=None, target_modules=("stripe_proj", "q_proj"), rank_pattern={"stripe_proj": 8})
+    assert plan_adapter(lora, shape).modules == 32
 
 
 @pytest.mark.parametrize(
@@ -238,13 +283,28 @@ def test_a_file_that_is_no_configuration_is_refused(text: str, sentence: str) ->
         read_json(text, "x.json")
 
 
-def test_a_thousand_nested_levels_are_passed_over_where_nothing_reads_them() -> None:
+def nested(levels: int) -> str:
+    """A model's configuration, with lists in each other beside it."""
+    return json.dumps(llama())[:-1] + ', "deep": ' + "[" * levels + "]" * levels + "}"
+
+
+def test_nine_hundred_nested_levels_are_passed_over_where_nothing_reads_them() -> None:
     """And shown shortly where something does."""
-    text = json.dumps(llama())[:-1] + ', "deep": ' + "[" * 900 + "]" * 900 + "}"
-    document = read_json(text, "x.json")
+    document = read_json(nested(900), "x.json")
     assert shape_of(document).parameters == MODELS["Llama-3-8B"][1]
     with pytest.raises(ShapeError, match="must be a whole number"):
         shape_of({**document, "hidden_size": document["deep"]})
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="a later Python reads more levels")
+@pytest.mark.parametrize("levels", [1000, 1100])
+def test_a_thousand_nested_levels_are_refused_in_a_sentence(levels: int) -> None:
+    """As many as Python's own limit, of which its callers take a part."""
+    with pytest.raises(ShapeError) as caught:
+        read_json(nested(levels), "x.json")
+    assert str(caught.value) == (
+        "x.json cannot be read: it is nested too deeply; name the config.json of a Transformers model"
+    )
 
 
 _JUNK = st.recursive(
@@ -278,6 +338,14 @@ def test_any_configuration_has_a_shape_or_a_sentence(data: st.DataObject) -> Non
         (
             LoraConfig(rank=1024, init=Init.PISSA, rank_pattern={"k_proj": 1025}),
             "lora.rank is 1025 with lora.init PiSSA: must be at most 1024, the smaller side of k_proj",
+        ),
+        (
+            LoraConfig(layers=Layers.QUERY_VALUE, rank_pattern={"q_proj": 8, "k_proj": 8}),
+            'lora.rankPattern names "k_proj": no adapted module ends so; adapted are q_proj, v_proj',
+        ),
+        (
+            LoraConfig(layer_indices=(1,), alpha_pattern={"layers.0.mlp.up_proj": 8}),
+            'lora.alphaPattern names "layers.0.mlp.up_proj": no adapted module ends so; adapted are q_proj, k_proj,',
         ),
         (
             LoraConfig(layers=Layers.MLP, exclude_modules=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),

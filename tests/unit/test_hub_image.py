@@ -24,7 +24,7 @@ def test_the_files_of_the_image_run_with_the_standard_library_alone(tmp_path: Pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "--root" in done.stdout

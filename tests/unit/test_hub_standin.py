@@ -49,7 +49,7 @@ def ask(
 ) -> tuple[int, dict[str, str], bytes]:
     """Send one plain request and return (status, headers, body)."""
     address = urlsplit(hub.url)
-    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=20)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=300)
     try:
         connection.request(method, path, body=body, headers=headers or {})
         answer = connection.getresponse()

@@ -192,10 +192,14 @@ def test_the_page_shows_what_is_recorded() -> None:
 
 
 def test_recorded_results_are_of_these_rows_and_settings() -> None:
-    """Each run once, with a loss for each held-out row, of a setting that exists."""
+    """Each run once, with a loss for each held-out row, of a setting that exists; each of the ten with three seeds."""
     runs = read(RESULTS)
-    assert len({each.key for each in runs}) == len(runs) > 0
-    assert {each.key for each in runs} <= {(setting.name, seed) for setting, seed in plan(SEEDS)}
+    recorded = {each.key for each in runs}
+    assert len(recorded) == len(runs)
+    assert (len(SETTINGS), len(SEEDS)) == (10, 3)
+    for setting in SETTINGS:
+        assert {seed for name, seed in recorded if name == setting.name} == set(SEEDS), setting.name
+    assert recorded <= {(setting.name, seed) for setting, seed in plan(SEEDS)}
     assert len({each.tokens for each in runs}) == 1
     assert all(len(each.sums) == len(each.tokens) == len(KINDS) for each in runs)
     assert by_setting(runs, BASE.name)

@@ -60,9 +60,10 @@ def test_the_trainer_does_not_know_the_operator() -> None:
 
 SHARED_WITH_THE_CLIENT = (
     "lora_trainer.contract.",
-    # YAML as people write it, and what a run takes of which GPU: neither needs PyTorch.
+    # YAML as people write it, what a run takes of which GPU, the login of a proxy: none needs PyTorch.
     "lora_trainer.errors.",
     "lora_trainer.manifest_file.",
+    "lora_trainer.places.network.",
     "lora_trainer.places.volumes.",
     "lora_trainer.plan.",
     "lora_trainer.plan_table.",
@@ -90,7 +91,7 @@ def test_importing_the_whole_client_loads_neither_pytorch_nor_kopf() -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert not {"torch", "kopf", "transformers", "peft", "aiohttp", "numpy"} & set(result.stdout.split())
 
@@ -117,7 +118,7 @@ def test_importing_the_contract_loads_no_library() -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     loaded = set(result.stdout.split()) - sys.stdlib_module_names - {"__main__", "__mp_main__"}
     # What site-packages put into every interpreter by a .pth file is not the contract's doing.
@@ -126,7 +127,7 @@ def test_importing_the_contract_loads_no_library() -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert loaded - {name.split(".")[0] for name in bare.stdout.split()} == {"lora_trainer"}
 
@@ -139,7 +140,7 @@ def lint(folder: Path) -> "subprocess.CompletedProcess[str]":
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"},
     )
@@ -151,59 +152,60 @@ def test_each_floor_imports_from_those_below_it_alone() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "complaint"),
-    [
-        (
-            "trainer_image/lora_trainer/places/volumes.py",
-            "def late() -> None:\n    from lora_trainer.host import lock\n",
-            "lora_trainer.places.volumes -> lora_trainer.host.lock",
-        ),
-        (
-            "trainer_image/lora_trainer/artifact/files.py",
-            "if TYPE_CHECKING:\n    from lora_trainer.training.listener import Step\n",
-            "lora_trainer.artifact.files -> lora_trainer.training.listener",
-        ),
-        ("trainer_image/lora_trainer/attic.py", "", "- lora_trainer.attic"),
-        ("operator/lora_operator/attic/__init__.py", "", "- lora_operator.attic"),
-        ("operator/lora_client/attic.py", "", "- lora_client.attic"),
-        (
-            "operator/lora_client/views/words.py",
-            "import lora_client.cluster.connection\n",
-            "lora_client.views.words -> lora_client.cluster.connection",
-        ),
-        (
-            "operator/lora_client/verbs/logs.py",
-            "import lora_operator.cluster.login\n",
-            "lora_client.verbs.logs -> lora_operator.cluster.login",
-        ),
-        (
-            "operator/lora_operator/views/jobs.py",
-            "import lora_client.errors\n",
-            "lora_operator.views.jobs -> lora_client.errors",
-        ),
-        (
-            "operator/lora_operator/views/observe.py",
-            "import lora_operator.decision.decide\n",
-            "lora_operator.views.observe -> lora_operator.decision.decide",
-        ),
-        (
-            "operator/lora_operator/cluster/api.py",
-            "import lora_operator.rendering.render\n",
-            "lora_operator.cluster.api -> lora_operator.rendering.render",
-        ),
-    ],
+# File, what is written at its end, and what is said of it.
+FROM_ABOVE = (
+    (
+        "trainer_image/lora_trainer/places/volumes.py",
+        "def late() -> None:\n    from lora_trainer.host import lock\n",
+        "lora_trainer.places.volumes -> lora_trainer.host.lock",
+    ),
+    (
+        "trainer_image/lora_trainer/artifact/files.py",
+        "if TYPE_CHECKING:\n    from lora_trainer.training.listener import Step\n",
+        "lora_trainer.artifact.files -> lora_trainer.training.listener",
+    ),
+    ("trainer_image/lora_trainer/attic.py", "", "- lora_trainer.attic"),
+    ("operator/lora_operator/attic/__init__.py", "", "- lora_operator.attic"),
+    ("operator/lora_client/attic.py", "", "- lora_client.attic"),
+    (
+        "operator/lora_client/views/words.py",
+        "import lora_client.cluster.connection\n",
+        "lora_client.views.words -> lora_client.cluster.connection",
+    ),
+    (
+        "operator/lora_client/verbs/logs.py",
+        "import lora_operator.cluster.login\n",
+        "lora_client.verbs.logs -> lora_operator.cluster.login",
+    ),
+    (
+        "operator/lora_operator/views/jobs.py",
+        "import lora_client.errors\n",
+        "lora_operator.views.jobs -> lora_client.errors",
+    ),
+    (
+        "operator/lora_operator/views/observe.py",
+        "import lora_operator.decision.decide\n",
+        "lora_operator.views.observe -> lora_operator.decision.decide",
+    ),
+    (
+        "operator/lora_operator/cluster/api.py",
+        "import lora_operator.rendering.render\n",
+        "lora_operator.cluster.api -> lora_operator.rendering.render",
+    ),
 )
-def test_an_import_from_above_is_found(tmp_path: Path, file: str, text: str, complaint: str) -> None:
-    """Wherever in a file it stands; and a module that is on no floor."""
+
+
+def test_each_import_from_above_is_found(tmp_path: Path) -> None:
+    """Wherever in a file it stands; and each module that is on no floor."""
     for path in FOLDERS:
         shutil.copytree(path, tmp_path / path.name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    with (tmp_path / file).open("a") as stream:
-        stream.write(text)
+    for file, text, _ in FROM_ABOVE:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        with (tmp_path / file).open("a") as stream:
+            stream.write(text)
     found = lint(tmp_path)
     assert found.returncode == 1
-    assert complaint in found.stdout
+    assert [complaint for _, _, complaint in FROM_ABOVE if complaint not in found.stdout] == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -227,6 +229,7 @@ def test_a_deciding_module_has_neither_clock_nor_client(name: str) -> None:
         "datetime",
         "decimal",
         "enum",
+        "functools",
         "math",
         "re",
         "sys",

@@ -106,7 +106,7 @@ async def test_a_kueue_that_comes_goes_or_is_exchanged_ends_the_process(
     kueue = await found(server)
     server.versions = after
     with pytest.raises(OperatorFailedError, match="Kueue was installed, removed or exchanged"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(300):
             await resync(cast("Api", server), kueue, [], interval_s=0.001, after=lambda: None)
 
 

@@ -190,7 +190,7 @@ async def test_a_renewal_that_hangs_is_not_waited_for_longer_than_the_deadline()
     first = candidate(server, clock, "a", renew_deadline_s=0.05, retry_s=0.01)
     await first.acquire()
     server.hanging = True
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         with pytest.raises(LeaseLostError):
             await first.keep()
 

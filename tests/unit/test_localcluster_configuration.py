@@ -105,7 +105,7 @@ def test_kubernetes_is_built_before_what_is_built_with_its_libraries(
     """What has libraries of its own is built beside it, and what is there is left."""
     ended: list[str] = []
     begun: dict[str, list[str]] = {}
-    beside = Barrier(2, timeout=60)
+    beside = Barrier(2, timeout=300)
 
     def ensure(tool: tools.Tool, *_: object) -> Path:
         begun[tool.name] = [*ended]

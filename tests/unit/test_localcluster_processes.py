@@ -17,12 +17,12 @@ from localcluster.errors import ClusterError
 from localcluster.lifecycle import Record
 from localcluster.processes import ProcessId, children, end, identify, is_running, load, save, wait_until
 
-SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does nothing, for a minute at most."""
+    """A process that does nothing, for ten minutes at most."""
     with subprocess.Popen(SLEEP) as process:
         yield process
         process.kill()
@@ -160,7 +160,7 @@ def test_the_supervisor_reports_what_runs_and_starts_again_what_ended(supervised
         found: dict[str, dict[str, int | None]] = json.loads(status.read_text()) if status.exists() else {}
         return found
 
-    assert wait_until(lambda: (states().get("fails", {}).get("starts") or 0) >= 2, timeout_s=20)
+    assert wait_until(lambda: (states().get("fails", {}).get("starts") or 0) >= 2, timeout_s=300)
     assert states()["fails"]["lastExit"] == 3
     assert states()["stays"]["starts"] == 1
     assert states()["missing"]["lastExit"] == 126
@@ -171,7 +171,7 @@ def test_the_supervisor_reports_what_runs_and_starts_again_what_ended(supervised
 def test_components_end_with_the_supervisor(supervised: tuple[ProcessId, Path]) -> None:
     """One kill ends the cluster, whatever its components do."""
     process, status = supervised
-    assert wait_until(status.exists, timeout_s=20)
+    assert wait_until(status.exists, timeout_s=300)
     found = children(process.pid)
     assert found
     assert end(process)

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
 
 import kopf
 import pytest
@@ -15,14 +14,9 @@ from lora_operator.running import logs
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    """Where the lines go; the root logger is put back afterwards."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield io.StringIO()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("lora_operator").setLevel(logging.NOTSET)
+def stream() -> io.StringIO:
+    """Where the lines go."""
+    return io.StringIO()
 
 
 def test_a_text_line_names_the_run_first_and_the_fields_last(stream: io.StringIO) -> None:

@@ -287,3 +287,13 @@ def test_a_thousand_resources_have_at_most_25_series_each_and_none_once_they_are
         manifest["metadata"]["resourceVersion"] = "2"
         cache.finetunes.remove(manifest)
     assert not [sample for family in registry.collect() for sample in family.samples]
+
+
+def test_namespaces_that_are_looked_after_again_are_no_longer_left_out() -> None:
+    """The rights are looked at again while the start waits for the API server, and may be there then."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.left_out(["a", "b"])
+    metrics.left_out(["b"])
+    name = "lora_operator_left_out_namespace"
+    assert [registry.get_sample_value(name, {"namespace": namespace}) for namespace in "ab"] == [None, 1.0]

@@ -89,7 +89,7 @@ def sent(server: HubServer, ending: str = "") -> int:
 
 def settled(server: HubServer, expected: int) -> int:
     """Bytes of weights that the Hub sent, once they are as many as expected: it counts after it has written."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while sent(server, ".safetensors") < expected and time.monotonic() < deadline:
         time.sleep(0.01)
     return sent(server, ".safetensors")

@@ -1,5 +1,6 @@
 """Reading API objects."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.unit.builders import (
 )
 from tests.unit.junk import JSON, damaged
 
-from lora_operator.views.model import ConditionView, ContainerView
+from lora_operator.views.model import ConditionView, ContainerView, JobView, PodView
 from lora_operator.views.names import PREFLIGHT, QUEUE_LABEL
 from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod
 
@@ -89,6 +90,12 @@ def test_a_job_is_read_with_all_that_decisions_need() -> None:
 def test_the_suspend_annotation_is_true_false_or_unknown(annotation: str, intent: bool | None) -> None:
     """Anything else was not written by the operator."""
     assert parse_job(make_job_object(annotations={"lora-operator.io/suspend": annotation})).suspend_intent is intent
+
+
+@pytest.mark.parametrize("read", [parse_job, parse_pod])
+def test_a_name_is_no_longer_than_a_status_may_hold(read: Callable[[dict[str, Any]], JobView | PodView]) -> None:
+    """An API server has none that is; one with more would refuse the whole status."""
+    assert read({"metadata": {"name": "x" * 254}}).name == "x" * 253
 
 
 def test_an_owner_that_is_no_controller_owns_nothing() -> None:

@@ -1,9 +1,7 @@
 """docs/operations.md names what the code has."""
 
 import io
-import logging
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -106,16 +104,11 @@ def test_the_explanation_is_what_the_command_prints() -> None:
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    """Where the operator's log goes; the root logger is put back afterwards."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+def stream() -> io.StringIO:
+    """Where the operator's log goes."""
     text = io.StringIO()
     logs.configure("INFO", "text", text)
-    yield text
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("lora_operator").setLevel(logging.NOTSET)
+    return text
 
 
 def test_the_lines_of_the_log_are_what_the_operator_writes(stream: io.StringIO) -> None:

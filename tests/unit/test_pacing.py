@@ -66,6 +66,14 @@ def test_the_scheduler_s_word_ends_the_wait_for_it() -> None:
     assert delay_s(NOTHING, status(), wanted_for_s=0, placed=True, longest_s=60) == 0
 
 
+def test_what_is_left_by_a_rounding_error_is_no_wait() -> None:
+    """A timer of a fraction of a picosecond fires at the same time again, and again."""
+    begun_s, now_s = 0.1, 1.1
+    waited_s = now_s - begun_s - 2**-53
+    assert 0 < 1.0 - waited_s < 1e-12
+    assert delay_s(NOTHING, status(), wanted_for_s=waited_s, placed=False, longest_s=60) == 0
+
+
 def test_no_wait_is_longer_than_is_set() -> None:
     """Neither for the scheduler nor for other sentences."""
     other = {**BEFORE, "conditions": status(Reason.TRAINING, "Step 4")["conditions"]}

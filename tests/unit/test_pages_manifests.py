@@ -54,6 +54,15 @@ def test_each_claim_that_the_installation_mounts_is_made_there() -> None:
     assert mounted <= made
 
 
+def test_the_pod_that_the_installation_copies_with_fits_a_teams_quota() -> None:
+    """Kubernetes refuses one that does not state what the quota counts."""
+    quota = next(yaml.safe_load_all((ROOT / "examples/team.yaml").read_text(encoding="utf-8")))["spec"]["hard"]
+    (pod,) = (it for it in manifests("docs/install.md") if it["kind"] == "Pod")
+    resources = pod["spec"]["containers"][0].get("resources", {})
+    stated = {f"{half}.{name}" for half, amounts in resources.items() for name in amounts}
+    assert {counted for counted in quota if "/" not in counted} <= stated
+
+
 def test_what_kubectl_shows_of_queued_runs_is_the_run_of_the_page() -> None:
     """The columns are those of the manifest above them."""
     (run,) = (run for page, run in RUNS if page == "docs/kueue.md")

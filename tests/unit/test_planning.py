@@ -29,7 +29,7 @@ from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.fit.memory import Setting, gpu_memory
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.settle import room_bytes, settled
-from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.contract.run_plan import Alternative, RunPlan
 
 GIB = 2**30
 FULL = TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL)
@@ -124,24 +124,52 @@ def test_a_plans_time_follows_epochs_steps_and_gpus() -> None:
     assert (found.price, found.price_per_hour) == (None, 3.0)
 
 
+def ways(found: RunPlan) -> list[tuple[str, ...]]:
+    """Quantization and recomputation of each alternative."""
+    return [tuple(part.partition(": ")[2] for part in one.change.split(", ")) for one in found.alternatives]
+
+
 def test_alternatives_are_the_other_ways_that_the_trainer_would_take() -> None:
-    """At most eight; none that it would refuse."""
+    """The best five, in the order of the fields' values; none that it would refuse."""
     found = plan("L4")
-    changes = [one.change for one in found.alternatives]
-    assert changes == [
-        "quantization: None, training.activationCheckpointing: None",
-        "quantization: None, training.activationCheckpointing: Selective",
-        *(
-            f"quantization: {quantization}, training.activationCheckpointing: {manner}"
-            for quantization in ("NF4", "INT8")
-            for manner in ("None", "Selective", "Full")
-        ),
+    assert [(*way, one.fits) for way, one in zip(ways(found), found.alternatives, strict=True)] == [
+        ("None", "Selective", None),
+        ("NF4", "None", True),
+        ("NF4", "Selective", True),
+        ("INT8", "Selective", True),
+        ("INT8", "Full", True),
     ]
-    by_change = {one.change: one for one in found.alternatives}
-    assert by_change[changes[0]].fits is False
-    assert by_change[changes[2]].fits
-    mixture = plan("H200", None, MIXTRAL).alternatives
-    assert [one.change.partition(",")[0] for one in mixture] == ["quantization: None"] * 2
+    assert found.alternatives[0].change == "quantization: None, training.activationCheckpointing: Selective"
+    mixture = plan("H200", None, MIXTRAL)
+    assert [quantization for quantization, _ in ways(mixture)] == ["None"] * 2
+
+
+def worth(one: Alternative) -> tuple[int, float]:
+    """By what alternatives compete."""
+    return (False, None, True).index(one.fits), one.tokens_per_second or 0.0
+
+
+@pytest.mark.parametrize("quantization", Quantization)
+@pytest.mark.parametrize("gpu", ["T4", "L4", "A100 40", "H100", "24GiB", "4GiB"])
+def test_the_best_in_16_and_in_4_bits_are_among_few_alternatives(
+    monkeypatch: pytest.MonkeyPatch, gpu: str, quantization: Quantization
+) -> None:
+    """Advice reads them; the other ones compete by whether they fit, then by their speed."""
+    config = run(quantization=quantization)
+    found = plan(gpu, config)
+    assert len(found.alternatives) <= 5
+    monkeypatch.setattr("lora_trainer.contract.fit.planning.MOST_ALTERNATIVES", 9)
+    every = plan(gpu, config).alternatives
+    assert [one for one in every if one in found.alternatives] == list(found.alternatives)
+    assert len(found.alternatives) == min(5, len(every))
+    best = []
+    for kind in ("None", "NF4"):
+        of_kind = [one for one in every if one.change.startswith(f"quantization: {kind},")]
+        best += [max(of_kind, key=worth)] if of_kind else []
+    assert set(best) <= set(found.alternatives)
+    competed = [one for one in found.alternatives if one not in best]
+    passed_over = [one for one in every if one not in found.alternatives]
+    assert not competed or not passed_over or min(map(worth, competed)) >= max(map(worth, passed_over))
 
 
 def test_between_nine_tenths_and_all_of_the_memory_a_run_is_tried() -> None:
@@ -330,7 +358,7 @@ def test_every_run_has_a_plan(
     found = plan_of(config, shape, adapter, tokens=tokens, learned_share=learned, longest=longest, gpu=gpu)
     assert found.reason
     assert min(found.peak_bytes, found.weight_bytes, found.activation_bytes, found.pod_memory_bytes) > 0
-    assert len(found.alternatives) <= 8
+    assert len(found.alternatives) <= 5
     if quantization is Quantization.AUTO:
         assert found.quantization in {Quantization.NONE, Quantization.NF4}
     else:

@@ -172,14 +172,16 @@ async def test_runs_that_began_together_are_asked_one_after_another() -> None:
     """As evenly as the rate allows, so that their answers are no flood of statuses either."""
     poller = SlowPods(most_per_s=100)
     pods = [pod(f"p{number}", "quick") for number in range(20)]
-    began_s = asyncio.get_running_loop().time()
+    clock = asyncio.get_running_loop().time
+    began_s = clock()
     for view in pods:
         poller.ask(Key(f"team-{view.name}", view.name), view)
     await pass_turns()
-    assert len(poller.asked) <= 5
+    # On a busy machine some time goes by meanwhile, and so do turns.
+    assert len(poller.asked) <= 2 + 100 * (clock() - began_s)
     await settle(poller)
     assert len(poller.asked) == 20
-    assert asyncio.get_running_loop().time() - began_s >= 0.19
+    assert clock() - began_s >= 0.19
     await asyncio.sleep(0.02)
     poller.ask(KEY, pod("late", "quick"))
     await pass_turns()

@@ -1,14 +1,10 @@
 """Turns of one run against an API server in memory: what is read and written, and when it is looked at next."""
 
-from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 from tests.unit.builders import (
     CONFIG,
-    NAME,
     NAMESPACE,
     NOW,
     UID,
@@ -20,150 +16,13 @@ from tests.unit.builders import (
     make_summary,
     make_workload_object,
 )
+from tests.unit.turns import KEY, Object, World, pod_at
 
-from lora_operator.cluster.api import FINETUNES, JOBS, Api, ApiError
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.api import JOBS, ApiError
+from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
-from lora_operator.cluster.child_events import ChildEvents
-from lora_operator.cluster.kueue import Kueue
-from lora_operator.cluster.post_events import EventPoster
-from lora_operator.cluster.progress_poll import ProgressPoller
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.pacing import Pacing
-from lora_operator.running.reconcile import Reconciler
-from lora_operator.views.names import MANAGED_BY_LABEL, SUSPEND_ANNOTATION
+from lora_operator.views.names import MANAGED_BY_LABEL, PREFLIGHT, SUSPEND_ANNOTATION, TRAIN
 from lora_operator.views.wording import instant
-
-KEY = Key(NAMESPACE, NAME)
-Object = dict[str, Any]
-
-
-class Server(Api):
-    """Stores the resource and a Job, and answers patches of that as the test says."""
-
-    def __init__(self, manifest: Object) -> None:
-        self.finetune = manifest
-        self.job: Object | None = None
-        self.patched: Object | ApiError = ApiError(500, "InternalError", "no answer was put down")
-        self.refused = ""
-        self.conflict = False
-        self.unknown = ""  # a field of the status that its definition lacks
-        self.asked: list[str] = []
-
-    async def request(
-        self, method: str, path: str, query: Any = None, body: Any = None, content_type: str = ""
-    ) -> dict[str, Any]:
-        """What the API server would answer."""
-        self.asked.append(f"{method} {path}")
-        if method == "PUT":
-            version = str(int(self.finetune["metadata"].get("resourceVersion", "1")) + 1)
-            metadata = {**self.finetune["metadata"], "resourceVersion": version}
-            status = {key: part for key, part in body["status"].items() if key != self.unknown}
-            self.finetune = {**self.finetune, "metadata": metadata, "status": status}
-            return self.finetune
-        if method == "PATCH":
-            if isinstance(self.patched, ApiError):
-                raise self.patched
-            self.job = self.patched
-            return self.patched
-        if path == FINETUNES.path(NAMESPACE, NAME):
-            return self.finetune
-        if method == "POST":
-            if self.refused and path.endswith(self.refused):
-                raise ApiError(403, "Forbidden", f"{self.refused} is forbidden: exceeded quota")
-            if self.conflict:
-                raise ApiError(409, "AlreadyExists", "jobs already exists")
-            return {**body, "metadata": {**body["metadata"], "uid": "new", "resourceVersion": "90"}}
-        if path.startswith(JOBS.path(NAMESPACE) + "/"):
-            if self.job is None or not path.endswith("/" + self.job["metadata"]["name"]):
-                raise ApiError(404, "NotFound", "jobs not found")
-            return self.job
-        return {"items": [], "metadata": {"resourceVersion": "10"}}
-
-    def patches(self) -> int:
-        """How often a Job was to be changed."""
-        return sum(line.startswith("PATCH") for line in self.asked)
-
-
-class Poller(ProgressPoller):
-    """Asks so many pods, and notes which it is to forget."""
-
-    number = 1
-    forgotten: Sequence[str] = ()
-
-    def forget(self, uids: Iterable[str]) -> None:
-        self.forgotten = [*self.forgotten, *uids]
-
-    def __len__(self) -> int:
-        return self.number
-
-
-class World:
-    """A run with its Job and its pod, and the reconciler that looks after it."""
-
-    def __init__(self, *, spec: Object | None = None, status: Object | None = None) -> None:
-        manifest = make_manifest(spec=spec, status=status)
-        self.registry = CollectorRegistry()
-        self.now_s = 0.0
-        self.over_limit: int | None = None
-        self.poller = Poller(
-            interval_s=lambda _: 15, timeout_s=1, most_per_s=18, wake=lambda _: None, clock=lambda: 0.0
-        )
-        self.server, self.cache = Server(manifest), Cache()
-        self.cache.finetunes.put(manifest)
-        self.tell_job()
-        self.reconciler = Reconciler(
-            api=self.server,
-            cache=self.cache,
-            kueue=Kueue(),
-            config=CONFIG,
-            poller=self.poller,
-            events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
-            poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
-            count=Metrics(self.registry).observe,
-            now=lambda: NOW,
-            over_limit=lambda _: self.over_limit,
-            pacing=Pacing(lambda: self.now_s, 60),
-        )
-
-    def tell_job(self, version: str = "20", **changes: Any) -> Object:
-        """The watch brings the Job."""
-        job = make_job_object(**changes)
-        job["metadata"]["resourceVersion"] = version
-        self.cache.jobs.put(job)
-        self.server.job = job
-        return job
-
-    def tell_pod(self, message: str, version: str) -> None:
-        """The watch brings the pod, which has no node, and what the scheduler says of that."""
-        scheduled = condition_object("PodScheduled", "False", reason="Unschedulable", message=message)
-        pod = make_pod_object(node="", conditions=(scheduled,))
-        pod["metadata"]["resourceVersion"] = version
-        self.cache.pods.put(pod)
-
-    def lose_pod(self, last: Object, how: str) -> None:
-        """The pod is gone, with this state at last: the watch says so, or a list does not hold it any more."""
-        if how == "watch":
-            self.cache.pods.remove(last)
-            return
-        self.cache.pods.put(last)
-        self.cache.pods.prune("40", set(), NAMESPACE)
-
-    def strip(self, labels: dict[str, str], version: str) -> None:
-        """Somebody takes the Job's labels off, which is a deletion to the watch."""
-        job = make_job_object(version=version)
-        self.cache.jobs.remove(job)
-        job["metadata"]["labels"] = labels
-        self.server.job = job
-
-    def condition(self, kind: str) -> Object:
-        """As it is stored."""
-        conditions: list[Object] = self.server.finetune["status"]["conditions"]
-        return next(c for c in conditions if c["type"] == kind)
-
-    async def turn(self) -> float | None:
-        """One turn; the seconds until the next look."""
-        return await self.reconciler.reconcile(KEY)
 
 
 async def test_a_pod_that_gets_another_reason_to_wait_tells_it_though_there_are_no_events_to_read() -> None:
@@ -292,18 +151,23 @@ async def test_a_change_that_is_due_hides_no_job_that_has_lost_its_labels(spec: 
     assert world.condition("Failed")["status"] == "Unknown"
 
 
-async def test_a_job_without_labels_is_adopted_before_there_is_a_status() -> None:
-    """The operator made it and was killed; meanwhile somebody took its labels off."""
-    world = World()
-    world.strip({}, "30")
+@pytest.mark.parametrize("stage", [TRAIN, PREFLIGHT])
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_job_without_labels_is_adopted_before_there_is_a_status(stage: str, killed: bool) -> None:
+    """Somebody took its labels off; an operator that was killed in between has never seen it."""
+    world = World(spec={"preflight": "Run" if stage == PREFLIGHT else "Skip"}, stage=stage)
+    world.strip({}, "30", stage)
+    if killed:
+        world.cache.jobs.acknowledge(KEY)
     world.server.conflict = True
-    world.server.patched = make_job_object(version="31")
+    world.server.patched = make_job_object(version="31", stage=stage)
     await world.turn()
-    assert len([line for line in world.server.asked if line.startswith("POST")]) == 1
+    assert len([line for line in world.server.asked if line.startswith("POST")]) == killed
     world.now_s = 1.0
     await world.turn()
+    assert len(world.server.asked) <= 10
     assert world.condition("Complete")["reason"] == "Pending"
-    assert world.server.finetune["status"]["jobName"] == job_name()
+    assert world.server.finetune["status"].get("jobName") == (job_name() if stage == TRAIN else None)
 
 
 async def test_a_service_that_is_refused_holds_no_suspension_up() -> None:
@@ -323,7 +187,7 @@ async def test_a_service_that_is_refused_holds_no_suspension_up() -> None:
 async def test_a_pod_that_ended_and_was_gone_before_anybody_looked_is_counted_once(gone_with: str) -> None:
     """A drain: the kubelet told its end and let the object go within the moment that the operator waits for its Job."""
     world = World()
-    world.cache.pods.put(_pod("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
+    world.cache.pods.put(pod_at("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
     await world.turn()
     world.lose_pod(_drained("7"), gone_with)
     await world.turn()
@@ -336,10 +200,10 @@ async def test_a_pod_that_ended_and_was_gone_before_anybody_looked_is_counted_on
 async def test_the_pod_that_follows_is_looked_at_without_the_one_that_is_gone() -> None:
     """Both were seen at once, and the new one may have no news for hours: the status does not stay with the old one."""
     world = World()
-    world.cache.pods.put(_pod("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
+    world.cache.pods.put(pod_at("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
     await world.turn()
     world.lose_pod(_drained("7"), "watch")
-    world.cache.pods.put(_pod("8", name="second", phase="Pending"))
+    world.cache.pods.put(pod_at("8", name="second", phase="Pending"))
     wait_s = await world.turn()
     assert (world.condition("Complete")["reason"], wait_s) == ("Evicted", 1.0)
     world.now_s += 1
@@ -359,7 +223,7 @@ async def test_gpu_seconds_are_counted_once_and_not_at_each_status_where_none_ar
     world = World()
     world.server.unknown = unknown
     times = {"startedAt": instant(NOW - timedelta(minutes=3)), "finishedAt": instant(NOW - timedelta(minutes=1))}
-    world.cache.pods.put(_pod("5", name="first", phase="Failed", state={"terminated": {"exitCode": 1, **times}}))
+    world.cache.pods.put(pod_at("5", name="first", phase="Failed", state={"terminated": {"exitCode": 1, **times}}))
     for version, found in (("10", "1 is full"), ("11", "2 are full"), ("12", "all are cordoned")):
         world.tell_pod(f"0/4 nodes are available: {found}", version)
         world.now_s += 100
@@ -372,8 +236,8 @@ async def test_gpu_seconds_are_counted_once_and_not_at_each_status_where_none_ar
 async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:
     """The pod has published and is deleted by somebody, and the Job controller is late: nothing is trained again."""
     world = World(status={"attempt": 1, "jobName": job_name()})
-    done = _pod("7", phase="Succeeded", state={"terminated": {"exitCode": 0, "message": make_summary().to_message()}})
-    world.cache.pods.put(_pod("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
+    done = pod_at("7", phase="Succeeded", state={"terminated": {"exitCode": 0, "message": make_summary().to_message()}})
+    world.cache.pods.put(pod_at("5", phase="Running", state={"running": {}}, conditions=(condition_object("Ready"),)))
     world.lose_pod(done, "watch")
     await world.turn()
     await world.turn()
@@ -384,16 +248,10 @@ async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:
     assert world.poller.forgotten == [done["metadata"]["uid"]], "it is asked no more"
 
 
-def _pod(version: str, **changes: Any) -> Object:
-    pod = make_pod_object(**changes)
-    pod["metadata"]["resourceVersion"] = version
-    return pod
-
-
 def _drained(version: str) -> Object:
     target = condition_object("DisruptionTarget", reason="EvictionByEvictionAPI")
     ended = {"terminated": {"exitCode": 143, "reason": "Error"}}
-    return _pod(version, phase="Failed", state=ended, conditions=(target,), deleting=True)
+    return pod_at(version, phase="Failed", state=ended, conditions=(target,), deleting=True)
 
 
 def statuses(world: World) -> int:

@@ -238,14 +238,16 @@ def test_names_fit_a_hostname_whatever_the_resource_is_called() -> None:
 
 
 def test_the_pod_failure_policy_is_the_contract_on_exit_codes() -> None:
-    """What is final for the trainer is final for the Job; an eviction, or being told to stop, is nobody's failure."""
+    """What is final for the trainer is final for the Job; an eviction, being told to stop, and a failed peer are no
+    failures of the pod."""
     job = rendered({}, CONFIG)
     ignore, fail, stopped = job["spec"]["podFailurePolicy"]["rules"]
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert fail["action"] == "FailJob"
     assert fail["onExitCodes"]["values"] == sorted(int(code) for code in FINAL)
     assert fail["onExitCodes"]["containerName"] == container(job)["name"]
-    assert (stopped["action"], stopped["onExitCodes"]["values"]) == ("Ignore", [ExitCode.TERMINATED])
+    assert (stopped["action"], stopped["onExitCodes"]["values"]) == ("Ignore", [76, 143])
+    assert {ExitCode.PEER_FAILED, ExitCode.TERMINATED} == {76, 143}
 
 
 def test_the_pod_meets_the_restricted_pod_security_standard() -> None:

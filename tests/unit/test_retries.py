@@ -2,12 +2,23 @@
 
 import copy
 import dataclasses
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.builders import condition_object, ended_pod, finished_job, make_job, make_pod, make_summary, running_pod
+from tests.unit.builders import (
+    NOW,
+    condition_object,
+    ended_pod,
+    finished_job,
+    make_job,
+    make_pod,
+    make_summary,
+    minutes_ago,
+    running_pod,
+)
 
 from lora_operator.decision.retries import (
     MOST_COUNTED,
@@ -20,11 +31,14 @@ from lora_operator.decision.retries import (
 )
 from lora_operator.views.budget import Used, backoff_limit, is_spent, seconds_left
 from lora_operator.views.model import JobView, PodView
+from lora_operator.views.pods import ignored_by_job
 from lora_operator.views.request import Policy
+from lora_operator.views.wording import instant
 from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
 
 PEER = make_summary(Reason.PEER_FAILED, "Node 0 failed").to_message()
+SAVED = make_summary(Reason.EVICTED, "The run was asked to stop: its state after step 7 of 9 is saved").to_message()
 GOING = (make_job(),)
 SUSPENDED = (make_job(spec={"suspend": True}),)
 RESUMED = (make_job(status={"startTime": "2026-03-01T11:30:00Z"}),)
@@ -164,12 +178,96 @@ def test_of_several_nodes_that_only_blame_each_other_one_counts() -> None:
     assert count_pods(Retries(), GOING, pods).counts == {Cause.ERROR: 1}
 
 
-def test_a_preempted_node_takes_no_retry_from_the_others() -> None:
-    """Its peers end with it."""
-    pods = (disrupted("PreemptionByScheduler", index=1), ended_pod(75, PEER, index=0))
-    found = count_pods(Retries(), GOING, pods)
-    assert found.counts == {Cause.PREEMPTED: 1}
-    assert found.used(0) == 0
+@pytest.mark.parametrize(
+    "follower",
+    [
+        ended_pod(75, PEER, index=0),
+        ended_pod(76, PEER, index=0),
+        ended_pod(76, index=0),
+        ended_pod(143, SAVED, index=0),
+    ],
+    ids=["an earlier release", "now", "without a word", "told to stop"],
+)
+def test_a_preempted_node_takes_no_retry_from_the_others(follower: PodView) -> None:
+    """Its peers end with it: where it saves before it goes, as pods that were told to stop."""
+    preempted = disrupted("PreemptionByScheduler", index=1)
+    for seen in ((preempted, follower), (follower, preempted)):
+        found = count_pods(Retries(), GOING, seen)
+        assert (found.counts, found.used(0)) == ({Cause.PREEMPTED: 1}, 0)
+        assert set(found.counted) == {preempted.uid, follower.uid}
+    early = count_pods(Retries(), GOING, (follower, running_pod(index=1)))
+    assert early == Retries()
+    assert count_pods(early, GOING, (follower, preempted)).counts == {Cause.PREEMPTED: 1}
+
+
+@pytest.mark.parametrize("code", [75, 76, 143])
+def test_nodes_that_were_all_told_to_stop_by_nobody_known_take_one_retry_together(code: int) -> None:
+    """As with a liveness probe: the node that it ended tells the others, and its pod looks like theirs."""
+    told = tuple(ended_pod(code, SAVED if code == 143 else PEER, index=index) for index in range(3))
+    assert count_pods(Retries(), GOING, told).counts == {Cause.ERROR: 1}
+    mixed = (ended_pod(75, PEER, index=0), *told[1:])
+    assert count_pods(Retries(), GOING, mixed).counts == {Cause.ERROR: 1}
+
+
+@pytest.mark.parametrize("started_s", [None, 97])
+def test_a_round_without_a_cause_counts_though_a_node_has_its_next_pod_already(started_s: int | None) -> None:
+    """That the other one, which was slower to end, did not wait for: it had met the pod before."""
+
+    def ago(seconds: float) -> datetime:
+        return NOW - timedelta(seconds=seconds)
+
+    def ran(index: int, ended_s: float) -> PodView:
+        pod = ended_pod(76, PEER, index=index, created_at=ago(600), ended_at=ago(ended_s))
+        began = dataclasses.replace(pod.trainer, started_at=ago(600))
+        return dataclasses.replace(pod, name=f"first-{index}", uid=f"first-{index}", trainer=began)
+
+    following = make_pod(index=1, created_at=ago(105))
+    if started_s is not None:
+        running = running_pod(index=1, created_at=ago(105))
+        following = dataclasses.replace(
+            running, trainer=dataclasses.replace(running.trainer, started_at=ago(started_s))
+        )
+    found = count_pods(Retries(), (make_job(),), (ran(0, 100), ran(1, 115), following))
+    assert found.counts == {Cause.ERROR: 1}
+    assert set(found.counted) == {"first-0", "first-1"}
+
+
+@pytest.mark.parametrize(("code", "message"), [(75, PEER), (76, PEER), (143, SAVED)])
+def test_a_node_that_did_its_part_is_not_to_blame_for_the_end_of_the_first(code: int, message: str) -> None:
+    """Else nothing would bound a run whose first node never gets to its end. Once that has published, nobody failed."""
+    pods = (ended_pod(code, message, index=0), ended_pod(0, index=1))
+    assert count_pods(Retries(), GOING, pods).counts == {Cause.ERROR: 1}
+    published = (ended_pod(0, make_summary().to_message(), index=0), ended_pod(75, PEER, index=1))
+    assert count_pods(Retries(), GOING, published).counts == {}
+
+
+@pytest.mark.parametrize("code", [75, 76])
+def test_nodes_that_waited_in_vain_for_one_that_had_not_started_take_no_retry(code: int) -> None:
+    """Whether it still waits for a GPU, is gone again or runs by now: `pendingTimeoutSeconds` limits that."""
+    waited = [make_named(ended_pod(code, PEER, index=0), number) for number in range(3)]
+    pending, late = make_pod(index=1), running_pod(index=1, state={"running": {"startedAt": instant(minutes_ago(5))}})
+    for there in (pending, late):
+        found = count_pods(Retries(), GOING, (*waited, there))
+        assert (found.counts, len(found.counted)) == ({}, 3)
+        assert count_pods(found, GOING, waited) is found
+    others = (ended_pod(code, PEER, index=1), make_pod(index=2))
+    assert count_pods(Retries(), GOING, (waited[0], *others)).counts == {}
+
+
+@pytest.mark.parametrize(
+    ("pod", "ignored"),
+    [
+        (ended_pod(143), True),
+        (ended_pod(76, PEER), True),
+        (ended_pod(75, PEER), False),
+        (ended_pod(75), False),
+        (ended_pod(1), False),
+        (disrupted("PreemptionByScheduler", 1), True),
+    ],
+)
+def test_what_its_job_does_not_count(pod: PodView, ignored: bool) -> None:
+    """By exit code and disruption, as its pod failure policy has it. Trainers of earlier releases have no 76."""
+    assert ignored_by_job(pod) is ignored
 
 
 def test_nodes_that_fail_each_by_themselves_take_one_retry_together() -> None:

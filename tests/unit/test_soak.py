@@ -6,9 +6,9 @@ from localcluster.settings import REPOSITORY
 
 
 def test_the_soak_has_every_file_with_a_test_of_its_own() -> None:
-    """In its first line, the one with the soak's profile: by the file, or by its folder."""
+    """In its first part, the one with the soak's profile: by the file, or by its folder."""
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    (line,) = re.findall(r"^soak:.*\n\t@HYPOTHESIS_PROFILE=soak (.*)$", makefile, flags=re.MULTILINE)
+    (line,) = re.findall(r"^soak-generated:.*\n\t@HYPOTHESIS_PROFILE=soak (.*)$", makefile, flags=re.MULTILINE)
     given = [word for word in line.split() if word.startswith("tests/")]
     assert all((REPOSITORY / path).exists() for path in given)
     files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "tests").rglob("test_*.py")}

@@ -237,7 +237,10 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
         part = next(plan.status["preflight"][key] for plan in plans if "preflight" in plan.status)
         assert set(part) == set(schema["preflight"]["properties"][key]["properties"]), key
     assert {loss.value for loss in Loss} == set(schema["usage"]["properties"]["lostSteps"]["properties"])
-    verified = [plan.status["results"]["verification"] for plan in plans if "results" in plan.status]
+    results_blocks = [plan.status["results"] for plan in plans if "results" in plan.status]
+    for block in results_blocks:
+        assert (block["estimatedPeakMemoryBytes"], block["estimatedSeconds"]) == (19_000_000_000, 1800)
+    verified = [block["verification"] for block in results_blocks]
     keys = set(schema["results"]["properties"]["verification"]["properties"])
     assert [set(block) for block in verified] == [keys, keys]
 

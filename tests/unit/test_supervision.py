@@ -21,6 +21,6 @@ def test_a_process_that_does_not_end_by_itself_is_ended_with_its_reason(
     monkeypatch.setattr("os._exit", end)
     with caplog.at_level(logging.CRITICAL):
         supervision.end_within(0.01, ValueError("the definition is gone"))
-        assert ended.wait(timeout=30)
+        assert ended.wait(timeout=300)
     assert statuses == [1]
     assert [record.getMessage() for record in caplog.records] == ["the definition is gone"]

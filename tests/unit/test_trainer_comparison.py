@@ -1,6 +1,11 @@
 """Which settings of another trainer are tried, and which of them count."""
 
+import math
+import time
+from dataclasses import asdict, replace
+
 import pytest
+from benchmarks import trainer
 from benchmarks.comparison.job import Job
 from benchmarks.comparison.settings import EFFECTIVE, Form, Setting, Tried, fastest, packs, packs_of_a_step, settings
 
@@ -70,3 +75,31 @@ def test_a_job_is_the_same_in_another_process(setting: Setting | None) -> None:
     """By JSON."""
     job = Job(part="ours", workload="short", model="m", length=8, steps=1, seed=1, threads=1, setting=setting)
     assert Job.from_json(job.to_json()) == job
+
+
+def test_where_no_setting_fits_memory_activations_are_recomputed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the trainer that keeps more would not be compared at all; what never counts is told."""
+    job = Job(part="SFTTrainer", workload="full", model="m", length=8, steps=1, seed=1, threads=1)
+
+    def sweep(asked: Job, _ends: float) -> list[dict[str, object]]:
+        if not asked.recompute:
+            return [asdict(Tried(setting=PADDED, trouble="out of memory"))]
+        return [asdict(Tried(setting=PADDED, seconds=2.0, learned=1000))]
+
+    monkeypatch.setattr(trainer, "in_process", sweep)
+    assert trainer.at_its_fastest(job, 1000, math.inf) == replace(job, recompute=True, setting=PADDED)
+    assert "recomputed: 2.0 s" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no setting of SFTTrainer counts: 1000 learned tokens a step against 2000"):
+        trainer.at_its_fastest(job, 2000, math.inf)
+
+
+def test_a_job_that_is_late_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sentence by which others know it."""
+    job = Job(part="ours", workload="full", model="m", length=8, steps=1, seed=1, threads=1)
+    monkeypatch.setattr(trainer, "__file__", "/dev/null/none.py")
+    with pytest.raises(SystemExit, match="can't open file"):
+        trainer.in_process(job, math.inf)
+    with pytest.raises(SystemExit, match=trainer.NO_TIME):
+        trainer.in_process(job, time.monotonic() - 1)

@@ -15,7 +15,7 @@ from tests.unit.builders import (
     waiting_pod,
 )
 
-from lora_operator.decision.trouble import classify_refusal, trouble_of_job, trouble_of_pod, trouble_of_rejection
+from lora_operator.decision.trouble import trouble_of_job, trouble_of_pod, trouble_of_rejection
 from lora_operator.views.gpu_nodes import gpu_labels, with_labels
 from lora_operator.views.model import EventView, PodView, Rejection
 from lora_operator.views.observe import parse_pod
@@ -330,63 +330,6 @@ def test_a_job_that_made_its_pod_after_all_has_no_trouble() -> None:
     found = trouble_of_job(make_job(), (ended_pod(75, created_at=minutes_ago(40)),), (event,))
     assert found is not None
     assert (found.reason, found.since) == (Reason.QUOTA_EXCEEDED, minutes_ago(30))
-
-
-def test_a_limit_range_is_reported_with_the_field_that_can_keep_it() -> None:
-    """Its rule says what is too much, and not where that was asked for."""
-    _, remedy = classify_refusal("maximum memory usage per Container is 1Gi, but limit is 8Gi")
-    assert "spec.resources" in remedy
-    assert "LimitRange" in remedy
-
-
-def test_a_quota_on_what_pods_do_not_state_is_reported_with_what_makes_them_state_it() -> None:
-    """To free some of it, or to wait, would be in vain: the alert on quota would come after a day."""
-    _, remedy = classify_refusal('pods "x" is forbidden: failed quota: team: must specify limits.cpu for: trainer')
-    assert "LimitRange" in remedy
-    assert "requests" in remedy
-    assert "free some" not in remedy
-
-
-def test_a_security_context_constraint_is_granted_to_the_account_of_the_pods() -> None:
-    """OpenShift has an answer of its own to who may run as which user."""
-    _, remedy = classify_refusal('pods "x" is forbidden: unable to validate against any security context constraint')
-    assert "oc adm policy add-scc-to-user nonroot-v2 -z default -n NAMESPACE" in remedy
-    assert "trainer.serviceAccountName" in remedy
-
-
-@pytest.mark.parametrize("resource", ["cpu", "memory", "ephemeral-storage"])
-def test_a_default_limit_below_the_request_is_reported_with_both_ends(resource: str) -> None:
-    """The API server names neither the LimitRange that set the limit nor who asked for more."""
-    said = f'Pod "x" is invalid: spec.containers[0].resources.requests: must be less than or equal to {resource} limit'
-    _, remedy = classify_refusal(f"{said} of 500m")
-    for word in ("LimitRange", "spec.resources", "config.preflightCPU"):
-        assert word in remedy
-
-
-REFUSALS = {
-    'pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1': "QuotaExceeded",
-    'pods "x" is forbidden: failed quota: team: must specify limits.cpu for: trainer': "AdmissionDenied",
-    'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: x; limits.memory for: x': "AdmissionDenied",
-    'pods "x" is forbidden: violates PodSecurity "restricted:latest": seccompProfile': "PodSecurityViolation",
-    'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group': "Forbidden",
-    'pods "x" is forbidden: maximum memory usage per Container is 1Gi, but limit is 8Gi': "AdmissionDenied",
-    'pods "x" is forbidden: no PriorityClass with name training-low was found': "AdmissionDenied",
-    'error looking up service account team-a/lora-trainer: serviceaccount "lora-trainer" not found': "AdmissionDenied",
-    'pods "x" is forbidden: unable to validate against any security context constraint: [provider "anyuid": Forbidden: '
-    "not usable by user or serviceaccount, provider restricted-v2: .containers[0].runAsUser: Invalid value: 10001: "
-    "must be in the ranges: [1000680000, 1000689999]]": "PodSecurityViolation",
-    'Pod "x" is invalid: spec.containers[0].resources.requests: Invalid value: "1": must be less than or equal to cpu '
-    "limit of 500m": "AdmissionDenied",
-    "unable to create new content in namespace a because it is being terminated": "AdmissionDenied",
-}
-
-
-@pytest.mark.parametrize("message", REFUSALS)
-def test_a_refusal_is_classified_by_its_text(message: str) -> None:
-    """The API server has one code for all of them: 403."""
-    reason, remedy = classify_refusal(message)
-    assert reason.value == REFUSALS[message]
-    assert remedy
 
 
 def test_a_refusal_without_a_text_tells_its_code() -> None:

@@ -34,6 +34,12 @@ SECRETS = [
     "403 for https://b.example/k?X-Amz-Credential=TEMPKEY%2F20260101%2Feu%2Fs3&X-Amz-Date=20260101T000000Z",
     "403 for https://b.example/k?x-amz-security-token=IQoJb3JpZ2luX2VjEXAMPLE&X-Amz-Expires=60",
     "403 for https://b.example/k?AWSAccessKeyId=x&Signature=vjbyPxybdZaNmGa%2ByT272YEAiv4%3D",
+    '{"url": {"X-Amz-Signature": "fe5f80f77d5fa3beca038a248ff027d0445342fe2855ddc"}}',
+    r"cannot parse {\"X-Amz-Signature\": \"fe5f80f77d5fa3beca038a248ff027d0445342fe2855ddc\"}",
+    "redirect=https%3A%2F%2Fb.example%2Fk%3FX-Amz-Date%3D1%26X-Amz-Signature%3Dfe5f80f77d5fa3beca038a248ff027d",
+    r"{\"url\":\"https://b.example/k?X-Goog-Date=1\u0026X-Goog-Signature=fe5f80f77d5fa3beca038a248ff027d\"}",
+    r"https://b.example/k?sv=2024\u0026sp=r\u0026sig=vjbyPxybdZaNmGa%3D",
+    "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/eu, SignedHeaders=host, Signature=fe5f80f77d5fa3beca038",
     "remote: ghp_16C7e42F292c6912E7710c838347Ae178B4a is revoked",
     "remote: gho_16C7e42F292c6912E7710c838347Ae178B4a is revoked",
     "remote: github_pat_11ABCDEFG0abcdefghij_klmnopqrstuvwxyz is revoked",
@@ -74,6 +80,8 @@ ORDINARY = [
     "pod xoxo-runner-12345678901234567890 failed",
     "https://bucket.example/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Expires=60",
     "the signature = of the manifest differs",
+    "assert verify(message, signature=sig, key=k)",
+    "rng.normal(mu=0.1, sig=0.5)",
 ]
 
 

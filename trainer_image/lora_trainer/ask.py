@@ -11,6 +11,7 @@ import torch
 from lora_trainer.artifact.manifest import MANIFEST, read_manifest
 from lora_trainer.contract.config import DatasetFormat, DeviceConfig, LossOn, Precision, Quantization
 from lora_trainer.contract.template_fields import Value, argument_value
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
@@ -19,6 +20,7 @@ from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base, find_base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.result.serving import TEMPLATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Pair:
         self._adapter = adapter
         self._max_new_tokens = max_new_tokens
         self._device = choose_device(DeviceConfig(gpus=1, allow_cpu=True), Precision.AUTO)
-        self._encoder = load_encoder(base, LossOn.COMPLETION, 2**20)
+        self._encoder = load_encoder(base, LossOn.COMPLETION, 2**20, _chosen(adapter))
         model = load_model(base, base_quantization(adapter, self._device), self._device).model
         self._model = PeftModel.from_pretrained(model, str(adapter)).eval()
 
@@ -77,19 +79,17 @@ def _base(uri: str | None, adapter: Path, volumes: Volumes) -> Base:
 def _prompt(encoder: Encoder, adapter: Path, question: str) -> list[int]:
     """The question as the training rendered it: through the chat template, or as it stands for a base model that was
     trained on bare prompts."""
-    template = adapter / "chat_template.jinja"
-    if not encoder.has_template and (not template.is_file() or _trained_verbatim(adapter)):
+    if not encoder.tokenizer.chat_template and (not encoder.has_template or _trained_verbatim(adapter)):
         ids: list[int] = encoder.tokenizer(question)["input_ids"]
         return ids
-    text = encoder.tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}],
-        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
-        tokenize=False,
-        add_generation_prompt=True,
-        **_arguments(adapter),
-    )
-    templated: list[int] = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return templated
+    return encoder.prompt(question)
+
+
+def _chosen(adapter: Path) -> Chosen:
+    """The chat template of the training, and its variables."""
+    template = adapter / TEMPLATE
+    text = template.read_text(encoding="utf-8") if template.is_file() else None
+    return Chosen(text=text, arguments=_arguments(adapter))
 
 
 def _arguments(adapter: Path) -> dict[str, Value]:
@@ -99,7 +99,14 @@ def _arguments(adapter: Path) -> dict[str, Value]:
 
 
 def _trained_verbatim(adapter: Path) -> bool:
-    return read_manifest(adapter).resolved.dataset_format in (DatasetFormat.PROMPT_COMPLETION, DatasetFormat.TEXT)
+    if not (adapter / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(adapter)
+    # Earlier releases do not say it, and had headings before questions of other columns or beside a system prompt, too.
+    by_format = manifest.resolved.dataset_format in (DatasetFormat.PROMPT_COMPLETION, DatasetFormat.TEXT)
+    if manifest.verbatim is None:
+        return by_format and manifest.config.dataset.chat_template is None
+    return manifest.verbatim
 
 
 def _answer(model: Any, encoder: Encoder, prompt: Sequence[int], max_new_tokens: int, device: Device) -> str:

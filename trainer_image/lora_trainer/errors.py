@@ -13,7 +13,7 @@ TrainerError
  │   └─ DamagedError       1   VerificationFailed
  ├─ StorageError           74  StorageFull, StorageError or UploadFailed
  ├─ TransientError         75  Restarting, OutputLocked or Stalled
- ├─ PeerFailedError        75  PeerFailed
+ ├─ PeerFailedError        76  PeerFailed
  ├─ AccessDeniedError      77  ModelAccessDenied, DatasetAccessDenied or OutputAccessDenied
  ├─ CheckpointError        78  CheckpointInvalid or ResumeMismatch
  ├─ KernelOutOfMemoryError 137 OOMKilled
@@ -158,7 +158,7 @@ class TransientError(TrainerError):
 class PeerFailedError(TrainerError):
     """Another process of the same training is gone, or did not come within the time: the cause is reported there."""
 
-    code = ExitCode.TRANSIENT
+    code = ExitCode.PEER_FAILED
 
     def __init__(self, detail: str) -> None:
         # A process that reads a large model from slow storage has done nothing wrong, and no log has a cause.
@@ -278,15 +278,18 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def explain_abort(log: str) -> TrainerError | None:
-    """Why a process aborted, from the end of what it wrote to stderr: NCCL's watchdog leaves no other word.
+    """Why a process aborted, from the end of what it and the others of its node wrote to stderr: NCCL's watchdog leaves
+    no other word. Of several causes the first that is this node's own; else the last.
 
     None where it was not the watchdog, or not a failure that is known.
     """
     text = " ".join(log.split())
-    begin = max((found.end() for found in _WATCHDOG.finditer(text)), default=None)
-    if begin is None:
-        return None
-    cause = text[begin:]
+    known = [error for cause in _WATCHDOG.split(text)[1:] if (error := _explain_watchdog(cause)) is not None]
+    own = (error for error in known if not isinstance(error, PeerFailedError))
+    return next(own, known[-1] if known else None)
+
+
+def _explain_watchdog(cause: str) -> TrainerError | None:
     return _explain_device(cause) or (_explain_collective(cause) if _OF_A_COLLECTIVE.search(cause) else None)
 
 

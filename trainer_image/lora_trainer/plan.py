@@ -1,7 +1,7 @@
 """What a run would take, without a GPU, a cluster or PyTorch: the shape of its model read, and the fit model asked."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_trainer.contract.advice.rules import Spoken, before, spoken
@@ -25,12 +25,14 @@ from lora_trainer.places.volumes import Volumes, readable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What the command line says besides the manifest. `tokens` is the size of the data set, None where not known;
-    `share_percent` the share of the peak that speeds assume; without `gpus` all known ones are shown."""
+    `share_percent` the share of the peak that speeds assume, `price` that of one GPU an hour, None where not given;
+    without `gpus` all known ones are shown."""
 
     config_file: Path | None = None
     gpus: tuple[str, ...] = ()
     tokens: int | None = None
     share_percent: int = 40
+    price: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,8 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         adapter = plan_adapter(config.lora, plain)
     except (ShapeError, DeviceError, AdapterError) as error:
         raise ConfigError(str(error)) from error
+    if asked.price is not None:
+        config = replace(config, device=replace(config.device, gpu_price=asked.price))
     shape = doubtful(plain, adapter)
     wanted = (Quantization.NONE, Quantization.NF4, config.quantization)
     shown = tuple(kind for kind in dict.fromkeys(wanted) if kind is not Quantization.AUTO)
@@ -134,6 +138,8 @@ def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan
         notes.append(planned.reason)
     if config.device.gpus == 0:
         notes.append("resources.gpus is 0: the run trains on the CPU, and the GPUs above are for comparison")
+    if asked.price is not None and planned.price_per_hour is None:
+        notes.append("--price is not used: it is of one GPU; name that by --gpu or in resources")
     if asked.tokens is not None and config.training.epochs is None:
         notes.append("--tokens is not used: training.maxSteps sets the length of the run, whatever the data set's size")
     return tuple(notes)

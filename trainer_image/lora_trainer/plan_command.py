@@ -17,6 +17,7 @@ def plan(options: argparse.Namespace) -> int:
             gpus=tuple(options.gpu),
             tokens=options.tokens,
             share_percent=options.share,
+            price=options.price,
         )
         found = plan_run(local_config(options.file), volumes(options), asked)
         print(show(found, options.form, shutil.get_terminal_size((80, 24)).columns))

@@ -178,6 +178,9 @@ def _explanations(plan: Plan) -> Iterator[str]:
         yield "Where weights need it, their layers are divided over the run's GPUs; numbers are those of one of these."
     if plan.trained_tokens is not None:
         yield f"time: of {plan.trained_tokens:,} tokens, all epochs together."
+    if plan.preflight.price_per_hour is not None:
+        whole = "" if plan.preflight.price is None else f", {plan.preflight.price:,.2f} in all"
+        yield f"Price of the run's GPUs: {plan.preflight.price_per_hour:,.2f} an hour{whole}."
     yield (
         f"Speed assumes {plan.share_percent} % of the GPU's dense peak in 16 bits, evaluations not counted; nothing of "
         "it is measured."

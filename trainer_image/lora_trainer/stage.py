@@ -5,12 +5,15 @@ with a report that says why in one sentence; stack traces go to the log only.
 """
 
 import argparse
+import atexit
+import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lora_trainer.artifact.manifest import read_manifest
@@ -72,6 +75,20 @@ def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> N
 # PyTorch is imported under the guard of `guarded`: that takes seconds, in which a broken GPU driver may show.
 
 
+@contextlib.contextmanager
+def importing_libraries() -> Iterator[None]:
+    """Without Python's garbage collector: what libraries define stays, and it would look through all of that again and
+    again, for a third of the time that their import takes. It leaves it alone until the process ends."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        # Else a library in C++ takes what is left then for leaks, and prints them.
+        atexit.register(gc.unfreeze)
+        gc.enable()
+
+
 def import_peft(quantization: Quantization) -> None:
     """Import PEFT without bitsandbytes where the base is not quantized: it takes a quarter of all that is imported.
 
@@ -98,8 +115,9 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     chosen_template(config.dataset, volumes)
     config = with_kept_limit(config, _folder_of_run(config, options, volumes))
     samples = load_samples(config, volumes, Hub())
-    import_peft(expected_quantization(config, _folder_of_run(config, options, volumes)))
-    from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
+    with importing_libraries():
+        import_peft(expected_quantization(config, _folder_of_run(config, options, volumes)))
+        from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
 
     workshop = Workshop(
         folder=options.workspace,
@@ -163,15 +181,19 @@ def _check_lock(options: argparse.Namespace) -> None:
 
 
 def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    import_peft(read_manifest(options.folder).config.quantization)
-    from lora_trainer.result.verify import verify  # noqa: PLC0415
+    quantization = read_manifest(options.folder).config.quantization
+    with importing_libraries():
+        import_peft(quantization)
+        from lora_trainer.result.verify import verify  # noqa: PLC0415
 
     reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
 
 
 def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    import_peft(read_manifest(options.folder).config.quantization)
-    from lora_trainer.result.merge_stage import merge_result  # noqa: PLC0415
+    quantization = read_manifest(options.folder).config.quantization
+    with importing_libraries():
+        import_peft(quantization)
+        from lora_trainer.result.merge_stage import merge_result  # noqa: PLC0415
 
     reporter.phase(Phase.PUBLISHING)
     output = config.output

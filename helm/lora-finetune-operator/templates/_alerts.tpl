@@ -26,6 +26,17 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     description: >-
       No process of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} has worked on LoRAFineTunes lately. Pods
       that train go on; new runs do not begin, failed ones are not judged, and no status is written.
+# No single pause makes the share small for as long as this must last: it is 0 after 15 minutes of one.
+- alert: LoRAOperatorRestarting
+  expr: |-
+    0 < avg_over_time((max(lora_operator_leader{{ $own }}) or vector(0))[15m:15s]) < 0.5
+  labels: {severity: critical, namespace: {{ .Release.Namespace }}}
+  annotations:
+    summary: >-
+      The LoRA operator in {{ .Release.Namespace }} ends again and again
+    description: >-
+      Processes of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} have worked on LoRAFineTunes for less than
+      half of the last 15 minutes. Pods that train go on; new runs begin late, if at all, and statuses are old.
 - alert: LoRAOperatorSeveralLeaders
   expr: |-
     sum by (namespace, job) (lora_operator_leader{{ $own }}) > 1
@@ -71,13 +82,15 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
 # What waits for quota waits for other runs, and has a time of its own.
 - alert: LoRAFineTuneStuckPending
   expr: |-
-    max by (namespace, name) (max_over_time(lorafinetune_state{group="Waiting", state!="QuotaExceeded"{{ $and }}}[5m]))
-    unless on (namespace, name) lorafinetune_state{group!="Waiting"{{ $and }}}
+    max by (namespace, name) (
+      max_over_time(lorafinetune_state{group=~"Waiting|Retrying|Failing", state!="QuotaExceeded"{{ $and }}}[5m])
+    )
+    unless on (namespace, name) lorafinetune_state{group!~"Waiting|Retrying|Failing"{{ $and }}}
     unless on (namespace, name) lorafinetune_state{state="QuotaExceeded"{{ $and }}}
   labels: {severity: warning, group: Waiting}
   annotations:
     summary: >-
-      LoRAFineTune {{ $run }} does not start
+      LoRAFineTune {{ $run }} does not start or go on
     description: >-
       {{ $run }} has had no pod that runs for more than {{ $alerts.LoRAFineTuneStuckPending.for }}. Its state: {{ "{{ range $i, $found := query (printf \"max by (state) (lorafinetune_state{namespace=%q, name=%q})\" $labels.namespace $labels.name) | sortByLabel \"state\" }}{{ if $i }}, {{ end }}{{ $found.Labels.state }}{{ end }}" }}
 - alert: LoRAFineTuneStuckPending

@@ -52,6 +52,19 @@ app.kubernetes.io/part-of: lora-operator
 {{- end -}}
 {{- end -}}
 
+{{/* The small image; without a repository the one beside the trainer's, as a release has them, else the trainer's own. */}}
+{{- define "lora-operator.preflightImage" -}}
+{{- $trainer := .Values.trainer.image -}}
+{{- with .Values.preflight.image -}}
+{{- $beside := regexReplaceAll "(^|/)lora-trainer$" $trainer.repository "${1}lora-preflight" -}}
+{{- if or .repository (ne $beside $trainer.repository) -}}
+{{- $tag := .tag | default (trimSuffix "-cuda12" (toString $trainer.tag)) -}}
+{{- $image := dict "repository" (.repository | default $beside) "tag" $tag "digest" .digest -}}
+{{- include "lora-operator.image" (dict "image" $image "field" "preflight.image" "root" $) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What the restricted Pod Security Standard asks of a pod, and of its container. */}}
 {{- define "lora-operator.podSecurityContext" -}}
 runAsNonRoot: true
@@ -94,7 +107,7 @@ metadata:
   labels: {kueue.x-k8s.io/queue-name: your-queue}
   {{- end }}
 spec:
-  model: {uri: "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}
+  model: {uri: "{{ if .Values.config.offline }}pvc://models{{ else }}hf://HuggingFaceTB{{ end }}/SmolLM2-135M-Instruct"}
   dataset: {uri: "configmap://first-data/train.jsonl", validationFraction: "0.25"}
   training: {maxSteps: 10, effectiveBatchSize: 4}
   {{- if .Values.config.allowCPU }}
@@ -138,14 +151,7 @@ spec:
 {{- range .Values.imagePullSecrets }}{{ $pullSecrets = append $pullSecrets .name }}{{ end -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $_ := set $config "trainerImage" (include "lora-operator.image" (dict "image" .Values.trainer.image "field" "trainer.image" "root" .)) -}}
-{{- $preflight := "" -}}
-{{- with .Values.preflight.image -}}
-{{- if .repository -}}
-{{- $image := dict "repository" .repository "tag" (.tag | default $.Values.trainer.image.tag) "digest" .digest -}}
-{{- $preflight = include "lora-operator.image" (dict "image" $image "field" "preflight.image" "root" $) -}}
-{{- end -}}
-{{- end -}}
-{{- $_ := set $config "preflightImage" $preflight -}}
+{{- $_ := set $config "preflightImage" (include "lora-operator.preflightImage" .) -}}
 {{- with .Values.defaults -}}
 {{- $_ := set $config "defaultGPUResourceName" .gpuResourceName -}}
 {{- range $field, $key := dict "nodeSelector" "defaultNodeSelector" "tolerations" "defaultTolerations" "affinity" "defaultAffinity" "environment" "defaultEnvironment" "runtimeClassName" "defaultRuntimeClassName" "priorityClassName" "defaultPriorityClassName" "queue" "defaultQueue" "checkpointClaim" "defaultCheckpointClaim" "cpuPerGPU" "defaultCPUPerGPU" "memoryPerGPU" "defaultMemoryPerGPU" "ttlSecondsAfterFinished" "defaultTTLSeconds" -}}

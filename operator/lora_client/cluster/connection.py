@@ -1,15 +1,13 @@
 """Requests to the API server as the user's kubeconfig says: dicts in, dicts out, one sentence for each failure."""
 
 import json
-import logging
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from lora_client.cluster.kubeconfig import configured
 from lora_client.errors import ClientError
 from lora_client.views.refusals import Refusal, sentence_of
 
@@ -24,8 +22,6 @@ CONNECT_S = 10.0
 REQUEST_S = 30.0
 MOST_PAUSES = 3
 LONGEST_PAUSE_S = 5.0
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_DEFAULT_FILE = Path("~/.kube/config")
 _PREFIXES = {
     "lorafinetunes": "apis/lora-operator.io/v1alpha1",
     "jobs": "apis/batch/v1",
@@ -216,35 +212,5 @@ def _document(data: bytes) -> Object:
 
 def connect(context: str | None = None, namespace: str | None = None) -> Cluster:
     """The cluster of the kubeconfig's context, or of the pod that this runs in. Raises `ClientError`."""
-    from kubernetes import config  # noqa: PLC0415 - as above
-    from kubernetes.client import Configuration  # noqa: PLC0415
-
-    configuration = Configuration()
-    # The library logs what fails while a token is fetched; the server's refusal is what people get to read.
-    logging.getLogger().addHandler(logging.NullHandler())
-    # The library looks at the variable once, when it is imported, and takes an empty one for a file.
-    named = os.environ.get("KUBECONFIG")
-    file = named or str(_DEFAULT_FILE.expanduser())
-    try:
-        if context is None and not named and (_ACCOUNT / "token").exists():
-            config.load_incluster_config(client_configuration=configuration)
-            return Cluster(configuration, namespace or (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip())
-        if not any(Path(part).expanduser().is_file() for part in file.split(os.pathsep)):
-            raise ClientError(f"There is no kubeconfig {file}: set KUBECONFIG to your cluster's, or copy that there")
-        contexts, current = config.list_kube_config_contexts(config_file=file)
-        if context is not None and context not in {entry["name"] for entry in contexts}:
-            raise ClientError(
-                f"There is no context {context}: kubectl config get-contexts lists those of the kubeconfig"
-            )
-        config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
-    except ClientError:
-        raise
-    except Exception as error:
-        # Besides its own exception the library raises whatever a kubeconfig's odd content leads to.
-        odd = isinstance(error, (AttributeError, KeyError, TypeError))
-        why = "it holds something else" if odd else " ".join(str(error).split())[:200] or type(error).__name__
-        raise ClientError(
-            f"The kubeconfig {file} cannot be used ({why}): set KUBECONFIG to one that kubectl config view can read"
-        ) from error
-    chosen = next((entry for entry in contexts if entry["name"] == context), current)
-    return Cluster(configuration, namespace or str((chosen.get("context") or {}).get("namespace") or "default"))
+    configuration, usual = configured(context)
+    return Cluster(configuration, namespace or usual)

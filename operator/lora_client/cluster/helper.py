@@ -10,16 +10,19 @@ from typing import Any
 from lora_client.cluster.connection import ApiError, Cluster, Object, UnreachableError
 from lora_client.errors import ClientError
 from lora_client.output import note
-from lora_client.views.helper_pod import LABEL, Need, adapter_place, holder, pod, trouble
+from lora_client.views.helper_pod import LABEL, Need, adapter_place, end, holder, lost_with_job, pod, trouble
 from lora_client.views.resources import name_of, text
 from lora_operator.views.names import TRAIN, UID_LABEL, place_of
 
 START_S = 600.0
+UNSEEN_S = 60.0
+"""Without an answer about a pod that has not started: it may have waited for its GPU for minutes."""
 GONE_S = 30.0
 TRIED_S = 10.0
 MADE_S = 1.0
 """Within which a pod may still appear whose making was not answered."""
 _POLL_S = 1.0
+_LOOKS = 3
 
 
 @contextmanager
@@ -37,7 +40,8 @@ def helper(cluster: Cluster, run: Object, need: Need, *, start_s: float = START_
             f"The claim {place.claim} (ReadWriteOnce) is in use by pod {user} on node {node}: only there it can be read"
         )
     _sweep(cluster)
-    manifest = pod(run, _template(cluster, run), place, need, node)
+    template = _template(cluster, run)
+    manifest = pod(run, template, place, need, node)
     # Chosen here: whoever is interrupted before the answer comes has to know what to delete.
     name = manifest["metadata"].pop("generateName") + secrets.token_hex(4)
     manifest["metadata"]["name"] = name
@@ -45,11 +49,13 @@ def helper(cluster: Cluster, run: Object, need: Need, *, start_s: float = START_
     try:
         try:
             made = cluster.request("POST", cluster.path("pods"), query={"fieldManager": "lora"}, body=manifest)
-        except ApiError:
+        except ApiError as error:
             refused = True
+            if remedy := lost_with_job(error.refusal.message, template, cluster.namespace):
+                raise ClientError(f"{error}; {remedy}") from error
             raise
         uid = text(made, "metadata", "uid")
-        _wait(cluster, name, start_s)
+        _wait(cluster, name, template, start_s)
         yield name
     finally:
         if not refused:
@@ -65,25 +71,45 @@ def _template(cluster: Cluster, run: Object) -> Object:
     return template
 
 
-def _wait(cluster: Cluster, name: str, start_s: float) -> None:
-    begun, reported = time.monotonic(), ""
+def _wait(cluster: Cluster, name: str, template: Object, start_s: float) -> None:
+    """Until it runs. Raises `ClientError` where it ends or takes too long, or the server is away for `UNSEEN_S`."""
+    begun = answered = time.monotonic()
+    phase, reported = "", ""
     while True:
-        state = cluster.get("pods", name)
-        phase, why = text(state, "status", "phase"), trouble(state)
-        if phase == "Running":
-            return
-        if phase in ("Succeeded", "Failed"):
-            raise ClientError(
-                f"Pod {name} ended before it was used ({text(state, 'status', 'message') or phase}): try again"
-            )
+        try:
+            state = cluster.get("pods", name)
+            answered = time.monotonic()
+            phase, why = text(state, "status", "phase"), trouble(state)
+        except (ApiError, UnreachableError) as error:
+            lasting = isinstance(error, ApiError) and error.code < 500
+            if lasting or time.monotonic() - answered > UNSEEN_S:
+                raise
+            why = str(error)
+        else:
+            if phase == "Running":
+                return
+            if phase in ("Succeeded", "Failed"):
+                raise ClientError(
+                    f"Pod {name} ended before it was used ({text(state, 'status', 'message') or phase}): try again"
+                )
+        remedy = lost_with_job(why, template, cluster.namespace)
         if why and why != reported:
             reported = why
-            note(f"Waiting for pod {name}: {why}")
+            note(f"Waiting for pod {name}: {why}{f': {remedy}' if remedy else ''}")
         if time.monotonic() - begun > start_s:
-            raise ClientError(
-                f"Pod {name} did not start within {start_s:.0f} s ({why or phase}): ask the cluster's administrator"
-            )
+            remedy = remedy or "ask the cluster's administrator"
+            raise ClientError(f"Pod {name} did not start within {start_s:.0f} s ({why or phase}): {remedy}")
         time.sleep(_POLL_S)
+
+
+def why_ended(cluster: Cluster, name: str) -> str:
+    """Why a helper ended that ran, as a sentence, for which its node may need a moment; empty where nobody says."""
+    for _ in range(_LOOKS):
+        with suppress(ClientError):
+            if why := end(cluster.get("pods", name)):
+                return why
+        time.sleep(_POLL_S)
+    return ""
 
 
 def _delete(cluster: Cluster, name: str, uid: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lora_client.cluster.connection import Cluster, Object
-from lora_client.cluster.helper import helper
+from lora_client.cluster.helper import helper, why_ended
 from lora_client.cluster.process import Process
 from lora_client.errors import ClientError
 from lora_client.output import Form, data, note, say
@@ -46,8 +46,14 @@ def conversation(cluster: Cluster, run: Object, need: Need, most_tokens: int) ->
         note("Loading the model ...")
 
         def answer(question: str) -> Answer:
-            process.write(" ".join(question.split()).encode() + b"\n")
-            return answer_of(process.line(_FIRST_S))
+            try:
+                process.write(" ".join(question.split()).encode() + b"\n")
+                line = process.line(_FIRST_S)
+            except ClientError as error:
+                if why := why_ended(cluster, pod):
+                    raise ClientError(why) from error
+                raise
+            return answer_of(line)
 
         yield answer
 
@@ -56,10 +62,15 @@ def _questions(question: str | None) -> Iterator[str]:
     if question is not None:
         yield question
         return
-    prompts = sys.stdin.isatty()
+    typed = sys.stdin.isatty()
+    # input() edits lines where both are terminals, and else prompts among the answers.
+    edited = typed and sys.stdout.isatty()
     while True:
+        if typed and not edited:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
         try:
-            line = input("> ") if prompts else input()
+            line = input("> " if edited else "")
         except EOFError:
             return
         if line.strip():

@@ -6,7 +6,7 @@ from typing import Any
 from lora_client.cluster.connection import APPLY_PATCH, MANAGER, ApiError, Cluster
 from lora_client.errors import ClientError
 from lora_client.views.checked import Checked, checked, own_problems
-from lora_client.views.refusals import Refusal
+from lora_client.views.refusals import Refusal, forbids_the_object, problems
 from lora_client.views.resources import name_of, namespace_of
 
 _STRICT = {"fieldValidation": "Strict", "fieldManager": MANAGER}
@@ -37,9 +37,9 @@ def _refusals(cluster: Cluster, manifest: Mapping[str, Any]) -> list[Refusal]:
         try:
             cluster.request("POST", path, query={**_DRY, **_STRICT, "fieldValidation": validation}, body=manifest)
         except ApiError as error:
-            if error.code == 409:
+            if error.code == 409 or _is_of_creation(cluster, manifest, error.refusal):
                 return found + _changes(cluster, manifest)
-            if error.code not in _INVALID:
+            if not _is_of_the_manifest(error.refusal):
                 raise
             found.append(error.refusal)
             if error.code == 400:
@@ -53,10 +53,28 @@ def _changes(cluster: Cluster, manifest: Mapping[str, Any]) -> list[Refusal]:
     try:
         apply(cluster, manifest, dry=True)
     except ApiError as error:
-        if error.code not in _INVALID:
+        if not _is_of_the_manifest(error.refusal):
             raise
         return [error.refusal]
     return []
+
+
+def _is_of_creation(cluster: Cluster, manifest: Mapping[str, Any], refusal: Refusal) -> bool:
+    """Whether a quota, a policy or a webhook refuses to create a run that is there: the API server asks them before it
+    finds the name taken, and a change may be nothing to them."""
+    if not _is_of_the_manifest(refusal) or any(problems(refusal)):
+        return False
+    try:
+        cluster.request("GET", cluster.path("lorafinetunes", name_of(manifest)))
+    except ApiError as error:
+        if error.code in (403, 404):
+            return False
+        raise
+    return True
+
+
+def _is_of_the_manifest(refusal: Refusal) -> bool:
+    return refusal.code in _INVALID or forbids_the_object(refusal)
 
 
 def apply(cluster: Cluster, manifest: Mapping[str, Any], *, dry: bool = False) -> dict[str, Any]:

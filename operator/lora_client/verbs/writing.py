@@ -34,6 +34,7 @@ _QUESTIONS = {
     "dataset": "Training data (hf://, s3://, pvc://claim/file.jsonl or configmap://name/key): ",
     "output": "Where the adapter goes (pvc://claim/folder, s3://, hf:// or oci://): ",
 }
+_FLAGS = {"model": "--model", "dataset": "--dataset", "output": "--to"}
 
 
 def init(
@@ -78,13 +79,14 @@ def _give(secret: str, spec: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _asked(field: str, question: str) -> str:
+    flag = _FLAGS[field]
     if not sys.stdin.isatty():
-        raise ClientError(f"--{field} is missing: name it, or run this in a terminal, where it is asked for")
+        raise ClientError(f"{flag} is missing: name it, or run this in a terminal, where it is asked for")
     sys.stderr.write(question)
     sys.stderr.flush()
     answer = sys.stdin.readline().strip()
     if not answer:
-        raise ClientError(f"--{field} is missing: name it, or answer the question")
+        raise ClientError(f"{flag} is missing: name it, or answer the question")
     return answer
 
 

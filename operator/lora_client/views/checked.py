@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_client.views.refusals import Refusal, fields_of, problems
+from lora_client.views.refusals import Refusal, fields_of, problems, sentence_of
 from lora_client.views.words import address_hint, field_hint, hint
 from lora_trainer.contract.fields import Problem
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
@@ -40,7 +40,8 @@ def checked(own: Sequence[Problem], refusals: Sequence[Refusal]) -> Checked:
     theirs = [
         text
         for refusal in refusals
-        for text in problems(refusal)
+        # What a webhook denies may name no field, and is refused for all that.
+        for text in list(problems(refusal)) or [sentence_of(refusal)]
         if not any(text.startswith((f"{path} ", f"{path}:")) for path in by_path)
     ]
     unknown = [field for field in refused if not any(f"{path}.".startswith(f"{field}.") for path in by_path)]

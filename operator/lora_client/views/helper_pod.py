@@ -1,5 +1,6 @@
 """The pods of `pull` and `ask`, as restricted as those that train: where they run, what they mount, what they know."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ _HOLD = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.
 _TAKEN = ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "runtimeClassName")
 _NOT_FOR_THE_MODEL = ("OUTPUT_", "DATASET_", "LORA_", "MLFLOW_", "WANDB_")
 _MOUNTS_OF_A_MODEL = (f"{CLAIMS}/", CACHE, "/compiled", "/etc/lora-ca", "/dev/shm")  # noqa: S108 - mounts of the pod
+_PULLS = ("ErrImagePull", "ImagePullBackOff")
+_NO_LOGIN = re.compile(r"\b40[13]\b|unauthorized|authorization|denied|forbidden|no basic auth", re.IGNORECASE)
+_USER_REFUSED = ("runAsUser", "security context constraint")
 _PLAIN = ("cpu", "memory", "ephemeral-storage")
 _LIBRARIES = 2 * 2**30
 _WITHOUT_GPU = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
@@ -63,10 +67,12 @@ def adapter_place(run: Object) -> ClaimUri:
 def fetching(address: str) -> str:
     """The command that copies a result from a place that is no claim."""
     scheme, _, rest = address.partition("://")
+    repository, _, commit = rest.partition("@")
+    revision = f" --revision {commit}" if commit else ""
     return {
         "s3": f"aws s3 cp --recursive {address} ./adapter copies it",
-        "hf": f"hf download {rest.partition('@')[0]} --local-dir adapter copies it",
-        "oci": f"oras pull {rest} copies it",
+        "hf": f"hf download {repository}{revision} --local-dir adapter copies it",
+        "oci": f"oras pull {rest} -o adapter copies it",
     }.get(scheme, "fetch it from there")
 
 
@@ -248,4 +254,37 @@ def trouble(state: Object) -> str:
         waiting = part(container, "state", "waiting")
         if waiting.get("reason") not in (None, "", "ContainerCreating", "PodInitializing"):
             return " ".join(filter(None, (str(waiting["reason"]), str(waiting.get("message") or ""))))
+    return ""
+
+
+def lost_with_job(why: str, template: Object, namespace: str) -> str:
+    """What to do about a trouble or a refusal that the run's Job would have spared, since it names pull secrets and
+    user; empty for another one, and where the Job is there."""
+    if template:
+        return ""
+    if why.startswith(_PULLS) and _NO_LOGIN.search(why):
+        patch = '{"imagePullSecrets":[{"name":"SECRET"}]}'
+        return (
+            "the run's Job, which named the registry's login, is gone: name it at the service account, and try again: "
+            f"kubectl patch serviceaccount default -n {namespace} -p '{patch}'"
+        )
+    if any(word in why for word in _USER_REFUSED):
+        return "the run's Job, which named the user, is gone: leave ttlSecondsAfterFinished unset in further runs"
+    return ""
+
+
+def end(state: Object) -> str:
+    """Why a helper ended that ran, as a sentence; empty while it runs, and where the cluster gives no reason."""
+    name, reason = name_of(state), text(state, "status", "reason")
+    if reason == "DeadlineExceeded":
+        minutes = int(text(state, "spec", "activeDeadlineSeconds") or LONGEST_S) // 60
+        return f"Pod {name} ended after {minutes} minutes, the longest that a conversation lasts: begin another one"
+    if reason:
+        why = ": ".join(filter(None, (reason, text(state, "status", "message").strip(" ."))))
+        return f"Pod {name} ended ({why}): ask again"
+    for container in part(state, "status").get("containerStatuses") or ():
+        if text(container, "state", "terminated", "reason") == "OOMKilled":
+            limits = (part(c, "resources", "limits") for c in part(state, "spec").get("containers") or ())
+            memory = next((str(own["memory"]) for own in limits if own.get("memory")), "The amount")
+            return f"{memory} of memory did not suffice for pod {name} (OOMKilled): name more with --memory"
     return ""

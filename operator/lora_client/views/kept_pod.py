@@ -26,6 +26,12 @@ def gpus(run: Object) -> tuple[str, int]:
     return text(run, "spec", "resources", "gpuResourceName") or text(_kept(run), "gpuResourceName"), count
 
 
+def cpu_and_memory(run: Object) -> tuple[str, str]:
+    """What each pod requested, as quantities; empty where nothing tells it."""
+    asked, kept = part(run, "spec", "resources"), _kept(run)
+    return text(kept, "cpu") or text(asked, "cpu"), text(kept, "memory") or text(asked, "memory")
+
+
 def kept_pod(run: Object) -> dict[str, Any]:
     """Placement, resources, environment and cache, as the specification of a pod."""
     claim = text(_kept(run), "cacheClaim")
@@ -42,10 +48,10 @@ def _kept(run: Object) -> dict[str, Any]:
 
 
 def _resources(run: Object) -> dict[str, Any]:
-    asked, kept = part(run, "spec", "resources"), _kept(run)
-    cpu, memory = (text(kept, key) or text(asked, key) for key in ("cpu", "memory"))
+    cpu, memory = cpu_and_memory(run)
     resource, count = gpus(run)
-    requests = {"cpu": cpu, "memory": memory, "ephemeral-storage": text(asked, "ephemeralStorage")}
+    disk = text(run, "spec", "resources", "ephemeralStorage")
+    requests = {"cpu": cpu, "memory": memory, "ephemeral-storage": disk}
     limits = {"memory": memory, **({resource: str(count)} if count else {})}
     return {
         kind: {name: value for name, value in given.items() if name and value}

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_client.views.words import hint
+from lora_operator.decision.trouble import classify_refusal
 from lora_trainer.contract.fields import Problem
+from lora_trainer.contract.reasons import Reason
 
 _VALUE = re.compile(
     r"^(?:(?:Forbidden|Internal error): ?()|(?:Invalid|Unsupported|Too \w+|Duplicate) ?(?:value)?: ?"
@@ -27,6 +29,10 @@ _TYPES = {
     "array": "a list",
 }
 _IMMUTABLE = "immutable"
+_RIGHT = re.compile(r'forbidden: User "(?:[^"\\]|\\.)*" cannot ')
+"""So the API server begins whatever RBAC or another authorizer says; policies, quotas and webhooks answer 403, too."""
+_DENIED = "denied the request"
+_ANY_REMEDY = classify_refusal("")[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,20 +74,18 @@ def sentence_of(refusal: Refusal) -> str:
     if refusal.code == 401:
         return "The API server does not accept these credentials: log in again as your cluster wants it"
     if refusal.code == 403:
-        return f"You lack a right ({refusal.message}): ask the namespace's administrator for the role edit"
-    if refusal.code == 404 and refusal.name:
-        if refusal.kind != "lorafinetunes":
-            return f"There is no {refusal.kind.removesuffix('s')} {refusal.namespace}/{refusal.name}"
-        return (
-            f"There is no LoRAFineTune {refusal.namespace}/{refusal.name}: lora list -n {refusal.namespace} lists them"
-        )
+        return _forbidden(refusal)
     if refusal.code == 404:
-        return (
-            "The cluster does not know LoRAFineTunes: check that --context names the right one, "
-            "and ask its administrator whether the chart lora-finetune-operator is installed"
-        )
+        return _not_found(refusal)
     found = "\n".join(problems(refusal))
     return found or f"The API server refused this ({refusal.code} {refusal.reason}): {refusal.message}"
+
+
+def forbids_the_object(refusal: Refusal) -> bool:
+    """Whether a 403 is about what the object holds: for want of a right none is looked at, nor by a proxy."""
+    if refusal.code != 403 or _RIGHT.search(refusal.message):
+        return False
+    return refusal.reason == "Forbidden" or _DENIED in refusal.message
 
 
 def problems(refusal: Refusal) -> Iterator[str]:
@@ -105,6 +109,34 @@ def fields_of(refusal: Refusal) -> frozenset[str]:
     """The fields that the server complains about."""
     unknown = _UNKNOWN.findall(refusal.message) + _TWICE.findall(refusal.message)
     return frozenset([field for field, _ in refusal.causes if field] + unknown)
+
+
+def _not_found(refusal: Refusal) -> str:
+    name, namespace = refusal.name, refusal.namespace
+    if not name:
+        return (
+            "The cluster does not know LoRAFineTunes: check that --context names the right one, "
+            "and ask its administrator whether the chart lora-finetune-operator is installed"
+        )
+    if refusal.kind == "namespaces":
+        return f"There is no namespace {name}: check its spelling, or create it with kubectl create namespace {name}"
+    if refusal.kind != "lorafinetunes":
+        return f"There is no {refusal.kind.removesuffix('s')} {namespace}/{name}"
+    return f"There is no LoRAFineTune {namespace}/{name}: lora list -n {namespace} lists them"
+
+
+def _forbidden(refusal: Refusal) -> str:
+    """A right that is lacking, or what refused the object, with the operator's remedy where that fits."""
+    if _RIGHT.search(refusal.message):
+        return f"You lack a right ({refusal.message}): ask the namespace's administrator for the role edit"
+    said = f"The API server refused this: {refusal.message.rstrip('.')}"
+    reason, remedy = classify_refusal(refusal.message)
+    # A policy's sentence has a remedy of its own, and words on rights are the policy's here.
+    if remedy == _ANY_REMEDY or reason == Reason.FORBIDDEN:
+        return said
+    if refusal.kind == "pods" and "new LoRAFineTune" in remedy:  # of a helper, whose run has ended
+        remedy = "have the namespace's LimitRange changed"
+    return f"{said}: {remedy}"
 
 
 def _sentence(field: str, message: str) -> str:

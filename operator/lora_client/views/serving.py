@@ -5,9 +5,11 @@ from typing import Any
 
 from lora_client.errors import ClientError
 from lora_client.views.helper_pod import adapter_place
-from lora_client.views.kept_pod import gpus, placement
+from lora_client.views.kept_pod import cpu_and_memory, gpus, placement
 from lora_client.views.resources import Object, name_of, namespace_of, part, text
 from lora_trainer.contract.device_section import GPU_RESOURCE
+from lora_trainer.contract.quantity import at_least, size_of
+from lora_trainer.contract.serving import lora_module
 from lora_trainer.contract.uri import ClaimUri
 
 SERVERS = ("vllm", "kserve")
@@ -22,6 +24,21 @@ _COMMAND = ("vllm", "serve")
 _LENGTH = "--max-model-len=auto"
 """Without it vLLM wants room for the longest prompt that the model knows, which a small GPU lacks."""
 _SHARED = "shared-memory"
+_USER = 10001
+"""As which runs train, whose files the server reads."""
+_SECURITY_CONTEXT = {
+    "runAsNonRoot": True,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What the restricted Pod Security Standard wants, at the container, as Knative takes nothing of that at the pod."""
+_HOME = ({"name": "HOME", "value": "/tmp"}, {"name": "USER", "value": "vllm"})  # noqa: S108 - of the container
+"""What a user lacks that the image does not know."""
+_LEAST_LIMIT = 20 * 2**30
+"""Bytes of main memory that a server may take at least; vLLM's own guide for Kubernetes gives a 7B model 20 GB."""
 
 
 def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
@@ -37,14 +54,21 @@ def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
     metadata = {"name": name, "namespace": namespace_of(run)}
     if kind == "kserve":
         # Knative takes no name of a port but h2c and http1.
-        served = [{**container, "name": "kserve-container", "ports": [{"containerPort": PORT}]}]
+        resources = _with_cpu_limit(container["resources"])
+        own = {"name": "kserve-container", "ports": [{"containerPort": PORT}], "resources": resources}
+        served = [{**container, **own}]
         predictor = {"containers": served, "volumes": volumes, **placement(run)}
         head = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService"}
         return [{**head, "metadata": metadata, "spec": {"predictor": predictor}}]
     labels = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": name}
     template = {
         "metadata": {"labels": labels},
-        "spec": {"containers": [container], "volumes": volumes, **placement(run)},
+        "spec": {
+            "securityContext": {"fsGroup": _USER, "fsGroupChangePolicy": "OnRootMismatch"},
+            "containers": [container],
+            "volumes": volumes,
+            **placement(run),
+        },
     }
     spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
     port = {"name": "http", "port": 80, "targetPort": PORT}
@@ -75,9 +99,19 @@ def notes(run: Object) -> list[str]:
             f"The training divided the base over {over} GPUs of several nodes, this server has {count} of one: where "
             "the base does not fit, raise the GPUs in limits and args"
         )
+    cpu, memory = _cpu_and_memory(run)
+    if cpu and memory:
+        found.append(
+            f"The requests, CPU {cpu} and memory {memory}, are the training's for as many GPUs, in case a quota counts "
+            "them: where the server is OOMKilled, raise the memory in limits"
+        )
     found.append(
         f"{_LENGTH} takes prompts and answers as long as the GPU's memory allows, from vLLM 0.14 on: for a fixed "
         "length, write a number of tokens in place of auto"
+    )
+    found.append(
+        f"The server runs as user {_USER}, as the restricted Pod Security Standard wants, and vLLM's image was not "
+        "tried so: where it does not start, remove securityContext, and on OpenShift only the ids in it"
     )
     return found
 
@@ -92,7 +126,7 @@ def _server(run: Object, place: ClaimUri) -> tuple[dict[str, Any], list[dict[str
         arguments = [model, f"--served-model-name={name}"]
     else:
         arguments = [*_base(run, claims), *_flags(str(artifact.get("serving", "")), folder)]
-        arguments += ["--lora-modules", f"{name}={folder}"]
+        arguments += ["--lora-modules", lora_module(name, folder)]
         if secret := text(run, "spec", "model", "secretRef", "name"):
             reference = {"secretKeyRef": {"name": secret, "key": "HF_TOKEN", "optional": True}}
             variables = [{"name": "HF_TOKEN", "valueFrom": reference}]
@@ -106,13 +140,42 @@ def _server(run: Object, place: ClaimUri) -> tuple[dict[str, Any], list[dict[str
         "image": IMAGE,
         "command": list(_COMMAND),
         "args": arguments,
-        **({"env": variables} if variables else {}),
+        "env": [*variables, *map(dict, _HOME)],
+        "securityContext": _SECURITY_CONTEXT,
         "ports": [{"name": "http", "containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10},
-        "resources": {"limits": {gpus(run)[0] or GPU_RESOURCE: str(count)}},
+        "resources": _resources(run, count),
         "volumeMounts": mounts,
     }
     return container, volumes
+
+
+def _resources(run: Object, count: int) -> dict[str, dict[str, str]]:
+    """What a quota counts is stated: Kubernetes refuses what does not, or gives it a default too small for vLLM."""
+    cpu, memory = _cpu_and_memory(run)
+    gpu = {gpus(run)[0] or GPU_RESOURCE: str(count)}
+    limit = at_least(memory, _LEAST_LIMIT) if memory else ""
+    found = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit, **gpu}}
+    stated = {kind: {name: value for name, value in own.items() if value} for kind, own in found.items()}
+    return {kind: own for kind, own in stated.items() if own}
+
+
+def _cpu_and_memory(run: Object) -> tuple[str, str]:
+    """The training's, for the server's share of its GPUs: what its pod had, and no less memory than was planned."""
+    cpu, memory = cpu_and_memory(run)
+    planned = text(run, "status", "plan", "podMemoryBytes")
+    memory = at_least(memory or "0", int(planned)) if planned.isdecimal() else memory
+    parts = max(1, gpus(run)[1] // _gpus(run))
+    cores, size = size_of(cpu), size_of(memory)
+    if parts == 1 or cores is None or size is None:
+        return cpu, memory
+    return str(-(-cores // parts)), at_least("0", -(-size // parts))
+
+
+def _with_cpu_limit(resources: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """KServe sets a limit of one CPU where none stands, and a request above its limit is invalid."""
+    cpu = resources.get("requests", {}).get("cpu")
+    return {**resources, "limits": {"cpu": cpu, **resources["limits"]}} if cpu else resources
 
 
 def _gpus(run: Object) -> int:

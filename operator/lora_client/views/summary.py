@@ -17,7 +17,7 @@ from lora_client.views.resources import (
     waiting_for,
 )
 from lora_client.views.uses import is_merged, uses
-from lora_operator.views.wording import byte_size
+from lora_operator.views.wording import advice_lines, byte_size
 
 
 def summary(resource: Object, now: datetime) -> list[str]:
@@ -27,7 +27,7 @@ def summary(resource: Object, now: datetime) -> list[str]:
         *_progress(resource, now),
         *losses(resource),
         *_artifact(resource),
-        *_advice(resource),
+        *advice_lines(part(resource, "status").get("advice"), message(resource)),
     ]
 
 
@@ -105,9 +105,3 @@ def _artifact(resource: Object) -> Iterator[str]:
     what = "Merged model" if is_merged(resource) else "Adapter"
     yield f"{what}: {artifact['uri']} ({', '.join([*facts, str(artifact.get('digest', 'no digest'))])})"
     yield f"  {uses(resource)}"
-
-
-def _advice(resource: Object) -> Iterator[str]:
-    for entry in part(resource, "status").get("advice") or ():
-        if isinstance(entry, dict) and entry.get("message"):
-            yield f"Advice: {entry['message']}"

@@ -122,14 +122,22 @@ class Api:
 
         Raises `ApiError` for an answer that is no success, `UnreachableError` for no answer.
         """
+        return _parsed(await self._patiently(lambda: self._send(method, path, query, body, content_type)))
+
+    async def read(self, path: str, query: Mapping[str, str]) -> tuple[Object, int]:
+        """What is at a path, and of how many bytes it came; errors as of `request`."""
+        data = await self._patiently(lambda: self._send("GET", path, query, None, "application/json"))
+        return _parsed(data), len(data)
+
+    async def _patiently(self, send: Callable[[], Awaitable[bytes]]) -> bytes:
         for _ in range(MOST_PAUSES):
             try:
-                return await self._send(method, path, query, body, content_type)
+                return await send()
             except ApiError as error:
                 if error.code != 429 or not 0 < error.retry_after_s <= LONGEST_PAUSE_S:
                     raise
                 await self._sleep(error.retry_after_s)
-        return await self._send(method, path, query, body, content_type)
+        return await send()
 
     async def _send(
         self,
@@ -138,7 +146,7 @@ class Api:
         query: Mapping[str, str] | None,
         body: Mapping[str, Any] | None,
         content_type: str,
-    ) -> Object:
+    ) -> bytes:
         try:
             response = await self._open(
                 method, path, query=query, body=body, content_type=content_type, limits=self._timeout
@@ -148,8 +156,7 @@ class Api:
             raise _unreachable(method, path, error) from error
         if not 200 <= response.status < 300:
             raise _api_error(response.status, data, response.headers.get("Retry-After"))
-        document: Object = orjson.loads(data) if data else {}
-        return document
+        return data
 
     async def _open(
         self,
@@ -236,15 +243,19 @@ class Api:
         token, limit = "", LEAST_IN_CHUNK
         while True:
             page = {**query, "limit": str(limit), **({"continue": token} if token else {})}
-            answer = await self.request("GET", resource.path(namespace), query=page)
+            answer, size = await self.read(resource.path(namespace), page)
             metadata = answer.get("metadata") or {}
             documents = answer.pop("items", None) or []
-            size = len(orjson.dumps(documents))
-            limit = min(MOST_IN_CHUNK, max(LEAST_IN_CHUNK, CHUNK_BYTES * len(documents) // size))
+            limit = min(MOST_IN_CHUNK, max(LEAST_IN_CHUNK, CHUNK_BYTES * len(documents) // max(1, size)))
             yield Chunk(documents=documents, version=str(metadata.get("resourceVersion", "")))
             token = metadata.get("continue") or ""
             if not token:
                 return
+
+
+def _parsed(data: bytes) -> Object:
+    document: Object = orjson.loads(data) if data else {}
+    return document
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

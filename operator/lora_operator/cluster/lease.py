@@ -18,7 +18,8 @@ from lora_operator.views.wording import sentence
 
 logger = logging.getLogger(__name__)
 
-RELEASE_S = 3.0
+RELEASE_S = 8.0
+"""Short of the 15 s after which a Lease that nobody gave back runs out, by default."""
 _JITTER = 0.2
 
 

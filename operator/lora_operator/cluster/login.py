@@ -33,6 +33,8 @@ async def load_configuration(trace_configs: "Sequence[aiohttp.TraceConfig]" = ()
     configuration = Configuration()
     # Without it each request looks for a netrc in a thread; a proxy is set in the kubeconfig, not in the environment.
     configuration.client_session_kwargs = {"trust_env": False}
+    # No limit: a watch holds its connection, so those of many namespaces would leave none for requests.
+    configuration.connection_pool_maxsize = 0
     configuration.trace_configs = list(trace_configs)
     try:
         if _in_a_pod():

@@ -1,13 +1,14 @@
 """Looking at the children of one LoRAFineTune: what `decide` is given, for the operator's turns and for `explain`."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object
 from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
-from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL
-from lora_operator.views.pods import has_ended, is_running
+from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL, UID_LABEL
+from lora_operator.views.observe import controller_of
+from lora_operator.views.pods import has_ended, ignored_by_job, is_running
 
 
 def look(
@@ -54,10 +55,9 @@ async def read_live(
     job_names = tuple(job_names)
     if resource:
         await read_finetune(cache, api, finetune)
-    for name in job_names:
-        await _read_job(cache, api, finetune, name)
+    strangers = {await _read_job(cache, api, finetune, name) for name in job_names} - {""}
     if not _knows_all_pods(cache, finetune, job_names):
-        await _read_pods(cache, api, finetune, job_names)
+        await _read_pods(cache, api, finetune, job_names, strangers)
 
 
 def _knows_all_pods(cache: Cache, finetune: FineTune, job_names: tuple[str, ...]) -> bool:
@@ -70,7 +70,11 @@ def _knows_all_pods(cache: Cache, finetune: FineTune, job_names: tuple[str, ...]
         if job is None or ending_of(job) is None:
             return False
         own = [pod for pod in pods if pod.job_uid == job.uid]
-        return all(map(has_ended, own)) and len(own) >= job.failed + job.succeeded
+        # One that the Job leaves out of its count must not stand for one that it counts.
+        counted = [pod for pod in own if not ignored_by_job(pod)]
+        succeeded = sum(pod.phase == "Succeeded" for pod in counted)
+        known = succeeded >= job.succeeded and len(counted) - succeeded >= job.failed
+        return known and all(map(has_ended, own))
 
     return all(is_known(jobs.get(name)) for name in job_names)
 
@@ -84,18 +88,24 @@ async def read_finetune(cache: Cache, api: Api, finetune: FineTune) -> None:
         cache.finetunes.put(stored)
 
 
-async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> None:
+async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> str:
+    """Read a Job into the cache; the uid of one that somebody else made by this name, or empty."""
     place = Key(finetune.namespace, name)
     uid, before = cache.jobs.uid_at(place), cache.jobs.version
     stored = await _get(api.get(JOBS, finetune.namespace, name))
     if stored is None:
         cache.jobs.mark_deleted(place, uid)
-    else:
-        cache.jobs.put(stored, as_of=before)
+        return ""
+    cache.jobs.put(stored, as_of=before)
+    ours = finetune.uid in {controller_of(stored)[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
+    return "" if ours else str(stored["metadata"]["uid"])
 
 
-async def _read_pods(cache: Cache, api: Api, finetune: FineTune, job_names: tuple[str, ...]) -> None:
-    """A Job's pods carry its uid, or it would let go of them. Of a Job that is gone only the name may be known."""
+async def _read_pods(
+    cache: Cache, api: Api, finetune: FineTune, job_names: tuple[str, ...], strangers: Container[str]
+) -> None:
+    """A Job's pods carry its uid, or it would let go of them. Of a Job that is gone only the name may be known, which a
+    stranger's may have by now."""
     key = key_of(finetune)
     uids = {job.name: job.uid for job in cache.jobs.of(key, finetune.uid) if job.name in job_names}
     there, gone = set(uids.values()), set(job_names) - uids.keys()
@@ -103,7 +113,8 @@ async def _read_pods(cache: Cache, api: Api, finetune: FineTune, job_names: tupl
         documents, version = await _list_pods(api, finetune.namespace, CONTROLLER_UID_LABEL, there)
         cache.pods.replace(key, finetune.uid, documents, version, lambda pod: pod.job_uid in there)
     if gone:
-        documents, version = await _list_pods(api, finetune.namespace, JOB_NAME_LABEL, gone)
+        found, version = await _list_pods(api, finetune.namespace, JOB_NAME_LABEL, gone)
+        documents = [pod for pod in found if pod["metadata"]["labels"].get(CONTROLLER_UID_LABEL, "") not in strangers]
         cache.pods.replace(key, finetune.uid, documents, version, lambda pod: pod.job_name in gone)
 
 

@@ -13,7 +13,7 @@ from lora_operator.decision.adjust import adjust, adjusted
 from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
 from lora_operator.decision.checkpoint import checkpoint_saved
-from lora_operator.decision.expiry import expired_objects
+from lora_operator.decision.expiry import expired_objects, on_the_way_out
 from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
 from lora_operator.decision.notices import notices, recreated
 from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
@@ -34,6 +34,7 @@ from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
+from lora_operator.decision.unseen import rests_on_unseen
 from lora_operator.decision.usage import count_usage
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import render_job, render_service
@@ -50,24 +51,23 @@ from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, soonest
 from lora_operator.views.names import QUEUE_LABEL, child_labels
 from lora_operator.views.observe import parse_job
-from lora_operator.views.pods import has_ended, is_running, leader_first
+from lora_operator.views.pods import is_running, leader_first
 from lora_operator.views.wording import block_of, integer_of, sentence
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.reasons import Reason
 
 _LONGEST_PROBLEMS = MESSAGE_LENGTH - 200
-_UNSEEN_PODS_S = 30.0
 
 
 def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
     """The plan for one resource, given all that is known of its children.
 
-    What rests on something not seen, or cannot be taken back, asks for a live read in the same turn: another attempt,
-    an end without proof, each change and each deletion. A first attempt rests on its name, which no second Job can
-    have, and a proven end on the version of the resource: neither needs one.
+    What rests on something not seen, or cannot be taken back, asks for a live read in the same turn: another attempt, a
+    Job that is made again, an end without proof, each change and deletion. What is made for the first time rests on its
+    name, which no second Job can have, and a proven end on the version of the resource: neither needs one.
     """
     if finetune.deleting:
-        return Plan(status=finetune.status)  # the children have an owner reference, and go with the resource
+        return on_the_way_out(read_case(finetune, observed, config, now))
     if result_of(finetune.status):
         return _after_the_end(finetune, observed, now)
     case = planned(read_case(finetune, observed, config, now))
@@ -77,7 +77,7 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     else:
         stage, job = reached(case)
         plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
-    return dataclasses.replace(plan, read_first=_rests_on_unseen(case, plan), job_names=job_names(case))
+    return dataclasses.replace(plan, read_first=rests_on_unseen(case, plan), job_names=job_names(case))
 
 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
@@ -86,25 +86,6 @@ def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Pla
     jobs = tuple(job.name for job in observed.jobs if job.owner_uid == finetune.uid)
     status = refreshed_status(finetune)
     return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=bool(expired), job_names=jobs)
-
-
-def _rests_on_unseen(case: Case, plan: Plan) -> bool:
-    """Whether the plan rests on something that the cache may not have seen, or cannot be taken back."""
-    children = case.children
-    missing = children.job is None and (children.expected or bool(children.orphans))
-    hidden = not all(job.is_indexed for job in children.jobs) or not all(pod.is_indexed for pod in children.pods)
-    fails = result_of(plan.status) == "failed"
-    return bool(fails or missing or hidden or plan.patch or plan.delete or _has_unseen_pods(case))
-
-
-def _has_unseen_pods(case: Case) -> bool:
-    """Whether a Job has said for long that pods of it are active, of which none is known: they lost their labels."""
-    job = latest_job(case)
-    if job is None or not job.active or job.suspended or job.deleting or job.started_at is None:
-        return False
-    pods = case.pods_of(job)
-    last = max(job.started_at, *(pod.trainer.finished_at or pod.created_at for pod in pods), job.started_at)
-    return all(map(has_ended, pods)) and (case.now - last).total_seconds() > _UNSEEN_PODS_S
 
 
 def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:

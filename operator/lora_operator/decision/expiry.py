@@ -1,17 +1,33 @@
 """After the end: a Job that still goes on is stopped, and one that is old enough is removed.
 
-The resource, its status, the result and the checkpoints stay.
+The resource, its status, the result and the checkpoints stay. A resource on its way out is left to garbage collection.
 """
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
+from lora_operator.decision.case import Case
+from lora_operator.decision.stages.order import job_names
 from lora_operator.views.defaults import kept_ttl_s
 from lora_operator.views.jobs import is_ending
-from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed
+from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan
 from lora_operator.views.names import child_name
 from lora_operator.views.request import read_nodes, read_policy
 from lora_operator.views.wording import parse_instant
+
+
+def on_the_way_out(case: Case) -> Plan:
+    """The plan for a resource that is being deleted. Its children have an owner reference, and go with it.
+
+    While somebody else's finalizer keeps it nothing is collected, so Jobs that go on are stopped here, those that have
+    lost their labels included.
+    """
+    status = case.finetune.status
+    if not case.finetune.lingers:
+        return Plan(status=status)
+    going = (job for job in case.children.jobs if not job.deleting and not is_ending(job))
+    jobs = tuple(ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in going)
+    return Plan(status=status, delete=jobs, read_first=True, job_names=job_names(case))
 
 
 def expired_objects(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from lora_operator.decision.case import Case
 from lora_operator.decision.proof import Verdict
-from lora_operator.decision.retries import ignored_by_job
+from lora_operator.decision.retries import waited_in_vain
 from lora_operator.decision.situation import Scene, Situation
 from lora_operator.decision.verdict import deadline_exceeded, out_of_retries
 from lora_operator.views import names
@@ -16,7 +16,7 @@ from lora_operator.views.budget import is_spent
 from lora_operator.views.conditions import Finding, Type, previous_condition
 from lora_operator.views.jobs import is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.pods import failures_of, is_running
+from lora_operator.views.pods import failures_of, ignored_by_job, is_running
 from lora_operator.views.wording import parse_instant, sentence
 from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
@@ -84,7 +84,9 @@ def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], sit
 
 def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> datetime:
     """Since when not all pods run, the time before the Job, suspended and in a queue not included."""
-    moments = [pod.trainer.finished_at for pod in pods]
+    # A pod that waits for a node in vain ends, and waits again. Conditions may have come from a backup.
+    moments = [pod.trainer.finished_at for pod in pods if not waited_in_vain(pod, pods)]
+    moments.append(case.finetune.created_at)
     if job is not None:
         moments.append(job.started_at or job.created_at)
         # No condition says when a pod that fetched model and data ceased to run, and one that was drained is gone.

@@ -1,18 +1,22 @@
-"""The blocks of the status that say what a run used and achieved: resolved, dataset, results, artifact, checkpoint."""
+"""The blocks of the status that say what a run used and achieved: plan, resolved, dataset, results, artifact,
+checkpoint."""
 
+import dataclasses
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from lora_operator.decision.blocks import block_from
 from lora_operator.decision.progress import whole
 from lora_operator.views.request import Request
-from lora_operator.views.wording import block_of, decimal, integer_of, printable, text_of
+from lora_operator.views.wording import block_of, byte_size, decimal, integer_of, printable, text_of
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS, checkpoint_claim
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
 
 LARGEST_INT32 = 2**31 - 1
-MOST_MODULES, MOST_KERNELS = 256, 16
+MOST_MODULES, MOST_KERNELS, MOST_ALTERNATIVES = 256, 16, 8
 Block = dict[str, Any]
 
 
@@ -91,6 +95,13 @@ def _pod_block(request: Request, train: TrainConfig) -> Block:
     kept = {key: value for key, value in block.items() if value not in (None, "", {}, [])}
     # An empty one too: without any, `defaults_for` takes the run for one of an earlier release.
     return kept | {"environment": block["environment"]}
+
+
+def plan_block(plan: RunPlan) -> Block:
+    """All of the plan, and ready strings for people."""
+    block = block_from(dataclasses.replace(plan, alternatives=plan.alternatives[:MOST_ALTERNATIVES]))
+    shown = {"peakMemory": "peakBytes", "deviceMemory": "deviceBytes", "podMemory": "podMemoryBytes"}
+    return block | {key: byte_size(block[source]) for key, source in shown.items() if source in block}
 
 
 def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:

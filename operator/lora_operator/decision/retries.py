@@ -132,11 +132,6 @@ def _cause_of_a_disruption(pod: PodView) -> Cause:
     return Cause.NODE_LOST if lost else Cause.PREEMPTED
 
 
-def ignored_by_job(pod: PodView) -> bool:
-    """Whether the Job's pod failure policy leaves this end out of its own count."""
-    return was_disrupted(pod) or pod.trainer.exit_code == ExitCode.TERMINATED
-
-
 def _stopped_with_its_job(pod: PodView, jobs: Iterable[JobView], pods: Iterable[PodView]) -> bool:
     """Whether the pod was stopped because its Job was suspended, ended or deleted."""
     job = next((job for job in jobs if job.uid == pod.job_uid), None)
@@ -153,9 +148,14 @@ def _ends_the_job(pod: PodView) -> bool:
     return claims_success(pod) or pod.trainer.exit_code in FINAL
 
 
+def waited_in_vain(pod: PodView, pods: Iterable[PodView]) -> bool:
+    """Whether the pod ended since one of its peers had not started."""
+    return _is_a_consequence(pod) and any(_was_too_late(peer, pod) for peer in _peers(pod, pods))
+
+
 def _peers(pod: PodView, pods: Iterable[PodView]) -> list[PodView]:
-    """Pods of other nodes that were there when this one was."""
-    return [
+    """Pods of other nodes that were there when this one was; of a node that it met, not the pod that is to come."""
+    there = [
         other
         for other in pods
         if other.job_uid == pod.job_uid
@@ -163,6 +163,8 @@ def _peers(pod: PodView, pods: Iterable[PodView]) -> list[PodView]:
         and _began_before_the_end(other, pod)
         and _began_before_the_end(pod, other)
     ]
+    met = {other.index for other in there if not _was_too_late(other, pod)}
+    return [other for other in there if other.index not in met or not _was_too_late(other, pod)]
 
 
 def _began_before_the_end(pod: PodView, other: PodView) -> bool:
@@ -170,12 +172,23 @@ def _began_before_the_end(pod: PodView, other: PodView) -> bool:
 
 
 def _is_a_consequence(pod: PodView) -> bool:
+    """Whether the pod ended because another did: its peer is gone, or one that was asked to stop asked it in turn."""
     failure = failure_of(pod)
-    return failure is not None and failure.reason is Reason.PEER_FAILED and not was_disrupted(pod)
+    if failure is None or was_disrupted(pod):
+        return False
+    asked_to_stop = pod.trainer.exit_code == ExitCode.TERMINATED and not pod.deleting
+    return failure.reason is Reason.PEER_FAILED or asked_to_stop
 
 
 def _is_a_cause(pod: PodView) -> bool:
-    return has_ended(pod) and not _is_a_consequence(pod)
+    return (failure_of(pod) is not None and not _is_a_consequence(pod)) or claims_success(pod)
+
+
+def _was_too_late(peer: PodView, pod: PodView) -> bool:
+    """Whether the pod ended, other than asked to, before its peer had started: it waited for that in vain."""
+    began, ended = peer.trainer.started_at, pod.trainer.finished_at
+    late = not has_ended(peer) if began is None else ended is not None and ended < began
+    return late and pod.trainer.exit_code != ExitCode.TERMINATED
 
 
 def _waits_for_peers(pod: PodView, pods: Iterable[PodView]) -> bool:
@@ -183,15 +196,18 @@ def _waits_for_peers(pod: PodView, pods: Iterable[PodView]) -> bool:
     if not _is_a_consequence(pod):
         return False
     peers = _peers(pod, pods)
-    return not any(map(_is_a_cause, peers)) and not all(map(has_ended, peers))
+    known = any(_is_a_cause(peer) or _was_too_late(peer, pod) for peer in peers)
+    return not known and not all(map(has_ended, peers))
 
 
 def _follows_from_a_peer(pod: PodView, pods: Iterable[PodView]) -> bool:
-    """Whether another pod of the same round is counted in this one's place."""
+    """Whether another pod of the same round is counted in this one's place, or was waited for and is none's fault."""
     if not _is_a_consequence(pod):
         return False
-    peers = _peers(pod, pods)
-    return any(map(_is_a_cause, peers)) or any(peer.index < pod.index for peer in peers)
+    return any(
+        _is_a_cause(peer) or _was_too_late(peer, pod) or (_is_a_consequence(peer) and peer.index < pod.index)
+        for peer in _peers(pod, pods)
+    )
 
 
 def _is_counted_with_a_peer(pod: PodView, pods: Iterable[PodView], counted: Set[str]) -> bool:

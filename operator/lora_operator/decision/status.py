@@ -13,6 +13,7 @@ from lora_operator.decision.results import (
     artifact_block,
     checkpoint_block,
     dataset_block,
+    plan_block,
     resolved_by_run,
     results_block,
 )
@@ -117,6 +118,8 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     )
     summary = verdict.summary
     facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
+    if summary is not None and summary.plan is not None:
+        facts = dataclasses.replace(facts, findings={**facts.findings, "plan": plan_block(summary.plan)})
     facts = dataclasses.replace(facts, spent=facts.spent.ended_at(end))
     facts = dataclasses.replace(facts, advice=joined(facts.advice, *(summary.advice if summary else ())))
     status = _assemble(finetune, conditions, facts, now, finding)

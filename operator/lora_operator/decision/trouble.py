@@ -115,6 +115,10 @@ def classify_refusal(message: str) -> tuple[Reason, str]:
     return Reason.ADMISSION_DENIED, "correct what it names, or ask whoever runs the cluster"
 
 
+_NO_LIMIT = (
+    "pods of runs have no limit on CPU or ephemeral storage, and no field sets one: have the namespace's LimitRange "
+    "set a default for containers, not below what they request, or drop that rule"
+)
 _REFUSALS = (
     (  # not for want of quota: no other run's end would help
         r"failed quota: .*must specify",
@@ -146,9 +150,18 @@ _REFUSALS = (
         "give the operator's ServiceAccount this right, for instance by installing its chart again",
     ),
     (
+        r"no limit is specified.*, but (limit|request) is|, but (limit|request) is.*no limit is specified",
+        Reason.ADMISSION_DENIED,
+        f"{_NO_LIMIT}; and create a new LoRAFineTune with spec.resources within the others",
+    ),
+    (r"(usage|request ratio) per (Container|Pod) is.*no limit is specified", Reason.ADMISSION_DENIED, _NO_LIMIT),
+    (
         r"usage per (Container|Pod) is|request ratio per (Container|Pod) is",
         Reason.ADMISSION_DENIED,
-        "create a new LoRAFineTune with spec.resources within these limits, or have the namespace's LimitRange changed",
+        (
+            "create a new LoRAFineTune with spec.resources within these limits, or have the namespace's LimitRange "
+            "changed; a preflight has config.preflightCPU and config.preflightMemory of the chart"
+        ),
     ),
     (
         r"must be less than or equal to (cpu|memory|ephemeral-storage) limit",

@@ -13,7 +13,7 @@ from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune
 from lora_operator.views.request import Policy, Request
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import FINAL, ExitCode
+from lora_trainer.contract.exit_codes import FINAL, FOLLOWED
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 Manifest = dict[str, Any]
@@ -110,12 +110,12 @@ def _metadata(finetune: FineTune, attempt: int, stage: str = names.TRAIN) -> Man
 def _pod_failure_policy() -> Manifest:
     codes = {"containerName": names.TRAINER_CONTAINER, "operator": "In"}
     final = {**codes, "values": [int(code) for code in FINAL]}
-    told_to_stop = {**codes, "values": [int(ExitCode.TERMINATED)]}
+    followed = {**codes, "values": sorted(map(int, FOLLOWED))}
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             {"action": "FailJob", "onExitCodes": final},
-            # A pod that somebody deleted saves and ends so; what else sends it so far is counted by the operator.
-            {"action": "Ignore", "onExitCodes": told_to_stop},
+            # So ends a pod that somebody deleted, and one whose peer failed: the operator counts who is to blame.
+            {"action": "Ignore", "onExitCodes": followed},
         ]
     }

@@ -25,7 +25,7 @@ from lora_operator.views.model import (
     soonest,
 )
 from lora_operator.views.pods import newest_first
-from lora_operator.views.wording import block_of, duration, maps_of, sentence
+from lora_operator.views.wording import advice_lines, block_of, duration, maps_of, sentence
 from lora_trainer.contract.reasons import Reason
 
 Document = dict[str, Any]
@@ -168,7 +168,7 @@ def _decision(finetune: FineTune, plan: Plan) -> Document:
         "why": _why(finetune, plan, str(state.get("message", ""))),
         "meaning": known.meaning if known else "",
         "remedy": known.remedy if known else "",
-        "advice": [str(entry.get("message")) for entry in maps_of(plan.status.get("advice"))],
+        "advice": advice_lines(plan.status.get("advice"), str(state.get("message", ""))),
     }
 
 
@@ -259,7 +259,7 @@ def _head(document: Document) -> Iterator[str]:
     yield from (f"  {text}" for text in (decides["why"], decides["meaning"]) if text)
     if decides["remedy"]:
         yield f"  What to do: {decides['remedy']}"
-    yield from (f"  Advice: {text}" for text in decides["advice"])
+    yield from (f"  {text}" for text in decides["advice"])
     if resource["state"] != decides["state"]:
         yield f"  The status still says {resource['state'] or 'nothing'}."
     yield ""

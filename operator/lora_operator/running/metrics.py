@@ -138,7 +138,8 @@ class Metrics:
                 self.lost_steps.labels(namespace, loss.value)
 
     def left_out(self, namespaces: Iterable[str]) -> None:
-        """Show the namespaces that are not looked after."""
+        """Show the namespaces that are not looked after, and no others."""
+        self.left_out_namespaces.clear()
         for namespace in namespaces:
             self.left_out_namespaces.labels(namespace).set(1)
 

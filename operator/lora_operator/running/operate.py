@@ -14,6 +14,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from lora_operator.cluster.api import ApiError
+from lora_operator.cluster.lease import RELEASE_S
 from lora_operator.cluster.login import kopf_session, load_configuration
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.health import make_application, serving
@@ -64,7 +65,7 @@ async def operate(config: OperatorConfig) -> None:
                 logger.info("stopping")
                 await _wind_down(operator)
                 working.cancel()
-                await asyncio.wait({working}, timeout=_STOP_S)
+                await asyncio.wait({working}, timeout=RELEASE_S + _STOP_S)
             elif not working.cancelled():
                 failure = working.exception()
                 if failure is not None:

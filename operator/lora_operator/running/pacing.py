@@ -17,6 +17,7 @@ from lora_trainer.contract.reasons import Reason
 MOST_PROGRESS_PER_S = 18
 """Of the 20 statuses a second that a thousand trainings may write; the rest is for what else befalls them."""
 SCHEDULER_S = 1.0
+_TICK_S = 0.001
 JOB_S = 3.0
 
 
@@ -44,10 +45,16 @@ def delay_s(
     how the run ended, never does. `placed`: scheduler or queue have spoken. None waits more than `longest_s`.
     """
     if "jobName" not in before and state_of(after) in (Reason.PENDING, Reason.QUEUED):
-        return 0.0 if placed else max(0.0, min(SCHEDULER_S, longest_s) - wanted_for_s)
+        return 0.0 if placed else _rest_s(min(SCHEDULER_S, longest_s), wanted_for_s)
     if group_of(after) is Group.FAILING and group_of(before) is not Group.FAILING:
-        return max(0.0, min(JOB_S, longest_s) - wanted_for_s)
-    return max(0.0, longest_s - wanted_for_s) if _facts(before) == _facts(after) else 0.0
+        return _rest_s(min(JOB_S, longest_s), wanted_for_s)
+    return _rest_s(longest_s, wanted_for_s) if _facts(before) == _facts(after) else 0.0
+
+
+def _rest_s(longest_s: float, waited_s: float) -> float:
+    """What is left of a wait; none where that may be a rounding error, by which a clock does not move on."""
+    rest_s = longest_s - waited_s
+    return rest_s if rest_s > _TICK_S else 0.0
 
 
 def _facts(status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -119,7 +119,7 @@ class Operator:
         """For each kind the time, in seconds since 1970, when its most silent watch was last heard; 0 for never."""
         oldest: dict[str, float] = {}
         for reflector in self.reflectors:
-            heard_s = time.time() - reflector.silent_for_s if reflector.was_heard else 0.0
+            heard_s = self._now_s() - reflector.silent_for_s if reflector.was_heard else 0.0
             oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
         return oldest
 
@@ -138,11 +138,15 @@ class Operator:
             self.wake(key)
         if self.config.run_metrics:
             # Not before: of two processes that report the same runs, sums would count each run twice.
-            self.registry.register(ObjectCollector(self.cache.finetunes))
+            self.registry.register(ObjectCollector(self.cache.finetunes, self._now_s))
 
     def leading(self) -> bool:
         """Whether this process is the one that works on runs."""
         return self.working and (self.election is None or self.election.leading)
+
+    def _now_s(self) -> float:
+        """Seconds since 1970 by the API server's clock, as Prometheus and the status' times have it."""
+        return self.api.clock.now().timestamp()
 
     def _hurried(self) -> bool:
         return self.queue.is_waiting(NEW)

@@ -141,8 +141,8 @@ class Reconciler:
             self._cache.pods.acknowledge(key)
             self._cache.jobs.acknowledge(key)
             return None
-        told = self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
-        return SCHEDULER_S if told else None
+        acknowledged = self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
+        return SCHEDULER_S if acknowledged else None
 
     async def _reads_more(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""
@@ -207,6 +207,9 @@ class Reconciler:
                 return _refused(finetune, turn, creation.rejection)
             line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
+        if adopted:
+            # What was read before did not cover a Job of which nothing was known, nor its pods.
+            turn.live = turn.resource = False
         return not adopted
 
     async def _write_status(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:

@@ -14,7 +14,7 @@ class Used:
 
 
 def backoff_limit(policy: Policy, used: Used, pods: int) -> int:
-    """Failed pods that a Job bears. Where several train together, one failure ends all of them and each one counts."""
+    """Failed pods that a Job bears. Where several train together, each may fail by itself, as without a network."""
     return max(0, policy.max_retries - used.retries) * pods
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from lora_operator.views.names import MANAGED_BY, MANAGED_BY_LABEL, TRAIN, UID_LABEL
+from lora_operator.views.names import COLLECTING, TRAIN
 from lora_operator.views.wording import block_of, parse_instant
 from lora_trainer.contract.progress import Progress
 
@@ -30,9 +30,15 @@ class FineTune:
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """The status as last written, by us or by the CRD's default."""
+        """The status as last written, by us or by the CRD's default; empty where it is another run's."""
         status = self.manifest.get("status")
         return status if isinstance(status, Mapping) else {}
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it is being deleted, and only finalizers of others keep it: its children are collected after that."""
+        finalizers = block_of(self.manifest, "metadata").get("finalizers") or ()
+        return self.deleting and bool(finalizers) and not any(name in finalizers for name in COLLECTING)
 
     @property
     def created_at(self) -> datetime | None:
@@ -57,8 +63,8 @@ class JobView:
 
     `attempt` is, for a stage before the training, that of the training which follows; `retries_before` is what was used
     up of `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
-    `labels` are those by which watches and queues find it, `relabelled` is how often we put ours back. `managed_by` is
-    the controller that runs it, empty for Kubernetes' own.
+    `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put them back.
+    `managed_by` is the controller that runs it, empty for Kubernetes' own.
     """
 
     name: str
@@ -80,14 +86,9 @@ class JobView:
     queue: str = ""
     retries_before: int = 0
     succeeded: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict)
+    is_indexed: bool = True
     relabelled: int = 0
     managed_by: str = ""
-
-    @property
-    def is_indexed(self) -> bool:
-        """Whether our watches show it: it carries the labels that they select by."""
-        return self.labels.get(MANAGED_BY_LABEL) == MANAGED_BY and self.labels.get(UID_LABEL) == self.owner_uid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

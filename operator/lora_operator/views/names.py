@@ -5,7 +5,7 @@ A child is the run's by its controller reference. Its name says which stage of w
 
 import re
 
-from lora_trainer.contract.names import run_suffix
+from lora_trainer.contract.names import SUFFIX_LENGTH, run_suffix
 
 GROUP = "lora-operator.io"
 UID_LABEL = "lora-operator.io/uid"
@@ -25,11 +25,14 @@ CONTROLLER_UID_LABEL = "batch.kubernetes.io/controller-uid"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_LABELS = (QUEUE_LABEL, "kueue.x-k8s.io/priority-class")
+COLLECTING = ("orphan", "foregroundDeletion")
+"""Finalizers of garbage collection's own: it is at work on the children of what has one."""
 TRAINER_CONTAINER = "trainer"
 
 _LONGEST = 63
 _INDEX = len("-63")
 _JOB_NAME = re.compile(r"-([1-9][0-9]{0,3})(?:-([a-z]+))?$")
+_SUFFIX = re.compile(rf"-([a-z2-7]{{{SUFFIX_LENGTH}}}){_JOB_NAME.pattern}")
 
 
 TRAIN = "train"
@@ -58,6 +61,12 @@ def place_of(job_name: str) -> tuple[int, str]:
     """Attempt and stage of the Job with this name; 0 where the name is none of ours."""
     match = _JOB_NAME.search(job_name)
     return (int(match[1]), match[2] or TRAIN) if match else (0, TRAIN)
+
+
+def is_of_another(job_name: str, uid: str) -> bool:
+    """Whether the Job with this name is that of a run with another uid; not where the name is none of ours."""
+    match = _SUFFIX.search(job_name)
+    return match is not None and match[1] != run_suffix(uid)
 
 
 def child_labels(name: str, uid: str, attempt: int, stage: str = TRAIN) -> dict[str, str]:

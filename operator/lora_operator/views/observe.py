@@ -10,12 +10,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lora_operator.views import names
+from lora_operator.views.conditions import result_of
 from lora_operator.views.model import ConditionView, ContainerView, EventView, FineTune, JobView, PodView, WorkloadView
 from lora_operator.views.wording import integer_of, parse_instant
 from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 LONGEST_TEXT = 8192
+_LONGEST_NAME = 253  # of any object, by RFC 1123; a status that holds a longer one would be refused
 MOST_ITEMS = 100
+# Almost all maps are dicts, and to ask whether one is a Mapping takes ten times as long.
+_MAPPING = (dict, Mapping)
 _NEVER = datetime.fromtimestamp(0, UTC)
 _READ = ("apiVersion", "kind", "spec", "status")
 _READ_OF_METADATA = (
@@ -32,12 +36,20 @@ _JOB_CONTROLLER = "kubernetes.io/job-controller"
 
 
 def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
-    """A LoRAFineTune, its manifest without what nobody reads: annotations alone may be 256 KiB."""
+    """A LoRAFineTune, its manifest without what nobody reads: annotations alone may be 256 KiB.
+
+    Nor is the status read that came from a backup with a run that had another uid, unless that run had ended: what it
+    tells was done by Jobs of the other one, and its checkpoints are the other one's.
+    """
     metadata = _map(obj, "metadata")
     kept = {key: metadata[key] for key in _READ_OF_METADATA if key in metadata}
     labels = {key: value for key in names.QUEUE_LABELS if (value := _text(_map(metadata, "labels"), key))}
     if labels:
         kept["labels"] = labels
+    if finalizers := _finalizers(metadata):
+        kept["finalizers"] = finalizers
+    foreign = _is_of_another(_map(obj, "status"), _text(metadata, "uid"))
+    read = [key for key in _READ if isinstance(obj, _MAPPING) and key in obj and not (foreign and key == "status")]
     return FineTune(
         namespace=_text(metadata, "namespace") or "default",
         name=_text(metadata, "name"),
@@ -45,19 +57,32 @@ def parse_finetune(obj: Mapping[str, Any]) -> FineTune:
         generation=_integer(metadata, "generation") or 0,
         resource_version=_text(metadata, "resourceVersion"),
         deleting=metadata.get("deletionTimestamp") is not None,
-        manifest={**{key: obj[key] for key in _READ if isinstance(obj, Mapping) and key in obj}, "metadata": kept},
+        manifest={**{key: obj[key] for key in read}, "metadata": kept},
     )
+
+
+def _finalizers(metadata: Mapping[str, Any]) -> list[str]:
+    """Of a resource that is being deleted those that tell what becomes of its children; else one, however many are."""
+    found = metadata.get("finalizers") if metadata.get("deletionTimestamp") is not None else None
+    listed = found if isinstance(found, list) else []
+    collecting = [name for name in names.COLLECTING if name in listed]
+    return collecting or [str(name)[:LONGEST_TEXT] for name in listed[:1]]
+
+
+def _is_of_another(status: Mapping[str, Any], uid: str) -> bool:
+    return names.is_of_another(_text(status, "jobName"), uid) and not result_of(status)
 
 
 def parse_job(obj: Mapping[str, Any]) -> JobView:
     """A Job of ours."""
     metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
+    labels, owner_uid = _map(metadata, "labels"), _word(_controller(metadata), "uid")
     backoff_limit = _integer(spec, "backoffLimit")
     attempt, stage = names.place_of(_text(metadata, "name"))
     return JobView(
-        name=_text(metadata, "name"),
+        name=_name(metadata),
         uid=_text(metadata, "uid"),
-        owner_uid=_controller(metadata).get("uid", ""),
+        owner_uid=owner_uid,
         attempt=attempt,
         suspended=spec.get("suspend") is True,
         suspend_intent=_suspend_intent(metadata),
@@ -71,10 +96,10 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         completed_at=_time(status, "completionTime"),
         deleting=metadata.get("deletionTimestamp") is not None,
         stage=stage,
-        queue=_text(_map(metadata, "labels"), names.QUEUE_LABEL),
+        queue=_word(labels, names.QUEUE_LABEL),
         retries_before=_number_in(metadata, names.RETRIES_ANNOTATION),
         succeeded=_integer(status, "succeeded") or 0,
-        labels={key: _word(_map(metadata, "labels"), key) for key in (names.MANAGED_BY_LABEL, names.UID_LABEL)},
+        is_indexed=labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY and labels.get(names.UID_LABEL) == owner_uid,
         relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
     )
@@ -94,7 +119,7 @@ def parse_workload(obj: Mapping[str, Any]) -> WorkloadView:
     nominated = status.get("nominatedClusterNames")
     clusters = [status.get("clusterName"), *(nominated if isinstance(nominated, list) else ())]
     return WorkloadView(
-        name=_text(metadata, "name"),
+        name=_name(metadata),
         uid=_text(metadata, "uid"),
         job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
         active=_map(obj, "spec").get("active") is not False,
@@ -112,7 +137,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
     job_name = owner.get("name", "") if owner.get("kind") == "Job" else _text(labels, names.JOB_NAME_LABEL)
     attempt, stage = names.place_of(job_name)
     return PodView(
-        name=_text(metadata, "name"),
+        name=_name(metadata),
         uid=_text(metadata, "uid"),
         job_uid=owner.get("uid", "") if owner.get("kind") == "Job" and _is_counted(metadata, stage) else "",
         phase=_word(status, "phase"),
@@ -248,18 +273,22 @@ def _image(spec: Mapping[str, Any]) -> str:
 
 
 def _map(document: object, key: str) -> Mapping[str, Any]:
-    value = document.get(key) if isinstance(document, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
+    value = document.get(key) if isinstance(document, _MAPPING) else None
+    return value if isinstance(value, _MAPPING) else {}
 
 
 def _maps(document: Mapping[str, Any], key: str) -> Iterable[Mapping[str, Any]]:
     items = document.get(key)
-    return (item for item in items[:MOST_ITEMS] if isinstance(item, Mapping)) if isinstance(items, list) else ()
+    return (item for item in items[:MOST_ITEMS] if isinstance(item, _MAPPING)) if isinstance(items, list) else ()
 
 
 def _text(document: object, key: str) -> str:
-    value = document.get(key) if isinstance(document, Mapping) else None
+    value = document.get(key) if isinstance(document, _MAPPING) else None
     return value[:LONGEST_TEXT] if isinstance(value, str) else ""
+
+
+def _name(metadata: Mapping[str, Any]) -> str:
+    return _text(metadata, "name")[:_LONGEST_NAME]
 
 
 def _word(document: object, key: str) -> str:
@@ -272,4 +301,4 @@ def _integer(document: Mapping[str, Any], key: str) -> int | None:
 
 
 def _time(document: object, key: str) -> datetime | None:
-    return parse_instant(document.get(key)) if isinstance(document, Mapping) else None
+    return parse_instant(document.get(key)) if isinstance(document, _MAPPING) else None

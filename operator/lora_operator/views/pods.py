@@ -6,7 +6,7 @@ from lora_operator.views.conditions import Finding
 from lora_operator.views.model import ConditionView, MemoryLimit, PodView
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.codec import CodecError
-from lora_trainer.contract.exit_codes import ExitCode, reason_of
+from lora_trainer.contract.exit_codes import FOLLOWED, ExitCode, reason_of
 from lora_trainer.contract.reasons import FAILURES, Reason
 from lora_trainer.contract.summary import Summary
 
@@ -24,6 +24,11 @@ def is_running(pod: PodView) -> bool:
 def was_disrupted(pod: PodView) -> bool:
     """Whether the cluster took the pod away: drained, preempted, evicted. Such an end does not count as a failure."""
     return condition_of(pod, "DisruptionTarget").status == "True"
+
+
+def ignored_by_job(pod: PodView) -> bool:
+    """Whether the Job's pod failure policy leaves this end out of its own count."""
+    return was_disrupted(pod) or pod.trainer.exit_code in FOLLOWED
 
 
 def was_short_of_something(pod: PodView) -> bool:
@@ -152,6 +157,7 @@ _MEANINGS = {
     Reason.GPU_FAULT: "The GPU failed or was not there: check the node's GPU and its device plugin",
     Reason.STORAGE_FULL: "A volume could not be written: check its free space and its permissions",
     Reason.RESTARTING: "A network or a service failed for a while",
+    Reason.PEER_FAILED: "Another process of the run failed, and this one ended with it: look at the other pods' logs",
     Reason.MODEL_ACCESS_DENIED: "Access to model or data set was denied: check the token in the Secret of secretRef",
     Reason.CHECKPOINT_INVALID: "No checkpoint can be resumed from",
     Reason.EVICTED: "The trainer was stopped before its work was done",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from lora_trainer.contract.summary import clip
@@ -24,8 +25,16 @@ _SECRETS = (
     # JSON in base64, such as a Docker configuration and a JSON web token.
     (re.compile(_BEGIN + r"eyJ[-\w+/]{8,}[-\w+/.=]*"), "***"),
     (re.compile(r"(?i)(\bauth\\?[\"']\s*:\s*\\?[\"'])[^\s\"'\\]+"), r"\1***"),
-    # URLs that are signed: S3's two ways, Google's and Azure's.
-    (re.compile(r"(?i)(\bX-(?:Amz|Goog)-(?:Signature|Credential)=|[?&;](?:Signature|sig)=)[^\s&\"']+"), r"\1***"),
+    # URLs that are signed: S3's two ways, Google's and Azure's; in other URLs, in Go's JSON, in a header.
+    (
+        re.compile(
+            r"(?i)((?:\b|%26|%3F|\\u0026|\\u003f)X-(?:Amz|Goog)-(?:Signature|Credential)"
+            r"(?:%3D|\\u003d|\\?[\"']?\s*[:=]\s*\\?[\"']?)"
+            r"|(?:[?&;]|%3F|%26|\\u0026|\\u003f)(?:Signature|sig)(?:=|%3D|\\u003d)"
+            r"|,\s*Signature=(?=[0-9a-f]{16}))[^\s&\"'\\]+"
+        ),
+        r"\1***",
+    ),
     # Not an English word, as in "basic authentication failed".
     (
         re.compile(r"(?i:\b(bearer|basic)\s+)(?![A-Za-z]?[a-z]{7,18}(?![-A-Za-z0-9._~+/=]))[-A-Za-z0-9._~+/]{8,}=*"),
@@ -43,6 +52,7 @@ _SECRETS = (
 )
 _READ_LIMITS = 8
 _LONGEST_NUMBER = 32
+_LONGEST_INSTANT = 40
 _BARE = re.compile(r"[\W_]*")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -89,10 +99,14 @@ def instant(moment: datetime) -> str:
 
 def parse_instant(value: object) -> datetime | None:
     """Read a time of Kubernetes; None for anything else and for 1970, a CRD's way to say "not yet"."""
-    if not isinstance(value, str):
-        return None
+    return _parsed(value) if isinstance(value, str) and len(value) <= _LONGEST_INSTANT else None
+
+
+# The end of a run is a time in a dozen places of its objects.
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> datetime | None:
     try:
-        moment = datetime.fromisoformat(value)
+        moment = datetime.fromisoformat(text)
         moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return None
@@ -141,6 +155,18 @@ def maps_of(value: object) -> list[Mapping[str, Any]]:
 def text_of(value: object) -> str:
     """A text; empty for anything else."""
     return value if isinstance(value, str) else ""
+
+
+def advice_lines(advice: object, said: str = "") -> list[str]:
+    """The advice of a status as lines: severity, what to do and, in brackets, what was seen, unless that stands in the
+    line or in `said` already."""
+    found = []
+    for entry in maps_of(advice):
+        message, evidence = text_of(entry.get("message")), text_of(entry.get("evidence"))
+        seen = "" if not evidence or evidence in message or evidence in said else f" ({evidence})"
+        if message:
+            found.append(f"{text_of(entry.get('severity')) or 'Info'}: {message}{seen}")
+    return found
 
 
 def integer_of(value: object) -> int | None:

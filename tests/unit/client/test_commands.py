@@ -2,13 +2,13 @@
 
 import io
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.ports import free_port
 
 from lora_client.__main__ import main
 from lora_trainer.contract.manifest import RunOptions, train_config
@@ -43,10 +43,7 @@ def kubeconfig(path: Path, server: str) -> Path:
 @pytest.fixture(autouse=True)
 def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that nobody is at, and a folder of the test's own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{port}")))
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{free_port()}")))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(MANIFEST)
     (tmp_path / "config.json").write_text(CONFIG)
@@ -102,6 +99,8 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--secret is s3-keys, but the addresses are hf:// and s3://, of which each needs other keys: leave it out",
         ),
         (["init"], "--model is missing"),
+        (["init", "--model", "hf://a/b"], "--dataset is missing"),
+        (["init", "--model", "hf://a/b", "--dataset", "hf://c/d"], "--to is missing: name it, or run this in a"),
         (
             ["plan", "-f", "run.yaml", "--config", "none.json"],
             "none.json cannot be read (No such file or directory): name",
@@ -126,6 +125,18 @@ def test_whatever_goes_wrong_is_one_sentence(
     assert err.startswith("lora: ")
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_a_question_without_an_answer_names_the_flag(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is not always called as the field."""
+
+    typed = io.StringIO("\n")
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
+    assert main(["init", "--model", "hf://a/b", "--dataset", "hf://c/d"]) == 1
+    assert capsys.readouterr().err.endswith("lora: --to is missing: name it, or answer the question\n")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "hello", "x: [", "contexts: 3\n", "current-context: a\n"])
@@ -331,7 +342,7 @@ def lora(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}/trainer_image", **variables},
     )
 
@@ -380,5 +391,5 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
     )
     os.close(reading)
     os.close(writing)
-    assert process.communicate(timeout=60)[1] == b""
+    assert process.communicate(timeout=300)[1] == b""
     assert process.returncode == 0

@@ -21,15 +21,17 @@ Fault = Callable[[str], None]
 class Server(Cluster):
     """Pods by name; `fault` runs before the answer: after a pod is made, and before it is deleted."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: Fault, jobs: list[Object] | None = None, status: Object | None = None) -> None:
         self.namespace = "team-a"
         self.pods: dict[str, Object] = {}
         self.fault = fault
+        self.jobs = jobs or []
+        self.status = status or {"phase": "Running"}
 
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
     ) -> list[Object]:
-        return []
+        return self.jobs if plural == "jobs" else []
 
     def request(
         self,
@@ -47,7 +49,7 @@ class Server(Cluster):
             assert isinstance(body, dict)
             name = body["metadata"].get("name") or body["metadata"]["generateName"] + "abcde"
             metadata = {**body["metadata"], "name": name, "uid": "u"}
-            self.pods[name] = {**body, "metadata": metadata, "status": {"phase": "Running"}}
+            self.pods[name] = {**body, "metadata": metadata, "status": self.status}
         self.fault(method)
         if name not in self.pods:
             raise ApiError(Refusal(code=404, reason="NotFound", message="x", name=name, kind="pods"))
@@ -55,8 +57,8 @@ class Server(Cluster):
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that only waiting moves."""
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that only waiting moves: its time in seconds."""
     now = [0.0]
 
     class Clock:
@@ -67,6 +69,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += seconds
 
     monkeypatch.setattr(module, "time", Clock)
+    return now
 
 
 def raise_once(wanted: str, error: BaseException, times: int = 1) -> Fault:
@@ -126,3 +129,100 @@ def test_a_pod_that_was_refused_is_not_deleted() -> None:
     with pytest.raises(ApiError), helper(Server(fault), resource(status=finished()), Need(verb="pull")):
         pass
     assert asked == ["POST"]
+
+
+def unavailable() -> ApiError:
+    """As a load balancer answers while the API server is exchanged."""
+    return ApiError(Refusal(code=503, reason="ServiceUnavailable", message="x"))
+
+
+@pytest.mark.parametrize("error", [UnreachableError("no answer"), unavailable()], ids=["none", "503"])
+def test_a_pod_that_waits_is_not_given_up_for_one_lost_answer(
+    error: ClientError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have waited for its GPU for minutes."""
+    server = Server(raise_once("GET", error, times=3))
+    with helper(server, resource(status=finished()), Need(verb="ask")) as name:
+        assert server.pods
+    assert capsys.readouterr().err.splitlines() == [f"Waiting for pod {name}: {error}"]
+
+
+def test_a_server_that_stays_away_ends_the_wait(now: list[float]) -> None:
+    """After a minute, long before the time that a pod has to start."""
+    server = Server(raise_once("GET", UnreachableError("no answer"), times=1000))
+    with (
+        pytest.raises(UnreachableError, match="no answer"),
+        helper(server, resource(status=finished()), Need(verb="ask")),
+    ):
+        pass
+    assert 60 <= now[0] < 110
+
+
+def test_a_right_that_is_lacking_ends_the_wait_at_once() -> None:
+    """Only what may pass is waited for."""
+    refusal = ApiError(Refusal(code=403, reason="Forbidden", message="x"))
+    with (
+        pytest.raises(ApiError),
+        helper(Server(raise_once("GET", refusal)), resource(status=finished()), Need(verb="ask")),
+    ):
+        pass
+
+
+def nothing(_: str) -> None:
+    """No fault."""
+
+
+JOB: Object = {"metadata": {"name": "tone-abcde-1"}, "spec": {"template": {"spec": {"containers": []}}}}
+SCC = (
+    'pods "tone-pull-1" is forbidden: unable to validate against any security context constraint: [provider '
+    '"restricted-v2": Forbidden: .containers[0].runAsUser: Invalid value: 10001: must be in the ranges]'
+)
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff"])
+@pytest.mark.parametrize("jobs", [[], [JOB]], ids=["gone", "there"])
+def test_an_image_whose_login_went_with_the_job_is_reached_by_the_service_account(
+    reason: str, jobs: list[Object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said at once, and in the end; where the Job is there, its pull secrets were taken and do not help."""
+    waiting = {"state": {"waiting": {"reason": reason, "message": "401 Unauthorized"}}}
+    server = Server(nothing, jobs, {"phase": "Pending", "containerStatuses": [waiting]})
+    with (
+        pytest.raises(ClientError) as error,
+        helper(server, resource(status=finished()), Need(verb="pull"), start_s=3.0),
+    ):
+        pass
+    command = 'kubectl patch serviceaccount default -n team-a -p \'{"imagePullSecrets":[{"name":"SECRET"}]}\''
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "401 Unauthorized" in note
+    assert note.endswith(command) == str(error.value).endswith(command) == (not jobs)
+    assert str(error.value).endswith("ask the cluster's administrator") == bool(jobs)
+
+
+def test_an_image_that_is_gone_is_not_blamed_on_a_login() -> None:
+    """An upgrade may have taken it out of the registry, and no login brings it back."""
+    waiting = {"state": {"waiting": {"reason": "ErrImagePull", "message": "rpc error: code = NotFound: not found"}}}
+    server = Server(nothing, [], {"phase": "Pending", "containerStatuses": [waiting]})
+    with (
+        pytest.raises(ClientError, match="not found") as error,
+        helper(server, resource(status=finished()), Need(verb="pull"), start_s=1.0),
+    ):
+        pass
+    assert str(error.value).endswith("ask the cluster's administrator")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "message", "want"),
+    [([], SCC, True), ([JOB], SCC, False), ([], 'pods "x" is forbidden: exceeded quota: team', False)],
+    ids=["gone", "there", "quota"],
+)
+def test_a_user_that_the_platform_refuses_is_the_jobs_where_that_is_kept(
+    jobs: list[Object], message: str, want: bool
+) -> None:
+    """As OpenShift refuses all but those that it assigns."""
+    refusal = ApiError(Refusal(code=403, reason="Forbidden", message=message, kind="pods"))
+    server = Server(raise_once("POST", refusal), jobs)
+    with pytest.raises(ClientError) as error, helper(server, resource(status=finished()), Need(verb="pull")):
+        pass
+    assert str(error.value).startswith(str(refusal))
+    assert ("leave ttlSecondsAfterFinished unset" in str(error.value)) is want

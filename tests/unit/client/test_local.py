@@ -56,7 +56,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoRAClient:
 
 def test_a_local_run_is_waited_for_and_pulled(client: LoRAClient, tmp_path: Path) -> None:
     """As one of a cluster."""
-    run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone").wait(60)
+    run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone").wait(600)
     assert (run.name, run.state) == ("tone", "Succeeded")
     assert "loss 2.0000" in run.logs()
     folder = run.pull(tmp_path / "here")
@@ -70,14 +70,14 @@ def test_a_local_run_that_fails_says_why(client: LoRAClient) -> None:
     """By its own summary."""
     run = client.run({**SPEC, "lora": {"rank": 32}}, name="tone")
     with pytest.raises(ClientError, match=r"tone failed \(DatasetInvalid\): line 17 has no field 'output'"):
-        run.wait(60)
+        run.wait(600)
     with pytest.raises(ClientError, match="has no adapter on a claim"):
         run.pull()
 
 
 def test_a_local_run_is_asked_and_cloned(client: LoRAClient) -> None:
     """By the same verbs; what asks a cluster says so."""
-    run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone").wait(60)
+    run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone").wait(600)
     answer = run.ask("Who are\nyou?", most_tokens=7)
     assert (answer.question, answer.base, answer.adapter) == ("Who are you?", "7", "adapters/tone")
     with pytest.raises(ClientError, match="lora-trainer ask ended with status 1: the question is empty"):
@@ -85,7 +85,7 @@ def test_a_local_run_is_asked_and_cloned(client: LoRAClient) -> None:
     other = run.clone({"lora.rank": 32})
     assert other.name == "tone-2"
     with pytest.raises(ClientError, match=r"tone-2 failed \(DatasetInvalid\)"):
-        other.wait(60)
+        other.wait(600)
     with pytest.raises(ClientError, match="rank in it names no field"):
         run.clone({"rank in it": 1})
     for verb in (run.explain, run.serve, lambda: run.compare(other)):
@@ -98,14 +98,14 @@ def test_a_local_run_is_suspended_and_goes_on(client: LoRAClient, tmp_path: Path
     script = tmp_path / "bin" / "lora-trainer"
     script.write_text(
         TRAINER.replace(
-            "manifest =", "import time; print('begun', options['--uid'], flush=True); time.sleep(60); manifest ="
+            "manifest =", "import time; print('begun', options['--uid'], flush=True); time.sleep(600); manifest ="
         )
     )
     run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone")
     eventually(lambda: "begun" in run.logs(), "the first process has begun")
     assert run.suspend().state == "ExitCode-15"
     script.write_text(TRAINER)
-    assert run.resume().wait(60).state == "Succeeded"
+    assert run.resume().wait(600).state == "Succeeded"
     begun, step = run.logs().splitlines()
     assert begun == f"begun {step.rpartition(' of ')[2]}"
     assert run.resume().state == "Succeeded"

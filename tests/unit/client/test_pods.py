@@ -267,7 +267,7 @@ def test_an_adapter_is_served_where_it_was_trained() -> None:
     (deployment, _), (service,) = manifests(kept(), "vllm"), manifests(kept(), "kserve")
     for spec in (deployment["spec"]["template"]["spec"], service["spec"]["predictor"]):
         assert {key: spec.get(key) for key in SCHEDULING} == SCHEDULING
-        assert spec["containers"][0]["resources"]["limits"] == {"amd.com/gpu": "1"}
+        assert spec["containers"][0]["resources"]["limits"]["amd.com/gpu"] == "1"
 
 
 def test_a_helper_goes_with_its_run_and_ends_by_itself() -> None:
@@ -306,8 +306,8 @@ def test_a_large_result_has_the_time_to_be_copied(size: int | None, need: Need, 
     [
         ("", "tone has no adapter yet: lora status tone"),
         ("s3://bucket/tone", "aws s3 cp --recursive s3://bucket/tone"),
-        ("hf://acme/tone", "hf download acme/tone"),
-        ("oci://registry.example/tone:v1", "oras pull registry.example/tone:v1"),
+        ("hf://acme/tone", "hf download acme/tone --local-dir adapter copies"),
+        ("oci://registry.example/tone:v1", "oras pull registry.example/tone:v1 -o adapter"),
         ("pvc://adapters/..", "cannot be read"),
     ],
 )
@@ -466,14 +466,17 @@ def test_a_base_that_one_gpu_held_is_served_by_one(kind: str, sharded: bool, wan
     assert bool([line for line in serving.notes(run) if "attention heads" in line]) is sharded
 
 
+LENGTH, USER = "--max-model-len=auto", "runs as user 10001"
+
+
 @pytest.mark.parametrize(
     ("resolved", "want"),
     [
-        ({}, ["--max-model-len=auto"]),
-        ({"quantization": "NF4"}, ["held the base in NF4", "--max-model-len=auto"]),
-        ({"quantization": ""}, ["--max-model-len=auto"]),
-        ({"sharded": True, "shardedOver": 8}, ["attention heads", "--max-model-len=auto"]),
-        ({"sharded": True, "shardedOver": 16}, ["attention heads", "over 16 GPUs of several nodes", "--max-model-len"]),
+        ({}, [LENGTH, USER]),
+        ({"quantization": "NF4"}, ["held the base in NF4", LENGTH, USER]),
+        ({"quantization": ""}, [LENGTH, USER]),
+        ({"sharded": True, "shardedOver": 8}, ["attention heads", LENGTH, USER]),
+        ({"sharded": True, "shardedOver": 16}, ["attention heads", "over 16 GPUs of several nodes", LENGTH, USER]),
     ],
 )
 def test_what_a_server_needs_that_the_run_cannot_tell_is_noted(resolved: Object, want: list[str]) -> None:

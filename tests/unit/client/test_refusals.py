@@ -10,6 +10,12 @@ from lora_client.views.checked import checked, own_problems, shown
 from lora_client.views.refusals import Refusal, problems, sentence_of
 from lora_client.views.words import FIELDS, VALUES, meant
 
+RIGHT = 'pods is forbidden: User "eve" cannot list resource "pods" in API group "" in the namespace "team-a"'
+POLICY = (
+    "lorafinetunes.lora-operator.io \"tone\" is forbidden: ValidatingAdmissionPolicy 'lora-runs' with binding "
+    "'lora-runs' denied request: spec.model.uri is \"hf://b/c\": it must begin with hf://acme/; choose one that does"
+)
+
 
 def invalid(field: str, message: str) -> Refusal:
     """A resource that was found invalid for one cause."""
@@ -86,8 +92,8 @@ def test_a_cause_is_a_sentence(field: str, message: str, want: str) -> None:
     [
         (Refusal(code=401, reason="Unauthorized", message="Unauthorized"), "The API server does not accept these"),
         (
-            Refusal(code=403, reason="Forbidden", message="pods is forbidden"),
-            "You lack a right (pods is forbidden): ask",
+            Refusal(code=403, reason="Forbidden", message=RIGHT),
+            f"You lack a right ({RIGHT}): ask the namespace's administrator for the role edit",
         ),
         (
             Refusal(code=404, reason="NotFound", message="x", name="tone", kind="lorafinetunes", namespace="a"),
@@ -99,6 +105,10 @@ def test_a_cause_is_a_sentence(field: str, message: str, want: str) -> None:
             "There is no persistentvolumeclaim a/c",
         ),
         (
+            Refusal(code=404, reason="NotFound", message="x", name="a", kind="namespaces", namespace="a"),
+            "There is no namespace a: check its spelling, or create it with kubectl create namespace a",
+        ),
+        (
             Refusal(code=500, reason="InternalError", message="boom"),
             "The API server refused this (500 InternalError): boom",
         ),
@@ -108,6 +118,38 @@ def test_a_refusal_is_one_sentence_with_what_to_do(refusal: Refusal, begin: str)
     """Whatever the server answers."""
     assert sentence_of(refusal).startswith(begin)
     assert "\n" not in sentence_of(refusal)
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        (POLICY, ""),
+        ('admission webhook "x" denied the request: User "eve" cannot create resource "x": no', ""),
+        (
+            'pods "tone-pull-1" is forbidden: exceeded quota: team, requested: requests.memory=128Mi',
+            ": free some of the namespace's ResourceQuota or have it raised",
+        ),
+        (
+            'pods "tone-pull-1" is forbidden: failed quota: team: must specify limits.cpu for: lora',
+            (
+                ": have the ResourceQuota limit requests instead, or a LimitRange set a default not below what the pod "
+                "requests"
+            ),
+        ),
+        (
+            'pods "tone-pull-1" is forbidden: violates PodSecurity "restricted:latest": seccompProfile',
+            ": the namespace must allow what the message names, or the operator's configuration must do without it",
+        ),
+        (
+            'pods "tone-pull-1" is forbidden: minimum memory usage per Container is 1Gi, but request is 128Mi',
+            ": have the namespace's LimitRange changed",
+        ),
+    ],
+)
+def test_whoever_lacks_no_right_is_sent_for_none(message: str, remedy: str) -> None:
+    """Policies, quotas and webhooks answer 403, too; a policy's own sentence has its remedy."""
+    refusal = Refusal(code=403, reason="Forbidden", message=message, kind="pods")
+    assert sentence_of(refusal) == f"The API server refused this: {message}{remedy}"
 
 
 def test_an_odd_answer_is_read_as_far_as_it_goes() -> None:

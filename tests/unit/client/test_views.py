@@ -41,6 +41,27 @@ def test_a_status_says_what_to_do_next() -> None:
     assert summary({}, NOW)
 
 
+def test_a_status_has_the_advice_with_its_evidence() -> None:
+    """Warnings are told apart; nobody's status is trusted to be whole, or to say a thing once."""
+    advice = [
+        {"severity": "Warning", "message": "Raise the rank", "evidence": "Rank 4 holds 2 bits"},
+        {
+            "severity": "Info",
+            "message": "Try one epoch: each row is seen 3 times",
+            "evidence": "each row is seen 3 times",
+        },
+        {"message": "Go on"},
+        {"severity": "Info", "evidence": "nothing to do"},
+        "none",
+    ]
+    found = summary(resource(status={"advice": advice}), NOW)
+    assert found[-3:] == [
+        "Warning: Raise the rank (Rank 4 holds 2 bits)",
+        "Info: Try one epoch: each row is seen 3 times",
+        "Info: Go on",
+    ]
+
+
 @pytest.mark.parametrize(
     ("artifact", "want"),
     [
@@ -52,8 +73,8 @@ def test_a_status_says_what_to_do_next() -> None:
             "lora ask tone asks it, lora pull tone copies it, lora serve tone prints how to serve it",
         ),
         ({"uri": "s3://bucket/tone"}, "aws s3 cp --recursive s3://bucket/tone ./adapter copies it"),
-        ({"uri": "hf://acme/tone@abcde"}, "hf download acme/tone --local-dir adapter copies it"),
-        ({"uri": "oci://registry.example/tone:v1"}, "oras pull registry.example/tone:v1 copies it"),
+        ({"uri": "hf://acme/tone@abcde"}, "hf download acme/tone --revision abcde --local-dir adapter copies it"),
+        ({"uri": "oci://registry.example/tone:v1"}, "oras pull registry.example/tone:v1 -o adapter copies it"),
     ],
 )
 def test_a_status_names_what_takes_such_a_result(artifact: Object, want: str) -> None:

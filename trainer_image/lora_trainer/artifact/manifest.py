@@ -93,7 +93,8 @@ class Manifest:
     `noise` is that of the trained model's loss, in nats per token, None in manifests of releases that did not measure
     it; `verification` what a fresh process made of the adapter, None before that. `merge_failure` says why an adapter
     is published without the merged model that was asked for. `advice` is what the training had to advise. `encoding`
-    numbers the way in which rows became tokens; releases that did not note it had the first.
+    numbers the way in which rows became tokens; releases that did not note it had the first. `verbatim` is whether the
+    first row was learned as it stands, with no chat template, None where a release did not note it.
     """
 
     version: str = MANIFEST_VERSION
@@ -111,6 +112,7 @@ class Manifest:
     merge_failure: str | None = None
     advice: tuple[Advice, ...] = ()
     encoding: int = 1
+    verbatim: bool | None = None
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 
@@ -157,8 +159,9 @@ def finish(folder: Path, log: Path, verification: Verification | None) -> None:
     """Put the run's log as it is now, and what the verification found, into a result. Raises `StorageError`."""
     try:
         manifest = dataclasses.replace(read_manifest(folder), verification=verification)
-        # A link on the claim could lead to any file of the pod, and have it published.
+        # A link on the claim could lead to any file of the pod, and have it published, or overwritten.
         if log.is_file() and not log.is_symlink():
+            (folder / LOG).unlink(missing_ok=True)
             shutil.copyfile(log, folder / LOG)
             entries = {entry.path: entry for entry in manifest.files} | {LOG: entry_of(folder, LOG)}
             manifest = dataclasses.replace(manifest, files=tuple(entries[path] for path in sorted(entries)))
@@ -176,10 +179,14 @@ def _replace_manifest(folder: Path, manifest: Manifest) -> None:
     sync_folder(folder)
 
 
-def check_digests(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with the manifest. Raises `DamagedError` for what is changed, missing or added."""
-    found = {entry.path: entry for entry in file_entries(folder)}
+def check_digests(folder: Path, manifest: Manifest, *, log: bool = True) -> None:
+    """Compare every file with the manifest, or all but the `log`. Raises `DamagedError` for what is changed, missing or
+    added."""
+    left_out = () if log else (LOG,)
+    found = {entry.path: entry for entry in file_entries(folder) if entry.path not in left_out}
     for wanted in manifest.files:
+        if wanted.path in left_out:
+            continue
         entry = found.pop(wanted.path, None)
         if entry is None:
             raise DamagedError(f"{wanted.path} is missing from the adapter: the manifest lists it")
@@ -193,11 +200,14 @@ def check_digests(folder: Path, manifest: Manifest) -> None:
 
 
 def is_complete(folder: Path, uid: str) -> bool:
-    """Whether the folder holds a whole result of this run: its manifest, written last, and every file as listed."""
+    """Whether the folder holds a whole result of this run: its manifest, written last, and every file as listed.
+
+    The log does not count: it is put there anew before each publication, and may have been cut off in that.
+    """
     if run_of(folder) != uid:
         return False
     try:
-        check_digests(folder, read_manifest(folder))
+        check_digests(folder, read_manifest(folder), log=False)
     except DamagedError:
         return False
     return True

@@ -277,7 +277,7 @@ class DeviceConfig:
     @property
     def processes(self) -> int:
         """Training processes over all nodes: one for each GPU, one a node without."""
-        return max(1, self.gpus) * self.nodes
+        return max(1, self.gpus) * max(1, self.nodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

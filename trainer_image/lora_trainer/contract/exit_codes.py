@@ -18,12 +18,17 @@ class ExitCode(enum.IntEnum):
     VERIFICATION_FAILED = 73
     STORAGE = 74
     TRANSIENT = 75
+    PEER_FAILED = 76
     ACCESS_DENIED = 77
     CHECKPOINT_INVALID = 78
     INTERNAL = 1
     KERNEL_OUT_OF_MEMORY = 137
     TERMINATED = 143
 
+
+FOLLOWED = (ExitCode.PEER_FAILED, ExitCode.TERMINATED)
+"""Exit codes that follow from what somebody else did: the Job leaves them out of its count, and the operator finds who
+is to blame. Trainers of earlier releases end with 75 where a peer failed."""
 
 FINAL = (
     ExitCode.CONFIG_INVALID,
@@ -47,6 +52,7 @@ _REASONS = {
     ExitCode.VERIFICATION_FAILED: Reason.VERIFICATION_FAILED,
     ExitCode.STORAGE: Reason.STORAGE_FULL,
     ExitCode.TRANSIENT: Reason.RESTARTING,
+    ExitCode.PEER_FAILED: Reason.PEER_FAILED,
     ExitCode.ACCESS_DENIED: Reason.MODEL_ACCESS_DENIED,
     ExitCode.CHECKPOINT_INVALID: Reason.CHECKPOINT_INVALID,
     ExitCode.KERNEL_OUT_OF_MEMORY: Reason.OOM_KILLED,

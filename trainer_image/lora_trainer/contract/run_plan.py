@@ -1,4 +1,4 @@
-"""What a run is expected to take, and how it will compute: the plan that preflight makes."""
+"""What a run is expected to take, and how it will compute: the plan of preflight, or of the training on its device."""
 
 from dataclasses import dataclass
 
@@ -29,9 +29,10 @@ class RunPlan:
     `pod_memory_bytes` is what `resources.memory` should be at least,
     `checkpoint_bytes` the size of one checkpoint and `claim_bytes` what the run takes at most of their claim.
     `seconds` is the length of the training at an assumed share of the device's peak, `price` what its GPUs cost as long
-    as that, and `price_per_hour` what they cost an hour, where the operator's settings say what one does. Where layers
-    could not be counted, memory is that of the weights alone, and what depends on layers is 0. `reason` says in a
-    sentence why it was chosen so; `spread` is by how much, relatively, an estimate may be off for what is not known.
+    as that, and `price_per_hour` what they cost an hour, where the operator's settings or `plan --price` say what one
+    does. Where layers could not be counted, memory is that of the weights alone, and what depends on layers is 0.
+    `reason` says in a sentence why it was chosen so; `spread` is by how much, relatively, an estimate may be off for
+    what is not known.
     """
 
     quantization: Quantization

@@ -4,6 +4,7 @@ The rules are those of `PEFTHelper` in vllm/lora/peft_helper.py, which refuses D
 compares `--max-lora-rank` with the largest of `r` and all of `rank_pattern`, whether a module has it or not.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,6 +73,15 @@ def vllm_rank(rank: int) -> int:
         if rank <= allowed:
             return allowed
     raise ValueError(f"rank {rank} is above {_LARGEST}")
+
+
+def lora_module(name: str, path: str) -> str:
+    """The value of `--lora-modules`: `LoRAParserAction` of vLLM takes `name=path` only where there is one equals sign
+    and no comma; else JSON."""
+    plain = f"{name}={path}"
+    if plain.count("=") == 1 and "," not in plain:
+        return plain
+    return json.dumps({"name": name, "path": path}, ensure_ascii=False)
 
 
 def factor(alpha: int, rank: int, *, stabilized: bool) -> float:

@@ -192,14 +192,15 @@ class Summary:
         1. the first row (`preflight.dataset.first_row`),
         2. target modules beyond the first eight,
         3. the plan's alternatives,
-        4. advice beyond the first four, then all of it,
-        5. what the message has beyond 256 characters, and `resolved`,
-        6. `dataset`,
-        7. `preflight`,
-        8. `results` and `artifact`, which the manifest has, too,
-        9. what message, the plan's reason and its device's name have beyond 80 characters.
+        4. the plan of a run with `results`, which have its estimates,
+        5. advice beyond the first four, then all of it,
+        6. what the message has beyond 256 characters, and `resolved`,
+        7. `dataset`,
+        8. `preflight`,
+        9. `results` and `artifact`, which the manifest has, too,
+        10. what message, the plan's reason and its device's name have beyond 80 characters.
 
-        Reason, message, the plan's numbers and the checkpoint are always there.
+        Reason, message and the checkpoint are always there, and the plan's numbers where nothing was achieved.
         """
         shorter = dataclasses.replace(self, message=clip(self.message, 1024))
         text = _compact(shorter)
@@ -274,6 +275,7 @@ _ORDER: tuple[Callable[[Summary], Summary], ...] = (
     _without_first_row,
     _few_targets,
     _without_alternatives,
+    lambda summary: dataclasses.replace(summary, plan=None if summary.results else summary.plan),
     _little_advice,
     lambda summary: dataclasses.replace(summary, advice=()),
     lambda summary: dataclasses.replace(summary, message=clip(summary.message, 256), resolved=None),

@@ -1,8 +1,9 @@
 """Conversations to text through a chat template, and which stretches of the text are learned."""
 
 import functools
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from lora_trainer.data.messages import Message
 from lora_trainer.data.stretches import Rendered, Span, place
 from lora_trainer.data.time_limit import cpu_time
 from lora_trainer.errors import DatasetError
+
+log = logging.getLogger(__name__)
 
 FALLBACK_TEMPLATE = (
     "{% if tools %}{{ '### Tools:\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '\\n' }}"
@@ -60,6 +63,7 @@ class _Rendering:
 
 
 _Renderings = dict[_Request, _Rendering]
+_SAID = "Is anybody here?"
 _MARK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 
 
@@ -76,13 +80,32 @@ class Renderer:
         self._tokenizer = tokenizer
         self._learn_all = learn_all
         self._stops = tuple(stops)
-        self._arguments = chosen.arguments
+        self._chosen = chosen
         self.has_template = bool(chosen.text or tokenizer.chat_template)
         own = None if self.has_template else FALLBACK_TEMPLATE
         begin = "{{ bos_token }}" if starts_with_bos and (own or chosen.built_in) else ""
         self.template = begin + (chosen.text or own or "") or None
         self._named = "the model's chat template" if chosen.text is None else "dataset.chatTemplate"
-        self._takes_calls = "tool_calls" in str(self.template or tokenizer.chat_template)
+
+    @property
+    def beside(self) -> str | None:
+        """The template to serve the model with, None where its own will do: with the run's variables as defaults."""
+        own = self.template or self._tokenizer.chat_template
+        if not self._chosen.arguments:
+            return self.template
+        if not isinstance(own, str):
+            log.warning(
+                "the base model has several chat templates, so that none lies beside the adapter with "
+                "dataset.templateArguments: give these to the server"
+            )
+            return self.template
+        return self._chosen.served(own)
+
+    def prompt(self, question: str) -> str:
+        """What inference shows of a question. Raises what the template raises."""
+        asked = Message(role="user", content=question).for_template(in_parts=self._in_parts)
+        (found,) = self._rendered([[asked]], (), generation=True)
+        return found.text
 
     def render(self, samples: Sequence[Sample]) -> list[list[Text]]:
         """The texts of each sample, one or more. Raises `DatasetError` for the first that cannot be rendered."""
@@ -118,11 +141,32 @@ class Renderer:
             ) from error
 
     def _check_calls(self, chat: Conversation) -> None:
-        if not self._takes_calls and any(message.extra.get("tool_calls") for message in chat.messages):
+        if any(message.extra.get("tool_calls") for message in chat.messages) and not self._takes_calls(chat.tools):
             raise DatasetError(
                 f"{chat.where}: {self._named} has no place for tool calls, so they would be lost; choose a "
                 "model whose template has one, or write the calls into the content"
             )
+
+    def _check_thoughts(self, chat: Conversation, answers: Sequence[int], renderings: _Renderings) -> None:
+        for turn in answers:
+            found = renderings.get(_Request(turn + 1, generation=False))
+            if found is not None and _loses_thought(chat.messages[turn], found.text):
+                raise DatasetError(
+                    f"{chat.where}: {self._named} leaves out the thoughts of answers (<think>), so they would be lost; "
+                    "use another dataset.chatTemplate, or take them out of the content"
+                )
+
+    def _says_nothing(self, learned: str) -> bool:
+        """Whether nothing is left of an answer but the token that ends it."""
+        end = next((stop for stop in self._stops if learned.endswith(stop)), "")
+        return not learned.removesuffix(end).strip()
+
+    def _takes_calls(self, tools: Sequence[Any]) -> bool:
+        """Models may have a template of its own for conversations with tools."""
+        try:
+            return "tool_calls" in self._tokenizer.get_chat_template(self.template, list(tools) or None)
+        except ValueError:  # the rendering reports it
+            return True
 
     def _apply(self, chats: Sequence[Conversation], tools: Sequence[Any] = ()) -> list[_Renderings]:
         renderings: list[_Renderings] = [{} for _ in chats]
@@ -134,7 +178,7 @@ class Renderer:
                 if request.generation is generation
             ]
             turns = [
-                [message.for_template() for message in chats[number].messages[: request.turns]]
+                [message.for_template(in_parts=self._in_parts) for message in chats[number].messages[: request.turns]]
                 for number, request in wanted
             ]
             if not turns:
@@ -151,25 +195,39 @@ class Renderer:
         with cpu_time(SECONDS + len(turns) / 10):
             texts, marks = render(
                 turns,
-                tools=list(tools) or None,
+                tools=[_enveloped(tool) for tool in tools] or None,
                 chat_template=template,
                 add_generation_prompt=generation,
                 return_assistant_tokens_mask=not generation and bool(_MARK.search(template)),
-                **{**self._tokenizer.special_tokens_map, **self._arguments},
+                **{**self._tokenizer.special_tokens_map, **self._chosen.arguments},
             )
         if any(len(text) > LARGEST_TEXT for text in texts):
             raise ValueError(f"its text has more than {LARGEST_TEXT} characters")
         return [_Rendering(text, tuple(found)) for text, found in zip(texts, marks or [()] * len(texts), strict=True)]
 
     @functools.cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template writes a text only where it comes as a part, as those of some models that see do."""
+        plain, in_parts = (Message(role="user", content=_SAID).for_template(in_parts=parts) for parts in (False, True))
+        return not self._writes(plain) and self._writes(in_parts)
+
+    def _writes(self, message: dict[str, Any]) -> bool:
+        try:
+            (found,) = self._rendered([[message]], (), generation=False)
+        except Exception:  # as in `_renderings`
+            return False
+        return _SAID in found.text
+
+    @functools.cached_property
     def _heading(self) -> str:
         """What the template writes between a question and its answer; empty where it refuses to show it."""
-        question = [[{"role": "user", "content": "?"}]]
+        question = Message(role="user", content="?").for_template(in_parts=self._in_parts)
         try:
-            (asked,), (prompt,) = (self._rendered(question, (), generation) for generation in (False, True))
+            (asked,) = self._rendered([[question]], (), generation=False)
+            prompt = self.prompt("?")
         except Exception:  # as in `_renderings`
             return ""
-        return prompt.text.removeprefix(asked.text) if prompt.text.startswith(asked.text) else ""
+        return prompt.removeprefix(asked.text) if prompt.startswith(asked.text) else ""
 
     def _requests(self, chat: Conversation) -> set[_Request]:
         """The whole; or for each answer its prompt, and the text up to its end."""
@@ -182,6 +240,7 @@ class Renderer:
     def _texts(self, chat: Conversation, renderings: _Renderings) -> list[Text]:
         """The whole where everything is learned, else the texts in which each answer is learned once."""
         answers = _answers(chat.messages)
+        self._check_thoughts(chat, answers, renderings)
         empty = sum(message.learned and message.role == "assistant" for message in chat.messages) - len(answers)
         if self._learn_all:
             text = renderings[_Request(len(chat.messages), generation=False)].text.rstrip()
@@ -193,6 +252,11 @@ class Renderer:
                 f"{chat.where}: {self._named} does not let an answer follow its prompt, so the answer's "
                 "tokens cannot be told apart; use training.lossOn: All or another dataset.chatTemplate"
             )
+        if any(self._says_nothing(found.text[begin:end]) for found in placed for begin, end in found.learned):
+            raise DatasetError(
+                f"{chat.where}: {self._named} leaves out what an answer says, so that only its end would be learned; "
+                "use another dataset.chatTemplate"
+            )
         return [
             Text(
                 text=found.text,
@@ -203,6 +267,24 @@ class Renderer:
             )
             for number, found in enumerate(placed)
         ]
+
+
+def _loses_thought(message: Message, text: str) -> bool:
+    """Whether a thought in the content of an answer is not in the text that ends with the answer."""
+    thought, found, _ = message.content.rpartition("</think>")
+    return bool(found) and _squeezed(thought) not in _squeezed(text)
+
+
+def _squeezed(text: str) -> str:
+    """Without blanks and the beginnings of thoughts, which templates write themselves."""
+    return "".join(text.replace("<think>", "").split())
+
+
+def _enveloped(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """In OpenAI's form, which servers give to templates; data sets may describe the function alone."""
+    if "function" in tool or "name" not in tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def _answers(messages: Sequence[Message]) -> list[int]:

@@ -1,6 +1,7 @@
 """The chat template that a run chose instead of its model's own: a built-in one, or one from a ConfigMap."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -79,6 +80,21 @@ class Chosen:
     def digest(self) -> str | None:
         """Of the text, where one was chosen."""
         return None if self.text is None else f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
+
+    def served(self, text: str) -> str:
+        """A template with the run's variables as defaults, which a server's request may still set otherwise."""
+        return "".join((*(_default(name, value) for name, value in self.arguments.items()), text))
+
+
+def _default(name: str, value: Value) -> str:
+    # A tokenizer gives its own special tokens to each template, so that no default would count.
+    own = "" if name.endswith("_token") else f"{name} | default"
+    return f"{{% set {name} = {own}({_literal(value)}) %}}"
+
+
+def _literal(value: Value) -> str:
+    """As Jinja has it."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def chosen_template(config: DatasetConfig, volumes: Volumes) -> Chosen:

@@ -144,6 +144,14 @@ def _conversation(row: Row, layout: Layout, messages: tuple[Message, ...], *, ve
     )
 
 
+def is_verbatim(row: Row, layout: Layout) -> bool:
+    """Whether a row is learned as it stands where there is no chat template. Raises `DatasetError`."""
+    sample = parse(row, layout)
+    if sample is None:
+        return layout.verbatim or layout.kind is DatasetFormat.TEXT
+    return isinstance(sample, PlainText) or sample.verbatim
+
+
 def nothing_to_learn(row: Row, layout: Layout) -> str:
     """Why no row has anything to learn, seen from the first; the end of a sentence."""
     if layout.kind is not DatasetFormat.MESSAGES:

@@ -26,7 +26,7 @@ ROLES = {
 """Names of speakers, in lower case, and the roles that chat templates know; other names are passed on as they are."""
 
 _CALLS = frozenset({"function_call", "tool_call"})
-_PASSED_ON = ("name", "tool_call_id", "reasoning_content", "thinking")
+_PASSED_ON = ("name", "tool_call_id", "reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,10 @@ class Message:
         """Whether there is something to learn in it."""
         return self.learned and self.role == "assistant" and bool(self.content.strip() or self.extra.get("tool_calls"))
 
-    def for_template(self) -> dict[str, Any]:
-        """As chat templates take it."""
-        return {"role": self.role, "content": self.content, **self.extra}
+    def for_template(self, *, in_parts: bool = False) -> dict[str, Any]:
+        """As chat templates take it, which may want texts as parts of a content that may have images as well."""
+        content: object = [{"type": "text", "text": self.content}] if in_parts else self.content
+        return {"role": self.role, "content": content, **self.extra}
 
 
 def parse_messages(where: str, value: object, *, learned: bool = True) -> tuple[Message, ...]:

@@ -23,10 +23,11 @@ Span = tuple[int, int]
 """The first character of a stretch, and the one after its last."""
 
 _THOUGHT = re.compile(
-    r"(?:<\|?(?:\w+:)?think(?:ing)?\|?>|\[THINK\])\s*(?:(?:</(?:\w+:)?think(?:ing)?>|\[/THINK\])\s*)?\Z",
+    r"(?:<\|?(?:\w+:)?think(?:ing)?\|?>|\[THINK\])\s*(?:(?:</(?:\w+:)?think(?:ing)?>|\[/THINK\])\s*)?\Z"
+    r"|<\|channel>thought\s*(?:<channel\|>\s*)?\Z",
     re.IGNORECASE,
 )
-"""The thought that a generation prompt opens, or opens and closes: DeepSeek, Qwen, Seed, Magistral."""
+"""The thought that a generation prompt opens, or opens and closes: DeepSeek, Qwen, Seed, Magistral; Gemma 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

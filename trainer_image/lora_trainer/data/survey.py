@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
 from lora_trainer.data.dataset_files import Files, locate, locate_validation
-from lora_trainer.data.formats import MAY_BE_ABSENT, Layout, content_key, detect, nothing_to_learn, parse
+from lora_trainer.data.formats import (
+    MAY_BE_ABSENT,
+    Layout,
+    content_key,
+    detect,
+    is_verbatim,
+    nothing_to_learn,
+    parse,
+)
 from lora_trainer.data.readers import fingerprint, read_rows
 from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.rows import Row
@@ -52,7 +60,8 @@ class Samples:
     `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
     `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
     more. `shared` training rows stand among the held-out ones of another set, too. `learned` and `measured` tell the
-    contents of the training rows and of the held-out ones.
+    contents of the training rows and of the held-out ones. `verbatim` is whether the first row is learned as it stands
+    where there is no chat template.
     """
 
     parts: tuple[Part, ...]
@@ -65,6 +74,7 @@ class Samples:
     duplicates: int
     learned: RowSketch
     measured: RowSketch
+    verbatim: bool
     shared: int = 0
 
     @property
@@ -77,7 +87,8 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     """Read, check and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
     files = locate(config.dataset, volumes, hub)
     validation = locate_validation(config.dataset, volumes, hub)
-    layout = detect(config.dataset, _first_row(files))
+    first = _first_row(files)
+    layout = detect(config.dataset, first)
     survey = _survey(files, layout, config.dataset.columns)
     drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
@@ -99,6 +110,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         duplicates=copies(keys),
         learned=learned,
         measured=RowSketch.of(survey.keys, drawn),
+        verbatim=is_verbatim(first, layout),
         shared=shared,
     )
 

@@ -9,7 +9,8 @@ from lora_trainer.data.tokens import Encoder, stop_token_ids
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.places.base import Base
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# Not SentencePiece's `tokenizer.model`: its library is in neither image.
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 def load_encoder(
@@ -47,7 +48,10 @@ def _generation_eos(base: Base) -> tuple[int, ...]:
 def check_tokenizer(base: Base, address: str) -> None:
     """The files of a tokenizer, as far as they can be checked without its library. Raises `ConfigError`."""
     if not any((base.folder / name).is_file() for name in _TOKENIZERS):
-        raise ConfigError(f"model.uri is {address}: it has no tokenizer ({', '.join(_TOKENIZERS[:2])}); add its files")
+        raise ConfigError(
+            f"model.uri is {address}: it has no tokenizer.json; add the one that save_pretrained of its fast tokenizer "
+            "writes"
+        )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         _check_json(base.folder / name, address)
 

@@ -20,10 +20,12 @@ from lora_trainer.data.formats import Sample
 IGNORED = -100
 """Label of a position whose token is not learned (the `ignore_index` of PyTorch's cross-entropy)."""
 
-ENCODING = 2
+ENCODING = 3
 """Raised where a release makes other tokens, or learns others, of the same rows.
 
 1: of a conversation that its template rewrites, the last answer alone was learned.
+2: thoughts in a field `reasoning` were dropped, tools had OpenAI's envelope only where their rows have it, and a text
+that brings its first token got a second one.
 """
 
 TOKENIZED_AT_ONCE = 2**20
@@ -72,7 +74,7 @@ class Encoded:
 
 class Encoder:
     """Turns samples into examples with one tokenizer and the chosen chat template, if any; `has_template` is whether
-    there is one, chosen or the model's own; `template` the text of one that is not the model's own."""
+    there is one, chosen or the model's own; `template` the text to serve with, where the model's own will not do."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Encoder:
             chosen=chosen,
         )
         self.has_template = self._renderer.has_template
-        self.template = self._renderer.template
+        self.template = self._renderer.beside
         self._arguments = chosen.arguments
 
     def facts(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class Encoder:
 
         With a template that writes the date that is the date, too.
         """
-        template = str(self.template or self.tokenizer.chat_template)
+        template = str(self._renderer.template or self.tokenizer.chat_template)
         return {
             "loss_on": self.loss_on.value,
             "max_length": self.max_length,
@@ -113,6 +115,11 @@ class Encoder:
             "arguments": dict(self._arguments),
             "date": date.today().isoformat() if "strftime_now" in template else None,  # noqa: DTZ011 - as templates do
         }
+
+    def prompt(self, question: str) -> list[int]:
+        """The tokens of a question to a model as inference shows it. Raises what its chat template raises."""
+        ids: list[int] = self.tokenizer(self._renderer.prompt(question), add_special_tokens=False)["input_ids"]
+        return ids
 
     def encode(self, sample: Sample) -> Example:
         """The example of a sample that gives one, cut at the end to the longest length. Raises `DatasetError`."""
@@ -142,7 +149,10 @@ class Encoder:
 
     def _encoded(self, text: Text, tokens: Tokens) -> Encoded:
         ids, learned = tokens.ids, tokens.learned
-        before = [self.tokenizer.bos_token_id] if not text.templated and self.starts_with_bos else []
+        begins = not text.templated and self.starts_with_bos
+        # Texts that a template wrote before they came here bring the token along.
+        brought = begins and len(ids) > 0 and int(ids[0]) == self.tokenizer.bos_token_id
+        before = [self.tokenizer.bos_token_id] if begins and not brought else []
         # Without an end-of-sequence token from the template one is added, so that the model learns to stop.
         eos = self.tokenizer.eos_token_id
         after = [eos] if len(ids) and int(ids[-1]) not in self.stop_ids and eos is not None else []

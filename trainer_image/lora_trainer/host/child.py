@@ -19,7 +19,7 @@ from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
 
 log = logging.getLogger(__name__)
-STACKS_S = 1.0
+STACKS_S = 3.0
 """How long a stage may take to log its stacks before it is killed."""
 PEERS_S = 30.0
 """How long a stage may take to end once one of its processes has reported why it ends. The others may wait in a
@@ -107,7 +107,7 @@ class Stages:
         self.aborted = failure
         child = self.child
         if child is not None:
-            if log_stacks and self.training == ONE_PROCESS:
+            if log_stacks:
                 child.send_signal(signal.SIGUSR1)
                 time.sleep(STACKS_S)
             child.kill()

@@ -23,6 +23,7 @@ from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.progress import Progress
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats, SavedState, Summary, Verification
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import InternalError, explain
@@ -87,6 +88,7 @@ class Supervisor:
     metrics: TrainingMetrics = field(default_factory=TrainingMetrics)
     progress: Progress = field(default_factory=Progress)
     dataset: DatasetStats | None = None
+    plan: RunPlan | None = None
     verification: Verification | None = None
     published: Published | None = None
     workspace: Workspace | None = None
@@ -319,6 +321,7 @@ class Supervisor:
             self.progress = report.progress
             self.metrics.update(report.progress, report.counters)
         self.dataset = report.dataset or self.dataset
+        self.plan = report.plan or self.plan
         self.verification = report.verification or self.verification
         self.published = report.published or self.published
 
@@ -334,6 +337,7 @@ class Supervisor:
             results=results,
             artifact=describe(self.published.uri, self.published.digest, manifest),
             checkpoint=self._saved_state(),
+            plan=self.plan,
             advice=(*manifest.advice, *advice_on_estimate(self.config, results)),
         )
         folder = None if self.published.folder is None else Path(self.published.folder)
@@ -347,6 +351,7 @@ class Supervisor:
             resolved=resolved,
             dataset=self.dataset,
             checkpoint=self._saved_state(),
+            plan=self.plan,
             advice=advice_on_failure(self.config, failure.reason),
         )
         return Ending(code=failure.code, summary=summary)

@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -26,6 +28,8 @@ from lora_trainer.ranks.reports import Report, Reporter, failure_of_status
 _KEPT_PIECES, _PIECE = 64, 4096
 """How much of the end of the log is kept: what NCCL's watchdog says, with its stack frames, of each of eight GPUs."""
 _LOG_ENDS_S = 5.0
+_STACK_S = 0.2
+"""Time for a process to write its stack before the next one does."""
 
 
 class PassedLog:
@@ -66,6 +70,19 @@ def leave_out_a_timer_s_end(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def pass_to_children(number: int, _frame: object) -> None:
+    """For `signal.signal`: the processes that this one started get the signal in its place."""
+    for process in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
+        # One that ends meanwhile needs no signal.
+        with contextlib.suppress(OSError):
+            stat = (process / "stat").read_text(encoding="utf-8", errors="replace")
+            _state, parent, *_ = stat.rpartition(")")[2].split()
+            if int(parent) == os.getpid():
+                os.kill(int(process.name), number)
+                # All write to one log, piece by piece.
+                time.sleep(_STACK_S)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun to its end; the exit status of the process that failed first, or 0."""
     *options, descriptor = arguments
@@ -73,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     # It repeats with stack traces what the processes report in one sentence.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = leave_out_a_timer_s_end
+    # By which the supervisor has stacks logged: torchrun knows nothing of it.
+    signal.signal(signal.SIGUSR1, pass_to_children)
     start: Callable[[Any], None] = run
     log = PassedLog()
     try:

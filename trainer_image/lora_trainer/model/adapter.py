@@ -14,7 +14,7 @@ from torch import nn
 
 from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
-from lora_trainer.contract.fit.names import by_ending, kinds, matches, short_names
+from lora_trainer.contract.fit.names import by_ending, kinds, matches, no_matrix, not_loose, of_no_adapter, short_names
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.model.experts import left_alone, reserved_names
 from lora_trainer.model.linear import language_model, other_products
@@ -199,9 +199,7 @@ def _pattern(field: str, pattern: Mapping[str, int], adapted: Sequence[str]) -> 
     several endings fit a module, full names stand for them."""
     for ending in pattern:
         if not any(matches(name, ending) for name in adapted):
-            raise ConfigError(
-                f'lora.{field} names "{ending}": no adapted module ends so; adapted are {", ".join(kinds(adapted))}'
-            )
+            raise ConfigError(of_no_adapter(field, ending, adapted))
     fitting = {name: [ending for ending in pattern if matches(name, ending)] for name in adapted}
     if all(len(endings) <= 1 for endings in fitting.values()):
         return {re.escape(ending): value for ending, value in pattern.items()}
@@ -270,16 +268,10 @@ def _parameters(config: LoraConfig, model: Any, layers: _Layers, modules: Sequen
     for ending in config.target_parameters:
         found = [name for name in having if matches(name, ending)]
         if not found:
-            raise ConfigError(
-                f'lora.targetParameters names "{ending}": the model has no such matrix; outside of linear modules it '
-                f"has {', '.join(_loose(model)) or 'none'}"
-            )
+            raise ConfigError(no_matrix(ending, _loose(model)))
         for name in found:
             if name.rpartition(".")[0] in fixed:
-                raise ConfigError(
-                    f'lora.targetParameters names "{ending}": {name} belongs to a linear module or to the embeddings; '
-                    "adapt it with lora.targetModules, or train embeddings with lora.modulesToSave"
-                )
+                raise ConfigError(not_loose(ending, name))
         chosen += [name for name in found if layers.keep(name, config.layer_indices)]
     return tuple(dict.fromkeys(chosen))
 

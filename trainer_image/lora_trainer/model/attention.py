@@ -4,6 +4,7 @@ No mask says so: a mask over a pack of T tokens has T x T entries, of which most
 attention of its own; on a GPU one kernel call covers all rows.
 """
 
+import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -168,6 +169,12 @@ def _varlen(
 
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     longest = max(segments.lengths)
+    shared: dict[str, Any] = {}
+    if (repeats := query.shape[1] // key.shape[1]) > 1:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            shared = {"enable_gqa": True}
+        else:  # PyTorch 2.11
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     found: Any = varlen_attn(
         query,
         key,
@@ -178,7 +185,7 @@ def _varlen(
         longest,
         scale=kind.scaling,
         window_size=(-1 if kind.window is None else kind.window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **shared,
     )
     result: torch.Tensor = found[None]
     return result

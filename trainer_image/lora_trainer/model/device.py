@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import numpy.typing as npt
 import torch
 
 from lora_trainer.contract.config import DeviceConfig, Precision
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, GpuFaultError
 from lora_trainer.model.device_check import check_gpu, driver_version, no_gpu, too_few
+from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.ranks.reports import GpuMemory
 
+log = logging.getLogger(__name__)
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
 
@@ -98,6 +101,29 @@ def choose_anywhere(config: DeviceConfig, precision: Precision, local_rank: int 
     on_cpu = config.gpus == 0 or not torch.cuda.is_available()
     own = Precision.AUTO if on_cpu and precision is Precision.FP16 else precision
     return choose_device(dataclasses.replace(config, allow_cpu=True), own, local_rank)
+
+
+def same_type(device: Device, ranks: Ranks) -> Device:
+    """The device, with a compute type that all processes of the run have: sums of their gradients and slices of their
+    weights are of one. GPUs of which only some have bf16 take fp16.
+
+    A collective. Raises `GpuFaultError` where only some processes have a GPU.
+    """
+    there = ranks.gather((device.torch_device.type, device.dtype_name, device.name))
+    if len({kind for kind, _, _ in there}) > 1:
+        gpu, cpu = (next(name for kind, _, name in there if (kind == "cpu") is on_cpu) for on_cpu in (False, True))
+        raise GpuFaultError(
+            f"processes of the run compute on {gpu} and on {cpu}, and all must have a GPU: check driver and device "
+            "plugin of the nodes without one, or set resources.gpus: 0 for a run on CPU"
+        )
+    if len({dtype for _, dtype, _ in there}) == 1:
+        return device
+    log.warning(
+        "the GPUs of the run differ (%s), and not all have native bf16: all compute in fp16; resources.gpuProducts "
+        "keeps the run to GPUs of one kind",
+        ", ".join(sorted({name for _, _, name in there})),
+    )
+    return dataclasses.replace(device, dtype=torch.float16)
 
 
 def _gpu(wanted: int, precision: Precision, local_rank: int) -> Device:

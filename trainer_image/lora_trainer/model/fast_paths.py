@@ -20,8 +20,8 @@ from lora_trainer.model.loading import set_training
 from lora_trainer.model.rounding import Found, drawn_like, objection, wider
 
 FLOOR = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-"""Relative errors that are never held against a fast path: for 16 bits the rounding of one number, for fp32 eight such
-roundings, since libraries add up in different orders."""
+"""Relative errors that are never held against a fast path: for 16 bits the rounding of one number, for fp32 sixteen
+such roundings, since libraries add up in different orders."""
 _MOST_TIME, _ROUNDS = 1.1, 7
 """A fast path is slower that takes so many times plain PyTorch's time in each of so many rounds, and not in one of them
 less: timings of a busy machine differ by that much, and two runs are to choose alike."""
@@ -190,14 +190,16 @@ def _slower(trials: Mapping["Trial", int]) -> str | None:
     if sum(count * trial.work for trial, count in trials.items()) < _LEAST_WORK:
         return None
     fast = plain = 0.0
-    for _ in range(_ROUNDS):
-        try:
-            times = [(count, *trial.seconds()) for trial, count in trials.items()]
-        except Exception as error:  # as above
-            return f"it fails: {one_sentence(error)[:200]}"
-        fast, plain = (sum(one[0] * one[way] for one in times) for way in (1, 2))
-        if fast <= _MOST_TIME * plain:
-            return None
+    try:
+        with contextlib.ExitStack() as stack:
+            given = {trial: stack.enter_context(trial.stirred()) for trial in trials}
+            for _ in range(_ROUNDS):
+                times = [(count, *trial.seconds(given[trial])) for trial, count in trials.items()]
+                fast, plain = (sum(one[0] * one[way] for one in times) for way in (1, 2))
+                if fast <= _MOST_TIME * plain:
+                    return None
+    except Exception as error:  # as in `refusal`
+        return f"it fails: {one_sentence(error)[:200]}"
     return f"it takes {1000 * fast:.1f} ms forward and backward, plain PyTorch {1000 * plain:.1f} ms"
 
 
@@ -270,7 +272,7 @@ class Trial:
     def refusal(self) -> str | None:
         """Why the fast path is left out for its numbers, None where nothing is against them."""
         try:
-            with self._stirred() as inputs:
+            with self.stirred() as inputs:
                 plain, wanted = self._plain(inputs), self._written_out(inputs)
                 try:
                     fast = self._fast(inputs)
@@ -280,13 +282,12 @@ class Trial:
         except Exception as error:  # such as too little memory for the wider type
             return f"it cannot be compared: {one_sentence(error)[:200]}"
 
-    def seconds(self) -> tuple[float, float]:
-        """Of a pass forward and backward: on the fast path, and of plain PyTorch."""
-        with self._stirred() as inputs:
-            return self._seconds(lambda: self._fast(inputs)), self._seconds(lambda: self._plain(inputs))
+    def seconds(self, inputs: Tensors) -> tuple[float, float]:
+        """Of a pass forward and backward, within `stirred`: on the fast path, and of plain PyTorch."""
+        return self._seconds(lambda: self._fast(inputs)), self._seconds(lambda: self._plain(inputs))
 
     @contextlib.contextmanager
-    def _stirred(self) -> Iterator[Tensors]:
+    def stirred(self) -> Iterator[Tensors]:
         """The inputs of what is compared, and within it the module as it is compared."""
         casts = disable_input_dtype_casting(self.module, active=self.device.dtype != torch.float32)
         with casts, self.path.stirred(self.module, self.seen[0]):

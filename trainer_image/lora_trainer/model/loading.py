@@ -243,6 +243,21 @@ def set_training(model: nn.Module, *, on: bool) -> None:
             module.train(mode=True)
 
 
+def set_input_casts(model: nn.Module, *, on: bool) -> bool:
+    """Have adapted modules cast what they are given to the type of their adapter, or leave that to autocast; whether
+    they did before, which they do from the start.
+
+    PEFT keeps adapters in fp32, and would cast the inputs of 16-bit modules to fp32 and keep the copies. Steps in 16
+    bits do without, backward passes too: with checkpointing these run forward passes again, which must do the same.
+    Evaluations keep nothing, and cast: DoRA takes the norms of its weights in the type of its inputs.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    before = all(layer.cast_input_dtype_enabled for layer in layers)
+    for layer in layers:
+        layer.cast_input_dtype_enabled = on
+    return before
+
+
 def logical_parameters(model: nn.Module) -> int:
     """Parameters as the architecture has them: `numel` counts bytes of bitsandbytes, which hold two weights each."""
     packed = {

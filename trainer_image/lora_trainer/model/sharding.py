@@ -7,12 +7,16 @@ no node holds is divided over all nodes: then it crosses the network twice for e
 Adapters stay whole on each process: they are small, their gradients are summed as without sharding, and rank 0 can
 write them as they are. So do embeddings, last norm and output embeddings, 4 GB for the largest vocabularies: the loss
 calls the output embeddings apart from the model.
+
+The verification has one node's GPUs. Where these do not hold the base, its layers come from main memory one after the
+other, for each batch anew: slow for a GPU, and hundreds of times faster than a CPU.
 """
 
 import json
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +126,48 @@ def shard(model: Any, device: Device, mesh: Any) -> None:
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+    whole |= _outside(model, layers)
+    _move(model, whole, device)
+    # Holds no weights itself, but makes the layers one pipeline: each is gathered while the one before computes.
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
+
+
+def stream(model: Any, device: Device) -> None:
+    """Have the weights of each decoder layer of a model on the CPU come to the device for the layer's own computation
+    and no longer, and move everything else there. Not for training: a backward pass would not find them."""
+    _, layers = _decoder(model)
+    _move(model, _outside(model, layers), device)
+    for layer in layers:
+        kept = [(parameter, parameter.data) for parameter in layer.parameters()]
+        layer.register_forward_pre_hook(partial(_bring, kept, device.torch_device))
+        layer.register_forward_hook(partial(_take_back, kept), always_call=True)
+
+
+_Kept = list[tuple[nn.Parameter, torch.Tensor]]
+
+
+def _bring(kept: _Kept, where: torch.device, *_: Any) -> None:
+    for parameter, weights in kept:
+        parameter.data = weights.to(where, copy=True)
+
+
+def _take_back(kept: _Kept, *_: Any) -> None:
+    for parameter, weights in kept:
+        parameter.data = weights
+
+
+def _outside(model: nn.Module, layers: nn.Module) -> set[nn.Parameter]:
     of_layers = set(layers.parameters())
-    whole |= {parameter for parameter in model.parameters() if parameter not in of_layers}
-    for parameter in whole:
+    return {parameter for parameter in model.parameters() if parameter not in of_layers}
+
+
+def _move(model: nn.Module, parameters: Iterable[nn.Parameter], device: Device) -> None:
+    """These parameters and all buffers, to the device."""
+    for parameter in parameters:
         parameter.data = parameter.data.to(device.torch_device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device.torch_device))
-    # Holds no weights itself, but makes the layers one pipeline: each is gathered while the one before computes.
-    fully_shard(decoder, mesh=mesh, ignored_params=whole)
 
 
 def _decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:

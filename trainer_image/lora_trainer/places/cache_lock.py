@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 from lora_trainer.errors import TransientError
 
 log = logging.getLogger(__name__)
-PATIENCE_S = 900.0
-"""How long nothing may arrive; longer than the sum over a large file takes on a slow volume."""
+PATIENCE_S = 1200.0
+"""How long nothing may arrive; longer than the sum over a large file takes on a slow volume, and than the holder waits
+for new limits of requests."""
 _POLL_S = 1.0
 
 

@@ -1,6 +1,7 @@
 """Models and data sets of a Hugging Face Hub: every revision a commit, needed files only, every failure a sentence."""
 
 import functools
+import logging
 import os
 import random
 import time
@@ -15,9 +16,10 @@ from lora_trainer.places import network
 from lora_trainer.places.hub_cache import LargeFile, blob_or_partial, fetch_large, opened
 from lora_trainer.places.hub_errors import explain_hub, retry_after_s
 from lora_trainer.places.network import ATTEMPTS, RemoteFile, read_part
-from lora_trainer.places.roles import Role
+from lora_trainer.places.roles import Role, or_in_environment
 from lora_trainer.places.room import check_room
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -150,7 +152,7 @@ class Hub:
                 # The HTTP client would refuse the header with a message that quotes the token.
                 raise role.denied(
                     f"{role.section}.secretRef's HF_TOKEN holds characters that no token has, such as a space or a "
-                    "line break: store the token alone"
+                    f"line break: store the token alone{or_in_environment('HF_TOKEN')}"
                 )
             if token:
                 return token
@@ -166,7 +168,10 @@ class Hub:
                 if not isinstance(failure, TransientError) or attempt == ATTEMPTS:
                     raise failure from error
                 pause_s = 2 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-                self.sleep(max(pause_s, retry_after_s(error) or 0.0))
+                asked_s = retry_after_s(error) or 0.0
+                if asked_s > pause_s:
+                    log.info("%s: waiting %.0f s", failure, asked_s)
+                self.sleep(max(pause_s, asked_s))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _metadata(self, repository: Repository, name: str) -> Any:

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import ssl
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import certifi
 import urllib3
@@ -18,6 +19,14 @@ CONNECT_S, READ_S = 10.0, 60.0
 """How long a connection, and each silence of a server, may take."""
 RETRIED = (429, 500, 502, 503, 504)
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_UNKNOWN_AUTHORITY = (
+    "have the chart's config.caBundleConfigMap name a bundle that holds its authority; without a cluster set "
+    "SSL_CERT_FILE to one (for S3 AWS_CA_BUNDLE goes before it)"
+)
+_OUT_OF_TIME = "have it renewed, or the node's clock set"
+_OTHER_NAME = "use a name that it is for, or have one made for this name"
+_REMEDIES = {9: _OUT_OF_TIME, 10: _OUT_OF_TIME, 62: _OTHER_NAME, 64: _OTHER_NAME}
+"""By OpenSSL's code where no bundle would help: not yet valid, expired, of another host name or IP address."""
 
 
 def http_pool(url: str, *, backoff_s: float = 0.5, ca_variable: str | None = None) -> urllib3.PoolManager:
@@ -40,7 +49,44 @@ def http_pool(url: str, *, backoff_s: float = 0.5, ca_variable: str | None = Non
     proxy = _proxy(url)
     if proxy is None:
         return urllib3.PoolManager(retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8)
-    return urllib3.ProxyManager(proxy, retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8)
+    return urllib3.ProxyManager(
+        proxy, proxy_headers=proxy_login(proxy), retries=retries, timeout=timeout, ca_certs=bundle, maxsize=8
+    )
+
+
+def proxy_login(proxy: str) -> dict[str, str]:
+    """The header with the user and the password of a proxy's address, of which urllib3 makes nothing; empty where it
+    has none, and for SOCKS. Raises urllib3's `LocationParseError`, which may show them."""
+    parts = urllib3.util.parse_url(proxy)
+    if not parts.auth or (parts.scheme or "").startswith("socks"):
+        return {}
+    # The very bytes of the address: what is not ASCII stands there in UTF-8.
+    return urllib3.util.make_headers(proxy_basic_auth=unquote(parts.auth, "latin-1"))
+
+
+def refused_certificate(error: BaseException) -> str | None:
+    """Why the certificate of a server was refused and what to do, as the end of a sentence; None where an error has
+    another cause."""
+    found = _certificate_error(error)
+    if found is None:
+        return None
+    why = str(getattr(found, "verify_message", "")).rstrip(".") or "its authority is not known"
+    remedy = _REMEDIES.get(getattr(found, "verify_code", 0), _UNKNOWN_AUTHORITY)
+    return f"the server's certificate is not trusted ({why}): {remedy}"
+
+
+def _certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """Clients raise errors of their own, with the cause chained to them; urllib3's have it in `reason` or `args`."""
+    seen: set[int] = set()
+    nested: list[object] = [error]
+    while nested:
+        item = nested.pop(0)
+        if isinstance(item, ssl.SSLCertVerificationError):
+            return item
+        if isinstance(item, BaseException) and id(item) not in seen:
+            seen.add(id(item))
+            nested += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

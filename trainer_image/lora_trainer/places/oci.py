@@ -20,8 +20,8 @@ import urllib3
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence
-from lora_trainer.places.network import RETRIED, http_pool
-from lora_trainer.places.roles import Role
+from lora_trainer.places.network import RETRIED, http_pool, refused_certificate
+from lora_trainer.places.roles import Role, or_in_environment
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _ANY_MANIFEST = (
@@ -144,10 +144,11 @@ class Registry:
                 preload_content=not stream,
             )
         except urllib3.exceptions.HTTPError as error:
-            raise TransientError(
-                f"output.uri is {self._uri}: the registry cannot be reached ({one_sentence(error)[:200]}); check "
-                "proxy, network and certificates, and LORA_OCI_PLAIN_HTTP for a registry without TLS"
-            ) from error
+            unreachable = (
+                f"the registry cannot be reached ({one_sentence(error)[:200]}); check proxy and network, and "
+                "LORA_OCI_PLAIN_HTTP for a registry without TLS"
+            )
+            raise TransientError(f"output.uri is {self._uri}: {refused_certificate(error) or unreachable}") from error
 
     def _authenticate(self, answer: urllib3.BaseHTTPResponse) -> bool:
         """Answer the registry's challenge; whether there is something new to try."""
@@ -169,7 +170,8 @@ class Registry:
             answer = self._http.request("GET", f"{realm}?{urlencode(query)}", headers=headers)
             document = json.loads(answer.data) if answer.status == 200 else {}
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            message = f"output.uri is {self._uri}: the registry's token server fails ({one_sentence(error)[:200]})"
+            cause = refused_certificate(error) or one_sentence(error)[:200]
+            message = f"output.uri is {self._uri}: the registry's token server fails ({cause})"
             raise TransientError(message) from error
         token = document.get("token") or document.get("access_token")
         return f"Bearer {token}" if token else None
@@ -186,7 +188,7 @@ class Registry:
             return Role.OUTPUT.denied(
                 f"{where}: the registry refuses {what} with {whose} ({status}{said}); name in output.secretRef a "
                 f"Secret of type kubernetes.io/dockerconfigjson whose entry for {self._uri.registry} may push to "
-                f"{self._uri.repository}"
+                f"{self._uri.repository}{or_in_environment('OUTPUT_DOCKER_CONFIG_JSON')}"
             )
         if status in (413, 507) or "quota" in said.lower():
             return StorageError(

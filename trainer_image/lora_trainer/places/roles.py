@@ -1,6 +1,7 @@
 """What a remote address is for in a run: the field that names it, its credentials, and the reasons of its failures."""
 
 import enum
+import os
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TrainerError, TransientError
@@ -46,6 +47,13 @@ _DENIED = {
     Role.VALIDATION: Reason.DATASET_ACCESS_DENIED,
     Role.OUTPUT: Reason.OUTPUT_ACCESS_DENIED,
 }
+
+
+def or_in_environment(what: str) -> str:
+    """The end of a remedy that names a Secret: where `what` belongs without a cluster. Empty in a pod."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return ""
+    return f"; without a cluster set {what} in the environment (a stored login is not used)"
 
 
 def upload_failed(error: TransientError) -> StorageError:

@@ -22,8 +22,8 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, discreet, one_sentence
 from lora_trainer.places.downloads import fetch_whole
-from lora_trainer.places.network import RemoteFile, http_pool, read_part
-from lora_trainer.places.roles import Role
+from lora_trainer.places.network import RemoteFile, http_pool, read_part, refused_certificate
+from lora_trainer.places.roles import Role, or_in_environment
 
 log = logging.getLogger(__name__)
 PART_BYTES = 16 * 2**20
@@ -157,18 +157,22 @@ class Connection:
         if code == "PreconditionFailed":
             return TransientError(f"{where}: {_key_of(error, uri)} was changed while it was read")
         detail = f"the server answered {code or status}" if code or status else one_sentence(error)[:200]
-        return TransientError(f"{where}: {detail}; check AWS_ENDPOINT_URL_S3, proxy and network if this lasts")
+        unavailable = f"{detail}; check AWS_ENDPOINT_URL_S3, proxy and network if this lasts"
+        return TransientError(f"{where}: {refused_certificate(error) or unavailable}")
 
     def _explain_denial(self, error: Exception, uri: S3Uri, code: str) -> TrainerError:
         where = f"{self.role.field} is {uri}"
         secret = f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret of {self.role.section}.secretRef"
         if code in _BAD_CREDENTIALS:
-            return self.role.denied(f"{where}: the server does not accept the credentials ({code}); check {secret}")
+            return self.role.denied(
+                f"{where}: the server does not accept the credentials ({code}); check {secret}"
+                f"{or_in_environment('them')}"
+            )
         whose = "without credentials" if self.anonymous else "with these credentials"
         right = "write and list" if self.role is Role.OUTPUT else "read and list"
         return self.role.denied(
             f"{where}: the server denies access to {_key_of(error, uri)} {whose} ({code}); check {secret}, and that "
-            f"they may {right} in bucket {uri.bucket}"
+            f"they may {right} in bucket {uri.bucket}{or_in_environment('them')}"
         )
 
     def _explain_absence(self, error: Exception, uri: S3Uri, code: str) -> TrainerError:
@@ -210,7 +214,10 @@ def _credentials(role: Role, environment: Mapping[str, str]) -> Provider | None:
         access, secret, session = (environment.get(f"{prefix}{name}", "").strip() for name in names)
         if bool(access) != bool(secret):
             lacking = "AWS_SECRET_ACCESS_KEY" if access else "AWS_ACCESS_KEY_ID"
-            raise role.denied(f"{role.section}.secretRef's Secret has no {lacking}: S3 needs both keys of the pair")
+            raise role.denied(
+                f"{role.section}.secretRef's Secret has no {lacking}: S3 needs both keys of the pair"
+                f"{or_in_environment('it')}"
+            )
         if access:
             return StaticProvider(access, secret, session or None)
     if not any(environment.get(name) for name in _IDENTITY):

@@ -19,7 +19,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import ConfigError, StorageError, TransientError
 from lora_trainer.places.hub import Hub
-from lora_trainer.places.roles import Role, upload_failed
+from lora_trainer.places.roles import Role, or_in_environment, upload_failed
 
 _OWN_FILES = frozenset({".gitattributes"})
 _LONGEST_NAME = 96
@@ -44,12 +44,13 @@ class HubSink:
         if self.hub.token(Role.OUTPUT) is False:
             raise Role.OUTPUT.denied(
                 f"output.uri is {self.uri}: the Hub takes nothing without a token; name in output.secretRef a "
-                "Secret whose HF_TOKEN may write to it"
+                f"Secret whose HF_TOKEN may write to it{or_in_environment('HF_TOKEN')}"
             )
         who = self.hub.call(self.uri, Role.OUTPUT, self._api().whoami)
         if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise Role.OUTPUT.denied(
                 f"output.uri is {self.uri}: the token in output.secretRef may only read; make one that may write"
+                f"{or_in_environment('HF_TOKEN')}"
             )
         self._check_namespace(who)
         self._free_place()
@@ -64,6 +65,7 @@ class HubSink:
         raise Role.OUTPUT.denied(
             f"output.uri is {self.uri}: the token in output.secretRef is of {name}, who {membership}; write to "
             f"hf://{name}/{self.uri.repo.partition('/')[2]}, or take a token of a member of {namespace} that may write"
+            f"{or_in_environment('HF_TOKEN')}"
         )
 
     def published(self) -> Published | None:

@@ -14,6 +14,7 @@ from lora_trainer.contract import codec
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import TrainerError
 from lora_trainer.ranks.activity import Activity
@@ -66,6 +67,7 @@ class Report:
     dataset: DatasetStats | None = None
     verification: Verification | None = None
     published: Published | None = None
+    plan: RunPlan | None = None
     failure: Failure | None = None
 
     def to_line(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from lora_trainer.contract.advice.codes import Advice, Severity
 from lora_trainer.contract.advice.facts import Computing, Ended, Facts, Rows
 from lora_trainer.contract.advice.rules import after, known_before, spoken
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.data.dataset import Data
@@ -48,6 +48,7 @@ def facts_of(
             cpu=device.torch_device.type == "cpu",
             quantization=config.quantization,
             recomputes=adapted.checkpointing.recomputes,
+            selective=adapted.checkpointing is ActivationCheckpointing.SELECTIVE,
             micro_batch_tokens=way.budget.tokens,
             kernels_left_out=way.kernels.left_out,
             kernels_changed_step=way.kernels.changed_step,

@@ -15,13 +15,14 @@ from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, DoesNotFitError
 from lora_trainer.model.device import Device
 from lora_trainer.model.options import check_options
 from lora_trainer.model.sharding import device_bytes
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import parameters_in, shape_in
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.reports import Report, Reporter
 
 log = logging.getLogger(__name__)
 _GIB = 2**30
@@ -37,13 +38,23 @@ class Settled:
 
 
 def settle(
-    config: TrainConfig, base: Base, device: Device, stats: DatasetStats, ranks: Ranks, *, kept: Quantization | None
+    config: TrainConfig,
+    base: Base,
+    device: Device,
+    stats: DatasetStats,
+    ranks: Ranks,
+    *,
+    reporter: Reporter,
+    kept: Quantization | None,
 ) -> Settled:
-    """Settle a run on the smallest of its processes' devices; all of them call it, and find the same.
+    """Settle a run on the smallest of its processes' devices; all of them call it, and find the same. The plan is
+    reported where preflight made none, and where it refuses.
 
-    `kept` is the quantization of the checkpoint that the run goes on from: it wins over what the device would have.
+    `kept` is the quantization of the checkpoint that the run goes on from: it wins over what the device would have, and
+    what has been trained before is tried on any device. Raises `DoesNotFitError`, on all processes, where preflight
+    would have done so for this device.
     """
-    gpu = min(ranks.gather(_gpu_of(device)), key=lambda gpu: gpu.memory_bytes if gpu else 0)
+    gpu = min(ranks.gather(gpu_of(device)), key=lambda gpu: gpu.memory_bytes if gpu else 0)
     if config.quantization is Quantization.AUTO and kept is not None:
         log.info("quantization: %s, as of the checkpoint", kept.value)
         config = replace(config, quantization=kept)
@@ -53,9 +64,16 @@ def settle(
     except (ShapeError, AdapterError, ConfigError) as error:
         log.warning("what the run takes is not estimated: %s", error)
         return Settled(config=_by_weights(config, base, device, gpu), plan=None)
-    if plan.quantization is not config.quantization and not _possible(config, plan.quantization, base, device):
+    # Without one it is possible: `check_options` has said so before.
+    chosen = plan.quantization not in {config.quantization, Quantization.NONE}
+    if chosen and not _possible(config, plan.quantization, base, device):
         plan = _plan(_quantized(config, Quantization.NONE), shape, stats, gpu)
     _log(config, plan)
+    refused = plan.fits is False and kept is None
+    if refused or config.planned is None:
+        reporter.send(Report(plan=plan))
+    if refused:
+        raise DoesNotFitError(plan.reason, plan)
     return Settled(config=_quantized(config, plan.quantization), plan=plan)
 
 
@@ -74,6 +92,12 @@ def _by_weights(config: TrainConfig, base: Base, device: Device, gpu: Gpu | None
     return _quantized(config, found)
 
 
+def gpu_of(device: Device) -> Gpu | None:
+    """The GPU with the memory that a plan counts on; None for a CPU."""
+    memory = device_bytes(device)
+    return None if memory is None else found_gpu(device.name, memory, device.capability or (0, 0))
+
+
 def peak_share(shape: Shape | None, device: Device, ranks: Ranks) -> float | None:
     """Share of the peak of all processes' GPUs that training one token a second takes, by 4N operations a token (see
     `flops_per_token`); None where model or GPU are not known, and in fp32, of which no data sheet has a comparable
@@ -82,11 +106,6 @@ def peak_share(shape: Shape | None, device: Device, ranks: Ranks) -> float | Non
     if shape is None or gpu is None or gpu.flops is None or device.dtype_name == "fp32":
         return None
     return 4 * shape.multiplied / (gpu.flops * ranks.world)
-
-
-def _gpu_of(device: Device) -> Gpu | None:
-    memory = device_bytes(device)
-    return None if memory is None else found_gpu(device.name, memory, device.capability or (0, 0))
 
 
 def _quantized(config: TrainConfig, quantization: Quantization) -> TrainConfig:

@@ -24,7 +24,7 @@ from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.convert import Start
-from lora_trainer.model.device import Device, choose_device
+from lora_trainer.model.device import Device, choose_device, same_type
 from lora_trainer.model.loading import Adapted
 from lora_trainer.model.options import check_options
 from lora_trainer.places.base import Base, find_base
@@ -52,7 +52,6 @@ from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
-from lora_trainer.training.schedule import total_steps
 from lora_trainer.training.state import RunRecord, state_on_all
 from lora_trainer.training.stopping import Stop
 from lora_trainer.training.trend import Interim
@@ -97,6 +96,7 @@ def run_training(
     log.info("device %s, compute type %s", device.name, device.dtype_name)
 
     with join(device.torch_device, config.stall_timeout_s) as group:
+        device = same_type(device, group)
         reporter.phase(Phase.LOADING_MODEL)
         checkpoints = _checkpoints(config, workshop, group)
         saved = group.broadcast_object(_saved(config, workshop, checkpoints, volumes) if group.is_main else None)
@@ -107,10 +107,12 @@ def run_training(
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
         _report_data(data, encoder, reporter)
 
-        settled = settle(config, base, device, data.stats, group, kept=saved.quantization if saved else None)
+        settled = settle(
+            config, base, device, data.stats, group, reporter=reporter, kept=saved.quantization if saved else None
+        )
         config = settled.config
         ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
-        goes_on = saved is not None and saved.check(ours, total_steps(config.training, len(data.training)))
+        goes_on = saved is not None and saved.check(ours, config.training, len(data.training))
         learned = saved.learned() if saved and group.is_main else None
         adapted, ranks = adapted_on_all(settled, base, device, _starts(saved, group), group, linear=linear)
         way = way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
@@ -179,7 +181,17 @@ def run_training(
             advice = adviser.end(
                 ended_of(trained, before, after, training.total, held_out=data.held_out), training.budget
             )
-            _write(folder, record, base, adapted, encoder.template, measured=measured, noise=noise, advice=advice)
+            _write(
+                folder,
+                record,
+                base,
+                adapted,
+                encoder.template,
+                measured=measured,
+                noise=noise,
+                verbatim=samples.verbatim and not encoder.has_template,
+                advice=advice,
+            )
 
 
 def _starts(saved: Saved | None, ranks: Ranks) -> Mapping[str, Start] | None:
@@ -218,6 +230,7 @@ def _write(
     *,
     measured: Measured,
     noise: float,
+    verbatim: bool,
     advice: tuple[Advice, ...],
 ) -> None:
     """The adapter with its curves, and the manifest, which completes it."""
@@ -231,6 +244,7 @@ def _write(
         dataset=record.dataset,
         measured=measured,
         noise=noise,
+        verbatim=verbatim,
         advice=advice,
     )
 

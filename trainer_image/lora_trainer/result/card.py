@@ -31,7 +31,8 @@ _ABOUT_CHOSEN_TEMPLATE = (
 
 
 def _about_template(config: TrainConfig) -> str:
-    return _ABOUT_TEMPLATE if config.dataset.chat_template is None else _ABOUT_CHOSEN_TEMPLATE
+    changed = config.dataset.chat_template is not None or config.dataset.template_arguments
+    return _ABOUT_CHOSEN_TEMPLATE if changed else _ABOUT_TEMPLATE
 
 
 def card_of(folder: Path, manifest: Manifest) -> str:

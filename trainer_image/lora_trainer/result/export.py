@@ -104,6 +104,7 @@ def write_manifest(
     dataset: DatasetStats,
     measured: Measured,
     noise: float,
+    verbatim: bool,
     advice: tuple[Advice, ...] = (),
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
@@ -118,6 +119,7 @@ def write_manifest(
         advice=advice,
         serving=adapter_serving(folder),
         encoding=ENCODING,
+        verbatim=verbatim,
         versions=versions(resolved),
         files=(),
     )

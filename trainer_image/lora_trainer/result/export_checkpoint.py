@@ -51,9 +51,20 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        template = encoder_of(config, volumes, base).template
+        encoder = encoder_of(config, volumes, base)
         write_held_out_rows(partial, config, rows.samples)
-        _write(partial, record, state, base, adapted, device=device, after=after, noise=noise, template=template)
+        _write(
+            partial,
+            record,
+            state,
+            base,
+            adapted,
+            device=device,
+            after=after,
+            noise=noise,
+            template=encoder.template,
+            verbatim=rows.samples.verbatim and not encoder.has_template,
+        )
         verification = verify(partial, volumes, hub, anywhere=True)
         partial.rename(output)
     except OSError as error:
@@ -110,6 +121,7 @@ def _write(
     after: Evaluation,
     noise: float,
     template: str | None,
+    verbatim: bool,
 ) -> None:
     config, course = record.config, state.course
     trained = Trained(
@@ -132,4 +144,5 @@ def _write(
         dataset=record.dataset,
         measured=measured,
         noise=noise,
+        verbatim=verbatim,
     )

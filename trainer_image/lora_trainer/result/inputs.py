@@ -15,7 +15,7 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import ENCODING, Encoder
-from lora_trainer.errors import VerificationError
+from lora_trainer.errors import DatasetError, VerificationError
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -40,7 +40,8 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
             "restore the model that was used"
         )
     _check_template(manifest, volumes)
-    rows = evaluation_rows(config, volumes, hub, base)
+    with encoding_named(manifest):
+        rows = evaluation_rows(config, volumes, hub, base)
     fingerprint = rows.samples.fingerprint
     if fingerprint != manifest.resolved.dataset_fingerprint:
         raise VerificationError(
@@ -53,13 +54,19 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
 def _check_template(manifest: Manifest, volumes: Volumes) -> None:
     """A chosen template has not changed since the run, whose manifest has the digest of its file."""
     config = manifest.config.dataset
-    text = chosen_template(config, volumes).text if template_config_map(config.chat_template) else None
+    chosen = chosen_template(config, volumes)
+    text = chosen.text if template_config_map(config.chat_template) else None
     used = [entry.sha256 for entry in manifest.files if PurePosixPath(entry.path).name == TEMPLATE]
-    if text is not None and hashlib.sha256(text.encode()).hexdigest() not in used:
+    # Earlier releases wrote it without the run's variables.
+    if text is not None and not any(_digest(written) in used for written in (chosen.served(text), text)):
         raise VerificationError(
             f"dataset.chatTemplate is {config.chat_template}: the template has changed since the run: restore the one "
             f"that was used, {TEMPLATE} of the result"
         )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _pinned(uri: str, revision: str) -> str:
@@ -69,10 +76,11 @@ def _pinned(uri: str, revision: str) -> str:
 
 @contextlib.contextmanager
 def encoding_named(manifest: Manifest) -> Iterator[None]:
-    """Have a failed verification say where this release makes other tokens of the same rows than the result's own."""
+    """Have a failed verification say where this release makes other tokens of the same rows than the result's own, or
+    refuses what that one trained on."""
     try:
         yield
-    except VerificationError as error:
+    except (DatasetError, VerificationError) as error:
         if manifest.encoding == ENCODING:
             raise
         release = manifest.versions.get("lora-finetune-operator", "that made it")

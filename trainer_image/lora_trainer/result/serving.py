@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_trainer.artifact.manifest import Serving
 from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.serving import HONOURS_PATTERNS, Traits, factor, obstacles, vllm_rank
+from lora_trainer.contract.serving import HONOURS_PATTERNS, Traits, factor, lora_module, obstacles, vllm_rank
 from lora_trainer.errors import DamagedError
 
 WAY_OUT = "publish it with output.merge: Merged, which every server loads"
@@ -102,15 +102,7 @@ def command(
     typed += [] if local or not base_revision else ["--revision", base_revision]
     # A path among the flags is relative to the adapter's folder.
     typed += [f"{folder}/{flag}" if flag == TEMPLATE else flag for flag in shlex.split(serving.text)]
-    return shlex.join([*typed, "--lora-modules", _lora_module(name, path)])
-
-
-def _lora_module(name: str, path: str) -> str:
-    """`LoRAParserAction` of vLLM takes `name=path` only where there is one equals sign and no comma; else JSON."""
-    plain = f"{name}={path}"
-    if plain.count("=") == 1 and "," not in plain:
-        return plain
-    return json.dumps({"name": name, "path": path}, ensure_ascii=False)
+    return shlex.join([*typed, "--lora-modules", lora_module(name, path)])
 
 
 def merged_command(path: str) -> str:

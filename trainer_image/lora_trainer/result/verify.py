@@ -1,9 +1,11 @@
 """A written adapter against the claim that it makes: digests, base model, and the loss, computed without PEFT."""
 
-import dataclasses
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from lora_trainer.artifact.manifest import MANIFEST, Form, Manifest, check_digests, read_manifest
 from lora_trainer.contract.config import Quantization
@@ -11,15 +13,15 @@ from lora_trainer.contract.summary import Verification
 from lora_trainer.data.store import Examples
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
-from lora_trainer.model.device import Device, choose_anywhere, choose_device
+from lora_trainer.model.device import Device, choose_anywhere, choose_device, same_type
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.rope import frequencies_of
-from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, weight_bytes
+from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, stream, weight_bytes
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.result.inputs import base_and_rows, encoding_named
 from lora_trainer.result.merged import Bench, bench_for, merged_model
@@ -33,10 +35,11 @@ log = logging.getLogger(__name__)
 def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) -> Verification:
     """Check the result in `folder`. Raises `VerificationError` where it is not what its manifest says.
 
-    `anywhere` takes a CPU where the run had a GPU; within the run a GPU that is gone by now is a `GpuFaultError`.
+    `anywhere` takes a CPU where the run had a GPU; within the run a GPU that is gone by now is a `GpuFaultError`, and
+    the log, which is yet to be put beside the result, does not count.
     """
     manifest = read_manifest(folder)
-    check_digests(folder, manifest)
+    check_digests(folder, manifest, log=anywhere)
     config = manifest.config
     device = (choose_anywhere if anywhere else choose_device)(config.device, config.training.precision, local_rank())
     base, examples = base_and_rows(manifest, volumes, hub)
@@ -44,7 +47,9 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
         with encoding_named(manifest):
             return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
     with join(device.torch_device, config.stall_timeout_s) as group:
-        found = _found(folder, manifest, base, examples, device=device, group=group)
+        device = same_type(device, group)
+        claim = _Claim(folder=folder, manifest=manifest, base=base, examples=examples, device=device)
+        found = _found(claim, group)
     with encoding_named(manifest):
         return judge(found.loss, manifest.measured.eval_loss_after, found.tolerance, "adapter", noise=found.noise)
 
@@ -59,33 +64,100 @@ class _Found:
     tolerance: float
 
 
-def _found(folder: Path, manifest: Manifest, base: Base, examples: Examples, *, device: Device, group: Ranks) -> _Found:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How the base model is held: `ranks` compute, `at_once` of a node read at a time, and where they read it.
+
+    With a `mesh` it is divided over them. Where it is `streamed` they do not hold it even so.
+    """
+
+    ranks: Ranks
+    at_once: int
+    read_at: Device
+    mesh: Any = None
+    streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claim:
+    """What is verified: an adapter in a folder, with the base model and the held-out rows, on a device."""
+
+    folder: Path
+    manifest: Manifest
+    base: Base
+    examples: Examples
+    device: Device
+
+
+def _found(claim: _Claim, group: Ranks) -> _Found:
     """What all processes that there are compute together."""
-    config, place, ranks = manifest.config, device, group
-    if manifest.resolved.sharded:
-        place, ranks = on_cpu(device), _in_lockstep(base, device, group)
-    mesh = mesh_over(device, ranks, ranks.world) if ranks.lockstep else None
-    with in_turn(group, readers(base.folder, device.dtype, group) if mesh else group.local_world):
-        loaded = load_model(base, config.quantization, place)
-        trained = apply_adapter(loaded, folder, config.lora, place)
+    way = _way(claim, group)
+    measure = partial(_measured, claim)
+    if not way.streamed:
+        return measure(way, lambda rows: None)
+    if way.at_once == group.local_world:
+        # Together after each batch, each of which may take minutes: nobody is to be waited for until the end.
+        return measure(way, lambda rows: group.barrier())
+    # What is converted is in main memory once for each process that computes, and for all the time.
+    return _by_one(group, lambda done: measure(replace(way, ranks=ALONE, at_once=1), done))
+
+
+def _way(claim: _Claim, group: Ranks) -> _Way:
+    base, device = claim.base, claim.device
+    if not claim.manifest.resolved.sharded:
+        return _Way(ranks=group, at_once=group.local_world, read_at=device)
+    held = not group.any(not _hold(base, device, group.world))
+    if held and group.world == 1:
+        return _Way(ranks=group, at_once=1, read_at=device)
+    return _Way(
+        ranks=replace(group, lockstep=group.world > 1),
+        at_once=readers(base.folder, device.dtype, group),
+        read_at=on_cpu(device),
+        mesh=mesh_over(device, group, group.world) if held else None,
+        streamed=not held,
+    )
+
+
+def _by_one(group: Ranks, measure: Callable[[Callable[[int], None]], _Found]) -> _Found:
+    """What the first process measures, on each; the others hear of every batch that it goes on."""
+    if not group.is_main:
+        while group.any(flag=False):
+            pass
+        return group.broadcast_object(cast("_Found", None))
+
+    def goes_on(_rows: int) -> None:
+        group.any(flag=True)
+
+    found = measure(goes_on)
+    group.any(flag=False)
+    return group.broadcast_object(found)
+
+
+def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
+    manifest, examples, device, ranks = claim.manifest, claim.examples, claim.device, way.ranks
+    config = manifest.config
+    with in_turn(ranks, way.at_once):
+        loaded = load_model(claim.base, config.quantization, way.read_at)
+        trained = apply_adapter(loaded, claim.folder, config.lora, way.read_at)
         if trained != manifest.resolved.trainable_parameters:
             raise VerificationError(
                 f"the adapter holds {trained} parameters, {manifest.resolved.trainable_parameters} were trained"
             )
-        if mesh:
-            place = device
-            shard(loaded.model, device, mesh)
+        if way.mesh is not None:
+            shard(loaded.model, device, way.mesh)
+        elif way.streamed:
+            stream(loaded.model, device)
     frequencies = frequencies_of(loaded.model)
     budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens, frequencies)
     model, head = loaded.model, loaded.head
-    found = evaluate(model, head, examples, place, lambda rows: None, budget=budget, ranks=ranks)
+    found = evaluate(model, head, examples, device, done, budget=budget, ranks=ranks)
     tokens = int(examples.targets.sum())
-    noise, tolerance = manifest.noise, _tolerance(manifest, manifest.noise, place, tokens)
+    noise, tolerance = manifest.noise, _tolerance(manifest, manifest.noise, device, tokens)
     # Another evaluation takes its time on a CPU, and changes nothing where the training's noise is enough.
     if noise is not None and not abs(found.loss - manifest.measured.eval_loss_after) <= tolerance:
-        ours = measure_noise(model, head, examples, place, lambda rows: None, first=found, budget=budget, ranks=ranks)
+        ours = measure_noise(model, head, examples, device, done, first=found, budget=budget, ranks=ranks)
         noise = max(noise, ours)
-        tolerance = _tolerance(manifest, noise, place, tokens)
+        tolerance = _tolerance(manifest, noise, device, tokens)
     return _Found(loss=found.loss, noise=noise, tolerance=tolerance)
 
 
@@ -103,13 +175,13 @@ def _tolerance(manifest: Manifest, noise: float | None, here: Device, tokens: in
     )
 
 
-def _in_lockstep(base: Base, device: Device, group: Ranks) -> Ranks:
-    """The processes with the model divided over them; without lockstep where even this node's GPUs do not suffice."""
+def _hold(base: Base, device: Device, processes: int) -> bool:
+    """Whether the GPUs of these processes hold the base model between them."""
     size = weight_bytes(base.folder.glob("*.safetensors"), device.dtype, Quantization.NONE)
-    fits = fits_divided(size, device_bytes(device), group.world)
+    fits = fits_divided(size, device_bytes(device), processes)
     if not fits:
-        log.warning("this node's GPUs do not hold the base model: the verification takes the CPU, and long")
-    return dataclasses.replace(group, lockstep=fits)
+        log.warning("this node's GPUs do not hold the base model: its layers come to them one by one, for each batch")
+    return fits
 
 
 def _verify_merged(folder: Path, manifest: Manifest, base: Base, bench: Bench) -> Verification:

@@ -126,14 +126,14 @@ def _pack(examples: Sequence[Example], device: torch.device) -> Batch:
     )
 
 
-def step_rows(rows: int, effective: int, total_rows: int, seed: int, start_step: int = 0) -> Iterator[Rows]:
-    """Row numbers of each optimizer step from `start_step` on, counted from 0, up to `total_rows` in all.
+def step_rows(rows: int, effective: int, total_rows: int, seed: int, seen: int = 0) -> Iterator[Rows]:
+    """Row numbers of each optimizer step after those that saw the first `seen` rows, up to `total_rows` in all.
 
     Every pass over the data has an order of its own, which follows from the seed and the number of the pass alone: any
-    step can be the first. Only the order of the pass at hand is in memory.
+    row can be the first. Only the order of the pass at hand is in memory.
     """
     epoch, order = -1, np.empty(0, dtype=np.int32)
-    for start in range(start_step * effective, total_rows, effective):
+    for start in range(seen, total_rows, effective):
         parts: list[Rows] = []
         position, end = start, min(start + effective, total_rows)
         while position < end:

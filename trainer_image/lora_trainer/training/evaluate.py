@@ -10,7 +10,7 @@ from torch import nn
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import set_training
+from lora_trainer.model.loading import set_input_casts, set_training
 from lora_trainer.ranks.activity import Counter
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
@@ -65,6 +65,7 @@ def evaluate(
     counter = Counter("evaluating rows", len(mine))
     was_training = model.training
     set_training(model, on=False)
+    cast = set_input_casts(model, on=True)
     with torch.no_grad():
         for part in range(ranks.rounds(len(parts))):
             rows = [mine[position] for position in parts[part]] if part < len(parts) else []
@@ -77,6 +78,7 @@ def evaluate(
             counter(len(sums))
             done(len(sums))
     set_training(model, on=was_training)
+    set_input_casts(model, on=cast)
     for others in ranks.gather(sums):
         sums.update(others)
     counts = tuple(int(count) for count in targets)

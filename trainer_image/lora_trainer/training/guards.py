@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_trainer.contract.reasons import Reason
@@ -46,15 +47,16 @@ class LossGuard:
         """Whether the last steps were bad or too high: not the time to replace a good checkpoint."""
         return self.bad_in_a_row > 0 or self.above > 0
 
-    def may_take(self, step: int, loss: float, norm: float, scale: float | None) -> bool:
-        """Whether the step may change the weights. `scale` is the factor on an fp16 loss, None elsewhere.
+    def may_take(self, step: int, loss: float, norm: float, scale: Callable[[], float] | None) -> bool:
+        """Whether the step may change the weights. `scale` reads the factor on an fp16 loss, for which it waits for the
+        device; None elsewhere.
 
         Raises `NonFiniteLossError` for the third step in a row that may not.
         """
-        # With fp16 an infinite gradient mostly means that the scale was too high: the scaler skips the step and lowers
-        # it. Below 1 it has nothing left to gain, and would skip every step of a run that then ends as if it had
-        # learned.
-        if math.isfinite(loss) and (math.isfinite(norm) or (scale is not None and scale >= 1)):
+        # With fp16 an infinite gradient mostly means that the scale was too high: the step is left out, and the scaler
+        # lowers it. Below 1 it has nothing left to gain, and would have every step left out of a run that then ends as
+        # if it had learned.
+        if math.isfinite(loss) and (math.isfinite(norm) or (scale is not None and scale() >= 1)):
             self.bad_in_a_row = 0
             return True
         self.bad += 1
@@ -84,7 +86,7 @@ class LossGuard:
 
 
 def was_in_range(step: int, norm: float) -> bool:
-    """Whether fp16 held the gradients of a step, the length of which is `norm`: a scaler leaves it out otherwise."""
+    """Whether fp16 held the gradients of a step, the length of which is `norm`: it is left out otherwise."""
     if not math.isfinite(norm):
         log.info("step %d: beyond the range of fp16: left out, the loss is scaled by less", step)
     return math.isfinite(norm)

@@ -22,7 +22,7 @@ from lora_trainer.errors import (
     out_of_memory,
 )
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, set_training
+from lora_trainer.model.loading import Adapted, set_input_casts, set_training
 from lora_trainer.model.recompute import recompute_activations
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.tensors import on_all
@@ -96,6 +96,7 @@ class Training:
         if weights_only:
             return
         self.course, self.best = state.course, state.best
+        self.total = total_steps(self.config, len(self.examples), self.course.step, self.course.rows)
         load_state(self.optimizer, state.optimizer)
         # None was there where the GPU before this one had bf16.
         self.scaler.load_state_dict(dict(state.scaler) or self.scaler.state_dict())
@@ -124,14 +125,9 @@ class Training:
             with contextlib.suppress(Interrupted):
                 self._evaluate_if_due()
             self._end_if_asked()
-            rows_of_steps = step_rows(
-                len(self.examples),
-                self.config.effective_batch_size,
-                wanted_rows(self.config, len(self.examples)),
-                self.config.seed,
-                self.course.step,
-            )
-            for rows in rows_of_steps:
+            config, count, seen = self.config, len(self.examples), self.course.rows
+            wanted = wanted_rows(config, count, self.course.step, seen)
+            for rows in step_rows(count, config.effective_batch_size, wanted, config.seed, seen):
                 if self.course.stopped_early:
                     break
                 with contextlib.suppress(Interrupted):
@@ -147,7 +143,8 @@ class Training:
 
     @contextlib.contextmanager
     def _watched_passes(self) -> Iterator[None]:
-        """Before every forward pass: a sign of life, and the place where a request to stop is heard."""
+        """Inputs are as steps take them, see `set_input_casts`. Before every forward pass: a sign of life, and the
+        place where a request to stop is heard."""
 
         def look(*_: object) -> None:
             self.listener.alive()
@@ -155,9 +152,11 @@ class Training:
                 self.stop.interrupt()
 
         handle = self.adapted.model.register_forward_pre_hook(look)
+        set_input_casts(self.adapted.model, on=self.device.dtype == torch.float32)
         try:
             yield
         finally:
+            set_input_casts(self.adapted.model, on=True)
             handle.remove()
 
     def _take(self, number: int, rows: Rows) -> None:
@@ -173,11 +172,12 @@ class Training:
         # The one place of a step that waits for the device.
         part, norm = torch.stack([share, length.to(share)]).tolist()
         loss, guard = self.ranks.sum(part), dataclasses.replace(self.course.guard)
-        taken = guard.may_take(number, loss, norm, self.scaler.get_scale() if self.scaler.is_enabled() else None)
-        if taken:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
+        taken = guard.may_take(number, loss, norm, self.scaler.get_scale if self.scaler.is_enabled() else None)
         taken = taken and was_in_range(number, norm)
+        if taken:
+            # Not by the scaler, which asks the device what the norm has told: whether all gradients are finite.
+            self.optimizer.step()
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         before = self.course
         self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)

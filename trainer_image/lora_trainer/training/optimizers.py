@@ -41,15 +41,20 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig, d
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give an optimizer the state that its `state_dict` was.
-
-    bitsandbytes would move that of a paged one to the GPU whole, where it stays, and keeps the marks of pages on what
-    was read from a file and is none.
-    """
-    paged: Any = optimizer
-    if not getattr(paged, "is_paged", False):
+    """Give an optimizer the state that its `state_dict` was. Its weight decay stays its own: a run that goes on from
+    another may have another."""
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    if getattr(optimizer, "is_paged", False):
+        _load_paged(optimizer, state)
+    else:
         optimizer.load_state_dict(dict(state))
-        return
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+
+
+def _load_paged(paged: Any, state: Mapping[str, Any]) -> None:
+    """bitsandbytes would move the state to the GPU whole, where it stays, and keeps the marks of pages on what was read
+    from a file and is none."""
     paged.load_state_dict(dict(state), move_to_device=False)
     for parameter, values in paged.state.items():
         for name in _PAGED & values.keys():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.config import Quantization, TrainConfig, TrainingConfig
 from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
@@ -20,25 +20,36 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity, difference, encoded_alike, same_course, weights_difference
-from lora_trainer.training.state import RunRecord, State, read_learned_rows, read_record, read_starts, read_state
+from lora_trainer.training.schedule import total_steps
+from lora_trainer.training.state import (
+    RunRecord,
+    State,
+    read_course,
+    read_learned_rows,
+    read_record,
+    read_starts,
+    read_state,
+)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A whole checkpoint to start from. It is this run's own, or of the run that `resumeFrom` names."""
+    """A whole checkpoint to start from. It is this run's own, or of the run that `resumeFrom` names; its steps saw so
+    many `rows`, repetitions counted."""
 
     checkpoint: Checkpoint
     record: RunRecord
     own: bool
+    rows: int = 0
 
-    def check(self, ours: Identity, total_steps: int) -> bool:
+    def check(self, ours: Identity, training: TrainingConfig, rows: int) -> bool:
         """Whether to go on at its step; else only its weights count. Raises `CheckpointError` (`ResumeMismatch`).
 
         An attempt goes on from its own run's state and needs all deciding fields to be equal. From another run's state
         one goes on at its step where rows, their order and the optimizer are the same; where only the adapter is of the
-        same kind, its weights are the start of a new training.
+        same kind, its weights are the start of a new `training`, on so many `rows`.
         """
         saved = self.record.identity
         found = difference(saved, ours) if self.own else weights_difference(saved, ours)
@@ -53,10 +64,11 @@ class Saved:
                 Reason.RESUME_MISMATCH,
             )
         goes_on = self.own or same_course(saved, ours)
-        if goes_on and not self.own and self.checkpoint.step >= total_steps:
+        steps = total_steps(training, rows, self.checkpoint.step, self.rows)
+        if goes_on and not self.own and self.checkpoint.step >= steps:
             raise CheckpointError(
                 f"resumeFrom.name is {self.record.config.run.name}: its checkpoint is after step "
-                f"{self.checkpoint.step}, and this run has {total_steps} steps in all: raise training.maxSteps or "
+                f"{self.checkpoint.step}, and this run has {steps} steps in all: raise training.maxSteps or "
                 "training.epochs",
                 Reason.RESUME_MISMATCH,
             )
@@ -150,7 +162,7 @@ def find_saved(config: TrainConfig, workspace: Path, own: Checkpoints, volumes: 
     """
     checkpoint = own.newest()
     if checkpoint is not None:
-        return Saved(checkpoint=checkpoint, record=read_record(checkpoint.folder), own=True)
+        return _saved(checkpoint, own=True)
     claim = checkpoint_claim(config)
     if config.resume_from is None or claim is None:
         return None
@@ -162,4 +174,9 @@ def find_saved(config: TrainConfig, workspace: Path, own: Checkpoints, volumes: 
             "set checkpoint.volumeClaimName to the claim that does, or start without resumeFrom"
         )
     newest = max(found, key=lambda checkpoint: (checkpoint.saved_at, checkpoint.step))
-    return Saved(checkpoint=newest, record=read_record(newest.folder), own=False)
+    return _saved(newest, own=False)
+
+
+def _saved(checkpoint: Checkpoint, *, own: bool) -> Saved:
+    folder = checkpoint.folder
+    return Saved(checkpoint=checkpoint, record=read_record(folder), own=own, rows=read_course(folder).rows)

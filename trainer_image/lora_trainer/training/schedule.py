@@ -5,16 +5,17 @@ import math
 from lora_trainer.contract.config import Schedule, TrainingConfig
 
 
-def wanted_rows(config: TrainingConfig, rows: int) -> int:
-    """Rows that the whole run sees of a data set of `rows`, repetitions counted."""
+def wanted_rows(config: TrainingConfig, rows: int, step: int = 0, seen: int = 0) -> int:
+    """Rows that the whole run sees of a data set of `rows`, repetitions counted; the first `step` steps saw `seen`."""
     if config.max_steps is not None:
-        return config.max_steps * config.effective_batch_size
+        return seen + (config.max_steps - step) * config.effective_batch_size
     return max(1, round((config.epochs or 1.0) * rows))
 
 
-def total_steps(config: TrainingConfig, rows: int) -> int:
-    """Optimizer steps of the whole run; the last one of a run by epochs may have fewer rows."""
-    return math.ceil(wanted_rows(config, rows) / config.effective_batch_size)
+def total_steps(config: TrainingConfig, rows: int, step: int = 0, seen: int = 0) -> int:
+    """Optimizer steps of the whole run, of which the first `step` saw `seen` rows. The last one of a run by epochs may
+    have fewer rows than others, and so may that of a run before it."""
+    return step + math.ceil((wanted_rows(config, rows, step, seen) - seen) / config.effective_batch_size)
 
 
 def learning_rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) -> float:

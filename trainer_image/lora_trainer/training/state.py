@@ -165,10 +165,18 @@ def read_record(folder: Path) -> RunRecord:
         raise _unreadable(folder, error) from error
 
 
+def read_course(folder: Path) -> Course:
+    """Where a checkpoint's training stood. Raises `CheckpointError`."""
+    try:
+        return codec.decode(Course, json.loads((folder / _STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+
+
 def read_state(folder: Path) -> State:
     """The state in a checkpoint whose digests were found right. Raises `CheckpointError`."""
+    course = read_course(folder)
     try:
-        course = codec.decode(Course, json.loads((folder / _STATE).read_text(encoding="utf-8")))
         adapter = safetensors.torch.load_file(folder / _ADAPTER)
         best = safetensors.torch.load_file(folder / _BEST) if (folder / _BEST).exists() else None
         rest = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)

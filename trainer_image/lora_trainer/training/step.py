@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
@@ -32,7 +31,8 @@ def run_step(
     fp64, on the device.
 
     `targets` are the learned tokens of the whole step, over all processes. Averaging the means of micro-batches would
-    weigh tokens of short answers more. Raises `torch.OutOfMemoryError` with gradients half done.
+    weigh tokens of short answers more. In 16 bits the caller has `set_input_casts` off. Raises `torch.OutOfMemoryError`
+    with gradients half done.
     """
     share = torch.zeros((), dtype=torch.float64, device=device.torch_device)
     # A scaler that has scaled nothing refuses to undo it, and a process may have no rows in its first step.
@@ -42,15 +42,12 @@ def run_step(
     rounds = ranks.rounds(len(parts))
     if ranks.lockstep:
         parts = cut(lengths, budget, at_least=rounds)
-    # PEFT keeps adapters in fp32 and would cast their inputs to fp32 and keep the copies; autocast does without.
-    # The backward pass too: with checkpointing it runs the forward pass again, which must do the same.
-    with disable_input_dtype_casting(adapted.model, active=device.dtype != torch.float32):
-        for part in range(rounds):
-            idle = part >= len(parts)
-            batch = collate(
-                [IDLE] if idle else [examples[row] for row in parts[part]], device.torch_device, packed=budget.packed
-            )
-            loss = token_losses(adapted.model, adapted.head, batch, device).sum() / (math.inf if idle else targets)
-            torch.autograd.backward(scaler.scale(loss))
-            share += loss.detach()
+    for part in range(rounds):
+        idle = part >= len(parts)
+        batch = collate(
+            [IDLE] if idle else [examples[row] for row in parts[part]], device.torch_device, packed=budget.packed
+        )
+        loss = token_losses(adapted.model, adapted.head, batch, device).sum() / (math.inf if idle else targets)
+        torch.autograd.backward(scaler.scale(loss))
+        share += loss.detach()
     return share

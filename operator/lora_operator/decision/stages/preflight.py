@@ -10,6 +10,7 @@ from typing import Any
 from lora_operator.decision.blocks import block_from, read_block
 from lora_operator.decision.case import Case
 from lora_operator.decision.proof import Verdict, dated
+from lora_operator.decision.results import plan_block
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.verdict import failed
 from lora_operator.rendering.pod_template import Shape
@@ -19,7 +20,7 @@ from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import FineTune, JobView, MemoryLimit, PodView
 from lora_operator.views.pods import newest_first, summary_of
 from lora_operator.views.request import PodRequest
-from lora_operator.views.wording import block_of, byte_size, sentence
+from lora_operator.views.wording import block_of, sentence
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.fit.settle import settled
 from lora_trainer.contract.quantity import at_least
@@ -28,7 +29,6 @@ from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import Summary
 
 Block = dict[str, Any]
-MOST_ALTERNATIVES = 8
 
 
 def findings(case: Case) -> Block:
@@ -69,13 +69,6 @@ def _with_memory(case: Case, plan: RunPlan) -> PodRequest:
     if pod.memory is None or "memory" in block_of(case.finetune.spec, "resources"):
         return pod
     return dataclasses.replace(pod, memory=at_least(pod.memory, plan.pod_memory_bytes))
-
-
-def plan_block(plan: RunPlan) -> Block:
-    """The block `plan` of the status: all of the plan, and ready strings for people."""
-    block = block_from(dataclasses.replace(plan, alternatives=plan.alternatives[:MOST_ALTERNATIVES]))
-    shown = {"peakMemory": "peakBytes", "deviceMemory": "deviceBytes", "podMemory": "podMemoryBytes"}
-    return block | {key: byte_size(block[source]) for key, source in shown.items() if source in block}
 
 
 def _is_due(case: Case) -> bool:

@@ -30,12 +30,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computing:
-    """How the run computes; None is what is not known. `micro_batch_tokens` are the most of a micro-batch;
-    `kernels_left_out` and `kernels_changed_step` as in `ResolvedRun`."""
+    """How the run computes; None is what is not known. It recomputes all activations, or those of MLPs alone, which is
+    `selective`. `micro_batch_tokens` are the most of a micro-batch; `kernels_left_out` and `kernels_changed_step` as in
+    `ResolvedRun`."""
 
     cpu: bool
     quantization: Quantization
     recomputes: bool | None = None
+    selective: bool = False
     micro_batch_tokens: int | None = None
     kernels_left_out: tuple[str, ...] = ()
     kernels_changed_step: int | None = None
@@ -118,6 +120,7 @@ def facts_before(
             cpu=cpu,
             quantization=plan.quantization,
             recomputes=plan.activation_checkpointing,
+            selective=plan.selective_checkpointing,
             micro_batch_tokens=plan.micro_batch_tokens,
         )
     trained = plan.trainable_parameters if plan else preflight.model.trainable_parameters or None if preflight else None

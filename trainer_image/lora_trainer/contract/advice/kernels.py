@@ -30,7 +30,7 @@ RULES = (
         severity=Severity.INFO,
         subject="kernels",
         condition="a fast path fails, errs more than plain PyTorch or is slower on the device",
-        message="Nothing has to be done: the run computes as the libraries do. Report a kernel that fails or errs, "
+        message="Nothing has to be done: plain PyTorch takes the place. Report a kernel that fails or errs, "
         "with the device's name",
         evidence=("Left out: {kernels}",),
         source="trainer-model.md, Kernels",

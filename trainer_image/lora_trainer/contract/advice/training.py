@@ -7,7 +7,7 @@ from dataclasses import replace
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count, number, size
-from lora_trainer.contract.config import Packing, Precision, Quantization, Variant
+from lora_trainer.contract.config import ActivationCheckpointing, Packing, Precision, Quantization, Variant
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
 from lora_trainer.contract.fit.choice import choose, recomputes
 from lora_trainer.contract.fit.devices import device_of
@@ -31,8 +31,11 @@ def _dropout_memory(facts: Facts) -> Values | None:
     config, shape, computing = facts.config, facts.shape, facts.computing
     if config.lora.dropout <= 0 or shape is None:
         return None
-    recomputed = computing.recomputes
-    if recomputes(config, shape.parameters, cpu=computing.cpu) if recomputed is None else recomputed:
+    recomputed, selective = computing.recomputes, computing.selective
+    if recomputed is None:
+        recomputed = recomputes(config, shape.parameters, cpu=computing.cpu)
+        selective = config.training.activation_checkpointing is ActivationCheckpointing.SELECTIVE
+    if recomputed and not selective:
         return None
     adapter = _adapter(facts)
     if adapter is None:
@@ -45,7 +48,8 @@ def _dropout_memory(facts: Facts) -> Values | None:
             adapter,
             Setting(
                 quantization=Quantization.NONE,
-                recompute=False,
+                recompute=selective,
+                selective=selective,
                 tokens=tokens,
                 row=config.training.max_sequence_length,
                 packs=not computing.cpu,
@@ -206,7 +210,7 @@ RULES = (
         code=Code.DROPOUT_MEMORY,
         severity=Severity.INFO,
         subject="dropout",
-        condition="dropout is above 0 and activations are kept, not recomputed",
+        condition="dropout is above 0 and not all activations are recomputed",
         message="Set spec.lora.dropout to 0 unless a trial shows that it helps, or "
         "spec.training.activationCheckpointing to Full: with dropout each adapted module keeps its own input and a "
         "mask of it",

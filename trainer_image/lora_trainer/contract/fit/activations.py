@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear
+from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear, Stack
 
 
 @lru_cache(maxsize=4096)
@@ -26,6 +26,7 @@ def layer_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float
         + attention_bytes(layer, setting)
         + _input_bytes(layer, ranks, setting)
         + _adapter_bytes(layer, ranks, setting)
+        + setting.size * sum(stack.passed * stack.inputs for stack in layer.stacks if stack.rank)
     )
 
 
@@ -61,7 +62,7 @@ def kept_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
 def without_mlp(layer: Layer, ranks: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
     """A layer of attention and norms alone, and the ranks of its modules."""
     left = [(module, rank) for module, rank in zip(layer.linear, ranks, strict=True) if not module.in_mlp]
-    attention = replace(layer, linear=tuple(module for module, _ in left), mlp_values=0, wide_values=0)
+    attention = replace(layer, linear=tuple(module for module, _ in left), mlp_values=0, wide_values=0, stacks=())
     return attention, tuple(rank for _, rank in left)
 
 
@@ -146,18 +147,29 @@ def keeps_input(rank: int, setting: Setting) -> bool:
 def kept_weights(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> int:
     """Bytes of matrices that a layer keeps a copy of, however few its tokens are: with dropout, PEFT's DoRA multiplies
     what was dropped by the weight itself, and the backward pass needs that again. That is a quantized matrix in full,
-    or another where what it reads is fp32: PEFT makes it so, too, and autocast 16 bits of that."""
+    or another where what it reads is fp32: PEFT makes it so, too, and autocast 16 bits of that.
+
+    Stacks with an adapter are added to it whole, see `stack_bytes`.
+    """
+    stacks = sum(stack_bytes(stack, setting) for stack in layer.stacks)
     if not (setting.dora and setting.dropout):
-        return 0
+        return stacks
     whole = setting.quantization is Quantization.NONE
-    return setting.size * sum(
+    return stacks + setting.size * sum(
         module.weights
         for module, rank in zip(layer.linear, ranks, strict=True)
-        if rank and (not whole or _reads_fp32(layer, module, setting))
+        if rank and (not whole or reads_fp32(layer, module, setting))
     )
 
 
-def _reads_fp32(layer: Layer, module: Linear, setting: Setting) -> bool:
+def stack_bytes(stack: Stack, setting: Setting) -> int:
+    """Of the sum of a stack and its adapter, which PEFT makes of all its matrices, and of both factors in 16 bits."""
+    if not stack.rank:
+        return 0
+    return setting.size * stack.weights + (0 if setting.fp32 else 2 * sum(stack.factors))
+
+
+def reads_fp32(layer: Layer, module: Linear, setting: Setting) -> bool:
     """Whether autocast has 16 bits made of what a module of an unquantized layer reads."""
     of_norm = layer.layer_norm and not module.reads.endswith("product") and module.reads != ATTENDED
     return setting.widened and (of_norm or (layer.wide_values > 0 and module.reads.endswith("product")))

@@ -6,8 +6,8 @@ from functools import cached_property
 
 from lora_trainer.contract.config import Layers, LoraConfig, Variant
 from lora_trainer.contract.fields import nearest
-from lora_trainer.contract.fit.names import by_ending, in_preset, kinds, matches
-from lora_trainer.contract.fit.shape import GUESSED, Linear, Shape
+from lora_trainer.contract.fit.names import by_ending, in_preset, kinds, matches, no_matrix, not_loose, of_no_adapter
+from lora_trainer.contract.fit.shape import GUESSED, Linear, Shape, Stack
 
 
 class AdapterError(ValueError):
@@ -16,14 +16,15 @@ class AdapterError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """`ranks` of each layer's linear modules, 0 where there is none; `whole` parameters that are trained whole, of
-    which the file has those of tied embeddings `twice`.
+    """`ranks` of each layer's linear modules and `stacks` of its stacks, 0 where there is none; `whole` parameters that
+    are trained whole, of which the file has those of tied embeddings `twice`.
 
     `head_trained` says that the output embedding is among these, so that all logits exist at once. `notes` are
     sentences for people.
     """
 
     ranks: tuple[tuple[int, ...], ...]
+    stacks: tuple[tuple[int, ...], ...]
     tensors: tuple[int, ...]
     whole: int = 0
     twice: int = 0
@@ -64,6 +65,7 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
     _check_indices(config, shape)
     ranks = [[0] * len(layer.linear) for layer in shape.layers]
     tensors: list[int] = []
+    adapted: list[str] = []
     useless: dict[int, dict[int, dict[str, None]]] = {}
     whole, head_trained, doubts = _whole(config, shape)
     chosen = set(_chosen(config, shape))
@@ -72,26 +74,35 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
             continue
         if any(matches(name, ending) for ending in config.modules_to_save):
             continue
+        adapted.append(name)
         rank = by_ending(config.rank_pattern, name, config.rank)
         _check_rank(config, rank, module, useless)
         ranks[index][position] = rank
         tensors += [rank * module.inputs, rank * module.outputs]
         tensors += [module.outputs] if config.variant is Variant.DORA else []
-    if config.target_parameters:
-        doubts += (f"lora.targetParameters ({', '.join(config.target_parameters)}): their adapters are not counted",)
-    if not tensors and not whole and not config.target_parameters:
+    stacks, of_stacks, unsure = _stacks(config, shape, ranks, adapted)
+    if not tensors and not of_stacks and not whole and not unsure:
         raise AdapterError(
             f"lora.layerIndices {list(config.layer_indices)} leaves no module to adapt; name other layers or modules"
         )
+    if shape.spread < GUESSED and not unsure:
+        _check_patterns(config, adapted)
     return Adapter(
         ranks=tuple(map(tuple, ranks)),
-        tensors=tuple(tensors),
+        stacks=stacks,
+        tensors=(*tensors, *of_stacks),
         whole=whole,
         twice=shape.embeddings[1] if head_trained and shape.head[1] == 0 else 0,
         head_trained=head_trained,
         notes=tuple(_useless_rank(rank, kinds_by_side) for rank, kinds_by_side in useless.items()),
-        doubts=doubts,
+        doubts=(*doubts, *unsure),
     )
+
+
+def adapted_stacks(shape: Shape, adapter: Adapter) -> Iterator[Stack]:
+    """Of all layers, with their ranks."""
+    for layer, ranks in zip(shape.layers, adapter.stacks, strict=True):
+        yield from (replace(stack, rank=rank) for stack, rank in zip(layer.stacks, ranks, strict=True) if rank)
 
 
 def doubtful(shape: Shape, adapter: Adapter) -> Shape:
@@ -120,13 +131,72 @@ def _chosen(config: LoraConfig, shape: Shape) -> Iterator[str]:
         chosen = {name for name, module in names.items() if in_preset(name, preset) and not module.reserved}
     excluded = _named("lora.excludeModules", config.exclude_modules, names, shape)
     left = [name for name in names if name in chosen and name not in excluded]
-    if not left and not config.target_parameters:
+    if not left and (shape.spread < GUESSED or not config.target_parameters):
         field = "targetModules" if config.target_modules else f"layers {(config.layers or Layers.ALL_LINEAR).value}"
         raise AdapterError(
             f"lora.{field} leaves no module to adapt: the model's linear modules are {', '.join(kinds(names))}; "
             "name some of them in lora.targetModules"
         )
     yield from left
+
+
+def _stacks(
+    config: LoraConfig, shape: Shape, of_modules: Sequence[Sequence[int]], names: list[str]
+) -> tuple[tuple[tuple[int, ...], ...], list[int], tuple[str, ...]]:
+    """Ranks of each layer's stacks, sizes of their factors, and doubts; adds to `names`. Raises `AdapterError`."""
+    ranks = [[0] * len(layer.stacks) for layer in shape.layers]
+    tensors: list[int] = []
+    doubts: list[str] = []
+    for name, place in _matrices(config, shape, of_modules, doubts).items():
+        index, position, stack = place
+        if config.layer_indices and index not in config.layer_indices:
+            continue
+        names.append(name)
+        adapted = replace(stack, rank=by_ending(config.rank_pattern, name, config.rank))
+        tensors += adapted.factors
+        if position < len(ranks[index]):
+            ranks[index][position] = adapted.rank
+    return tuple(map(tuple, ranks)), tensors, tuple(doubts)
+
+
+def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:
+    """A rank or an alpha for nothing is a slip of the pen. Raises `AdapterError`."""
+    for field, pattern in (("rankPattern", config.rank_pattern), ("alphaPattern", config.alpha_pattern)):
+        for ending in pattern:
+            if not any(matches(name, ending) for name in adapted):
+                raise AdapterError(of_no_adapter(field, ending, adapted))
+
+
+def _matrices(
+    config: LoraConfig, shape: Shape, of_modules: Sequence[Sequence[int]], doubts: list[str]
+) -> dict[str, tuple[int, int, Stack]]:
+    """What `lora.targetParameters` name: number of the layer, number in it, stack. The weight of a linear module that
+    has no adapter is one, too, behind the layer's own."""
+    chosen: dict[str, tuple[int, int, Stack]] = {}
+    if not config.target_parameters:
+        return chosen
+    fixed = [f"{name}.weight" for name, _ in (shape.embeddings, shape.head)]
+    stacks = {name: (index, position, stack) for index, position, name, stack in shape.stacks()}
+    weights: dict[str, tuple[int, int, Stack]] = {}
+    for index, position, name, module in shape.modules():
+        if of_modules[index][position]:
+            fixed.append(f"{name}.weight")
+        else:
+            one = Stack(name=f"{module.name}.weight", inputs=module.inputs, outputs=module.outputs)
+            weights[f"{name}.weight"] = index, len(shape.layers[index].stacks), one
+    for ending in config.target_parameters:
+        adapted = next((name for name in fixed if matches(name, ending)), None)
+        if adapted is not None:
+            raise AdapterError(not_loose(ending, adapted))
+        found = {name: place for name, place in (stacks | weights).items() if matches(name, ending)}
+        if not found and shape.spread < GUESSED:
+            raise AdapterError(no_matrix(ending, {".".join(name.split(".")[-2:]) for name in stacks}))
+        if not found:
+            doubts.append(f"lora.targetParameters ({ending[:60]}): its adapters are not counted")
+        elif found.keys() - stacks.keys():
+            doubts.append(f"lora.targetParameters ({ending[:60]}): copies of linear modules' weights are not counted")
+        chosen |= found
+    return chosen
 
 
 def _named(field: str, endings: Sequence[str], names: Mapping[str, Linear], shape: Shape) -> set[str]:
@@ -169,7 +239,8 @@ def _whole(config: LoraConfig, shape: Shape) -> tuple[int, bool, tuple[str, ...]
         for _, _, name, module in shape.modules()
         if config.modules_to_save
     }
-    sizes |= dict.fromkeys((shape.embeddings[0], shape.head[0]), shape.embeddings[1])
+    matrix = shape.embeddings[1]
+    sizes |= {shape.embeddings[0]: matrix, shape.head[0]: max(matrix, shape.head[1])}
     found = {ending: [name for name in sizes if matches(name, ending)] for ending in config.modules_to_save}
     doubts = [
         f"lora.modulesToSave ({ending[:60]}): its parameters are not counted" for ending in found if not found[ending]

@@ -265,7 +265,11 @@ def _phi(values: Values, kind: str) -> Shape:
         parallel=True,
     )
     layers = (one,) * _layers(values)
-    return _whole(values, layers, kind, norm=2 * sizes.hidden, outside=vocabulary)
+    shape = _whole(values, layers, kind, norm=2 * sizes.hidden)
+    name, matrix = shape.head
+    if not matrix:
+        return replace(shape, outside=shape.outside + vocabulary)
+    return replace(shape, head=(name, matrix + vocabulary))
 
 
 def _phi3(values: Values, kind: str) -> Shape:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear
+from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear, Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +104,7 @@ def layer(
     other: int = 0,
     experts: int = 0,
     active: int = 0,
+    stacks: tuple[Stack, ...] = (),
     score_bytes: int = 0,
     fused: bool = False,
     own_attention: bool = False,
@@ -130,6 +131,7 @@ def layer(
         other=norm_parameters + other,
         experts=experts,
         active=active,
+        stacks=stacks,
         score_bytes=score_bytes,
         fused=fused,
         layer_norm=norms.bias,

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_trainer.contract.fit.layers import Norms, Sizes, gated_mlp, layer, split_attention
 from lora_trainer.contract.fit.reading import Values
-from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear
+from lora_trainer.contract.fit.shape import ATTENDED, Layer, Linear, Stack
 
 _MOST_EXPERTS, _WIDEST = 2**14, 2**20
 
@@ -41,6 +41,25 @@ class _Experts:
         """What autograd keeps for a token of each active expert: so many of its widths, and its output."""
         return self.active * (widths * self.size + hidden)
 
+    def stacks(
+        self, hidden: int, *, parent: str = "mlp", router: str = "gate", biases: bool = False
+    ) -> tuple[Stack, ...]:
+        """The router's matrix, gates and ups in one stack, downs in another."""
+        name = f"{parent}.experts"
+        sides = {"gate_up_proj": (hidden, 2 * self.size), "down_proj": (self.size, hidden)}
+        return (
+            Stack(name=f"{parent}.{router}.weight", inputs=hidden, outputs=self.count),
+            *(
+                Stack(name=f"{name}.{own}", inputs=inputs, outputs=outputs, matrices=self.count, passed=self.active)
+                for own, (inputs, outputs) in sides.items()
+            ),
+            # PEFT takes the biases of all experts for one matrix, which multiplies nothing.
+            *(
+                Stack(name=f"{name}.{own}_bias", inputs=outputs, outputs=self.count, passed=0)
+                for own, (_, outputs) in (sides.items() if biases else ())
+            ),
+        )
+
     @property
     def routed(self) -> int:
         """Values in fp32, or as many bytes, that routing keeps for a token: a softmax over all experts; of each active
@@ -58,6 +77,7 @@ def _mixtral(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
         other=experts.count * sizes.hidden,
         experts=experts.count * experts.weights(sizes.hidden),
         active=experts.active * experts.weights(sizes.hidden),
+        stacks=experts.stacks(sizes.hidden),
     )
     return (one,) * layers
 
@@ -82,6 +102,7 @@ def _qwen_moe(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
         other=experts.count * sizes.hidden,
         experts=experts.count * experts.weights(sizes.hidden),
         active=experts.active * experts.weights(sizes.hidden),
+        stacks=experts.stacks(sizes.hidden),
     )
     dense = layer(
         sizes,
@@ -107,6 +128,7 @@ def _gpt_oss(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
         other=experts.count * (sizes.hidden + 1) + biases + sizes.heads,
         experts=experts.count * experts.weights(sizes.hidden),
         active=experts.active * experts.weights(sizes.hidden),
+        stacks=experts.stacks(sizes.hidden, router="router", biases=True),
         score_bytes=6,
     )
     return (one,) * layers
@@ -128,6 +150,7 @@ def _deepseek_v3(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]
         other=experts.count * sizes.hidden,
         experts=experts.count * experts.weights(sizes.hidden),
         active=experts.active * experts.weights(sizes.hidden),
+        stacks=experts.stacks(sizes.hidden),
     )
     first = values.number("first_k_dense_replace", low=0, high=2**16)
     return tuple(dense if index < first else sparse for index in range(layers))
@@ -173,15 +196,16 @@ def _llama4(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
     experts = _Experts.read(values, "num_local_experts", size=sizes.mlp)
     bias = values.flag("attention_bias", default=False)
     attention = split_attention(sizes, bias=bias, out_bias=bias)
-    whole = experts.count * experts.weights(sizes.hidden)
+    whole, all_pass = experts.count * experts.weights(sizes.hidden), replace(experts, active=experts.count)
     sparse = layer(
         sizes,
         (*attention, *gated_mlp(sizes.hidden, experts.size, parent="feed_forward.shared_expert")),
-        mlp_values=replace(experts, active=experts.count).values(sizes.hidden) + 3 * experts.size,
+        mlp_values=all_pass.values(sizes.hidden) + 3 * experts.size,
         routed=experts.count,
         other=experts.count * sizes.hidden,
         experts=whole,
         active=whole,
+        stacks=all_pass.stacks(sizes.hidden, parent="feed_forward", router="router"),
     )
     size = values.number("intermediate_size_mlp", high=_WIDEST)
     dense = layer(sizes, (*attention, *gated_mlp(sizes.hidden, size, parent="feed_forward")), mlp_values=3 * size)

@@ -4,7 +4,7 @@ Symbols of the comments as in `activations`, and V vocabulary, T tokens of a mic
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lora_trainer.contract.config import Quantization
@@ -13,6 +13,8 @@ from lora_trainer.contract.fit.activations import (
     kept_bytes,
     kept_weights,
     layer_bytes,
+    reads_fp32,
+    stack_bytes,
     stream_size,
     untrained_bytes,
     without_mlp,
@@ -50,10 +52,17 @@ class Run:
     adapter: Adapter
     setting: Setting
 
-    @property
+    @cached_property
     def layers(self) -> list[tuple[Layer, tuple[int, ...]]]:
-        """Each with the ranks of its modules."""
-        return list(zip(self.shape.layers, self.adapter.ranks, strict=True))
+        """Each, its stacks with their ranks, and the ranks of its modules."""
+        made: dict[tuple[int, tuple[int, ...]], Layer] = {}
+        found: list[tuple[Layer, tuple[int, ...]]] = []
+        for layer, ranks, stacks in zip(self.shape.layers, self.adapter.ranks, self.adapter.stacks, strict=True):
+            key = id(layer), stacks
+            if key not in made:
+                made[key] = with_ranks(layer, stacks)
+            found.append((made[key], ranks))
+        return found
 
     @cached_property
     def kinds(self) -> list[tuple[Layer, tuple[int, ...], int]]:
@@ -65,6 +74,14 @@ class Run:
         return [(layer, ranks, number) for (_, ranks), (layer, number) in found.items()]
 
 
+def with_ranks(layer: Layer, stacks: tuple[int, ...]) -> Layer:
+    """The layer itself where none of its stacks is adapted."""
+    if not any(stacks):
+        return layer
+    adapted = (replace(stack, rank=rank) for stack, rank in zip(layer.stacks, stacks, strict=True))
+    return replace(layer, stacks=tuple(adapted))
+
+
 def largest_moment(run: Run) -> Moment:
     """Of all moments the one that takes most."""
     return max(_moments(run), key=lambda moment: moment.total)
@@ -73,19 +90,24 @@ def largest_moment(run: Run) -> Moment:
 def _moments(run: Run) -> Iterator[Moment]:
     setting, copies = run.setting, _copies(run)
     kept, last_norm = _kept(run), 4 * run.shape.hidden * setting.tokens
-    dora = max((_dora_bytes(module, setting) for module in _adapted(run)), default=0.0) if setting.dora else 0.0
+    dora = max(_dora_bytes(layer, ranks, setting) for layer, ranks, _ in run.kinds)
     held = _held_copies(run)
     yield Moment(activations=kept + last_norm, working=_loss_bytes(run), copies=held)
-    yield Moment(activations=kept, working=_forward_bytes(run) * setting.tokens + dora, copies=copies)
+    # Those of layers that are not recomputed are kept.
+    summed = _summed(run) if setting.recompute else 0.0
+    yield Moment(activations=kept, working=_forward_bytes(run) * setting.tokens + dora + summed, copies=copies)
     norm = (_LAYER_NORM_GRADIENTS if run.layers[-1][0].layer_norm else _NORM_GRADIENTS) * run.shape.hidden
     yield Moment(activations=kept + last_norm, working=norm * setting.tokens, copies=held)
     left = held + _largest_copies(run)
     for layer, ranks, _ in run.kinds:
         again = _again(layer, ranks, setting)
         of_product, of_factors = (bytes_ * setting.tokens for bytes_ in _gradient_bytes(layer, ranks, setting))
-        yield Moment(activations=kept, working=again + max(of_factors, dora), copies=left)
+        of_dora = _dora_bytes(layer, ranks, setting) + _beside_dora(layer, setting) * setting.tokens
+        yield Moment(activations=kept, working=again + max(of_factors, of_dora), copies=left)
         full = _dequantized(layer, setting)
         yield Moment(activations=kept, working=again + of_product, copies=left, dequantized=full)
+        for of_stack in _stack_gradients(layer, setting):
+            yield Moment(activations=kept, working=again + of_stack, copies=left)
     # The gradient of embeddings that are trained is made whole, before it is added: everything else is gone by then.
     yield Moment(activations=0.0, working=4.0 * run.adapter.whole)
     yield from _evaluation(run)
@@ -117,11 +139,6 @@ def _again(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
 def _held(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> tuple[Layer, tuple[int, ...]]:
     """The part of a layer that is not recomputed."""
     return without_mlp(layer, ranks) if setting.selective else (layer, ranks)
-
-
-def _adapted(run: Run) -> Iterator[Linear]:
-    for layer, ranks, _ in run.kinds:
-        yield from (module for module, rank in zip(layer.linear, ranks, strict=True) if rank)
 
 
 def _copies(run: Run) -> float:
@@ -178,18 +195,57 @@ def _gradient_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> t
     return stream + size * product, stream + max(mlp, scores)
 
 
-def _dora_bytes(module: Linear, setting: Setting) -> float:
+def _summed(run: Run) -> float:
+    """Sums of a layer's stacks and their adapters."""
+    return float(max(sum(stack_bytes(stack, run.setting) for stack in layer.stacks) for layer, *_ in run.kinds))
+
+
+def _stack_gradients(layer: Layer, setting: Setting) -> Iterator[float]:
+    """What a layer's backward pass has at once beside what is kept, when it has made the gradient of a stack's sum.
+
+    Then there are both factors' gradients and those of the products, whose values are gone, as is what followed them.
+    """
+    size, gone = setting.size, 0.0
+    stream = 2 * size * layer.hidden * setting.tokens
+    for stack in reversed(layer.stacks):
+        of_token = size * stack.passed * setting.tokens
+        if stack.rank:
+            yield size * (stack.weights + sum(stack.factors)) + of_token * stack.inputs + stream - gone
+        kept = stack.outputs + stack.inputs * (2 if stack.rank else 1)
+        gone += of_token * kept + stack_bytes(stack, setting)
+
+
+def _dora_bytes(layer: Layer, ranks: tuple[int, ...], setting: Setting) -> float:
+    """Of the module of a layer that takes most of it."""
+    if not setting.dora:
+        return 0.0
+    adapted = (module for module, rank in zip(layer.linear, ranks, strict=True) if rank)
+    return max((_lengths_bytes(layer, module, setting) for module in adapted), default=0.0)
+
+
+def _lengths_bytes(layer: Layer, module: Linear, setting: Setting) -> float:
     """PEFT makes the adapter's whole product to learn its lengths: from a unit matrix, in fp32 and for autocast in 16
-    bits; then beside it the sum with the weight, and that in fp32 for its norm."""
+    bits; then beside it the sum with the weight, and that in fp32 for its norm, or all of it in fp32 where the module
+    reads that."""
     size = setting.size
     unit, low = module.inputs**2, 0 if setting.fp32 else size
     quantized = 0 if setting.quantization is Quantization.NONE else size
     made = (4 + low) * unit + size * module.weights
-    summed = size * unit + (2 * size + low * 2 + quantized) * module.weights
+    of_weights = 2 * size + low * 2 + quantized
     # What a quantized module reads is fp32 there, and so is what dropout leaves of it.
     wide = setting.stream_size if setting.stream_size > size else 0
+    if not quantized and reads_fp32(layer, module, setting):
+        wide, of_weights = 4, 4 * 4 + size
     read = wide * module.inputs * (2 if setting.dropout else 1)
-    return float(max(made, summed) + read * setting.tokens)
+    return float(max(made, size * unit + of_weights * module.weights) + read * setting.tokens)
+
+
+def _beside_dora(layer: Layer, setting: Setting) -> int:
+    """What there is of a token when a recomputed layer learns those lengths: the gradient of what it gave, the residual
+    stream, and what LayerNorm gave. Of a quantized base the inputs in fp32 are more than that, and stand for it."""
+    if not (setting.dora and setting.recompute and setting.quantization is Quantization.NONE):
+        return 0
+    return (2 * stream_size(layer, setting) + (4 if layer.layer_norm else 0)) * layer.hidden
 
 
 def _loss_bytes(run: Run) -> float:
@@ -238,5 +294,5 @@ def _forward_bytes(run: Run) -> float:
 def _evaluation(run: Run) -> Iterator[Moment]:
     """Nothing is kept there. A CPU evaluates with a GPU's number of tokens."""
     tokens = max(run.setting.tokens, TOKEN_BUDGET) if run.setting.cpu else run.setting.tokens
-    yield Moment(activations=0.0, working=_forward_bytes(run) * tokens, copies=_copies(run))
+    yield Moment(activations=0.0, working=_forward_bytes(run) * tokens + _summed(run), copies=_copies(run))
     yield Moment(activations=0.0, working=_loss_bytes(run))

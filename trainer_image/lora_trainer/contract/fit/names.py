@@ -37,6 +37,28 @@ def in_preset(name: str, layers: Layers) -> bool:
     return last in {kind.lower() for kind in _QUERY_VALUE_NAMES}
 
 
+def no_matrix(ending: str, having: Iterable[str]) -> str:
+    """What is wrong with a name in `lora.targetParameters` that a model lacks, whose loose matrices end so."""
+    return (
+        f'lora.targetParameters names "{ending}": the model has no such matrix; outside of linear modules it has '
+        f"{', '.join(sorted(having)) or 'none'}"
+    )
+
+
+def not_loose(ending: str, name: str) -> str:
+    """What is wrong with one that means a matrix which is adapted otherwise, or none that PEFT adapts."""
+    return (
+        f'lora.targetParameters names "{ending}": {name} belongs to a linear module or to the embeddings; adapt it '
+        "with lora.targetModules, or train embeddings with lora.modulesToSave"
+    )
+
+
+def of_no_adapter(field: str, ending: str, adapted: Iterable[str]) -> str:
+    """What is wrong with a name in `lora.rankPattern` or `lora.alphaPattern` that fits none of the adapted modules."""
+    having = ", ".join(kinds(adapted))
+    return f'lora.{field} names "{ending[:60]}": no adapted module ends so; adapted are {having}'
+
+
 def kinds(linear: Iterable[str]) -> tuple[str, ...]:
     """The distinct last parts of module names, in the order of the model."""
     return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))

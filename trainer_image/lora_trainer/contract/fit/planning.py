@@ -1,9 +1,9 @@
 """The plan of a run: how it will compute on its device, what that takes, and why; what does not fit, and what would."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, Kernels, Optimizer, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, doubtful
 from lora_trainer.contract.fit.choice import (
     MANNERS,
@@ -29,7 +29,13 @@ _MANNER = {
     ActivationCheckpointing.SELECTIVE: "recomputed MLPs",
     ActivationCheckpointing.FULL: "recomputed activations",
 }
-MOST_ALTERNATIVES = 8
+_SAVED_BY_FAST_PATHS = 0.25
+"""Of the activations of layers that keep them, at most: SiLU(gate) and the norms' fp32 copies (2I + 4C of some 184 KB a
+token and layer of Llama-3-8B), by liger_kernel/ops/swiglu.py and rms_norm.py. Plans assume none of it."""
+MOST_ALTERNATIVES = 5
+"""With more, much advice leaves a preflight's first row no room in the 4,096 bytes of a termination message."""
+_ADVISED = (Quantization.NONE, Quantization.NF4)
+"""What advice on quantization looks for among the alternatives."""
 CPU = "cpu"
 
 
@@ -64,7 +70,7 @@ def plan_of(
     chosen = choose(config, shape, adapter, gpu, load=load, share=share)
     plan = _plan(config, shape, adapter, chosen.setting, chosen.memory, load=load)
     seconds = _seconds(config, chosen.option, tokens=tokens, rows=rows)
-    fits = fits_surely(chosen, shape, adapter, gpu, load)
+    fits = fits_surely(config, chosen, shape, adapter, gpu=gpu, load=load)
     each = config.device.gpu_price
     hourly = None if each is None else each * config.device.processes
     return replace(
@@ -77,9 +83,7 @@ def plan_of(
         price=None if hourly is None or seconds is None else round(hourly * seconds / 3600, 2),
         price_per_hour=hourly,
         reason=_reason(config, shape, adapter, gpu, chosen, load=load, fits=fits),
-        alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share))[
-            :MOST_ALTERNATIVES
-        ],
+        alternatives=_best(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share)),
     )
 
 
@@ -128,19 +132,25 @@ def _plan(
     )
 
 
-def fits_surely(chosen: Candidate, shape: Shape, adapter: Adapter, gpu: Gpu, load: Load) -> bool | None:
+def fits_surely(
+    config: TrainConfig, chosen: Candidate, shape: Shape, adapter: Adapter, *, gpu: Gpu, load: Load
+) -> bool | None:
     """False only where even the lower end of the estimate is above all of the memory that the GPU may have, and the
     family is known; None where it may fit."""
     if chosen.option.fit is Fit.FITS:
         return True
     left_open = chosen.option.fit is Fit.REFUSED or shape.spread >= GUESSED
-    return None if left_open or _least(chosen, shape, adapter, load) <= gpu.most_bytes else False
+    return None if left_open or _least(config, chosen, shape, adapter, load) <= gpu.most_bytes else False
 
 
-def _least(chosen: Candidate, shape: Shape, adapter: Adapter, load: Load) -> float:
-    """Bytes of the lower end of the estimate, with as few learned tokens as there may be at once."""
+def _least(config: TrainConfig, chosen: Candidate, shape: Shape, adapter: Adapter, load: Load) -> float:
+    """Bytes of the lower end of the estimate, with as few learned tokens as there may be at once, optimizer state that
+    leaves the GPU where it lacks room, and all that fast paths may spare."""
     few = gpu_memory(shape, adapter, replace(chosen.setting, learned=load.learned))
-    return few.total * (1 - shape.spread)
+    spared = float(few.optimizer) if config.training.optimizer is Optimizer.PAGED_ADAMW_8BIT else 0.0
+    if config.training.kernels is Kernels.AUTO and not chosen.setting.whole_layers:
+        spared += _SAVED_BY_FAST_PATHS * few.activations
+    return (few.total - spared) * (1 - shape.spread)
 
 
 def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: int | None) -> int | None:
@@ -172,7 +182,7 @@ def _reason(
     if fits is False:
         found = remedies(config, shape, adapter, gpu, load)
         on_each = config.device.processes > 1 and option.quantization is not Quantization.NONE
-        least = gib(_least(chosen, shape, adapter, load))
+        least = gib(_least(config, chosen, shape, adapter, load))
         needs = f"{least} of a GPU's memory{', each with the quantized base' if on_each else ''}"
         named = f"a GPU of {gpu.name}" if gpu.name[:1].isdigit() else gpu.name
         has = f"has {gib(gpu.most_bytes)}" if gpu.sold_bytes is None else f"has at most {gib(gpu.most_bytes)}"
@@ -201,7 +211,7 @@ def _way(setting: Setting) -> str:
 
 def _alternatives(
     config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load, share: float
-) -> Iterator[Alternative]:
+) -> Iterator[tuple[Quantization, Alternative]]:
     """Each quantization in each manner of recomputation, but for the chosen way and what the trainer would refuse."""
     for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8):
         for manner in MANNERS:
@@ -213,9 +223,25 @@ def _alternatives(
             option = found.option
             if option.fit is Fit.REFUSED or (quantization is not Quantization.NONE and not quantizes(config, shape)):
                 continue
-            yield Alternative(
+            alternative = Alternative(
                 change=f"quantization: {quantization.value}, training.activationCheckpointing: {manner.value}",
                 peak_bytes=option.peak_bytes,
-                fits=fits_surely(found, shape, adapter, gpu, load),
+                fits=fits_surely(other, found, shape, adapter, gpu=gpu, load=load),
                 tokens_per_second=option.tokens_per_s,
             )
+            yield quantization, alternative
+
+
+def _best(found: Iterable[tuple[Quantization, Alternative]]) -> tuple[Alternative, ...]:
+    """At most `MOST_ALTERNATIVES`, in the order in which they were found: the best one of each quantization that advice
+    looks for, then those that fit before those that may not, the faster ones first."""
+    every = list(found)
+    ranked = sorted(every, key=lambda one: _worth(one[1]), reverse=True)
+    advised = (next((one for kind, one in ranked if kind is wanted), None) for wanted in _ADVISED)
+    kept = dict.fromkeys(one for one in (*advised, *(one for _, one in ranked)) if one is not None)
+    taken = list(kept)[:MOST_ALTERNATIVES]
+    return tuple(one for _, one in every if one in taken)
+
+
+def _worth(one: Alternative) -> tuple[int, float]:
+    return (False, None, True).index(one.fits), one.tokens_per_second or 0.0

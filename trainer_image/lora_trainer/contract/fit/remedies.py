@@ -9,6 +9,7 @@ from typing import Any
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
     Init,
+    Merge,
     Optimizer,
     Precision,
     Quantization,
@@ -167,6 +168,9 @@ def _kinds(case: _Case) -> Iterator[Sequence[_Change]]:
         yield (_Change(text="quantization: Auto", made=lambda one: _changed(one, quantization=Quantization.AUTO)),)
     if lora.variant is Variant.DORA:
         yield (_of("lora.variant: LoRA", "lora", variant=Variant.LORA),)
+    if config.device.processes > 1 and config.output.merge is not Merge.ADAPTER:
+        # A base that is divided is not merged.
+        yield (_of("output.merge: Adapter", "output", merge=Merge.ADAPTER),)
     if lora.init.changes_base:
         yield (_of("lora.init: Default", "lora", init=Init.DEFAULT),)
     if lora.dropout > 0:
@@ -175,6 +179,8 @@ def _kinds(case: _Case) -> Iterator[Sequence[_Change]]:
     yield tuple(_lower(config))
     if lora.modules_to_save:
         yield (_of("lora.modulesToSave: []", "lora", modules_to_save=()),)
+    if lora.target_parameters:
+        yield (_of("lora.targetParameters: []", "lora", target_parameters=()),)
     yield tuple(_more(config))
     yield tuple(_larger(case))
 

@@ -42,19 +42,46 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """A parameter of so many `matrices` that belongs to no linear module: experts, a router, biases of experts. `name`
+    within its layer, `passed` how many of them multiply a token, `rank` that of its adapter, 0 for none.
+
+    PEFT puts one pair of factors on it, `matrices` times as long as the rank.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    matrices: int = 1
+    passed: int = 1
+    rank: int = 0
+
+    @property
+    def weights(self) -> int:
+        """Parameters of all its matrices."""
+        return self.matrices * self.inputs * self.outputs
+
+    @property
+    def factors(self) -> tuple[int, int]:
+        """Values of A and B."""
+        return self.rank * self.matrices * self.inputs, self.rank * self.matrices * self.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """A decoder layer. `mlp_values` are values that autograd keeps of the MLP for a token, its inputs not counted, and
     `wide_values` those of them that a GPU's autocast makes fp32; `normed` the values for which norms keep an fp32 copy,
     `statistics` their scales in fp32; `dropped` those of which the model's own dropout keeps a mask.
 
     `experts` are parameters in stacked matrices, which are not quantized, `active` those of them that a token passes;
-    `other` parameters of norms and routers. `score_bytes` are kept for each head and each token that is seen, where
-    attention's scores are written out, as kernels cannot cap them or add sinks. `fused` says that one module gives
-    queries, keys and values, which a rotation changes: its output is kept for the values. `layer_norm` says that norms
-    are PyTorch's, which a GPU's autocast lets give fp32. `own_attention` says that the model calls PyTorch's by
-    itself, which cannot be exchanged, so that rows are padded; `own_dropout` that attention has dropout of its own,
-    which the kernel for packs has not; `uneven` that heads of queries are wider than those of values, which it does not
-    take; `parallel` that attention and MLP read the same.
+    `stacks` these matrices and the router's, in the order of their products; `other` parameters of norms and routers.
+    `score_bytes` are kept for each head and each token that is seen, where attention's scores are written out, as
+    kernels cannot cap them or add sinks. `fused` says that one module gives queries, keys and values, which a rotation
+    changes: its output is kept for the values. `layer_norm` says that norms are PyTorch's, which a GPU's autocast lets
+    give fp32. `own_attention` says that the model calls PyTorch's by itself, which cannot be exchanged, so that rows
+    are padded; `own_dropout` that attention has dropout of its own, which the kernel for packs has not; `uneven` that
+    heads of queries are wider than those of values, which it does not take; `parallel` that attention and MLP read the
+    same.
     """
 
     linear: tuple[Linear, ...]
@@ -70,6 +97,7 @@ class Layer:
     dropped: int = 0
     experts: int = 0
     active: int = 0
+    stacks: tuple[Stack, ...] = ()
     score_bytes: int = 0
     fused: bool = False
     layer_norm: bool = False
@@ -160,3 +188,9 @@ class Shape:
         for index, layer in enumerate(self.layers):
             for position, module in enumerate(layer.linear):
                 yield index, position, f"{self.prefix}.{index}.{module.name}", module
+
+    def stacks(self) -> Iterator[tuple[int, int, str, Stack]]:
+        """Each stack alike."""
+        for index, layer in enumerate(self.layers):
+            for position, stack in enumerate(layer.stacks):
+                yield index, position, f"{self.prefix}.{index}.{stack.name}", stack

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lora_trainer.contract.fit.adapter import Adapter
+from lora_trainer.contract.fit.adapter import Adapter, adapted_stacks
 from lora_trainer.contract.fit.devices import Gpu
 from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.contract.fit.shape import Shape
@@ -27,13 +27,18 @@ def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
     of a row, Q width of all queries, L layers; recomputed, the layers' forward pass once more, or that of their MLPs.
 
     A frozen matrix has no gradient of its own, hence 4 and not 6; half of causal attention is masked and not computed.
+    A stack that is adapted has one, and its adapter is added to all of it, once for all tokens.
     """
     attention = 2 * setting.row * sum(layer.query for layer in shape.layers)
-    forward = 2 * shape.multiplied + 2 * adapter.parameters + attention
-    backward = 2 * shape.multiplied + 4 * adapter.parameters + 2 * attention
+    stacks = list(adapted_stacks(shape, adapter))
+    modules = adapter.parameters - sum(sum(stack.factors) for stack in stacks)
+    added = sum(2 * stack.rank * stack.weights for stack in stacks) / setting.tokens
+    of_stacks = sum(2 * stack.passed * stack.inputs * stack.outputs for stack in stacks)
+    forward = 2 * shape.multiplied + 2 * modules + attention + added
+    backward = 2 * shape.multiplied + 4 * modules + 2 * attention + of_stacks + 2 * added
     again = forward - 2 * shape.vocabulary * shape.hidden if setting.recompute else 0
     if setting.selective:
-        again = 2 * sum(layer.mlp_weights + layer.active for layer in shape.layers) + 2 * adapter.in_mlp(shape)
+        again = 2 * sum(layer.mlp_weights + layer.active for layer in shape.layers) + 2 * adapter.in_mlp(shape) + added
     return float(forward + backward + again)
 
 
