@@ -1,4 +1,4 @@
-# Commands for a fresh Debian 12 with root, Python 3.11 and Go; each can be run again after any interruption.
+# Commands for a fresh Debian 12 with root, Python 3.11 and Go 1.24 or newer; each can be run again after any interruption.
 #   make demo    nine lines of YAML become a verified adapter on a local Kubernetes; MONITORING=1 watches it
 #   make test    everything: lint, types, unit, trainer, control plane, cluster, chart, end to end
 #   make unit    the pure layers alone, seconds

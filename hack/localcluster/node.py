@@ -26,6 +26,7 @@ from localcluster import (
 )
 from localcluster.errors import ClusterError
 from localcluster.forwarder import Route
+from localcluster.go import check_go
 from localcluster.lifecycle import Record
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def prepare(places: Places, console: Console, also: Sequence[Tool] = ()) -> tupl
     packages.ensure({**packages.NODE, **packages.PROMETHEUS}, console, places.cache / "packages.log")
     needed = [*tools.available().values(), *also]
     if any(not tools.folder(tool, places.cache).is_dir() for tool in needed):
-        tools.check_go()
+        check_go()
         space.require(places.cache, space.TOOLS_GIB, "build Kubernetes")
     tools.ensure_all(needed, places.cache, console)
     pause.ensure(places.cache)

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 
 from localcluster.errors import ClusterError
-from localcluster.tools import check_go
+from localcluster.go import check_go
 
 IMAGE = "localhost/pause:1"
 _SOURCE = Path(__file__).parent / "pause" / "main.go"

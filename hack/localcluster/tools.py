@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from localcluster import settings
 from localcluster.attempts import twice
 from localcluster.errors import ClusterError
+from localcluster.go import check_go
 from localcluster.processes import locked
 
 if TYPE_CHECKING:
@@ -287,15 +288,6 @@ def module_folder(tool: Tool, cache: Path) -> Path:
     log = folder(tool, cache).with_name(f"{tool.name}-module.log")
     described = _go(["mod", "download", "-json", f"{tool.module}@v{tool.version}"], log.parent, log)
     return Path(json.loads(described)["Dir"])
-
-
-def check_go() -> None:
-    """Raise ClusterError unless a Go toolchain is found."""
-    if shutil.which("go") is None:
-        raise ClusterError(
-            f"Kubernetes {settings.KUBERNETES_VERSION} is built from source and there is no `go` on PATH: install Go"
-            " 1.24 or newer (Debian's golang-go is older), or use a cluster of your own with CLUSTER=current."
-        )
 
 
 def _build(tool: Tool, work: Path, log: Path) -> None:

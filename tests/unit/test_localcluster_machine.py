@@ -15,6 +15,7 @@ from localcluster import (
     cli,
     client,
     forwarder,
+    go,
     lifecycle,
     node,
     packages,
@@ -107,7 +108,41 @@ def test_a_machine_without_go_is_one_sentence(monkeypatch: pytest.MonkeyPatch, t
         tools.ensure(tools.kubernetes(), tmp_path, Console(stream=io.StringIO()))
 
 
+def pretend_go(folder: Path, version: str, toolchain: str) -> None:
+    """A `go` that says these of itself and does nothing else."""
+    said = f'version) echo "go version {version} linux/amd64";; env) echo "{toolchain}";;'
+    (folder / "go").write_text(f'#!/bin/sh\ncase "$1" in {said} *) exit 1;; esac\n')
+    (folder / "go").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("version", "toolchain", "said"),
+    [
+        pytest.param("go1.19.8", "", r"is 1\.19\.8: install .*older\), or use", id="Debian 12"),
+        pytest.param("go1.9", "", r"is 1\.9: ", id="numbers, not texts"),
+        pytest.param("go1.22.2", "local", r"is 1\.22\.2: install .*, set GOTOOLCHAIN=auto .*, or use", id="alone"),
+        pytest.param("go1.23.1", "go1.23.1", r"is 1\.23\.1: ", id="another that is too old"),
+        pytest.param("go1.21.0", "auto", None, id="fetches a newer one"),
+        pytest.param("go1.22.2", "go1.22.2+auto", None, id="or so"),
+        pytest.param("go1.23.1", "path", None, id="finds a newer one"),
+        pytest.param("go1.24.0", "local", None, id="new enough"),
+        pytest.param("go1.24rc1", "local", None, id="nearly released"),
+        pytest.param("devel +1a2b3c", "local", None, id="unknown"),
+    ],
+)
+def test_a_go_that_is_too_old_and_fetches_no_newer_one_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, toolchain: str, said: str | None
+) -> None:
+    """The version found, the one needed, and what to do; not a log of what does not compile."""
+    pretend_go(tmp_path, version, toolchain)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    refused = pytest.raises(ClusterError, match=rf"with Go 1\.24 or newer, and .*{said}")
+    with contextlib.nullcontext() if said is None else refused:
+        go.check_go()
+
+
 _GO = """#!/bin/sh
+test "$1" = build || exit 1
 echo x >> "{folder}/calls"
 test $(wc -l < "{folder}/calls") -gt {failing} && {{ touch bin/versitygw; exit; }}
 echo "read: connection reset by peer" >&2
@@ -120,11 +155,11 @@ def test_a_build_whose_download_breaks_off_is_done_once_more(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: int
 ) -> None:
     """A network that fails for a moment costs nobody a quarter of an hour of builds beside it; a wrong build ends."""
-    go = tmp_path / "bin" / "go"
-    go.parent.mkdir()
-    go.write_text(_GO.format(folder=tmp_path, failing=failing))
-    go.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{go.parent}:/usr/bin:/bin")
+    program = tmp_path / "bin" / "go"
+    program.parent.mkdir()
+    program.write_text(_GO.format(folder=tmp_path, failing=failing))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     screen = io.StringIO()
     expected = pytest.raises(ClusterError, match="`go build -v` failed") if failing == 2 else contextlib.nullcontext()
     with expected:
