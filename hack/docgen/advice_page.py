@@ -15,7 +15,8 @@ tell changes of state alone. It stands in
 
 * `status.advice` (`kubectl describe lft NAME`): a code, a severity, what to do and what was seen; warnings first, at
   most {MOST}. Preflight's advice stays there; of a code that the training reports again, the training's counts.
-* `lora-operator explain NAMESPACE/NAME`;
+* [`lora explain NAME`](client.md) and, for administrators, [`lora-operator explain NAMESPACE/NAME` in the operator's
+  pod](operations.md#why-does-this-run-wait), which knows the cluster's settings;
 * the log of the training, the end of a local run, and `lora-trainer plan`, which knows no data, and a device only if
   the manifest or one `--gpu` names it.
 
