@@ -22,7 +22,7 @@ from tests.component.documents import Object
 from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage, node_metadata
 from tests.faults.one_run import Run
-from tests.pages.blocks import block
+from tests.pages.blocks import block, blocks_of
 from tests.pages.executed import execute
 from tests.unit.reports import make_report
 
@@ -100,15 +100,17 @@ def of_the_readme(folder: Path) -> Shown:
 
 
 def of_the_quickstart(folder: Path) -> Shown:
-    """The token, the claim, the run, "and apply both files"; of the chart the tolerations of docs/install.md."""
+    """Its steps until the run is watched, and files by the names it gives them; the tolerations of docs/install.md."""
     page = "docs/quickstart.md"
-    (folder / "claim.yaml").write_text(block(page, "kind: PersistentVolumeClaim").text)
-    (folder / "support-tone.yaml").write_text(block(page, RUN).text)
-    token = block(page, "kubectl create secret generic hf-token").commands
+    steps, _, _ = (REPOSITORY / page).read_text().partition("\n4. Watch it.")
+    shown = blocks_of(page, steps)
+    for each in (found for found in shown if found.language == "yaml"):
+        before = "\n".join(steps.splitlines()[: each.line])
+        (folder / re.findall(r"as `(\S+\.yaml)`", before)[-1]).write_text(each.text)
     defaults = yaml.safe_load(block("docs/install.md", "defaults:").text)["defaults"]
     return Shown(
         flags=[f"--set-json=defaults.tolerations={json.dumps(defaults['tolerations'])}"],
-        commands=f"{token}kubectl apply -f claim.yaml -f support-tone.yaml\n",
+        commands="".join(each.commands for each in shown),
     )
 
 

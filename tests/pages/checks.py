@@ -125,6 +125,11 @@ def docker(arguments: Sequence[str]) -> str | None:
     return f"{options.file} has no {lacking[0].strip()}" if not text or lacking else None
 
 
+def environment(arguments: Sequence[str]) -> str | None:
+    """A virtual environment for what pip installs."""
+    return None if arguments[:2] == ("-m", "venv") and len(arguments) == 3 else "not `python3 -m venv FOLDER`"
+
+
 def pip(arguments: Sequence[str]) -> str | None:
     """This project with extras that it has."""
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -177,6 +182,7 @@ _CHECKS: Mapping[str, Check] = {
     "make": make,
     "pip": pip,
     "python": python,
+    "python3": environment,
     ".venv/bin/python": python,
 }
 

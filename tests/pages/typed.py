@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = (
-    *("docker", "helm", "jq", "kubectl", "lora", "lora-operator", "lora-trainer", "make", "pip", "python"),
+    *("docker", "helm", "jq", "kubectl", "lora", "lora-operator", "lora-trainer", "make", "pip", "python", "python3"),
     *(".venv/bin/lora-trainer", ".venv/bin/python", "hack/cluster", "hack/dashboard-picture"),
 )
 """Those that blocks may call; each has a check."""
@@ -22,7 +22,10 @@ printf '%s\\0' '{name}' "$@" > "$noted"
 [ -t 0 ] || printf '%s' "$(</dev/stdin)" > "$noted.in"
 """
 _FLAGS_OF_HELM = "helm upgrade lora-finetune-operator helm/lora-finetune-operator --namespace lora-system "
-GIVEN = ("axolotl.yaml", "claims.yaml", "config.json", "my-finetune.yaml", "support-chats.jsonl", "support-tone.yaml")
+GIVEN = (
+    *("axolotl.yaml", "claim.yaml", "claims.yaml", "config.json", "my-finetune.yaml"),
+    *("support-chats.jsonl", "support-tone.yaml"),
+)
 """Files that the pages let their readers have."""
 
 

@@ -194,6 +194,7 @@ def test_the_shell_reads_what_is_typed(tmp_path: Path) -> None:
         ("docker build -t x -f trainer_image/Dockerfile --target small .", "AS small"),
         ("docker build -t x --build-arg INDEX=1 .", "ARG INDEX="),
         ("pip install .[clients]", "no `pip install`"),
+        ("python3 -m virtualenv .venv", "not `python3 -m venv FOLDER`"),
         ("jq -r .nmae", "no field nmae"),
         ("kubectl get lft -o jsonpath={.status.artefact.uri}", "no status.artefact.uri"),
         ('kubectl patch lft x -p {"spec":{"suspended":true}}', "no spec.suspended"),

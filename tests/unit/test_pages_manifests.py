@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.pages.blocks import block
 
 from lora_trainer.contract.manifest import RunOptions, train_config
 
@@ -22,13 +23,22 @@ Manifest = dict[str, Any]
 
 def manifests(page: str) -> Iterator[Manifest]:
     """Every object with a kind in the blocks of a page."""
-    for block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
-        for document in yaml.safe_load_all("".join(block)):
+    for shown in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+        for document in yaml.safe_load_all("".join(shown)):
             if isinstance(document, dict) and "kind" in document:
                 yield document
 
 
 RUNS = [(page, found) for page in PAGES for found in manifests(page) if found["kind"] == "LoRAFineTune"]
+
+
+def test_the_first_run_of_both_first_pages_is_the_nine_lines_of_the_example() -> None:
+    """Whoever reads the second page after the first finds no other settings under the same name."""
+    example = (ROOT / "examples/minimal.yaml").read_text(encoding="utf-8")
+    shown = {page: block(page, '  model: {uri: "hf://meta-llama').text for page in ("README.md", "docs/quickstart.md")}
+    assert shown == dict.fromkeys(shown, example)
+    assert "You apply nine lines" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert example.count("\n") == 9
 
 
 @pytest.mark.parametrize(("page", "run"), RUNS, ids=[f"{page}-{number}" for number, (page, _) in enumerate(RUNS)])
