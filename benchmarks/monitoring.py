@@ -1,11 +1,12 @@
 """How a real Prometheus does with the chart's dashboards and alerts.
 
-    .venv/bin/python benchmarks/monitoring.py [--parts queries quiet] [--record] [--runs 1000] [--hours 24]
+    .venv/bin/python benchmarks/monitoring.py [--parts queries firing quiet] [--record] [--runs 1000] [--hours 24]
                                               [--minutes 60]
 
 queries  1,000 runs, 50 of which train at a time, and a day of samples at 60 s: how long every query of the dashboards
          and every rule takes. What is scraped comes from the code that exposes it, over statuses that are played; a Go
          program writes it as blocks, and Debian's Prometheus goes on scraping while it is asked.
+firing   what those expose turns bad, and the operator ends: how long after that alerts fire.
 quiet    100 healthy runs on a control plane of their own, some of which end and begin, an operator that is restarted
          every three minutes, and a Prometheus with the chart's alerts and default thresholds: which of them fire.
 """
@@ -28,7 +29,7 @@ from benchmarks.scale.rows import Row
 from localcluster import packages, settings
 from localcluster.console import Console
 
-PARTS = ("queries", "quiet")
+PARTS = ("queries", "firing", "quiet")
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
 
@@ -62,6 +63,8 @@ def _options() -> argparse.Namespace:
 def _measure(part: str, options: argparse.Namespace) -> Iterator[Row]:
     if part == "queries":
         yield from parts.queries(options.runs, options.hours)
+    elif part == "firing":
+        yield from parts.firing()
     else:
         yield from parts.quiet(100, options.minutes)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from benchmarks.monitored.chart import rendered
 from benchmarks.monitored.day import SCRAPE_S, write
+from benchmarks.monitored.firing import SCRAPE_S as INTERVAL_S
+from benchmarks.monitored.firing import fired
 from benchmarks.monitored.life import TRAINS_S, runs
 from benchmarks.monitored.queries import dashboard, rules, told
 from benchmarks.monitored.quiet import watched
@@ -116,3 +118,15 @@ def quiet(count: int, minutes: float) -> Iterator[Row]:
         ),
         busy=busy.share(),
     )
+
+
+def firing() -> Iterator[Row]:
+    """How soon alerts fire, by the default durations."""
+    busy = Busy()
+    for one in fired():
+        yield Row(
+            what=f"{one.alert}, whose condition must last {one.for_s:.0f} s: from the fault until it fires",
+            wanted=f"{one.for_s + 2 * INTERVAL_S:.0f} s",
+            measured=f"{one.after_s:.1f} s",
+            busy=busy.share(),
+        )
