@@ -11,7 +11,7 @@ _HEAD = f"""\
 # Advice
 
 What would make a run, or the next one, go better. Advice informs and never stops a run; it makes no Events, since these
-tell changes of state alone. It stands in
+report changes of state alone. It stands in
 
 * `status.advice` (`kubectl describe lft NAME`): a code, a severity, what to do and what was seen; warnings first, at
   most {MOST}. Preflight's advice stays there; of a code that the training reports again, the training's counts.

@@ -27,10 +27,10 @@ _OPERATOR = """\
 
 """
 _FLEET = """
-## Runs that the operator has looked after
+## Runs that the operator manages
 
-Counted since the operator's process began, when the status that says so is written: a restart counts nothing twice, and
-what happened while no operator ran is counted when the next one notices it. Of a run that is deleted, what was not
+Counted since the operator's process began, when the status that reports it is written: a restart counts nothing twice,
+and what happened while no operator ran is counted when the next one notices it. Of a run that is deleted, what was not
 counted by then is lost.
 
 `lorafinetune_gpu_seconds_total` and `lorafinetune_steps_lost_total` begin with 0 in each namespace that has a run.

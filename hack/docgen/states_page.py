@@ -46,7 +46,7 @@ _BOX_ROWS = {
 }
 _SMALL = 6
 _BOXES = {
-    "every state that goes on": frozenset().union(*(STATES[group] for group in Group if group not in ENDS)),
+    "every unfinished state": frozenset().union(*(STATES[group] for group in Group if group not in ENDS)),
     "every state of *Held*": STATES[Group.HELD],
     "every state of *Failed*": STATES[Group.FAILED],
 }

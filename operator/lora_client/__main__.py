@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         sys.stderr.write(
-            f"lora: This is a mistake of the client itself ({type(error).__name__}: {text}): please report it\n"
+            f"lora: This is a mistake of the client itself ({type(error).__name__}: {text}): report it to the project\n"
         )
         return FAILED
     finally:

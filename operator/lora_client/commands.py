@@ -150,7 +150,7 @@ def _watch(cluster: "Cluster", name: str, form: Form) -> int:
     try:
         return watch(cluster, name, form)
     except KeyboardInterrupt:
-        note(f"\n{name} goes on: lora watch {name} -n {cluster.namespace} shows it again")
+        note(f"\n{name} continues: lora watch {name} -n {cluster.namespace} shows it again")
         raise
 
 
@@ -162,7 +162,7 @@ def suspend(name: Name, output: Output = Form.TEXT, context: Context = None, nam
 
 @app.command()
 def resume(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
-    """Let a suspended run go on at its last step."""
+    """Let a suspended run continue from its last step."""
     _set_suspended(name, output, context, namespace, suspend=False)
 
 
@@ -179,7 +179,7 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, help="Default: the last one.")] = None,
     stage: Annotated[str, typer.Option(help="train or preflight.")] = "train",
     index: Annotated[int, typer.Option(min=0, help="Of the pods that train together; 0 leads.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-F", help="Go on as the log grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-F", help="Follow the log as it grows.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, help="Only so many last lines.")] = None,
     output: Output = Form.TEXT,
     context: Context = None,

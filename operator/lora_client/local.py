@@ -120,7 +120,7 @@ class LocalRun:
         return self
 
     def resume(self) -> "LocalRun":
-        """See `Run`: another process goes on."""
+        """See `Run`: another process continues."""
         if self.process.poll() is not None and self.state != _SUCCEEDED:
             self.process = self._runs.spawn(self)
         return self

@@ -55,7 +55,7 @@ class Run(Protocol):
         """Let it save its state and free what it computes on."""
 
     def resume(self) -> "Run":
-        """Let it go on."""
+        """Let it continue."""
 
     def explain(self) -> Mapping[str, Any]:
         """What the operator sees of it and decides, and why it waits."""
@@ -161,7 +161,7 @@ class ClusterRun:
         return self
 
     def resume(self) -> "ClusterRun":
-        """Let it go on."""
+        """Let it continue."""
         self.resource = changing.patch_suspended(self._cluster, self.name, suspend=False)
         return self
 

@@ -131,7 +131,7 @@ class Output(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """How the state of the training is saved, so that a run that was stopped goes on where it was."""
+    """How the state of the training is saved, so that a run that was stopped continues where it was."""
 
     intervalSeconds: NotRequired[int]
     intervalSteps: NotRequired[int]

@@ -13,6 +13,12 @@ from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Owner references that block deletion ask for this right; the operator itself never uses it.
 FINALIZERS = {("lora-operator.io", "lorafinetunes/finalizers"): {"update"}}
+# What people may read. The place in a queue is a subresource that can be got alone, of an API that only Kueue serves.
+READ = {
+    ("lora-operator.io", "lorafinetunes"): {"get", "list", "watch"},
+    ("lora-operator.io", "lorafinetunes/status"): {"get", "list", "watch"},
+    ("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads"): {"get"},
+}
 
 
 def used_rights() -> dict[tuple[str, str], set[str]]:
@@ -126,7 +132,7 @@ def test_listed_namespaces_have_roles_to_bind_people_to(render: Render) -> None:
     }
     for namespace in ("team-a", "team-b"):
         view, edit = roles.pop((namespace, "lora-view")), roles.pop((namespace, "lora-edit"))
-        assert all(verbs == {"get", "list", "watch"} for verbs in view.values())
+        assert view == READ
         assert set(view) | {("lora-operator.io", "lorafinetunes")} == set(edit)
     assert roles == {}
     asked = [o for o in render(watch=listed, rbac={"aggregate": True}) if o["kind"] == "ClusterRole"]
@@ -138,7 +144,7 @@ def test_people_get_their_rights_through_the_roles_of_the_cluster(render: Render
     """Viewers read LoRAFineTunes, editors write them, and nobody but the operator writes the status."""
     objects = render()
     view, edit = only(objects, "ClusterRole", "lora-view"), only(objects, "ClusterRole", "lora-edit")
-    assert all(verbs == {"get", "list", "watch"} for verbs in rights(view).values())
+    assert rights(view) == READ
     assert set(rights(edit)) == {("lora-operator.io", "lorafinetunes")}
     aggregated = "rbac.authorization.k8s.io/aggregate-to-"
     assert {aggregated + role for role in ("view", "edit", "admin")} <= set(view["metadata"]["labels"])

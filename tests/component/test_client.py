@@ -17,6 +17,7 @@ from tests.component.stage import Stage
 from localcluster.client import Client
 from lora_client import LoRAClient
 from lora_client.__main__ import main
+from lora_client.cluster.connection import ApiError, connect
 from lora_client.errors import ClientError
 from lora_client.runs import ClusterRun
 from lora_trainer.contract.reasons import Reason
@@ -187,6 +188,16 @@ def test_a_finished_run_is_compared_served_and_explained(stage: Stage, user: Per
     assert lora("list").out.splitlines()[1].split()[1] == "Succeeded"
 
 
+def test_the_role_may_read_a_place_in_a_queue(stage: Stage, user: Person) -> None:
+    """Rights are looked at first: without them it would be a 403, though no Kueue serves the address here."""
+    queue = f"/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{stage.namespace}/localqueues/gold"
+    with connect() as cluster:
+        for path, code in ((f"{queue}/pendingworkloads", 404), (queue, 403)):
+            with pytest.raises(ApiError) as refused:
+                cluster.request("GET", path)
+            assert refused.value.code == code
+
+
 def test_logs_name_the_pod_and_what_there_is(stage: Stage, user: Person, lora: Lora) -> None:
     """Without a kubelet nobody has a log; whose it would be is known."""
     stage.apply()
@@ -198,6 +209,20 @@ def test_logs_name_the_pod_and_what_there_is(stage: Stage, user: Person, lora: L
     assert f"Pod {pod['metadata']['name']} has written no log (" in waits.err
     assert "there are pods of train" in lora("logs", "tone", "--stage", "preflight").err
     assert "attempts with a pod are 1" in lora("logs", "tone", "--attempt", "7").err
+
+
+def test_of_the_pods_of_an_attempt_the_newest_has_the_log(stage: Stage, user: Person, lora: Lora) -> None:
+    """As the Job controller makes them, one after the other; by `-o name`, since no kubelet has a log here."""
+    stage.start()
+    stage.apply()
+    job = stage.wait_job()
+    first = stage.wait_pod(job)
+    assert lora("logs", "tone", "-o", "name").out == f"pod/{first['metadata']['name']}\n"
+    stage.run_pod(first)
+    stage.end_pod(first, 75, failed(Reason.STALLED, "no step since 12:00"))
+    second = stage.wait_pod(job, other_than=first["metadata"]["uid"])
+    for options in ((), ("--attempt", "1")):
+        assert lora("logs", "tone", *options, "-o", "name").out == f"pod/{second['metadata']['name']}\n"
 
 
 def test_every_refusal_says_what_to_type_next(stage: Stage, user: Person, lora: Lora) -> None:

@@ -125,7 +125,7 @@ def test_on_a_terminal_it_is_drawn_and_ctrl_c_leaves_the_run_alone(stage: Stage,
     os.close(ours)
     assert "█" in seen
     assert "900 tokens/s" in seen
-    assert f"tone goes on: lora watch tone -n {stage.namespace}" in err
+    assert f"tone continues: lora watch tone -n {stage.namespace}" in err
     assert "Traceback" not in seen + err
     assert stage.finetune()["spec"]["suspend"] is False
 

@@ -201,7 +201,7 @@ ROWS = (
                 key="silent",
                 when="away for so long that its node counts as lost",
                 conditions={"PodsReady": ("False", Reason.NODE_UNREACHABLE)},
-                says=("{node}", "the run goes on when the node is back"),
+                says=("{node}", "the run continues when the node is back"),
             ),
             Sees(key="back", when="afterwards", conditions={"PodsReady": ("True", None)}, retries={}),
         ),

@@ -93,7 +93,7 @@ ROWS = (
             Sees(
                 key="secret",
                 conditions={"PodsReady": ("False", Reason.SECRET_NOT_FOUND)},
-                says=("Secret {secret}, which does not exist in this namespace", "create it, and the run goes on"),
+                says=("Secret {secret}, which does not exist in this namespace", "create it, and the run continues"),
                 event=("Warning", Reason.SECRET_NOT_FOUND),
             ),
             Sees(
@@ -271,7 +271,7 @@ ROWS = (
                 key="resumed",
                 when="resumed though `spec.suspend` is true",
                 conditions={"Suspended": ("False", None)},
-                says=("somebody else resumed the Job", "set spec.suspend to false and then to true"),
+                says=("another controller resumed the Job", "set spec.suspend to false and then to true"),
             ),
             Sees(key="relabelled", when="the Job's labels are taken off, up to three times", nothing=True),
             Sees(key="advice", when="a fourth time", advice="LabelsRemoved"),

@@ -111,7 +111,7 @@ def test_a_listed_namespace_that_does_not_exist_yet_is_taken_up_when_it_does(sta
         stage.grant(operator, RIGHTS, name)
         with faults.proving("A13.later"):
             assert operator.end_by_itself() == 1
-            assert f"Namespace {name} can be looked after now" in operator.text()
+            assert f"Namespace {name} can be watched now" in operator.text()
             stage.start(elsewhere={name: RIGHTS})
             later.apply()
             later.wait_condition("Accepted", status="True")

@@ -47,7 +47,7 @@ ADAPTER = f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-r
         (
             Reason.EVICTED,
             7,
-            "Interrupted.\nStep 7 is saved: the same command with --resume goes on from there.",
+            "Interrupted.\nStep 7 is saved: the same command with --resume continues from there.",
         ),
         (Reason.STORAGE_FULL, None, "StorageFull: no room (exit code 143)"),
     ],

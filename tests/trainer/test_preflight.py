@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,14 +29,14 @@ from lora_trainer.contract.run_plan import Alternative, RunPlan
 from lora_trainer.contract.summary import Summary
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.errors import AccessDeniedError, ConfigError, NotFoundError, StorageError, TrainerError
+from lora_trainer.errors import AccessDeniedError, ConfigError, NotFoundError, TrainerError
 from lora_trainer.model.adapter import plan_adapter
 from lora_trainer.model.loading import skeleton
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan import Asked, plan_run
-from lora_trainer.recipe.preflight import check_claim, preflight
+from lora_trainer.recipe.preflight import preflight
 
 WITHOUT_TORCH = (
     "import sys\n"
@@ -380,20 +379,3 @@ def test_only_what_cannot_fit_a_known_device_is_refused(
         assert summary.message == plan.reason
     else:
         assert (status, summary.reason) == (0, Reason.PREFLIGHT_PASSED)
-
-
-def test_a_claim_that_is_mounted_and_too_small_ends_the_preflight(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With what the run takes, and of what; a claim that is not mounted here is looked at when the training begins."""
-    plan = dataclasses.replace(_plan(fits=True, device="T4"), checkpoint_bytes=2**30, claim_bytes=4 * 2**30)
-    volumes = Volumes(claims=workplace.claims)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 2**30))
-    on_data = make_config(output={"uri": "pvc://data/tone"})
-    with pytest.raises(
-        StorageError, match=r"takes 4\.0 GiB of PersistentVolumeClaim data, which has 3\.0 GiB free: 3 ch"
-    ):
-        check_claim(on_data, plan, volumes)
-    check_claim(make_config(output={"uri": "pvc://elsewhere/tone"}), plan, volumes)
-    check_claim(make_config(output={"uri": "s3://adapters/tone"}), plan, volumes)
-    check_claim(on_data, dataclasses.replace(plan, claim_bytes=3 * 2**30), volumes)

@@ -202,7 +202,7 @@ def test_a_local_run_that_was_interrupted_goes_on_with_its_uid_or_with_resume(
 def _saved_step(status: int, printed: str) -> int:
     assert status == ExitCode.TERMINATED
     said = re.fullmatch(
-        r"Interrupted\.\nStep (\d+) is saved: the same command with --resume goes on from there\.\n", printed
+        r"Interrupted\.\nStep (\d+) is saved: the same command with --resume continues from there\.\n", printed
     )
     assert said is not None, printed
     return int(said[1])

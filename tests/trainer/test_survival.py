@@ -69,7 +69,7 @@ def test_two_steps_and_two_resumed_ones_equal_four(bench: Bench, eval_steps: int
         eval_steps=eval_steps,
         early_stopping_patience=eval_steps and 3,
     )
-    with pytest.raises(TerminatedError, match="its state after step 2 of 4 is saved, and the next attempt goes on"):
+    with pytest.raises(TerminatedError, match="its state after step 2 of 4 is saved, and the next attempt continues"):
         first.run()
     bench.evaluate = falling([1.0, 0.5] if len(bench.newest_state().course.evaluations) == 2 else [2.0, 1.0, 0.5])
     second = bench.training(Kept(), eval_steps=eval_steps, early_stopping_patience=eval_steps and 3)

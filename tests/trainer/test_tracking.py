@@ -21,7 +21,7 @@ from lora_trainer.host.trackers import STATE, State, UnusableError, open_backend
 from lora_trainer.host.tracking import Follower, tracked, without_secrets
 from lora_trainer.result.tensorboard import write_events
 
-WARNING = "tracking.kind is MLflow: ConnectionError: away; the run goes on without"
+WARNING = "tracking.kind is MLflow: ConnectionError: away; the run continues without it"
 
 
 def config_for(kind: Tracker, project: str | None = "tone") -> TrainConfig:
@@ -171,7 +171,7 @@ def test_a_tracker_that_cannot_be_had_is_not_tried_again(tmp_path: Path, caplog:
         followed.turn()
     followed.end("FINISHED")
     assert len(tried) == 1
-    assert "not installed in the trainer's image; the run goes on without" in caplog.text
+    assert "not installed in the trainer's image; the run continues without it" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_a_server_that_is_away_costs_a_run_nothing(tmp_path: Path, capfd: pytest
         run(Tracker.MLFLOW, tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free.getsockname()[1]}")
     text = capfd.readouterr().err
     assert text.count("WARNING tracking.kind is MLflow: ") == 1
-    assert text.count("; the run goes on without") == 1
+    assert text.count("; the run continues without it") == 1
 
 
 def test_a_run_without_a_tracker_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

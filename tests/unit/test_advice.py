@@ -228,7 +228,7 @@ def test_a_secret_in_a_report_is_not_shown() -> None:
 
 
 def test_advice_makes_no_event() -> None:
-    """Events tell changes of state alone."""
+    """Events report changes of state alone."""
     quiet, running = make_finetune(), plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
     seen = with_status(quiet, running.status)
     assert plan_for(seen, jobs=(make_job(),), pods=(running_pod(),)).events == ()

@@ -180,7 +180,7 @@ REFUSALS = [
     (403, "admission webhook policy.example denied the request: no GPUs on Sundays", "AdmissionDenied"),
     (403, "unable to create new content in namespace team-a because it is being terminated", "AdmissionDenied"),
     (422, 'Job.batch "x" is invalid: spec.template.spec.tolerations[0].operator: Invalid value', "AdmissionDenied"),
-    (409, "exists and belongs to somebody else", "NameConflict"),
+    (409, "exists and belongs to another owner", "NameConflict"),
 ]
 
 

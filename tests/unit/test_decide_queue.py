@@ -251,7 +251,7 @@ def test_somebody_elses_deactivation_is_not_undone() -> None:
     undone = make_workload(GRANTED, active=True, intent="true")
     plan = plan_for(run(suspend=True), jobs=(make_job(queue="gpus"),), pods=(running_pod(),), workloads=(undone,))
     assert plan.patch == ()
-    assert "somebody else resumed the Job" in stated(plan, "Suspended")[2]
+    assert "another controller resumed the Job" in stated(plan, "Suspended")[2]
 
 
 def test_a_workload_that_kueue_made_anew_is_held_again() -> None:

@@ -33,7 +33,7 @@ def test_a_job_that_somebody_else_resumed_against_the_users_wish_is_reported_as_
     plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(resumed,), pods=(running_pod(),))
     assert plan.patch == ()
     assert stated(plan, "Suspended") == ("False", "NotSuspended")
-    assert "spec.suspend is true, but somebody else resumed the Job" in condition(plan, "Suspended")["message"]
+    assert "spec.suspend is true, but another controller resumed the Job" in condition(plan, "Suspended")["message"]
     plain = plan_for(make_finetune(), jobs=(make_job(),), pods=(running_pod(),))
     assert condition(plain, "Suspended")["message"] == "The run is not suspended"
 

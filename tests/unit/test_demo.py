@@ -192,6 +192,54 @@ def test_the_next_steps_work_in_the_order_that_they_are_shown(client: Client, fo
     assert "KUBECONFIG" not in cli._closing(client, with_stand_in=True)
 
 
+@pytest.mark.parametrize(
+    ("client", "hub", "want"),
+    [
+        (
+            THEIRS,
+            None,
+            ["kubectl delete namespace lora-demo", "helm -n lora-system uninstall lora-finetune-operator"],
+        ),
+        (LOCAL, "localhost:5000/lora-hub:1", ["hack/cluster down"]),
+    ],
+    ids=["the user's own cluster", "the local cluster"],
+)
+def test_the_demo_ends_with_the_commands_that_take_it_away(
+    client: Client,
+    hub: str | None,
+    want: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a cluster that stays, the release and the namespace of the runs; the local cluster whole."""
+    artifact: dict[str, Any] = {"uri": "pvc://adapters/support-tone", "sizeBytes": 1, "digest": "sha256:ab"}
+    artifact |= {"serving": "--enable-lora", "baseRevision": "c0ffee"}
+    images = Images(operator="registry/operator:1", trainer="registry/trainer:2", hub=hub)
+    monkeypatch.delenv("MONITORING", raising=False)
+    answers: dict[tuple[Any, str], Any] = {
+        (cluster, "prepare"): client,
+        (cluster, "images"): images,
+        (cli, "deploy"): "http://hub",
+        (run, "install_chart"): None,
+        (run, "start"): run.Started(name="support-tone", note=""),
+        (run, "follow"): resource(COMPLETE, artifact=artifact),
+        (run, "local_folder"): None,
+        (run, "columns"): "NAME",
+        (ask, "ask"): [],
+        (report, "losses"): "",
+    }
+    for (module, name), answer in answers.items():
+        monkeypatch.setattr(module, name, lambda *_, answer=answer, **__: answer)
+    assert cli.main([] if hub else ["--real-hub"]) == 0
+    closing = capsys.readouterr().out.partition("  # clean up" if client is THEIRS else "  # end the cluster")[2]
+    assert [line.strip() for line in closing.splitlines()[1:] if line.startswith("  ")] == want
+
+
+def test_a_cluster_of_the_user_s_own_is_rid_of_the_stand_in_too() -> None:
+    """Which has a namespace of its own."""
+    assert "kubectl delete namespace lora-demo lora-demo-hub\n" in cli._closing(THEIRS, with_stand_in=True)
+
+
 def test_what_was_published_is_named_with_its_size_and_place() -> None:
     """Claim path always, the folder of this machine where there is one."""
     artifact = {"uri": "pvc://adapters/support-tone", "sizeBytes": 3 * 2**20, "digest": "sha256:ab"}

@@ -164,7 +164,7 @@ def test_advice_on_the_state_does_not_repeat_it() -> None:
     document = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(silent,)))
     assert document["decides"]["state"] == "NodeUnreachable"
     (line,) = [line for line in document["decides"]["advice"] if "Look at the node" in line]
-    assert (line.startswith("Warning: "), line.endswith(" goes on elsewhere")) == (True, True)
+    assert (line.startswith("Warning: "), line.endswith(" continues elsewhere")) == (True, True)
 
 
 def test_a_namespace_that_the_operator_does_not_watch_is_named() -> None:

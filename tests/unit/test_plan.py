@@ -252,7 +252,7 @@ def test_doubts_and_refusals_are_said(place: Path, capsys: pytest.CaptureFixture
     write(llama(model_type="zebra"), quantization="None")
     text = " ".join(printed(capsys).split())
     assert "Not sure: its kind 'zebra' is not known here" in text
-    assert "?: the estimate may be off by 30%, too much to tell." in text
+    assert "?: the estimate may be off by 30%, too much to decide." in text
     assert "It fits A100 40, A100 80, L40S, H100, H200, B200. Perhaps it fits T4, L4, A10, RTX 4090. kept" in text
 
 
@@ -381,7 +381,7 @@ def test_main_memory_that_is_less_than_estimated_is_noted(
 
 def test_main_memory_of_a_divided_mixture_counts_its_experts(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the GPU is known, as preflight does; else they are said to come on top, if a GPU shown divides the base."""
-    more = "of main memory more for a copy of the experts; --gpu, or the GPU in resources, tells whether it is"
+    more = "of main memory more for a copy of the experts; --gpu, or the GPU in resources, shows whether it is"
     write(MIXTRAL, resources={"gpus": 4, "gpuMinMemoryGiB": 80, "memory": "32Gi"})
     found = json.loads(printed(capsys, "-o", "json"))
     assert found["preflight"]["sharded_over"] == 4

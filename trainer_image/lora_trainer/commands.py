@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--uid",
         type=_uid,
         metavar="UUID",
-        help="with -f: name the run; the same command goes on from what it saved",
+        help="with -f: name the run; the same command continues from what it saved",
     )
     for parser_of_run in (run, inputs):
         source = parser_of_run.add_mutually_exclusive_group(required=True)

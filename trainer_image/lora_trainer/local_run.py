@@ -59,7 +59,7 @@ def _ended_early(ending: Ending) -> str:
     ended = "Interrupted." if interrupted else f"{summary.reason.value}: {summary.message} (exit code {ending.code})"
     if summary.checkpoint is not None:
         step = summary.checkpoint.step
-        ended = f"{ended}\nStep {step} is saved: the same command with --resume goes on from there."
+        ended = f"{ended}\nStep {step} is saved: the same command with --resume continues from there."
     elif interrupted:
         ended = f"{ended} No step was saved: the same command starts anew."
     return "\n".join((ended, *_advice(summary)))

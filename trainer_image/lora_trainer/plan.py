@@ -124,7 +124,7 @@ def _on_copies(config: TrainConfig, shape: Shape, planned: RunPlan, gpus: Iterab
     if planned.device is not None or not copies or not any(gpu.default.divided for gpu in gpus):
         return ()
     more = f"{gib(copies)} of main memory more for a copy of the experts"
-    return (f"a base that is divided over GPUs takes {more}; --gpu, or the GPU in resources, tells whether it is",)
+    return (f"a base that is divided over GPUs takes {more}; --gpu, or the GPU in resources, shows whether it is",)
 
 
 def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan) -> tuple[str, ...]:

@@ -171,7 +171,7 @@ def _explanations(plan: Plan) -> Iterator[str]:
     if any(tokens > plan.micro_batch_tokens for tokens in taken):
         yield "*2 and the like: there is room for so many times more of them, which is taken."
     if any(option.fit is Fit.UNSURE for option in options):
-        yield f"?: the estimate may be off by {plan.spread:.0%}, too much to tell."
+        yield f"?: the estimate may be off by {plan.spread:.0%}, too much to decide."
     for refusal in dict.fromkeys(option.refusal for option in options if option.refusal):
         yield f"refused: {refusal}."
     if any(option.divided for option in options):

@@ -75,7 +75,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
   labels: {severity: warning}
   annotations:
     summary: >-
-      The LoRA operator does not look after the namespace {{ $namespace }}
+      The LoRA operator does not watch the namespace {{ $namespace }}
     description: >-
       A right to list or watch is missing in the listed namespace {{ $namespace }}, so its LoRAFineTunes are not
       worked on. Those of the other namespaces are.
@@ -207,7 +207,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
       LoRAFineTune {{ $run }} is near its pod's memory limit
     description: >-
       Pod {{ $pod }} of {{ $run }} uses {{ $percent }} of its memory limit. Beyond it the kernel kills the trainer,
-      and the run goes on from its last checkpoint.
+      and the run continues from its last checkpoint.
 - alert: LoRAFineTuneGPUIdle
   expr: |-
     min by (namespace, name, pod) (namespace_pod_name_gpu:dcgm_gpu_utilization:avg15m{{ $of }})
@@ -217,7 +217,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     summary: >-
       LoRAFineTune {{ $run }} does not use its GPU
     description: >-
-      A GPU of pod {{ $pod }} of {{ $run }} worked for {{ $percent }} of the last 15 minutes, and nobody else can
+      A GPU of pod {{ $pod }} of {{ $run }} worked for {{ $percent }} of the last 15 minutes, and no other pod can
       have it.
 # DCGM keeps the code of the last Xid, and drops the pod when it has ended. So it is the GPU whose code has changed, and
 # the pods that had the GPU about then.

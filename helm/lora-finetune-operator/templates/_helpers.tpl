@@ -137,7 +137,7 @@ spec:
 {{- define "lora-operator.config" -}}
 {{- range $name := list "HTTPS_PROXY" "HTTP_PROXY" -}}
 {{- if contains "@" (get ($.Values.defaults.environment | default dict) $name) -}}
-{{- fail (printf "defaults.environment.%s has a user, token or password, which whoever may read runs would see: let the pods through the proxy without one, and write its address without @" $name) -}}
+{{- fail (printf "defaults.environment.%s has a user, token or password, which anyone who may read runs would see: let the pods through the proxy without one, and write its address without @" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.config -}}

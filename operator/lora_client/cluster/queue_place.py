@@ -1,4 +1,4 @@
-"""A run's place in Kueue's queue, where the cluster tells it and the user may ask."""
+"""A run's place in Kueue's queue, where the cluster has it and the user may read it."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _VERSIONS = ("v1beta2", "v1beta1")
 
 
 class QueuePlace:
-    """Asks for it so often at most, and never again where it may not be asked for."""
+    """Asks for it every `INTERVAL_S` at most, and never again where the cluster has no such place or hides it."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -24,7 +24,7 @@ class QueuePlace:
         self._known = ""
 
     def of(self, resource: Object) -> str:
-        """As in `2 ahead in queue team-a`; empty for a run that is in no queue, or where nobody says."""
+        """As in `2 ahead in queue team-a`; empty for a run that is in no queue, or where none is known."""
         name = text(resource, "metadata", "labels", QUEUE_LABEL) or text(resource, "status", "resolved", "pod", "queue")
         job = text(resource, "status", "jobName")
         reserved: Object = next(
@@ -43,13 +43,22 @@ class QueuePlace:
         path = f"/apis/visibility.kueue.x-k8s.io/{version}/namespaces/{namespace}/localqueues/{quote(queue, safe='')}"
         try:
             answer = self._cluster.request("GET", f"{path}/pendingworkloads")
-        except ApiError:
-            self._versions.pop(0)
+        except ApiError as error:
+            if _is_final(error):
+                self._versions.pop(0)
             return ""
         except ClientError:
             return ""
         ours = next((item for item in answer.get("items") or () if _belongs(item, job)), None)
         return "" if ours is None else f"{ours.get('positionInLocalQueue', 0)} ahead in queue {queue}"
+
+
+def _is_final(error: ApiError) -> bool:
+    """Whether this version is not served or not for this user, rather than its server down or busy.
+
+    A 404 that names a queue is of one that does not exist yet.
+    """
+    return error.code == 403 or (error.code == 404 and error.refusal.kind != "localqueue")
 
 
 def _belongs(item: Mapping[str, Any], job: str) -> bool:

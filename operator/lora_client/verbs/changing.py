@@ -47,14 +47,14 @@ def submit(cluster: Cluster, path: str, form: Form, *, asked: bool, follow: bool
 
 
 def set_suspended(cluster: Cluster, name: str, form: Form, *, suspend: bool) -> None:
-    """Suspend a run or let it go on. Raises `ClientError`."""
+    """Suspend a run or resume it. Raises `ClientError`."""
     run = patch_suspended(cluster, name, suspend=suspend)
     if result(run):
         sentence = f"{name} has ended: suspend changes nothing any more; lora clone {name} starts it anew"
     elif suspend:
-        sentence = f"{name} is being suspended: it saves its state and frees its GPUs; lora resume {name} goes on"
+        sentence = f"{name} is being suspended: it saves its state and frees its GPUs; lora resume {name} continues it"
     else:
-        sentence = f"{name} goes on: lora watch {name}"
+        sentence = f"{name} is resumed: lora watch {name}"
     show(form, [run], [sentence])
 
 

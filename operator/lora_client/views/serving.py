@@ -47,7 +47,7 @@ def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
     artifact = part(run, "status", "artifact")
     if artifact.get("servable") is False:
         raise ClientError(
-            f"The adapter of {name_of(run)} cannot be served: {artifact.get('serving') or 'nobody looked'}"
+            f"The adapter of {name_of(run)} cannot be served: {artifact.get('serving') or 'its status gives no reason'}"
         )
     container, volumes = _server(run, place)
     name = name_of(run)

@@ -65,7 +65,7 @@ class Writer:
                 raise TryAgainError(f"{kind} {name} existed and was deleted a moment later") from error
             raise
         if controller_of(stored)[1] != finetune.uid:
-            message = f"{kind} {name} exists and belongs to somebody else"
+            message = f"{kind} {name} exists and belongs to another owner"
             return Creation(
                 rejection=Rejection(kind=kind, name=name, code=409, reason="AlreadyExists", message=message)
             )

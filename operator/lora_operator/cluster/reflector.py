@@ -170,7 +170,7 @@ class Reflector:
                     if line:
                         version = self._take(line)
         except UnreachableError as error:
-            logger.debug("the watch of %s broke and goes on from %s: %s", self.path, version, error)
+            logger.debug("the watch of %s broke and continues from %s: %s", self.path, version, error)
         if version == before:
             await self._back_off()  # a stream that brings nothing is not to be asked for at once again
         else:

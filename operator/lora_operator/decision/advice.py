@@ -126,7 +126,7 @@ def _of_a_silent_node(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
     if silent and state.since and case.now - state.since >= PATIENCE_WITH_A_NODE:
         message = (
             "Look at the node. If it is gone for good, delete it or taint it node.kubernetes.io/out-of-service: only "
-            "then does Kubernetes let go of the pod and of its volume, and the run goes on elsewhere"
+            "then does Kubernetes let go of the pod and of its volume, and the run continues elsewhere"
         )
         yield _advice(Code.NODE_SILENT, message, state.message)
 

@@ -153,7 +153,7 @@ def _pending(workload: WorkloadView) -> str:
     if taken and workload.active and found.message == taken.message:
         return "Kueue has not looked at it again yet"
     missing = "doesn't exist" in found.message
-    return _said(found) + (": create it, and the run goes on by itself" if missing else "")
+    return _said(found) + (": create it, and the run continues automatically" if missing else "")
 
 
 def _eviction(workload: WorkloadView) -> ConditionView | None:

@@ -139,8 +139,8 @@ def _suspended(scene: Scene, living: PodView | None) -> Finding:
     if scene.place is not None:
         finding = waiting(scene.place)
         return dataclasses.replace(finding, message=f"{finding.message}{end}", since=finding.since or since)
-    who = f"whoever suspended it sets spec.suspend of Job {scene.job.name} to false"
-    message = f"The Job is suspended, but not by spec.suspend of this LoRAFineTune: it goes on when {who}{end}"
+    until = f"the client that suspended it sets spec.suspend of Job {scene.job.name} to false"
+    message = f"The Job is suspended, but not by spec.suspend of this LoRAFineTune: it continues when {until}{end}"
     return Finding(reason=Reason.SUSPENDED_EXTERNALLY, message=message, since=since)
 
 

@@ -112,7 +112,7 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
         Group.RUNNING: "maxRetries was raised, unseen",
         Group.RETRYING: "maxRetries was raised",
         Group.SUCCEEDED: "another pod had done the work",
-        Group.FAILED: "its Job says so",
+        Group.FAILED: "its Job reports it",
     },
     Group.SUCCEEDED: {},
     Group.FAILED: {},

@@ -38,8 +38,8 @@ Status = dict[str, Any]
 NOT_SUSPENDED = Finding(reason=Reason.NOT_SUSPENDED, message="The run is not suspended")
 _RESUMED_BY_OTHERS = Finding(
     reason=Reason.NOT_SUSPENDED,
-    message="spec.suspend is true, but somebody else resumed the Job, such as its queue: set spec.suspend to false and "
-    "then to true to hold it again",
+    message="spec.suspend is true, but another controller resumed the Job, such as its queue: set spec.suspend to "
+    "false and then to true to hold it again",
 )
 _NOT_YET_PUBLISHED = Finding(reason=Reason.PENDING, message="The result is published when the training is done")
 _SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY, Reason.QUEUED, Reason.PREEMPTED}

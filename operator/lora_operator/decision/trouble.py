@@ -102,7 +102,7 @@ def beyond_limit(most: int) -> Finding:
     """The namespace has as many unfinished runs as it may, and this one is younger than those."""
     message = (
         f"The namespace may have {most} unfinished runs ({RUN_LIMIT}) and has older ones: this one "
-        "begins by itself when another ends or is deleted"
+        "begins automatically when another ends or is deleted"
     )
     return Finding(reason=Reason.QUOTA_EXCEEDED, message=message)
 
@@ -112,7 +112,7 @@ def classify_refusal(message: str) -> tuple[Reason, str]:
     for pattern, reason, remedy in _REFUSALS:
         if re.search(pattern, message, re.IGNORECASE):
             return reason, remedy
-    return Reason.ADMISSION_DENIED, "correct what it names, or ask whoever runs the cluster"
+    return Reason.ADMISSION_DENIED, "correct what it names, or ask the cluster's administrator"
 
 
 _NO_LIMIT = (
@@ -189,7 +189,9 @@ def _unreachable(pod: PodView) -> Finding | None:
     if not unready and pod.phase != "Unknown" and pod.reason != "NodeLost":
         return None
     message = f"Node {pod.node or '(unknown)'} does not answer, so pod {pod.name} may still be writing"
-    remedy = "the run goes on when the node is back; if it is gone for good, delete the node or taint it out-of-service"
+    remedy = (
+        "the run continues when the node is back; if it is gone for good, delete the node or taint it out-of-service"
+    )
     return _finding(Reason.NODE_UNREACHABLE, message, remedy, ready.since)
 
 
@@ -259,7 +261,7 @@ def _waiting(pod: PodView, events: Iterable[EventView]) -> Finding | None:
         remedy = "correct the trainer's image in the operator's configuration"
         return _finding(Reason.INVALID_IMAGE, f"The trainer's image has an invalid name: {last_line(said)}", remedy)
     if why in _CREATE_REASONS:
-        remedy = "ask whoever runs the cluster"
+        remedy = "ask the cluster's administrator"
         message = f"Pod {pod.name} cannot start its container: {last_line(said) or why}"
         return _missing_object(pod, said) or _finding(Reason.CONTAINER_NOT_STARTED, message, remedy)
     return None
@@ -281,7 +283,7 @@ def _known_from_events(pod: PodView, events: Iterable[EventView]) -> Finding | N
     said = last_line(event.message, 600)
     if event.reason not in _VOLUME_EVENTS:
         message = f"Node {pod.node} cannot set up pod {pod.name}: {said}"
-        return _finding(Reason.CONTAINER_NOT_STARTED, message, "ask whoever runs the cluster", event.last_seen)
+        return _finding(Reason.CONTAINER_NOT_STARTED, message, "ask the cluster's administrator", event.last_seen)
     claim = _MISSING_CLAIM.search(event.message)
     if claim:
         return _missing_claim(pod, claim[1], event.last_seen)
@@ -309,7 +311,7 @@ def _detach(said: str) -> str:
 
 def _missing_claim(pod: PodView, claim: str, since: datetime | None) -> Finding:
     message = f"Pod {pod.name} needs PersistentVolumeClaim {claim}, which does not exist in this namespace"
-    return _finding(Reason.VOLUME_NOT_READY, message, "create it, and the run goes on", since)
+    return _finding(Reason.VOLUME_NOT_READY, message, "create it, and the run continues", since)
 
 
 def _missing_object(pod: PodView, said: str) -> Finding | None:
@@ -323,7 +325,7 @@ def _missing_object(pod: PodView, said: str) -> Finding | None:
     else:
         return None
     reason = Reason.SECRET_NOT_FOUND if _kind(kind) == "Secret" else Reason.CONFIG_MAP_NOT_FOUND
-    return _finding(reason, f"Pod {pod.name} needs {what}", "create it, and the run goes on")
+    return _finding(reason, f"Pod {pod.name} needs {what}", "create it, and the run continues")
 
 
 def _kind(word: str) -> str:

@@ -184,7 +184,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Create a new resource with a corrected spec.",
     ),
     Reason.DOES_NOT_FIT: Explanation(
-        "By its plan the run needs more memory than its GPU has. Preflight says so before one is requested, or the "
+        "By its plan the run needs more memory than its GPU has. Preflight reports it before one is requested, or the "
         "training before it reads weights.",
         "Make one of the changes that the message names in a new resource, each with its bytes; see `status.plan`.",
     ),

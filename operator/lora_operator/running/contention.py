@@ -41,7 +41,7 @@ class Contention:
             return False
         pause_s = min(2.0 ** min(written.replaced, 10), LONGEST_PAUSE_S) if written.replaced else 0.0
         if (self._now() - written.at).total_seconds() < pause_s:
-            raise TryAgainError("somebody else writes another status of this run: is there a second operator?")
+            raise TryAgainError("another client writes another status of this run: is there a second operator?")
         return True
 
     def wrote(self, key: Key, before: FineTune, stored: FineTune | None) -> None:

@@ -56,7 +56,7 @@ class Metrics:
         )
         self.left_out_namespaces = Gauge(
             "lora_operator_left_out_namespace",
-            "1 for each listed namespace that is not looked after, because a right to list or watch is missing there.",
+            "1 for each listed namespace that is not watched, because a right to list or watch is missing there.",
             ["namespace"],
             registry=registry,
         )

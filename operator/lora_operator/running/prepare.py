@@ -70,4 +70,4 @@ async def wait_for_namespaces(operator: Operator) -> None:
         for namespace in operator.left_out:
             with contextlib.suppress(ApiError, UnreachableError):
                 if await can_look_after(operator.api, namespace, rights):
-                    raise OperatorFailedError(f"Namespace {namespace} can be looked after now: a restart takes it up")
+                    raise OperatorFailedError(f"Namespace {namespace} can be watched now: a restart takes it up")

@@ -224,8 +224,8 @@ def _broken_environment(environment: Mapping[str, str]) -> str:
     return (
         f"at most {MOST_VARIABLES} variables of NCCL, Gloo, UCX and libfabric (NCCL_, TORCH_NCCL_, GLOO_, UCX_, FI_), "
         f"HTTP_PROXY, HTTPS_PROXY, NO_PROXY and TZ alone, none longer than {LONGEST_VALUE} characters or with a user, "
-        "token or password, which whoever may read runs would see: let the pods through the proxy without one (no @ in "
-        "its address)"
+        "token or password, which anyone who may read runs would see: let the pods through the proxy without one (no @ "
+        "in its address)"
     )
 
 

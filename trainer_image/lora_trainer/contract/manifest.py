@@ -309,7 +309,7 @@ def _resume_from(spec: Reader, options: RunOptions, own_name: str) -> str | None
     if name is not None and not _NAME.fullmatch(name):
         section.complain("name", name, "must be the name of a LoRAFineTune of this namespace")
     if name == own_name:
-        rule = "must be another run: a run goes on from its own checkpoints by itself"
+        rule = "must be another run: a run resumes from its own checkpoints automatically"
         section.complain("name", name, rule)
     section.finish(strict=options.strict)
     return name

@@ -250,7 +250,7 @@ class Renderer:
         if placed is None:
             raise DatasetError(
                 f"{chat.where}: {self._named} does not let an answer follow its prompt, so the answer's "
-                "tokens cannot be told apart; use training.lossOn: All or another dataset.chatTemplate"
+                "tokens cannot be distinguished; use training.lossOn: All or another dataset.chatTemplate"
             )
         if any(self._says_nothing(found.text[begin:end]) for found in placed for begin, end in found.learned):
             raise DatasetError(

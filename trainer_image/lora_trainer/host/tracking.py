@@ -61,7 +61,8 @@ def _end(process: "subprocess.Popen[str]", status: str, flush_s: float, kind: Tr
     try:
         process.communicate(status, timeout=flush_s)
     except subprocess.TimeoutExpired:
-        log.warning("%s did not take the end of the curve within %.0f s: the run goes on without", kind.value, flush_s)
+        text = "%s did not take the end of the curve within %.0f s: the run continues without it"
+        log.warning(text, kind.value, flush_s)
     # Its helpers, too: W&B's client starts a process of its own.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -145,7 +146,8 @@ class Follower:
             self.failed_at_s = self.clock()
             if not self.warned:
                 self.warned = True
-                log.warning("tracking.kind is %s: %s; the run goes on without", self.kind.value, without_secrets(error))
+                text = "tracking.kind is %s: %s; the run continues without it"
+                log.warning(text, self.kind.value, without_secrets(error))
 
     def _send(self) -> Backend:
         state = self.state = self.state or _read_state(self.state_file)

@@ -35,7 +35,7 @@ def fetch_whole(
         if in_vain == ATTEMPTS or have > size_bytes:
             raise TransientError(
                 f"{what} is cut off after {have} of {size_bytes} bytes; what has arrived is kept, and the next attempt "
-                "goes on from there"
+                "continues from there"
             )
 
 

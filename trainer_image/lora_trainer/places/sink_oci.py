@@ -69,7 +69,7 @@ class OciSink:
         """Write every layer under its title."""
         content = self.registry.manifest(published.digest)
         if content is None:
-            raise StorageError(f"output.uri is {published.uri}: the artefact is gone")
+            raise StorageError(f"output.uri is {published.uri}: the artifact is gone")
         for layer in json.loads(content)["layers"]:
             target = folder / layer["annotations"][TITLE]
             if not target.resolve().is_relative_to(folder.resolve()):

@@ -207,7 +207,7 @@ def judge(loss: float, claimed: float, tolerance: float, what: str, *, noise: fl
     if not difference <= tolerance:
         raise VerificationError(
             f"the written {what} gives a loss of {loss:.4f}, the trained model gave {claimed:.4f}: they differ by "
-            f"{difference:.4f}, more than {tolerance:.2g}; the {what} is not published, please report this"
+            f"{difference:.4f}, more than {tolerance:.2g}; the {what} is not published; report this"
         )
     log.info("verified the %s", what)
     return Verification(loss=loss, difference=difference, noise=noise, tolerance=tolerance)

@@ -379,7 +379,7 @@ class Training:
             return
         self._save()
         saved = self.saver is not None and self.course.step > 0
-        what = f"its state after step {self.course.step} of {self.total} is saved, and the next attempt goes on from it"
+        what = f"its state after step {self.course.step} of {self.total} is saved, and the next attempt continues there"
         raise TerminatedError(f"the run was asked to stop before its end: {what if saved else 'nothing is saved'}")
 
     def _finish(self) -> Trained:

@@ -79,7 +79,7 @@ class Saved:
         if encoded_alike(self.record.identity, ours):
             return self.record.before
         log.warning(
-            "the checkpoint is of a release that encodes rows otherwise: the run goes on with the rows as they are "
+            "the checkpoint is of a release that encodes rows otherwise: the run continues with the rows as they are "
             "encoded now, and the base model is evaluated on them again"
         )
         return None

@@ -108,11 +108,11 @@ RULES = (
         condition="fewer than 20 rows are held out; after the training also where two standard errors of the "
         "improvement are more than 3 % of the loss before it",
         message="Raise spec.dataset.validationFraction, or name more rows in spec.dataset.validationUri: over few "
-        "held-out rows an improvement of a few per cent cannot be told from chance",
+        "held-out rows an improvement of a few per cent cannot be distinguished from chance",
         evidence=(
             (
-                "Held-out rows: {rows}, over which less than {smallest} nats ({share} of the loss) cannot be told from "
-                "chance"
+                "Held-out rows: {rows}, over which less than {smallest} nats ({share} of the loss) cannot be "
+                "distinguished from chance"
             ),
             "Held-out rows: {rows}",
         ),

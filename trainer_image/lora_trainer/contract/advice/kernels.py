@@ -41,7 +41,7 @@ RULES = (
         code=Code.KERNELS_CHANGED,
         severity=Severity.WARNING,
         subject="kernels",
-        condition="a run goes on from a checkpoint, and a fast path that it was trained on no longer proves itself",
+        condition="a run continues from a checkpoint, and a fast path that it was trained on no longer proves itself",
         message="Do not expect the bytes of an uninterrupted run: from step {step} on numbers are rounded otherwise. "
         "Where that matters, keep runs on one kind of GPU, or set spec.training.kernels to Reference",
         evidence=("Left out: {kernels}",),

@@ -99,7 +99,7 @@ def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load
     settles = "so that what is Auto is settled on the GPU that the training finds"
     if config.device.gpu is None:
         remedy = f"set resources.gpuMinMemoryGiB or resources.gpuProducts to know before, {LABELS}"
-        reason = f"nothing tells the GPU's memory, {settles}: {remedy}"
+        reason = f"nothing states the GPU's memory, {settles}: {remedy}"
     else:
         remedy = "name it in the operator's setting config.gpus to know before"
         reason = f"the memory of {config.device.gpu} is not known here, {settles}: {remedy}"
