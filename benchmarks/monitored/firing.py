@@ -34,10 +34,12 @@ class Fault:
 
 FAULTS: Mapping[str, Fault] = {
     "LoRAFineTuneNonFiniteLoss": Fault(
-        path="/run-.*", found=rb"(lora_training_nonfinite_values_total) .*", instead=rb"\1 5"
+        path="/run-.*", found=rb"(?m)^(lora_training_nonfinite_values_total) .*", instead=rb"\1 5"
     ),
-    "LoRAFineTuneGPUXid": Fault(path="/dcgm", found=rb"(DCGM_FI_DEV_XID_ERRORS\{.*\}) .*", instead=rb"\1 79"),
-    "LoRAFineTuneMemoryNearLimit": Fault(path="/dcgm", found=rb"(DCGM_FI_DEV_FB_FREE\{.*\}) .*", instead=rb"\1 100"),
+    "LoRAFineTuneGPUXid": Fault(path="/dcgm", found=rb"(?m)^(DCGM_FI_DEV_XID_ERRORS\{.*\}) .*", instead=rb"\1 79"),
+    "LoRAFineTuneMemoryNearLimit": Fault(
+        path="/dcgm", found=rb"(?m)^(DCGM_FI_DEV_FB_FREE\{.*\}) .*", instead=rb"\1 100"
+    ),
 }
 """Beside these the operator ends."""
 
