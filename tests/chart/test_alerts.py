@@ -192,6 +192,21 @@ def test_what_a_query_reads_is_found() -> None:
     ]
 
 
+def test_what_kube_prometheus_stack_drops_is_not_relied_on(rules: list[dict[str, Any]]) -> None:
+    """An alert, or a panel, that reads it has something else instead."""
+    instead = {"container_spec_memory_limit_bytes": "kube_pod_container_resource_limits"}
+    boards = sorted((CHART / "dashboards").glob("*.json"))
+    panels = [panel for board in boards for panel in json.loads(board.read_text())["panels"]]
+    shown = [re.sub(r"\$\w+", "1m", target["expr"]) for panel in panels for target in panel.get("targets", [])]
+    dropped = set()
+    for query in (*(rule["expr"] for rule in rules), *shown):
+        names = {name for name, _ in promql.read(query).selectors}
+        found = {name for name in names if promql.DROPPED.fullmatch(name)}
+        assert {instead[name] for name in found} <= names, query
+        dropped |= found
+    assert dropped == set(instead)
+
+
 def test_series_of_other_releases_are_left_to_them(render: Render) -> None:
     """With listed namespaces the runs of those, and with a ServiceMonitor the operator of this release."""
     metrics = {"prometheusRule": ENABLED, "serviceMonitor": {"enabled": True}}

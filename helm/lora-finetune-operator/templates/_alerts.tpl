@@ -194,11 +194,15 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     description: >-
       Tensors of {{ $run }} have taken {{ $percent }} of a GPU of pod {{ $pod }}. A longer row may not fit; then
       micro-batches are halved, and the run is slower.
-# Not the working set, which holds files that were read lately and can be given up.
+# Not the working set, which holds files that were read lately and can be given up. The limit is kube-state-metrics's:
+# kube-prometheus-stack drops cAdvisor's, which stands in where that is scraped and the other is not.
 - alert: LoRAFineTuneMemoryNearLimit
   expr: |-
     max by (namespace, pod) (container_memory_rss{container="trainer"{{ $and }}})
-    / max by (namespace, pod) (container_spec_memory_limit_bytes{container="trainer"{{ $and }}} > 0)
+    / (
+      max by (namespace, pod) (kube_pod_container_resource_limits{container="trainer", resource="memory"{{ $and }}})
+      or max by (namespace, pod) (container_spec_memory_limit_bytes{container="trainer"{{ $and }}} > 0)
+    )
     * on (namespace, pod) group_left (name) namespace_pod_name:lora_training_pod:last1h{{ $of }}
     > {{ $alerts.LoRAFineTuneMemoryNearLimit.ratio }}
   labels: {severity: warning, memory: pod}
