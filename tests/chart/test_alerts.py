@@ -192,6 +192,11 @@ def test_what_a_query_reads_is_found() -> None:
     ]
 
 
+def test_what_is_not_scraped_is_not_taken_for_0(rules: list[dict[str, Any]]) -> None:
+    """As by `or vector(0)`, with which an operator that is down would look like one without work."""
+    assert [rule for rule in rules if "vector(" in rule["expr"]] == []
+
+
 def test_what_kube_prometheus_stack_drops_is_not_relied_on(rules: list[dict[str, Any]]) -> None:
     """An alert, or a panel, that reads it has something else instead."""
     instead = {"container_spec_memory_limit_bytes": "kube_pod_container_resource_limits"}

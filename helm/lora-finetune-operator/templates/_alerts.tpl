@@ -26,10 +26,11 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     description: >-
       No process of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} has worked on LoRAFineTunes lately. Pods
       that train go on; new runs do not begin, failed ones are not judged, and no status is written.
-# No single pause makes the share small for as long as this must last: it is 0 after 15 minutes of one.
+# Of 60 looks, those that found a leader; one that finds no series counts like one that finds 0. No single pause makes
+# the share small for as long as this must last: it is 0 after 15 minutes of one.
 - alert: LoRAOperatorRestarting
   expr: |-
-    0 < avg_over_time((max(lora_operator_leader{{ $own }}) or vector(0))[15m:15s]) < 0.5
+    0 < sum_over_time(max(lora_operator_leader{{ $own }})[15m:15s]) / 60 < 0.5
   labels: {severity: critical, namespace: {{ .Release.Namespace }}}
   annotations:
     summary: >-
