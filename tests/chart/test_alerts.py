@@ -16,6 +16,8 @@ from tests.chart.matrix import IMAGES, merged
 from tests.chart.objects import Render, only, parsed
 from tests.chart.target import CHART
 
+from lora_operator.decision.states import STATES, Group
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CASES = sorted(Path(__file__).with_name("alerts").glob("*.yaml"))
 RUNBOOKS = sorted((REPOSITORY / "docs/runbooks").glob("*.md"))
@@ -123,6 +125,23 @@ def _is_field(path: str) -> bool:
         if schema is None:
             return path in ("spec.replicas", "spec.strategy.type", "status.allocatable.nvidia", "spec.taints")
     return True
+
+
+def test_the_runbook_of_runs_that_do_not_start_says_what_to_do_in_each_state() -> None:
+    """Those that the alert is about; the states of a failure are told as one."""
+    (page,) = [page for page in RUNBOOKS if page.stem == "LoRAFineTuneStuckPending"]
+    told = set(re.findall(r"`(\w+)`", page.read_text().partition("## What to do")[2].partition("## When")[0]))
+    suspended = {"SuspendedByUser", "SuspendedExternally"}
+    states = STATES[Group.WAITING] | STATES[Group.RETRYING] | STATES[Group.HELD]
+    assert {state.value for state in states} - suspended - told == set()
+
+
+def test_what_kueue_alone_has_is_asked_for_by_itself() -> None:
+    """kubectl refuses a list of kinds as a whole where one of them is unknown."""
+    for page in RUNBOOKS:
+        for kinds in re.findall(r"kubectl .*\bget ([\w,.]+)", page.read_text()):
+            of_kueue = {kind in ("localqueues", "clusterqueues", "workloads") for kind in kinds.split(",")}
+            assert len(of_kueue) == 1, (page.stem, kinds)
 
 
 def test_every_alert_says_how_bad_it_is_what_it_means_and_where_to_read_on(rules: list[dict[str, Any]]) -> None:
