@@ -231,6 +231,17 @@ def test_what_kube_prometheus_stack_drops_is_not_relied_on(rules: list[dict[str,
     assert dropped == set(instead)
 
 
+def test_a_watch_that_was_never_heard_is_not_said_to_be_silent_since_1970(rules: list[dict[str, Any]]) -> None:
+    """Its time is 0 then; rules, panels and runbooks leave that out."""
+    gauge = "lora_operator_watch_last_event_timestamp_seconds"
+    boards = sorted((CHART / "dashboards").glob("*.json"))
+    texts = [*(rule["expr"] for rule in rules), *(file.read_text() for file in (*RUNBOOKS, *boards))]
+    asked = [text for text in texts if gauge in text]
+    assert len(asked) == 3
+    for text in asked:
+        assert re.findall(rf"{gauge}(?:{{[^}}]*}})? > 0", text), text
+
+
 def test_series_of_other_releases_are_left_to_them(render: Render) -> None:
     """With listed namespaces the runs of those, and with a ServiceMonitor the operator of this release."""
     metrics = {"prometheusRule": ENABLED, "serviceMonitor": {"enabled": True}}
