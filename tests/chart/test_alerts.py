@@ -179,7 +179,9 @@ def test_the_page_lists_each_alert_as_it_is(render: Render) -> None:
     for alert, runbook, severity, lasts, text in rows:
         assert (runbook, severity, lasts) == (alert, rules[alert]["labels"]["severity"], rules[alert]["for"])
         for threshold in VALUES["metrics"]["prometheusRule"]["alerts"][alert].values():
-            values = threshold if isinstance(threshold, list) else [threshold]
+            # None follows from a setting of the operator.
+            known = "`config.stallTimeoutSeconds`," if threshold is None else threshold
+            values = known if isinstance(known, list) else [known]
             assert all(str(value) in [*text.split(), lasts] or f"{value}," in text for value in values), alert
 
 
@@ -276,6 +278,19 @@ def test_thresholds_and_durations_come_from_the_values(render: Render) -> None:
         for value in thresholds.values():
             number = re.search(r"\d{3}", str(value))[0]  # type: ignore[index] # each value has such a number
             assert {name for name, rule in texts.items() if number in "".join(rule)} == {alert}
+
+
+@pytest.mark.parametrize(
+    ("config", "alerts", "wanted"),
+    [({}, {}, 2400), ({"stallTimeoutSeconds": 7200}, {}, 7800), ({}, {"LoRAFineTuneStalled": {"seconds": 20}}, 20)],
+)
+def test_a_training_that_may_stand_still_for_long_wakes_nobody_before_it_can_end_itself(
+    render: Render, config: dict[str, Any], alerts: dict[str, Any], wanted: int
+) -> None:
+    """Unless somebody wants to be woken by then."""
+    rule = only(render(metrics={"prometheusRule": ENABLED | {"alerts": alerts}}, config=config), "PrometheusRule")
+    (expr,) = [r["expr"] for r in rule["spec"]["groups"][0]["rules"] if r.get("alert") == "LoRAFineTuneStalled"]
+    assert f"\n> {wanted}\nor\n" in expr
 
 
 def _other(name: str, number: int) -> Any:

@@ -110,7 +110,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
 - alert: LoRAFineTuneStalled
   expr: |-
     time() - max by (namespace, name) (lora_training_heartbeat_timestamp_seconds{{ $of }})
-    > {{ $alerts.LoRAFineTuneStalled.seconds }}
+    > {{ $alerts.LoRAFineTuneStalled.seconds | default (add .Values.config.stallTimeoutSeconds 600) }}
     or
     time() - max by (namespace, name) (
       last_over_time(lorafinetune_state_since_timestamp_seconds{{ $of }}[5m])
