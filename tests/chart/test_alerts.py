@@ -322,6 +322,9 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "an unknown alert left out": ({"disabled": ["LoRAFineTuneSlow"]}, "disabled.0"),
     "an unknown threshold": ({"alerts": {"LoRAOperatorDown": {"seconds": 5}}}, "alerts.LoRAOperatorDown"),
     "a duration without unit": ({"alerts": {"LoRAOperatorDown": {"for": "10"}}}, "alerts.LoRAOperatorDown.for"),
+    "units in another order": ({"alerts": {"LoRAOperatorDown": {"for": "1m1h"}}}, "alerts.LoRAOperatorDown.for"),
+    "the same unit twice": ({"alerts": {"LoRAOperatorDown": {"for": "1m1m"}}}, "alerts.LoRAOperatorDown.for"),
+    "no duration": ({"alerts": {"LoRAOperatorDown": {"for": ""}}}, "alerts.LoRAOperatorDown.for"),
     "a threshold of 0": ({"alerts": {"LoRAFineTuneGPUIdle": {"ratio": 0}}}, "alerts.LoRAFineTuneGPUIdle.ratio"),
     "a share above 1": (
         {"alerts": {"LoRAFineTuneFailureRatio": {"ratio": 50}}},
