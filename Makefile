@@ -76,7 +76,8 @@ soak: servers
 soak-generated: servers
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) -n $(WORKERS) tests/unit tests/golden tests/model tests/faults \
 	  tests/trainer/test_kills.py tests/trainer/test_matrix.py tests/trainer/test_memory_simulation.py \
-	  tests/chart/test_prometheus_operator.py tests/e2e/test_prometheus_operator.py --timeout=7200
+	  tests/chart/test_prometheus_operator.py tests/chart/test_switches_on_api_server.py \
+	  tests/e2e/test_prometheus_operator.py --timeout=7200
 
 soak-lives: servers
 	@$(MAKE) --no-print-directory --keep-going -j2 life-0 life-2 life-3 life-4

@@ -166,10 +166,13 @@ def _dcgm(training: list[Run]) -> bytes:
 
 
 def _cadvisor(training: list[Run]) -> bytes:
-    """Of the kubelet: the containers that train."""
-    values = {"container_memory_rss": 6 * _GIB, "container_spec_memory_limit_bytes": 16 * _GIB}
+    """Of the kubelet, and of kube-state-metrics: the containers that train."""
+    values = {
+        "container_memory_rss": ("", 6 * _GIB),
+        "kube_pod_container_resource_limits": (',resource="memory",unit="byte"', 16 * _GIB),
+    }
     return "".join(
-        f'{name}{{namespace="{run.namespace}",pod="{pod_name(run)}",container="trainer"}} {number}\n'
-        for name, number in values.items()
+        f'{name}{{namespace="{run.namespace}",pod="{pod_name(run)}",container="trainer"{more}}} {number}\n'
+        for name, (more, number) in values.items()
         for run in training
     ).encode()

@@ -1,6 +1,7 @@
 """The dashboard *LoRA fleet*: what runs, waits and fails, and why; what it costs; whether the operator is well."""
 
 from dashgen.board import Bars, Board, Curves, Link, Numbers, Panel, Query, Row, Table, Variable
+from dashgen.histograms import quantile
 
 _OF = 'namespace=~"$namespace"'
 _STATE = f"lorafinetune_state{{{_OF}}}"
@@ -58,7 +59,7 @@ _GLANCE: tuple[Panel, ...] = (
         description="1 is right: red where nobody works on runs, orange where several do. It needs "
         "metrics.serviceMonitor.enabled.",
         unit="none",
-        queries=[Query(expr="sum by (job) (lora_operator_leader)", legend="{{job}}")],
+        queries=[Query(expr="sum by (namespace, job) (lora_operator_leader)", legend="{{namespace}}/{{job}}")],
         width=4,
         height=4,
         empty="not scraped",
@@ -166,7 +167,7 @@ _WAITING: tuple[Panel, ...] = (
         unit="s",
         queries=[
             Query(
-                expr=f"histogram_quantile({share}, sum by (le) (increase(lorafinetune_queue_wait_seconds_bucket[6h])))",
+                expr=quantile(share, "increase", "lorafinetune_queue_wait_seconds", "[6h]"),
                 legend=legend,
             )
             for share, legend in ((0.5, "half of them within"), (0.9, "nine of ten within"))
@@ -310,8 +311,7 @@ _OPERATOR: tuple[Panel, ...] = (
         queries=[
             *(
                 Query(
-                    expr=f"histogram_quantile({share}, sum by (le) "
-                    "(rate(lora_operator_reconcile_duration_seconds_bucket[$__rate_interval])))",
+                    expr=quantile(share, "rate", "lora_operator_reconcile_duration_seconds", "[$__rate_interval]"),
                     legend=legend,
                 )
                 for share, legend in ((0.5, "half of them within"), (0.99, "99 of 100 within"))
@@ -335,7 +335,7 @@ _OPERATOR: tuple[Panel, ...] = (
         title="Leaders",
         description=f"1 for the process that works on runs. Two lines change places in a hand-over. {_SELF}",
         unit="none",
-        queries=[Query(expr="max by (job, pod) (lora_operator_leader)", legend="{{pod}}")],
+        queries=[Query(expr="max by (namespace, pod) (lora_operator_leader)", legend="{{namespace}}/{{pod}}")],
         width=6,
         height=6,
         decimals=0,
@@ -359,7 +359,7 @@ _OPERATOR: tuple[Panel, ...] = (
         title="LoRAFineTunes that wait for a worker",
         description=f"At rest near 0. {_SELF}",
         unit="none",
-        queries=[Query(expr="max by (job) (lora_operator_queue_depth)", legend="{{job}}")],
+        queries=[Query(expr="max by (namespace, job) (lora_operator_queue_depth)", legend="{{namespace}}/{{job}}")],
         width=6,
         height=6,
         decimals=0,

@@ -1,6 +1,7 @@
 """The dashboard *LoRA run*: how one LoRAFineTune learns, what it uses, and what happened to it."""
 
 from dashgen.board import Board, Curves, Link, Note, Numbers, Panel, Query, Row, Table, Variable
+from dashgen.histograms import quantile
 
 _OF = '{namespace="$namespace", name="$name"}'
 _RUNS = "It needs metrics.serviceMonitor.enabled and config.runMetrics."
@@ -9,6 +10,12 @@ _POD = (
     f"group by (pod) (lora_training_heartbeat_timestamp_seconds{_OF} or lora_training_gpu_memory_reserved_bytes{_OF})"
 )
 """Each pod of the run; of several nodes only the first one's tells more than its GPUs' memory."""
+_TRAINER = 'namespace="$namespace", container="trainer"'
+_LIMIT = (
+    f'max by (pod) (kube_pod_container_resource_limits{{{_TRAINER}, resource="memory"}}) '
+    f"or max by (pod) (container_spec_memory_limit_bytes{{{_TRAINER}}} > 0)"
+)
+"""Of the memory. kube-prometheus-stack drops cAdvisor's, and has kube-state-metrics."""
 
 
 def _max(metric: str, by: str = "") -> str:
@@ -71,7 +78,7 @@ _GLANCE: tuple[Panel, ...] = (
             Query(
                 expr=f"({_max('lora_training_steps')} - {_max('lora_training_step')}) * "
                 f"max(rate(lora_training_step_duration_seconds_sum{_OF}[10m]) / "
-                f"rate(lora_training_step_duration_seconds_count{_OF}[10m]))",
+                f"(rate(lora_training_step_duration_seconds_count{_OF}[10m]) > 0))",
                 legend="time to go",
             )
         ],
@@ -192,12 +199,11 @@ _SPEED: tuple[Panel, ...] = (
         queries=[
             Query(
                 expr=f"sum(rate(lora_training_step_duration_seconds_sum{_OF}[$__rate_interval])) / "
-                f"sum(rate(lora_training_step_duration_seconds_count{_OF}[$__rate_interval]))",
+                f"(sum(rate(lora_training_step_duration_seconds_count{_OF}[$__rate_interval])) > 0)",
                 legend="on average",
             ),
             Query(
-                expr="histogram_quantile(0.95, sum by (le) "
-                f"(rate(lora_training_step_duration_seconds_bucket{_OF}[$__rate_interval])))",
+                expr=quantile(0.95, "rate", "lora_training_step_duration_seconds", f"{_OF}[$__rate_interval]"),
                 legend="95 of 100 within",
             ),
         ],
@@ -249,18 +255,16 @@ _MEMORY: tuple[Panel, ...] = (
     ),
     Curves(
         title="Memory of the pods",
-        description="Of the trainer's processes, and the limit beyond which the kernel kills them, from the kubelet's "
-        f"cAdvisor. {_PODS}",
+        description="Of the trainer's processes, from the kubelet's cAdvisor, and the limit beyond which the kernel "
+        f"kills them, from kube-state-metrics or, without it, from cAdvisor. {_PODS}",
         unit="bytes",
         queries=[
             Query(
-                expr='max by (pod) (container_memory_rss{namespace="$namespace", container="trainer"}) '
-                f"* on (pod) {_POD}",
+                expr=f"max by (pod) (container_memory_rss{{{_TRAINER}}}) * on (pod) {_POD}",
                 legend="{{pod}}",
             ),
             Query(
-                expr='max(container_spec_memory_limit_bytes{namespace="$namespace", container="trainer"} '
-                f"* on (pod) group_left () {_POD})",
+                expr=f"max(({_LIMIT}) * on (pod) group_left () {_POD})",
                 legend="limit",
             ),
         ],
@@ -311,12 +315,15 @@ BOARD = Board(
     notes=[
         Note(
             name="Restarts",
-            expr=f"sum by (cause) (changes(lorafinetune_retries_total{_OF}[1m])) > 0",
+            expr=f"sum by (cause) (changes(lorafinetune_retries_total{_OF}[$__rate_interval])) > 0",
             title="Pod ended early: {{cause}}",
             color="orange",
         ),
         Note(
-            name="Attempts", expr=f"sum(changes(lorafinetune_attempts{_OF}[1m])) > 0", title="New attempt", color="blue"
+            name="Attempts",
+            expr=f"sum(changes(lorafinetune_attempts{_OF}[$__rate_interval])) > 0",
+            title="New attempt",
+            color="blue",
         ),
     ],
     rows=[

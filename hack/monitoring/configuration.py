@@ -13,7 +13,7 @@ MAIN = "prometheus.json"
 """JSON is YAML, too."""
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _KUBELET_PORT = 10250
-_OF_CADVISOR = "container_(memory_.+|spec_memory_limit_bytes|cpu_usage_seconds_total)"
+_OF_CADVISOR = "container_(memory_(rss|usage_bytes|working_set_bytes)|spec_memory_limit_bytes|cpu_usage_seconds_total)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,8 @@ def _within(thing: Object, namespaces: Sequence[str] | None) -> bool:
 
 
 def _kubelets(folder: str) -> Object:
-    """cAdvisor's numbers of the containers, as kube-prometheus-stack scrapes them."""
+    """Some of cAdvisor's numbers of the containers. Of these kube-prometheus-stack drops the limit of the memory, since
+    it has that of kube-state-metrics, which is not here."""
     return {
         "job_name": "kubelet",
         "scheme": "https",

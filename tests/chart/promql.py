@@ -21,12 +21,20 @@ _DCGM = ("Hostname", "UUID", "gpu", "device", "modelName", "exported_namespace",
 OTHERS: Mapping[str, tuple[str, ...]] = {
     # NVIDIA's dcgm-exporter: etc/dcp-metrics-included.csv names them, its mapping to pods the last four labels.
     **{f"DCGM_FI_DEV_{name}": _DCGM for name in ("GPU_UTIL", "FB_USED", "FB_FREE", "XID_ERRORS")},
-    # The kubelet's cAdvisor, as kube-prometheus-stack scrapes it.
+    # The kubelet's cAdvisor, scraped with honorLabels.
     "container_memory_rss": ("namespace", "pod", "container"),
     "container_spec_memory_limit_bytes": ("namespace", "pod", "container"),
+    # kube-state-metrics, scraped with honorLabels as kube-prometheus-stack does.
+    "kube_pod_container_resource_limits": ("namespace", "pod", "container", "node", "resource", "unit"),
     "ALERTS": ("alertname", "alertstate", "severity", "namespace", "name"),
 }
 """Series of others, with the labels that we rely on."""
+DROPPED = re.compile(
+    r"container_(cpu_(cfs_throttled_seconds_total|load_average_10s|system_seconds_total|user_seconds_total)|fs_.+"
+    r"|memory_(mapped_file|swap|failures_total)|file_descriptors|tasks_state|threads_max|spec.*)"
+)
+"""What kube-prometheus-stack drops of cAdvisor's by default (kubelet.serviceMonitor.cAdvisorMetricRelabelings), and a
+little more: of the file systems and of the failures it drops some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

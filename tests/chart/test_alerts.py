@@ -11,10 +11,14 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from tests.chart import promql
 from tests.chart.matrix import IMAGES, merged
 from tests.chart.objects import Render, only, parsed
 from tests.chart.target import CHART
+
+from lora_operator.decision.states import STATES, Group
+from lora_operator.running.metrics import Metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CASES = sorted(Path(__file__).with_name("alerts").glob("*.yaml"))
@@ -125,6 +129,23 @@ def _is_field(path: str) -> bool:
     return True
 
 
+def test_the_runbook_of_runs_that_do_not_start_says_what_to_do_in_each_state() -> None:
+    """Those that the alert is about; the states of a failure are told as one."""
+    (page,) = [page for page in RUNBOOKS if page.stem == "LoRAFineTuneStuckPending"]
+    told = set(re.findall(r"`(\w+)`", page.read_text().partition("## What to do")[2].partition("## When")[0]))
+    suspended = {"SuspendedByUser", "SuspendedExternally"}
+    states = STATES[Group.WAITING] | STATES[Group.RETRYING] | STATES[Group.HELD]
+    assert {state.value for state in states} - suspended - told == set()
+
+
+def test_what_kueue_alone_has_is_asked_for_by_itself() -> None:
+    """kubectl refuses a list of kinds as a whole where one of them is unknown."""
+    for page in RUNBOOKS:
+        for kinds in re.findall(r"kubectl .*\bget ([\w,.]+)", page.read_text()):
+            of_kueue = {kind in ("localqueues", "clusterqueues", "workloads") for kind in kinds.split(",")}
+            assert len(of_kueue) == 1, (page.stem, kinds)
+
+
 def test_every_alert_says_how_bad_it_is_what_it_means_and_where_to_read_on(rules: list[dict[str, Any]]) -> None:
     """Whoever is woken needs all three."""
     for rule in rules:
@@ -160,7 +181,9 @@ def test_the_page_lists_each_alert_as_it_is(render: Render) -> None:
     for alert, runbook, severity, lasts, text in rows:
         assert (runbook, severity, lasts) == (alert, rules[alert]["labels"]["severity"], rules[alert]["for"])
         for threshold in VALUES["metrics"]["prometheusRule"]["alerts"][alert].values():
-            values = threshold if isinstance(threshold, list) else [threshold]
+            # None follows from a setting of the operator.
+            known = "`config.stallTimeoutSeconds`," if threshold is None else threshold
+            values = known if isinstance(known, list) else [known]
             assert all(str(value) in [*text.split(), lasts] or f"{value}," in text for value in values), alert
 
 
@@ -190,6 +213,54 @@ def test_what_a_query_reads_is_found() -> None:
         "no metric c",
         "nothing there has a label z",
     ]
+
+
+CHANGES = re.compile(r"(?:increase|i?rate|i?delta|changes|resets)\((\w+)")
+
+
+def test_no_rule_counts_by_a_counter_whose_labels_are_not_known_beforehand(rules: list[dict[str, Any]]) -> None:
+    """Its series begin with the first event, which none of these functions sees."""
+    registry = CollectorRegistry()
+    Metrics(registry).begin_at_zero(["team-a"])
+    families = [family for family in registry.collect() if family.type == "counter"]
+    unknown = {f"{family.name}_total" for family in families if not family.samples}
+    assert unknown == {"lorafinetune_finished_total", "lorafinetune_restarts_total"}
+    # Of its codes some are known.
+    unknown.add("lora_operator_api_requests_total")
+    counted = {name for rule in rules for name in CHANGES.findall(rule["expr"])}
+    assert "lorafinetune_retries_total" in counted
+    assert counted & unknown == set()
+
+
+def test_what_is_not_scraped_is_not_taken_for_0(rules: list[dict[str, Any]]) -> None:
+    """As by `or vector(0)`, with which an operator that is down would look like one without work."""
+    assert [rule for rule in rules if "vector(" in rule["expr"]] == []
+
+
+def test_what_kube_prometheus_stack_drops_is_not_relied_on(rules: list[dict[str, Any]]) -> None:
+    """An alert, or a panel, that reads it has something else instead."""
+    instead = {"container_spec_memory_limit_bytes": "kube_pod_container_resource_limits"}
+    boards = sorted((CHART / "dashboards").glob("*.json"))
+    panels = [panel for board in boards for panel in json.loads(board.read_text())["panels"]]
+    shown = [re.sub(r"\$\w+", "1m", target["expr"]) for panel in panels for target in panel.get("targets", [])]
+    dropped = set()
+    for query in (*(rule["expr"] for rule in rules), *shown):
+        names = {name for name, _ in promql.read(query).selectors}
+        found = {name for name in names if promql.DROPPED.fullmatch(name)}
+        assert {instead[name] for name in found} <= names, query
+        dropped |= found
+    assert dropped == set(instead)
+
+
+def test_a_watch_that_was_never_heard_is_not_said_to_be_silent_since_1970(rules: list[dict[str, Any]]) -> None:
+    """Its time is 0 then; rules, panels and runbooks leave that out."""
+    gauge = "lora_operator_watch_last_event_timestamp_seconds"
+    boards = sorted((CHART / "dashboards").glob("*.json"))
+    texts = [*(rule["expr"] for rule in rules), *(file.read_text() for file in (*RUNBOOKS, *boards))]
+    asked = [text for text in texts if gauge in text]
+    assert len(asked) == 3
+    for text in asked:
+        assert re.findall(rf"{gauge}(?:{{[^}}]*}})? > 0", text), text
 
 
 def test_series_of_other_releases_are_left_to_them(render: Render) -> None:
@@ -228,6 +299,19 @@ def test_thresholds_and_durations_come_from_the_values(render: Render) -> None:
             assert {name for name, rule in texts.items() if number in "".join(rule)} == {alert}
 
 
+@pytest.mark.parametrize(
+    ("config", "alerts", "wanted"),
+    [({}, {}, 2400), ({"stallTimeoutSeconds": 7200}, {}, 7800), ({}, {"LoRAFineTuneStalled": {"seconds": 20}}, 20)],
+)
+def test_a_training_that_may_stand_still_for_long_wakes_nobody_before_it_can_end_itself(
+    render: Render, config: dict[str, Any], alerts: dict[str, Any], wanted: int
+) -> None:
+    """Unless somebody wants to be woken by then."""
+    rule = only(render(metrics={"prometheusRule": ENABLED | {"alerts": alerts}}, config=config), "PrometheusRule")
+    (expr,) = [r["expr"] for r in rule["spec"]["groups"][0]["rules"] if r.get("alert") == "LoRAFineTuneStalled"]
+    assert f"\n> {wanted}\nor\n" in expr
+
+
 def _other(name: str, number: int) -> Any:
     return {"for": f"{number}m", "ratio": number / 1000 + 1e-4, "ignored": [number]}.get(name, number)
 
@@ -238,6 +322,9 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "an unknown alert left out": ({"disabled": ["LoRAFineTuneSlow"]}, "disabled.0"),
     "an unknown threshold": ({"alerts": {"LoRAOperatorDown": {"seconds": 5}}}, "alerts.LoRAOperatorDown"),
     "a duration without unit": ({"alerts": {"LoRAOperatorDown": {"for": "10"}}}, "alerts.LoRAOperatorDown.for"),
+    "units in another order": ({"alerts": {"LoRAOperatorDown": {"for": "1m1h"}}}, "alerts.LoRAOperatorDown.for"),
+    "the same unit twice": ({"alerts": {"LoRAOperatorDown": {"for": "1m1m"}}}, "alerts.LoRAOperatorDown.for"),
+    "no duration": ({"alerts": {"LoRAOperatorDown": {"for": ""}}}, "alerts.LoRAOperatorDown.for"),
     "a threshold of 0": ({"alerts": {"LoRAFineTuneGPUIdle": {"ratio": 0}}}, "alerts.LoRAFineTuneGPUIdle.ratio"),
     "a share above 1": (
         {"alerts": {"LoRAFineTuneFailureRatio": {"ratio": 50}}},

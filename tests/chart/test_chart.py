@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.objects import Render, only, pod_of, pods_of, settings_of
+from tests.chart.matrix import IMAGES
+from tests.chart.objects import Render, only, parsed, pod_of, pods_of, settings_of
 
 from lora_operator.running.self_check import LEASE_RIGHTS
 from lora_trainer.contract.release import RELEASE
@@ -37,6 +38,23 @@ def test_default_values_render_the_operator_and_nothing_that_needs_other_operato
     }
     cluster_wide = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
     assert {o["metadata"].get("namespace") for o in objects if o["kind"] not in cluster_wide} == {"lora-system"}
+
+
+@pytest.mark.parametrize("release", ["a" * 53, "lora" + "a" * 49])
+def test_a_release_with_the_longest_name_has_names_that_kubernetes_takes(helm: Any, release: str) -> None:
+    """With whatever the chart adds: 63 characters for what becomes a label or a host's name, 253 for the rest."""
+    metrics = {name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "grafanaDashboard")}
+    rules = {"enabled": True, "runbookURL": "https://git.example.com"}
+    values = {**IMAGES, "metrics": {**metrics, "prometheusRule": rules}, "replicas": 2, "watch": {"namespaces": ["a"]}}
+    command = ("template", release, str(CHART), "--kube-version=1.31.0", "--values=-")
+    objects = parsed(helm.run(*command, stdin=yaml.safe_dump(values)))
+    assert len(objects) > 15
+    for o in objects:
+        longest = 63 if o["kind"] in ("Service", "Job", "Deployment") else 253
+        assert len(o["metadata"]["name"]) <= longest, o["metadata"]["name"]
+        template = o["spec"].get("template", {}).get("metadata", {}) if o["kind"] in ("Job", "Deployment") else {}
+        labels = {**o["metadata"].get("labels", {}), **template.get("labels", {})}
+        assert [value for value in labels.values() if len(value) > 63] == []
 
 
 def test_versions_are_those_of_the_package() -> None:

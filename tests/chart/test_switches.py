@@ -192,6 +192,35 @@ def test_the_sample_fits_the_values(hooks: Render) -> None:
     assert sample(config={"allowCPU": True})["spec"]["resources"] == {"gpus": 0}
     assert "labels" not in sample()["metadata"]
     assert QUEUE_LABEL in sample(policies=POLICIES)["metadata"]["labels"]
+    assert "labels" not in sample(policies=POLICIES, defaults={"queue": "gpus"})["metadata"]
+
+
+def test_a_pod_of_helm_test_has_what_the_operators_has_for_a_mesh_and_is_not_taken_for_one(
+    render: Render, hooks: Render
+) -> None:
+    """A sidecar would keep it from ending. It is no target of the operator's Service, monitors or policies."""
+    mesh = {
+        "podAnnotations": {"sidecar.istio.io/inject": "false"},
+        "podLabels": {"team": "ml"},
+        "priorityClassName": "p",
+    }
+    pods = {kind: only(found(**mesh), kind) for kind, found in (("Deployment", render), ("Job", hooks))}
+    made = {kind: owner["spec"]["template"] for kind, owner in pods.items()}
+    for template in made.values():
+        assert template["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+        assert template["metadata"]["labels"]["team"] == "ml"
+        assert template["spec"]["priorityClassName"] == "p"
+    selected = pods["Deployment"]["spec"]["selector"]["matchLabels"].items()
+    assert selected <= made["Deployment"]["metadata"]["labels"].items()
+    assert not selected <= made["Job"]["metadata"]["labels"].items()
+    assert 120 < pods["Job"]["spec"]["activeDeadlineSeconds"] < 300, "before helm test's own end, which gives no reason"
+
+
+def test_of_what_is_scraped_the_notes_say_nothing(render: Render) -> None:
+    """By the chart's own monitor."""
+    both = {"prometheusRule": RULES, "serviceMonitor": MONITOR}
+    assert "LoRAOperatorDown" not in next_steps(render, metrics=both)
+    assert "prometheusNamespaces" not in next_steps(render, metrics=both, networkPolicy=NETWORK)
 
 
 NEXT: tuple[tuple[dict[str, Any], str], ...] = (
@@ -228,6 +257,11 @@ NEXT: tuple[tuple[dict[str, Any], str], ...] = (
     ({"policies": POLICIES}, "In the run above model.uri must begin with hf://acme/ or pvc://models/."),
     ({"networkPolicy": NETWORK}, "is to be applied in each namespace with runs:"),
     ({"networkPolicy": NETWORK}, "it has an effect only where the network plugin enforces policies"),
+    ({"metrics": {"prometheusRule": RULES}}, "LoRAOperatorDown fires as long as nothing scrapes the operator: set"),
+    (
+        {"networkPolicy": {**NETWORK, "prometheusNamespaces": []}, "metrics": {"prometheusRule": RULES}},
+        "name its namespace in networkPolicy.prometheusNamespaces.",
+    ),
 )
 
 

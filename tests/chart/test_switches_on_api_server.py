@@ -202,6 +202,18 @@ def test_a_run_that_is_older_than_the_rules_may_be_changed_and_no_run_gives_its_
     client.kubectl("delete", "lft", "older", "queued", here)
 
 
+def test_where_runs_have_a_queue_by_default_a_new_one_may_name_none(target: Target) -> None:
+    """It gets that of `defaults.queue`, so each run has one all the same; none gives its own up."""
+    values = {"policies": {"enabled": True, "contact": CONTACT, "requireQueue": True}, "defaults": {"queue": "gpus"}}
+    target.install(values={**values, "watch": {"namespaces": [target.team]}})
+    eventually(lambda: refused(target, run_of(labels={})) == "", "a run without the label is accepted")
+    client, here = target.client, f"--namespace={target.team}"
+    client.kubectl("apply", here, "-f", "-", stdin=json.dumps(run_of("queued")))
+    with pytest.raises(CommandError, match=f"metadata.labels has no {QUEUE}"):
+        client.kubectl("label", "lft", "queued", here, f"{QUEUE}-")
+    client.kubectl("delete", "lft", "queued", here)
+
+
 def test_the_page_quotes_the_rule_of_its_flags(target: Target, tmp_path: Path) -> None:
     """docs/install.md, as a user is told who breaks it."""
     (call,) = typed(block("docs/install.md", "--set policies.enabled=true").commands, tmp_path).calls

@@ -32,6 +32,8 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"config": {"progressIntervalSeconds": 0}}, "progressIntervalSeconds"),
     ({"watch": {"namespaces": ["Team A"]}}, "namespaces"),
     ({"image": {"digest": "sha256:short"}}, "digest"),
+    ({"metrics": {"podMonitor": {"interval": "0s"}}}, "interval"),
+    ({"metrics": {"serviceMonitor": {"interval": "00m"}}}, "interval"),
 )
 
 

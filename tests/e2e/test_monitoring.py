@@ -61,6 +61,8 @@ NO_DATA: dict[str, dict[str, str]] = {
         "LoRAOperatorNamespaceLeftOut: lora_operator_left_out_namespace": _LEFT_OUT,
         'LoRAFineTuneStalled: lorafinetune_state{group="Running", state="Stalled"}': "the trainer ends a "
         "stage that stands still for config.stallTimeoutSeconds, a minute at least",
+        'LoRAFineTuneMemoryNearLimit: kube_pod_container_resource_limits{container="trainer", resource="memory"}': ""
+        "without kube-state-metrics, cAdvisor's stands in",
         'LoRAFineTuneMemoryNearLimit: DCGM_FI_DEV_FB_USED{pod!="", exported_pod=""}': _BY_THE_EXPORTER,
         'LoRAFineTuneMemoryNearLimit: DCGM_FI_DEV_FB_FREE{pod!="", exported_pod=""}': _BY_THE_EXPORTER,
         'LoRAFineTuneGPUXid: DCGM_FI_DEV_XID_ERRORS{pod!="", exported_pod=""}': _BY_THE_EXPORTER,

@@ -126,6 +126,13 @@ def test_what_the_resource_says_counts_before_a_default() -> None:
     assert plan.status["resolved"]["pod"]["checkpointClaim"] == "adapters"
 
 
+@pytest.mark.parametrize(("config", "queue"), [(SITE, "gpus"), (CONFIG, None)])
+def test_an_empty_label_names_no_queue(config: OperatorConfig, queue: str | None) -> None:
+    """The Job would wait, suspended, for a queue that does not exist; and pass by the one that all runs are to have."""
+    job = job_of(plan_of(make_finetune(metadata={"labels": {QUEUE_LABEL: ""}}), config))
+    assert (job["metadata"]["labels"].get(QUEUE_LABEL), job["spec"]["suspend"]) == (queue, queue is not None)
+
+
 @pytest.mark.parametrize("spec", [{"resources": {"nodes": 2}}, {"resumeFrom": {"name": "other"}}])
 def test_the_default_claim_is_there_for_the_runs_that_need_one(spec: Manifest) -> None:
     """The definition lets them in, since it does not know the default; without one the operator refuses them."""

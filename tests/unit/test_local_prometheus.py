@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.chart import promql
+from tests.chart.relabelling import relabelled
 
 from localcluster import prometheus
 from monitoring import configuration, scraping
@@ -70,6 +72,17 @@ def test_what_is_not_translated_is_left_out_and_named() -> None:
     found = configuration.files(Cluster(monitors=[monitor]), "/followed")
     assert found.faults == ["PodMonitor system/trainers has matchExpressions, which is not translated here"]
     assert [job["job_name"] for job in json.loads(found.settings[configuration.MAIN])["scrape_configs"]] == ["kubelet"]
+
+
+def test_of_cadvisor_only_the_memory_limit_is_kept_that_kube_prometheus_stack_drops() -> None:
+    """So that what has data here has it there, too. There kube-state-metrics has the limit, and is not here."""
+    main = json.loads(configuration.files(Cluster(), "/followed").settings[configuration.MAIN])
+    (rule,) = main["scrape_configs"][0]["metric_relabel_configs"]
+    ends = ("memory_rss", "memory_working_set_bytes", "memory_swap", "memory_mapped_file", "spec_memory_limit_bytes")
+    names = [f"container_{end}" for end in (*ends, "cpu_usage_seconds_total", "spec_cpu_quota", "threads_max")]
+    kept = {name for name in names if relabelled({"__name__": name, "a": "b"}, [rule]) is not None}
+    assert {name for name in kept if promql.DROPPED.fullmatch(name)} == {"container_spec_memory_limit_bytes"}
+    assert "container_memory_rss" in kept
 
 
 def test_each_job_reads_the_targets_of_its_monitor_and_rules_are_loaded() -> None:

@@ -1,8 +1,11 @@
 """The operator's metrics: names, first values, and one set of series for each resource."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 from tests.unit.builders import (
     CREATED,
@@ -22,6 +25,7 @@ from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
 
+DEFINITION = Path(__file__).resolve().parents[2] / "crds/lorafinetunes.yaml"
 WHO = {"namespace": NAMESPACE, "name": NAME}
 
 
@@ -61,6 +65,53 @@ def test_a_namespace_has_its_counters_before_anything_is_counted_there() -> None
     for loss in Loss:
         lost = {"namespace": NAMESPACE, "cause": loss.value}
         assert registry.get_sample_value("lorafinetune_steps_lost_total", lost) == 0.0
+
+
+def test_an_hour_after_its_last_run_a_namespace_has_no_counters_and_begins_anew_with_the_next() -> None:
+    """Those of a thousand short-lived namespaces would else be there for as long as the process."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def shown() -> set[str]:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        return {sample.labels["namespace"] for sample in samples if "namespace" in sample.labels}
+
+    metrics.begin_at_zero(["brief", "lasting"])
+    metrics.finished.labels("brief", "failed", "Unknown").inc()
+    metrics.restarts.labels("brief", "Evicted").inc()
+    metrics.keep(["lasting"], 1000)
+    metrics.keep(["lasting"], 4600)
+    assert shown() == {"brief", "lasting"}
+    metrics.observe(make_finetune(), Observed(), {})
+    metrics.keep(["lasting"], 4601)
+    assert shown() == {NAMESPACE, "lasting"}
+    metrics.begin_at_zero(["brief"])
+    metrics.keep(["lasting"], 8202)
+    assert shown() == {"brief", "lasting"}
+    used = {"namespace": "brief", "useful": "true"}
+    assert registry.get_sample_value("lorafinetune_gpu_seconds_total", used) == 0.0
+
+
+def test_no_label_can_hold_credentials() -> None:
+    """Of what a user writes the model's address alone becomes one: the definition takes none with a password."""
+    made = {"model": {"uri": "hf://org/model"}, "dataset": {"uri": "hf://org/rows"}, "output": {"uri": "pvc://a/b"}}
+    registry = registry_of(make_finetune(spec=made))
+    labels = {value for family in registry.collect() for s in family.samples for value in s.labels.values()}
+    assert {value for value in labels if "://" in value} == {"hf://org/model"}
+    uri = yaml.safe_load(DEFINITION.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    rules = [
+        rule["rule"] for rule in uri["spec"]["properties"]["model"]["properties"]["uri"]["x-kubernetes-validations"]
+    ]
+    for scheme in ("hf", "s3", "pvc"):
+        begun = [rule for rule in rules if rule.startswith(f"!self.startsWith('{scheme}://') || ")]
+        patterns = [re.findall(r"self\.matches\('(.*?)'\)", rule.replace("!self.matches", "!")) for rule in begun]
+        assert patterns, scheme
+        for address in (
+            f"{scheme}://user:pw@org/model",
+            f"{scheme}://user:pw@host/org/model",
+            f"{scheme}://pw@org/model",
+        ):
+            assert not all(re.search(one, address) for found in patterns for one in found), address
 
 
 def test_a_resource_says_what_it_trains_and_how() -> None:

@@ -168,14 +168,15 @@ class Watched:
     """A world whose operator counts, is scraped after each look, and may be restarted."""
 
     def __init__(self) -> None:
-        self.world, self.prometheus = World(spec=GPUS), Scraped()
+        self.world, self.prometheus = World(spec={**GPUS, "ttlSecondsAfterFinished": 600}), Scraped()
+        self.is_deleted = False
         self.restart()
 
     def restart(self) -> None:
         """A new process: it knows the namespaces that have runs, and nothing else."""
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.metrics.begin_at_zero([NAMESPACE])
+        self.metrics.begin_at_zero([] if self.is_deleted else [NAMESPACE])
         self.prometheus.scrape(self.registry)
 
     def look(self) -> None:
@@ -209,10 +210,21 @@ class Watched:
         self.world.progress = None
         self.look()
 
+    def expire(self) -> None:
+        """Its Job goes with its time to live, and then somebody deletes the resource."""
+        self.world.pass_time(601)
+        self.look()
+        assert (self.world.jobs, self.world.pods) == ({}, {})
+        self.look()
+        self.is_deleted = True
+        self.metrics.keep([], self.world.now.timestamp())
+        self.prometheus.scrape(self.registry)
+
 
 @pytest.mark.parametrize("restarts", [False, True])
 def test_sums_over_all_operators_are_right_though_the_run_is_deleted_in_the_end(*, restarts: bool) -> None:
-    """Two attempts, one of which loses a minute and six steps, then the success; the resource's end changes nothing."""
+    """Two attempts, one of which loses a minute and six steps, then the success; the end of the Job, and of the
+    resource, changes nothing."""
     watched = Watched()
     watched.look()
     watched.train(60, 10, saved=10)
@@ -231,6 +243,9 @@ def test_sums_over_all_operators_are_right_though_the_run_is_deleted_in_the_end(
     if restarts:
         watched.restart()
         watched.look()
+    watched.expire()
+    if restarts:
+        watched.restart()
     watched.prometheus.scrape(watched.registry)
     sums = {key: value for key, value in watched.prometheus.sums.items() if value}
     assert sums == {"true": 6 * (60 + 120), "false": 6 * 60, "error": 6}

@@ -26,10 +26,11 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     description: >-
       No process of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} has worked on LoRAFineTunes lately. Pods
       that train go on; new runs do not begin, failed ones are not judged, and no status is written.
-# No single pause makes the share small for as long as this must last: it is 0 after 15 minutes of one.
+# Of 60 looks, those that found a leader; one that finds no series counts like one that finds 0. No single pause makes
+# the share small for as long as this must last: it is 0 after 15 minutes of one.
 - alert: LoRAOperatorRestarting
   expr: |-
-    0 < avg_over_time((max(lora_operator_leader{{ $own }}) or vector(0))[15m:15s]) < 0.5
+    0 < sum_over_time(max(lora_operator_leader{{ $own }})[15m:15s]) / 60 < 0.5
   labels: {severity: critical, namespace: {{ .Release.Namespace }}}
   annotations:
     summary: >-
@@ -109,7 +110,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
 - alert: LoRAFineTuneStalled
   expr: |-
     time() - max by (namespace, name) (lora_training_heartbeat_timestamp_seconds{{ $of }})
-    > {{ $alerts.LoRAFineTuneStalled.seconds }}
+    > {{ $alerts.LoRAFineTuneStalled.seconds | default (add .Values.config.stallTimeoutSeconds 600) }}
     or
     time() - max by (namespace, name) (
       last_over_time(lorafinetune_state_since_timestamp_seconds{{ $of }}[5m])
@@ -194,11 +195,15 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     description: >-
       Tensors of {{ $run }} have taken {{ $percent }} of a GPU of pod {{ $pod }}. A longer row may not fit; then
       micro-batches are halved, and the run is slower.
-# Not the working set, which holds files that were read lately and can be given up.
+# Not the working set, which holds files that were read lately and can be given up. The limit is kube-state-metrics's:
+# kube-prometheus-stack drops cAdvisor's, which stands in where that is scraped and the other is not.
 - alert: LoRAFineTuneMemoryNearLimit
   expr: |-
     max by (namespace, pod) (container_memory_rss{container="trainer"{{ $and }}})
-    / max by (namespace, pod) (container_spec_memory_limit_bytes{container="trainer"{{ $and }}} > 0)
+    / (
+      max by (namespace, pod) (kube_pod_container_resource_limits{container="trainer", resource="memory"{{ $and }}})
+      or max by (namespace, pod) (container_spec_memory_limit_bytes{container="trainer"{{ $and }}} > 0)
+    )
     * on (namespace, pod) group_left (name) namespace_pod_name:lora_training_pod:last1h{{ $of }}
     > {{ $alerts.LoRAFineTuneMemoryNearLimit.ratio }}
   labels: {severity: warning, memory: pod}

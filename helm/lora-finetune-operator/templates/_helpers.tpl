@@ -103,7 +103,7 @@ apiVersion: lora-operator.io/v1alpha1
 kind: LoRAFineTune
 metadata:
   name: first-run
-  {{- if and .Values.policies.enabled .Values.policies.requireQueue }}
+  {{- if and .Values.policies.enabled .Values.policies.requireQueue (not .Values.defaults.queue) }}
   labels: {kueue.x-k8s.io/queue-name: your-queue}
   {{- end }}
 spec:

@@ -141,9 +141,17 @@ which would end the installation: they are looked at only by who creates objects
 
 * metrics.grafanaDashboard: a Grafana whose sidecar looks in this namespace shows LoRA fleet and LoRA run, at /d/lora-fleet and /d/lora-run.
 {{- end }}
+{{- with .Values.metrics }}
+{{- if and .prometheusRule.enabled (not .serviceMonitor.enabled) }}
+
+* metrics.prometheusRule: LoRAOperatorDown fires as long as nothing scrapes the operator: set metrics.serviceMonitor.enabled, or scrape it as docs/monitoring.md says.
+{{- end }}
+{{- end }}
 {{- if .Values.networkPolicy.enabled }}
 
 * networkPolicy: it has an effect only where the network plugin enforces policies.
+{{- if and .Values.metrics.prometheusRule.enabled (not .Values.networkPolicy.prometheusNamespaces) }} It keeps each Prometheus from operator and training pods, on whose series the alerts depend: name its namespace in networkPolicy.prometheusNamespaces.
+{{- end }}
 {{- if not .Values.watch.namespaces }} The training pods' is to be applied in each namespace with runs:
 
 kubectl -n NAMESPACE apply -f - <<'YAML'

@@ -18,6 +18,8 @@ RESOURCES = ("lorafinetunes", "jobs", "pods")
 OUTCOMES = ("success", "retry", "error")
 VERBS = ("get", "watch", "create", "update", "patch", "delete")
 _SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 86400, 7 * 86400)
+_REST_S = 3600
+"""How long a namespace without runs keeps its counters: the last of them are still scraped, and seen in the hour."""
 _RECONCILE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -109,6 +111,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._in_use_s: dict[str, float] = {}
+        self._told: set[str] = set()
         self._start_at_zero()
 
     def observe(self, before: FineTune, observed: Observed, status: Mapping[str, Any]) -> None:
@@ -132,10 +136,21 @@ class Metrics:
     def begin_at_zero(self, namespaces: Iterable[str]) -> None:
         """Show, for these namespaces of runs, the counters whose other labels are known beforehand."""
         for namespace in namespaces:
+            self._told.add(namespace)
             for useful in ("true", "false"):
                 self.gpu_seconds.labels(namespace, useful)
             for loss in Loss:
                 self.lost_steps.labels(namespace, loss.value)
+
+    def keep(self, namespaces: Iterable[str], now_s: float) -> None:
+        """Drop the counters of namespaces that had no runs for an hour, which would pile up where namespaces come and
+        go. `namespaces` are those that have some; what was told since the last call counts as well."""
+        self._in_use_s |= dict.fromkeys(self._told.union(namespaces), now_s)
+        self._told.clear()
+        for namespace in [name for name, at_s in self._in_use_s.items() if now_s - at_s > _REST_S]:
+            del self._in_use_s[namespace]
+            for counter in (self.finished, self.restarts, self.gpu_seconds, self.lost_steps):
+                _drop(counter, namespace)
 
     def left_out(self, namespaces: Iterable[str]) -> None:
         """Show the namespaces that are not looked after, and no others."""
@@ -158,6 +173,13 @@ class Metrics:
             self.watch_last_event.labels(resource)
         for result in ("succeeded", "failed"):
             self.run_seconds.labels(result)
+
+
+def _drop(counter: Counter, namespace: str) -> None:
+    """Remove the series of a namespace."""
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    for labels in {tuple(s.labels.values()) for s in samples if s.labels["namespace"] == namespace}:
+        counter.remove(*labels)
 
 
 def count_requests(metrics: Metrics) -> aiohttp.TraceConfig:

@@ -82,7 +82,7 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
             operator.kueue,
             operator.reflectors,
             interval_s=operator.config.resync_interval_s,
-            after=lambda: operator.poller.keep_only({pod.uid for pod in operator.cache.pods}),
+            after=operator.forget,
         ),
         "watchdog": _watch_over(operator),
         "framework": _run_kopf(operator, counting, stop),

@@ -96,6 +96,11 @@ class Operator:
             for place in self.namespaces or (None,)
         ]
 
+    def forget(self) -> None:
+        """Drop what is kept of pods, and of namespaces, that a list of everything has shown to be gone."""
+        self.poller.keep_only({pod.uid for pod in self.cache.pods})
+        self.metrics.keep({place.namespace for place in self.cache.finetunes.places()}, self._now_s())
+
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
         for reflector in self.reflectors:
