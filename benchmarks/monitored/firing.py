@@ -38,7 +38,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "LoRAFineTuneGPUXid": Fault(path="/dcgm", found=rb"(?m)^(DCGM_FI_DEV_XID_ERRORS\{.*\}) .*", instead=rb"\1 79"),
     "LoRAFineTuneMemoryNearLimit": Fault(
-        path="/dcgm", found=rb"(?m)^(DCGM_FI_DEV_FB_FREE\{.*\}) .*", instead=rb"\1 100"
+        path="/run-.*", found=rb"(?m)^(lora_training_gpu_memory_peak_bytes\{.*\}) .*", instead=rb"\1 2.34e+10"
     ),
 }
 """Beside these the operator ends."""
