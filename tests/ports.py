@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
+import tempfile
+from pathlib import Path
+from typing import TextIO
 
 from localcluster.ports import is_free
 
@@ -31,15 +35,35 @@ def _part(worker: str) -> int:
 
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 _OWN = own_ports(_WORKER)
-# One after the other, so that none comes again soon; of two sessions at once each begins elsewhere.
+# One after the other, so that none comes again soon.
 _NEXT = itertools.count(os.getpid())
 _NEXT_ADDRESS = itertools.count(250 * os.getpid())
+
+
+# Locked as long as this process lives: sessions at once, such as two random lives, have the same ports.
+_CLAIMS = Path(tempfile.gettempdir(), "lora-operator-test-ports")
+_CLAIMED: dict[int, TextIO] = {}
 
 
 def free_port() -> int:
     """A port on 127.0.0.1 that nobody uses, and that nobody is given before its server listens."""
     candidates = (_OWN[number % len(_OWN)] for number in itertools.islice(_NEXT, len(_OWN)))
-    return next(port for port in candidates if is_free(port))
+    return next(port for port in candidates if claimed(port) and is_free(port))
+
+
+def claimed(port: int) -> bool:
+    """Whether the port is this process's from now on, rather than another's."""
+    if port in _CLAIMED:
+        return True
+    _CLAIMS.mkdir(exist_ok=True)
+    file = (_CLAIMS / str(port)).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    _CLAIMED[port] = file
+    return True
 
 
 def free_address() -> str:

@@ -1,11 +1,14 @@
 """The ports that tests give to servers stay free until these listen, and addresses belong to one test alone."""
 
 import os
+import subprocess
+import sys
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TextIO
 
 import pytest
-from tests.ports import free_address, free_port, own_address, own_ports
+from tests.ports import claimed, free_address, free_port, own_address, own_ports
 
 from localcluster import ports
 
@@ -19,11 +22,33 @@ def test_no_connection_cluster_or_other_worker_takes_a_port_of_a_worker() -> Non
     assert own_ports("gw9") == own_ports("gw0") == own_ports("")
 
 
-def test_a_port_is_given_once_and_none_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until all have been given."""
+def test_a_port_is_given_once_and_none_that_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Until all have been given. What another session has now does not matter here."""
+    monkeypatch.setattr("tests.ports._CLAIMS", tmp_path)
+    claims: dict[int, TextIO] = {}
+    monkeypatch.setattr("tests.ports._CLAIMED", claims)
     own = own_ports(os.environ.get("PYTEST_XDIST_WORKER", ""))
     monkeypatch.setattr("tests.ports.is_free", lambda port: port != own[500])
     assert {free_port() for _ in own[1:]} == {*own} - {own[500]}
+    for file in claims.values():
+        file.close()
+
+
+def test_a_port_of_another_session_is_not_given_as_long_as_that_runs() -> None:
+    """Two random lives at once began their operators at the same ports, and one could not listen."""
+    port = 10_999
+    claim = f"from tests.ports import claimed; print(claimed({port}), flush=True); input()"
+    command = [sys.executable, "-c", claim]
+    paths = os.pathsep.join(sys.path)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert not claimed(port)
+        other.communicate("\n", timeout=60)
+    assert claimed(port)
+    assert claimed(port)
 
 
 def test_no_other_worker_takes_an_address_of_a_worker() -> None:
